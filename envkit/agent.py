@@ -1,0 +1,38 @@
+"""The agent protocol: who answers observations, many episodes at once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from envkit.types import EpisodeKey, Turn
+
+
+class Session(Protocol):
+    """One episode's side of an agent: history, token ids, a provider's opaque messages."""
+
+    @property
+    def key(self) -> EpisodeKey: ...
+
+
+class Agent(Protocol):
+    """Answers observations with actions.
+
+    The rollout loop submits an observation for every waiting episode, then collects turns as they
+    finish, so that a local engine keeps its batch full and an API keeps its connections busy.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def start(self, key: EpisodeKey) -> Session:
+        """Begin an episode. Every random draw of the session is a function of ``key``."""
+        ...
+
+    def submit(self, session: Session, observation: str) -> None:
+        """Queue one observation; a session has at most one in flight."""
+        ...
+
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        """Wait until something submitted is answered; returns all that is. Empty iff none waits."""
+        ...

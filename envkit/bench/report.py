@@ -1,0 +1,155 @@
+"""The report of a run: one self-contained HTML file and its Markdown twin, from the same numbers."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from envkit.bench import charts, tables, words
+from envkit.bench.data import ReportData
+from envkit.bench.summary import Summary, summarise
+from envkit.errors import StoreError
+from envkit.store import write_atomic
+
+
+def render(data: ReportData) -> dict[str, bytes]:
+    """The three files of a report by name: ``report.json``, ``report.html``, ``report.md``.
+
+    A pure function: equal data gives equal bytes. The HTML needs no network and no script.
+    """
+    summary = summarise(data)
+    page: dict[str, Any] = {
+        "data": data,
+        "headline": words.headline(data, summary),
+        "warnings": words.warnings(data, summary),
+        "method": words.method(summary),
+        "limits": words.limits(data, summary),
+        "arms": tables.arms(data, summary),
+        "differences": tables.differences(summary),
+        "operators": tables.operators(data, summary),
+        "training": tables.training(data),
+        "phases": tables.phases(data),
+        "facts": tables.facts(data),
+        "config": tables.config(data),
+        "charts": _charts(data, summary),
+    }
+    templates = _templates()
+    shown = {name: templates.get_template(f"{name}.j2").render(page) for name in ("report.html", "report.md")}
+    return {name: text.encode() for name, text in {"report.json": data.to_json(), **shown}.items()}
+
+
+def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> Path:
+    """Write the report's three files into ``folder`` and return the path of the HTML.
+
+    Each file appears whole or not at all. Writing the same report again changes nothing.
+
+    Raises:
+        StoreError: a different report is there and ``overwrite`` is off, or the disk refused.
+    """
+    files = {folder / name: content for name, content in render(data).items()}
+    old = [path for path, content in files.items() if path.exists() and path.read_bytes() != content]
+    if old and not overwrite:
+        raise StoreError(
+            f"{old[0]} is a different report; nothing was written: overwrite it or use another folder"
+        )
+    for path, content in files.items():
+        write_atomic(path, content)
+    return folder / "report.html"
+
+
+def load_report(folder: Path) -> ReportData:
+    """Read ``report.json`` back, so that a report can be rebuilt without the run.
+
+    Raises:
+        StoreError: missing, not JSON, or a field is wrong; names file and field.
+    """
+    path = folder / "report.json"
+    try:
+        return ReportData.from_json(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        reason = error.strerror or error
+        raise StoreError(f"cannot read {path}: {reason}; give the folder of a finished run") from error
+    except ValueError as error:
+        raise StoreError(f"{path}: {error}") from error
+
+
+def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
+    contestants = [(arm.name, arm.solve_rate.interval) for arm in summary.arms if not arm.control]
+    rows = [
+        charts.Bar(i, name, 100 * rate.estimate, 100 * rate.low, 100 * rate.high, words.share(rate))
+        for i, (name, rate) in enumerate(contestants)
+        if rate is not None
+    ]
+    made: dict[str, Markup] = {}
+    if rows:
+        said = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
+        made["arms"] = charts.bars("arms", "pass@1 on held-out tasks", said, rows)
+    if summary.operators:
+        grid = [(entry.operator, [100 * rate for rate in entry.solve_rates]) for entry in summary.operators]
+        said = "One row per kind of bug, one marker per arm; the table below has the numbers."
+        names = [name for name, _ in contestants]
+        made["operators"] = charts.dots("operators", "pass@1 by kind of bug, in percent", said, names, grid)
+    return made | _curves(data)
+
+
+def _curves(data: ReportData) -> dict[str, Markup]:
+    steps = data.training
+    panels = {
+        "sft": ("Warm start: loss", [(point.step, point.loss) for point in data.sft]),
+        "reward": ("Mean reward", [(point.step, point.reward) for point in steps]),
+        "mixed": ("Share of mixed groups", [(point.step, point.mixed_share) for point in steps]),
+        "loss": ("Policy loss", [(point.step, point.loss) for point in steps]),
+        "speed": ("Tokens per second", [(point.step, point.tokens_per_s) for point in steps]),
+    }
+    made: dict[str, Markup] = {}
+    for key, (title, curve) in panels.items():
+        if seen := [(float(step), value) for step, value in curve if math.isfinite(value)]:
+            said = "Dots: each step. Line: moving mean."
+            made[key] = charts.line(key, title, said, seen, unit_interval=key in ("reward", "mixed"))
+    return made
+
+
+def _templates() -> jinja2.Environment:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("envkit.bench", "."),
+        autoescape=jinja2.select_autoescape(("html.j2",)),
+        finalize=_visible,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["unbroken"] = _unbroken
+    environment.filters["md"] = _markdown_text
+    environment.filters["fence"] = _markdown_fence
+    return environment
+
+
+def _visible(value: object) -> object:
+    """Invisible characters spelled out: a completion must not reorder or hide what a reader sees."""
+    if not isinstance(value, str):
+        return value
+    shown = "".join(c if c.isprintable() or c in "\n\t\u00a0" else f"\\u{ord(c):04x}" for c in value)
+    return Markup(shown) if isinstance(value, Markup) else shown
+
+
+def _unbroken(text: str) -> str:
+    """No line break inside an interval or between a number and its unit."""
+    return re.sub(r"(?<=\d) (?=%|points)|(?<=\d,) (?=[+\N{MINUS SIGN}\d])| (?=\[)", "\u00a0", text)
+
+
+def _markdown_text(text: str) -> str:
+    """One line of literal text: what Markdown would read as markup is escaped."""
+    return re.sub(r"[\\`*<|~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:]", r"\\\g<0>", " ".join(text.split()))
+
+
+def _markdown_fence(text: str) -> str:
+    """A code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}\n{text.rstrip()}\n{fence}"

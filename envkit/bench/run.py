@@ -1,0 +1,90 @@
+"""Evaluating an agent on held-out tasks: the same items, inputs and draws for every agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from envkit.agent import Agent
+from envkit.bench.data import Item
+from envkit.rollout import Rollouts
+from envkit.store import Journal, trajectory_to_json
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: Evaluation episodes live at a step that no training run reaches.
+EVALUATION_STEP = 2**23
+
+#: (episodes done, episodes in all, solved so far); returns False to stop.
+OnProgress = Callable[[int, int, int], bool]
+
+
+def keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
+    """One key per task and sample. They do not depend on the agent, so arms pair exactly."""
+    return [
+        EpisodeKey(seed, EVALUATION_STEP, group, row, task.id)
+        for group, task in enumerate(tasks)
+        for row in range(samples)
+    ]
+
+
+def evaluate(
+    rollouts: Rollouts,
+    agent: Agent,
+    wanted: Sequence[EpisodeKey],
+    journal: Journal,
+    done: Sequence[Trajectory] = (),
+    on_progress: OnProgress = lambda done, total, solved: True,
+    chunk: int = 128,
+) -> list[Trajectory]:
+    """Play the wanted episodes and log each; those in ``done`` are not played again.
+
+    Args:
+        rollouts: plays them.
+        agent: who answers.
+        wanted: from `keys`.
+        journal: every finished episode is appended before it is returned.
+        done: trajectories of an earlier, interrupted evaluation of the same agent.
+        on_progress: called after every chunk.
+        chunk: episodes played at once.
+
+    Returns:
+        Trajectories in the order of ``wanted``; fewer when stopped early.
+    """
+    found = {trajectory.key: trajectory for trajectory in done}
+    left = [key for key in wanted if key not in found]
+    for start in range(0, len(left), chunk):
+        began = time.monotonic()
+        played = rollouts.play(agent, left[start : start + chunk])
+        share_s = (time.monotonic() - began) / len(played)
+        for trajectory in played:
+            journal.append({"seconds": share_s, **trajectory_to_json(trajectory)})
+            found[trajectory.key] = trajectory
+        journal.sync()
+        solved = sum(found[key].solved for key in wanted if key in found)
+        if not on_progress(len(wanted) - len(left) + start + len(played), len(wanted), solved):
+            break
+    return [found[key] for key in wanted if key in found]
+
+
+def items(trajectories: Iterable[Trajectory], tasks: Sequence[Task]) -> tuple[Item, ...]:
+    """One item per task that has an episode, in task order; voids counted apart."""
+    by_task: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        by_task.setdefault(trajectory.key.task, []).append(trajectory)
+    return tuple(_item(task, by_task[task.id]) for task in tasks if task.id in by_task)
+
+
+def _item(task: Task, played: Sequence[Trajectory]) -> Item:
+    graded = [t for t in played if t.outcome is not Outcome.VOID]
+    usages = [step.turn.usage for t in played for step in t.steps]
+    return Item(
+        task=task.id,
+        source=task.source,
+        operator=str(task.metadata.get("operator", "")),
+        samples=len(graded),
+        solved=sum(t.solved for t in graded),
+        voids=len(played) - len(graded),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        seconds=sum(usage.seconds for usage in usages),
+    )

@@ -1,0 +1,166 @@
+"""From a run's raw rows to the numbers that a report prints, and that ``--json`` hands out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envkit.bench.data import Arm, Difference, Item, ReportData
+from envkit.bench.stats import (
+    Interval,
+    cluster_sd,
+    mean_interval,
+    minimum_detectable,
+    paired_interval,
+    pass_at_k,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """pass@k of one arm.
+
+    Args:
+        k: size of the draw.
+        interval: over tasks, in [0, 1]; ``None`` when no task has k graded samples.
+        tasks: tasks behind it, those with at least k graded samples.
+    """
+
+    k: int
+    interval: Interval | None
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmSummary:
+    """One arm in numbers.
+
+    Args:
+        name: the arm's name.
+        control: it has an expected result and is no contestant.
+        tasks: tasks with at least one graded sample.
+        rates: one per k asked for.
+        solve_rate: pass@1 whether asked for or not.
+        tokens_per_solve: completion tokens, failures included, per solved sample; NaN when none was.
+        seconds: wall time.
+        samples: graded samples.
+        voids: samples lost to broken machinery, in no other number.
+    """
+
+    name: str
+    control: bool
+    tasks: int
+    rates: tuple[Rate, ...]
+    solve_rate: Rate
+    tokens_per_solve: float
+    seconds: float
+    samples: int
+    voids: int
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceSummary:
+    """A paired difference of pass@1.
+
+    Args:
+        pair: which arms, and what their difference means.
+        interval: in [-1, 1]; ``None`` when no task was measured in both arms.
+        tasks: tasks measured in both.
+        unpaired: tasks measured in one arm only, left out.
+        detectable: true difference found with 80 % power, from the observed spread.
+    """
+
+    pair: Difference
+    interval: Interval | None
+    tasks: int
+    unpaired: int
+    detectable: float
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSummary:
+    """Solve rates on the tasks of one mutation operator, one per contestant (NaN: not measured)."""
+
+    operator: str
+    tasks: int
+    solve_rates: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All that is computed from a `ReportData`."""
+
+    arms: tuple[ArmSummary, ...]
+    differences: tuple[DifferenceSummary, ...]
+    operators: tuple[OperatorSummary, ...]
+
+
+def summarise(data: ReportData) -> Summary:
+    """Compute every number of the report; equal data gives equal numbers."""
+    arms = {arm.name: arm for arm in data.arms}
+    return Summary(
+        arms=tuple(_arm(arm, data.ks) for arm in data.arms),
+        differences=tuple(_difference(pair, arms[pair.arm], arms[pair.against]) for pair in data.differences),
+        operators=_operators([arm for arm in data.arms if arm.expected is None]),
+    )
+
+
+def _arm(arm: Arm, ks: Sequence[int]) -> ArmSummary:
+    solved = sum(item.solved for item in arm.items)
+    written = sum(item.completion_tokens for item in arm.items)
+    solve_rate = _rate(arm.items, 1)
+    return ArmSummary(
+        name=arm.name,
+        control=arm.expected is not None,
+        tasks=solve_rate.tasks,
+        rates=tuple(_rate(arm.items, k) for k in ks),
+        solve_rate=solve_rate,
+        tokens_per_solve=written / solved if solved else math.nan,
+        seconds=sum(item.seconds for item in arm.items),
+        samples=sum(item.samples for item in arm.items),
+        voids=sum(item.voids for item in arm.items),
+    )
+
+
+def _rate(items: Sequence[Item], k: int) -> Rate:
+    kept = [item for item in items if item.samples >= k]
+    if not kept:
+        return Rate(k, None, 0)
+    values = pass_at_k([item.samples for item in kept], [item.solved for item in kept], k)
+    return Rate(k, mean_interval(values, [item.source for item in kept]), len(kept))
+
+
+def _difference(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
+    first, second = _solve_rates(arm.items), _solve_rates(against.items)
+    common = sorted(first.keys() & second.keys())
+    unpaired = len(first.keys() ^ second.keys())
+    if not common:
+        return DifferenceSummary(pair, None, 0, unpaired, math.inf)
+    source = {item.task: item.source for item in arm.items}
+    clusters = [source[task] for task in common]
+    a, b = [first[task] for task in common], [second[task] for task in common]
+    interval = paired_interval(a, b, clusters)
+    spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
+    detectable = minimum_detectable(interval.clusters, spread)
+    return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
+
+
+def _operators(arms: Sequence[Arm]) -> tuple[OperatorSummary, ...]:
+    tasks: dict[str, set[str]] = {}
+    for item in (item for arm in arms for item in arm.items if item.operator and item.samples):
+        tasks.setdefault(item.operator, set()).add(item.task)
+    rates = [_solve_rates(arm.items) for arm in arms]
+    return tuple(
+        OperatorSummary(operator, len(posed), tuple(_mean_of(arm, posed) for arm in rates))
+        for operator, posed in sorted(tasks.items())
+    )
+
+
+def _solve_rates(items: Sequence[Item]) -> dict[str, float]:
+    return {item.task: item.solved / item.samples for item in items if item.samples}
+
+
+def _mean_of(rates: dict[str, float], tasks: set[str]) -> float:
+    values = [rates[task] for task in sorted(tasks) if task in rates]
+    return sum(values) / len(values) if values else math.nan

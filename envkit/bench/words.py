@@ -1,0 +1,159 @@
+"""The sentences of a report: numbers as text, the headline, warnings and limits."""
+
+from __future__ import annotations
+
+import math
+
+from envkit.bench.data import ReportData
+from envkit.bench.stats import LEVEL, POWER, RESAMPLES, Interval, minimum_detectable
+from envkit.bench.summary import ArmSummary, DifferenceSummary, Summary
+
+MINUS = "\N{MINUS SIGN}"
+NONE = "\N{EN DASH}"
+_FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
+_MANY_VOIDS = 0.01
+
+
+def number(value: float, digits: int = 1) -> str:
+    """Fixed decimals, thousands separated, a true minus sign, a dash for what is not finite."""
+    if not math.isfinite(value):
+        return NONE
+    rounded = round(value, digits) + 0.0  # no negative zero
+    return f"{rounded:,.{digits}f}".replace("-", MINUS)
+
+
+def percent(part: float) -> str:
+    """A share of 1 in percent, without the sign."""
+    return number(100 * part)
+
+
+def points(difference: float) -> str:
+    """A difference of shares in percentage points, always signed."""
+    text = percent(difference)
+    return text if text in (NONE, "0.0") or text.startswith(MINUS) else f"+{text}"
+
+
+def bounds(interval: Interval | None, *, signed: bool = False) -> str:
+    """The interval's ends in percent or points, in brackets."""
+    if interval is None:
+        return NONE
+    if not math.isfinite(interval.low):
+        return "not estimable"
+    show = points if signed else percent
+    return f"[{show(interval.low)}, {show(interval.high)}]"
+
+
+def share(interval: Interval | None) -> str:
+    """A share with its interval, in percent."""
+    return "no result" if interval is None else f"{percent(interval.estimate)} % {bounds(interval)}"
+
+
+def headline(data: ReportData, summary: Summary) -> tuple[str, ...]:
+    """What happened: one sentence, then one for each further difference."""
+    if not summary.differences:
+        return (_lonely(summary),)
+    first = summary.differences[0]
+    arms = {arm.name: arm for arm in summary.arms}
+    described = {arm.name: f"{arm.name} ({arm.description})" for arm in data.arms}
+    other = f"{share(arms[first.pair.against].solve_rate.interval)} for {described[first.pair.against]}"
+    lead = f"{_solves(arms[first.pair.arm])}, against {other}: {_judged(first)}"
+    return (lead, *(f"{entry.pair.meaning}: {_judged(entry)}" for entry in summary.differences[1:]))
+
+
+def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
+    """What a reader must know before trusting a number: the run's own warnings, then what the rows show."""
+    found = list(data.warnings)
+    if data.isolation != "sandbox":
+        found.append(f"The application ran outside the sandbox (isolation: {data.isolation}).")
+    for arm, numbers in zip(data.arms, summary.arms, strict=True):
+        measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
+        if arm.expected is not None and measured is not None and measured.estimate != arm.expected:
+            found.append(
+                f"The control {arm.name} solved {percent(measured.estimate)} % instead of "
+                f"{percent(arm.expected)} %: grading or task files are broken, trust no number here."
+            )
+        if numbers.voids > _MANY_VOIDS * drawn:
+            found.append(
+                f"{arm.name}: {numbers.voids} of {drawn} samples were lost to broken machinery; they are "
+                "left out, which may favour either side."
+            )
+    for entry in summary.differences:
+        name = f"{entry.pair.arm} minus {entry.pair.against}"
+        if entry.unpaired:
+            found.append(f"{name}: {entry.unpaired} tasks measured in only one of the arms are left out.")
+        if entry.interval is not None and entry.interval.clusters < _FEW_CLUSTERS:
+            functions = entry.interval.clusters
+            found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
+    return tuple(found)
+
+
+def method(summary: Summary) -> tuple[str, ...]:
+    """How to read the numbers."""
+    clusters = max((rate.clusters for arm in summary.arms if (rate := arm.solve_rate.interval)), default=0)
+    lines = [
+        "pass@1 is the chance that one sample solves a task, averaged over tasks; pass@k the chance that at "
+        "least one of k does (unbiased estimator, arXiv:2107.03374).",
+        f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions, "
+        "because tasks made from one function are not independent. Differences are paired: same tasks and "
+        "same draws in both arms.",
+        "Smallest detectable is the true difference that a comparison with the observed spread finds "
+        f"{100 * POWER:g} % of the time. Smaller effects can be there and go unseen.",
+        "Tokens per solve counts all that the model wrote, failures included, for each solved sample. Voids "
+        "are samples lost to broken machinery; they are in no other number.",
+    ]
+    if clusters:
+        planned = percent(minimum_detectable(clusters, 0.25))
+        lines.append(
+            f"Known before any result: {clusters} source functions with a standard deviation of 25 points "
+            f"between them detect {planned} points."
+        )
+    return tuple(lines)
+
+
+def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
+    """What the numbers cannot tell."""
+    general = [
+        "Each arm is one model. The intervals say how results would vary with other source functions, not "
+        "with other training seeds.",
+        "An interval of zero width means that every function gave the same result. At 0 % or 100 % the true "
+        "rate may still differ by about three divided by the number of functions.",
+    ]
+    if (count := len(summary.differences)) > 1:
+        general.append(
+            f"Each of the {count} comparisons has its own {100 * LEVEL:g} % interval; none is widened for "
+            "there being several."
+        )
+    return (*general, *data.limits)
+
+
+def _lonely(summary: Summary) -> str:
+    measured = [arm for arm in summary.arms if arm.solve_rate.interval is not None]
+    if not measured:
+        return "Nothing was measured: the run ended before its first evaluation."
+    shown = next((arm for arm in reversed(measured) if not arm.control), measured[-1])
+    return f"{_solves(shown)}. Nothing was compared with it."
+
+
+def _solves(arm: ArmSummary) -> str:
+    interval = arm.solve_rate.interval
+    if interval is None:
+        return f"{arm.name} was not measured"
+    return (
+        f"{arm.name} solves {percent(interval.estimate)} % of {arm.tasks} held-out tasks {bounds(interval)}"
+    )
+
+
+def _judged(entry: DifferenceSummary) -> str:
+    """The difference with its interval, then in plain words what that interval allows to say."""
+    interval, pair = entry.interval, entry.pair
+    if interval is None:
+        return "no task was measured in both arms."
+    shown = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
+    if interval.low > 0:
+        return f"{shown}. The interval lies above zero."
+    if interval.high < 0:
+        return f"{shown}. The interval lies below zero: {pair.arm} is worse than {pair.against}."
+    text = f"{shown}. The interval includes zero, so this run does not show a difference."
+    if math.isfinite(entry.detectable):
+        text += f" It could reliably have found one of {percent(entry.detectable)} points or more."
+    return text

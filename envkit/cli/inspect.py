@@ -1,0 +1,76 @@
+"""Commands that look: what is installed, whether this machine is ready, what a run found."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from envkit import registry
+from envkit.cli.ui import emit, out
+from envkit.errors import EnvkitError
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
+
+
+def list_(as_json: Json = False) -> None:
+    """List the environments, agents and sandboxes that are installed."""
+    found = {kind: registry.names(kind) for kind in registry.GROUPS}
+    if as_json:
+        emit(found)
+        return
+    for kind, names in found.items():
+        out.print(f"[bold]{kind}s[/]: {', '.join(names) or 'none'}")
+
+
+def doctor(as_json: Json = False) -> None:
+    """Say whether this machine is ready, and the command that mends what is not."""
+    from envkit.models import DEFAULT_MODEL, cache_dir
+    from envkit.sandbox_check import self_check
+
+    rows: list[tuple[str, bool, str]] = [
+        ("python", True, f"{platform.python_version()} on {platform.machine()}"),
+        ("cores", True, str(len(os.sched_getaffinity(0)))),
+    ]
+    try:
+        backend = registry.sandbox_backend()
+        findings = self_check(backend)
+        failed = [f"{finding.name}: {finding.detail}" for finding in findings if not finding.ok]
+        text = failed[0] if failed else f"{backend.name}, {len(findings)} isolation checks pass"
+        rows.append(("sandbox", not failed, text))
+    except EnvkitError as error:
+        rows.append(("sandbox", False, str(error)))
+    for package in ("torch", "transformers", "peft", "trl"):
+        there = find_spec(package) is not None
+        rows.append((package, there, "installed" if there else "pip install 'envkit[train]'"))
+    cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
+    rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))
+    ready = all(ok for _, ok, _ in rows)
+    if as_json:
+        emit({"ready": ready, "checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in rows]})
+    else:
+        table = Table(show_header=False, box=None)
+        for name, ok, detail in rows:
+            table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, detail)
+        out.print(table)
+    if not ready:
+        raise typer.Exit(1)
+
+
+def report(
+    run: Annotated[Path, typer.Argument(help="A run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Build a run's report again from its recorded numbers."""
+    from envkit.bench.report import load_report, write_report
+
+    path = write_report(load_report(run), run, overwrite=True)
+    if as_json:
+        emit({"report": str(path)})
+    else:
+        out.print(str(path), soft_wrap=True)

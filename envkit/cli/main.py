@@ -1,0 +1,56 @@
+"""The ``envkit`` command: where every subcommand hangs, and where errors become one line."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+
+import typer
+
+from envkit.cli import inspect, play, tasks, train
+from envkit.cli.ui import err
+from envkit.errors import EnvkitError, UsageError
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="RL environments around real applications, and the loop that trains small models on them.",
+)
+
+_verbose = False
+
+
+@app.callback()
+def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the trace of an error.")) -> None:
+    """Options of every command."""
+    global _verbose
+    _verbose = verbose
+
+
+app.command("list")(inspect.list_)
+app.command()(inspect.doctor)
+app.command()(train.demo)
+app.command()(play.play)
+app.add_typer(tasks.app, name="tasks")
+app.command("eval")(train.evaluate)
+app.command()(train.sft)
+app.command()(train.train)
+app.command()(train.bench)
+app.command()(inspect.report)
+
+
+def main() -> None:
+    """Run the command line: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    if not _verbose:
+        warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
+    try:
+        app()
+    except EnvkitError as error:
+        if _verbose:
+            raise
+        err.print(f"[red]error:[/] {error}", markup=True, soft_wrap=True)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except KeyboardInterrupt:
+        err.print("interrupted")
+        sys.exit(130)

@@ -1,0 +1,232 @@
+"""Commands that run models: demo, train, sft, eval, bench."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from envkit.cli.inspect import Json
+from envkit.cli.ui import emit, interruptible, live, out
+from envkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from envkit.sandbox import SandboxBackend
+    from envkit.studies.compare import ArmSpec, Settings
+    from envkit.studies.display import Display
+    from envkit.train.config import TrainConfig
+    from envkit.types import Task
+
+Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]
+Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: mine the standard ones.")]
+Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out task file; default: the frozen recipe.")]
+Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
+Adapter = Annotated[Path | None, typer.Option("--adapter", help="A trained adapter's folder.")]
+Unsafe = Annotated[bool, typer.Option("--unsafe", help="Allow a sandbox that does not isolate.")]
+SandboxName = Annotated[str, typer.Option("--sandbox", help="auto, or a name from `envkit list`.")]
+
+
+def demo(
+    minutes: Annotated[float, typer.Option(help="Budget after set-up and mining.")] = 20.0,
+    seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """The whole way: mine tasks, warm-start, LoRA RL, before/after report. CPU is enough."""
+    train(minutes=minutes, seed=seed, root=root, as_json=as_json)
+
+
+def train(
+    resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
+    config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget; sizes not in the config follow from it.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    tasks: Tasks = None,
+    heldout: Heldout = None,
+    model: Model = None,
+    sandbox: SandboxName = "auto",
+    unsafe: Unsafe = False,
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
+    from envkit.studies import before_after
+
+    with live() as display, interruptible() as go_on:
+        backend = _backend(sandbox, unsafe, display)
+        if resume is not None:
+            if given := [n for n, v in (("--config", config), ("--minutes", minutes), ("--seed", seed)) if v]:
+                raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
+            train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
+            run = before_after.RunFolder.open(resume)
+        else:
+            settings = _settings(config, seed=seed, model=model)
+            train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
+            run = before_after.start(
+                root, settings, minutes, train_tasks, heldout_tasks, display=display, command=_command()
+            )
+        display.say(f"run folder: {run.path}")
+        report = before_after.BeforeAfter(run, train_tasks, heldout_tasks, backend, display, go_on).run()
+        stopped = not go_on()
+    _done(report, as_json, stopped=stopped)
+    if stopped and not as_json:
+        out.print(f"go on with: envkit train --resume {run.path}", soft_wrap=True)
+
+
+def sft(
+    output: Annotated[Path, typer.Option("-o", "--output", help="Adapter folder to write; must not exist.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Oracle edits to imitate.")] = None,
+    tasks: Tasks = None,
+    model: Model = None,
+    sandbox: SandboxName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Only the supervised warm start: imitate oracle edits of train tasks, save the adapter."""
+    from envkit.studies.warm_start import warm_start
+
+    if output.exists():
+        raise UsageError(f"{output} exists; choose another folder, nothing is overwritten")
+    with live() as display, interruptible() as go_on:
+        settings = _settings(config, model=model, sft_examples=examples)
+        backend = _backend(sandbox, False, display)
+        train_tasks, _ = _tasks(tasks, None, backend, display, need_heldout=False)
+        losses = warm_start(output, settings, train_tasks, backend, display, go_on)
+    facts = {"adapter": str(output), "steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
+    if as_json:
+        emit(facts)
+    else:
+        out.print(f"{facts['steps']} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}; adapter: {output}")
+
+
+Limit = Annotated[int | None, typer.Option(min=1, help="First N tasks only.")]
+Samples = Annotated[int, typer.Option(min=1, help="Episodes per task.")]
+Temperature = Annotated[float, typer.Option(min=0, help="Of sampling.")]
+Turns = Annotated[int, typer.Option(min=1, help="Actions per episode.")]
+
+
+def evaluate(
+    agent: Annotated[str, typer.Option(help="model, oracle, no-op or random")] = "model",
+    heldout: Heldout = None,
+    model: Model = None,
+    adapter: Adapter = None,
+    limit: Limit = None,
+    samples: Samples = 8,
+    temperature: Temperature = 0.7,
+    max_turns: Turns = 1,
+    sandbox: SandboxName = "auto",
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals."""
+    from envkit.studies.compare import ArmSpec, Settings
+
+    arm = ArmSpec(adapter.name if adapter is not None else agent, agent, adapter)
+    settings = Settings(model, samples, temperature, max_turns)
+    _compare([arm], settings, heldout, limit, sandbox, root, as_json)
+
+
+def bench(
+    adapter: Annotated[list[Path], typer.Option("--adapter", help="A trained adapter; repeat for more rows.")],
+    heldout: Heldout = None,
+    model: Model = None,
+    limit: Limit = None,
+    samples: Samples = 8,
+    temperature: Temperature = 0.7,
+    max_turns: Turns = 1,
+    sandbox: SandboxName = "auto",
+    root: Root = Path("runs"),
+    as_json: Json = False,
+) -> None:
+    """Compare adapters with their base, oracle and no-op on the same held-out tasks; write a report."""
+    from envkit.studies.compare import ArmSpec, Settings
+
+    arms = [ArmSpec(name, name, None) for name in ("oracle", "no-op")]
+    arms += [ArmSpec("base", "model", None), *(ArmSpec(path.name, "model", path) for path in adapter)]
+    settings = Settings(model, samples, temperature, max_turns)
+    _compare(arms, settings, heldout, limit, sandbox, root, as_json)
+
+
+def _compare(
+    arms: Sequence[ArmSpec],
+    settings: Settings,
+    heldout: Path | None,
+    limit: int | None,
+    sandbox: str,
+    root: Path,
+    as_json: bool,
+) -> None:
+    from envkit.studies.compare import compare
+
+    with live() as display, interruptible() as go_on:
+        backend = _backend(sandbox, False, display)
+        _, held = _tasks(None, heldout, backend, display, need_train=False)
+        path = compare(
+            root, arms, held[:limit], settings, backend=backend, display=display, go_on=go_on, command=_command()
+        )
+    _done(path, as_json, stopped=not go_on())
+
+
+def _backend(name: str, unsafe: bool, display: Display) -> SandboxBackend:
+    """The sandbox, its isolation proved before anything runs in it."""
+    from envkit import registry
+    from envkit.sandbox_check import require_isolation
+
+    backend = registry.sandbox_backend(name)
+    if unsafe and not backend.isolated:
+        display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
+        return backend
+    require_isolation(backend)
+    return backend
+
+
+def _tasks(
+    train_file: Path | None,
+    heldout_file: Path | None,
+    backend: SandboxBackend,
+    display: Display,
+    *,
+    need_train: bool = True,
+    need_heldout: bool = True,
+) -> tuple[list[Task], list[Task]]:
+    from envkit.mining.taskfile import read_tasks
+    from envkit.studies import tasksets
+
+    def load(file: Path | None, make: Callable[[SandboxBackend, Display], list[Task]]) -> list[Task]:
+        return read_tasks(file) if file is not None else make(backend, display)
+
+    train_tasks = load(train_file, tasksets.standard_train) if need_train else []
+    return train_tasks, load(heldout_file, tasksets.standard_heldout) if need_heldout else []
+
+
+def _settings(path: Path | None, **given: Any) -> TrainConfig:
+    """The configuration file with what the command line says on top."""
+    from envkit.train.config import from_mapping, from_toml, to_mapping
+
+    base = from_toml(path) if path is not None else from_mapping({}, "defaults")
+    overrides = {key: value for key, value in given.items() if value is not None}
+    return from_mapping({**to_mapping(base), **overrides}, "command line")
+
+
+def _command() -> str:
+    return " ".join(["envkit", *sys.argv[1:]])
+
+
+def _done(report: Path, as_json: bool, *, stopped: bool) -> None:
+    """Say what a run found and where its report is."""
+    from envkit.bench.report import load_report
+    from envkit.bench.summary import summarise
+    from envkit.bench.words import headline
+
+    data = load_report(report.parent)
+    summary = summarise(data)
+    if as_json:
+        emit({"run": str(report.parent), "report": str(report), "stopped": stopped, "summary": summary})
+        return
+    for sentence in headline(data, summary):
+        out.print(sentence, markup=False)
+    out.print(f"report: {report}", soft_wrap=True, markup=False)

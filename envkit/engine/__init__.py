@@ -1,0 +1,1 @@
+"""Running language models: tokens in, tokens out."""

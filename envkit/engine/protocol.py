@@ -1,0 +1,74 @@
+"""The engine protocol: token ids in, sampled token ids with their log-probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How tokens are drawn.
+
+    Args:
+        temperature: > 0 divides the logits; 0 takes the most likely token.
+        max_new_tokens: tokens per turn, at least 1.
+    """
+
+    temperature: float = 1.0
+    max_new_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0 or self.max_new_tokens < 1:
+            raise ValueError(f"{self}: expected temperature >= 0 and max_new_tokens >= 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One completion to draw.
+
+    Args:
+        prompt_ids: every id of the context, at least one. Requests of equal prompts share a prefill.
+        rng_key: integers that address the draws; equal keys give equal draws.
+    """
+
+    prompt_ids: tuple[int, ...]
+    rng_key: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What was drawn for one request.
+
+    Args:
+        ids: sampled ids, the end-of-turn id included when it was drawn; never empty.
+        logprobs: natural log of each id's probability under the distribution it was drawn from
+            (after temperature; of the plain softmax when the temperature is 0).
+        stop: ``"stop"`` after an end-of-turn id, ``"length"`` at ``max_new_tokens``.
+    """
+
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    stop: str
+
+
+class Engine(Protocol):
+    """Draws completions. Not thread-safe."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """One completion per request, in order; a pure function of weights, requests and sampling."""
+        ...
+
+
+def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
+    """``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).
+
+    >>> bool((uniforms((1, 2), 3) == uniforms((1, 2), 5)[:3]).all())
+    True
+    """
+    words = [part & 0xFFFFFFFFFFFFFFFF for part in rng_key]
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words))).random(count)

@@ -1,0 +1,223 @@
+"""The environment base: tasks, turns, limits and scoring around an author's few hooks."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, final
+
+import gymnasium
+
+from envkit.checks import Check, checks_of, run_checks
+from envkit.errors import ContractError, UsageError
+from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.spaces import Utf8
+from envkit.types import Task
+
+
+@dataclass(frozen=True, slots=True)
+class Effect:
+    """What an action led to.
+
+    Args:
+        observation: what the agent sees next.
+        done: the agent has ended the episode (submitted or given up).
+    """
+
+    observation: str
+    done: bool = False
+
+
+class Env(gymnasium.Env[str, str], ABC):
+    """A text environment with programmatic reward; a true ``gymnasium.Env[str, str]``.
+
+    Authors write `setup`, `apply` and one or more methods marked with `envkit.checks.check`. The
+    base owns everything else: the sandbox's life, the turn budget, scoring. An episode ends
+    *terminated* when `apply` says done, *truncated* when ``max_turns`` are used up; either way the
+    final state is scored once, and that score is the last step's reward. Earlier rewards are 0.
+
+    ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an
+    episode follows from ``reset(seed=...)``: `visit_seed` is what hidden inputs are drawn from.
+
+    Args:
+        tasks: the tasks it can pose; ids are unique.
+        sandbox: backend that makes one fresh sandbox per episode.
+        max_turns: actions until truncation, at least 1.
+        max_observation_bytes: longer observations lose their middle.
+        max_action_bytes: longer actions are refused, and use up a turn.
+        render_mode: ``"ansi"`` makes `render` return the last observation.
+
+    Raises:
+        UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, or an unknown render mode.
+        ContractError: the class has no ``id`` or no check with weight.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012  (Gymnasium's own attribute)
+    #: Name in reports, e.g. ``code-editor``.
+    id: ClassVar[str]
+    checks: ClassVar[tuple[Check, ...]] = ()
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        cls.checks = checks_of(cls)
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Task],
+        sandbox: SandboxBackend,
+        max_turns: int = 3,
+        max_observation_bytes: int = 16_384,
+        max_action_bytes: int = 16_384,
+        render_mode: str | None = None,
+    ) -> None:
+        self.tasks: Mapping[str, Task] = {task.id: task for task in tasks}
+        if not tasks:
+            raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
+        if len(self.tasks) != len(tasks):
+            raise UsageError(f"{len(tasks)} tasks have only {len(self.tasks)} ids; expected each id once")
+        if max_turns < 1:
+            raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
+        if render_mode is not None and render_mode not in self.metadata["render_modes"]:
+            raise UsageError(f"render_mode is {render_mode!r}; expected None or 'ansi'")
+        if not hasattr(self, "id"):
+            raise ContractError(f"{type(self).__name__} has no id; give the class one, such as id = 'my-env'")
+        if not any(item.weight > 0 for item in self.checks):
+            raise ContractError(f"{type(self).__name__} has no check with weight > 0; mark one with @check()")
+        self.observation_space: Utf8 = Utf8(max_observation_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
+        self.max_turns = max_turns
+        self.render_mode = render_mode
+        self._backend = sandbox
+        self._sandbox: Sandbox | None = None
+        self._task: Task | None = None
+        self._visit_seed = 0
+        self._turns = 0
+        self._last = ""
+
+    # What an author writes.
+
+    @abstractmethod
+    def setup(self, task: Task) -> str:
+        """Prepare ``task`` in the fresh, empty `sandbox`; returns the first observation."""
+
+    @abstractmethod
+    def apply(self, action: str) -> Effect:
+        """Carry out one action. What the agent got wrong is an observation, never an exception."""
+
+    # What an author reads.
+
+    @property
+    def backend(self) -> SandboxBackend:
+        """The sandbox backend, for graders that need a second sandbox."""
+        return self._backend
+
+    @property
+    def sandbox(self) -> Sandbox:
+        """This episode's sandbox."""
+        if self._sandbox is None:
+            raise ContractError("no episode is running; call reset() first")
+        return self._sandbox
+
+    @property
+    def task(self) -> Task:
+        """This episode's task."""
+        if self._task is None:
+            raise ContractError("no episode is running; call reset() first")
+        return self._task
+
+    @property
+    def visit_seed(self) -> int:
+        """Seed of this visit's hidden inputs, in [0, 2**63)."""
+        return self._visit_seed
+
+    @property
+    def turns_left(self) -> int:
+        return self.max_turns - self._turns
+
+    # What the base does with it.
+
+    @final
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[str, dict[str, Any]]:
+        """Start an episode in a fresh sandbox.
+
+        Raises:
+            UsageError: an unknown option or task id.
+            SandboxError: the sandbox could not be made; the episode is void.
+        """
+        super().reset(seed=seed)
+        options = dict(options or {})
+        wanted = options.pop("task", None)
+        if options:
+            raise UsageError(f"unknown reset option {sorted(options)[0]!r}; expected 'task'")
+        ids = list(self.tasks)
+        task_id = wanted if wanted is not None else ids[int(self.np_random.integers(len(ids)))]
+        if task_id not in self.tasks:
+            raise UsageError(f"no task {task_id!r} among the {len(ids)} loaded, e.g. {ids[0]!r}")
+        self._visit_seed = int(self.np_random.integers(2**63 - 1))
+        self._end()
+        self._task = self.tasks[task_id]
+        self._turns = 0
+        self._sandbox = self._backend.create()
+        with self._ending_on_error():
+            self._last = self.observation_space.clip(self.setup(self._task))
+        return self._last, {"task": task_id, "split": self._task.split}
+
+    @final
+    def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
+        """One turn. The last one carries the reward and ``info`` with scores and verdict.
+
+        Raises:
+            ContractError: no episode is running.
+            SandboxError: broken machinery; the episode is void and earns nothing.
+        """
+        if self._sandbox is None:
+            raise ContractError("step() without a running episode; call reset() first")
+        with self._ending_on_error():
+            self._turns += 1
+            if self.action_space.contains(action):
+                effect = self.apply(action)
+            else:
+                limit = self.action_space.max_bytes
+                effect = Effect(f"That action is not valid text of at most {limit} bytes; nothing was done.")
+            self._last = self.observation_space.clip(effect.observation)
+            truncated = not effect.done and self._turns >= self.max_turns
+            info: dict[str, Any] = {"task": self.task.id, "turn": self._turns}
+            reward = 0.0
+            if effect.done or truncated:
+                score = run_checks(self, self.checks)
+                reward = score.reward
+                info |= {
+                    "scores": dict(score.scores),
+                    "solved": score.solved,
+                    "verdict": score.verdict.value,
+                    "evidence": dict(score.evidence),
+                }
+                self._end()
+        return self._last, reward, effect.done, truncated, info
+
+    def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The last observation in mode ``"ansi"``, else ``None``."""
+        return self._last if self.render_mode == "ansi" else None
+
+    @final
+    def close(self) -> None:
+        self._end()
+
+    @contextmanager
+    def _ending_on_error(self) -> Generator[None]:
+        """An episode that broke is over: nobody may act in what is left of it."""
+        try:
+            yield
+        except BaseException:
+            self._end()
+            raise
+
+    def _end(self) -> None:
+        sandbox, self._sandbox = self._sandbox, None
+        if sandbox is not None:
+            sandbox.close()

@@ -1,0 +1,77 @@
+"""The error tree: everything envkit raises on purpose.
+
+::
+
+    EnvkitError
+    ├── UsageError             bad input from a person: names file and field; the CLI exits 2
+    │   ├── ConfigError        a configuration key or value
+    │   ├── TaskFileError      a task file (missing, empty, corrupt line)
+    │   ├── ModelError         a path or id that is not a usable model
+    │   ├── RegistryError      no environment, agent or sandbox of that name
+    │   └── MissingExtraError  an optional dependency is not installed
+    ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
+    ├── SandboxError           broken machinery; an episode becomes void, never a reward
+    │   ├── SandboxUnavailable no way to isolate code on this machine
+    │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
+    ├── StoreError             a run folder cannot be read or written
+    └── TrainingError          training cannot go on
+"""
+
+from __future__ import annotations
+
+
+class EnvkitError(Exception):
+    """Base of every error that envkit raises on purpose."""
+
+
+class UsageError(EnvkitError):
+    """Bad input from a person. The message says what was found, what was expected, what to do."""
+
+
+class ConfigError(UsageError):
+    """A configuration key or value is not usable."""
+
+
+class TaskFileError(UsageError):
+    """A task file is missing, empty or corrupt."""
+
+
+class ModelError(UsageError):
+    """A path or id does not lead to a usable language model."""
+
+
+class RegistryError(UsageError):
+    """No environment, agent or sandbox is registered under that name."""
+
+
+class MissingExtraError(UsageError):
+    """An optional dependency is needed and absent."""
+
+    def __init__(self, package: str, extra: str) -> None:
+        super().__init__(
+            f"{package} is needed here and not installed; install it with: pip install 'envkit[{extra}]'"
+        )
+
+
+class ContractError(EnvkitError):
+    """An implementation broke the protocol it claims: a bug in code, not in input."""
+
+
+class SandboxError(EnvkitError):
+    """Sandbox machinery failed. Never a reward: the episode is void."""
+
+
+class SandboxUnavailable(SandboxError):
+    """No sandbox backend can isolate code on this machine."""
+
+
+class UnenforceableLimit(SandboxError):
+    """The backend cannot enforce a limit that was asked for, so it refuses to run."""
+
+
+class StoreError(EnvkitError):
+    """A run folder or one of its files cannot be read or written."""
+
+
+class TrainingError(EnvkitError):
+    """Training cannot go on; the message says why and what is saved."""

@@ -1,0 +1,20 @@
+"""Grading by split oracle: the sandbox answers calls, the host compares."""
+
+from envkit.grading.compare import NumericPolicy, canonical, equal, opaque, show
+from envkit.grading.oracle import GRADING_LIMITS, Answer, Call, Grade, Subject, answers, grade, same
+
+__all__ = [
+    "GRADING_LIMITS",
+    "Answer",
+    "Call",
+    "Grade",
+    "NumericPolicy",
+    "Subject",
+    "answers",
+    "canonical",
+    "equal",
+    "grade",
+    "opaque",
+    "same",
+    "show",
+]

@@ -1,0 +1,139 @@
+"""Strict comparison of encoded answers, on the host."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from envkit.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class NumericPolicy:
+    """When two numbers are equal.
+
+    Args:
+        rel_tol: relative tolerance between floats; 0 demands equality. NaN equals only NaN.
+        abs_tol: absolute tolerance between floats.
+        int_as_float: whether ``2`` may stand for ``2.0`` and back. ``True`` is never a number.
+    """
+
+    rel_tol: float = 1e-9
+    abs_tol: float = 1e-12
+    int_as_float: bool = False
+
+
+def _number(value: JSON) -> int | float | None:
+    """The number that an encoded value stands for, or ``None``."""
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("v"), str):
+        text = str(value["v"])
+        try:
+            if value.get("t") == "float":
+                return float(text)
+            if value.get("t") == "int":
+                return int(text, 16)
+        except ValueError:
+            return None
+    return None
+
+
+def equal(expected: JSON, actual: JSON, policy: NumericPolicy = NumericPolicy()) -> bool:
+    """Whether an answer equals what was expected: exact types, floats within the policy.
+
+    Both are encoded as `envkit.grading.worker.encode` does. ``actual`` is hostile data: any shape
+    is allowed and an opaque value equals nothing.
+
+    >>> equal(720, {"t": "float", "v": "720.0"}), equal(1, True), equal([1], {"t": "tuple", "v": [1]})
+    (False, False, False)
+    """
+    left, right = _number(expected), _number(actual)
+    if left is not None or right is not None:
+        if left is None or right is None:
+            return False
+        if type(left) is not type(right) and not policy.int_as_float:
+            return False
+        if isinstance(left, int) and isinstance(right, int):
+            return left == right
+        try:
+            left, right = float(left), float(right)
+        except OverflowError:
+            return False
+        if math.isnan(left) or math.isnan(right):
+            return math.isnan(left) and math.isnan(right)
+        return math.isclose(left, right, rel_tol=policy.rel_tol, abs_tol=policy.abs_tol)
+    if isinstance(expected, Mapping):
+        if not isinstance(actual, Mapping) or expected.get("t") == "opaque":
+            return False
+        return (
+            isinstance(actual.get("t"), str)
+            and expected.get("t") == actual.get("t")
+            and equal(expected.get("v"), actual.get("v"), policy)
+        )
+    if isinstance(expected, Sequence) and not isinstance(expected, str):
+        return (
+            isinstance(actual, Sequence)
+            and not isinstance(actual, str)
+            and len(expected) == len(actual)
+            and all(equal(one, other, policy) for one, other in zip(expected, actual, strict=True))
+        )
+    return type(expected) is type(actual) and expected == actual
+
+
+def opaque(value: JSON) -> bool:
+    """Whether an encoded value contains a part that can never be compared."""
+    if isinstance(value, Mapping):
+        return value.get("t") == "opaque" or opaque(value.get("v"))
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return any(opaque(item) for item in value)
+    return False
+
+
+def show(value: JSON, limit: int = 120) -> str:
+    """An encoded value as Python source, for people and agents; cut at ``limit`` characters.
+
+    >>> show({"t": "tuple", "v": [1, {"t": "float", "v": "2.5"}, "a"]})
+    "(1, 2.5, 'a')"
+    """
+    text = _source(value)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def _source(value: JSON) -> str:
+    if isinstance(value, Mapping):
+        kind, inner = value.get("t"), value.get("v")
+        items = list(inner) if isinstance(inner, Sequence) and not isinstance(inner, str) else []
+        if kind in ("float", "complex", "range", "int"):
+            return str(inner)
+        if kind == "tuple":
+            return "(" + ", ".join(map(_source, items)) + ("," if len(items) == 1 else "") + ")"
+        if kind == "set" and items:
+            return "{" + ", ".join(map(_source, items)) + "}"
+        if kind == "dict":
+            return "{" + ", ".join(_pair(item) for item in items) + "}"
+        if kind == "bytes":
+            return repr(bytes.fromhex(str(inner)))
+        if kind == "more":
+            return "..."
+        if kind in ("iterator", "frozenset", "deque", "set"):
+            return f"{kind}([{', '.join(map(_source, items))}])"
+        if items:
+            return f"{kind}({{{', '.join(_pair(item) for item in items)}}})"
+        return f"{kind}({inner})"
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return "[" + ", ".join(map(_source, value)) + "]"
+    return repr(value)
+
+
+def _pair(item: JSON) -> str:
+    if isinstance(item, Sequence) and len(item) == 2:
+        return f"{_source(item[0])}: {_source(item[1])}"
+    return _source(item)
+
+
+def canonical(value: JSON) -> str:
+    """One line of JSON, keys sorted: for digests and byte-identical files."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

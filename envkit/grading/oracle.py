@@ -1,0 +1,198 @@
+"""The split oracle: a sandbox answers calls, the host knows and compares the expected answers."""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import cast, final
+
+from envkit.errors import ContractError, SandboxError
+from envkit.grading.compare import NumericPolicy, equal, show
+from envkit.sandbox import Limits, Peer, PeerGone, Sandbox, SandboxBackend
+from envkit.types import JSON, Verdict
+
+#: One function import and a few dozen calls of small functions.
+GRADING_LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**20)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to make: arguments as Python source, evaluated freshly for each call.
+
+    Args:
+        args: positional arguments; literals, lambdas, or names from `Subject.modules`.
+        kwargs: keyword arguments, likewise.
+    """
+
+    args: tuple[str, ...]
+    kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def source(self, function: str) -> str:
+        """The call as a person would write it."""
+        return f"{function}({', '.join([*self.args, *(f'{k}={v}' for k, v in self.kwargs.items())])})"
+
+    def to_json(self) -> JSON:
+        return [list(self.args), dict(self.kwargs)]
+
+    @staticmethod
+    def from_json(data: JSON) -> Call:
+        args, kwargs = cast("tuple[list[str], dict[str, str]]", data)
+        return Call(tuple(args), dict(kwargs))
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What one call gave: a value with the arguments after the call, or the raised type's name."""
+
+    value: JSON = None
+    after: JSON = None
+    raises: str | None = None
+
+    def show(self) -> str:
+        """For people and agents: the value as source, or what was raised."""
+        return f"raises {self.raises}" if self.raises else show(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """The code under question.
+
+    Args:
+        files: workspace path -> bytes.
+        module: path of the module that defines the function.
+        function: its name.
+        modules: standard-library modules that call arguments may name.
+    """
+
+    files: Mapping[str, bytes]
+    module: str
+    function: str
+    modules: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Grade:
+    """A verdict with its evidence; ``evidence`` may show hidden inputs, so it is for the host only."""
+
+    verdict: Verdict
+    evidence: str
+    passed: int
+    total: int
+
+
+@final
+class _Conversation:
+    """Asks one call at a time, so that a candidate never sees the inputs still to come."""
+
+    def __init__(self, sandbox: Sandbox, subject: Subject, limits: Limits) -> None:
+        for path, data in subject.files.items():
+            sandbox.write(path, data)
+        worker = resources.files("envkit.grading").joinpath("worker.py").read_text()
+        argv = [sandbox.python, "-I", "-S", "-c", worker]
+        argv += [subject.module, subject.function, ",".join(subject.modules)]
+        self._limits = limits
+        self._peer: Peer = sandbox.open(argv, limits=limits)
+        self.answer({})  # the import; a module that does not load is asked no calls
+
+    def answer(self, request: Mapping[str, JSON]) -> Answer:
+        ident = secrets.token_hex(8)
+        line = self._peer.ask(json.dumps({**request, "id": ident}).encode(), self._limits.wall_s)
+        try:
+            reply: object = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise PeerGone("answered with something that is not JSON", tampered=True) from error
+        if not isinstance(reply, dict):
+            raise PeerGone("answered with JSON that is not an object", tampered=True)
+        fields = cast("dict[str, JSON]", reply)
+        if fields.get("id") != ident:
+            raise PeerGone("answered with a wrong request id", tampered=True)
+        raises = fields.get("raises")
+        if raises is not None:
+            if not request:
+                raise PeerGone(f"does not load: {str(raises)[:80]}")
+            return Answer(raises=str(raises)[:80])
+        return Answer(value=fields.get("value"), after=fields.get("after"))
+
+    def call(self, call: Call) -> Answer:
+        return self.answer({"args": list(call.args), "kwargs": dict(call.kwargs)})
+
+    def close(self) -> None:
+        self._peer.close()
+
+
+def answers(
+    backend: SandboxBackend, subject: Subject, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
+) -> list[Answer]:
+    """Run trusted code (an original, or a mutant of one) and return its answers.
+
+    It runs in a sandbox of its own, never in one that a candidate has touched or will touch.
+    Ends early where the program dies: the list is then shorter than ``calls``.
+
+    Raises:
+        SandboxError: the machinery failed.
+    """
+    found: list[Answer] = []
+    with backend.create() as sandbox:
+        talk: _Conversation | None = None
+        try:
+            talk = _Conversation(sandbox, subject, limits)
+            for call in calls:
+                found.append(talk.call(call))
+        except PeerGone:
+            pass
+        finally:
+            if talk is not None:
+                talk.close()
+    return found
+
+
+def grade(
+    backend: SandboxBackend,
+    subject: Subject,
+    calls: Sequence[Call],
+    expected: Sequence[Answer],
+    policy: NumericPolicy = NumericPolicy(),
+    limits: Limits = GRADING_LIMITS,
+) -> Grade:
+    """Ask a candidate every call, in a fresh sandbox, and compare on the host.
+
+    PASS needs every answer equal; the first wrong one ends it. Nothing a candidate does can raise:
+    dying, hanging, flooding and nonsense are FAIL, forged frames are TAMPERED, broken machinery
+    is INFRA.
+
+    Raises:
+        ContractError: ``calls`` and ``expected`` differ in length, or there are none.
+    """
+    if not calls or len(calls) != len(expected):
+        raise ContractError(f"{len(calls)} calls and {len(expected)} expected answers; they must pair up")
+    passed, total = 0, len(calls)
+    try:
+        with backend.create() as sandbox:
+            talk: _Conversation | None = None
+            try:
+                talk = _Conversation(sandbox, subject, limits)
+                for call, want in zip(calls, expected, strict=True):
+                    got = talk.call(call)
+                    if not same(want, got, policy):
+                        shown = f"{call.source(subject.function)} gave {got.show()}, expected {want.show()}"
+                        return Grade(Verdict.FAIL, shown, passed, total)
+                    passed += 1
+            except PeerGone as gone:
+                verdict = Verdict.TAMPERED if gone.tampered else Verdict.FAIL
+                return Grade(verdict, gone.reason, passed, total)
+            finally:
+                if talk is not None:
+                    talk.close()
+    except SandboxError as error:
+        return Grade(Verdict.INFRA, str(error), passed, total)
+    return Grade(Verdict.PASS, f"all {total} calls answered as expected", passed, total)
+
+
+def same(want: Answer, got: Answer, policy: NumericPolicy = NumericPolicy()) -> bool:
+    """Whether two answers agree: same exception type, or equal value and equal arguments after."""
+    if want.raises is not None or got.raises is not None:
+        return want.raises == got.raises
+    return equal(want.value, got.value, policy) and equal(want.after, got.after, policy)

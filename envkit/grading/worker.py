@@ -1,0 +1,149 @@
+"""The program that answers calls inside a sandbox; stdlib only, run as ``python -I -S -c SOURCE``.
+
+It shares a process with hostile code, so nothing it says is trusted: it holds no expected value,
+and the host compares every answer itself. Protocol, one JSON object per line:
+
+    argv        module path, function name, comma-separated modules that arguments may name
+    first line  {"id": ..., "ready": true} after import, or {"id": ..., "raises": TYPE}
+    request     {"id": ..., "args": [SOURCE, ...], "kwargs": {NAME: SOURCE, ...}}
+    answer      {"id": ..., "value": ENCODED, "after": [ENCODED, ...]} or {"id": ..., "raises": TYPE}
+
+Encoded values are JSON with exact types. Plain: None, bool, int, str, list. Tagged as
+``{"t": KIND, "v": ...}``: float, tuple, set, frozenset, dict, bytes, complex, range, deque,
+Counter, OrderedDict, defaultdict, Decimal, Fraction, iterator (materialised up to a cap). Anything
+else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` encodes the positional
+arguments once the call is over, so that in-place changes count.
+"""
+
+MAX_ITEMS = 10_000
+MAX_ITERATOR = 64
+MAX_TEXT = 100_000
+MAX_DEPTH = 40
+
+
+class Unencodable(Exception):
+    """The value is too large or too deep to be an answer."""
+
+
+def encode(value, budget=None, depth=0):
+    """``value`` as JSON data with exact types.
+
+    Raises:
+        Unencodable: too many items, too long a text or too deep.
+    """
+    import json  # bound per call: the module may be patched, and then only answers go wrong
+
+    if budget is None:
+        budget = [MAX_ITEMS]
+    budget[0] -= 1
+    if budget[0] < 0 or depth > MAX_DEPTH:
+        raise Unencodable("too many items or too deep")
+
+    def each(items):
+        return [encode(item, budget, depth + 1) for item in items]
+
+    def pairs(mapping):
+        coded = [each(pair) for pair in dict.items(mapping)]
+        return sorted(coded, key=lambda pair: json.dumps(pair[0], sort_keys=True))
+
+    kind = type(value)  # exact: a subclass of int with its own __eq__ is not an int
+    if value is None or kind is bool:
+        return value
+    if kind is int:
+        return value if -(2**53) < value < 2**53 else {"t": "int", "v": hex(value)[:MAX_TEXT]}
+    if kind is str:
+        if len(value) > MAX_TEXT:
+            raise Unencodable("text too long")
+        return value
+    if kind is list:
+        return each(value)
+    name = kind.__name__
+    if kind is float:
+        return {"t": name, "v": repr(value)}
+    if kind is tuple:
+        return {"t": name, "v": each(value)}
+    if kind in (set, frozenset):
+        return {"t": name, "v": sorted(each(value), key=lambda item: json.dumps(item, sort_keys=True))}
+    if kind is dict:
+        return {"t": name, "v": pairs(value)}
+    if kind in (bytes, bytearray):
+        return {"t": name, "v": value[:MAX_TEXT].hex()}
+    if kind in (complex, range):
+        return {"t": name, "v": repr(value)}
+    module = kind.__module__
+    if module == "collections" and name in ("Counter", "OrderedDict", "defaultdict"):
+        return {"t": name, "v": pairs(value)}
+    if module == "collections" and name == "deque":
+        return {"t": name, "v": each(value)}
+    if (module, name) in (("decimal", "Decimal"), ("fractions", "Fraction")):
+        return {"t": name, "v": str(value)}
+    if hasattr(kind, "__next__") and hasattr(kind, "__iter__"):
+        items = []
+        for item in value:
+            if len(items) == MAX_ITERATOR:
+                items.append({"t": "more", "v": None})
+                break
+            items.append(encode(item, budget, depth + 1))
+        return {"t": "iterator", "v": items}
+    return {"t": "opaque", "v": name}
+
+
+def main(argv):
+    """Import the module, then answer requests from stdin until it closes."""
+    import importlib
+    import json
+    import os
+    import sys
+
+    path, function, modules = argv
+    # The frames keep a private channel; prints of the candidate go to stderr.
+    source = os.fdopen(os.dup(0), "r", encoding="utf-8")
+    sink = os.dup(1)
+    null = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
+
+    def send(message):
+        os.write(sink, json.dumps(message).encode() + b"\n")
+
+    def guarded(ident, work):
+        try:
+            answer = work()
+        except RecursionError:
+            answer = {"raises": "RecursionError"}
+        except BaseException as error:  # SystemExit in a call is an answer, not an exit
+            answer = {"raises": type(error).__name__}
+        answer["id"] = ident
+        send(answer)
+
+    names = {name: importlib.import_module(name) for name in modules.split(",") if name}
+    found = []
+
+    def load():
+        with open(path, encoding="utf-8") as file:
+            code = compile(file.read(), "solution.py", "exec")
+        module = type(sys)("solution")
+        sys.modules["solution"] = module
+        exec(code, module.__dict__)
+        found.append(module.__dict__[function])
+        return {"ready": True}
+
+    guarded(json.loads(source.readline())["id"], load)
+    for line in source:
+        request = json.loads(line)
+
+        def call(request=request):
+            scope = dict(names)
+            args = [eval(text, scope) for text in request["args"]]
+            kwargs = {name: eval(text, scope) for name, text in request["kwargs"].items()}
+            value = encode(found[0](*args, **kwargs))
+            return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
+
+        guarded(request["id"], call)
+
+
+if __name__ == "__main__":
+    import sys
+
+    main(sys.argv[1:])

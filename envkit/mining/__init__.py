@@ -1,0 +1,1 @@
+"""Task mining: real functions, small mutations, generated inputs."""

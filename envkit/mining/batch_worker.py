@@ -1,0 +1,117 @@
+"""Answers the same calls for many variants of one module; for trusted code, inside a sandbox.
+
+Stdlib only, run as ``python -I -S -c SOURCE`` with one JSON job on stdin::
+
+    {"encoder": source of envkit.grading.worker, "function": NAME, "modules": [NAME, ...],
+     "hash_seed": "1", "steps": N, "cpu_s": S, "calls": [[args, kwargs], ...], "variants": [TEXT, ...]}
+
+It prints one line per variant: a list with one answer per call, shorter where the variant did not
+load or died. An answer is what the grading worker would say, ``{"hang": true}`` for a call that ran
+more than ``steps`` lines of Python, or ``null`` for one that was not asked because the first variant
+gave no value. Lines are counted, not seconds, so that the outcome is the same on every machine.
+
+Each variant runs in a forked child: what it breaks, hangs or changes stays with it.
+"""
+
+
+class Exhausted(BaseException):
+    """The call ran too many lines."""
+
+
+def respond(job, tools, text, wanted, write):
+    """Load one variant and ``write`` its answers, a line of JSON each."""
+    import json
+    import sys
+
+    encode, names = tools
+    left = [0]
+
+    def count(frame, event, arg):
+        if frame.f_code.co_filename == "<worker>":
+            return None
+        left[0] -= 1
+        if left[0] < 0:
+            raise Exhausted
+        return count
+
+    def limited(work):
+        left[0] = job["steps"]
+        sys.settrace(count)
+        try:
+            return work()
+        except BaseException as error:
+            return {"hang": True} if left[0] < 0 else {"raises": type(error).__name__}
+        finally:
+            sys.settrace(None)
+
+    module = type(sys)("solution")
+    sys.modules["solution"] = module
+    # Not counted: it may import half the standard library. A failure ends this child, unheard.
+    exec(compile(text, "solution.py", "exec"), module.__dict__)
+
+    def answer(args, kwargs):
+        scope = dict(names)
+        args = [eval(source, scope) for source in args]
+        kwargs = {name: eval(source, scope) for name, source in kwargs.items()}
+        value = encode(module.__dict__[job["function"]](*args, **kwargs))
+        return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
+
+    for ask, (args, kwargs) in zip(wanted, job["calls"]):
+        write(json.dumps(limited(lambda args=args, kwargs=kwargs: answer(args, kwargs)) if ask else None))
+
+
+def forked(job, tools, text, wanted):
+    """The answers of one variant, from a child process."""
+    import json
+    import os
+    import signal
+
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        # A single call into C can take for ever without running a line of Python.
+        signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+        try:
+            null = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(null, stream)
+            respond(job, tools, text, wanted, lambda line: os.write(writing, line.encode() + b"\n"))
+        finally:
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading, "rb") as source:
+        lines = source.read().split(b"\n")
+    os.waitpid(child, 0)
+    return [json.loads(line) for line in lines[:-1]]
+
+
+def main():
+    """Answer the job on stdin."""
+    import importlib
+    import json
+    import os
+    import sys
+
+    source = sys.stdin.read()
+    job = json.loads(source)
+    if os.environ.get("PYTHONHASHSEED") != job["hash_seed"] or sys.flags.ignore_environment:
+        # `-I` ignores the variable, so the hash seed needs a second start; the job goes along.
+        again = os.memfd_create("job")
+        os.write(again, source.encode())
+        os.lseek(again, 0, os.SEEK_SET)
+        os.dup2(again, 0)
+        argv = [sys.executable, "-S", "-s", "-P", "-c", sys.orig_argv[-1]]
+        os.execve(sys.executable, argv, {"PYTHONHASHSEED": job["hash_seed"]})
+    worker = {"__name__": "worker"}
+    exec(compile(job["encoder"], "<worker>", "exec"), worker)
+    tools = worker["encode"], {name: importlib.import_module(name) for name in job["modules"]}
+    first, *others = job["variants"]
+    found = forked(job, tools, first, [True] * len(job["calls"]))
+    print(json.dumps(found))
+    wanted = [index < len(found) and "value" in found[index] for index in range(len(job["calls"]))]
+    for text in others:
+        print(json.dumps(forked(job, tools, text, wanted)))
+
+
+if __name__ == "__main__":
+    main()

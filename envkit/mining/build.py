@@ -1,0 +1,148 @@
+"""Building a task from a subject, a mutation, and the original's answers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import asdict
+
+from envkit.grading import Answer, Call, NumericPolicy, opaque, show
+from envkit.mining.doctests import modules_of
+from envkit.mining.inputs import fresh_calls
+from envkit.mining.mutations import Mutation
+from envkit.mining.subjects import Subject
+from envkit.types import JSON, Task
+
+#: Path of the module in a task's workspace.
+SOLUTION = "solution.py"
+#: Calls generated per function, besides its examples.
+GENERATED = 24
+_MAX_KNOWN = 12
+_MAX_KILLERS = 4
+_MAX_SHOWN = 3
+#: Longest call and value together, in characters; cut beyond `_MAX_SOURCE` each.
+_MAX_EXAMPLE, _MAX_SOURCE = 180, 400
+
+
+def calls_of(subject: Subject, seed: int) -> list[Call]:
+    """The calls that mining asks: examples, shipped tests, then generated ones."""
+    known = [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
+    return known + fresh_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
+
+
+def mutation_id(mutation: Mutation) -> str:
+    """Stable name of a mutation within its function: operator, and a digest of site and text."""
+    site = f"{mutation.start_byte}:{mutation.end_byte}:{mutation.replacement}"
+    return f"{mutation.operator}-{_digest(site)}"
+
+
+def build_task(
+    subject: Subject,
+    split: str,
+    mutation: Mutation,
+    killers: Sequence[int],
+    calls: Sequence[Call],
+    original: Sequence[Answer | None],
+) -> Task:
+    """The repair task that asks to undo ``mutation``.
+
+    Args:
+        subject: the function.
+        split: ``"train"`` or ``"heldout"``.
+        mutation: the bug.
+        killers: calls, by index, that tell mutant and original apart.
+        calls: what `calls_of` gave.
+        original: the original's answers to at least the examples.
+    """
+    reference = subject.slice.text
+    mutant = mutation.apply(reference)
+    # The first ones are the public examples, the last ones were generated.
+    pinned = sorted({*killers[: _MAX_KILLERS // 2], *killers[-_MAX_KILLERS // 2 :]})
+    known = len(subject.examples[:_MAX_KNOWN])
+    module, _, function = subject.qualname.rpartition(".")
+    return Task(
+        id=f"{subject.package}/{subject.qualname}/{mutation_id(mutation)}",
+        split=split,
+        prompt="",
+        files={SOLUTION: mutant},
+        metadata={
+            "package": subject.package,
+            "version": subject.version,
+            "module": module,
+            "function": function,
+            "qualname": subject.qualname,
+            "operator": mutation.operator,
+            "source": subject.source,
+            "examples": _shown(function, calls[:known], original, pinned),
+        },
+        hidden={
+            "reference": reference,
+            "function": function,
+            "modules": list(modules_of([*subject.examples, *subject.tests])),
+            "examples": [call.to_json() for call in (*subject.examples, *subject.tests)],
+            "killers": [calls[index].to_json() for index in pinned],
+            "policy": asdict(NumericPolicy()),
+            "edit": edit_between(mutant, reference),
+            "site": {
+                "bytes": [mutation.start_byte, mutation.end_byte],
+                "line": mutation.line,
+                "killers": pinned,
+            },
+        },
+    )
+
+
+def _shown(
+    function: str, examples: Sequence[Call], original: Sequence[Answer | None], killers: Sequence[int]
+) -> list[JSON]:
+    """A few short examples with the original's answers; those that the bug breaks come first."""
+    fit: list[tuple[bool, bool, int, JSON]] = []
+    for index, (call, answer) in enumerate(zip(examples, original, strict=False)):
+        if answer is None or answer.raises or opaque(answer.value):
+            continue
+        source, value = call.source(function), _shown_answer(call, answer)
+        long = len(source) + len(value) > _MAX_EXAMPLE
+        fit.append((long, index not in killers, index, {"call": source, "value": value}))
+    # A long one is better than none.
+    short = [one for one in fit if not one[0]] or sorted(fit, key=lambda one: len(str(one[3])))[:1]
+    return [one[3] for one in sorted(short, key=lambda one: one[:3])[:_MAX_SHOWN]]
+
+
+def _shown_answer(call: Call, answer: Answer) -> str:
+    """The value as source; what became of the arguments where that is all the call does."""
+    after = answer.after if isinstance(answer.after, Sequence) else ()
+    changed = [text for item in after if (text := show(item, _MAX_SOURCE)) not in call.args]
+    if answer.value is None and changed:
+        return f"None, and the argument becomes {', '.join(changed)}"
+    return show(answer.value, _MAX_SOURCE)
+
+
+def edit_between(mutant: str, reference: str) -> dict[str, JSON]:
+    """The smallest whole-line edit from mutant to reference whose searched text occurs once.
+
+    >>> edit_between("a\\nb\\nc\\n", "a\\nx\\nc\\n")
+    {'search': 'b', 'replace': 'x'}
+    """
+    old, new = mutant.split("\n"), reference.split("\n")
+    start = 0
+    while start < min(len(old), len(new)) and old[start] == new[start]:
+        start += 1
+    tail = 0
+    while tail < min(len(old), len(new)) - start and old[-1 - tail] == new[-1 - tail]:
+        tail += 1
+    before, after = start, tail
+    while True:
+        search = "\n".join(old[before : len(old) - after])
+        if search.strip() and mutant.count(search) == 1:
+            return {"search": search, "replace": "\n".join(new[before : len(new) - after])}
+        # Context above first, then below, alternately.
+        if before and start - before <= tail - after:
+            before -= 1
+        elif after:
+            after -= 1
+        else:
+            before -= 1
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

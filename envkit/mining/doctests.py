@@ -1,0 +1,270 @@
+"""Example calls: what a function's docstring or type hints say about how to call it."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import doctest
+import importlib
+import re
+import textwrap
+from collections.abc import Iterable, Iterator, Sequence
+from typing import final
+
+from envkit.grading import Call
+
+#: Standard-library modules that arguments may name.
+ARGUMENT_MODULES = (
+    "collections", "decimal", "fractions", "functools", "itertools", "math", "operator", "re", "string",
+)  # fmt: skip
+_ARGUMENT_BUILTINS = frozenset(
+    "abs all any bool bytes chr complex dict divmod enumerate filter float frozenset int isinstance iter len "
+    "list map max min ord pow range repr reversed round set slice sorted str sum tuple zip "
+    "ArithmeticError IndexError KeyError TypeError ValueError ZeroDivisionError".split()
+)
+_CALLABLE_IN_ARGUMENTS = frozenset(
+    "bytes complex dict float frozenset int iter list range reversed set slice str tuple".split()
+)
+_LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
+_LAMBDA_BODY = (
+    *_LITERALS, ast.Compare, ast.BoolOp, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.Lambda,
+    ast.operator, ast.unaryop, ast.cmpop, ast.boolop, ast.expr_context, ast.keyword,
+)  # fmt: skip
+
+
+def docstring_calls(docstring: str, function: str) -> list[Call]:
+    """Calls of ``function`` in the examples of a docstring, in order, each once.
+
+    Names bound by earlier simple assignments of the same docstring are put in their place. A call
+    with an argument that is not a closed expression (literals, lambdas, builtins, a few
+    standard-library attributes) is left out.
+    """
+    bound: dict[str, ast.expr] = {}
+    found: list[Call] = []
+    for statement in _statements(docstring, function):
+        found += _calls(statement, function, bound)
+        _bind(statement, bound)
+    return list({call.source(function): call for call in found}.values())
+
+
+def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
+    """The standard-library modules that the arguments of these calls name."""
+    named: set[str] = set()
+    for call in calls:
+        for source in (*call.args, *call.kwargs.values()):
+            named |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+    return tuple(name for name in ARGUMENT_MODULES if name in named)
+
+
+def calls_in(statements: Sequence[ast.stmt], function: str) -> list[Call]:
+    """Calls of ``function`` with closed arguments anywhere in these statements, each once."""
+    found = [call for statement in statements for call in _calls(statement, function, {})]
+    return list({call.source(function): call for call in found}.values())
+
+
+def _statements(docstring: str, function: str) -> Iterator[ast.stmt]:
+    try:
+        examples = doctest.DocTestParser().get_examples(docstring)
+    except ValueError:  # inconsistent indentation: no examples then
+        examples = []
+    for example in examples:
+        try:
+            yield from ast.parse(textwrap.dedent(example.source)).body
+        except SyntaxError:
+            continue
+    if not examples:
+        yield from _written_calls(docstring, function)
+
+
+def _written_calls(docstring: str, function: str) -> Iterator[ast.stmt]:
+    """Calls in prose, such as ``add(1, 2) == 3`` or ``add(1, 2) -> 3``."""
+    for match in re.finditer(rf"\b{re.escape(function)}\(", docstring):
+        for end in range(match.end(), min(len(docstring), match.end() + 200)):
+            if docstring[end] != ")":
+                continue
+            try:
+                yield from ast.parse(docstring[match.start() : end + 1]).body
+                break
+            except SyntaxError:
+                continue
+
+
+def _bind(statement: ast.stmt, bound: dict[str, ast.expr]) -> None:
+    """Follow simple assignments and imports; anything else that binds a name makes it unknown."""
+    if isinstance(statement, ast.ImportFrom) and statement.module in ARGUMENT_MODULES:
+        for alias in statement.names:
+            owner = ast.Name(statement.module, ast.Load())
+            bound[alias.asname or alias.name] = ast.Attribute(owner, alias.name, ast.Load())
+    elif isinstance(statement, ast.Assign) and isinstance(statement.targets[0], ast.Name):
+        value = _closed(statement.value, bound)
+        if value is None or len(statement.targets) > 1:
+            bound.pop(statement.targets[0].id, None)
+        else:
+            bound[statement.targets[0].id] = value
+    elif isinstance(statement, ast.FunctionDef) and isinstance(statement.body[-1], ast.Return):
+        only = statement.body[-1].value if len(statement.body) == 1 and not statement.decorator_list else None
+        value = _closed(ast.Lambda(statement.args, only), bound) if only else None
+        if value is None:
+            bound.pop(statement.name, None)
+        else:
+            bound[statement.name] = value
+    else:
+        for node in ast.walk(statement):
+            if isinstance(node, ast.Name) and not isinstance(node.ctx, ast.Load):
+                bound.pop(node.id, None)
+
+
+def _calls(statement: ast.stmt, function: str, bound: dict[str, ast.expr]) -> Iterator[Call]:
+    for node in ast.walk(statement):
+        if not isinstance(node, ast.Call):
+            continue
+        named = node.func.id if isinstance(node.func, ast.Name) else None
+        if isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name):
+            named = node.func.attr if node.func.value.id not in bound else None
+        if named != function:
+            continue
+        args = [_closed(arg, bound) for arg in node.args]
+        kwargs = {one.arg: _closed(one.value, bound) for one in node.keywords}
+        sources = [ast.unparse(arg) for arg in args if arg is not None]
+        named_sources = {key: ast.unparse(arg) for key, arg in kwargs.items() if key and arg is not None}
+        if len(sources) == len(args) and len(named_sources) == len(node.keywords):
+            yield Call(tuple(sources), named_sources)
+
+
+def _closed(expression: ast.expr, bound: dict[str, ast.expr]) -> ast.expr | None:
+    """The expression with bound names put in place, or ``None`` if it still needs something."""
+    replaced = _Substitute(bound).visit(copy.deepcopy(expression))
+    return replaced if _is_closed(replaced, frozenset(), inside_lambda=False) else None
+
+
+@final
+class _Substitute(ast.NodeTransformer):
+    """Puts the values of known names in their place; lambda parameters hide names."""
+
+    def __init__(self, bound: dict[str, ast.expr]) -> None:
+        self._bound = bound
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        return copy.deepcopy(self._bound.get(node.id, node))
+
+    def visit_Lambda(self, node: ast.Lambda) -> ast.expr:
+        hidden = _parameters(node.args)
+        inner = {name: value for name, value in self._bound.items() if name not in hidden}
+        return ast.Lambda(node.args, _Substitute(inner).visit(node.body))
+
+
+def _parameters(arguments: ast.arguments) -> set[str]:
+    return {node.arg for node in ast.walk(arguments) if isinstance(node, ast.arg)}
+
+
+def _is_closed(node: ast.AST, params: frozenset[str], *, inside_lambda: bool) -> bool:
+    def each(nodes: Iterable[ast.AST]) -> bool:
+        return all(_is_closed(one, params, inside_lambda=inside_lambda) for one in nodes)
+
+    match node:
+        case ast.Constant():
+            return node.value is not Ellipsis
+        case ast.Name():
+            return node.id in params or node.id in _ARGUMENT_BUILTINS
+        case ast.Lambda():
+            names = params | _parameters(node.args)
+            return _is_closed(node.body, frozenset(names), inside_lambda=True)
+        case ast.Attribute(value=ast.Name(id=name), attr=attribute) if name in ARGUMENT_MODULES:
+            return hasattr(importlib.import_module(name), attribute)
+        case ast.Attribute(value=ast.Name(id="str" | "int" | "float" | "list" | "dict" | "set" | "bytes")):
+            return True
+        case ast.Attribute():
+            return inside_lambda and node.attr[0] != "_" and each([node.value])
+        case ast.Call(func=ast.Name(id=name)) if not inside_lambda:
+            return name in _CALLABLE_IN_ARGUMENTS and each([*node.args, *node.keywords])
+        case ast.Call():
+            stdlib = isinstance(node.func, ast.Attribute) and isinstance(node.func.value, ast.Name)
+            return (inside_lambda or stdlib) and each([node.func, *node.args, *node.keywords])
+        case ast.keyword():
+            return node.arg is not None and each([node.value])
+    kinds = _LAMBDA_BODY if inside_lambda else (*_LITERALS, ast.operator, ast.unaryop, ast.expr_context)
+    return isinstance(node, kinds) and each(ast.iter_child_nodes(node))
+
+
+_ANY_VALUE = ("3", "'ab'", "[1, 2]", "None")
+_BY_HINT = {
+    "int": ("3", "0", "10", "7", "1"),
+    "float": ("2.5", "0.0", "-1.5", "10.0"),
+    "complex": ("1 + 2j", "0j"),
+    "bool": ("True", "False"),
+    "str": ("'racecar'", "'Hello World'", "'a1b2'", "''", "'abab'"),
+    "bytes": ("b'abc'", "b''"),
+    "None": ("None",),
+    "Any": _ANY_VALUE,
+    "object": _ANY_VALUE,
+    "Hashable": ("3", "'ab'"),
+}
+_SEQUENCES = {"list", "List", "Sequence", "Iterable", "Collection", "MutableSequence"}
+_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
+
+
+def hinted_calls(function: ast.FunctionDef) -> list[Call]:
+    """Calls that fit the type hints of a function; empty where a parameter has none we know."""
+    spec = function.args
+    required = spec.args[: len(spec.args) - len(spec.defaults)]
+    if spec.posonlyargs or spec.vararg or any(default is None for default in spec.kw_defaults):
+        return []
+    columns = [_values(arg.annotation) for arg in required]
+    if not required or not all(columns):
+        return []
+    rows = max(map(len, columns)) if len(columns) == 1 else 2 * max(map(len, columns))
+    # Different strides per column: two lists of equal length would otherwise move in step.
+    picked = [
+        tuple(column[(row * (2 * index + 1) + index) % len(column)] for index, column in enumerate(columns))
+        for row in range(rows)
+    ]
+    return [Call(args) for args in dict.fromkeys(picked)]
+
+
+def _values(hint: ast.expr | None) -> tuple[str, ...]:
+    """Example values of a type, as source; empty when the type is unknown."""
+    match hint:
+        case ast.Constant(value=None):
+            return ("None",)
+        case ast.Constant(value=str(text)):
+            return _values(ast.parse(text, mode="eval").body)
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return _values_of(name, ())
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _values(left) + _values(right)
+        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=ast.Tuple(elts=inner)):
+            return _values_of(name, tuple(inner))
+        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
+            return _values_of(name, (inner,))
+    return ()
+
+
+def _values_of(name: str, inner: tuple[ast.expr, ...]) -> tuple[str, ...]:
+    if name in _BY_HINT:
+        return _BY_HINT[name]
+    if name == "Optional":
+        return (*_values(inner[0]), "None")
+    if name == "Union":
+        return tuple(value for one in inner for value in _values(one))
+    element = _values(inner[0]) if inner else _BY_HINT["int"]
+    if not element:
+        return ()
+    some = [element[index % len(element)] for index in range(4)]
+    if name in _SEQUENCES:
+        return (f"[{', '.join(some)}]", f"[{', '.join(reversed(some[:3]))}]", "[]", f"[{some[0]}, {some[0]}]")
+    if name in ("set", "Set", "frozenset", "FrozenSet"):
+        return (f"{{{', '.join(some)}}}", "set()")
+    if name in ("tuple", "Tuple") and inner:
+        parts = [_values(one) for one in inner if not (isinstance(one, ast.Constant) and one.value is ...)]
+        if len(parts) < len(inner):
+            parts = parts * 3
+        return tuple(f"({', '.join(part[row % len(part)] for part in parts)},)" for row in (0, 1)) if all(parts) else ()
+    if name in _MAPPINGS:
+        values = _values(inner[1]) if len(inner) > 1 else _BY_HINT["int"]
+        if not values:
+            return ()
+        pairs = ", ".join(f"{key}: {values[row % len(values)]}" for row, key in enumerate(dict.fromkeys(some)))
+        return (f"{{{pairs}}}", f"{{{element[0]}: {values[0]}}}", "{}")
+    if name in ("Callable",):
+        return ()
+    return ()

@@ -1,0 +1,77 @@
+"""Near-duplicates: functions that are the same but for names, across the split."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import io
+import tokenize
+from collections.abc import Callable, Iterable
+from typing import TypeAlias
+
+from envkit.mining.subjects import Subject, subjects
+
+#: Runs of tokens that a function is made of.
+Shape: TypeAlias = frozenset[tuple[str, ...]]
+
+#: Functions that share more than this part of their runs count as one.
+THRESHOLD = 0.8
+_RUN = 4
+_KEPT = frozenset(dir(builtins))
+
+
+def shape(function: ast.FunctionDef) -> Shape:
+    """A function without names, annotations and docstring, as runs of tokens.
+
+    >>> [one, other] = ast.parse("def f(a): return a + 1\\ndef g(x: int): return x + 1").body
+    >>> shape(one) == shape(other)
+    True
+    """
+    bare = _Anonymous().visit(ast.parse(ast.unparse(function)).body[0])
+    text = ast.unparse(ast.fix_missing_locations(bare))
+    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
+    found = tokenize.generate_tokens(io.StringIO(text).readline)
+    tokens = [token.string.strip() or tokenize.tok_name[token.type] for token in found if token.type not in skipped]
+    return frozenset(tuple(tokens[at : at + _RUN]) for at in range(max(1, len(tokens) - _RUN + 1)))
+
+
+def similarity(one: Shape, other: Shape) -> float:
+    """Jaccard index of two shapes, from 0 (nothing shared) to 1 (equal)."""
+    return len(one & other) / len(one | other)
+
+
+def resembling(packages: Iterable[str]) -> Callable[[Subject], bool]:
+    """Whether a subject is a near-duplicate of a function of these (held-out) packages.
+
+    Raises:
+        UsageError: a package is not installed, so that nothing can be said.
+    """
+    shapes = {shape(other.slice.node) for package in packages for other in subjects(package)}
+
+    def resembles(subject: Subject) -> bool:
+        own = shape(subject.slice.node)
+        return any(similarity(own, other) > THRESHOLD for other in shapes)
+
+    return resembles
+
+
+class _Anonymous(ast.NodeTransformer):
+    """Gives every name but builtins the same name."""
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if ast.get_docstring(node) is not None and len(node.body) > 1:
+            del node.body[0]
+        self.generic_visit(node)
+        node.name, node.returns, node.decorator_list = "v", None, []
+        return node
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return node if node.id in _KEPT else ast.Name("v", node.ctx)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        return ast.arg("v")
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is None:
+            return ast.Pass()
+        return ast.Assign([self.visit(node.target)], self.visit(node.value), lineno=0)

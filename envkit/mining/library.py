@@ -1,0 +1,76 @@
+"""Installed packages as text: module sources by dotted name, read without importing anything."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from envkit.errors import UsageError
+
+
+@dataclass(frozen=True, slots=True)
+class Library:
+    """The Python sources of one distribution.
+
+    Args:
+        package: name as pip knows it, ``more-itertools``.
+        version: installed version.
+        modules: dotted module name -> source text.
+    """
+
+    package: str
+    version: str
+    modules: Mapping[str, str]
+
+
+def installed(package: str) -> Library:
+    """Read an installed package; its test folders are left out.
+
+    Raises:
+        UsageError: it is not installed here, or holds no Python source.
+    """
+    name = import_name(package)
+    spec = importlib.util.find_spec(name)
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    modules: dict[str, str] = {}
+    for folder in map(Path, folders):
+        for file in sorted(folder.rglob("*.py")):
+            parts = [name, *file.relative_to(folder).with_suffix("").parts]
+            if not any(part in ("test", "tests", "testing", "__main__") for part in parts):
+                dotted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+                modules[dotted] = file.read_text(encoding="utf-8")
+    if spec and spec.origin and not folders and spec.origin.endswith(".py"):
+        modules[name] = Path(spec.origin).read_text(encoding="utf-8")
+    if not modules:
+        raise UsageError(f"package {package!r} holds no Python source to mine; choose another")
+    return Library(package, version_of(package), modules)
+
+
+def version_of(package: str) -> str:
+    """The installed version.
+
+    Raises:
+        UsageError: it is not installed here.
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        raise UsageError(
+            f"package {package!r} is not installed, so nothing can be mined from it; "
+            f"install it with: pip install {package}"
+        ) from None
+
+
+def import_name(package: str) -> str:
+    """The name that code imports, ``more_itertools`` for ``more-itertools``.
+
+    Raises:
+        UsageError: it is not installed here.
+    """
+    version_of(package)
+    listed = (importlib.metadata.distribution(package).read_text("top_level.txt") or "").split()
+    plain = package.replace("-", "_")
+    return plain if plain in listed or not listed else listed[0]

@@ -1,0 +1,139 @@
+"""Recipes: a task set as package, function and site of each task, without any third-party source."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+
+from envkit.errors import TaskFileError
+from envkit.mining.batch import batch_answers
+from envkit.mining.build import build_task, calls_of, mutation_id
+from envkit.mining.doctests import modules_of
+from envkit.mining.library import version_of
+from envkit.mining.mutations import mutations
+from envkit.mining.subjects import Subject, subjects
+from envkit.mining.taskfile import digest
+from envkit.sandbox import SandboxBackend
+from envkit.types import JSON, Task
+
+SCHEMA = "envkit.recipe/1"
+
+_Row = tuple[str, str, str, list[int]]
+
+
+def make_recipe(tasks: Sequence[Task], seed: int) -> dict[str, JSON]:
+    """Describe mined tasks so that `build_from_recipe` makes exactly these again.
+
+    Args:
+        tasks: tasks of one split, as `envkit.mining.miner.mine` made them.
+        seed: the seed they were mined with.
+    """
+    rows: list[JSON] = []
+    for task in tasks:
+        site = cast("Mapping[str, Any]", task.hidden["site"])
+        package, qualname, mutation = task.id.split("/")
+        rows.append([package, qualname, mutation, list(site["killers"])])
+    versions = {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks}
+    return {
+        "schema": SCHEMA,
+        "split": tasks[0].split,
+        "seed": seed,
+        "packages": versions,
+        "digest": digest(tasks),
+        "rows": rows,
+    }
+
+
+def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:
+    """A seeded order in which any prefix is spread over functions and packages.
+
+    First comes one task of every function, then the second ones; within such a round the packages
+    take turns in proportion to what they have.
+    """
+    rng = random.Random(f"order/{seed}")
+    rounds: dict[tuple[int, str], list[Task]] = {}
+    seen: dict[str, int] = {}
+    for task in rng.sample(list(tasks), len(tasks)):
+        turn = seen.get(task.source, 0)
+        seen[task.source] = turn + 1
+        rounds.setdefault((turn, str(task.metadata["package"])), []).append(task)
+    placed = [
+        (turn, (index + 0.5) / len(some), package, task)
+        for (turn, package), some in rounds.items()
+        for index, task in enumerate(some)
+    ]
+    return [task for *_, task in sorted(placed, key=lambda one: one[:3])]
+
+
+def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, workers: int = 2) -> list[Task]:
+    """Make the tasks of a recipe again.
+
+    Args:
+        recipe: what `make_recipe` gave.
+        backend: where the originals answer the public examples.
+        workers: sandboxes at work at once.
+
+    Raises:
+        TaskFileError: not a recipe, another version of a package is installed, or the tasks do not
+            come out as they were.
+        UsageError: a package is not installed.
+        SandboxError: the machinery failed.
+    """
+    if recipe.get("schema") != SCHEMA:
+        raise TaskFileError(f"recipe, field 'schema': found {recipe.get('schema')!r}, expected {SCHEMA!r}")
+    seed, split = cast("int", recipe["seed"]), str(recipe["split"])
+    rows = cast("Sequence[_Row]", recipe["rows"])
+    _require_versions(cast("Mapping[str, str]", recipe["packages"]))
+    wanted: dict[tuple[str, str], list[_Row]] = {}
+    for row in rows:
+        wanted.setdefault((row[0], row[1]), []).append(row)
+    found = [
+        (subject, some)
+        for package in cast("Mapping[str, str]", recipe["packages"])
+        for subject in subjects(package)
+        if (some := wanted.get((package, subject.qualname)))
+    ]
+    with ThreadPoolExecutor(workers) as pool:
+        made = pool.map(lambda one: _rebuild(*one, seed=seed, split=split, backend=backend), found)
+        by_id = {task.id: task for some in made for task in some}
+    names = ["/".join(row[:3]) for row in rows]
+    missing = [name for name in names if name not in by_id]
+    if missing:
+        raise TaskFileError(
+            f"recipe: {len(missing)} tasks cannot be made again, {missing[0]} first; the code that mines has "
+            "changed, so the recipe must be made anew and everything measured with it measured again"
+        )
+    tasks = [by_id[name] for name in names]
+    if digest(tasks) != recipe["digest"]:
+        raise TaskFileError(
+            f"recipe: the tasks have digest {digest(tasks)[:12]}, expected {str(recipe['digest'])[:12]}; the code "
+            "that mines has changed, so everything measured with this recipe must be measured again"
+        )
+    return tasks
+
+
+def _require_versions(packages: Mapping[str, str]) -> None:
+    for package, version in packages.items():
+        found = version_of(package)
+        if found != version:
+            raise TaskFileError(
+                f"recipe: {package} {found} is installed, and it was made from {package} {version}; "
+                f"install that one with: pip install {package}=={version}"
+            )
+
+
+def _rebuild(
+    subject: Subject, rows: Sequence[_Row], *, seed: int, split: str, backend: SandboxBackend
+) -> list[Task]:
+    text, function = subject.slice.text, subject.slice.function
+    calls = calls_of(subject, seed)
+    asked = calls[: len(subject.examples)]
+    [original] = batch_answers(backend, [text], function, asked, modules_of(calls), 1)
+    by_id = {mutation_id(mutation): mutation for mutation in mutations(text, function)}
+    return [
+        build_task(subject, split, by_id[name], killers, calls, original)
+        for _, _, name, killers in rows
+        if name in by_id
+    ]

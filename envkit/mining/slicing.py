@@ -1,0 +1,393 @@
+"""Slicing: one function of a package and all it needs, as a self-contained module text."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import re
+import symtable
+import sys
+import typing
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import final
+
+from envkit.mining.library import Library
+
+#: Longest module text that a slice may have, in characters.
+MAX_CLOSURE = 6000
+#: Longest docstring that stays in the function to repair, in characters.
+MAX_SUMMARY = 160
+
+_BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
+_SKIPPED_DECORATORS = ("overload", "singledispatch", "contextmanager", "asynccontextmanager", "deprecated")
+#: Where the first paragraph of a docstring ends.
+_AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", re.IGNORECASE)
+
+
+class Unclosed(Exception):
+    """The function cannot be made self-contained; the message says why. Not an error, a filter."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A self-contained module around one function.
+
+    Args:
+        module: dotted name of the module that the function came from.
+        function: its name.
+        text: the module text; the function's docstring is cut to its summary, others are gone.
+        shown: the function's own lines within ``text``.
+        docstring: the full docstring, ``""`` where there is none.
+        node: the function as it was written.
+    """
+
+    module: str
+    function: str
+    text: str
+    shown: str
+    docstring: str
+    node: ast.FunctionDef
+
+
+@dataclass(frozen=True, slots=True)
+class _Import:
+    """A name bound by an import: module, and the attribute taken from it if any."""
+
+    module: str
+    attribute: str | None
+
+
+@final
+class _Module:
+    """The top-level bindings of one module."""
+
+    def __init__(self, name: str, source: str, is_package: bool) -> None:
+        self.name = name
+        self.lines = source.splitlines()
+        self.imports: dict[str, _Import] = {}
+        self.stars: list[str] = []
+        self.statements: dict[str, list[ast.stmt]] = {}
+        self._package = name if is_package else name.rpartition(".")[0]
+        for statement in ast.parse(source).body:
+            self._bind(statement)
+
+    def _bind(self, statement: ast.stmt) -> None:
+        if isinstance(statement, ast.Import | ast.ImportFrom):
+            self._bind_import(statement)
+        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            if not any("overload" in ast.unparse(one) for one in statement.decorator_list):
+                self.statements.setdefault(statement.name, []).append(statement)
+        elif not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)):
+            for name in _bound_names(statement):
+                self.statements.setdefault(name, []).append(statement)
+
+    def _bind_import(self, statement: ast.Import | ast.ImportFrom) -> None:
+        if isinstance(statement, ast.Import):
+            for alias in statement.names:
+                target = alias.name if alias.asname else alias.name.partition(".")[0]
+                self.imports[alias.asname or target] = _Import(target, None)
+            return
+        source = _absolute(statement, self._package)
+        for alias in statement.names:
+            if alias.name == "*":
+                self.stars.append(source)
+            else:
+                self.imports[alias.asname or alias.name] = _Import(source, alias.name)
+
+
+def _absolute(statement: ast.ImportFrom, package: str) -> str:
+    if not statement.level:
+        return statement.module or ""
+    base = package.split(".")[: len(package.split(".")) - statement.level + 1]
+    return ".".join([*base, *([statement.module] if statement.module else [])])
+
+
+def _bound_names(statement: ast.stmt) -> set[str]:
+    """Names that a top-level statement binds, compound statements included."""
+    table = symtable.symtable(ast.unparse(statement), "<statement>", "exec")
+    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
+
+
+class _WithoutAnnotations(ast.NodeTransformer):
+    """Removes what ``from __future__ import annotations`` keeps from running."""
+
+    def visit_arg(self, node: ast.arg) -> ast.arg:
+        return ast.arg(node.arg)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is None:
+            return ast.copy_location(ast.Pass(), node)
+        return ast.Assign([node.target], self.visit(node.value), lineno=node.lineno)
+
+
+def _free_names(statement: ast.stmt) -> set[str]:
+    """Module-level names that a statement needs when it is executed or called."""
+    bare = _WithoutAnnotations().visit(ast.parse(ast.unparse(statement)))
+    pending = [symtable.symtable(ast.unparse(bare), "<statement>", "exec")]
+    found: set[str] = set()
+    while pending:
+        table = pending.pop()
+        pending += table.get_children()
+        top = table.get_type() == "module"
+        for symbol in table.get_symbols():
+            if symbol.is_referenced() and (symbol.is_global() or (top and not symbol.is_assigned())):
+                found.add(symbol.get_name())
+    return found
+
+
+def _annotation_names(statement: ast.stmt) -> set[str]:
+    roots: list[ast.AST | None] = []
+    for node in ast.walk(statement):
+        if isinstance(node, ast.arg | ast.AnnAssign):
+            roots.append(node.annotation)
+        elif isinstance(node, ast.FunctionDef):
+            roots.append(node.returns)
+    return {name.id for root in roots if root for name in ast.walk(root) if isinstance(name, ast.Name)}
+
+
+@final
+class Slicer:
+    """Makes slices of one library; parses each module once."""
+
+    def __init__(self, library: Library) -> None:
+        packages = {name.rpartition(".")[0] for name in library.modules}
+        roots = {name.partition(".")[0] for name in library.modules}
+        self._roots = roots
+        self._modules = {
+            name: _Module(name, source, name in packages or name in roots)
+            for name, source in library.modules.items()
+        }
+
+    def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
+        """Public module-level functions in module and line order, with their module's name."""
+        for name, module in sorted(self._modules.items()):
+            for bound in module.statements.values():
+                if len(bound) == 1 and isinstance(bound[0], ast.FunctionDef) and bound[0].name[0] != "_":
+                    yield name, bound[0]
+
+    def slice(self, module: str, function: str) -> Slice:
+        """The function with the transitive closure of what it uses.
+
+        Raises:
+            Unclosed: something it needs is not to be had as text, or the text gets too long.
+        """
+        return _Closure(self._modules, self._roots, module, function).render()
+
+
+@final
+class _Closure:
+    """Collects the definitions that one function needs."""
+
+    def __init__(self, modules: dict[str, _Module], roots: set[str], module: str, function: str) -> None:
+        self._modules, self._roots = modules, roots
+        self._target = (module, function)
+        self._texts: dict[tuple[str, int], str] = {}
+        self._owner: dict[str, object] = {}
+        self._plain: set[str] = set()
+        self._from: dict[str, set[str]] = {}
+        self._aliases: dict[str, str] = {}
+        self._namespaces: dict[str, set[str]] = {}
+        self._need(module, function, function)
+
+    def _own(self, name: str, origin: object) -> bool:
+        """Claim a global name of the new module; false when it is there already."""
+        known = self._owner.setdefault(name, origin)
+        if known is not origin and known != origin:
+            raise Unclosed(f"the name {name} means two things")
+        return known is origin
+
+    def _need(self, module: str, name: str, local: str) -> None:
+        """Make ``local`` in the new module mean what ``name`` means in ``module``."""
+        home = self._modules.get(module)
+        if home is None:
+            raise Unclosed(f"{module} is not part of the package")
+        if name in home.statements:
+            self._need_statement(home, name, local)
+        elif name in home.imports:
+            self._need_import(home.imports[name], local)
+        elif f"{module}.{name}" in self._modules:
+            raise Unclosed(f"{name} is a module used as a value")
+        else:
+            for star in home.stars:
+                other = self._modules.get(star)
+                if other and (name in other.statements or name in other.imports):
+                    return self._need(star, name, local)
+            raise Unclosed(f"{name} is not defined in {module}")
+
+    def _need_statement(self, home: _Module, name: str, local: str) -> None:
+        bound = home.statements[name]
+        if len(bound) > 1 or name in home.imports:
+            raise Unclosed(f"{name} is bound more than once in {home.name}")
+        statement = bound[0]
+        key = (home.name, statement.lineno)
+        if name != local:
+            self._own(local, ("alias", key))
+            self._aliases[local] = name
+        if key in self._texts:
+            return
+        for each in _bound_names(statement):
+            self._own(each, key)
+        self._texts[key] = without_docstrings(_source(home, statement))
+        if sum(map(len, self._texts.values())) > MAX_CLOSURE:
+            raise Unclosed("needs too much else")
+        self._check_inner_imports(statement)
+        for free in sorted(_free_names(statement)):
+            self._need_free(home, statement, free)
+        for hint in sorted(_annotation_names(statement) & home.imports.keys()):
+            if self._is_stdlib(home.imports[hint].module):
+                self._need_import(home.imports[hint], hint)
+
+    def _need_free(self, home: _Module, statement: ast.stmt, name: str) -> None:
+        known_here = name in home.statements or name in home.imports
+        imported = home.imports.get(name)
+        dotted = self._package_module(imported) if imported else None
+        if dotted is not None:
+            self._need_namespace(statement, name, dotted)
+        elif known_here or name not in _BUILTINS:
+            self._need(home.name, name, name)
+
+    def _package_module(self, imported: _Import) -> str | None:
+        """The package module that an import names, if it names one."""
+        dotted = f"{imported.module}.{imported.attribute}" if imported.attribute else imported.module
+        return dotted if dotted in self._modules else None
+
+    def _need_namespace(self, statement: ast.stmt, alias: str, module: str) -> None:
+        """``pkg.name`` in a body becomes an attribute of a small namespace object."""
+        self._own(alias, ("namespace", module))
+        nodes = list(ast.walk(statement))
+        uses = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
+        attributes = {n.attr for n in uses if isinstance(n.value, ast.Name) and n.value.id == alias}
+        names = sum(isinstance(n, ast.Name) and n.id == alias for n in nodes)
+        if names != sum(isinstance(n.value, ast.Name) and n.value.id == alias for n in uses):
+            raise Unclosed(f"module {module} is used as a value")
+        for attribute in sorted(attributes):
+            self._need(module, attribute, attribute)
+        self._namespaces.setdefault(alias, set()).update(attributes)
+
+    def _is_stdlib(self, module: str) -> bool:
+        root = module.partition(".")[0]
+        return root in sys.stdlib_module_names and root not in self._roots
+
+    def _need_import(self, imported: _Import, local: str) -> None:
+        if imported.module == "typing_extensions" and hasattr(typing, imported.attribute or "?"):
+            imported = _Import("typing", imported.attribute)
+        if self._is_stdlib(imported.module):
+            self._own(local, imported)
+            rename = "" if local == (imported.attribute or imported.module) else f" as {local}"
+            if imported.attribute is None:
+                self._plain.add(f"import {imported.module}{rename}")
+            elif imported.module != "__future__":
+                self._from.setdefault(imported.module, set()).add(imported.attribute + rename)
+        elif imported.module.partition(".")[0] in self._roots and imported.attribute:
+            self._need(imported.module, imported.attribute, local)
+        else:
+            raise Unclosed(f"needs the third-party module {imported.module}")
+
+    def _check_inner_imports(self, statement: ast.stmt) -> None:
+        # An import under `try` may fail: its handler then binds the name, as on a bare machine.
+        if isinstance(statement, ast.Try):
+            return
+        for node in ast.walk(statement):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom):
+                names = ["." if node.level else node.module or "."]
+            for name in names:
+                if not self._is_stdlib(name):
+                    raise Unclosed(f"imports {name} inside")
+
+    def _import_order(self, first: str) -> list[str]:
+        """The package's modules in the order in which importing ``first`` would finish them."""
+        seen: set[str] = set()
+        done: list[str] = []
+
+        def visit(name: str) -> None:
+            if name in seen or name not in self._modules:
+                return
+            seen.add(name)
+            home = self._modules[name]
+            for imported in home.imports.values():
+                visit(imported.module)
+                visit(f"{imported.module}.{imported.attribute}")
+            for star in home.stars:
+                visit(star)
+            done.append(name)
+
+        visit(first)
+        return done
+
+    def render(self) -> Slice:
+        module, function = self._target
+        [node] = self._modules[module].statements[function]
+        if not isinstance(node, ast.FunctionDef):
+            raise Unclosed(f"{function} is not a plain function")
+        if any(word in ast.unparse(one) for one in node.decorator_list for word in _SKIPPED_DECORATORS):
+            raise Unclosed(f"{function} is decorated")
+        docstring = ast.get_docstring(node) or ""
+        shown = without_docstrings(_source(self._modules[module], node), summary(docstring))
+        self._texts[module, node.lineno] = shown
+        rank = {name: index for index, name in enumerate(self._import_order(module))}
+        blocks = [self._texts[key] for key in sorted(self._texts, key=lambda key: (rank[key[0]], key[1]))]
+        blocks += [f"{alias} = {name}" for alias, name in sorted(self._aliases.items())]
+        for alias, attributes in sorted(self._namespaces.items()):
+            self._from.setdefault("types", set()).add("SimpleNamespace")
+            members = ", ".join(f"{name}={name}" for name in sorted(attributes))
+            blocks.append(f"{alias} = SimpleNamespace({members})")
+        imports = sorted(self._plain)
+        imports += [f"from {source} import {', '.join(sorted(names))}" for source, names in sorted(self._from.items())]
+        head = ["from __future__ import annotations", *(["\n".join(imports)] if imports else [])]
+        text = "\n\n".join(head) + "\n\n\n" + "\n\n\n".join(blocks) + "\n"
+        if len(text) > MAX_CLOSURE:
+            raise Unclosed(f"{len(text)} characters with all it needs")
+        return Slice(module, function, text, shown, docstring, node)
+
+
+def _source(home: _Module, statement: ast.stmt) -> str:
+    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
+    first = min([statement.lineno, *(one.lineno for one in decorators)])
+    return "\n".join(home.lines[first - 1 : statement.end_lineno])
+
+
+def without_docstrings(text: str, keep: str = "") -> str:
+    """``text`` of one definition without docstrings; the outermost becomes ``keep`` if given."""
+    lines = text.split("\n")
+    tree = ast.parse(text).body[0]
+    cuts: list[tuple[int, int, str]] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        first = node.body[0]
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
+            continue
+        if not isinstance(first.value.value, str) or first.lineno == node.lineno:
+            continue
+        new = " " * first.col_offset + f'"""{keep}"""' if node is tree and keep else ""
+        if len(node.body) == 1 and not new:
+            new = " " * first.col_offset + "pass"
+        cuts.append((first.lineno, first.end_lineno or first.lineno, new))
+    for start, end, new in sorted(cuts, reverse=True):
+        while not new and end < len(lines) and not lines[end].strip():
+            end += 1
+        lines[start - 1 : end] = [new] if new else []
+    return "\n".join(line.rstrip() for line in lines)
+
+
+@lru_cache(maxsize=None)
+def summary(docstring: str) -> str:
+    """The first sentence of a docstring on one line, ``""`` where that is not plain text.
+
+    >>> summary("Adds two numbers. Quickly.\\n\\n>>> add(1, 2)\\n3")
+    'Adds two numbers.'
+    """
+    paragraph = _AFTER_SUMMARY.split(docstring.strip(), maxsplit=1)[0]
+    line = " ".join(paragraph.split())
+    if len(line) > MAX_SUMMARY:
+        line = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
+    if len(line) > MAX_SUMMARY:
+        line = line[: MAX_SUMMARY - 3].rsplit(" ", 1)[0] + "..."
+    return line if "\\" not in line and '"' not in line else line.replace("\\", "").replace('"', "'")

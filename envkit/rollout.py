@@ -1,0 +1,195 @@
+"""The one loop that plays episodes: any environment, any agent, many at once."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar, final
+
+from envkit.agent import Agent, Session
+from envkit.env import Env
+from envkit.errors import ContractError, SandboxError
+from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
+
+EnvFactory = Callable[[], Env]
+
+Result = TypeVar("Result")
+
+
+@dataclass(slots=True)
+class _Episode:
+    """A running episode: its environment, its agent's session and what happened so far."""
+
+    key: EpisodeKey
+    env: Env
+    observation: str
+    session: Session
+    steps: list[StepRecord] = field(default_factory=list[StepRecord])
+    #: What broke its first sandbox.
+    broke: SandboxError | None = None
+
+
+def visit_seed(key: EpisodeKey) -> int:
+    """The reset seed of a group: a function of its visit, so its members meet the same inputs.
+
+    Distinct for distinct (seed, step, group) within 20, 24 and 18 bits.
+    """
+    seed, step, group = key.visit
+    return ((seed % 2**20) << 42) | ((step % 2**24) << 18) | (group % 2**18)
+
+
+@final
+class Rollouts:
+    """Plays episodes with a pool of environments.
+
+    Environment work (sandboxes, grading) runs in ``workers`` threads; the agent is driven from the
+    calling thread. Results do not depend on the number of workers. Use as a context manager.
+
+    Args:
+        make_env: makes one environment; called at most once per concurrent episode.
+        workers: threads for environment work, at least 1.
+    """
+
+    def __init__(self, make_env: EnvFactory, workers: int = 2) -> None:
+        self._make_env = make_env
+        self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="env")
+        self._idle: list[Env] = []
+
+    def __enter__(self) -> Rollouts:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the workers and close every environment. Idempotent."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        while self._idle:
+            self._idle.pop().close()
+
+    @contextmanager
+    def _borrowed(self, count: int) -> Generator[list[Env]]:
+        while len(self._idle) < count:
+            self._idle.append(self._make_env())
+        taken = [self._idle.pop() for _ in range(count)]
+        try:
+            yield taken
+        finally:
+            for env in taken:
+                env.close()
+            self._idle.extend(taken)
+
+    def play(self, agent: Agent, keys: Sequence[EpisodeKey]) -> list[Trajectory]:
+        """Play one episode per key and return the trajectories in that order.
+
+        An episode whose machinery breaks is replayed once, action by action, in a fresh sandbox.
+        Breaking again is the candidate's doing and counts as failed. An episode whose `Env.reset`
+        fails twice in a row is void: no candidate has touched it.
+
+        Raises:
+            ContractError: the agent does not answer, or answers a session that it was not asked.
+        """
+        with self._borrowed(len(keys)) as envs:
+            done: dict[int, Trajectory] = {}
+            waiting: dict[int, tuple[int, _Episode]] = {}
+            starts = self._all([partial(_start, env, key) for env, key in zip(envs, keys, strict=True)])
+            for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
+                if isinstance(first, SandboxError):
+                    done[index] = _void(env, agent, key, (), first)
+                    continue
+                episode = _Episode(key, env, first, agent.start(key))
+                waiting[id(episode.session)] = (index, episode)
+                agent.submit(episode.session, first)
+            while waiting:
+                turns = agent.collect()
+                if not turns:
+                    raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
+                moving: list[tuple[int, _Episode, Turn]] = []
+                for session, turn in turns:
+                    if id(session) not in waiting:
+                        raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
+                    moving.append((*waiting.pop(id(session)), turn))
+                ends = self._all([partial(_move, agent, episode, turn) for _, episode, turn in moving])
+                for (index, episode, _), end in zip(moving, ends, strict=True):
+                    if end is not None:
+                        done[index] = end
+                        continue
+                    waiting[id(episode.session)] = (index, episode)
+                    agent.submit(episode.session, episode.observation)
+            return [done[index] for index in range(len(keys))]
+
+    def _all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
+        """Run the calls in the workers; results in order."""
+        futures = [self._pool.submit(call) for call in calls]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            # An error must not let an environment be closed while a worker is still in it.
+            for future in futures:
+                future.cancel()
+            wait(futures)
+
+
+def _reset(env: Env, key: EpisodeKey) -> str:
+    """The first observation; a reset whose machinery breaks is tried once more."""
+    seed, options = visit_seed(key), {"task": key.task}
+    try:
+        return env.reset(seed=seed, options=options)[0]
+    except SandboxError:
+        return env.reset(seed=seed, options=options)[0]
+
+
+def _start(env: Env, key: EpisodeKey) -> str | SandboxError:
+    try:
+        return _reset(env, key)
+    except SandboxError as error:
+        return error
+
+
+def _move(agent: Agent, episode: _Episode, turn: Turn) -> Trajectory | None:
+    """Take one turn; returns the trajectory when it was the last."""
+    env, key = episode.env, episode.key
+    try:
+        seen, reward, terminated, truncated, info = env.step(turn.text)
+    except SandboxError as error:
+        return _broken(agent, episode, turn, error)
+    episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
+    episode.observation = seen
+    return _finished(env, agent, key, episode.steps, info) if terminated or truncated else None
+
+
+def _broken(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) -> Trajectory | None:
+    """Say the same actions again in a fresh sandbox; a second breakdown is a failure."""
+    env, key, steps = episode.env, episode.key, episode.steps
+    if episode.broke is not None:
+        info = {"verdict": Verdict.FAIL.value, "error": f"broke twice: {episode.broke}; {error}"}
+        steps = [*steps, StepRecord(episode.observation, turn, 0.0)]
+        return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
+    episode.broke = error
+    try:
+        episode.observation = _reset(env, key)
+    except SandboxError as again:
+        return _void(env, agent, key, steps, again)
+    episode.steps = []
+    for said in [*(step.turn for step in steps), turn]:
+        if (end := _move(agent, episode, said)) is not None:
+            return end
+    return None
+
+
+def _finished(
+    env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], info: Mapping[str, Any]
+) -> Trajectory:
+    notes: dict[str, JSON] = {name: info[name] for name in ("verdict", "evidence", "error") if name in info}
+    outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
+    return Trajectory(key, env.id, agent.name, tuple(steps), outcome, dict(info["scores"]), notes)
+
+
+def _void(
+    env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
+) -> Trajectory:
+    # Only a last step earns a reward, and a void has none.
+    return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, {"error": str(error)})

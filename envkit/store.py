@@ -1,0 +1,232 @@
+"""The run folder: append-only JSON lines, atomic files, nothing ever overwritten."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Self, cast, final
+
+from envkit.errors import StoreError
+from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
+
+#: Version of every record this module writes; readers refuse what they do not know.
+SCHEMA = 1
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+
+    Raises:
+        StoreError: the file system refused (full, read-only); names the path.
+    """
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        try:
+            with temporary.open("xb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames inside ``folder`` durable."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The records of a JSON-lines file, a torn last line left out.
+
+    A last line without its newline is what a killed writer leaves; anything else that is not a
+    JSON object of our schema is corruption and is refused.
+
+    Raises:
+        StoreError: corrupt or of another schema; names file and line.
+    """
+    if not path.exists():
+        return []
+    records: list[dict[str, Any]] = []
+    lines = path.read_bytes().split(b"\n")
+    for number, line in enumerate(lines[:-1], start=1):  # after the last newline: empty or torn
+        try:
+            record: object = json.loads(line)
+        except ValueError as error:
+            raise StoreError(f"{path}:{number}: not JSON ({error}); nothing was changed") from error
+        if not isinstance(record, dict):
+            raise StoreError(f"{path}:{number}: expected a JSON object, found {str(record)[:40]}")
+        fields = cast("dict[str, Any]", record)
+        if fields.get("schema") != SCHEMA:
+            raise StoreError(f"{path}:{number}: schema is {fields.get('schema')!r}, this version reads {SCHEMA}")
+        records.append(fields)
+    return records
+
+
+@final
+class Journal:
+    """An append-only JSON-lines file. A torn last line is moved aside, never lost, when opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            _mend(path)
+            self._file: IO[bytes] = path.open("ab")
+        except OSError as error:
+            raise StoreError(f"cannot open {path}: {error.strerror or error}") from error
+
+    def append(self, record: Mapping[str, Any]) -> None:
+        """Add one record and flush it to the operating system.
+
+        Raises:
+            StoreError: the disk refused; earlier records are intact.
+        """
+        line = json.dumps({"schema": SCHEMA, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        try:
+            self._file.write(line.encode())
+            self._file.flush()
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
+
+    def sync(self) -> None:
+        """Make everything appended so far survive a power cut."""
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _mend(path: Path) -> None:
+    if not path.exists():
+        return
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        path.with_name(f"{path.name}.torn-{secrets.token_hex(4)}").write_bytes(data[whole:])
+        os.truncate(path, whole)
+
+
+@final
+class RunFolder:
+    """One run's folder: ``manifest.json``, journals, checkpoints, report.
+
+    Args:
+        path: the folder; `create` makes a new one, `open` reads an existing one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @staticmethod
+    def create(root: Path, kind: str, manifest: Mapping[str, JSON]) -> RunFolder:
+        """Make ``root/<kind>-<time>-<suffix>`` with its manifest.
+
+        Raises:
+            StoreError: the folder cannot be made.
+        """
+        path = root / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        try:
+            path.mkdir(parents=True)
+        except OSError as error:
+            raise StoreError(f"cannot make run folder {path}: {error.strerror or error}") from error
+        data = {"schema": SCHEMA, "id": path.name, **manifest}
+        write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
+        return RunFolder(path)
+
+    @staticmethod
+    def open(path: Path) -> RunFolder:
+        """Open an existing run.
+
+        Raises:
+            StoreError: not a run folder, or of another schema.
+        """
+        run = RunFolder(path)
+        if run.manifest.get("schema") != SCHEMA:
+            raise StoreError(f"{path}: schema {run.manifest.get('schema')!r}; this version reads {SCHEMA}")
+        return run
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        file = self.path / "manifest.json"
+        try:
+            return cast("dict[str, Any]", json.loads(file.read_bytes()))
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{file}: not a run's manifest ({error})") from error
+
+    def journal(self, name: str) -> Journal:
+        """Open ``<name>.jsonl`` for appending; the caller closes it."""
+        return Journal(self.path / f"{name}.jsonl")
+
+    def records(self, name: str) -> list[dict[str, Any]]:
+        """The whole records of ``<name>.jsonl``; empty when there is none."""
+        return read_lines(self.path / f"{name}.jsonl")
+
+    def write(self, name: str, make: Callable[[], bytes]) -> Path:
+        """Write one file once; an existing one is kept and a numbered one is written beside it."""
+        path = self.path / name
+        number = 1
+        while path.exists():
+            number += 1
+            path = self.path / f"{Path(name).stem}-{number}{Path(name).suffix}"
+        write_atomic(path, make())
+        return path
+
+    def trajectories(self, name: str) -> Iterator[Trajectory]:
+        """The trajectories in ``<name>.jsonl``, oldest first."""
+        return (trajectory_from_json(record) for record in self.records(name))
+
+
+def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
+    """A trajectory as plain JSON data; `trajectory_from_json` is its inverse."""
+    return asdict(trajectory)
+
+
+def trajectory_from_json(data: Mapping[str, Any]) -> Trajectory:
+    """A trajectory from what `trajectory_to_json` made."""
+
+    def tokens(raw: Mapping[str, Any] | None) -> Tokens | None:
+        if raw is None:
+            return None
+        ids, sampled, logprobs = raw["prompt_ids"], raw["completion_ids"], raw["logprobs"]
+        return Tokens(tuple(ids), tuple(sampled), tuple(logprobs))
+
+    steps = tuple(
+        StepRecord(
+            step["observation"],
+            Turn(
+                step["turn"]["text"],
+                tokens(step["turn"]["tokens"]),
+                Usage(**step["turn"]["usage"]),
+                step["turn"]["stop"],
+            ),
+            step["reward"],
+        )
+        for step in data["steps"]
+    )
+    key, outcome = EpisodeKey(**data["key"]), Outcome(data["outcome"])
+    return Trajectory(key, data["env"], data["agent"], steps, outcome, data["scores"], data["info"])

@@ -1,0 +1,1 @@
+"""Studies: whole experiments, from tasks to report."""

@@ -1,0 +1,164 @@
+"""Evaluating arms inside a run folder: resumable, the same items for everyone, then a report."""
+
+from __future__ import annotations
+
+import os
+import platform
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+from envkit.agent import Agent
+from envkit.bench.data import (
+    Arm,
+    Difference,
+    Example,
+    LossPoint,
+    Machine,
+    Phase,
+    ReportData,
+    Scalar,
+    TrainPoint,
+)
+from envkit.bench.report import write_report
+from envkit.bench.run import evaluate, items, keys
+from envkit.environments.code_editor.env import CodeEditorEnv
+from envkit.rollout import Rollouts
+from envkit.store import RunFolder, trajectory_from_json
+from envkit.studies.display import Display
+from envkit.types import Task, Trajectory
+
+#: Seed of evaluation draws: the same for every run, so runs of one plan compare item by item.
+EVALUATION_SEED = 1
+
+
+@final
+class Arms:
+    """Plays arms of a run and reads back what was played.
+
+    Args:
+        run: the folder; each arm's episodes go to ``eval-<arm>.jsonl``.
+        tasks: held-out tasks, the same for every arm.
+        display: live view.
+        go_on: polled between chunks; False stops.
+    """
+
+    def __init__(
+        self, run: RunFolder, tasks: Sequence[Task], display: Display, go_on: Callable[[], bool]
+    ) -> None:
+        self._run, self._tasks = run, tasks
+        self._display, self._go_on = display, go_on
+
+    def finished(self, arm: str, samples: int) -> bool:
+        """Whether every episode of the arm is on record."""
+        return len(self._run.records(f"eval-{arm}")) == len(self._tasks) * samples
+
+    def played(self, arm: str) -> list[Trajectory]:
+        """The episodes on record."""
+        return list(self._run.trajectories(f"eval-{arm}"))
+
+    def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> bool:
+        """Play what is missing; returns whether the arm is complete."""
+        if self.finished(arm, samples):
+            return True
+        wanted = keys(self._tasks, samples, EVALUATION_SEED)
+        done = self.played(arm)
+        self._display.phase(f"evaluate {arm}", len(wanted))
+        started = time.monotonic()
+
+        def progress(count: int, total: int, solved: int) -> bool:
+            speed = (count - len(done)) / (time.monotonic() - started)
+            self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
+            return self._go_on()
+
+        with self._run.journal(f"eval-{arm}") as journal:
+            found = evaluate(rollouts, agent, wanted, journal, done, progress)
+        tokens = sum(step.turn.usage.completion_tokens for t in found[len(done) :] for step in t.steps)
+        took(self._run, f"evaluate {arm}", started, tokens)
+        return len(found) == len(wanted)
+
+    def arm(self, name: str, description: str, expected: float | None = None) -> Arm | None:
+        """The arm as the report wants it, or ``None`` when nothing was played."""
+        found = self.played(name)
+        return Arm(name, description, items(found, self._tasks), expected) if found else None
+
+
+def took(run: RunFolder, phase: str, started: float, tokens: int = 0) -> None:
+    """Note how long a phase took, in ``phases.jsonl``."""
+    with run.journal("phases") as journal:
+        journal.append({"phase": phase, "seconds": time.monotonic() - started, "tokens": tokens})
+
+
+def machine(threads: int) -> Machine:
+    """This machine, for the manifest."""
+    name = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), name)
+    return Machine(cpu=name, cores=len(os.sched_getaffinity(0)), threads=threads, dtype="float32")
+
+
+def publish(
+    run: RunFolder,
+    backend_name: str,
+    arms: Sequence[Arm],
+    differences: Sequence[Difference],
+    *,
+    title: str,
+    ks: tuple[int, ...],
+    config: Mapping[str, Scalar],
+    warnings: tuple[str, ...] = (),
+) -> tuple[Path, ReportData]:
+    """Write the report of what the run folder holds; returns the HTML's path and the data.
+
+    A resumed run's report takes the place of the one it left when it was stopped.
+    """
+    manifest = run.manifest
+    names = {arm.name for arm in arms}
+    # A run that was stopped and resumed repeats the steps after its last checkpoint: the last counts.
+    metrics = {(m["phase"], m["step"]): m for m in run.records("metrics")}.values()
+    examples = [
+        example
+        for arm in arms
+        if arm.expected is None
+        for example in _examples(arm.name, list(run.trajectories(f"eval-{arm.name}")))
+    ]
+    data = ReportData(
+        title=title,
+        run=run.id,
+        created=time.strftime("%Y-%m-%d"),
+        command=manifest["command"],
+        environment=CodeEditorEnv.id,
+        isolation="sandbox",
+        sandbox=backend_name,
+        model=manifest["model"],
+        model_digest=manifest["model_digest"],
+        heldout_digest=manifest["tasks"]["heldout"],
+        machine=Machine(**manifest["machine"]),
+        arms=tuple(arms),
+        differences=tuple(d for d in differences if {d.arm, d.against} <= names),
+        ks=ks,
+        training=tuple(
+            TrainPoint(m["step"], m["reward"], m["mixed"], m["loss"], m["completion_tokens"] / m["rollout_s"])
+            for m in metrics
+            if m["phase"] == "rl"
+        ),
+        sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
+        phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in run.records("phases")),
+        examples=tuple(examples[:6]),
+        config=config,
+        warnings=warnings,
+    )
+    return write_report(data, run.path, overwrite=True), data
+
+
+def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:
+    """One solved and one failed episode of an arm."""
+    chosen = [next((t for t in played if t.solved is solved), None) for solved in (True, False)]
+    return [
+        Example(t.key.task, arm, t.steps[0].observation, t.steps[0].turn.text, str(t.info.get("verdict", "")))
+        for t in chosen
+        if t is not None
+    ]

@@ -1,0 +1,238 @@
+"""The before/after study: base, SFT and SFT+RL on the same held-out tasks, then a report.
+
+Every phase leaves its result in the run folder before the next begins, so an interrupted run goes
+on where it stopped: evaluations episode by episode, RL from its last checkpoint, SFT from its start.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import final
+
+from envkit.agents.local import LocalAgent
+from envkit.agents.scripted import noop, oracle
+from envkit.bench.data import Difference
+from envkit.engine.protocol import Sampling
+from envkit.env import Env
+from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.environments.code_editor.prompt import SYSTEM
+from envkit.errors import StoreError, TrainingError
+from envkit.mining.taskfile import digest
+from envkit.models import resolve
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.arms import Arms, machine, publish, took
+from envkit.studies.display import Display
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, plan, use_threads
+from envkit.studies.warm_start import imitate
+from envkit.train.checkpoint import CheckpointStore, load_adapter
+from envkit.train.config import TrainConfig, from_mapping, to_mapping
+from envkit.train.grpo import GRPOTrainer, StepMetrics
+from envkit.train.policy import Policy
+from envkit.types import Task
+
+_ARMS = {
+    "base": "the untouched model",
+    "SFT": "after the warm start on oracle edits of train tasks",
+    "SFT+RL": "after LoRA reinforcement learning on top",
+}
+
+_DIFFERENCES = (
+    Difference("SFT+RL", "base", "SFT+RL"),
+    Difference("SFT+RL", "SFT", "RL's own part"),
+    Difference("SFT", "base", "the warm start"),
+)
+
+
+def start(
+    root: Path,
+    config: TrainConfig,
+    minutes: float | None,
+    train_tasks: Sequence[Task],
+    heldout_tasks: Sequence[Task],
+    *,
+    display: Display,
+    command: str,
+) -> RunFolder:
+    """Size a new study for this machine and make its run folder.
+
+    The sizes are fixed here and kept in the manifest, so that a resumed run is the same run.
+
+    Args:
+        minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
+            tasks as `DEFAULT_MINUTES` would allow.
+    """
+    threads = use_threads()
+    ref = resolve(config.model, display.say)
+    display.say("timing the model on this machine")
+    speed = measure(Policy(ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha))
+    sized = plan(DEFAULT_MINUTES if minutes is None else minutes, speed, config, len(heldout_tasks))
+    if minutes is None:
+        sized = replace(sized, train=config)
+    display.say(
+        f"plan: {sized.heldout_tasks} held-out tasks x {sized.samples}, {sized.train.sft_examples} oracle "
+        f"edits, {sized.train.max_steps} RL steps of {sized.train.groups_per_step} x "
+        f"{sized.train.num_generations} episodes"
+    )
+    return RunFolder.create(
+        root,
+        "before-after",
+        {
+            "kind": "before-after",
+            "command": command,
+            "model": config.model,
+            "model_digest": ref.digest,
+            "threads": threads,
+            "machine": asdict(machine(threads)),
+            "speed": asdict(speed),
+            "tasks": {"train": digest(train_tasks), "heldout": digest(heldout_tasks)},
+            "plan": {**asdict(sized), "train": to_mapping(sized.train)},
+        },
+    )
+
+
+@final
+class BeforeAfter:
+    """One run of the study on the code editor.
+
+    Args:
+        run: a folder made by `start`.
+        train_tasks, heldout_tasks: must match the digests in the manifest.
+        backend: sandbox backend.
+        display: live view.
+        go_on: polled between units of work; False ends the run cleanly with a report.
+
+    Raises:
+        StoreError: tasks or weights are not the ones that the run began with.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        train_tasks: Sequence[Task],
+        heldout_tasks: Sequence[Task],
+        backend: SandboxBackend,
+        display: Display,
+        go_on: Callable[[], bool],
+    ) -> None:
+        manifest = run.manifest
+        for name, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
+            if (found := digest(tasks)) != (began := manifest["tasks"][name]):
+                raise StoreError(f"{run.path}: began with {name} tasks {began[:12]}, these are {found[:12]}")
+        self._run, self._display, self._go_on = run, display, go_on
+        self._train_tasks, self._backend = train_tasks, backend
+        config = from_mapping(manifest["plan"]["train"], str(run.path / "manifest.json"))
+        self._plan = Plan(**{**manifest["plan"], "train": config})
+        self._heldout = list(heldout_tasks[: self._plan.heldout_tasks])
+        self._arms = Arms(run, self._heldout, display, go_on)
+        use_threads(manifest["threads"])
+        ref = resolve(manifest["model"], display.say)
+        if ref.digest != manifest["model_digest"]:
+            raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
+        self._policy = Policy(
+            ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha, seed=config.seed
+        )
+
+    def run(self) -> Path:
+        """Do what is left to do; returns the path of the HTML report."""
+        whole = False
+        with Rollouts(self._make_env) as rollouts:
+            whole = (
+                self._controls(rollouts)
+                and self._evaluate(rollouts, "base")
+                and self._sft()
+                and self._evaluate(rollouts, "SFT")
+                and self._rl(rollouts)
+                and self._evaluate(rollouts, "SFT+RL")
+            )
+        arms = [
+            self._arms.arm("oracle", "undoes the mutation; must be 1", 1.0),
+            self._arms.arm("no-op", "submits unchanged; must be 0", 0.0),
+            *(self._arms.arm(name, text) for name, text in _ARMS.items()),
+        ]
+        path, _ = publish(
+            self._run,
+            self._backend.name,
+            [arm for arm in arms if arm is not None],
+            _DIFFERENCES,
+            title="Code repair on held-out functions",
+            ks=(1, self._plan.samples),
+            config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
+            warnings=() if whole else ("The run was stopped early; this is what there is.",),
+        )
+        return path
+
+    def _make_env(self) -> Env:
+        tasks = [*self._train_tasks, *self._heldout]
+        return CodeEditorEnv(tasks=tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
+
+    # Phases. Each returns False when the user asked to stop.
+
+    def _controls(self, rollouts: Rollouts) -> bool:
+        """Oracle must solve every held-out task and no-op none; else the numbers mean nothing."""
+        solutions = {task.id: [oracle_action(task), "submit"] for task in self._heldout}
+        for agent, wanted in ((oracle(solutions), 1.0), (noop(), 0.0)):
+            if not self._arms.play(rollouts, agent, agent.name, samples=1):
+                return False
+            if wrong := [t for t in self._arms.played(agent.name) if t.reward != wanted]:
+                raise TrainingError(
+                    f"{agent.name} earns {wrong[0].reward} on {wrong[0].key.task}, expected {wanted}: "
+                    "the task is broken; mine the tasks again"
+                )
+        return True
+
+    def _evaluate(self, rollouts: Rollouts, arm: str) -> bool:
+        if self._arms.finished(arm, self._plan.samples):
+            return True
+        self._policy.sync()
+        sampling = Sampling(self._plan.eval_temperature, self._plan.train.max_completion_length)
+        agent = LocalAgent(arm, self._policy.engine, self._policy.renderer, sampling)
+        return self._arms.play(rollouts, agent, arm, self._plan.samples)
+
+    def _sft(self) -> bool:
+        folder = self._run.path / "sft"
+        if (folder / "adapter_model.safetensors").exists():
+            load_adapter(self._policy, folder)
+            return True
+        config = self._plan.train
+        if config.sft_examples == 0:
+            return True
+        started = time.monotonic()
+        with self._run.journal("metrics") as journal:
+
+            def on_loss(step: int, loss: float) -> bool:
+                journal.append({"phase": "sft", "step": step, "loss": loss})
+                return self._go_on()
+
+            whole = imitate(self._policy, self._train_tasks, self._backend, config, self._display, on_loss)
+        if whole:
+            self._policy.save_adapter(folder)
+            took(self._run, "SFT warm start", started)
+        return whole
+
+    def _rl(self, rollouts: Rollouts) -> bool:
+        config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
+        with self._run.journal("metrics") as metrics, self._run.journal("episodes") as episodes:
+            trainer = GRPOTrainer(
+                self._policy, self._train_tasks, rollouts, config, metrics, episodes, store
+            )
+            trainer.resume()
+            if trainer.step < config.max_steps:
+                self._display.phase("reinforcement learning", config.max_steps)
+                started, tokens = time.monotonic(), 0
+
+                def go_on(m: StepMetrics) -> bool:
+                    nonlocal tokens
+                    tokens += m.completion_tokens
+                    speed = m.completion_tokens / m.rollout_s
+                    facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
+                    self._display.advance(m.step, facts)
+                    return self._go_on()
+
+                trainer.train(go_on)
+                took(self._run, "reinforcement learning", started, tokens)
+            return trainer.step >= config.max_steps

@@ -1,0 +1,119 @@
+"""How a budget of minutes becomes numbers of examples, steps and held-out tasks, once, at start."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+
+import torch
+
+from envkit.engine.protocol import Request, Sampling
+from envkit.errors import UsageError
+from envkit.train.config import TrainConfig
+from envkit.train.loss import clipped_loss, logprobs
+from envkit.train.packing import Row, pack
+from envkit.train.policy import Policy
+
+#: Budget of the demo, in minutes.
+DEFAULT_MINUTES = 20.0
+
+#: Typical lengths in tokens of the code editor's single-turn episodes.
+_PROMPT, _ANSWER = 200, 28
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """What this machine does with this model, in tokens per second.
+
+    Args:
+        learn: forward and backward of training.
+        prefill: prompt tokens read.
+        decode: tokens sampled, rows decoded together.
+    """
+
+    learn: float
+    prefill: float
+    decode: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The size of a before/after study.
+
+    Args:
+        train: training settings with ``sft_examples`` and ``max_steps`` filled in.
+        heldout_tasks: held-out tasks that every arm is evaluated on.
+        samples: episodes per held-out task.
+        eval_temperature: of sampling in evaluation.
+    """
+
+    train: TrainConfig
+    heldout_tasks: int
+    samples: int = 8
+    eval_temperature: float = 0.7
+
+
+def measure(policy: Policy) -> Speed:
+    """Time one small rollout and one training forward and backward. Weights stay as they are."""
+    prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
+    requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
+    policy.engine.generate(requests[:2], Sampling(1.0, 2))  # warm caches and thread pools
+    started = time.monotonic()
+    policy.engine.generate(requests, Sampling(1.0, 1))
+    read = time.monotonic()
+    completions = policy.engine.generate(requests, Sampling(1.0, 9))
+    sampled = time.monotonic()
+    row = tuple(range(300, 300 + _ANSWER))
+    rows = [Row(row, (True,) * _ANSWER, (0.0,) * _ANSWER, 1.0) for _ in range(12)]
+    batch = pack(prompts[0], rows)
+    clipped_loss(logprobs(policy.model, batch, 1.0), batch, 0.2).total.backward()
+    learned = time.monotonic()
+    for parameter in policy.trainable():
+        parameter.grad = None
+    drawn = sum(len(c.ids) for c in completions) - len(requests)
+    return Speed(
+        learn=batch.ids_1S.shape[1] / (learned - sampled),
+        prefill=len(prompts) * _PROMPT / (read - started),
+        decode=max(drawn, 1) / max((sampled - read) - (read - started), 1e-3),
+    )
+
+
+def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Plan:
+    """Divide a budget: about a quarter to evaluation, a third to the warm start, the rest to RL.
+
+    Args:
+        minutes: wall time of everything after set-up and mining, at least 1.
+        speed: of this machine.
+        config: settings whose sizes are replaced.
+        heldout: held-out tasks there are.
+
+    Raises:
+        UsageError: less than a minute.
+    """
+    if minutes < 1:
+        raise UsageError(f"--minutes is {minutes}; at least 1 is needed to train and evaluate anything")
+    seconds, samples = minutes * 60, 8
+    # The untouched model rarely ends its turn, so its answers are as long as they may be.
+    answers = 2 * _ANSWER + config.max_completion_length
+    per_task = 3 * _PROMPT / speed.prefill + samples * answers / speed.decode
+    tasks = max(16, min(heldout, int(0.25 * seconds / per_task)))
+    left = seconds - tasks * per_task
+    per_example = (_PROMPT + _ANSWER) / speed.learn
+    examples = int(0.42 * left / per_example) // config.sft_batch_size * config.sft_batch_size
+    size = config.num_generations
+    # Half of the groups are mixed, and half of a group's answers are distinct.
+    per_group = _PROMPT / speed.prefill + size * _ANSWER / speed.decode
+    per_group += 0.6 * (_PROMPT + 0.6 * size * _ANSWER) / speed.learn
+    left -= examples * per_example
+    steps = int(left / (per_group * config.groups_per_step))
+    train = replace(config, sft_examples=max(examples, config.sft_batch_size), max_steps=max(steps, 1))
+    return Plan(train, tasks, samples)
+
+
+def use_threads(threads: int | None = None) -> int:
+    """Fix torch's thread count (default: all cores this process may use); returns it."""
+    import os
+
+    count = threads or len(os.sched_getaffinity(0))
+    torch.set_num_threads(count)
+    return count

@@ -1,0 +1,81 @@
+"""The supervised warm start: imitate the oracle on train tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.environments.code_editor.prompt import SYSTEM
+from envkit.errors import TrainingError
+from envkit.models import resolve
+from envkit.sandbox import SandboxBackend
+from envkit.studies.display import Display
+from envkit.train import sft
+from envkit.train.config import TrainConfig
+from envkit.train.policy import Policy
+from envkit.types import Task
+
+
+def imitate(
+    policy: Policy,
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    config: TrainConfig,
+    display: Display,
+    on_loss: Callable[[int, float], bool],
+) -> bool:
+    """Train the policy's adapter on the oracle's first action of ``config.sft_examples`` tasks.
+
+    Args:
+        tasks: train tasks in the miner's shuffled order; gone through again when there are fewer.
+        on_loss: ``(step, loss)`` after every step; False stops.
+
+    Returns:
+        Whether it ran to its end.
+
+    Raises:
+        TrainingError: a task is not for training.
+    """
+    if held := next((task for task in tasks if task.split != "train"), None):
+        raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be imitated")
+    chosen = [tasks[index % len(tasks)] for index in range(config.sft_examples)]
+    env = CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=config.max_turns)
+    try:
+        examples = [(env.reset(options={"task": task.id})[0], oracle_action(task)) for task in chosen]
+    finally:
+        env.close()
+    display.phase("SFT warm start", len(examples) // config.sft_batch_size)
+
+    def on_step(step: int, total: int, loss: float) -> bool:
+        display.advance(step, f"loss {loss:.3f}")
+        return on_loss(step, loss)
+
+    return sft.train(policy, examples, config, on_step) == len(examples) // config.sft_batch_size
+
+
+def warm_start(
+    folder: Path,
+    config: TrainConfig,
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    display: Display,
+    go_on: Callable[[], bool],
+) -> list[float]:
+    """Only the warm start, from a fresh adapter; writes it to ``folder`` and returns the losses."""
+    policy = Policy(
+        resolve(config.model, display.say),
+        system=SYSTEM,
+        lora_r=config.lora_r,
+        lora_alpha=config.lora_alpha,
+        seed=config.seed,
+    )
+    losses: list[float] = []
+
+    def on_loss(step: int, loss: float) -> bool:
+        losses.append(loss)
+        return go_on()
+
+    imitate(policy, tasks, backend, config, display, on_loss)
+    policy.save_adapter(folder)
+    return losses

@@ -1,0 +1,119 @@
+"""Checkpoints: whole or absent, the newest few kept."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+
+from envkit.errors import StoreError
+from envkit.store import sync_folder
+from envkit.train.policy import Policy
+
+_KEPT = 2
+
+
+@final
+class CheckpointStore:
+    """``checkpoints/step-000010`` folders: PEFT adapter, optimizer state, loop state, manifest.
+
+    A checkpoint is written beside its final name, every file fsynced, the manifest (with digests of
+    all others) last, then renamed: whoever sees the name sees it whole.
+
+    Args:
+        folder: made when first written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def steps(self) -> list[int]:
+        """Steps with a whole checkpoint, ascending."""
+        found = self._folder.glob("step-*/manifest.json")
+        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+
+    def path(self, step: int) -> Path:
+        return self._folder / f"step-{step:06d}"
+
+    def save(
+        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint; an existing one of the same step is kept as it is.
+
+        Raises:
+            StoreError: the disk refused; older checkpoints are untouched.
+        """
+        final_path = self.path(step)
+        if (final_path / "manifest.json").exists():
+            return final_path
+        temporary = self._folder / f".step-{step:06d}.{secrets.token_hex(4)}"
+        try:
+            temporary.mkdir(parents=True)
+            policy.save_adapter(temporary)
+            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
+            (temporary / "state.json").write_text(json.dumps(state))
+            files = sorted(path for path in temporary.rglob("*") if path.is_file())
+            digests = {str(path.relative_to(temporary)): _sync(path) for path in files}
+            manifest = {"step": step, "model": policy.ref.id, "base": policy.ref.digest, "files": digests}
+            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
+            _sync(temporary / "manifest.json")
+            sync_folder(temporary)
+            os.rename(temporary, final_path)
+            sync_folder(self._folder)
+        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise StoreError(
+                f"cannot write checkpoint {final_path}: {error}; older checkpoints are untouched"
+            ) from error
+        for old in self.steps()[:-_KEPT]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+        return final_path
+
+    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Restore the newest checkpoint; ``None`` if there is none.
+
+        Raises:
+            StoreError: a file does not match the manifest, or it is of another base model.
+        """
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.path(steps[-1])
+        manifest = json.loads((folder / "manifest.json").read_text())
+        if manifest["base"] != policy.ref.digest:
+            raise StoreError(f"{folder} was trained on weights {manifest['base'][:12]}, not {policy.ref.id}'s")
+        for name, digest in manifest["files"].items():
+            if _digest(folder / name) != digest:
+                raise StoreError(f"{folder / name} does not match its manifest; the file is corrupt")
+        load_adapter(policy, folder)
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))
+
+
+def load_adapter(policy: Policy, folder: Path) -> None:
+    """Put a saved adapter's weights into the policy's adapter."""
+    from peft import set_peft_model_state_dict
+    from safetensors.torch import load_file
+
+    set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+
+
+def _sync(path: Path) -> str:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()

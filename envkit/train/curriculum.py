@@ -1,0 +1,84 @@
+"""The curriculum: visit tasks whose groups are likely to be mixed, since only those teach."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, final
+
+import numpy as np
+
+from envkit.types import Task
+
+
+@final
+class Curriculum:
+    """Estimates each task's solve rate and samples those near the middle.
+
+    A task's estimate is a Beta posterior: its own results, fading with age, on a prior that all
+    tasks of its mutation operator share. Its weight is the chance that a group of G has both
+    outcomes. Picking is a function of (seed, step) and of the results so far.
+
+    Args:
+        tasks: the training tasks.
+        seed: the run's seed.
+        group_size: G.
+        rest: steps that a visited task is left alone.
+    """
+
+    def __init__(self, tasks: Sequence[Task], seed: int, group_size: int, rest: int = 5) -> None:
+        self._ids = [task.id for task in tasks]
+        self._index = {task_id: i for i, task_id in enumerate(self._ids)}
+        kinds = [str(task.metadata.get("operator", "")) for task in tasks]
+        self._kinds = sorted(set(kinds))
+        self._kind_of = np.array([self._kinds.index(kind) for kind in kinds])
+        self._seed, self._group_size, self._rest = seed, group_size, rest
+        self._solved = np.zeros(len(tasks))
+        self._tried = np.zeros(len(tasks))
+        self._last = np.full(len(tasks), -(10**6))
+        # Half a group's worth of evidence that an operator is solved one time in three.
+        self._kind_solved = np.full(len(self._kinds), 8 / 3)
+        self._kind_tried = np.full(len(self._kinds), 8.0)
+
+    def rates(self) -> np.ndarray[Any, np.dtype[np.float64]]:
+        """Estimated solve rate of every task, in task order, in (0, 1)."""
+        prior = (self._kind_solved / self._kind_tried)[self._kind_of]
+        weight = 4.0
+        return (self._solved + weight * prior) / (self._tried + weight)
+
+    def pick(self, step: int, count: int) -> list[str]:
+        """``count`` distinct task ids for a step (fewer only if there are fewer tasks)."""
+        rate = self.rates()
+        mixed = 1 - rate**self._group_size - (1 - rate) ** self._group_size
+        weight = np.where(step - self._last > self._rest, mixed**2, 0.0) + 1e-9
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
+        chosen = rng.choice(
+            len(self._ids), size=min(count, len(self._ids)), replace=False, p=weight / weight.sum()
+        )
+        return [self._ids[i] for i in chosen]
+
+    def record(self, step: int, task_id: str, solved: int, tried: int) -> None:
+        """Take in one group's result; voids are not counted in ``tried``."""
+        i = self._index[task_id]
+        k = self._kind_of[i]
+        self._solved[i] = 0.5 * self._solved[i] + solved
+        self._tried[i] = 0.5 * self._tried[i] + tried
+        self._last[i] = step
+        self._kind_solved[k] = 0.95 * self._kind_solved[k] + solved
+        self._kind_tried[k] = 0.95 * self._kind_tried[k] + tried
+
+    def state(self) -> dict[str, Any]:
+        """JSON data that `restore` takes; floats survive exactly."""
+        return {
+            "solved": self._solved.tolist(),
+            "tried": self._tried.tolist(),
+            "last": self._last.tolist(),
+            "kind_solved": self._kind_solved.tolist(),
+            "kind_tried": self._kind_tried.tolist(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state` of a curriculum over the same tasks."""
+        self._solved, self._tried = np.array(state["solved"]), np.array(state["tried"])
+        self._last = np.array(state["last"])
+        self._kind_solved = np.array(state["kind_solved"])
+        self._kind_tried = np.array(state["kind_tried"])

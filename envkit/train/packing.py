@@ -1,0 +1,137 @@
+"""Packing a group into one sequence: the prompt once, every row after it under a block mask."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from envkit.errors import ContractError
+from envkit.types import Trajectory
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one trajectory adds after the shared prompt.
+
+    Args:
+        ids: completion and observation tokens of all turns, in order.
+        trained: which of them were sampled, same length.
+        logprobs: log-probability at sampling time; 0.0 where not sampled.
+        advantage: the weight of its tokens' gradient. Rows with equal ids are merged into one whose
+            advantage is the sum: the loss is linear in it, so the gradient is the same and the
+            forward pass is paid once.
+        count: how many trajectories the row stands for.
+    """
+
+    ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+    logprobs: tuple[float, ...]
+    advantage: float
+    count: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One packed forward pass. S tokens, N trained tokens.
+
+    Args:
+        ids_1S: token ids.
+        positions_1S: each row continues at the prompt's length.
+        mask_11SS: true where a token may attend.
+        sources_N: index into S whose hidden state predicts a trained token.
+        targets_N: the trained token's id.
+        old_logprobs_N: its log-probability when it was sampled.
+        advantages_N: its row's advantage, summed over merged rows.
+    """
+
+    ids_1S: Tensor
+    positions_1S: Tensor
+    mask_11SS: Tensor
+    sources_N: Tensor
+    targets_N: Tensor
+    old_logprobs_N: Tensor
+    advantages_N: Tensor
+
+
+def row_of(trajectory: Trajectory, advantage: float) -> Row:
+    """The trained row of a token-exact trajectory.
+
+    Raises:
+        ContractError: a turn carries no tokens, so there is nothing to train on.
+    """
+    ids: list[int] = []
+    trained: list[bool] = []
+    logprobs: list[float] = []
+    for index, step in enumerate(trajectory.steps):
+        tokens = step.turn.tokens
+        if tokens is None:
+            raise ContractError(f"agent {trajectory.agent} records no tokens; it cannot be trained")
+        seen = tokens.prompt_ids if index else ()
+        ids += [*seen, *tokens.completion_ids]
+        trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
+        logprobs += [0.0] * len(seen) + list(tokens.logprobs)
+    return Row(tuple(ids), tuple(trained), tuple(logprobs), advantage)
+
+
+def merge(rows: Sequence[Row]) -> list[Row]:
+    """Rows with equal ids made one, first come first; see `Row.advantage`."""
+    merged: dict[tuple[int, ...], Row] = {}
+    for row in rows:
+        if (seen := merged.get(row.ids)) is None:
+            merged[row.ids] = row
+        else:
+            total, count = seen.advantage + row.advantage, seen.count + row.count
+            merged[row.ids] = Row(row.ids, row.trained, seen.logprobs, total, count)
+    return list(merged.values())
+
+
+def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+    """Split rows so that prompt plus rows stay within ``max_tokens``, one row at the least."""
+    chunk: list[Row] = []
+    used = len(prompt)
+    for row in sorted(rows, key=lambda row: (-len(row.ids), row.ids)):
+        if chunk and used + len(row.ids) > max_tokens:
+            yield chunk
+            chunk, used = [], len(prompt)
+        chunk.append(row)
+        used += len(row.ids)
+    if chunk:
+        yield chunk
+
+
+def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
+    """Lay out the prompt and then every row; a row sees the prompt and itself, never another row."""
+    ids = list(prompt)
+    positions = list(range(len(prompt)))
+    owner = [-1] * len(prompt)
+    sources: list[int] = []
+    targets: list[int] = []
+    old: list[float] = []
+    advantages: list[float] = []
+    for index, row in enumerate(rows):
+        start = len(ids)
+        for offset, (token, trained) in enumerate(zip(row.ids, row.trained, strict=True)):
+            if trained:
+                sources.append(start + offset - 1 if offset else len(prompt) - 1)
+                targets.append(token)
+                old.append(row.logprobs[offset])
+                advantages.append(row.advantage)
+        ids += row.ids
+        positions += range(len(prompt), len(prompt) + len(row.ids))
+        owner += [index] * len(row.ids)
+    owner_S = torch.tensor(owner)
+    order_S = torch.arange(len(ids))
+    visible = (owner_S[None] == owner_S[:, None]) | (owner_S[None] == -1)
+    mask = visible & (order_S[None] <= order_S[:, None])
+    return Batch(
+        ids_1S=torch.tensor(ids)[None],
+        positions_1S=torch.tensor(positions)[None],
+        mask_11SS=mask[None, None],
+        sources_N=torch.tensor(sources),
+        targets_N=torch.tensor(targets),
+        old_logprobs_N=torch.tensor(old),
+        advantages_N=torch.tensor(advantages),
+    )

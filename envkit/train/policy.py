@@ -1,0 +1,91 @@
+"""The policy: a base model, one LoRA adapter to train, and an engine that samples from both."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from envkit.engine.attention import register
+from envkit.engine.chat import ChatRenderer
+from envkit.engine.torch_engine import TorchEngine
+from envkit.errors import MissingExtraError, ModelError
+from envkit.models import ModelRef
+
+
+@final
+class Policy:
+    """Holds the weights. The learner trains ``model``; the engine samples from a merged copy.
+
+    Everything is fp32 on a CPU, where it is as fast as bf16 on most machines, exact to merge and the
+    same for sampling and learning.
+
+    Args:
+        ref: the base model.
+        system: system message of every conversation.
+        lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
+        seed: of the adapter's initial weights.
+        adapter: a saved adapter to start from, instead of a new one.
+
+    Raises:
+        ModelError: the folder does not load as a causal language model.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        *,
+        system: str,
+        lora_r: int = 16,
+        lora_alpha: int = 32,
+        seed: int = 0,
+        adapter: Path | None = None,
+    ) -> None:
+        try:
+            from peft import LoraConfig, PeftModel, get_peft_model
+            from transformers import AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise MissingExtraError(error.name or "peft", "train") from error
+        self.ref = ref
+        try:
+            base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=torch.float32)
+            self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
+        self.renderer = ChatRenderer(self.tokenizer, system)
+        self.engine = TorchEngine(copy.deepcopy(base), [self.renderer.stop_id])
+        self._base = base
+        if adapter is None:
+            torch.manual_seed(seed)
+            # all-linear: LoRA Without Regret (2025); never lm_head. Dropout would make the sampling
+            # policy another than the trained one.
+            config = LoraConfig(
+                r=lora_r,
+                lora_alpha=lora_alpha,
+                lora_dropout=0.0,
+                target_modules="all-linear",
+                task_type="CAUSAL_LM",
+            )
+            self.model: Any = get_peft_model(base, config)
+        else:
+            self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+        self.use_layout_attention()
+
+    def use_layout_attention(self) -> None:
+        """Switch the learner's model to packed attention (another trainer may have changed it)."""
+        self.model.set_attn_implementation(register())
+        self.model.train()
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters, in a fixed order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def sync(self) -> None:
+        """Give the engine the present weights."""
+        self.engine.load(self.model, self._base)
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder."""
+        self.model.save_pretrained(folder, safe_serialization=True)

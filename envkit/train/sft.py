@@ -1,0 +1,99 @@
+"""The supervised warm start on oracle edits, with TRL's SFTTrainer."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from envkit.errors import MissingExtraError
+from envkit.train.config import TrainConfig
+from envkit.train.policy import Policy
+
+#: (step, total steps, loss) after every step; returns False to stop early.
+OnStep = Callable[[int, int, float], bool]
+
+
+def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConfig, on_step: OnStep) -> int:
+    """Imitate answers, one pass over the examples.
+
+    Args:
+        policy: its adapter is trained in place.
+        examples: (observation, right action) pairs, in training order.
+        config: the ``sft_*`` fields and the seed.
+        on_step: called after every step.
+
+    Returns:
+        Steps done.
+    """
+    try:
+        from datasets import Dataset
+        from transformers import TrainerCallback
+        from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
+    except ImportError as error:
+        raise MissingExtraError(error.name or "trl", "train") from error
+    steps = len(examples) // config.sft_batch_size
+    if steps == 0:
+        return 0
+
+    class Watch(TrainerCallback):
+        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+            if logs and "loss" in logs and not on_step(state.global_step, steps, float(logs["loss"])):
+                control.should_training_stop = True
+
+    rows = [_row(policy, observation, action) for observation, action in examples]
+    with tempfile.TemporaryDirectory(prefix="envkit-sft-") as scratch:
+        arguments = SFTConfig(
+            output_dir=scratch,
+            max_steps=steps,
+            per_device_train_batch_size=config.sft_batch_size,
+            learning_rate=config.sft_learning_rate,
+            lr_scheduler_type="linear",
+            warmup_steps=max(steps // 20, 1),
+            max_grad_norm=config.max_grad_norm,
+            weight_decay=0.0,
+            logging_steps=1,
+            save_strategy="no",
+            report_to="none",
+            disable_tqdm=True,
+            seed=config.seed,
+            train_sampling_strategy="group_by_length",
+            dataset_kwargs={"skip_prepare_dataset": True},
+            max_length=None,
+            bf16=False,
+            use_cpu=not _has_cuda(),
+            gradient_checkpointing=False,
+            dataloader_pin_memory=False,
+        )
+        policy.model.set_attn_implementation("sdpa")
+        trainer = SFTTrainer(
+            model=policy.model,
+            args=arguments,
+            train_dataset=Dataset.from_list(rows),
+            processing_class=policy.tokenizer,
+            callbacks=[Watch()],
+        )
+        _remove_printer(trainer)
+        trainer.train()
+        done = int(trainer.state.global_step)
+    policy.use_layout_attention()
+    return done
+
+
+def _row(policy: Policy, observation: str, action: str) -> dict[str, list[int]]:
+    """One example as token ids; only the answer's tokens carry a loss."""
+    prompt, answer = policy.renderer.first(observation), policy.renderer.answer(action)
+    return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _remove_printer(trainer: Any) -> None:
+    """The trainer prints a dict per step; the progress display shows the same, better."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)

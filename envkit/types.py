@@ -1,0 +1,171 @@
+"""The values that flow through envkit: tasks, turns, trajectories, verdicts. Frozen data only."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+JSON: TypeAlias = "None | bool | int | float | str | Sequence[JSON] | Mapping[str, JSON]"
+
+
+class Verdict(enum.StrEnum):
+    """What grading found out about a candidate."""
+
+    PASS = "PASS"
+    FAIL = "FAIL"
+    #: The candidate tried to reach outside what it may touch.
+    TAMPERED = "TAMPERED"
+    #: The machinery broke. Never a reward.
+    INFRA = "INFRA"
+
+
+class Outcome(enum.StrEnum):
+    """How an episode ended."""
+
+    SOLVED = "solved"
+    FAILED = "failed"
+    #: Broken machinery: carries no reward and leaves every statistic, but is counted.
+    VOID = "void"
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One problem an environment can pose.
+
+    Args:
+        id: unique within its file, stable across machines.
+        split: ``"train"`` or ``"heldout"``.
+        prompt: what the agent is asked, plain text.
+        files: workspace-relative POSIX path -> text.
+        metadata: public facts (package, function, operator ...); ``metadata["source"]`` names the
+            statistical cluster, the source function that the task was made from.
+        hidden: what only the grader on the host may know. It is never written into a sandbox,
+            never part of an observation, and left out of ``repr``.
+    """
+
+    id: str
+    split: str
+    prompt: str
+    files: Mapping[str, str]
+    metadata: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+    hidden: Mapping[str, JSON] = field(default_factory=dict[str, JSON], repr=False)
+
+    @property
+    def source(self) -> str:
+        """The cluster for statistics: tasks made from one function are not independent."""
+        return str(self.metadata.get("source", self.id))
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeKey:
+    """Addresses one episode; every random draw in it is a function of this key.
+
+    Args:
+        seed: the run's seed.
+        step: the training step or evaluation round.
+        group: index of the group (one task visit) within the step.
+        row: index of the episode within its group.
+        task: the task's id.
+    """
+
+    seed: int
+    step: int
+    group: int
+    row: int
+    task: str
+
+    @property
+    def visit(self) -> tuple[int, int, int]:
+        """What the members of one group share: hidden inputs are drawn from this."""
+        return (self.seed, self.step, self.group)
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """The exact tokens of one turn, as the engine consumed and sampled them.
+
+    Args:
+        prompt_ids: ids appended to the session before sampling (observation and template).
+        completion_ids: ids sampled, the end-of-turn id included when it was sampled.
+        logprobs: natural-log probability of each sampled id, shape ``(len(completion_ids),)``,
+            under the sampling distribution (after temperature).
+    """
+
+    prompt_ids: tuple[int, ...]
+    completion_ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a turn cost.
+
+    Args:
+        prompt_tokens: tokens read, 0 where the agent has none.
+        completion_tokens: tokens written.
+        seconds: wall time of the request, in seconds.
+    """
+
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One answer of an agent.
+
+    Args:
+        text: the action.
+        tokens: exact tokens; ``None`` for agents that have none (scripts, people, APIs).
+        usage: cost of the turn.
+        stop: why writing ended: ``"stop"`` (end of turn) or ``"length"`` (token budget).
+    """
+
+    text: str
+    tokens: Tokens | None = None
+    usage: Usage = Usage()
+    stop: str = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class StepRecord:
+    """One turn of a trajectory: what was seen, what was done, what it earned."""
+
+    observation: str
+    turn: Turn
+    reward: float
+
+
+@dataclass(frozen=True, slots=True)
+class Trajectory:
+    """One finished episode.
+
+    Args:
+        key: which episode this is.
+        env: the environment's id.
+        agent: the agent's name.
+        steps: the turns, oldest first.
+        outcome: solved, failed or void.
+        scores: check name -> score in [0, 1].
+        info: evidence and notes for people (verdict, error of a void).
+    """
+
+    key: EpisodeKey
+    env: str
+    agent: str
+    steps: tuple[StepRecord, ...]
+    outcome: Outcome
+    scores: Mapping[str, float] = field(default_factory=dict[str, float])
+    info: Mapping[str, JSON] = field(default_factory=dict[str, JSON])
+
+    @property
+    def reward(self) -> float:
+        """Sum of the turns' rewards; 0.0 for a void, which callers must drop, not average."""
+        return sum(step.reward for step in self.steps)
+
+    @property
+    def solved(self) -> bool:
+        return self.outcome is Outcome.SOLVED

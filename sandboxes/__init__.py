@@ -1,0 +1,1 @@
+"""Sandbox backends: places to run hostile code."""

@@ -1,0 +1,77 @@
+"""Child processes, started from one long-lived thread."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import IO, cast, final
+
+
+@final
+class Child:
+    """A child process in a session of its own, with three unbuffered pipes.
+
+    Args:
+        argv: the command.
+        env: its whole environment.
+        cwd: its working directory.
+        inherit: descriptors that it gets as well.
+    """
+
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int) -> None:
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(
+            list(argv),
+            bufsize=0,
+            stdin=pipe,
+            stdout=pipe,
+            stderr=pipe,
+            env=dict(env),
+            cwd=cwd,
+            pass_fds=inherit,
+            # Ctrl-C in a terminal is for the trainer's process group, not for this one.
+            start_new_session=True,
+        )
+        self.pid = self._process.pid
+        streams = (self._process.stdin, self._process.stdout, self._process.stderr)
+        self.pipes = cast(tuple[IO[bytes], IO[bytes], IO[bytes]], streams)
+        self.stdin, self.stdout, self.stderr = self.pipes
+
+    def has_ended(self) -> bool:
+        """Whether it ended by itself; leaves it to be reaped."""
+        return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+    def reap(self) -> tuple[int, float]:
+        """Wait for its end: exit code (minus the signal), and CPU seconds of it and all that it reaped."""
+        _, status, used = os.wait4(self.pid, 0)
+        self._process.returncode = os.waitstatus_to_exitcode(status)
+        return self._process.returncode, used.ru_utime + used.ru_stime
+
+    def discard(self) -> None:
+        """Kill it and close its pipes, unless it was reaped before."""
+        if self._process.returncode is None:
+            self._process.kill()
+            for pipe in self.pipes:
+                pipe.close()
+            self._process.wait()
+
+
+def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int) -> Child:
+    """Start a `Child`, from any thread."""
+    # bubblewrap's --die-with-parent means the parent *thread*: start everything from one that lives on.
+    job = _launcher(os.getpid()).submit(Child, argv, env, cwd, *inherit)
+    try:
+        return job.result()
+    except KeyboardInterrupt:
+        job.add_done_callback(lambda done: done.result().discard())
+        raise
+
+
+@cache
+def _launcher(pid: int) -> ThreadPoolExecutor:
+    """This process's launching thread; keyed by pid because a fork leaves threads behind."""
+    return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"launcher-{pid}")

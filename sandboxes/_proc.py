@@ -1,0 +1,62 @@
+"""What the kernel says about a process tree where there is no control group."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import resource
+
+from envkit.sandbox import Limits
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_OPEN_FILES = 256
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its living descendants that were not orphaned out of its reach."""
+    found = [pid]
+    for member in found:  # grows while we walk
+        with contextlib.suppress(OSError):
+            for task in os.listdir(f"/proc/{member}/task"):
+                with open(f"/proc/{member}/task/{task}/children") as children:
+                    found += map(int, children.read().split())
+    return found
+
+
+def cpu_s(pids: list[int]) -> float:
+    """CPU seconds of these processes and of the children that they have reaped."""
+    ticks = 0
+    for pid in pids:
+        with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
+            # The name in parentheses may hold anything; fields 14 to 17 are utime, stime and the children's.
+            ticks += sum(map(int, stat.read().rpartition(b")")[2].split()[11:15]))
+    return ticks / _TICKS
+
+
+def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) -> list[str]:
+    """The command prefix that puts a program under resource limits; each holds per process.
+
+    Args:
+        limits: what was asked for.
+        memory: bound the address space, for want of a control group.
+        processes: bound the processes of the user, who must have none outside the sandbox's namespace.
+    """
+    cpu_s = math.ceil(limits.cpu_s) + 1  # a backstop: the supervisor counts the whole tree's time
+    wanted = {
+        "cpu": (resource.RLIMIT_CPU, cpu_s),
+        "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        "core": (resource.RLIMIT_CORE, 0),
+    }
+    if memory:
+        wanted["as"] = (resource.RLIMIT_AS, limits.memory_bytes)
+    if processes:
+        wanted["nproc"] = (resource.RLIMIT_NPROC, limits.processes + 1)  # and the sandbox's process 1
+    options: list[str] = []
+    for option, (kind, bound) in wanted.items():
+        _, ceiling = resource.getrlimit(kind)
+        # Where the host itself is held to less, less it is.
+        bound = bound if ceiling == resource.RLIM_INFINITY else min(bound, ceiling)
+        options.append(f"--{option}={bound}")
+    return ["prlimit", *options, "--"]

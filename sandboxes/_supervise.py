@@ -1,0 +1,255 @@
+"""Watches one process tree: feeds and reads its pipes, and ends it where it passes a limit."""
+
+from __future__ import annotations
+
+import math
+import os
+import selectors
+import signal
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import IO, Final, final
+
+from envkit.errors import ContractError, SandboxError
+from envkit.sandbox import ExecResult, Limits, PeerGone, StopReason
+from envkit.sandboxes._child import Child
+
+_CHUNK_BYTES = 65536
+#: Longest and shortest time between two looks at what a tree has used.
+_LOOK_S: Final = (0.01, 0.25)
+_CPUS = os.cpu_count() or 1
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """What a running tree has used up to now.
+
+    Args:
+        cpu_s: CPU seconds.
+        out_of_memory: the kernel has killed a process of it for memory.
+        processes: how many are alive, 0 where the kernel bounds them.
+    """
+
+    cpu_s: float
+    out_of_memory: bool = False
+    processes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """How a tree ended.
+
+    Args:
+        code: exit status, or minus the signal that ended the command.
+        usage: its last state.
+        peak_memory_bytes: 0 where unknown.
+    """
+
+    code: int
+    usage: Usage
+    peak_memory_bytes: int = 0
+
+
+class Tree(ABC):
+    """A started command with all that it starts. Owned by one `Supervisor`.
+
+    Args:
+        child: the process to wait for, whose pipes are the command's.
+    """
+
+    def __init__(self, child: Child) -> None:
+        self.child = child
+
+    @abstractmethod
+    def usage(self) -> Usage:
+        """What it has used up to now."""
+
+    @abstractmethod
+    def end(self) -> Ending:
+        """Kill what still lives and return once everything is dead. Called once.
+
+        Raises:
+            SandboxError: the machinery died, so there is no telling what the command did.
+        """
+
+
+@final
+class Supervisor:
+    """Runs a tree to its end (`run`), or talks with it line by line (a `envkit.sandbox.Peer`).
+
+    Args:
+        tree: just started; the supervisor ends it.
+        limits: counted from now on.
+    """
+
+    def __init__(self, tree: Tree, limits: Limits) -> None:
+        self._tree, self._limits = tree, limits
+        self._began = time.monotonic()
+        self._deadline = self._began + limits.wall_s
+        self._stop: StopReason | None = None
+        self.closed = self._exited = self._truncated = False
+        self._result: ExecResult | None = None
+        self._unsent = memoryview(b"")
+        self._out, self._err = bytearray(), bytearray()
+        self._stdin, self._stdout, self._stderr = tree.child.pipes
+        self._pidfd = os.pidfd_open(tree.child.pid)
+        self._selector = selectors.DefaultSelector()
+        for pipe in tree.child.pipes:
+            os.set_blocking(pipe.fileno(), False)
+        for source, action in (
+            (self._pidfd, self._notice_exit),
+            (self._stdout, lambda: self._listen(self._stdout, self._out)),
+            (self._stderr, lambda: self._listen(self._stderr, self._err)),
+        ):
+            self._selector.register(source, selectors.EVENT_READ, action)
+
+    def run(self, stdin: bytes) -> ExecResult:
+        """Feed ``stdin``, wait for the end, and say what happened."""
+        self._send(stdin)
+        self._pump(lambda: self._exited or not self._unsent)
+        self._stdin.close()
+        self._pump(lambda: self._exited)
+        return self.close()
+
+    def ask(self, line: bytes, timeout_s: float) -> bytes:
+        """See `envkit.sandbox.Peer.ask`."""
+        if b"\n" in line:
+            raise ContractError("a peer is asked one line at a time, and this one holds a newline")
+        if self.closed:
+            raise PeerGone("the program has ended")
+        self._pump(lambda: True)
+        if self._out:
+            self.close()
+            raise PeerGone("the program wrote without being asked", tampered=True)
+        self._send(line + b"\n")
+        self._pump(lambda: self._exited or b"\n" in self._out, time.monotonic() + timeout_s)
+        self._drain()
+        answer, newline, rest = bytes(self._out).partition(b"\n")
+        if self._stop is None and newline and not rest:
+            self._out.clear()
+            return answer
+        silent = self._stop is None and not self._exited and not newline
+        result = self.close()
+        if rest:
+            raise PeerGone("the program wrote more than one line as its answer", tampered=True)
+        if silent:
+            raise PeerGone(f"the program did not answer within {timeout_s:g} s")
+        ended = f"the program ended ({result.stop}{'' if result.exit is None else f', status {result.exit}'})"
+        raise PeerGone(f"{ended} {result.stderr[-500:].decode(errors='replace')}".strip())
+
+    def close(self) -> ExecResult:
+        """Kill the whole tree if it still runs, and say how it ended. Idempotent.
+
+        Raises:
+            SandboxError: the machinery died.
+        """
+        if self._result is not None:
+            return self._result
+        if self.closed:
+            raise SandboxError("the sandbox's machinery died earlier; its result is lost")
+        self.closed = True
+        try:
+            ending = self._tree.end()
+        except SandboxError as error:
+            self._drain()
+            raise SandboxError(f"{error}: {self._err[-500:].decode(errors='replace').strip()}") from error
+        else:
+            self._drain()
+        finally:
+            self._selector.close()
+            os.close(self._pidfd)
+            for pipe in self._tree.child.pipes:
+                # Unbuffered, so closing writes nothing that could fail.
+                pipe.close()
+        stop = self._judge(ending)
+        self._result = ExecResult(
+            stop=stop,
+            exit=ending.code if stop is StopReason.EXITED else None,
+            stdout=bytes(self._out),
+            stderr=bytes(self._err),
+            truncated=self._truncated,
+            cpu_s=ending.usage.cpu_s,
+            wall_s=time.monotonic() - self._began,
+            peak_memory_bytes=ending.peak_memory_bytes,
+        )
+        return self._result
+
+    def _judge(self, ending: Ending) -> StopReason:
+        # Judged from the final counters too, so that no verdict depends on when we last looked.
+        if ending.usage.out_of_memory:
+            return StopReason.MEMORY
+        if self._stop is not None:
+            return self._stop
+        if ending.usage.cpu_s > self._limits.cpu_s or ending.code == -signal.SIGXCPU:
+            return StopReason.CPU
+        return StopReason.EXITED if ending.code >= 0 else StopReason.SIGNALED
+
+    def _pump(self, done: Callable[[], bool], until: float = math.inf) -> None:
+        """Move bytes until ``done``, a limit is passed, or the monotonic clock says ``until``."""
+        while True:
+            wait_s = 0.0 if done() else max(0.0, min(until - time.monotonic(), self._patience()))
+            for key, _ in self._selector.select(wait_s):
+                key.data()
+            if done() or self._stop is not None or time.monotonic() >= until:
+                return
+
+    def _patience(self) -> float:
+        """Look at the limits; returns for how many seconds none of them can be passed."""
+        usage, left_s = self._tree.usage(), self._deadline - time.monotonic()
+        cpu_left_s = self._limits.cpu_s - usage.cpu_s
+        if usage.out_of_memory:
+            self._stop = StopReason.MEMORY
+        elif cpu_left_s <= 0:
+            self._stop = StopReason.CPU
+        elif left_s <= 0:
+            self._stop = StopReason.WALL
+        elif usage.processes > self._limits.processes:
+            self._stop = StopReason.SIGNALED
+        else:
+            shortest, longest = _LOOK_S
+            return min(left_s, max(shortest, min(longest, cpu_left_s / _CPUS)))
+        return 0.0
+
+    def _notice_exit(self) -> None:
+        self._exited = True
+        self._selector.unregister(self._pidfd)
+
+    def _send(self, data: bytes) -> None:
+        self._unsent = memoryview(data)
+        if data:
+            self._selector.register(self._stdin, selectors.EVENT_WRITE, self._feed)
+
+    def _feed(self) -> None:
+        try:
+            sent = os.write(self._stdin.fileno(), self._unsent[:_CHUNK_BYTES])
+        except BlockingIOError:
+            return
+        except OSError:  # nobody reads it any more, which a program is free to do
+            sent = len(self._unsent)
+        self._unsent = self._unsent[sent:]
+        if not self._unsent:
+            self._selector.unregister(self._stdin)
+
+    def _listen(self, pipe: IO[bytes], kept: bytearray) -> None:
+        if self._receive(pipe, kept) == b"":
+            self._selector.unregister(pipe)
+
+    def _drain(self) -> None:
+        """Take what lies in the pipes. They may never say EOF: an escaped process can hold them open."""
+        for pipe, kept in ((self._stdout, self._out), (self._stderr, self._err)):
+            while not self._truncated and self._receive(pipe, kept):
+                pass
+
+    def _receive(self, pipe: IO[bytes], kept: bytearray) -> bytes | None:
+        """Read once into ``kept``: ``b""`` at the end of the stream, ``None`` when there is nothing yet."""
+        room = self._limits.output_bytes - len(kept)
+        try:
+            data = os.read(pipe.fileno(), min(_CHUNK_BYTES, room + 1))
+        except BlockingIOError:
+            return None
+        kept += data[:room]
+        if len(data) > room:
+            self._truncated, self._stop = True, self._stop or StopReason.OUTPUT
+        return data

@@ -1,0 +1,228 @@
+"""The host's side of a workspace: files that hostile code may have made, handled without trusting one."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+from envkit.errors import SandboxError, UsageError
+from envkit.sandboxes._temporary import empty, open_entry
+
+MAX_ENTRIES = 20_000
+MAX_DEPTH = 64
+MAX_SNAPSHOT_BYTES = 256 * 2**20
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY
+_CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
+
+
+@dataclass(frozen=True, slots=True)
+class File:
+    """One kept file: its bytes, and its permission bits."""
+
+    data: bytes
+    mode: int
+
+
+@final
+class Workspace:
+    """A folder in which every path is walked from its descriptor, one component at a time.
+
+    No symlink is followed, nothing but regular files and folders is opened, and names that are not
+    UTF-8 are left out of listings.
+
+    Args:
+        path: an existing empty folder, owned by whoever made it.
+        owner: host user and group id that files written from here belong to.
+    """
+
+    def __init__(self, path: Path, owner: int | None) -> None:
+        self.path = path
+        self._owner = owner
+        self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        self._give(self._root)
+
+    def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
+        """See `envkit.sandbox.Sandbox.write`."""
+        *folders, name = _parts(path)
+        folder = self._walk(path, folders, make=True)
+        fresh = f".envkit-{os.urandom(8).hex()}"
+        try:
+            if _kind(name, folder) not in (None, stat.S_IFREG):
+                raise UsageError(f"cannot write {path!r}: what lies there is not a regular file")
+            # A new file, then a rename: whatever lies under that name is replaced, never opened.
+            with open(os.open(fresh, _CREATE, 0o600, dir_fd=folder), "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+                self._give(file.fileno())
+            os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            raise _refusal(path, error) from error
+        finally:
+            os.close(folder)
+
+    def read(self, path: str, limit_bytes: int) -> bytes:
+        """See `envkit.sandbox.Sandbox.read`."""
+        *folders, name = _parts(path)
+        folder = self._walk(path, folders)
+        try:
+            return _read(path, name, folder, limit_bytes).data
+        finally:
+            os.close(folder)
+
+    def export(self, globs: Sequence[str], limit_bytes: int) -> Mapping[str, bytes]:
+        """See `envkit.sandbox.Sandbox.export`."""
+        wanted = re.compile("|".join(_expression(glob) for glob in globs) or r"(?!)", re.DOTALL)
+        return {path: file.data for path, file in self._files(wanted, limit_bytes).items()}
+
+    def keep(self) -> Mapping[str, File]:
+        """Every regular file, for `restore`."""
+        return self._files(re.compile("", re.DOTALL), MAX_SNAPSHOT_BYTES)
+
+    def restore(self, files: Mapping[str, File]) -> None:
+        """Make ``files`` the only content."""
+        empty(self._root)
+        for path, file in files.items():
+            self.write(path, file.data, file.mode)
+
+    def close(self) -> None:
+        """Let go of the folder; whoever made it removes it. Idempotent."""
+        if self._root >= 0:
+            os.close(self._root)
+            self._root = -1
+
+    def _files(self, wanted: re.Pattern[str], limit_bytes: int) -> dict[str, File]:
+        found: dict[str, File] = {}
+        left = limit_bytes
+        for path, name, folder in self._scan():
+            if wanted.match(path):
+                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                    found[path] = _read(path, name, folder, left)
+                    left -= len(found[path].data)
+        return dict(sorted(found.items()))
+
+    def _scan(self) -> Iterator[tuple[str, str, int]]:
+        """Path, name and folder descriptor of each regular file; the descriptor closes on the next step."""
+        pending: list[tuple[str, ...]] = [()]
+        seen = 0
+        while pending:
+            folders = pending.pop()
+            here = self._walk("/".join(folders), folders)
+            try:
+                with os.scandir(here) as entries:
+                    for entry in entries:
+                        seen += 1
+                        if seen > MAX_ENTRIES or len(folders) > MAX_DEPTH:
+                            raise UsageError(
+                                f"the workspace holds more than {MAX_ENTRIES} entries or {MAX_DEPTH} levels"
+                            )
+                        if not _is_text(entry.name):
+                            continue
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append((*folders, entry.name))
+                        elif entry.is_file(follow_symlinks=False):
+                            yield "/".join((*folders, entry.name)), entry.name, here
+            finally:
+                os.close(here)
+
+    def _walk(self, path: str, folders: Sequence[str], *, make: bool = False) -> int:
+        """Descriptor of a folder below the root; the caller closes it."""
+        here = open_entry(".", self._root, _FOLDER)
+        try:
+            for name in folders:
+                if make and _kind(name, here) is None:
+                    os.mkdir(name, 0o755, dir_fd=here)
+                    below = open_entry(name, here, _FOLDER)
+                    self._give(below)
+                elif _kind(name, here) == stat.S_IFLNK:
+                    raise UsageError(
+                        f"{path!r} runs through a symlink, {name!r}; only real folders are allowed"
+                    )
+                else:
+                    below = open_entry(name, here, _FOLDER)
+                os.close(here)
+                here = below
+        except OSError as error:
+            os.close(here)
+            if make:
+                raise _refusal(path, error) from error
+            raise FileNotFoundError(errno.ENOENT, "no such file in the workspace", path) from error
+        except UsageError:
+            os.close(here)
+            raise
+        return here
+
+    def _give(self, descriptor: int) -> None:
+        if self._owner is not None:
+            os.fchown(descriptor, self._owner, self._owner)
+
+
+def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
+    if _kind(name, folder) == stat.S_IFLNK:
+        raise UsageError(f"cannot read {path!r}: it is a symlink")
+    try:
+        descriptor = open_entry(name, folder, os.O_RDONLY)
+    except OSError as error:
+        raise FileNotFoundError(errno.ENOENT, "no such regular file in the workspace", path) from error
+    with open(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        # The size is only a first look: a program may still be writing.
+        data = file.read(limit_bytes + 1) if found.st_size <= limit_bytes else None
+    if data is None or len(data) > limit_bytes:
+        raise UsageError(
+            f"cannot read {path!r}: it is larger than the {limit_bytes} bytes that are left for it"
+        )
+    return File(data, stat.S_IMODE(found.st_mode))
+
+
+def _refusal(path: str, error: OSError) -> UsageError | SandboxError:
+    """A name that cannot be, or was taken away meanwhile, is the asker's fault; a full disk is ours."""
+    theirs = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+    kind = UsageError if error.errno is None or error.errno in theirs else SandboxError
+    return kind(f"cannot write {path!r} into the workspace: {error}")
+
+
+def _kind(name: str, folder: int) -> int | None:
+    """File type bits of an entry, ``None`` if there is none."""
+    try:
+        return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
+    except FileNotFoundError:
+        return None
+
+
+def _parts(path: str) -> list[str]:
+    parts = path.split("/")
+    bad = {"", ".", ".."} & set(parts) or "\0" in path or not _is_text(path)
+    if bad or len(parts) > MAX_DEPTH or any(len(part.encode()) > 255 for part in parts):
+        raise UsageError(
+            f"{path[:200]!r} is not a path inside the workspace; expected a relative one such as 'src/a.py', "
+            f"without '.', '..' or empty parts, of at most {MAX_DEPTH} parts of 255 bytes"
+        )
+    return parts
+
+
+def _is_text(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:  # bytes that are not UTF-8 arrive as lone surrogates
+        return False
+    return True
+
+
+def _expression(glob: str) -> str:
+    """A regular expression for one pattern: ``*`` and ``?`` stay in a folder, ``**`` crosses folders.
+
+    >>> bool(re.fullmatch(_expression("src/**/*.py"), "src/a/b.py"))
+    True
+    >>> bool(re.fullmatch(_expression("*.py"), "src/b.py"))
+    False
+    """
+    wild = {"**/": r"(?:.*/)?", "**": r".*", "*": r"[^/]*", "?": r"[^/]"}
+    pieces = re.split(r"(\*\*/|\*\*|\*|\?)", glob)
+    return "".join(wild.get(piece, re.escape(piece)) for piece in pieces) + r"\Z"

@@ -1,0 +1,106 @@
+"""No isolation: a child process under resource limits, for development where nothing better runs.
+
+UNSAFE. The code runs as this very user, with this user's files, processes and network. It can leave
+its process tree if it means to. Use it only with code that you would run yourself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final, final
+
+from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandboxes import _proc
+from envkit.sandboxes._child import Child, launch
+from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._supervise import Ending, Tree, Usage
+
+_MARK: Final = "ENVKIT_TREE"
+_PATIENCE_S = 30.0
+
+
+@final
+class ProcessBackend(SandboxBackend):
+    """Runs code as a plain child process."""
+
+    name = "process"
+    isolated = False
+
+    def available(self) -> str | None:
+        """See `envkit.sandbox.SandboxBackend.available`."""
+        return None if shutil.which("prlimit") else "prlimit is not installed; apt install util-linux"
+
+    def create(self) -> Sandbox:
+        """See `envkit.sandbox.SandboxBackend.create`."""
+        missing = self.available()
+        if missing is not None:
+            raise SandboxUnavailable(missing)
+        return _ProcessSandbox(owner=None)
+
+
+@final
+class _ProcessSandbox(FolderSandbox):
+    @property
+    def python(self) -> str:
+        """See `envkit.sandbox.Sandbox.python`; the interpreter of this process, with its packages."""
+        return sys.executable
+
+    def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
+        workspace = self._workspace.path
+        mark = secrets.token_hex(16)
+        environment = {
+            "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
+            "HOME": str(workspace),
+            "LANG": "C.UTF-8",
+            "PYTHONHASHSEED": "0",
+            "PYTHONDONTWRITEBYTECODE": "1",
+            _MARK: mark,
+        }
+        command = [*_proc.prlimit(limits, memory=True), *argv]
+        return _ProcessTree(launch(command, environment, workspace), mark)
+
+
+@final
+class _ProcessTree(Tree):
+    """Every process that still carries the mark in its environment: a daemon does, unless it hides."""
+
+    def __init__(self, child: Child, mark: str) -> None:
+        super().__init__(child)
+        self._mark = f"{_MARK}={mark}\0".encode()
+        self._seen_cpu_s = 0.0
+
+    def usage(self) -> Usage:
+        family = _proc.family(self.child.pid)
+        self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(family))
+        return Usage(self._seen_cpu_s, processes=len(family))
+
+    def end(self) -> Ending:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.child.pid, signal.SIGKILL)
+        code, cpu_s = self.child.reap()
+        deadline = time.monotonic() + _PATIENCE_S
+        while members := self._members():
+            for pid in members:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            if time.monotonic() > deadline:
+                raise SandboxError(f"processes {members} of a sandbox did not die")
+            time.sleep(0.001)
+        return Ending(code, Usage(max(self._seen_cpu_s, cpu_s)))
+
+    def _members(self) -> list[int]:
+        found: list[int] = []
+        for name in filter(str.isdigit, os.listdir("/proc")):
+            with contextlib.suppress(OSError):
+                if self._mark in Path("/proc", name, "environ").read_bytes() + b"\0":
+                    found.append(int(name))
+        return found

@@ -1,0 +1,190 @@
+"""pass@k and the cluster bootstrap against brute force, closed forms and simulation."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from fractions import Fraction
+from random import Random
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envkit.bench.stats import cluster_sd, mean_interval, minimum_detectable, paired_interval, pass_at_k
+
+CLUSTERED = st.lists(st.tuples(st.integers(0, 7), st.floats(-1, 1)), min_size=1, max_size=30)
+
+
+def _names(numbers: object) -> list[str]:
+    return [f"f{number}" for number in np.asarray(numbers).tolist()]
+
+
+@pytest.mark.parametrize("n", range(1, 7))
+def test_pass_at_k_counts_every_draw(n: int) -> None:
+    for k, c in itertools.product(range(1, n + 1), range(n + 1)):
+        draws = list(itertools.combinations([True] * c + [False] * (n - c), k))
+        assert pass_at_k([n], [c], k)[0] == pytest.approx(sum(map(any, draws)) / len(draws), abs=1e-12)
+
+
+def test_pass_at_k_does_not_overflow() -> None:
+    exact = 1 - Fraction(math.comb(9_990, 128), math.comb(10_000, 128))
+    assert pass_at_k([10_000], [10], 128)[0] == pytest.approx(float(exact), rel=1e-9)
+
+
+@settings(deadline=None)
+@given(st.data())
+def test_pass_at_k_rises_with_k_from_the_plain_share(data: st.DataObject) -> None:
+    n = data.draw(st.integers(1, 40))
+    c = data.draw(st.integers(0, n))
+    curve = [pass_at_k([n], [c], k)[0] for k in range(1, n + 1)]
+    assert curve[0] == pytest.approx(c / n)
+    assert all(0 <= low <= high + 1e-12 <= 1 + 1e-9 for low, high in itertools.pairwise(curve))
+    assert curve[-1] == (1.0 if c else 0.0)
+
+
+@pytest.mark.parametrize(
+    ("samples", "solved", "k", "message"),
+    [
+        ([8, 3], [1, 1], 4, "pass@4 needs 4 samples"),
+        ([8], [1], 0, "k is 0"),
+        ([8], [9], 1, "between 0 and samples"),
+        ([8], [-1], 1, "between 0 and samples"),
+        ([8, 8], [1], 1, "must be"),
+    ],
+)
+def test_pass_at_k_refuses(samples: list[int], solved: list[int], k: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        pass_at_k(samples, solved, k)
+
+
+def test_interval_is_the_quantile_of_all_resamples() -> None:
+    """Four clusters of unequal size: all 256 equally likely resamples are enumerated."""
+    groups = {"a": [1.0, 0.0, 0.5], "b": [0.2], "c": [0.9, 0.8], "d": [0.0]}
+    values = [value for group in groups.values() for value in group]
+    names = [name for name, group in groups.items() for _ in group]
+    means = np.array(
+        [
+            np.mean([v for name in picked for v in groups[name]])
+            for picked in itertools.product("abcd", repeat=4)
+        ]
+    )
+    found = mean_interval(values, names)
+    assert found.estimate == pytest.approx(np.mean(values))
+    for end, tail in ((found.low, 0.025), (found.high, 0.975)):
+        assert np.mean(means < end - 1e-9) <= tail + 0.01
+        assert np.mean(means <= end + 1e-9) >= tail - 0.01
+
+
+@settings(deadline=None)
+@given(CLUSTERED)
+def test_interval_contains_the_estimate(items: list[tuple[int, float]]) -> None:
+    found = mean_interval([value for _, value in items], _names([i for i, _ in items]), resamples=1000)
+    assert found.low - 1e-9 <= found.estimate <= found.high + 1e-9
+    assert found.clusters == len({i for i, _ in items})
+
+
+@settings(deadline=None)
+@given(CLUSTERED, st.randoms(use_true_random=False))
+def test_order_of_items_does_not_matter(items: list[tuple[int, float]], random: Random) -> None:
+    mixed = list(items)
+    random.shuffle(mixed)
+    first, second = (
+        mean_interval([v for _, v in each], _names([i for i, _ in each]), resamples=200)
+        for each in (items, mixed)
+    )
+    assert [first.estimate, first.low, first.high] == pytest.approx(
+        [second.estimate, second.low, second.high]
+    )
+
+
+def test_one_cluster_says_nothing_about_spread() -> None:
+    found = mean_interval([0.2, 0.9, 0.7], ["f", "f", "f"])
+    assert (found.estimate, found.low, found.high) == (pytest.approx(0.6), -math.inf, math.inf)
+    assert not found.excludes_zero
+
+
+def test_equal_values_have_no_width() -> None:
+    found = mean_interval(np.full(20, 0.25), _names(np.arange(20) // 2))
+    assert (found.low, found.estimate, found.high) == (0.25, 0.25, 0.25)
+
+
+def test_copies_within_a_cluster_add_no_information() -> None:
+    values = np.random.default_rng(1).random(30)
+    once = mean_interval(values, _names(np.arange(30)))
+    copied = mean_interval(values.repeat(5), _names(np.arange(30).repeat(5)))
+    as_if_independent = mean_interval(values.repeat(5), _names(np.arange(150)))
+    assert [copied.low, copied.high] == pytest.approx([once.low, once.high])
+    assert as_if_independent.high - as_if_independent.low < 0.6 * (copied.high - copied.low)
+
+
+def test_coverage_holds_with_clusters_and_fails_without() -> None:
+    rng = np.random.default_rng(7)
+    clusters = np.arange(160) // 4
+    hits = np.zeros(2)
+    for _ in range(200):
+        values = rng.normal(0, 1, 40)[clusters] + rng.normal(0, 0.5, 160)
+        for i, names in enumerate((clusters, np.arange(160))):
+            found = mean_interval(values, _names(names), resamples=300)
+            hits[i] += found.low <= 0 <= found.high
+    assert hits[0] / 200 > 0.90
+    assert hits[1] / 200 < 0.80
+
+
+def test_paired_arms_share_their_draws() -> None:
+    first = np.random.default_rng(2).random(60)
+    names = _names(np.arange(60) // 3)
+    shifted = paired_interval(first + 0.1, first, names)
+    assert [shifted.low, shifted.high] == pytest.approx([0.1, 0.1])
+    assert shifted.excludes_zero
+    assert not paired_interval(first, first, names).excludes_zero
+    reverse = paired_interval(first, first + 0.1, names)
+    assert reverse.high < 0
+    assert reverse.excludes_zero
+
+
+def test_the_seed_decides_the_draws() -> None:
+    values, names = np.arange(12.0), _names(np.arange(12))
+    assert mean_interval(values, names, seed=3) == mean_interval(values, names, seed=3)
+    assert mean_interval(values, names, seed=3) != mean_interval(values, names, seed=4)
+
+
+@pytest.mark.parametrize(
+    ("values", "clusters", "message"),
+    [([], [], "shape"), ([1.0], ["a", "b"], "2 clusters"), ([1.0, math.nan], ["a", "b"], "not finite")],
+)
+def test_interval_refuses(values: list[float], clusters: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        mean_interval(values, clusters)
+
+
+def test_paired_refuses_different_items() -> None:
+    with pytest.raises(ValueError, match="same items"):
+        paired_interval([1.0, 2.0], [1.0], ["a", "b"])
+
+
+def test_cluster_sd_of_equal_clusters_is_the_sd_of_their_means() -> None:
+    values = np.random.default_rng(3).random((25, 4))
+    found = cluster_sd(values.ravel(), _names(np.arange(100) // 4))
+    assert found == pytest.approx(values.mean(axis=1).std(ddof=1))
+    assert cluster_sd([1.0, 2.0], ["a", "a"]) == math.inf
+
+
+def test_cluster_sd_of_unequal_clusters_agrees_with_the_bootstrap() -> None:
+    rng = np.random.default_rng(4)
+    clusters = np.arange(200).repeat(rng.integers(1, 5, 200))
+    values = rng.random(200)[clusters] + 0.1 * rng.random(len(clusters))
+    found = mean_interval(values, _names(clusters))
+    half_width = 1.96 * cluster_sd(values, _names(clusters)) / math.sqrt(200)
+    assert (found.high - found.low) / 2 == pytest.approx(half_width, rel=0.05)
+
+
+def test_minimum_detectable_is_found_four_times_in_five() -> None:
+    detectable = minimum_detectable(100, 0.25)
+    assert detectable == pytest.approx(0.070, abs=0.0005)
+    error = 0.25 / math.sqrt(100)
+    measured = detectable + error * np.random.default_rng(5).normal(size=20_000)
+    assert np.mean(np.abs(measured) > 1.96 * error) == pytest.approx(0.80, abs=0.01)
+    with pytest.raises(ValueError, match="clusters is 0"):
+        minimum_detectable(0, 0.25)

@@ -1,0 +1,77 @@
+"""The numbers of a report against hand counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from envkit.bench.data import Arm, Difference, Item, ReportData
+from envkit.bench.summary import summarise
+
+
+def test_an_arm_in_numbers(run: ReportData) -> None:
+    base, sft, _, oracle = summarise(run).arms
+    assert sft.solve_rate.interval is not None
+    assert sft.solve_rate.interval.estimate == pytest.approx(15 / 40)  # (2+4+3+5+1) of 5 x 8
+    assert sft.solve_rate.interval.clusters == 40
+    assert sft.rates[1].interval is not None
+    assert sft.rates[1].interval.estimate == 1.0  # with 8 of 8 drawn, one solve is enough
+    assert sft.tokens_per_solve == pytest.approx(80_000 / 240)
+    assert (sft.seconds, sft.tasks, sft.voids) == (40.0, 80, 0)
+    assert base.tokens_per_solve == pytest.approx(80_000 / 16)
+    assert (base.control, oracle.control) == (False, True)
+
+
+def test_voids_leave_every_rate_but_are_counted(run: ReportData) -> None:
+    items = (
+        Item("a", "f", "", 8, 4),
+        Item("b", "g", "", 6, 3, voids=2),
+        Item("c", "h", "", 0, 0, voids=8),
+    )
+    (arm,) = summarise(replace(run, arms=(Arm("x", "", items),), differences=())).arms
+    assert arm.solve_rate.interval is not None
+    assert (arm.solve_rate.interval.estimate, arm.tasks) == (0.5, 2)
+    assert arm.rates[1].tasks == 1  # only task a has 8 graded samples
+    assert (arm.voids, arm.samples) == (10, 14)
+
+
+def test_differences_pair_by_task(run: ReportData) -> None:
+    whole, own, undone = summarise(run).differences
+    assert whole.interval is not None
+    assert own.interval is not None
+    assert undone.interval is not None
+    assert whole.interval.estimate == pytest.approx((15 - 1) / 40)
+    assert whole.interval.low > 0
+    assert own.interval.estimate == pytest.approx(0)
+    assert not own.interval.excludes_zero
+    assert own.detectable > 0
+    assert undone.interval.high < 0
+    assert (whole.tasks, whole.unpaired) == (80, 0)
+
+
+def test_tasks_of_one_arm_only_are_left_out_and_counted(run: ReportData) -> None:
+    base, sft, *_ = run.arms
+    short = replace(sft, items=sft.items[:60])
+    (entry,) = summarise(
+        replace(run, arms=(base, short), differences=(Difference("SFT", "base", ""),))
+    ).differences
+    assert (entry.tasks, entry.unpaired) == (60, 20)
+    (none,) = summarise(
+        replace(run, arms=(base, replace(sft, items=())), differences=(Difference("SFT", "base", ""),))
+    ).differences
+    assert (none.interval, none.tasks, none.unpaired) == (None, 0, 80)
+
+
+def test_rates_by_operator(run: ReportData) -> None:
+    comparison, variable = summarise(run).operators
+    assert (comparison.operator, comparison.tasks) == ("comparison", 40)
+    assert (variable.operator, variable.tasks) == ("wrong variable", 40)
+    assert comparison.solve_rates[1] == pytest.approx(15 / 40)  # 80 tasks walk through all five values
+    assert len(comparison.solve_rates) == 3  # the control is no contestant
+    base, sft, *_ = run.arms
+    partial = summarise(
+        replace(run, arms=(base, replace(sft, items=sft.items[:1])), differences=())
+    ).operators
+    assert math.isnan(partial[1].solve_rates[1])

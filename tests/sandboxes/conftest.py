@@ -1,0 +1,32 @@
+"""Sandboxes for the tests, of every kind that runs here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.process import ProcessBackend
+
+
+@pytest.fixture(scope="session")
+def bubblewrap() -> BubblewrapBackend:
+    backend = BubblewrapBackend()
+    if missing := backend.available():
+        pytest.skip(missing)
+    return backend
+
+
+@pytest.fixture(params=["bubblewrap", "process"])
+def backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    if request.param == "process":
+        return ProcessBackend()
+    return request.getfixturevalue("bubblewrap")
+
+
+@pytest.fixture
+def sandbox(backend: SandboxBackend) -> Iterator[Sandbox]:
+    with backend.create() as made:
+        yield made

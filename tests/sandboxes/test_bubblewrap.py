@@ -1,0 +1,187 @@
+"""What only bubblewrap promises, and how it behaves where the machine offers less."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.sandbox import Limits, Sandbox, StopReason
+from envkit.sandboxes import _cgroup, _proc
+from envkit.sandboxes import bubblewrap as module
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+
+MIB = 2**20
+HOARD = "data = bytearray()\nwhile True: data += bytes(2**20)"
+FORKS = """
+import os, time
+made = 0
+try:
+    for made in range(100):
+        if os.fork() == 0: time.sleep(60)
+except OSError: pass
+os.write(1, b"%d" % made)
+"""
+TRAINER = """
+import os, sys, time
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+sandbox = BubblewrapBackend().create()
+peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
+peer.ask(b"up", 30)
+print(sandbox._lease.path.name, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sandbox(bubblewrap: BubblewrapBackend) -> Sandbox:
+    made = bubblewrap.create()
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def no_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_cgroup, "parents", lambda: ())
+
+
+def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
+    return sandbox.run([sandbox.python, "-ISc", code], limits=limits)
+
+
+needs_cgroups = pytest.mark.skipif(not _cgroup.parents(), reason="no writable control groups here")
+
+
+@needs_cgroups
+def test_running_out_of_memory_is_named_by_the_kernels_counter(sandbox: Sandbox) -> None:
+    result = python(sandbox, HOARD, Limits(memory_bytes=64 * MIB))
+    assert (result.stop, result.exit) == (StopReason.MEMORY, None)
+    assert 32 * MIB < result.peak_memory_bytes <= 64 * MIB
+
+
+@needs_cgroups
+def test_a_program_that_kills_itself_is_not_out_of_memory(sandbox: Sandbox) -> None:
+    assert python(sandbox, "import os; os.kill(os.getpid(), 9)").stop is StopReason.SIGNALED
+
+
+@needs_cgroups
+def test_memory_of_all_processes_and_of_scratch_files_counts(sandbox: Sandbox) -> None:
+    shared = "import os\nfor _ in range(4): os.fork()\n" + HOARD
+    assert python(sandbox, shared, Limits(memory_bytes=128 * MIB)).stop is StopReason.MEMORY
+    files = "for n in range(40): open(f'/tmp/{n}', 'wb').write(bytes(2**20))"
+    assert python(sandbox, files, Limits(memory_bytes=32 * MIB)).stop is StopReason.MEMORY
+
+
+@needs_cgroups
+def test_control_groups_do_not_outlive_their_command(sandbox: Sandbox) -> None:
+    python(sandbox, "pass")
+    python(sandbox, HOARD, Limits(memory_bytes=64 * MIB))
+    assert not groups(sandbox._lease.path.name)  # type: ignore[attr-defined]
+
+
+def test_a_fork_bomb_meets_its_bound(sandbox: Sandbox) -> None:
+    assert int(python(sandbox, FORKS, Limits(processes=8)).stdout) == 7
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_without_control_groups_every_limit_still_holds(sandbox: Sandbox) -> None:
+    assert int(python(sandbox, FORKS, Limits(processes=8)).stdout) == 7
+    assert b"MemoryError" in python(sandbox, HOARD, Limits(memory_bytes=64 * MIB)).stderr
+    assert python(sandbox, "while True: pass", Limits(cpu_s=0.2)).stop is StopReason.CPU
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_a_limit_that_cannot_be_enforced_is_refused_by_name(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module.platform, "release", lambda: "5.10.0-28-amd64")
+    with pytest.raises(UnenforceableLimit, match="processes"):
+        python(sandbox, "pass")
+
+
+def test_a_kernel_that_hides_child_processes_is_refused(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_proc, "family", lambda pid: [pid])
+    with pytest.raises(UnenforceableLimit, match="CONFIG_PROC_CHILDREN"):
+        python(sandbox, "pass")
+
+
+def test_killed_machinery_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+    peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
+    assert peer.ask(b"up", 10) == b"up"
+    os.kill(peer._tree.child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    with pytest.raises(SandboxError, match="died"):  # which may take it a moment
+        while True:
+            peer.ask(b"again", 10)
+    with pytest.raises(SandboxError):
+        peer.close()
+    assert python(sandbox, "pass").ok
+
+
+def test_a_failing_setup_is_a_sandbox_error_that_quotes_bubblewrap(sandbox: Sandbox) -> None:
+    sandbox._command = (*sandbox._command, "--ro-bind", "/nowhere", "/nowhere")  # type: ignore[attr-defined]
+    with pytest.raises(SandboxError, match="nowhere"):
+        python(sandbox, "pass")
+    assert not groups(sandbox._lease.path.name)  # type: ignore[attr-defined]
+
+
+def test_a_program_cannot_forge_what_bubblewrap_reports(sandbox: Sandbox) -> None:
+    code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
+    # 0 to 2, and the one that lists the folder: no channel of ours is left open.
+    assert python(sandbox, code).stdout == b"['0', '1', '2', '3']\n"
+
+
+def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> None:
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        try:
+            name = trainer.stdout.readline().strip()
+            running = [os.pidfd_open(pid) for pid in processes_naming(name)]
+        finally:
+            trainer.kill()
+    assert running
+    for pidfd in running:
+        assert module._readable(pidfd)
+        os.close(pidfd)
+    _cgroup.remove_leftovers(name)
+    assert not groups(name)
+
+
+def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_candidates", lambda: iter(()))
+    module._bwrap.cache_clear()
+    assert "apt install bubblewrap" in str(BubblewrapBackend().available())
+    with pytest.raises(SandboxUnavailable):
+        BubblewrapBackend().create()
+    module._bwrap.cache_clear()
+
+
+def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    old = tmp_path / "bwrap"
+    old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
+    old.chmod(0o755)
+    monkeypatch.setattr(module, "_candidates", lambda: iter([old]))
+    module._bwrap.cache_clear()
+    with pytest.raises(SandboxUnavailable, match=r"version 0\.6"):
+        module._bwrap(os.geteuid())
+    module._bwrap.cache_clear()
+
+
+def groups(name: str) -> list[str]:
+    return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"{name}-*")]
+
+
+def processes_naming(word: str) -> list[int]:
+    found: list[int] = []
+    for entry in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if word in Path("/proc", entry, "cmdline").read_text():
+                found.append(int(entry))
+    return found

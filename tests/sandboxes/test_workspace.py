@@ -1,0 +1,216 @@
+"""A workspace whose files were made by someone hostile, seen from the host."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import UsageError
+from envkit.sandboxes import _workspace
+from envkit.sandboxes._temporary import empty
+from envkit.sandboxes._workspace import Workspace
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    made = tmp_path / "work"
+    made.mkdir()
+    return made
+
+
+@pytest.fixture
+def workspace(folder: Path) -> Iterator[Workspace]:
+    made = Workspace(folder, None)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def secret(tmp_path: Path) -> Path:
+    made = tmp_path / "secret"
+    made.write_bytes(b"host only")
+    return made
+
+
+def test_files_come_back_in_path_order(workspace: Workspace) -> None:
+    for path in ("b/c.txt", "a.txt", "b/a/z.py"):
+        workspace.write(path, path.encode())
+    assert list(workspace.export(["**"], 100).items()) == [
+        ("a.txt", b"a.txt"),
+        ("b/a/z.py", b"b/a/z.py"),
+        ("b/c.txt", b"b/c.txt"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("globs", "expected"),
+    [
+        (["*.py"], ["a.py"]),
+        (["**/*.py"], ["a.py", "src/b.py", "src/deep/c.py"]),
+        (["src/*"], ["src/b.py"]),
+        (["src/**"], ["src/b.py", "src/deep/c.py"]),
+        (["?.py", "src/b.py"], ["a.py", "src/b.py"]),
+        (["[a].py"], []),
+        ([], []),
+    ],
+)
+def test_globs_choose_what_is_exported(workspace: Workspace, globs: list[str], expected: list[str]) -> None:
+    for path in ("a.py", "src/b.py", "src/deep/c.py", "note.pyc"):
+        workspace.write(path, b"")
+    assert list(workspace.export(globs, 0)) == expected
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["", ".", "..", "/etc/passwd", "../up", "a/../../up", "a//b", "a/", "a\0b", "a/./b", "\ud800", "n" * 256],
+)
+def test_paths_that_are_not_inside_are_refused(workspace: Workspace, path: str) -> None:
+    with pytest.raises(UsageError):
+        workspace.write(path, b"")
+    with pytest.raises(UsageError):
+        workspace.read(path, 10)
+
+
+def test_no_symlink_is_read_through_written_through_or_listed(
+    workspace: Workspace, folder: Path, secret: Path
+) -> None:
+    (folder / "file").symlink_to(secret)
+    (folder / "folder").symlink_to(secret.parent)
+    for path in ("file", "folder/secret"):
+        with pytest.raises(UsageError, match="symlink"):
+            workspace.read(path, 100)
+        with pytest.raises(UsageError):
+            workspace.write(path, b"changed")
+    assert workspace.export(["**"], 100) == {}
+    assert secret.read_bytes() == b"host only"
+
+
+def test_a_symlink_swapped_in_during_export_is_not_followed(
+    workspace: Workspace, folder: Path, secret: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace.write("a", b"mine")
+    look = os.stat
+
+    def swap_after_looking(path: str, **options: object) -> os.stat_result:
+        found = look(path, **options)  # type: ignore[arg-type]
+        if path == "a":
+            (folder / "a").unlink()
+            (folder / "a").symlink_to(secret)
+        return found
+
+    monkeypatch.setattr(_workspace.os, "stat", swap_after_looking)
+    assert workspace.export(["**"], 100) == {}
+
+
+def test_special_files_are_neither_opened_nor_overwritten(workspace: Workspace, folder: Path) -> None:
+    os.mkfifo(folder / "fifo")
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(os.path.relpath(folder / "socket"))
+        for name in ("fifo", "socket"):
+            with pytest.raises(FileNotFoundError):
+                workspace.read(name, 10)
+            with pytest.raises(UsageError, match="not a regular file"):
+                workspace.write(name, b"")
+        assert workspace.export(["**"], 10) == {}
+
+
+def test_a_hard_link_is_replaced_rather_than_written_through(
+    workspace: Workspace, folder: Path, secret: Path
+) -> None:
+    os.link(secret, folder / "link")
+    workspace.write("link", b"changed")
+    assert secret.read_bytes() == b"host only"
+
+
+def test_a_missing_file_and_a_file_used_as_folder_are_not_found(workspace: Workspace) -> None:
+    workspace.write("a", b"")
+    for path in ("nothing", "nothing/b", "a/b"):
+        with pytest.raises(FileNotFoundError):
+            workspace.read(path, 10)
+    with pytest.raises(UsageError):
+        workspace.write("a/b", b"")
+
+
+def test_size_caps_hold_for_one_file_for_the_total_and_for_sparse_files(
+    workspace: Workspace, folder: Path
+) -> None:
+    workspace.write("a", b"12345")
+    workspace.write("b", b"12345")
+    assert workspace.read("a", 5) == b"12345"
+    assert len(workspace.export(["*"], 10)) == 2
+    with pytest.raises(UsageError, match="larger"):
+        workspace.read("a", 4)
+    with pytest.raises(UsageError, match="larger"):
+        workspace.export(["*"], 9)
+    with open(folder / "sparse", "wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UsageError, match="larger"):
+        workspace.read("sparse", 1000)
+
+
+def test_too_many_files_and_too_deep_folders_are_refused(
+    workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_workspace, "MAX_ENTRIES", 10)
+    for number in range(11):
+        workspace.write(str(number), b"")
+    with pytest.raises(UsageError, match="entries"):
+        workspace.export(["0"], 10)
+    empty_and_deepen(folder, 70)
+    with pytest.raises(UsageError, match="levels"):
+        workspace.export(["**"], 10)
+
+
+def test_names_that_are_not_text_are_left_out(workspace: Workspace, folder: Path) -> None:
+    (folder / os.fsdecode(b"\xff")).write_bytes(b"")
+    workspace.write("ä", b"")
+    assert list(workspace.export(["**"], 10)) == ["ä"]
+
+
+def test_permissions_taken_away_are_given_back(workspace: Workspace, folder: Path) -> None:
+    workspace.write("a/b", b"1")
+    (folder / "a/b").chmod(0)
+    (folder / "a").chmod(0)
+    folder.chmod(0)
+    assert workspace.read("a/b", 10) == b"1"
+    assert workspace.export(["**"], 10) == {"a/b": b"1"}
+    workspace.write("a/c", b"2")
+    assert workspace.read("a/c", 10) == b"2"
+
+
+def test_restore_brings_back_files_and_modes_and_drops_the_rest(workspace: Workspace, folder: Path) -> None:
+    workspace.write("tool", b"#!", mode=0o755)
+    kept = workspace.keep()
+    workspace.write("tool", b"broken")
+    workspace.write("new/file", b"")
+    workspace.restore(kept)
+    assert workspace.export(["**"], 100) == {"tool": b"#!"}
+    assert (folder / "tool").stat().st_mode & 0o777 == 0o755
+    assert not (folder / "new").exists()
+
+
+def test_empty_removes_a_tree_deeper_than_any_path_may_be_long(workspace: Workspace, folder: Path) -> None:
+    empty_and_deepen(folder, 3000)
+    (folder / "link").symlink_to(folder.parent)
+    (folder.parent / "outside").write_bytes(b"")
+    workspace.restore({})
+    assert os.listdir(folder) == []
+    assert (folder.parent / "outside").exists()
+
+
+def empty_and_deepen(folder: Path, levels: int) -> None:
+    """Leave nothing in ``folder`` but a chain of folders, with a file in each and no permissions."""
+    here = os.open(folder, os.O_RDONLY)
+    empty(here)
+    for _ in range(levels):
+        os.mkdir("d", dir_fd=here)
+        below = os.open("d", os.O_RDONLY, dir_fd=here)
+        os.close(os.open("f", os.O_WRONLY | os.O_CREAT, dir_fd=below))
+        os.fchmod(here, 0o500)
+        os.close(here)
+        here = below
+    os.close(here)

@@ -1,0 +1,175 @@
+"""The house rules that a parser can check: who imports whom, and what loads when."""
+
+from __future__ import annotations
+
+import ast
+import tomllib
+from collections.abc import Iterator
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+
+#: From left to right: a part may import its own layer and what stands before it.
+#: "envkit" is the package's own ``__init__``.
+LAYERS = (
+    ("errors",),
+    ("spaces", "types"),
+    ("agent", "sandbox", "sandbox_check"),
+    ("application", "checks", "grading"),
+    ("env", "tools"),
+    ("audit", "mining", "models", "registry", "rollout", "store"),
+    ("envkit",),
+    ("engine",),
+    ("agents", "environments", "sandboxes"),
+    ("bench", "train"),
+    ("studies",),
+    ("cli",),
+)
+RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
+
+#: Layers whose parts do not import each other.
+SIBLINGS = (("agents", "environments", "sandboxes"), ("bench", "train"))
+
+#: Slow to import and absent from a plain install. Studies stand on train and load only with it.
+HEAVY = {"peft", "torch", "transformers", "trl"}
+MAY_LOAD_HEAVY = {"engine", "studies", "train"}
+
+
+class Module(NamedTuple):
+    """A source file: where it lies, the name it is imported by, and its syntax tree."""
+
+    path: str
+    name: str
+    tree: ast.Module
+
+
+def sources() -> Iterator[Module]:
+    for package, folder in SETUPTOOLS["package-dir"].items():
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            inner = path.relative_to(ROOT / folder).with_suffix("").parts
+            name = ".".join((package, *inner)).removesuffix(".__init__")
+            yield Module(str(path.relative_to(ROOT)), name, ast.parse(path.read_bytes()))
+
+
+MODULES = tuple(sources())
+NAMES = {module.name for module in MODULES}
+
+
+def part_of(name: str) -> str:
+    """``envkit.train.loss`` -> ``train``; ``envkit`` -> ``envkit``."""
+    return name.removeprefix("envkit.").partition(".")[0]
+
+
+def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
+    """Line and module name of every import under a node, lazy or not."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = "." * node.level + (node.module or "")
+            for alias in node.names:
+                inner = f"{module}.{alias.name}"
+                yield node.lineno, inner if inner in NAMES else module
+
+
+def at_import(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
+    """The imports that run when the module is imported."""
+    for node in body:
+        match node:
+            case ast.FunctionDef() | ast.AsyncFunctionDef():
+                pass
+            case ast.If(test=ast.Name("TYPE_CHECKING")):
+                yield from at_import(node.orelse)
+            case ast.If() | ast.Try() | ast.With() | ast.ClassDef():
+                inner = [child for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
+                yield from at_import(inner)
+            case _:
+                yield from imports(node)
+
+
+def forbidden(module: Module) -> list[str]:
+    """What the module imports against the rule, one sentence each."""
+    part = part_of(module.name)
+    if part not in RANK:
+        return [f"{module.path}: {part} has no place in LAYERS"]
+    found: list[str] = []
+    for line, name in imports(module.tree):
+        where = f"{module.path}:{line}"
+        top = name.partition(".")[0]
+        if top in ("", "agents", "environments", "sandboxes"):
+            found.append(f"{where} imports {name}; write envkit.{name.lstrip('.')}")
+        elif top == "envkit":
+            other = part_of(name)
+            siblings = part != other and any(part in group and other in group for group in SIBLINGS)
+            if siblings or RANK.get(other, len(LAYERS)) > RANK[part]:
+                found.append(f"{where}: {part} imports {name}")
+    if part not in MAY_LOAD_HEAVY:
+        for line, name in at_import(module.tree.body):
+            if name.partition(".")[0] in HEAVY:
+                found.append(f"{module.path}:{line} loads {name} at import time; import it where it is used")
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES, ids=[module.path for module in MODULES])
+def test_imports_only_what_stands_to_its_left(module: Module) -> None:
+    assert forbidden(module) == []
+
+
+@pytest.mark.parametrize("module", MODULES, ids=[module.path for module in MODULES])
+def test_opens_with_a_docstring(module: Module) -> None:
+    assert ast.get_docstring(module.tree)
+
+
+def test_parts_do_not_import_each_other_in_a_ring() -> None:
+    graph: dict[str, set[str]] = {}
+    for module in MODULES:
+        ours = {part_of(name) for _, name in imports(module.tree) if name.partition(".")[0] == "envkit"}
+        graph.setdefault(part_of(module.name), set()).update(ours - {part_of(module.name)})
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        pytest.fail(" -> ".join(error.args[1]))
+
+
+def test_every_package_is_shipped() -> None:
+    packages = {module.name for module in MODULES if module.path.endswith("__init__.py")}
+    folders = {str(Path(module.path).parent) for module in MODULES}
+    assert sorted(SETUPTOOLS["packages"]) == sorted(packages)
+    assert len(folders) == len(packages), "a folder with modules has no __init__.py"
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("envkit.errors", "from envkit.store import RunFolder"),
+        ("envkit.env", "def late():\n    from envkit import registry"),
+        ("envkit.agents.local", "import envkit.environments.code_editor.env"),
+        ("envkit.bench.run", "from envkit.train import grpo"),
+        ("envkit.cli.main", "from agents.local import LocalAgent"),
+        ("envkit.cli.main", "from . import ui"),
+        ("envkit.models", "try:\n    import torch\nexcept ImportError:\n    pass"),
+        ("envkit.agents.local", "from transformers import AutoTokenizer"),
+        ("envkit.placeless", ""),
+    ],
+)
+def test_the_rule_refuses(name: str, source: str) -> None:
+    assert len(forbidden(Module("example.py", name, ast.parse(source)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "source"),
+    [
+        ("envkit.cli.main", "from envkit import __version__, registry"),
+        ("envkit.models", "def convert():\n    import torch"),
+        ("envkit.models", "if TYPE_CHECKING:\n    import torch"),
+        ("envkit.train.loss", "import torch"),
+        ("envkit.train.grpo", "from envkit.agents.local import LocalAgent"),
+    ],
+)
+def test_the_rule_allows(name: str, source: str) -> None:
+    assert forbidden(Module("example.py", name, ast.parse(source))) == []

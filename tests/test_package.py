@@ -1,0 +1,79 @@
+"""What people get when they install the package: names, imports, entry points, the wheel."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import pkgutil
+import shutil
+import subprocess
+import sys
+import tomllib
+import zipfile
+from collections.abc import Iterator
+from importlib.metadata import distribution
+from pathlib import Path
+
+import pytest
+
+import envkit
+
+ROOT = Path(__file__).parents[1]
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+ENTRY_POINTS = [point for point in distribution("envkit").entry_points if point.group.startswith("envkit.")]
+
+PUBLIC = """
+""".split()
+
+
+def modules() -> Iterator[str]:
+    for package in PYPROJECT["tool"]["setuptools"]["packages"]:
+        yield package
+        for info in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if not info.ispkg:
+                yield info.name
+
+
+def test_public_names_are_these() -> None:
+    assert sorted(envkit.__all__) == PUBLIC
+    assert all(hasattr(envkit, name) for name in PUBLIC)
+
+
+def test_version_is_the_distributions() -> None:
+    assert envkit.__version__ == PYPROJECT["project"]["version"] == distribution("envkit").version
+
+
+@pytest.mark.parametrize("module", ["envkit", "envkit.cli.main"])
+def test_import_loads_nothing_heavy(module: str) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"peft", "torch", "transformers", "trl"}.isdisjoint(loaded.split())
+
+
+@pytest.mark.parametrize("point", ENTRY_POINTS, ids=[f"{point.group}:{point.name}" for point in ENTRY_POINTS])
+def test_entry_point_loads(point: importlib.metadata.EntryPoint) -> None:
+    assert callable(point.load())
+
+
+@pytest.mark.parametrize("module", modules())
+def test_doctests(module: str) -> None:
+    assert doctest.testmod(importlib.import_module(module)).failed == 0
+
+
+def test_wheel_holds_one_package(tmp_path: Path) -> None:
+    # In a copy, so that the build leaves nothing here.
+    packages = PYPROJECT["tool"]["setuptools"]["package-dir"].values()
+    for folder in packages:
+        shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, tmp_path)
+    build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
+    subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+    shipped = {f"{path.relative_to(ROOT)}" for folder in packages for path in (ROOT / folder).rglob("*.py")}
+    inside = {name.removeprefix("envkit/") for name in names}
+    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"envkit"}
+    assert shipped <= names | inside
+    assert {"envkit/py.typed", "envkit/bench/report.html.j2"} <= names
