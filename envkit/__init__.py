@@ -1,1 +1,89 @@
 """RL environments around real applications, and the loop that trains small models on them."""
+
+from __future__ import annotations
+
+from importlib.metadata import version as _version
+
+from envkit.agent import Agent, Session
+from envkit.application import Application
+from envkit.checks import Check, Score, check
+from envkit.env import Effect, Env
+from envkit.errors import (
+    ConfigError,
+    ContractError,
+    EnvkitError,
+    MissingExtraError,
+    ModelError,
+    RegistryError,
+    SandboxError,
+    SandboxUnavailable,
+    StoreError,
+    TaskFileError,
+    TrainingError,
+    UnenforceableLimit,
+    UsageError,
+)
+from envkit.grading import Grade
+from envkit.registry import register_gymnasium as _register_gymnasium
+from envkit.rollout import Rollouts
+from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Sandbox, SandboxBackend, StopReason
+from envkit.spaces import Utf8
+from envkit.types import (
+    EpisodeKey,
+    Outcome,
+    StepRecord,
+    Task,
+    Tokens,
+    Trajectory,
+    Turn,
+    Usage,
+    Verdict,
+)
+
+__all__ = [
+    "Agent",
+    "Application",
+    "Check",
+    "ConfigError",
+    "ContractError",
+    "Effect",
+    "Env",
+    "EnvkitError",
+    "EpisodeKey",
+    "ExecResult",
+    "Grade",
+    "Limits",
+    "MissingExtraError",
+    "ModelError",
+    "Outcome",
+    "Peer",
+    "PeerGone",
+    "RegistryError",
+    "Rollouts",
+    "Sandbox",
+    "SandboxBackend",
+    "SandboxError",
+    "SandboxUnavailable",
+    "Score",
+    "Session",
+    "StepRecord",
+    "StopReason",
+    "StoreError",
+    "Task",
+    "TaskFileError",
+    "Tokens",
+    "TrainingError",
+    "Trajectory",
+    "Turn",
+    "UnenforceableLimit",
+    "Usage",
+    "UsageError",
+    "Utf8",
+    "Verdict",
+    "__version__",
+    "check",
+]
+
+__version__ = _version("envkit")
+
+_register_gymnasium()

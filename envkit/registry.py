@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any, cast
 
+import gymnasium
+
 from envkit.errors import RegistryError, SandboxUnavailable
 
 if TYPE_CHECKING:
@@ -65,10 +67,9 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
 
 
 def register_gymnasium() -> None:
-    """Called by Gymnasium's plugin hook, inside the namespace ``envkit``.
+    """Make ``gymnasium.make("envkit/CodeEditor-v0")`` work once envkit is imported.
 
-    Makes ``gymnasium.make("envkit/CodeEditor-v0")`` work without importing envkit first.
+    Gymnasium has no plugin hook since 1.0, so ``import envkit`` calls this. In a program that does
+    not import it, ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
     """
-    from gymnasium.envs.registration import register
-
-    register(id="CodeEditor-v0", entry_point="envkit.environments.code_editor:make", order_enforce=False)
+    gymnasium.register("envkit/CodeEditor-v0", "envkit.environments.code_editor:make", order_enforce=False)

@@ -23,6 +23,7 @@ Result = TypeVar("Result")
 class _Episode:
     """A running episode: its environment, its agent's session and what happened so far."""
 
+    index: int
     key: EpisodeKey
     env: Env
     observation: str
@@ -78,9 +79,9 @@ class Rollouts:
         try:
             yield taken
         finally:
+            self._idle.extend(taken)
             for env in taken:
                 env.close()
-            self._idle.extend(taken)
 
     def play(self, agent: Agent, keys: Sequence[EpisodeKey]) -> list[Trajectory]:
         """Play one episode per key and return the trajectories in that order.
@@ -94,31 +95,31 @@ class Rollouts:
         """
         with self._borrowed(len(keys)) as envs:
             done: dict[int, Trajectory] = {}
-            waiting: dict[int, tuple[int, _Episode]] = {}
+            waiting: dict[int, _Episode] = {}
             starts = self._all([partial(_start, env, key) for env, key in zip(envs, keys, strict=True)])
             for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
                 if isinstance(first, SandboxError):
                     done[index] = _void(env, agent, key, (), first)
                     continue
-                episode = _Episode(key, env, first, agent.start(key))
-                waiting[id(episode.session)] = (index, episode)
+                episode = _Episode(index, key, env, first, agent.start(key))
+                waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
                 turns = agent.collect()
                 if not turns:
                     raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
-                moving: list[tuple[int, _Episode, Turn]] = []
+                moving: list[tuple[_Episode, Turn]] = []
                 for session, turn in turns:
                     if id(session) not in waiting:
                         raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
-                    moving.append((*waiting.pop(id(session)), turn))
-                ends = self._all([partial(_move, agent, episode, turn) for _, episode, turn in moving])
-                for (index, episode, _), end in zip(moving, ends, strict=True):
-                    if end is not None:
-                        done[index] = end
-                        continue
-                    waiting[id(episode.session)] = (index, episode)
-                    agent.submit(episode.session, episode.observation)
+                    moving.append((waiting.pop(id(session)), turn))
+                ends = self._all([partial(_move, agent, episode, turn) for episode, turn in moving])
+                for (episode, _), end in zip(moving, ends, strict=True):
+                    if end is None:
+                        waiting[id(episode.session)] = episode
+                        agent.submit(episode.session, episode.observation)
+                    else:
+                        done[episode.index] = end
             return [done[index] for index in range(len(keys))]
 
     def _all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:

@@ -6,11 +6,11 @@ import json
 import os
 import secrets
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Self, cast, final
+from typing import Any, Self, cast, final
 
 from envkit.errors import StoreError
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
@@ -37,7 +37,7 @@ def write_atomic(path: Path, data: bytes) -> None:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; what was there is untouched") from error
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; the old file stays") from error
 
 
 def sync_folder(folder: Path) -> None:
@@ -56,22 +56,26 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
     JSON object of our schema is corruption and is refused.
 
     Raises:
-        StoreError: corrupt or of another schema; names file and line.
+        StoreError: unreadable, corrupt or of another schema; names file and line.
     """
-    if not path.exists():
+    try:
+        lines = path.read_bytes().split(b"\n")
+    except FileNotFoundError:
         return []
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
     records: list[dict[str, Any]] = []
-    lines = path.read_bytes().split(b"\n")
     for number, line in enumerate(lines[:-1], start=1):  # after the last newline: empty or torn
         try:
             record: object = json.loads(line)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise StoreError(f"{path}:{number}: not JSON ({error}); nothing was changed") from error
         if not isinstance(record, dict):
             raise StoreError(f"{path}:{number}: expected a JSON object, found {str(record)[:40]}")
         fields = cast("dict[str, Any]", record)
         if fields.get("schema") != SCHEMA:
-            raise StoreError(f"{path}:{number}: schema is {fields.get('schema')!r}, this version reads {SCHEMA}")
+            found = fields.get("schema")
+            raise StoreError(f"{path}:{number}: schema is {found!r}; this version of envkit reads {SCHEMA}")
         records.append(fields)
     return records
 
@@ -84,26 +88,37 @@ class Journal:
         self.path = path
         try:
             _mend(path)
-            self._file: IO[bytes] = path.open("ab")
+            self._file = path.open("ab", buffering=0)
         except OSError as error:
             raise StoreError(f"cannot open {path}: {error.strerror or error}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record and flush it to the operating system.
+        """Add one record and hand it to the operating system, whole or not at all.
 
         Raises:
             StoreError: the disk refused; earlier records are intact.
         """
         line = json.dumps({"schema": SCHEMA, **record}, separators=(",", ":"), allow_nan=False) + "\n"
+        left = memoryview(line.encode())
+        whole = self._file.seek(0, os.SEEK_END)
         try:
-            self._file.write(line.encode())
-            self._file.flush()
+            while left:
+                left = left[self._file.write(left) :]
         except OSError as error:
+            # Half a line followed by the next record would be corruption, not a torn end.
+            self._file.truncate(whole)
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        """Make everything appended so far survive a power cut."""
-        os.fsync(self._file.fileno())
+        """Make everything appended so far survive a power cut.
+
+        Raises:
+            StoreError: the disk refused.
+        """
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def close(self) -> None:
         self._file.close()
@@ -174,9 +189,12 @@ class RunFolder:
     def manifest(self) -> dict[str, Any]:
         file = self.path / "manifest.json"
         try:
-            return cast("dict[str, Any]", json.loads(file.read_bytes()))
-        except (OSError, ValueError) as error:
+            found: object = json.loads(file.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{file}: not a run's manifest ({error})") from error
+        if not isinstance(found, dict):
+            raise StoreError(f"{file}: expected a JSON object, found {str(found)[:40]}")
+        return cast("dict[str, Any]", found)
 
     def journal(self, name: str) -> Journal:
         """Open ``<name>.jsonl`` for appending; the caller closes it."""
@@ -186,19 +204,18 @@ class RunFolder:
         """The whole records of ``<name>.jsonl``; empty when there is none."""
         return read_lines(self.path / f"{name}.jsonl")
 
-    def write(self, name: str, make: Callable[[], bytes]) -> Path:
-        """Write one file once; an existing one is kept and a numbered one is written beside it."""
-        path = self.path / name
-        number = 1
-        while path.exists():
-            number += 1
-            path = self.path / f"{Path(name).stem}-{number}{Path(name).suffix}"
-        write_atomic(path, make())
-        return path
-
     def trajectories(self, name: str) -> Iterator[Trajectory]:
-        """The trajectories in ``<name>.jsonl``, oldest first."""
-        return (trajectory_from_json(record) for record in self.records(name))
+        """The trajectories in ``<name>.jsonl``, oldest first.
+
+        Raises:
+            StoreError: a record is no trajectory; names file, line and field.
+        """
+        for number, record in enumerate(self.records(name), start=1):
+            try:
+                yield trajectory_from_json(record)
+            except (KeyError, TypeError, ValueError) as error:
+                place = f"{self.path / name}.jsonl:{number}"
+                raise StoreError(f"{place}: not a trajectory ({error!r})") from error
 
 
 def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:

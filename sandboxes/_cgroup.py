@@ -5,7 +5,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import secrets
+import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, final
 
@@ -18,41 +21,57 @@ _V1_CONTROLLERS: Final = ("memory", "pids", "cpuacct")
 
 @functools.cache
 def parents() -> tuple[Path, ...]:
-    """The folders in which this process may make control groups.
+    """The folders in which this process may make control groups, found by trying.
 
     Three for version 1 (memory, pids, cpuacct), one for version 2, none where cgroupfs is absent,
-    read-only or without these controllers. Found by trying, once.
+    read-only or without these controllers.
     """
-    own: dict[str, str] = {}
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
-            own.update(dict.fromkeys(controllers.split(","), path.lstrip("/")))
-    if all(name in own for name in _V1_CONTROLLERS):
-        v1 = tuple(_MOUNT / name / own[name] for name in _V1_CONTROLLERS)
-        return v1 if _usable(v1) else ()
-    if "" not in own:
+    try:
+        mine = Path("/proc/self/cgroup").read_text()
+    except OSError:
         return ()
-    # Version 2: a group that holds processes cannot hand controllers down, so go up to one that does.
-    here = _MOUNT / own[""]
-    for folder in (here, *here.parents):
-        if folder.is_relative_to(_MOUNT) and _hands_down(folder) and _usable((folder,)):
-            return (folder,)
-    return ()
+    return next((folders for folders in _places(mine, _MOUNT) if _usable(folders)), ())
+
+
+def _places(mine: str, mount: Path) -> Iterator[tuple[Path, ...]]:
+    """Where groups might be made, given ``/proc/self/cgroup`` and where cgroupfs is mounted."""
+    own: dict[str, str] = {}
+    for line in mine.splitlines():
+        _, controllers, path = line.split(":", 2)
+        own.update(dict.fromkeys(controllers.split(","), path.lstrip("/")))
+    if all(name in own for name in _V1_CONTROLLERS):
+        yield tuple(mount / name / own[name] for name in _V1_CONTROLLERS)
+    elif "" in own:
+        # Version 2: a group that holds processes hands no controllers down, so go up to one that does.
+        here = mount / own[""]
+        for folder in (here, *here.parents):
+            if folder.is_relative_to(mount) and _hands_down(folder):
+                yield (folder,)
 
 
 def _hands_down(folder: Path) -> bool:
     try:
-        return {"memory", "pids"} <= set((folder / "cgroup.subtree_control").read_text().split())
+        handed = (folder / "cgroup.subtree_control").read_text().split()
     except OSError:
         return False
+    return {"memory", "pids"} <= set(handed)
 
 
 def _usable(folders: tuple[Path, ...]) -> bool:
+    """Whether a group can be made here and a process moved into it, which are different rights."""
     try:
-        Cgroup(folders, f"envkit-probe-{os.getpid()}", Limits()).close()
+        group = Cgroup(folders, f"envkit-probe-{secrets.token_hex(8)}", Limits())
     except OSError:
         return False
+    with subprocess.Popen(["sleep", "60"]) as probe:
+        try:
+            group.add([probe.pid])
+        except OSError:
+            return False
+        finally:
+            probe.kill()
+            probe.wait()
+            group.close()
     return True
 
 
@@ -68,17 +87,17 @@ class Cgroup:
 
     def __init__(self, parents: tuple[Path, ...], name: str, limits: Limits) -> None:
         self._folders = tuple(parent / name for parent in parents)
-        self._memory, self._pids, self._cpu = self._folders if len(parents) > 1 else self._folders * 3
         self._v1 = len(parents) > 1
+        self._memory, self._pids, self._cpu = self._folders if self._v1 else self._folders * 3
         try:
             for folder in self._folders:
                 folder.mkdir()
-            memory, peak = str(limits.memory_bytes), "memory.limit_in_bytes" if self._v1 else "memory.max"
-            (self._memory / peak).write_text(memory)
+            memory = str(limits.memory_bytes)
+            (self._memory / ("memory.limit_in_bytes" if self._v1 else "memory.max")).write_text(memory)
             # Swap would let a program grow past its limit; the files are missing where there is none.
-            swap = ("memory.memsw.limit_in_bytes", memory) if self._v1 else ("memory.swap.max", "0")
+            swap, most = ("memory.memsw.limit_in_bytes", memory) if self._v1 else ("memory.swap.max", "0")
             with contextlib.suppress(OSError):
-                (self._memory / swap[0]).write_text(swap[1])
+                (self._memory / swap).write_text(most)
             # One more than asked for: the sandbox's own pid 1.
             (self._pids / "pids.max").write_text(str(limits.processes + 1))
         except OSError:

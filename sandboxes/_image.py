@@ -69,7 +69,10 @@ def _cache(uid: int) -> Path:
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             found = folder.lstat()
-            if found.st_uid == os.geteuid() and not found.st_mode & 0o022 and reachable(folder, uid):
+            if found.st_uid != os.geteuid() or found.st_mode & 0o022:
+                continue  # others may have put something there
+            folder.chmod(0o755)  # whatever the umask
+            if reachable(folder, uid):
                 return folder
     raise SandboxUnavailable(
         f"no cache folder that user {uid} can reach; set XDG_CACHE_HOME to a folder with mode 755"

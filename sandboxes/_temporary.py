@@ -75,6 +75,7 @@ def empty(folder: int) -> None:
     Args:
         folder: descriptor of the folder, which itself stays.
     """
+    os.fchmod(folder, 0o700)
     moved = 0
     while True:
         names = os.listdir(folder)

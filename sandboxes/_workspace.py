@@ -133,6 +133,7 @@ class Workspace:
 
     def _walk(self, path: str, folders: Sequence[str], *, make: bool = False) -> int:
         """Descriptor of a folder below the root; the caller closes it."""
+        os.fchmod(self._root, 0o700)  # hostile code owns it, and may have closed it
         here = open_entry(".", self._root, _FOLDER)
         try:
             for name in folders:

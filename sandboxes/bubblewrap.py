@@ -49,8 +49,8 @@ _ENVIRONMENT: Final = {
     "PYTHONHASHSEED": "0",
     "PYTHONDONTWRITEBYTECODE": "1",
 }
-#: Where each command waits until it is inside its control group. Should we die before the word comes,
-#: it reads the end of its stdin and goes; an orphan that bubblewrap's own --block-fd lets run on.
+#: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
+#: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
 #: Kernel switches that can forbid unprivileged user namespaces: the value that does, one that does not.
 _SWITCHES: Final = {
@@ -81,19 +81,19 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or _NOBODY
-        return _BubblewrapSandbox(_bwrap(user), image(user), user)
+        return _BubblewrapSandbox([*_as_user(user), str(_bwrap(user))], image(user), user)
 
 
 @final
 class _BubblewrapSandbox(FolderSandbox):
-    def __init__(self, bwrap: Path, root: Path, user: int) -> None:
+    def __init__(self, bwrap: Sequence[str], root: Path, user: int) -> None:
         super().__init__(user if user != os.geteuid() else None)
         if not reachable(self._lease.path, user):
             self.close()
             raise SandboxUnavailable(
                 f"user {user} cannot reach {self._lease.path.parent}; export TMPDIR=/tmp"
             )
-        self._command = (*_as_user(user), str(bwrap), *_namespaces(root, self._workspace.path))
+        self._command = (*bwrap, *_namespaces(root, self._workspace.path))
         self._numbers = itertools.count()
 
     @property

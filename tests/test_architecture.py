@@ -65,31 +65,20 @@ def part_of(name: str) -> str:
     return name.removeprefix("envkit.").partition(".")[0]
 
 
-def imports(tree: ast.AST) -> Iterator[tuple[int, str]]:
-    """Line and module name of every import under a node, lazy or not."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            yield from ((node.lineno, alias.name) for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
+def imports(node: ast.AST, *, lazy: bool) -> Iterator[tuple[int, str]]:
+    """Line and module name of every import under a node; ``lazy``: also those that do not run on import."""
+    match node:
+        case ast.Import(names=aliases):
+            yield from ((node.lineno, alias.name) for alias in aliases)
+        case ast.ImportFrom(names=aliases):
             module = "." * node.level + (node.module or "")
-            for alias in node.names:
-                inner = f"{module}.{alias.name}"
+            for inner in (f"{module}.{alias.name}" for alias in aliases):
                 yield node.lineno, inner if inner in NAMES else module
-
-
-def at_import(body: list[ast.stmt]) -> Iterator[tuple[int, str]]:
-    """The imports that run when the module is imported."""
-    for node in body:
-        match node:
-            case ast.FunctionDef() | ast.AsyncFunctionDef():
-                pass
-            case ast.If(test=ast.Name("TYPE_CHECKING")):
-                yield from at_import(node.orelse)
-            case ast.If() | ast.Try() | ast.With() | ast.ClassDef():
-                inner = [child for child in ast.walk(node) if isinstance(child, ast.stmt) and child is not node]
-                yield from at_import(inner)
-            case _:
-                yield from imports(node)
+        case ast.FunctionDef() | ast.AsyncFunctionDef() | ast.If(test=ast.Name("TYPE_CHECKING")) if not lazy:
+            return
+        case _:
+            for child in ast.iter_child_nodes(node):
+                yield from imports(child, lazy=lazy)
 
 
 def forbidden(module: Module) -> list[str]:
@@ -98,7 +87,7 @@ def forbidden(module: Module) -> list[str]:
     if part not in RANK:
         return [f"{module.path}: {part} has no place in LAYERS"]
     found: list[str] = []
-    for line, name in imports(module.tree):
+    for line, name in imports(module.tree, lazy=True):
         where = f"{module.path}:{line}"
         top = name.partition(".")[0]
         if top in ("", "agents", "environments", "sandboxes"):
@@ -109,7 +98,7 @@ def forbidden(module: Module) -> list[str]:
             if siblings or RANK.get(other, len(LAYERS)) > RANK[part]:
                 found.append(f"{where}: {part} imports {name}")
     if part not in MAY_LOAD_HEAVY:
-        for line, name in at_import(module.tree.body):
+        for line, name in imports(module.tree, lazy=False):
             if name.partition(".")[0] in HEAVY:
                 found.append(f"{module.path}:{line} loads {name} at import time; import it where it is used")
     return found
@@ -128,8 +117,10 @@ def test_opens_with_a_docstring(module: Module) -> None:
 def test_parts_do_not_import_each_other_in_a_ring() -> None:
     graph: dict[str, set[str]] = {}
     for module in MODULES:
-        ours = {part_of(name) for _, name in imports(module.tree) if name.partition(".")[0] == "envkit"}
-        graph.setdefault(part_of(module.name), set()).update(ours - {part_of(module.name)})
+        part = part_of(module.name)
+        named = [name for _, name in imports(module.tree, lazy=True)]
+        graph.setdefault(part, set()).update(part_of(n) for n in named if n.partition(".")[0] == "envkit")
+        graph[part].discard(part)
     try:
         TopologicalSorter(graph).prepare()
     except CycleError as error:
@@ -165,7 +156,7 @@ def test_the_rule_refuses(name: str, source: str) -> None:
     ("name", "source"),
     [
         ("envkit.cli.main", "from envkit import __version__, registry"),
-        ("envkit.models", "def convert():\n    import torch"),
+        ("envkit.models", "class Maker:\n    def make(self):\n        import torch"),
         ("envkit.models", "if TYPE_CHECKING:\n    import torch"),
         ("envkit.train.loss", "import torch"),
         ("envkit.train.grpo", "from envkit.agents.local import LocalAgent"),

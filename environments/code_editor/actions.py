@@ -35,7 +35,7 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``name`` is one of `COMMANDS`; ``argument`` is the rest of the line, stripped."""
+    """``name`` is one of the commands in `HELP`; ``argument`` is the rest of the line, stripped."""
 
     name: str
     argument: str = ""
@@ -50,53 +50,57 @@ class Malformed:
 
 Action = Replace | Rewrite | Command | Malformed
 
-COMMANDS = ("view", "outline", "definition", "run", "undo", "submit")
-
-# The closing fence may be missing: a small model often stops right after the last line.
-_FENCE = re.compile(r"^[ \t]*```[ \t]*(\w*)[ \t]*\n(.*?)(?:^[ \t]*```[ \t]*$|\Z)", re.MULTILINE | re.DOTALL)
+# Blocks are runs of whole lines, matched possessively: a hostile message costs time linear in its length.
 _SEARCH = re.compile(
-    r"^<{5,9} ?SEARCH[ \t]*\n(.*?)^={5,9}[ \t]*\n(.*?)^>{5,9} ?REPLACE[ \t]*$", re.MULTILINE | re.DOTALL
+    r"^<{5,9} ?SEARCH.*\n((?:(?![<=>]{5}).*\n)*+)={5,9}[ \t]*\n((?:(?![<=>]{5}).*\n)*+)>{5,9} ?REPLACE.*\n",
+    re.MULTILINE,
 )
-# Characters that make text read differently from how it runs (Trojan Source, CVE-2021-42574).
-_BIDI = re.compile("[\u202a-\u202e\u2066-\u2069\u200b-\u200f\ufeff]")
+# The closing fence may be missing: a small model often stops, or goes on to a command, right after an edit.
+_FENCE = re.compile(
+    r"^[ \t]*```[ \t]*(\w*).*\n((?:(?![ \t]*```|(?:run|undo|submit)\s*\Z).*\n)*+)(?:[ \t]*```[ \t]*\n)?",
+    re.MULTILINE,
+)
+_HEADER = re.compile(r"^(?:diff --git .*|index [0-9a-f]+\.\..*|--- .*\n\+\+\+ .*|@@.*)\n", re.MULTILINE)
+_COMMAND = re.compile(r"(?:(run|outline|undo|submit)|(view|definition)((?: +[\w./-]+){0,2}))")
+# Characters that make text read differently from how it runs (Trojan Source, CVE-2021-42574), the
+# carriage return among them, which ends a line for Python alone; and halves of characters.
+_DECEPTIVE = re.compile(
+    "[\0-\b\v-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def parse(text: str) -> list[Action]:
-    """The actions that a message contains, in order; never empty.
+    r"""The actions that a message contains, edits before the command; never empty.
 
-    >>> parse("```diff\\n-    return a\\n+    return b\\n```\\nrun")
+    >>> parse("```diff\n-    return a\n+    return b\n```\nrun")
     [Replace(old=('    return a',), new=('    return b',)), Command(name='run', argument='')]
     """
-    if _BIDI.search(text):
-        return [Malformed("The message has invisible or bidirectional control characters; leave them out.")]
-    actions: list[Action] = []
-    rest = text
-    for match in _SEARCH.finditer(text):
-        actions.append(_replace(match[1].splitlines(), match[2].splitlines()))
-    if actions:
-        rest = _SEARCH.sub("", text)
-    for match in _FENCE.finditer(rest):
-        language, body = match[1].lower(), match[2]
-        if language == "diff":
-            actions += _diff(body)
-        elif language in ("python", "py", ""):
-            actions.append(Rewrite(body))
-    if "```" in rest:
-        rest = _FENCE.sub("", rest)
-    command = _command(rest)
-    if command is not None:
-        actions.append(command)
+    text = text.replace("\r\n", "\n") + "\n"
+    if _DECEPTIVE.search(text):
+        return [Malformed("The message has invisible or control characters; leave them out.")]
+    actions: list[Action] = [_replace(_lines(match[1]), _lines(match[2])) for match in _SEARCH.finditer(text)]
+    text = _SEARCH.sub("", text)
+    for match in _FENCE.finditer(text):
+        actions += _fenced(match[1].lower(), match[2])
+    actions += _commands(_FENCE.sub("", text))
     return actions or [Malformed(f"There is no action in that message. {HELP}")]
 
 
-def _command(rest: str) -> Command | None:
-    """The last line that is a command and nothing else."""
-    for line in reversed(rest.strip().splitlines()):
-        name, _, argument = line.strip().strip("`").partition(" ")
-        takes_argument = name in ("view", "definition")
-        if name in COMMANDS and (takes_argument or not argument.strip()) and len(argument.split()) <= 2:
-            return Command(name, argument.strip())
-    return None
+def _fenced(language: str, body: str) -> list[Action]:
+    if language == "diff" or (not language and re.search("^[-+]", body, re.MULTILINE)):
+        return _diff(body)
+    if language in ("python", "py"):
+        return [Rewrite(body)] if body.strip() else []
+    commands = _commands(body)
+    return [Rewrite(body)] if body.strip() and not language and not commands else commands
+
+
+def _commands(text: str) -> list[Action]:
+    """The last line that is a command and nothing else, if there is one."""
+    for line in reversed(_lines(text)):
+        if found := _COMMAND.fullmatch(line.strip().strip("`")):
+            return [Command(found[1] or found[2], (found[3] or "").strip())]
+    return []
 
 
 def _replace(old: list[str], new: list[str]) -> Replace | Malformed:
@@ -108,28 +112,20 @@ def _replace(old: list[str], new: list[str]) -> Replace | Malformed:
 def _diff(body: str) -> list[Action]:
     """Hunks of a unified or bare diff; file headers and ``@@`` lines only separate hunks."""
     actions: list[Action] = []
-    old: list[str] = []
-    new: list[str] = []
-
-    def flush() -> None:
+    for hunk in _HEADER.split(body):
+        old: list[str] = []
+        new: list[str] = []
+        for line in hunk.rstrip().split("\n"):
+            said = line[1:] if line.startswith(("+", "-", " ")) else line
+            if not line.startswith("+"):
+                old.append(said)
+            if not line.startswith("-"):
+                new.append(said)
         if old != new:
             actions.append(_replace(old, new))
-        old.clear()
-        new.clear()
+    return actions or [Malformed('The diff changes nothing: put wrong lines after "-", right after "+".')]
 
-    for line in body.splitlines():
-        if line.startswith(("--- ", "+++ ", "@@", "diff ", "index ")):
-            flush()
-        elif line.startswith("-"):
-            old.append(line[1:])
-        elif line.startswith("+"):
-            new.append(line[1:])
-        else:
-            context = line[1:] if line.startswith(" ") else line
-            old.append(context)
-            new.append(context)
-    while old and new and not old[-1].strip() and not new[-1].strip():
-        old.pop()
-        new.pop()
-    flush()
-    return actions or [Malformed('The diff changes nothing: put the wrong lines after "-", the right after "+".')]
+
+def _lines(text: str) -> list[str]:
+    """Lines as an editor counts them; ``str.splitlines`` also splits at form feeds and the like."""
+    return text.split("\n")[:-1]

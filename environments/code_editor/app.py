@@ -4,20 +4,11 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Sequence
 from typing import final
 
-from envkit.environments.code_editor.actions import (
-    HELP,
-    Action,
-    Command,
-    Malformed,
-    Replace,
-    Rewrite,
-    parse,
-)
+from envkit.environments.code_editor.actions import Action, Command, Malformed, Replace, Rewrite, parse
 from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
-from envkit.environments.code_editor.syntax import definitions, find, syntax_problem
+from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import Limits, Sandbox, StopReason
 
@@ -47,6 +38,7 @@ class CodeEditor:
         self._sandbox: Sandbox | None = None
         self._first = ""
         self._history: list[str] = []
+        self._snapshots: dict[str, tuple[str, ...]] = {}
         self.submitted = False
 
     def launch(self, sandbox: Sandbox) -> None:
@@ -57,12 +49,15 @@ class CodeEditor:
         """
         self._sandbox = sandbox
         self._history = []
+        self._snapshots = {}
         self.submitted = False
-        self._first = self._read()
+        self._first = self.read()
 
     def observe(self) -> str:
-        """The function in focus, or the whole file."""
-        return self._view(self._focus or "")
+        """The function in focus, or the whole file where there is none."""
+        source = self.read()
+        found = find(source, self._focus) if self._focus else []
+        return _lines(source, found[0]) if found else source
 
     def act(self, action: str) -> str:
         """Carry out the actions of one message; what could not be done is said, not raised."""
@@ -71,19 +66,34 @@ class CodeEditor:
             try:
                 seen.append(self._do(item))
             except EditError as error:
-                seen.append(f"Nothing was changed. {error}")
+                seen.append(f"Not done. {error}")
                 break  # later actions of the message rely on this one
         return "\n".join(seen)
 
     def snapshot(self) -> str:
-        return self._need().snapshot()
+        name = self._running().snapshot()
+        self._snapshots[name] = tuple(self._history)
+        return name
 
     def restore(self, snapshot: str) -> None:
-        self._need().reset(snapshot)
+        self._running().reset(snapshot)
+        self._history = list(self._snapshots[snapshot])
+        self.submitted = False
 
     def diff(self) -> str:
         """Unified diff between the file as launched and as it is."""
-        return self._diff(self._first, self._read())
+        return self._diff(self._first, self.read())
+
+    def read(self) -> str:
+        """The file as it is.
+
+        Raises:
+            UsageError: the file is not there or not UTF-8.
+        """
+        try:
+            return self._running().read(self._path, _MAX_FILE_BYTES).decode()
+        except (FileNotFoundError, UnicodeDecodeError) as error:
+            raise UsageError(f"{self._path}: expected a UTF-8 file in the workspace, found none") from error
 
     def close(self) -> None:
         self._sandbox = None
@@ -93,11 +103,11 @@ class CodeEditor:
     def _do(self, action: Action) -> str:
         match action:
             case Malformed(mend):
-                return mend
+                raise EditError(mend)
             case Replace():
-                return self._save(apply_replace(self._read(), action, self._focus))
+                return self._save(apply_replace(self.read(), action, self._focus))
             case Rewrite():
-                return self._save(apply_rewrite(self._read(), action))
+                return self._save(apply_rewrite(self.read(), action))
             case Command("view", argument):
                 return self._view(argument)
             case Command("outline"):
@@ -111,11 +121,11 @@ class CodeEditor:
             case Command("submit"):
                 self.submitted = True
                 return "Submitted."
-            case Command():
-                return HELP
+            case Command(name):
+                raise ContractError(f"the grammar has a command {name!r} that the editor does not know")
 
     def _save(self, source: str) -> str:
-        before = self._read()
+        before = self.read()
         problem = syntax_problem(source)
         if problem is not None:
             raise EditError(
@@ -127,49 +137,54 @@ class CodeEditor:
         if len(source.encode()) > _MAX_FILE_BYTES:
             raise EditError(f"The file would grow beyond {_MAX_FILE_BYTES} bytes.")
         self._history.append(before)
-        self._need().write(self._path, source.encode())
+        self._running().write(self._path, source.encode())
         return "Changed:\n" + self._diff(before, source)
 
     def _undo(self) -> str:
         if not self._history:
             raise EditError("There is no edit to undo.")
-        now, before = self._read(), self._history.pop()
-        self._need().write(self._path, before.encode())
+        now, before = self.read(), self._history.pop()
+        self._running().write(self._path, before.encode())
         return "Undone:\n" + self._diff(now, before)
 
     def _view(self, argument: str) -> str:
-        lines = self._read().split("\n")
+        source = self.read()
         words = [word for word in argument.split() if word != self._path]
-        first, last = 1, len(lines)
-        if words and (span := re.fullmatch(r"(\d+)(?:-(\d+))?", words[0])):
+        if not words:
+            return source
+        if span := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", words[0]):
+            lines = source.split("\n")
             first, last = int(span[1]), int(span[2] or span[1])
-            if not 1 <= first <= last:
-                raise EditError(f"Lines {first}-{last} are not a range; the file has {len(lines)} lines.")
-        elif words:
-            found = find("\n".join(lines), words[0])
-            if not found:
-                raise EditError(f"No {words[0]} in {self._path}. {self._outline()}")
-            first, last = found[0].first_line, found[0].last_line
-        return "\n".join(lines[first - 1 : last])
+            if not 1 <= first <= min(last, len(lines)):
+                raise EditError(f"Lines {first}-{last} are no range in a file of {len(lines)} lines.")
+            return "\n".join(lines[first - 1 : last])
+        return _lines(source, self._find(words[0])[0])
 
     def _outline(self) -> str:
         rows = [
             f"{'  ' * item.depth}{item.signature}  (lines {item.first_line}-{item.last_line})"
-            for item in definitions(self._read())
+            for item in definitions(self.read())
         ]
         return f"{self._path} defines:\n" + ("\n".join(rows) or "nothing")
 
     def _definition(self, name: str) -> str:
-        found = find(self._read(), name) if name else []
+        source, found = self.read(), self._find(name)
+        return "\n".join(f"lines {d.first_line}-{d.last_line}:\n{_lines(source, d)}" for d in found[:3])
+
+    def _find(self, name: str) -> list[Definition]:
+        found = find(self.read(), name)
         if not found:
-            raise EditError(f"No definition of {name or 'an empty name'}. {self._outline()}")
-        return "\n".join(f"lines {d.first_line}-{d.last_line}:\n{self._view(d.name)}" for d in found[:3])
+            raise EditError(f"There is no {name or 'name to look for'}. {self._outline()}")
+        return found
 
     def _run(self) -> str:
         if self._check is None:
             raise EditError("There are no tests to run here.")
-        sandbox = self._need()
+        sandbox = self._running()
+        before = sandbox.snapshot()
         result = sandbox.run([sandbox.python, "-I", "-S", self._check], limits=RUN_LIMITS)
+        # Edited code ran: it may have replaced, linked or filled anything, this file included.
+        sandbox.reset(before)
         text = result.stdout.decode(errors="replace").strip()
         if len(text) > _MAX_SHOWN_CHARS:
             text = text[:_MAX_SHOWN_CHARS] + "\n[... cut ...]"
@@ -179,21 +194,15 @@ class CodeEditor:
             text += "\n" + result.stderr.decode(errors="replace").strip()[-400:]
         return text.strip() or "The tests printed nothing."
 
-    # Files.
-
-    def _need(self) -> Sandbox:
+    def _running(self) -> Sandbox:
         if self._sandbox is None:
             raise ContractError("the editor is not launched")
         return self._sandbox
 
-    def _read(self) -> str:
-        try:
-            return self._need().read(self._path, _MAX_FILE_BYTES).decode()
-        except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self._path}: expected a UTF-8 file in the workspace, found none") from error
-
     def _diff(self, before: str, after: str) -> str:
-        lines: Sequence[str] = list(
-            difflib.unified_diff(before.split("\n"), after.split("\n"), self._path, self._path, lineterm="", n=1)
-        )
-        return "\n".join(lines)
+        old, new = before.split("\n"), after.split("\n")
+        return "\n".join(difflib.unified_diff(old, new, self._path, self._path, lineterm="", n=1))
+
+
+def _lines(source: str, item: Definition) -> str:
+    return "\n".join(source.split("\n")[item.first_line - 1 : item.last_line])

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import difflib
+import textwrap
+from collections.abc import Sequence
+
+from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import Replace, Rewrite
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 
@@ -20,90 +25,90 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
     Raises:
         EditError: the lines stand nowhere, or in several places.
     """
-    lines = source.split("\n")
-    for loose in (False, True):
-        places = _places(lines, edit.old, loose)
-        inside = [place for place in places if _within(source, focus, place + 1)] or places
-        if len(inside) > 1:
-            where = ", ".join(str(place + 1) for place in inside[:5])
-            raise EditError(f"Those lines stand at lines {where}; add a line of context to say which are meant.")
-        if inside:
-            at, count = inside[0], len(edit.old)
-            new = _shifted(edit, lines[at : at + count]) if loose else list(edit.new)
-            return "\n".join([*lines[:at], *new, *lines[at + count :]])
-    nearest = _nearest(lines, edit.old)
-    hint = f" The nearest line is: {nearest.strip()}" if nearest else ""
-    raise EditError(f"The lines to replace do not stand in the file.{hint}")
+    lines, count = source.split("\n"), len(edit.old)
+    places = _places([line.rstrip() for line in lines], [line.rstrip() for line in edit.old])
+    exact = bool(places)
+    if not exact:
+        places = _places([line.strip() for line in lines], [line.strip() for line in edit.old])
+    if len(places) > 1 and focus is not None:
+        spans = [range(item.first_line - 1, item.last_line) for item in find(source, focus)]
+        places = [place for place in places if any(place in span for span in spans)] or places
+    if not places:
+        nearest = _nearest(lines, edit.old)
+        hint = f" The nearest line is: {nearest.strip()}" if nearest else ""
+        raise EditError(f"The lines to replace do not stand in the file.{hint}")
+    if len(places) > 1:
+        where = ", ".join(str(place + 1) for place in places[:5])
+        raise EditError(f"Those lines stand at lines {where}; add a line of context to say which are meant.")
+    at = places[0]
+    new = edit.new if exact else _shifted(edit, lines[at : at + count])
+    return "\n".join([*lines[:at], *new, *lines[at + count :]])
 
 
 def apply_rewrite(source: str, edit: Rewrite) -> str:
     """Put each function or class of ``edit.source`` in the place of the one with its name.
 
+    Whatever else stands in the block (calls, imports) is left out. A function without a docstring
+    keeps the one it had.
+
     Raises:
         EditError: no definition in the block, none of that name in the file, or several.
     """
-    offered = [item for item in definitions(edit.source) if item.depth == 0]
-    if not offered:
-        raise EditError("The python block defines no function; write the whole function, with its def line.")
-    problem = syntax_problem(edit.source)
+    block = textwrap.dedent(edit.source)
+    problem = syntax_problem(block)
     if problem is not None:
         raise EditError(
             f"The python block has a syntax error at line {problem.line}, column {problem.column}: "
             f"{problem.message}."
         )
-    block = edit.source.split("\n")
+    offered = [item for item in definitions(block) if item.depth == 0]
+    if not offered:
+        raise EditError("The python block defines no function; write the whole function, with its def line.")
     for item in offered:
         targets = find(source, item.name)
         if len(targets) != 1:
-            known = ", ".join(other.name for other in definitions(source)) or "none"
-            found = "is not in the file" if not targets else f"stands {len(targets)} times"
-            raise EditError(f"{item.name} {found}; the file defines: {known}.")
-        source = _put(source, targets[0], block[item.first_line - 1 : item.last_line])
+            known = ", ".join(other.name for other in definitions(source)) or "nothing"
+            found = f"stands {len(targets)} times" if targets else "is not"
+            raise EditError(f"{item.name} {found} in the file, which defines: {known}.")
+        source = _put(source, targets[0], block.split("\n")[item.first_line - 1 : item.last_line])
     return source
 
 
-def _put(source: str, target: Definition, new: list[str]) -> str:
+def _put(source: str, target: Definition, new: Sequence[str]) -> str:
     lines = source.split("\n")
     margin = _margin(lines[target.first_line - 1])
-    shifted = [margin + line if line.strip() else line for line in new]
+    old = textwrap.dedent("\n".join(lines[target.first_line - 1 : target.last_line]))
+    kept = docstrings.keep(old, "\n".join(new)).split("\n")
+    shifted = [margin + line if line.strip() else line for line in kept]
     return "\n".join([*lines[: target.first_line - 1], *shifted, *lines[target.last_line :]])
 
 
-def _places(lines: list[str], old: tuple[str, ...], loose: bool) -> list[int]:
-    def same(one: str, other: str) -> bool:
-        return one.strip() == other.strip() if loose else one.rstrip() == other.rstrip()
-
+def _places(lines: Sequence[str], old: Sequence[str]) -> list[int]:
     count = len(old)
-    return [
-        start
-        for start in range(len(lines) - count + 1)
-        if all(same(lines[start + i], old[i]) for i in range(count))
-    ]
-
-
-def _within(source: str, focus: str | None, line: int) -> bool:
-    return focus is not None and any(d.first_line <= line <= d.last_line for d in find(source, focus))
+    return [at for at, line in enumerate(lines) if line == old[0] and lines[at : at + count] == old]
 
 
 def _margin(line: str) -> str:
     return line[: len(line) - len(line.lstrip())]
 
 
-def _shifted(edit: Replace, present: list[str]) -> list[str]:
-    """The new lines, moved by the difference between how the old ones were said and how they stand."""
-    said = next(line for line in edit.old if line.strip())
-    stands = next(line for line in present if line.strip())
-    have, want = _margin(said), _margin(stands)
+def _shifted(edit: Replace, present: Sequence[str]) -> list[str]:
+    """The new lines, moved as the old ones would have to move to where they stand."""
+    moves = {
+        _margin(said): _margin(stands) for said, stands in zip(edit.old, present, strict=True) if said.strip()
+    }
     shifted: list[str] = []
     for line in edit.new:
-        body = line.removeprefix(have) if line.startswith(have) else line.lstrip()
-        shifted.append(want + body if line.strip() else line)
+        # Lines as deep as an old one move with it, deeper ones with the deepest above them.
+        said = max((margin for margin in moves if line.startswith(margin)), key=len, default=None)
+        body = line.lstrip() if said is None else line.removeprefix(said)
+        margin = next(iter(moves.values())) if said is None else moves[said]
+        shifted.append(margin + body if line.strip() else line)
     return shifted
 
 
-def _nearest(lines: list[str], old: tuple[str, ...]) -> str | None:
-    import difflib
-
-    wanted = next((line for line in old if line.strip()), "")
-    close = difflib.get_close_matches(wanted, lines, n=1, cutoff=0.6)
+def _nearest(lines: Sequence[str], old: Sequence[str]) -> str | None:
+    wanted = next(line for line in old if line.strip())
+    # Cut, because the time that the comparison takes grows with the square of the length.
+    close = difflib.get_close_matches(wanted[:200], lines, n=1, cutoff=0.6)
     return close[0] if close else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -9,19 +11,34 @@ from typing import Any, ClassVar, TypeVar, cast, final
 
 from envkit.checks import check
 from envkit.env import Effect, Env
+from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.prompt import check_script, first_observation
+from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import SandboxError
-from envkit.grading import Answer, Call, Grade, NumericPolicy, Subject, answers, grade
+from envkit.grading import (
+    GRADING_LIMITS,
+    Answer,
+    Call,
+    Grade,
+    NumericPolicy,
+    Subject,
+    answers,
+    canonical,
+    grade,
+    opaque,
+)
 from envkit.mining.inputs import fresh_calls
 from envkit.sandbox import SandboxBackend
-from envkit.types import JSON, Task
+from envkit.types import JSON, Task, Verdict
 
 #: Fresh inputs per visit, beside the pinned ones that tell the bug from the original.
 FRESH_CALLS = 12
 
 _SOLUTION = "solution.py"
 _CHECK = "check.py"
+# Half of what a candidate may use, so that a slower but right one is not cut off.
+_REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
 
 Value = TypeVar("Value")
 
@@ -47,8 +64,8 @@ class _Shared:
             return cast("Value", box[0])
 
 
-# Expected answers by (task, visit), and grades by (task, visit, candidate): equal candidates of a
-# group get equal grades from one run.
+# Expected answers by visit, and grades by visit and candidate: equal candidates of a group get
+# equal grades from one run.
 _EXPECTED, _GRADES = _Shared(256), _Shared(4096)
 
 
@@ -64,8 +81,7 @@ class CodeEditorEnv(Env):
     **Reward**: 1 when the repaired function answers every hidden call as the original does, else 0.
     Hidden calls are the pinned ones that expose the bug plus `FRESH_CALLS` drawn anew at each reset.
 
-    **End**: ``submit`` or, with ``max_turns=1``, the first edit terminates; a used-up turn budget
-    truncates; the file is graded either way.
+    **End**: ``submit`` terminates, a used-up turn budget truncates; the file is graded either way.
 
     **Versions**: v0.
     """
@@ -81,7 +97,7 @@ class CodeEditorEnv(Env):
         render_mode: str | None = None,
     ) -> None:
         super().__init__(tasks=tasks, sandbox=sandbox, max_turns=max_turns, render_mode=render_mode)
-        self._app: CodeEditor | None = None
+        self._app: CodeEditor  # of the running episode, made by `setup`
 
     def setup(self, task: Task) -> str:
         for path, text in task.files.items():
@@ -92,32 +108,40 @@ class CodeEditorEnv(Env):
         return first_observation(task, self._app.observe(), self.max_turns)
 
     def apply(self, action: str) -> Effect:
-        if self._app is None:
-            raise SandboxError("the editor is not running")
         seen = self._app.act(action)
-        if not self._app.submitted:
+        if not self._app.submitted and self.turns_left:
             seen += f"\n{self.turns_left} turn(s) left; end with: submit"
         return Effect(seen, done=self._app.submitted)
 
     @check()
     def answers_as_original(self) -> Grade:
         """The repaired function answers hidden calls as the original does."""
-        task, visit = self.task, self.visit_seed
-        source = self.sandbox.read(_SOLUTION, 262_144)
-        calls = hidden_calls(task, visit)
-        kept, expected = _EXPECTED.get((task.id, visit), lambda: self._expected(task, calls))
-        subject = _subject(task, source)
-        policy = numeric_policy(task)
-        return _GRADES.get(
-            (task.id, visit, source), lambda: grade(self.backend, subject, kept, expected, policy)
-        )
+        # Ids are unique within one task file; another file may give one another meaning.
+        hidden = hashlib.sha256(canonical(self.task.hidden).encode()).digest()
+        visit = (self.task.id, hidden, self.visit_seed)
+        source = self._app.read()
+        return _GRADES.get((visit, source), lambda: self._grade(visit, source))
 
-    def _expected(self, task: Task, calls: Sequence[Call]) -> tuple[list[Call], list[Answer]]:
+    def _grade(self, visit: object, source: str) -> Grade:
+        calls, expected = _EXPECTED.get(visit, self._expected)
+        policy = NumericPolicy(**cast("dict[str, Any]", self.task.hidden.get("policy", {})))
+        found = grade(self.backend, _subject(self.task, source), calls, expected, policy)
+        if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
+            raise SandboxError(found.evidence)
+        return found
+
+    def _expected(self) -> tuple[list[Call], list[Answer]]:
         """The original's answers, computed in a sandbox that no candidate ever enters."""
-        reference = _subject(task, str(task.hidden["reference"]).encode())
-        found = answers(self.backend, reference, calls)
-        # Inputs that the original rejects say nothing about the repair.
-        pairs = [(c, a) for c, a in zip(calls, found, strict=False) if a.raises is None]
+        task = self.task
+        calls = hidden_calls(task, self.visit_seed)
+        reference = _subject(task, str(task.hidden["reference"]))
+        found = answers(self.backend, reference, calls, _REFERENCE_LIMITS)
+        # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
+        pairs = [
+            (call, answer)
+            for call, answer in zip(calls, found, strict=False)
+            if answer.raises is None and not opaque([answer.value, answer.after])
+        ]
         if not pairs:
             raise SandboxError(f"task {task.id}: the original answers none of {len(calls)} calls")
         return [call for call, _ in pairs], [answer for _, answer in pairs]
@@ -130,18 +154,18 @@ def hidden_calls(task: Task, visit: int) -> list[Call]:
     return [*pinned, *fresh_calls(examples, seed=visit, count=FRESH_CALLS)]
 
 
-def numeric_policy(task: Task) -> NumericPolicy:
-    return NumericPolicy(**cast("dict[str, Any]", task.hidden.get("policy", {})))
-
-
 def oracle_action(task: Task) -> str:
-    """The edit that undoes the task's mutation, in the shortest form of the action language."""
-    edit = cast("Mapping[str, str]", task.hidden["edit"])
-    minus = "".join(f"-{line}\n" for line in edit["search"].split("\n"))
-    plus = "".join(f"+{line}\n" for line in edit["replace"].split("\n"))
-    return f"```diff\n{minus}{plus}```"
+    """The original function, whole.
+
+    Measured on the 135M model: it repairs while it copies, and hardly ever when it must first name
+    the wrong line, as in a diff.
+    """
+    source, function = str(task.hidden["reference"]), str(task.hidden["function"])
+    [found] = [item for item in definitions(source) if item.name == function]
+    lines = source.split("\n")[found.first_line - 1 : found.last_line]
+    return f"```python\n{docstrings.split(chr(10).join(lines))[0]}\n```"
 
 
-def _subject(task: Task, source: bytes) -> Subject:
-    modules = tuple(str(name) for name in cast("Sequence[JSON]", task.hidden["modules"]))
-    return Subject({_SOLUTION: source}, _SOLUTION, str(task.hidden["function"]), modules)
+def _subject(task: Task, source: str) -> Subject:
+    modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
+    return Subject({_SOLUTION: source.encode()}, _SOLUTION, str(task.hidden["function"]), modules)

@@ -5,11 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
+from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import HELP
 from envkit.types import Task
 
 #: The system message for models; the grammar itself stands in the observation.
 SYSTEM = "You repair Python code."
+
+#: More say little and make every prompt longer.
+_SHOWN_EXAMPLES = 2
 
 
 def _examples(task: Task) -> list[Mapping[str, str]]:
@@ -17,16 +21,16 @@ def _examples(task: Task) -> list[Mapping[str, str]]:
 
 
 def first_observation(task: Task, code: str, max_turns: int) -> str:
-    """The function, its examples and, where more than one turn is to come, the action grammar."""
-    examples = "\n".join(f"{item['call']} -> {item['value']}" for item in _examples(task))
-    parts = [f"This function has one bug.\n```python\n{code}\n```"]
-    if examples:
-        parts.append(f"It should give:\n{examples}")
-    if max_turns == 1:
-        parts.append("Reply with a ```diff block: the wrong line after -, the right line after +.")
-    else:
+    """What it should do, examples, the code and, where more than one turn is to come, the grammar.
+
+    The code stands last: what a small model is about to copy should be near.
+    """
+    listing, docstring = docstrings.split(code)
+    examples = [f"{item['call']} -> {item['value']}" for item in _examples(task)[:_SHOWN_EXAMPLES]]
+    parts = [docstring, *examples, f"Fix the bug:\n```python\n{listing}\n```"]
+    if max_turns > 1:
         parts.append(f"{HELP}\nYou have {max_turns} turns.")
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def check_script(task: Task) -> str:
@@ -35,15 +39,17 @@ def check_script(task: Task) -> str:
     It is feedback for the agent. The reward never looks at it.
     """
     calls = [(item["call"], item["value"]) for item in _examples(task)]
+    modules = list(cast("Sequence[str]", task.hidden["modules"]))
     return f"""\
 import sys
 
 sys.path.insert(0, ".")
 import solution
 
+names = {{name: __import__(name) for name in {modules!r}}} | vars(solution)
 for call, expected in {calls!r}:
     try:
-        got = eval(call, vars(solution).copy())
+        got = eval(call, names)
         got = list(got) if hasattr(got, "__next__") else got
         print(call, "->", repr(got), "; expected", expected)
     except Exception as error:

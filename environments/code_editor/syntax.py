@@ -1,13 +1,17 @@
-"""What tree-sitter knows about a Python file: definitions, spans, syntax errors."""
+"""What an editor knows about a Python file: its definitions and its syntax errors."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 
 import tree_sitter_python
-from tree_sitter import Language, Node, Parser, Tree
+from tree_sitter import Language, Node, Parser
+
+_KINDS = {"function_definition": "def", "class_definition": "class"}
+# `warnings.catch_warnings` is not safe between threads, and episodes run in several.
+_WARNINGS = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,42 +44,31 @@ class SyntaxProblem:
     message: str
 
 
-@lru_cache(maxsize=1)
-def _parser() -> Parser:
-    return Parser(Language(tree_sitter_python.language()))
-
-
-def _tree(source: str) -> Tree:
-    return _parser().parse(source.encode())
-
-
 def definitions(source: str) -> list[Definition]:
-    """Every function and class, outer before inner, in order of appearance.
+    r"""Every function and class, outer before inner, in order of appearance.
 
-    >>> [d.name for d in definitions("class A:\\n    def f(self): pass\\ndef g(): pass\\n")]
+    >>> [d.name for d in definitions("class A:\n    def f(self): pass\ndef g(): pass\n")]
     ['A', 'A.f', 'g']
     """
-    return list(_definitions(_tree(source).root_node, "", 0))
-
-
-def _definitions(node: Node, prefix: str, depth: int) -> Iterator[Definition]:
-    for child in node.named_children:
-        outer = child
-        inner = child.child_by_field_name("definition") if child.type == "decorated_definition" else child
-        if inner is None or inner.type not in ("function_definition", "class_definition"):
-            yield from _definitions(child, prefix, depth)
-            continue
-        named, body = inner.child_by_field_name("name"), inner.child_by_field_name("body")
-        if named is None or named.text is None or inner.text is None:
-            continue
-        name = prefix + named.text.decode()
-        kind = "def" if inner.type == "function_definition" else "class"
-        signature = inner.text.decode().split("\n", 1)[0].strip()
-        yield Definition(
-            name, kind, outer.start_point[0] + 1, outer.end_point[0] + 1, signature, depth
-        )
-        if body is not None:
-            yield from _definitions(body, f"{name}.", depth + 1)
+    # A parser of its own: parsers cannot be shared between threads, and cost microseconds.
+    parser = Parser(Language(tree_sitter_python.language()))
+    lines = source.split("\n")
+    found: list[Definition] = []
+    # No recursion: a long chain of operators nests deeper than Python's stack.
+    pending: list[tuple[Node, str, int]] = [(parser.parse(source.encode()).root_node, "", 0)]
+    while pending:
+        node, prefix, depth = pending.pop()
+        named = node.child_by_field_name("name") if node.type in _KINDS else None
+        if named is not None:
+            parent = node.parent
+            outer = parent if parent is not None and parent.type == "decorated_definition" else node
+            name = prefix + (named.text or b"").decode()
+            signature = lines[node.start_point.row].strip()
+            first, last = outer.start_point.row + 1, outer.end_point.row + 1
+            found.append(Definition(name, _KINDS[node.type], first, last, signature, depth))
+            prefix, depth = f"{name}.", depth + 1
+        pending += [(child, prefix, depth) for child in reversed(node.named_children)]
+    return found
 
 
 def find(source: str, name: str) -> list[Definition]:
@@ -88,34 +81,16 @@ def find(source: str, name: str) -> list[Definition]:
 def syntax_problem(source: str) -> SyntaxProblem | None:
     """The first place where the text is not Python, or ``None``.
 
-    tree-sitter finds the place; ``compile`` has the last word, since tree-sitter accepts some
-    programs that Python does not (``return`` outside a function, bad indentation).
+    Python's own compiler says so, not tree-sitter: it will run the file, it explains itself better,
+    and it sees what a grammar cannot (``return`` outside a function).
     """
-    root = _tree(source).root_node
-    if root.has_error:
-        node = _first_error(root)
-        line = source.encode().split(b"\n")[node.start_point[0]]
-        column = len(line[: node.start_point[1]].decode(errors="replace")) + 1
-        what = f"missing {node.type!r}" if node.is_missing else f"unexpected {_excerpt(node)}"
-        return SyntaxProblem(node.start_point[0] + 1, column, what)
     try:
-        compile(source, "<edit>", "exec", dont_inherit=True)
+        # It prints a warning for every "\d", or raises it; neither is our business.
+        with _WARNINGS, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            compile(source, "<edit>", "exec", dont_inherit=True)
     except SyntaxError as error:
-        return SyntaxProblem(error.lineno or 1, error.offset or 1, error.msg)
+        return SyntaxProblem(error.lineno or 1, max(error.offset or 1, 1), error.msg)
     except (ValueError, RecursionError, MemoryError) as error:
         return SyntaxProblem(1, 1, str(error) or type(error).__name__)
     return None
-
-
-def _first_error(root: Node) -> Node:
-    node = root
-    while True:
-        worse = next((c for c in node.children if c.has_error or c.is_missing or c.is_error), None)
-        if worse is None or node.is_missing:
-            return node
-        node = worse
-
-
-def _excerpt(node: Node) -> str:
-    text = (node.text or b"").decode(errors="replace").strip().split("\n", 1)[0]
-    return repr(text[:40]) if text else "end of text"

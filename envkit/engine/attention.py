@@ -16,7 +16,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from envkit.errors import ModelError
+
 NAME = "envkit_layout"
+
+#: Departures from plain causal attention that some models ask for.
+_NOT_DONE = ("sliding_window", "softcap", "s_aux")
 
 
 class Layout(Protocol):
@@ -30,6 +35,8 @@ class Layout(Protocol):
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
+    if unknown := [name for name in _NOT_DONE if kwargs.get(name) is not None]:
+        raise ModelError(f"this model's attention uses {unknown[0]}, which envkit does not do; use another")
     layout: Layout = kwargs["layout"]
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return layout.attend(module.layer_idx, query, key, value, scale), None
@@ -103,8 +110,7 @@ class Decode:
         own_keys, own_values = self._keys[layer][:, :, :now], self._values[layer][:, :, :now]
 
         def fold(by_row: Tensor) -> Tensor:
-            """(R, K, share, X) -> (N, K, G * share, X): rows of one prompt become queries of one matmul,
-            so its keys are read once, not G times."""
+            """(R, K, share, X) -> (N, K, G * share, X): a prompt's keys are read once for all its rows."""
             by_row = by_row.view(prompts, rows, kv, share, -1).transpose(1, 2)
             return by_row.reshape(prompts, kv, rows * share, -1)
 

@@ -12,7 +12,7 @@ from typing import Any, final
 from envkit.errors import ModelError
 
 # Place-holders that no template produces by itself and no tokenizer rule trims.
-_SYSTEM, _FIRST, _ANSWER, _NEXT = "\u2402system\u2403", "\u2402first\u2403", "\u2402answer\u2403", "\u2402next\u2403"
+_SYSTEM, _FIRST, _ANSWER, _NEXT = (f"\u2402{part}\u2403" for part in ("system", "first", "answer", "next"))
 
 
 @final
@@ -30,7 +30,7 @@ class ChatRenderer:
 
     def __init__(self, tokenizer: Any, system: str) -> None:
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
-            raise ModelError("the tokenizer has no chat template or no end-of-turn token; use an instruct model")
+            raise ModelError("the tokenizer has no chat template or end-of-turn token; use an instruct model")
         messages = [
             {"role": "system", "content": _SYSTEM},
             {"role": "user", "content": _FIRST},

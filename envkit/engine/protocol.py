@@ -23,8 +23,8 @@ class Sampling:
     max_new_tokens: int = 128
 
     def __post_init__(self) -> None:
-        if self.temperature < 0 or self.max_new_tokens < 1:
-            raise ValueError(f"{self}: expected temperature >= 0 and max_new_tokens >= 1")
+        if not 0 <= self.temperature < float("inf") or self.max_new_tokens < 1:
+            raise ValueError(f"{self}: expected a finite temperature >= 0 and max_new_tokens >= 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +67,11 @@ class Engine(Protocol):
 def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).
 
+    Parts of a key count modulo 2**64.
+
     >>> bool((uniforms((1, 2), 3) == uniforms((1, 2), 5)[:3]).all())
     True
     """
-    words = [part & 0xFFFFFFFFFFFFFFFF for part in rng_key]
+    # Two words each: a seed sequence takes only as many as a number needs, so that keys would collide.
+    words = [word & 0xFFFFFFFF for part in rng_key for word in (part, part >> 32)]
     return np.random.Generator(np.random.Philox(np.random.SeedSequence(words))).random(count)

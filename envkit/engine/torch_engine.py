@@ -54,10 +54,14 @@ class TorchEngine:
         """
         from peft.tuners.lora import LoraLayer
 
-        mine = dict(self._model.named_modules())
         if peft_model is None:
-            self._model.load_state_dict(base.state_dict())
+            own = dict(self._model.named_parameters())
+            for name, weight in base.named_parameters():
+                # A base that carries an adapter has its own weights one level down.
+                if (target := own.get(name.replace(".base_layer.", "."))) is not None:
+                    target.copy_(weight)
             return
+        mine = dict(self._model.named_modules())
         for name, module in peft_model.base_model.model.named_modules():
             if isinstance(module, LoraLayer):
                 weight: Tensor = module.base_layer.weight  # pyright: ignore[reportAssignmentType]

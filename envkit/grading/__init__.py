@@ -1,10 +1,11 @@
 """Grading by split oracle: the sandbox answers calls, the host compares."""
 
-from envkit.grading.compare import NumericPolicy, canonical, equal, opaque, show
+from envkit.grading.compare import STRICT, NumericPolicy, canonical, equal, opaque, show
 from envkit.grading.oracle import GRADING_LIMITS, Answer, Call, Grade, Subject, answers, grade, same
 
 __all__ = [
     "GRADING_LIMITS",
+    "STRICT",
     "Answer",
     "Call",
     "Grade",

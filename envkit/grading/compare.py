@@ -25,6 +25,10 @@ class NumericPolicy:
     int_as_float: bool = False
 
 
+#: Floats within rounding, all else exact.
+STRICT = NumericPolicy()
+
+
 def _number(value: JSON) -> int | float | None:
     """The number that an encoded value stands for, or ``None``."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -41,7 +45,7 @@ def _number(value: JSON) -> int | float | None:
     return None
 
 
-def equal(expected: JSON, actual: JSON, policy: NumericPolicy = NumericPolicy()) -> bool:
+def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
     """Whether an answer equals what was expected: exact types, floats within the policy.
 
     Both are encoded as `envkit.grading.worker.encode` does. ``actual`` is hostile data: any shape
@@ -98,7 +102,10 @@ def show(value: JSON, limit: int = 120) -> str:
     >>> show({"t": "tuple", "v": [1, {"t": "float", "v": "2.5"}, "a"]})
     "(1, 2.5, 'a')"
     """
-    text = _source(value)
+    try:
+        text = _source(value)
+    except (RecursionError, ValueError):  # a candidate may send any shape; showing it must not fail
+        text = "a malformed value"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

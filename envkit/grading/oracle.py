@@ -10,7 +10,7 @@ from importlib import resources
 from typing import cast, final
 
 from envkit.errors import ContractError, SandboxError
-from envkit.grading.compare import NumericPolicy, equal, show
+from envkit.grading.compare import STRICT, NumericPolicy, equal, show
 from envkit.sandbox import Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
@@ -154,7 +154,7 @@ def grade(
     subject: Subject,
     calls: Sequence[Call],
     expected: Sequence[Answer],
-    policy: NumericPolicy = NumericPolicy(),
+    policy: NumericPolicy = STRICT,
     limits: Limits = GRADING_LIMITS,
 ) -> Grade:
     """Ask a candidate every call, in a fresh sandbox, and compare on the host.
@@ -191,7 +191,7 @@ def grade(
     return Grade(Verdict.PASS, f"all {total} calls answered as expected", passed, total)
 
 
-def same(want: Answer, got: Answer, policy: NumericPolicy = NumericPolicy()) -> bool:
+def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT) -> bool:
     """Whether two answers agree: same exception type, or equal value and equal arguments after."""
     if want.raises is not None or got.raises is not None:
         return want.raises == got.raises

@@ -15,6 +15,13 @@ else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` enco
 arguments once the call is over, so that in-place changes count.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` itself would take longer to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+    from typing import Any
+
 MAX_ITEMS = 10_000
 MAX_ITERATOR = 64
 MAX_TEXT = 100_000
@@ -25,7 +32,12 @@ class Unencodable(Exception):
     """The value is too large or too deep to be an answer."""
 
 
-def encode(value, budget=None, depth=0):
+def exact_type(value: object) -> type:
+    """The type, no subclass taken for its base."""
+    return type(value)
+
+
+def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     """``value`` as JSON data with exact types.
 
     Raises:
@@ -39,22 +51,26 @@ def encode(value, budget=None, depth=0):
     if budget[0] < 0 or depth > MAX_DEPTH:
         raise Unencodable("too many items or too deep")
 
-    def each(items):
+    def each(items: Iterable[Any]) -> list[Any]:
         return [encode(item, budget, depth + 1) for item in items]
 
-    def pairs(mapping):
-        coded = [each(pair) for pair in dict.items(mapping)]
-        return sorted(coded, key=lambda pair: json.dumps(pair[0], sort_keys=True))
+    def pairs(mapping: dict[Any, Any]) -> list[Any]:
+        return sorted(
+            (each(pair) for pair in mapping.items()), key=lambda pair: json.dumps(pair[0], sort_keys=True)
+        )
 
-    kind = type(value)  # exact: a subclass of int with its own __eq__ is not an int
+    def text(written: str) -> str:
+        if len(written) > MAX_TEXT:
+            raise Unencodable("text too long")
+        return written
+
+    kind = exact_type(value)  # exact: a subclass of int with its own __eq__ is not an int
     if value is None or kind is bool:
         return value
     if kind is int:
-        return value if -(2**53) < value < 2**53 else {"t": "int", "v": hex(value)[:MAX_TEXT]}
+        return value if -(2**53) < value < 2**53 else {"t": "int", "v": text(hex(value))}
     if kind is str:
-        if len(value) > MAX_TEXT:
-            raise Unencodable("text too long")
-        return value
+        return text(value)
     if kind is list:
         return each(value)
     name = kind.__name__
@@ -67,18 +83,20 @@ def encode(value, budget=None, depth=0):
     if kind is dict:
         return {"t": name, "v": pairs(value)}
     if kind in (bytes, bytearray):
-        return {"t": name, "v": value[:MAX_TEXT].hex()}
+        return {"t": name, "v": text(value.hex())}
     if kind in (complex, range):
         return {"t": name, "v": repr(value)}
     module = kind.__module__
-    if module == "collections" and name in ("Counter", "OrderedDict", "defaultdict"):
+    if module == "collections" and name in ("Counter", "defaultdict"):
         return {"t": name, "v": pairs(value)}
+    if module == "collections" and name == "OrderedDict":  # the one mapping whose equality knows order
+        return {"t": name, "v": [each(pair) for pair in value.items()]}
     if module == "collections" and name == "deque":
         return {"t": name, "v": each(value)}
     if (module, name) in (("decimal", "Decimal"), ("fractions", "Fraction")):
         return {"t": name, "v": str(value)}
     if hasattr(kind, "__next__") and hasattr(kind, "__iter__"):
-        items = []
+        items: list[Any] = []
         for item in value:
             if len(items) == MAX_ITERATOR:
                 items.append({"t": "more", "v": None})
@@ -88,7 +106,7 @@ def encode(value, budget=None, depth=0):
     return {"t": "opaque", "v": name}
 
 
-def main(argv):
+def main(argv: list[str]) -> None:
     """Import the module, then answer requests from stdin until it closes."""
     import importlib
     import json
@@ -104,10 +122,10 @@ def main(argv):
     os.dup2(2, 1)
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
 
-    def send(message):
+    def send(message: dict[str, Any]) -> None:
         os.write(sink, json.dumps(message).encode() + b"\n")
 
-    def guarded(ident, work):
+    def guarded(ident: str, work: Callable[[], dict[str, Any]]) -> None:
         try:
             answer = work()
         except RecursionError:
@@ -118,11 +136,11 @@ def main(argv):
         send(answer)
 
     names = {name: importlib.import_module(name) for name in modules.split(",") if name}
-    found = []
+    found: list[Any] = []
 
-    def load():
+    def load() -> dict[str, Any]:
         with open(path, encoding="utf-8") as file:
-            code = compile(file.read(), "solution.py", "exec")
+            code = compile(file.read(), "solution.py", "exec", dont_inherit=True)
         module = type(sys)("solution")
         sys.modules["solution"] = module
         exec(code, module.__dict__)
@@ -133,8 +151,8 @@ def main(argv):
     for line in source:
         request = json.loads(line)
 
-        def call(request=request):
-            scope = dict(names)
+        def call(request: dict[str, Any] = request) -> dict[str, Any]:
+            scope: dict[str, Any] = dict(names)
             args = [eval(text, scope) for text in request["args"]]
             kwargs = {name: eval(text, scope) for name, text in request["kwargs"].items()}
             value = encode(found[0](*args, **kwargs))

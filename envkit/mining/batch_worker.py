@@ -13,20 +13,34 @@ gave no value. Lines are counted, not seconds, so that the outcome is the same o
 Each variant runs in a forked child: what it breaks, hangs or changes stays with it.
 """
 
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` itself would take longer to import than all the rest
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import FrameType
+    from typing import Any
+
+    Tools = tuple[Callable[[Any], Any], dict[str, Any]]
+    Trace = Callable[[FrameType, str, Any], Any]
+
 
 class Exhausted(BaseException):
     """The call ran too many lines."""
 
 
-def respond(job, tools, text, wanted, write):
+def respond(
+    job: dict[str, Any], tools: Tools, text: str, wanted: list[bool], write: Callable[[str], None]
+) -> None:
     """Load one variant and ``write`` its answers, a line of JSON each."""
     import json
     import sys
+    from functools import partial
 
     encode, names = tools
     left = [0]
 
-    def count(frame, event, arg):
+    def count(frame: FrameType, event: str, arg: Any) -> Trace | None:
         if frame.f_code.co_filename == "<worker>":
             return None
         left[0] -= 1
@@ -34,7 +48,7 @@ def respond(job, tools, text, wanted, write):
             raise Exhausted
         return count
 
-    def limited(work):
+    def limited(work: Callable[[], Any]) -> Any:
         left[0] = job["steps"]
         sys.settrace(count)
         try:
@@ -47,20 +61,20 @@ def respond(job, tools, text, wanted, write):
     module = type(sys)("solution")
     sys.modules["solution"] = module
     # Not counted: it may import half the standard library. A failure ends this child, unheard.
-    exec(compile(text, "solution.py", "exec"), module.__dict__)
+    exec(compile(text, "solution.py", "exec", dont_inherit=True), module.__dict__)
 
-    def answer(args, kwargs):
+    def answer(call: tuple[list[str], dict[str, str]]) -> dict[str, Any]:
         scope = dict(names)
-        args = [eval(source, scope) for source in args]
-        kwargs = {name: eval(source, scope) for name, source in kwargs.items()}
+        args = [eval(source, scope) for source in call[0]]
+        kwargs = {name: eval(source, scope) for name, source in call[1].items()}
         value = encode(module.__dict__[job["function"]](*args, **kwargs))
         return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
 
-    for ask, (args, kwargs) in zip(wanted, job["calls"]):
-        write(json.dumps(limited(lambda args=args, kwargs=kwargs: answer(args, kwargs)) if ask else None))
+    for ask, call in zip(wanted, job["calls"], strict=True):
+        write(json.dumps(limited(partial(answer, call)) if ask else None))
 
 
-def forked(job, tools, text, wanted):
+def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> list[Any]:
     """The answers of one variant, from a child process."""
     import json
     import os
@@ -69,13 +83,17 @@ def forked(job, tools, text, wanted):
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+
+        def write(line: str) -> None:
+            os.write(writing, line.encode() + b"\n")
+
         # A single call into C can take for ever without running a line of Python.
         signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         try:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
-            respond(job, tools, text, wanted, lambda line: os.write(writing, line.encode() + b"\n"))
+            respond(job, tools, text, wanted, write)
         finally:
             os._exit(0)
     os.close(writing)
@@ -85,7 +103,7 @@ def forked(job, tools, text, wanted):
     return [json.loads(line) for line in lines[:-1]]
 
 
-def main():
+def main() -> None:
     """Answer the job on stdin."""
     import importlib
     import json
@@ -102,7 +120,7 @@ def main():
         os.dup2(again, 0)
         argv = [sys.executable, "-S", "-s", "-P", "-c", sys.orig_argv[-1]]
         os.execve(sys.executable, argv, {"PYTHONHASHSEED": job["hash_seed"]})
-    worker = {"__name__": "worker"}
+    worker: dict[str, Any] = {"__name__": "worker"}
     exec(compile(job["encoder"], "<worker>", "exec"), worker)
     tools = worker["encode"], {name: importlib.import_module(name) for name in job["modules"]}
     first, *others = job["variants"]

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from envkit.grading import Answer, Call, NumericPolicy, opaque, show
+from envkit.grading import STRICT, Answer, Call, opaque, show
 from envkit.mining.doctests import modules_of
 from envkit.mining.inputs import fresh_calls
 from envkit.mining.mutations import Mutation
@@ -81,7 +81,7 @@ def build_task(
             "modules": list(modules_of([*subject.examples, *subject.tests])),
             "examples": [call.to_json() for call in (*subject.examples, *subject.tests)],
             "killers": [calls[index].to_json() for index in pinned],
-            "policy": asdict(NumericPolicy()),
+            "policy": asdict(STRICT),
             "edit": edit_between(mutant, reference),
             "site": {
                 "bytes": [mutation.start_byte, mutation.end_byte],
@@ -118,9 +118,9 @@ def _shown_answer(call: Call, answer: Answer) -> str:
 
 
 def edit_between(mutant: str, reference: str) -> dict[str, JSON]:
-    """The smallest whole-line edit from mutant to reference whose searched text occurs once.
+    r"""The smallest whole-line edit from mutant to reference whose searched text occurs once.
 
-    >>> edit_between("a\\nb\\nc\\n", "a\\nx\\nc\\n")
+    >>> edit_between("a\nb\nc\n", "a\nx\nc\n")
     {'search': 'b', 'replace': 'x'}
     """
     old, new = mutant.split("\n"), reference.split("\n")

@@ -1,4 +1,4 @@
-"""Example calls: what a function's docstring or type hints say about how to call it."""
+"""Example calls: what a function's docstring says about how to call it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,17 @@ from envkit.grading import Call
 ARGUMENT_MODULES = (
     "collections", "decimal", "fractions", "functools", "itertools", "math", "operator", "re", "string",
 )  # fmt: skip
-_ARGUMENT_BUILTINS = frozenset(
-    "abs all any bool bytes chr complex dict divmod enumerate filter float frozenset int isinstance iter len "
-    "list map max min ord pow range repr reversed round set slice sorted str sum tuple zip "
-    "ArithmeticError IndexError KeyError TypeError ValueError ZeroDivisionError".split()
-)
 _CALLABLE_IN_ARGUMENTS = frozenset(
-    "bytes complex dict float frozenset int iter list range reversed set slice str tuple".split()
+    {
+        *("bytes", "complex", "dict", "float", "frozenset", "int", "iter", "list", "range", "reversed"),
+        *("set", "slice", "str", "tuple"),
+    }
 )
+_ARGUMENT_BUILTINS = _CALLABLE_IN_ARGUMENTS | {
+    *("abs", "all", "any", "bool", "chr", "divmod", "enumerate", "filter", "isinstance", "len", "map"),
+    *("max", "min", "ord", "pow", "repr", "round", "sorted", "sum", "zip"),
+    *("ArithmeticError", "IndexError", "KeyError", "TypeError", "ValueError", "ZeroDivisionError"),
+}
 _LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
 _LAMBDA_BODY = (
     *_LITERALS, ast.Compare, ast.BoolOp, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.Lambda,
@@ -182,89 +185,7 @@ def _is_closed(node: ast.AST, params: frozenset[str], *, inside_lambda: bool) ->
             return (inside_lambda or stdlib) and each([node.func, *node.args, *node.keywords])
         case ast.keyword():
             return node.arg is not None and each([node.value])
+        case _:
+            pass
     kinds = _LAMBDA_BODY if inside_lambda else (*_LITERALS, ast.operator, ast.unaryop, ast.expr_context)
     return isinstance(node, kinds) and each(ast.iter_child_nodes(node))
-
-
-_ANY_VALUE = ("3", "'ab'", "[1, 2]", "None")
-_BY_HINT = {
-    "int": ("3", "0", "10", "7", "1"),
-    "float": ("2.5", "0.0", "-1.5", "10.0"),
-    "complex": ("1 + 2j", "0j"),
-    "bool": ("True", "False"),
-    "str": ("'racecar'", "'Hello World'", "'a1b2'", "''", "'abab'"),
-    "bytes": ("b'abc'", "b''"),
-    "None": ("None",),
-    "Any": _ANY_VALUE,
-    "object": _ANY_VALUE,
-    "Hashable": ("3", "'ab'"),
-}
-_SEQUENCES = {"list", "List", "Sequence", "Iterable", "Collection", "MutableSequence"}
-_MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
-
-
-def hinted_calls(function: ast.FunctionDef) -> list[Call]:
-    """Calls that fit the type hints of a function; empty where a parameter has none we know."""
-    spec = function.args
-    required = spec.args[: len(spec.args) - len(spec.defaults)]
-    if spec.posonlyargs or spec.vararg or any(default is None for default in spec.kw_defaults):
-        return []
-    columns = [_values(arg.annotation) for arg in required]
-    if not required or not all(columns):
-        return []
-    rows = max(map(len, columns)) if len(columns) == 1 else 2 * max(map(len, columns))
-    # Different strides per column: two lists of equal length would otherwise move in step.
-    picked = [
-        tuple(column[(row * (2 * index + 1) + index) % len(column)] for index, column in enumerate(columns))
-        for row in range(rows)
-    ]
-    return [Call(args) for args in dict.fromkeys(picked)]
-
-
-def _values(hint: ast.expr | None) -> tuple[str, ...]:
-    """Example values of a type, as source; empty when the type is unknown."""
-    match hint:
-        case ast.Constant(value=None):
-            return ("None",)
-        case ast.Constant(value=str(text)):
-            return _values(ast.parse(text, mode="eval").body)
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return _values_of(name, ())
-        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _values(left) + _values(right)
-        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=ast.Tuple(elts=inner)):
-            return _values_of(name, tuple(inner))
-        case ast.Subscript(value=ast.Name(id=name) | ast.Attribute(attr=name), slice=inner):
-            return _values_of(name, (inner,))
-    return ()
-
-
-def _values_of(name: str, inner: tuple[ast.expr, ...]) -> tuple[str, ...]:
-    if name in _BY_HINT:
-        return _BY_HINT[name]
-    if name == "Optional":
-        return (*_values(inner[0]), "None")
-    if name == "Union":
-        return tuple(value for one in inner for value in _values(one))
-    element = _values(inner[0]) if inner else _BY_HINT["int"]
-    if not element:
-        return ()
-    some = [element[index % len(element)] for index in range(4)]
-    if name in _SEQUENCES:
-        return (f"[{', '.join(some)}]", f"[{', '.join(reversed(some[:3]))}]", "[]", f"[{some[0]}, {some[0]}]")
-    if name in ("set", "Set", "frozenset", "FrozenSet"):
-        return (f"{{{', '.join(some)}}}", "set()")
-    if name in ("tuple", "Tuple") and inner:
-        parts = [_values(one) for one in inner if not (isinstance(one, ast.Constant) and one.value is ...)]
-        if len(parts) < len(inner):
-            parts = parts * 3
-        return tuple(f"({', '.join(part[row % len(part)] for part in parts)},)" for row in (0, 1)) if all(parts) else ()
-    if name in _MAPPINGS:
-        values = _values(inner[1]) if len(inner) > 1 else _BY_HINT["int"]
-        if not values:
-            return ()
-        pairs = ", ".join(f"{key}: {values[row % len(values)]}" for row, key in enumerate(dict.fromkeys(some)))
-        return (f"{{{pairs}}}", f"{{{element[0]}: {values[0]}}}", "{}")
-    if name in ("Callable",):
-        return ()
-    return ()

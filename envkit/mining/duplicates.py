@@ -21,17 +21,16 @@ _KEPT = frozenset(dir(builtins))
 
 
 def shape(function: ast.FunctionDef) -> Shape:
-    """A function without names, annotations and docstring, as runs of tokens.
+    r"""A function without names, annotations and docstring, as runs of tokens.
 
-    >>> [one, other] = ast.parse("def f(a): return a + 1\\ndef g(x: int): return x + 1").body
+    >>> [one, other] = ast.parse("def f(a): return a + 1\ndef g(x: int): return x + 1").body
     >>> shape(one) == shape(other)
     True
     """
     bare = _Anonymous().visit(ast.parse(ast.unparse(function)).body[0])
     text = ast.unparse(ast.fix_missing_locations(bare))
-    skipped = (tokenize.NL, tokenize.NEWLINE, tokenize.ENDMARKER)
     found = tokenize.generate_tokens(io.StringIO(text).readline)
-    tokens = [token.string.strip() or tokenize.tok_name[token.type] for token in found if token.type not in skipped]
+    tokens = [token.string.strip() or tokenize.tok_name[token.type] for token in found]
     return frozenset(tuple(tokens[at : at + _RUN]) for at in range(max(1, len(tokens) - _RUN + 1)))
 
 

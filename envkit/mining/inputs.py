@@ -114,15 +114,21 @@ def literal(value: Any) -> str:
     >>> literal({"b", "a"})
     "{'a', 'b'}"
     """
-    if isinstance(value, set):
-        return "{" + ", ".join(sorted(map(literal, value))) + "}" if value else "set()"
-    if isinstance(value, list):
-        return "[" + ", ".join(map(literal, value)) + "]"
-    if isinstance(value, tuple):
-        return "(" + ", ".join(map(literal, value)) + ("," if len(value) == 1 else "") + ")"
-    if isinstance(value, dict):
+    kind = _type(value)
+    if kind is dict:
         return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
-    return repr(value)
+    if kind not in (set, list, tuple):
+        return repr(value)
+    parts: list[str] = [literal(item) for item in value]
+    if kind is set:
+        return "{" + ", ".join(sorted(parts)) + "}" if parts else "set()"
+    if kind is list:
+        return f"[{', '.join(parts)}]"
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+
+def _type(value: object) -> type:
+    return type(value)
 
 
 def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
@@ -138,13 +144,13 @@ def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
         text = value if isinstance(value, str) else value.decode("latin-1")
         text = _vary_text(text, pool, rng)
         return text if isinstance(value, str) else text.encode("latin-1", "ignore")
-    if isinstance(value, list | tuple):
-        return type(value)(_vary_items(list(value), pool, rng))
-    if isinstance(value, set):
+    kind = _type(value)
+    if kind in (list, tuple):
+        items = _vary_items(list(value), pool, rng)
+        return items if kind is list else tuple(items)
+    if kind is set:
         return set(_vary_items(sorted(value, key=repr), pool, rng, hashable=True))
-    if isinstance(value, dict):
-        return _vary_dict(value, pool, rng)
-    return value
+    return _vary_dict(value, pool, rng) if kind is dict else value
 
 
 def _vary_int(value: int, pool: _Pool, rng: random.Random) -> int:
@@ -187,7 +193,7 @@ def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: 
     if not items:
         return [rng.choice(pool.scalars[int])] if int in pool.scalars else []
     at = rng.randrange(len(items))
-    nested = [len(item) for item in items if isinstance(item, list | tuple)]
+    nested = [len(item) for item in items if type(item) in (list, tuple)]
     if len(nested) == len(items) > 1 and len(set(nested)) == 1 and nested[0]:
         # Rows of a table: their number and length carry meaning, their entries vary.
         row = list(items[at])
@@ -201,7 +207,7 @@ def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: 
         [*items[:at], changed, *items[at + 1 :]],
         [*items[:at], changed, *items[at:]],
         items[:at] + items[at + 1 :],
-        items[:at] + [items[at]] + items[at:],
+        [*items[:at], items[at], *items[at:]],
         items[: at + 1],
         order,
         items[::-1],

@@ -44,8 +44,8 @@ def mine(
     backend: SandboxBackend,
     per_function: int = 6,
     max_chars: int = 700,
-    exclude: Callable[[Subject], bool] = lambda _: False,
-    progress: Callable[[int, int, int], None] = lambda *_: None,
+    exclude: Callable[[Subject], bool] | None = None,
+    progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
 ) -> list[Task]:
     """Make repair tasks of a package's functions.
@@ -68,13 +68,17 @@ def mine(
         SandboxError: the machinery failed.
     """
     require_split(package, split)
-    chosen = [subject for subject in subjects(package, max_chars) if not exclude(subject)]
+    chosen = [one for one in subjects(package, max_chars) if exclude is None or not exclude(one)]
     tasks: list[Task] = []
+
+    def make(subject: Subject) -> list[Task]:
+        return mine_subject(subject, seed, split, backend, per_function)
+
     with ThreadPoolExecutor(workers) as pool:
-        made = pool.map(lambda one: mine_subject(one, seed, split, backend, per_function), chosen)
-        for done, some in enumerate(made, 1):
+        for done, some in enumerate(pool.map(make, chosen), 1):
             tasks += some
-            progress(done, len(chosen), len(tasks))
+            if progress is not None:
+                progress(done, len(chosen), len(tasks))
     return tasks
 
 
@@ -103,7 +107,8 @@ def mine_subject(
     kept = _spread(alive, per_function, rng)
     # A function that says the same to every call cannot be told from a constant.
     told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
-    if len(usable) < _FEWEST_CALLS or len(told) < 2 or not kept:
+    # One that hangs on a generated call would do so again at each visit.
+    if None in original or len(usable) < _FEWEST_CALLS or len(told) < 2 or not kept:
         return []
     # Another process with another hash seed: what depends on either is no ground for a reward.
     again, *rows = ask(kept, 2)

@@ -95,9 +95,12 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
         for subject in subjects(package)
         if (some := wanted.get((package, subject.qualname)))
     ]
+
+    def make(one: tuple[Subject, list[_Row]]) -> list[Task]:
+        return _rebuild(*one, seed=seed, split=split, backend=backend)
+
     with ThreadPoolExecutor(workers) as pool:
-        made = pool.map(lambda one: _rebuild(*one, seed=seed, split=split, backend=backend), found)
-        by_id = {task.id: task for some in made for task in some}
+        by_id = {task.id: task for some in pool.map(make, found) for task in some}
     names = ["/".join(row[:3]) for row in rows]
     missing = [name for name in names if name not in by_id]
     if missing:
@@ -108,8 +111,8 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     tasks = [by_id[name] for name in names]
     if digest(tasks) != recipe["digest"]:
         raise TaskFileError(
-            f"recipe: the tasks have digest {digest(tasks)[:12]}, expected {str(recipe['digest'])[:12]}; the code "
-            "that mines has changed, so everything measured with this recipe must be measured again"
+            f"recipe: the tasks have digest {digest(tasks)[:12]}, expected {str(recipe['digest'])[:12]}; the "
+            "code that mines has changed, so everything measured with this recipe must be measured again"
         )
     return tasks
 

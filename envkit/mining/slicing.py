@@ -4,26 +4,28 @@ from __future__ import annotations
 
 import ast
 import builtins
-import re
-import symtable
 import sys
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import final
 
+from envkit.mining.docstrings import summary, without_docstrings
 from envkit.mining.library import Library
+from envkit.mining.modules import Import, Module, annotation_names, bound_names, free_names, source_of
 
 #: Longest module text that a slice may have, in characters.
 MAX_CLOSURE = 6000
-#: Longest docstring that stays in the function to repair, in characters.
-MAX_SUMMARY = 160
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 _SKIPPED_DECORATORS = ("overload", "singledispatch", "contextmanager", "asynccontextmanager", "deprecated")
-#: Where the first paragraph of a docstring ends.
-_AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", re.IGNORECASE)
+#: Modules through which clock, chance or machine get into an answer. Two runs a moment apart may agree.
+_UNREPEATABLE = frozenset(
+    (
+        *("datetime", "getpass", "gzip", "locale", "os", "platform", "random", "secrets"),
+        *("socket", "subprocess", "tempfile", "threading", "time"),
+    )
+)
 
 
 class Unclosed(Exception):
@@ -51,106 +53,6 @@ class Slice:
     node: ast.FunctionDef
 
 
-@dataclass(frozen=True, slots=True)
-class _Import:
-    """A name bound by an import: module, and the attribute taken from it if any."""
-
-    module: str
-    attribute: str | None
-
-
-@final
-class _Module:
-    """The top-level bindings of one module."""
-
-    def __init__(self, name: str, source: str, is_package: bool) -> None:
-        self.name = name
-        self.lines = source.splitlines()
-        self.imports: dict[str, _Import] = {}
-        self.stars: list[str] = []
-        self.statements: dict[str, list[ast.stmt]] = {}
-        self._package = name if is_package else name.rpartition(".")[0]
-        for statement in ast.parse(source).body:
-            self._bind(statement)
-
-    def _bind(self, statement: ast.stmt) -> None:
-        if isinstance(statement, ast.Import | ast.ImportFrom):
-            self._bind_import(statement)
-        elif isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
-            if not any("overload" in ast.unparse(one) for one in statement.decorator_list):
-                self.statements.setdefault(statement.name, []).append(statement)
-        elif not (isinstance(statement, ast.If) and "TYPE_CHECKING" in ast.unparse(statement.test)):
-            for name in _bound_names(statement):
-                self.statements.setdefault(name, []).append(statement)
-
-    def _bind_import(self, statement: ast.Import | ast.ImportFrom) -> None:
-        if isinstance(statement, ast.Import):
-            for alias in statement.names:
-                target = alias.name if alias.asname else alias.name.partition(".")[0]
-                self.imports[alias.asname or target] = _Import(target, None)
-            return
-        source = _absolute(statement, self._package)
-        for alias in statement.names:
-            if alias.name == "*":
-                self.stars.append(source)
-            else:
-                self.imports[alias.asname or alias.name] = _Import(source, alias.name)
-
-
-def _absolute(statement: ast.ImportFrom, package: str) -> str:
-    if not statement.level:
-        return statement.module or ""
-    base = package.split(".")[: len(package.split(".")) - statement.level + 1]
-    return ".".join([*base, *([statement.module] if statement.module else [])])
-
-
-def _bound_names(statement: ast.stmt) -> set[str]:
-    """Names that a top-level statement binds, compound statements included."""
-    table = symtable.symtable(ast.unparse(statement), "<statement>", "exec")
-    return {symbol.get_name() for symbol in table.get_symbols() if symbol.is_assigned() or symbol.is_imported()}
-
-
-class _WithoutAnnotations(ast.NodeTransformer):
-    """Removes what ``from __future__ import annotations`` keeps from running."""
-
-    def visit_arg(self, node: ast.arg) -> ast.arg:
-        return ast.arg(node.arg)
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        node.returns = None
-        return self.generic_visit(node)
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        if node.value is None:
-            return ast.copy_location(ast.Pass(), node)
-        return ast.Assign([node.target], self.visit(node.value), lineno=node.lineno)
-
-
-def _free_names(statement: ast.stmt) -> set[str]:
-    """Module-level names that a statement needs when it is executed or called."""
-    bare = _WithoutAnnotations().visit(ast.parse(ast.unparse(statement)))
-    pending = [symtable.symtable(ast.unparse(bare), "<statement>", "exec")]
-    found: set[str] = set()
-    while pending:
-        table = pending.pop()
-        pending += table.get_children()
-        top = table.get_type() == "module"
-        for symbol in table.get_symbols():
-            if symbol.is_referenced() and (symbol.is_global() or (top and not symbol.is_assigned())):
-                found.add(symbol.get_name())
-    return found
-
-
-def _annotation_names(statement: ast.stmt) -> set[str]:
-    roots: list[ast.AST | None] = []
-    for node in ast.walk(statement):
-        if isinstance(node, ast.arg | ast.AnnAssign):
-            roots.append(node.annotation)
-        elif isinstance(node, ast.FunctionDef):
-            roots.append(node.returns)
-    return {name.id for root in roots if root for name in ast.walk(root) if isinstance(name, ast.Name)}
-
-
 @final
 class Slicer:
     """Makes slices of one library; parses each module once."""
@@ -160,7 +62,7 @@ class Slicer:
         roots = {name.partition(".")[0] for name in library.modules}
         self._roots = roots
         self._modules = {
-            name: _Module(name, source, name in packages or name in roots)
+            name: Module(name, source, name in packages or name in roots)
             for name, source in library.modules.items()
         }
 
@@ -184,7 +86,7 @@ class Slicer:
 class _Closure:
     """Collects the definitions that one function needs."""
 
-    def __init__(self, modules: dict[str, _Module], roots: set[str], module: str, function: str) -> None:
+    def __init__(self, modules: dict[str, Module], roots: set[str], module: str, function: str) -> None:
         self._modules, self._roots = modules, roots
         self._target = (module, function)
         self._texts: dict[tuple[str, int], str] = {}
@@ -195,12 +97,10 @@ class _Closure:
         self._namespaces: dict[str, set[str]] = {}
         self._need(module, function, function)
 
-    def _own(self, name: str, origin: object) -> bool:
-        """Claim a global name of the new module; false when it is there already."""
-        known = self._owner.setdefault(name, origin)
-        if known is not origin and known != origin:
+    def _own(self, name: str, origin: object) -> None:
+        """Claim a global name of the new module."""
+        if self._owner.setdefault(name, origin) != origin:
             raise Unclosed(f"the name {name} means two things")
-        return known is origin
 
     def _need(self, module: str, name: str, local: str) -> None:
         """Make ``local`` in the new module mean what ``name`` means in ``module``."""
@@ -220,7 +120,7 @@ class _Closure:
                     return self._need(star, name, local)
             raise Unclosed(f"{name} is not defined in {module}")
 
-    def _need_statement(self, home: _Module, name: str, local: str) -> None:
+    def _need_statement(self, home: Module, name: str, local: str) -> None:
         bound = home.statements[name]
         if len(bound) > 1 or name in home.imports:
             raise Unclosed(f"{name} is bound more than once in {home.name}")
@@ -231,19 +131,19 @@ class _Closure:
             self._aliases[local] = name
         if key in self._texts:
             return
-        for each in _bound_names(statement):
+        for each in bound_names(statement):
             self._own(each, key)
-        self._texts[key] = without_docstrings(_source(home, statement))
+        self._texts[key] = without_docstrings(source_of(home, statement))
         if sum(map(len, self._texts.values())) > MAX_CLOSURE:
             raise Unclosed("needs too much else")
         self._check_inner_imports(statement)
-        for free in sorted(_free_names(statement)):
+        for free in sorted(free_names(statement)):
             self._need_free(home, statement, free)
-        for hint in sorted(_annotation_names(statement) & home.imports.keys()):
+        for hint in sorted(annotation_names(statement) & home.imports.keys()):
             if self._is_stdlib(home.imports[hint].module):
                 self._need_import(home.imports[hint], hint)
 
-    def _need_free(self, home: _Module, statement: ast.stmt, name: str) -> None:
+    def _need_free(self, home: Module, statement: ast.stmt, name: str) -> None:
         known_here = name in home.statements or name in home.imports
         imported = home.imports.get(name)
         dotted = self._package_module(imported) if imported else None
@@ -252,7 +152,7 @@ class _Closure:
         elif known_here or name not in _BUILTINS:
             self._need(home.name, name, name)
 
-    def _package_module(self, imported: _Import) -> str | None:
+    def _package_module(self, imported: Import) -> str | None:
         """The package module that an import names, if it names one."""
         dotted = f"{imported.module}.{imported.attribute}" if imported.attribute else imported.module
         return dotted if dotted in self._modules else None
@@ -274,10 +174,11 @@ class _Closure:
         root = module.partition(".")[0]
         return root in sys.stdlib_module_names and root not in self._roots
 
-    def _need_import(self, imported: _Import, local: str) -> None:
+    def _need_import(self, imported: Import, local: str) -> None:
         if imported.module == "typing_extensions" and hasattr(typing, imported.attribute or "?"):
-            imported = _Import("typing", imported.attribute)
+            imported = Import("typing", imported.attribute)
         if self._is_stdlib(imported.module):
+            _require_repeatable(imported.module)
             self._own(local, imported)
             rename = "" if local == (imported.attribute or imported.module) else f" as {local}"
             if imported.attribute is None:
@@ -290,15 +191,14 @@ class _Closure:
             raise Unclosed(f"needs the third-party module {imported.module}")
 
     def _check_inner_imports(self, statement: ast.stmt) -> None:
-        # An import under `try` may fail: its handler then binds the name, as on a bare machine.
-        if isinstance(statement, ast.Try):
-            return
         for node in ast.walk(statement):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
             if isinstance(node, ast.ImportFrom):
                 names = ["." if node.level else node.module or "."]
             for name in names:
-                if not self._is_stdlib(name):
+                _require_repeatable(name)
+                # An import under `try` may fail: its handler then binds the name, as on a bare machine.
+                if not self._is_stdlib(name) and not isinstance(statement, ast.Try):
                     raise Unclosed(f"imports {name} inside")
 
     def _import_order(self, first: str) -> list[str]:
@@ -322,6 +222,7 @@ class _Closure:
         return done
 
     def render(self) -> Slice:
+        """The collected definitions as one module: imports, then definitions in import order."""
         module, function = self._target
         [node] = self._modules[module].statements[function]
         if not isinstance(node, ast.FunctionDef):
@@ -329,7 +230,7 @@ class _Closure:
         if any(word in ast.unparse(one) for one in node.decorator_list for word in _SKIPPED_DECORATORS):
             raise Unclosed(f"{function} is decorated")
         docstring = ast.get_docstring(node) or ""
-        shown = without_docstrings(_source(self._modules[module], node), summary(docstring))
+        shown = without_docstrings(source_of(self._modules[module], node), summary(docstring))
         self._texts[module, node.lineno] = shown
         rank = {name: index for index, name in enumerate(self._import_order(module))}
         blocks = [self._texts[key] for key in sorted(self._texts, key=lambda key: (rank[key[0]], key[1]))]
@@ -339,7 +240,8 @@ class _Closure:
             members = ", ".join(f"{name}={name}" for name in sorted(attributes))
             blocks.append(f"{alias} = SimpleNamespace({members})")
         imports = sorted(self._plain)
-        imports += [f"from {source} import {', '.join(sorted(names))}" for source, names in sorted(self._from.items())]
+        for source, names in sorted(self._from.items()):
+            imports.append(f"from {source} import {', '.join(sorted(names))}")
         head = ["from __future__ import annotations", *(["\n".join(imports)] if imports else [])]
         text = "\n\n".join(head) + "\n\n\n" + "\n\n\n".join(blocks) + "\n"
         if len(text) > MAX_CLOSURE:
@@ -347,47 +249,6 @@ class _Closure:
         return Slice(module, function, text, shown, docstring, node)
 
 
-def _source(home: _Module, statement: ast.stmt) -> str:
-    decorators: list[ast.expr] = getattr(statement, "decorator_list", [])
-    first = min([statement.lineno, *(one.lineno for one in decorators)])
-    return "\n".join(home.lines[first - 1 : statement.end_lineno])
-
-
-def without_docstrings(text: str, keep: str = "") -> str:
-    """``text`` of one definition without docstrings; the outermost becomes ``keep`` if given."""
-    lines = text.split("\n")
-    tree = ast.parse(text).body[0]
-    cuts: list[tuple[int, int, str]] = []
-    for node in ast.walk(tree):
-        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            continue
-        first = node.body[0]
-        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
-            continue
-        if not isinstance(first.value.value, str) or first.lineno == node.lineno:
-            continue
-        new = " " * first.col_offset + f'"""{keep}"""' if node is tree and keep else ""
-        if len(node.body) == 1 and not new:
-            new = " " * first.col_offset + "pass"
-        cuts.append((first.lineno, first.end_lineno or first.lineno, new))
-    for start, end, new in sorted(cuts, reverse=True):
-        while not new and end < len(lines) and not lines[end].strip():
-            end += 1
-        lines[start - 1 : end] = [new] if new else []
-    return "\n".join(line.rstrip() for line in lines)
-
-
-@lru_cache(maxsize=None)
-def summary(docstring: str) -> str:
-    """The first sentence of a docstring on one line, ``""`` where that is not plain text.
-
-    >>> summary("Adds two numbers. Quickly.\\n\\n>>> add(1, 2)\\n3")
-    'Adds two numbers.'
-    """
-    paragraph = _AFTER_SUMMARY.split(docstring.strip(), maxsplit=1)[0]
-    line = " ".join(paragraph.split())
-    if len(line) > MAX_SUMMARY:
-        line = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
-    if len(line) > MAX_SUMMARY:
-        line = line[: MAX_SUMMARY - 3].rsplit(" ", 1)[0] + "..."
-    return line if "\\" not in line and '"' not in line else line.replace("\\", "").replace('"', "'")
+def _require_repeatable(module: str) -> None:
+    if module.partition(".")[0] in _UNREPEATABLE:
+        raise Unclosed(f"{module} answers differently from time to time")

@@ -11,7 +11,8 @@ from importlib import resources
 
 from envkit.errors import UsageError
 from envkit.grading import Call
-from envkit.mining.doctests import calls_in, docstring_calls, hinted_calls
+from envkit.mining.doctests import calls_in, docstring_calls
+from envkit.mining.hints import hinted_calls
 from envkit.mining.library import Library, import_name, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
 

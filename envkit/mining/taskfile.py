@@ -66,14 +66,18 @@ def read_tasks(path: Path) -> list[Task]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
-        raise TaskFileError(f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}") from None
+        raise TaskFileError(
+            f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise TaskFileError(f"{path} cannot be read: {error}") from error
     if not lines:
         raise TaskFileError(f"{path} is empty; expected a header line and one task per line")
     header = _object(path, 1, lines[0])
     if header.get("schema") != SCHEMA:
-        raise TaskFileError(f"{path}, line 1, field 'schema': found {header.get('schema')!r}, expected {SCHEMA!r}")
+        raise TaskFileError(
+            f"{path}, line 1, field 'schema': found {header.get('schema')!r}, expected {SCHEMA!r}"
+        )
     tasks = [_task(path, number, line) for number, line in enumerate(lines[1:], 2)]
     if header.get("count") != len(tasks):
         raise TaskFileError(

@@ -1,23 +1,36 @@
-"""The standard task sets: mined once, cached, checked by digest."""
+"""The standard task sets: train tasks mined and cached, held-out tasks from the frozen recipe."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
+from importlib import resources
+from typing import Any, cast
 
-from envkit.mining.miner import MINER_VERSION, mine
+from envkit.errors import TaskFileError
+from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
-from envkit.mining.recipe import build_from_recipe, read_recipe
+from envkit.mining.miner import mine
+from envkit.mining.recipe import build_from_recipe, spread_order
 from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir
 from envkit.sandbox import SandboxBackend
 from envkit.studies.display import Display
 from envkit.types import Task
 
-#: Training never sees another package's code.
+#: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
 TRAIN_PACKAGES = ("algorithms", "pydash")
-
 TRAIN_SEED = 0
+PER_FUNCTION = 8
+#: Longest function, in characters: what a small model can write back whole.
+MAX_CHARS = 450
+
+
+def heldout_recipe() -> dict[str, Any]:
+    """The frozen recipe: which function, mutation and killing inputs, and the digest of the result."""
+    text = resources.files("envkit.environments.code_editor").joinpath("heldout.json").read_text()
+    return cast("dict[str, Any]", json.loads(text))
 
 
 def mine_packages(
@@ -28,19 +41,75 @@ def mine_packages(
     seed: int,
     split: str,
     per_function: int,
+    max_chars: int = MAX_CHARS,
 ) -> list[Task]:
-    """Mine several packages with a progress display."""
+    """Mine packages; train tasks that resemble a held-out function are left out.
+
+    Returns:
+        Tasks in an order whose every prefix is spread over functions and packages.
+    """
+    exclude = resembling(heldout_recipe()["packages"]) if split == "train" else lambda _: False
     found: list[Task] = []
     for package in packages:
         display.phase(f"mine {package}", 1)
-        found += mine(package, seed=seed, split=split, backend=backend, per_function=per_function)
-        display.advance(1, f"{len(found)} tasks")
-    return found
+
+        def progress(done: int, total: int, tasks: int, package: str = package) -> None:
+            if done == 1:
+                display.phase(f"mine {package}", total)
+            display.advance(done, f"{tasks} tasks")
+
+        found += mine(
+            package,
+            seed=seed,
+            split=split,
+            backend=backend,
+            per_function=per_function,
+            max_chars=max_chars,
+            exclude=exclude,
+            progress=progress,
+        )
+    return spread_order(found, seed)
 
 
 def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
-    return []
+    """The train tasks, mined at first use and then read from the cache."""
+
+    def make() -> list[Task]:
+        return mine_packages(
+            TRAIN_PACKAGES, backend, display, seed=TRAIN_SEED, split="train", per_function=PER_FUNCTION
+        )
+
+    return _cached("train", [f"{name}=={version_of(name)}" for name in TRAIN_PACKAGES], make)
 
 
 def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
-    return []
+    """The held-out tasks of the frozen recipe.
+
+    Raises:
+        TaskFileError: a package of another version is installed, or the digest does not come out.
+    """
+
+    def make() -> list[Task]:
+        display.say("making the held-out tasks from their recipe, once")
+        return build_from_recipe(heldout_recipe(), backend)
+
+    return _cached("heldout", [heldout_recipe()["digest"]], make)
+
+
+def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:
+    """Tasks by what they are made from: package versions and the code that mines."""
+    key = hashlib.sha256("\n".join(inputs).encode())
+    for package in ("envkit.mining", "envkit.grading"):
+        folder = resources.files(package)
+        for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):
+            key.update(folder.joinpath(file).read_bytes())
+    path = cache_dir() / "tasks" / f"{name}-{key.hexdigest()[:16]}.jsonl"
+    if path.exists():
+        try:
+            return read_tasks(path)
+        except TaskFileError as error:
+            raise TaskFileError(f"{error}; it is a cache: delete it") from error
+    path.parent.mkdir(parents=True, exist_ok=True)
+    tasks = make()
+    write_tasks(path, tasks, TRAIN_SEED)
+    return tasks

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import torch
+from safetensors import SafetensorError
 
 from envkit.errors import StoreError
 from envkit.store import sync_folder
@@ -53,6 +54,8 @@ class CheckpointStore:
         final_path = self.path(step)
         if (final_path / "manifest.json").exists():
             return final_path
+        for unfinished in self._folder.glob(".step-*"):  # what a killed process left
+            shutil.rmtree(unfinished, ignore_errors=True)
         temporary = self._folder / f".step-{step:06d}.{secrets.token_hex(4)}"
         try:
             temporary.mkdir(parents=True)
@@ -67,7 +70,7 @@ class CheckpointStore:
             sync_folder(temporary)
             os.rename(temporary, final_path)
             sync_folder(self._folder)
-        except (OSError, RuntimeError) as error:  # torch reports a full disk as RuntimeError
+        except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch's and its, disk full
             shutil.rmtree(temporary, ignore_errors=True)
             raise StoreError(
                 f"cannot write checkpoint {final_path}: {error}; older checkpoints are untouched"
@@ -80,18 +83,23 @@ class CheckpointStore:
         """Restore the newest checkpoint; ``None`` if there is none.
 
         Raises:
-            StoreError: a file does not match the manifest, or it is of another base model.
+            StoreError: a file is missing, unreadable or not as the manifest says, or the checkpoint is
+                of another base model. Older checkpoints are not tried in its place.
         """
         steps = self.steps()
         if not steps:
             return None
         folder = self.path(steps[-1])
-        manifest = json.loads((folder / "manifest.json").read_text())
-        if manifest["base"] != policy.ref.digest:
-            raise StoreError(f"{folder} was trained on weights {manifest['base'][:12]}, not {policy.ref.id}'s")
-        for name, digest in manifest["files"].items():
-            if _digest(folder / name) != digest:
-                raise StoreError(f"{folder / name} does not match its manifest; the file is corrupt")
+        try:
+            manifest = json.loads((folder / "manifest.json").read_bytes())
+            base, files = str(manifest["base"]), dict(manifest["files"])
+            wrong = [name for name, digest in files.items() if _digest(folder / name) != digest]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"checkpoint {folder} cannot be read ({error!r}); delete it to go on") from error
+        if wrong:
+            raise StoreError(f"{folder / wrong[0]} is not as its manifest says: corrupt; delete {folder}")
+        if base != policy.ref.digest:
+            raise StoreError(f"{folder} was trained on weights {base[:12]}, not {policy.ref.id}'s")
         load_adapter(policy, folder)
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
         return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))

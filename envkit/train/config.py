@@ -63,12 +63,15 @@ class TrainConfig:
         for field, least in _LEAST.items():
             if getattr(self, field) < least:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        if self.seed >= 2**32:  # numpy takes no more
+            raise ConfigError(f"seed is {self.seed}; it must be less than 2**32")
         for field in ("learning_rate", "sft_learning_rate", "temperature", "epsilon", "max_grad_norm"):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be positive and finite")
 
 
 _LEAST = {
+    "seed": 0,
     "max_turns": 1,
     "lora_r": 1,
     "lora_alpha": 1,

@@ -7,6 +7,7 @@ from typing import Any, final
 
 import numpy as np
 
+from envkit.errors import TrainingError
 from envkit.types import Task
 
 
@@ -69,6 +70,7 @@ class Curriculum:
     def state(self) -> dict[str, Any]:
         """JSON data that `restore` takes; floats survive exactly."""
         return {
+            "tasks": self._ids,
             "solved": self._solved.tolist(),
             "tried": self._tried.tolist(),
             "last": self._last.tolist(),
@@ -77,7 +79,13 @@ class Curriculum:
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state` of a curriculum over the same tasks."""
+        """Go on from `state` of a curriculum over the same tasks.
+
+        Raises:
+            TrainingError: it is of other tasks, or of the same in another order.
+        """
+        if state["tasks"] != self._ids:
+            raise TrainingError(f"the saved curriculum is of other tasks than the {len(self._ids)} loaded")
         self._solved, self._tried = np.array(state["solved"]), np.array(state["tried"])
         self._last = np.array(state["last"])
         self._kind_solved = np.array(state["kind_solved"])

@@ -16,7 +16,7 @@ import torch
 
 from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
-from envkit.errors import TrainingError
+from envkit.errors import ContractError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.store import Journal, trajectory_to_json
 from envkit.train import checkpoint
@@ -43,7 +43,7 @@ class StepMetrics:
         drift: mean |log-probability in the learner - when sampled| per token, in nats.
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
-        completion_tokens: tokens sampled.
+        completion_tokens: tokens sampled in episodes that are not void.
         rollout_s, learn_s: wall seconds.
     """
 
@@ -135,11 +135,10 @@ class GRPOTrainer:
         played = time.monotonic()
         batches = self._learnable(groups)
         trajectories = [t for group in groups for t in group]
-        tokens = sum(len(ids) for t in trajectories for ids in _sampled(t))
-        loss, grad_norm, drift, clipped = self._learn(batches, tokens)
-        self.step += 1
         valid = [t for t in trajectories if t.outcome is not Outcome.VOID]
-        logged = [lp for t in trajectories for s in t.steps if s.turn.tokens for lp in s.turn.tokens.logprobs]
+        logged = [lp for t in valid for s in t.steps if s.turn.tokens for lp in s.turn.tokens.logprobs]
+        loss, grad_norm, drift, clipped = self._learn(batches, len(logged))
+        self.step += 1
         return StepMetrics(
             step=self.step,
             reward=sum(t.reward for t in valid) / max(len(valid), 1),
@@ -150,7 +149,7 @@ class GRPOTrainer:
             drift=drift,
             clipped=clipped,
             entropy=-sum(logged) / max(len(logged), 1),
-            completion_tokens=tokens,
+            completion_tokens=len(logged),
             rollout_s=played - started,
             learn_s=time.monotonic() - played,
         )
@@ -181,11 +180,14 @@ class GRPOTrainer:
             advantages = group_advantages([t.reward for t in valid]) if valid else []
             if not any(advantages):
                 continue
-            first = valid[0].steps[0].turn.tokens
-            if first is None:
-                raise TrainingError(f"agent {valid[0].agent} records no tokens; it cannot be trained")
             rows = [row_of(t, float(a)) for t, a in zip(valid, advantages, strict=True)]
-            learnable.append((first.prompt_ids, merge(rows)))
+            prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
+            if len(prompts) > 1:
+                raise ContractError(
+                    f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
+                    "observations; what reset() shows must follow from task and seed"
+                )
+            learnable.append((prompts.pop(), merge(rows)))
         return learnable
 
     def _learn(
@@ -220,10 +222,6 @@ class GRPOTrainer:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss, norm, drift / max(trained, 1), clipped / max(trained, 1)
-
-
-def _sampled(trajectory: Trajectory) -> list[tuple[int, ...]]:
-    return [step.turn.tokens.completion_ids for step in trajectory.steps if step.turn.tokens]
 
 
 def summary(metrics: Sequence[Mapping[str, float]]) -> str:

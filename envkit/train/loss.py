@@ -30,7 +30,7 @@ class LossTerms:
 
 
 def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
-    """Log-probability of every trained token under the model, shape (N,).
+    """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
 
     Logits are computed at the trained positions only: the vocabulary projection is a fifth of a
     small model's work.
@@ -42,7 +42,7 @@ def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
         layout=Packed(batch.mask_11SS),
     ).last_hidden_state[0, batch.sources_N]
     logits = model.get_output_embeddings()(hidden).float()
-    if temperature > 0:
+    if temperature != 1:
         logits = logits / temperature
     return torch.log_softmax(logits, dim=-1).gather(1, batch.targets_N[:, None])[:, 0]
 

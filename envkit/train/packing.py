@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -20,9 +20,9 @@ class Row:
         ids: completion and observation tokens of all turns, in order.
         trained: which of them were sampled, same length.
         logprobs: log-probability at sampling time; 0.0 where not sampled.
-        advantage: the weight of its tokens' gradient. Rows with equal ids are merged into one whose
-            advantage is the sum: the loss is linear in it, so the gradient is the same and the
-            forward pass is paid once.
+        advantage: the weight of its tokens' gradient. Equal rows are merged into one whose
+            advantage is the sum: the clipped loss is linear in it as long as its sign stays, so the
+            gradient is the same and the forward pass is paid once.
         count: how many trajectories the row stands for.
     """
 
@@ -77,14 +77,15 @@ def row_of(trajectory: Trajectory, advantage: float) -> Row:
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
-    """Rows with equal ids made one, first come first; see `Row.advantage`."""
-    merged: dict[tuple[int, ...], Row] = {}
+    """Rows of equal ids and sign made one, first come first; see `Row.advantage`."""
+    merged: dict[tuple[tuple[int, ...], tuple[bool, ...], bool], Row] = {}
     for row in rows:
-        if (seen := merged.get(row.ids)) is None:
-            merged[row.ids] = row
-        else:
+        key = (row.ids, row.trained, row.advantage > 0)
+        if seen := merged.get(key):
             total, count = seen.advantage + row.advantage, seen.count + row.count
-            merged[row.ids] = Row(row.ids, row.trained, seen.logprobs, total, count)
+            merged[key] = replace(seen, advantage=total, count=count)
+        else:
+            merged[key] = row
     return list(merged.values())
 
 

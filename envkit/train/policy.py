@@ -30,7 +30,7 @@ class Policy:
         adapter: a saved adapter to start from, instead of a new one.
 
     Raises:
-        ModelError: the folder does not load as a causal language model.
+        ModelError: the folder does not load as a causal language model, or the adapter not on it.
     """
 
     def __init__(
@@ -45,6 +45,7 @@ class Policy:
     ) -> None:
         try:
             from peft import LoraConfig, PeftModel, get_peft_model
+            from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise MissingExtraError(error.name or "peft", "train") from error
@@ -52,15 +53,14 @@ class Policy:
         try:
             base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=torch.float32)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
         self.renderer = ChatRenderer(self.tokenizer, system)
         self.engine = TorchEngine(copy.deepcopy(base), [self.renderer.stop_id])
         self._base = base
         if adapter is None:
             torch.manual_seed(seed)
-            # all-linear: LoRA Without Regret (2025); never lm_head. Dropout would make the sampling
-            # policy another than the trained one.
+            # all-linear: LoRA Without Regret (2025); never lm_head.
             config = LoraConfig(
                 r=lora_r,
                 lora_alpha=lora_alpha,
@@ -70,13 +70,17 @@ class Policy:
             )
             self.model: Any = get_peft_model(base, config)
         else:
-            self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+            try:
+                self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                raise ModelError(f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})") from error
         self.use_layout_attention()
 
     def use_layout_attention(self) -> None:
         """Switch the learner's model to packed attention (another trainer may have changed it)."""
         self.model.set_attn_implementation(register())
-        self.model.train()
+        # Never train mode: dropout would make the sampling policy another than the trained one.
+        self.model.eval()
 
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters, in a fixed order."""

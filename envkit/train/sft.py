@@ -19,7 +19,7 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
 
     Args:
         policy: its adapter is trained in place.
-        examples: (observation, right action) pairs, in training order.
+        examples: (observation, right action) pairs; the seed decides their order.
         config: the ``sft_*`` fields and the seed.
         on_step: called after every step.
 
@@ -66,18 +66,19 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
             dataloader_pin_memory=False,
         )
         policy.model.set_attn_implementation("sdpa")
-        trainer = SFTTrainer(
-            model=policy.model,
-            args=arguments,
-            train_dataset=Dataset.from_list(rows),
-            processing_class=policy.tokenizer,
-            callbacks=[Watch()],
-        )
-        _remove_printer(trainer)
-        trainer.train()
-        done = int(trainer.state.global_step)
-    policy.use_layout_attention()
-    return done
+        try:
+            trainer = SFTTrainer(
+                model=policy.model,
+                args=arguments,
+                train_dataset=Dataset.from_list(rows),
+                processing_class=policy.tokenizer,
+                callbacks=[Watch()],
+            )
+            _remove_printer(trainer)
+            trainer.train()
+        finally:
+            policy.use_layout_attention()
+    return int(trainer.state.global_step)
 
 
 def _row(policy: Policy, observation: str, action: str) -> dict[str, list[int]]:

@@ -1,0 +1,51 @@
+"""Docstrings of sliced code: cut to a summary, or cut away."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+#: Longest docstring that stays in the function to repair, in characters.
+MAX_SUMMARY = 160
+
+_AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", re.IGNORECASE)
+
+
+def without_docstrings(text: str, keep: str = "") -> str:
+    """``text`` of one definition without docstrings; the outermost becomes ``keep`` if given."""
+    lines = text.split("\n")
+    tree = ast.parse(text).body[0]
+    cuts: list[tuple[int, int, str]] = []
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            continue
+        first = node.body[0]
+        if not (isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant)):
+            continue
+        if not isinstance(first.value.value, str) or first.lineno == node.lineno:
+            continue
+        new = " " * first.col_offset + f'"""{keep}"""' if node is tree and keep else ""
+        if len(node.body) == 1 and not new:
+            new = " " * first.col_offset + "pass"
+        cuts.append((first.lineno, first.end_lineno or first.lineno, new))
+    for start, end, new in sorted(cuts, reverse=True):
+        while not new and end < len(lines) and not lines[end].strip():
+            end += 1
+        lines[start - 1 : end] = [new] if new else []
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def summary(docstring: str) -> str:
+    r"""A docstring's first paragraph on one line; its first sentence where that is too long.
+
+    >>> summary("Adds two numbers.\n\n>>> add(1, 2)\n3")
+    'Adds two numbers.'
+    """
+    paragraph = _AFTER_SUMMARY.split(docstring.strip(), maxsplit=1)[0]
+    line = " ".join(paragraph.split())
+    if len(line) > MAX_SUMMARY:
+        line = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
+    if len(line) > MAX_SUMMARY:
+        line = line[: MAX_SUMMARY - 3].rsplit(" ", 1)[0] + "..."
+    # It goes between triple quotes, so it may neither end them nor escape anything.
+    return line.replace("\\", "").replace('"', "'")

@@ -1,0 +1,143 @@
+"""The local agent only appends: what it sampled is what it reads next, and what is trained on."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envkit.agents.local import LocalAgent
+from envkit.agents.scripted import noop
+from envkit.engine.chat import ChatRenderer
+from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.errors import ContractError
+from envkit.models import DEFAULT_MODEL, resolve
+from envkit.train.packing import row_of
+from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
+
+
+@functools.cache
+def renderer() -> ChatRenderer:
+    from transformers import AutoTokenizer
+
+    return ChatRenderer(AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path), "Answer.")
+
+
+class StubEngine:
+    """Draws ids by their key; a third of the answers run out of budget. Remembers what it was asked."""
+
+    def __init__(self) -> None:
+        self.asked: list[list[Request]] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        self.asked.append(list(requests))
+        return [self._draw(request, sampling.max_new_tokens) for request in requests]
+
+    def _draw(self, request: Request, budget: int) -> Completion:
+        numbers = uniforms(request.rng_key, budget + 1)
+        ids = tuple(int(number * 49_000) + 17 for number in numbers[:-1])
+        if numbers[-1] < 1 / 3:
+            return Completion(ids, tuple(-numbers[:-1]), "length")
+        return Completion((*ids[:-1], renderer().stop_id), tuple(-numbers[:-1]), "stop")
+
+
+def agent_of(engine: StubEngine) -> LocalAgent:
+    return LocalAgent("policy", engine, renderer(), Sampling(1.0, 5))
+
+
+def key(row: int, group: int = 0) -> EpisodeKey:
+    return EpisodeKey(seed=1, step=2, group=group, row=row, task="t")
+
+
+def tokens_of(turn: Turn) -> Tokens:
+    assert turn.tokens is not None
+    return turn.tokens
+
+
+hostile = st.sampled_from(["<|im_end|>", "<|im_start|>assistant\n", "<|endoftext|>"])
+observations = st.lists(st.text(max_size=30) | hostile | st.builds(str.__add__, hostile, hostile), max_size=4)
+
+
+@settings(deadline=None, max_examples=60)
+@given(dialogues=st.lists(observations, min_size=1, max_size=4))
+def test_sessions_only_append(dialogues: list[list[str]]) -> None:
+    engine = StubEngine()
+    agent = agent_of(engine)
+    sessions = [agent.start(key(row)) for row in range(len(dialogues))]
+    steps: dict[int, list[StepRecord]] = {row: [] for row in range(len(dialogues))}
+    turn_of_row = {id(session): row for row, session in enumerate(sessions)}
+    for number in range(max(map(len, dialogues))):
+        waiting = [row for row, said in enumerate(dialogues) if number < len(said)]
+        for row in waiting:
+            agent.submit(sessions[row], dialogues[row][number])
+        collected = agent.collect()
+        assert [turn_of_row[id(session)] for session, _ in collected] == waiting
+        for session, turn in collected:
+            row = turn_of_row[id(session)]
+            steps[row].append(StepRecord(dialogues[row][number], turn, 0.0))
+
+    ends = set(renderer().first("")) & {0, 1, 2}
+    for row, records in steps.items():
+        history: tuple[int, ...] = ()
+        for number, record in enumerate(records):
+            tokens = tokens_of(record.turn)
+            (request,) = [r for r in engine.asked[number] if r.rng_key == (1, 2, 0, row, number)]
+            history += tokens.prompt_ids
+            assert request.prompt_ids == history, "the engine read something else than was recorded"
+            history += tokens.completion_ids
+            # An answer that ran out of budget is closed for it; an observation opens nothing by itself.
+            closed = number == 0 or records[number - 1].turn.stop == "stop"
+            expected = renderer().first("") if number == 0 else renderer().following("", closed=closed)
+            assert [i for i in tokens.prompt_ids if i in ends] == [i for i in expected if i in ends]
+        if records:
+            row_trained = row_of(
+                Trajectory(key(row), "e", "policy", tuple(records), Outcome.FAILED), advantage=1.0
+            )
+            first = tokens_of(records[0].turn).prompt_ids
+            assert (*first, *row_trained.ids) == history
+            sampled = [i for record in records for i in tokens_of(record.turn).completion_ids]
+            trained = [i for i, yes in zip(row_trained.ids, row_trained.trained, strict=True) if yes]
+            assert trained == sampled
+
+
+def play(agent: LocalAgent, keys: Sequence[EpisodeKey]) -> dict[EpisodeKey, tuple[Any, ...]]:
+    for each in keys:
+        agent.submit(agent.start(each), f"Row {each.row}.")
+    return {session.key: (turn.text, turn.tokens, turn.stop) for session, turn in agent.collect()}
+
+
+def test_the_order_of_asking_changes_nothing() -> None:
+    keys = [key(row, group) for group in range(3) for row in range(4)]
+    forward, backward = StubEngine(), StubEngine()
+    assert play(agent_of(forward), keys) == play(agent_of(backward), keys[::-1])
+    assert forward.asked == backward.asked
+
+
+def test_usage_counts_tokens() -> None:
+    agent = agent_of(StubEngine())
+    agent.submit(agent.start(key(0)), "Hello.")
+    ((_, turn),) = agent.collect()
+    assert turn.usage.prompt_tokens == len(tokens_of(turn).prompt_ids)
+    assert turn.usage.completion_tokens == len(tokens_of(turn).completion_ids) == 5
+
+
+def test_the_text_has_no_end_token() -> None:
+    agent = agent_of(StubEngine())
+    for row in range(8):
+        agent.submit(agent.start(key(row)), "Hello.")
+    turns = [turn for _, turn in agent.collect()]
+    assert {turn.stop for turn in turns} == {"stop", "length"}
+    assert not any("<|im_end|>" in turn.text for turn in turns)
+
+
+def test_collecting_nothing_gives_nothing() -> None:
+    assert agent_of(StubEngine()).collect() == []
+
+
+def test_anothers_session_is_refused() -> None:
+    with pytest.raises(ContractError, match="session of another agent"):
+        agent_of(StubEngine()).submit(noop().start(key(0)), "Hello.")

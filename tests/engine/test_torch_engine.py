@@ -1,0 +1,225 @@
+"""The engine against plain transformers: same probabilities, whatever is decoded beside a row."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envkit.engine import torch_engine
+from envkit.engine.attention import Decode
+from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.errors import ModelError
+from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+
+#: (prompt length, rows): one token and many, lone rows and groups.
+GROUPS = ((1, 3), (9, 1), (33, 8), (60, 5), (34, 2))
+#: A tenth of all ids, so that rows end at different times.
+STOPS = tuple(range(3, 49152, 10))
+
+
+def requests(groups: Sequence[tuple[int, int]] = GROUPS) -> list[Request]:
+    """Every group's rows, spread over the list."""
+    made = [
+        Request(tiny.prompt(length, seed=length), (7, group, row))
+        for group, (length, rows) in enumerate(groups)
+        for row in range(rows)
+    ]
+    return made[::2] + made[1::2]
+
+
+def reference(model: Any, request: Request, completion: Completion, temperature: float) -> torch.Tensor:
+    """Log-probabilities (T, V) of a plain forward pass over prompt and completion."""
+    ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits.double() / temperature, dim=-1)
+
+
+def check(model: Any, asked: Sequence[Request], drawn: Sequence[Completion], temperature: float) -> None:
+    """Every token is where its key's number falls in the plain distribution, with that probability."""
+    for request, completion in zip(asked, drawn, strict=True):
+        expected = reference(model, request, completion, temperature)
+        chosen = torch.tensor(completion.ids)[:, None]
+        torch.testing.assert_close(
+            torch.tensor(completion.logprobs).double(), expected.gather(1, chosen)[:, 0], atol=1e-4, rtol=0
+        )
+        cdf = expected.exp().cumsum(-1)
+        above = cdf.gather(1, chosen)[:, 0].numpy()
+        below = above - expected.exp().gather(1, chosen)[:, 0].numpy()
+        number = uniforms(request.rng_key, len(completion.ids))
+        assert ((below - 1e-5 < number) & (number < above + 1e-5)).all()
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize("temperature", [0.7, 1.0])
+def test_tokens_and_logprobs_are_those_of_plain_transformers(
+    family: str, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ref = tiny.make(tmp_path, family)
+    compacted: list[int] = []
+    keep = Decode.keep
+
+    def counted(self: Decode, prompts_n: torch.Tensor, slots_r: torch.Tensor) -> None:
+        compacted.append(len(slots_r))
+        keep(self, prompts_n, slots_r)
+
+    monkeypatch.setattr(Decode, "keep", counted)
+    asked = requests()
+    drawn = tiny.engine(ref, STOPS).generate(asked, Sampling(temperature, 14))
+    assert compacted, "no compaction: the test tests less than it says"
+    check(tiny.plain(ref), asked, drawn, temperature)
+
+
+def test_small_waves_and_prefill_pieces_change_nothing(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = requests()
+    monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", 64)
+    drawn = tiny.engine(ref, STOPS, max_rows=6).generate(asked, Sampling(1.0, 10))
+    check(tiny.plain(ref), asked, drawn, 1.0)
+
+
+def test_equal_calls_give_equal_bits(ref: ModelRef) -> None:
+    engine = tiny.engine(ref, STOPS)
+    first = engine.generate(requests(), Sampling(1.0, 10))
+    engine.generate(requests(((5, 2),)), Sampling(0.5, 3))
+    assert engine.generate(requests(), Sampling(1.0, 10)) == first
+    assert tiny.engine(ref, STOPS).generate(requests(), Sampling(1.0, 10)) == first
+
+
+def test_a_request_alone_draws_what_it_draws_among_others(ref: ModelRef) -> None:
+    engine, asked = tiny.engine(ref, STOPS), requests()
+    among = engine.generate(asked, Sampling(1.0, 6))
+    alone = [engine.generate([request], Sampling(1.0, 6))[0] for request in asked]
+    # Rounding differs with the batch, so a number on the edge between two tokens may fall either way.
+    assert sum(a.ids == b.ids for a, b in zip(alone, among, strict=True)) >= 0.8 * len(asked)
+
+
+def test_one_prompt_in_many_requests_is_prefilled_once(ref: ModelRef) -> None:
+    engine, seen = tiny.engine(ref), list[tuple[int, int]]()
+    forward = engine._forward  # pyright: ignore[reportPrivateUsage]
+
+    def spy(ids: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+        seen.append((ids.shape[0], ids.shape[1]))
+        return forward(ids, positions, layout)
+
+    engine._forward = spy  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
+    engine.generate(requests(((30, 8), (20, 8))), Sampling(1.0, 3))
+    assert seen == [(2, 30), (16, 1), (16, 1)]
+
+
+def test_temperature_0_is_the_greedy_search_of_transformers(ref: ModelRef) -> None:
+    model, asked = tiny.plain(ref), requests([(length, 1) for length, _ in GROUPS])
+    drawn = tiny.engine(ref, STOPS).generate(asked, Sampling(0.0, 12))
+    for request, completion in zip(asked, drawn, strict=True):
+        ids = torch.tensor([request.prompt_ids])
+        greedy = model.generate(ids, do_sample=False, max_new_tokens=12, eos_token_id=list(STOPS))
+        assert completion.ids == tuple(greedy[0, ids.shape[1] :].tolist())
+        expected = reference(model, request, completion, 1.0).gather(1, torch.tensor(completion.ids)[:, None])
+        torch.testing.assert_close(
+            torch.tensor(completion.logprobs).double(), expected[:, 0], atol=1e-4, rtol=0
+        )
+
+
+def test_a_row_ends_at_its_first_stop_id_or_at_the_budget(ref: ModelRef) -> None:
+    drawn = tiny.engine(ref, STOPS).generate(requests(), Sampling(1.0, 9))
+    for completion in drawn:
+        inner, last = completion.ids[:-1], completion.ids[-1]
+        assert not set(inner) & set(STOPS)
+        assert completion.stop == ("stop" if last in STOPS else "length")
+        assert len(completion.ids) == 9 or completion.stop == "stop"
+        assert len(completion.logprobs) == len(completion.ids)
+    assert {completion.stop for completion in drawn} == {"stop", "length"}
+
+
+def test_the_longest_completion_has_exactly_the_budget(ref: ModelRef) -> None:
+    for budget in (1, 2):
+        (completion,) = tiny.engine(ref).generate(requests(((4, 1),)), Sampling(1.0, budget))
+        assert (len(completion.ids), completion.stop) == (budget, "length")
+
+
+def test_nothing_asked_nothing_drawn(ref: ModelRef) -> None:
+    assert tiny.engine(ref).generate([], Sampling()) == []
+
+
+@pytest.mark.parametrize("temperature", [1.0, 1.5])
+def test_frequencies_match_the_softmax(ref: ModelRef, temperature: float) -> None:
+    context, draws, bins = tiny.prompt(12, seed=1), 1500, 25
+    asked = [Request(context, (11, row)) for row in range(draws)]
+    drawn = tiny.engine(ref).generate(asked, Sampling(temperature, 1))
+    probs = reference(tiny.plain(ref), asked[0], drawn[0], temperature).exp()[0].numpy()
+    # Ids shuffled, then cut into bins of about equal mass.
+    order = np.random.default_rng(0).permutation(len(probs))
+    bin_of = np.empty(len(probs), dtype=int)
+    bin_of[order] = np.minimum(probs[order].cumsum() * bins, bins - 1).astype(int)
+    expected = np.bincount(bin_of, probs, minlength=bins) * draws
+    assert (expected > 5).all()
+    counted = np.bincount(bin_of[[completion.ids[0] for completion in drawn]], minlength=bins)
+    assert ((counted - expected) ** 2 / expected).sum() < 51.2  # 24 degrees of freedom, p = 0.001
+
+
+@pytest.mark.parametrize("number", [0.0, 0.5, 1 - 2.0**-53])
+def test_an_impossible_token_is_never_drawn(number: float) -> None:
+    logits = torch.full((1, 50), float("-inf"))
+    logits[0, 20:30] = torch.randn(10, generator=torch.Generator().manual_seed(0))
+    token, logprob = torch_engine._draw(logits, torch.tensor([number], dtype=torch.float64), 1.0)  # pyright: ignore[reportPrivateUsage]
+    assert 20 <= int(token) < 30 or number == 0.0
+    assert number == 0.0 or torch.isfinite(logprob).all()
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=9), st.integers(1, 12))
+def test_waves_hold_every_request_once_within_the_limit(groups: list[tuple[int, int]], limit: int) -> None:
+    asked = [
+        Request((group,) * length, (group, row))
+        for group, (length, count) in enumerate(groups)
+        for row in range(count)
+    ]
+    waves = torch_engine._waves(asked, limit)  # pyright: ignore[reportPrivateUsage]
+    assert sorted(index for wave in waves for group in wave for index in group) == list(range(len(asked)))
+    for wave in waves:
+        assert len(wave) * max(map(len, wave)) <= limit
+        assert all(len({asked[index].prompt_ids for index in group}) == 1 for group in wave)
+    lengths = [len(asked[group[0]].prompt_ids) for wave in waves for group in wave]
+    assert all(a >= b for a, b in pairwise(lengths))
+
+
+def test_attention_that_is_not_plainly_causal_is_refused(tmp_path: Path) -> None:
+    engine = tiny.engine(tiny.make(tmp_path, "mistral", sliding_window=16))
+    with pytest.raises(ModelError, match="attention uses sliding_window"):
+        engine.generate(requests(((20, 2),)), Sampling(1.0, 2))
+
+
+@tiny.PEFT_NOISE
+def test_load_takes_the_adapter_in_and_out_again(ref: ModelRef) -> None:
+    policy, asked = tiny.policy(ref, shaken=0.1), requests()
+    before = policy.engine.generate(asked, Sampling(1.0, 4))
+    policy.sync()
+    with_adapter = policy.engine.generate(asked, Sampling(1.0, 4))
+    assert with_adapter != before
+    policy.sync()
+    assert policy.engine.generate(asked, Sampling(1.0, 4)) == with_adapter
+    policy.engine.load(None, policy.model.get_base_model())
+    assert policy.engine.generate(asked, Sampling(1.0, 4)) == before
+
+
+@pytest.mark.model
+def test_the_real_model_agrees_with_plain_transformers() -> None:
+    ref = resolve(DEFAULT_MODEL)
+    text = "def mean(values):\n    return sum(values) / len(values)\n"
+    ids = tuple(tiny.tokenizer().encode(text * 3))
+    asked = [Request(ids[:length], (length, row)) for length in (40, 25) for row in range(3)]
+    drawn = tiny.engine(ref, [2]).generate(asked, Sampling(0.7, 8))
+    check(tiny.plain(ref), asked, drawn, 0.7)
+    again = tiny.engine(ref, [2]).generate(asked, Sampling(0.7, 8))
+    assert [dataclasses.astuple(c) for c in again] == [dataclasses.astuple(c) for c in drawn]

@@ -1,0 +1,185 @@
+"""A two-layer language model made on the spot, and the smallest environment that can teach it."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, ClassVar, Self
+
+import pytest
+import torch
+
+from envkit.checks import check
+from envkit.engine.torch_engine import TorchEngine
+from envkit.env import Effect, Env
+from envkit.errors import SandboxError
+from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
+from envkit.sandbox import ExecResult, Limits, Peer
+from envkit.train.policy import Policy
+from envkit.types import Task
+
+#: PEFT 0.21 asks transformers 5.24 by a name that it has renamed.
+PEFT_NOISE = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
+
+FAMILIES = ("llama", "qwen2", "qwen3")
+
+
+@functools.cache
+def tokenizer() -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path)
+
+
+def config(family: str, **changes: Any) -> Any:
+    from transformers import AutoConfig
+
+    # A wide initialisation, so that the next token is far from uniform.
+    return AutoConfig.for_model(
+        family,
+        vocab_size=len(tokenizer()),
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=512,
+        initializer_range=0.3,
+        tie_word_embeddings=True,
+        bos_token_id=None,
+        eos_token_id=tokenizer().eos_token_id,
+        pad_token_id=tokenizer().pad_token_id,
+        **changes,
+    )
+
+
+def make(folder: Path, family: str = "llama", **changes: Any) -> ModelRef:
+    """Save a model with random weights, the same for the same family."""
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(config(family, **changes)).save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return ModelRef(f"tiny-{family}", folder, weights_digest(folder))
+
+
+def plain(ref: ModelRef) -> Any:
+    """The model as transformers alone would run it."""
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(ref.path, attn_implementation="sdpa", dtype=torch.float32)
+    return model.eval()
+
+
+def engine(ref: ModelRef, stop_ids: Sequence[int] = (), max_rows: int = 128) -> TorchEngine:
+    return TorchEngine(plain(ref), stop_ids, max_rows)
+
+
+def policy(ref: ModelRef, *, seed: int = 0, shaken: float = 0.0) -> Policy:
+    """A policy whose adapter is new, or shaken by random weights so that it does something."""
+    made = Policy(ref, system="Say it.", lora_r=4, lora_alpha=8, seed=seed)
+    if shaken:
+        torch.manual_seed(seed + 1)
+        with torch.no_grad():
+            for parameter in made.trainable():
+                parameter.add_(torch.randn_like(parameter) * shaken)
+    return made
+
+
+def weights(made: Policy) -> list[torch.Tensor]:
+    return [parameter.detach().clone() for parameter in made.trainable()]
+
+
+def equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+def prompt(length: int, seed: int) -> tuple[int, ...]:
+    generator = torch.Generator().manual_seed(seed)
+    return tuple(torch.randint(17, len(tokenizer()), (length,), generator=generator).tolist())
+
+
+class MemorySandbox:
+    """Files in a dict; runs nothing."""
+
+    python = "python"
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes] = {}
+
+    def write(self, path: str, data: bytes) -> None:
+        self.files[path] = data
+
+    def read(self, path: str, limit_bytes: int) -> bytes:
+        return self.files[path][:limit_bytes]
+
+    def export(self, globs: Sequence[str], limit_bytes: int) -> Mapping[str, bytes]:
+        return dict(self.files)
+
+    def run(self, argv: Sequence[str], *, stdin: bytes = b"", limits: Limits = Limits()) -> ExecResult:
+        raise SandboxError("runs nothing")
+
+    def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:
+        raise SandboxError("runs nothing")
+
+    def snapshot(self) -> str:
+        raise SandboxError("keeps nothing")
+
+    def reset(self, snapshot: str | None = None) -> None:
+        self.files.clear()
+
+    def close(self) -> None:
+        self.files.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class MemoryBackend:
+    """Makes memory sandboxes; breaks on the calls it is told to, counted from 0."""
+
+    name = "memory"
+    isolated = True
+
+    def __init__(self, broken: frozenset[int] = frozenset()) -> None:
+        self._broken = broken
+        self._made = -1
+
+    def available(self) -> str | None:
+        return None
+
+    def create(self) -> MemorySandbox:
+        self._made += 1
+        if self._made in self._broken:
+            raise SandboxError(f"broken on call {self._made}")
+        return MemorySandbox()
+
+
+class LetterEnv(Env):
+    """Reward 1 for an answer with the task's letter in it, in the last of ``max_turns`` turns."""
+
+    id: ClassVar[str] = "letter"
+
+    def setup(self, task: Task) -> str:
+        self._said = ""
+        return task.prompt
+
+    def apply(self, action: str) -> Effect:
+        self._said = action
+        return Effect(f"You said {action[:40]!r}. Again.")
+
+    @check()
+    def says_it(self) -> bool:
+        return str(self.task.metadata["letter"]) in self._said
+
+
+def letter_tasks(letters: str) -> list[Task]:
+    return [Task(letter, "train", f"Say {letter}.", {}, {"letter": letter}) for letter in letters]
