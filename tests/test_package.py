@@ -101,20 +101,23 @@ def test_doctests(module: str) -> None:
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-def test_wheel_holds_one_package(tmp_path: Path) -> None:
-    # In a copy, so that the build leaves nothing here.
-    packages = PYPROJECT["tool"]["setuptools"]["package-dir"].values()
-    for folder in packages:
+def test_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
+    setuptools = PYPROJECT["tool"]["setuptools"]
+    expected: set[str] = set()
+    for package, folder in setuptools["package-dir"].items():
+        # Built from a copy, so that nothing is left here.
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
+        for pattern in ("*.py", *setuptools["package-data"]["*"]):
+            files = (path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob(pattern))
+            expected.update(f"{package.replace('.', '/')}/{file}" for file in files)
     for file in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / file, tmp_path)
+
     build = "from setuptools import build_meta; build_meta.build_wheel('dist')"
     subprocess.run([sys.executable, "-c", build], cwd=tmp_path, check=True, capture_output=True)
+
     (wheel,) = (tmp_path / "dist").glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        names = set(archive.namelist())
-    shipped = {f"{path.relative_to(ROOT)}" for folder in packages for path in (ROOT / folder).rglob("*.py")}
-    inside = {name.removeprefix("envkit/") for name in names}
-    assert {name.partition("/")[0] for name in names if ".dist-info/" not in name} == {"envkit"}
-    assert shipped <= names | inside
-    assert {"envkit/py.typed", "envkit/bench/report.html.j2"} <= names
+        found = {name for name in archive.namelist() if ".dist-info/" not in name}
+    assert found == expected
+    assert {"envkit/py.typed", "envkit/bench/report.html.j2", "envkit/agents/local.py"} <= found

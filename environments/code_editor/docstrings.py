@@ -10,10 +10,10 @@ import textwrap
 
 
 def split(function: str) -> tuple[str, str]:
-    """A function's source without its docstring, and the docstring's text (empty when there is none).
+    r"""A function's source without its docstring, and the docstring's text (empty when there is none).
 
-    >>> split('def f():\\n    "One."\\n    return 1')
-    ('def f():\\n    return 1', 'One.')
+    >>> split('def f():\n    "One."\n    return 1')
+    ('def f():\n    return 1', 'One.')
     """
     node = _function(function)
     span = _span(node) if node is not None else None

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, cast, final
 
 from envkit.checks import check
@@ -162,8 +162,9 @@ def oracle_action(task: Task) -> str:
     """
     source, function = str(task.hidden["reference"]), str(task.hidden["function"])
     [found] = [item for item in definitions(source) if item.name == function]
-    lines = source.split("\n")[found.first_line - 1 : found.last_line]
-    return f"```python\n{docstrings.split(chr(10).join(lines))[0]}\n```"
+    whole = "\n".join(source.split("\n")[found.first_line - 1 : found.last_line])
+    code, _ = docstrings.split(whole)
+    return f"```python\n{code}\n```"
 
 
 def _subject(task: Task, source: str) -> Subject:

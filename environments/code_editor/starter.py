@@ -9,7 +9,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from envkit.grading import Call, NumericPolicy
+from envkit.grading import NumericPolicy
 from envkit.mining.build import SOLUTION, edit_between
 from envkit.mining.doctests import docstring_calls, modules_of
 from envkit.types import Task
@@ -74,7 +74,7 @@ def running_totals(numbers: list[int]) -> list[int]:
     >>> running_totals([5, -5, 2, 2])
     [5, 0, 2, 4]
     """
-    totals = []
+    totals: list[int] = []
     total = 0
     for number in numbers:
         total += number
@@ -228,7 +228,7 @@ def merged(left: list[int], right: list[int]) -> list[int]:
     >>> merged([], [1])
     [1]
     """
-    joined = []
+    joined: list[int] = []
     at = other = 0
     while at < len(left) and other < len(right):
         if left[at] <= right[other]:

@@ -22,7 +22,9 @@ _verbose = False
 
 
 @app.callback()
-def options(verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the trace of an error.")) -> None:
+def options(
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the trace of an error."),
+) -> None:
     """Options of every command."""
     global _verbose
     _verbose = verbose

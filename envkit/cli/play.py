@@ -15,7 +15,7 @@ from envkit.cli.ui import out
 def play(
     env: Annotated[str, typer.Argument(help="Environment name from `envkit list`.")] = "code-editor",
     task: Annotated[str | None, typer.Option(help="Task id; default: a random one.")] = None,
-    tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: the starter tasks.")] = None,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: starter tasks.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of task and hidden inputs.")] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="Actions until the end.")] = 10,
 ) -> None:
@@ -25,11 +25,11 @@ def play(
     options: dict[str, Any] = {"max_turns": max_turns, "render_mode": "ansi"}
     if tasks is not None:
         options["tasks"] = tasks
-    game = registry.load("environment", env).make(**options)
+    game = registry.load("environment", env)(**options)
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         out.print(Panel.fit(f"{env}: {info['task']}", style="bold"))
-        ended = False
+        reward, ended = 0.0, False
         while not ended:
             _show(observation)
             action = _read()

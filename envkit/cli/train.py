@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from envkit.types import Task
 
 Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]
-Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: mine the standard ones.")]
-Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out task file; default: the frozen recipe.")]
+Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: mined.")]
+Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: the recipe.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A trained adapter's folder.")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="Allow a sandbox that does not isolate.")]
@@ -43,7 +43,7 @@ def demo(
 def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
-    minutes: Annotated[float | None, typer.Option(help="Budget; sizes not in the config follow from it.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="Budget; sizes follow from it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
     tasks: Tasks = None,
     heldout: Heldout = None,
@@ -131,7 +131,7 @@ def evaluate(
 
 
 def bench(
-    adapter: Annotated[list[Path], typer.Option("--adapter", help="A trained adapter; repeat for more rows.")],
+    adapter: Annotated[list[Path], typer.Option("--adapter", help="An adapter; repeat for more rows.")],
     heldout: Heldout = None,
     model: Model = None,
     limit: Limit = None,
@@ -166,7 +166,14 @@ def _compare(
         backend = _backend(sandbox, False, display)
         _, held = _tasks(None, heldout, backend, display, need_train=False)
         path = compare(
-            root, arms, held[:limit], settings, backend=backend, display=display, go_on=go_on, command=_command()
+            root,
+            arms,
+            held[:limit],
+            settings,
+            backend=backend,
+            display=display,
+            go_on=go_on,
+            command=_command(),
         )
     _done(path, as_json, stopped=not go_on())
 

@@ -7,7 +7,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from types import FrameType
@@ -74,7 +74,7 @@ class LiveDisplay:
 
 
 @contextmanager
-def live() -> Iterator[LiveDisplay]:
+def live() -> Generator[LiveDisplay]:
     """A display that is on screen for the length of the block."""
     columns = (
         TextColumn("{task.description:<24}"),
@@ -88,7 +88,7 @@ def live() -> Iterator[LiveDisplay]:
 
 
 @contextmanager
-def interruptible() -> Iterator[Callable[[], bool]]:
+def interruptible() -> Generator[Callable[[], bool]]:
     """Ctrl-C once asks to stop at the next safe point; twice stops now.
 
     Yields a function that says whether to go on.

@@ -10,6 +10,7 @@ P prompt length (right-padded), T generated tokens so far.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol, final
 
 import torch
@@ -138,13 +139,46 @@ class Decode:
 
 @final
 class Packed:
-    """A training batch as one row of tokens under an explicit mask (1, 1, S, S), True = may look."""
+    """A training batch in one sequence: a prompt of P tokens, then R rows that see it and themselves.
 
-    def __init__(self, mask: Tensor) -> None:
-        self._mask = mask
+    Rows attend as a padded batch over prompt and own keys, so the work is R * C * (P + C) and no
+    (S, S) mask is ever made.
+
+    Args:
+        prompt: P.
+        lengths: tokens of each row, in order; their sum is S - P.
+    """
+
+    def __init__(self, prompt: int, lengths: Sequence[int]) -> None:
+        longest = max(lengths)
+        starts_R1 = torch.tensor([prompt + sum(lengths[:row]) for row in range(len(lengths))])[:, None]
+        offsets_1C = torch.arange(longest)[None]
+        self._prompt = prompt
+        self._real_RC = offsets_1C < torch.tensor(lengths)[:, None]
+        # Padding repeats the first token: it lies to the right of every real one, who never look there.
+        self._index_RC = torch.where(self._real_RC, starts_R1 + offsets_1C, starts_R1)
+        causal_CC = torch.ones(longest, longest, dtype=torch.bool).tril()
+        self._mask = torch.cat([torch.ones(longest, prompt, dtype=torch.bool), causal_CC], dim=1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        out = scaled_dot_product_attention(
-            query, key, value, attn_mask=self._mask, scale=scale, enable_gqa=True
+        rows, prompt = len(self._index_RC), self._prompt
+        # Heads are repeated by hand: with enable_gqa the CPU falls back to a slow kernel.
+        share = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
+
+        def own(part: Tensor) -> Tensor:
+            """(1, H, S, D) -> (R, H, C, D)."""
+            return part[0, :, self._index_RC].transpose(0, 1)
+
+        def over(part: Tensor) -> Tensor:
+            """(1, H, S, D) -> (R, H, P + C, D)."""
+            return torch.cat([part[:, :, :prompt].expand(rows, -1, -1, -1), own(part)], dim=2)
+
+        first = scaled_dot_product_attention(
+            query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True, scale=scale
         )
-        return out.transpose(1, 2)
+        later = scaled_dot_product_attention(
+            own(query), over(key), over(value), attn_mask=self._mask, scale=scale
+        )
+        later = later.transpose(1, 2)[self._real_RC]  # (S - P, H, D), rows in order
+        return torch.cat([first[0].transpose(0, 1), later])[None]

@@ -100,8 +100,10 @@ class TorchEngine:
 
         for step in range(budget):
             token_R, logprob_R = _draw(logits_RV, draws_RT[:, step], sampling.temperature)
-            stopped = torch.isin(token_R, self._stop).tolist()
-            for slot, (token, logprob) in enumerate(zip(token_R.tolist(), logprob_R.tolist(), strict=True)):
+            stopped: list[bool] = torch.isin(token_R, self._stop).tolist()
+            tokens: list[int] = token_R.tolist()
+            drawn: list[float] = logprob_R.tolist()
+            for slot, (token, logprob) in enumerate(zip(tokens, drawn, strict=True)):
                 index = owners[slot]
                 if index < 0:
                     continue

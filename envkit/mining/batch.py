@@ -49,6 +49,7 @@ def batch_answers(
         "hash_seed": str(hash_seed),
         "steps": MAX_STEPS,
         "cpu_s": 1.0,
+        "memory_bytes": _LIMITS.memory_bytes // 2,
         "calls": [call.to_json() for call in calls],
         "variants": list(variants),
     }

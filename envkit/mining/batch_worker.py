@@ -3,7 +3,8 @@
 Stdlib only, run as ``python -I -S -c SOURCE`` with one JSON job on stdin::
 
     {"encoder": source of envkit.grading.worker, "function": NAME, "modules": [NAME, ...],
-     "hash_seed": "1", "steps": N, "cpu_s": S, "calls": [[args, kwargs], ...], "variants": [TEXT, ...]}
+     "hash_seed": "1", "steps": N, "cpu_s": S, "memory_bytes": B, "calls": [[args, kwargs], ...],
+     "variants": [TEXT, ...]}
 
 It prints one line per variant: a list with one answer per call, shorter where the variant did not
 load or died. An answer is what the grading worker would say, ``{"hang": true}`` for a call that ran
@@ -34,6 +35,7 @@ def respond(
 ) -> None:
     """Load one variant and ``write`` its answers, a line of JSON each."""
     import json
+    import signal
     import sys
     from functools import partial
 
@@ -50,6 +52,8 @@ def respond(
 
     def limited(work: Callable[[], Any]) -> Any:
         left[0] = job["steps"]
+        # One call into C can take for ever without running a line of Python; the timer kills this child.
+        signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         sys.settrace(count)
         try:
             return work()
@@ -78,7 +82,7 @@ def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> 
     """The answers of one variant, from a child process."""
     import json
     import os
-    import signal
+    import resource
 
     reading, writing = os.pipe()
     child = os.fork()
@@ -87,8 +91,7 @@ def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> 
         def write(line: str) -> None:
             os.write(writing, line.encode() + b"\n")
 
-        # A single call into C can take for ever without running a line of Python.
-        signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
+        resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
         try:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):

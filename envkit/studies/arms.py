@@ -25,7 +25,7 @@ from envkit.bench.report import write_report
 from envkit.bench.run import evaluate, items, keys
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.rollout import Rollouts
-from envkit.store import RunFolder, trajectory_from_json
+from envkit.store import RunFolder
 from envkit.studies.display import Display
 from envkit.types import Task, Trajectory
 

@@ -126,7 +126,8 @@ class BeforeAfter:
         self._run, self._display, self._go_on = run, display, go_on
         self._train_tasks, self._backend = train_tasks, backend
         config = from_mapping(manifest["plan"]["train"], str(run.path / "manifest.json"))
-        self._plan = Plan(**{**manifest["plan"], "train": config})
+        sized = manifest["plan"]
+        self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
         self._heldout = list(heldout_tasks[: self._plan.heldout_tasks])
         self._arms = Arms(run, self._heldout, display, go_on)
         use_threads(manifest["threads"])
@@ -217,9 +218,7 @@ class BeforeAfter:
     def _rl(self, rollouts: Rollouts) -> bool:
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         with self._run.journal("metrics") as metrics, self._run.journal("episodes") as episodes:
-            trainer = GRPOTrainer(
-                self._policy, self._train_tasks, rollouts, config, metrics, episodes, store
-            )
+            trainer = GRPOTrainer(self._policy, self._train_tasks, rollouts, config, metrics, episodes, store)
             trainer.resume()
             if trainer.step < config.max_steps:
                 self._display.phase("reinforcement learning", config.max_steps)

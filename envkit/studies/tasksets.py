@@ -13,6 +13,7 @@ from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
 from envkit.mining.miner import mine
 from envkit.mining.recipe import build_from_recipe, spread_order
+from envkit.mining.subjects import Subject
 from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir
 from envkit.sandbox import SandboxBackend
@@ -22,9 +23,9 @@ from envkit.types import Task
 #: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
 TRAIN_PACKAGES = ("algorithms", "pydash")
 TRAIN_SEED = 0
-PER_FUNCTION = 8
+PER_FUNCTION = 12
 #: Longest function, in characters: what a small model can write back whole.
-MAX_CHARS = 450
+MAX_CHARS = 380
 
 
 def heldout_recipe() -> dict[str, Any]:
@@ -48,7 +49,7 @@ def mine_packages(
     Returns:
         Tasks in an order whose every prefix is spread over functions and packages.
     """
-    exclude = resembling(heldout_recipe()["packages"]) if split == "train" else lambda _: False
+    exclude = resembling(heldout_recipe()["packages"]) if split == "train" else _nothing
     found: list[Task] = []
     for package in packages:
         display.phase(f"mine {package}", 1)
@@ -69,6 +70,10 @@ def mine_packages(
             progress=progress,
         )
     return spread_order(found, seed)
+
+
+def _nothing(subject: Subject) -> bool:
+    return False
 
 
 def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:

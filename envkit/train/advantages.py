@@ -18,4 +18,5 @@ def group_advantages(rewards_G: Sequence[float]) -> NDArray[np.float64]:
     [0.5, -0.5, -0.5, 0.5]
     """
     rewards = np.asarray(rewards_G, dtype=np.float64)
-    return rewards - rewards.mean()
+    # Rounding in the mean must not make equal rewards look mixed.
+    return rewards - rewards.mean() if np.ptp(rewards) > 0 else np.zeros_like(rewards)

@@ -107,10 +107,11 @@ class CheckpointStore:
 
 def load_adapter(policy: Policy, folder: Path) -> None:
     """Put a saved adapter's weights into the policy's adapter."""
-    from peft import set_peft_model_state_dict
-    from safetensors.torch import load_file
+    from peft import set_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-    set_peft_model_state_dict(policy.model, load_file(folder / "adapter_model.safetensors"))
+    weights: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    set_peft_model_state_dict(policy.model, weights)
 
 
 def _sync(path: Path) -> str:

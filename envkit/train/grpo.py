@@ -177,10 +177,12 @@ class GRPOTrainer:
         learnable: list[tuple[tuple[int, ...], list[Row]]] = []
         for group in groups:
             valid = [t for t in group if t.outcome is not Outcome.VOID]
-            advantages = group_advantages([t.reward for t in valid]) if valid else []
+            if not valid:
+                continue
+            advantages = group_advantages([t.reward for t in valid]).tolist()
             if not any(advantages):
                 continue
-            rows = [row_of(t, float(a)) for t, a in zip(valid, advantages, strict=True)]
+            rows = [row_of(t, a) for t, a in zip(valid, advantages, strict=True)]
             prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
             if len(prompts) > 1:
                 raise ContractError(

@@ -39,7 +39,7 @@ def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
         input_ids=batch.ids_1S,
         position_ids=batch.positions_1S,
         use_cache=False,
-        layout=Packed(batch.mask_11SS),
+        layout=Packed(batch.prompt, batch.lengths),
     ).last_hidden_state[0, batch.sources_N]
     logits = model.get_output_embeddings()(hidden).float()
     if temperature != 1:

@@ -1,4 +1,4 @@
-"""Packing a group into one sequence: the prompt once, every row after it under a block mask."""
+"""Packing a group into one sequence: the prompt once, every row after it."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ class Batch:
     Args:
         ids_1S: token ids.
         positions_1S: each row continues at the prompt's length.
-        mask_11SS: true where a token may attend.
+        prompt: tokens of the prompt; the rows follow it and see it and themselves.
+        lengths: tokens of each row, in order.
         sources_N: index into S whose hidden state predicts a trained token.
         targets_N: the trained token's id.
         old_logprobs_N: its log-probability when it was sampled.
@@ -49,7 +50,8 @@ class Batch:
 
     ids_1S: Tensor
     positions_1S: Tensor
-    mask_11SS: Tensor
+    prompt: int
+    lengths: tuple[int, ...]
     sources_N: Tensor
     targets_N: Tensor
     old_logprobs_N: Tensor
@@ -107,12 +109,11 @@ def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
     """Lay out the prompt and then every row; a row sees the prompt and itself, never another row."""
     ids = list(prompt)
     positions = list(range(len(prompt)))
-    owner = [-1] * len(prompt)
     sources: list[int] = []
     targets: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
-    for index, row in enumerate(rows):
+    for row in rows:
         start = len(ids)
         for offset, (token, trained) in enumerate(zip(row.ids, row.trained, strict=True)):
             if trained:
@@ -122,15 +123,11 @@ def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
                 advantages.append(row.advantage)
         ids += row.ids
         positions += range(len(prompt), len(prompt) + len(row.ids))
-        owner += [index] * len(row.ids)
-    owner_S = torch.tensor(owner)
-    order_S = torch.arange(len(ids))
-    visible = (owner_S[None] == owner_S[:, None]) | (owner_S[None] == -1)
-    mask = visible & (order_S[None] <= order_S[:, None])
     return Batch(
         ids_1S=torch.tensor(ids)[None],
         positions_1S=torch.tensor(positions)[None],
-        mask_11SS=mask[None, None],
+        prompt=len(prompt),
+        lengths=tuple(len(row.ids) for row in rows),
         sources_N=torch.tensor(sources),
         targets_N=torch.tensor(targets),
         old_logprobs_N=torch.tensor(old),

@@ -1,0 +1,31 @@
+"""What tests of several parts share: real isolation, the starter tasks, and the folder of helpers."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+from envkit.environments.code_editor.starter import starter_tasks
+from envkit.registry import sandbox_backend
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task
+
+sys.path.append(str(Path(__file__).parent))  # for guess.py and tiny.py
+
+settings.register_profile("untimed", deadline=None)  # the machine may be busy with something else
+settings.load_profile("untimed")
+
+
+@pytest.fixture(scope="session")
+def backend() -> SandboxBackend:
+    """Real isolation; a machine without any cannot run these tests, and the error says what mends it."""
+    return sandbox_backend()
+
+
+@pytest.fixture(scope="session")
+def starters() -> dict[str, Task]:
+    """The starter tasks by function name."""
+    return {str(task.metadata["function"]): task for task in starter_tasks()}

@@ -1,0 +1,110 @@
+"""A small environment for tests of the core: guess a number; its machinery breaks on demand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar, final
+
+from envkit import Effect, Env, Sandbox, SandboxBackend, SandboxError, Task, check
+from envkit.sandboxes.process import ProcessBackend
+
+TASKS = tuple(Task(f"below-{top}", "train", "", {}, hidden={"top": top}) for top in (10, 50, 90))
+
+
+@final
+class Backend(SandboxBackend):
+    """Real sandboxes, in which nothing runs here, counted; the first ``breaks`` cannot be made."""
+
+    name = "counted"
+    isolated = False
+
+    def __init__(self, breaks: int = 0) -> None:
+        self.breaks = breaks
+        self.made = 0
+        self.open: set[int] = set()
+
+    def available(self) -> None:
+        return None
+
+    def create(self) -> Sandbox:
+        if self.breaks:
+            self.breaks -= 1
+            raise SandboxError("no sandbox")
+        sandbox = ProcessBackend().create()
+        close, number = sandbox.close, self.made
+        self.made += 1
+        self.open.add(number)
+
+        def closing() -> None:
+            self.open.discard(number)
+            close()
+
+        sandbox.close = closing
+        return sandbox
+
+
+@final
+class GuessEnv(Env):
+    """Say a number; the right one ends the episode, ``quit`` gives up.
+
+    Args:
+        faults: what breaks, each once: ``"setup"``, ``"check"``, or an action.
+    """
+
+    id: ClassVar[str] = "guess"
+
+    def __init__(
+        self,
+        *,
+        tasks: Sequence[Task] = TASKS,
+        sandbox: SandboxBackend | None = None,
+        faults: Sequence[str] = (),
+        **options: Any,
+    ) -> None:
+        super().__init__(tasks=tasks, sandbox=sandbox or Backend(), **options)
+        self.faults = list(faults)
+        self.guess = self.low = self.high = 0
+
+    @property
+    def number(self) -> int:
+        return self.visit_seed % int(str(self.task.hidden["top"]))
+
+    def setup(self, task: Task) -> str:
+        self._break_at("setup")
+        self.guess, self.low, self.high = -1, 0, int(str(task.hidden["top"])) - 1
+        return f"{self.low}..{self.high}"
+
+    def apply(self, action: str) -> Effect:
+        self._break_at(action)
+        if action == "quit":
+            return Effect("Given up.", done=True)
+        if not action.isdecimal():
+            return Effect("Say a number, such as: 7")
+        self.guess = int(action)
+        if self.guess == self.number:
+            return Effect("Right.", done=True)
+        if self.guess < self.number:
+            self.low = self.guess + 1
+        else:
+            self.high = self.guess - 1
+        return Effect(f"{self.low}..{self.high}")
+
+    @check()
+    def right(self) -> bool:
+        self._break_at("check")
+        return self.guess == self.number
+
+    @check(weight=0)
+    def quick(self) -> float:
+        return self.turns_left / self.max_turns
+
+    def _break_at(self, place: str) -> None:
+        if place in self.faults:
+            self.faults.remove(place)
+            raise SandboxError(f"broken at {place}")
+
+
+def halve(observation: str) -> str:
+    """The answer that always finds the number: the middle of what is left."""
+    low, high = observation.split("..")
+    return str((int(low) + int(high)) // 2)

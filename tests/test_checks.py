@@ -1,0 +1,118 @@
+"""Checks: how they are found, run and combined."""
+
+from __future__ import annotations
+
+import pytest
+
+from envkit.checks import Check, check, checks_of, run_checks
+from envkit.errors import ContractError, SandboxError
+from envkit.grading import Grade
+from envkit.types import Verdict
+
+
+def score_of(*results: object, weights: tuple[float, ...] = (), gates: tuple[int, ...] = ()):
+    """The combined score of checks that return these results."""
+    weights = weights or (1.0,) * len(results)
+    members = {
+        f"check{i}": check(weight=weights[i], gate=i in gates)(lambda self, result=result: result)
+        for i, result in enumerate(results)
+    }
+    made = type("Made", (), members)
+    return run_checks(made(), checks_of(made))
+
+
+def grade(verdict: Verdict) -> Grade:
+    return Grade(verdict, "because", 0, 1)
+
+
+def test_found_base_first_in_order_of_definition() -> None:
+    class Base:
+        @check()
+        def second_by_name(self) -> bool:
+            return True
+
+        @check(weight=2, gate=True)
+        def first_by_name(self) -> bool:
+            return True
+
+    class Derived(Base):
+        @check()
+        def own(self) -> bool:
+            return True
+
+        @check(weight=5)
+        def second_by_name(self) -> bool:
+            return False
+
+    assert checks_of(Derived) == (
+        Check("second_by_name", 5, False),
+        Check("first_by_name", 2, True),
+        Check("own", 1, False),
+    )
+
+
+def test_an_override_without_the_mark_is_no_check() -> None:
+    class Base:
+        @check()
+        def gone(self) -> bool:
+            return True
+
+    class Derived(Base):
+        def gone(self) -> bool:
+            return True
+
+    assert checks_of(Derived) == ()
+
+
+def test_weighted_mean() -> None:
+    score = score_of(1.0, 0.5, False, weights=(1, 2, 1))
+    assert score.reward == 0.5
+    assert score.scores == {"check0": 1.0, "check1": 0.5, "check2": 0.0}
+    assert not score.solved
+    assert score.verdict is Verdict.FAIL
+
+
+def test_all_right_is_solved() -> None:
+    score = score_of(True, 1, grade(Verdict.PASS))
+    assert (score.reward, score.solved, score.verdict) == (1.0, True, Verdict.PASS)
+    assert score.evidence == {"check2": "because"}
+
+
+def test_a_failed_gate_takes_everything() -> None:
+    score = score_of(True, 0.9, weights=(1, 0), gates=(1,))
+    assert (score.reward, score.solved) == (0.0, False)
+
+
+def test_a_measurement_without_weight_decides_nothing() -> None:
+    score = score_of(True, 0.2, weights=(1, 0))
+    assert (score.reward, score.solved) == (1.0, True)
+    assert score.scores["check1"] == 0.2
+
+
+@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
+def test_tampering_is_worse_than_failing(order: tuple[int, int]) -> None:
+    results = (grade(Verdict.TAMPERED), grade(Verdict.FAIL))
+    score = score_of(*(results[i] for i in order))
+    assert (score.reward, score.verdict) == (0.0, Verdict.TAMPERED)
+
+
+def test_broken_machinery_is_no_score() -> None:
+    with pytest.raises(SandboxError, match="because"):
+        score_of(True, grade(Verdict.INFRA))
+
+
+@pytest.mark.parametrize("result", [float("nan"), 1.1, -0.1, float("inf"), "yes", None, [1]])
+def test_what_is_no_score_is_refused(result: object) -> None:
+    with pytest.raises(ContractError, match="check0 returned"):
+        score_of(result)
+
+
+@pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
+def test_impossible_weights_are_refused(weight: float) -> None:
+    with pytest.raises(ContractError, match="weight"):
+        check(weight=weight)
+
+
+def test_no_weight_at_all_is_refused() -> None:
+    with pytest.raises(ContractError, match="no check with weight"):
+        score_of(True, weights=(0,))

@@ -1,0 +1,259 @@
+"""The environment base: Gymnasium's contract, the turn budget, and what happens when things break."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import gymnasium
+import pytest
+from guess import TASKS, Backend, GuessEnv
+from gymnasium.utils.env_checker import check_env
+
+from envkit import ContractError, Effect, Env, SandboxError, Task, UsageError, check
+
+
+@pytest.fixture
+def backend() -> Backend:
+    return Backend()
+
+
+@pytest.fixture
+def env(backend: Backend) -> Iterator[GuessEnv]:
+    made = GuessEnv(sandbox=backend, max_turns=4)
+    yield made
+    made.close()
+
+
+def test_gymnasium_accepts_it(env: GuessEnv) -> None:
+    check_env(env, skip_render_check=True)  # which would need a registered id
+
+
+def test_vectors(backend: Backend) -> None:
+    vector = gymnasium.vector.SyncVectorEnv([lambda: GuessEnv(sandbox=backend) for _ in range(2)])
+    seen, _ = vector.reset(seed=3)
+    assert all(text.startswith("0..") for text in seen)
+    _, rewards, *_ = vector.step(("quit", "quit"))
+    assert list(rewards) == [0, 0]
+    vector.close()
+
+
+def test_an_episode(env: GuessEnv, backend: Backend) -> None:
+    seen, info = env.reset(seed=0, options={"task": "below-10"})
+    assert (seen, info) == ("0..9", {"task": "below-10", "split": "train"})
+    assert backend.open == {0}
+    wrong = "9" if env.number != 9 else "0"
+    _, reward, terminated, truncated, info = env.step(wrong)
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert info == {"task": "below-10", "turn": 1}
+    seen, reward, terminated, truncated, info = env.step(str(env.number))
+    assert (seen, reward, terminated, truncated) == ("Right.", 1.0, True, False)
+    assert info == {
+        "task": "below-10",
+        "turn": 2,
+        "scores": {"right": 1.0, "quick": 0.5},
+        "solved": True,
+        "verdict": "PASS",
+        "evidence": {},
+    }
+    assert not backend.open
+
+
+def test_a_used_up_budget_truncates_and_is_scored(env: GuessEnv, backend: Backend) -> None:
+    env.reset(seed=0)
+    steps = [env.step("what?") for _ in range(4)]
+    assert [step[2:4] for step in steps] == [(False, False)] * 3 + [(False, True)]
+    assert (steps[-1][1], steps[-1][4]["solved"]) == (0.0, False)
+    assert not backend.open
+
+
+def test_giving_up_terminates(env: GuessEnv) -> None:
+    env.reset(seed=0)
+    _, reward, terminated, truncated, info = env.step("quit")
+    assert (reward, terminated, truncated, info["verdict"]) == (0.0, True, False, "FAIL")
+
+
+def test_the_end_on_the_last_turn_is_a_termination(env: GuessEnv) -> None:
+    env.reset(seed=0)
+    for _ in range(3):
+        env.step("what?")
+    assert env.step("quit")[2:4] == (True, False)
+
+
+def test_the_seed_decides_task_and_hidden_inputs(env: GuessEnv) -> None:
+    drawn = set()
+    for seed in range(20):
+        _, info = env.reset(seed=seed)
+        number = env.visit_seed
+        assert 0 <= number < 2**63
+        assert env.reset(seed=seed)[1] == info
+        assert env.visit_seed == number
+        drawn.add((info["task"], number))
+    assert {task for task, _ in drawn} == {task.id for task in TASKS}
+    assert len(drawn) == 20
+
+
+def test_without_a_seed_episodes_go_on_differing(env: GuessEnv) -> None:
+    env.reset(seed=0)
+    first = env.visit_seed
+    env.reset()
+    assert env.visit_seed != first
+
+
+def test_unknown_task_names_one_that_exists(env: GuessEnv) -> None:
+    with pytest.raises(UsageError, match=r"no task 'below-11' among the 3 loaded, e\.g\. 'below-10'"):
+        env.reset(options={"task": "below-11"})
+
+
+def test_unknown_option_is_refused(env: GuessEnv) -> None:
+    with pytest.raises(UsageError, match="unknown reset option 'tsk'; expected 'task'"):
+        env.reset(options={"tsk": "below-10"})
+
+
+def test_options_of_the_caller_stay_as_they_are(env: GuessEnv) -> None:
+    options = {"task": "below-10"}
+    env.reset(options=options)
+    assert options == {"task": "below-10"}
+
+
+def test_a_step_needs_an_episode(env: GuessEnv) -> None:
+    with pytest.raises(ContractError, match="call reset"):
+        env.step("1")
+    with pytest.raises(ContractError, match="call reset"):
+        _ = env.task
+    env.reset(seed=0)
+    env.step("quit")
+    with pytest.raises(ContractError, match="call reset"):
+        env.step("1")
+    with pytest.raises(ContractError, match="call reset"):
+        _ = env.sandbox
+
+
+@pytest.mark.parametrize("action", ["x" * 16_385, "\ud800", 3, None])
+def test_what_is_no_action_is_said_and_costs_a_turn(env: GuessEnv, action: Any) -> None:
+    env.reset(seed=0)
+    seen, _, terminated, _, info = env.step(action)
+    assert "not valid text of at most 16384 bytes" in seen
+    assert (terminated, info["turn"]) == (False, 1)
+
+
+def test_observations_are_made_to_fit(backend: Backend) -> None:
+    class Loud(Env):
+        id = "loud"
+
+        def setup(self, task: Task) -> str:
+            return "é" * 1000
+
+        def apply(self, action: str) -> Effect:
+            return Effect("\ud800" + action * 1000)
+
+        @check()
+        def right(self) -> bool:
+            return True
+
+    env = Loud(tasks=TASKS, sandbox=backend, max_observation_bytes=64, render_mode="ansi")
+    seen, _ = env.reset(seed=0)
+    assert seen in env.observation_space
+    assert env.render() == seen
+    seen, *_ = env.step("shout")
+    assert seen in env.observation_space
+    assert "[... cut ...]" in seen
+    env.close()
+
+
+def test_render_is_silent_unless_asked(env: GuessEnv) -> None:
+    env.reset(seed=0)
+    assert env.render() is None
+
+
+BREAKS: dict[str, Callable[[GuessEnv], object]] = {
+    "setup": lambda env: env.reset(seed=0),
+    "7": lambda env: env.step("7"),
+    "check": lambda env: env.step("quit"),
+}
+
+
+@pytest.mark.parametrize("place", BREAKS)
+def test_broken_machinery_is_an_error_never_a_reward(env: GuessEnv, backend: Backend, place: str) -> None:
+    env.reset(seed=0)
+    env.faults.append(place)
+    with pytest.raises(SandboxError, match=f"broken at {place}"):
+        BREAKS[place](env)
+    assert not backend.open, "a sandbox of a broken episode lives on"
+    with pytest.raises(ContractError, match="call reset"):
+        env.step("1")
+    env.reset(seed=0)
+    assert env.step("quit")[1:3] == (0.0, True)
+
+
+def test_no_sandbox_no_episode() -> None:
+    env = GuessEnv(sandbox=Backend(breaks=1))
+    with pytest.raises(SandboxError, match="no sandbox"):
+        env.reset(seed=0)
+    with pytest.raises(ContractError, match="call reset"):
+        env.step("1")
+    env.reset(seed=0)
+    env.close()
+
+
+def test_a_sandbox_that_cannot_be_closed_is_not_kept(env: GuessEnv) -> None:
+    env.reset(seed=0)
+    sandbox = env.sandbox
+
+    def refuse() -> None:
+        raise SandboxError("stuck")
+
+    close, sandbox.close = sandbox.close, refuse
+    with pytest.raises(SandboxError, match="stuck"):
+        env.close()
+    env.reset(seed=0)
+    assert env.sandbox is not sandbox
+    close()
+
+
+def test_reset_and_close_end_the_running_episode(env: GuessEnv, backend: Backend) -> None:
+    env.reset(seed=0)
+    env.reset(seed=1)
+    assert backend.open == {1}
+    env.close()
+    env.close()
+    assert not backend.open
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tasks": ()}, "no tasks"),
+        ({"tasks": (TASKS[0], TASKS[0])}, "2 tasks have only 1 ids"),
+        ({"max_turns": 0}, "max_turns is 0"),
+        ({"render_mode": "human"}, "render_mode is 'human'"),
+    ],
+)
+def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        GuessEnv(**options)
+
+
+def test_an_environment_without_reward_or_name_is_a_bug(backend: Backend) -> None:
+    class Nameless(Env):
+        def setup(self, task: Task) -> str:
+            return ""
+
+        def apply(self, action: str) -> Effect:
+            return Effect("")
+
+        @check()
+        def right(self) -> bool:
+            return True
+
+    class Unrewarded(Nameless):
+        id = "unrewarded"
+
+        @check(weight=0)
+        def right(self) -> bool:
+            return True
+
+    with pytest.raises(ContractError, match="Nameless has no id"):
+        Nameless(tasks=TASKS, sandbox=backend)
+    with pytest.raises(ContractError, match="Unrewarded has no check with weight"):
+        Unrewarded(tasks=TASKS, sandbox=backend)

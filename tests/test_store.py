@@ -1,0 +1,302 @@
+"""The run folder: what is written stays, what is torn is mended, what is corrupt is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit import EpisodeKey, Outcome, StepRecord, StoreError, Tokens, Trajectory, Turn, Usage
+from envkit.store import (
+    SCHEMA,
+    Journal,
+    RunFolder,
+    read_lines,
+    trajectory_from_json,
+    trajectory_to_json,
+    write_atomic,
+)
+
+
+def journal_of(path: Path, *records: object) -> Path:
+    with Journal(path) as journal:
+        for record in records:
+            journal.append({"n": record})
+    return path
+
+
+def numbers(path: Path) -> list[object]:
+    return [record["n"] for record in read_lines(path)]
+
+
+# Journals.
+
+
+def test_records_come_back_in_order(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1, "two\n\ud800", None)
+    assert numbers(path) == [1, "two\n\ud800", None]
+    assert {record["schema"] for record in read_lines(path)} == {SCHEMA}
+
+
+def test_opening_again_appends(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1)
+    assert numbers(journal_of(path, 2)) == [1, 2]
+
+
+def test_a_record_is_on_file_before_the_journal_is_closed(tmp_path: Path) -> None:
+    with Journal(tmp_path / "a.jsonl") as journal:
+        journal.append({"n": 1})
+        journal.sync()
+        assert numbers(journal.path) == [1]
+
+
+def test_no_file_no_records(tmp_path: Path) -> None:
+    assert read_lines(tmp_path / "none.jsonl") == []
+
+
+def test_a_torn_last_line_is_moved_aside_never_lost(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1, 2)
+    torn = b'{"schema":1,"n":"half a \xc3'
+    with path.open("ab") as file:
+        file.write(torn)
+    assert numbers(path) == [1, 2]
+    assert path.read_bytes().endswith(torn), "reading changes nothing"
+    assert numbers(journal_of(path, 3)) == [1, 2, 3]
+    (aside,) = tmp_path.glob("a.jsonl.torn-*")
+    assert aside.read_bytes() == torn
+
+
+def test_a_file_of_one_torn_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b'{"schema"')
+    assert read_lines(path) == []
+    assert numbers(journal_of(path, 1)) == [1]
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"half a rec", "not JSON"),
+        (b"", "not JSON"),
+        (b"\xff\xfe", "not JSON"),
+        (b"[" * 100_000, "not JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b'{"schema":2,"n":1}', f"schema is 2; this version of envkit reads {SCHEMA}"),
+        (b'{"n":1}', "schema is None"),
+    ],
+)
+def test_a_corrupt_line_is_refused_with_its_place(tmp_path: Path, line: bytes, message: str) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1, 2)
+    whole = path.read_bytes().split(b"\n")
+    path.write_bytes(b"\n".join([whole[0], line, *whole[1:]]))
+    before = path.read_bytes()
+    with pytest.raises(StoreError, match=rf"a\.jsonl:2: {message}"):
+        read_lines(path)
+    assert path.read_bytes() == before
+
+
+def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        read_lines(tmp_path)
+    with pytest.raises(StoreError, match="nowhere"):
+        Journal(tmp_path / "nowhere" / "a.jsonl")
+
+
+def test_a_number_that_is_not_json_is_refused(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1)
+    with Journal(path) as journal, pytest.raises(ValueError, match="not JSON compliant"):
+        journal.append({"n": float("nan")})
+    assert numbers(path) == [1]
+
+
+# A full disk.
+
+
+@contextmanager
+def file_size_limit(limit_bytes: int) -> Iterator[None]:
+    """Files cannot grow beyond the limit: what a full disk looks like to a writer."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 16 KiB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=16k", "envkit-test", str(disk)]
+    mounted = os.geteuid() == 0 and subprocess.run(command, capture_output=True, check=False).returncode == 0
+    if not mounted:
+        pytest.skip("needs the right to mount a tmpfs; the size limit is tested without it")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_record_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
+    path = journal_of(tmp_path / "a.jsonl", 1)
+    with Journal(path) as journal:
+        for _ in range(2):
+            with (
+                file_size_limit(path.stat().st_size + 10),
+                pytest.raises(StoreError, match=r"a\.jsonl: File"),
+            ):
+                journal.append({"n": "too long to fit"})
+        journal.append({"n": 2})
+    assert numbers(path) == [1, 2]
+    assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
+
+
+def test_journal_on_a_full_disk(small_disk: Path) -> None:
+    path = journal_of(small_disk / "a.jsonl", "x" * 5000, "y" * 5000)
+    with Journal(path) as journal:
+        with pytest.raises(StoreError, match=r"a\.jsonl: No space left"):
+            journal.append({"n": "z" * 9000})
+        journal.append({"n": "small"})
+    assert numbers(path) == ["x" * 5000, "y" * 5000, "small"]
+
+
+def test_atomic_file_on_a_full_disk(small_disk: Path) -> None:
+    path = small_disk / "a.bin"
+    write_atomic(path, b"old")
+    with pytest.raises(StoreError, match=r"a\.bin: No space left"):
+        write_atomic(path, b"x" * 20_000)
+    assert path.read_bytes() == b"old"
+    assert list(small_disk.iterdir()) == [path]
+
+
+# Atomic files.
+
+
+def test_atomic_file_replaces_whole(tmp_path: Path) -> None:
+    path = tmp_path / "a.bin"
+    write_atomic(path, b"one")
+    write_atomic(path, b"two")
+    assert path.read_bytes() == b"two"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_atomic_file_needs_its_folder(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="nowhere"):
+        write_atomic(tmp_path / "nowhere" / "a.bin", b"")
+
+
+# Run folders.
+
+
+def test_a_run_is_made_and_found_again(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path / "runs", "demo", {"seed": 3})
+    again = RunFolder.open(run.path)
+    assert again.manifest == {"schema": SCHEMA, "id": run.id, "seed": 3}
+    assert run.id.startswith("demo-")
+    with run.journal("metrics") as journal:
+        journal.append({"n": 1})
+    assert numbers(run.path / "metrics.jsonl") == [1]
+    assert [record["n"] for record in again.records("metrics")] == [1]
+    assert again.records("other") == []
+
+
+def test_runs_never_share_a_folder(tmp_path: Path) -> None:
+    assert len({RunFolder.create(tmp_path, "demo", {}).path for _ in range(5)}) == 5
+
+
+def test_a_run_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreError, match="cannot make run folder"):
+        RunFolder.create(tmp_path / "file", "demo", {})
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        (None, "not a run's manifest"),
+        (b"{", "not a run's manifest"),
+        (b"[]", "expected a JSON object"),
+        (b"{}", "schema None"),
+        (b'{"schema": 9}', "schema 9; this version reads 1"),
+    ],
+)
+def test_what_is_no_run_is_refused(tmp_path: Path, manifest: bytes | None, message: str) -> None:
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_bytes(manifest)
+    with pytest.raises(StoreError, match=message):
+        RunFolder.open(tmp_path)
+
+
+# Trajectories.
+
+TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surrogates too
+FINITE = st.floats(allow_nan=False, allow_infinity=False)
+IDS = st.lists(st.integers(0, 2**20), max_size=4).map(tuple)
+NUMBERS = st.integers(0, 2**70)
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | FINITE | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=5,
+)
+TURNS = st.builds(
+    Turn,
+    TEXTS,
+    st.none() | st.builds(Tokens, IDS, IDS, st.lists(FINITE, max_size=4).map(tuple)),
+    st.builds(Usage, NUMBERS, NUMBERS, FINITE),
+    st.sampled_from(["stop", "length"]),
+)
+TRAJECTORIES = st.builds(
+    Trajectory,
+    key=st.builds(EpisodeKey, NUMBERS, NUMBERS, NUMBERS, NUMBERS, TEXTS),
+    env=TEXTS,
+    agent=TEXTS,
+    steps=st.lists(st.builds(StepRecord, TEXTS, TURNS, FINITE), max_size=3).map(tuple),
+    outcome=st.sampled_from(Outcome),
+    scores=st.dictionaries(TEXTS, FINITE, max_size=2),
+    info=st.dictionaries(TEXTS, JSON, max_size=2),
+)
+
+
+@given(TRAJECTORIES)
+def test_trajectories_survive_json(trajectory: Trajectory) -> None:
+    assert trajectory_from_json(json.loads(json.dumps(trajectory_to_json(trajectory)))) == trajectory
+
+
+def example() -> Trajectory:
+    key = EpisodeKey(0, 1, 2, 3, "task")
+    step = StepRecord("seen", Turn("said", Tokens((1,), (2,), (-0.5,))), 1.0)
+    return Trajectory(key, "guess", "agent", (step,), Outcome.SOLVED, {"right": 1.0}, {"verdict": "PASS"})
+
+
+def test_trajectories_of_a_run(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo", {})
+    with run.journal("episodes") as journal:
+        journal.append({"phase": "rl", **trajectory_to_json(example())})
+    assert list(run.trajectories("episodes")) == [example()]
+
+
+@pytest.mark.parametrize("field", ["steps", "outcome", "key"])
+def test_a_record_that_is_no_trajectory_is_named(tmp_path: Path, field: str) -> None:
+    run = RunFolder.create(tmp_path, "demo", {})
+    whole = trajectory_to_json(example())
+    with run.journal("episodes") as journal:
+        journal.append(whole)
+        journal.append({name: value for name, value in whole.items() if name != field})
+    with pytest.raises(StoreError, match=rf"episodes\.jsonl:2: not a trajectory \(KeyError\('{field}'\)\)"):
+        list(run.trajectories("episodes"))
+
+
+def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo", {})
+    with run.journal("episodes") as journal:
+        journal.append({**trajectory_to_json(example()), "outcome": "maybe"})
+        journal.append({**trajectory_to_json(example()), "steps": 3})
+    with pytest.raises(StoreError, match=r"episodes\.jsonl:1: not a trajectory .*maybe"):
+        list(run.trajectories("episodes"))

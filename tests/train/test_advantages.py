@@ -1,0 +1,26 @@
+"""Advantages compare within a group."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit.train.advantages import group_advantages
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
+def test_they_sum_to_zero_and_keep_distances(rewards: list[float]) -> None:
+    advantages = group_advantages(rewards)
+    assert advantages.sum() == pytest.approx(0, abs=1e-9)
+    assert np.diff(advantages) == pytest.approx(np.diff(rewards), abs=1e-9)
+
+
+@pytest.mark.parametrize("rewards", [[0.0] * 7, [1.0] * 7, [0.1] * 7])
+def test_a_group_of_equals_has_none(rewards: list[float]) -> None:
+    assert not group_advantages(rewards).any()
+
+
+def test_no_division_by_the_standard_deviation() -> None:
+    assert group_advantages([1.0, 0.0, 0.0, 0.0]).tolist() == [0.75, -0.25, -0.25, -0.25]

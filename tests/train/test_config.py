@@ -1,0 +1,82 @@
+"""A wrong configuration is refused with file and field; a right one makes the round trip."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envkit.errors import ConfigError
+from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
+
+
+@pytest.mark.parametrize(
+    ("values", "problem"),
+    [
+        ({"num_generation": 8}, r"unknown key 'num_generation'; expected one of: .*num_generations"),
+        ({"seed": "0"}, "seed is '0'; expected int"),
+        ({"seed": True}, "seed is True; expected int"),
+        ({"max_steps": 4.0}, "max_steps is 4.0; expected int"),
+        ({"learning_rate": "1e-4"}, "learning_rate is '1e-4'; expected float"),
+        ({"model": {"id": "x"}}, "model is .*; expected str"),
+        ({"seed": -1}, "seed is -1; it must be at least 0"),
+        ({"seed": 2**32}, r"seed is 4294967296; it must be less than 2\*\*32"),
+        ({"num_generations": 1}, "num_generations is 1; it must be at least 2"),
+        ({"groups_per_step": 0}, "groups_per_step is 0; it must be at least 1"),
+        ({"max_completion_length": 0}, "max_completion_length is 0"),
+        ({"temperature": 0}, "temperature is 0.0; it must be positive and finite"),
+        ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive and finite"),
+        ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
+        ({"epsilon": -0.2}, "epsilon is -0.2"),
+    ],
+)
+def test_errors_name_origin_and_field(values: dict[str, Any], problem: str) -> None:
+    with pytest.raises(ConfigError, match=f"^run.toml: {problem}"):
+        from_mapping(values, "run.toml")
+
+
+def test_a_whole_number_is_good_enough_for_a_float() -> None:
+    assert from_mapping({"temperature": 1}, "x") == TrainConfig(temperature=1.0)
+
+
+def test_round_trip() -> None:
+    changed = dataclasses.replace(TrainConfig(), seed=5, learning_rate=3e-5, model="a/b", max_turns=3)
+    assert from_mapping(to_mapping(changed), "x") == changed
+
+
+def test_the_defaults_are_in_range() -> None:
+    assert from_mapping({}, "x") == TrainConfig()
+
+
+def test_toml(tmp_path: Path) -> None:
+    file = tmp_path / "run.toml"
+    file.write_text("seed = 3\nlearning_rate = 2e-5\n")
+    assert from_toml(file) == TrainConfig(seed=3, learning_rate=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b"seed = ", "not TOML"),
+        (b"\xff\xfe", "not TOML"),
+        (b"sead = 1", "unknown key 'sead'"),
+        (b"[train]\nseed = 1", "unknown key 'train'"),
+        (b"num_generations = 1", "num_generations is 1"),
+    ],
+)
+def test_a_bad_file_is_named(tmp_path: Path, content: bytes, problem: str) -> None:
+    file = tmp_path / "run.toml"
+    file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        from_toml(file)
+    assert str(caught.value).startswith(f"{file}: ")
+    assert problem in str(caught.value)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"none\.toml: cannot be read \(No such file"):
+        from_toml(tmp_path / "none.toml")
+    with pytest.raises(ConfigError, match=r"cannot be read \(Is a directory"):
+        from_toml(tmp_path)

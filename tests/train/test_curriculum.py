@@ -1,0 +1,104 @@
+"""The curriculum seeks mixed groups, lets visited tasks rest, and goes on exactly where it stopped."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from envkit.errors import TrainingError
+from envkit.train.curriculum import Curriculum
+from envkit.types import Task
+
+
+def tasks(count: int, operators: str = "ab") -> list[Task]:
+    return [Task(f"t{i}", "train", "", {}, {"operator": operators[i % len(operators)]}) for i in range(count)]
+
+
+def run(curriculum: Curriculum, steps: range, solved_of: dict[str, int], count: int = 4) -> list[list[str]]:
+    """Visit what is picked; ``solved_of`` gives each task's solved episodes of 8."""
+    picked: list[list[str]] = []
+    for step in steps:
+        picked.append(curriculum.pick(step, count))
+        for task in picked[-1]:
+            curriculum.record(step, task, solved_of[task], 8)
+    return picked
+
+
+SOLVED = {f"t{i}": (0, 4, 8, 2, 0, 8)[i % 6] for i in range(60)}
+
+
+def test_equal_seeds_pick_equally_and_others_do_not() -> None:
+    first, again, other = (run(Curriculum(tasks(60), seed, 8), range(10), SOLVED) for seed in (3, 3, 4))
+    assert first == again
+    assert first != other
+
+
+def test_picks_are_distinct_and_as_many_as_there_are() -> None:
+    curriculum = Curriculum(tasks(5), 0, 8)
+    for step in range(20):
+        assert len(set(curriculum.pick(step, 3))) == 3
+        assert sorted(curriculum.pick(step, 9)) == ["t0", "t1", "t2", "t3", "t4"]
+
+
+def test_mixed_tasks_are_visited_more() -> None:
+    solved = {f"t{i}": (0, 4, 8)[i % 3] for i in range(30)}
+    curriculum = Curriculum(tasks(30, "a"), 0, 8, rest=1)
+    visits = Counter(task for step in run(curriculum, range(120), solved) for task in step)
+    by_kind = [sum(n for task, n in visits.items() if solved[task] == kind) for kind in (0, 4, 8)]
+    assert by_kind[1] > 1.5 * by_kind[0]
+    assert by_kind[1] > 1.5 * by_kind[2]
+
+
+def test_an_operators_results_move_tasks_not_tried_yet() -> None:
+    curriculum = Curriculum(tasks(20), 0, 8)
+    before = curriculum.rates()
+    assert (before == before[0]).all()
+    for step in range(6):
+        curriculum.record(step, f"t{2 * step}", 8, 8)  # operator a
+    after = curriculum.rates()
+    assert after[18] > before[18] + 0.2
+    assert after[19] == before[19]
+    assert ((after > 0) & (after < 1)).all()
+
+
+def test_a_visited_task_rests() -> None:
+    curriculum, last = Curriculum(tasks(60), 0, 8, rest=5), dict[str, int]()
+    for step, picked in enumerate(run(curriculum, range(40), SOLVED)):
+        for task in picked:
+            assert step - last.get(task, -100) > 5
+            last[task] = step
+
+
+def test_rest_is_given_up_where_there_are_too_few_tasks() -> None:
+    curriculum = Curriculum(tasks(4), 0, 8, rest=5)
+    for picked in run(curriculum, range(10), SOLVED, count=3):
+        assert len(picked) == 3
+
+
+def test_a_group_of_voids_counts_as_a_visit_only() -> None:
+    curriculum = Curriculum(tasks(12), 0, 8)
+    rates = curriculum.rates()
+    curriculum.record(0, "t3", 0, 0)
+    assert (curriculum.rates() == rates).all()
+    assert all("t3" not in curriculum.pick(step, 4) for step in range(6))
+
+
+def test_the_state_goes_through_json_exactly() -> None:
+    straight, first = (Curriculum(tasks(60), 7, 8) for _ in range(2))
+    run(straight, range(20), SOLVED)
+    run(first, range(9), SOLVED)
+    second = Curriculum(tasks(60), 7, 8)
+    second.restore(json.loads(json.dumps(first.state())))
+    run(second, range(9, 20), SOLVED)
+    assert second.state() == straight.state()
+    assert np.array_equal(second.rates(), straight.rates())
+
+
+def test_a_state_of_other_tasks_is_refused() -> None:
+    state = Curriculum(tasks(6), 0, 8).state()
+    for others in (tasks(7), tasks(6)[::-1]):
+        with pytest.raises(TrainingError, match="of other tasks than the"):
+            Curriculum(others, 0, 8).restore(state)
