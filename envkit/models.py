@@ -167,6 +167,7 @@ def _convert_gguf(folder: Path, member: str, made: Path) -> None:
     except ImportError as error:
         raise MissingExtraError(error.name or "transformers", "train") from error
     lib = cast("Any", transformers)
+    lib.utils.logging.disable_progress_bar()
     # dequantize=True: packed weights would make generation some hundred times slower.
     quantization = lib.GgufConfig(gguf_file=member, dequantize=True)
     model = lib.AutoModelForCausalLM.from_pretrained(
@@ -179,7 +180,7 @@ def _convert_gguf(folder: Path, member: str, made: Path) -> None:
 
 def _from_hub(name: str, say: Callable[[str], None]) -> ModelRef:
     try:
-        from huggingface_hub import snapshot_download
+        from huggingface_hub import snapshot_download  # pyright: ignore[reportUnknownVariableType]
         from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "train") from error

@@ -97,6 +97,7 @@ class Journal:
 
         Raises:
             StoreError: the disk refused; earlier records are intact.
+            ValueError: a number in the record is not finite.
         """
         line = json.dumps({"schema": SCHEMA, **record}, separators=(",", ":"), allow_nan=False) + "\n"
         left = memoryview(line.encode())

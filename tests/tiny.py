@@ -8,7 +8,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, ClassVar, Self
 
-import pytest
 import torch
 
 from envkit.checks import check
@@ -19,9 +18,6 @@ from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
 from envkit.train.policy import Policy
 from envkit.types import Task
-
-#: PEFT 0.21 asks transformers 5.24 by a name that it has renamed.
-PEFT_NOISE = pytest.mark.filterwarnings("ignore:.*is_gradient_checkpointing:FutureWarning")
 
 FAMILIES = ("llama", "qwen2", "qwen3")
 
@@ -49,7 +45,7 @@ def config(family: str, **changes: Any) -> Any:
         max_position_embeddings=512,
         initializer_range=0.3,
         tie_word_embeddings=True,
-        bos_token_id=None,
+        bos_token_id=tokenizer().bos_token_id,
         eos_token_id=tokenizer().eos_token_id,
         pad_token_id=tokenizer().pad_token_id,
         **changes,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, final
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
@@ -100,9 +100,7 @@ class TorchEngine:
 
         for step in range(budget):
             token_R, logprob_R = _draw(logits_RV, draws_RT[:, step], sampling.temperature)
-            stopped: list[bool] = torch.isin(token_R, self._stop).tolist()
-            tokens: list[int] = token_R.tolist()
-            drawn: list[float] = logprob_R.tolist()
+            stopped, tokens, drawn = map(_listed, (torch.isin(token_R, self._stop), token_R, logprob_R))
             for slot, (token, logprob) in enumerate(zip(tokens, drawn, strict=True)):
                 index = owners[slot]
                 if index < 0:
@@ -149,6 +147,11 @@ class TorchEngine:
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state
+
+
+def _listed(values: Tensor) -> list[Any]:
+    """``Tensor.tolist``, which torch leaves untyped."""
+    return cast("list[Any]", values.tolist())
 
 
 def _draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

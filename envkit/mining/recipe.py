@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, cast
+from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
 from envkit.mining.batch import batch_answers
@@ -20,30 +21,40 @@ from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
 
-_Row = tuple[str, str, str, list[int]]
+#: Package, qualified name, mutation, and the calls (by index) that tell it from the original.
+_Row: TypeAlias = tuple[str, str, str, list[int]]
 
 
-def make_recipe(tasks: Sequence[Task], seed: int) -> dict[str, JSON]:
+def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_chars: int) -> dict[str, JSON]:
     """Describe mined tasks so that `build_from_recipe` makes exactly these again.
 
     Args:
-        tasks: tasks of one split, as `envkit.mining.miner.mine` made them.
-        seed: the seed they were mined with.
+        tasks: tasks of one split, as `envkit.mining.miner.mine` made them with the other arguments.
+        seed: see there.
+        per_function: see there.
+        max_chars: see there.
     """
     rows: list[JSON] = []
     for task in tasks:
-        site = cast("Mapping[str, Any]", task.hidden["site"])
-        package, qualname, mutation = task.id.split("/")
-        rows.append([package, qualname, mutation, list(site["killers"])])
-    versions = {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks}
+        site = cast("Mapping[str, JSON]", task.hidden["site"])
+        rows.append([*task.id.split("/"), site["killers"]])
     return {
         "schema": SCHEMA,
         "split": tasks[0].split,
         "seed": seed,
-        "packages": versions,
+        "per_function": per_function,
+        "max_chars": max_chars,
+        "packages": {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks},
         "digest": digest(tasks),
         "rows": rows,
     }
+
+
+def recipe_text(recipe: Mapping[str, JSON]) -> str:
+    """The recipe as a JSON file that shows one task per line."""
+    rows = ",\n".join("  " + json.dumps(row) for row in cast("Sequence[JSON]", recipe["rows"]))
+    head = json.dumps({key: value for key, value in recipe.items() if key != "rows"}, indent=1)
+    return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:

@@ -23,6 +23,7 @@ from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish
 from envkit.studies.display import Display
 from envkit.studies.plan import use_threads
+from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 from envkit.types import Task
 
@@ -100,7 +101,7 @@ def compare(
             return random_edits({task.id: task for task in tasks})
         policy = Policy(ref, system=SYSTEM, adapter=spec.adapter)
         policy.sync()
-        return LocalAgent(spec.name, policy.engine, policy.renderer, Sampling(settings.temperature, 64))
+        return LocalAgent(spec.name, policy.engine, policy.renderer, Sampling(settings.temperature, TrainConfig().max_completion_length))
 
     whole = True
     with Rollouts(make_env) as rollouts:

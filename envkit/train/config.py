@@ -48,12 +48,12 @@ class TrainConfig:
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 12
     max_steps: int = 40
-    learning_rate: float = 1e-4
+    learning_rate: float = 2e-4
     warmup_steps: int = 2
     groups_per_step: int = 6
     num_generations: int = 16
     temperature: float = 1.0
-    max_completion_length: int = 64
+    max_completion_length: int = 128
     epsilon: float = 0.2
     max_grad_norm: float = 1.0
     save_steps: int = 5

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from pathlib import Path
 from typing import Any, final
 
@@ -47,9 +48,11 @@ class Policy:
             from peft import LoraConfig, PeftModel, get_peft_model
             from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer
+            from transformers.utils import logging
         except ImportError as error:
             raise MissingExtraError(error.name or "peft", "train") from error
         self.ref = ref
+        logging.disable_progress_bar()  # the display shows progress; this would break its lines
         try:
             base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=torch.float32)
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
@@ -58,22 +61,26 @@ class Policy:
         self.renderer = ChatRenderer(self.tokenizer, system)
         self.engine = TorchEngine(copy.deepcopy(base), [self.renderer.stop_id])
         self._base = base
-        if adapter is None:
-            torch.manual_seed(seed)
-            # all-linear: LoRA Without Regret (2025); never lm_head.
-            config = LoraConfig(
-                r=lora_r,
-                lora_alpha=lora_alpha,
-                lora_dropout=0.0,
-                target_modules="all-linear",
-                task_type="CAUSAL_LM",
-            )
-            self.model: Any = get_peft_model(base, config)
-        else:
-            try:
-                self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-            except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                raise ModelError(f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})") from error
+        # PEFT reads a property of transformers' by a name that has been replaced.
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            if adapter is None:
+                torch.manual_seed(seed)
+                # all-linear: LoRA Without Regret (2025); never lm_head.
+                config = LoraConfig(
+                    r=lora_r,
+                    lora_alpha=lora_alpha,
+                    lora_dropout=0.0,
+                    target_modules="all-linear",
+                    task_type="CAUSAL_LM",
+                )
+                self.model: Any = get_peft_model(base, config)
+            else:
+                try:
+                    self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+                except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+                    raise ModelError(
+                        f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})"
+                    ) from error
         self.use_layout_attention()
 
     def use_layout_attention(self) -> None:

@@ -200,7 +200,6 @@ def test_attention_that_is_not_plainly_causal_is_refused(tmp_path: Path) -> None
         engine.generate(requests(((20, 2),)), Sampling(1.0, 2))
 
 
-@tiny.PEFT_NOISE
 def test_load_takes_the_adapter_in_and_out_again(ref: ModelRef) -> None:
     policy, asked = tiny.policy(ref, shaken=0.1), requests()
     before = policy.engine.generate(asked, Sampling(1.0, 4))

@@ -18,8 +18,6 @@ from envkit.train.loss import clipped_loss, logprobs
 from envkit.train.packing import Batch, Row, chunks, merge, pack
 from envkit.train.policy import Policy
 
-pytestmark = tiny.PEFT_NOISE
-
 EPSILON, TEMPERATURE = 0.2, 0.8
 PROMPT = tiny.prompt(20, seed=5)
 

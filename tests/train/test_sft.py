@@ -16,8 +16,6 @@ from envkit.train import sft
 from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 
-pytestmark = tiny.PEFT_NOISE
-
 EXAMPLES = [(f"Say {word} number {i}.", f"{word}!" * (1 + i % 3)) for i, word in enumerate("abcdefgh" * 3)]
 CONFIG = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2)
 

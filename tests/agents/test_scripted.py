@@ -1,0 +1,63 @@
+"""Scripted agents: what they say, and that it depends on the episode alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from envkit import ContractError, EpisodeKey, Task
+from envkit.agents.scripted import ScriptedAgent, noop, oracle, random_edits
+
+KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
+TASK = Task("t", "train", "", {"solution.py": "def f():\n    a = 1\n\n    return a\n"})
+
+
+def said(agent: ScriptedAgent, key: EpisodeKey = KEY, turns: int = 1) -> list[str]:
+    session = agent.start(key)
+    found: list[str] = []
+    for turn in range(turns):
+        agent.submit(session, f"seen {turn}")
+        ((answered, answer),) = agent.collect()
+        assert answered is session
+        found.append(answer.text)
+    return found
+
+
+def test_answers_depend_on_episode_turn_and_observation() -> None:
+    agent = ScriptedAgent("echo", lambda key, turn, observation: f"{key.row} {turn} {observation}")
+    assert said(agent, replace(KEY, row=7), turns=2) == ["7 0 seen 0", "7 1 seen 1"]
+
+
+def test_many_sessions_at_once() -> None:
+    agent = ScriptedAgent("echo", lambda key, turn, observation: observation)
+    first, second = agent.start(KEY), agent.start(KEY)
+    agent.submit(first, "a")
+    agent.submit(second, "b")
+    assert [(session, turn.text) for session, turn in agent.collect()] == [(first, "a"), (second, "b")]
+    assert agent.collect() == []
+
+
+def test_a_strange_session_is_refused() -> None:
+    class Other:
+        key = KEY
+
+    with pytest.raises(ContractError, match="session of another agent"):
+        noop().submit(Other(), "")
+
+
+def test_oracle_says_the_solution_and_goes_on_with_its_end() -> None:
+    assert said(oracle({"t": ["edit", "submit"]}), turns=3) == ["edit", "submit", "submit"]
+
+
+def test_noop_submits() -> None:
+    assert said(noop()) == ["submit"]
+    assert said(noop("quit")) == ["quit"]
+
+
+def test_random_edits_delete_a_line_that_the_episode_decides() -> None:
+    agent = random_edits({"t": TASK})
+    drawn = {row: said(agent, replace(KEY, row=row))[0] for row in range(40)}
+    lines = {"def f():", "    a = 1", "    return a"}
+    assert set(drawn.values()) == {f"```diff\n-{line}\n```" for line in lines}
+    assert drawn == {row: said(random_edits({"t": TASK}), replace(KEY, row=row))[0] for row in range(40)}

@@ -1,0 +1,98 @@
+"""The registry: names that lead to plugins, and the choice of a sandbox."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+
+import gymnasium
+import pytest
+
+from envkit import RegistryError, SandboxUnavailable, registry
+from envkit.sandbox import Sandbox, SandboxBackend
+
+
+class Fine(SandboxBackend):
+    name = "fine"
+    isolated = True
+
+    def available(self) -> str | None:
+        return None
+
+    def create(self) -> Sandbox:
+        raise NotImplementedError
+
+
+class Absent(Fine):
+    name = "absent"
+
+    def available(self) -> str | None:
+        return "not here; apt install absent"
+
+
+class Open(Fine):
+    name = "open"
+    isolated = False
+
+
+def installed(monkeypatch: pytest.MonkeyPatch, backends: Mapping[str, type[SandboxBackend]]) -> None:
+    """Pretend that exactly these backends are installed."""
+
+    class Point:
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def load(self) -> type[SandboxBackend]:
+            return backends[self.name]
+
+    monkeypatch.setattr(registry, "entry_points", lambda group: tuple(map(Point, backends)))
+
+
+def test_ours_are_registered() -> None:
+    assert "code-editor" in registry.names("environment")
+    assert {"local", "no-op", "oracle", "random"} <= set(registry.names("agent"))
+    assert {"bubblewrap", "process"} <= set(registry.names("sandbox"))
+
+
+def test_an_unknown_name_is_told_what_there_is() -> None:
+    with pytest.raises(RegistryError, match=r"no environment 'code'; there is: .*code-editor"):
+        registry.load("environment", "code")
+
+
+def test_nothing_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {})
+    with pytest.raises(RegistryError, match="no sandbox 'fine'; there is: none"):
+        registry.sandbox_backend("fine")
+    with pytest.raises(SandboxUnavailable, match="no sandbox can isolate"):
+        registry.sandbox_backend()
+
+
+def test_auto_prefers_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"a": Absent, "bubblewrap": Fine})
+    assert type(registry.sandbox_backend()) is Fine
+
+
+def test_auto_takes_the_next_that_works_but_never_an_open_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"bubblewrap": Absent, "open": Open, "third": Fine})
+    assert type(registry.sandbox_backend()) is Fine
+    installed(monkeypatch, {"bubblewrap": Absent, "open": Open})
+    with pytest.raises(SandboxUnavailable, match="bubblewrap: not here; apt install absent"):
+        registry.sandbox_backend()
+
+
+def test_a_name_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
+    installed(monkeypatch, {"bubblewrap": Fine, "open": Open, "absent": Absent})
+    assert type(registry.sandbox_backend("open")) is Open
+    with pytest.raises(SandboxUnavailable, match="sandbox 'absent': not here"):
+        registry.sandbox_backend("absent")
+
+
+def test_gymnasium_knows_the_id_once_envkit_is_imported() -> None:
+    spec = gymnasium.spec("envkit/CodeEditor-v0")
+    assert spec.entry_point == "envkit.environments.code_editor:make"
+
+
+def test_gymnasium_imports_envkit_when_told_to() -> None:
+    code = "import gymnasium; gymnasium.make('envkit:envkit/CodeEditor-v0', sandbox='process').close()"
+    subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
