@@ -32,24 +32,22 @@ def tokenizer() -> Any:
 def config(family: str, **changes: Any) -> Any:
     from transformers import AutoConfig
 
-    # A wide initialisation, so that the next token is far from uniform.
-    return AutoConfig.for_model(
-        family,
-        vocab_size=len(tokenizer()),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
-        max_position_embeddings=512,
-        initializer_range=0.3,
-        tie_word_embeddings=True,
-        bos_token_id=tokenizer().bos_token_id,
-        eos_token_id=tokenizer().eos_token_id,
-        pad_token_id=tokenizer().pad_token_id,
-        **changes,
-    )
+    settings = {
+        "vocab_size": len(tokenizer()),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.3,  # wide, so that the next token is far from uniform
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer().bos_token_id,
+        "eos_token_id": tokenizer().eos_token_id,
+        "pad_token_id": tokenizer().pad_token_id,
+    }
+    return AutoConfig.for_model(family, **settings | changes)
 
 
 def make(folder: Path, family: str = "llama", **changes: Any) -> ModelRef:

@@ -1,7 +1,7 @@
 """The editor's action language: text in, typed actions or a mend out. Pure functions.
 
-Large models like search/replace blocks and whole functions; the shortest action, which a small
-model can say, is a fenced ``diff`` of the changed lines.
+Large models like search/replace blocks and diffs. A small one repairs best while it copies, so a
+fenced ``python`` block with the whole function replaces the old one.
 """
 
 from __future__ import annotations

@@ -8,6 +8,10 @@ from __future__ import annotations
 import ast
 import textwrap
 
+from envkit.environments.code_editor.syntax import compiled
+
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+
 
 def split(function: str) -> tuple[str, str]:
     r"""A function's source without its docstring, and the docstring's text (empty when there is none).
@@ -16,7 +20,7 @@ def split(function: str) -> tuple[str, str]:
     ('def f():\n    return 1', 'One.')
     """
     node = _function(function)
-    span = _span(node) if node is not None else None
+    span = _span(function, node) if node is not None else None
     if node is None or span is None:
         return function, ""
     lines = function.split("\n")
@@ -26,31 +30,34 @@ def split(function: str) -> tuple[str, str]:
 def keep(old: str, new: str) -> str:
     """``new`` with the docstring of ``old`` put back, where it has none and there is room for one."""
     was, now = _function(old), _function(new)
-    span = _span(was) if was is not None else None
+    span = _span(old, was) if was is not None else None
     if span is None or now is None or ast.get_docstring(now) is not None:
         return new
-    first = now.body[0].lineno
-    if first == now.lineno:  # the body stands on the line of the def
+    first = now.body[0]
+    decorators: list[ast.expr] = getattr(first, "decorator_list", [])
+    at = min(node.lineno for node in (first, *decorators)) - 1
+    lines = new.split("\n")
+    margin = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
+    if first.col_offset != len(margin):  # the body begins on a line of the def
         return new
     docstring = textwrap.dedent("\n".join(old.split("\n")[span[0] - 1 : span[1]]))
-    lines = new.split("\n")
-    margin = " " * now.body[0].col_offset
-    return "\n".join(
-        [*lines[: first - 1], *textwrap.indent(docstring, margin).split("\n"), *lines[first - 1 :]]
-    )
+    return "\n".join([*lines[:at], textwrap.indent(docstring, margin), *lines[at:]])
 
 
-def _function(source: str) -> ast.FunctionDef | ast.AsyncFunctionDef | None:
+def _function(source: str) -> Function | None:
     try:
-        body = ast.parse(textwrap.dedent(source)).body
+        body = compiled(textwrap.dedent(source), ast.PyCF_ONLY_AST).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    return body[0] if len(body) == 1 and isinstance(body[0], ast.FunctionDef | ast.AsyncFunctionDef) else None
+    return body[0] if len(body) == 1 and isinstance(body[0], Function) else None
 
 
-def _span(node: ast.FunctionDef | ast.AsyncFunctionDef) -> tuple[int, int] | None:
-    """First and last line of the docstring, 1-based, when it has lines of its own."""
+def _span(source: str, node: Function) -> tuple[int, int] | None:
+    """First and last line of the docstring, 1-based, when it has lines of its own and is not alone."""
     first = node.body[0]
-    if ast.get_docstring(node) is None or len(node.body) == 1 or first.lineno == node.lineno:
+    if ast.get_docstring(node) is None or len(node.body) == 1 or first.end_lineno is None:
         return None
-    return first.lineno, first.end_lineno or first.lineno
+    lines = textwrap.dedent(source).encode().split(b"\n")  # bytes, as the compiler's columns are
+    before = lines[first.lineno - 1][: first.col_offset]
+    after = lines[first.end_lineno - 1][first.end_col_offset :]
+    return None if before.strip() or after.strip() else (first.lineno, first.end_lineno)

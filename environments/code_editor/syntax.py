@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import warnings
 from dataclasses import dataclass
+from typing import Any
 
 import tree_sitter_python
 from tree_sitter import Language, Node, Parser
@@ -78,6 +79,13 @@ def find(source: str, name: str) -> list[Definition]:
     return exact or [item for item in found if item.name.rsplit(".", 1)[-1] == name]
 
 
+def compiled(source: str, flags: int = 0) -> Any:
+    """``compile`` without the warnings that it prints, or raises, for every "\\d"."""
+    with _WARNINGS, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return compile(source, "<edit>", "exec", flags, dont_inherit=True)
+
+
 def syntax_problem(source: str) -> SyntaxProblem | None:
     """The first place where the text is not Python, or ``None``.
 
@@ -85,10 +93,7 @@ def syntax_problem(source: str) -> SyntaxProblem | None:
     and it sees what a grammar cannot (``return`` outside a function).
     """
     try:
-        # It prints a warning for every "\d", or raises it; neither is our business.
-        with _WARNINGS, warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            compile(source, "<edit>", "exec", dont_inherit=True)
+        compiled(source)
     except SyntaxError as error:
         return SyntaxProblem(error.lineno or 1, max(error.offset or 1, 1), error.msg)
     except (ValueError, RecursionError, MemoryError) as error:

@@ -1,42 +1,53 @@
-"""Asking many variants of one function the same calls, in one sandboxed process."""
+"""Asking many variants of functions the same calls, in one sandboxed process."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 from envkit.errors import SandboxError
 from envkit.grading import Answer, Call
+from envkit.mining.doctests import modules_of
 from envkit.sandbox import Limits, SandboxBackend
 
 #: Lines of Python that one call may run: some ten milliseconds.
 MAX_STEPS = 20_000
-_LIMITS = Limits(cpu_s=120.0, wall_s=300.0, memory_bytes=2**30, processes=8, output_bytes=2**26)
+_LIMITS = Limits(cpu_s=600.0, wall_s=3600.0, memory_bytes=2**30, processes=8, output_bytes=2**28)
 #: What a variant that ran out of something says depends on the machine, so it says nothing.
 _ACCIDENTS = ("MemoryError", "Unencodable")
 
 
-def batch_answers(
-    backend: SandboxBackend,
-    variants: Sequence[str],
-    function: str,
-    calls: Sequence[Call],
-    modules: Sequence[str],
-    hash_seed: int,
-) -> list[list[Answer | None]]:
-    """What each variant answers to each call, shape ``(len(variants), len(calls))``.
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Variants of one function and what to ask each of them.
 
-    The variants are trusted: originals and their mutants, never an agent's code. ``None`` stands for
-    no answer: the call hung, the variant died before it, or the first variant gave no value there.
+    The variants are trusted: originals and their mutants, never an agent's code.
+
+    Args:
+        function: the function to call.
+        variants: module texts, the original first.
+        calls: the calls.
+    """
+
+    function: str
+    variants: Sequence[str]
+    calls: Sequence[Call]
+
+
+def batch_answers(
+    backend: SandboxBackend, batches: Sequence[Batch], hash_seed: int
+) -> list[list[list[Answer | None]]]:
+    """What each variant of each batch answers to each call: ``answers[batch][variant][call]``.
+
+    ``None`` stands for no answer: the call hung, the variant died before it, or the batch's first
+    variant gave no value there.
 
     Args:
         backend: makes the sandbox.
-        variants: module texts, the original first.
-        function: the function to call.
-        calls: the calls.
-        modules: standard-library modules that the calls name.
+        batches: what to ask.
         hash_seed: Python's hash seed, which decides the order of sets of strings.
 
     Raises:
@@ -44,28 +55,36 @@ def batch_answers(
     """
     job = {
         "encoder": _source("envkit.grading", "worker.py"),
-        "function": function,
-        "modules": list(modules),
         "hash_seed": str(hash_seed),
         "steps": MAX_STEPS,
         "cpu_s": 1.0,
         "memory_bytes": _LIMITS.memory_bytes // 2,
-        "calls": [call.to_json() for call in calls],
-        "variants": list(variants),
+        "batches": [_described(batch) for batch in batches],
     }
     program = _source("envkit.mining", "batch_worker.py")
     with backend.create() as sandbox:
         argv = [sandbox.python, "-I", "-S", "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
     lines = result.stdout.splitlines()
-    if not result.ok or len(lines) != len(variants):
+    if not result.ok or len(lines) != sum(len(batch.variants) for batch in batches):
         last = (result.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise SandboxError(f"mining {function}: the batch ended by {result.stop} and said {last[:200]}")
-    return [_row(json.loads(line), len(calls)) for line in lines]
+        names = ", ".join(batch.function for batch in batches)
+        raise SandboxError(f"mining {names}: the batch ended by {result.stop} and said {last[:200]}")
+    said = iter(lines)
+    return [[_row(json.loads(next(said)), len(batch.calls)) for _ in batch.variants] for batch in batches]
 
 
-def _row(said: list[dict[str, Any] | None], length: int) -> list[Answer | None]:
-    return [_answer(one) for one in said] + [None] * (length - len(said))
+def _described(batch: Batch) -> dict[str, Any]:
+    return {
+        "function": batch.function,
+        "modules": modules_of(batch.calls),
+        "calls": [call.to_json() for call in batch.calls],
+        "variants": list(batch.variants),
+    }
+
+
+def _row(said: Sequence[dict[str, Any] | None], length: int) -> list[Answer | None]:
+    return [*map(_answer, said), *[None] * (length - len(said))]
 
 
 def _answer(said: dict[str, Any] | None) -> Answer | None:

@@ -1,10 +1,11 @@
-"""Answers the same calls for many variants of one module; for trusted code, inside a sandbox.
+"""Answers the same calls for many variants of a module; for trusted code, inside a sandbox.
 
 Stdlib only, run as ``python -I -S -c SOURCE`` with one JSON job on stdin::
 
-    {"encoder": source of envkit.grading.worker, "function": NAME, "modules": [NAME, ...],
-     "hash_seed": "1", "steps": N, "cpu_s": S, "memory_bytes": B, "calls": [[args, kwargs], ...],
-     "variants": [TEXT, ...]}
+    {"encoder": source of envkit.grading.worker, "hash_seed": "1",
+     "steps": N, "cpu_s": S, "memory_bytes": B,
+     "batches": [{"function": NAME, "modules": [NAME, ...], "calls": [[args, kwargs], ...],
+                  "variants": [TEXT, ...]}, ...]}
 
 It prints one line per variant: a list with one answer per call, shorter where the variant did not
 load or died. An answer is what the grading worker would say, ``{"hang": true}`` for a call that ran
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from types import FrameType
     from typing import Any
 
-    Tools = tuple[Callable[[Any], Any], dict[str, Any]]
     Trace = Callable[[FrameType, str, Any], Any]
 
 
@@ -31,15 +31,17 @@ class Exhausted(BaseException):
 
 
 def respond(
-    job: dict[str, Any], tools: Tools, text: str, wanted: list[bool], write: Callable[[str], None]
+    job: dict[str, Any], batch: dict[str, Any], text: str, wanted: list[bool], write: Callable[[str], None]
 ) -> None:
     """Load one variant and ``write`` its answers, a line of JSON each."""
+    import importlib
     import json
     import signal
     import sys
     from functools import partial
 
-    encode, names = tools
+    encode = job["encode"]
+    names = {name: importlib.import_module(name) for name in batch["modules"]}
     left = [0]
 
     def count(frame: FrameType, event: str, arg: Any) -> Trace | None:
@@ -71,14 +73,14 @@ def respond(
         scope = dict(names)
         args = [eval(source, scope) for source in call[0]]
         kwargs = {name: eval(source, scope) for name, source in call[1].items()}
-        value = encode(module.__dict__[job["function"]](*args, **kwargs))
+        value = encode(module.__dict__[batch["function"]](*args, **kwargs))
         return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
 
-    for ask, call in zip(wanted, job["calls"], strict=True):
+    for ask, call in zip(wanted, batch["calls"], strict=True):
         write(json.dumps(limited(partial(answer, call)) if ask else None))
 
 
-def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> list[Any]:
+def forked(job: dict[str, Any], batch: dict[str, Any], text: str, wanted: list[bool]) -> list[Any]:
     """The answers of one variant, from a child process."""
     import json
     import os
@@ -96,7 +98,7 @@ def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> 
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
-            respond(job, tools, text, wanted, write)
+            respond(job, batch, text, wanted, write)
         finally:
             os._exit(0)
     os.close(writing)
@@ -108,7 +110,6 @@ def forked(job: dict[str, Any], tools: Tools, text: str, wanted: list[bool]) -> 
 
 def main() -> None:
     """Answer the job on stdin."""
-    import importlib
     import json
     import os
     import sys
@@ -124,14 +125,15 @@ def main() -> None:
         argv = [sys.executable, "-S", "-s", "-P", "-c", sys.orig_argv[-1]]
         os.execve(sys.executable, argv, {"PYTHONHASHSEED": job["hash_seed"]})
     worker: dict[str, Any] = {"__name__": "worker"}
-    exec(compile(job["encoder"], "<worker>", "exec"), worker)
-    tools = worker["encode"], {name: importlib.import_module(name) for name in job["modules"]}
-    first, *others = job["variants"]
-    found = forked(job, tools, first, [True] * len(job["calls"]))
-    print(json.dumps(found))
-    wanted = [index < len(found) and "value" in found[index] for index in range(len(job["calls"]))]
-    for text in others:
-        print(json.dumps(forked(job, tools, text, wanted)))
+    exec(compile(job["encoder"], "<worker>", "exec", dont_inherit=True), worker)
+    job["encode"] = worker["encode"]
+    for batch in job["batches"]:
+        wanted = [True] * len(batch["calls"])
+        for index, text in enumerate(batch["variants"]):
+            found = forked(job, batch, text, wanted)
+            print(json.dumps(found))
+            if index == 0:
+                wanted = [at < len(found) and "value" in found[at] for at in range(len(wanted))]
 
 
 if __name__ == "__main__":

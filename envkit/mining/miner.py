@@ -6,17 +6,18 @@ import random
 from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from envkit.grading import Answer, canonical, opaque, same
-from envkit.mining.batch import batch_answers
+from envkit.grading import Answer, Call, canonical, opaque, same
+from envkit.mining.batch import Batch, batch_answers
 from envkit.mining.build import build_task, calls_of
-from envkit.mining.doctests import modules_of
 from envkit.mining.mutations import OPERATORS, Mutation, mutations
 from envkit.mining.subjects import Subject, require_split, subjects
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
+#: Functions that share one sandboxed process, since starting it costs more than they do.
+_PER_SANDBOX = 8
 #: Mutants tried for each one kept.
 _TRIED_PER_KEPT = 3
 #: Fewest calls with a usable answer; with fewer, too little is known of the function.
@@ -34,6 +35,17 @@ class _Mutant:
     mutation: Mutation
     text: str
     killers: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Trial:
+    """A function with the mutants that are still in the race, and what the original answered."""
+
+    subject: Subject
+    calls: Sequence[Call]
+    mutants: Sequence[_Mutant]
+    original: Sequence[Answer | None] = ()
+    usable: tuple[int, ...] = ()
 
 
 def mine(
@@ -69,56 +81,77 @@ def mine(
     """
     require_split(package, split)
     chosen = [one for one in subjects(package, max_chars) if exclude is None or not exclude(one)]
+    chunks = [chosen[at : at + _PER_SANDBOX] for at in range(0, len(chosen), _PER_SANDBOX)]
     tasks: list[Task] = []
+    done = 0
 
-    def make(subject: Subject) -> list[Task]:
-        return mine_subject(subject, seed, split, backend, per_function)
+    def make(chunk: Sequence[Subject]) -> list[Task]:
+        return _mine_chunk(chunk, seed, split, backend, per_function)
 
     with ThreadPoolExecutor(workers) as pool:
-        for done, some in enumerate(pool.map(make, chosen), 1):
+        for chunk, some in zip(chunks, pool.map(make, chunks), strict=True):
             tasks += some
+            done += len(chunk)
             if progress is not None:
                 progress(done, len(chosen), len(tasks))
     return tasks
 
 
-def mine_subject(
-    subject: Subject, seed: int, split: str, backend: SandboxBackend, per_function: int
+def _mine_chunk(
+    chunk: Sequence[Subject], seed: int, split: str, backend: SandboxBackend, per_function: int
 ) -> list[Task]:
-    """The tasks of one function; none where its answers are too few, too large or not repeatable."""
-    rng = random.Random(f"{seed}/{subject.source}")
-    text, function = subject.slice.text, subject.slice.function
-    calls = calls_of(subject, seed)
-    modules = modules_of(calls)
+    trials: list[_Trial] = []
+    for subject in chunk:
+        text = subject.slice.text
+        every = [_Mutant(one, one.apply(text)) for one in mutations(text, subject.slice.function)]
+        tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{subject.source}")
+        trials.append(_Trial(subject, calls_of(subject, seed), tried))
+    survivors: list[_Trial] = []
+    for trial, (original, *rows) in zip(trials, _ask(backend, trials, 1), strict=True):
+        usable = _usable(original)
+        alive = [
+            replace(one, killers=killers)
+            for one, row in zip(trial.mutants, rows, strict=True)
+            if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
+        ]
+        if usable and alive:
+            kept = _spread(alive, per_function, f"kept/{seed}/{trial.subject.source}")
+            survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
+    # Another process with another hash seed: what depends on either is no ground for a reward.
+    tasks: list[Task] = []
+    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, 2), strict=True):
+        if None in again or _killers(trial.original, again, trial.usable):
+            continue
+        for one, row in zip(trial.mutants, rows, strict=True):
+            if one.killers == _killers(trial.original, row, trial.usable):
+                tasks.append(
+                    build_task(trial.subject, split, one.mutation, one.killers, trial.calls, trial.original)
+                )
+    return tasks
 
-    def ask(mutants: Sequence[_Mutant], hash_seed: int) -> list[list[Answer | None]]:
-        variants = [text, *(mutant.text for mutant in mutants)]
-        return batch_answers(backend, variants, function, calls, modules, hash_seed)
 
-    every = [_Mutant(mutation, mutation.apply(text)) for mutation in mutations(text, function)]
-    tried = _spread(every, _TRIED_PER_KEPT * per_function, rng)
-    original, *rows = ask(tried, 1)
-    usable = [index for index, answer in enumerate(original) if answer and _is_usable(answer)]
-    alive = [
-        _Mutant(one.mutation, one.text, killers)
-        for one, row in zip(tried, rows, strict=True)
-        if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
+def _ask(
+    backend: SandboxBackend, trials: Sequence[_Trial], hash_seed: int
+) -> list[list[list[Answer | None]]]:
+    batches = [
+        Batch(
+            trial.subject.slice.function,
+            [trial.subject.slice.text, *(mutant.text for mutant in trial.mutants)],
+            trial.calls,
+        )
+        for trial in trials
     ]
-    kept = _spread(alive, per_function, rng)
+    return batch_answers(backend, batches, hash_seed) if batches else []
+
+
+def _usable(original: Sequence[Answer | None]) -> tuple[int, ...]:
+    """The calls, by index, whose answers may serve as expectations; none for an unfit function."""
+    if None in original:  # one that hangs on a generated call would do so again at each visit
+        return ()
+    usable = tuple(index for index, answer in enumerate(original) if answer and _is_usable(answer))
     # A function that says the same to every call cannot be told from a constant.
     told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
-    # One that hangs on a generated call would do so again at each visit.
-    if None in original or len(usable) < _FEWEST_CALLS or len(told) < 2 or not kept:
-        return []
-    # Another process with another hash seed: what depends on either is no ground for a reward.
-    again, *rows = ask(kept, 2)
-    if any(_killers(original, again, usable)) or None in [again[index] for index in usable]:
-        return []
-    return [
-        build_task(subject, split, one.mutation, one.killers, calls, original)
-        for one, row in zip(kept, rows, strict=True)
-        if set(one.killers) == set(_killers(original, row, usable))
-    ]
+    return usable if len(usable) >= _FEWEST_CALLS and len(told) > 1 else ()
 
 
 def _is_usable(answer: Answer) -> bool:
@@ -139,8 +172,9 @@ def _killers(
     return tuple(index for index, want, got in pairs if want and got and not same(want, got))
 
 
-def _spread(mutants: Sequence[_Mutant], count: int, rng: random.Random) -> list[_Mutant]:
+def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
     """Up to ``count`` of them by seeded choice: operators take turns, each on its least used line."""
+    rng = random.Random(seed)
     left = rng.sample(list(mutants), len(mutants))
     # In a drawn order: else the operators with the most sites would always come first.
     rank = {operator: index for index, operator in enumerate(rng.sample(OPERATORS, len(OPERATORS)))}

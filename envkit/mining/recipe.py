@@ -9,9 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
-from envkit.mining.batch import batch_answers
+from envkit.mining.batch import Batch, batch_answers
 from envkit.mining.build import build_task, calls_of, mutation_id
-from envkit.mining.doctests import modules_of
 from envkit.mining.library import version_of
 from envkit.mining.mutations import mutations
 from envkit.mining.subjects import Subject, subjects
@@ -20,6 +19,9 @@ from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
+
+#: Functions that share one sandboxed process.
+_PER_SANDBOX = 32
 
 #: Package, qualified name, mutation, and the calls (by index) that tell it from the original.
 _Row: TypeAlias = tuple[str, str, str, list[int]]
@@ -107,11 +109,12 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
         if (some := wanted.get((package, subject.qualname)))
     ]
 
-    def make(one: tuple[Subject, list[_Row]]) -> list[Task]:
-        return _rebuild(*one, seed=seed, split=split, backend=backend)
+    def make(some: Sequence[tuple[Subject, list[_Row]]]) -> list[Task]:
+        return _rebuild(some, seed, split, backend)
 
+    chunks = [found[at : at + _PER_SANDBOX] for at in range(0, len(found), _PER_SANDBOX)]
     with ThreadPoolExecutor(workers) as pool:
-        by_id = {task.id: task for some in pool.map(make, found) for task in some}
+        by_id = {task.id: task for some in pool.map(make, chunks) for task in some}
     names = ["/".join(row[:3]) for row in rows]
     missing = [name for name in names if name not in by_id]
     if missing:
@@ -139,15 +142,22 @@ def _require_versions(packages: Mapping[str, str]) -> None:
 
 
 def _rebuild(
-    subject: Subject, rows: Sequence[_Row], *, seed: int, split: str, backend: SandboxBackend
+    found: Sequence[tuple[Subject, list[_Row]]], seed: int, split: str, backend: SandboxBackend
 ) -> list[Task]:
-    text, function = subject.slice.text, subject.slice.function
-    calls = calls_of(subject, seed)
-    asked = calls[: len(subject.examples)]
-    [original] = batch_answers(backend, [text], function, asked, modules_of(calls), 1)
-    by_id = {mutation_id(mutation): mutation for mutation in mutations(text, function)}
-    return [
-        build_task(subject, split, by_id[name], killers, calls, original)
-        for _, _, name, killers in rows
-        if name in by_id
+    calls = [calls_of(subject, seed) for subject, _ in found]
+    batches = [
+        Batch(subject.slice.function, [subject.slice.text], some[: len(subject.examples)])
+        for (subject, _), some in zip(found, calls, strict=True)
     ]
+    tasks: list[Task] = []
+    for (subject, rows), some, [original] in zip(
+        found, calls, batch_answers(backend, batches, 1), strict=True
+    ):
+        known = mutations(subject.slice.text, subject.slice.function)
+        by_id = {mutation_id(mutation): mutation for mutation in known}
+        tasks += [
+            build_task(subject, split, by_id[name], killers, some, original)
+            for _, _, name, killers in rows
+            if name in by_id
+        ]
+    return tasks

@@ -1,0 +1,5 @@
+"""``python -m envkit.cli``."""
+
+from envkit.cli.main import main
+
+main()

@@ -1,0 +1,99 @@
+"""The command line as a user meets it: exit codes, one-line errors, one JSON object."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+
+def envkit(*arguments: str, cwd: Path, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "envkit.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, input=stdin, check=False)
+
+
+def test_list_names_what_is_installed(tmp_path: Path) -> None:
+    found = json.loads(envkit("list", "--json", cwd=tmp_path).stdout)
+    assert "code-editor" in found["environment"]
+    assert {"bubblewrap", "process"} <= set(found["sandbox"])
+
+
+def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
+    done = envkit("doctor", "--json", cwd=tmp_path)
+    assert json.loads(done.stdout)["ready"], done.stdout
+    assert done.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("tasks", "mine", "no-such-package", "-o", "out.jsonl"), ("no-such-package", "not installed")),
+        (("eval", "--heldout", "empty.jsonl"), ("empty.jsonl", "empty")),
+        (("eval", "--heldout", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
+        (("eval", "--heldout", "missing.jsonl"), ("missing.jsonl", "does not exist")),
+        (("train", "--config", "unknown.toml"), ("unknown.toml", "learning_rte")),
+        (("train", "--config", "wrong.toml"), ("wrong.toml", "max_steps")),
+        (("eval", "--model", "/etc/hostname", "--heldout", "good.jsonl"), ("/etc/hostname", "a file")),
+        (("eval", "--agent", "nobody", "--heldout", "good.jsonl"), ("nobody", "oracle")),
+        (("eval", "--sandbox", "nowhere", "--heldout", "good.jsonl"), ("nowhere", "bubblewrap")),
+    ],
+)
+def test_bad_input_is_one_clear_line_and_exit_2(
+    tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.mining.taskfile import write_tasks
+
+    write_tasks(tmp_path / "good.jsonl", starter_tasks()[:1], seed=0)
+    (tmp_path / "empty.jsonl").touch()
+    header = (tmp_path / "good.jsonl").read_text().splitlines()[0]
+    (tmp_path / "corrupt.jsonl").write_text(f"{header}\n{{torn\n")
+    (tmp_path / "unknown.toml").write_text("learning_rte = 1e-4\n")
+    (tmp_path / "wrong.toml").write_text('max_steps = "many"\n')
+    done = envkit(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "runs").exists()
+    assert not (tmp_path / "out.jsonl").exists()
+
+
+def test_verbose_shows_the_trace(tmp_path: Path) -> None:
+    done = envkit("-v", "eval", "--heldout", "missing.jsonl", cwd=tmp_path)
+    assert "Traceback" in done.stderr
+    assert done.returncode != 0
+
+
+def test_an_unsafe_sandbox_is_refused(tmp_path: Path) -> None:
+    done = envkit("eval", "--sandbox", "process", "--agent", "no-op", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "does not isolate" in done.stderr
+
+
+def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.mining.taskfile import write_tasks
+
+    write_tasks(tmp_path / "tasks.jsonl", starter_tasks()[:3], seed=0)
+    model = tiny.make(tmp_path / "model").path
+    done = envkit(
+        "eval", "--agent", "oracle", "--heldout", "tasks.jsonl", "--model", str(model), "--json", cwd=tmp_path
+    )
+    found = json.loads(done.stdout)
+    assert found["summary"]["arms"][0]["solve_rate"]["interval"]["estimate"] == 1.0
+    assert (tmp_path / found["report"]).exists()
+    again = envkit("report", found["run"], "--json", cwd=tmp_path)
+    assert json.loads(again.stdout)["report"] == found["report"]
+
+
+def test_play_gives_up_at_end_of_input(tmp_path: Path) -> None:
+    done = envkit("play", "code-editor", "--seed", "1", cwd=tmp_path, stdin="outline\n\n")
+    assert "solution.py defines" in done.stdout
+    assert "given up" in done.stdout
+    assert done.returncode == 0

@@ -1,0 +1,110 @@
+"""The whole thread on a tiny model: controls, evaluation, warm start, RL, report; stop and resume."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from envkit.bench.report import load_report
+from envkit.environments.code_editor import starter_tasks
+from envkit.errors import StoreError, TrainingError
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies import before_after
+from envkit.studies.before_after import BeforeAfter
+from envkit.studies.display import Silent
+from envkit.studies.plan import Speed, plan
+from envkit.train.config import TrainConfig
+from envkit.types import Task
+
+TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]
+HELDOUT: list[Task] = [replace(task, split="heldout") for task in starter_tasks()[4:7]]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("model")).path
+
+
+def begin(root: Path, model: Path) -> RunFolder:
+    config = TrainConfig(
+        model=str(model),
+        lora_r=2,
+        sft_examples=8,
+        sft_batch_size=4,
+        max_steps=2,
+        groups_per_step=2,
+        num_generations=2,
+        max_completion_length=4,
+        save_steps=1,
+    )
+    return before_after.start(root, config, None, TRAIN, HELDOUT, display=Silent(), command="envkit train")
+
+
+def study(run: RunFolder, backend: SandboxBackend, go_on: Callable[[], bool] = lambda: True) -> BeforeAfter:
+    return BeforeAfter(run, TRAIN, HELDOUT, backend, Silent(), go_on)
+
+
+def adapter(run: RunFolder) -> Path:
+    return run.path / "checkpoints" / "step-000002" / "adapter_model.safetensors"
+
+
+def test_it_runs_to_a_report_with_every_arm(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = begin(tmp_path, model)
+    page = study(run, backend).run()
+    data = load_report(run.path)
+    assert page.read_text().startswith("<!doctype html>")
+    assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+    assert [point.step for point in data.training] == [1, 2]
+    assert not data.warnings
+    assert all(item.samples == 8 for item in data.arms[2].items)
+
+
+def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    whole, stopped = begin(tmp_path, model), begin(tmp_path, model)
+    study(whole, backend).run()
+    for _ in range(12):
+        polled = count()
+        study(stopped, backend, lambda polled=polled: next(polled) < 1).run()
+        if not load_report(stopped.path).warnings:
+            break
+    assert not load_report(stopped.path).warnings
+    one, other = load_file(adapter(whole)), load_file(adapter(stopped))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
+    rewards = [[t.reward for t in run.trajectories("eval-SFT+RL")] for run in (whole, stopped)]
+    assert rewards[0] == rewards[1]
+
+
+def test_other_tasks_than_it_began_with_are_refused(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model)
+    with pytest.raises(StoreError, match="began with heldout tasks"):
+        BeforeAfter(run, TRAIN, HELDOUT[:2], backend, Silent(), lambda: True)
+
+
+def test_a_broken_task_stops_the_study_before_anything_is_measured(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    broken = replace(HELDOUT[0], files={"solution.py": str(HELDOUT[0].hidden["reference"])})
+    config = TrainConfig(model=str(model), max_completion_length=4)
+    run = before_after.start(tmp_path, config, 1.0, TRAIN, [broken], display=Silent(), command="x")
+    with pytest.raises(TrainingError, match="no-op earns 1"):
+        BeforeAfter(run, TRAIN, [broken], backend, Silent(), lambda: True).run()
+
+
+def test_a_longer_budget_buys_more_of_everything() -> None:
+    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    short, long = (plan(minutes, speed, TrainConfig(), 446) for minutes in (5, 60))
+    assert short.heldout_tasks < long.heldout_tasks <= 446
+    assert short.train.sft_examples < long.train.sft_examples
+    assert 1 <= short.train.max_steps < long.train.max_steps

@@ -1,0 +1,102 @@
+"""The policy: an adapter that starts as nothing, is saved and loaded whole, and trains without dropout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from envkit.engine.protocol import Request, Sampling
+from envkit.errors import ModelError
+from envkit.models import ModelRef
+from envkit.train.checkpoint import load_adapter
+from envkit.train.loss import logprobs
+from envkit.train.packing import Row, pack
+from envkit.train.policy import Policy
+
+PROMPT = tiny.prompt(9, seed=2)
+
+
+def scores(policy: Policy) -> torch.Tensor:
+    ids = tiny.prompt(7, seed=3)
+    with torch.no_grad():
+        return logprobs(policy.model, pack(PROMPT, [Row(ids, (True,) * 7, (0.0,) * 7, 1.0)]), 1.0)
+
+
+def test_a_new_adapter_changes_nothing(ref: ModelRef) -> None:
+    policy, asked = tiny.policy(ref), [Request(PROMPT, (1,))]
+    before = policy.engine.generate(asked, Sampling(1.0, 5))
+    policy.sync()
+    assert policy.engine.generate(asked, Sampling(1.0, 5)) == before
+
+
+def test_all_linear_layers_are_trained_and_the_head_is_not(ref: ModelRef) -> None:
+    policy = tiny.policy(ref)
+    names = {name for name, parameter in policy.model.named_parameters() if parameter.requires_grad}
+    assert len(names) == 2 * 2 * 7  # layers, A and B, linears
+    assert not any("lm_head" in name or "embed" in name for name in names)
+
+
+def test_the_seed_decides_the_adapter(ref: ModelRef) -> None:
+    one, same, other = (tiny.weights(tiny.policy(ref, seed=seed)) for seed in (1, 1, 2))
+    assert tiny.equal(one, same)
+    assert not tiny.equal(one, other)
+
+
+def test_a_saved_adapter_loads_bit_for_bit(ref: ModelRef, tmp_path: Path) -> None:
+    policy = tiny.policy(ref, shaken=0.1)
+    policy.save_adapter(tmp_path)
+    loaded = Policy(ref, system="Say it.", adapter=tmp_path)
+    assert tiny.equal(tiny.weights(policy), tiny.weights(loaded))
+    assert len(loaded.trainable()) == len(policy.trainable())
+    assert torch.equal(scores(policy), scores(loaded))
+    other = tiny.policy(ref, seed=9)
+    load_adapter(other, tmp_path)
+    assert torch.equal(scores(policy), scores(other))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_a_saved_adapter_is_plain_peft(ref: ModelRef, tmp_path: Path) -> None:
+    from peft import PeftModel
+
+    policy = tiny.policy(ref, shaken=0.1)
+    policy.save_adapter(tmp_path)
+    ids = tiny.prompt(7, seed=3)
+    with torch.no_grad():
+        model = PeftModel.from_pretrained(tiny.plain(ref), str(tmp_path))
+        logits = model(torch.tensor([[*PROMPT, *ids]])).logits[0, len(PROMPT) - 1 : -1]
+    expected = torch.log_softmax(logits, -1).gather(1, torch.tensor(ids)[:, None])[:, 0]
+    torch.testing.assert_close(scores(policy), expected, atol=1e-4, rtol=0)
+
+
+def test_dropout_of_an_adapter_from_elsewhere_stays_off(ref: ModelRef, tmp_path: Path) -> None:
+    tiny.policy(ref, shaken=0.1).save_adapter(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "lora_dropout": 0.5}))
+    policy = Policy(ref, system="Say it.", adapter=tmp_path)
+    assert torch.equal(scores(policy), scores(policy))
+
+
+def test_a_folder_without_an_adapter_is_refused(ref: ModelRef, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=f"{tmp_path}: not an adapter for tiny-llama"):
+        Policy(ref, system="", adapter=tmp_path)
+
+
+def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -> None:
+    other = tiny.make(tmp_path / "other", intermediate_size=96)
+    tiny.policy(other).save_adapter(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"adapter: not an adapter for tiny-llama"):
+        Policy(ref, system="", adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("model.safetensors", b"torn"), ("config.json", b"{"), ("config.json", b"{}")]
+)
+def test_a_broken_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+    ref = tiny.make(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ModelError, match=f"{tmp_path}: not a causal language model"):
+        Policy(ref, system="")
