@@ -57,7 +57,7 @@ _SEARCH = re.compile(
 )
 # The closing fence may be missing: a small model often stops, or goes on to a command, right after an edit.
 _FENCE = re.compile(
-    r"^[ \t]*```[ \t]*(\w*).*\n((?:(?![ \t]*```|(?:run|undo|submit)\s*\Z).*\n)*+)(?:[ \t]*```[ \t]*\n)?",
+    r"^[ \t]*```[ \t]*(\w*).*\n((?:(?![ \t]*```|(?:run|undo|submit)\n\Z).*\n)*+)(?:[ \t]*```[ \t]*\n)?",
     re.MULTILINE,
 )
 _HEADER = re.compile(r"^(?:diff --git .*|index [0-9a-f]+\.\..*|--- .*\n\+\+\+ .*|@@.*)\n", re.MULTILINE)
@@ -75,7 +75,7 @@ def parse(text: str) -> list[Action]:
     >>> parse("```diff\n-    return a\n+    return b\n```\nrun")
     [Replace(old=('    return a',), new=('    return b',)), Command(name='run', argument='')]
     """
-    text = text.replace("\r\n", "\n") + "\n"
+    text = text.replace("\r\n", "\n").rstrip() + "\n"
     if _DECEPTIVE.search(text):
         return [Malformed("The message has invisible or control characters; leave them out.")]
     actions: list[Action] = [_replace(_lines(match[1]), _lines(match[2])) for match in _SEARCH.finditer(text)]

@@ -57,7 +57,7 @@ class CodeEditor:
         """The function in focus, or the whole file where there is none."""
         source = self.read()
         found = find(source, self._focus) if self._focus else []
-        return _lines(source, found[0]) if found else source
+        return found[0].lines(source) if found else source
 
     def act(self, action: str) -> str:
         """Carry out the actions of one message; what could not be done is said, not raised."""
@@ -158,7 +158,7 @@ class CodeEditor:
             if not 1 <= first <= min(last, len(lines)):
                 raise EditError(f"Lines {first}-{last} are no range in a file of {len(lines)} lines.")
             return "\n".join(lines[first - 1 : last])
-        return _lines(source, self._find(words[0])[0])
+        return self._find(words[0])[0].lines(source)
 
     def _outline(self) -> str:
         rows = [
@@ -169,7 +169,7 @@ class CodeEditor:
 
     def _definition(self, name: str) -> str:
         source, found = self.read(), self._find(name)
-        return "\n".join(f"lines {d.first_line}-{d.last_line}:\n{_lines(source, d)}" for d in found[:3])
+        return "\n".join(f"lines {d.first_line}-{d.last_line}:\n{d.lines(source)}" for d in found[:3])
 
     def _find(self, name: str) -> list[Definition]:
         found = find(self.read(), name)
@@ -202,7 +202,3 @@ class CodeEditor:
     def _diff(self, before: str, after: str) -> str:
         old, new = before.split("\n"), after.split("\n")
         return "\n".join(difflib.unified_diff(old, new, self._path, self._path, lineterm="", n=1))
-
-
-def _lines(source: str, item: Definition) -> str:
-    return "\n".join(source.split("\n")[item.first_line - 1 : item.last_line])

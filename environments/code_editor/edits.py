@@ -70,17 +70,16 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
             known = ", ".join(other.name for other in definitions(source)) or "nothing"
             found = f"stands {len(targets)} times" if targets else "is not"
             raise EditError(f"{item.name} {found} in the file, which defines: {known}.")
-        source = _put(source, targets[0], block.split("\n")[item.first_line - 1 : item.last_line])
+        source = _put(source, targets[0], textwrap.dedent(item.lines(block)))
     return source
 
 
-def _put(source: str, target: Definition, new: Sequence[str]) -> str:
-    lines = source.split("\n")
-    margin = _margin(lines[target.first_line - 1])
-    old = textwrap.dedent("\n".join(lines[target.first_line - 1 : target.last_line]))
-    kept = docstrings.keep(old, "\n".join(new)).split("\n")
-    shifted = [margin + line if line.strip() else line for line in kept]
-    return "\n".join([*lines[: target.first_line - 1], *shifted, *lines[target.last_line :]])
+def _put(source: str, target: Definition, new: str) -> str:
+    lines, first = source.split("\n"), target.first_line - 1
+    new = docstrings.keep(textwrap.dedent(target.lines(source)), new)
+    return "\n".join(
+        [*lines[:first], textwrap.indent(new, _margin(lines[first])), *lines[target.last_line :]]
+    )
 
 
 def _places(lines: Sequence[str], old: Sequence[str]) -> list[int]:

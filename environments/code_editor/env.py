@@ -162,8 +162,7 @@ def oracle_action(task: Task) -> str:
     """
     source, function = str(task.hidden["reference"]), str(task.hidden["function"])
     [found] = [item for item in definitions(source) if item.name == function]
-    whole = "\n".join(source.split("\n")[found.first_line - 1 : found.last_line])
-    code, _ = docstrings.split(whole)
+    code, _ = docstrings.split(found.lines(source))
     return f"```python\n{code}\n```"
 
 

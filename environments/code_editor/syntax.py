@@ -35,6 +35,10 @@ class Definition:
     signature: str
     depth: int
 
+    def lines(self, source: str) -> str:
+        """Its whole lines in the text that it was found in."""
+        return "\n".join(source.split("\n")[self.first_line - 1 : self.last_line])
+
 
 @dataclass(frozen=True, slots=True)
 class SyntaxProblem:
@@ -80,7 +84,7 @@ def find(source: str, name: str) -> list[Definition]:
 
 
 def compiled(source: str, flags: int = 0) -> Any:
-    """``compile`` without the warnings that it prints, or raises, for every "\\d"."""
+    r"""``compile`` without the warnings that it prints, or raises, for every ``"\d"``."""
     with _WARNINGS, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return compile(source, "<edit>", "exec", flags, dont_inherit=True)

@@ -73,4 +73,5 @@ def import_name(package: str) -> str:
     version_of(package)
     listed = (importlib.metadata.distribution(package).read_text("top_level.txt") or "").split()
     plain = package.replace("-", "_")
-    return plain if plain in listed or not listed else listed[0]
+    public = [name for name in listed if name[0] != "_"]
+    return plain if plain in public or not public else public[0]

@@ -95,7 +95,8 @@ class CheckpointStore:
             base, files = str(manifest["base"]), dict(manifest["files"])
             wrong = [name for name, digest in files.items() if _digest(folder / name) != digest]
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"checkpoint {folder} cannot be read ({type(error).__name__}: {error}); delete it") from error
+            why = f"{type(error).__name__}: {error}"
+            raise StoreError(f"checkpoint {folder} cannot be read ({why}); delete it") from error
         if wrong:
             raise StoreError(f"{folder / wrong[0]} is not as its manifest says: corrupt; delete {folder}")
         if base != policy.ref.digest:

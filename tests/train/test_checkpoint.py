@@ -32,6 +32,12 @@ def policy(ref: ModelRef) -> Policy:
     return tiny.policy(ref, shaken=0.1)
 
 
+@pytest.fixture(scope="module")
+def fresh(ref: ModelRef) -> Policy:
+    """Another process's policy, to load into."""
+    return tiny.policy(ref, seed=77)
+
+
 def stepped(policy: Policy) -> torch.optim.Optimizer:
     """An optimizer with moments, one step after the last."""
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3)
@@ -47,22 +53,24 @@ def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value.clone() for state in optimizer.state.values() for value in state.values()]
 
 
-def assert_whole(store: CheckpointStore, ref: ModelRef, step: int, saved: list[torch.Tensor]) -> None:
+def assert_whole(store: CheckpointStore, fresh: Policy, step: int, saved: list[torch.Tensor]) -> None:
     """The newest checkpoint is ``step``, and it loads."""
     assert store.steps()[-1] == step
-    fresh = tiny.policy(ref, seed=77)
+    with torch.no_grad():
+        for parameter in fresh.trainable():
+            parameter.zero_()
     optimizer = torch.optim.AdamW(fresh.trainable())
     assert store.load(fresh, optimizer) == STATE
     assert tiny.equal(saved, [*tiny.weights(fresh), *moments(optimizer)])
 
 
-def test_what_was_saved_is_loaded_bit_for_bit(policy: Policy, ref: ModelRef, tmp_path: Path) -> None:
+def test_what_was_saved_is_loaded_bit_for_bit(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
     optimizer, store = stepped(policy), CheckpointStore(tmp_path / "checkpoints")
     path = store.save(1, policy, optimizer, STATE)
     assert path == store.path(1) == tmp_path / "checkpoints" / "step-000001"
-    assert_whole(store, ref, 1, [*tiny.weights(policy), *moments(optimizer)])
+    assert_whole(store, fresh, 1, [*tiny.weights(policy), *moments(optimizer)])
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (manifest["step"], manifest["model"], manifest["base"]) == (1, ref.id, ref.digest)
+    assert (manifest["step"], manifest["model"], manifest["base"]) == (1, policy.ref.id, policy.ref.digest)
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "state.json"} <= set(
         manifest["files"]
     )
@@ -112,7 +120,7 @@ def killed_at(point: int | None) -> Iterator[list[int]]:
 
 
 def test_a_kill_at_any_point_leaves_the_last_checkpoint(
-    policy: Policy, ref: ModelRef, tmp_path: Path
+    policy: Policy, fresh: Policy, tmp_path: Path
 ) -> None:
     store, optimizer = CheckpointStore(tmp_path), stepped(policy)
     saved = [*tiny.weights(policy), *moments(optimizer)]
@@ -124,10 +132,10 @@ def test_a_kill_at_any_point_leaves_the_last_checkpoint(
     for point in range(len(calls) - 1):  # the last only makes a finished rename durable
         with pytest.raises(Killed), killed_at(point):
             store.save(2, policy, optimizer, {"step": 2})
-        assert_whole(store, ref, 1, saved)
+        assert_whole(store, fresh, 1, saved)
     with pytest.raises(Killed), killed_at(len(calls) - 1):
         store.save(2, policy, optimizer, STATE)
-    assert_whole(store, ref, 2, [*tiny.weights(policy), *moments(optimizer)])
+    assert_whole(store, fresh, 2, [*tiny.weights(policy), *moments(optimizer)])
     # What the killed left behind is swept away by the next save.
     store.save(3, policy, optimizer, STATE)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "count") == ["step-000002", "step-000003"]
@@ -148,7 +156,7 @@ def disk_of(file_bytes: int) -> Iterator[None]:
 
 @pytest.mark.parametrize("file_bytes", [0, 300, 20_000, 80_000])
 def test_a_full_disk_is_an_error_and_no_checkpoint(
-    policy: Policy, ref: ModelRef, tmp_path: Path, file_bytes: int
+    policy: Policy, fresh: Policy, tmp_path: Path, file_bytes: int
 ) -> None:
     store, optimizer = CheckpointStore(tmp_path), stepped(policy)
     path = store.save(1, policy, optimizer, STATE)
@@ -159,7 +167,7 @@ def test_a_full_disk_is_an_error_and_no_checkpoint(
     ):
         store.save(2, policy, stepped(policy), {})
     assert [file.name for file in tmp_path.iterdir()] == ["step-000001"]
-    assert store.load(tiny.policy(ref), torch.optim.AdamW(policy.trainable())) == STATE
+    assert store.load(fresh, torch.optim.AdamW(fresh.trainable())) == STATE
 
 
 @pytest.mark.parametrize(

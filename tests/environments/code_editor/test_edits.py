@@ -1,0 +1,196 @@
+"""Edits as pure functions of text: where they land, how they are indented, why they are refused."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit.environments.code_editor.actions import Replace, Rewrite
+from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
+
+SOURCE = """\
+def other(a):
+    if a:
+        return a
+    return 0
+
+
+def f(a):
+    \"\"\"Doc.\"\"\"
+    if a:
+        return a
+    return 1
+
+
+class Stack:
+    @property
+    def top(self):
+        return self.items[0]
+
+    def size(self):
+        return len(self.items)
+"""
+
+
+def replaced(old: str, new: str, source: str = SOURCE, focus: str | None = "f") -> str:
+    return apply_replace(source, Replace(tuple(old.split("\n")), tuple(new.split("\n"))), focus)
+
+
+# Replacing lines.
+
+
+def test_one_place() -> None:
+    assert replaced("    return 1", "    return 2") == SOURCE.replace("return 1", "return 2")
+
+
+def test_trailing_blanks_do_not_count() -> None:
+    assert replaced("    return 1  ", "    return 2") == SOURCE.replace("return 1", "return 2")
+
+
+def test_several_lines_and_deletion() -> None:
+    source = apply_replace(SOURCE, Replace(("    if a:", "        return a", "    return 1"), ()), "f")
+    assert source == SOURCE.replace("    if a:\n        return a\n    return 1\n", "")
+
+
+def test_the_focus_decides_between_places() -> None:
+    changed = replaced("        return a", "        return -a")
+    assert changed == SOURCE[:60] + SOURCE[60:].replace("return a", "return -a")
+    assert changed.count("return -a") == 1
+
+
+def test_outside_the_focus_is_allowed_where_it_is_the_only_place() -> None:
+    assert "return 7" in replaced("    return 0", "    return 7")
+
+
+def test_ambiguous_lines_are_refused_with_their_places() -> None:
+    with pytest.raises(EditError, match="stand at lines 3, 10; add a line of context"):
+        replaced("        return a", "        return -a", focus=None)
+    with pytest.raises(EditError, match="stand at lines 2, 4;"):
+        replaced("    x = 1", "    x = 2", "def f():\n    x = 1\n    y = 1\n    x = 1\n")
+
+
+def test_context_tells_places_apart() -> None:
+    changed = replaced("        return a\n    return 0", "        return -a\n    return 0", focus=None)
+    assert changed == SOURCE.replace("return a", "return -a", 1)
+
+
+def test_lines_that_stand_nowhere_are_refused_with_the_nearest() -> None:
+    with pytest.raises(EditError, match=r"do not stand in the file\. The nearest line is: return 1$"):
+        replaced("    return 11", "    return 2")
+    with pytest.raises(EditError, match=r"do not stand in the file\.$"):
+        replaced("zzzz", "    return 2")
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("if a:\n    return a\nreturn 1", "if a:\n    return a + 1\nelse:\n    return 0\nreturn 2"),
+        (" if a:\n   return a\n return 1", " if a:\n   return a + 1\n else:\n   return 0\n return 2"),
+        ("\tif a:\n\t\treturn a\n\treturn 1", "\tif a:\n\t\treturn a + 1\n\telse:\n\t\treturn 0\n\treturn 2"),
+        ("            if a:\n                return a\n            return 1",
+         "            if a:\n                return a + 1\n            else:\n                return 0\n"
+         "            return 2"),
+    ],
+)  # fmt: skip
+def test_indentation_is_shifted_to_where_the_lines_stand(old: str, new: str) -> None:
+    wanted = "    if a:\n        return a + 1\n    else:\n        return 0\n    return 2\n"
+    assert replaced(old, new) == SOURCE.replace("    if a:\n        return a\n    return 1\n", wanted)
+
+
+def test_each_line_moves_with_the_old_line_as_deep_as_it_was_said() -> None:
+    """Context said one blank short, as in a diff without the blank before context."""
+    changed = replaced(
+        "   if a:\n        return a\n    return 1", "   if a:\n        return -a\n    return 1"
+    )
+    assert changed == SOURCE[:60] + SOURCE[60:].replace("return a", "return -a")
+
+
+def test_new_lines_above_everything_said_go_to_the_first_place() -> None:
+    changed = replaced("     return 1", "x = 1\n     return x")
+    assert changed == SOURCE.replace("    return 1", "    x = 1\n    return x")
+
+
+def test_blank_lines_stay_blank() -> None:
+    assert replaced("return 1", "x = 1\n\nreturn x") == SOURCE.replace("return 1", "x = 1\n\n    return x")
+
+
+@given(st.lists(st.sampled_from(["", "a", "  a", "b", "    b"]), min_size=1, max_size=8), st.data())
+def test_an_exact_edit_can_be_taken_back(lines: list[str], data: st.DataObject) -> None:
+    start = data.draw(st.integers(0, len(lines) - 1))
+    end = data.draw(st.integers(start + 1, len(lines)))
+    old = tuple(lines[start:end])
+    if not any(line.strip() for line in old):
+        return
+    source = "\n".join(lines)
+    if sum(tuple(lines[at : at + len(old)]) == old for at in range(len(lines))) > 1:
+        with pytest.raises(EditError, match="stand at lines"):
+            apply_replace(source, Replace(old, ("    new",)))
+    else:
+        changed = apply_replace(source, Replace(old, ("    new",)))
+        assert apply_replace(changed, Replace(("    new",), old)) == source
+
+
+# Rewriting definitions.
+
+
+def rewritten(block: str, source: str = SOURCE) -> str:
+    return apply_rewrite(source, Rewrite(block))
+
+
+def test_a_function_takes_the_place_of_its_name() -> None:
+    changed = rewritten("def other(a):\n    return 2\n")
+    assert changed == "def other(a):\n    return 2\n" + SOURCE[SOURCE.index("\n\ndef f") :]
+
+
+def test_a_docstring_is_kept_unless_there_is_a_new_one() -> None:
+    assert '    """Doc."""\n    return 5\n' in rewritten("def f(a):\n    return 5\n")
+    assert '    """New."""\n    return 5\n' in rewritten('def f(a):\n    """New."""\n    return 5\n')
+
+
+def test_a_method_is_indented_to_its_place() -> None:
+    changed = rewritten("def size(self):\n    if not self.items:\n        return 0\n    return 1\n")
+    assert changed.endswith(
+        "    def size(self):\n        if not self.items:\n            return 0\n        return 1\n"
+    )
+    assert rewritten("    def size(self):\n        return 1\n") == rewritten(
+        "def size(self):\n    return 1\n"
+    )
+
+
+def test_decorators_belong_to_the_function() -> None:
+    assert rewritten("@property\ndef top(self):\n    return 1\n") == SOURCE.replace("self.items[0]", "1")
+    assert "@property" not in rewritten("def top(self):\n    return 1\n")
+
+
+def test_several_functions_at_once_and_what_stands_around_them() -> None:
+    block = "import os\n\ndef other(a):\n    return 2\n\n\ndef f(a):\n    return 3\n\nprint(f(1))\n"
+    changed = rewritten(block)
+    assert "return 2" in changed
+    assert "return 3" in changed
+    assert "print" not in changed
+    assert "import" not in changed
+
+
+@pytest.mark.parametrize(
+    ("block", "mend"),
+    [
+        ("x = 1\n", "defines no function"),
+        ("def g(a):\n    return 1\n", "g is not in the file, which defines: other, f, Stack"),
+        ("def f(a):\n    return (1\n", r"syntax error at line 2, column 12: '\(' was never closed"),
+        ("def f(a):\nreturn 1\n", "syntax error at line 2"),
+    ],
+)
+def test_unusable_blocks_are_refused(block: str, mend: str) -> None:
+    with pytest.raises(EditError, match=mend):
+        rewritten(block)
+
+
+def test_a_name_that_stands_twice_is_refused() -> None:
+    with pytest.raises(EditError, match="f stands 2 times in the file"):
+        rewritten("def f(): return 1\n", "if x:\n    def f(): pass\nelse:\n    def f(): pass\n")
+
+
+def test_a_homoglyph_is_another_name() -> None:
+    with pytest.raises(EditError, match="is not in the file"):
+        rewritten("def \uff46(a):\n    return 1\n")

@@ -1,0 +1,274 @@
+"""The code editor environment: who earns a reward, who does not, and what is kept from the agent."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from typing import Any, final
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envkit import EpisodeKey, Outcome, Rollouts, Sandbox, SandboxBackend, SandboxError, Task, TaskFileError
+from envkit.agents.scripted import noop, oracle
+from envkit.environments.code_editor import CodeEditorEnv, make, oracle_action, starter_tasks
+from envkit.environments.code_editor.env import hidden_calls
+from envkit.mining.taskfile import write_tasks
+
+NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
+
+
+@final
+class Counted(SandboxBackend):
+    """Real sandboxes, counted; those with a number in ``broken`` cannot be made."""
+
+    name = "counted"
+    isolated = True
+
+    def __init__(self, inner: SandboxBackend, broken: frozenset[int] = frozenset()) -> None:
+        self.inner = inner
+        self.broken = broken
+        self.asked = 0
+
+    def available(self) -> str | None:
+        return self.inner.available()
+
+    def create(self) -> Sandbox:
+        self.asked += 1
+        if self.asked in self.broken:
+            raise SandboxError(f"number {self.asked} cannot be made")
+        return self.inner.create()
+
+
+@pytest.fixture
+def env(backend: SandboxBackend, starters: Mapping[str, Task]) -> Iterator[CodeEditorEnv]:
+    made = CodeEditorEnv(tasks=list(starters.values()), sandbox=backend)
+    yield made
+    made.close()
+
+
+def ending(env: CodeEditorEnv, *actions: str, task: str = "starter/overlap", seed: int = 5) -> dict[str, Any]:
+    """The last ``info`` of an episode with these actions, and its reward."""
+    env.reset(seed=seed, options={"task": task})
+    step: Any = None
+    for action in actions:
+        step = env.step(action)
+    assert step[2] or step[3], "the episode has not ended"
+    return {"reward": step[1], **step[4]}
+
+
+def solution_of(function: str, source: str, **hidden: Any) -> Task:
+    """A task whose file is already right."""
+    facts = {"function": function, "reference": source, "modules": [], "edit": {"search": "", "replace": ""}}
+    return Task("own/task", "train", "", {"solution.py": source}, {"examples": []}, {**facts, **hidden})
+
+
+# Gymnasium.
+
+
+def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
+    env = gymnasium.make("envkit/CodeEditor-v0", sandbox=backend, render_mode="ansi")
+    check_env(env.unwrapped)
+    observation, info = env.reset(seed=0)
+    assert env.render() == observation
+    assert info["task"].startswith("starter/")
+    env.close()
+
+
+def test_made_from_a_task_file(
+    tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend, starters: Mapping[str, Task]
+) -> None:
+    path = tmp_path_factory.mktemp("tasks") / "two.jsonl"
+    write_tasks(path, list(starters.values())[:2], seed=0)
+    assert len(make(tasks=path, sandbox=backend).tasks) == 2
+    assert len(make(tasks=str(path), sandbox="process").tasks) == 2
+    with pytest.raises(TaskFileError, match="does not exist"):
+        make(tasks=path.with_name("none.jsonl"), sandbox=backend)
+
+
+# The fixed points.
+
+
+def test_oracle_earns_all_and_noop_nothing(backend: SandboxBackend, starters: Mapping[str, Task]) -> None:
+    tasks = list(starters.values())
+    keys = [EpisodeKey(0, 0, group, row, task.id) for group, task in enumerate(tasks) for row in range(2)]
+    with Rollouts(lambda: CodeEditorEnv(tasks=tasks, sandbox=backend)) as rollouts:
+        right = rollouts.play(oracle({task.id: [oracle_action(task), "submit"] for task in tasks}), keys)
+        idle = rollouts.play(noop(), keys)
+    assert {trajectory.key.task: trajectory.info for trajectory in right if trajectory.reward != 1.0} == {}
+    assert {trajectory.key.task: trajectory.info for trajectory in idle if trajectory.reward != 0.0} == {}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_starter_has_one_wrong_line_and_examples_that_show_it(
+    starters: Mapping[str, Task], name: str
+) -> None:
+    task = starters[name]
+    edit: Any = task.hidden["edit"]
+    mutant, reference = task.files["solution.py"], str(task.hidden["reference"])
+    assert mutant.replace(edit["search"], edit["replace"]) == reference != mutant
+    assert (edit["search"].count("\n"), edit["replace"].count("\n")) == (0, 0)
+    ours: dict[str, Any] = {}
+    exec(mutant, ours)
+    examples: Any = task.metadata["examples"]
+    assert any(repr(attempt(item["call"], ours)) != item["value"] for item in examples)
+    exec(reference, ours)
+    assert [repr(eval(item["call"], ours)) for item in examples] == [item["value"] for item in examples]
+
+
+def attempt(call: str, names: dict[str, Any]) -> object:
+    try:
+        return eval(call, names)
+    except IndexError as error:
+        return error
+
+
+# An episode.
+
+
+def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+    seen, _ = env.reset(seed=5, options={"task": "starter/overlap"})
+    assert seen.startswith("How long two spans, each from start to end, run side by side.\n")
+    assert "\noverlap((0, 10), (5, 20)) -> 5\n" in seen
+    assert "return max(0, start - end)" in seen
+    assert seen.endswith("You have 3 turns.")
+    seen, reward, terminated, truncated, _ = env.step("run")
+    assert "overlap((0, 10), (5, 20)) -> 0 ; expected 5" in seen
+    assert seen.endswith("2 turn(s) left; end with: submit")
+    seen, *_ = env.step(f"{oracle_action(starters['overlap'])}\nrun")
+    assert "overlap((0, 10), (5, 20)) -> 5 ; expected 5" in seen
+    seen, reward, terminated, truncated, info = env.step("submit")
+    assert (seen, reward, terminated, truncated) == ("Submitted.", 1.0, True, False)
+    assert (info["verdict"], info["solved"]) == ("PASS", True)
+
+
+def test_a_used_up_budget_is_graded_too(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+    assert ending(env, oracle_action(starters["overlap"]), "view", "view")["reward"] == 1.0
+    assert ending(env, "view", "view", "view")["reward"] == 0.0
+
+
+def test_with_one_turn_the_grammar_is_not_explained(
+    backend: SandboxBackend, starters: Mapping[str, Task]
+) -> None:
+    env = CodeEditorEnv(tasks=[starters["overlap"]], sandbox=backend, max_turns=1)
+    seen, _ = env.reset(seed=0)
+    assert seen.endswith("```")
+    seen, reward, terminated, truncated, _ = env.step(oracle_action(starters["overlap"]))
+    assert seen.startswith("Changed:")
+    assert "turn(s) left" not in seen
+    assert (reward, terminated, truncated) == (1.0, False, True)
+    env.close()
+
+
+def test_the_evidence_names_a_call_that_went_wrong(env: CodeEditorEnv) -> None:
+    info = ending(env, "submit")
+    assert info["verdict"] == "FAIL"
+    assert info["evidence"]["answers_as_original"] == "overlap((0, 10), (5, 20)) gave 0, expected 5"
+
+
+# What must not win.
+
+
+def test_the_answer_is_nowhere_in_the_sandbox(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+    for name, task in starters.items():
+        seen, info = env.reset(seed=0, options={"task": task.id})
+        edit: Any = task.hidden["edit"]
+        inside = {**env.sandbox.export(["**"], 10**6), "seen": seen.encode(), "info": repr(info).encode()}
+        assert [place for place, data in inside.items() if edit["replace"].strip().encode() in data] == [], (
+            name
+        )
+
+
+def test_knowing_the_examples_is_not_enough(env: CodeEditorEnv) -> None:
+    learnt = "```python\ndef overlap(first, second):\n    return 5 if first == (0, 10) else 0\n```"
+    info = ending(env, learnt, "run", "submit")
+    assert (info["reward"], info["verdict"]) == (0.0, "FAIL")
+
+
+def test_code_that_rewrites_its_own_file_gains_nothing(
+    env: CodeEditorEnv, starters: Mapping[str, Task]
+) -> None:
+    right = str(starters["overlap"].hidden["reference"])
+    sneaky = (
+        f"```diff\n+open('solution.py', 'w').write({right!r})\n def overlap(first: tuple[int, int], second: "
+    )
+    sneaky += "tuple[int, int]) -> int:\n```"
+    assert ending(env, sneaky, "run", "submit")["reward"] == 0.0
+
+
+@pytest.mark.parametrize(
+    "body", ["import os; os._exit(0)", "raise SystemExit", "while True: pass", "x = 'a' * 10**10"]
+)
+def test_code_that_ends_its_process_fails(env: CodeEditorEnv, body: str) -> None:
+    action = f"```python\ndef overlap(first, second):\n    {body}\n```"
+    info = ending(env, action, "submit")
+    assert (info["reward"], info["verdict"]) == (0.0, "FAIL")
+
+
+# Hidden inputs.
+
+
+def test_hidden_calls_follow_the_visit(starters: Mapping[str, Task]) -> None:
+    task = starters["rotated"]
+    assert hidden_calls(task, 1) == hidden_calls(task, 1)
+    assert hidden_calls(task, 1) != hidden_calls(task, 2)
+    pinned: Any = task.hidden["killers"]
+    assert [call.to_json() for call in hidden_calls(task, 1)[: len(pinned)]] == pinned
+
+
+def test_inputs_whose_answer_cannot_be_compared_are_left_out(backend: SandboxBackend) -> None:
+    """Fresh inputs reach what the examples avoid: an exception here, an object that equals nothing there."""
+    source = "def f(n):\n    if n > 4:\n        raise ValueError\n    return n if n < 4 else print\n"
+    calls = [[[str(n)], {}] for n in (2, 3, 4, 5)]
+    env = CodeEditorEnv(tasks=[solution_of("f", source, examples=calls, killers=calls)], sandbox=backend)
+    for seed in range(3):
+        assert ending(env, "submit", task="own/task", seed=seed)["reward"] == 1.0
+    env.close()
+
+
+def test_run_knows_the_modules_that_examples_name(backend: SandboxBackend) -> None:
+    task = solution_of("f", "def f(x):\n    return x\n", examples=[], killers=[], modules=["fractions"])
+    call = {"call": "f(fractions.Fraction(1, 2))", "value": "Fraction(1, 2)"}
+    env = CodeEditorEnv(tasks=[dataclasses.replace(task, metadata={"examples": [call]})], sandbox=backend)
+    env.reset(seed=0)
+    assert env.step("run")[0].startswith(
+        "f(fractions.Fraction(1, 2)) -> Fraction(1, 2) ; expected Fraction(1, 2)"
+    )
+    env.close()
+
+
+# Groups and broken machinery.
+
+
+def played(backend: SandboxBackend, task: Task, rows: int, step: int) -> list[Any]:
+    keys = [EpisodeKey(0, step, 0, row, task.id) for row in range(rows)]
+    with Rollouts(lambda: CodeEditorEnv(tasks=[task], sandbox=backend, max_turns=1), workers=1) as rollouts:
+        return rollouts.play(oracle({task.id: [oracle_action(task)]}), keys)
+
+
+def test_equal_candidates_of_a_group_are_graded_once(
+    backend: SandboxBackend, starters: Mapping[str, Task]
+) -> None:
+    counted = Counted(backend)
+    assert all(trajectory.solved for trajectory in played(counted, starters["median"], rows=4, step=1001))
+    assert counted.asked == 4 + 1 + 1, "four editors, the original's answers, one candidate"
+
+
+@pytest.mark.parametrize("number", [1, 2, 3])
+def test_one_breakdown_costs_nothing(
+    backend: SandboxBackend, starters: Mapping[str, Task], number: int
+) -> None:
+    """Of the editor's sandbox, the original's or the candidate's: nothing broken is kept for the group."""
+    counted = Counted(backend, frozenset({number}))
+    trajectories = played(counted, starters["median"], rows=2, step=2000 + number)
+    assert [trajectory.outcome for trajectory in trajectories] == [Outcome.SOLVED] * 2
+
+
+def test_one_id_in_two_files_is_two_tasks(backend: SandboxBackend) -> None:
+    calls = [[["2"], {}]]
+    for body in ("n", "-n"):
+        task = solution_of("f", f"def f(n):\n    return {body}\n", examples=calls, killers=calls)
+        env = CodeEditorEnv(tasks=[task], sandbox=backend)
+        assert ending(env, "submit", task=task.id)["reward"] == 1.0
+        env.close()

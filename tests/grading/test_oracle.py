@@ -1,0 +1,196 @@
+"""The split oracle against honest and hostile candidates, in a real sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from envkit.errors import ContractError, SandboxError
+from envkit.grading import Answer, Call, Grade, Subject, answers, grade
+from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.types import Verdict
+
+ORIGINAL = "def total(items, start=0):\n    for item in items:\n        start += item\n    return start\n"
+CALLS = (Call(("[1, 2, 3]",)), Call(("[10]",), {"start": "5"}), Call(("[]",)))
+LIMITS = Limits(cpu_s=1.0, wall_s=5.0, memory_bytes=128 * 2**20, processes=8, output_bytes=2**18)
+
+
+def subject(source: str, modules: tuple[str, ...] = (), function: str = "total") -> Subject:
+    return Subject({"solution.py": source.encode()}, "solution.py", function, modules)
+
+
+def judge(backend: SandboxBackend, source: str, calls: Sequence[Call] = CALLS) -> Grade:
+    expected = [Answer(6, [[1, 2, 3]]), Answer(15, [[10]]), Answer(0, [[]])]
+    return grade(backend, subject(source), calls, expected, limits=LIMITS)
+
+
+def test_the_original_gives_the_expected_answers(backend: SandboxBackend) -> None:
+    found = answers(backend, subject(ORIGINAL), CALLS)
+    assert found == [Answer(6, [[1, 2, 3]]), Answer(15, [[10]]), Answer(0, [[]])]
+    assert grade(backend, subject(ORIGINAL), CALLS, found).verdict is Verdict.PASS
+
+
+def test_answers_tell_what_is_raised_and_what_became_of_arguments(backend: SandboxBackend) -> None:
+    source = "def total(items):\n    items.sort()\n    return items[0]\n"
+    found = answers(backend, subject(source), [Call(("[2, 1]",)), Call(("[]",)), Call(("None",))])
+    assert found == [Answer(1, [[1, 2]]), Answer(raises="IndexError"), Answer(raises="AttributeError")]
+
+
+def test_arguments_may_name_the_modules_that_were_granted(backend: SandboxBackend) -> None:
+    source = "def total(f, items):\n    return [f(x, 1) for x in items]\n"
+    call = Call(("operator.add", "[1, 2]"))
+    assert answers(backend, subject(source, ("operator",)), [call]) == [Answer([2, 3], [[1, 2]])]
+    assert answers(backend, subject(source), [call]) == [Answer(raises="NameError")]
+
+
+def test_answers_end_where_the_original_dies(backend: SandboxBackend) -> None:
+    source = "import os\ndef total(n):\n    if n == 2:\n        os._exit(0)\n    return n\n"
+    assert answers(backend, subject(source), [Call(("1",)), Call(("2",)), Call(("3",))]) == [Answer(1, [])]
+    assert answers(backend, subject("def total(:"), CALLS) == []
+
+
+CORRECT = {
+    "as it was": ORIGINAL,
+    "another way": "def total(items, start=0):\n    return sum(items, start)\n",
+    "prints": "def total(items, start=0):\n    print('{\"id\": 1}')\n    return sum(items, start)\n",
+    "in a thread": (
+        "import threading\ndef total(items, start=0):\n    box = []\n"
+        "    thread = threading.Thread(target=lambda: box.append(sum(items, start)))\n"
+        "    thread.start()\n    thread.join()\n    return box[0]\n"
+    ),
+    "recursive": (
+        "def total(items, start=0):\n    return total(items[1:], start + items[0]) if items else start\n"
+    ),
+    "imports late": "def total(items, start=0):\n    import math\n    return int(math.fsum(items)) + start\n",
+    "closes stdin": "import os\nos.close(0)\ndef total(items, start=0):\n    return sum(items, start)\n",
+}
+
+
+@pytest.mark.parametrize("source", CORRECT.values(), ids=CORRECT.keys())
+def test_correct_variants_pass(backend: SandboxBackend, source: str) -> None:
+    found = judge(backend, source)
+    assert found.verdict is Verdict.PASS, found.evidence
+    assert (found.passed, found.total) == (3, 3)
+
+
+PREFIX = "def total(items, start=0):\n    "
+WRONG = {
+    "nothing": "",
+    "syntax error": "def total(:",
+    "wrong answer": PREFIX + "return 0",
+    "float for int": PREFIX + "return float(sum(items, start))",
+    "bool for int": PREFIX + "return bool(items) and sum(items, start)",
+    "changes its argument": PREFIX + "s = sum(items, start); items.clear(); return s",
+    "equal to everything": (
+        "class Any(int):\n    def __eq__(self, other): return True\n    __hash__ = int.__hash__\n"
+        "def total(items, start=0):\n    return Any(6)"
+    ),
+    "named like a tag": PREFIX + "return {'t': 'int', 'v': '6'}",
+    "nan": PREFIX + "return float('nan')",
+    "exits on import": "import os\nos._exit(0)",
+    "exits in the call": "import os\n" + PREFIX + "os._exit(0)",
+    "exits at exit": "import atexit, os\natexit.register(os._exit, 0)\n" + PREFIX + "raise SystemExit(0)",
+    "system exit": PREFIX + "raise SystemExit(0)",
+    "hangs": PREFIX + "\n    while True: pass",
+    "hangs on import": "while True: pass",
+    "ignores SIGTERM": (
+        "import signal\nsignal.signal(signal.SIGTERM, signal.SIG_IGN)\n" + PREFIX + "\n    while True: pass"
+    ),
+    "memory bomb": PREFIX + "return len(bytearray(10**9)) and 6",
+    "huge result": PREFIX + "return 'x' * 10**8",
+    "endless generator": PREFIX + "\n    while True: yield 6",
+    "lazy result": "class Lazy:\n    def __reduce__(self): return (int, (6,))\n" + PREFIX + "return Lazy()",
+    "patched builtins": "import builtins\nbuiltins.sorted = builtins.len = lambda *a, **k: 6\n"
+    + PREFIX
+    + "return 6",
+    "patched json": "import json\njson.dumps = lambda *a, **k: '{}'\n" + PREFIX + "return 6",
+    "looks for the expected value": (
+        "import sys, gc\ndef total(items, start=0):\n    frame = sys._getframe()\n    while frame:\n"
+        "        if 'expected' in frame.f_locals: return frame.f_locals['expected']\n"
+        "        frame = frame.f_back\n"
+        "    return [o for o in gc.get_objects() if isinstance(o, dict) and 'want' in o]\n"
+    ),
+    "output flood": "import os\n" + PREFIX + "\n    while True: os.write(2, b'x' * 65536)",
+    "deep result": "import json\n" + PREFIX + "\n    x = 6\n    for _ in range(900): x = [x]\n    return x",
+    "kills everybody": "import os\n" + PREFIX + "os.kill(-1, 9)",
+}
+
+
+@pytest.mark.parametrize("source", WRONG.values(), ids=WRONG.keys())
+def test_wrong_programs_fail(backend: SandboxBackend, source: str) -> None:
+    found = judge(backend, source)
+    assert found.verdict in (Verdict.FAIL, Verdict.TAMPERED), found
+    assert found.passed < found.total
+
+
+TO_EVERY_FD = (
+    "import os\ndef total(items, start=0):\n    for fd in range(3, 64):\n"
+    "        try:\n            os.write(fd, {frame})\n        except OSError:\n            pass\n"
+    "    return {value}\n"
+)
+TAMPERED = {
+    "forged frame": TO_EVERY_FD.format(frame='b\'{"id": "0", "value": 6}\\n\'', value=0),
+    "no JSON": TO_EVERY_FD.format(frame="b'PASS\\n'", value=0),
+    "no object": TO_EVERY_FD.format(frame="b'[1]\\n'", value=0),
+    "absurdly deep": TO_EVERY_FD.format(frame="b'[' * 100000 + b'\\n'", value=0),
+}
+
+
+@pytest.mark.parametrize("source", TAMPERED.values(), ids=TAMPERED.keys())
+def test_forged_frames_are_tampering(backend: SandboxBackend, source: str) -> None:
+    assert judge(backend, source).verdict is Verdict.TAMPERED
+
+
+def test_a_candidate_never_sees_the_calls_to_come(backend: SandboxBackend) -> None:
+    greedy = (
+        "import os, select\ndef total(items, start=0):\n    seen = b''\n    for fd in range(3, 64):\n"
+        "        try:\n            if select.select([fd], [], [], 0)[0]: seen += os.read(fd, 65536)\n"
+        "        except (OSError, ValueError):\n            pass\n    return seen.decode() or sum(items, start)\n"
+    )
+    assert judge(backend, greedy).verdict is Verdict.PASS  # there was nothing to read
+
+
+def test_evidence_names_the_first_wrong_call(backend: SandboxBackend) -> None:
+    found = judge(backend, PREFIX + "return sum(items)")
+    assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 1, 3)
+    assert found.evidence == "total([10], start=5) gave 10, expected 15"
+
+
+def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:
+    calls, expected = [Call(("None",))], [Answer(raises="TypeError")]
+    assert grade(backend, subject(ORIGINAL), calls, expected).verdict is Verdict.PASS
+    assert grade(backend, subject(PREFIX + "return 0"), calls, expected).verdict is Verdict.FAIL
+
+
+def test_calls_and_expectations_must_pair_up(backend: SandboxBackend) -> None:
+    with pytest.raises(ContractError, match="pair up"):
+        grade(backend, subject(ORIGINAL), CALLS, [])
+    with pytest.raises(ContractError):
+        grade(backend, subject(ORIGINAL), [], [])
+
+
+class Broken(SandboxBackend):
+    """A backend whose machinery fails."""
+
+    name = "broken"
+    isolated = True
+
+    def available(self) -> str | None:
+        return None
+
+    def create(self) -> Sandbox:
+        raise SandboxError("no cgroup left")
+
+
+def test_broken_machinery_is_neither_pass_nor_fail() -> None:
+    found = grade(Broken(), subject(ORIGINAL), CALLS, [Answer(6)] * 3)
+    assert (found.verdict, found.evidence) == (Verdict.INFRA, "no cgroup left")
+    with pytest.raises(SandboxError):
+        answers(Broken(), subject(ORIGINAL), CALLS)
+
+
+def test_calls_survive_json() -> None:
+    call = Call(("[1]", "lambda x: x"), {"key": "len"})
+    assert Call.from_json(call.to_json()) == call
+    assert call.source("f") == "f([1], lambda x: x, key=len)"

@@ -1,0 +1,106 @@
+"""Many variants in one process: each on its own, and the outcome the same on every machine."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from envkit.errors import SandboxError
+from envkit.grading import Answer, Call
+from envkit.mining.batch import Batch, batch_answers
+from envkit.sandbox import SandboxBackend
+
+ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
+
+
+def ask(
+    backend: SandboxBackend, *variants: str, calls: Sequence[Call] = ONE_TO_THREE, hash_seed: int = 1
+) -> list[list[Answer | None]]:
+    [rows] = batch_answers(backend, [Batch("f", variants, calls)], hash_seed)
+    return rows
+
+
+def values(row: Sequence[Answer | None]) -> list[object]:
+    return [one and (one.raises or one.value) for one in row]
+
+
+GOOD = "def f(x):\n    return x\n"
+
+
+def test_every_variant_answers_every_call(backend: SandboxBackend) -> None:
+    rows = ask(backend, GOOD, "def f(x):\n    return -x\n", "def f(x):\n    return 1 // (x - 2)\n")
+    assert [values(row) for row in rows] == [[1, 2, 3], [-1, -2, -3], [-1, "ZeroDivisionError", 1]]
+
+
+def test_batches_are_kept_apart(backend: SandboxBackend) -> None:
+    one = Batch("f", [GOOD], ONE_TO_THREE)
+    other = Batch(
+        "g", ["def g(x, y):\n    return y(x)\n"] * 2, [Call(("[2, 1]",), {"y": "operator.itemgetter(0)"})]
+    )
+    assert batch_answers(backend, [one, other, one], 1) == [
+        [[Answer(1, []), Answer(2, []), Answer(3, [])]],
+        [[Answer(2, [[2, 1]])]] * 2,
+        [[Answer(1, []), Answer(2, []), Answer(3, [])]],
+    ]
+    assert batch_answers(backend, [], 1) == []
+
+
+@pytest.mark.parametrize(
+    "at_two",
+    [
+        "while True: pass",
+        "[x for x in iter(int, 1)]",
+        "sum(iter(int, 1))",
+        "bytearray(10**10)",
+        "return list(range(20_000))",
+    ],
+    ids=["loop", "comprehension", "loop in C", "memory", "large answer"],
+)
+def test_what_hangs_or_bursts_says_nothing(backend: SandboxBackend, at_two: str) -> None:
+    source = f"def f(x):\n    if x == 2: {at_two}\n    return x\n"
+    if "while" in at_two:
+        source = "def f(x):\n    while x == 2: pass\n    return x\n"
+    [_, row] = ask(backend, GOOD, source)
+    assert values(row)[:2] == [1, None]
+    # Only a loop in C takes the rest of its variant along.
+    assert values(row)[2] == (None if "sum" in at_two else 3)
+
+
+def test_variants_cannot_disturb_each_other(backend: SandboxBackend) -> None:
+    rude = (
+        "import builtins, operator, sys\nbuiltins.len = None\nsys.setrecursionlimit(50)\nprint('noise')\n"
+        + GOOD
+    )
+    dying = "import os\ndef f(x):\n    os._exit(1)\n"
+    rows = ask(backend, GOOD, rude, dying, "this is not Python", "def f(x):\n    return len([x])\n")
+    assert [values(row) for row in rows] == [[1, 2, 3], [1, 2, 3], [None] * 3, [None] * 3, [1, 1, 1]]
+
+
+def test_calls_without_a_value_from_the_original_are_not_asked(backend: SandboxBackend) -> None:
+    rows = ask(backend, "def f(x):\n    return 1 // (x - 2)\n", GOOD)
+    assert [values(row) for row in rows] == [[-1, "ZeroDivisionError", 1], [1, None, 3]]
+
+
+def test_the_hash_seed_is_really_set(backend: SandboxBackend) -> None:
+    source = "def f(x):\n    return list({str(i) for i in range(20)})\n"
+    first, again, other = (ask(backend, source, hash_seed=seed) for seed in (1, 1, 2))
+    assert first == again != other
+
+
+def test_a_broken_batch_is_broken_machinery(backend: SandboxBackend) -> None:
+    class Wrong:
+        name, isolated = "wrong", True
+
+        def available(self) -> str | None:
+            return None
+
+        def create(self):  # type: ignore[no-untyped-def]
+            sandbox = backend.create()
+            sandbox.run = lambda argv, **rest: type(sandbox).run(
+                sandbox, [sandbox.python, "-c", "raise 1"], **rest
+            )
+            return sandbox
+
+    with pytest.raises(SandboxError, match="mining f: the batch ended by exited"):
+        ask(Wrong(), GOOD)  # type: ignore[arg-type]

@@ -1,0 +1,116 @@
+"""Fresh calls: repeatable for us, unforeseeable for a candidate, close to what is valid."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit.grading import Call
+from envkit.mining.inputs import fresh_calls, literal
+
+literals = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-99, 99)
+    | st.floats(-9, 9)
+    | st.text("abc ")
+    | st.binary(max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.tuples(inner, inner)
+        | st.dictionaries(st.text("abc", max_size=2), inner, max_size=3)
+        | st.sets(st.integers(0, 9), max_size=3)
+    ),
+    max_leaves=8,
+)
+
+
+def varied(*sources: str, count: int = 40) -> list[Any]:
+    """First arguments of fresh calls around the given one-argument examples."""
+    return [
+        ast.literal_eval(call.args[0]) for call in fresh_calls([Call((one,)) for one in sources], 1, count)
+    ]
+
+
+@given(st.lists(st.tuples(literals, literals), min_size=1, max_size=3), st.integers(0, 99))
+def test_fresh_calls_are_pure_valid_and_new(rows: list[tuple[Any, Any]], seed: int) -> None:
+    examples = [Call((literal(one),), {"key": literal(other)}) for one, other in rows]
+    calls = fresh_calls(examples, (seed, 2), 6)
+    assert calls == fresh_calls(examples, (seed, 2), 6)
+    sources = [call.source("f") for call in (*examples, *calls)]
+    assert len(set(sources)) == len({call.source("f") for call in examples}) + len(calls)
+    for call in calls:
+        assert len(call.args) == 1
+        for source in (*call.args, *call.kwargs.values()):
+            ast.literal_eval(source)
+
+
+def test_the_seed_decides() -> None:
+    examples = [Call(("[5, 3, 8, 1]", "'some words here'"))]
+    assert fresh_calls(examples, 1, 10) != fresh_calls(examples, 2, 10)
+    assert fresh_calls(examples, (1, 2, 3), 10) != fresh_calls(examples, (1, 2, 4), 10)
+    assert fresh_calls(examples, 1, 10)[:4] == fresh_calls(examples, 1, 4)
+
+
+def test_another_process_with_another_hash_seed_gives_the_same_calls() -> None:
+    program = (
+        "from envkit.grading import Call; from envkit.mining.inputs import fresh_calls\n"
+        "print(fresh_calls([Call((\"{'a', 'b', 'c'}\", \"{'x': {1, 2}, 'y': 'abc'}\"))], 7, 20))"
+    )
+    said = {
+        subprocess.run(
+            [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
+        ).stdout
+        for seed in ("1", "2", "3")
+    }
+    assert len(said) == 1
+
+
+def test_what_is_no_literal_stays() -> None:
+    calls = fresh_calls([Call(("lambda x: x + 1", "iter([1, 2, 3])", "operator.add"))], 0, 20)
+    assert calls
+    for call in calls:
+        assert call.args[0] == "lambda x: x + 1"
+        assert call.args[1].startswith("iter([")
+        assert call.args[2] == "operator.add"
+
+
+@pytest.mark.parametrize("endless", ["itertools.count()", "itertools.cycle('ab')", "itertools.repeat(1)"])
+def test_endless_arguments_are_never_varied(endless: str) -> None:
+    assert fresh_calls([Call((endless, "3"))], 0, 10) == []
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert fresh_calls([], 0, 10) == []
+    assert fresh_calls([Call(())], 0, 10) == []
+    assert fresh_calls([Call(("len",))], 0, 10) == []
+
+
+def test_sorted_lists_mostly_stay_sorted() -> None:
+    found = varied("[1, 3, 5, 7, 9]")
+    assert sum(items == sorted(items) for items in found) >= 0.8 * len(found)
+
+
+def test_tables_keep_their_shape() -> None:
+    for table in varied("[[1, 2, 3], [4, 5, 6]]"):
+        assert table == [] or ([len(row) for row in table] == [3, 3])
+
+
+def test_texts_keep_their_alphabet() -> None:
+    assert set("".join(varied("'10110'", "'(0)'"))) <= set("01()")
+
+
+def test_numbers_stay_moderate() -> None:
+    assert all(abs(value) <= 40 for value in varied("7", "3"))
+    assert any(value not in (7, 3) for value in varied("7", "3"))
+
+
+def test_sets_are_written_in_one_order() -> None:
+    assert literal({"b", "a", "c"}) == "{'a', 'b', 'c'}"
+    assert literal((set(), [1], {"k": (2,)})) == "(set(), [1], {'k': (2,)})"

