@@ -54,7 +54,7 @@ class Env(gymnasium.Env[str, str], ABC):
         ContractError: the class has no ``id`` or no check with weight.
     """
 
-    metadata: dict[str, Any] = {"render_modes": ["ansi"]}  # noqa: RUF012  (Gymnasium's own attribute)
+    metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
     #: Name in reports, e.g. ``code-editor``.
     id: ClassVar[str]
     checks: ClassVar[tuple[Check, ...]] = ()

@@ -79,8 +79,9 @@ def test_all_right_is_solved() -> None:
 
 
 def test_a_failed_gate_takes_everything() -> None:
-    score = score_of(True, 0.9, weights=(1, 0), gates=(1,))
-    assert (score.reward, score.solved) == (0.0, False)
+    for results, gate in (((True, 0.9), 1), ((0.9, 0.5), 0)):
+        score = score_of(*results, gates=(gate,))
+        assert (score.reward, score.solved) == (0.0, False)
 
 
 def test_a_measurement_without_weight_decides_nothing() -> None:

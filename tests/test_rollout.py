@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -9,7 +11,18 @@ from typing import Any
 import pytest
 from guess import TASKS, Backend, GuessEnv, halve
 
-from envkit import ContractError, Effect, EpisodeKey, Outcome, Rollouts, Session, Trajectory, Turn, UsageError
+from envkit import (
+    ContractError,
+    Effect,
+    EpisodeKey,
+    Outcome,
+    Rollouts,
+    Session,
+    Task,
+    Trajectory,
+    Turn,
+    UsageError,
+)
 from envkit.agents.scripted import ScriptedAgent, noop
 from envkit.rollout import visit_seed
 
@@ -177,6 +190,29 @@ def test_a_bug_in_an_environment_ends_the_run_and_closes_every_sandbox() -> None
     ):
         rollouts.play(HALVING, keys(3, 2))
     assert not backend.open
+
+
+def test_an_error_waits_for_the_environments_that_are_still_at_work() -> None:
+    at_work, kept = threading.Event(), threading.Event()
+
+    class Slow(GuessEnv):
+        def apply(self, action: str) -> Effect:
+            if self.task.id == "below-10":
+                at_work.wait()
+                raise ZeroDivisionError("bug")
+            at_work.set()
+            time.sleep(0.2)  # what a loop that does not wait would use to close this episode
+            if self.sandbox.read("kept", 10) == b"kept":
+                kept.set()
+            return super().apply(action)
+
+        def setup(self, task: Task) -> str:
+            self.sandbox.write("kept", b"kept")
+            return super().setup(task)
+
+    with Rollouts(Slow, workers=2) as rollouts, pytest.raises(ZeroDivisionError, match="bug"):
+        rollouts.play(HALVING, keys(2, 1))
+    assert kept.is_set()
 
 
 class Mute(ScriptedAgent):

@@ -45,6 +45,10 @@ def test_clipped_text_belongs(text: str, max_bytes: int) -> None:
         assert clipped == text
 
 
+def test_clip_replaces_what_is_no_text() -> None:
+    assert Utf8(10).clip("a\ud800b") == "a?b"
+
+
 def test_clip_keeps_head_and_tail_and_says_so() -> None:
     clipped = Utf8(40).clip("head" + "x" * 1000 + "tail")
     assert clipped.startswith("head")

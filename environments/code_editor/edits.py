@@ -76,7 +76,7 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
 
 def _put(source: str, target: Definition, new: str) -> str:
     lines, first = source.split("\n"), target.first_line - 1
-    new = docstrings.keep(textwrap.dedent(target.lines(source)), new)
+    new = docstrings.keep(target.lines(source), new)
     return "\n".join(
         [*lines[:first], textwrap.indent(new, _margin(lines[first])), *lines[target.last_line :]]
     )

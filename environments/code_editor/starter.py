@@ -152,8 +152,8 @@ def digits(number: int, base: int) -> list[int]:
 
     >>> digits(255, 16)
     [15, 15]
-    >>> digits(6, 2)
-    [1, 1, 0]
+    >>> digits(100, 10)
+    [1, 0, 0]
     """
     if number < 0 or base < 2:
         raise ValueError("expected number >= 0 and base >= 2")

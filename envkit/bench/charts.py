@@ -136,7 +136,7 @@ def line(
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
     """Round numbers (1, 2 or 5 times a power of ten apart) that enclose ``[low, high]``, low <= high."""
-    if high - low < 1e-12:
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # below what floats of this size can divide
         high = low + 1.0
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))

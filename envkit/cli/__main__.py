@@ -2,4 +2,5 @@
 
 from envkit.cli.main import main
 
-main()
+if __name__ == "__main__":
+    main()

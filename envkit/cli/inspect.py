@@ -25,7 +25,7 @@ def list_(as_json: Json = False) -> None:
         emit(found)
         return
     for kind, names in found.items():
-        out.print(f"[bold]{kind}s[/]: {', '.join(names) or 'none'}")
+        out.print(f"[bold]{kind}[/]: {', '.join(names) or 'none'}")
 
 
 def doctor(as_json: Json = False) -> None:

@@ -61,12 +61,12 @@ class TorchEngine:
                 if (target := own.get(name.replace(".base_layer.", "."))) is not None:
                     target.copy_(weight)
             return
-        mine = dict(self._model.named_modules())
+        mine: dict[str, Any] = dict(self._model.named_modules())
         for name, module in peft_model.base_model.model.named_modules():
             if isinstance(module, LoraLayer):
-                weight: Tensor = module.base_layer.weight  # pyright: ignore[reportAssignmentType]
-                update: Tensor = module.get_delta_weight(module.active_adapters[0])  # pyright: ignore
-                torch.add(weight, update, out=mine[name].weight.data)
+                layer: Any = module
+                update = layer.get_delta_weight(layer.active_adapters[0])
+                torch.add(layer.base_layer.weight, update, out=mine[name].weight.data)
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -149,6 +149,10 @@ class TorchEngine:
         ).last_hidden_state
 
 
+def _pieces(values_R: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(values_R, _DRAW_ROWS)
+
+
 def _listed(values: Tensor) -> list[Any]:
     """``Tensor.tolist``, which torch leaves untyped."""
     return cast("list[Any]", values.tolist())
@@ -158,7 +162,7 @@ def _draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Ten
     """One id per row and its log-probability; at temperature 0 the most likely id."""
     parts = [
         _draw_rows(logits.float(), uniform, temperature)
-        for logits, uniform in zip(logits_RV.split(_DRAW_ROWS), uniform_R.split(_DRAW_ROWS), strict=True)
+        for logits, uniform in zip(_pieces(logits_RV), _pieces(uniform_R), strict=True)
     ]
     return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
 

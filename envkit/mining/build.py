@@ -24,9 +24,14 @@ _MAX_SHOWN = 3
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
 
 
+def known_calls(subject: Subject) -> list[Call]:
+    """The examples, then the shipped tests; no more of each than tell something new."""
+    return [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
+
+
 def calls_of(subject: Subject, seed: int) -> list[Call]:
-    """The calls that mining asks: examples, shipped tests, then generated ones."""
-    known = [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
+    """The calls that mining asks: the known ones, then generated ones."""
+    known = known_calls(subject)
     return known + fresh_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
 
 

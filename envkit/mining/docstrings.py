@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 
+from envkit.mining.syntax import parse
+
 #: Longest docstring that stays in the function to repair, in characters.
 MAX_SUMMARY = 160
 
@@ -14,7 +16,7 @@ _AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", 
 def without_docstrings(text: str, keep: str = "") -> str:
     """``text`` of one definition without docstrings; the outermost becomes ``keep`` if given."""
     lines = text.split("\n")
-    tree = ast.parse(text).body[0]
+    tree = parse(text).body[0]
     cuts: list[tuple[int, int, str]] = []
     for node in ast.walk(tree):
         if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 from envkit.grading import Call
+from envkit.mining.syntax import parse
 
 #: Standard-library modules that arguments may name.
 ARGUMENT_MODULES = (
@@ -55,7 +56,7 @@ def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
     named: set[str] = set()
     for call in calls:
         for source in (*call.args, *call.kwargs.values()):
-            named |= {node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)}
+            named |= {node.id for node in ast.walk(parse(source)) if isinstance(node, ast.Name)}
     return tuple(name for name in ARGUMENT_MODULES if name in named)
 
 
@@ -72,7 +73,7 @@ def _statements(docstring: str, function: str) -> Iterator[ast.stmt]:
         examples = []
     for example in examples:
         try:
-            yield from ast.parse(textwrap.dedent(example.source)).body
+            yield from parse(textwrap.dedent(example.source)).body
         except SyntaxError:
             continue
     if not examples:
@@ -86,7 +87,7 @@ def _written_calls(docstring: str, function: str) -> Iterator[ast.stmt]:
             if docstring[end] != ")":
                 continue
             try:
-                yield from ast.parse(docstring[match.start() : end + 1]).body
+                yield from parse(docstring[match.start() : end + 1]).body
                 break
             except SyntaxError:
                 continue

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from envkit.mining.subjects import Subject, subjects
+from envkit.mining.syntax import parse
 
 #: Runs of tokens that a function is made of.
 Shape: TypeAlias = frozenset[tuple[str, ...]]
@@ -27,7 +28,7 @@ def shape(function: ast.FunctionDef) -> Shape:
     >>> shape(one) == shape(other)
     True
     """
-    bare = _Anonymous().visit(ast.parse(ast.unparse(function)).body[0])
+    bare = _Anonymous().visit(parse(ast.unparse(function)).body[0])
     text = ast.unparse(ast.fix_missing_locations(bare))
     found = tokenize.generate_tokens(io.StringIO(text).readline)
     tokens = [token.string.strip() or tokenize.tok_name[token.type] for token in found]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 
 from envkit.grading import Call
+from envkit.mining.syntax import parse_expression
 
 _ANY_VALUE = ("3", "'ab'", "[1, 2]", "None")
 _BY_HINT = {
@@ -48,7 +49,7 @@ def _values(hint: ast.expr | None) -> tuple[str, ...]:
         case ast.Constant(value=None):
             return ("None",)
         case ast.Constant(value=str(text)):
-            return _values(ast.parse(text, mode="eval").body)
+            return _values(parse_expression(text))
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return _values_of(name, ())
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 from envkit.grading import Call
+from envkit.mining.syntax import parse, parse_expression
 
 #: How far an integer may grow beyond the examples' largest, so that run times stay small.
 _GROWTH = 12
@@ -56,7 +57,7 @@ class _Pool:
         for call in calls:
             for place, source in _places(call):
                 self.arguments.setdefault(place, []).append(source)
-                for node in ast.walk(ast.parse(source)):
+                for node in ast.walk(parse(source)):
                     if isinstance(node, ast.Constant):
                         self.scalars.setdefault(type(node.value), []).append(node.value)
         self.alphabet = "".join(dict.fromkeys("".join(self.scalars.get(str, []))))
@@ -97,7 +98,7 @@ def _literals(source: str) -> list[ast.expr]:
         for child in ast.iter_child_nodes(node):
             yield from within(child)
 
-    return list(within(ast.parse(source, mode="eval").body))
+    return list(within(parse_expression(source)))
 
 
 def _vary_source(source: str, pool: _Pool, rng: random.Random) -> str:

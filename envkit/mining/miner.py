@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from envkit.grading import Answer, Call, canonical, opaque, same
 from envkit.mining.batch import Batch, batch_answers
-from envkit.mining.build import build_task, calls_of
+from envkit.mining.build import build_task, calls_of, known_calls
 from envkit.mining.mutations import OPERATORS, Mutation, mutations
 from envkit.mining.subjects import Subject, require_split, subjects
 from envkit.sandbox import SandboxBackend
@@ -20,7 +20,7 @@ from envkit.types import JSON, Task
 _PER_SANDBOX = 8
 #: Mutants tried for each one kept.
 _TRIED_PER_KEPT = 3
-#: Fewest calls with a usable answer; with fewer, too little is known of the function.
+#: Fewest generated calls with a usable answer; with fewer, too little is known of the function.
 _FEWEST_CALLS = 4
 #: Fewest calls that must tell a mutant from its original; a bug that hardly shows teaches little.
 _FEWEST_KILLERS = 2
@@ -108,7 +108,7 @@ def _mine_chunk(
         trials.append(_Trial(subject, calls_of(subject, seed), tried))
     survivors: list[_Trial] = []
     for trial, (original, *rows) in zip(trials, _ask(backend, trials, 1), strict=True):
-        usable = _usable(original)
+        usable = _usable(original, trial.subject)
         alive = [
             replace(one, killers=killers)
             for one, row in zip(trial.mutants, rows, strict=True)
@@ -144,14 +144,16 @@ def _ask(
     return batch_answers(backend, batches, hash_seed) if batches else []
 
 
-def _usable(original: Sequence[Answer | None]) -> tuple[int, ...]:
+def _usable(original: Sequence[Answer | None], subject: Subject) -> tuple[int, ...]:
     """The calls, by index, whose answers may serve as expectations; none for an unfit function."""
     if None in original:  # one that hangs on a generated call would do so again at each visit
         return ()
     usable = tuple(index for index, answer in enumerate(original) if answer and _is_usable(answer))
+    # What answers no generated calls could be solved by heart.
+    generated = sum(index >= len(known_calls(subject)) for index in usable)
     # A function that says the same to every call cannot be told from a constant.
     told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
-    return usable if len(usable) >= _FEWEST_CALLS and len(told) > 1 else ()
+    return usable if generated >= _FEWEST_CALLS and len(told) > 1 else ()
 
 
 def _is_usable(answer: Answer) -> bool:

@@ -7,6 +7,8 @@ import symtable
 from dataclasses import dataclass
 from typing import final
 
+from envkit.mining.syntax import parse
+
 
 @dataclass(frozen=True, slots=True)
 class Import:
@@ -35,7 +37,7 @@ class Module:
         self.stars: list[str] = []
         self.statements: dict[str, list[ast.stmt]] = {}
         self._package = name if is_package else name.rpartition(".")[0]
-        for statement in ast.parse(source).body:
+        for statement in parse(source).body:
             self._bind(statement)
 
     def _bind(self, statement: ast.stmt) -> None:
@@ -94,7 +96,7 @@ class _WithoutAnnotations(ast.NodeTransformer):
 
 def free_names(statement: ast.stmt) -> set[str]:
     """Module-level names that a statement needs when it is executed or called."""
-    bare = _WithoutAnnotations().visit(ast.parse(ast.unparse(statement)))
+    bare = _WithoutAnnotations().visit(parse(ast.unparse(statement)))
     pending = [symtable.symtable(ast.unparse(bare), "<statement>", "exec")]
     found: set[str] = set()
     while pending:

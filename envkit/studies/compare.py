@@ -101,7 +101,12 @@ def compare(
             return random_edits({task.id: task for task in tasks})
         policy = Policy(ref, system=SYSTEM, adapter=spec.adapter)
         policy.sync()
-        return LocalAgent(spec.name, policy.engine, policy.renderer, Sampling(settings.temperature, TrainConfig().max_completion_length))
+        return LocalAgent(
+            spec.name,
+            policy.engine,
+            policy.renderer,
+            Sampling(settings.temperature, TrainConfig().max_completion_length),
+        )
 
     whole = True
     with Rollouts(make_env) as rollouts:

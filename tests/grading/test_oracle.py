@@ -146,7 +146,8 @@ def test_a_candidate_never_sees_the_calls_to_come(backend: SandboxBackend) -> No
     greedy = (
         "import os, select\ndef total(items, start=0):\n    seen = b''\n    for fd in range(3, 64):\n"
         "        try:\n            if select.select([fd], [], [], 0)[0]: seen += os.read(fd, 65536)\n"
-        "        except (OSError, ValueError):\n            pass\n    return seen.decode() or sum(items, start)\n"
+        "        except (OSError, ValueError):\n            pass\n"
+        "    return seen.decode() or sum(items, start)\n"
     )
     assert judge(backend, greedy).verdict is Verdict.PASS  # there was nothing to read
 

@@ -140,7 +140,7 @@ def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., N
         ("a\nb\nc", "a\nx\nc", "b", "x"),
         ("a\nc", "a\nb\nc", "a", "a\nb"),
         ("c\na", "b\nc\na", "c", "b\nc"),
-        ("a\nb\na\nb", "a\nb\na\nx", "a\nb\na\nb", "a\nb\na\nx"),
+        ("a\nb\na\nb", "a\nb\na\nx", "b\na\nb", "b\na\nx"),
         ("if a:\n  b\nc\n  b", "if a:\n  b\nc\n  d", "c\n  b", "c\n  d"),
     ],
 )

@@ -79,7 +79,7 @@ def test_any_prefix_is_spread_over_functions_and_packages() -> None:
     ]
     found = spread_order(tasks, seed=0)
     assert sorted(task.id for task in found) == sorted(task.id for task in tasks)
-    assert found == spread_order(tasks[::-1], seed=0) or found != tasks
+    assert found == spread_order(tasks[::-1], seed=0) != spread_order(tasks, seed=1)
     assert len({task.source for task in found[:40]}) == 40
     for length in (4, 20, 40):
         share = Counter(str(task.metadata["package"]) for task in found[:length])
@@ -105,14 +105,3 @@ def test_the_held_out_set_is_large_and_wide_enough() -> None:
 def test_the_held_out_tasks_come_out_as_they_were(backend: SandboxBackend) -> None:
     tasks = build_from_recipe(HELDOUT, backend)  # compares the digest
     assert len(tasks) == len(HELDOUT["rows"])
-
-
-@pytest.mark.nightly
-def test_the_held_out_recipe_follows_from_its_rule(backend: SandboxBackend) -> None:
-    rule = {key: HELDOUT[key] for key in ("seed", "per_function", "max_chars")}
-    tasks = [
-        task
-        for package in HELDOUT["packages"]
-        for task in mine(package, split="heldout", backend=backend, **rule)
-    ]
-    assert make_recipe(spread_order(tasks, HELDOUT["seed"]), **rule) == HELDOUT

@@ -66,6 +66,8 @@ def test_outside_the_focus_is_allowed_where_it_is_the_only_place() -> None:
 def test_ambiguous_lines_are_refused_with_their_places() -> None:
     with pytest.raises(EditError, match="stand at lines 3, 10; add a line of context"):
         replaced("        return a", "        return -a", focus=None)
+    with pytest.raises(EditError, match="stand at lines 3, 10;"):
+        replaced("        return a", "        return -a", focus="size")
     with pytest.raises(EditError, match="stand at lines 2, 4;"):
         replaced("    x = 1", "    x = 2", "def f():\n    x = 1\n    y = 1\n    x = 1\n")
 
@@ -156,6 +158,11 @@ def test_a_method_is_indented_to_its_place() -> None:
     assert rewritten("    def size(self):\n        return 1\n") == rewritten(
         "def size(self):\n    return 1\n"
     )
+
+
+def test_a_method_keeps_its_docstring() -> None:
+    source = 'class Stack:\n    def size(self):\n        """How many."""\n        return 0\n'
+    assert rewritten("def size(self):\n    return 1\n", source) == source.replace("return 0", "return 1")
 
 
 def test_decorators_belong_to_the_function() -> None:

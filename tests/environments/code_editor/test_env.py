@@ -16,6 +16,7 @@ from envkit.environments.code_editor import CodeEditorEnv, make, oracle_action, 
 from envkit.environments.code_editor.env import hidden_calls
 from envkit.mining.taskfile import write_tasks
 
+Tasks = Mapping[str, Task]
 NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
 
 
@@ -42,7 +43,7 @@ class Counted(SandboxBackend):
 
 
 @pytest.fixture
-def env(backend: SandboxBackend, starters: Mapping[str, Task]) -> Iterator[CodeEditorEnv]:
+def env(backend: SandboxBackend, starters: Tasks) -> Iterator[CodeEditorEnv]:
     made = CodeEditorEnv(tasks=list(starters.values()), sandbox=backend)
     yield made
     made.close()
@@ -77,7 +78,7 @@ def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
 
 
 def test_made_from_a_task_file(
-    tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend, starters: Mapping[str, Task]
+    tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend, starters: Tasks
 ) -> None:
     path = tmp_path_factory.mktemp("tasks") / "two.jsonl"
     write_tasks(path, list(starters.values())[:2], seed=0)
@@ -90,7 +91,7 @@ def test_made_from_a_task_file(
 # The fixed points.
 
 
-def test_oracle_earns_all_and_noop_nothing(backend: SandboxBackend, starters: Mapping[str, Task]) -> None:
+def test_oracle_earns_all_and_noop_nothing(backend: SandboxBackend, starters: Tasks) -> None:
     tasks = list(starters.values())
     keys = [EpisodeKey(0, 0, group, row, task.id) for group, task in enumerate(tasks) for row in range(2)]
     with Rollouts(lambda: CodeEditorEnv(tasks=tasks, sandbox=backend)) as rollouts:
@@ -101,9 +102,7 @@ def test_oracle_earns_all_and_noop_nothing(backend: SandboxBackend, starters: Ma
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_starter_has_one_wrong_line_and_examples_that_show_it(
-    starters: Mapping[str, Task], name: str
-) -> None:
+def test_each_starter_has_one_wrong_line_and_examples_that_show_it(starters: Tasks, name: str) -> None:
     task = starters[name]
     edit: Any = task.hidden["edit"]
     mutant, reference = task.files["solution.py"], str(task.hidden["reference"])
@@ -127,7 +126,7 @@ def attempt(call: str, names: dict[str, Any]) -> object:
 # An episode.
 
 
-def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Tasks) -> None:
     seen, _ = env.reset(seed=5, options={"task": "starter/overlap"})
     assert seen.startswith("How long two spans, each from start to end, run side by side.\n")
     assert "\noverlap((0, 10), (5, 20)) -> 5\n" in seen
@@ -143,14 +142,12 @@ def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Mapping[str, Task
     assert (info["verdict"], info["solved"]) == ("PASS", True)
 
 
-def test_a_used_up_budget_is_graded_too(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+def test_a_used_up_budget_is_graded_too(env: CodeEditorEnv, starters: Tasks) -> None:
     assert ending(env, oracle_action(starters["overlap"]), "view", "view")["reward"] == 1.0
     assert ending(env, "view", "view", "view")["reward"] == 0.0
 
 
-def test_with_one_turn_the_grammar_is_not_explained(
-    backend: SandboxBackend, starters: Mapping[str, Task]
-) -> None:
+def test_with_one_turn_the_grammar_is_not_explained(backend: SandboxBackend, starters: Tasks) -> None:
     env = CodeEditorEnv(tasks=[starters["overlap"]], sandbox=backend, max_turns=1)
     seen, _ = env.reset(seed=0)
     assert seen.endswith("```")
@@ -170,7 +167,7 @@ def test_the_evidence_names_a_call_that_went_wrong(env: CodeEditorEnv) -> None:
 # What must not win.
 
 
-def test_the_answer_is_nowhere_in_the_sandbox(env: CodeEditorEnv, starters: Mapping[str, Task]) -> None:
+def test_the_answer_is_nowhere_in_the_sandbox(env: CodeEditorEnv, starters: Tasks) -> None:
     for name, task in starters.items():
         seen, info = env.reset(seed=0, options={"task": task.id})
         edit: Any = task.hidden["edit"]
@@ -186,15 +183,14 @@ def test_knowing_the_examples_is_not_enough(env: CodeEditorEnv) -> None:
     assert (info["reward"], info["verdict"]) == (0.0, "FAIL")
 
 
-def test_code_that_rewrites_its_own_file_gains_nothing(
-    env: CodeEditorEnv, starters: Mapping[str, Task]
-) -> None:
+def test_code_that_rewrites_its_own_file_gains_nothing(env: CodeEditorEnv, starters: Tasks) -> None:
     right = str(starters["overlap"].hidden["reference"])
-    sneaky = (
-        f"```diff\n+open('solution.py', 'w').write({right!r})\n def overlap(first: tuple[int, int], second: "
-    )
-    sneaky += "tuple[int, int]) -> int:\n```"
-    assert ending(env, sneaky, "run", "submit")["reward"] == 0.0
+    first_line = right.split("\n")[0]
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    seen, *_ = env.step(f"```diff\n+open('solution.py', 'w').write({right!r})\n {first_line}\n```")
+    assert seen.startswith("Changed:")
+    env.step("run")
+    assert env.step("submit")[1] == 0.0
 
 
 @pytest.mark.parametrize(
@@ -209,7 +205,7 @@ def test_code_that_ends_its_process_fails(env: CodeEditorEnv, body: str) -> None
 # Hidden inputs.
 
 
-def test_hidden_calls_follow_the_visit(starters: Mapping[str, Task]) -> None:
+def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
     task = starters["rotated"]
     assert hidden_calls(task, 1) == hidden_calls(task, 1)
     assert hidden_calls(task, 1) != hidden_calls(task, 2)
@@ -247,19 +243,15 @@ def played(backend: SandboxBackend, task: Task, rows: int, step: int) -> list[An
         return rollouts.play(oracle({task.id: [oracle_action(task)]}), keys)
 
 
-def test_equal_candidates_of_a_group_are_graded_once(
-    backend: SandboxBackend, starters: Mapping[str, Task]
-) -> None:
+def test_equal_candidates_of_a_group_are_graded_once(backend: SandboxBackend, starters: Tasks) -> None:
     counted = Counted(backend)
     assert all(trajectory.solved for trajectory in played(counted, starters["median"], rows=4, step=1001))
     assert counted.asked == 4 + 1 + 1, "four editors, the original's answers, one candidate"
 
 
-@pytest.mark.parametrize("number", [1, 2, 3])
-def test_one_breakdown_costs_nothing(
-    backend: SandboxBackend, starters: Mapping[str, Task], number: int
-) -> None:
-    """Of the editor's sandbox, the original's or the candidate's: nothing broken is kept for the group."""
+@pytest.mark.parametrize("number", [1, 3, 4])
+def test_one_breakdown_costs_nothing(backend: SandboxBackend, starters: Tasks, number: int) -> None:
+    """Of an editor's sandbox (1, 2), the original's (3), the candidate's (4); the group keeps none of it."""
     counted = Counted(backend, frozenset({number}))
     trajectories = played(counted, starters["median"], rows=2, step=2000 + number)
     assert [trajectory.outcome for trajectory in trajectories] == [Outcome.SOLVED] * 2

@@ -1,0 +1,273 @@
+"""The whole loop on a toy environment: it learns, repeats itself bit by bit, and resumes exactly."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+
+from envkit.env import Effect
+from envkit.errors import ContractError, SandboxError, TrainingError
+from envkit.models import ModelRef
+from envkit.rollout import Rollouts
+from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import GRPOTrainer, StepMetrics, summary
+from envkit.train.policy import Policy
+from envkit.types import Outcome, Task, Trajectory
+
+CONFIG = TrainConfig(
+    seed=3,
+    max_turns=2,
+    max_steps=4,
+    learning_rate=3e-3,
+    groups_per_step=3,
+    num_generations=4,
+    max_completion_length=3,
+    save_steps=1,
+)
+TASKS = tiny.letter_tasks("abcdefg")
+
+#: Makes a trainer in a folder; what a second process would do in the same folder.
+Make = Callable[..., GRPOTrainer]
+
+
+@pytest.fixture
+def make(ref: ModelRef) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def trainer(
+            folder: Path,
+            config: TrainConfig = CONFIG,
+            *,
+            policy: Policy | None = None,
+            tasks: Sequence[Task] = TASKS,
+            broken: frozenset[int] = frozenset(),
+            env: type[tiny.LetterEnv] = tiny.LetterEnv,
+        ) -> GRPOTrainer:
+            folder.mkdir(exist_ok=True)
+            backend = tiny.MemoryBackend(broken)
+            rollouts = stack.enter_context(
+                # One worker, so that calls of the backend come in order.
+                Rollouts(lambda: env(tasks=tasks, sandbox=backend, max_turns=config.max_turns), workers=1)
+            )
+            return GRPOTrainer(
+                policy or tiny.policy(ref, seed=config.seed),
+                tasks,
+                rollouts,
+                config,
+                stack.enter_context(Journal(folder / "metrics.jsonl")),
+                stack.enter_context(Journal(folder / "episodes.jsonl")),
+                CheckpointStore(folder / "checkpoints"),
+            )
+
+        yield trainer
+
+
+def train(trainer: GRPOTrainer, until: int | None = None) -> list[StepMetrics]:
+    seen: list[StepMetrics] = []
+
+    def go_on(metrics: StepMetrics) -> bool:
+        seen.append(metrics)
+        return metrics.step != until
+
+    trainer.train(go_on)
+    return seen
+
+
+def adapter(folder: Path) -> bytes:
+    """The newest checkpoint's weights."""
+    store = CheckpointStore(folder / "checkpoints")
+    return (store.path(store.steps()[-1]) / "adapter_model.safetensors").read_bytes()
+
+
+def episodes(folder: Path) -> list[Trajectory]:
+    """All episodes, wall times left out."""
+    found: list[Trajectory] = []
+    for record in read_lines(folder / "episodes.jsonl"):
+        trajectory = trajectory_from_json(record)
+        steps = tuple(
+            dataclasses.replace(
+                step,
+                turn=dataclasses.replace(step.turn, usage=dataclasses.replace(step.turn.usage, seconds=0.0)),
+            )
+            for step in trajectory.steps
+        )
+        found.append(dataclasses.replace(trajectory, steps=steps))
+    return found
+
+
+def timeless(metrics: Sequence[StepMetrics]) -> list[StepMetrics]:
+    return [dataclasses.replace(each, rollout_s=0.0, learn_s=0.0) for each in metrics]
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_reward_rises(make: Make, tmp_path: Path, seed: int) -> None:
+    ref = tiny.make(tmp_path / "model", initializer_range=0.6)  # few likely tokens: quick to learn
+    tasks = [dataclasses.replace(task, metadata={"letter": "e"}) for task in TASKS[:4]]
+    config = TrainConfig(
+        seed=seed, max_steps=14, learning_rate=5e-3, groups_per_step=4, max_completion_length=1, save_steps=99
+    )
+    seen = train(make(tmp_path / "run", config, policy=tiny.policy(ref), tasks=tasks))
+    rewards = [metrics.reward for metrics in seen]
+    assert sum(rewards[:2]) / 2 < 0.65
+    assert sum(rewards[-3:]) / 3 > 0.85
+    assert max(metrics.drift for metrics in seen) < 1e-4
+    assert max(metrics.clipped for metrics in seen) == 0.0  # one step per batch: every ratio is 1
+
+
+def test_the_same_seed_gives_the_same_bits(make: Make, tmp_path: Path) -> None:
+    one, again, other = (tmp_path / name for name in ("one", "again", "other"))
+    first = train(make(one))
+    assert timeless(train(make(again))) == timeless(first)
+    assert episodes(one) == episodes(again)
+    assert adapter(one) == adapter(again)
+    train(make(other, dataclasses.replace(CONFIG, seed=4)))
+    assert episodes(one) != episodes(other)
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(make: Make, tmp_path: Path, cut: int) -> None:
+    straight, resumed = tmp_path / "straight", tmp_path / "resumed"
+    whole = train(make(straight))
+    before = train(make(resumed), until=cut)
+    second = make(resumed)
+    assert second.resume()
+    assert second.step == cut
+    after = train(second)
+    assert timeless(before + after) == timeless(whole)
+    assert episodes(resumed) == episodes(straight)
+    assert adapter(resumed) == adapter(straight)
+    assert any(metrics.grad_norm > 0 for metrics in after)
+
+
+def test_steps_after_the_last_checkpoint_are_played_again_equally(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, save_steps=2)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(make(straight, config))
+
+    def die(metrics: StepMetrics) -> bool:
+        if metrics.step == 3:
+            raise KeyboardInterrupt
+        return True
+
+    with pytest.raises(KeyboardInterrupt):
+        make(killed, config).train(die)
+    second = make(killed, config)
+    second.resume()
+    assert second.step == 2
+    train(second)
+    assert adapter(killed) == adapter(straight)
+    size = len(episodes(straight)) // 4
+    assert episodes(killed)[: 3 * size] == episodes(straight)[: 3 * size]
+    assert episodes(killed)[3 * size :] == episodes(straight)[2 * size :]
+
+
+def test_nothing_to_resume(make: Make, tmp_path: Path) -> None:
+    assert not make(tmp_path / "run").resume()
+
+
+def test_every_episode_is_logged_with_its_tokens(make: Make, tmp_path: Path) -> None:
+    seen = train(make(tmp_path / "run"))
+    logged = episodes(tmp_path / "run")
+    assert len(logged) == 4 * 3 * 4
+    assert [len(trajectory.steps) for trajectory in logged] == [2] * len(logged)
+    for metrics in seen:
+        mine = [t for t in logged if t.key.step == metrics.step - 1]
+        tokens = [step.turn.tokens for t in mine for step in t.steps]
+        assert metrics.completion_tokens == sum(len(each.completion_ids) for each in tokens if each)
+        assert metrics.reward == pytest.approx(sum(t.reward for t in mine) / len(mine))
+        groups = {group: {t.reward for t in mine if t.key.group == group} for group in range(3)}
+        assert metrics.mixed == pytest.approx(sum(len(each) > 1 for each in groups.values()) / 3)
+    records = read_lines(tmp_path / "run" / "metrics.jsonl")
+    assert [record["step"] for record in records] == [1, 2, 3, 4]
+    assert all(record["phase"] == "rl" for record in records)
+    assert trajectory_from_json(json.loads(json.dumps(trajectory_to_json(logged[0])))) == logged[0]
+
+
+def test_stopping_saves(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, save_steps=100)
+    train(make(tmp_path / "run", config), until=3)
+    assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [3]
+
+
+@pytest.mark.parametrize("split", ["heldout", "", "Train"])
+def test_only_train_tasks_are_trained_on(make: Make, tmp_path: Path, split: str) -> None:
+    held = dataclasses.replace(TASKS[2], split=split)
+    with pytest.raises(TrainingError, match=f"task c is of split {split!r}; only 'train'"):
+        make(tmp_path / "run", tasks=[*TASKS[:2], held])
+
+
+def test_voids_leave_the_batch(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=6, max_turns=1)
+    # The second row's sandbox breaks, and so does its second try.
+    trainer = make(tmp_path / "run", config, broken=frozenset({1, 2}))
+    (metrics,) = train(trainer)
+    logged = episodes(tmp_path / "run")
+    assert [t.key.row for t in logged if t.outcome is Outcome.VOID] == [1]
+    valid = [t for t in logged if t.outcome is not Outcome.VOID]
+    assert metrics.void == pytest.approx(1 / 6)
+    assert metrics.reward == pytest.approx(sum(t.reward for t in valid) / 5)
+    assert metrics.completion_tokens == sum(t.steps[0].turn.usage.completion_tokens for t in valid)
+
+
+class BreaksLate(tiny.LetterEnv):
+    """Every episode's machinery breaks in its second turn."""
+
+    def apply(self, action: str) -> Effect:
+        if self.turns_left == 0:
+            raise SandboxError("gone")
+        return super().apply(action)
+
+
+def test_tokens_of_voids_count_for_nothing(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=2)
+    # Both sandboxes are made, and neither can be made again, tried twice each.
+    trainer = make(tmp_path / "run", config, broken=frozenset(range(2, 6)), env=BreaksLate)
+    before = tiny.weights(trainer._policy)  # pyright: ignore[reportPrivateUsage]
+    (metrics,) = train(trainer)
+    assert {t.outcome for t in episodes(tmp_path / "run")} == {Outcome.VOID}
+    assert (metrics.void, metrics.completion_tokens, metrics.grad_norm, metrics.reward) == (1.0, 0, 0.0, 0.0)
+    assert tiny.equal(before, tiny.weights(trainer._policy))  # pyright: ignore[reportPrivateUsage]
+
+
+class ShowsAClock(tiny.LetterEnv):
+    """Its first observation is another in every episode: what no environment may do."""
+
+    shown = 0
+
+    def setup(self, task: Task) -> str:
+        ShowsAClock.shown += 1
+        return f"{super().setup(task)} It is {ShowsAClock.shown} o'clock."
+
+
+def test_one_visit_with_different_prompts_is_refused(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(ContractError, match=r"environment letter began one visit of task \w with different"):
+        train(make(tmp_path / "run", env=ShowsAClock))
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) -> None:
+    trainer = make(tmp_path / "run")
+    train(trainer, until=1)
+    policy = trainer._policy  # pyright: ignore[reportPrivateUsage]
+    for parameter in policy.trainable():
+        parameter.register_hook(lambda grad: grad * float("nan"))
+    before = tiny.weights(policy)
+    with pytest.raises(TrainingError, match="gradient is not finite; lower learning_rate"):
+        train(trainer)
+    assert tiny.equal(before, tiny.weights(policy))
+    assert all(torch.isfinite(weight).all() for weight in before)
+
+
+def test_summary() -> None:
+    assert summary([]) == "no steps"
+    assert summary([{"reward": 0.25, "mixed": 0.5}, {"reward": 0.5, "mixed": 1.0}]) == (
+        "2 steps, mean reward 0.375, mixed groups 75%"
+    )
