@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import Request, Sampling
-from envkit.models import ModelRef
+from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.train.loss import clipped_loss, logprobs
 from envkit.train.packing import Batch, Row, chunks, merge, pack
 from envkit.train.policy import Policy
@@ -204,3 +204,15 @@ def test_engine_and_learner_agree_along_training(policy: Policy) -> None:
         optimizer.step()
         optimizer.zero_grad()
         assert not tiny.equal(before, tiny.weights(policy))
+
+
+@pytest.mark.model
+def test_engine_and_learner_of_the_real_model_agree() -> None:
+    policy = tiny.policy(resolve(DEFAULT_MODEL), shaken=1e-3)
+    policy.sync()
+    prompt = policy.renderer.first("def mean(values):\n    return sum(values) // len(values)")
+    drawn = policy.engine.generate([Request(prompt, (row,)) for row in range(4)], Sampling(1.0, 8))
+    batch = pack(prompt, [Row(c.ids, (True,) * len(c.ids), c.logprobs, 1.0) for c in drawn])
+    new = logprobs(policy.model, batch, 1.0).detach()
+    assert float((new - batch.old_logprobs_N).abs().max()) < 1e-3
+    assert float((new - batch.old_logprobs_N).abs().mean()) < 1e-4
