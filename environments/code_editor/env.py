@@ -157,8 +157,8 @@ def hidden_calls(task: Task, visit: int) -> list[Call]:
 def oracle_action(task: Task) -> str:
     """The original function, whole.
 
-    Measured on the 135M model: it repairs while it copies, and hardly ever when it must first name
-    the wrong line, as in a diff.
+    Chosen on pilots with the 135M model: it repairs while it copies, and seldom when it must first
+    name the wrong line, as in a diff.
     """
     source, function = str(task.hidden["reference"]), str(task.hidden["function"])
     [found] = [item for item in definitions(source) if item.name == function]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from envkit import registry
@@ -56,7 +57,7 @@ def doctor(as_json: Json = False) -> None:
     else:
         table = Table(show_header=False, box=None)
         for name, ok, detail in rows:
-            table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, detail)
+            table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, escape(detail))
         out.print(table)
     if not ready:
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ import sys
 import warnings
 
 import typer
+from rich.markup import escape
 
 from envkit.cli import inspect, play, tasks, train
 from envkit.cli.ui import err
@@ -44,14 +45,14 @@ app.command()(inspect.report)
 
 def main() -> None:
     """Run the command line: 0 done, 1 failed, 2 bad input, 130 interrupted."""
-    if not _verbose:
-        warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
+    warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
     try:
         app()
     except EnvkitError as error:
         if _verbose:
             raise
-        err.print(f"[red]error:[/] {error}", markup=True, soft_wrap=True)
+        # Escaped: "envkit[train]" is text, not a style.
+        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted")

@@ -6,6 +6,8 @@ on where it stopped: evaluations episode by episode, RL from its last checkpoint
 
 from __future__ import annotations
 
+import os
+import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -211,7 +213,11 @@ class BeforeAfter:
 
             whole = imitate(self._policy, self._train_tasks, self._backend, config, self._display, on_loss)
         if whole:
-            self._policy.save_adapter(folder)
+            # Whole or absent: a resumed run takes what it finds under the final name.
+            making = folder.with_name(".sft")
+            shutil.rmtree(making, ignore_errors=True)
+            self._policy.save_adapter(making)
+            os.rename(making, folder)
             took(self._run, "SFT warm start", started)
         return whole
 

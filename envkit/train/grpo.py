@@ -8,7 +8,7 @@ log-probabilities that were recorded while sampling.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import final
 
@@ -224,11 +224,3 @@ class GRPOTrainer:
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return loss, norm, drift / max(trained, 1), clipped / max(trained, 1)
-
-
-def summary(metrics: Sequence[Mapping[str, float]]) -> str:
-    """One line on a stretch of steps."""
-    if not metrics:
-        return "no steps"
-    mean = {key: sum(m[key] for m in metrics) / len(metrics) for key in ("reward", "mixed")}
-    return f"{len(metrics)} steps, mean reward {mean['reward']:.3f}, mixed groups {mean['mixed']:.0%}"

@@ -97,3 +97,19 @@ def test_play_gives_up_at_end_of_input(tmp_path: Path) -> None:
     assert "solution.py defines" in done.stdout
     assert "given up" in done.stdout
     assert done.returncode == 0
+
+
+def test_an_error_keeps_its_brackets(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from envkit.cli import main as command
+    from envkit.errors import MissingExtraError
+
+    def missing() -> None:
+        raise MissingExtraError("torch", "train")
+
+    monkeypatch.setattr(command, "app", missing)
+    with pytest.raises(SystemExit) as ended:
+        command.main()
+    assert ended.value.code == 2
+    assert "envkit[train]" in capsys.readouterr().err

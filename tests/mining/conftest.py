@@ -1,4 +1,4 @@
-"""A tiny package to mine, and a real sandbox to mine it in."""
+"""A tiny package to mine."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from envkit.sandboxes.bubblewrap import BubblewrapBackend
-
 Install = Callable[[str, str, Mapping[str, str]], None]
-
-
-@pytest.fixture(scope="session")
-def backend() -> BubblewrapBackend:
-    found = BubblewrapBackend()
-    if missing := found.available():
-        pytest.skip(missing)
-    return found
 
 
 @pytest.fixture

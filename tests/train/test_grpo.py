@@ -19,7 +19,7 @@ from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer, StepMetrics, summary
+from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
 from envkit.types import Outcome, Task, Trajectory
 
@@ -264,10 +264,3 @@ def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) 
         train(trainer)
     assert tiny.equal(before, tiny.weights(policy))
     assert all(torch.isfinite(weight).all() for weight in before)
-
-
-def test_summary() -> None:
-    assert summary([]) == "no steps"
-    assert summary([{"reward": 0.25, "mixed": 0.5}, {"reward": 0.5, "mixed": 1.0}]) == (
-        "2 steps, mean reward 0.375, mixed groups 75%"
-    )
