@@ -52,11 +52,13 @@ def mine_packages(
     exclude = resembling(heldout_recipe()["packages"]) if split == "train" else _nothing
     found: list[Task] = []
     for package in packages:
-        display.phase(f"mine {package}", 1)
+        started = False
 
         def progress(done: int, total: int, tasks: int, package: str = package) -> None:
-            if done == 1:
+            nonlocal started
+            if not started:  # only the miner knows how many functions there are
                 display.phase(f"mine {package}", total)
+                started = True
             display.advance(done, f"{tasks} tasks")
 
         found += mine(
