@@ -13,10 +13,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from envkit import registry
+from envkit.cli.parts import Json
 from envkit.cli.ui import emit, out
 from envkit.errors import EnvkitError
-
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
 
 def list_(as_json: Json = False) -> None:

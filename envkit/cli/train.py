@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from envkit.cli.inspect import Json
+from envkit.cli.parts import Json, Root, SandboxName, Unsafe, proved_backend
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 
@@ -21,13 +21,10 @@ if TYPE_CHECKING:
     from envkit.train.config import TrainConfig
     from envkit.types import Task
 
-Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]
 Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: mined.")]
 Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: the recipe.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A trained adapter's folder.")]
-Unsafe = Annotated[bool, typer.Option("--unsafe", help="Allow a sandbox that does not isolate.")]
-SandboxName = Annotated[str, typer.Option("--sandbox", help="auto, or a name from `envkit list`.")]
 
 
 def demo(
@@ -57,7 +54,7 @@ def train(
     from envkit.studies import before_after
 
     with live() as display, interruptible() as go_on:
-        backend = _backend(sandbox, unsafe, display)
+        backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
             if given := [n for n, v in (("--config", config), ("--minutes", minutes), ("--seed", seed)) if v]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
@@ -93,7 +90,7 @@ def sft(
         raise UsageError(f"{output} exists; choose another folder, nothing is overwritten")
     with live() as display, interruptible() as go_on:
         settings = _settings(config, model=model, sft_examples=examples)
-        backend = _backend(sandbox, False, display)
+        backend = proved_backend(sandbox, False, display)
         train_tasks, _ = _tasks(tasks, None, backend, display, need_heldout=False)
         losses = warm_start(output, settings, train_tasks, backend, display, go_on)
     facts = {"adapter": str(output), "steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
@@ -163,7 +160,7 @@ def _compare(
     from envkit.studies.compare import compare
 
     with live() as display, interruptible() as go_on:
-        backend = _backend(sandbox, False, display)
+        backend = proved_backend(sandbox, False, display)
         _, held = _tasks(None, heldout, backend, display, need_train=False)
         path = compare(
             root,
@@ -176,19 +173,6 @@ def _compare(
             command=_command(),
         )
     _done(path, as_json, stopped=not go_on())
-
-
-def _backend(name: str, unsafe: bool, display: Display) -> SandboxBackend:
-    """The sandbox, its isolation proved before anything runs in it."""
-    from envkit import registry
-    from envkit.sandbox_check import require_isolation
-
-    backend = registry.sandbox_backend(name)
-    if unsafe and not backend.isolated:
-        display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
-        return backend
-    require_isolation(backend)
-    return backend
 
 
 def _tasks(

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import platform
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
@@ -19,6 +21,17 @@ from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
+
+_FIELDS: Mapping[str, type] = {
+    "split": str,
+    "python": str,
+    "seed": int,
+    "per_function": int,
+    "max_chars": int,
+    "packages": dict,
+    "digest": str,
+    "rows": list,
+}
 
 #: Functions that share one sandboxed process.
 _PER_SANDBOX = 32
@@ -35,15 +48,22 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
         seed: see there.
         per_function: see there.
         max_chars: see there.
+
+    Raises:
+        TaskFileError: there are no tasks.
     """
     rows: list[JSON] = []
     for task in tasks:
         site = cast("Mapping[str, JSON]", task.hidden["site"])
         rows.append([*task.id.split("/"), site["killers"]])
     versions = {(str(task.metadata["package"]), str(task.metadata["version"])) for task in tasks}
+    if not tasks:
+        raise TaskFileError("there are no tasks to make a recipe of")
     return {
         "schema": SCHEMA,
         "split": tasks[0].split,
+        # Another Python may answer a call or two otherwise, and so choose other rows.
+        "python": ".".join(platform.python_version_tuple()[:2]),
         "seed": seed,
         "per_function": per_function,
         "max_chars": max_chars,
@@ -58,6 +78,28 @@ def recipe_text(recipe: Mapping[str, JSON]) -> str:
     rows = ",\n".join("  " + json.dumps(row) for row in cast("Sequence[JSON]", recipe["rows"]))
     head = json.dumps({key: value for key, value in recipe.items() if key != "rows"}, indent=1)
     return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+
+
+def read_recipe(path: Path) -> dict[str, JSON]:
+    """Read a recipe file.
+
+    Raises:
+        TaskFileError: names the file, and the field where something is wrong.
+    """
+    try:
+        recipe: object = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise TaskFileError(f"{path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise TaskFileError(f"{path}: not JSON ({error}); expected a recipe") from error
+    if not isinstance(recipe, dict) or cast("dict[str, JSON]", recipe).get("schema") != SCHEMA:
+        raise TaskFileError(f"{path}: not a recipe; expected an object whose field 'schema' is {SCHEMA!r}")
+    found = cast("dict[str, JSON]", recipe)
+    for field, kind in _FIELDS.items():
+        if not isinstance(found.get(field), kind):
+            there = type(found[field]).__name__ if field in found else "nothing"
+            raise TaskFileError(f"{path}, field {field!r}: found {there}, expected {kind.__name__}")
+    return found
 
 
 def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:
@@ -85,18 +127,16 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     """Make the tasks of a recipe again.
 
     Args:
-        recipe: what `make_recipe` gave.
+        recipe: what `make_recipe` or `read_recipe` gave.
         backend: where the originals answer the public examples.
         workers: sandboxes at work at once.
 
     Raises:
-        TaskFileError: not a recipe, another version of a package is installed, or the tasks do not
-            come out as they were.
+        TaskFileError: another version of a package is installed, or the tasks do not come out as
+            they were.
         UsageError: a package is not installed.
         SandboxError: the machinery failed.
     """
-    if recipe.get("schema") != SCHEMA:
-        raise TaskFileError(f"recipe, field 'schema': found {recipe.get('schema')!r}, expected {SCHEMA!r}")
     seed, split = cast("int", recipe["seed"]), str(recipe["split"])
     rows = cast("Sequence[_Row]", recipe["rows"])
     _require_versions(cast("Mapping[str, str]", recipe["packages"]))

@@ -39,22 +39,29 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int) -> str:
     """Write a task file whole or not at all, and return its digest.
 
     Raises:
-        TaskFileError: the file exists and differs, there are no tasks, or the disk refuses.
+        TaskFileError: there are no tasks, or see `write_once`.
     """
     if not tasks:
         raise TaskFileError(f"{path}: there are no tasks to write; nothing was written")
     packages = {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks}
     header = {"schema": SCHEMA, "seed": seed, "packages": packages, "count": len(tasks)}
-    text = canonical(header) + "\n" + "".join(map(_line, tasks))
+    write_once(path, canonical(header) + "\n" + "".join(map(_line, tasks)))
+    return digest(tasks)
+
+
+def write_once(path: Path, text: str) -> None:
+    """Write a file whole or not at all; nothing is overwritten.
+
+    Raises:
+        TaskFileError: the file exists and differs, or the disk refuses.
+    """
     try:
-        if path.exists():
-            if path.read_text(encoding="utf-8") != text:
-                raise TaskFileError(f"{path} exists and differs; move it away or choose another name")
-            return digest(tasks)
-        _write_atomically(path, text)
+        if not path.exists():
+            _write_atomically(path, text)
+        elif path.read_bytes() != text.encode():
+            raise TaskFileError(f"{path} exists and differs; move it away or choose another name")
     except OSError as error:
         raise TaskFileError(f"{path} cannot be written: {error.strerror or error}") from error
-    return digest(tasks)
 
 
 def read_tasks(path: Path) -> list[Task]:

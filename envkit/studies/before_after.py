@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import final
 
 from envkit.agents.local import LocalAgent
-from envkit.agents.scripted import noop, oracle
 from envkit.bench.data import Difference
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.environments.code_editor.prompt import SYSTEM
 from envkit.errors import StoreError, TrainingError
 from envkit.mining.taskfile import digest
@@ -30,6 +29,7 @@ from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish, took
 from envkit.studies.display import Display
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, plan, use_threads
+from envkit.studies.verify import controls
 from envkit.studies.warm_start import imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
@@ -177,8 +177,7 @@ class BeforeAfter:
 
     def _controls(self, rollouts: Rollouts) -> bool:
         """Oracle must solve every held-out task and no-op none; else the numbers mean nothing."""
-        solutions = {task.id: [oracle_action(task), "submit"] for task in self._heldout}
-        for agent, wanted in ((oracle(solutions), 1.0), (noop(), 0.0)):
+        for agent, wanted in controls(self._heldout):
             if not self._arms.play(rollouts, agent, agent.name, samples=1):
                 return False
             if wrong := [t for t in self._arms.played(agent.name) if t.reward != wanted]:

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from envkit.agent import Agent
 from envkit.agents.local import LocalAgent
-from envkit.agents.scripted import noop, oracle, random_edits
+from envkit.agents.scripted import random_edits
 from envkit.bench.data import Difference
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.environments.code_editor.prompt import SYSTEM
 from envkit.errors import UsageError
 from envkit.mining.taskfile import digest
@@ -23,6 +23,7 @@ from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish
 from envkit.studies.display import Display
 from envkit.studies.plan import use_threads
+from envkit.studies.verify import controls
 from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 from envkit.types import Task
@@ -93,10 +94,8 @@ def compare(
         return CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=settings.max_turns)
 
     def agent_of(spec: ArmSpec) -> Agent:
-        if spec.agent == "oracle":
-            return oracle({task.id: [oracle_action(task), "submit"] for task in tasks})
-        if spec.agent == "no-op":
-            return noop()
+        if scripted := next((one for one, _ in controls(tasks) if one.name == spec.agent), None):
+            return scripted
         if spec.agent == "random":
             return random_edits({task.id: task for task in tasks})
         policy = Policy(ref, system=SYSTEM, adapter=spec.adapter)

@@ -20,7 +20,11 @@ from envkit.train.policy import Policy
 DEFAULT_MINUTES = 20.0
 
 #: Typical lengths in tokens of the code editor's single-turn episodes.
-_PROMPT, _ANSWER = 140, 56
+_PROMPT, _ANSWER = 150, 64
+#: Tokens that base, SFT and SFT+RL sample for one held-out episode; the untouched model rambles.
+_EVALUATED = 224
+#: Speed of whole rollouts beside that of a full batch: rows that end leave it half empty, and grading waits.
+_FULL_SHARE = 0.68
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,16 +104,15 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Pla
     if minutes < 1:
         raise UsageError(f"--minutes is {minutes}; at least 1 is needed to train and evaluate anything")
     seconds, samples = minutes * 60, 8
-    # The untouched model rarely ends its turn, so its answers are as long as they may be.
-    answers = 2 * _ANSWER + config.max_completion_length
-    per_task = 3 * _PROMPT / speed.prefill + samples * answers / speed.decode
+    decode = _FULL_SHARE * speed.decode
+    per_task = 3 * _PROMPT / speed.prefill + samples * _EVALUATED / decode
     tasks = max(16, min(heldout, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (_PROMPT + _ANSWER) / speed.learn
     examples = int(0.42 * left / per_example) // config.sft_batch_size * config.sft_batch_size
     size = config.num_generations
     # Half of the groups are mixed, and half of a group's answers are distinct.
-    per_group = _PROMPT / speed.prefill + size * _ANSWER / speed.decode
+    per_group = _PROMPT / speed.prefill + size * _ANSWER / decode
     per_group += 0.6 * (_PROMPT + 0.6 * size * _ANSWER) / speed.learn
     left -= examples * per_example
     steps = int(left / (per_group * config.groups_per_step))

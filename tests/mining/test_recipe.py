@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import platform
 from collections import Counter
 from collections.abc import Callable
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envkit.errors import TaskFileError
 from envkit.mining.miner import mine
-from envkit.mining.recipe import build_from_recipe, make_recipe, recipe_text, spread_order
+from envkit.mining.recipe import build_from_recipe, make_recipe, read_recipe, recipe_text, spread_order
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -52,7 +54,6 @@ def test_another_version_is_refused(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"schema": "envkit.recipe/9"}, "field 'schema': found 'envkit.recipe/9'"),
         ({"digest": "0" * 64}, "expected 000000000000"),
         ({"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1]]]}, "1 tasks cannot be made again"),
     ],
@@ -62,6 +63,29 @@ def test_what_does_not_fit_is_refused(
 ) -> None:
     with pytest.raises(TaskFileError, match=message):
         build_from_recipe({**recipe, **changed}, backend)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("{torn", "not JSON"),
+        ("[]", "field 'schema'"),
+        ('{"schema": "envkit.recipe/9"}', "field 'schema' is 'envkit.recipe/1'"),
+        ('{"schema": "envkit.recipe/1", "split": 3}', "field 'split': found int, expected str"),
+        ('{"schema": "envkit.recipe/1", "split": "train"}', "field 'python': found nothing, expected str"),
+    ],
+)
+def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(text)
+    with pytest.raises(TaskFileError, match=message) as raised:
+        read_recipe(path)
+    assert str(path) in str(raised.value)
+
+
+def test_a_recipe_of_nothing_is_refused() -> None:
+    with pytest.raises(TaskFileError, match="no tasks"):
+        make_recipe([], seed=0, per_function=4, max_chars=700)
 
 
 def test_any_prefix_is_spread_over_functions_and_packages() -> None:
@@ -100,6 +124,20 @@ def test_the_held_out_set_is_large_and_wide_enough() -> None:
     }
     assert {row[0] for row in rows[:20]} == set(HELDOUT["packages"])
     assert len(set(sources[:150])) == 150
+
+
+def test_the_rule_chooses_the_held_out_tasks(backend: SandboxBackend) -> None:
+    size = {"per_function": HELDOUT["per_function"], "max_chars": HELDOUT["max_chars"]}
+    seed = HELDOUT["seed"]
+    found = [
+        task
+        for package in HELDOUT["packages"]
+        for task in mine(package, seed=seed, split="heldout", backend=backend, **size)
+    ]
+    chosen = make_recipe(spread_order(found, seed), seed=seed, **size)
+    assert [row[:3] for row in chosen["rows"]] == [row[:3] for row in HELDOUT["rows"]]
+    if platform.python_version().startswith(f"{HELDOUT['python']}."):
+        assert chosen == HELDOUT
 
 
 def test_the_held_out_tasks_come_out_as_they_were(backend: SandboxBackend) -> None:

@@ -1,0 +1,81 @@
+"""Verifying tasks: the oracle must solve each one, and doing nothing must solve none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from envkit.agents.scripted import ScriptedAgent, noop, oracle
+from envkit.bench.run import keys
+from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.studies.display import Display
+from envkit.types import Outcome, Task
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Broken:
+    """A task that a control agent earns the wrong reward on.
+
+    Args:
+        task: its id.
+        agent: ``"oracle"`` or ``"no-op"``.
+        reward: what the agent earned.
+        expected: what it must earn.
+        evidence: the grader's words, or what broke.
+    """
+
+    task: str
+    agent: str
+    reward: float
+    expected: float
+    evidence: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.agent} earns {self.reward:g} on {self.task}, expected {self.expected:g}: {self.evidence}"
+        )
+
+
+def controls(tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
+    """The scripted agents that bound every score, each with the reward it must earn."""
+    solutions = {task.id: [oracle_action(task), "submit"] for task in tasks}
+    return [(oracle(solutions), 1.0), (noop(), 0.0)]
+
+
+def verify(
+    tasks: Sequence[Task], backend: SandboxBackend, display: Display, go_on: Callable[[], bool], *, seed: int
+) -> list[Broken]:
+    """Play both controls on every task.
+
+    Args:
+        tasks: of any split.
+        backend: sandbox backend.
+        display: live view.
+        go_on: polled between chunks; False stops.
+        seed: of the hidden inputs that are drawn anew.
+
+    Returns:
+        What is wrong, in task order per agent; empty when all is well.
+    """
+
+    def make_env() -> CodeEditorEnv:
+        return CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=1)
+
+    broken: list[Broken] = []
+    with Rollouts(make_env) as rollouts:
+        for agent, expected in controls(tasks):
+            display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
+            wanted = keys(tasks, 1, seed)
+            for start in range(0, len(wanted), _AT_ONCE):
+                if not go_on():
+                    return broken
+                for played in rollouts.play(agent, wanted[start : start + _AT_ONCE]):
+                    if played.reward != expected or played.outcome is Outcome.VOID:
+                        said = played.info.get("error") or played.info.get("evidence")
+                        broken.append(Broken(played.key.task, agent.name, played.reward, expected, str(said)))
+                display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")
+    return broken
