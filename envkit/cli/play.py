@@ -2,75 +2,123 @@
 
 from __future__ import annotations
 
+import re
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.panel import Panel
 from rich.syntax import Syntax
+from rich.text import Text
 
 from envkit.cli.ui import out
+
+_OPENS = re.compile(r"[ \t]*```|<{5,9} ?SEARCH")
+_CLOSES = re.compile(r"[ \t]*```[ \t]*$|>{5,9} ?REPLACE")
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
+_DIFF = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTILINE)
 
 
 def play(
     env: Annotated[str, typer.Argument(help="Environment name from `envkit list`.")] = "code-editor",
     task: Annotated[str | None, typer.Option(help="Task id; default: a random one.")] = None,
     tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: starter tasks.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of task and hidden inputs.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of task and hidden inputs.")] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="Actions until the end.")] = 10,
 ) -> None:
-    """Play one episode yourself. An action is ended by an empty line; Ctrl-D gives up."""
+    """Play one episode yourself.
+
+    A line is an action. One that opens a block (``` or <<<<<<< SEARCH) goes on until an empty line after
+    the block. Ctrl-D gives up.
+    """
     from envkit import registry
 
-    options: dict[str, Any] = {"max_turns": max_turns, "render_mode": "ansi"}
+    options: dict[str, Any] = {"max_turns": max_turns}
     if tasks is not None:
         options["tasks"] = tasks
     game = registry.load("environment", env)(**options)
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         out.print(Panel.fit(f"{env}: {info['task']}", style="bold"))
+        out.print("A line is an action; a block ends with an empty line; Ctrl-D gives up.", style="dim")
         reward, ended = 0.0, False
         while not ended:
-            _show(observation)
-            action = _read()
+            out.print(*pretty(observation), sep="\n")
+            action = read_action(_lines())
             if action is None:
                 out.print("given up")
                 return
             observation, reward, terminated, truncated, info = game.step(action)
             ended = terminated or truncated
-        _show(observation)
-        style = "bold green" if info["solved"] else "bold red"
-        out.print(f"[{style}]{info['verdict']}[/], reward {reward:g}")
+        out.print(*pretty(observation), sep="\n")
+        out.print(
+            f"{info['verdict']}, reward {reward:g}", style="bold green" if info["solved"] else "bold red"
+        )
         for name, evidence in info["evidence"].items():
             out.print(f"{name}: {evidence}", markup=False)
     finally:
         game.close()
 
 
-def _show(observation: str) -> None:
-    """The observation with its code and diffs in colour."""
-    fenced = observation.split("```")
-    for index, part in enumerate(fenced):
-        if index % 2:
-            language, _, body = part.partition("\n")
-            out.print(Syntax(body.rstrip("\n"), language or "text", background_color="default"))
-        elif part.strip():
-            for line in part.strip("\n").splitlines():
-                colour = {"+": "green", "-": "red"}.get(line[:1], "default")
-                is_change = line[:1] in "+-" and line[1:2] not in ("", " ")
-                out.print(line, markup=False, style=colour if is_change else "default")
+def pretty(observation: str) -> list[Text | Syntax]:
+    """The observation in pieces, code and diffs in colour."""
+    pieces: list[Text | Syntax] = []
+    for text, fence in _split(_FENCE, observation):
+        if fence is not None:
+            pieces.append(_code(fence[2], fence[1] or "text"))
+            continue
+        for plain, diff in _split(_DIFF, text):
+            pieces += [_code(diff[0], "diff")] if diff is not None else [Text(plain.strip("\n"))]
+    return [piece for piece in pieces if isinstance(piece, Syntax) or piece.plain]
 
 
-def _read() -> str | None:
-    """Lines up to an empty one; an open fence keeps its empty lines. ``None`` at end of input."""
-    lines: list[str] = []
-    while True:
+def _split(pattern: re.Pattern[str], text: str) -> Iterable[tuple[str, re.Match[str] | None]]:
+    """What stands between the matches, with ``None``, and the matches, in order."""
+    at = 0
+    for match in pattern.finditer(text):
+        yield text[at : match.start()], None
+        yield "", match
+        at = match.end()
+    yield text[at:], None
+
+
+def _code(text: str, language: str) -> Syntax:
+    return Syntax(text.rstrip("\n"), language, background_color="default", word_wrap=True)
+
+
+def _lines() -> Callable[[bool], str | None]:
+    """Asks a person for lines; ``None`` at end of input. Prompts only where there is a person."""
+    prompt = sys.stdin.isatty()
+
+    def ask(more: bool) -> str | None:
         try:
-            line = input("> " if not lines else "  ")
+            return input(("  " if more else "> ") if prompt else "")
         except EOFError:
-            return "\n".join(lines) if lines else None
-        fence_open = sum(text.strip().startswith("```") for text in lines) % 2 == 1
-        if not line and lines and not fence_open:
-            return "\n".join(lines)
-        if line or fence_open:
-            lines.append(line)
+            return None
+
+    return ask
+
+
+def read_action(ask: Callable[[bool], str | None]) -> str | None:
+    """One action; ``None`` when the person gave up.
+
+    Args:
+        ask: gives the next line, or ``None`` at end of input; told whether the action has begun.
+    """
+    lines: list[str] = []
+    open_block = False
+    while True:
+        line = ask(bool(lines))
+        if line is None:
+            return "\n".join(lines) or None
+        if not open_block and not line.strip():
+            if lines:
+                return "\n".join(lines)
+            continue
+        opens = not open_block and _OPENS.match(line)
+        open_block = bool(opens) or (open_block and not _CLOSES.match(line))
+        if not lines and not opens:
+            return line
+        lines.append(line)
