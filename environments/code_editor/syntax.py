@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import threading
-import warnings
 from dataclasses import dataclass
-from typing import Any
 
 import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
+from envkit.mining.syntax import compiled
+
 _KINDS = {"function_definition": "def", "class_definition": "class"}
-# `warnings.catch_warnings` is not safe between threads, and episodes run in several.
-_WARNINGS = threading.Lock()
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,13 +78,6 @@ def find(source: str, name: str) -> list[Definition]:
     found = definitions(source)
     exact = [item for item in found if item.name == name]
     return exact or [item for item in found if item.name.rsplit(".", 1)[-1] == name]
-
-
-def compiled(source: str, flags: int = 0) -> Any:
-    r"""``compile`` without the warnings that it prints, or raises, for every ``"\d"``."""
-    with _WARNINGS, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return compile(source, "<edit>", "exec", flags, dont_inherit=True)
 
 
 def syntax_problem(source: str) -> SyntaxProblem | None:

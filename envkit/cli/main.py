@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from envkit.cli import inspect, play, tasks, train
 from envkit.cli.ui import err
-from envkit.errors import EnvkitError, UsageError
+from envkit.errors import EnvkitError, StoreError, UsageError
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -44,7 +44,7 @@ app.command()(inspect.report)
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 bad input, 130 interrupted."""
+    """Run the command line: 0 done, 1 failed, 2 bad input or storage, 130 interrupted."""
     warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
     try:
         app()
@@ -53,7 +53,8 @@ def main() -> None:
             raise
         # Escaped: "envkit[train]" is text, not a style.
         err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        # A folder that cannot be written or read is the person's to mend, as bad input is.
+        sys.exit(2 if isinstance(error, UsageError | StoreError) else 1)
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)

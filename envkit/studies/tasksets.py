@@ -14,7 +14,7 @@ from envkit.mining.miner import mine
 from envkit.mining.recipe import build_from_recipe, read_recipe, spread_order
 from envkit.mining.subjects import Subject
 from envkit.mining.taskfile import read_tasks, write_tasks
-from envkit.models import cache_dir
+from envkit.models import cache_dir, cache_folder
 from envkit.sandbox import SandboxBackend
 from envkit.studies.display import Display
 from envkit.types import Task
@@ -119,7 +119,7 @@ def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) ->
             return read_tasks(path)
         except TaskFileError as error:
             raise TaskFileError(f"{error}; it is a cache: delete it") from error
-    path.parent.mkdir(parents=True, exist_ok=True)
+    cache_folder("tasks")
     tasks = make()
     write_tasks(path, tasks, TRAIN_SEED)
     return tasks

@@ -46,7 +46,9 @@ class Policy:
     ) -> None:
         try:
             from peft import LoraConfig, PeftModel, get_peft_model
+            from peft import get_peft_model_state_dict as own_weights  # pyright: ignore[reportUnknownVariableType]
             from safetensors import SafetensorError
+            from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
@@ -77,10 +79,17 @@ class Policy:
             else:
                 try:
                     self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
+                    saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
                 except (OSError, ValueError, RuntimeError, SafetensorError) as error:
                     raise ModelError(
                         f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})"
                     ) from error
+                # PEFT says nothing of weights that it finds no place for, as of a model with more layers.
+                own: dict[str, Any] = own_weights(self.model)
+                if amiss := saved.keys() ^ own.keys():
+                    raise ModelError(
+                        f"{adapter}: not an adapter for {ref.id}: {min(amiss)} is in only one of them"
+                    )
         self.use_layout_attention()
 
     def use_layout_attention(self) -> None:

@@ -100,3 +100,10 @@ def test_a_broken_model_is_refused(tmp_path: Path, name: str, content: bytes) ->
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=f"{tmp_path}: not a causal language model"):
         Policy(ref, system="")
+
+
+def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_path: Path) -> None:
+    other = tiny.make(tmp_path / "model", num_hidden_layers=3)
+    tiny.policy(other).save_adapter(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"not an adapter for .*layers\.2\..* is in only one of them"):
+        Policy(ref, system="Say it.", adapter=tmp_path / "adapter")
