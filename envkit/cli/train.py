@@ -51,15 +51,18 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
+    from envkit.store import RunFolder
     from envkit.studies import before_after
 
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
-            if given := [n for n, v in (("--config", config), ("--minutes", minutes), ("--seed", seed)) if v]:
+            kept = {"config": config, "minutes": minutes, "seed": seed, "tasks": tasks, "heldout": heldout}
+            if given := [
+                f"--{name}" for name, value in {**kept, "model": model}.items() if value is not None
+            ]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
-            train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
-            run = before_after.RunFolder.open(resume)
+            run = RunFolder.open(resume)
         else:
             settings = _settings(config, seed=seed, model=model)
             train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
@@ -67,7 +70,7 @@ def train(
                 root, settings, minutes, train_tasks, heldout_tasks, display=display, command=_command()
             )
         display.say(f"run folder: {run.path}")
-        report = before_after.BeforeAfter(run, train_tasks, heldout_tasks, backend, display, go_on).run()
+        report = before_after.BeforeAfter(run, backend, display, go_on).run()
         stopped = not go_on()
     _done(report, as_json, stopped=stopped)
     if stopped and not as_json:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import contextlib
 import sys
 import typing
 from collections.abc import Iterator
@@ -61,10 +62,11 @@ class Slicer:
         packages = {name.rpartition(".")[0] for name in library.modules}
         roots = {name.partition(".")[0] for name in library.modules}
         self._roots = roots
-        self._modules = {
-            name: Module(name, source, name in packages or name in roots)
-            for name, source in library.modules.items()
-        }
+        self._modules: dict[str, Module] = {}
+        for name, source in library.modules.items():
+            # A generated module can nest deeper than Python's own tools go; others do without it.
+            with contextlib.suppress(RecursionError):
+                self._modules[name] = Module(name, source, name in packages or name in roots)
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
         """Public module-level functions in module and line order, with their module's name."""
@@ -79,7 +81,10 @@ class Slicer:
         Raises:
             Unclosed: something it needs is not to be had as text, or the text gets too long.
         """
-        return _Closure(self._modules, self._roots, module, function).render()
+        try:
+            return _Closure(self._modules, self._roots, module, function).render()
+        except RecursionError:
+            raise Unclosed(f"{function} nests too deep") from None
 
 
 @final
@@ -102,22 +107,28 @@ class _Closure:
         if self._owner.setdefault(name, origin) != origin:
             raise Unclosed(f"the name {name} means two things")
 
-    def _need(self, module: str, name: str, local: str) -> None:
-        """Make ``local`` in the new module mean what ``name`` means in ``module``."""
+    def _need(self, module: str, name: str, local: str, passed: tuple[tuple[str, str], ...] = ()) -> None:
+        """Make ``local`` in the new module mean what ``name`` means in ``module``.
+
+        ``passed`` is where the name has been looked for on the way here: imports can go round in a circle.
+        """
+        if (module, name) in passed:
+            raise Unclosed(f"{name} is imported in a circle")
+        passed = (*passed, (module, name))
         home = self._modules.get(module)
         if home is None:
             raise Unclosed(f"{module} is not part of the package")
         if name in home.statements:
             self._need_statement(home, name, local)
         elif name in home.imports:
-            self._need_import(home.imports[name], local)
+            self._need_import(home.imports[name], local, passed)
         elif f"{module}.{name}" in self._modules:
             raise Unclosed(f"{name} is a module used as a value")
         else:
             for star in home.stars:
                 other = self._modules.get(star)
                 if other and (name in other.statements or name in other.imports):
-                    return self._need(star, name, local)
+                    return self._need(star, name, local, passed)
             raise Unclosed(f"{name} is not defined in {module}")
 
     def _need_statement(self, home: Module, name: str, local: str) -> None:
@@ -174,7 +185,7 @@ class _Closure:
         root = module.partition(".")[0]
         return root in sys.stdlib_module_names and root not in self._roots
 
-    def _need_import(self, imported: Import, local: str) -> None:
+    def _need_import(self, imported: Import, local: str, passed: tuple[tuple[str, str], ...] = ()) -> None:
         if imported.module == "typing_extensions" and hasattr(typing, imported.attribute or "?"):
             imported = Import("typing", imported.attribute)
         if self._is_stdlib(imported.module):
@@ -186,7 +197,7 @@ class _Closure:
             elif imported.module != "__future__":
                 self._from.setdefault(imported.module, set()).add(imported.attribute + rename)
         elif imported.module.partition(".")[0] in self._roots and imported.attribute:
-            self._need(imported.module, imported.attribute, local)
+            self._need(imported.module, imported.attribute, local, passed)
         else:
             raise Unclosed(f"needs the third-party module {imported.module}")
 

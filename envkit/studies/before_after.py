@@ -21,7 +21,7 @@ from envkit.env import Env
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.environments.code_editor.prompt import SYSTEM
 from envkit.errors import StoreError, TrainingError
-from envkit.mining.taskfile import digest
+from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
@@ -80,7 +80,7 @@ def start(
         f"edits, {sized.train.max_steps} RL steps of {sized.train.groups_per_step} x "
         f"{sized.train.num_generations} episodes"
     )
-    return RunFolder.create(
+    run = RunFolder.create(
         root,
         "before-after",
         {
@@ -95,6 +95,23 @@ def start(
             "plan": {**asdict(sized), "train": to_mapping(sized.train)},
         },
     )
+    # The run's own copies: it can be gone on with when files have moved or the miner has changed.
+    for name, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
+        write_tasks(_task_file(run, name), tasks, config.seed)
+    return run
+
+
+def _task_file(run: RunFolder, name: str) -> Path:
+    return run.path / "tasks" / f"{name}.jsonl"
+
+
+def _tasks(run: RunFolder, name: str) -> list[Task]:
+    tasks = read_tasks(_task_file(run, name))
+    if (found := digest(tasks)) != (began := run.manifest["tasks"][name]):
+        raise StoreError(
+            f"{_task_file(run, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
+        )
+    return tasks
 
 
 @final
@@ -103,34 +120,33 @@ class BeforeAfter:
 
     Args:
         run: a folder made by `start`.
-        train_tasks, heldout_tasks: must match the digests in the manifest.
         backend: sandbox backend.
         display: live view.
         go_on: polled between units of work; False ends the run cleanly with a report.
 
     Raises:
-        StoreError: tasks or weights are not the ones that the run began with.
+        StoreError: tasks or weights are not the ones that the run began with, or the folder is of
+            another kind of run.
     """
 
     def __init__(
         self,
         run: RunFolder,
-        train_tasks: Sequence[Task],
-        heldout_tasks: Sequence[Task],
         backend: SandboxBackend,
         display: Display,
         go_on: Callable[[], bool],
     ) -> None:
         manifest = run.manifest
-        for name, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
-            if (found := digest(tasks)) != (began := manifest["tasks"][name]):
-                raise StoreError(f"{run.path}: began with {name} tasks {began[:12]}, these are {found[:12]}")
+        if (kind := manifest.get("kind")) != "before-after":
+            raise StoreError(
+                f"{run.path} is a run of kind {kind!r}; expected one of `envkit train` or `demo`"
+            )
         self._run, self._display, self._go_on = run, display, go_on
-        self._train_tasks, self._backend = train_tasks, backend
+        self._train_tasks, self._backend = _tasks(run, "train"), backend
         config = from_mapping(manifest["plan"]["train"], str(run.path / "manifest.json"))
         sized = manifest["plan"]
         self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
-        self._heldout = list(heldout_tasks[: self._plan.heldout_tasks])
+        self._heldout = _tasks(run, "heldout")[: self._plan.heldout_tasks]
         self._arms = Arms(run, self._heldout, display, go_on)
         use_threads(manifest["threads"])
         ref = resolve(manifest["model"], display.say)

@@ -81,6 +81,23 @@ def test_renamed_star_and_reexported_names_come_along() -> None:
     assert run(found, 1) == 5
 
 
+def test_imports_that_go_in_a_circle_end() -> None:
+    with pytest.raises(Unclosed, match="helper is imported in a circle"):
+        cut(
+            "f",
+            main="from pkg.a import helper\ndef f(x): return helper(x)",
+            a="from pkg.b import helper",
+            b="from pkg.a import helper",
+        )
+
+
+def test_a_module_that_nests_too_deep_is_done_without() -> None:
+    deep = "VALUE = " + "+".join(["1"] * 5000)
+    assert run(cut("f", main="def f(x): return x + 1", other=deep), 1) == 2
+    with pytest.raises(Unclosed, match=r"pkg\.other is not part of the package"):
+        cut("f", main="from pkg.other import VALUE\ndef f(x): return x + VALUE", other=deep)
+
+
 def test_attributes_of_the_package_itself_are_resolved() -> None:
     found = cut(
         "f",

@@ -48,7 +48,7 @@ def begin(root: Path, model: Path) -> RunFolder:
 
 
 def study(run: RunFolder, backend: SandboxBackend, go_on: Callable[[], bool] = lambda: True) -> BeforeAfter:
-    return BeforeAfter(run, TRAIN, HELDOUT, backend, Silent(), go_on)
+    return BeforeAfter(run, backend, Silent(), go_on)
 
 
 def adapter(run: RunFolder) -> Path:
@@ -88,8 +88,16 @@ def test_other_tasks_than_it_began_with_are_refused(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     run = begin(tmp_path, model)
-    with pytest.raises(StoreError, match="began with heldout tasks"):
-        BeforeAfter(run, TRAIN, HELDOUT[:2], backend, Silent(), lambda: True)
+    kept = run.path / "tasks" / "heldout.jsonl"
+    kept.write_text(kept.read_text().replace(" == ", " != ", 1))
+    with pytest.raises(StoreError, match=r"heldout\.jsonl: the run began with tasks"):
+        study(run, backend)
+
+
+def test_another_kind_of_run_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
+    run = RunFolder.create(tmp_path, "bench", {"kind": "bench"})
+    with pytest.raises(StoreError, match="kind 'bench'"):
+        study(run, backend)
 
 
 def test_a_broken_task_stops_the_study_before_anything_is_measured(
@@ -99,7 +107,7 @@ def test_a_broken_task_stops_the_study_before_anything_is_measured(
     config = TrainConfig(model=str(model), max_completion_length=4)
     run = before_after.start(tmp_path, config, 1.0, TRAIN, [broken], display=Silent(), command="x")
     with pytest.raises(TrainingError, match="no-op earns 1"):
-        BeforeAfter(run, TRAIN, [broken], backend, Silent(), lambda: True).run()
+        study(run, backend).run()
 
 
 def test_a_longer_budget_buys_more_of_everything() -> None:
