@@ -30,9 +30,10 @@ from envkit.studies.arms import Arms, machine, publish, took
 from envkit.studies.display import Display
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, plan, use_threads
 from envkit.studies.verify import controls
-from envkit.studies.warm_start import imitate
+from envkit.studies.warm_start import apart, examples_of, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
+from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
 from envkit.types import Task
@@ -75,10 +76,11 @@ def start(
     sized = plan(DEFAULT_MINUTES if minutes is None else minutes, speed, config, len(heldout_tasks))
     if minutes is None:
         sized = replace(sized, train=config)
+    train = sized.train
     display.say(
-        f"plan: {sized.heldout_tasks} held-out tasks x {sized.samples}, {sized.train.sft_examples} oracle "
-        f"edits, {sized.train.max_steps} RL steps of {sized.train.groups_per_step} x "
-        f"{sized.train.num_generations} episodes"
+        f"plan: {sized.heldout_tasks} held-out tasks x {sized.samples}, {train.sft_examples} oracle edits, "
+        f"{train.max_steps} RL steps of {train.groups_per_step} x {train.num_generations} episodes on up to "
+        f"{train.curriculum_tasks or len(train_tasks)} tasks"
     )
     run = RunFolder.create(
         root,
@@ -143,6 +145,7 @@ class BeforeAfter:
             )
         self._run, self._display, self._go_on = run, display, go_on
         self._train_tasks, self._backend = _tasks(run, "train"), backend
+        self._imitated, self._practised = apart(self._train_tasks)
         config = from_mapping(manifest["plan"]["train"], str(run.path / "manifest.json"))
         sized = manifest["plan"]
         self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
@@ -165,6 +168,7 @@ class BeforeAfter:
                 and self._evaluate(rollouts, "base")
                 and self._sft()
                 and self._evaluate(rollouts, "SFT")
+                and self._estimate()
                 and self._rl(rollouts)
                 and self._evaluate(rollouts, "SFT+RL")
             )
@@ -226,7 +230,7 @@ class BeforeAfter:
                 journal.append({"phase": "sft", "step": step, "loss": loss})
                 return self._go_on()
 
-            whole = imitate(self._policy, self._train_tasks, self._backend, config, self._display, on_loss)
+            whole = imitate(self._policy, self._imitated, self._backend, config, self._display, on_loss)
         if whole:
             # Whole or absent: a resumed run takes what it finds under the final name.
             making = folder.with_name(".sft")
@@ -236,10 +240,38 @@ class BeforeAfter:
             took(self._run, "SFT warm start", started)
         return whole
 
+    def _practice(self) -> list[Task]:
+        """The tasks that RL visits."""
+        config = self._plan.train
+        tasks = self._practised if config.sft_examples else self._train_tasks
+        return tasks[: config.curriculum_tasks] if config.curriculum_tasks else tasks
+
+    def _estimate(self) -> bool:
+        """How hard RL's tasks are for the policy as it is now, task by task in ``difficulty.jsonl``."""
+        config, tasks = self._plan.train, self._practice()
+        left = tasks[len(self._run.records("difficulty")) :] if config.curriculum_tasks else []
+        if not left:
+            return True
+        started = time.monotonic()
+        self._display.phase("estimate difficulty", len(tasks))
+        examples = examples_of(left, self._backend, config.max_turns)
+        with self._run.journal("difficulty") as journal:
+            rates = solve_rates(self._policy, examples, config.temperature)
+            for done, (task, rate) in enumerate(zip(left, rates, strict=True), len(tasks) - len(left) + 1):
+                journal.append({"task": task.id, "rate": rate})
+                self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
+                if not self._go_on():
+                    return False
+        took(self._run, "estimate difficulty", started)
+        return True
+
     def _rl(self, rollouts: Rollouts) -> bool:
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         with self._run.journal("metrics") as metrics, self._run.journal("episodes") as episodes:
-            trainer = GRPOTrainer(self._policy, self._train_tasks, rollouts, config, metrics, episodes, store)
+            estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
+            trainer = GRPOTrainer(
+                self._policy, self._practice(), rollouts, config, metrics, episodes, store, estimates
+            )
             trainer.resume()
             if trainer.step < config.max_steps:
                 self._display.phase("reinforcement learning", config.max_steps)

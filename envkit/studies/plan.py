@@ -23,6 +23,8 @@ DEFAULT_MINUTES = 20.0
 _PROMPT, _ANSWER = 150, 64
 #: Tokens that base, SFT and SFT+RL sample for one held-out episode; the untouched model rambles.
 _EVALUATED = 224
+#: Time of a forward pass beside forward and backward.
+_FORWARD = 0.39
 #: Speed of whole rollouts beside that of a full batch: rows that end leave it half empty, and grading waits.
 _FULL_SHARE = 0.68
 
@@ -92,6 +94,8 @@ def measure(policy: Policy) -> Speed:
 def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Plan:
     """Divide a budget: about a quarter to evaluation, a third to the warm start, the rest to RL.
 
+    A tenth of RL's part goes to estimates of difficulty, which its curriculum begins with.
+
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
         speed: of this machine.
@@ -111,12 +115,19 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Pla
     per_example = (_PROMPT + _ANSWER) / speed.learn
     examples = int(0.42 * left / per_example) // config.sft_batch_size * config.sft_batch_size
     size = config.num_generations
-    # Half of the groups are mixed, and half of a group's answers are distinct.
-    per_group = _PROMPT / speed.prefill + size * _ANSWER / decode
-    per_group += 0.6 * (_PROMPT + 0.6 * size * _ANSWER) / speed.learn
     left -= examples * per_example
+    estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
+    left -= estimated * _FORWARD * per_example
+    # Most groups are mixed, and half of a group's answers are distinct.
+    per_group = _PROMPT / speed.prefill + size * _ANSWER / decode
+    per_group += 0.7 * (_PROMPT + 0.6 * size * _ANSWER) / speed.learn
     steps = int(left / (per_group * config.groups_per_step))
-    train = replace(config, sft_examples=max(examples, config.sft_batch_size), max_steps=max(steps, 1))
+    train = replace(
+        config,
+        sft_examples=max(examples, config.sft_batch_size),
+        curriculum_tasks=estimated,
+        max_steps=max(steps, 1),
+    )
     return Plan(train, tasks, samples)
 
 

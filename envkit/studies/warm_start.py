@@ -17,6 +17,35 @@ from envkit.train.policy import Policy
 from envkit.types import Task
 
 
+def apart(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+    """The tasks for the warm start and those for RL, by function.
+
+    What the warm start has imitated, RL could earn by recall: it then sharpens what is known by heart
+    and moves held-out functions little. So RL practises on functions that are new to the policy.
+
+    Args:
+        tasks: in the miner's order, in which the first tasks are spread over functions.
+
+    Returns:
+        Tasks of the first half of the functions, and of the others; all tasks twice if they are of one
+        function.
+    """
+    sources = list(dict.fromkeys(task.source for task in tasks))
+    imitated = set(sources[: len(sources) // 2])
+    if not imitated:
+        return list(tasks), list(tasks)
+    return [t for t in tasks if t.source in imitated], [t for t in tasks if t.source not in imitated]
+
+
+def examples_of(tasks: Sequence[Task], backend: SandboxBackend, max_turns: int) -> list[tuple[str, str]]:
+    """(first observation, oracle's first action) of every task."""
+    env = CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=max_turns)
+    try:
+        return [(env.reset(options={"task": task.id})[0], oracle_action(task)) for task in tasks]
+    finally:
+        env.close()
+
+
 def imitate(
     policy: Policy,
     tasks: Sequence[Task],
@@ -39,12 +68,8 @@ def imitate(
     """
     if held := next((task for task in tasks if task.split != "train"), None):
         raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be imitated")
-    chosen = [tasks[index % len(tasks)] for index in range(config.sft_examples)]
-    env = CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=config.max_turns)
-    try:
-        examples = [(env.reset(options={"task": task.id})[0], oracle_action(task)) for task in chosen]
-    finally:
-        env.close()
+    once = examples_of(tasks[: config.sft_examples], backend, config.max_turns)
+    examples = [once[index % len(once)] for index in range(config.sft_examples)]
     display.phase("SFT warm start", len(examples) // config.sft_batch_size)
 
     def on_step(step: int, total: int, loss: float) -> bool:

@@ -26,6 +26,8 @@ class TrainConfig:
         sft_examples: oracle edits of train tasks to imitate first; 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
+        curriculum_tasks: train tasks whose difficulty is estimated before RL, which then visits no others;
+            0 makes no estimate and visits all.
         max_steps: policy-gradient steps.
         learning_rate: AdamW, constant after a short warm-up.
         warmup_steps: steps of linear warm-up.
@@ -47,6 +49,7 @@ class TrainConfig:
     sft_examples: int = 720
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 12
+    curriculum_tasks: int = 160
     max_steps: int = 40
     learning_rate: float = 2e-4
     warmup_steps: int = 2
@@ -77,6 +80,7 @@ _LEAST = {
     "lora_alpha": 1,
     "sft_examples": 0,
     "sft_batch_size": 1,
+    "curriculum_tasks": 0,
     "max_steps": 0,
     "warmup_steps": 0,
     "groups_per_step": 1,

@@ -1,4 +1,4 @@
-"""The curriculum: visit tasks whose groups are likely to be mixed, since only those teach."""
+"""The curriculum: visit tasks of middling difficulty, whose groups are mixed, since only those teach."""
 
 from __future__ import annotations
 
@@ -15,24 +15,28 @@ from envkit.types import Task
 class Curriculum:
     """Estimates each task's solve rate and samples those near the middle.
 
-    A task's estimate is a Beta posterior: its own results, fading with age, on a prior that all
-    tasks of its mutation operator share. Its weight is the chance that a group of G has both
-    outcomes. Picking is a function of (seed, step) and of the results so far.
+    A task's rate is a Beta posterior: its own results, fading with age, on a prior. The prior is an
+    estimate made beforehand (see `envkit.train.difficulty`), or else what all tasks of its mutation
+    operator have shown. Its weight is p (1 - p), the variance of one reward and so the expected size of
+    the signal (arXiv:2502.12272). Picking is a function of (seed, step) and of the results so far.
 
     Args:
         tasks: the training tasks.
         seed: the run's seed.
-        group_size: G.
+        estimates: task id -> solve rate before training, in [0, 1]; may leave tasks out.
         rest: steps that a visited task is left alone.
     """
 
-    def __init__(self, tasks: Sequence[Task], seed: int, group_size: int, rest: int = 5) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], seed: int, estimates: Mapping[str, float] | None = None, rest: int = 5
+    ) -> None:
         self._ids = [task.id for task in tasks]
         self._index = {task_id: i for i, task_id in enumerate(self._ids)}
         kinds = [str(task.metadata.get("operator", "")) for task in tasks]
         self._kinds = sorted(set(kinds))
         self._kind_of = np.array([self._kinds.index(kind) for kind in kinds])
-        self._seed, self._group_size, self._rest = seed, group_size, rest
+        self._seed, self._rest = seed, rest
+        self._estimates = np.array([(estimates or {}).get(task_id, np.nan) for task_id in self._ids])
         self._solved = np.zeros(len(tasks))
         self._tried = np.zeros(len(tasks))
         self._last = np.full(len(tasks), -(10**6))
@@ -42,15 +46,15 @@ class Curriculum:
 
     def rates(self) -> np.ndarray[Any, np.dtype[np.float64]]:
         """Estimated solve rate of every task, in task order, in (0, 1)."""
-        prior = (self._kind_solved / self._kind_tried)[self._kind_of]
+        shared = (self._kind_solved / self._kind_tried)[self._kind_of]
+        prior = np.where(np.isnan(self._estimates), shared, self._estimates)
         weight = 4.0
         return (self._solved + weight * prior) / (self._tried + weight)
 
     def pick(self, step: int, count: int) -> list[str]:
         """``count`` distinct task ids for a step (fewer only if there are fewer tasks)."""
         rate = self.rates()
-        mixed = 1 - rate**self._group_size - (1 - rate) ** self._group_size
-        weight = np.where(step - self._last > self._rest, mixed**2, 0.0) + 1e-9
+        weight = np.where(step - self._last > self._rest, rate * (1 - rate), 0.0) + 1e-9
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen = rng.choice(
             len(self._ids), size=min(count, len(self._ids)), replace=False, p=weight / weight.sum()

@@ -8,7 +8,7 @@ log-probabilities that were recorded while sampling.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import final
 
@@ -72,6 +72,7 @@ class GRPOTrainer:
         config: hyperparameters.
         metrics, episodes: journals that every step is appended to before its gradient is used.
         store: where checkpoints go.
+        estimates: solve rates before training, by task id; see `Curriculum`.
 
     Raises:
         TrainingError: a task is not for training.
@@ -86,12 +87,13 @@ class GRPOTrainer:
         metrics: Journal,
         episodes: Journal,
         store: checkpoint.CheckpointStore,
+        estimates: Mapping[str, float] | None = None,
     ) -> None:
         if held := next((task for task in tasks if task.split != "train"), None):
             raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
         self._policy, self._rollouts, self._config = policy, rollouts, config
         self._metrics, self._episodes, self._store = metrics, episodes, store
-        self._curriculum = Curriculum(tasks, config.seed, config.num_generations)
+        self._curriculum = Curriculum(tasks, config.seed, estimates)
         self._optimizer = torch.optim.AdamW(
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )

@@ -20,6 +20,7 @@ from envkit.studies import before_after
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.display import Silent
 from envkit.studies.plan import Speed, plan
+from envkit.studies.warm_start import apart
 from envkit.train.config import TrainConfig
 from envkit.types import Task
 
@@ -116,3 +117,14 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
     assert short.heldout_tasks < long.heldout_tasks <= 446
     assert short.train.sft_examples < long.train.sft_examples
     assert 1 <= short.train.max_steps < long.train.max_steps
+
+
+def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
+    tasks = [
+        Task(f"{number}", "train", "", {}, {"source": f"f{number % 5}"})
+        for number in (3, 1, 0, 2, 4, 8, 6, 5)
+    ]
+    imitated, practised = apart(tasks)
+    assert [task.id for task in imitated] == ["3", "1", "8", "6"]
+    assert [task.id for task in practised] == ["0", "2", "4", "5"]
+    assert apart(tasks[:1]) == (tasks[:1], tasks[:1])

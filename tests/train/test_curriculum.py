@@ -31,13 +31,13 @@ SOLVED = {f"t{i}": (0, 4, 8, 2, 0, 8)[i % 6] for i in range(60)}
 
 
 def test_equal_seeds_pick_equally_and_others_do_not() -> None:
-    first, again, other = (run(Curriculum(tasks(60), seed, 8), range(10), SOLVED) for seed in (3, 3, 4))
+    first, again, other = (run(Curriculum(tasks(60), seed), range(10), SOLVED) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
 def test_picks_are_distinct_and_as_many_as_there_are() -> None:
-    curriculum = Curriculum(tasks(5), 0, 8)
+    curriculum = Curriculum(tasks(5), 0)
     for step in range(20):
         assert len(set(curriculum.pick(step, 3))) == 3
         assert sorted(curriculum.pick(step, 9)) == ["t0", "t1", "t2", "t3", "t4"]
@@ -45,7 +45,7 @@ def test_picks_are_distinct_and_as_many_as_there_are() -> None:
 
 def test_mixed_tasks_are_visited_more() -> None:
     solved = {f"t{i}": (0, 4, 8)[i % 3] for i in range(30)}
-    curriculum = Curriculum(tasks(30, "a"), 0, 8, rest=1)
+    curriculum = Curriculum(tasks(30, "a"), 0, rest=1)
     visits = Counter(task for step in run(curriculum, range(120), solved) for task in step)
     by_kind = [sum(n for task, n in visits.items() if solved[task] == kind) for kind in (0, 4, 8)]
     assert by_kind[1] > 1.5 * by_kind[0]
@@ -53,7 +53,7 @@ def test_mixed_tasks_are_visited_more() -> None:
 
 
 def test_an_operators_results_move_tasks_not_tried_yet() -> None:
-    curriculum = Curriculum(tasks(20), 0, 8)
+    curriculum = Curriculum(tasks(20), 0)
     before = curriculum.rates()
     assert (before == before[0]).all()
     for step in range(6):
@@ -64,8 +64,23 @@ def test_an_operators_results_move_tasks_not_tried_yet() -> None:
     assert ((after > 0) & (after < 1)).all()
 
 
+def test_an_estimate_stands_until_results_speak() -> None:
+    curriculum = Curriculum(tasks(3), 0, {"t0": 0.5, "t1": 0.01})
+    assert curriculum.rates()[:2].tolist() == [0.5, 0.01]
+    assert curriculum.rates()[2] == pytest.approx(1 / 3)
+    curriculum.record(0, "t1", 8, 8)
+    assert curriculum.rates()[1] > 0.5
+
+
+def test_tasks_of_middling_difficulty_come_first() -> None:
+    estimates = {f"t{i}": 0.5 if i < 10 else 0.001 for i in range(200)}
+    curriculum = Curriculum(tasks(200), 0, estimates)
+    picked = [task for step in range(0, 60, 6) for task in curriculum.pick(step, 4)]
+    assert sum(estimates[task] == 0.5 for task in picked) > 0.8 * len(picked)
+
+
 def test_a_visited_task_rests() -> None:
-    curriculum, last = Curriculum(tasks(60), 0, 8, rest=5), dict[str, int]()
+    curriculum, last = Curriculum(tasks(60), 0, rest=5), dict[str, int]()
     for step, picked in enumerate(run(curriculum, range(40), SOLVED)):
         for task in picked:
             assert step - last.get(task, -100) > 5
@@ -73,13 +88,13 @@ def test_a_visited_task_rests() -> None:
 
 
 def test_rest_is_given_up_where_there_are_too_few_tasks() -> None:
-    curriculum = Curriculum(tasks(4), 0, 8, rest=5)
+    curriculum = Curriculum(tasks(4), 0, rest=5)
     for picked in run(curriculum, range(10), SOLVED, count=3):
         assert len(picked) == 3
 
 
 def test_a_group_of_voids_counts_as_a_visit_only() -> None:
-    curriculum = Curriculum(tasks(12), 0, 8)
+    curriculum = Curriculum(tasks(12), 0)
     rates = curriculum.rates()
     curriculum.record(0, "t3", 0, 0)
     assert (curriculum.rates() == rates).all()
@@ -87,10 +102,10 @@ def test_a_group_of_voids_counts_as_a_visit_only() -> None:
 
 
 def test_the_state_goes_through_json_exactly() -> None:
-    straight, first = (Curriculum(tasks(60), 7, 8) for _ in range(2))
+    straight, first = (Curriculum(tasks(60), 7) for _ in range(2))
     run(straight, range(20), SOLVED)
     run(first, range(9), SOLVED)
-    second = Curriculum(tasks(60), 7, 8)
+    second = Curriculum(tasks(60), 7)
     second.restore(json.loads(json.dumps(first.state())))
     run(second, range(9, 20), SOLVED)
     assert second.state() == straight.state()
@@ -98,7 +113,7 @@ def test_the_state_goes_through_json_exactly() -> None:
 
 
 def test_a_state_of_other_tasks_is_refused() -> None:
-    state = Curriculum(tasks(6), 0, 8).state()
+    state = Curriculum(tasks(6), 0).state()
     for others in (tasks(7), tasks(6)[::-1]):
         with pytest.raises(TrainingError, match="of other tasks than the"):
-            Curriculum(others, 0, 8).restore(state)
+            Curriculum(others, 0).restore(state)
