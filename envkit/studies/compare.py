@@ -93,9 +93,11 @@ def compare(
     def make_env() -> Env:
         return CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=settings.max_turns)
 
+    scripted = {agent.name: agent for agent, _ in controls(tasks)}
+
     def agent_of(spec: ArmSpec) -> Agent:
-        if scripted := next((one for one, _ in controls(tasks) if one.name == spec.agent), None):
-            return scripted
+        if spec.agent in scripted:
+            return scripted[spec.agent]
         if spec.agent == "random":
             return random_edits({task.id: task for task in tasks})
         policy = Policy(ref, system=SYSTEM, adapter=spec.adapter)

@@ -16,7 +16,7 @@ def solve_rates(policy: Policy, examples: Sequence[tuple[str, str]], temperature
     """The chance that the policy gives exactly the right answer, one forward pass each.
 
     A lower bound of the solve rate, since other answers may be right too, and for small repairs a close
-    one: over 100 tasks it correlated with the rate of 16 episodes at 0.89. It costs a fiftieth of them.
+    one: over 100 tasks it correlated with the rate of 16 episodes at 0.89. It costs about a tenth of them.
 
     Args:
         policy: as it is now.
