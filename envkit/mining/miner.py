@@ -107,7 +107,7 @@ def _mine_chunk(
         tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{subject.source}")
         trials.append(_Trial(subject, calls_of(subject, seed), tried))
     survivors: list[_Trial] = []
-    for trial, (original, *rows) in zip(trials, _ask(backend, trials, 1), strict=True):
+    for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
         usable = _usable(original, trial.subject)
         alive = [
             replace(one, killers=killers)
@@ -117,9 +117,10 @@ def _mine_chunk(
         if usable and alive:
             kept = _spread(alive, per_function, f"kept/{seed}/{trial.subject.source}")
             survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
-    # Another process with another hash seed: what depends on either is no ground for a reward.
+    # Another process, another hash seed, the calls from last to first: what depends on any of them is no
+    # ground for a reward.
     tasks: list[Task] = []
-    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, 2), strict=True):
+    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
             continue
         for one, row in zip(trial.mutants, rows, strict=True):
@@ -131,17 +132,20 @@ def _mine_chunk(
 
 
 def _ask(
-    backend: SandboxBackend, trials: Sequence[_Trial], hash_seed: int
+    backend: SandboxBackend, trials: Sequence[_Trial], *, again: bool = False
 ) -> list[list[list[Answer | None]]]:
+    """Answers in the order of ``trial.calls``, in whichever order they were asked."""
+    turn = -1 if again else 1
     batches = [
         Batch(
             trial.subject.slice.function,
             [trial.subject.slice.text, *(mutant.text for mutant in trial.mutants)],
-            trial.calls,
+            trial.calls[::turn],
         )
         for trial in trials
     ]
-    return batch_answers(backend, batches, hash_seed) if batches else []
+    found = batch_answers(backend, batches, 2 if again else 1) if batches else []
+    return [[row[::turn] for row in rows] for rows in found]
 
 
 def _usable(original: Sequence[Answer | None], subject: Subject) -> tuple[int, ...]:

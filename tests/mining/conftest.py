@@ -77,6 +77,20 @@ TINY = {
             return [word for word in set(text.split()) if len(word) > 0]
 
 
+        taken = 0
+
+
+        def ticket(value: int) -> int:
+            """A number that grows from call to call.
+
+            >>> ticket(3)
+            4
+            """
+            global taken
+            taken += 1
+            return value + taken
+
+
         def seven(value: int) -> int:
             """Always the same.
 
