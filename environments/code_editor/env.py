@@ -79,7 +79,8 @@ class CodeEditorEnv(Env):
     **Actions**: see `envkit.environments.code_editor.actions.HELP`.
 
     **Reward**: 1 when the repaired function answers every hidden call as the original does, else 0.
-    Hidden calls are the pinned ones that expose the bug plus `FRESH_CALLS` drawn anew at each reset.
+    Hidden calls are the pinned ones that expose the bug, `FRESH_CALLS` drawn anew at each reset, and all
+    that are known of the original: its examples and the tests that its package ships.
 
     **End**: ``submit`` terminates, a used-up turn budget truncates; the file is graded either way.
 
@@ -151,7 +152,8 @@ def hidden_calls(task: Task, visit: int) -> list[Call]:
     """The calls that a visit is graded on: pinned ones first, since they fail fastest."""
     pinned = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["killers"])]
     examples = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
-    return [*pinned, *fresh_calls(examples, seed=visit, count=FRESH_CALLS)]
+    fresh = fresh_calls(examples, seed=visit, count=FRESH_CALLS)
+    return [*pinned, *fresh, *(call for call in examples if call not in pinned)]
 
 
 def oracle_action(task: Task) -> str:

@@ -213,6 +213,18 @@ def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
     assert [call.to_json() for call in hidden_calls(task, 1)[: len(pinned)]] == pinned
 
 
+def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
+    """A candidate that is right but for one shipped test does not pass, whatever inputs are drawn."""
+    reference = "def f(n):\n    return n + 1\n"
+    known = [[[str(n)], {}] for n in (2, 3, 987_654_321)]
+    task = solution_of("f", reference, examples=known, killers=known[:1])
+    assert [call.to_json() for call in hidden_calls(task, 1)][-2:] == known[1:]
+    env = CodeEditorEnv(tasks=[task], sandbox=backend)
+    wrong = "```python\ndef f(n):\n    return n + (n != 987654321)\n```"
+    assert ending(env, wrong, "submit", task="own/task")["reward"] == 0.0
+    env.close()
+
+
 def test_inputs_whose_answer_cannot_be_compared_are_left_out(backend: SandboxBackend) -> None:
     """Fresh inputs reach what the examples avoid: an exception here, an object that equals nothing there."""
     source = "def f(n):\n    if n > 4:\n        raise ValueError\n    return n if n < 4 else print\n"
