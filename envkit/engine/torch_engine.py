@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.attention import Decode, Prefill, register
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.errors import ModelError
 
 #: Compaction copies the suffix keys; it pays once this share of the rows has finished.
 _COMPACT_BELOW = 0.75
@@ -176,6 +177,8 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tupl
     if temperature > 0:
         probs_RV = torch.softmax(logits_RV / temperature, dim=-1)
         cdf_RV = probs_RV.cumsum(dim=-1)
+        if not bool(torch.isfinite(cdf_RV[:, -1]).all()):
+            raise ModelError("the model's logits are not finite: its weights are broken")
         # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches the
         # target has a probability above 0, even where the target is rounded up to the sum.
         target_R1 = (uniform_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)

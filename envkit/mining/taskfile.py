@@ -43,7 +43,9 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int) -> str:
     """
     if not tasks:
         raise TaskFileError(f"{path}: there are no tasks to write; nothing was written")
-    packages = {str(task.metadata["package"]): str(task.metadata["version"]) for task in tasks}
+    packages = {
+        str(t.metadata["package"]): str(t.metadata.get("version")) for t in tasks if "package" in t.metadata
+    }
     header = {"schema": SCHEMA, "seed": seed, "packages": packages, "count": len(tasks)}
     write_once(path, canonical(header) + "\n" + "".join(map(_line, tasks)))
     return digest(tasks)

@@ -25,9 +25,10 @@ from envkit.bench.report import write_report
 from envkit.bench.run import evaluate, items, keys
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.display import Display
-from envkit.types import Task, Trajectory
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 #: Seed of evaluation draws: the same for every run, so runs of one plan compare item by item.
 EVALUATION_SEED = 1
@@ -51,19 +52,20 @@ class Arms:
         self._display, self._go_on = display, go_on
 
     def finished(self, arm: str, samples: int) -> bool:
-        """Whether every episode of the arm is on record."""
-        return len(self._run.records(f"eval-{arm}")) == len(self._tasks) * samples
+        """Whether every episode of the arm is on record and graded."""
+        graded = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
+        return len(graded) == len(self._tasks) * samples
 
     def played(self, arm: str) -> list[Trajectory]:
-        """The episodes on record."""
-        return list(self._run.trajectories(f"eval-{arm}"))
+        """The episodes on record; of one that was played again, the last."""
+        return list({t.key: t for t in self._run.trajectories(f"eval-{arm}")}.values())
 
     def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> bool:
         """Play what is missing; returns whether the arm is complete."""
         if self.finished(arm, samples):
             return True
         wanted = keys(self._tasks, samples, EVALUATION_SEED)
-        done = self.played(arm)
+        done = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
         self._display.phase(f"evaluate {arm}", len(wanted))
         started = time.monotonic()
 
@@ -74,14 +76,17 @@ class Arms:
 
         with self._run.journal(f"eval-{arm}") as journal:
             found = evaluate(rollouts, agent, wanted, journal, done, progress)
-        tokens = sum(step.turn.usage.completion_tokens for t in found[len(done) :] for step in t.steps)
+        known = {t.key for t in done}
+        steps = [step for t in found if t.key not in known for step in t.steps]
+        tokens = sum(step.turn.usage.completion_tokens for step in steps)
         took(self._run, f"evaluate {arm}", started, tokens)
         return len(found) == len(wanted)
 
     def arm(self, name: str, description: str, expected: float | None = None) -> Arm | None:
         """The arm as the report wants it, or ``None`` when nothing was played."""
         found = self.played(name)
-        return Arm(name, description, items(found, self._tasks), expected) if found else None
+        seconds = {EpisodeKey(**r["key"]): float(r["seconds"]) for r in self._run.records(f"eval-{name}")}
+        return Arm(name, description, items(found, self._tasks, seconds), expected) if found else None
 
 
 def took(run: RunFolder, phase: str, started: float, tokens: int = 0) -> None:
@@ -102,7 +107,7 @@ def machine(threads: int) -> Machine:
 
 def publish(
     run: RunFolder,
-    backend_name: str,
+    backend: SandboxBackend,
     arms: Sequence[Arm],
     differences: Sequence[Difference],
     *,
@@ -131,8 +136,8 @@ def publish(
         created=time.strftime("%Y-%m-%d"),
         command=manifest["command"],
         environment=CodeEditorEnv.id,
-        isolation="sandbox",
-        sandbox=backend_name,
+        isolation="sandbox" if backend.isolated else "none",
+        sandbox=backend.name,
         model=manifest["model"],
         model_digest=manifest["model_digest"],
         heldout_digest=manifest["tasks"]["heldout"],

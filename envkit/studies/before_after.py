@@ -6,8 +6,6 @@ on where it stopped: evaluations episode by episode, RL from its last checkpoint
 
 from __future__ import annotations
 
-import os
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
@@ -20,7 +18,7 @@ from envkit.engine.protocol import Sampling
 from envkit.env import Env
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.environments.code_editor.prompt import SYSTEM
-from envkit.errors import StoreError, TrainingError
+from envkit.errors import SandboxError, StoreError, TrainingError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
 from envkit.rollout import Rollouts
@@ -29,14 +27,16 @@ from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish, took
 from envkit.studies.display import Display
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, plan, use_threads
+from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.studies.warm_start import apart, examples_of, imitate
-from envkit.train.checkpoint import CheckpointStore, load_adapter
+from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
-from envkit.types import Task
+from envkit.train.scalars import Scalars
+from envkit.types import Outcome, Task
 
 _ARMS = {
     "base": "the untouched model",
@@ -68,7 +68,11 @@ def start(
     Args:
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
             tasks as `DEFAULT_MINUTES` would allow.
+
+    Raises:
+        TaskFileError: the held-out tasks are not held out.
     """
+    require_heldout(heldout_tasks, train_tasks)
     threads = use_threads()
     ref = resolve(config.model, display.say)
     display.say("timing the model on this machine")
@@ -160,10 +164,17 @@ class BeforeAfter:
         )
 
     def run(self) -> Path:
-        """Do what is left to do; returns the path of the HTML report."""
-        whole = False
+        """Do what is left to do; returns the path of the HTML report.
+
+        Raises:
+            StoreError: another process is at work in the run folder.
+        """
+        with self._run.locked():
+            return self._report(whole=self._phases())
+
+    def _phases(self) -> bool:
         with Rollouts(self._make_env) as rollouts:
-            whole = (
+            return (
                 self._controls(rollouts)
                 and self._evaluate(rollouts, "base")
                 and self._sft()
@@ -172,6 +183,8 @@ class BeforeAfter:
                 and self._rl(rollouts)
                 and self._evaluate(rollouts, "SFT+RL")
             )
+
+    def _report(self, *, whole: bool) -> Path:
         arms = [
             self._arms.arm("oracle", "undoes the mutation; must be 1", 1.0),
             self._arms.arm("no-op", "submits unchanged; must be 0", 0.0),
@@ -179,7 +192,7 @@ class BeforeAfter:
         ]
         path, _ = publish(
             self._run,
-            self._backend.name,
+            self._backend,
             [arm for arm in arms if arm is not None],
             _DIFFERENCES,
             title="Code repair on held-out functions",
@@ -200,7 +213,10 @@ class BeforeAfter:
         for agent, wanted in controls(self._heldout):
             if not self._arms.play(rollouts, agent, agent.name, samples=1):
                 return False
-            if wrong := [t for t in self._arms.played(agent.name) if t.reward != wanted]:
+            played = self._arms.played(agent.name)
+            if void := next((t for t in played if t.outcome is Outcome.VOID), None):
+                raise SandboxError(f"{agent.name} on {void.key.task}: {void.info.get('error')}")
+            if wrong := [t for t in played if t.reward != wanted]:
                 raise TrainingError(
                     f"{agent.name} earns {wrong[0].reward} on {wrong[0].key.task}, expected {wanted}: "
                     "the task is broken; mine the tasks again"
@@ -224,21 +240,21 @@ class BeforeAfter:
         if config.sft_examples == 0:
             return True
         started = time.monotonic()
-        with self._run.journal("metrics") as journal:
+        with self._run.journal("metrics") as journal, self._scalars() as scalars:
 
             def on_loss(step: int, loss: float) -> bool:
                 journal.append({"phase": "sft", "step": step, "loss": loss})
+                scalars.add("sft", step, {"loss": loss})
                 return self._go_on()
 
             whole = imitate(self._policy, self._imitated, self._backend, config, self._display, on_loss)
-        if whole:
-            # Whole or absent: a resumed run takes what it finds under the final name.
-            making = folder.with_name(".sft")
-            shutil.rmtree(making, ignore_errors=True)
-            self._policy.save_adapter(making)
-            os.rename(making, folder)
+        if whole:  # a resumed run takes what it finds under this name
+            save_adapter(self._policy, folder)
             took(self._run, "SFT warm start", started)
         return whole
+
+    def _scalars(self) -> Scalars:
+        return Scalars(self._run.path / "tensorboard")
 
     def _practice(self) -> list[Task]:
         """The tasks that RL visits."""
@@ -267,7 +283,11 @@ class BeforeAfter:
 
     def _rl(self, rollouts: Rollouts) -> bool:
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
-        with self._run.journal("metrics") as metrics, self._run.journal("episodes") as episodes:
+        with (
+            self._run.journal("metrics") as metrics,
+            self._run.journal("episodes") as episodes,
+            self._scalars() as scalars,
+        ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             trainer = GRPOTrainer(
                 self._policy, self._practice(), rollouts, config, metrics, episodes, store, estimates
@@ -280,6 +300,7 @@ class BeforeAfter:
                 def go_on(m: StepMetrics) -> bool:
                     nonlocal tokens
                     tokens += m.completion_tokens
+                    scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                     speed = m.completion_tokens / m.rollout_s
                     facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                     self._display.advance(m.step, facts)

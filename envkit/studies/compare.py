@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,6 +24,7 @@ from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish
 from envkit.studies.display import Display
 from envkit.studies.plan import use_threads
+from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
@@ -56,6 +58,10 @@ class Settings:
     temperature: float
     max_turns: int
 
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.temperature):
+            raise UsageError(f"--temperature is {self.temperature}; it must be finite and at least 0")
+
 
 def compare(
     root: Path,
@@ -71,9 +77,11 @@ def compare(
     """Measure every arm and write the report; returns the path of the HTML.
 
     Raises:
-        UsageError: an unknown agent, two arms of one name, or an adapter folder that is none.
+        UsageError: an unknown agent, two arms of one name, an adapter folder that is none, or tasks that
+            are not held out.
     """
     _check(specs)
+    require_heldout(tasks)
     threads = use_threads()
     ref = resolve(settings.model or DEFAULT_MODEL, display.say)
     run = RunFolder.create(
@@ -119,7 +127,7 @@ def compare(
     rows = [arms.arm(spec.name, _describe(spec), _SCRIPTS.get(spec.agent)) for spec in specs]
     path, _ = publish(
         run,
-        backend.name,
+        backend,
         [row for row in rows if row is not None],
         [Difference(spec.name, "base", spec.name) for spec in specs if spec.adapter is not None],
         title="Comparison on held-out functions",
@@ -133,7 +141,7 @@ def compare(
 def _check(specs: Sequence[ArmSpec]) -> None:
     names = [spec.name for spec in specs]
     if len(set(names)) != len(names):
-        raise UsageError(f"two arms of one name among: {', '.join(names)}; rename an adapter folder")
+        raise UsageError(f"two arms of one name among: {', '.join(names)}; name each adapter once")
     for spec in specs:
         if spec.agent != "model" and spec.agent not in _SCRIPTS:
             raise UsageError(f"no agent {spec.agent!r}; expected model, {', '.join(_SCRIPTS)}")

@@ -91,6 +91,16 @@ def measure(policy: Policy) -> Speed:
     )
 
 
+def require_minutes(minutes: float) -> None:
+    """Refuse a budget that nothing fits into.
+
+    Raises:
+        UsageError: less than a minute, or not a number.
+    """
+    if not 1 <= minutes < float("inf"):
+        raise UsageError(f"--minutes is {minutes}; at least 1 is needed to train and evaluate anything")
+
+
 def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Plan:
     """Divide a budget: about a quarter to evaluation, a third to the warm start, the rest to RL.
 
@@ -99,24 +109,25 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Pla
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
         speed: of this machine.
-        config: settings whose sizes are replaced.
+        config: settings whose sizes are replaced; what they switch off (0) stays off.
         heldout: held-out tasks there are.
 
     Raises:
-        UsageError: less than a minute.
+        UsageError: see `require_minutes`.
     """
-    if minutes < 1:
-        raise UsageError(f"--minutes is {minutes}; at least 1 is needed to train and evaluate anything")
+    require_minutes(minutes)
     seconds, samples = minutes * 60, 8
     decode = _FULL_SHARE * speed.decode
     per_task = 3 * _PROMPT / speed.prefill + samples * _EVALUATED / decode
-    tasks = max(16, min(heldout, int(0.25 * seconds / per_task)))
+    tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (_PROMPT + _ANSWER) / speed.learn
-    examples = int(0.42 * left / per_example) // config.sft_batch_size * config.sft_batch_size
+    batches = int(0.42 * left / per_example) // config.sft_batch_size
+    examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     size = config.num_generations
     left -= examples * per_example
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
+    estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
     # Most groups are mixed, and half of a group's answers are distinct.
     per_group = _PROMPT / speed.prefill + size * _ANSWER / decode
@@ -124,7 +135,7 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Pla
     steps = int(left / (per_group * config.groups_per_step))
     train = replace(
         config,
-        sft_examples=max(examples, config.sft_batch_size),
+        sft_examples=examples,
         curriculum_tasks=estimated,
         max_steps=max(steps, 1),
     )

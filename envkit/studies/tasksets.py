@@ -89,7 +89,10 @@ def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
             TRAIN_PACKAGES, backend, display, seed=TRAIN_SEED, split="train", per_function=PER_FUNCTION
         )
 
-    return _cached("train", [f"{name}=={version_of(name)}" for name in TRAIN_PACKAGES], make)
+    rule = f"{TRAIN_SEED} {PER_FUNCTION} {MAX_CHARS}"
+    heldout = heldout_recipe()["packages"]  # what resembles them is left out
+    packages = [f"{name}=={version_of(name)}" for name in (*TRAIN_PACKAGES, *heldout)]
+    return _cached("train", [rule, *packages], make)
 
 
 def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
@@ -104,6 +107,21 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
         return build_from_recipe(heldout_recipe(), backend)
 
     return _cached("heldout", [heldout_recipe()["digest"]], make)
+
+
+def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None:
+    """Refuse to call held out what is not.
+
+    Raises:
+        TaskFileError: a task of another split, or a function that training sees as well.
+    """
+    if wrong := next((task for task in heldout if task.split != "heldout"), None):
+        raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' to evaluate on")
+    if shared := {task.source for task in train} & {task.source for task in heldout}:
+        raise TaskFileError(
+            f"{len(shared)} functions are in both the train and the held-out tasks, {min(shared)} first; "
+            "choose tasks of other functions"
+        )
 
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
 from envkit.environments.code_editor.prompt import SYSTEM
-from envkit.errors import TrainingError
+from envkit.errors import ConfigError, StoreError, TrainingError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.studies.display import Display
 from envkit.train import sft
+from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 from envkit.types import Task
@@ -87,7 +89,20 @@ def warm_start(
     display: Display,
     go_on: Callable[[], bool],
 ) -> list[float]:
-    """Only the warm start, from a fresh adapter; writes it to ``folder`` and returns the losses."""
+    """Only the warm start, from a fresh adapter; writes it to ``folder`` and returns the losses.
+
+    Raises:
+        ConfigError: there is not an example to imitate.
+        StoreError: the folder cannot be written to, which is found out before the work.
+    """
+    if not config.sft_examples:
+        raise ConfigError(f"sft_examples is 0; it must be at least {config.sft_batch_size} here")
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder.parent):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
     policy = Policy(
         resolve(config.model, display.say),
         system=SYSTEM,
@@ -102,5 +117,5 @@ def warm_start(
         return go_on()
 
     imitate(policy, tasks, backend, config, display, on_loss)
-    policy.save_adapter(folder)
+    save_adapter(policy, folder)
     return losses

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Mapping
@@ -15,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
-from envkit.store import sync_folder
+from envkit.store import sync_file, sync_folder
 from envkit.train.policy import Policy
 
 _KEPT = 2
+_STEP = re.compile(r"step-(\d{6,})")
 
 
 @final
@@ -37,8 +39,8 @@ class CheckpointStore:
 
     def steps(self) -> list[int]:
         """Steps with a whole checkpoint, ascending."""
-        found = self._folder.glob("step-*/manifest.json")
-        return sorted(int(path.parent.name.removeprefix("step-")) for path in found)
+        found = (_STEP.fullmatch(path.parent.name) for path in self._folder.glob("step-*/manifest.json"))
+        return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}"
@@ -106,21 +108,44 @@ class CheckpointStore:
         return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))
 
 
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """Write the policy's adapter to a new folder, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused, or the folder is there already.
+    """
+    making = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    try:
+        making.mkdir(parents=True)
+        policy.save_adapter(making)
+        for path in making.iterdir():
+            sync_file(path)
+        os.rename(making, folder)
+        sync_folder(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(making, ignore_errors=True)
+        raise StoreError(f"cannot write adapter {folder}: {error}") from error
+
+
 def load_adapter(policy: Policy, folder: Path) -> None:
-    """Put a saved adapter's weights into the policy's adapter."""
+    """Put a saved adapter's weights into the policy's adapter.
+
+    Raises:
+        StoreError: they cannot be read.
+    """
     from peft import set_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-    weights: dict[str, torch.Tensor] = load_file(folder / "adapter_model.safetensors")
+    file = folder / "adapter_model.safetensors"
+    try:
+        weights: dict[str, torch.Tensor] = load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
     set_peft_model_state_dict(policy.model, weights)
 
 
 def _sync(path: Path) -> str:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+    sync_file(path)
     return _digest(path)
 
 

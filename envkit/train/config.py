@@ -66,6 +66,11 @@ class TrainConfig:
         for field, least in _LEAST.items():
             if getattr(self, field) < least:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        if 0 < self.sft_examples < self.sft_batch_size:
+            raise ConfigError(
+                f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
+                f"{self.sft_batch_size}"
+            )
         if self.seed >= 2**32:  # numpy takes no more
             raise ConfigError(f"seed is {self.seed}; it must be less than 2**32")
         for field in ("learning_rate", "sft_learning_rate", "temperature", "epsilon", "max_grad_norm"):

@@ -45,7 +45,7 @@ class Curriculum:
         self._kind_tried = np.full(len(self._kinds), 8.0)
 
     def rates(self) -> np.ndarray[Any, np.dtype[np.float64]]:
-        """Estimated solve rate of every task, in task order, in (0, 1)."""
+        """Estimated solve rate of every task, in task order, in [0, 1]."""
         shared = (self._kind_solved / self._kind_tried)[self._kind_of]
         prior = np.where(np.isnan(self._estimates), shared, self._estimates)
         weight = 4.0

@@ -70,7 +70,8 @@ class GRPOTrainer:
         tasks: train tasks; evaluation-only ones are refused.
         rollouts: plays the episodes.
         config: hyperparameters.
-        metrics, episodes: journals that every step is appended to before its gradient is used.
+        metrics: journal of what every step did.
+        episodes: journal that every episode is appended to before its gradient is used.
         store: where checkpoints go.
         estimates: solve rates before training, by task id; see `Curriculum`.
 

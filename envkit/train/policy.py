@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import warnings
 from pathlib import Path
 from typing import Any, final
@@ -14,6 +15,9 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import MissingExtraError, ModelError
 from envkit.models import ModelRef
+
+#: File in an adapter's folder that names the weights it was trained on.
+BASE = "base.json"
 
 
 @final
@@ -54,6 +58,8 @@ class Policy:
         except ImportError as error:
             raise MissingExtraError(error.name or "peft", "train") from error
         self.ref = ref
+        if adapter is not None:
+            _require_fit(adapter, ref)
         logging.disable_progress_bar()  # the display shows progress; this would break its lines
         try:
             base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=torch.float32)
@@ -107,5 +113,31 @@ class Policy:
         self.engine.load(self.model, self._base)
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder."""
+        """Write the adapter as a PEFT folder, with a note of the weights that it belongs to."""
         self.model.save_pretrained(folder, safe_serialization=True)
+        (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
+
+
+def _require_fit(adapter: Path, ref: ModelRef) -> None:
+    """Refuse an adapter of other weights, or one that is not a plain LoRA.
+
+    The engine adds LoRA's update to the base and knows no other kind; it would sample from wrong weights.
+
+    Raises:
+        ModelError: it is one of them, or its settings cannot be read.
+    """
+    try:
+        settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
+        note = adapter / BASE
+        base: dict[str, str] = json.loads(note.read_bytes()) if note.exists() else {}
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{adapter}: not an adapter ({error}); expected a PEFT folder") from error
+    plain = {"peft_type": "LORA", "use_dora": False, "bias": "none", "modules_to_save": None}
+    for key, wanted in plain.items():
+        if (found := settings.get(key, wanted)) != wanted and found:
+            raise ModelError(f"{adapter}: {key} is {found!r}; expected {wanted!r}, a plain LoRA adapter")
+    if base and base["digest"] != ref.digest:
+        raise ModelError(
+            f"{adapter} was trained on {base['model']} with weights {base['digest'][:12]}, and {ref.id} has "
+            f"{ref.digest[:12]}; name its own base with --model"
+        )

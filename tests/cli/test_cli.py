@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -50,7 +51,7 @@ def test_bad_input_is_one_clear_line_and_exit_2(
     from envkit.environments.code_editor import starter_tasks
     from envkit.mining.taskfile import write_tasks
 
-    write_tasks(tmp_path / "good.jsonl", starter_tasks()[:1], seed=0)
+    write_tasks(tmp_path / "good.jsonl", [replace(starter_tasks()[0], split="heldout")], seed=0)
     (tmp_path / "empty.jsonl").touch()
     header = (tmp_path / "good.jsonl").read_text().splitlines()[0]
     (tmp_path / "corrupt.jsonl").write_text(f"{header}\n{{torn\n")
@@ -84,8 +85,6 @@ def test_a_recipe_is_mined_and_built_again(tmp_path: Path) -> None:
 
 
 def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
-    from dataclasses import replace
-
     from envkit.environments.code_editor import starter_tasks
     from envkit.mining.taskfile import write_tasks
 
@@ -114,16 +113,35 @@ def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
     from envkit.environments.code_editor import starter_tasks
     from envkit.mining.taskfile import write_tasks
 
-    write_tasks(tmp_path / "tasks.jsonl", starter_tasks()[:3], seed=0)
+    write_tasks(tmp_path / "tasks.jsonl", [replace(t, split="heldout") for t in starter_tasks()[:3]], seed=0)
     model = tiny.make(tmp_path / "model").path
     done = envkit(
         "eval", "--agent", "oracle", "--heldout", "tasks.jsonl", "--model", str(model), "--json", cwd=tmp_path
     )
     found = json.loads(done.stdout)
     assert found["summary"]["arms"][0]["solve_rate"]["interval"]["estimate"] == 1.0
+    assert found["summary"]["arms"][0]["seconds"] > 0
     assert (tmp_path / found["report"]).exists()
     again = envkit("report", found["run"], "--json", cwd=tmp_path)
     assert json.loads(again.stdout)["report"] == found["report"]
+
+
+def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.mining.taskfile import write_tasks
+
+    write_tasks(tmp_path / "tasks.jsonl", starter_tasks()[:3], seed=0)
+    done = envkit("eval", "--agent", "oracle", "--heldout", "tasks.jsonl", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "is of split 'train'; expected 'heldout'" in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("minutes", ["0.5", "nan", "inf"])
+def test_a_budget_that_nothing_fits_into_is_refused_before_any_work(tmp_path: Path, minutes: str) -> None:
+    done = envkit("demo", "--minutes", minutes, cwd=tmp_path)
+    assert done.returncode == 2
+    assert f"--minutes is {minutes}" in done.stderr
 
 
 def test_play_gives_up_at_end_of_input(tmp_path: Path) -> None:

@@ -48,13 +48,19 @@ def test_only_folders_of_dead_owners_are_reaped(tmp_path: Path) -> None:
 
 
 def test_what_is_young_foreign_or_a_symlink_is_left_alone(tmp_path: Path) -> None:
-    (tmp_path / "envkit-young").mkdir()
+    (tmp_path / "envkit-lease-young").mkdir()
+    for own in ("envkit-clone", "envkit-lease-clone"):  # named by a person, by accident
+        (tmp_path / own).mkdir()
+        (tmp_path / own / "work.py").write_text("x")
+        grow_old(tmp_path / own)
     (tmp_path / "other").mkdir()
     grow_old(tmp_path / "other")
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("x")
     grow_old(outside)
-    (tmp_path / "envkit-link").symlink_to(outside)
+    (tmp_path / "envkit-lease-link").symlink_to(outside)
     assert reap(tmp_path) == []
     assert (outside / "file").exists()
+    assert (tmp_path / "envkit-clone" / "work.py").exists()
+    assert (tmp_path / "envkit-lease-clone" / "work.py").exists()

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import final
 
 import pytest
 import tiny
 from safetensors.torch import load_file
 
 from envkit.bench.report import load_report
+from envkit.bench.summary import summarise
+from envkit.bench.words import warnings
 from envkit.environments.code_editor import starter_tasks
-from envkit.errors import StoreError, TrainingError
-from envkit.sandbox import SandboxBackend
+from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
+from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import before_after
 from envkit.studies.before_after import BeforeAfter
@@ -65,6 +69,10 @@ def test_it_runs_to_a_report_with_every_arm(tmp_path: Path, model: Path, backend
     assert [point.step for point in data.training] == [1, 2]
     assert not data.warnings
     assert all(item.samples == 8 for item in data.arms[2].items)
+    assert all(item.seconds > 0 for arm in data.arms for item in arm.items)
+    assert data.isolation == "sandbox"
+    assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
+    assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
 
 
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
@@ -109,6 +117,63 @@ def test_a_broken_task_stops_the_study_before_anything_is_measured(
     run = before_after.start(tmp_path, config, 1.0, TRAIN, [broken], display=Silent(), command="x")
     with pytest.raises(TrainingError, match="no-op earns 1"):
         study(run, backend).run()
+
+
+def test_tasks_that_training_sees_are_not_held_out(tmp_path: Path, model: Path) -> None:
+    def begun(heldout: Sequence[Task]) -> RunFolder:
+        config = TrainConfig(model=str(model))
+        return before_after.start(tmp_path, config, 1.0, TRAIN, heldout, display=Silent(), command="x")
+
+    with pytest.raises(TaskFileError, match="is of split 'train'; expected 'heldout'"):
+        begun(TRAIN)
+    with pytest.raises(TaskFileError, match="1 functions are in both the train and the held-out tasks"):
+        begun([*HELDOUT, replace(TRAIN[0], split="heldout")])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_two_processes_do_not_work_in_one_run(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = begin(tmp_path, model)
+    with run.locked(), pytest.raises(StoreError, match="another process is at work in it"):
+        study(RunFolder.open(run.path), backend).run()
+
+
+@final
+class Failing(SandboxBackend):
+    """Real sandboxes until ``broken`` is set; then none can be made."""
+
+    name = "failing"
+    isolated = False
+
+    def __init__(self, inner: SandboxBackend) -> None:
+        self.inner, self.broken = inner, True
+
+    def available(self) -> str | None:
+        return self.inner.available()
+
+    def create(self) -> Sandbox:
+        if self.broken:
+            raise SandboxError("no cgroup left")
+        return self.inner.create()
+
+
+def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run, failing = begin(tmp_path, model), Failing(backend)
+    with pytest.raises(SandboxError, match=r"oracle on .*: no cgroup left"):
+        study(run, failing).run()
+    failing.broken = False
+    study(run, failing).run()
+    data = load_report(run.path)
+    assert [sum(item.voids for item in arm.items) for arm in data.arms] == [0] * 5
+    assert data.isolation == "none"
+    assert any("isolation: none" in text for text in warnings(data, summarise(data)))
+
+
+def test_what_is_switched_off_stays_off_under_a_budget() -> None:
+    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    sized = plan(20, speed, TrainConfig(sft_examples=0, curriculum_tasks=0), 5)
+    assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
 
 
 def test_a_longer_budget_buys_more_of_everything() -> None:

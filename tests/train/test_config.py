@@ -29,6 +29,7 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"temperature": 0}, "temperature is 0.0; it must be positive and finite"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive and finite"),
         ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
+        ({"sft_examples": 5}, "sft_examples is 5; it must be 0 or at least sft_batch_size, 12"),
         ({"epsilon": -0.2}, "epsilon is -0.2"),
     ],
 )

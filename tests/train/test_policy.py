@@ -15,7 +15,7 @@ from envkit.models import ModelRef
 from envkit.train.checkpoint import load_adapter
 from envkit.train.loss import logprobs
 from envkit.train.packing import Row, pack
-from envkit.train.policy import Policy
+from envkit.train.policy import BASE, Policy
 
 PROMPT = tiny.prompt(9, seed=2)
 
@@ -81,15 +81,32 @@ def test_dropout_of_an_adapter_from_elsewhere_stays_off(ref: ModelRef, tmp_path:
 
 
 def test_a_folder_without_an_adapter_is_refused(ref: ModelRef, tmp_path: Path) -> None:
-    with pytest.raises(ModelError, match=f"{tmp_path}: not an adapter for tiny-llama"):
+    with pytest.raises(ModelError, match=f"{tmp_path}: not an adapter .*adapter_config.json"):
         Policy(ref, system="", adapter=tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     other = tiny.make(tmp_path / "other", intermediate_size=96)
     tiny.policy(other).save_adapter(tmp_path / "adapter")
+    with pytest.raises(ModelError, match=r"was trained on tiny-llama with weights .*--model"):
+        Policy(ref, system="", adapter=tmp_path / "adapter")
+    (tmp_path / "adapter" / BASE).unlink()  # as of an adapter from elsewhere
     with pytest.raises(ModelError, match=r"adapter: not an adapter for tiny-llama"):
         Policy(ref, system="", adapter=tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["n"])],
+)
+def test_what_the_engine_cannot_add_to_the_base_is_refused(
+    ref: ModelRef, tmp_path: Path, key: str, value: object
+) -> None:
+    tiny.policy(ref).save_adapter(tmp_path)
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
+    with pytest.raises(ModelError, match=f"{key} is .*; expected .*a plain LoRA adapter"):
+        Policy(ref, system="Say it.", adapter=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -105,5 +122,6 @@ def test_a_broken_model_is_refused(tmp_path: Path, name: str, content: bytes) ->
 def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     other = tiny.make(tmp_path / "model", num_hidden_layers=3)
     tiny.policy(other).save_adapter(tmp_path / "adapter")
+    (tmp_path / "adapter" / BASE).unlink()
     with pytest.raises(ModelError, match=r"not an adapter for .*layers\.2\..* is in only one of them"):
         Policy(ref, system="Say it.", adapter=tmp_path / "adapter")

@@ -28,6 +28,8 @@ FUNCTION = "def f(a):\n    return a\n"
         (f"```python\n{FUNCTION}```", [Rewrite(FUNCTION)]),
         (f"```py\n{FUNCTION}```", [Rewrite(FUNCTION)]),
         (f"```Python title\n{FUNCTION}```", [Rewrite(FUNCTION)]),
+        (f"```python3\n{FUNCTION}```", [Rewrite(FUNCTION)]),
+        ("```diff\n-a\n\\ No newline at end of file\n+b\n```", [Replace(("a",), ("b",))]),
         (f"  ```python\n{FUNCTION}  ```", [Rewrite(FUNCTION)]),
         ("<<<<<<< SEARCH\na\n=======\nb\nc\n>>>>>>> REPLACE", [Replace(("a",), ("b", "c"))]),
         ("<<<<<<< SEARCH\na\n=======\n>>>>>>> REPLACE", [Replace(("a",), ())]),

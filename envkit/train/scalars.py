@@ -1,0 +1,45 @@
+"""Training curves for TensorBoard, beside the journals that everything else reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self, final
+
+from envkit.errors import MissingExtraError, StoreError
+
+
+@final
+class Scalars:
+    """Writes numbers by step: ``tensorboard --logdir runs`` shows them. Use as a context manager.
+
+    A resumed run adds a file of its own; the steps that it repeats replace the old ones.
+
+    Args:
+        folder: where the event files go; made if it is not there.
+
+    Raises:
+        MissingExtraError: tensorboard is not installed.
+        StoreError: the folder cannot be written to.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise MissingExtraError(error.name or "tensorboard", "train") from error
+        try:
+            self._writer: Any = SummaryWriter(str(folder))
+        except OSError as error:
+            raise StoreError(f"cannot write {folder}: {error.strerror}") from error
+
+    def add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
+        """Note the values of one step as ``phase/name``."""
+        for name, value in values.items():
+            self._writer.add_scalar(f"{phase}/{name}", value, step)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.close()
