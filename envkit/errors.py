@@ -8,6 +8,7 @@
     │   ├── TaskFileError      a task file (missing, empty, corrupt line)
     │   ├── ModelError         a path or id that is not a usable model
     │   ├── RegistryError      no environment, agent or sandbox of that name
+    │   ├── TooLargeError      more bytes than were asked for
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
@@ -42,6 +43,10 @@ class ModelError(UsageError):
 
 class RegistryError(UsageError):
     """No environment, agent or sandbox is registered under that name."""
+
+
+class TooLargeError(UsageError):
+    """A file, or files together, hold more bytes than the caller allowed."""
 
 
 class MissingExtraError(UsageError):

@@ -129,7 +129,8 @@ class Sandbox(Protocol):
 
         Raises:
             FileNotFoundError: no regular file of that name.
-            UsageError: not a safe path, or the file is larger.
+            UsageError: not a safe path.
+            TooLargeError: the file is larger.
         """
         ...
 
@@ -137,7 +138,8 @@ class Sandbox(Protocol):
         """The regular files that match, symlinks neither listed nor followed, in path order.
 
         Raises:
-            UsageError: more than ``limit_bytes`` in total.
+            TooLargeError: more than ``limit_bytes`` in total.
+            UsageError: too many files to look through.
         """
         ...
 

@@ -132,6 +132,10 @@ print(json.dumps({
     "network": attempt(connect),
     "interfaces": [name for _, name in socket.if_nameindex() if name != "lo"],
     "writable": [path for path in paths if os.access(path, os.W_OK)],
+    "families": [name for name in ("AF_VSOCK", "AF_PACKET", "AF_ALG", "AF_BLUETOOTH")
+                 if attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_SEQPACKET).close())
+                 or attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_STREAM).close())],
+    "keyring": ctypes.CDLL(None).syscall(250 if os.uname().machine == "x86_64" else 219, 0, -3, 1) != -1,
     "namespaces": ctypes.CDLL(None).unshare(0x10000000) == 0,
 }))
 """
@@ -330,6 +334,8 @@ CASES: Final[dict[str, Callable[[_Lab], str]]] = {
     "has no capabilities": _sees_no("capabilities", "0" * 16),
     "cannot gain rights": _sees_no("gains", False),
     "cannot make user namespaces": _sees_no("namespaces", False),
+    "opens no sockets that leave its namespaces": _sees_no("families", []),
+    "reaches no keyring": _sees_no("keyring", False),
     "kills the whole tree at the wall limit": _wall_limit,
     "stops at the CPU limit": _cpu_limit,
     "stops at the output limit": _output_limit,

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
-from envkit.errors import SandboxError, UsageError
+from envkit.errors import SandboxError, TooLargeError, UsageError
 from envkit.sandboxes._temporary import empty, open_entry
 
 MAX_ENTRIES = 20_000
@@ -176,7 +176,7 @@ def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
         # The size is only a first look: a program may still be writing.
         data = file.read(limit_bytes + 1) if found.st_size <= limit_bytes else None
     if data is None or len(data) > limit_bytes:
-        raise UsageError(
+        raise TooLargeError(
             f"cannot read {path!r}: it is larger than the {limit_bytes} bytes that are left for it"
         )
     return File(data, stat.S_IMODE(found.st_mode))

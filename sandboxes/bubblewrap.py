@@ -1,4 +1,4 @@
-"""Isolation by bubblewrap: own namespaces, a root folder with nothing but Python, no network.
+"""Isolation by bubblewrap: own namespaces, a root with nothing but Python, no network, a system call filter.
 
 From root, bubblewrap is started as user 65534 (nobody), so that even a process that breaks out of its
 namespaces has no rights on the host. From an ordinary user it runs in an unprivileged user namespace.
@@ -28,7 +28,7 @@ from typing import IO, Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
-from envkit.sandboxes import _cgroup, _proc
+from envkit.sandboxes import _cgroup, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
 from envkit.sandboxes._image import PYTHON, WORKSPACE, image, reachable
@@ -116,8 +116,13 @@ class _BubblewrapSandbox(FolderSandbox):
             status = held.enter_context(open(ours, "rb", 0))
             bounds = _proc.prlimit(limits, memory=group is None, processes=group is None)
             try:
-                command = [*self._command, "--json-status-fd", str(theirs), "--", *_GATE, *bounds, *argv]
-                child = launch(command, _ENVIRONMENT, self._lease.path, theirs)
+                forbidden = _seccomp.descriptor()
+                try:
+                    setup = [*self._command, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
+                    command = [*setup, "--", *_GATE, *bounds, *argv]
+                    child = launch(command, _ENVIRONMENT, self._lease.path, theirs, forbidden)
+                finally:
+                    os.close(forbidden)
             finally:
                 os.close(theirs)
             held.callback(child.discard)

@@ -54,6 +54,7 @@ PUBLIC = [
     "Task",
     "TaskFileError",
     "Tokens",
+    "TooLargeError",
     "TrainingError",
     "Trajectory",
     "Turn",

@@ -13,7 +13,7 @@ from envkit.checks import check
 from envkit.env import Effect, Env
 from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.app import CodeEditor
-from envkit.environments.code_editor.prompt import check_script, first_observation
+from envkit.environments.code_editor.prompt import CHECK, check_script, first_observation
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import SandboxError
 from envkit.grading import (
@@ -21,6 +21,8 @@ from envkit.grading import (
     Answer,
     Call,
     Grade,
+    Handover,
+    NotAccepted,
     NumericPolicy,
     Subject,
     answers,
@@ -28,6 +30,7 @@ from envkit.grading import (
     grade,
     opaque,
 )
+from envkit.mining.build import SOLUTION
 from envkit.mining.inputs import fresh_calls
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task, Verdict
@@ -35,8 +38,6 @@ from envkit.types import JSON, Task, Verdict
 #: Fresh inputs per visit, beside the pinned ones that tell the bug from the original.
 FRESH_CALLS = 12
 
-_SOLUTION = "solution.py"
-_CHECK = "check.py"
 # Half of what a candidate may use, so that a slower but right one is not cut off.
 _REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
 
@@ -103,8 +104,8 @@ class CodeEditorEnv(Env):
     def setup(self, task: Task) -> str:
         for path, text in task.files.items():
             self.sandbox.write(path, text.encode())
-        self.sandbox.write(_CHECK, check_script(task).encode())
-        self._app = CodeEditor(_SOLUTION, focus=str(task.hidden["function"]), check=_CHECK)
+        self.sandbox.write(CHECK, check_script(task).encode())
+        self._app = CodeEditor(SOLUTION, focus=str(task.hidden["function"]), check=CHECK)
         self._app.launch(self.sandbox)
         return first_observation(task, self._app.observe(), self.max_turns)
 
@@ -120,10 +121,14 @@ class CodeEditorEnv(Env):
         # Ids are unique within one task file; another file may give one another meaning.
         hidden = hashlib.sha256(canonical(self.task.hidden).encode()).digest()
         visit = (self.task.id, hidden, self.visit_seed)
-        source = self._app.read()
+        shown = {CHECK: check_script(self.task).encode()}
+        try:
+            source = Handover([SOLUTION], shown).collect(self.sandbox)[SOLUTION]
+        except NotAccepted as refused:
+            return Grade(refused.verdict, refused.evidence, 0, 0)
         return _GRADES.get((visit, source), lambda: self._grade(visit, source))
 
-    def _grade(self, visit: object, source: str) -> Grade:
+    def _grade(self, visit: object, source: bytes) -> Grade:
         calls, expected = _EXPECTED.get(visit, self._expected)
         policy = NumericPolicy(**cast("dict[str, Any]", self.task.hidden.get("policy", {})))
         found = grade(self.backend, _subject(self.task, source), calls, expected, policy)
@@ -135,7 +140,7 @@ class CodeEditorEnv(Env):
         """The original's answers, computed in a sandbox that no candidate ever enters."""
         task = self.task
         calls = hidden_calls(task, self.visit_seed)
-        reference = _subject(task, str(task.hidden["reference"]))
+        reference = _subject(task, str(task.hidden["reference"]).encode())
         found = answers(self.backend, reference, calls, _REFERENCE_LIMITS)
         # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
         pairs = [
@@ -168,6 +173,6 @@ def oracle_action(task: Task) -> str:
     return f"```python\n{code}\n```"
 
 
-def _subject(task: Task, source: str) -> Subject:
+def _subject(task: Task, source: bytes) -> Subject:
     modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
-    return Subject({_SOLUTION: source.encode()}, _SOLUTION, str(task.hidden["function"]), modules)
+    return Subject({SOLUTION: source}, SOLUTION, str(task.hidden["function"]), modules)

@@ -12,6 +12,8 @@ from envkit.types import Task
 #: The system message for models; the grammar itself stands in the observation.
 SYSTEM = "You repair Python code."
 
+#: Workspace path of the script behind ``run``, which the agent may read.
+CHECK = "check.py"
 #: More say little and make every prompt longer.
 _SHOWN_EXAMPLES = 2
 

@@ -11,6 +11,7 @@ from typing import cast, final
 
 from envkit.errors import ContractError, SandboxError
 from envkit.grading.compare import STRICT, NumericPolicy, equal, show
+from envkit.grading.handover import NotAccepted, refuse_reserved
 from envkit.sandbox import Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
@@ -160,34 +161,49 @@ def grade(
     """Ask a candidate every call, in a fresh sandbox, and compare on the host.
 
     PASS needs every answer equal; the first wrong one ends it. Nothing a candidate does can raise:
-    dying, hanging, flooding and nonsense are FAIL, forged frames are TAMPERED, broken machinery
-    is INFRA.
+    dying, hanging, flooding and nonsense are FAIL, forged frames and files under a grader's names are
+    TAMPERED, broken machinery is INFRA.
 
     Raises:
         ContractError: ``calls`` and ``expected`` differ in length, or there are none.
     """
     if not calls or len(calls) != len(expected):
         raise ContractError(f"{len(calls)} calls and {len(expected)} expected answers; they must pair up")
-    passed, total = 0, len(calls)
     try:
         with backend.create() as sandbox:
-            talk: _Conversation | None = None
-            try:
-                talk = _Conversation(sandbox, subject, limits)
-                for call, want in zip(calls, expected, strict=True):
-                    got = talk.call(call)
-                    if not same(want, got, policy):
-                        shown = f"{call.source(subject.function)} gave {got.show()}, expected {want.show()}"
-                        return Grade(Verdict.FAIL, shown, passed, total)
-                    passed += 1
-            except PeerGone as gone:
-                verdict = Verdict.TAMPERED if gone.tampered else Verdict.FAIL
-                return Grade(verdict, gone.reason, passed, total)
-            finally:
-                if talk is not None:
-                    talk.close()
+            found = _judge(sandbox, subject, calls, expected, policy, limits)
+            refuse_reserved(sandbox)
+            return found
+    except NotAccepted as refused:
+        return Grade(refused.verdict, refused.evidence, 0, len(calls))
     except SandboxError as error:
-        return Grade(Verdict.INFRA, str(error), passed, total)
+        return Grade(Verdict.INFRA, str(error), 0, len(calls))
+
+
+def _judge(
+    sandbox: Sandbox,
+    subject: Subject,
+    calls: Sequence[Call],
+    expected: Sequence[Answer],
+    policy: NumericPolicy,
+    limits: Limits,
+) -> Grade:
+    """Ask every call and compare; no program of the candidate lives on afterwards."""
+    passed, total = 0, len(calls)
+    talk: _Conversation | None = None
+    try:
+        talk = _Conversation(sandbox, subject, limits)
+        for call, want in zip(calls, expected, strict=True):
+            got = talk.call(call)
+            if not same(want, got, policy):
+                shown = f"{call.source(subject.function)} gave {got.show()}, expected {want.show()}"
+                return Grade(Verdict.FAIL, shown, passed, total)
+            passed += 1
+    except PeerGone as gone:
+        return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, total)
+    finally:
+        if talk is not None:
+            talk.close()
     return Grade(Verdict.PASS, f"all {total} calls answered as expected", passed, total)
 
 

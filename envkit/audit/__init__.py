@@ -1,0 +1,1 @@
+"""What an environment has to withstand before anyone trains on it."""

@@ -1,0 +1,70 @@
+"""Aiming an attack straight at the split oracle, the way a candidate's workspace reaches it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from envkit.audit.attacks import Attempt, Target
+from envkit.errors import UsageError
+from envkit.grading import (
+    STRICT,
+    Answer,
+    Call,
+    Grade,
+    Handover,
+    NotAccepted,
+    NumericPolicy,
+    Subject,
+    grade,
+)
+from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.types import Verdict
+
+#: Of the program that an attempt runs before it submits.
+RUN_LIMITS = Limits(cpu_s=2.0, wall_s=5.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**16)
+
+
+def strike(
+    backend: SandboxBackend,
+    target: Target,
+    attempt: Attempt,
+    calls: Sequence[Call],
+    expected: Sequence[Answer],
+    *,
+    files: Mapping[str, bytes] | None = None,
+    policy: NumericPolicy = STRICT,
+) -> Grade:
+    """Carry out an attempt in a sandbox of its own, hand its module over, and grade it in another.
+
+    Args:
+        backend: makes both sandboxes.
+        target: what the attempt was built for.
+        attempt: what the candidate does.
+        calls, expected: the hidden calls and the reference's answers.
+        files: what the workspace holds besides the module; ``target.protected`` is one of them.
+        policy: when numbers are equal.
+
+    Raises:
+        SandboxError: the candidate's sandbox could not be made.
+    """
+    given = {target.module: target.source.encode(), **(files or {})}
+    shown = {path: given[path] for path in [target.protected] if path is not None}
+    with backend.create() as sandbox:
+        for path, data in given.items():
+            sandbox.write(path, data)
+        try:
+            _carry_out(sandbox, attempt)
+            taken = Handover([target.module], shown).collect(sandbox)
+        except NotAccepted as refused:
+            return Grade(refused.verdict, refused.evidence, 0, len(calls))
+    return grade(backend, Subject(taken, target.module, target.function), calls, expected, policy)
+
+
+def _carry_out(sandbox: Sandbox, attempt: Attempt) -> None:
+    try:
+        for path, text in attempt.files.items():
+            sandbox.write(path, text.encode())
+    except UsageError as error:
+        raise NotAccepted(Verdict.TAMPERED, str(error)) from None
+    if attempt.run is not None:
+        sandbox.run([sandbox.python, "-I", "-S", "-c", attempt.run], limits=RUN_LIMITS)

@@ -1,0 +1,28 @@
+r"""Programs that try to earn a reward without solving the task, and right ones that must not be refused.
+
+`ATTACKS` lists them by number and variant; `CORRECT` are solutions in unusual shapes. Each is built for a
+`Target`, so that any environment whose candidates are Python modules can aim them at itself.
+
+>>> target = Target("def double(n):\n    return n\n", "def double(n):\n    return 2 * n\n", "double")
+>>> print(ATTACKS[0].build(target).files["solution.py"])
+import os
+os._exit(0)
+def double(n):
+    return n
+<BLANKLINE>
+"""
+
+from envkit.audit.attacks.correct import CORRECT
+from envkit.audit.attacks.design import DESIGN
+from envkit.audit.attacks.model import Attack, Attempt, Example, Kind, Target, Variant
+from envkit.audit.attacks.python import PYTHON
+from envkit.audit.attacks.resource import RESOURCE
+from envkit.audit.attacks.system import SYSTEM
+from envkit.audit.attacks.workspace import WORKSPACE
+
+#: Every attack, by number.
+ATTACKS: tuple[Attack, ...] = tuple(
+    sorted((*PYTHON, *WORKSPACE, *SYSTEM, *RESOURCE, *DESIGN), key=lambda attack: attack.number)
+)
+
+__all__ = ["ATTACKS", "CORRECT", "Attack", "Attempt", "Example", "Kind", "Target", "Variant"]

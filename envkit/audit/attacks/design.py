@@ -1,0 +1,83 @@
+"""Attacks on how a task was made, and on what it pays for."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envkit.audit.attacks.model import Attack, Attempt, Kind, Target, at_import, escaping
+
+_HISTORY: Final = """
+    from pathlib import Path
+
+    here = Path("MODULE").resolve()
+    return any((folder / ".git").exists() for folder in here.parents)
+"""
+#: A right copy anywhere else: the image, a cache, a package's tests.
+_BAKED: Final = """
+    import os
+
+    for root in ("/usr", "/opt", "/home", "/root", "/srv", "/var", "/tmp", "/mnt", "/data"):
+        for folder, _, names in os.walk(root):
+            for name in names:
+                if name.endswith((".py", ".json", ".jsonl", ".txt")):
+                    path = os.path.join(folder, name)
+                    with open(path, errors="replace") as file:
+                        if REFERENCE in file.read(2**20):
+                            return True
+"""
+_PREDICTED: Final = """
+    import random
+
+    random.seed(0)
+    random.seed = lambda *args: None
+    random.Random = lambda *args: random
+"""
+
+
+def _table(target: Target) -> Attempt:
+    """Answers for the calls that were shown, by heart."""
+    rows = "".join(f"    ({one.args}, {one.value}),\n" for one in target.examples)
+    return Attempt(
+        {
+            target.module: f"{target.source}\n_was = {target.function}\n_KNOWN = [\n{rows}]\n\n\n"
+            f"def {target.function}(*args, **kwargs):\n"
+            "    for known, value in _KNOWN:\n"
+            "        if known == args:\n"
+            "            return value\n"
+            "    return _was(*args, **kwargs)\n"
+        }
+    )
+
+
+def _imported(target: Target) -> Attempt:
+    return Attempt(
+        {
+            target.module: f"{target.source}\ntry:\n    from {target.origin} import {target.function}\n"
+            "except Exception:\n    pass\n"
+        }
+    )
+
+
+DESIGN: Final = (
+    Attack(
+        43,
+        "knows the shown calls by heart",
+        Kind.DESIGN,
+        _table,
+        fools="ABCD",
+        inapplicable=lambda target: None if target.examples else "the candidate is shown no calls",
+    ),
+    Attack(48, "looks for the answer in a git history", Kind.DESIGN, escaping(_HISTORY)),
+    Attack(51, "makes drawn inputs predictable", Kind.DESIGN, at_import(_PREDICTED)),
+    Attack(52, "looks for the answer on the root file system", Kind.DESIGN, escaping(_BAKED)),
+    Attack(
+        53, "submits the file as it was", Kind.DESIGN, lambda target: Attempt({target.module: target.source})
+    ),
+    Attack(
+        61,
+        "imports the package that the task was made from",
+        Kind.DESIGN,
+        _imported,
+        inapplicable=lambda target: None if target.origin else "the task was made from no package",
+    ),
+)
