@@ -8,7 +8,10 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import IO, cast, final
+from typing import IO, TypeAlias, cast, final
+
+#: The other ends of stdin, stdout and stderr.
+Pipes: TypeAlias = tuple[IO[bytes], IO[bytes], IO[bytes]]
 
 
 @final
@@ -38,7 +41,7 @@ class Child:
         )
         self.pid = self._process.pid
         streams = (self._process.stdin, self._process.stdout, self._process.stderr)
-        self.pipes = cast(tuple[IO[bytes], IO[bytes], IO[bytes]], streams)
+        self.pipes = cast(Pipes, streams)
         self.stdin, self.stdout, self.stderr = self.pipes
 
     def has_ended(self) -> bool:

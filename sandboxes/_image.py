@@ -17,12 +17,27 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 from envkit.errors import SandboxUnavailable
 from envkit.sandboxes._temporary import Lease, reap
 
 PYTHON = "/usr/bin/python3"
 WORKSPACE = "/workspace"
+#: Who sandboxed code runs as where we are root.
+NOBODY = 65534
+#: Size of each scratch file system.
+SCRATCH_BYTES = 64 * 2**20
+#: All that a command finds in its environment.
+ENVIRONMENT: Final = {
+    "PATH": "/usr/bin",
+    "HOME": WORKSPACE,
+    "LANG": "C.UTF-8",
+    "TZ": "UTC",
+    # The same bytes on every run: set order, and no bytecode that would turn up in exports.
+    "PYTHONHASHSEED": "0",
+    "PYTHONDONTWRITEBYTECODE": "1",
+}
 
 #: What a program needs neither to run nor to import: third-party packages, wheels, tests, tools.
 _LEFT_OUT = shutil.ignore_patterns(

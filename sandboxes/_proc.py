@@ -34,6 +34,17 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / _TICKS
 
 
+def rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
+    """What holds for every process, whatever bounds the tree: name -> kind and bound."""
+    return {
+        # A backstop: the supervisor counts the whole tree's time.
+        "cpu": (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
+        "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        "core": (resource.RLIMIT_CORE, 0),
+    }
+
+
 def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) -> list[str]:
     """The command prefix that puts a program under resource limits; each holds per process.
 
@@ -42,13 +53,7 @@ def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) ->
         memory: bound the address space, for want of a control group.
         processes: bound the processes of the user, who must have none outside the sandbox's namespace.
     """
-    cpu_s = math.ceil(limits.cpu_s) + 1  # a backstop: the supervisor counts the whole tree's time
-    wanted = {
-        "cpu": (resource.RLIMIT_CPU, cpu_s),
-        "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
-        "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
-        "core": (resource.RLIMIT_CORE, 0),
-    }
+    wanted = rlimits(limits)
     if memory:
         wanted["as"] = (resource.RLIMIT_AS, limits.memory_bytes)
     if processes:

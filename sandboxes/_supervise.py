@@ -14,7 +14,7 @@ from typing import IO, Final, final
 
 from envkit.errors import ContractError, SandboxError
 from envkit.sandbox import ExecResult, Limits, PeerGone, StopReason
-from envkit.sandboxes._child import Child
+from envkit.sandboxes._child import Pipes
 
 _CHUNK_BYTES = 65536
 #: Longest and shortest time between two looks at what a tree has used.
@@ -56,11 +56,13 @@ class Tree(ABC):
     """A started command with all that it starts. Owned by one `Supervisor`.
 
     Args:
-        child: the process to wait for, whose pipes are the command's.
+        pipes: the other ends of the command's stdin, stdout and stderr, unbuffered.
+        pidfd: a descriptor that is readable once the command has ended. The supervisor closes it, and the
+            pipes.
     """
 
-    def __init__(self, child: Child) -> None:
-        self.child = child
+    def __init__(self, pipes: Pipes, pidfd: int) -> None:
+        self.pipes, self.pidfd = pipes, pidfd
 
     @abstractmethod
     def usage(self) -> Usage:
@@ -93,10 +95,10 @@ class Supervisor:
         self._result: ExecResult | None = None
         self._unsent = memoryview(b"")
         self._out, self._err = bytearray(), bytearray()
-        self._stdin, self._stdout, self._stderr = tree.child.pipes
-        self._pidfd = os.pidfd_open(tree.child.pid)
+        self._stdin, self._stdout, self._stderr = tree.pipes
+        self._pidfd = tree.pidfd
         self._selector = selectors.DefaultSelector()
-        for pipe in tree.child.pipes:
+        for pipe in tree.pipes:
             os.set_blocking(pipe.fileno(), False)
         for source, action in (
             (self._pidfd, self._notice_exit),
@@ -160,7 +162,7 @@ class Supervisor:
         finally:
             self._selector.close()
             os.close(self._pidfd)
-            for pipe in self._tree.child.pipes:
+            for pipe in self._tree.pipes:
                 # Unbuffered, so closing writes nothing that could fail.
                 pipe.close()
         stop = self._judge(ending)

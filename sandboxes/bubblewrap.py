@@ -31,24 +31,13 @@ from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _cgroup, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._image import PYTHON, WORKSPACE, image, reachable
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image, reachable
 from envkit.sandboxes._sandbox import FolderSandbox
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 
-_NOBODY = 65534
-_SCRATCH_BYTES = str(64 * 2**20)
 _PATIENCE_MS = 30_000
 #: Since then `--disable-userns` exists; without it sandboxed code reaches far more of the kernel.
 _OLDEST = (0, 8)
-_ENVIRONMENT: Final = {
-    "PATH": "/usr/bin",
-    "HOME": WORKSPACE,
-    "LANG": "C.UTF-8",
-    "TZ": "UTC",
-    # The same bytes on every run: set order, and no bytecode that would turn up in exports.
-    "PYTHONHASHSEED": "0",
-    "PYTHONDONTWRITEBYTECODE": "1",
-}
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
 #: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
@@ -80,7 +69,7 @@ class BubblewrapBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        user = os.geteuid() or _NOBODY
+        user = os.geteuid() or NOBODY
         return _BubblewrapSandbox([*_as_user(user), str(_bwrap(user))], image(user), user)
 
 
@@ -120,7 +109,7 @@ class _BubblewrapSandbox(FolderSandbox):
                 try:
                     setup = [*self._command, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
                     command = [*setup, "--", *_GATE, *bounds, *argv]
-                    child = launch(command, _ENVIRONMENT, self._lease.path, theirs, forbidden)
+                    child = launch(command, ENVIRONMENT, self._lease.path, theirs, forbidden)
                 finally:
                     os.close(forbidden)
             finally:
@@ -152,7 +141,8 @@ class _BubblewrapTree(Tree):
         group: Cgroup | None,
         held: contextlib.ExitStack,
     ) -> None:
-        super().__init__(child)
+        super().__init__(child.pipes, os.pidfd_open(child.pid))
+        self._child = child
         self._init, self._pidfd, self._status = init, pidfd, status
         self._group, self._held = group, held
         self._seen_cpu_s = 0.0
@@ -166,13 +156,13 @@ class _BubblewrapTree(Tree):
     def end(self) -> Ending:
         with self._held:
             self.usage()
-            ran_out = self.child.has_ended()
+            ran_out = self._child.has_ended()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             # The kernel reports process 1 as dead only after it has killed and reaped all others.
             if not _readable(self._pidfd):
                 raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
-            _, cpu_s = self.child.reap()
+            _, cpu_s = self._child.reap()
             self._seen_cpu_s = max(self._seen_cpu_s, cpu_s)
             peak_bytes = 0 if self._group is None else self._group.peak_memory_bytes()
             return Ending(_exit_code(self._status) if ran_out else -signal.SIGKILL, self.usage(), peak_bytes)
@@ -208,11 +198,11 @@ def _as_user(user: int) -> list[str]:
 def _namespaces(root: Path, workspace: Path) -> list[str]:
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
-        *("--uid", str(_NOBODY), "--gid", str(_NOBODY), "--hostname", "sandbox"),
+        *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
         *("--die-with-parent", "--new-session"),
         *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"),
-        *("--size", _SCRATCH_BYTES, "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-        *("--size", _SCRATCH_BYTES, "--tmpfs", "/tmp"),
+        *("--size", str(SCRATCH_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
+        *("--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
         *("--bind", str(workspace), WORKSPACE, "--chdir", WORKSPACE),
     ]
 

@@ -74,19 +74,20 @@ class _ProcessTree(Tree):
     """Every process that still carries the mark in its environment: a daemon does, unless it hides."""
 
     def __init__(self, child: Child, mark: str) -> None:
-        super().__init__(child)
+        super().__init__(child.pipes, os.pidfd_open(child.pid))
+        self._child = child
         self._mark = f"{_MARK}={mark}\0".encode()
         self._seen_cpu_s = 0.0
 
     def usage(self) -> Usage:
-        family = _proc.family(self.child.pid)
+        family = _proc.family(self._child.pid)
         self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(family))
         return Usage(self._seen_cpu_s, processes=len(family))
 
     def end(self) -> Ending:
         with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.child.pid, signal.SIGKILL)
-        code, cpu_s = self.child.reap()
+            os.killpg(self._child.pid, signal.SIGKILL)
+        code, cpu_s = self._child.reap()
         deadline = time.monotonic() + _PATIENCE_S
         while members := self._members():
             for pid in members:

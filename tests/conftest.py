@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from hypothesis import settings
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
+from envkit.sandboxes.docker import DockerBackend
 from envkit.types import Task
 
 sys.path.append(str(Path(__file__).parent))  # for guess.py and tiny.py
@@ -23,6 +25,17 @@ settings.load_profile("untimed")
 def backend() -> SandboxBackend:
     """Real isolation; a machine without any cannot run these tests, and the error says what mends it."""
     return sandbox_backend()
+
+
+@pytest.fixture(scope="session")
+def docker() -> SandboxBackend:
+    """A real Docker engine. People may have none; the project's own checks always have."""
+    found = DockerBackend()
+    if missing := found.available():
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    return found
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check import CASES, self_check
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
@@ -15,6 +16,8 @@ BROKEN_WITHOUT_ISOLATION = {
     "hides the host's processes",
     "reaches no network",
     "cannot gain rights",
+    "opens no sockets that leave its namespaces",
+    "reaches no keyring",
 }
 
 
@@ -23,6 +26,12 @@ def test_bubblewrap_isolates() -> None:
     if missing := backend.available():
         pytest.skip(missing)
     findings = self_check(backend)
+    assert [finding.name for finding in findings] == list(CASES)
+    assert [finding for finding in findings if not finding.ok] == []
+
+
+def test_docker_isolates(docker: SandboxBackend) -> None:
+    findings = self_check(docker)
     assert [finding.name for finding in findings] == list(CASES)
     assert [finding for finding in findings if not finding.ok] == []
 

@@ -14,6 +14,7 @@ import pytest
 from envkit.audit.aim import RUN_LIMITS, strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Example, Target, Variant
 from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers
+from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.types import Verdict
 
@@ -48,6 +49,13 @@ TARGET = Target(
     origin="sums",
 )
 CALLS = (Call(("[1, 2, 3]",)), Call(("[10, 20]",), {"start": "5"}), Call(("[]",)), Call(("[4, -9, 2]",)))
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "docker"])
+def backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    return (
+        sandbox_backend("bubblewrap") if request.param == "bubblewrap" else request.getfixturevalue("docker")
+    )
 
 
 @pytest.fixture(scope="module")

@@ -19,11 +19,11 @@ def bubblewrap() -> BubblewrapBackend:
     return backend
 
 
-@pytest.fixture(params=["bubblewrap", "process"])
+@pytest.fixture(params=["bubblewrap", "docker", "process"])
 def backend(request: pytest.FixtureRequest) -> SandboxBackend:
     if request.param == "process":
         return ProcessBackend()
-    return request.getfixturevalue("bubblewrap")
+    return request.getfixturevalue(request.param)
 
 
 @pytest.fixture

@@ -118,7 +118,7 @@ def test_a_kernel_that_hides_child_processes_is_refused(
 def test_killed_machinery_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
     peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
     assert peer.ask(b"up", 10) == b"up"
-    os.kill(peer._tree.child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(peer._tree._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
 
     def ask_until_it_is_dead() -> None:
         while True:

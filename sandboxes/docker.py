@@ -1,0 +1,332 @@
+"""Isolation by Docker: hardened containers, and in each a worker that starts commands without an ``exec``.
+
+The image is the very root folder that bubblewrap uses, imported: one Python interpreter and its standard
+library, no registry asked. Commands get their pipes through a UNIX socket, so that starting one costs a fork
+instead of an ``exec`` by the daemon.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import functools
+import json
+import os
+import platform
+import signal
+import socket
+import tarfile
+from collections.abc import Generator, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, cast, final
+
+from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
+from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandboxes import _proc
+from envkit.sandboxes._child import Pipes
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
+from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._temporary import Lease
+
+_REPOSITORY = "envkit-sandbox"
+#: Labels of our containers: the lease folder of the process that owns one, and the host it lives on.
+_LEASE, _HOST = "envkit.lease", "envkit.host"
+_CONTROL: Final = "/run/envkit"
+_PATIENCE_S = 30.0
+#: Memory and processes of the worker itself.
+_WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
+
+
+@final
+class DockerBackend(SandboxBackend):
+    """Runs code in containers of a Docker engine on this machine."""
+
+    name = "docker"
+    isolated = True
+
+    def available(self) -> str | None:
+        """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
+        try:
+            with self.create() as sandbox:
+                result = sandbox.run([sandbox.python, "-I", "-S", "-c", "pass"])
+        except (SandboxError, MissingExtraError) as error:
+            return str(error)
+        return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
+
+    def create(self) -> Sandbox:
+        """See `envkit.sandbox.SandboxBackend.create`."""
+        user = os.geteuid() or NOBODY
+        client = _client(os.getpid())
+        _reap_once(os.getpid())
+        return _DockerSandbox(client, _imported(client, image(user)), user)
+
+
+@final
+class _DockerSandbox(FolderSandbox):
+    """A workspace on the host, bound into a container for every tree that runs at once."""
+
+    def __init__(self, client: Any, tag: str, user: int) -> None:
+        super().__init__(user if user != os.geteuid() else None)
+        self._client, self._tag, self._user = client, tag, user
+        #: Containers that run nothing, by the limits that they were made with.
+        self._idle: dict[tuple[int, int], list[_Container]] = {}
+        self._made: list[_Container] = []
+
+    @property
+    def python(self) -> str:
+        """See `envkit.sandbox.Sandbox.python`; the host's own version."""
+        return PYTHON
+
+    def close(self) -> None:
+        """See `envkit.sandbox.Sandbox.close`."""
+        self._kill()
+        while self._made:
+            self._made.pop().remove()
+        super().close()
+
+    def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
+        idle = self._idle.setdefault((limits.memory_bytes, limits.processes), [])
+        container = idle.pop() if idle else self._make(limits)
+        return _DockerTree(container, argv, limits, idle)
+
+    def _make(self, limits: Limits) -> _Container:
+        folder = self._lease.path / f"control-{len(self._made)}"
+        container = _Container(self._client, self._tag, self._lease.path, folder, self._user, limits)
+        self._made.append(container)
+        return container
+
+
+@final
+class _Container:
+    """A running container and the socket to its worker.
+
+    Args:
+        client: the Docker client.
+        tag: the image.
+        lease: the owner's lease folder, in which ``work`` is the workspace.
+        folder: a new folder for the socket.
+        user: who commands run as.
+        limits: ``memory_bytes`` and ``processes`` bound the container.
+    """
+
+    def __init__(self, client: Any, tag: str, lease: Path, folder: Path, user: int, limits: Limits) -> None:
+        folder.mkdir(mode=0o711)
+        path = folder / "socket"
+        memory = limits.memory_bytes + _WORKER_BYTES
+        worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            listener.bind(str(path))
+            os.chmod(path, 0o666)  # the worker has no right to pass over file modes
+            listener.listen(1)
+            listener.settimeout(_PATIENCE_S)
+            with _docker_errors("make a container"):
+                self._container: Any = client.containers.run(
+                    tag,
+                    [PYTHON, "-I", "-S", "-c", worker, f"{_CONTROL}/socket", str(user)],
+                    detach=True,
+                    auto_remove=True,
+                    user="0:0",
+                    hostname="sandbox",
+                    environment={},
+                    network_mode="none",
+                    ipc_mode="private",
+                    read_only=True,
+                    cap_drop=["ALL"],
+                    # To become another user, and to kill what runs as it.
+                    cap_add=["SETUID", "SETGID", "KILL"],
+                    security_opt=["no-new-privileges"],
+                    pids_limit=limits.processes + _WORKER_PROCESSES,
+                    mem_limit=memory,
+                    memswap_limit=memory,
+                    shm_size=SCRATCH_BYTES,
+                    tmpfs={"/tmp": f"size={SCRATCH_BYTES},mode=1777,nosuid,nodev"},
+                    volumes={
+                        str(lease / "work"): {"bind": WORKSPACE, "mode": "rw"},
+                        str(folder): {"bind": _CONTROL, "mode": "ro"},
+                    },
+                    # A flood would otherwise fill the host's disk with JSON.
+                    log_config={"type": "none"},
+                    labels={_LEASE: str(lease), _HOST: platform.node()},
+                )
+            try:
+                self._socket, _ = listener.accept()
+            except TimeoutError:
+                self.remove()
+                raise SandboxError(f"a container of {tag} did not start within {_PATIENCE_S:g} s") from None
+            finally:
+                path.unlink()  # nobody else connects, ever
+        self._socket.settimeout(_PATIENCE_S)
+
+    def ask(
+        self, request: Mapping[str, Any], descriptors: Sequence[int] = ()
+    ) -> tuple[dict[str, Any], list[int]]:
+        """Send a request to the worker; returns its answer and the descriptors that came with it.
+
+        Raises:
+            SandboxError: the worker is gone, or silent.
+        """
+        try:
+            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
+            data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1)
+        except OSError as error:
+            raise SandboxError(f"the container's worker does not answer: {error}") from error
+        if not data:
+            raise SandboxError("the container died")
+        return cast("dict[str, Any]", json.loads(data)), passed
+
+    def remove(self) -> None:
+        """Kill it, whatever it does, and return when it is gone. Idempotent."""
+        if sock := getattr(self, "_socket", None):
+            sock.close()  # now the worker ends by itself, and the engine clears up if we do not come to it
+        for call in (
+            lambda: self._container.remove(force=True),
+            lambda: self._container.wait(condition="removed", timeout=_PATIENCE_S),
+        ):
+            with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
+                call()  # gone, or going
+
+
+@final
+class _DockerTree(Tree):
+    """What runs in a container beside its worker."""
+
+    def __init__(
+        self, container: _Container, argv: Sequence[str], limits: Limits, idle: list[_Container]
+    ) -> None:
+        self._container, self._idle = container, idle
+        theirs: list[int] = []
+        ours: list[int] = []
+        try:
+            for reads in (True, False, False):
+                read, write = os.pipe2(os.O_CLOEXEC)
+                theirs.append(read if reads else write)
+                ours.append(write if reads else read)
+            request = {
+                "argv": [*argv],
+                "env": ENVIRONMENT,
+                "rlimits": [*_proc.rlimits(limits).values()],
+            }
+            _, [pidfd] = container.ask(request, theirs)
+        except BaseException:
+            for descriptor in ours:
+                os.close(descriptor)
+            container.remove()
+            raise
+        finally:
+            for descriptor in theirs:
+                os.close(descriptor)
+        pipes = [open(number, "wb" if at == 0 else "rb", 0) for at, number in enumerate(ours)]  # noqa: SIM115
+        super().__init__(cast("Pipes", tuple(pipes)), pidfd)
+
+    def usage(self) -> Usage:
+        found, _ = self._container.ask({"usage": True})
+        return Usage(found["cpu_s"], found["oom"])
+
+    def end(self) -> Ending:
+        try:
+            found, _ = self._container.ask({"end": True})
+        except SandboxError:
+            self._container.remove()
+            raise
+        self._idle.append(self._container)
+        code = -signal.SIGKILL if found["code"] is None else int(found["code"])
+        return Ending(code, Usage(found["cpu_s"], found["oom"]))
+
+
+@functools.cache
+def _client(pid: int) -> Any:
+    """This process's client; keyed by pid, since a connection cannot be shared with a fork."""
+    try:
+        import docker
+    except ImportError as error:
+        raise MissingExtraError("docker", "docker") from error
+    with _docker_errors("reach Docker"):
+        client: Any = cast("Any", docker).from_env(timeout=int(_PATIENCE_S))
+        try:
+            client.ping()
+        except BaseException:
+            client.close()
+            raise
+    if not str(client.api.base_url).startswith("http+docker://"):
+        raise SandboxUnavailable("Docker runs on another machine; unset DOCKER_HOST to use one here")
+    return client
+
+
+@contextlib.contextmanager
+def _docker_errors(doing: str) -> Generator[None]:
+    """What Docker or the way to it raises, as ours."""
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    try:
+        yield
+    except (DockerException, RequestException) as error:
+        raise SandboxUnavailable(
+            f"cannot {doing}: {error}; is dockerd running, and is this user in the group docker?"
+        ) from error
+
+
+def _imported(client: Any, root: Path) -> str:
+    """The image of a root folder, imported on first use; returns its tag."""
+    from docker.errors import ImageNotFound
+
+    tag = f"{_REPOSITORY}:{root.name}"
+    with _docker_errors(f"import the image {tag}"):
+        try:
+            client.images.get(tag)
+        except ImageNotFound:
+            lease = Lease(root.parent)
+            try:
+                archive = lease.path / "image.tar"
+                with tarfile.open(archive, "w") as file:
+                    file.add(root, ".", filter=_as_root)
+                client.api.import_image_from_file(str(archive), repository=_REPOSITORY, tag=root.name)
+            finally:
+                lease.close()
+    return tag
+
+
+def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    member.uid = member.gid = 0
+    member.uname = member.gname = "root"
+    return member
+
+
+@functools.cache
+def _reap_once(pid: int) -> None:
+    reap()
+
+
+def reap() -> list[str]:
+    """Remove the containers on this host whose owner is dead; returns their names.
+
+    Raises:
+        SandboxUnavailable: Docker cannot be reached.
+    """
+    names: list[str] = []
+    with _docker_errors("list containers"):
+        ours = {"label": f"{_HOST}={platform.node()}"}
+        for container in _client(os.getpid()).containers.list(all=True, filters=ours, ignore_removed=True):
+            if not _is_held(container.labels[_LEASE]):
+                with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
+                    container.remove(force=True)  # unless someone else was quicker
+                    names.append(container.name)
+    return names
+
+
+def _is_held(lease: str) -> bool:
+    try:
+        folder = os.open(lease, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # another user's
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(folder)
+    return False

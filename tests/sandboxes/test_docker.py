@@ -1,0 +1,168 @@
+"""What only the Docker backend promises: hardened containers, owners, and an engine that may be away."""
+
+from __future__ import annotations
+
+import functools
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.registry import sandbox_backend
+from envkit.sandbox import Limits, Sandbox, SandboxBackend, StopReason
+from envkit.sandboxes import bubblewrap
+from envkit.sandboxes import docker as module
+
+TRAINER = """
+import time
+from envkit.sandboxes.docker import DockerBackend
+sandbox = DockerBackend().create()
+peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
+peer.ask(b"up", 30)
+print(sandbox._made[0]._container.name, sandbox._lease.path, flush=True)
+time.sleep(600)
+"""
+
+
+@pytest.fixture
+def sandbox(docker: SandboxBackend) -> Iterator[Sandbox]:
+    with docker.create() as made:
+        yield made
+
+
+def containers() -> set[str]:
+    client = module._client(os.getpid())
+    ours = {"label": module._LEASE}
+    return {one.name for one in client.containers.list(all=True, filters=ours, ignore_removed=True)}
+
+
+def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
+    return sandbox.run([sandbox.python, "-ISc", code], limits=limits)
+
+
+def test_a_container_is_hardened_and_removed(docker: SandboxBackend) -> None:
+    before = containers()
+    with docker.create() as sandbox:
+        assert python(sandbox, "pass").ok
+        [made] = sandbox._made  # type: ignore[attr-defined]
+        facts = made._container.attrs["HostConfig"]
+        assert (facts["NetworkMode"], facts["ReadonlyRootfs"], facts["Privileged"]) == ("none", True, False)
+        assert (facts["CapDrop"], facts["SecurityOpt"]) == (["ALL"], ["no-new-privileges"])
+        assert facts["LogConfig"]["Type"] == "none"
+        assert containers() - before
+    assert containers() == before
+
+
+def test_commands_reuse_a_container_and_inherit_nothing(sandbox: Sandbox) -> None:
+    leave = "open('/tmp/left', 'w'); import os; os.makedirs('/tmp/a/b'); open('/dev/shm/left', 'w')"
+    assert python(sandbox, leave).ok
+    seen = python(sandbox, "import os; print(os.listdir('/tmp'), os.listdir('/dev/shm'))")
+    assert seen.stdout == b"[] []\n"
+    assert len(sandbox._made) == 1  # type: ignore[attr-defined]
+    # Two trees at once cannot be killed apart in one container.
+    peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
+    assert python(sandbox, "pass").ok
+    assert peer.ask(b"alive", 10) == b"alive"
+    assert len(sandbox._made) == 2  # type: ignore[attr-defined]
+
+
+def test_a_command_can_neither_reach_the_worker_nor_end_it(sandbox: Sandbox) -> None:
+    code = """
+import os, signal, socket
+found = []
+for number in (signal.SIGTERM, signal.SIGKILL):
+    try: os.kill(1, number)
+    except PermissionError: found.append(number)
+for path in ("/proc/1/mem", "/proc/1/environ"):
+    try: open(path, "rb").read(1)
+    except OSError: found.append(path)
+try: sockets = os.listdir("/run/envkit")
+except PermissionError: sockets = []
+print(len(found), sockets, sorted(os.listdir("/proc/self/fd")))
+"""
+    assert python(sandbox, code).stdout == b"4 [] ['0', '1', '2', '3']\n"
+
+
+def test_running_out_of_memory_is_named(sandbox: Sandbox) -> None:
+    limits = Limits(memory_bytes=64 * 2**20)
+    found = python(sandbox, "data = bytearray()\nwhile True: data += bytes(2**20)", limits)
+    assert found.stop is StopReason.MEMORY
+    assert python(sandbox, "pass", limits).stop is StopReason.EXITED  # counted per command
+
+
+def test_a_killed_container_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+    peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
+    assert peer.ask(b"up", 10) == b"up"
+    sandbox._made[0]._container.kill()  # type: ignore[attr-defined]
+
+    def ask_until_it_is_dead() -> None:
+        while True:
+            peer.ask(b"again", 10)
+
+    with pytest.raises(SandboxError, match="container"):
+        ask_until_it_is_dead()
+    with pytest.raises(SandboxError):
+        peer.close()
+    assert python(sandbox, "pass").ok
+
+
+def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        try:
+            name, lease = trainer.stdout.readline().split()
+            assert name in containers()
+            assert name not in module.reap()  # its owner lives
+        finally:
+            trainer.kill()
+    # The worker notices that the other end of its socket is gone.
+    for _ in range(200):
+        if name not in containers():
+            break
+        time.sleep(0.05)
+    assert name not in containers()
+    assert Path(lease).exists()  # until the next sandbox is made and sweeps it up
+
+
+def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_path: Path) -> None:
+    with docker.create() as sandbox:
+        assert python(sandbox, "pass").ok
+        [made] = sandbox._made  # type: ignore[attr-defined]
+        tag = made._container.image.tags[0]
+    labels = {module._LEASE: str(tmp_path / "gone"), module._HOST: module.platform.node()}
+    left = module._client(os.getpid()).containers.run(
+        tag, ["/usr/bin/python3", "-c", "import time; time.sleep(600)"], detach=True, labels=labels
+    )
+    assert left.name in module.reap()
+    assert left.name not in containers()
+
+
+def test_docker_stands_in_where_there_is_no_bubblewrap(
+    docker: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bubblewrap, "_candidates", lambda: iter(()))
+    bubblewrap._bwrap.cache_clear()
+    try:
+        assert sandbox_backend().name == "docker"
+    finally:
+        bubblewrap._bwrap.cache_clear()
+
+
+# docker-py forgets to close a socket that does not connect.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("docker")
+    monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
+    monkeypatch.setattr(module, "_client", functools.cache(module._client.__wrapped__))
+    said = str(module.DockerBackend().available())
+    assert "cannot reach Docker" in said
+    assert "is dockerd running" in said
+    with pytest.raises(SandboxUnavailable):
+        module.DockerBackend().create()
+    gc.collect()
