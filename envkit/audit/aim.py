@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from envkit.audit.attacks import Attempt, Target
-from envkit.errors import UsageError
+from envkit.errors import SandboxUnavailable, UsageError
 from envkit.grading import (
     STRICT,
     Answer,
@@ -45,8 +45,10 @@ def strike(
         policy: when numbers are equal.
 
     Raises:
-        SandboxError: the candidate's sandbox could not be made.
+        SandboxError: the candidate's sandbox could not be made, or would let it out.
     """
+    if not backend.isolated:  # some attempts kill all that they reach
+        raise SandboxUnavailable(f"sandbox {backend.name!r} does not isolate; attacks run in one that does")
     given = {target.module: target.source.encode(), **(files or {})}
     shown = {path: given[path] for path in [target.protected] if path is not None}
     with backend.create() as sandbox:

@@ -41,7 +41,7 @@ def doctor(as_json: Json = False) -> None:
         backend = registry.sandbox_backend()
         findings = self_check(backend)
         failed = [f"{finding.name}: {finding.detail}" for finding in findings if not finding.ok]
-        text = failed[0] if failed else f"{backend.name}, {len(findings)} isolation checks pass"
+        text = failed[0] if failed else f"{backend.name}, {len(findings)} checks pass"
         rows.append(("sandbox", not failed, text))
     except EnvkitError as error:
         rows.append(("sandbox", False, str(error)))

@@ -13,9 +13,11 @@ import pytest
 
 from envkit.audit.aim import RUN_LIMITS, strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Example, Target, Variant
+from envkit.errors import SandboxUnavailable
 from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandboxes.process import ProcessBackend
 from envkit.types import Verdict
 
 REFERENCE = "def total(items, start=0):\n    for item in items:\n        start += item\n    return start\n"
@@ -105,7 +107,7 @@ class WithPackage(SandboxBackend):
     """Sandboxes in which the package that the task was made from can be imported."""
 
     name = "with-package"
-    isolated = False
+    isolated = True
 
     def __init__(self, inner: SandboxBackend) -> None:
         self.inner = inner
@@ -124,6 +126,11 @@ def test_importing_the_package_wins_where_it_can_be_imported(
 ) -> None:
     [attack] = [one for one in ATTACKS if one.number == 61]
     assert judged(WithPackage(backend), attack, expected).verdict is Verdict.PASS
+
+
+def test_nothing_is_aimed_from_where_it_could_get_out() -> None:
+    with pytest.raises(SandboxUnavailable, match="does not isolate"):
+        strike(ProcessBackend(), TARGET, ATTACKS[0].build(TARGET), [], [])
 
 
 def test_hard_coded_answers_win_where_no_input_is_new(backend: SandboxBackend) -> None:

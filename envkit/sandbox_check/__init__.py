@@ -1,0 +1,71 @@
+"""One suite for every sandbox backend: proof that it isolates, and that it keeps the protocol.
+
+`require_isolation` comes before anything hostile runs. `self_check` tries all there is; authors of a backend
+inherit it as tests with `envkit.sandbox_check.suite.SandboxSuite`.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envkit.errors import SandboxUnavailable
+from envkit.sandbox import SandboxBackend
+from envkit.sandbox_check.commands import COMMANDS
+from envkit.sandbox_check.files import FILES
+from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandbox_check.lab import Case, Finding, Lab, attempt
+from envkit.sandbox_check.life import LIFE
+from envkit.sandbox_check.limits import LIMITS
+
+#: What must hold -> how it is tried.
+CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **LIFE}
+
+#: What must hold before hostile code may run: a second's work.
+ESSENTIAL: Final[dict[str, Case]] = {
+    **ISOLATION,
+    **{
+        name: CASES[name]
+        for name in (
+            "keeps workspaces private",
+            "follows no symlink",
+            "refuses paths out of the workspace",
+            "opens no FIFO",
+            "kills the whole tree at the wall limit",
+            "stops at the CPU limit",
+            "stops at the output limit",
+            "bounds memory",
+            "bounds file size",
+            "bounds processes",
+            "answers line by line",
+            "notices a forged answer",
+            "resets to a snapshot",
+            "leaves no trace",
+        )
+    },
+}
+
+
+def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[Finding]:
+    """Try to break out of, and to overload, sandboxes of this backend; one finding per case.
+
+    Raises:
+        SandboxUnavailable: the backend cannot make a sandbox here.
+    """
+    with Lab.open(backend) as lab:
+        return [attempt(name, case, lab) for name, case in cases.items()]
+
+
+def require_isolation(backend: SandboxBackend) -> None:
+    """Refuse a backend that fails one of the `ESSENTIAL` cases; call it before hostile code runs.
+
+    Raises:
+        SandboxUnavailable: names the backend, the first case it fails and what was found.
+    """
+    if failed := [finding for finding in self_check(backend, ESSENTIAL) if not finding.ok]:
+        raise SandboxUnavailable(
+            f"sandbox {backend.name!r} does not isolate: {failed[0].name}: {failed[0].detail} "
+            f"({len(failed)} of {len(ESSENTIAL)} cases fail); use another with --sandbox, see: envkit list"
+        )
+
+
+__all__ = ["CASES", "ESSENTIAL", "Case", "Finding", "require_isolation", "self_check"]

@@ -1,0 +1,127 @@
+"""Cases of commands: what they are given, and what is reported of them."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from envkit.sandbox import Limits, StopReason
+from envkit.sandbox_check.lab import Case, Lab, unless
+
+#: What a command may find in its environment; more could hold a secret.
+_VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
+_LINGER: Final = """
+import os, time
+if os.fork() == 0:
+    time.sleep(60)
+print("done", flush=True)
+os._exit(0)
+"""
+
+
+def _runs(lab: Lab) -> str:
+    result = lab.python("import sys; print(sys.stdin.read()[::-1]); sys.exit(7)", stdin=b"abc")
+    return unless(result.exit == 7 and result.stdout == b"cba\n", result)
+
+
+def _home_is_workspace(lab: Lab) -> str:
+    return unless(lab.seen["home"] == lab.seen["cwd"], (lab.seen["home"], lab.seen["cwd"]))
+
+
+def _environment(lab: Lab) -> str:
+    found = [name for name in lab.seen["environment"] if not name.startswith(("PYTHON", "ENVKIT_"))]
+    return unless(set(found) <= _VARIABLES, found)
+
+
+def _arguments(lab: Lab) -> str:
+    given = ["with space", "quote'\"`", "$HOME", "*", "", "ünï\ncode", "-v"]
+    code = "import json, sys; print(json.dumps(sys.argv[1:]))"
+    result = lab.sandbox.run([lab.sandbox.python, "-Xutf8", "-ISc", code, *given])
+    return unless(result.ok and json.loads(result.stdout) == given, result)
+
+
+def _no_stdin(lab: Lab) -> str:
+    result = lab.python("import sys; print(repr(sys.stdin.read()))")
+    return unless(result.stdout == b"''\n", result)
+
+
+def _unread_stdin(lab: Lab) -> str:
+    result = lab.python("pass", stdin=bytes(2**20))
+    return unless(result.ok, result)
+
+
+def _large_stdin(lab: Lab) -> str:
+    result = lab.python("import sys; print(len(sys.stdin.buffer.read()))", stdin=bytes(2**20))
+    return unless(result.stdout == b"1048576\n", result)
+
+
+def _streams(lab: Lab) -> str:
+    result = lab.python("import os; os.write(1, b'o\\0\\xff'); os.write(2, b'e')")
+    return unless((result.stdout, result.stderr) == (b"o\0\xff", b"e"), result)
+
+
+def _silent(lab: Lab) -> str:
+    result = lab.python("pass")
+    return unless(result.ok and (result.stdout, result.stderr) == (b"", b""), result)
+
+
+def _failed(lab: Lab) -> str:
+    result = lab.python("raise SystemExit(42)")
+    return unless((result.stop, result.exit) == (StopReason.EXITED, 42) and not result.ok, result)
+
+
+def _signaled(lab: Lab) -> str:
+    result = lab.python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    return unless((result.stop, result.exit) == (StopReason.SIGNALED, None), result)
+
+
+def _missing(lab: Lab) -> str:
+    result = lab.sandbox.run(["no-such-command"])
+    return unless((not result.ok and b"no-such-command" in result.stderr) or result.exit == 127, result)
+
+
+def _same_hashes(lab: Lab) -> str:
+    first, second = (lab.sandbox.run([lab.sandbox.python, "-c", "print(hash('a'))"]).stdout for _ in "ab")
+    return unless(first == second, (first, second))
+
+
+def _cpu_time(lab: Lab) -> str:
+    burn = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
+    used = lab.python(burn).cpu_s
+    return unless(0.1 <= used <= 2, f"{used} CPU seconds for 0.2")
+
+
+def _wall_time(lab: Lab) -> str:
+    took = lab.python("import time; time.sleep(0.2)").wall_s
+    return unless(took >= 0.2, f"{took} seconds for 0.2")
+
+
+def _lingering(lab: Lab) -> str:
+    result = lab.python(_LINGER, limits=Limits(wall_s=30))
+    return unless(result.ok and result.stdout == b"done\n" and result.wall_s < 25, result)
+
+
+def _many(lab: Lab) -> str:
+    results = [lab.python(f"print({number})").stdout for number in range(10)]
+    return unless(results == [f"{number}\n".encode() for number in range(10)], results)
+
+
+COMMANDS: Final[dict[str, Case]] = {
+    "runs Python with stdin and an exit status": _runs,
+    "home is the workspace": _home_is_workspace,
+    "starts with a bare environment": _environment,
+    "keeps arguments as they are": _arguments,
+    "ends an empty stdin": _no_stdin,
+    "does not wait for stdin to be read": _unread_stdin,
+    "passes a large stdin": _large_stdin,
+    "tells stdout from stderr, byte by byte": _streams,
+    "says nothing of its own": _silent,
+    "tells an exit status": _failed,
+    "tells a signal from an exit": _signaled,
+    "takes a missing command for the command's failure": _missing,
+    "hashes alike every time": _same_hashes,
+    "measures CPU time": _cpu_time,
+    "measures wall time": _wall_time,
+    "does not wait for what a command leaves behind": _lingering,
+    "runs many commands": _many,
+}

@@ -1,0 +1,165 @@
+"""What the cases share: a sandbox, and things on the host that must stay out of its sight.
+
+A case tries a backend that may hold nothing back, perhaps as root on somebody's machine. So it asks whether
+something could be done, and does nothing that would matter if it could.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import secrets
+import socket
+import tempfile
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias, final
+
+from envkit.errors import ContractError, EnvkitError, UsageError
+from envkit.sandbox import ExecResult, Limits, PeerGone, Sandbox, SandboxBackend
+
+MIB: Final = 2**20
+BRIEF: Final = Limits(cpu_s=5, wall_s=10, memory_bytes=128 * MIB, processes=16, disk_bytes=MIB)
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The outcome of one case.
+
+    Args:
+        name: what ought to hold.
+        ok: it does.
+        detail: what was found instead; empty when ``ok``.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+@final
+class Lab:
+    """What the cases share: a sandbox, and things on the host that must stay out of its sight."""
+
+    def __init__(
+        self,
+        backend: SandboxBackend,
+        sandbox: Sandbox,
+        canary: Path,
+        listener: socket.socket,
+        abstract: str,
+    ) -> None:
+        self.backend, self.sandbox, self.canary = backend, sandbox, canary
+        self._listener, self._abstract = listener, abstract
+
+    @classmethod
+    @contextlib.contextmanager
+    def open(cls, backend: SandboxBackend) -> Generator[Lab]:
+        name = f"CANARY_{secrets.token_hex(8)}"
+        with (
+            tempfile.NamedTemporaryFile(prefix=name) as canary,
+            socket.create_server(("127.0.0.1", 0)) as listener,
+            socket.socket(socket.AF_UNIX) as abstract,
+            backend.create() as sandbox,
+        ):
+            abstract.bind(f"\0{name}")
+            abstract.listen()
+            os.environ[name] = "1"
+            # Whoever can reach the file's folder may read it: only isolation keeps code away from it.
+            os.chmod(canary.name, 0o644)
+            try:
+                yield cls(backend, sandbox, Path(canary.name), listener, name)
+            finally:
+                del os.environ[name]
+
+    @functools.cached_property
+    def seen(self) -> dict[str, Any]:
+        """What a program inside reports about its world."""
+        hidden = {
+            "canary": str(self.canary),
+            "home": str(Path.home()),
+            "source": str(Path(__file__).resolve().parent),
+            "shadow": "/etc/shadow",
+            "accounts": "/etc/passwd",
+            "docker": "/var/run/docker.sock",
+        }
+        given = json.dumps([hidden, self._listener.getsockname(), self._abstract]).encode()
+        # Without -S: site-packages must be absent, not merely left out of the path.
+        result = self.sandbox.run([self.sandbox.python, "-c", _LOOK_AROUND], stdin=given)
+        if not result.ok:
+            raise ContractError(f"the sandbox cannot run a program that looks around: {result}")
+        return json.loads(result.stdout)
+
+    def python(self, code: str, *, stdin: bytes = b"", limits: Limits = BRIEF) -> ExecResult:
+        """Run a program in the shared sandbox."""
+        return self.sandbox.run([self.sandbox.python, "-ISc", code], stdin=stdin, limits=limits)
+
+
+_LOOK_AROUND: Final = """
+import ctypes, errno, importlib.util, json, os, socket, sys
+hidden, address, abstract = json.loads(sys.stdin.read())
+def attempt(action):
+    try: return action() or True
+    except Exception: return False
+def connect():
+    socket.create_connection(tuple(address), timeout=1).close()
+def connect_abstract():
+    with socket.socket(socket.AF_UNIX) as client: client.connect("\\0" + abstract)
+def may_mount():
+    # Rights are looked at before the type, and of this type there is nothing to mount.
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.mount(b"none", b"/", b"no-such-type", 0, None)
+    return ctypes.get_errno() != errno.EPERM
+status = dict(line.split(":", 1) for line in open("/proc/self/status"))
+paths = ["/", "/usr", "/usr/lib", "/etc", "/proc/sys/kernel/hostname", "/dev"]
+print(json.dumps({
+    "version": list(sys.version_info[:2]), "uid": os.getuid(),
+    "cwd": os.getcwd(), "home": os.environ.get("HOME"),
+    "files": [name for name, path in hidden.items() if os.path.lexists(path)],
+    "capabilities": status["CapEff"].strip(), "gains": status["NoNewPrivs"].strip() != "1",
+    "environment": list(os.environ),
+    "processes": len([name for name in os.listdir("/proc") if name.isdigit()]),
+    "packages": [name for name in ("pip", "setuptools", "numpy", "gymnasium", "envkit")
+                 if importlib.util.find_spec(name)],
+    "network": attempt(connect), "abstract": attempt(connect_abstract),
+    "host": os.uname().nodename, "devices": os.listdir("/dev"),
+    "descriptors": len(os.listdir("/proc/self/fd")) - 1,
+    "mounts": may_mount(),
+    "interfaces": [name for _, name in socket.if_nameindex() if name != "lo"],
+    "writable": [path for path in paths if os.access(path, os.W_OK)],
+    "families": [name for name in ("AF_VSOCK", "AF_PACKET", "AF_ALG", "AF_BLUETOOTH")
+                 if attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_SEQPACKET).close())
+                 or attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_STREAM).close())],
+    "keyring": ctypes.CDLL(None).syscall(250 if os.uname().machine == "x86_64" else 219, 0, -3, 1) != -1,
+    "namespaces": ctypes.CDLL(None).unshare(0x10000000) == 0,
+}))
+"""
+
+#: Tries what must hold; returns what it found instead, or nothing.
+Case: TypeAlias = Callable[[Lab], str]
+
+
+def attempt(name: str, case: Case, lab: Lab) -> Finding:
+    """Run one case; what it raises is a finding too."""
+    try:
+        detail = case(lab)
+    except (EnvkitError, PeerGone, OSError, ValueError) as error:
+        detail = f"{type(error).__name__}: {error}"
+    return Finding(name, not detail, detail)
+
+
+def unless(holds: bool, found: object) -> str:
+    """What a case returns."""
+    return "" if holds else f"found {found}"
+
+
+def refused(action: Callable[[], object]) -> bool:
+    """Whether it raises `UsageError`."""
+    try:
+        action()
+    except UsageError:
+        return True
+    return False
