@@ -155,7 +155,7 @@ class ReportData:
         sandbox: name of the sandbox backend.
         model: id that names the exact weights.
         model_digest: digest of those weights.
-        heldout_digest: digest of the held-out task file.
+        heldout_digest: digest of the held-out tasks that were played.
         machine: hardware.
         arms: in order of presentation, names unique.
         differences: the first one makes the headline.

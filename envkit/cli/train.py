@@ -117,6 +117,7 @@ Limit = Annotated[int | None, typer.Option(min=1, help="First N tasks only.")]
 Samples = Annotated[int, typer.Option(min=1, help="Episodes per task.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Of sampling.")]
 Turns = Annotated[int, typer.Option(min=1, help="Actions per episode.")]
+Tokens = Annotated[int, typer.Option(min=1, help="Most tokens per turn; as the adapter was trained.")]
 
 
 def evaluate(
@@ -128,6 +129,7 @@ def evaluate(
     samples: Samples = 8,
     temperature: Temperature = 0.7,
     max_turns: Turns = 1,
+    max_completion_length: Tokens = 128,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
     as_json: Json = False,
@@ -136,7 +138,7 @@ def evaluate(
     from envkit.studies.compare import ArmSpec, Settings
 
     arm = ArmSpec(adapter.name if adapter is not None else agent, agent, adapter)
-    settings = Settings(model, samples, temperature, max_turns)
+    settings = Settings(model, samples, temperature, max_turns, max_completion_length)
     _compare([arm], settings, heldout, limit, sandbox, root, as_json)
 
 
@@ -148,6 +150,7 @@ def bench(
     samples: Samples = 8,
     temperature: Temperature = 0.7,
     max_turns: Turns = 1,
+    max_completion_length: Tokens = 128,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
     as_json: Json = False,
@@ -160,7 +163,7 @@ def bench(
     for path in adapter:  # steps of two runs have equal names
         name = path.name if [other.name for other in adapter].count(path.name) == 1 else _of_run(path)
         arms.append(ArmSpec(name, "model", path))
-    settings = Settings(model, samples, temperature, max_turns)
+    settings = Settings(model, samples, temperature, max_turns, max_completion_length)
     _compare(arms, settings, heldout, limit, sandbox, root, as_json)
 
 

@@ -24,6 +24,7 @@ from envkit.bench.data import (
 from envkit.bench.report import write_report
 from envkit.bench.run import evaluate, items, keys
 from envkit.environments.code_editor.env import CodeEditorEnv
+from envkit.mining.taskfile import digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
@@ -108,6 +109,7 @@ def machine(threads: int) -> Machine:
 def publish(
     run: RunFolder,
     backend: SandboxBackend,
+    tasks: Sequence[Task],
     arms: Sequence[Arm],
     differences: Sequence[Difference],
     *,
@@ -119,6 +121,14 @@ def publish(
     """Write the report of what the run folder holds; returns the HTML's path and the data.
 
     A resumed run's report takes the place of the one it left when it was stopped.
+
+    Args:
+        run: the folder.
+        backend: where the episodes were played.
+        tasks: the held-out tasks of every arm.
+        arms: the rows.
+        differences: to report, where both arms are there.
+        title, ks, config, warnings: see `ReportData`.
     """
     manifest = run.manifest
     names = {arm.name for arm in arms}
@@ -140,7 +150,7 @@ def publish(
         sandbox=backend.name,
         model=manifest["model"],
         model_digest=manifest["model_digest"],
-        heldout_digest=manifest["tasks"]["heldout"],
+        heldout_digest=digest(tasks),
         machine=Machine(**manifest["machine"]),
         arms=tuple(arms),
         differences=tuple(d for d in differences if {d.arm, d.against} <= names),

@@ -193,6 +193,7 @@ class BeforeAfter:
         path, _ = publish(
             self._run,
             self._backend,
+            self._heldout,
             [arm for arm in arms if arm is not None],
             _DIFFERENCES,
             title="Code repair on held-out functions",

@@ -26,7 +26,6 @@ from envkit.studies.display import Display
 from envkit.studies.plan import use_threads
 from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
-from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 from envkit.types import Task
 
@@ -51,12 +50,13 @@ class ArmSpec:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What all arms share. Fields as in `envkit.studies.plan.Plan`; ``model=None`` is the default."""
+    """What all arms share. Fields as in `Plan` and `TrainConfig`; ``model=None`` is the default."""
 
     model: str | None
     samples: int
     temperature: float
     max_turns: int
+    max_completion_length: int
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.temperature):
@@ -114,7 +114,7 @@ def compare(
             spec.name,
             policy.engine,
             policy.renderer,
-            Sampling(settings.temperature, TrainConfig().max_completion_length),
+            Sampling(settings.temperature, settings.max_completion_length),
         )
 
     whole = True
@@ -128,6 +128,7 @@ def compare(
     path, _ = publish(
         run,
         backend,
+        tasks,
         [row for row in rows if row is not None],
         [Difference(spec.name, "base", spec.name) for spec in specs if spec.adapter is not None],
         title="Comparison on held-out functions",

@@ -23,14 +23,12 @@ class Row:
         advantage: the weight of its tokens' gradient. Equal rows are merged into one whose
             advantage is the sum: the clipped loss is linear in it as long as its sign stays, so the
             gradient is the same and the forward pass is paid once.
-        count: how many trajectories the row stands for.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     logprobs: tuple[float, ...]
     advantage: float
-    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +82,7 @@ def merge(rows: Sequence[Row]) -> list[Row]:
     for row in rows:
         key = (row.ids, row.trained, row.advantage > 0)
         if seen := merged.get(key):
-            total, count = seen.advantage + row.advantage, seen.count + row.count
-            merged[key] = replace(seen, advantage=total, count=count)
+            merged[key] = replace(seen, advantage=seen.advantage + row.advantage)
         else:
             merged[key] = row
     return list(merged.values())

@@ -10,47 +10,16 @@ from pathlib import Path
 from typing import final
 
 import pytest
+from attacked import CALLS, FILES, REFERENCE, TARGET
 
 from envkit.audit.aim import RUN_LIMITS, strike
-from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Example, Target, Variant
+from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Target, Variant
 from envkit.errors import SandboxUnavailable
 from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.types import Verdict
-
-REFERENCE = "def total(items, start=0):\n    for item in items:\n        start += item\n    return start\n"
-TESTS = """\
-import solution
-
-CASES = [(([1, 2, 3],), 6), (([10],), 10), (([-1, 1],), 0)]
-
-
-def test_first():
-    arguments, expected = CASES[0]
-    assert solution.total(*arguments) == expected
-
-
-def test_second():
-    arguments, expected = CASES[1]
-    assert solution.total(*arguments) == expected
-
-
-def test_third():
-    arguments, expected = CASES[2]
-    assert solution.total(*arguments) == expected
-"""
-FILES = {"test_solution.py": TESTS.encode()}
-TARGET = Target(
-    source=REFERENCE.replace("return start", "return start + 7"),
-    reference=REFERENCE,
-    function="total",
-    examples=(Example("([1, 2, 3],)", "6"), Example("([10],)", "10"), Example("([-1, 1],)", "0")),
-    protected="test_solution.py",
-    origin="sums",
-)
-CALLS = (Call(("[1, 2, 3]",)), Call(("[10, 20]",), {"start": "5"}), Call(("[]",)), Call(("[4, -9, 2]",)))
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "docker"])

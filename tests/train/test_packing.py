@@ -32,7 +32,7 @@ def test_a_row_is_all_that_follows_the_first_prompt() -> None:
     assert made.ids == (3, 4, 5, 6, 7)
     assert made.trained == (True, True, False, False, True)
     assert made.logprobs == (-0.3, -0.4, 0.0, 0.0, -0.7)
-    assert (made.advantage, made.count) == (0.25, 1)
+    assert made.advantage == 0.25
 
 
 def test_a_turn_without_tokens_cannot_be_trained() -> None:
@@ -42,11 +42,11 @@ def test_a_turn_without_tokens_cannot_be_trained() -> None:
 
 def test_equal_rows_of_one_sign_are_merged() -> None:
     merged = merge([row("ab", 0.5), row("ac", 0.5), row("ab", 0.5), row("ab", 0.25), row("ab", -0.5)])
-    assert [(r.ids, r.advantage, r.count) for r in merged] == [
-        ((97, 98), 1.25, 3),
-        ((97, 99), 0.5, 1),
+    assert [(r.ids, r.advantage) for r in merged] == [
+        ((97, 98), 1.25),
+        ((97, 99), 0.5),
         # The clip depends on the sign: these two cannot be one.
-        ((97, 98), -0.5, 1),
+        ((97, 98), -0.5),
     ]
 
 

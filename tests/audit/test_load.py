@@ -1,0 +1,73 @@
+"""Many candidates: hostile ones among honest ones, and so many in a row that every leak would show."""
+
+from __future__ import annotations
+
+import gc
+import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from attacked import CALLS, FILES, REFERENCE, TARGET
+
+from envkit.audit.aim import strike
+from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
+from envkit.grading import Answer, Grade, Subject, answers
+from envkit.sandbox import SandboxBackend
+from envkit.types import Verdict
+
+
+@pytest.fixture(scope="module")
+def expected(backend: SandboxBackend) -> list[Answer]:
+    return answers(backend, Subject({"solution.py": REFERENCE.encode()}, "solution.py", "total"), CALLS)
+
+
+def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
+    backend: SandboxBackend, expected: list[Answer]
+) -> None:
+    bombs = [next(one for one in ATTACKS if one.number == number) for number in (33, 35)]
+    attempts = [one.build(TARGET) for one in (*bombs, *CORRECT[:3])]
+    attempts += [Attempt({"solution.py": f"def total(*args):\n    return {wrong}\n"}) for wrong in (1, 2, 3)]
+
+    def judged(attempt: Attempt) -> Grade:
+        return strike(backend, TARGET, attempt, CALLS, expected, files=FILES)
+
+    with ThreadPoolExecutor(len(attempts)) as pool:
+        found = [grade.verdict for grade in pool.map(judged, attempts)]
+    assert found == [Verdict.FAIL] * 2 + [Verdict.PASS] * 3 + [Verdict.FAIL] * 3
+
+
+def held() -> dict[str, int]:
+    """What a sandbox could leave behind, counted."""
+    gc.collect()
+    groups = [path for path in Path("/sys/fs/cgroup").rglob("envkit-*") if path.is_dir()]
+    return {
+        "descriptors": len(os.listdir("/proc/self/fd")),
+        "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
+        "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
+        "control groups": len(groups),
+        "folders": len([*Path(tempfile.gettempdir()).glob("envkit-lease-*")]),
+    }
+
+
+def resident_bytes() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.mark.parametrize("cycles", [500, pytest.param(10_000, marks=pytest.mark.nightly)])
+def test_nothing_grows_over_many_episodes(
+    backend: SandboxBackend, expected: list[Answer], cycles: int
+) -> None:
+    attempt = CORRECT[0].build(TARGET)
+
+    def episodes(count: int) -> None:
+        for _ in range(count):
+            found = strike(backend, TARGET, attempt, CALLS, expected, files=FILES)
+            assert found.verdict is Verdict.PASS, found
+
+    episodes(50)
+    before, resident = held(), resident_bytes()
+    episodes(cycles)
+    assert held() == before
+    assert resident_bytes() < 1.05 * resident
