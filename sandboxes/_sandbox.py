@@ -94,6 +94,7 @@ class FolderSandbox(ABC):
         self.close()
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
+        self._workspace.admit()
         supervisor = Supervisor(self._start(argv, limits), limits)
         self._running = [each for each in self._running if not each.closed]
         self._running.append(supervisor)

@@ -1,11 +1,14 @@
-"""The system calls that sandboxed code may not make, as a seccomp program for bubblewrap."""
+"""The system calls that sandboxed code may not make: as a program for bubblewrap, as a profile for Docker."""
 
 from __future__ import annotations
 
 import errno
+import json
 import os
 import socket
 import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, Final
 
@@ -15,22 +18,57 @@ from envkit.errors import SandboxUnavailable
 #: families lead elsewhere, AF_VSOCK for one to the hypervisor whatever the namespace.
 _FAMILIES: Final = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _LAST_FAMILY: Final = 64
+_CLONE_NEWUSER: Final = 0x10000000
 #: Calls on things that no namespace holds (keyrings, handles of files), on other processes' memory, and on
 #: parts of the kernel that programs of this kind never need.
 _FORBIDDEN: Final = (
     *("add_key", "keyctl", "request_key", "open_by_handle_at", "name_to_handle_at"),
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd"),
-    *("mount", "umount2", "pivot_root", "setns", "unshare", "mount_setattr", "move_mount", "open_tree"),
+    *("mount", "umount2", "pivot_root", "setns", "unshare", "move_mount", "open_tree", "fsopen", "fsmount"),
     *("bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter", "io_uring_register"),
-    *("kexec_load", "init_module", "finit_module", "acct", "quotactl", "swapon", "syslog"),
+    *("kexec_load", "init_module", "finit_module", "delete_module", "acct", "quotactl", "swapon", "syslog"),
+    *("clock_settime", "settimeofday", "adjtimex", "reboot", "lookup_dcookie"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class _Rule:
+    """A call that fails with ``error``: always, or where its first argument ``op`` ``value`` holds."""
+
+    call: str
+    error: int
+    op: str | None = None
+    value: int = 0
+
+
+def _rules() -> Iterator[_Rule]:
+    for call in _FORBIDDEN:
+        yield _Rule(call, errno.EPERM)
+    yield _Rule("clone", errno.EPERM, "MASKED_EQ", _CLONE_NEWUSER)
+    yield _Rule("clone3", errno.ENOSYS)  # its flags lie in memory; C libraries then fall back on clone
+    for family in range(_LAST_FAMILY):
+        if family not in _FAMILIES:
+            yield _Rule("socket", errno.EAFNOSUPPORT, "EQ", family)
+    yield _Rule("socket", errno.EAFNOSUPPORT, "GE", _LAST_FAMILY)
+
+
+def profile() -> str:
+    """The rules as a profile for ``docker --security-opt seccomp=``; all that is not forbidden is allowed."""
+    calls: list[dict[str, Any]] = []
+    for rule in _rules():
+        entry: dict[str, Any] = {"names": [rule.call], "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error}
+        if rule.op is not None:
+            values = {"value": rule.value, "valueTwo": rule.value if rule.op == "MASKED_EQ" else 0}
+            entry["args"] = [{"index": 0, "op": f"SCMP_CMP_{rule.op}", **values}]
+        calls.append(entry)
+    return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": calls})
 
 
 def descriptor() -> int:
     """A descriptor to pass to ``bwrap --seccomp``, which reads it to its end; the caller closes it.
 
     Raises:
-        SandboxUnavailable: libseccomp is not there.
+        SandboxUnavailable: libseccomp is not there, or too old.
     """
     handle = os.memfd_create("seccomp")
     os.write(handle, _program())
@@ -48,15 +86,17 @@ def _program() -> bytes:
             f"no filter for system calls ({error}); apt install libseccomp2, and: pip install pyseccomp"
         ) from error
     library: Any = pyseccomp
-    rules = library.SyscallFilter(library.ALLOW)
-    for name in _FORBIDDEN:
-        rules.add_rule(library.ERRNO(errno.EPERM), name)
-    refused = library.ERRNO(errno.EAFNOSUPPORT)
-    for family in range(_LAST_FAMILY):
-        if family not in _FAMILIES:
-            rules.add_rule(refused, "socket", library.Arg(0, library.EQ, family))
-    rules.add_rule(refused, "socket", library.Arg(0, library.GE, _LAST_FAMILY))
+    program = library.SyscallFilter(library.ALLOW)
+    for rule in _rules():
+        masked = (rule.value, rule.value) if rule.op == "MASKED_EQ" else (rule.value,)
+        arguments = [] if rule.op is None else [library.Arg(0, getattr(library, rule.op), *masked)]
+        try:
+            program.add_rule(library.ERRNO(rule.error), rule.call, *arguments)
+        except OSError as error:
+            raise SandboxUnavailable(
+                f"libseccomp knows no system call {rule.call} ({error}); install a newer libseccomp2"
+            ) from error
     with tempfile.TemporaryFile() as file:
-        rules.export_bpf(file)
+        program.export_bpf(file)
         file.seek(0)
         return file.read()

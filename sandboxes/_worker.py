@@ -1,14 +1,15 @@
 """Starts and ends commands inside a container, as its process 1; run as ``python -I -S -c SOURCE``.
 
     argv     path of the host's UNIX socket, user id that commands run as
-    request  {"argv": [...], "env": {...}, "rlimits": [[KIND, BOUND], ...]} with stdin, stdout and stderr as
-             descriptors; answered by {"started": true} with a descriptor that is readable once it has ended
-    request  {"usage": true}, answered by {"cpu_s": S, "oom": BOOL}
-    request  {"end": true}, answered by {"code": CODE or null, "cpu_s": S, "oom": BOOL} once all processes are
-             dead and /tmp is empty
+    "run"    comes with descriptors: a file that holds {"argv": [...], "env": {...}, "rlimits": [[KIND,
+             BOUND], ...]}, then stdin, stdout and stderr; answered by {} with a descriptor that is readable
+             once the command has ended
+    "usage"  is answered by {"cpu_s": S, "oom": BOOL}
+    "end"    is answered by {"code": CODE or null, "clean": BOOL, "cpu_s": S, "oom": BOOL} once all other
+             processes are dead; clean says whether their scratch files are gone
 
 One command at a time. Commands run as another user, and nothing in the container may signal process 1, so
-none of them can reach the socket or this program. When the host goes away, so does the container.
+none of them can reach the socket or this program. When the host goes away it ends, and the container with it.
 """
 
 from __future__ import annotations
@@ -73,37 +74,54 @@ def become(user: int) -> None:
     os.setresuid(user, user, user)
 
 
-def kill_all(child: int) -> int | None:
-    """Kill every other process here; returns the status of the command where it had ended by itself."""
-    import contextlib
-    import os
-    import signal
+class Command:
+    """The running command, or the last one."""
 
-    ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(-1, signal.SIGKILL)
-    code = None
-    while True:
+    def __init__(self) -> None:
+        self.pid = 0
+        #: Its exit status (minus the signal), once it has ended by itself.
+        self.code: int | None = None
+
+    def reap(self) -> None:
+        """Take in the dead, orphans too: until then they count against the container's processes."""
+        import os
+
         try:
-            pid, status = os.wait()
+            while True:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+                if pid == 0:
+                    return
+                if pid == self.pid:
+                    self.code = os.waitstatus_to_exitcode(status)
         except ChildProcessError:
-            return code
-        if pid == child and ended:
-            code = os.waitstatus_to_exitcode(status)
+            pass
+
+    def kill(self) -> None:
+        """Kill every other process here and wait until all are dead."""
+        import contextlib
+        import os
+        import signal
+
+        self.reap()
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(-1, signal.SIGKILL)
+        with contextlib.suppress(ChildProcessError):
+            while True:
+                os.wait()
 
 
-def sweep(user: int) -> None:
-    """Empty the scratch folders, as the user whom their content belongs to."""
+def sweep(user: int) -> bool:
+    """Empty the scratch folders, as the user whom their content belongs to; whether that worked."""
     import os
     import shutil
 
     roots = ("/tmp", "/dev/shm")
     if not any(map(os.listdir, roots)):
-        return
+        return True
     child = os.fork()
     if child:
         os.waitpid(child, 0)
-        return
+        return not any(map(os.listdir, roots))
     try:
         become(user)
         for root in roots:
@@ -120,30 +138,36 @@ def main(path: str, user: int) -> None:
     """Serve the host until it goes away."""
     import json
     import os
+    import select
     import socket
 
     host = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     host.connect(path)
-    child, before = 0, (0.0, 0)
+    command, before = Command(), (0.0, 0)
     while True:
-        data, passed, _, _ = socket.recv_fds(host, 2**20, 3)
-        if not data:
+        while not select.select([host], [], [], 0.05)[0]:
+            command.reap()
+        word, passed, _, _ = socket.recv_fds(host, 64, 4)
+        if not word:
             return
-        request = json.loads(data)
         handles: list[int] = []
-        if "argv" in request:
+        answer: dict[str, Any] = {}
+        if word == b"run":
             before = counters()
-            child = start(request, passed, user)
-            handles = [os.pidfd_open(child)]
-            answer: dict[str, Any] = {"started": True}
+            command = Command()
+            with open(passed[0], "rb", closefd=False) as file:
+                file.seek(0)
+                request = json.load(file)
+            command.pid = start(request, passed[1:], user)
+            handles = [os.pidfd_open(command.pid)]
         else:
-            answer = {"code": kill_all(child)} if "end" in request else {}
+            if word == b"end":
+                command.kill()
+                answer = {"code": command.code, "clean": sweep(user)}
             cpu_s, killed = counters()
             answer |= {"cpu_s": cpu_s - before[0], "oom": killed > before[1]}
-            if "end" in request:
-                sweep(user)
-        for pipe in passed:
-            os.close(pipe)
+        for descriptor in passed:
+            os.close(descriptor)
         socket.send_fds(host, [json.dumps(answer).encode()], handles)
         for handle in handles:
             os.close(handle)

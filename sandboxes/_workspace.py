@@ -91,6 +91,10 @@ class Workspace:
         for path, file in files.items():
             self.write(path, file.data, file.mode)
 
+    def admit(self) -> None:
+        """Open the folder to its owner again, whatever hostile code made of its mode."""
+        os.fchmod(self._root, 0o700)
+
     def close(self) -> None:
         """Let go of the folder; whoever made it removes it. Idempotent."""
         if self._root >= 0:
@@ -113,7 +117,10 @@ class Workspace:
         seen = 0
         while pending:
             folders = pending.pop()
-            here = self._walk("/".join(folders), folders)
+            try:
+                here = self._walk("/".join(folders), folders)
+            except FileNotFoundError:  # gone since it was listed
+                continue
             try:
                 with os.scandir(here) as entries:
                     for entry in entries:
@@ -133,7 +140,7 @@ class Workspace:
 
     def _walk(self, path: str, folders: Sequence[str], *, make: bool = False) -> int:
         """Descriptor of a folder below the root; the caller closes it."""
-        os.fchmod(self._root, 0o700)  # hostile code owns it, and may have closed it
+        self.admit()
         here = open_entry(".", self._root, _FOLDER)
         try:
             for name in folders:

@@ -10,20 +10,21 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import functools
+import itertools
 import json
 import os
 import platform
 import signal
 import socket
 import tarfile
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import IO, Any, Final, cast, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
-from envkit.sandboxes import _proc
+from envkit.sandboxes import _proc, _seccomp
 from envkit.sandboxes._child import Pipes
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
 from envkit.sandboxes._sandbox import FolderSandbox
@@ -73,18 +74,30 @@ class _DockerSandbox(FolderSandbox):
         #: Containers that run nothing, by the limits that they were made with.
         self._idle: dict[tuple[int, int], list[_Container]] = {}
         self._made: list[_Container] = []
+        self._numbers = itertools.count()
 
     @property
     def python(self) -> str:
         """See `envkit.sandbox.Sandbox.python`; the host's own version."""
         return PYTHON
 
+    def reset(self, snapshot: str | None = None) -> None:
+        """See `envkit.sandbox.Sandbox.reset`; the containers go too, with all that their kernel keeps."""
+        super().reset(snapshot)
+        self._remove_containers()
+
     def close(self) -> None:
         """See `envkit.sandbox.Sandbox.close`."""
-        self._kill()
+        try:
+            self._kill()
+            self._remove_containers()
+        finally:
+            super().close()
+
+    def _remove_containers(self) -> None:
+        self._idle.clear()
         while self._made:
             self._made.pop().remove()
-        super().close()
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
         idle = self._idle.setdefault((limits.memory_bytes, limits.processes), [])
@@ -92,7 +105,7 @@ class _DockerSandbox(FolderSandbox):
         return _DockerTree(container, argv, limits, idle)
 
     def _make(self, limits: Limits) -> _Container:
-        folder = self._lease.path / f"control-{len(self._made)}"
+        folder = self._lease.path / f"control-{next(self._numbers)}"
         container = _Container(self._client, self._tag, self._lease.path, folder, self._user, limits)
         self._made.append(container)
         return container
@@ -113,79 +126,106 @@ class _Container:
 
     def __init__(self, client: Any, tag: str, lease: Path, folder: Path, user: int, limits: Limits) -> None:
         folder.mkdir(mode=0o711)
-        path = folder / "socket"
         memory = limits.memory_bytes + _WORKER_BYTES
         worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            listener.bind(str(path))
-            os.chmod(path, 0o666)  # the worker has no right to pass over file modes
-            listener.listen(1)
-            listener.settimeout(_PATIENCE_S)
-            with _docker_errors("make a container"):
-                self._container: Any = client.containers.run(
-                    tag,
-                    [PYTHON, "-I", "-S", "-c", worker, f"{_CONTROL}/socket", str(user)],
-                    detach=True,
-                    auto_remove=True,
-                    user="0:0",
-                    hostname="sandbox",
-                    environment={},
-                    network_mode="none",
-                    ipc_mode="private",
-                    read_only=True,
-                    cap_drop=["ALL"],
-                    # To become another user, and to kill what runs as it.
-                    cap_add=["SETUID", "SETGID", "KILL"],
-                    security_opt=["no-new-privileges"],
-                    pids_limit=limits.processes + _WORKER_PROCESSES,
-                    mem_limit=memory,
-                    memswap_limit=memory,
-                    shm_size=SCRATCH_BYTES,
-                    tmpfs={"/tmp": f"size={SCRATCH_BYTES},mode=1777,nosuid,nodev"},
-                    volumes={
-                        str(lease / "work"): {"bind": WORKSPACE, "mode": "rw"},
-                        str(folder): {"bind": _CONTROL, "mode": "ro"},
-                    },
-                    # A flood would otherwise fill the host's disk with JSON.
-                    log_config={"type": "none"},
-                    labels={_LEASE: str(lease), _HOST: platform.node()},
-                )
+        self._socket: socket.socket | None = None
+        with contextlib.ExitStack() as held, _docker_errors("make a container"):
+            listener = held.enter_context(_listening(folder))
+            self._container: Any = client.containers.create(
+                tag,
+                [PYTHON, "-I", "-S", "-c", worker, f"{_CONTROL}/socket", str(user)],
+                user="0:0",
+                hostname="sandbox",
+                environment={},
+                network_mode="none",
+                ipc_mode="private",
+                read_only=True,
+                cap_drop=["ALL"],
+                # To become another user, and to kill what runs as it.
+                cap_add=["SETUID", "SETGID", "KILL"],
+                security_opt=["no-new-privileges", f"seccomp={_seccomp.profile()}"],
+                pids_limit=limits.processes + _WORKER_PROCESSES,
+                mem_limit=memory,
+                memswap_limit=memory,
+                shm_size=SCRATCH_BYTES,
+                tmpfs={"/tmp": f"size={SCRATCH_BYTES},mode=1777,nosuid,nodev"},
+                # What the kernel keeps for a container would outlive the command that put it there.
+                sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
+                volumes={
+                    str(lease / "work"): {"bind": WORKSPACE, "mode": "rw"},
+                    str(folder): {"bind": _CONTROL, "mode": "ro"},
+                },
+                # A flood would otherwise fill the host's disk with JSON.
+                log_config={"type": "none"},
+                labels={_LEASE: str(lease), _HOST: platform.node()},
+            )
             try:
+                self._container.start()
                 self._socket, _ = listener.accept()
             except TimeoutError:
                 self.remove()
                 raise SandboxError(f"a container of {tag} did not start within {_PATIENCE_S:g} s") from None
-            finally:
-                path.unlink()  # nobody else connects, ever
-        self._socket.settimeout(_PATIENCE_S)
+            except BaseException:
+                self.remove()
+                raise
+            self._socket.settimeout(_PATIENCE_S)
 
-    def ask(
-        self, request: Mapping[str, Any], descriptors: Sequence[int] = ()
-    ) -> tuple[dict[str, Any], list[int]]:
+    def ask(self, word: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a request to the worker; returns its answer and the descriptors that came with it.
 
         Raises:
-            SandboxError: the worker is gone, or silent.
+            SandboxError: the worker is gone, or silent; it is asked nothing more.
         """
+        if self._socket is None:
+            raise SandboxError("the container died earlier")
         try:
-            socket.send_fds(self._socket, [json.dumps(request).encode()], descriptors)
-            data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1)
+            socket.send_fds(self._socket, [word.encode()], descriptors)
+            data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
         except OSError as error:
+            self._hang_up()  # a late answer would be taken for that to the next question
             raise SandboxError(f"the container's worker does not answer: {error}") from error
         if not data:
+            self._hang_up()
             raise SandboxError("the container died")
         return cast("dict[str, Any]", json.loads(data)), passed
 
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed something in it for memory, as the engine saw it."""
+        try:
+            with _docker_errors("look at a container"):
+                self._container.wait(timeout=_PATIENCE_S)  # the engine learns of its end a moment later
+                self._container.reload()
+        except SandboxUnavailable:
+            return False
+        return bool(self._container.attrs["State"]["OOMKilled"])
+
     def remove(self) -> None:
         """Kill it, whatever it does, and return when it is gone. Idempotent."""
-        if sock := getattr(self, "_socket", None):
-            sock.close()  # now the worker ends by itself, and the engine clears up if we do not come to it
-        for call in (
-            lambda: self._container.remove(force=True),
-            lambda: self._container.wait(condition="removed", timeout=_PATIENCE_S),
-        ):
-            with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
-                call()  # gone, or going
+        self._hang_up()
+        with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
+            self._container.remove(force=True)
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()  # upon which the worker ends, and the container with it
+            self._socket = None
+
+
+@contextlib.contextmanager
+def _listening(folder: Path) -> Generator[socket.socket]:
+    """A socket in a folder, for one who comes first; afterwards nobody else can."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+            # By way of the descriptor, because the path itself may be longer than a socket's may be.
+            listener.bind(f"/proc/self/fd/{handle}/socket")
+            os.chmod(folder / "socket", 0o666)  # the worker has no right to pass over file modes
+            listener.listen(1)
+            listener.settimeout(_PATIENCE_S)
+            yield listener
+    finally:
+        os.close(handle)
+        (folder / "socket").unlink(missing_ok=True)
 
 
 @final
@@ -196,41 +236,48 @@ class _DockerTree(Tree):
         self, container: _Container, argv: Sequence[str], limits: Limits, idle: list[_Container]
     ) -> None:
         self._container, self._idle = container, idle
-        theirs: list[int] = []
-        ours: list[int] = []
-        try:
-            for reads in (True, False, False):
+        self._seen = Usage(0.0)
+        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*_proc.rlimits(limits).values()]}
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            theirs.callback(os.close, job := os.memfd_create("job", os.MFD_CLOEXEC))
+            os.write(job, json.dumps(request).encode())
+            passed = [job]
+            pipes: list[IO[bytes]] = []
+            for mode in ("wb", "rb", "rb"):
                 read, write = os.pipe2(os.O_CLOEXEC)
-                theirs.append(read if reads else write)
-                ours.append(write if reads else read)
-            request = {
-                "argv": [*argv],
-                "env": ENVIRONMENT,
-                "rlimits": [*_proc.rlimits(limits).values()],
-            }
-            _, [pidfd] = container.ask(request, theirs)
-        except BaseException:
-            for descriptor in ours:
-                os.close(descriptor)
-            container.remove()
-            raise
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
-        pipes = [open(number, "wb" if at == 0 else "rb", 0) for at, number in enumerate(ours)]  # noqa: SIM115
+                given, kept = (read, write) if mode == "wb" else (write, read)
+                theirs.callback(os.close, given)
+                passed.append(given)
+                pipes.append(ours.enter_context(open(kept, mode, 0)))
+            _, [pidfd] = container.ask("run", passed)
+            ours.pop_all()
         super().__init__(cast("Pipes", tuple(pipes)), pidfd)
 
     def usage(self) -> Usage:
-        found, _ = self._container.ask({"usage": True})
-        return Usage(found["cpu_s"], found["oom"])
+        try:
+            found, _ = self._container.ask("usage")
+        except SandboxError:
+            # Process 1 dies of hunger too, where a command has taken care not to die first.
+            if not self._container.ran_out_of_memory():
+                raise
+            self._seen = Usage(self._seen.cpu_s, out_of_memory=True)
+        else:
+            self._seen = Usage(found["cpu_s"], found["oom"])
+        return self._seen
 
     def end(self) -> Ending:
         try:
-            found, _ = self._container.ask({"end": True})
+            found, _ = self._container.ask("end")
         except SandboxError:
+            hungry = self._seen.out_of_memory or self._container.ran_out_of_memory()
             self._container.remove()
-            raise
-        self._idle.append(self._container)
+            if not hungry:
+                raise
+            return Ending(-signal.SIGKILL, Usage(self._seen.cpu_s, out_of_memory=True))
+        if found["clean"]:
+            self._idle.append(self._container)
+        else:
+            self._container.remove()
         code = -signal.SIGKILL if found["code"] is None else int(found["code"])
         return Ending(code, Usage(found["cpu_s"], found["oom"]))
 
@@ -249,7 +296,7 @@ def _client(pid: int) -> Any:
         except BaseException:
             client.close()
             raise
-    if not str(client.api.base_url).startswith("http+docker://"):
+    if str(client.api.base_url) != "http+docker://localhost":  # how it names a UNIX socket
         raise SandboxUnavailable("Docker runs on another machine; unset DOCKER_HOST to use one here")
     return client
 
@@ -277,14 +324,14 @@ def _imported(client: Any, root: Path) -> str:
         try:
             client.images.get(tag)
         except ImageNotFound:
-            lease = Lease(root.parent)
             try:
-                archive = lease.path / "image.tar"
-                with tarfile.open(archive, "w") as file:
-                    file.add(root, ".", filter=_as_root)
-                client.api.import_image_from_file(str(archive), repository=_REPOSITORY, tag=root.name)
-            finally:
-                lease.close()
+                with contextlib.closing(Lease(root.parent)) as lease:
+                    archive = lease.path / "image.tar"
+                    with tarfile.open(archive, "w") as file:
+                        file.add(root, ".", filter=_as_root)
+                    client.api.import_image_from_file(str(archive), repository=_REPOSITORY, tag=root.name)
+            except OSError as error:
+                raise SandboxUnavailable(f"cannot make the image {tag} in {root.parent}: {error}") from error
     return tag
 
 

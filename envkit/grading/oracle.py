@@ -96,7 +96,11 @@ class _Conversation:
         argv += [subject.module, subject.function, ",".join(subject.modules)]
         self._limits = limits
         self._peer: Peer = sandbox.open(argv, limits=limits)
-        self.answer({})  # the import; a module that does not load is asked no calls
+        try:
+            self.answer({})  # the import; a module that does not load is asked no calls
+        except BaseException:
+            self.close()
+            raise
 
     def answer(self, request: Mapping[str, JSON]) -> Answer:
         ident = secrets.token_hex(8)

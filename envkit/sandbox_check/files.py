@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import secrets
 from typing import Final
 
 from envkit.errors import TooLargeError
@@ -97,8 +98,10 @@ def _missing(lab: Lab) -> str:
 
 
 def _no_symlinks(lab: Lab) -> str:
-    lab.python(f"import os; os.symlink({str(lab.canary)!r}, 'link'); os.symlink('/', 'root')")
-    paths = ("link", "root/etc/hostname")
+    (lab.outside / "file").write_text("outside")
+    links = {"link": str(lab.outside / "file"), "root": str(lab.outside)}
+    lab.python(f"import os\nfor name, to in {links}.items(): os.symlink(to, name)")
+    paths = ("link", "root/file")
     through = [path for path in paths if not refused(functools.partial(lab.sandbox.read, path, 1000))]
     through += [path for path in paths if not refused(functools.partial(lab.sandbox.write, path, b"x"))]
     through += [path for path in lab.sandbox.export(["**"], 64 * MIB) if path.startswith(("link", "root"))]
@@ -106,7 +109,8 @@ def _no_symlinks(lab: Lab) -> str:
 
 
 def _no_traversal(lab: Lab) -> str:
-    paths = ("../up", "/etc/hostname", "a/../../up", "", ".", "a//b", "a\0b", "n" * 256)
+    up = f"../up-{secrets.token_hex(8)}"
+    paths = (up, str(lab.outside / "file"), f"a/../{up}", "", ".", "a//b", "a\0b", "n" * 256)
     through = [path for path in paths if not refused(functools.partial(lab.sandbox.read, path, 1000))]
     through += [path for path in paths if not refused(functools.partial(lab.sandbox.write, path, b"x"))]
     return unless(not through, f"accepted {through}")

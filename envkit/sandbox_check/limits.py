@@ -43,16 +43,17 @@ for number in range(1, signal.NSIG):
 time.sleep(60)
 """
 _SCRATCH: Final = """
-import os
+import tempfile
 made = 0
-try:
-    for made in range(100):
-        with open(f"/tmp/scratch-{made}", "wb") as file: file.write(bytes(1000000))
-except OSError: pass
-for name in os.listdir("/tmp"):
-    if name.startswith("scratch-"): os.unlink("/tmp/" + name)
+with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    try:
+        for made in range(100):
+            with open(f"{folder}/{made}", "wb") as file: file.write(bytes(1000000))
+    except OSError: pass
 print(made)
 """
+#: Ends by itself, so that it is no danger where memory is not bounded.
+_HOARD: Final = "data = bytearray()\nfor _ in range(1024): data += bytes(2**20)"
 
 
 def _wall(lab: Lab) -> str:
@@ -106,7 +107,7 @@ def _memory(lab: Lab) -> str:
 
 
 def _after_memory(lab: Lab) -> str:
-    lab.python("data = bytearray()\nwhile True: data += bytes(2**20)")
+    lab.python(_HOARD)
     return unless(lab.python("print(1)").ok, "a sandbox that runs nothing more")
 
 

@@ -142,6 +142,18 @@ def test_forged_frames_are_tampering(backend: SandboxBackend, source: str) -> No
     assert judge(backend, source).verdict is Verdict.TAMPERED
 
 
+def test_a_candidate_that_forges_its_first_answer_does_not_live_on(backend: SandboxBackend) -> None:
+    """It would play with the workspace while that is looked through."""
+    source = (
+        "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'[]\\n')\n"
+        "    except OSError:\n        pass\n"
+        "while True:\n    for n in range(50): os.makedirs(f'd/{n}/e')\n"
+        "    for n in range(50): os.removedirs(f'd/{n}/e')\n"
+    )
+    for _ in range(5):
+        assert judge(backend, source).verdict is Verdict.TAMPERED
+
+
 def test_a_candidate_never_sees_the_calls_to_come(backend: SandboxBackend) -> None:
     greedy = (
         "import os, select\ndef total(items, start=0):\n    seen = b''\n    for fd in range(3, 64):\n"

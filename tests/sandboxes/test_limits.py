@@ -82,6 +82,27 @@ def test_a_file_stops_growing_at_its_limit(sandbox: Sandbox) -> None:
     assert len(sandbox.read("big", 4 * MIB)) == MIB
 
 
+def test_a_workspace_that_was_shut_is_opened_for_the_next_command(sandbox: Sandbox) -> None:
+    assert python(sandbox, "import os; os.chmod('.', 0)").ok
+    assert python(sandbox, "open('file', 'w')").ok
+
+
+def test_orphans_that_have_ended_count_no_more(sandbox: Sandbox) -> None:
+    code = """
+import os, time
+for _ in range(40):
+    child = os.fork()
+    if child == 0:
+        if os.fork() == 0: time.sleep(0.001)
+        os._exit(0)
+    os.waitpid(child, 0)
+    time.sleep(0.02)
+print("done")
+"""
+    result = python(sandbox, code, Limits(processes=16))
+    assert result.stdout == b"done\n", result
+
+
 def test_killing_everything_in_reach_kills_only_the_sandbox(bubblewrap: SandboxBackend) -> None:
     with bubblewrap.create() as sandbox, bubblewrap.create() as other:
         peer = other.open([other.python, "-uc", "while True: print(input())"])
