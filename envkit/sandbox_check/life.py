@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import secrets
 import tempfile
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
@@ -65,12 +66,19 @@ def _peer_silent(lab: Lab) -> str:
     return unless(gone is not None and not gone.tampered, gone)
 
 
-def _tampers(code: str) -> Case:
-    def case(lab: Lab) -> str:
-        gone = _gone(_open(lab, code))
-        return unless(gone is not None and gone.tampered, gone)
+def _forged(lab: Lab) -> str:
+    gone = _gone(_open(lab, "input(); print('one\\ntwo')"))
+    return unless(gone is not None and gone.tampered, gone)
 
-    return case
+
+def _unasked(lab: Lab) -> str:
+    peer = _open(lab, "print('unasked'); open('said', 'w'); input(); print('asked')")
+    for _ in range(1000):
+        if "said" in lab.sandbox.export(["said"], 0):
+            break
+        time.sleep(0.01)
+    gone = _gone(peer)
+    return unless(gone is not None and gone.tampered, gone)
 
 
 def _peer_closes(lab: Lab) -> str:
@@ -181,8 +189,8 @@ LIFE: Final[dict[str, Case]] = {
     "asks one line at a time": _one_line,
     "says how a peer ended": _peer_ends,
     "gives up a silent peer": _peer_silent,
-    "notices a forged answer": _tampers("input(); print('one\\ntwo')"),
-    "notices an answer that nobody asked for": _tampers("print('unasked'); input(); print('asked')"),
+    "notices a forged answer": _forged,
+    "notices an answer that nobody asked for": _unasked,
     "closes a peer once": _peer_closes,
     "resets to a snapshot": _snapshot,
     "keeps modes in a snapshot": _modes,

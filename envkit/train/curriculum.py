@@ -1,4 +1,4 @@
-"""The curriculum: visit tasks of middling difficulty, whose groups are mixed, since only those teach."""
+"""The curriculum: tasks of middling difficulty, since only mixed groups teach, of functions still new."""
 
 from __future__ import annotations
 
@@ -18,13 +18,16 @@ class Curriculum:
     A task's rate is a Beta posterior: its own results, fading with age, on a prior. The prior is an
     estimate made beforehand (see `envkit.train.difficulty`), or else what all tasks of its mutation
     operator have shown. Its weight is p (1 - p), the variance of one reward and so the expected size of
-    the signal (arXiv:2502.12272). Picking is a function of (seed, step) and of the results so far.
+    the signal (arXiv:2502.12272), divided by the square of one more than the visits to tasks of its source:
+    what was seen before is soon earned by recall. In a run that did not look at sources, revisits came to
+    earn 0.85 while first visits and held-out functions gained little. Picking is a function of (seed, step)
+    and of the results so far.
 
     Args:
         tasks: the training tasks.
         seed: the run's seed.
         estimates: task id -> solve rate before training, in [0, 1]; may leave tasks out.
-        rest: steps that a visited task is left alone.
+        rest: steps that a visited source is left alone.
     """
 
     def __init__(
@@ -39,7 +42,10 @@ class Curriculum:
         self._estimates = np.array([(estimates or {}).get(task_id, np.nan) for task_id in self._ids])
         self._solved = np.zeros(len(tasks))
         self._tried = np.zeros(len(tasks))
-        self._last = np.full(len(tasks), -(10**6))
+        sources = {source: i for i, source in enumerate(dict.fromkeys(task.source for task in tasks))}
+        self._source_of = np.array([sources[task.source] for task in tasks])
+        self._visits = np.zeros(len(sources))
+        self._last = np.full(len(sources), -(10**6))
         # Half a group's worth of evidence that an operator is solved one time in three.
         self._kind_solved = np.full(len(self._kinds), 8 / 3)
         self._kind_tried = np.full(len(self._kinds), 8.0)
@@ -52,13 +58,18 @@ class Curriculum:
         return (self._solved + weight * prior) / (self._tried + weight)
 
     def pick(self, step: int, count: int) -> list[str]:
-        """``count`` distinct task ids for a step (fewer only if there are fewer tasks)."""
+        """``count`` distinct task ids for a step, of distinct sources as far as there are as many."""
         rate = self.rates()
-        weight = np.where(step - self._last > self._rest, rate * (1 - rate), 0.0) + 1e-9
+        tired = np.where(step - self._last > self._rest, 1.0, 1e-6)[self._source_of]
+        seen = 1 + self._visits[self._source_of]
+        weight = tired * rate * (1 - rate) / seen**2 + 1e-12
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
-        chosen = rng.choice(
-            len(self._ids), size=min(count, len(self._ids)), replace=False, p=weight / weight.sum()
-        )
+        chosen: list[int] = []
+        while len(chosen) < min(count, len(self._ids)):
+            i = int(rng.choice(len(self._ids), p=weight / weight.sum()))
+            chosen.append(i)
+            weight[self._source_of == self._source_of[i]] *= 1e-6
+            weight[i] = 0.0
         return [self._ids[i] for i in chosen]
 
     def record(self, step: int, task_id: str, solved: int, tried: int) -> None:
@@ -67,7 +78,8 @@ class Curriculum:
         k = self._kind_of[i]
         self._solved[i] = 0.5 * self._solved[i] + solved
         self._tried[i] = 0.5 * self._tried[i] + tried
-        self._last[i] = step
+        self._visits[self._source_of[i]] += 1
+        self._last[self._source_of[i]] = step
         self._kind_solved[k] = 0.95 * self._kind_solved[k] + solved
         self._kind_tried[k] = 0.95 * self._kind_tried[k] + tried
 
@@ -77,6 +89,7 @@ class Curriculum:
             "tasks": self._ids,
             "solved": self._solved.tolist(),
             "tried": self._tried.tolist(),
+            "visits": self._visits.tolist(),
             "last": self._last.tolist(),
             "kind_solved": self._kind_solved.tolist(),
             "kind_tried": self._kind_tried.tolist(),
@@ -91,6 +104,6 @@ class Curriculum:
         if state["tasks"] != self._ids:
             raise TrainingError(f"the saved curriculum is of other tasks than the {len(self._ids)} loaded")
         self._solved, self._tried = np.array(state["solved"]), np.array(state["tried"])
-        self._last = np.array(state["last"])
+        self._visits, self._last = np.array(state["visits"]), np.array(state["last"])
         self._kind_solved = np.array(state["kind_solved"])
         self._kind_tried = np.array(state["kind_tried"])

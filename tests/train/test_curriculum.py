@@ -1,9 +1,10 @@
-"""The curriculum seeks mixed groups, lets visited tasks rest, and goes on exactly where it stopped."""
+"""The curriculum seeks mixed groups, lets visited sources rest, and goes on exactly where it stopped."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -43,13 +44,30 @@ def test_picks_are_distinct_and_as_many_as_there_are() -> None:
         assert sorted(curriculum.pick(step, 9)) == ["t0", "t1", "t2", "t3", "t4"]
 
 
+def of_one_source(some: list[Task]) -> list[Task]:
+    return [replace(task, metadata={**task.metadata, "source": "f"}) for task in some]
+
+
 def test_mixed_tasks_are_visited_more() -> None:
     solved = {f"t{i}": (0, 4, 8)[i % 3] for i in range(30)}
-    curriculum = Curriculum(tasks(30, "a"), 0, rest=1)
+    curriculum = Curriculum(of_one_source(tasks(30, "a")), 0, rest=1)
     visits = Counter(task for step in run(curriculum, range(120), solved) for task in step)
     by_kind = [sum(n for task, n in visits.items() if solved[task] == kind) for kind in (0, 4, 8)]
     assert by_kind[1] > 1.5 * by_kind[0]
     assert by_kind[1] > 1.5 * by_kind[2]
+
+
+def test_sources_that_were_seen_before_wait_for_new_ones() -> None:
+    some = tasks(40)
+    sources = {task.id: f"f{i % 10}" for i, task in enumerate(some)}
+    curriculum = Curriculum(
+        [replace(task, metadata={**task.metadata, "source": sources[task.id]}) for task in some], 0
+    )
+    solved = {task.id: 2 for task in some}
+    first = [sources[task] for step in run(curriculum, range(3), solved, count=3) for task in step]
+    assert len(set(first)) == 9
+    later = Counter(sources[task] for step in run(curriculum, range(3, 63), solved, count=3) for task in step)
+    assert max(later.values()) <= 1.5 * min(later.values())
 
 
 def test_an_operators_results_move_tasks_not_tried_yet() -> None:
