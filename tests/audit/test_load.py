@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import secrets
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from envkit.audit.aim import strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Subject, answers
 from envkit.sandbox import SandboxBackend
+from envkit.sandboxes import _temporary
 from envkit.types import Verdict
 
 
@@ -38,16 +40,16 @@ def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
     assert found == [Verdict.FAIL] * 2 + [Verdict.PASS] * 3 + [Verdict.FAIL] * 3
 
 
-def held() -> dict[str, int]:
-    """What a sandbox could leave behind, counted."""
+def held(prefix: str) -> dict[str, int]:
+    """What sandboxes with leases of this prefix could leave behind, counted."""
     gc.collect()
-    groups = [path for path in Path("/sys/fs/cgroup").rglob("envkit-*") if path.is_dir()]
+    groups = [path for path in Path("/sys/fs/cgroup").rglob(f"{prefix}*") if path.is_dir()]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "control groups": len(groups),
-        "folders": len([*Path(tempfile.gettempdir()).glob("envkit-lease-*")]),
+        "folders": len([*Path(tempfile.gettempdir()).glob(f"{prefix}*")]),
     }
 
 
@@ -57,8 +59,10 @@ def resident_bytes() -> int:
 
 @pytest.mark.parametrize("cycles", [500, pytest.param(10_000, marks=pytest.mark.nightly)])
 def test_nothing_grows_over_many_episodes(
-    backend: SandboxBackend, expected: list[Answer], cycles: int
+    backend: SandboxBackend, expected: list[Answer], cycles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    prefix = f"envkit-lease-{secrets.token_hex(4)}-"  # others may be at work on this machine
+    monkeypatch.setattr(_temporary, "_PREFIX", prefix)
     attempt = CORRECT[0].build(TARGET)
 
     def episodes(count: int) -> None:
@@ -67,7 +71,8 @@ def test_nothing_grows_over_many_episodes(
             assert found.verdict is Verdict.PASS, found
 
     episodes(50)
-    before, resident = held(), resident_bytes()
+    before, resident = held(prefix), resident_bytes()
+    assert (before["control groups"], before["folders"]) == (0, 0)
     episodes(cycles)
-    assert held() == before
+    assert held(prefix) == before
     assert resident_bytes() < 1.05 * resident
