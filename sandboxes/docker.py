@@ -129,8 +129,7 @@ class _Container:
         memory = limits.memory_bytes + _WORKER_BYTES
         worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
         self._socket: socket.socket | None = None
-        with contextlib.ExitStack() as held, _docker_errors("make a container"):
-            listener = held.enter_context(_listening(folder))
+        with _docker_errors("make a container"), _listening(folder) as listener:
             self._container: Any = client.containers.create(
                 tag,
                 [PYTHON, "-I", "-S", "-c", worker, f"{_CONTROL}/socket", str(user)],
