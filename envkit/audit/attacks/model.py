@@ -5,7 +5,7 @@ from __future__ import annotations
 import enum
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from envkit.grading import STRICT, NumericPolicy
@@ -123,7 +123,7 @@ class Variant:
 
     name: str
     build: Build
-    policy: NumericPolicy = field(default=STRICT)
+    policy: NumericPolicy = STRICT
 
 
 # Builders. In their code, FUNCTION stands for the function's name.
