@@ -34,34 +34,35 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / _TICKS
 
 
-def rlimits(limits: Limits) -> dict[str, tuple[int, int]]:
-    """What holds for every process, whatever bounds the tree: name -> kind and bound."""
-    return {
-        # A backstop: the supervisor counts the whole tree's time.
-        "cpu": (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
-        "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
-        "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
-        "core": (resource.RLIMIT_CORE, 0),
-    }
-
-
-def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) -> list[str]:
-    """The command prefix that puts a program under resource limits; each holds per process.
+def rlimits(limits: Limits, *, memory: bool = False, processes: bool = False) -> dict[str, tuple[int, int]]:
+    """What holds for every process, whatever bounds the tree: name -> kind and bound.
 
     Args:
         limits: what was asked for.
         memory: bound the address space, for want of a control group.
         processes: bound the processes of the user, who must have none outside the sandbox's namespace.
     """
-    wanted = rlimits(limits)
+    wanted = {
+        # A backstop: the supervisor counts the whole tree's time.
+        "cpu": (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
+        "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
+        "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
+        "core": (resource.RLIMIT_CORE, 0),
+    }
     if memory:
         wanted["as"] = (resource.RLIMIT_AS, limits.memory_bytes)
     if processes:
         wanted["nproc"] = (resource.RLIMIT_NPROC, limits.processes + 1)  # and the sandbox's process 1
-    options: list[str] = []
-    for option, (kind, bound) in wanted.items():
-        _, ceiling = resource.getrlimit(kind)
-        # Where the host itself is held to less, less it is.
-        bound = bound if ceiling == resource.RLIM_INFINITY else min(bound, ceiling)
-        options.append(f"--{option}={bound}")
-    return ["prlimit", *options, "--"]
+    return {name: (kind, _within(kind, bound)) for name, (kind, bound) in wanted.items()}
+
+
+def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) -> list[str]:
+    """The command prefix that puts a program under `rlimits`; each holds per process."""
+    wanted = rlimits(limits, memory=memory, processes=processes)
+    return ["prlimit", *(f"--{name}={bound}" for name, (_, bound) in wanted.items()), "--"]
+
+
+def _within(kind: int, bound: int) -> int:
+    """Where the host itself is held to less, less it is."""
+    _, ceiling = resource.getrlimit(kind)
+    return bound if ceiling == resource.RLIM_INFINITY else min(bound, ceiling)

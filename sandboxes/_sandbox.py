@@ -24,12 +24,11 @@ class FolderSandbox(ABC):
 
     Args:
         owner: host user that sandboxed code runs as, where it is not this process's own.
+        parent: where to keep the workspace, if not among other temporary files.
     """
 
-    def __init__(self, owner: int | None) -> None:
-        parent = Path(tempfile.gettempdir())
-        _reap_once(parent)
-        self._lease = Lease(parent)
+    def __init__(self, owner: int | None, parent: Path | None = None) -> None:
+        self._lease = Lease(parent or temporary())
         folder = self._lease.path / "work"
         folder.mkdir(mode=0o700)
         self._workspace = Workspace(folder, owner)
@@ -105,6 +104,13 @@ class FolderSandbox(ABC):
             with contextlib.suppress(SandboxError):  # it died on its own, which is what we want
                 supervisor.close()
         self._running.clear()
+
+
+def temporary() -> Path:
+    """The folder for temporary files, without what dead processes of ours have left in it."""
+    parent = Path(tempfile.gettempdir())
+    _reap_once(parent)
+    return parent
 
 
 @functools.cache

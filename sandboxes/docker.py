@@ -180,8 +180,10 @@ class _Container:
         try:
             socket.send_fds(self._socket, [word.encode()], descriptors)
             data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
-        except OSError as error:
+        except BaseException as error:
             self._hang_up()  # a late answer would be taken for that to the next question
+            if not isinstance(error, OSError):
+                raise
             raise SandboxError(f"the container's worker does not answer: {error}") from error
         if not data:
             self._hang_up()

@@ -10,6 +10,7 @@ from envkit.sandbox_check import CASES, ESSENTIAL, require_isolation, self_check
 from envkit.sandbox_check.suite import SandboxSuite
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
+from envkit.sandboxes.zygote import ZygoteBackend
 
 #: What a plain child process cannot keep, whoever runs it.
 BROKEN_WITHOUT_ISOLATION = {
@@ -32,6 +33,13 @@ class TestBubblewrap(SandboxSuite):
     @classmethod
     def backend(cls) -> SandboxBackend:
         return BubblewrapBackend()
+
+
+class TestZygote(SandboxSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend(cls) -> SandboxBackend:
+        return ZygoteBackend()
 
 
 class TestDocker(SandboxSuite):

@@ -22,11 +22,9 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.types import Verdict
 
 
-@pytest.fixture(scope="module", params=["bubblewrap", "docker"])
+@pytest.fixture(scope="module", params=["bubblewrap", "docker", "zygote"])
 def backend(request: pytest.FixtureRequest) -> SandboxBackend:
-    return (
-        sandbox_backend("bubblewrap") if request.param == "bubblewrap" else request.getfixturevalue("docker")
-    )
+    return request.getfixturevalue("docker") if request.param == "docker" else sandbox_backend(request.param)
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,16 @@ from attacked import CALLS, FILES, REFERENCE, TARGET
 from envkit.audit.aim import strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Subject, answers
+from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.sandboxes import _temporary
+from envkit.sandboxes.zygote import _nursery
 from envkit.types import Verdict
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "zygote"])
+def backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    return sandbox_backend(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -43,13 +50,15 @@ def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
 def held(prefix: str) -> dict[str, int]:
     """What sandboxes with leases of this prefix could leave behind, counted."""
     gc.collect()
-    groups = [path for path in Path("/sys/fs/cgroup").rglob(f"{prefix}*") if path.is_dir()]
+    owners = (prefix, f"{_nursery(os.getpid()).lease.path.name}-")
+    groups = [path for owner in owners for path in Path("/sys/fs/cgroup").rglob(f"{owner}*")]
+    folders = [path for depth in ("", "*/") for path in Path(tempfile.gettempdir()).glob(f"{depth}{prefix}*")]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
         "control groups": len(groups),
-        "folders": len([*Path(tempfile.gettempdir()).glob(f"{prefix}*")]),
+        "folders": len(folders),
     }
 
 

@@ -9,6 +9,7 @@ import pytest
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
+from envkit.sandboxes.zygote import ZygoteBackend
 
 
 @pytest.fixture(scope="session")
@@ -19,7 +20,15 @@ def bubblewrap() -> BubblewrapBackend:
     return backend
 
 
-@pytest.fixture(params=["bubblewrap", "docker", "process"])
+@pytest.fixture(scope="session")
+def zygote() -> ZygoteBackend:
+    backend = ZygoteBackend()
+    if missing := backend.available():
+        pytest.skip(missing)
+    return backend
+
+
+@pytest.fixture(params=["bubblewrap", "docker", "process", "zygote"])
 def backend(request: pytest.FixtureRequest) -> SandboxBackend:
     if request.param == "process":
         return ProcessBackend()

@@ -14,8 +14,7 @@ import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import Limits, Sandbox, StopReason
-from envkit.sandboxes import _cgroup, _proc
-from envkit.sandboxes import bubblewrap as module
+from envkit.sandboxes import _bwrap, _cgroup, _proc
 from envkit.sandboxes._temporary import reap
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 
@@ -102,7 +101,7 @@ def test_without_control_groups_every_limit_still_holds(sandbox: Sandbox) -> Non
 def test_a_limit_that_cannot_be_enforced_is_refused_by_name(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module.platform, "release", lambda: "5.10.0-28-amd64")
+    monkeypatch.setattr(_bwrap.platform, "release", lambda: "5.10.0-28-amd64")
     with pytest.raises(UnenforceableLimit, match="processes"):
         python(sandbox, "pass")
 
@@ -154,7 +153,7 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
             trainer.kill()
     assert running
     for pidfd in running:
-        assert module._readable(pidfd)
+        assert _bwrap.readable(pidfd)
         os.close(pidfd)
     folder = Path(tempfile.gettempdir())
     os.utime(folder / name, (0, 0))
@@ -164,23 +163,23 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
 
 
 def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_candidates", lambda: iter(()))
-    module._bwrap.cache_clear()
+    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
+    _bwrap._bwrap.cache_clear()
     assert "apt install bubblewrap" in str(BubblewrapBackend().available())
     with pytest.raises(SandboxUnavailable):
         BubblewrapBackend().create()
-    module._bwrap.cache_clear()
+    _bwrap._bwrap.cache_clear()
 
 
 def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "bwrap"
     old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
     old.chmod(0o755)
-    monkeypatch.setattr(module, "_candidates", lambda: iter([old]))
-    module._bwrap.cache_clear()
+    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter([old]))
+    _bwrap._bwrap.cache_clear()
     with pytest.raises(SandboxUnavailable, match=r"version 0\.6"):
-        module._bwrap(os.geteuid())
-    module._bwrap.cache_clear()
+        _bwrap._bwrap(os.geteuid())
+    _bwrap._bwrap.cache_clear()
 
 
 def groups(name: str) -> list[str]:

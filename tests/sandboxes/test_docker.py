@@ -15,7 +15,7 @@ import pytest
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Limits, PeerGone, Sandbox, SandboxBackend, StopReason
-from envkit.sandboxes import bubblewrap
+from envkit.sandboxes import _bwrap, zygote
 from envkit.sandboxes import docker as module
 
 TRAINER = """
@@ -178,12 +178,13 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
 def test_docker_stands_in_where_there_is_no_bubblewrap(
     docker: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bubblewrap, "_candidates", lambda: iter(()))
-    bubblewrap._bwrap.cache_clear()
+    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(zygote, "_nursery", functools.cache(zygote._nursery.__wrapped__))
+    _bwrap._bwrap.cache_clear()
     try:
         assert sandbox_backend().name == "docker"
     finally:
-        bubblewrap._bwrap.cache_clear()
+        _bwrap._bwrap.cache_clear()
 
 
 # docker-py forgets to close a socket that does not connect.

@@ -1,0 +1,246 @@
+"""What the zygote promises beside the suite: forks that are as good as new interpreters, and as far apart."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from envkit.errors import SandboxError, UnenforceableLimit
+from envkit.sandbox import Limits, Sandbox, StopReason
+from envkit.sandboxes import _bwrap, _cgroup
+from envkit.sandboxes import zygote as module
+from envkit.sandboxes._temporary import reap
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+
+TRAINER = """
+import os, sys, time
+from envkit.sandboxes.zygote import ZygoteBackend
+sandbox = ZygoteBackend().create()
+peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
+peer.ask(b"up", 30)
+print(sandbox._nursery.lease.path.name, peer._tree._pid, flush=True)
+time.sleep(600)
+"""
+#: Programs, and arguments, on which a fork and a new interpreter must agree to the byte.
+PROGRAMS = {
+    "prints": ("import sys; print(sys.argv, file=sys.stderr); print('out')", ["one", "two"]),
+    "exits with a status": ("raise SystemExit(3)", []),
+    "exits with a message": ("raise SystemExit('bad')", []),
+    "raises": ("1 / 0", []),
+    "does not compile": ("def", []),
+    "is main": ("print(__name__, __import__('__main__').__dict__ is globals())", []),
+    "starts itself again": ("import os, sys; print(len(sys.orig_argv), flush=True)\n"
+                            "if len(sys.argv) < 3: "
+                            "os.execv(sys.orig_argv[0], [*sys.orig_argv, 'more', 'x'])", []),
+    "reads its input": ("import sys; print(sys.stdin.read()[::-1], sys.stdin.closed)", []),
+    "flushes what it did not close": ("file = open('f', 'w'); file.write('x'); import atexit, os; "
+                                      "atexit.register(lambda: print(os.listdir()))", []),
+    "waits for its threads": ("import threading, time; threading.Thread(target=lambda: "
+                              "(time.sleep(.05), print('late'))).start()", []),
+    "is isolated": ("import sys; print(sys.flags, sys.path, sys.executable, sys.version)", []),
+    "has limits": ("import resource as r; print([r.getrlimit(k) for k in (r.RLIMIT_CPU, r.RLIMIT_FSIZE, "
+                   "r.RLIMIT_NOFILE, r.RLIMIT_CORE)])", []),
+    "handles signals": ("import signal; print([(s, signal.getsignal(s)) for s in (2, 13, 15, 17)])", []),
+    "can be interrupted": ("import os, signal\ntry: os.kill(os.getpid(), signal.SIGINT)\n"
+                           "except KeyboardInterrupt: print('interrupted')", []),
+    "is of a user": ("import os; print(os.getresuid(), os.getresgid(), os.getgroups(), os.getcwd(), "
+                     "sorted(set(os.environ.items()) - {('PWD', '/workspace')}))", []),
+    "recurses": ("import sys\ndef f(n):\n try: return f(n + 1)\n except RecursionError: return n\n"
+                 "print(f(0) > 900, sys.getrecursionlimit())", []),
+    "looks at itself": ("print(open('/proc/self/status').read().split('Seccomp')[1][:4], "
+                        "open('/proc/self/maps').read(1) != '')", []),
+    "sees no other": ("import os; print(sorted(p for p in os.listdir('/proc') if p.isdigit()) <= "
+                      "['1', '2', '3', '4'], os.listdir('/tmp'), os.listdir('/dev/shm'))", []),
+}  # fmt: skip
+#: Each tries to end, stop, starve or enter its own process 1.
+ATTACKS_ON_ITS_KEEPER = """
+import ctypes, os, resource, signal, sys
+for number in range(1, 65):
+    if number not in (32, 33):
+        try: os.kill(1, number)
+        except OSError: pass
+for kind in (resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_DATA):
+    try: resource.prlimit(1, kind, (1, 1))
+    except OSError: pass
+opened = []
+names = ["mem", "root", "cwd", "environ", "maps", "stack", "auxv", *(f"fd/{n}" for n in range(64))]
+for name in names:
+    try:
+        handle = os.open(f"/proc/1/{name}", os.O_RDONLY)
+        if name == "stack": os.read(handle, 1)  # whose rights are looked at only here
+        opened.append(name)
+    except OSError: pass
+libc = ctypes.CDLL(None, use_errno=True)
+for request in (16, 0x4206): opened += ["ptrace"] * (libc.ptrace(request, 1, 0, 0) == 0)
+print(opened)
+"""
+
+
+@pytest.fixture
+def sandbox(zygote: ZygoteBackend) -> Iterator[Sandbox]:
+    with zygote.create() as made:
+        yield made
+
+
+def program(sandbox: Sandbox, code: str, limits: Limits = Limits()):
+    return sandbox.run([sandbox.python, "-I", "-S", "-c", code], limits=limits)
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_a_fork_is_as_good_as_a_new_interpreter(
+    sandbox: Sandbox, bubblewrap: BubblewrapBackend, name: str
+) -> None:
+    code, arguments = PROGRAMS[name]
+
+    def observed(place: Sandbox) -> tuple[object, ...]:
+        argv = [place.python, "-I", "-S", "-c", code, *arguments]
+        found = place.run(argv, stdin=b"given")
+        # A traceback begins with the line that started the program, which lies elsewhere here.
+        return found.stop, found.exit, found.stdout, found.stderr.splitlines()[-1:]
+
+    with bubblewrap.create() as other:
+        assert observed(sandbox) == observed(other)
+
+
+def test_forks_do_not_share_their_luck(sandbox: Sandbox) -> None:
+    code = "import random, secrets, uuid; print(random.random(), secrets.token_hex(4), uuid.uuid4())"
+    first, second = (program(sandbox, code).stdout.split() for _ in range(2))
+    assert not set(first) & set(second)
+
+
+def test_a_command_cannot_harm_its_process_1(sandbox: Sandbox) -> None:
+    found = program(sandbox, ATTACKS_ON_ITS_KEEPER)
+    assert found.stdout == b"[]\n", found
+    assert program(sandbox, "pass").ok
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGSTOP])
+def test_a_command_that_signals_itself_and_all_others_is_its_own_fault(sandbox: Sandbox, number: int) -> None:
+    for target in ("os.getpid()", "0", "-1", "os.getppid()"):
+        found = program(sandbox, f"import os\nos.kill({target}, {number})", Limits(wall_s=0.5))
+        assert found.stop in (StopReason.SIGNALED, StopReason.EXITED, StopReason.WALL)
+
+
+def test_sandboxes_share_neither_sockets_nor_terminals_nor_memory(zygote: ZygoteBackend) -> None:
+    leave = """
+import mmap, os, pty, socket
+kept = [socket.socket(socket.AF_UNIX), socket.socket(socket.AF_INET), pty.openpty()]
+kept[0].bind("\\0here"); kept[0].listen()
+kept[1].bind(("127.0.0.1", 4000)); kept[1].listen()
+open("/dev/shm/here", "w"); open("/tmp/here", "w")
+print(input(), flush=True)
+input()
+"""
+    find = """
+import os, socket
+def reached(family, address):
+    try: socket.socket(family).connect(address)
+    except OSError: return False
+    return True
+print(reached(socket.AF_UNIX, "\\0here"), reached(socket.AF_INET, ("127.0.0.1", 4000)),
+      os.listdir("/dev/pts"), os.listdir("/dev/shm"), os.listdir("/tmp"))
+"""
+    with zygote.create() as one, zygote.create() as other:
+        peer = one.open([one.python, "-I", "-S", "-c", leave])
+        assert peer.ask(b"go", 10) == b"go"
+        assert program(other, find).stdout == b"False False ['ptmx'] [] []\n"
+        peer.close()
+
+
+def test_a_command_sees_its_own_workspace_alone(zygote: ZygoteBackend) -> None:
+    with zygote.create() as one, zygote.create() as other:
+        one.write("secret", b"1")
+        look = "import os; print([os.path.join(*p) for p in os.walk('/') if 'secret' in p[2]] or 'none')"
+        assert program(other, look.replace("os.path.join(*p)", "p[0]")).stdout == b"none\n"
+        assert b"/workspace" in program(one, look.replace("os.path.join(*p)", "p[0]")).stdout
+
+
+def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+    peer = sandbox.open([sandbox.python, "-I", "-S", "-c", "while True: print(input(), flush=True)"])
+    assert peer.ask(b"up", 10) == b"up"
+    os.kill(peer._tree._zygote._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+
+    def ask_until_it_is_dead() -> None:
+        while True:
+            peer.ask(b"again", 10)
+
+    with pytest.raises(SandboxError, match="zygote"):
+        ask_until_it_is_dead()
+    with pytest.raises(SandboxError):
+        peer.close()
+    assert program(sandbox, "pass").ok
+
+
+def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SPACES", "/nowhere")
+    with pytest.raises(SandboxError, match=r"cannot confine a command: .*mount"):
+        program(sandbox, "pass")
+
+
+def test_a_zygote_that_does_not_start_says_why(sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch) -> None:
+    nursery = sandbox._nursery  # type: ignore[attr-defined]
+    with monkeypatch.context() as patched:
+        nursery.zygote().close()
+        patched.setattr(module, "_namespaces", lambda root, spaces: ["--ro-bind", "/nowhere", "/"])
+        with pytest.raises(SandboxError, match="nowhere"):
+            program(sandbox, "pass")
+    assert program(sandbox, "pass").ok
+
+
+def test_without_control_groups_every_limit_still_holds(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_cgroup, "parents", lambda: ())
+    forks = """
+import os, time
+made = 0
+try:
+    for made in range(100):
+        if os.fork() == 0: time.sleep(60)
+except OSError: pass
+os.write(1, b"%d" % made)
+"""
+    assert int(program(sandbox, forks, Limits(processes=8)).stdout) == 7
+    hoard = "data = bytearray()\nwhile True: data += bytes(2**20)"
+    assert b"MemoryError" in program(sandbox, hoard, Limits(memory_bytes=64 * 2**20)).stderr
+    assert program(sandbox, "while True: pass", Limits(cpu_s=0.2)).stop is StopReason.CPU
+    monkeypatch.setattr(_bwrap.platform, "release", lambda: "5.10.0-28-amd64")
+    with pytest.raises(UnenforceableLimit, match="processes"):
+        program(sandbox, "pass")
+
+
+def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
+    with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        try:
+            name, pid = trainer.stdout.readline().split()
+            running = os.pidfd_open(int(pid))
+        finally:
+            trainer.kill()
+    assert _bwrap.readable(running)
+    os.close(running)
+    folder = Path(tempfile.gettempdir())
+    os.utime(folder / name, (0, 0))
+    assert name in reap(folder)  # as the next trainer does when it starts
+    _cgroup.remove_leftovers(name)
+    assert not [path for path in Path("/sys/fs/cgroup").rglob(f"{name}-*")]
+
+
+def test_a_fork_of_ours_leaves_the_zygote_alone(sandbox: Sandbox) -> None:
+    code = "from envkit.sandboxes.zygote import ZygoteBackend as B; import os, sys\n"
+    code += "def run(s): return s.run([s.python, '-I', '-S', '-c', 'print(1)']).stdout == b'1\\n'\n"
+    code += "s = B().create(); assert run(s)\n"
+    code += "if os.fork() == 0: sys.exit(not run(B().create()))\n"  # at its exit it has things to close
+    code += "assert os.wait()[1] == 0; assert run(s); s.close(); print('both')"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (found.stdout, found.stderr) == ("both\n", "")
