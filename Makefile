@@ -28,8 +28,8 @@ check: setup ## lint, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-bench: setup ## time `import envkit` and `envkit --help` against gymnasium alone
-	@.venv/bin/python tests/benchmarks/imports.py
+bench: setup ## time things side by side: SECTION=imports (the default) or sandbox, which needs dockerd
+	@.venv/bin/python tests/benchmarks/$(or $(SECTION),imports).py
 
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
 	@python=$(or $(PYTHON),false)

@@ -34,7 +34,9 @@ def cpu_s(pids: list[int]) -> float:
     return ticks / _TICKS
 
 
-def rlimits(limits: Limits, *, memory: bool = False, processes: bool = False) -> dict[str, tuple[int, int]]:
+def rlimits(
+    limits: Limits, *, memory: bool = False, processes: int | None = None
+) -> dict[str, tuple[int, int]]:
     """What holds for every process, whatever bounds the tree: name -> kind and bound.
 
     Args:
@@ -51,12 +53,12 @@ def rlimits(limits: Limits, *, memory: bool = False, processes: bool = False) ->
     }
     if memory:
         wanted["as"] = (resource.RLIMIT_AS, limits.memory_bytes)
-    if processes:
-        wanted["nproc"] = (resource.RLIMIT_NPROC, limits.processes + 1)  # and the sandbox's process 1
+    if processes is not None:
+        wanted["nproc"] = (resource.RLIMIT_NPROC, processes)
     return {name: (kind, _within(kind, bound)) for name, (kind, bound) in wanted.items()}
 
 
-def prlimit(limits: Limits, *, memory: bool = False, processes: bool = False) -> list[str]:
+def prlimit(limits: Limits, *, memory: bool = False, processes: int | None = None) -> list[str]:
     """The command prefix that puts a program under `rlimits`; each holds per process."""
     wanted = rlimits(limits, memory=memory, processes=processes)
     return ["prlimit", *(f"--{name}={bound}" for name, (_, bound) in wanted.items()), "--"]

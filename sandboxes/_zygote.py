@@ -1,16 +1,19 @@
 """Forks commands out of a warm interpreter; run as ``python -I -S -c SOURCE`` as process 1 of a namespace.
 
-    argv     descriptor of the host's socket, descriptor of a file with a JSON list of programs to compile now
-    "run"    comes with descriptors: a file that holds a job (see `Job`), the filter for system calls, stdin,
-             stdout, stderr, and a socket for control; answered by {"pid": PID} with a descriptor that is
-             readable once the command and all that it started are dead
-    "reap"   with the pid after a space, once that is so; answered by {"cpu_s": S}
+    argv    descriptor of the host's socket, descriptor of a file with a JSON list of programs to compile now,
+            bytes of each scratch folder
+    "fork"  comes with a socket for control and with descriptors at which to enter control groups, and maybe
+            with pids after spaces, of processes that are dead and to be reaped; answered by {"pid": PID} with
+            a descriptor that is readable once that process is dead
+    "reap"  with such a pid after a space is answered by {"cpu_s": S}
 
-For each command this process forks the process 1 of fresh namespaces. That one waits at its control socket
-for a word, since only then is it in its control group; builds its own view of the file system; gives up all
-rights; says "up"; forks the command; and reports the command's status, four bytes, when that ends. The
-command is an ``exec`` or, where it is a Python program for an isolated interpreter, this interpreter itself,
-which differs from a new one only in having some of the standard library imported.
+What is forked is the process 1 of fresh namespaces, and by that one the command's process, both before there
+is a command. The latter builds their view of the file system, says "ready" at the control socket, and waits
+there for its job (see `prepare`). Then it gives up all rights, says "up" and becomes the command: by an
+``exec`` or, where it is a Python program for an isolated interpreter, as it is, for then it differs from a
+new interpreter only in having some of the standard library imported. What goes wrong before "up" it says
+too, after an exclamation mark. When the command ends, or on SIGTERM, process 1 kills all that is left, and
+only then says the command's status, in four bytes.
 
 A command reaches neither this process nor any other command. But it is of the same user as its own process
 1, so nothing that is said about it after "up" is trusted.
@@ -19,6 +22,7 @@ A command reaches neither this process nor any other command. But it is of the s
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import gc
 import importlib
 import json
@@ -42,12 +46,14 @@ WARM = (
 )
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h>, <linux/capability.h> and <linux/sockios.h>.
 NEWNS, NEWCGROUP, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x2000000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
-NOSUID, NODEV, NOEXEC, REMOUNT, BIND, RECURSIVE, PRIVATE, DETACH = 2, 4, 8, 32, 4096, 16384, 1 << 18, 2
+NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
 SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS, FILTER = 4, 22, 38, 2
 NOBODY = 65534
 CAPABILITY_VERSION = 0x20080522
 GET_FLAGS, SET_FLAGS, UP, INTERFACE = 0x8913, 0x8914, 1, "16sh14x"
 
+#: Where the workspaces of all commands lie, as far as this process sees.
+SPACES = "/tmp/spaces"
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: Programs of the host's own, by source.
 COMPILED: dict[str, CodeType] = {}
@@ -69,149 +75,228 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     checked(LIBC.mount(*names, ctypes.c_ulong(flags), options.encode()), f"mount {kind} on {target}")
 
 
-def unmount(target: str) -> None:
-    """Unmount, whoever still uses it."""
-    checked(LIBC.umount2(target.encode(), DETACH), f"unmount {target}")
+def confine(scratch_bytes: int) -> int:
+    """Build this process's own view: empty scratch folders and its namespaces' own /proc, network, terminals.
 
-
-def confine(workspace: str, scratch_bytes: int) -> None:
-    """Build this process's own view: its workspace, empty scratch folders, its namespaces' own /proc."""
-    import fcntl
-
-    checked(LIBC.unshare(NEWNS | NEWCGROUP | NEWIPC | NEWNET), "unshare")
+    Returns a descriptor of the folder in which the workspaces lie; nothing else leads there any more.
+    """
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         _, flags = struct.unpack(INTERFACE, fcntl.ioctl(asking, GET_FLAGS, struct.pack(INTERFACE, b"lo", 0)))
         fcntl.ioctl(asking, SET_FLAGS, struct.pack(INTERFACE, b"lo", flags | UP))
     mount("none", "/", "none", RECURSIVE | PRIVATE)
-    mount(workspace, "/workspace", "none", BIND)
-    mount("none", "/workspace", "none", BIND | REMOUNT | NOSUID | NODEV)
-    unmount("/tmp/spaces")  # where everyone's workspace lies
-    unmount("/tmp")
+    spaces = os.open(SPACES, os.O_PATH)
+    # Over what was there. It stays covered, for want of the right to unmount.
     scratch = f"size={scratch_bytes},mode=1777"
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, scratch)
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    return spaces
 
 
-def give_up_rights(forbidden: bytes) -> None:
-    """Enter a user namespace that owns none of the others, drop its rights too, filter system calls."""
+def enter_own_users() -> None:
+    """Enter a user namespace that owns none of the others."""
     checked(LIBC.unshare(NEWUSER), "unshare users")
     for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} 0 1"), ("gid_map", f"{NOBODY} 0 1")):
         with open(f"/proc/self/{name}", "w") as file:
             file.write(text)
+
+
+def give_up_rights() -> None:
+    """Drop all capabilities, with no way back, and let no process of the same user look inside or trace."""
     checked(LIBC.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)), "drop capabilities")
-    # The command is of the same user: it shall neither look into this process nor trace it.
     checked(LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0), "become undumpable")
     checked(LIBC.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbid new privileges")
+
+
+def filter_calls(forbidden: bytes) -> None:
+    """Refuse system calls from now on, as a BPF program says."""
     rules = ctypes.create_string_buffer(forbidden, len(forbidden))
     program = struct.pack("HxxxxxxP", len(forbidden) // 8, ctypes.addressof(rules))
     checked(LIBC.prctl(SET_SECCOMP, FILTER, program, 0, 0), "filter system calls")
 
 
-class Job:
-    """A command to run.
+def reap(command: int) -> int | None:
+    """Take in the dead; returns the command's exit status, or minus its signal, if it is among them."""
+    while True:
+        try:
+            pid, status = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if pid in (0, command):
+            return os.waitstatus_to_exitcode(status) if pid else None
 
-    Args:
-        descriptors: of a file that holds {"argv": [...], "env": {...}, "rlimits": [[KIND, BOUND], ...],
-            "workspace": PATH, "scratch_bytes": N, "program": SOURCE or null}, of the filter, of stdin,
-            stdout and stderr, and of the control socket.
+
+def keep(control: socket.socket, doors: list[int], scratch_bytes: int) -> CodeType:
+    """Be process 1 of a command's namespaces; its child becomes the command.
+
+    Returns only in the child; see `prepare`.
     """
-
-    def __init__(self, descriptors: list[int]) -> None:
-        job, forbidden, *self.pipes, self.control = descriptors
-        with open(job, "rb") as file:
-            self.asked: dict[str, Any] = json.load(file)
-        with open(forbidden, "rb") as file:
-            self.forbidden = file.read()
-
-    def supervise(self) -> CodeType:
-        """Be process 1 of the command's namespaces; its child is the command.
-
-        Returns only in that child, with the program that it is to run in this interpreter.
-        """
-        try:
-            for target, pipe in enumerate(self.pipes):
-                os.dup2(pipe, target)
-            if not os.read(self.control, 16):  # the host is gone
-                os._exit(1)
-            confine(self.asked["workspace"], self.asked["scratch_bytes"])
-            give_up_rights(self.forbidden)
-            os.write(self.control, b"up")
-            command = os.fork()
-        except BaseException as error:
-            os.write(2, f"cannot confine a command: {error}".encode())
-            os._exit(1)
-        if command == 0:
-            return self.become()
+    for door in doors:
+        os.write(door, b"0")
+        os.close(door)
+    checked(LIBC.unshare(NEWNS | NEWCGROUP | NEWIPC | NEWNET), "unshare")
+    secured, securing = os.pipe()
+    awaited = {signal.SIGCHLD, signal.SIGTERM}
+    signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
+    command = os.fork()
+    if command == 0:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
+        os.close(securing)
+        return prepare(control, secured, scratch_bytes)
+    give_up_rights()
+    os.close(securing)
+    status = None
+    while status is None and signal.sigwait(awaited) == signal.SIGCHLD:
+        status = reap(command)
+    try:
         while True:
-            pid, status = os.wait()
-            if pid == command:
-                os.write(self.control, struct.pack("i", os.waitstatus_to_exitcode(status)))
-                os._exit(0)
-
-    def become(self) -> CodeType:
-        """Turn into the command; where that is Python, returns what is left to do."""
-        asked, program = self.asked, self.asked["program"]
-        try:
-            os.setsid()
-            os.closerange(3, 4096)
-            for kind, bound in asked["rlimits"]:
-                resource.setrlimit(kind, (bound, bound))
-            os.chdir("/workspace")
-            os.environ.clear()
-            os.environ.update(asked["env"])
-            if program is not None:
-                checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
-                signal.signal(signal.SIGINT, signal.default_int_handler)
-                sys.orig_argv, sys.argv = asked["argv"], ["-c", *asked["argv"][5:]]
-                return COMPILED.get(program) or compile(program, "<string>", "exec", dont_inherit=True)
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-            os.execvp(asked["argv"][0], asked["argv"])
-        except OSError as error:
-            os.write(2, f"{error}\n".encode())
-        os._exit(127)
+            os.kill(-1, signal.SIGKILL)
+            os.wait()
+    except (ProcessLookupError, ChildProcessError):
+        control.send(struct.pack("i", -signal.SIGKILL if status is None else status))
+    os._exit(0)
 
 
-def serve(host: socket.socket) -> CodeType:
-    """Fork what the host asks for until it goes away; returns in a command that is Python."""
+def prepare(control: socket.socket, secured: int, scratch_bytes: int) -> CodeType:
+    """Be the command's process before there is a command, and then become it.
+
+    Not before ``secured`` is at its end: then process 1 has no rights left that could be abused.
+
+    The job is {"argv": [...], "rlimits": [[KIND, BOUND], ...], "workspace": PATH, "program":
+    SOURCE or null} in a file, whose descriptor comes first; then the filter's, stdin, stdout and stderr.
+
+    Returns the program, if the command is one that is to run in this interpreter.
+    """
+    try:
+        spaces = confine(scratch_bytes)
+        os.setsid()
+        rehearse()
+        os.read(secured, 1)
+        control.send(b"ready")
+        word, passed, _, _ = socket.recv_fds(control, 16, 5)
+        if not word:  # the host is gone, or has no use for this
+            os._exit(0)
+        asked, forbidden, *pipes = passed
+        with open(asked, "rb") as file:
+            job: dict[str, Any] = json.load(file)
+        for target, pipe in enumerate(pipes):
+            os.dup2(pipe, target)
+        mount(f"/proc/self/fd/{spaces}/{job['workspace']}", "/workspace", "none", BIND)
+        enter_own_users()
+        give_up_rights()
+        with open(forbidden, "rb") as file:
+            filter_calls(file.read())
+        control.send(b"up")
+    except BaseException as error:
+        control.send(f"!{error}".encode())
+        os._exit(1)
+    control.detach()
+    return become(job)
+
+
+def rehearse() -> None:
+    """Do what a first program will do, so that the pages which that takes are this process's own by then."""
+    scope: dict[str, Any] = {}
+    exec(compile("class C:\n def f(self, *a, **k): return [*a]", "<string>", "exec"), scope)
+    said = json.dumps({"id": "0", "args": ["[1, 2.5, 'x']"], "kwargs": {}, "value": scope["C"]().f(1, None)})
+    eval("[1, (2, 'x'), {3: 4.5}]", {"said": json.loads(said)})
+    with open("/proc/self/setgroups", encoding="utf-8") as file:
+        file.read()
+    signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))
+    sys.stdout.flush()
+
+
+def become(job: dict[str, Any]) -> CodeType:
+    """Turn into the command; where that is Python, returns what is left to do."""
+    program = job["program"]
+    try:
+        os.closerange(3, 4096)
+        for kind, bound in job["rlimits"]:
+            resource.setrlimit(kind, (bound, bound))
+        os.chdir("/workspace")
+        if program is not None:
+            checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.orig_argv, sys.argv = job["argv"], ["-c", *job["argv"][5:]]
+            return COMPILED.get(program) or compile(program, "<string>", "exec", dont_inherit=True)
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        os.execvp(job["argv"][0], job["argv"])
+    except OSError as error:
+        os.write(2, f"{error}\n".encode())
+    os._exit(127)
+
+
+def serve(host: socket.socket, scratch_bytes: int) -> CodeType:
+    """Fork when the host asks for it, until it goes away; returns in a command that is Python."""
     home = os.open("/proc/self/ns/pid", os.O_RDONLY)
     while True:
-        word, passed, _, _ = socket.recv_fds(host, 64, 8)
-        if not word:
+        request, passed, _, _ = socket.recv_fds(host, 4096, 8)
+        if not request:
             os._exit(0)
-        if word == b"run":
-            checked(LIBC.unshare(NEWPID), "unshare processes")  # of the next child, not of this process
-            child = os.fork()
-            if child == 0:
-                os.close(host.detach())
-                os.close(home)
-                return Job(list(passed)).supervise()
-            checked(LIBC.setns(home, NEWPID), "return to the own namespace")
-            for descriptor in passed:
-                os.close(descriptor)
-            handle = os.pidfd_open(child)
-            socket.send_fds(host, [json.dumps({"pid": child}).encode()], [handle])
-            os.close(handle)
-        else:
-            *_, used = os.wait4(int(word.split()[1]), 0)
-            host.send(json.dumps({"cpu_s": used.ru_utime + used.ru_stime}).encode())
+        word, *dead = request.decode().split()
+        cpu_s = 0.0
+        for pid in dead:
+            *_, used = os.wait4(int(pid), 0)
+            cpu_s += used.ru_utime + used.ru_stime
+        if word == "reap":
+            host.send(json.dumps({"cpu_s": cpu_s}).encode())
+            continue
+        checked(LIBC.unshare(NEWPID), "unshare processes")  # of the next child, not of this process
+        child = os.fork()
+        if child == 0:
+            os.close(host.detach())
+            os.close(home)
+            control, *doors = passed
+            return keep(socket.socket(fileno=control), doors, scratch_bytes)
+        checked(LIBC.setns(home, NEWPID), "return to the own namespace")
+        for descriptor in passed:
+            os.close(descriptor)
+        handle = os.pidfd_open(child)
+        socket.send_fds(host, [json.dumps({"pid": child}).encode()], [handle])
+        os.close(handle)
 
 
 def main() -> CodeType:
     """Warm up, then serve."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which process 1 is deaf to
+    os.environ.pop("PWD", None)  # bubblewrap's own addition
     for name in WARM:
         importlib.import_module(name)
-    host, programs = map(int, sys.argv[1:])
+    host, programs, scratch_bytes = map(int, sys.argv[1:])
     with open(programs) as file:
         for source in json.load(file):
             COMPILED[source] = compile(source, "<string>", "exec", dont_inherit=True)
     gc.freeze()  # a collection in a fork would copy every page
-    return serve(socket.socket(fileno=host))
+    return serve(socket.socket(fileno=host), scratch_bytes)
+
+
+def leave(scope: dict[str, Any], known: set[str]) -> None:
+    """End the interpreter as it would end by itself, but without tidying up what the program never touched.
+
+    Args:
+        scope: the program's globals.
+        known: names of modules that were there before it.
+    """
+    import atexit
+
+    if "threading" in sys.modules:
+        sys.modules["threading"]._shutdown()
+    atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
+    # Files that nobody closed are flushed when they are let go of.
+    scope.clear()
+    for name, module in [*sys.modules.items()]:
+        if name not in known and type(module) is type(sys):
+            module.__dict__.clear()
+    gc.collect()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    LIBC.fflush(None)
+    os._exit(0)
 
 
 if __name__ == "__main__":
-    found = main()
-    sys.modules["__main__"] = type(sys)("__main__")
-    exec(found, sys.modules["__main__"].__dict__)
+    found, known = main(), {*sys.modules}
+    sys.modules["__main__"] = main_module = type(sys)("__main__")
+    exec(found, main_module.__dict__)
+    leave(main_module.__dict__, known)

@@ -85,7 +85,9 @@ class _BubblewrapSandbox(FolderSandbox):
                 held.callback(group.close)
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
-            bounds = _proc.prlimit(limits, memory=group is None, processes=group is None)
+            # One more process than asked for: the namespace's process 1.
+            processes = limits.processes + 1 if group is None else None
+            bounds = _proc.prlimit(limits, memory=group is None, processes=processes)
             try:
                 forbidden = _seccomp.descriptor()
                 try:

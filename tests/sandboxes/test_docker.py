@@ -179,7 +179,7 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
     docker: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
-    monkeypatch.setattr(zygote, "_nursery", functools.cache(zygote._nursery.__wrapped__))
+    monkeypatch.setattr(zygote, "nursery", functools.cache(zygote.nursery.__wrapped__))
     _bwrap._bwrap.cache_clear()
     try:
         assert sandbox_backend().name == "docker"

@@ -1,0 +1,376 @@
+"""The host's half of the zygote: one warm process in bubblewrap, and what it has forked ahead of need."""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import functools
+import itertools
+import json
+import os
+import queue
+import signal
+import socket
+import struct
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final, cast, final
+
+from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.sandbox import Limits
+from envkit.sandboxes import _bwrap, _proc, _seccomp
+from envkit.sandboxes._cgroup import Cgroup
+from envkit.sandboxes._child import launch
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
+from envkit.sandboxes._sandbox import temporary
+from envkit.sandboxes._supervise import Ending, Usage
+from envkit.sandboxes._temporary import Lease
+
+#: How Python is asked to run a program in an isolated interpreter without site-packages.
+PROGRAM: Final = ("-I", "-S", "-c")
+#: Keepers made ahead: as many as rollouts have threads.
+_SPARES: Final = 2
+_PATIENCE_S: Final = _bwrap.PATIENCE_MS / 1000
+#: How long process 1 is given to kill all others before it is killed itself, which takes longer.
+_GRACE_MS: Final = 200
+
+
+@final
+class Nursery:
+    """This process's zygote, replaced when it dies, and the folder that holds all workspaces. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+        self.user = os.geteuid() or NOBODY
+        self._command, self._root = _bwrap.command(self.user), image(self.user)
+        self._lock = threading.Lock()
+        self._zygote: _Zygote | None = None
+        self.lease = Lease(temporary())
+        atexit.register(self.close)
+        if not reachable(self.lease.path, self.user):
+            raise SandboxUnavailable(
+                f"user {self.user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
+            )
+
+    def keeper(self) -> Keeper:
+        """One that waits for its job; the caller ends it.
+
+        Raises:
+            UnenforceableLimit: this machine can bound neither processes nor CPU time.
+            SandboxError: the zygote does not start, or what it forks does not come up.
+        """
+        with self._lock:
+            if self._zygote is None or self._zygote.dead:
+                if self._zygote is not None:
+                    self._zygote.close()
+                self._zygote = _Zygote(self._command, self._root, self.lease.path)
+            zygote = self._zygote
+        return zygote.keeper()
+
+    def close(self) -> None:
+        """End the zygote, and with it every command; remove the folder. Idempotent."""
+        if os.getpid() != self._pid:  # a fork of ours, which owns nothing of this
+            return
+        with self._lock:
+            if self._zygote is not None:
+                self._zygote.close()
+        self.lease.close()
+
+
+@functools.cache
+def nursery(pid: int) -> Nursery:
+    """This process's; keyed by pid, for a fork of it must have its own."""
+    return Nursery()
+
+
+@final
+class Keeper:
+    """The process 1 of one command's namespaces: the kernel kills all in them when it dies.
+
+    Args:
+        zygote: its parent.
+        number: its pid there.
+        pidfd: its descriptor.
+        control: the socket to it.
+        group: the control group that it enters, where there are any.
+
+    It owns the last three.
+    """
+
+    def __init__(
+        self,
+        zygote: _Zygote,
+        number: int,
+        pidfd: int,
+        control: socket.socket,
+        group: Cgroup | None,
+    ) -> None:
+        self.pidfd, self.group = pidfd, group
+        self._zygote, self._number, self._control = zygote, number, control
+        self._cpu_before_s = self._seen_cpu_s = 0.0
+        try:
+            self.pid = _pid_of(pidfd)
+            if group is None and not Path(f"/proc/{self.pid}/task/{self.pid}/children").exists():
+                raise UnenforceableLimit("cpu_s: this kernel lists no child processes (CONFIG_PROC_CHILDREN)")
+            control.settimeout(_PATIENCE_S)
+            self._expect(b"ready")
+        except BaseException:
+            with contextlib.suppress(SandboxError):
+                self._bury()
+            raise
+
+    def start(self, job: dict[str, Any], limits: Limits, pipes: Sequence[int]) -> None:
+        """Give it its job and return when that is begun; see `envkit.sandboxes._zygote.prepare`.
+
+        The descriptors stay the caller's.
+
+        Raises:
+            SandboxError: it is dead, or the command cannot be confined.
+        """
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, asked := _memory(json.dumps(job)))
+            held.callback(os.close, forbidden := _seccomp.descriptor())
+            try:
+                if self.group is not None:
+                    self.group.bound(limits)
+                    self._cpu_before_s = self.group.cpu_s()
+                socket.send_fds(self._control, [b"go"], [asked, forbidden, *pipes])
+                self._expect(b"up")
+            except OSError as error:
+                raise SandboxError(f"the zygote's fork is gone: {error}") from error
+
+    def ending(self) -> int:
+        """A descriptor that is readable once the command has ended; the caller closes it."""
+        return os.dup(self._control.fileno())
+
+    def usage(self) -> Usage:
+        """What the command and all that it started have used."""
+        if self.group is not None:
+            return Usage(self.group.cpu_s() - self._cpu_before_s, self.group.out_of_memory())
+        self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(_proc.family(self.pid)))
+        return Usage(self._seen_cpu_s)
+
+    def end(self) -> Ending:
+        """Kill what lives, and return when it is dead. Called once.
+
+        Raises:
+            SandboxError: processes do not die, or the zygote did.
+        """
+        try:
+            status = self._ended()
+            asked = status is None or self.group is None
+            if asked:  # its parent must say what became of it, and can only if it lives
+                self._kill()
+                self._seen_cpu_s = max(self._seen_cpu_s, self._zygote.reap(self._number))
+            ending = Ending(
+                -signal.SIGKILL if status is None else status,
+                self.usage(),
+                0 if self.group is None else self.group.peak_memory_bytes(),
+            )
+        except BaseException:
+            self._release()
+            raise
+        self._zygote.later(self._release if asked else self._bury)
+        return ending
+
+    def _ended(self) -> int | None:
+        """Have it kill all but itself; returns the command's status or minus the signal that ended it.
+
+        ``None`` if it cannot say: it died, or was kept from its work.
+        """
+        for grace_ms in (0, _GRACE_MS):
+            if grace_ms:
+                with contextlib.suppress(ProcessLookupError):
+                    signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
+            if _bwrap.readable(self._control.fileno(), grace_ms):
+                said = self._control.recv(16)
+                return int(struct.unpack("i", said)[0]) if len(said) == 4 else None
+        return None
+
+    def _kill(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
+        # The kernel reports a process 1 as dead only after it has killed and reaped all others.
+        if not _bwrap.readable(self.pidfd):
+            raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
+
+    def _bury(self) -> None:
+        try:
+            self._kill()
+            self._zygote.leave(self._number)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        os.close(self.pidfd)
+        self._control.close()
+        if self.group is not None:
+            self.group.close()
+
+    def _expect(self, word: bytes) -> None:
+        if (said := self._control.recv(4096)) != word:
+            reason = said[1:].decode(errors="replace") if said[:1] == b"!" else "its fork died"
+            raise SandboxError(f"the zygote cannot confine a command: {reason}")
+
+
+@final
+class _Zygote:
+    """A running `envkit.sandboxes._zygote`. Thread-safe.
+
+    Args:
+        bwrap: the command that starts bubblewrap.
+        root: the image.
+        spaces: host folder of the workspaces; control groups are named after it.
+    """
+
+    def __init__(self, bwrap: Sequence[str], root: Path, spaces: Path) -> None:
+        source = resources.files("envkit.sandboxes").joinpath("_zygote.py").read_text()
+        grading = resources.files("envkit.grading").joinpath("worker.py").read_text()
+        self.dead = False
+        self._said = ""  # its last words
+        self._name, self._numbers = spaces.name, itertools.count()
+        self._lock = threading.Lock()
+        self._unreaped: list[int] = []
+        self._spares: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
+        self._maker = ThreadPoolExecutor(1, "keepers")
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_PATIENCE_S)
+        programs = _memory(json.dumps([grading]))
+        try:
+            given = (theirs.fileno(), programs)
+            arguments = map(str, (*given, SCRATCH_BYTES))
+            command = [*bwrap, *_namespaces(root, spaces), "--", PYTHON, *PROGRAM, source, *arguments]
+            self._child = launch(command, ENVIRONMENT, spaces, *given)
+        finally:
+            os.close(programs)
+            theirs.close()
+        for _ in range(_SPARES):
+            self.later(self._prepare)
+
+    def keeper(self) -> Keeper:
+        """One made ahead, if there is; another is then made in its stead."""
+        try:
+            found = self._spares.get_nowait()
+        except queue.Empty:
+            return self._make()
+        self.later(self._prepare)
+        return found
+
+    def later(self, job: Callable[[], object]) -> None:
+        """Have something done in a while, or now if this is being closed."""
+        try:
+            self._maker.submit(job)
+        except RuntimeError:
+            job()
+
+    def reap(self, number: int) -> float:
+        """Reap a dead fork; returns the CPU seconds that it and its children have used.
+
+        Raises:
+            SandboxError: the zygote is dead.
+        """
+        answer, _ = self._ask(f"reap {number}")
+        return float(answer["cpu_s"])
+
+    def leave(self, number: int) -> None:
+        """Have a dead fork reaped with the next request for one."""
+        self._unreaped.append(number)
+
+    def close(self) -> None:
+        """Kill it, and with it all that it has forked. Idempotent."""
+        with self._lock:
+            self._bury()
+        self._maker.shutdown(wait=True)
+        while not self._spares.empty():
+            with contextlib.suppress(SandboxError):
+                self._spares.get().end()
+
+    def _prepare(self) -> None:
+        with contextlib.suppress(SandboxError):  # whoever asks next will meet the same, and say so
+            self._spares.put(self._make())
+
+    def _make(self) -> Keeper:
+        parents = _bwrap.group_parents()
+        with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
+            control, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            ours.enter_context(control)
+            passed = [theirs.enter_context(given).fileno()]
+            group = None
+            if parents:
+                group = Cgroup(parents, f"{self._name}-{next(self._numbers)}")
+                ours.callback(group.close)
+                for door in group.doors():
+                    theirs.callback(os.close, door)
+                    passed.append(door)
+            dead = [str(self._unreaped.pop()) for _ in range(min(len(self._unreaped), 64))]
+            answer, [pidfd] = self._ask(" ".join(["fork", *dead]), passed)
+            ours.pop_all()
+            theirs.close()  # so that the death of the keeper is the end of its socket
+            return Keeper(self, int(answer["pid"]), pidfd, control, group)
+
+    def _ask(self, request: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """Send a request; returns the answer and the descriptors that came with it.
+
+        Raises:
+            SandboxError: the zygote is gone, or silent; it is asked nothing more.
+        """
+        with self._lock:
+            if self.dead:
+                raise SandboxError(f"the zygote died: {self._said}".rstrip(": "))
+            try:
+                socket.send_fds(self._socket, [request.encode()], descriptors)
+                data, passed, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
+            except OSError as error:
+                self._bury()
+                raise SandboxError(f"the zygote does not answer: {error} {self._said}".rstrip()) from error
+            except BaseException:  # a late answer would be taken for that to the next question
+                self._bury()
+                raise
+            if not data:
+                self._bury()
+                raise SandboxError(f"the zygote died: {self._said}".rstrip(": "))
+        return cast("dict[str, Any]", json.loads(data)), passed
+
+    def _bury(self) -> None:
+        if self.dead:
+            return
+        self.dead = True
+        self._socket.close()
+        os.set_blocking(self._child.stderr.fileno(), False)
+        self._said = (self._child.stderr.read() or b"").decode(errors="replace").strip()[-500:]
+        self._child.discard()
+
+
+def _pid_of(pidfd: int) -> int:
+    """The process behind a descriptor, by its number here.
+
+    Raises:
+        SandboxError: it is dead.
+    """
+    for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
+        name, _, value = line.partition(":")
+        if name == "Pid" and int(value) > 0:
+            return int(value)
+    raise SandboxError("the zygote's fork died at once")
+
+
+def _memory(text: str) -> int:
+    """Descriptor of a file in memory, at its start; the caller closes it."""
+    file = os.memfd_create("envkit", os.MFD_CLOEXEC)
+    os.write(file, text.encode())
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
+
+
+def _namespaces(root: Path, spaces: Path) -> list[str]:
+    return [
+        # With rights inside them, which the zygote's forks give up before they run anything.
+        *("--unshare-all", "--unshare-user", "--cap-add", "ALL", "--as-pid-1"),
+        *("--uid", "0", "--gid", "0", "--hostname", "sandbox"),
+        *("--die-with-parent", "--new-session"),
+        *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
+        *("--tmpfs", "/tmp", "--bind", str(spaces), "/tmp/spaces"),
+    ]

@@ -1,0 +1,245 @@
+"""Times what an episode asks of a sandbox: Docker in three ways, bubblewrap, and the zygote, side by side.
+
+    reset    from a used sandbox to a clean one in which a trivial Python program has run
+    echo     a trivial command in a live sandbox
+    oracle   in a live sandbox: write a module, import it, three calls, one at a time
+
+Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
+All use the same image, limits and workspace. Rounds are shuffled, so that a busy moment falls on all alike;
+medians are reported, and ratios of medians. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
+is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import json
+import os
+import platform
+import random
+import socket
+import struct
+import tempfile
+import time
+from collections.abc import Callable, Generator, Sequence
+from importlib import resources
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Final
+
+from envkit.sandbox import Sandbox
+from envkit.sandboxes import docker as docker_module
+from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE, image
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.docker import DockerBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+
+ROOT = Path(__file__).parents[2]
+ROUNDS: Final = 30
+#: Ratio of medians -> slower, faster, and the least that it should be; None where it is only reported.
+BARS: Final = {
+    "reset_vs_docker": ("reset", "docker fresh", 30.0),
+    "oracle_vs_docker_exec": ("oracle", "docker exec", 12.0),
+    "oracle_vs_docker_attached": ("oracle", "docker attached", 1.5),
+    "echo_vs_docker_attached": ("echo", "docker attached", None),
+    "reset_vs_bubblewrap": ("reset", "bubblewrap", None),
+    "oracle_vs_bubblewrap": ("oracle", "bubblewrap", None),
+}
+TRIVIAL: Final = [PYTHON, "-I", "-S", "-c", "pass"]
+NOTHING: Final = ["sh", "-c", ":"]
+MODULE: Final = b"def double(items):\n    return [2 * item for item in items]\n"
+WORKER: Final = resources.files("envkit.grading").joinpath("worker.py").read_text()
+#: Names of modules, a new one each time: over an old file, some file systems wait for the disk.
+NAMES: Final = (f"solution{number}.py" for number in itertools.count())
+#: The import, then three calls.
+LINES: Final = [
+    json.dumps(request).encode()
+    for request in ({"id": "0"}, *({"id": str(n), "args": [f"[{n}, 2]"], "kwargs": {}} for n in (1, 2, 3)))
+]
+
+
+def oracle_of(name: str) -> list[str]:
+    """The command that answers calls of a module's ``double``."""
+    return [PYTHON, "-I", "-S", "-c", WORKER, name, "double", ""]
+
+
+def check(answers: Sequence[bytes]) -> None:
+    """What every way must give; a fast wrong answer is not fast."""
+    found = [json.loads(answer) for answer in answers]
+    if [item.get("value") for item in found[1:]] != [[2, 4], [4, 4], [6, 4]]:
+        raise SystemExit(f"wrong answers: {found}")
+
+
+def ours(sandbox: Sandbox) -> dict[str, Callable[[], None]]:
+    """The operations on one of this project's sandboxes."""
+
+    def succeed(argv: Sequence[str]) -> None:
+        if not (found := sandbox.run(argv)).ok:
+            raise SystemExit(f"{argv[:2]} ended by {found}")
+
+    def reset() -> None:
+        sandbox.write("left.txt", b"left")
+        sandbox.reset()
+        succeed(TRIVIAL)
+
+    def oracle() -> None:
+        sandbox.write(name := next(NAMES), MODULE)
+        peer = sandbox.open(oracle_of(name))
+        check([peer.ask(line, 10.0) for line in LINES])
+        peer.close()
+
+    return {"reset": reset, "echo": lambda: succeed(NOTHING), "oracle": oracle}
+
+
+class Containers:
+    """Docker as `docker-py` gives it, hardened as this project's own containers are."""
+
+    def __init__(self, folder: Path) -> None:
+        self._client: Any = docker_module._client(os.getpid())
+        self._tag = docker_module._imported(self._client, image(NOBODY))
+        self._folder = folder
+        self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
+        self.live.start()
+
+    def _create(self, argv: Sequence[str]) -> Any:
+        return self._client.containers.create(
+            self._tag,
+            [*argv],
+            user=str(NOBODY),
+            working_dir=WORKSPACE,
+            network_mode="none",
+            read_only=True,
+            cap_drop=["ALL"],
+            security_opt=["no-new-privileges"],
+            pids_limit=32,
+            mem_limit=2**29,
+            tmpfs={"/tmp": "size=64m,mode=1777"},
+            volumes={str(self._folder): {"bind": WORKSPACE, "mode": "rw"}},
+            log_config={"type": "none"},
+            init=False,
+        )
+
+    def fresh(self) -> None:
+        container = self._create(TRIVIAL)
+        try:
+            container.start()
+            if container.wait()["StatusCode"]:
+                raise SystemExit("a trivial program failed in a fresh container")
+        finally:
+            container.remove(force=True)
+
+    def echo(self) -> None:
+        if self.live.exec_run(NOTHING).exit_code:
+            raise SystemExit("a trivial command failed by docker exec")
+
+    def oracle(self) -> None:
+        name = next(NAMES)
+        (self._folder / name).write_bytes(MODULE)
+        api = self._client.api
+        started = api.exec_create(self.live.id, oracle_of(name), stdin=True, workdir=WORKSPACE)["Id"]
+        stream = api.exec_start(started, socket=True)
+        talk: socket.socket = stream._sock
+        answers: list[bytes] = []
+        for line in LINES:
+            talk.sendall(line + b"\n")
+            answers.append(self._answer(talk))
+        check(answers)
+        talk.close()
+
+    @staticmethod
+    def _answer(talk: socket.socket) -> bytes:
+        """One line; the engine frames what it passes on, eight bytes of kind and length before each piece."""
+        line = b""
+        while not line.endswith(b"\n"):
+            _, length = struct.unpack(">BxxxL", _exactly(talk, 8))
+            line += _exactly(talk, length)
+        return line
+
+    def close(self) -> None:
+        self.live.remove(force=True)
+
+
+def _exactly(talk: socket.socket, count: int) -> bytes:
+    data = b""
+    while len(data) < count:
+        if not (piece := talk.recv(count - len(data))):
+            raise SystemExit("docker exec ended early")
+        data += piece
+    return data
+
+
+@contextlib.contextmanager
+def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
+    """(operation, way) -> what to time."""
+    with contextlib.ExitStack() as held:
+        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+        folder.chmod(0o777)
+        containers = Containers(folder)
+        held.callback(containers.close)
+        found: dict[tuple[str, str], Callable[[], None]] = {
+            ("reset", "docker fresh"): containers.fresh,
+            ("echo", "docker exec"): containers.echo,
+            ("oracle", "docker exec"): containers.oracle,
+        }
+        for way, backend in (
+            ("docker attached", DockerBackend()),
+            ("bubblewrap", BubblewrapBackend()),
+            ("zygote", ZygoteBackend()),
+        ):
+            for operation, measure in ours(held.enter_context(backend.create())).items():
+                found[operation, way] = measure
+        yield found
+
+
+def main() -> None:
+    with measures() as wanted:
+        for measure in wanted.values():
+            measure()  # fills caches, starts what stays
+        samples: dict[tuple[str, str], list[float]] = {name: [] for name in wanted}
+        for number in range(ROUNDS):
+            order = list(wanted)
+            random.Random(number).shuffle(order)
+            for name in order:
+                started = time.perf_counter()
+                wanted[name]()
+                samples[name].append(1000 * (time.perf_counter() - started))
+    medians = {name: median(times) for name, times in samples.items()}
+    ratios = {key: medians[what, slow] / medians[what, "zygote"] for key, (what, slow, _) in BARS.items()}
+    missed = [key for key, (_, _, bar) in BARS.items() if bar is not None and ratios[key] < bar]
+    report(samples, medians, ratios)
+    if missed:
+        raise SystemExit(f"below the bar: {', '.join(missed)}")
+
+
+def report(
+    samples: dict[tuple[str, str], list[float]],
+    medians: dict[tuple[str, str], float],
+    ratios: dict[str, float],
+) -> None:
+    """Print, and write both files."""
+    rows = ["| operation | way | median ms | quartiles |", "| --- | --- | ---: | --- |"]
+    for (operation, way), value in sorted(medians.items()):
+        low, _, high = quantiles(samples[operation, way], n=4)
+        rows.append(f"| {operation} | {way} | {value:.1f} | {low:.1f} to {high:.1f} |")
+    rows += ["", "| ratio | value | bar |", "| --- | ---: | ---: |"]
+    rows += [f"| {key} | {ratios[key]:.1f} | {bar or '-'} |" for key, (_, _, bar) in BARS.items()]
+    facts = {
+        "rounds": ROUNDS,
+        "python": platform.python_version(),
+        "kernel": platform.release(),
+        "cores": os.cpu_count(),
+        "docker": docker_module._client(os.getpid()).version()["Version"],
+    }
+    table = "\n".join([f"{ROUNDS} shuffled rounds; {json.dumps(facts)}", "", *rows]) + "\n"
+    print(table)
+    target = ROOT / "runs" / "bench" / "sandbox.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    named = {f"{operation}, {way}": times for (operation, way), times in samples.items()}
+    target.write_text(json.dumps({**facts, **ratios, "samples_ms": named}, indent=2) + "\n")
+    target.with_suffix(".md").write_text(table)
+    print(f"written: {target.relative_to(ROOT)} and .md")
+
+
+if __name__ == "__main__":
+    main()
