@@ -273,7 +273,7 @@ class BeforeAfter:
         self._display.phase("estimate difficulty", len(tasks))
         examples = examples_of(left, self._backend, config.max_turns)
         with self._run.journal("difficulty") as journal:
-            rates = solve_rates(self._policy, examples, config.temperature)
+            rates = solve_rates(self._policy, examples, config.temperature, config.max_completion_length)
             for done, (task, rate) in enumerate(zip(left, rates, strict=True), len(tasks) - len(left) + 1):
                 journal.append({"task": task.id, "rate": rate})
                 self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")

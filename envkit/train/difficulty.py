@@ -12,7 +12,9 @@ from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
 
 
-def solve_rates(policy: Policy, examples: Sequence[tuple[str, str]], temperature: float) -> Iterator[float]:
+def solve_rates(
+    policy: Policy, examples: Sequence[tuple[str, str]], temperature: float, max_completion_length: int
+) -> Iterator[float]:
     """The chance that the policy gives exactly the right answer, one forward pass each.
 
     A lower bound of the solve rate, since other answers may be right too, and for small repairs a close
@@ -22,12 +24,16 @@ def solve_rates(policy: Policy, examples: Sequence[tuple[str, str]], temperature
         policy: as it is now.
         examples: (first observation, right answer) pairs.
         temperature: of sampling, > 0.
+        max_completion_length: tokens per turn; what does not fit into them is never given.
 
     Yields:
         One chance in [0, 1] per example, in order.
     """
     for observation, answer in examples:
         prompt, ids = policy.renderer.first(observation), policy.renderer.answer(answer)
+        if len(ids) > max_completion_length:
+            yield 0.0
+            continue
         row = Row(ids, (True,) * len(ids), (0.0,) * len(ids), 0.0)
         with torch.no_grad():
             yield math.exp(float(logprobs(policy.model, pack(prompt, [row]), temperature).sum()))

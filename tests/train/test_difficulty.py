@@ -17,9 +17,17 @@ def test_the_rate_is_the_product_of_the_tokens_probabilities(ref: ModelRef, temp
     policy = tiny.policy(ref)  # a new adapter, which changes nothing
     examples = [("Say a.", "a"), ("Say b, then c.", "b c")]
     model = tiny.plain(ref)
-    for rate, (observation, answer) in zip(solve_rates(policy, examples, temperature), examples, strict=True):
+    rates = solve_rates(policy, examples, temperature, 20)
+    for rate, (observation, answer) in zip(rates, examples, strict=True):
         prompt, ids = policy.renderer.first(observation), policy.renderer.answer(answer)
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         chosen = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])
         assert math.log(rate) == pytest.approx(float(chosen.sum()), rel=1e-4)
+
+
+def test_what_does_not_fit_is_never_given(ref: ModelRef) -> None:
+    policy = tiny.policy(ref)
+    length = len(policy.renderer.answer("a b c"))
+    for room, possible in ((length, True), (length - 1, False)):
+        assert [rate > 0 for rate in solve_rates(policy, [("Say it.", "a b c")], 1.0, room)] == [possible]
