@@ -113,7 +113,14 @@ def temporary() -> Path:
     return parent
 
 
+def reap_leftovers() -> list[str]:
+    """Remove temporary folders whose owner is dead, and the control groups named after them."""
+    names = reap(Path(tempfile.gettempdir()))
+    for name in names:
+        _cgroup.remove_leftovers(name)
+    return names
+
+
 @functools.cache
 def _reap_once(parent: Path) -> None:
-    for name in reap(parent):
-        _cgroup.remove_leftovers(name)
+    reap_leftovers()

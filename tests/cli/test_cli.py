@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -165,3 +166,26 @@ def test_an_error_keeps_its_brackets(
         command.main()
     assert ended.value.code == 2
     assert "envkit[train]" in capsys.readouterr().err
+
+
+def test_a_sandbox_is_tried_and_what_it_does_not_hold_is_named(tmp_path: Path) -> None:
+    done = envkit("sandbox", "check", "bubblewrap", "--json", cwd=tmp_path)
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["sandbox"], found["isolated"]) == (0, "bubblewrap", True)
+    assert len(found["cases"]) >= 60
+    done = envkit("sandbox", "check", "process", cwd=tmp_path)
+    assert done.returncode == 1
+    assert "no hides the host's files: found" in done.stdout
+
+
+def test_what_a_killed_run_left_is_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from envkit.sandboxes._temporary import Lease
+
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    lease = Lease(tmp_path)
+    (lease.path / "work").mkdir()
+    os.utime(lease.path, (0, 0))
+    assert lease.path.name not in envkit("sandbox", "reap", cwd=tmp_path).stdout  # its owner lives
+    os.close(lease._lock)  # as its owner's death would
+    assert lease.path.name in json.loads(envkit("sandbox", "reap", "--json", cwd=tmp_path).stdout)["folders"]
+    assert not lease.path.exists()
