@@ -17,6 +17,7 @@ import platform
 import signal
 import socket
 import tarfile
+import time
 from collections.abc import Generator, Sequence
 from importlib import resources
 from pathlib import Path
@@ -59,7 +60,7 @@ class DockerBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        client = _client(os.getpid())
+        client = _answering(os.getpid())
         _reap_once(os.getpid())
         return _DockerSandbox(client, _imported(client, image(user)), user)
 
@@ -300,6 +301,25 @@ def _client(pid: int) -> Any:
     if str(client.api.base_url) != "http+docker://localhost":  # how it names a UNIX socket
         raise SandboxUnavailable("Docker runs on another machine; unset DOCKER_HOST to use one here")
     return client
+
+
+def _answering(pid: int) -> Any:
+    """This process's client, once the engine answers: one that restarts is away for a few seconds.
+
+    Raises:
+        SandboxUnavailable: it does not come back, or was never there.
+    """
+    client = _client(pid)
+    deadline = time.monotonic() + _PATIENCE_S
+    while True:
+        try:
+            with _docker_errors("reach Docker"):
+                client.ping()
+            return client
+        except SandboxUnavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
 
 
 @contextlib.contextmanager

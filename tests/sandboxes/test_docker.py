@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import gc
 import os
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+import time
+from collections.abc import Generator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -199,3 +204,54 @@ def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPa
     with pytest.raises(SandboxUnavailable):
         module.DockerBackend().create()
     gc.collect()
+
+
+@contextlib.contextmanager
+def engine(folder: Path, end: signal.Signals) -> Generator[None]:
+    """A Docker engine of this test's own, until it is sent a signal."""
+    places = {"--data-root": "data", "--exec-root": "exec", "--pidfile": "pid"}
+    command = ["dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none", "--iptables=false"]
+    command += [word for option, name in places.items() for word in (option, f"{folder}/{name}")]
+    with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+        try:
+            yield
+        finally:
+            process.send_signal(end)
+            process.wait()
+            (folder / "pid").unlink(missing_ok=True)
+            while os.path.ismount(data := folder / "data"):  # a killed engine leaves it mounted
+                subprocess.run(["umount", data], check=True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
+@pytest.mark.usefixtures("docker")
+def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
+        folder = Path(name)
+        monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
+        for cached in ("_client", "_reap_once"):
+            monkeypatch.setattr(module, cached, functools.cache(getattr(module, cached).__wrapped__))
+        backend = module.DockerBackend()
+        with engine(folder, signal.SIGKILL):
+            while missing := backend.available():
+                assert "reach Docker" in missing
+                time.sleep(0.1)
+            sandbox = backend.create()
+            peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
+            assert peer.ask(b"up", 10) == b"up"
+        with pytest.raises(SandboxError):  # not a word about the command, which did nothing
+            sandbox.run([sandbox.python, "-c", "pass"], limits=Limits(memory_bytes=2**27))
+        with ThreadPoolExecutor(1) as pool:
+            made = pool.submit(backend.create)
+            time.sleep(0.5)
+            assert not made.done()
+            with engine(folder, signal.SIGTERM):
+                with made.result() as other:
+                    assert python(other, "print(1)").stdout == b"1\n"
+                sandbox.close()
+                owned = {"label": f"{module._HOST}={module.platform.node()}"}
+                assert module._client(os.getpid()).containers.list(all=True, filters=owned) == []
+        gc.collect()  # sockets that did not connect, while the warning about them is off

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -125,3 +128,36 @@ def test_nothing_grows_over_many_sandboxes(backend: SandboxBackend) -> None:
     for _ in range(5):
         once()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_clock_that_jumps_ends_nothing(backend: SandboxBackend, tmp_path: Path) -> None:
+    libraries = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
+    if not libraries:
+        if os.environ.get("CI"):
+            pytest.fail("libfaketime is not installed; apt install faketime")
+        pytest.skip("libfaketime is not installed")
+    stamp = tmp_path / "time"
+    stamp.write_text("+0")
+    code = f"""
+import threading, time
+from envkit.registry import load
+from envkit.sandbox import Limits
+before = time.time()
+with load("sandbox", {backend.name!r})().create() as sandbox:
+    def jump():
+        open({str(stamp)!r}, "w").write("+2d")
+    threading.Timer(0.3, jump).start()
+    found = sandbox.run([sandbox.python, "-ISc", "import time; time.sleep(1)"], limits=Limits(wall_s=20))
+print(found.stop, found.wall_s < 15, time.time() - before > 86400)
+"""
+    environment = {
+        **os.environ,
+        "LD_PRELOAD": str(libraries[0]),
+        "FAKETIME_TIMESTAMP_FILE": str(stamp),
+        "FAKETIME_NO_CACHE": "1",
+        "FAKETIME_DONT_FAKE_MONOTONIC": "1",
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout == "exited True True\n", done
