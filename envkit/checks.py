@@ -41,6 +41,7 @@ class Score:
         scores: check name -> score in [0, 1].
         verdict: the worst verdict among the checks.
         evidence: check name -> what was found; host only, it may show hidden inputs.
+        weaknesses: check name -> why its verdict proves less than a split oracle's, where it does.
     """
 
     reward: float
@@ -48,6 +49,7 @@ class Score:
     scores: Mapping[str, float]
     verdict: Verdict
     evidence: Mapping[str, str]
+    weaknesses: Mapping[str, str]
 
 
 def check(*, weight: float = 1.0, gate: bool = False) -> Callable[[Method], Method]:
@@ -91,6 +93,7 @@ def run_checks(env: object, checks: tuple[Check, ...]) -> Score:
         raise ContractError(f"{type(env).__name__} has no check with weight > 0; mark one with @check()")
     scores: dict[str, float] = {}
     evidence: dict[str, str] = {}
+    weaknesses: dict[str, str] = {}
     verdict, gated = Verdict.PASS, False
     for item in checks:
         result = getattr(env, item.name)()
@@ -99,6 +102,8 @@ def run_checks(env: object, checks: tuple[Check, ...]) -> Score:
                 raise SandboxError(f"check {item.name}: {result.evidence}")
             score = float(result.verdict is Verdict.PASS)
             evidence[item.name] = result.evidence
+            if result.weakness:
+                weaknesses[item.name] = result.weakness
             if result.verdict is Verdict.TAMPERED:
                 verdict = Verdict.TAMPERED
         elif isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
@@ -110,4 +115,4 @@ def run_checks(env: object, checks: tuple[Check, ...]) -> Score:
             gated = gated or item.gate
             verdict = Verdict.FAIL if verdict is Verdict.PASS else verdict
     reward = 0.0 if gated else sum(scores[item.name] * item.weight for item in checks) / total
-    return Score(reward, verdict is Verdict.PASS, scores, verdict, evidence)
+    return Score(reward, verdict is Verdict.PASS, scores, verdict, evidence, weaknesses)

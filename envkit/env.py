@@ -197,6 +197,8 @@ class Env(gymnasium.Env[str, str], ABC):
                     "verdict": score.verdict.value,
                     "evidence": dict(score.evidence),
                 }
+                if score.weaknesses:
+                    info["weaknesses"] = dict(score.weaknesses)
                 self._end()
         return self._last, reward, effect.done, truncated, info
 

@@ -6,7 +6,10 @@ import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self, runtime_checkable
+from typing import Final, Protocol, Self, runtime_checkable
+
+#: Where a backend's ``packages`` lie, as seen from inside. Nothing puts this on a program's path by itself.
+PACKAGES: Final = "/usr/lib/packages"
 
 
 class StopReason(enum.StrEnum):
@@ -184,6 +187,8 @@ class SandboxBackend(Protocol):
     name: str
     #: no network, no host files beyond interpreter and standard library, no other processes.
     isolated: bool
+    #: Distributions that programs can import from `PACKAGES`; none unless asked for.
+    packages: Sequence[str] = ()
 
     def available(self) -> str | None:
         """``None`` when usable here, else one line that says what is missing and how to mend it."""

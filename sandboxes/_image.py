@@ -16,10 +16,13 @@ import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
+from importlib.metadata import Distribution, PackageNotFoundError, distribution
 from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable
+from envkit.sandbox import PACKAGES
 from envkit.sandboxes._temporary import Lease, reap
 
 PYTHON = "/usr/bin/python3"
@@ -49,17 +52,21 @@ _BUILD = "2"
 _ZONES = Path("/usr/share/zoneinfo")  # the data behind the standard library's `zoneinfo`
 
 
-def image(uid: int) -> Path:
+def image(uid: int, packages: Sequence[str] = ()) -> Path:
     """The folder to use as root, built on first use and shared by all later processes.
 
     Args:
         uid: the host user id that will read it.
+        packages: distributions to copy into `envkit.sandbox.PACKAGES` from those that are installed here.
 
     Raises:
-        SandboxUnavailable: no cache folder that ``uid`` can reach, or the build failed.
+        SandboxUnavailable: no cache folder that ``uid`` can reach, the build failed, or a package is not
+            installed or holds compiled code.
     """
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
-    made = (str(binary), str(library), sys.version, str(binary.stat().st_mtime_ns), _BUILD)
+    third_party = [_distribution(name) for name in sorted(set(packages))]
+    made = [str(binary), str(library), sys.version, str(binary.stat().st_mtime_ns), _BUILD]
+    made += [f"{found.name}=={found.version}" for found in third_party]
     digest = hashlib.sha256("\0".join(made).encode()).hexdigest()[:16]
     cache = _cache(uid)
     root = cache / f"root-{sys.version_info[0]}.{sys.version_info[1]}-{digest}"
@@ -67,7 +74,7 @@ def image(uid: int) -> Path:
         reap(cache)
         lease = Lease(cache)
         try:
-            _build(lease.path / "root", binary, library)
+            _build(lease.path / "root", binary, library, third_party)
             with contextlib.suppress(OSError):  # another process finished the same image first
                 (lease.path / "root").rename(root)
         except (OSError, subprocess.SubprocessError) as error:
@@ -104,7 +111,29 @@ def reachable(path: Path, uid: int) -> bool:
     )
 
 
-def _build(root: Path, binary: Path, library: Path) -> None:
+def _distribution(name: str) -> Distribution:
+    """An installed distribution that can be copied.
+
+    Raises:
+        SandboxUnavailable: it is not installed, keeps no list of its files, or holds compiled code.
+    """
+    try:
+        found = distribution(name)
+    except PackageNotFoundError:
+        raise SandboxUnavailable(f"package {name!r} is not installed here; pip install {name}") from None
+    files = [file for file in found.files or () if ".." not in file.parts]
+    if compiled := next((file for file in files if file.suffix == ".so"), None):
+        raise SandboxUnavailable(
+            f"package {name!r} holds compiled code, {compiled}; only pure Python can be put into a sandbox"
+        )
+    if not files or any(file.name.startswith("__editable__") for file in files):
+        raise SandboxUnavailable(
+            f"package {name!r} is not installed as files here; it is editable, or an egg"
+        )
+    return found
+
+
+def _build(root: Path, binary: Path, library: Path, third_party: Sequence[Distribution]) -> None:
     for folder in ("usr/bin", "usr/lib", "usr/share", "proc", "dev", "tmp", WORKSPACE[1:]):
         (root / folder).mkdir(parents=True)
     # One flat library folder under every name that a loader's default search path knows.
@@ -121,6 +150,12 @@ def _build(root: Path, binary: Path, library: Path) -> None:
     shutil.copytree(library, standard, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
     for shared in _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")]):
         shutil.copy2(shared, root / "usr/lib" / shared.name)
+    for found in third_party:
+        for file in found.files or ():
+            if ".." not in file.parts and file.suffix != ".pyc":
+                target = root / PACKAGES[1:] / file
+                target.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(str(file.locate()), target)
     if _ZONES.is_dir():
         shutil.copytree(_ZONES, root / _ZONES.relative_to("/"), symlinks=True)
     for folder, _, names in os.walk(root):

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import Limits
+from envkit.sandbox import PACKAGES, Limits
 from envkit.sandboxes import _bwrap, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import launch
@@ -40,12 +40,17 @@ _GRACE_MS: Final = 200
 
 @final
 class Nursery:
-    """This process's zygote, replaced when it dies, and the folder that holds all workspaces. Thread-safe."""
+    """This process's zygote, replaced when it dies, and the folder that holds all workspaces. Thread-safe.
 
-    def __init__(self) -> None:
+    Args:
+        packages, warm: see `envkit.sandboxes.zygote.ZygoteBackend`.
+    """
+
+    def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
-        self._command, self._root = _bwrap.command(self.user), image(self.user)
+        self._command, self._root = _bwrap.command(self.user), image(self.user, packages)
+        self._warm = warm
         self._lock = threading.Lock()
         self._zygote: _Zygote | None = None
         self.lease = Lease(temporary())
@@ -66,7 +71,7 @@ class Nursery:
             if self._zygote is None or self._zygote.dead:
                 if self._zygote is not None:
                     self._zygote.close()
-                self._zygote = _Zygote(self._command, self._root, self.lease.path)
+                self._zygote = _Zygote(self._command, self._root, self.lease.path, self._warm)
             zygote = self._zygote
         return zygote.keeper()
 
@@ -81,9 +86,9 @@ class Nursery:
 
 
 @functools.cache
-def nursery(pid: int) -> Nursery:
-    """This process's; keyed by pid, for a fork of it must have its own."""
-    return Nursery()
+def nursery(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Nursery:
+    """This process's for some packages; keyed by pid too, for a fork of it must have its own."""
+    return Nursery(packages, warm)
 
 
 @final
@@ -224,11 +229,14 @@ class _Zygote:
         bwrap: the command that starts bubblewrap.
         root: the image.
         spaces: host folder of the workspaces; control groups are named after it.
+        warm: third-party modules to import beforehand.
     """
 
-    def __init__(self, bwrap: Sequence[str], root: Path, spaces: Path) -> None:
+    def __init__(self, bwrap: Sequence[str], root: Path, spaces: Path, warm: Sequence[str]) -> None:
         source = resources.files("envkit.sandboxes").joinpath("_zygote.py").read_text()
-        grading = resources.files("envkit.grading").joinpath("worker.py").read_text()
+        folder = resources.files("envkit.grading")
+        trusted = [folder.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
+        preparation = {"programs": trusted, "packages": PACKAGES, "modules": [*warm]}
         self.dead = False
         self._said = ""  # its last words
         self._name, self._numbers = spaces.name, itertools.count()
@@ -238,14 +246,14 @@ class _Zygote:
         self._maker = ThreadPoolExecutor(1, "keepers")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
-        programs = _memory(json.dumps([grading]))
+        prepared = _memory(json.dumps(preparation))
         try:
-            given = (theirs.fileno(), programs)
+            given = (theirs.fileno(), prepared)
             arguments = map(str, (*given, SCRATCH_BYTES))
             command = [*bwrap, *_namespaces(root, spaces), "--", PYTHON, *PROGRAM, source, *arguments]
             self._child = launch(command, ENVIRONMENT, spaces, *given)
         finally:
-            os.close(programs)
+            os.close(prepared)
             theirs.close()
         for _ in range(_SPARES):
             self.later(self._prepare)

@@ -1,7 +1,8 @@
 """Forks commands out of a warm interpreter; run as ``python -I -S -c SOURCE`` as process 1 of a namespace.
 
-    argv    descriptor of the host's socket, descriptor of a file with a JSON list of programs to compile now,
-            bytes of each scratch folder
+    argv    descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
+            compile now, "modules": [NAME, ...] to import now, "packages": PATH of those}; bytes of each
+            scratch folder
     "fork"  comes with a socket for control and with descriptors at which to enter control groups, and maybe
             with pids after spaces, of processes that are dead and to be reaped; answered by {"pid": PID} with
             a descriptor that is readable once that process is dead
@@ -263,10 +264,16 @@ def main() -> CodeType:
     os.environ.pop("PWD", None)  # bubblewrap's own addition
     for name in WARM:
         importlib.import_module(name)
-    host, programs, scratch_bytes = map(int, sys.argv[1:])
-    with open(programs) as file:
-        for source in json.load(file):
-            COMPILED[source] = compile(source, "<string>", "exec", dont_inherit=True)
+    host, prepared, scratch_bytes = map(int, sys.argv[1:])
+    with open(prepared) as file:
+        preparation: dict[str, Any] = json.load(file)
+    for source in preparation["programs"]:
+        COMPILED[source] = compile(source, "<string>", "exec", dont_inherit=True)
+    path = [*sys.path]
+    sys.path.append(preparation["packages"])
+    for name in preparation["modules"]:
+        importlib.import_module(name)
+    sys.path[:] = path  # a program finds what is imported, and nothing else there
     gc.freeze()  # a collection in a fork would copy every page
     return serve(socket.socket(fileno=host), scratch_bytes)
 

@@ -35,10 +35,17 @@ _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
 
 @final
 class BubblewrapBackend(SandboxBackend):
-    """Runs code in Linux namespaces made by ``bwrap``."""
+    """Runs code in Linux namespaces made by ``bwrap``.
+
+    Args:
+        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
+    """
 
     name = "bubblewrap"
     isolated = True
+
+    def __init__(self, packages: Sequence[str] = ()) -> None:
+        self.packages = tuple(packages)
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -56,7 +63,7 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        return _BubblewrapSandbox(_bwrap.command(user), image(user), user)
+        return _BubblewrapSandbox(_bwrap.command(user), image(user, self.packages), user)
 
 
 @final

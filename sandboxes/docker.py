@@ -43,10 +43,17 @@ _WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
 
 @final
 class DockerBackend(SandboxBackend):
-    """Runs code in containers of a Docker engine on this machine."""
+    """Runs code in containers of a Docker engine on this machine.
+
+    Args:
+        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
+    """
 
     name = "docker"
     isolated = True
+
+    def __init__(self, packages: Sequence[str] = ()) -> None:
+        self.packages = tuple(packages)
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
@@ -62,7 +69,7 @@ class DockerBackend(SandboxBackend):
         user = os.geteuid() or NOBODY
         client = _answering(os.getpid())
         _reap_once(os.getpid())
-        return _DockerSandbox(client, _imported(client, image(user)), user)
+        return _DockerSandbox(client, _imported(client, image(user, self.packages)), user)
 
 
 @final

@@ -24,10 +24,19 @@ from envkit.sandboxes._supervise import Ending, Tree, Usage
 
 @final
 class ZygoteBackend(SandboxBackend):
-    """Runs code in Linux namespaces that are forked from a warm interpreter in ``bwrap``."""
+    """Runs code in Linux namespaces that are forked from a warm interpreter in ``bwrap``.
+
+    Args:
+        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
+            Of those, the zygote imports beforehand what ``warm`` names.
+        warm: modules.
+    """
 
     name = "zygote"
     isolated = True
+
+    def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
+        self.packages, self._warm = tuple(packages), tuple(warm)
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -42,7 +51,7 @@ class ZygoteBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        return _ZygoteSandbox(nursery(os.getpid()))
+        return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm))
 
 
 @final

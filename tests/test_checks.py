@@ -117,3 +117,8 @@ def test_impossible_weights_are_refused(weight: float) -> None:
 def test_no_weight_at_all_is_refused() -> None:
     with pytest.raises(ContractError, match="no check with weight"):
         score_of(True, weights=(0,))
+
+
+def test_a_grade_that_proves_less_says_so() -> None:
+    weak = Grade(Verdict.PASS, "because", 1, 1, "seen from inside")
+    assert score_of(weak, grade(Verdict.PASS)).weaknesses == {"check0": "seen from inside"}

@@ -1,11 +1,13 @@
-"""Grading by split oracle: the sandbox answers calls, the host compares."""
+"""Grading by split oracle: the sandbox answers calls, the host compares. Or, weaker, by a pytest suite."""
 
 from envkit.grading.compare import STRICT, NumericPolicy, canonical, equal, opaque, show
 from envkit.grading.handover import RESERVED, Handover, NotAccepted
 from envkit.grading.oracle import GRADING_LIMITS, Answer, Call, Grade, Subject, answers, grade, same
+from envkit.grading.suite import PYTEST, grade_suite, outcomes
 
 __all__ = [
     "GRADING_LIMITS",
+    "PYTEST",
     "RESERVED",
     "STRICT",
     "Answer",
@@ -19,7 +21,9 @@ __all__ = [
     "canonical",
     "equal",
     "grade",
+    "grade_suite",
     "opaque",
+    "outcomes",
     "same",
     "show",
 ]

@@ -76,12 +76,17 @@ class Subject:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict with its evidence; ``evidence`` may show hidden inputs, so it is for the host only."""
+    """A verdict with its evidence; ``evidence`` may show hidden inputs, so it is for the host only.
+
+    Args:
+        weakness: why it proves less than the split oracle does, for every report; empty where it does not.
+    """
 
     verdict: Verdict
     evidence: str
     passed: int
     total: int
+    weakness: str = ""
 
 
 @final

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import cast, final
 
 from envkit.agent import Agent
 from envkit.bench.data import (
@@ -164,9 +164,20 @@ def publish(
         phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in run.records("phases")),
         examples=tuple(examples[:6]),
         config=config,
-        warnings=warnings,
+        warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in weaknesses(run, names))),
     )
     return write_report(data, run.path, overwrite=True), data
+
+
+def weaknesses(run: RunFolder, arms: Iterable[str]) -> list[str]:
+    """Why verdicts of these arms prove less than a split oracle's, where a grader has said so."""
+    found = {
+        why
+        for arm in arms
+        for trajectory in run.trajectories(f"eval-{arm}")
+        for why in cast("dict[str, str]", trajectory.info.get("weaknesses", {})).values()
+    }
+    return sorted(found)
 
 
 def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:

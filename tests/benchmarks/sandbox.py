@@ -3,6 +3,7 @@
     reset    from a used sandbox to a clean one in which a trivial Python program has run
     echo     a trivial command in a live sandbox
     oracle   in a live sandbox: write a module, import it, three calls, one at a time
+    pytest   a suite of one test, run by pytest
 
 Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
 All use the same image, limits and workspace. Rounds are shuffled, so that a busy moment falls on all alike;
@@ -28,7 +29,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
-from envkit.sandbox import Sandbox
+from envkit.grading import PYTEST
+from envkit.sandbox import PACKAGES, Sandbox
 from envkit.sandboxes import docker as docker_module
 from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE, image
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -42,6 +44,7 @@ BARS: Final = {
     "reset_vs_docker": ("reset", "docker fresh", 30.0),
     "oracle_vs_docker_exec": ("oracle", "docker exec", 12.0),
     "oracle_vs_docker_attached": ("oracle", "docker attached", 1.5),
+    "pytest_vs_docker_fresh": ("pytest", "docker fresh", 10.0),
     "echo_vs_docker_attached": ("echo", "docker attached", None),
     "reset_vs_bubblewrap": ("reset", "bubblewrap", None),
     "oracle_vs_bubblewrap": ("oracle", "bubblewrap", None),
@@ -49,6 +52,20 @@ BARS: Final = {
 TRIVIAL: Final = [PYTHON, "-I", "-S", "-c", "pass"]
 NOTHING: Final = ["sh", "-c", ":"]
 MODULE: Final = b"def double(items):\n    return [2 * item for item in items]\n"
+#: The same program everywhere. Only the zygote has imported pytest before.
+SUITE: Final = [
+    PYTHON,
+    "-I",
+    "-S",
+    "-c",
+    f"""
+import sys
+sys.path += [{PACKAGES!r}, "."]
+import pytest
+sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "test_one.py"]))
+""",
+]
+TEST: Final = b"def test_one():\n    assert 1 + 1 == 2\n"
 WORKER: Final = resources.files("envkit.grading").joinpath("worker.py").read_text()
 #: Names of modules, a new one each time: over an old file, some file systems wait for the disk.
 NAMES: Final = (f"solution{number}.py" for number in itertools.count())
@@ -89,7 +106,11 @@ def ours(sandbox: Sandbox) -> dict[str, Callable[[], None]]:
         check([peer.ask(line, 10.0) for line in LINES])
         peer.close()
 
-    return {"reset": reset, "echo": lambda: succeed(NOTHING), "oracle": oracle}
+    def suite() -> None:
+        sandbox.write("test_one.py", TEST)
+        succeed(SUITE)
+
+    return {"reset": reset, "echo": lambda: succeed(NOTHING), "oracle": oracle, "pytest": suite}
 
 
 class Containers:
@@ -97,7 +118,7 @@ class Containers:
 
     def __init__(self, folder: Path) -> None:
         self._client: Any = docker_module._client(os.getpid())
-        self._tag = docker_module._imported(self._client, image(NOBODY))
+        self._tag = docker_module._imported(self._client, image(NOBODY, PYTEST))
         self._folder = folder
         self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
         self.live.start()
@@ -120,14 +141,23 @@ class Containers:
             init=False,
         )
 
-    def fresh(self) -> None:
-        container = self._create(TRIVIAL)
+    def suite(self) -> None:
+        (self._folder / "test_one.py").write_bytes(TEST)
+        self.fresh(SUITE)
+
+    def fresh(self, argv: Sequence[str] = TRIVIAL) -> None:
+        container = self._create(argv)
         try:
             container.start()
             if container.wait()["StatusCode"]:
-                raise SystemExit("a trivial program failed in a fresh container")
+                raise SystemExit(f"{argv} failed in a fresh container")
         finally:
             container.remove(force=True)
+
+    def exec_suite(self) -> None:
+        (self._folder / "test_one.py").write_bytes(TEST)
+        if self.live.exec_run(SUITE).exit_code:
+            raise SystemExit("pytest failed by docker exec")
 
     def echo(self) -> None:
         if self.live.exec_run(NOTHING).exit_code:
@@ -181,11 +211,13 @@ def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
             ("reset", "docker fresh"): containers.fresh,
             ("echo", "docker exec"): containers.echo,
             ("oracle", "docker exec"): containers.oracle,
+            ("pytest", "docker fresh"): containers.suite,
+            ("pytest", "docker exec"): containers.exec_suite,
         }
         for way, backend in (
-            ("docker attached", DockerBackend()),
-            ("bubblewrap", BubblewrapBackend()),
-            ("zygote", ZygoteBackend()),
+            ("docker attached", DockerBackend(PYTEST)),
+            ("bubblewrap", BubblewrapBackend(PYTEST)),
+            ("zygote", ZygoteBackend(PYTEST, warm=["pytest"])),
         ):
             for operation, measure in ours(held.enter_context(backend.create())).items():
                 found[operation, way] = measure

@@ -12,20 +12,20 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
 
-@pytest.fixture(scope="session")
-def bubblewrap() -> BubblewrapBackend:
-    backend = BubblewrapBackend()
+def usable(backend: SandboxBackend) -> SandboxBackend:
     if missing := backend.available():
         pytest.skip(missing)
     return backend
 
 
 @pytest.fixture(scope="session")
-def zygote() -> ZygoteBackend:
-    backend = ZygoteBackend()
-    if missing := backend.available():
-        pytest.skip(missing)
-    return backend
+def bubblewrap() -> SandboxBackend:
+    return usable(BubblewrapBackend())
+
+
+@pytest.fixture(scope="session")
+def zygote() -> SandboxBackend:
+    return usable(ZygoteBackend())
 
 
 @pytest.fixture(params=["bubblewrap", "docker", "process", "zygote"])

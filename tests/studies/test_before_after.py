@@ -16,8 +16,10 @@ from safetensors.torch import load_file
 from envkit.bench.report import load_report
 from envkit.bench.summary import summarise
 from envkit.bench.words import warnings
+from envkit.environments.code_editor import env as code_editor
 from envkit.environments.code_editor import starter_tasks
 from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
+from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import before_after
@@ -201,3 +203,16 @@ def test_rl_practises_on_the_shorter_functions_which_the_warm_start_has_not_seen
     assert [task.id for task in imitated] == ["f2-0", "f4-0", "f2-1", "f4-1"]
     assert [task.id for task in practised] == [task.id for task in tasks if task not in imitated]
     assert apart(tasks[:2]) == (tasks[:2], tasks[:2])
+
+
+def test_a_report_says_where_verdicts_are_weaker(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def weaker(*given: object) -> Grade:
+        return replace(grade(*given), weakness="tests saw the code from inside")  # type: ignore[arg-type]
+
+    grade = code_editor.grade
+    monkeypatch.setattr(code_editor, "grade", weaker)
+    run = begin(tmp_path, model)
+    page = study(run, backend).run()
+    assert "Graded by weaker means: tests saw the code from inside." in page.read_text()

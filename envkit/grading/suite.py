@@ -1,0 +1,150 @@
+"""Grading by a repository's own pytest suite, for where nothing but tests tells right from wrong.
+
+Weaker than the split oracle, and it says so in every grade. Tests run in one process with the candidate's
+code, which can find their expectations and forge their outcomes. What is caught: a process that ends early,
+tests that are skipped, deselected or missing, output that is not the report, and files by which a candidate
+would tell pytest what to do.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import PurePosixPath
+from typing import Final, cast
+
+from envkit.errors import SandboxError, UsageError
+from envkit.grading.handover import NotAccepted, refuse_reserved
+from envkit.grading.oracle import Grade
+from envkit.sandbox import PACKAGES, ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.types import Verdict
+
+#: The distributions that a sandbox must hold for this; see the ``packages`` of a backend.
+PYTEST: Final = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
+#: Why a grade of this kind proves less.
+WEAKNESS: Final = "tests ran in one process with the candidate's code, which could have forged their outcome"
+#: Of a small repository's suite.
+SUITE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=60.0)
+#: Files by which a candidate would tell pytest what to do.
+_STEERING: Final = ("conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml")
+
+
+def outcomes(
+    backend: SandboxBackend,
+    files: Mapping[str, bytes],
+    tests: Mapping[str, bytes],
+    limits: Limits = SUITE_LIMITS,
+) -> dict[str, str]:
+    """What each test of a suite says about trusted code, in a sandbox of its own.
+
+    Args:
+        backend: makes a sandbox that holds `PYTEST`.
+        files: workspace path -> content, of the code.
+        tests: workspace path -> content, of the suite; pytest's configuration belongs here.
+
+    Returns:
+        Test id -> ``"passed"``, ``"failed"``, ``"skipped"`` or ``"error"``.
+
+    Raises:
+        UsageError: the backend's sandboxes hold no pytest.
+        SandboxError: the machinery failed, or the suite did not run to its end.
+    """
+    _require_pytest(backend)
+    with backend.create() as sandbox:
+        token, result = _run(sandbox, files, tests, limits)
+    try:
+        return _reported(token, result)
+    except NotAccepted as refused:
+        said = result.stderr[-500:].decode(errors="replace").strip()
+        raise SandboxError(f"the suite did not run to its end: {refused.evidence} {said}".rstrip()) from None
+
+
+def grade_suite(
+    backend: SandboxBackend,
+    files: Mapping[str, bytes],
+    tests: Mapping[str, bytes],
+    wanted: Sequence[str],
+    limits: Limits = SUITE_LIMITS,
+) -> Grade:
+    """Run a suite on a candidate's files, in a fresh sandbox.
+
+    PASS needs each wanted test to be reported as passed. Broken machinery is INFRA; nothing a candidate does
+    can raise.
+
+    Args:
+        backend: makes a sandbox that holds `PYTEST`.
+        files: the candidate's, from `Handover.collect`.
+        tests: the suite, which overwrites files of the same path.
+        wanted: ids of the tests that must pass, by `outcomes` of the reference.
+
+    Raises:
+        UsageError: no test is wanted, or the backend's sandboxes hold no pytest.
+    """
+    _require_pytest(backend)
+    if not wanted:
+        raise UsageError("no tests are wanted; a suite without tests would pass everything")
+    total = len(wanted)
+    if steering := [path for path in files if PurePosixPath(path).name in _STEERING and path not in tests]:
+        return Grade(Verdict.TAMPERED, f"{steering[0]} would steer the tests", 0, total, WEAKNESS)
+    try:
+        with backend.create() as sandbox:
+            token, result = _run(sandbox, files, tests, limits)
+            refuse_reserved(sandbox)
+        found = _reported(token, result)
+    except NotAccepted as refused:
+        return Grade(refused.verdict, refused.evidence, 0, total, WEAKNESS)
+    except SandboxError as error:
+        return Grade(Verdict.INFRA, str(error), 0, total, WEAKNESS)
+    passed = [test for test in wanted if found.get(test) == "passed"]
+    if len(passed) == total:
+        return Grade(Verdict.PASS, f"all {total} tests passed", total, total, WEAKNESS)
+    first = next(test for test in wanted if found.get(test) != "passed")
+    evidence = f"{first}: {found.get(first, 'not run')}"
+    return Grade(Verdict.FAIL, evidence, len(passed), total, WEAKNESS)
+
+
+def _run(
+    sandbox: Sandbox, files: Mapping[str, bytes], tests: Mapping[str, bytes], limits: Limits
+) -> tuple[str, ExecResult]:
+    """Run the suite; returns the token that its report must bear, and how the program ended."""
+    for path, data in {**files, **tests}.items():
+        sandbox.write(path, data)
+    token = secrets.token_hex(16)
+    worker = resources.files("envkit.grading").joinpath("suite_worker.py").read_text()
+    modules = [path for path in tests if PurePosixPath(path).match("test_*.py") or path.endswith("_test.py")]
+    job = {"packages": PACKAGES, "tests": modules, "token": token}
+    argv = [sandbox.python, "-I", "-S", "-c", worker]
+    result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=limits)
+    return token, result
+
+
+def _require_pytest(backend: SandboxBackend) -> None:
+    if missing := {*PYTEST} - {*backend.packages}:
+        raise UsageError(
+            f"sandbox {backend.name!r} was made without {min(missing)}; give its backend packages={PYTEST}"
+        )
+
+
+def _reported(token: str, result: ExecResult) -> dict[str, str]:
+    """The outcomes, if the program ended well and reported them as it should.
+
+    Raises:
+        NotAccepted: it did not.
+    """
+    if not result.ok:
+        ended = result.stop if result.exit is None else f"{result.stop}, status {result.exit}"
+        raise NotAccepted(Verdict.FAIL, f"the tests' process ended early ({ended})")
+    if not result.stdout:
+        raise NotAccepted(Verdict.FAIL, "the tests' process ended early and reported nothing")
+    try:
+        [line] = result.stdout.splitlines()
+        report: object = json.loads(line)
+    except (ValueError, RecursionError):
+        raise NotAccepted(Verdict.TAMPERED, "wrote something beside the tests' report") from None
+    fields = cast("dict[str, object]", report) if isinstance(report, dict) else {}
+    found = fields.get("outcomes")
+    if fields.get("token") != token or not isinstance(found, dict):
+        raise NotAccepted(Verdict.TAMPERED, "forged the tests' report")
+    return {str(test): str(outcome) for test, outcome in cast("dict[object, object]", found).items()}
