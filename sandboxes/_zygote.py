@@ -296,10 +296,16 @@ def leave(scope: dict[str, Any], known: set[str]) -> None:
         if name not in known and type(module) is type(sys):
             module.__dict__.clear()
     gc.collect()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    status = 0
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            if stream is not None and not stream.closed:
+                stream.flush()
+        except OSError as error:  # what an interpreter says and does that cannot write its last words
+            os.write(2, f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}\n".encode())
+            status = 120
     LIBC.fflush(None)
-    os._exit(0)
+    os._exit(status)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,9 @@ PROGRAMS = {
     "reads its input": ("import sys; print(sys.stdin.read()[::-1], sys.stdin.closed)", []),
     "flushes what it did not close": ("file = open('f', 'w'); file.write('x'); import atexit, os; "
                                       "atexit.register(lambda: print(os.listdir()))", []),
+    "closes its output": ("import sys; print('out'); sys.stdout.close()", []),
+    "has no output": ("import sys; print('out'); sys.stdout.flush(); sys.stdout = None", []),
+    "loses its output": ("import os; print('lost'); os.close(1)", []),
     "waits for its threads": ("import threading, time; threading.Thread(target=lambda: "
                               "(time.sleep(.05), print('late'))).start()", []),
     "is isolated": ("import sys; print(sys.flags, sys.path, sys.executable, sys.version)", []),
