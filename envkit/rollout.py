@@ -184,7 +184,8 @@ def _broken(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) ->
 def _finished(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], info: Mapping[str, Any]
 ) -> Trajectory:
-    notes: dict[str, JSON] = {name: info[name] for name in ("verdict", "evidence", "error") if name in info}
+    kept = ("verdict", "evidence", "weaknesses", "error")
+    notes: dict[str, JSON] = {name: info[name] for name in kept if name in info}
     outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
     return Trajectory(key, env.id, agent.name, tuple(steps), outcome, dict(info["scores"]), notes)
 
