@@ -51,7 +51,7 @@ def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
 def held(prefix: str) -> dict[str, int]:
     """What sandboxes with leases of this prefix could leave behind, counted."""
     gc.collect()
-    owners = (prefix, f"{nursery(os.getpid()).lease.path.name}-")
+    owners = (prefix, f"{nursery(os.getpid(), (), ()).lease.path.name}-")
     groups = [path for owner in owners for path in Path("/sys/fs/cgroup").rglob(f"{owner}*")]
     folders = [path for depth in ("", "*/") for path in Path(tempfile.gettempdir()).glob(f"{depth}{prefix}*")]
     return {

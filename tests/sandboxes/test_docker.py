@@ -210,7 +210,9 @@ def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPa
 def engine(folder: Path, end: signal.Signals) -> Generator[None]:
     """A Docker engine of this test's own, until it is sent a signal."""
     places = {"--data-root": "data", "--exec-root": "exec", "--pidfile": "pid"}
-    command = ["dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none", "--iptables=false"]
+    # In a network of its own: without a bridge, an engine takes that of another one away.
+    command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
+    command += ["--iptables=false"]
     command += [word for option, name in places.items() for word in (option, f"{folder}/{name}")]
     with (folder / "log").open("ab") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
         try:

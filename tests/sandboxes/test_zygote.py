@@ -196,7 +196,7 @@ def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(sandbox: Sandb
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_nursery.Nursery]:
     """A nursery of this test's own, before its zygote has started."""
     made = _nursery.Nursery()
-    monkeypatch.setattr(zygote, "nursery", lambda pid: made)
+    monkeypatch.setattr(zygote, "nursery", lambda *_: made)
     yield made
     made.close()
 
