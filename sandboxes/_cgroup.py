@@ -91,12 +91,15 @@ class Cgroup:
         self._memory, self._pids, self._cpu = self._folders if self._v1 else self._folders * 3
         #: Counters, once they were read: they are asked for so often that opening them each time would show.
         self._open: dict[Path, int] = {}
+        made: list[Path] = []
         try:
             for folder in self._folders:
                 folder.mkdir()
+                made.append(folder)
             if limits is not None:
                 self.bound(limits)
         except OSError:
+            self._folders = tuple(made)  # of the others, somebody else is the owner
             self.close()
             raise
 

@@ -21,7 +21,7 @@ from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import PACKAGES, Limits
-from envkit.sandboxes import _bwrap, _proc, _seccomp
+from envkit.sandboxes import _bwrap, _cgroup, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import launch
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
@@ -33,6 +33,8 @@ from envkit.sandboxes._temporary import Lease
 PROGRAM: Final = ("-I", "-S", "-c")
 #: Keepers made ahead: as many as rollouts have threads.
 _SPARES: Final = 2
+#: Names of control groups, also of a zygote that takes the place of another.
+_NUMBERS: Final = itertools.count()
 _PATIENCE_S: Final = _bwrap.PATIENCE_MS / 1000
 #: How long process 1 is given to kill all others before it is killed itself, which takes longer.
 _GRACE_MS: Final = 200
@@ -67,6 +69,8 @@ class Nursery:
             UnenforceableLimit: this machine can bound neither processes nor CPU time.
             SandboxError: the zygote does not start, or what it forks does not come up.
         """
+        if os.getpid() != self._pid:
+            raise SandboxError("this sandbox belongs to the process that forked this one; make another")
         with self._lock:
             if self._zygote is None or self._zygote.dead:
                 if self._zygote is not None:
@@ -82,12 +86,21 @@ class Nursery:
         with self._lock:
             if self._zygote is not None:
                 self._zygote.close()
+        _cgroup.remove_leftovers(self.lease.path.name)  # of commands that still ran
         self.lease.close()
 
 
-@functools.cache
+_MAKING = threading.Lock()
+
+
 def nursery(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Nursery:
     """This process's for some packages; keyed by pid too, for a fork of it must have its own."""
+    with _MAKING:
+        return _made(pid, packages, warm)
+
+
+@functools.cache
+def _made(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Nursery:
     return Nursery(packages, warm)
 
 
@@ -216,7 +229,11 @@ class Keeper:
             self.group.close()
 
     def _expect(self, word: bytes) -> None:
-        if (said := self._control.recv(4096)) != word:
+        try:
+            said = self._control.recv(4096)
+        except OSError as error:
+            raise SandboxError(f"the zygote's fork is silent: {error}") from error
+        if said != word:
             reason = said[1:].decode(errors="replace") if said[:1] == b"!" else "its fork died"
             raise SandboxError(f"the zygote cannot confine a command: {reason}")
 
@@ -239,7 +256,7 @@ class _Zygote:
         preparation = {"programs": trusted, "packages": PACKAGES, "modules": [*warm]}
         self.dead = False
         self._said = ""  # its last words
-        self._name, self._numbers = spaces.name, itertools.count()
+        self._name = spaces.name
         self._lock = threading.Lock()
         self._unreaped: list[int] = []
         self._spares: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
@@ -263,7 +280,7 @@ class _Zygote:
         try:
             found = self._spares.get_nowait()
         except queue.Empty:
-            return self._make()
+            found = self._make()
         self.later(self._prepare)
         return found
 
@@ -308,7 +325,10 @@ class _Zygote:
             passed = [theirs.enter_context(given).fileno()]
             group = None
             if parents:
-                group = Cgroup(parents, f"{self._name}-{next(self._numbers)}")
+                try:
+                    group = Cgroup(parents, f"{self._name}-{next(_NUMBERS)}")
+                except OSError as error:
+                    raise SandboxError(f"cannot make a control group: {error}") from error
                 ours.callback(group.close)
                 for door in group.doors():
                     theirs.callback(os.close, door)

@@ -133,6 +133,7 @@ def keep(control: socket.socket, doors: list[int], scratch_bytes: int) -> CodeTy
 
     Returns only in the child; see `prepare`.
     """
+    os.setsid()  # or its niceness, as far as the kernel groups it by sessions, would be everyone's
     for door in doors:
         os.write(door, b"0")
         os.close(door)
@@ -221,7 +222,8 @@ def become(job: dict[str, Any]) -> CodeType:
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.orig_argv, sys.argv = job["argv"], ["-c", *job["argv"][5:]]
             return COMPILED.get(program) or compile(program, "<string>", "exec", dont_inherit=True)
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+        for ignored in (signal.SIGPIPE, signal.SIGXFSZ):
+            signal.signal(ignored, signal.SIG_DFL)
         os.execvp(job["argv"][0], job["argv"])
     except OSError as error:
         os.write(2, f"{error}\n".encode())
@@ -311,5 +313,6 @@ def leave(scope: dict[str, Any], known: set[str]) -> None:
 if __name__ == "__main__":
     found, known = main(), {*sys.modules}
     sys.modules["__main__"] = main_module = type(sys)("__main__")
+    main_module.__dict__["__builtins__"] = sys.modules["builtins"]
     exec(found, main_module.__dict__)
     leave(main_module.__dict__, known)
