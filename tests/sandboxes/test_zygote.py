@@ -97,6 +97,15 @@ def program(sandbox: Sandbox, code: str, limits: Limits = Limits()):
     return sandbox.run([sandbox.python, "-I", "-S", "-c", code], limits=limits)
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A process in the background ignores SIGINT, and so would what bubblewrap starts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_a_fork_is_as_good_as_a_new_interpreter(
     sandbox: Sandbox, bubblewrap: BubblewrapBackend, name: str
