@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from envkit.grading import Answer, Call, Handover, NotAccepted, Subject, grade
-from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
 HANDOVER = Handover(["a.py", "sub/b.py"], {"tests.py": b"given"}, limit_bytes=100)
@@ -28,7 +28,9 @@ def refused(sandbox: Sandbox) -> tuple[Verdict, str]:
 
 
 def ran(sandbox: Sandbox, program: str) -> None:
-    assert sandbox.run([sandbox.python, "-c", program]).ok
+    # Time enough for a busy machine: what is tried is what the program leaves, not how fast.
+    limits = Limits(cpu_s=60.0, wall_s=120.0)
+    assert sandbox.run([sandbox.python, "-c", program], limits=limits).ok
 
 
 def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
