@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 from collections.abc import Mapping, Sequence
@@ -12,6 +13,31 @@ from typing import IO, TypeAlias, cast, final
 
 #: The other ends of stdin, stdout and stderr.
 Pipes: TypeAlias = tuple[IO[bytes], IO[bytes], IO[bytes]]
+
+
+def pipes(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[Pipes, list[int]]:
+    """Pipes for a command that somebody else starts: our ends, unbuffered, and its descriptors.
+
+    Each stack closes its side; what is handed on is popped off.
+    """
+    kept: list[IO[bytes]] = []
+    given: list[int] = []
+    for mode in ("wb", "rb", "rb"):
+        read, write = os.pipe2(os.O_CLOEXEC)
+        mine, other = (write, read) if mode == "wb" else (read, write)
+        theirs.callback(os.close, other)
+        given.append(other)
+        file: IO[bytes] = open(mine, mode, 0)  # noqa: SIM115  (the stack closes it)
+        kept.append(ours.enter_context(file))
+    return cast("Pipes", tuple(kept)), given
+
+
+def memory(data: bytes) -> int:
+    """Descriptor of a file in memory, at its start; the caller closes it."""
+    file = os.memfd_create("envkit", os.MFD_CLOEXEC)
+    os.write(file, data)
+    os.lseek(file, 0, os.SEEK_SET)
+    return file
 
 
 @final

@@ -23,7 +23,7 @@ from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import PACKAGES, Limits
 from envkit.sandboxes import _bwrap, _cgroup, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
-from envkit.sandboxes._child import launch
+from envkit.sandboxes._child import launch, memory
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
 from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervise import Ending, Usage
@@ -149,7 +149,7 @@ class Keeper:
             SandboxError: it is dead, or the command cannot be confined.
         """
         with contextlib.ExitStack() as held:
-            held.callback(os.close, asked := _memory(json.dumps(job)))
+            held.callback(os.close, asked := memory(json.dumps(job).encode()))
             held.callback(os.close, forbidden := _seccomp.descriptor())
             try:
                 if self.group is not None:
@@ -263,7 +263,7 @@ class _Zygote:
         self._maker = ThreadPoolExecutor(1, "keepers")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
-        prepared = _memory(json.dumps(preparation))
+        prepared = memory(json.dumps(preparation).encode())
         try:
             given = (theirs.fileno(), prepared)
             arguments = map(str, (*given, SCRATCH_BYTES))
@@ -314,8 +314,9 @@ class _Zygote:
                 self._spares.get().end()
 
     def _prepare(self) -> None:
-        with contextlib.suppress(SandboxError):  # whoever asks next will meet the same, and say so
-            self._spares.put(self._make())
+        if self._spares.qsize() < _SPARES:
+            with contextlib.suppress(SandboxError):  # whoever asks next will meet the same, and say so
+                self._spares.put(self._make())
 
     def _make(self) -> Keeper:
         parents = _bwrap.group_parents()
@@ -383,14 +384,6 @@ def _pid_of(pidfd: int) -> int:
         if name == "Pid" and int(value) > 0:
             return int(value)
     raise SandboxError("the zygote's fork died at once")
-
-
-def _memory(text: str) -> int:
-    """Descriptor of a file in memory, at its start; the caller closes it."""
-    file = os.memfd_create("envkit", os.MFD_CLOEXEC)
-    os.write(file, text.encode())
-    os.lseek(file, 0, os.SEEK_SET)
-    return file
 
 
 def _namespaces(root: Path, spaces: Path) -> list[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import socket
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from envkit.errors import SandboxUnavailable
+from envkit.sandboxes._child import memory
 
 #: Namespaces bound what these reach: the sandbox's own network has nothing but a loopback device. All other
 #: families lead elsewhere, AF_VSOCK for one to the hypervisor whatever the namespace.
@@ -70,10 +70,7 @@ def descriptor() -> int:
     Raises:
         SandboxUnavailable: libseccomp is not there, or too old.
     """
-    handle = os.memfd_create("seccomp")
-    os.write(handle, _program())
-    os.lseek(handle, 0, os.SEEK_SET)
-    return handle
+    return memory(_program())
 
 
 @cache

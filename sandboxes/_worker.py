@@ -156,7 +156,6 @@ def main(path: str, user: int) -> None:
             before = counters()
             command = Command()
             with open(passed[0], "rb", closefd=False) as file:
-                file.seek(0)
                 request = json.load(file)
             command.pid = start(request, passed[1:], user)
             handles = [os.pidfd_open(command.pid)]

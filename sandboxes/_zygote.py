@@ -11,10 +11,10 @@
 What is forked is the process 1 of fresh namespaces, and by that one the command's process, both before there
 is a command. The latter builds their view of the file system, says "ready" at the control socket, and waits
 there for its job (see `prepare`). Then it gives up all rights, says "up" and becomes the command: by an
-``exec`` or, where it is a Python program for an isolated interpreter, as it is, for then it differs from a
-new interpreter only in having some of the standard library imported. What goes wrong before "up" it says
-too, after an exclamation mark. When the command ends, or on SIGTERM, process 1 kills all that is left, and
-only then says the command's status, in four bytes.
+``exec`` or, where it is a Python program for an isolated interpreter, as it is, for then it differs little
+from a new interpreter: some of the standard library is imported, and the hash seed is the zygote's. What goes
+wrong before "up" it says too, after an exclamation mark. When the command ends, or on SIGTERM, process 1
+kills all that is left, and only then says the command's status, in four bytes.
 
 A command reaches neither this process nor any other command. But it is of the same user as its own process
 1, so nothing that is said about it after "up" is trusted.
@@ -280,26 +280,25 @@ def main() -> CodeType:
     return serve(socket.socket(fileno=host), scratch_bytes)
 
 
-def leave(scope: dict[str, Any], known: set[str]) -> None:
+def leave(known: set[str]) -> None:
     """End the interpreter as it would end by itself, but without tidying up what the program never touched.
 
     Args:
-        scope: the program's globals.
-        known: names of modules that were there before it.
+        known: names of modules that were there before the program.
     """
     import atexit
 
+    sys.settrace(None)
+    sys.setprofile(None)
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
-    # Files that nobody closed are flushed when they are let go of.
-    scope.clear()
-    for name, module in [*sys.modules.items()]:
-        if name not in known and type(module) is type(sys):
-            module.__dict__.clear()
+    # Objects of the program's end while the names that they use are still there.
+    for name in ["__main__", *(name for name in sys.modules if name not in known)]:
+        sys.modules.pop(name, None)
     gc.collect()
     status = 0
-    for stream in (sys.stdout, sys.stderr):
+    for stream in (getattr(sys, "stdout", None), getattr(sys, "stderr", None)):
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
@@ -312,7 +311,7 @@ def leave(scope: dict[str, Any], known: set[str]) -> None:
 
 if __name__ == "__main__":
     found, known = main(), {*sys.modules}
-    sys.modules["__main__"] = main_module = type(sys)("__main__")
-    main_module.__dict__["__builtins__"] = sys.modules["builtins"]
-    exec(found, main_module.__dict__)
-    leave(main_module.__dict__, known)
+    sys.modules["__main__"] = type(sys)("__main__")
+    sys.modules["__main__"].__dict__["__builtins__"] = sys.modules["builtins"]
+    exec(found, sys.modules["__main__"].__dict__)
+    leave(known)

@@ -21,12 +21,12 @@ import time
 from collections.abc import Generator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import IO, Any, Final, cast, final
+from typing import Any, Final, cast, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _proc, _seccomp
-from envkit.sandboxes._child import Pipes
+from envkit.sandboxes._child import memory, pipes
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
 from envkit.sandboxes._sandbox import FolderSandbox
 from envkit.sandboxes._supervise import Ending, Tree, Usage
@@ -248,19 +248,11 @@ class _DockerTree(Tree):
         self._seen = Usage(0.0)
         request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*_proc.rlimits(limits).values()]}
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            theirs.callback(os.close, job := os.memfd_create("job", os.MFD_CLOEXEC))
-            os.write(job, json.dumps(request).encode())
-            passed = [job]
-            pipes: list[IO[bytes]] = []
-            for mode in ("wb", "rb", "rb"):
-                read, write = os.pipe2(os.O_CLOEXEC)
-                given, kept = (read, write) if mode == "wb" else (write, read)
-                theirs.callback(os.close, given)
-                passed.append(given)
-                pipes.append(ours.enter_context(open(kept, mode, 0)))
-            _, [pidfd] = container.ask("run", passed)
+            theirs.callback(os.close, job := memory(json.dumps(request).encode()))
+            kept, given = pipes(ours, theirs)
+            _, [pidfd] = container.ask("run", [job, *given])
             ours.pop_all()
-        super().__init__(cast("Pipes", tuple(pipes)), pidfd)
+        super().__init__(kept, pidfd)
 
     def usage(self) -> Usage:
         try:

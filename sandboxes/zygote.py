@@ -3,6 +3,10 @@
 One zygote per process of ours lives in bubblewrap's namespaces. To each command it gives namespaces of its
 own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter for each. Needs a machine
 that lets user namespaces nest.
+
+Known and open, for which `auto` comes to it last: a hostile command can slow the zygote down, or exhaust what
+the kernel counts for its user, and so end it for all; and a program finds modules that were imported
+beforehand where the workspace has its own of the same name.
 """
 
 from __future__ import annotations
@@ -10,12 +14,12 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Sequence
-from typing import IO, cast, final
+from typing import final
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _bwrap, _proc
-from envkit.sandboxes._child import Pipes
+from envkit.sandboxes._child import pipes
 from envkit.sandboxes._image import PYTHON
 from envkit.sandboxes._nursery import PROGRAM, Keeper, Nursery, nursery
 from envkit.sandboxes._sandbox import FolderSandbox
@@ -88,15 +92,9 @@ class _ZygoteTree(Tree):
         }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             ours.callback(keeper.end)
-            given: list[int] = []
-            pipes: list[IO[bytes]] = []
-            for mode in ("wb", "rb", "rb"):
-                read, write = os.pipe2(os.O_CLOEXEC)
-                given.append(read if mode == "wb" else write)
-                theirs.callback(os.close, given[-1])
-                pipes.append(ours.enter_context(open(write if mode == "wb" else read, mode, 0)))
+            kept, given = pipes(ours, theirs)
             keeper.start(job, limits, given)
-            super().__init__(cast("Pipes", tuple(pipes)), keeper.ending())
+            super().__init__(kept, keeper.ending())
             ours.pop_all()
 
     def usage(self) -> Usage:

@@ -134,11 +134,9 @@ def publish(
     names = {arm.name for arm in arms}
     # A run that was stopped and resumed repeats the steps after its last checkpoint: the last counts.
     metrics = {(m["phase"], m["step"]): m for m in run.records("metrics")}.values()
+    played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
     examples = [
-        example
-        for arm in arms
-        if arm.expected is None
-        for example in _examples(arm.name, list(run.trajectories(f"eval-{arm.name}")))
+        example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
     ]
     data = ReportData(
         title=title,
@@ -164,20 +162,15 @@ def publish(
         phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in run.records("phases")),
         examples=tuple(examples[:6]),
         config=config,
-        warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in weaknesses(run, names))),
+        warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
     )
     return write_report(data, run.path, overwrite=True), data
 
 
-def weaknesses(run: RunFolder, arms: Iterable[str]) -> list[str]:
+def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
     """Why verdicts of these arms prove less than a split oracle's, where a grader has said so."""
-    found = {
-        why
-        for arm in arms
-        for trajectory in run.trajectories(f"eval-{arm}")
-        for why in cast("dict[str, str]", trajectory.info.get("weaknesses", {})).values()
-    }
-    return sorted(found)
+    noted = (trajectory.info.get("weaknesses", {}) for played in arms for trajectory in played)
+    return sorted({why for note in noted for why in cast("dict[str, str]", note).values()})
 
 
 def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:

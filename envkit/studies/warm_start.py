@@ -24,8 +24,7 @@ def apart(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
 
     What the warm start has imitated, RL could earn by recall: it then sharpens what is known by heart
     and moves held-out functions little. So RL practises on functions that are new to the policy, and on
-    many: two thirds. Not the longest third is imitated, though a token costs less there than sampled: the
-    warm start then carried over to shorter functions at less than half the rate.
+    many: two thirds, whichever the miner's order makes them.
 
     Args:
         tasks: in the miner's order, in which the first tasks are spread over functions.

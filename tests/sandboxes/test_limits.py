@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from settle import settled
 
 from envkit.sandbox import ExecResult, Limits, Sandbox, SandboxBackend, StopReason
 
@@ -124,18 +125,13 @@ def test_nothing_grows_over_many_sandboxes(backend: SandboxBackend) -> None:
             sandbox.open([sandbox.python, "-c", "input()"])
 
     def held() -> int:
-        """Descriptors, once nothing is being made ready or cleared away any more."""
-        counts = [-1]
-        while (len(counts) < 50 and len(set(counts[-5:])) > 1) or len(counts) < 6:
-            time.sleep(0.05)
-            counts.append(len(os.listdir("/proc/self/fd")))
-        return counts[-1]
+        return len(os.listdir("/proc/self/fd"))
 
     once()
-    before = held()
+    before = settled(held)
     for _ in range(5):
         once()
-    assert held() == before
+    assert settled(held) == before
 
 
 def test_a_clock_that_jumps_ends_nothing(backend: SandboxBackend, tmp_path: Path) -> None:

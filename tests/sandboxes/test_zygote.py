@@ -46,6 +46,16 @@ PROGRAMS = {
     "closes its output": ("import sys; print('out'); sys.stdout.close()", []),
     "has no output": ("import sys; print('out'); sys.stdout.flush(); sys.stdout = None", []),
     "loses its output": ("import os; print('lost'); os.close(1)", []),
+    "deletes a global at its end": ("import os\nclass C:\n"
+                                    " def __del__(self): print('bye', os.getcwd(), note())\n"
+                                    "def note(): return 1\nc = C()", []),
+    "deletes what an own module holds": ("open('m.py', 'w').write('class C:\\n"
+                                         " def __del__(self): print(N)\\nN = 5; c = C()')\n"
+                                         "import sys; sys.path.insert(0, '.'); import m", []),
+    "ends within a generator": ("def g():\n try: yield\n finally: print('cleanup')\nx = g(); next(x)", []),
+    "uses what tidies up by itself": ("import logging, asyncio, concurrent.futures, tempfile\n"
+                                      "t = tempfile.TemporaryDirectory(); logging.warning('x')", []),
+    "deletes its output": ("import sys; print('out'); sys.stdout.flush(); del sys.stdout", []),
     "waits for its threads": ("import threading, time; threading.Thread(target=lambda: "
                               "(time.sleep(.05), print('late'))).start()", []),
     "is isolated": ("import sys; print(sys.flags, sys.path, sys.executable, sys.version)", []),
