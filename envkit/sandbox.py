@@ -10,6 +10,9 @@ from typing import Final, Protocol, Self, runtime_checkable
 
 #: Where a backend's ``packages`` lie, as seen from inside. Nothing puts this on a program's path by itself.
 PACKAGES: Final = "/usr/lib/packages"
+#: How a sandbox's Python is asked to run a program that finds nothing but the standard library. Unlike
+#: ``-I``, these options let the sandbox's environment speak, so that sets have the same order on every run.
+PYTHON_OPTIONS: Final = ("-P", "-S")
 
 
 class StopReason(enum.StrEnum):

@@ -96,7 +96,9 @@ def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int
     try:
         return job.result()
     except KeyboardInterrupt:
-        job.add_done_callback(lambda done: done.result().discard())
+        # Not before it is done, for the caller closes next what it inherits.
+        if not job.cancel() and job.exception() is None:
+            job.result().discard()
         raise
 
 

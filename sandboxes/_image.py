@@ -48,7 +48,7 @@ _LEFT_OUT = shutil.ignore_patterns(
     *("_tkinter.*", "config-*", "*.opt-1.pyc", "*.opt-2.pyc", "sitecustomize*", "usercustomize*"),
 )
 #: Part of the image's name; raise it when `_build` changes.
-_BUILD = "2"
+_BUILD = "3"
 _ZONES = Path("/usr/share/zoneinfo")  # the data behind the standard library's `zoneinfo`
 
 
@@ -148,7 +148,10 @@ def _build(root: Path, binary: Path, library: Path, third_party: Sequence[Distri
         shutil.copy2(tool, root / "usr/bin" / name)
     standard = root / "usr/lib" / library.name
     shutil.copytree(library, standard, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
-    for shared in _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")]):
+    libraries = _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")])
+    # The C library loads this one only when a thread is ended, and aborts where it is not there.
+    unwinder = (path.with_name("libgcc_s.so.1") for path in libraries if path.name.startswith("libc.so"))
+    for shared in (*libraries, *filter(Path.exists, unwinder)):
         shutil.copy2(shared, root / "usr/lib" / shared.name)
     for found in third_party:
         for file in found.files or ():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import functools
 import itertools
 import json
@@ -20,7 +21,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import PACKAGES, Limits
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
 from envkit.sandboxes import _bwrap, _cgroup, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import launch, memory
@@ -29,8 +30,8 @@ from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervise import Ending, Usage
 from envkit.sandboxes._temporary import Lease
 
-#: How Python is asked to run a program in an isolated interpreter without site-packages.
-PROGRAM: Final = ("-I", "-S", "-c")
+#: How Python is asked to run a program that a fork can run as well.
+PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
 #: Keepers made ahead: as many as rollouts have threads.
 _SPARES: Final = 2
 #: Names of control groups, also of a zygote that takes the place of another.
@@ -150,12 +151,10 @@ class Keeper:
         """
         with contextlib.ExitStack() as held:
             held.callback(os.close, asked := memory(json.dumps(job).encode()))
-            held.callback(os.close, forbidden := _seccomp.descriptor())
+            if self.group is not None:
+                self._bound(self.group, limits)
             try:
-                if self.group is not None:
-                    self.group.bound(limits)
-                    self._cpu_before_s = self.group.cpu_s()
-                socket.send_fds(self._control, [b"go"], [asked, forbidden, *pipes])
+                socket.send_fds(self._control, [b"go"], [asked, *pipes])
                 self._expect(b"up")
             except OSError as error:
                 raise SandboxError(f"the zygote's fork is gone: {error}") from error
@@ -191,7 +190,7 @@ class Keeper:
         except BaseException:
             self._release()
             raise
-        self._zygote.later(self._release if asked else self._bury)
+        self._zygote.ended(self._release if asked else self._bury)
         return ending
 
     def _ended(self) -> int | None:
@@ -228,6 +227,14 @@ class Keeper:
         if self.group is not None:
             self.group.close()
 
+    def _bound(self, group: Cgroup, limits: Limits) -> None:
+        try:
+            group.bound(limits)
+            self._cpu_before_s = group.cpu_s()
+        except OSError as error:  # busy with more than that
+            least = f"memory_bytes: {limits.memory_bytes} is less than a command holds before it starts"
+            raise UnenforceableLimit(f"{least} ({error})") from error
+
     def _expect(self, word: bytes) -> None:
         try:
             said = self._control.recv(4096)
@@ -253,7 +260,12 @@ class _Zygote:
         source = resources.files("envkit.sandboxes").joinpath("_zygote.py").read_text()
         folder = resources.files("envkit.grading")
         trusted = [folder.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
-        preparation = {"programs": trusted, "packages": PACKAGES, "modules": [*warm]}
+        preparation = {
+            "programs": trusted,
+            "packages": PACKAGES,
+            "modules": [*warm],
+            "forbidden": _seccomp.program().hex(),
+        }
         self.dead = False
         self._said = ""  # its last words
         self._name = spaces.name
@@ -273,22 +285,31 @@ class _Zygote:
             os.close(prepared)
             theirs.close()
         for _ in range(_SPARES):
-            self.later(self._prepare)
+            self._later(self._prepare)
 
     def keeper(self) -> Keeper:
-        """One made ahead, if there is; another is then made in its stead."""
+        """One made ahead, if there is.
+
+        Another is made in its stead once it has ended, beside whatever comes then rather than beside its
+        work; or at once if it was the last, for more is then going on at the same time.
+        """
         try:
             found = self._spares.get_nowait()
         except queue.Empty:
             found = self._make()
-        self.later(self._prepare)
+        if self._spares.empty():
+            self._later(self._prepare)
         return found
 
-    def later(self, job: Callable[[], object]) -> None:
-        """Have something done in a while, or now if this is being closed."""
+    def ended(self, clear_away: Callable[[], object]) -> None:
+        """Have what is left of a keeper cleared away, and another one made."""
+        self._later(clear_away)
+        self._later(self._prepare)
+
+    def _later(self, job: Callable[[], object]) -> None:
         try:
             self._maker.submit(job)
-        except RuntimeError:
+        except RuntimeError:  # this is being closed
             job()
 
     def reap(self, number: int) -> float:
@@ -353,7 +374,8 @@ class _Zygote:
                 socket.send_fds(self._socket, [request.encode()], descriptors)
                 data, passed, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
-                self._bury()
+                if error.errno != errno.ETOOMANYREFS:  # of which it knows nothing
+                    self._bury()
                 raise SandboxError(f"the zygote does not answer: {error} {self._said}".rstrip()) from error
             except BaseException:  # a late answer would be taken for that to the next question
                 self._bury()
@@ -361,7 +383,10 @@ class _Zygote:
             if not data:
                 self._bury()
                 raise SandboxError(f"the zygote died: {self._said}".rstrip(": "))
-        return cast("dict[str, Any]", json.loads(data)), passed
+        answer = cast("dict[str, Any]", json.loads(data))
+        if failure := answer.get("failure"):
+            raise SandboxError(f"the zygote cannot do that: {failure}")
+        return answer, passed
 
     def _bury(self) -> None:
         if self.dead:

@@ -33,12 +33,13 @@ _FORBIDDEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A call that fails with ``error``: always, or where its first argument ``op`` ``value`` holds."""
+    """A call that fails with ``error``: always, or where ``op`` ``value`` holds for an argument (from 0)."""
 
     call: str
     error: int
     op: str | None = None
     value: int = 0
+    argument: int = 0
 
 
 def _rules() -> Iterator[_Rule]:
@@ -50,6 +51,12 @@ def _rules() -> Iterator[_Rule]:
         if family not in _FAMILIES:
             yield _Rule("socket", errno.EAFNOSUPPORT, "EQ", family)
     yield _Rule("socket", errno.EAFNOSUPPORT, "GE", _LAST_FAMILY)
+    # What weighs on another process: process 1 of the sandbox, of the same user, has to do its work.
+    for call in ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler", "prlimit64"):
+        yield _Rule(call, errno.EPERM, "NE", 0)
+    for call, one_process in (("setpriority", 0), ("ioprio_set", 1)):
+        yield _Rule(call, errno.EPERM, "NE", one_process)
+        yield _Rule(call, errno.EPERM, "NE", 0, argument=1)
 
 
 def profile() -> str:
@@ -59,7 +66,7 @@ def profile() -> str:
         entry: dict[str, Any] = {"names": [rule.call], "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error}
         if rule.op is not None:
             values = {"value": rule.value, "valueTwo": rule.value if rule.op == "MASKED_EQ" else 0}
-            entry["args"] = [{"index": 0, "op": f"SCMP_CMP_{rule.op}", **values}]
+            entry["args"] = [{"index": rule.argument, "op": f"SCMP_CMP_{rule.op}", **values}]
         calls.append(entry)
     return json.dumps({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": calls})
 
@@ -70,12 +77,16 @@ def descriptor() -> int:
     Raises:
         SandboxUnavailable: libseccomp is not there, or too old.
     """
-    return memory(_program())
+    return memory(program())
 
 
 @cache
-def _program() -> bytes:
-    """The filter as BPF; a call of another architecture's numbering kills its process."""
+def program() -> bytes:
+    """The filter as BPF; a call of another architecture's numbering kills its process.
+
+    Raises:
+        SandboxUnavailable: libseccomp is not there, or too old.
+    """
     try:
         import pyseccomp
     except (ImportError, RuntimeError) as error:  # the second: no libseccomp
@@ -83,17 +94,19 @@ def _program() -> bytes:
             f"no filter for system calls ({error}); apt install libseccomp2, and: pip install pyseccomp"
         ) from error
     library: Any = pyseccomp
-    program = library.SyscallFilter(library.ALLOW)
+    filtered = library.SyscallFilter(library.ALLOW)
     for rule in _rules():
         masked = (rule.value, rule.value) if rule.op == "MASKED_EQ" else (rule.value,)
-        arguments = [] if rule.op is None else [library.Arg(0, getattr(library, rule.op), *masked)]
+        arguments: list[Any] = []
+        if rule.op is not None:
+            arguments.append(library.Arg(rule.argument, getattr(library, rule.op), *masked))
         try:
-            program.add_rule(library.ERRNO(rule.error), rule.call, *arguments)
+            filtered.add_rule(library.ERRNO(rule.error), rule.call, *arguments)
         except OSError as error:
             raise SandboxUnavailable(
                 f"libseccomp knows no system call {rule.call} ({error}); install a newer libseccomp2"
             ) from error
     with tempfile.TemporaryFile() as file:
-        program.export_bpf(file)
+        filtered.export_bpf(file)
         file.seek(0)
         return file.read()

@@ -1,4 +1,4 @@
-"""Starts and ends commands inside a container, as its process 1; run as ``python -I -S -c SOURCE``.
+"""Starts and ends commands inside a container, as its process 1; run as ``python -P -S -c SOURCE``.
 
     argv     path of the host's UNIX socket, user id that commands run as
     "run"    comes with descriptors: a file that holds {"argv": [...], "env": {...}, "rlimits": [[KIND,

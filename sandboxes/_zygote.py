@@ -1,20 +1,20 @@
-"""Forks commands out of a warm interpreter; run as ``python -I -S -c SOURCE`` as process 1 of a namespace.
+"""Forks commands out of a warm interpreter; run as ``python -P -S -c SOURCE`` as process 1 of a namespace.
 
     argv    descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
-            compile now, "modules": [NAME, ...] to import now, "packages": PATH of those}; bytes of each
-            scratch folder
+            compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
+            filter of a command's system calls, BPF in hexadecimal}; bytes of each scratch folder
     "fork"  comes with a socket for control and with descriptors at which to enter control groups, and maybe
             with pids after spaces, of processes that are dead and to be reaped; answered by {"pid": PID} with
-            a descriptor that is readable once that process is dead
+            a descriptor that is readable once that process is dead, or by {"failure": REASON}
     "reap"  with such a pid after a space is answered by {"cpu_s": S}
 
 What is forked is the process 1 of fresh namespaces, and by that one the command's process, both before there
 is a command. The latter builds their view of the file system, says "ready" at the control socket, and waits
 there for its job (see `prepare`). Then it gives up all rights, says "up" and becomes the command: by an
 ``exec`` or, where it is a Python program for an isolated interpreter, as it is, for then it differs little
-from a new interpreter: some of the standard library is imported, and the hash seed is the zygote's. What goes
-wrong before "up" it says too, after an exclamation mark. When the command ends, or on SIGTERM, process 1
-kills all that is left, and only then says the command's status, in four bytes.
+from a new interpreter: some of the standard library is imported. What goes wrong before "up" it says too,
+after an exclamation mark. When the command ends, or on SIGTERM, process 1 kills all that is left, and only
+then says the command's status, in four bytes.
 
 A command reaches neither this process nor any other command. But it is of the same user as its own process
 1, so nothing that is said about it after "up" is trusted.
@@ -47,7 +47,7 @@ WARM = (
 )
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h>, <linux/capability.h> and <linux/sockios.h>.
 NEWNS, NEWCGROUP, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x2000000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
-NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE = 2, 4, 8, 4096, 16384, 1 << 18
+READ_ONLY, NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
 SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS, FILTER = 4, 22, 38, 2
 NOBODY = 65534
 CAPABILITY_VERSION = 0x20080522
@@ -92,6 +92,8 @@ def confine(scratch_bytes: int) -> int:
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    # Of process 1 a command could set what weighs on its work, for they are of one user.
+    mount("tmpfs", "/proc/1", "tmpfs", NOSUID | NODEV | READ_ONLY, "mode=0")
     return spaces
 
 
@@ -128,7 +130,7 @@ def reap(command: int) -> int | None:
             return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def keep(control: socket.socket, doors: list[int], scratch_bytes: int) -> CodeType:
+def keep(control: socket.socket, doors: list[int], scratch_bytes: int, forbidden: bytes) -> CodeType:
     """Be process 1 of a command's namespaces; its child becomes the command.
 
     Returns only in the child; see `prepare`.
@@ -145,7 +147,7 @@ def keep(control: socket.socket, doors: list[int], scratch_bytes: int) -> CodeTy
     if command == 0:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         os.close(securing)
-        return prepare(control, secured, scratch_bytes)
+        return prepare(control, secured, scratch_bytes, forbidden)
     give_up_rights()
     os.close(securing)
     status = None
@@ -160,13 +162,13 @@ def keep(control: socket.socket, doors: list[int], scratch_bytes: int) -> CodeTy
     os._exit(0)
 
 
-def prepare(control: socket.socket, secured: int, scratch_bytes: int) -> CodeType:
+def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden: bytes) -> CodeType:
     """Be the command's process before there is a command, and then become it.
 
     Not before ``secured`` is at its end: then process 1 has no rights left that could be abused.
 
     The job is {"argv": [...], "rlimits": [[KIND, BOUND], ...], "workspace": PATH, "program":
-    SOURCE or null} in a file, whose descriptor comes first; then the filter's, stdin, stdout and stderr.
+    SOURCE or null} in a file, whose descriptor comes first; then stdin, stdout and stderr.
 
     Returns the program, if the command is one that is to run in this interpreter.
     """
@@ -176,10 +178,10 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int) -> CodeTyp
         rehearse()
         os.read(secured, 1)
         control.send(b"ready")
-        word, passed, _, _ = socket.recv_fds(control, 16, 5)
+        word, passed, _, _ = socket.recv_fds(control, 16, 4)
         if not word:  # the host is gone, or has no use for this
             os._exit(0)
-        asked, forbidden, *pipes = passed
+        asked, *pipes = passed
         with open(asked, "rb") as file:
             job: dict[str, Any] = json.load(file)
         for target, pipe in enumerate(pipes):
@@ -187,8 +189,7 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int) -> CodeTyp
         mount(f"/proc/self/fd/{spaces}/{job['workspace']}", "/workspace", "none", BIND)
         enter_own_users()
         give_up_rights()
-        with open(forbidden, "rb") as file:
-            filter_calls(file.read())
+        filter_calls(forbidden)
         control.send(b"up")
     except BaseException as error:
         control.send(f"!{error}".encode())
@@ -217,7 +218,8 @@ def become(job: dict[str, Any]) -> CodeType:
         for kind, bound in job["rlimits"]:
             resource.setrlimit(kind, (bound, bound))
         os.chdir("/workspace")
-        if program is not None:
+        # A program that puts the workspace on its path must find there what a new interpreter would.
+        if program is not None and not any(name.partition(".")[0] in sys.modules for name in os.listdir()):
             checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
             signal.signal(signal.SIGINT, signal.default_int_handler)
             sys.orig_argv, sys.argv = job["argv"], ["-c", *job["argv"][5:]]
@@ -230,7 +232,7 @@ def become(job: dict[str, Any]) -> CodeType:
     os._exit(127)
 
 
-def serve(host: socket.socket, scratch_bytes: int) -> CodeType:
+def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType:
     """Fork when the host asks for it, until it goes away; returns in a command that is Python."""
     home = os.open("/proc/self/ns/pid", os.O_RDONLY)
     while True:
@@ -245,24 +247,47 @@ def serve(host: socket.socket, scratch_bytes: int) -> CodeType:
         if word == "reap":
             host.send(json.dumps({"cpu_s": cpu_s}).encode())
             continue
-        checked(LIBC.unshare(NEWPID), "unshare processes")  # of the next child, not of this process
-        child = os.fork()
+        child, failure = -1, ""
+        try:
+            checked(LIBC.unshare(NEWPID), "unshare processes")  # of the next child, not of this process
+            child = os.fork()
+        except OSError as error:
+            failure = str(error)
         if child == 0:
             os.close(host.detach())
             os.close(home)
             control, *doors = passed
-            return keep(socket.socket(fileno=control), doors, scratch_bytes)
+            return keep(socket.socket(fileno=control), doors, scratch_bytes, forbidden)
         checked(LIBC.setns(home, NEWPID), "return to the own namespace")
         for descriptor in passed:
             os.close(descriptor)
+        if not failure:
+            failure = introduce(host, child)
+        if failure:
+            host.send(json.dumps({"failure": failure}).encode())
+
+
+def introduce(host: socket.socket, child: int) -> str:
+    """Give the host hold of a new process; where that fails, end the process and return the reason."""
+    try:
         handle = os.pidfd_open(child)
-        socket.send_fds(host, [json.dumps({"pid": child}).encode()], [handle])
-        os.close(handle)
+        try:
+            socket.send_fds(host, [json.dumps({"pid": child}).encode()], [handle])
+        finally:
+            os.close(handle)
+    except OSError as error:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        return str(error)
+    return ""
 
 
 def main() -> CodeType:
     """Warm up, then serve."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # which process 1 is deaf to
+    # What commands may have in flight between sockets counts against the whole user, and they may have less.
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.environ.pop("PWD", None)  # bubblewrap's own addition
     for name in WARM:
         importlib.import_module(name)
@@ -277,7 +302,7 @@ def main() -> CodeType:
         importlib.import_module(name)
     sys.path[:] = path  # a program finds what is imported, and nothing else there
     gc.freeze()  # a collection in a fork would copy every page
-    return serve(socket.socket(fileno=host), scratch_bytes)
+    return serve(socket.socket(fileno=host), scratch_bytes, bytes.fromhex(preparation["forbidden"]))
 
 
 def leave(known: set[str]) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _bwrap, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
@@ -51,7 +51,7 @@ class BubblewrapBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
         try:
             with self.create() as sandbox:
-                result = sandbox.run([sandbox.python, "-I", "-S", "-c", "pass"])
+                result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
         except SandboxUnavailable as error:
             return str(error)
         except SandboxError as error:

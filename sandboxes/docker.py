@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
-from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _proc, _seccomp
 from envkit.sandboxes._child import memory, pipes
 from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
@@ -59,7 +59,7 @@ class DockerBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
         try:
             with self.create() as sandbox:
-                result = sandbox.run([sandbox.python, "-I", "-S", "-c", "pass"])
+                result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
         except (SandboxError, MissingExtraError) as error:
             return str(error)
         return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
@@ -140,7 +140,7 @@ class _Container:
         with _docker_errors("make a container"), _listening(folder) as listener:
             self._container: Any = client.containers.create(
                 tag,
-                [PYTHON, "-I", "-S", "-c", worker, f"{_CONTROL}/socket", str(user)],
+                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{_CONTROL}/socket", str(user)],
                 user="0:0",
                 hostname="sandbox",
                 environment={},
@@ -291,6 +291,7 @@ def _client(pid: int) -> Any:
     except ImportError as error:
         raise MissingExtraError("docker", "docker") from error
     with _docker_errors("reach Docker"):
+        _knock(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         client: Any = cast("Any", docker).from_env(timeout=int(_PATIENCE_S))
         try:
             client.ping()
@@ -300,6 +301,20 @@ def _client(pid: int) -> Any:
     if str(client.api.base_url) != "http+docker://localhost":  # how it names a UNIX socket
         raise SandboxUnavailable("Docker runs on another machine; unset DOCKER_HOST to use one here")
     return client
+
+
+def _knock(host: str) -> None:
+    """Try a UNIX socket; where nobody answers, the library's client would leave one of its own open."""
+    from docker.errors import DockerException
+
+    path = host.removeprefix("unix://")
+    if path != host:
+        with socket.socket(socket.AF_UNIX) as knocking:
+            try:
+                knocking.settimeout(_PATIENCE_S)
+                knocking.connect(path)
+            except OSError as error:
+                raise DockerException(f"{path}: {error.strerror or error}") from error
 
 
 def _answering(pid: int) -> Any:

@@ -4,9 +4,9 @@ One zygote per process of ours lives in bubblewrap's namespaces. To each command
 own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter for each. Needs a machine
 that lets user namespaces nest.
 
-Known and open, for which `auto` comes to it last: a hostile command can slow the zygote down, or exhaust what
-the kernel counts for its user, and so end it for all; and a program finds modules that were imported
-beforehand where the workspace has its own of the same name.
+Its commands are of one user, so that what the kernel counts for a user they can use up for one another; an
+episode that meets this breaks, and is played again. A program whose workspace has, at its top, a name of a
+module that was imported beforehand gets an interpreter of its own.
 """
 
 from __future__ import annotations
@@ -83,12 +83,13 @@ class _ZygoteTree(Tree):
         bounds = _proc.rlimits(
             limits, memory=not is_counted, processes=None if is_counted else limits.processes
         )
-        is_program = (argv[0], *argv[1:4]) == (PYTHON, *PROGRAM) and len(argv) > 4
+        start = [PYTHON, *PROGRAM]
+        is_program = [*argv[: len(start)]] == start and len(argv) > len(start)
         job = {
             "argv": [*argv],
             "rlimits": [*bounds.values()],
             "workspace": workspace,
-            "program": argv[4] if is_program else None,
+            "program": argv[len(start)] if is_program else None,
         }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             ours.callback(keeper.end)

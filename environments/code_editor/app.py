@@ -10,7 +10,7 @@ from envkit.environments.code_editor.actions import Action, Command, Malformed, 
 from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 from envkit.errors import ContractError, UsageError
-from envkit.sandbox import Limits, Sandbox, StopReason
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 
 #: Feedback runs: a few calls of small functions.
 RUN_LIMITS = Limits(cpu_s=2.0, wall_s=10.0, memory_bytes=256 * 2**20, processes=16, output_bytes=16_384)
@@ -182,7 +182,7 @@ class CodeEditor:
             raise EditError("There are no tests to run here.")
         sandbox = self._running()
         before = sandbox.snapshot()
-        result = sandbox.run([sandbox.python, "-I", "-S", self._check], limits=RUN_LIMITS)
+        result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, self._check], limits=RUN_LIMITS)
         # Edited code ran: it may have replaced, linked or filled anything, this file included.
         sandbox.reset(before)
         text = result.stdout.decode(errors="replace").strip()

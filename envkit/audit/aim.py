@@ -17,7 +17,7 @@ from envkit.grading import (
     Subject,
     grade,
 )
-from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
 #: Of the program that an attempt runs before it submits.
@@ -69,4 +69,4 @@ def _carry_out(sandbox: Sandbox, attempt: Attempt) -> None:
     except UsageError as error:
         raise NotAccepted(Verdict.TAMPERED, str(error)) from None
     if attempt.run is not None:
-        sandbox.run([sandbox.python, "-I", "-S", "-c", attempt.run], limits=RUN_LIMITS)
+        sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", attempt.run], limits=RUN_LIMITS)

@@ -3,7 +3,7 @@
 from envkit.grading.compare import STRICT, NumericPolicy, canonical, equal, opaque, show
 from envkit.grading.handover import RESERVED, Handover, NotAccepted
 from envkit.grading.oracle import GRADING_LIMITS, Answer, Call, Grade, Subject, answers, grade, same
-from envkit.grading.suite import PYTEST, grade_suite, outcomes
+from envkit.grading.suite import PYTEST, grade_suite, outcomes, pytest_modules
 
 __all__ = [
     "GRADING_LIMITS",
@@ -24,6 +24,7 @@ __all__ = [
     "grade_suite",
     "opaque",
     "outcomes",
+    "pytest_modules",
     "same",
     "show",
 ]

@@ -12,7 +12,7 @@ from typing import cast, final
 from envkit.errors import ContractError, SandboxError
 from envkit.grading.compare import STRICT, NumericPolicy, equal, show
 from envkit.grading.handover import NotAccepted, refuse_reserved
-from envkit.sandbox import Limits, Peer, PeerGone, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
 #: One function import and a few dozen calls of small functions.
@@ -97,7 +97,7 @@ class _Conversation:
         for path, data in subject.files.items():
             sandbox.write(path, data)
         worker = resources.files("envkit.grading").joinpath("worker.py").read_text()
-        argv = [sandbox.python, "-I", "-S", "-c", worker]
+        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", worker]
         argv += [subject.module, subject.function, ",".join(subject.modules)]
         self._limits = limits
         self._peer: Peer = sandbox.open(argv, limits=limits)

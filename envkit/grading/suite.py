@@ -18,7 +18,7 @@ from typing import Final, cast
 from envkit.errors import SandboxError, UsageError
 from envkit.grading.handover import NotAccepted, refuse_reserved
 from envkit.grading.oracle import Grade
-from envkit.sandbox import PACKAGES, ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
 #: The distributions that a sandbox must hold for this; see the ``packages`` of a backend.
@@ -29,6 +29,14 @@ WEAKNESS: Final = "tests ran in one process with the candidate's code, which cou
 SUITE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=60.0)
 #: Files by which a candidate would tell pytest what to do.
 _STEERING: Final = ("conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml")
+
+
+def pytest_modules() -> list[str]:
+    """What a run of pytest imports before any test, for the ``warm`` of a backend that imports beforehand."""
+    from _pytest.config import default_plugins
+
+    plugins = [f"_pytest.{name}" for name in default_plugins]
+    return ["pytest", *plugins, "difflib", "pdb", "unittest", "xml.etree.ElementTree"]
 
 
 def outcomes(
@@ -115,7 +123,7 @@ def _run(
     worker = resources.files("envkit.grading").joinpath("suite_worker.py").read_text()
     modules = [path for path in tests if PurePosixPath(path).match("test_*.py") or path.endswith("_test.py")]
     job = {"packages": PACKAGES, "tests": modules, "token": token}
-    argv = [sandbox.python, "-I", "-S", "-c", worker]
+    argv = [sandbox.python, *PYTHON_OPTIONS, "-c", worker]
     result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=limits)
     return token, result
 

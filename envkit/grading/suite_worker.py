@@ -1,4 +1,4 @@
-"""The program that runs a pytest suite inside a sandbox; run as ``python -I -S -c SOURCE``.
+"""The program that runs a pytest suite inside a sandbox; run as ``python -P -S -c SOURCE``.
 
     stdin   {"packages": PATH, "tests": [PATH or test id, ...], "token": TEXT}
     stdout  one line, {"token": TEXT, "outcomes": {TEST ID: "passed" or another word, ...}}

@@ -1,4 +1,4 @@
-"""The program that answers calls inside a sandbox; stdlib only, run as ``python -I -S -c SOURCE``.
+"""The program that answers calls inside a sandbox; stdlib only, run as ``python -P -S -c SOURCE``.
 
 It shares a process with hostile code, so nothing it says is trusted: it holds no expected value,
 and the host compares every answer itself. Protocol, one JSON object per line:

@@ -11,7 +11,7 @@ from typing import Any
 from envkit.errors import SandboxError
 from envkit.grading import Answer, Call
 from envkit.mining.doctests import modules_of
-from envkit.sandbox import Limits, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend
 
 #: Lines of Python that one call may run: some ten milliseconds.
 MAX_STEPS = 20_000
@@ -63,7 +63,7 @@ def batch_answers(
     }
     program = _source("envkit.mining", "batch_worker.py")
     with backend.create() as sandbox:
-        argv = [sandbox.python, "-I", "-S", "-c", program]
+        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
     lines = result.stdout.splitlines()
     if not result.ok or len(lines) != sum(len(batch.variants) for batch in batches):

@@ -1,6 +1,6 @@
 """Answers the same calls for many variants of a module; for trusted code, inside a sandbox.
 
-Stdlib only, run as ``python -I -S -c SOURCE`` with one JSON job on stdin::
+Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
     {"encoder": source of envkit.grading.worker, "hash_seed": "1",
      "steps": N, "cpu_s": S, "memory_bytes": B,
@@ -116,13 +116,13 @@ def main() -> None:
 
     source = sys.stdin.read()
     job = json.loads(source)
-    if os.environ.get("PYTHONHASHSEED") != job["hash_seed"] or sys.flags.ignore_environment:
-        # `-I` ignores the variable, so the hash seed needs a second start; the job goes along.
+    if os.environ.get("PYTHONHASHSEED") != job["hash_seed"]:
+        # An interpreter chooses its hash seed when it starts, so it needs a second start; the job goes along.
         again = os.memfd_create("job")
         os.write(again, source.encode())
         os.lseek(again, 0, os.SEEK_SET)
         os.dup2(again, 0)
-        argv = [sys.executable, "-S", "-s", "-P", "-c", sys.orig_argv[-1]]
+        argv = [sys.executable, "-P", "-S", "-c", sys.orig_argv[-1]]
         os.execve(sys.executable, argv, {"PYTHONHASHSEED": job["hash_seed"]})
     worker: dict[str, Any] = {"__name__": "worker"}
     exec(compile(job["encoder"], "<worker>", "exec", dont_inherit=True), worker)

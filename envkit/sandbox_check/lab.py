@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 from envkit.errors import ContractError, UsageError
-from envkit.sandbox import ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 
 MIB: Final = 2**20
 BRIEF: Final = Limits(cpu_s=5, wall_s=10, memory_bytes=128 * MIB, processes=16, disk_bytes=MIB)
@@ -97,11 +97,12 @@ class Lab:
 
     def python(self, code: str, *, stdin: bytes = b"", limits: Limits = BRIEF) -> ExecResult:
         """Run a program in the shared sandbox."""
-        return self.sandbox.run([self.sandbox.python, "-ISc", code], stdin=stdin, limits=limits)
+        argv = [self.sandbox.python, *PYTHON_OPTIONS, "-c", code]
+        return self.sandbox.run(argv, stdin=stdin, limits=limits)
 
 
 _LOOK_AROUND: Final = """
-import ctypes, errno, importlib.util, json, os, socket, sys
+import ctypes, errno, importlib.util, json, os, resource, socket, sys
 hidden, address, abstract = json.loads(sys.stdin.read())
 def attempt(action):
     try: return action() or True
@@ -115,6 +116,8 @@ def may_mount():
     libc = ctypes.CDLL(None, use_errno=True)
     libc.mount(b"none", b"/", b"no-such-type", 0, None)
     return ctypes.get_errno() != errno.EPERM
+def weighs(get, set, *which):  # to what it is already
+    return attempt(lambda: set(*which, get(*which)))
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 paths = ["/", "/usr", "/usr/lib", "/etc", "/proc/sys/kernel/hostname", "/dev"]
 print(json.dumps({
@@ -130,6 +133,9 @@ print(json.dumps({
     "host": os.uname().nodename, "devices": os.listdir("/dev"),
     "descriptors": len(os.listdir("/proc/self/fd")) - 1,
     "mounts": may_mount(),
+    "weighs": [weighs(os.getpriority, os.setpriority, os.PRIO_PROCESS, 1),
+               weighs(os.sched_getaffinity, os.sched_setaffinity, 1),
+               weighs(resource.prlimit, resource.prlimit, 1, resource.RLIMIT_CORE)],
     "interfaces": [name for _, name in socket.if_nameindex() if name != "lo"],
     "writable": [path for path in paths if os.access(path, os.W_OK)],
     "families": [name for name in ("AF_VSOCK", "AF_PACKET", "AF_ALG", "AF_BLUETOOTH")

@@ -29,8 +29,8 @@ from pathlib import Path
 from statistics import median, quantiles
 from typing import Any, Final
 
-from envkit.grading import PYTEST
-from envkit.sandbox import PACKAGES, Sandbox
+from envkit.grading import PYTEST, pytest_modules
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
 from envkit.sandboxes import docker as docker_module
 from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE, image
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -49,14 +49,13 @@ BARS: Final = {
     "reset_vs_bubblewrap": ("reset", "bubblewrap", None),
     "oracle_vs_bubblewrap": ("oracle", "bubblewrap", None),
 }
-TRIVIAL: Final = [PYTHON, "-I", "-S", "-c", "pass"]
+TRIVIAL: Final = [PYTHON, *PYTHON_OPTIONS, "-c", "pass"]
 NOTHING: Final = ["sh", "-c", ":"]
 MODULE: Final = b"def double(items):\n    return [2 * item for item in items]\n"
 #: The same program everywhere. Only the zygote has imported pytest before.
 SUITE: Final = [
     PYTHON,
-    "-I",
-    "-S",
+    *PYTHON_OPTIONS,
     "-c",
     f"""
 import sys
@@ -78,7 +77,7 @@ LINES: Final = [
 
 def oracle_of(name: str) -> list[str]:
     """The command that answers calls of a module's ``double``."""
-    return [PYTHON, "-I", "-S", "-c", WORKER, name, "double", ""]
+    return [PYTHON, *PYTHON_OPTIONS, "-c", WORKER, name, "double", ""]
 
 
 def check(answers: Sequence[bytes]) -> None:
@@ -217,7 +216,7 @@ def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
         for way, backend in (
             ("docker attached", DockerBackend(PYTEST)),
             ("bubblewrap", BubblewrapBackend(PYTEST)),
-            ("zygote", ZygoteBackend(PYTEST, warm=["pytest"])),
+            ("zygote", ZygoteBackend(PYTEST, warm=pytest_modules())),
         ):
             for operation, measure in ours(held.enter_context(backend.create())).items():
                 found[operation, way] = measure

@@ -10,8 +10,8 @@ from attacked import FILES, REFERENCE, TARGET
 
 from envkit.audit.attacks import ATTACKS
 from envkit.errors import SandboxError, SandboxUnavailable, UsageError
-from envkit.grading import PYTEST, Grade, grade_suite, outcomes
-from envkit.sandbox import SandboxBackend
+from envkit.grading import PYTEST, Grade, grade_suite, outcomes, pytest_modules
+from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -20,7 +20,7 @@ from envkit.types import Verdict
 MAKERS: dict[str, Callable[[], SandboxBackend]] = {
     "bubblewrap": partial(BubblewrapBackend, PYTEST),
     "docker": partial(DockerBackend, PYTEST),
-    "zygote": partial(ZygoteBackend, PYTEST, warm=("pytest",)),
+    "zygote": partial(ZygoteBackend, PYTEST, warm=pytest_modules()),
 }
 WANTED = [f"test_solution.py::test_{number}" for number in ("first", "second", "third")]
 #: Of the attacks that fool who believes pytest's exit status, those that fool this grader too.
@@ -124,4 +124,4 @@ def test_packages_are_there_when_asked_for_and_only_then(warm: SandboxBackend) -
         (BubblewrapBackend(), b"False\n"),
     ):
         with backend.create() as sandbox:
-            assert sandbox.run([sandbox.python, "-I", "-S", "-c", code]).stdout == there
+            assert sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", code]).stdout == there

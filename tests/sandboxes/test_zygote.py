@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import SandboxError, UnenforceableLimit
-from envkit.sandbox import Limits, Sandbox, StopReason
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 from envkit.sandboxes import _bwrap, _cgroup, _nursery, zygote
 from envkit.sandboxes._temporary import reap
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -103,8 +104,17 @@ def sandbox(zygote: ZygoteBackend) -> Iterator[Sandbox]:
         yield made
 
 
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_nursery.Nursery]:
+    """A nursery of this test's own, before its zygote has started."""
+    made = _nursery.Nursery()
+    monkeypatch.setattr(zygote, "nursery", lambda *_: made)
+    yield made
+    made.close()
+
+
 def program(sandbox: Sandbox, code: str, limits: Limits = Limits()):
-    return sandbox.run([sandbox.python, "-I", "-S", "-c", code], limits=limits)
+    return sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", code], limits=limits)
 
 
 @pytest.fixture
@@ -123,7 +133,7 @@ def test_a_fork_is_as_good_as_a_new_interpreter(
     code, arguments = PROGRAMS[name]
 
     def observed(place: Sandbox) -> tuple[object, ...]:
-        argv = [place.python, "-I", "-S", "-c", code, *arguments]
+        argv = [place.python, *PYTHON_OPTIONS, "-c", code, *arguments]
         found = place.run(argv, stdin=b"given")
         # A traceback begins with the line that started the program, which lies elsewhere here.
         return found.stop, found.exit, found.stdout, found.stderr.splitlines()[-1:]
@@ -141,6 +151,95 @@ def test_forks_do_not_share_their_luck(sandbox: Sandbox) -> None:
 def test_a_command_cannot_harm_its_process_1(sandbox: Sandbox) -> None:
     found = program(sandbox, ATTACKS_ON_ITS_KEEPER)
     assert found.stdout == b"[]\n", found
+    assert program(sandbox, "pass").ok
+
+
+#: Each tries to have its process 1, or all processes of its user, do their work more slowly or not at all.
+WEIGHTS = """
+import ctypes, os, resource
+libc, done = ctypes.CDLL(None, use_errno=True), []
+def tried(name, action):
+    try: action()
+    except OSError: return
+    done.append(name)
+def asked(result):
+    if result < 0: raise OSError
+for which, who in ((os.PRIO_PROCESS, 1), (os.PRIO_PGRP, 1), (os.PRIO_USER, 0), (os.PRIO_USER, os.getuid())):
+    tried(f"niceness {which} {who}", lambda: os.setpriority(which, who, 19))
+    tried(f"cut off {which} {who}", lambda: asked(libc.setpriority(
+        ctypes.c_ulong(which | 1 << 32), ctypes.c_ulong(who | 1 << 32), 19)))
+number = {"x86_64": 251, "aarch64": 30}[os.uname().machine]
+for which, who in ((1, 1), (2, 1), (3, 0)):
+    tried(f"disk {which} {who}", lambda: asked(libc.syscall(number, which, who, 3 << 13)))
+tried("place", lambda: os.sched_setaffinity(1, os.sched_getaffinity(0)))
+tried("schedule", lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param(0)))
+tried("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (3, 3)))
+for name in ("autogroup", "oom_score_adj", "timerslack_ns", "coredump_filter", "sched"):
+    tried(name, lambda: open(f"/proc/1/{name}", "w"))
+os.nice(1); os.sched_setaffinity(0, os.sched_getaffinity(0))  # of its own it may
+print(done)
+"""
+#: Sends descriptors to itself and receives none, until no process of its user may send any more.
+IN_FLIGHT = """
+import errno, os, socket
+input()
+null, kept = os.open("/dev/null", os.O_RDONLY), []
+while True:
+    try:
+        kept.append(socket.socketpair())
+        while True: socket.send_fds(kept[-1][0], [b"x"], [null] * 253, socket.MSG_DONTWAIT)
+    except OSError as error:
+        if error.errno == errno.ETOOMANYREFS: break
+print("full", flush=True)
+input()
+"""
+
+
+def test_a_command_cannot_slow_its_process_1(sandbox: Sandbox) -> None:
+    found = program(sandbox, WEIGHTS)
+    assert found.stdout == b"[]\n", found
+
+
+@pytest.fixture
+def few_descriptors() -> Iterator[None]:
+    """This process may have hardly more open than a command may."""
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.usefixtures("few_descriptors")
+def test_descriptors_in_flight_stop_no_other_command(fresh: _nursery.Nursery) -> None:
+    with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
+        peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
+        assert peer.ask(b"go", 10) == b"full"
+        for _ in range(5):
+            assert program(other, "pass").ok
+        peer.close()
+
+
+def test_the_workspaces_own_modules_come_first_where_a_program_says_so(sandbox: Sandbox) -> None:
+    sandbox.write("json.py", b"whose = 'own'")
+    code = "import sys; sys.path.insert(0, '.'); import json; print(getattr(json, 'whose', 'standard'))"
+    assert program(sandbox, code).stdout == b"own\n"
+    sandbox.reset()
+    assert program(sandbox, code).stdout == b"standard\n"
+
+
+def test_sets_have_the_same_order_in_every_zygote_and_out_of_it(bubblewrap: BubblewrapBackend) -> None:
+    code = "print({*map(str, range(20))})"
+    said: set[bytes] = set()
+    for backend in (ZygoteBackend(), ZygoteBackend(warm=["heapq"]), bubblewrap):
+        with backend.create() as sandbox:
+            said.add(program(sandbox, code).stdout)
+    assert len(said) == 1
+
+
+@pytest.mark.skipif(not _cgroup.parents(), reason="elsewhere memory is bounded per process")
+def test_less_memory_than_a_command_needs_to_wait_is_refused(sandbox: Sandbox) -> None:
+    with pytest.raises(UnenforceableLimit, match="memory_bytes: 65536 is less than"):
+        program(sandbox, "pass", Limits(memory_bytes=2**16))
     assert program(sandbox, "pass").ok
 
 
@@ -171,7 +270,7 @@ print(reached(socket.AF_UNIX, "\\0here"), reached(socket.AF_INET, ("127.0.0.1", 
       os.listdir("/dev/pts"), os.listdir("/dev/shm"), os.listdir("/tmp"))
 """
     with zygote.create() as one, zygote.create() as other:
-        peer = one.open([one.python, "-I", "-S", "-c", leave])
+        peer = one.open([one.python, *PYTHON_OPTIONS, "-c", leave])
         assert peer.ask(b"go", 10) == b"go"
         assert program(other, find).stdout == b"False False ['ptmx'] [] []\n"
         peer.close()
@@ -186,7 +285,7 @@ def test_a_command_sees_its_own_workspace_alone(zygote: ZygoteBackend) -> None:
 
 
 def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
-    peer = sandbox.open([sandbox.python, "-I", "-S", "-c", "while True: print(input(), flush=True)"])
+    peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", "while True: print(input(), flush=True)"])
     assert peer.ask(b"up", 10) == b"up"
     os.kill(peer._tree._keeper._zygote._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
 
@@ -209,15 +308,6 @@ def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(sandbox: Sandb
             keeper.start(job, Limits(), [null.fileno()] * 3)
         keeper.end()
     assert program(sandbox, "pass").ok
-
-
-@pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_nursery.Nursery]:
-    """A nursery of this test's own, before its zygote has started."""
-    made = _nursery.Nursery()
-    monkeypatch.setattr(zygote, "nursery", lambda *_: made)
-    yield made
-    made.close()
 
 
 def test_a_zygote_that_does_not_start_says_why(
@@ -285,7 +375,7 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
 
 def test_a_fork_of_ours_leaves_the_zygote_alone(sandbox: Sandbox) -> None:
     code = "from envkit.sandboxes.zygote import ZygoteBackend as B; import os, sys\n"
-    code += "def run(s): return s.run([s.python, '-I', '-S', '-c', 'print(1)']).stdout == b'1\\n'\n"
+    code += "def run(s): return s.run([s.python, '-P', '-S', '-c', 'print(1)']).stdout == b'1\\n'\n"
     code += "s = B().create(); assert run(s)\n"
     code += "if os.fork() == 0: sys.exit(not run(B().create()))\n"  # at its exit it has things to close
     code += "assert os.wait()[1] == 0; assert run(s); s.close(); print('both')"
