@@ -34,13 +34,21 @@ class LocalAgent:
         engine: draws the tokens.
         renderer: turns observations into ids.
         sampling: temperature and token budget of every turn.
+        max_turns: after how many turns every episode is over; an engine need not hold on to it then.
     """
 
-    def __init__(self, name: str, engine: Engine, renderer: ChatRenderer, sampling: Sampling) -> None:
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        renderer: ChatRenderer,
+        sampling: Sampling,
+        max_turns: int = 1,
+    ) -> None:
         self.name = name
         self._engine = engine
         self._renderer = renderer
-        self._sampling = sampling
+        self._sampling, self._max_turns = sampling, max_turns
         self._waiting: list[_Conversation] = []
 
     def start(self, key: EpisodeKey) -> _Conversation:
@@ -61,7 +69,7 @@ class LocalAgent:
         asked = sorted(self._waiting, key=lambda s: (s.key.step, s.key.group, s.key.row))
         self._waiting = []
         started = time.monotonic()
-        requests = [Request(session.ids, self._rng_key(session)) for session in asked]
+        requests = [self._request(session) for session in asked]
         completions = self._engine.generate(requests, self._sampling)
         share_s = (time.monotonic() - started) / max(len(asked), 1)
         turns: list[tuple[Session, Turn]] = []
@@ -74,6 +82,11 @@ class LocalAgent:
             turns.append((session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)))
         return turns
 
-    def _rng_key(self, session: _Conversation) -> tuple[int, ...]:
+    def _request(self, session: _Conversation) -> Request:
         key = session.key
-        return (key.seed, key.step, key.group, key.row, session.turns)
+        return Request(
+            session.ids,
+            (key.seed, key.step, key.group, key.row, session.turns),
+            known=len(session.ids) - len(session.new_ids),
+            goes_on=session.turns + 1 < self._max_turns,
+        )

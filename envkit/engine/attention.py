@@ -5,17 +5,18 @@ attention of every layer. So no model is rewritten, no cache class is needed, an
 training share the exact arithmetic of everything else.
 
 Shapes: N prompts, G rows per prompt, R = N * G rows, H query heads, K key/value heads, D head size,
-P prompt length (right-padded), T generated tokens so far.
+P prompt length (right-padded), S new tokens, T slots of a row's own tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol, final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from envkit.errors import ModelError
 
@@ -67,6 +68,23 @@ class Prefill:
         #: Which prompts the next forward pass brings.
         self.piece = slice(0, prompts)
 
+    @classmethod
+    def of(cls, prompts: Sequence[tuple[Prefill, int]]) -> Prefill:
+        """Prompts of earlier ones, as one."""
+        first, _ = prompts[0]
+        if prompts == [(first, prompt) for prompt in range(len(first.keys[0]))]:
+            return first
+        longest = max(prefill._longest for prefill, _ in prompts)
+        made = cls(len(prompts), longest)
+
+        def joined(rows: Iterable[Tensor]) -> Tensor:
+            return torch.stack([pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
+
+        for layer in range(len(first.keys)):
+            made.keys.append(joined(prefill.keys[layer][prompt] for prefill, prompt in prompts))
+            made.values.append(joined(prefill.values[layer][prompt] for prefill, prompt in prompts))
+        return made
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == len(self.keys):
             shape = (self._prompts, key.shape[1], self._longest, key.shape[3])
@@ -79,62 +97,131 @@ class Prefill:
         return out.transpose(1, 2)
 
 
+@dataclass(frozen=True, slots=True)
+class Own:
+    """What one row has added behind its prompt: keys and values (K, L, D) of L tokens, by layer."""
+
+    keys: list[Tensor]
+    values: list[Tensor]
+
+    def __len__(self) -> int:
+        return self.keys[0].shape[1]
+
+
 @final
 class Decode:
-    """One new token for each of N x G rows: shared prompt keys, own suffix keys, one softmax.
+    """New tokens for each of N x G rows: shared prompt keys, own keys, one softmax.
+
+    A row's own keys lie in slots which all rows fill together, so that a step writes one slice. What a row
+    leaves empty where others have more is hidden from it.
 
     Args:
         prefix: the wave's prefill.
         lengths_N: real prompt lengths.
         rows: G, rows per prompt.
-        max_new: suffix slots to reserve.
+        slots: own tokens to reserve.
     """
 
-    def __init__(self, prefix: Prefill, lengths_N: Tensor, rows: int, max_new: int) -> None:
+    def __init__(self, prefix: Prefill, lengths_N: Tensor, rows: int, slots: int) -> None:
         self._prefix_keys, self._prefix_values = prefix.keys, prefix.values
         self._prompts, heads, longest, size = prefix.keys[0].shape
         self._rows = rows
-        shape = (self._prompts * rows, heads, max_new, size)
-        self._keys = [k.new_empty(shape) for k in prefix.keys]
-        self._values = [v.new_empty(shape) for v in prefix.values]
+        shape = (self._prompts * rows, heads, slots, size)
+        # Zeros, since what a bias hides must be finite all the same.
+        self._keys = [k.new_zeros(shape) for k in prefix.keys]
+        self._values = [v.new_zeros(shape) for v in prefix.values]
         padding_NP = torch.arange(longest, device=lengths_N.device)[None] >= lengths_N[:, None]
-        self._bias = torch.zeros(padding_NP.shape, dtype=prefix.keys[0].dtype, device=lengths_N.device)
-        self._bias.masked_fill_(padding_NP, float("-inf"))
-        self.step = 0
+        self._bias_NP = torch.zeros(padding_NP.shape, dtype=prefix.keys[0].dtype, device=lengths_N.device)
+        self._bias_NP.masked_fill_(padding_NP, float("-inf"))
+        #: Hides empty slots, where there are any.
+        self._own_bias_RT: Tensor | None = None
+        self.used = 0
+        #: Which prompts' rows the next forward pass brings; those of all, unless set.
+        self.piece: slice | None = None
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        total, heads, _, size = query.shape
-        prompts, rows, kv = self._prompts, self._rows, key.shape[1]
-        share, longest, now = heads // kv, self._bias.shape[1], self.step + 1
-        self._keys[layer][:, :, self.step] = key[:, :, 0]
-        self._values[layer][:, :, self.step] = value[:, :, 0]
-        own_keys, own_values = self._keys[layer][:, :, :now], self._values[layer][:, :, :now]
+        total, heads, fresh, size = query.shape
+        kv, now = key.shape[1], self.used + key.shape[2]
+        share, longest = heads // kv, self._bias_NP.shape[1]
+        piece = self.piece or slice(0, self._prompts)
+        prompts, rows = piece.stop - piece.start, self._rows
+        mine = slice(piece.start * rows, piece.stop * rows)
+        self._keys[layer][mine, :, self.used : now] = key
+        self._values[layer][mine, :, self.used : now] = value
+        own_keys, own_values = self._keys[layer][mine, :, :now], self._values[layer][mine, :, :now]
 
         def fold(by_row: Tensor) -> Tensor:
-            """(R, K, share, X) -> (N, K, G * share, X): a prompt's keys are read once for all its rows."""
-            by_row = by_row.view(prompts, rows, kv, share, -1).transpose(1, 2)
-            return by_row.reshape(prompts, kv, rows * share, -1)
+            """(R, K, share * S, X) -> (N, K, G * share * S, X): a prompt's keys are read once for all."""
+            by_row = by_row.view(prompts, rows, kv, share * fresh, -1).transpose(1, 2)
+            return by_row.reshape(prompts, kv, rows * share * fresh, -1)
 
         def unfold(folded: Tensor) -> Tensor:
-            folded = folded.view(prompts, kv, rows, share, -1).transpose(1, 2)
-            return folded.reshape(total, kv, share, -1)
+            folded = folded.view(prompts, kv, rows, share * fresh, -1).transpose(1, 2)
+            return folded.reshape(total, kv, share * fresh, -1)
 
-        query = (query * scale).view(total, kv, share, size)
-        shared = fold(query) @ self._prefix_keys[layer].transpose(-1, -2) + self._bias[:, None, None]
-        own = fold(query @ own_keys.transpose(-1, -2))
-        weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
-        out = unfold(weights[..., :longest] @ self._prefix_values[layer])
+        query = (query * scale).reshape(total, kv, share * fresh, size)
+        shared = fold(query) @ self._prefix_keys[layer][piece].transpose(-1, -2)
+        shared = shared + self._bias_NP[piece, None, None]
+        own = query @ own_keys.transpose(-1, -2)
+        if self._own_bias_RT is not None:
+            own = own + self._own_bias_RT[mine, None, None, :now]
+        if fresh > 1:
+            later = torch.ones(fresh, fresh, dtype=torch.bool, device=own.device).triu(1)
+            own.view(total, kv, share, fresh, now)[..., self.used :].masked_fill_(later, float("-inf"))
+        weights = torch.cat([shared, fold(own)], dim=-1).softmax(dim=-1)
+        out = unfold(weights[..., :longest] @ self._prefix_values[layer][piece])
         out = out + unfold(weights[..., longest:]) @ own_values
-        return out.reshape(total, 1, heads, size)
+        return out.reshape(total, heads, fresh, size).transpose(1, 2)
+
+    def advance(self, lengths: Sequence[int] | None = None) -> None:
+        """Count what was brought: one token for each row, or ``lengths`` of them, padded on the right."""
+        if lengths is None:
+            self.used += 1
+            return
+        for row, length in enumerate(lengths):
+            if length < max(lengths):
+                self._hide(row, self.used + length, self.used + max(lengths))
+        self.used += max(lengths)
+
+    def recall(self, rows: Sequence[Own]) -> None:
+        """Begin with what each row has added before. Called first, if at all."""
+        longest = max(map(len, rows))
+        for row, own in enumerate(rows):
+            for layer in range(len(self._keys)):
+                self._keys[layer][row, :, : len(own)] = own.keys[layer]
+                self._values[layer][row, :, : len(own)] = own.values[layer]
+            if len(own) < longest:
+                self._hide(row, len(own), longest)
+        self.used = longest
+
+    def own(self, row: int) -> Own:
+        """A copy of what a row has added so far."""
+        if self._own_bias_RT is None:
+            chosen: Any = slice(0, self.used)
+        else:
+            chosen = (self._own_bias_RT[row, : self.used] == 0).nonzero()[:, 0]
+        keys, values = (
+            [part[row, :, chosen].clone() for part in parts] for parts in (self._keys, self._values)
+        )
+        return Own(keys, values)
 
     def keep(self, prompts_n: Tensor, slots_r: Tensor) -> None:
         """Go on with these prompts and rows only; ``slots_r`` lists n * G' rows, prompt by prompt."""
         self._prompts, self._rows = len(prompts_n), len(slots_r) // len(prompts_n)
-        self._bias = self._bias[prompts_n]
+        self._bias_NP = self._bias_NP[prompts_n]
+        if self._own_bias_RT is not None:
+            self._own_bias_RT = self._own_bias_RT[slots_r]
         for layer in range(len(self._keys)):
             self._keys[layer], self._values[layer] = self._keys[layer][slots_r], self._values[layer][slots_r]
-            self._prefix_keys[layer] = self._prefix_keys[layer][prompts_n]
-            self._prefix_values[layer] = self._prefix_values[layer][prompts_n]
+        # Not in place: the prefill's own lists serve whoever goes on from here later.
+        self._prefix_keys = [keys[prompts_n] for keys in self._prefix_keys]
+        self._prefix_values = [values[prompts_n] for values in self._prefix_values]
+
+    def _hide(self, row: int, start: int, stop: int) -> None:
+        if self._own_bias_RT is None:
+            total, _, slots, _ = self._keys[0].shape
+            self._own_bias_RT = self._keys[0].new_zeros(total, slots)
+        self._own_bias_RT[row, start:stop] = float("-inf")
 
 
 @final

@@ -17,14 +17,20 @@ class Sampling:
     Args:
         temperature: > 0 divides the logits; 0 takes the most likely token.
         max_new_tokens: tokens per turn, at least 1.
+        top_k: only this many most likely tokens are drawn from; 0 for all.
+        top_p: only the most likely tokens that together reach this probability, in (0, 1]; after ``top_k``.
     """
 
     temperature: float = 1.0
     max_new_tokens: int = 128
+    top_k: int = 0
+    top_p: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf") or self.max_new_tokens < 1:
             raise ValueError(f"{self}: expected a finite temperature >= 0 and max_new_tokens >= 1")
+        if self.top_k < 0 or not 0 < self.top_p <= 1:
+            raise ValueError(f"{self}: expected top_k >= 0 and top_p above 0 and at most 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +40,16 @@ class Request:
     Args:
         prompt_ids: every id of the context, at least one. Requests of equal prompts share a prefill.
         rng_key: integers that address the draws; equal keys give equal draws.
+        known: how many of the ids, from the first, an earlier request brought or drew. What the engine still
+            holds of them need not be read again.
+        goes_on: whether a later request may continue from here; what was read is then held until the next
+            call.
     """
 
     prompt_ids: tuple[int, ...]
     rng_key: tuple[int, ...]
+    known: int = 0
+    goes_on: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +59,7 @@ class Completion:
     Args:
         ids: sampled ids, the end-of-turn id included when it was drawn; never empty.
         logprobs: natural log of each id's probability under the distribution it was drawn from
-            (after temperature; of the plain softmax when the temperature is 0).
+            (after temperature and truncation; of the plain softmax when the temperature is 0).
         stop: ``"stop"`` after an end-of-turn id, ``"length"`` at ``max_new_tokens``.
     """
 
@@ -60,7 +72,11 @@ class Engine(Protocol):
     """Draws completions. Not thread-safe."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request, in order; a pure function of weights, requests and sampling."""
+        """One completion per request, in order.
+
+        A pure function of weights, requests and sampling, up to rounding: what earlier calls have read may
+        have been rounded otherwise. Equal calls in equal order since the weights were set give equal bits.
+        """
         ...
 
 

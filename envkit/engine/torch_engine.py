@@ -2,22 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from envkit.engine.attention import Decode, Prefill, register
+from envkit.engine.attention import Decode, Own, Prefill, register
+from envkit.engine.draw import draw
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
-from envkit.errors import ModelError
+from envkit.engine.waves import Prompt, compact, reown, waves
 
-#: Compaction copies the suffix keys; it pays once this share of the rows has finished.
-_COMPACT_BELOW = 0.75
 #: Work on pieces this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
 _PREFILL_TOKENS = 1024
-_DRAW_ROWS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Held:
+    """What was read of a conversation that may go on: all its ids but the last."""
+
+    prefix: Prefill
+    prompt: int
+    prompt_length: int
+    own: Own
+
+
+@dataclass(frozen=True, slots=True)
+class _Start:
+    """A wave that is ready to draw its first tokens."""
+
+    prefix: Prefill
+    lengths: list[int]
+    layout: Decode
+    logits_RV: Tensor
 
 
 @final
@@ -42,6 +61,7 @@ class TorchEngine:
         self._device = self._head.weight.device
         self._stop = torch.tensor(sorted(set(stop_ids)), device=self._device)
         self._max_rows = max_rows
+        self._held: dict[tuple[int, ...], _Held] = {}
 
     @torch.no_grad()
     def load(self, peft_model: Any | None, base: Any) -> None:
@@ -55,6 +75,7 @@ class TorchEngine:
         """
         from peft.tuners.lora import LoraLayer
 
+        self._held = {}
         if peft_model is None:
             own = dict(self._model.named_parameters())
             for name, weight in base.named_parameters():
@@ -71,36 +92,92 @@ class TorchEngine:
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        held: dict[int, _Held] = {}
+        new: dict[int, Prompt] = {}
+        old: dict[int, Prompt] = {}
+        for index, request in enumerate(requests):
+            found = self._held.get(request.prompt_ids[: request.known])
+            if found is None:
+                new[index] = len(request.prompt_ids), request.prompt_ids
+            else:
+                held[index] = found
+                old[index] = found.prompt_length, (id(found.prefix), found.prompt)
+        self._held = {}
         done: dict[int, Completion] = {}
-        for wave in _waves(requests, self._max_rows):
-            done |= self._decode(wave, requests, sampling)
+        for wave in waves(new, self._max_rows):
+            start = self._begin(wave, requests, sampling.max_new_tokens)
+            done |= self._decode(start, wave, requests, sampling)
+        for wave in waves(old, self._max_rows):
+            start = self._go_on(wave, requests, held, sampling.max_new_tokens)
+            done |= self._decode(start, wave, requests, sampling)
         return [done[index] for index in range(len(requests))]
 
+    def _begin(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
+        """Read new prompts."""
+        prompts = [requests[group[0]].prompt_ids for group in wave]
+        lengths = [len(ids) for ids in prompts]
+        prefix, logits_NV = self._prefill(prompts)
+        rows = max(map(len, wave))
+        layout = Decode(prefix, torch.tensor(lengths, device=self._device), rows, budget)
+        return _Start(prefix, lengths, layout, logits_NV.repeat_interleave(rows, dim=0))
+
+    def _go_on(
+        self,
+        wave: list[list[int]],
+        requests: Sequence[Request],
+        held: Mapping[int, _Held],
+        budget: int,
+    ) -> _Start:
+        """Read what was added to conversations, behind what is held of them."""
+        firsts, rows = [held[group[0]] for group in wave], max(map(len, wave))
+        prefix = Prefill.of([(first.prefix, first.prompt) for first in firsts])
+        lengths = [first.prompt_length for first in firsts]
+        slots = [index for group in wave for index in [*group, *[group[0]] * (rows - len(group))]]
+        owns = [held[index].own for index in slots]
+        read = [held[index].prompt_length + len(own) for index, own in zip(slots, owns, strict=True)]
+        added = [requests[index].prompt_ids[start:] for index, start in zip(slots, read, strict=True)]
+        fresh = max(map(len, added))
+        room = max(map(len, owns)) + fresh + budget
+        layout = Decode(prefix, torch.tensor(lengths, device=self._device), rows, room)
+        layout.recall(owns)
+        logits: list[Tensor] = []
+        count = max(_PREFILL_TOKENS // (rows * fresh), 1)
+        for start in range(0, len(wave), count):
+            layout.piece = slice(start, min(start + count, len(wave)))
+            mine = slice(layout.piece.start * rows, layout.piece.stop * rows)
+            padded = [[*ids, *[0] * (fresh - len(ids))] for ids in added[mine]]
+            ids_RS = torch.tensor(padded, device=self._device)
+            position_R = torch.tensor(read[mine], device=self._device)
+            positions_RS = position_R[:, None] + torch.arange(fresh, device=self._device)
+            hidden = self._forward(ids_RS, positions_RS, layout)
+            last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added[mine], strict=True)])
+            logits.append(self._head(last))
+        layout.piece = None
+        layout.advance([len(ids) for ids in added])
+        return _Start(prefix, lengths, layout, torch.cat(logits))
+
     def _decode(
-        self, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
+        self, start: _Start, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
     ) -> dict[int, Completion]:
         """Decode one wave; each of its lists holds the request indices of one prompt."""
         budget, device = sampling.max_new_tokens, self._device
-        prompts = [requests[group[0]].prompt_ids for group in wave]
-        lengths_N = torch.tensor([len(ids) for ids in prompts], device=device)
-        prefix, logits_NV = self._prefill(prompts)
-
+        layout, logits_RV = start.layout, start.logits_RV
         # The batch is a rectangle of prompts x rows; short groups are filled with slots nobody owns.
         rows = max(map(len, wave))
+        prompt_of = {index: prompt for prompt, group in enumerate(wave) for index in group}
         owners = [index for group in wave for index in [*group, *[-1] * (rows - len(group))]]
-        layout = Decode(prefix, lengths_N, rows, budget)
         draws_RT = torch.zeros(len(owners), budget, dtype=torch.float64, device=device)
+        position_R = torch.zeros(len(owners), dtype=torch.long, device=device)
         for slot, index in enumerate(owners):
             if index >= 0:
                 draws_RT[slot] = torch.from_numpy(uniforms(requests[index].rng_key, budget))
-        logits_RV = logits_NV.repeat_interleave(rows, dim=0)
-        position_R = lengths_N.repeat_interleave(rows)
-        sampled: dict[int, list[int]] = {index: [] for group in wave for index in group}
-        logprobs: dict[int, list[float]] = {index: [] for index in sampled}
+                position_R[slot] = len(requests[index].prompt_ids)
+        sampled: dict[int, list[int]] = {index: [] for index in prompt_of}
+        logprobs: dict[int, list[float]] = {index: [] for index in prompt_of}
         done: dict[int, Completion] = {}
 
         for step in range(budget):
-            token_R, logprob_R = _draw(logits_RV, draws_RT[:, step], sampling.temperature)
+            token_R, logprob_R = draw(logits_RV, draws_RT[:, step], sampling)
             stopped, tokens, drawn = map(_listed, (torch.isin(token_R, self._stop), token_R, logprob_R))
             for slot, (token, logprob) in enumerate(zip(tokens, drawn, strict=True)):
                 index = owners[slot]
@@ -112,18 +189,23 @@ class TorchEngine:
                     why = "stop" if stopped[slot] else "length"
                     done[index] = Completion(tuple(sampled[index]), tuple(logprobs[index]), why)
                     owners[slot] = -1
+                    if (request := requests[index]).goes_on:
+                        prompt = prompt_of[index]
+                        self._held[request.prompt_ids + done[index].ids] = _Held(
+                            start.prefix, prompt, start.lengths[prompt], layout.own(slot)
+                        )
             if len(done) == len(sampled):
                 break
-            kept = _compact(owners, rows)
+            kept = compact(owners, rows)
             if kept is not None:
                 prompts_n, slots_r = (torch.tensor(part, device=device) for part in kept)
                 layout.keep(prompts_n, slots_r)
                 rows = len(slots_r) // len(prompts_n)
-                owners = _reown(owners, kept[1])
+                owners = reown(owners, kept[1])
                 token_R, position_R, draws_RT = token_R[slots_r], position_R[slots_r], draws_RT[slots_r]
             hidden = self._forward(token_R[:, None], position_R[:, None], layout)
             logits_RV = self._head(hidden[:, 0])
-            layout.step += 1
+            layout.advance()
             position_R = position_R + 1
         return done
 
@@ -150,90 +232,6 @@ class TorchEngine:
         ).last_hidden_state
 
 
-def _pieces(values_R: Tensor) -> tuple[Tensor, ...]:
-    return torch.split(values_R, _DRAW_ROWS)
-
-
 def _listed(values: Tensor) -> list[Any]:
     """``Tensor.tolist``, which torch leaves untyped."""
     return cast("list[Any]", values.tolist())
-
-
-def _draw(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """One id per row and its log-probability; at temperature 0 the most likely id."""
-    parts = [
-        _draw_rows(logits.float(), uniform, temperature)
-        for logits, uniform in zip(_pieces(logits_RV), _pieces(uniform_R), strict=True)
-    ]
-    return torch.cat([token for token, _ in parts]), torch.cat([logprob for _, logprob in parts])
-
-
-def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """Draw by inverse CDF.
-
-    Searching the cumulative sum is several times cheaper on a CPU than ``torch.multinomial``, which
-    draws an exponential for every entry of the vocabulary.
-    """
-    if temperature > 0:
-        probs_RV = torch.softmax(logits_RV / temperature, dim=-1)
-        cdf_RV = probs_RV.cumsum(dim=-1)
-        if not bool(torch.isfinite(cdf_RV[:, -1]).all()):
-            raise ModelError("the model's logits are not finite: its weights are broken")
-        # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches the
-        # target has a probability above 0, even where the target is rounded up to the sum.
-        target_R1 = (uniform_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)
-        token_R1 = torch.searchsorted(cdf_RV, target_R1)
-    else:
-        probs_RV = torch.softmax(logits_RV, dim=-1)
-        token_R1 = logits_RV.argmax(dim=-1, keepdim=True)
-    return token_R1[:, 0], probs_RV.gather(1, token_R1)[:, 0].log()
-
-
-def _waves(requests: Sequence[Request], max_rows: int) -> list[list[list[int]]]:
-    """Requests grouped by prompt, groups packed into waves of at most ``max_rows`` rectangle slots.
-
-    Longest prompts first, so prompts of similar length share a wave and its padding stays small.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for index, request in enumerate(requests):
-        groups.setdefault(request.prompt_ids, []).append(index)
-    pieces = [
-        group[start : start + max_rows]
-        for group in groups.values()
-        for start in range(0, len(group), max_rows)
-    ]
-    pieces.sort(key=lambda piece: (-len(requests[piece[0]].prompt_ids), -len(piece), piece[0]))
-    waves: list[list[list[int]]] = []
-    for piece in pieces:
-        if waves:
-            widest = max(len(piece), *map(len, waves[-1]))
-            if widest * (len(waves[-1]) + 1) <= max_rows:
-                waves[-1].append(piece)
-                continue
-        waves.append([piece])
-    return waves
-
-
-def _compact(owners: list[int], rows: int) -> tuple[list[int], list[int]] | None:
-    """Which prompts and slots to go on with, as a smaller rectangle; ``None`` while it does not pay."""
-    alive = {
-        prompt: live
-        for prompt in range(len(owners) // rows)
-        if (live := [s for s in range(prompt * rows, (prompt + 1) * rows) if owners[s] >= 0])
-    }
-    widest = max(map(len, alive.values()))
-    if widest * len(alive) > _COMPACT_BELOW * len(owners):
-        return None
-    # A group with fewer rows than the widest is filled with copies of its first.
-    slots = [slot for live in alive.values() for slot in [*live, *[live[0]] * (widest - len(live))]]
-    return list(alive), slots
-
-
-def _reown(owners: list[int], slots: list[int]) -> list[int]:
-    """Owners after compaction; a slot's copies, which only fill the rectangle, belong to nobody."""
-    seen: set[int] = set()
-    result: list[int] = []
-    for slot in slots:
-        result.append(-1 if slot in seen else owners[slot])
-        seen.add(slot)
-    return result

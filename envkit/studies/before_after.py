@@ -199,9 +199,16 @@ class BeforeAfter:
             title="Code repair on held-out functions",
             ks=(1, self._plan.samples),
             config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
-            warnings=() if whole else ("The run was stopped early; this is what there is.",),
+            warnings=(
+                *(() if whole else ("The run was stopped early; this is what there is.",)),
+                *(f"Training ended early: {reason}." for reason in self._collapses()),
+            ),
         )
         return path
+
+    def _collapses(self) -> list[str]:
+        found = self._run.records("metrics")
+        return [str(record["reason"]) for record in found if record["phase"] == "collapse"]
 
     def _make_env(self) -> Env:
         tasks = [*self._train_tasks, *self._heldout]
@@ -229,7 +236,8 @@ class BeforeAfter:
             return True
         self._policy.sync()
         sampling = Sampling(self._plan.eval_temperature, self._plan.train.max_completion_length)
-        agent = LocalAgent(arm, self._policy.engine, self._policy.renderer, sampling)
+        turns = self._plan.train.max_turns
+        agent = LocalAgent(arm, self._policy.engine, self._policy.renderer, sampling, turns)
         return self._arms.play(rollouts, agent, arm, self._plan.samples)
 
     def _sft(self) -> bool:
@@ -309,4 +317,6 @@ class BeforeAfter:
 
                 trainer.train(go_on)
                 took(self._run, "reinforcement learning", started, tokens)
-            return trainer.step >= config.max_steps
+                if trainer.collapse:
+                    metrics.append({"phase": "collapse", "reason": trainer.collapse})
+            return trainer.step >= config.max_steps or bool(trainer.collapse)

@@ -115,6 +115,7 @@ def compare(
             policy.engine,
             policy.renderer,
             Sampling(settings.temperature, settings.max_completion_length),
+            settings.max_turns,
         )
 
     whole = True

@@ -12,7 +12,7 @@ import torch
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
 from envkit.train.config import TrainConfig
-from envkit.train.loss import clipped_loss, logprobs
+from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
 
@@ -65,11 +65,13 @@ def measure(policy: Policy) -> Speed:
     """Time one small rollout and one training forward and backward. Weights stay as they are."""
     prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
-    row = tuple(range(300, 300 + _ANSWER))
-    batch = pack(prompts[0], [Row(row, (True,) * _ANSWER, (0.0,) * _ANSWER, 1.0) for _ in range(12)])
+    ids = tuple(range(300, 300 + _ANSWER))
+    row = Row(ids, (True,) * _ANSWER, (0.0,) * _ANSWER, (1.0,) * _ANSWER)
+    batch = pack(prompts[0], [row] * 12)
+    settings, size = TrainConfig(), StepSize(12 * _ANSWER, 12)
 
     def learn() -> None:
-        clipped_loss(logprobs(policy.model, batch, 1.0), batch, 0.2).total.backward()
+        policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
         for parameter in policy.trainable():
             parameter.grad = None
 

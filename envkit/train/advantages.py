@@ -20,3 +20,23 @@ def group_advantages(rewards_G: Sequence[float]) -> NDArray[np.float64]:
     rewards = np.asarray(rewards_G, dtype=np.float64)
     # Rounding in the mean must not make equal rewards look mixed.
     return rewards - rewards.mean() if np.ptp(rewards) > 0 else np.zeros_like(rewards)
+
+
+def turn_advantages(rewards_GT: Sequence[Sequence[float]]) -> list[list[float]]:
+    """What each turn still earned, minus the mean of that over the episodes that had such a turn.
+
+    An episode that ended early is no yardstick for the turns that it did not need.
+
+    Args:
+        rewards_GT: each episode's rewards, turn by turn; their numbers of turns may differ.
+
+    >>> turn_advantages([[1.0], [0.0, 1.0], [0.0, 0.0]])
+    [[0.33333333333333337], [0.33333333333333337, 0.5], [-0.6666666666666666, -0.5]]
+    """
+    to_go = [np.cumsum(rewards[::-1])[::-1] for rewards in rewards_GT]
+    advantages: list[list[float]] = [[] for _ in rewards_GT]
+    for turn in range(max(map(len, rewards_GT))):
+        rows = [row for row, earned in enumerate(to_go) if len(earned) > turn]
+        for row, advantage in zip(rows, group_advantages([to_go[row][turn] for row in rows]), strict=True):
+            advantages[row].append(float(advantage))
+    return advantages

@@ -7,7 +7,7 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, get_args, get_type_hints
 
 from envkit.errors import ConfigError
 from envkit.models import DEFAULT_MODEL
@@ -35,7 +35,19 @@ class TrainConfig:
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
-        epsilon: clip range of the probability ratio.
+        loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
+        importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
+        epsilon: the probability ratio is clipped below at one minus this.
+        epsilon_high: and above at one plus this, the same as ``epsilon`` if ``None``; with ``"cispo"`` at
+            this itself, which must then be at least 1 (5.0 is usual).
+        beta: weight of the divergence from the model without its adapter; above 0 every step costs one more
+            forward pass, and groups of equal rewards are learned from too.
+        min_entropy: nats per sampled token; a step below it ends the run, which has collapsed.
+        max_kl: nats per token away from the model without its adapter; a step beyond it ends the run. Unless
+            ``None``, it costs a forward pass as ``beta`` does.
+        importance_sampling_mode: makes up for an engine that is not exact: ``"none"``, or
+            ``"token_truncate"``, ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
+        importance_sampling_clip_max: the weight beyond which that cuts off or leaves out.
         max_grad_norm: gradient norm is clipped to this.
         save_steps: steps between checkpoints.
         max_tokens_per_forward: a group larger than this is split over several forward passes.
@@ -57,7 +69,15 @@ class TrainConfig:
     num_generations: int = 16
     temperature: float = 1.0
     max_completion_length: int = 128
+    loss_type: str = "dapo"
+    importance_sampling_level: str = "token"
     epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    min_entropy: float = 0.001
+    max_kl: float | None = None
+    importance_sampling_mode: str = "none"
+    importance_sampling_clip_max: float = 3.0
     max_grad_norm: float = 1.0
     save_steps: int = 5
     max_tokens_per_forward: int = 2048
@@ -73,11 +93,38 @@ class TrainConfig:
             )
         if self.seed >= 2**32:  # numpy takes no more
             raise ConfigError(f"seed is {self.seed}; it must be less than 2**32")
-        for field in ("learning_rate", "sft_learning_rate", "temperature", "epsilon", "max_grad_norm"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be positive and finite")
+        for field in _POSITIVE:
+            if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{field} is {value}; it must be positive and finite")
+        for field in ("beta", "min_entropy"):
+            if not 0 <= (value := getattr(self, field)) < float("inf"):
+                raise ConfigError(f"{field} is {value}; it must be 0 or positive, and finite")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                known = ", ".join(choices)
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+        if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
+            raise ConfigError(
+                f"epsilon_high is {self.epsilon_high}; with loss_type 'cispo' it is the largest weight of a "
+                "token, at least 1 (5.0 is usual)"
+            )
+
+    def clip_range(self) -> tuple[float, float]:
+        """The smallest and the largest probability ratio that are not clipped."""
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        return (0.0, high) if self.loss_type == "cispo" else (1 - self.epsilon, 1 + high)
 
 
+_POSITIVE = (
+    *("learning_rate", "sft_learning_rate", "temperature", "epsilon", "epsilon_high", "max_grad_norm"),
+    *("max_kl", "importance_sampling_clip_max"),
+)
+_LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
+_CHOICES = {
+    "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
+    "importance_sampling_level": _LEVELS,
+    "importance_sampling_mode": ("none", *(f"{level}_{way}" for level in _LEVELS for way in _WAYS)),
+}
 _LEAST = {
     "seed": 0,
     "max_turns": 1,
@@ -107,11 +154,11 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     for key, value in values.items():
         if key not in hints:
             raise ConfigError(f"{where}: unknown key {key!r}; expected one of: {', '.join(sorted(hints))}")
-        wanted = hints[key]
-        if wanted is float and type(value) is int:
+        wanted = get_args(hints[key]) or (hints[key],)
+        if float in wanted and type(value) is int:
             value = float(value)
-        if type(value) is not wanted:
-            raise ConfigError(f"{where}: {key} is {value!r}; expected {wanted.__name__}")
+        if type(value) not in wanted:
+            raise ConfigError(f"{where}: {key} is {value!r}; expected {wanted[0].__name__}")
         checked[key] = value
     try:
         return TrainConfig(**checked)

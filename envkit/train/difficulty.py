@@ -34,6 +34,7 @@ def solve_rates(
         if len(ids) > max_completion_length:
             yield 0.0
             continue
-        row = Row(ids, (True,) * len(ids), (0.0,) * len(ids), 0.0)
+        nothing = (0.0,) * len(ids)
+        row = Row(ids, (True,) * len(ids), nothing, nothing)
         with torch.no_grad():
             yield math.exp(float(logprobs(policy.model, pack(prompt, [row]), temperature).sum()))

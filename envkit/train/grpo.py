@@ -1,8 +1,8 @@
 """LoRA reinforcement learning, the whole loop: pick tasks, play, compare within groups, step.
 
-GRPO (arXiv:2402.03300) without standard-deviation scaling (arXiv:2503.20783), token-level loss
-(arXiv:2503.14476), no KL term. One gradient step per batch of rollouts, on the exact tokens and
-log-probabilities that were recorded while sampling.
+GRPO (arXiv:2402.03300) without standard-deviation scaling (arXiv:2503.20783), a token-level loss unless
+another is asked for (arXiv:2503.14476), and advantages turn by turn. One gradient step per batch of rollouts,
+on the exact tokens and log-probabilities that were recorded while sampling.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import NamedTuple, final
 
 import torch
+from torch import Tensor
 
 from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
@@ -20,11 +21,11 @@ from envkit.errors import ContractError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.store import Journal, trajectory_to_json
 from envkit.train import checkpoint
-from envkit.train.advantages import group_advantages
+from envkit.train.advantages import turn_advantages
 from envkit.train.config import TrainConfig
 from envkit.train.curriculum import Curriculum
-from envkit.train.loss import clipped_loss, logprobs
-from envkit.train.packing import Row, chunks, merge, pack, row_of
+from envkit.train.loss import StepSize, logprobs, policy_loss
+from envkit.train.packing import Batch, Row, chunks, merge, pack, row_of
 from envkit.train.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -41,6 +42,8 @@ class StepMetrics:
         loss: the step's loss.
         grad_norm: before clipping.
         drift: mean |log-probability in the learner - when sampled| per token, in nats.
+        kl: mean estimated divergence from the model without its adapter per token learned from, in nats; 0
+            unless ``beta`` or ``max_kl`` asks for it.
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
@@ -54,11 +57,31 @@ class StepMetrics:
     loss: float
     grad_norm: float
     drift: float
+    kl: float
     clipped: float
     entropy: float
     completion_tokens: int
     rollout_s: float
     learn_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Lesson:
+    """One group to learn from: its prompt, its merged rows, and whether their outcomes differ."""
+
+    prompt: tuple[int, ...]
+    rows: list[Row]
+    mixed: bool
+
+
+class _Learned(NamedTuple):
+    """See `StepMetrics`."""
+
+    loss: float
+    grad_norm: float
+    drift: float
+    kl: float
+    clipped: float
 
 
 @final
@@ -99,27 +122,30 @@ class GRPOTrainer:
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         sampling = Sampling(config.temperature, config.max_completion_length)
-        self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling)
+        self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling, config.max_turns)
         self.step = 0
+        #: Why no further step would mend the policy; empty while it is well.
+        self.collapse = ""
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint, if there is one."""
         state = self._store.load(self._policy, self._optimizer)
         if state is None:
             return False
-        self.step = int(state["step"])
+        self.step, self.collapse = int(state["step"]), str(state.get("collapse", ""))
         self._curriculum.restore(state["curriculum"])
         return True
 
     def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
-        """Run until ``config.max_steps``, or until ``go_on`` says False after a step.
+        """Run until ``config.max_steps``, until `collapse`, or until ``go_on`` says False after a step.
 
         The last state is always checkpointed.
         """
-        while self.step < self._config.max_steps:
+        while self.step < self._config.max_steps and not self.collapse:
             metrics = self._one_step()
             self._metrics.append({"phase": "rl", **asdict(metrics)})
-            wanted = go_on(metrics)
+            self.collapse = _collapse(metrics, self._config)
+            wanted = go_on(metrics) and not self.collapse
             if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
                 self.save()
             if not wanted:
@@ -127,7 +153,7 @@ class GRPOTrainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        state = {"step": self.step, "curriculum": self._curriculum.state()}
+        state = {"step": self.step, "curriculum": self._curriculum.state(), "collapse": self.collapse}
         self._store.save(self.step, self._policy, self._optimizer, state)
 
     def _one_step(self) -> StepMetrics:
@@ -136,21 +162,22 @@ class GRPOTrainer:
         groups = self._play()
         self._episodes.sync()  # logged before use
         played = time.monotonic()
-        batches = self._learnable(groups)
+        lessons = self._lessons(groups)
         trajectories = [t for group in groups for t in group]
         valid = [t for t in trajectories if t.outcome is not Outcome.VOID]
         logged = [lp for t in valid for s in t.steps if s.turn.tokens for lp in s.turn.tokens.logprobs]
-        loss, grad_norm, drift, clipped = self._learn(batches, len(logged))
+        learned = self._learn(lessons, StepSize(len(logged), len(valid)))
         self.step += 1
         return StepMetrics(
             step=self.step,
             reward=sum(t.reward for t in valid) / max(len(valid), 1),
-            mixed=len(batches) / max(len(groups), 1),
+            mixed=sum(lesson.mixed for lesson in lessons) / max(len(groups), 1),
             void=1 - len(valid) / max(len(trajectories), 1),
-            loss=loss,
-            grad_norm=grad_norm,
-            drift=drift,
-            clipped=clipped,
+            loss=learned.loss,
+            grad_norm=learned.grad_norm,
+            drift=learned.drift,
+            kl=learned.kl,
+            clipped=learned.clipped,
             entropy=-sum(logged) / max(len(logged), 1),
             completion_tokens=len(logged),
             rollout_s=played - started,
@@ -175,46 +202,46 @@ class GRPOTrainer:
             self._curriculum.record(self.step, task, sum(t.solved for t in valid), len(valid))
         return groups
 
-    def _learnable(self, groups: Sequence[Sequence[Trajectory]]) -> list[tuple[tuple[int, ...], list[Row]]]:
-        """(prompt ids, rows) of every mixed group. The others have no gradient."""
-        learnable: list[tuple[tuple[int, ...], list[Row]]] = []
+    def _lessons(self, groups: Sequence[Sequence[Trajectory]]) -> list[_Lesson]:
+        """What has a gradient: a group that is not mixed has none unless ``beta`` gives it one."""
+        lessons: list[_Lesson] = []
         for group in groups:
             valid = [t for t in group if t.outcome is not Outcome.VOID]
             if not valid:
                 continue
-            advantages = group_advantages([t.reward for t in valid]).tolist()
-            if not any(advantages):
+            advantages = turn_advantages([[step.reward for step in t.steps] for t in valid])
+            mixed = any(any(row) for row in advantages)
+            if not mixed and self._config.beta == 0:
                 continue
-            rows = [row_of(t, a) for t, a in zip(valid, advantages, strict=True)]
+            rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
             prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
             if len(prompts) > 1:
                 raise ContractError(
                     f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
                     "observations; what reset() shows must follow from task and seed"
                 )
-            learnable.append((prompts.pop(), merge(rows)))
-        return learnable
+            lessons.append(_Lesson(prompts.pop(), merge(rows), mixed))
+        return lessons
 
-    def _learn(
-        self, batches: Sequence[tuple[tuple[int, ...], list[Row]]], tokens: int
-    ) -> tuple[float, float, float, float]:
-        """One optimizer step over all groups; returns loss, gradient norm, drift, clipped share.
+    def _learn(self, lessons: Sequence[_Lesson], size: StepSize) -> _Learned:
+        """One optimizer step over all groups.
 
-        ``tokens`` counts the unmixed groups too, so that a step with few mixed groups moves less.
+        ``size`` counts the unmixed ones too, so that a step with few mixed groups moves less.
         """
         config = self._config
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * min((self.step + 1) / max(config.warmup_steps, 1), 1.0)
-        loss = drift = 0.0
-        clipped = trained = 0
-        for prompt, rows in batches:
-            for chunk in chunks(prompt, rows, config.max_tokens_per_forward):
-                batch = pack(prompt, chunk)
-                terms = clipped_loss(
-                    logprobs(self._policy.model, batch, config.temperature), batch, config.epsilon
-                )
-                (terms.total / tokens).backward()
-                loss += float(terms.total.detach()) / tokens
+        loss = drift = kl = 0.0
+        clipped = trained = compared = 0
+        for lesson in lessons:
+            for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
+                batch = pack(lesson.prompt, chunk)
+                reference_N = self._reference(batch)
+                new_N = logprobs(self._policy.model, batch, config.temperature)
+                terms = policy_loss(new_N, batch, size, config, reference_N)
+                terms.total.backward()
+                loss, kl = loss + float(terms.total.detach()), kl + terms.kl
+                compared += int(batch.counts_N.sum())
                 drift, clipped, trained = drift + terms.drift, clipped + terms.clipped, trained + terms.tokens
         norm = 0.0
         if trained:
@@ -226,4 +253,28 @@ class GRPOTrainer:
                 )
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return loss, norm, drift / max(trained, 1), clipped / max(trained, 1)
+        return _Learned(loss, norm, drift / max(trained, 1), kl / max(compared, 1), clipped / max(trained, 1))
+
+    def _reference(self, batch: Batch) -> Tensor | None:
+        """What the model without its adapter gives, where it is needed."""
+        if self._config.beta == 0 and self._config.max_kl is None:
+            return None
+        model = self._policy.model
+        with torch.no_grad(), model.disable_adapter():
+            return logprobs(model, batch, self._config.temperature)
+
+
+def _collapse(metrics: StepMetrics, config: TrainConfig) -> str:
+    """What is past mending, as far as one step shows it; empty if nothing is."""
+    advice = "lower learning_rate, or raise beta"
+    if metrics.completion_tokens and metrics.entropy < config.min_entropy:
+        return (
+            f"step {metrics.step}: the policy has collapsed, with an entropy of {metrics.entropy:.2g} nats "
+            f"per token (min_entropy is {config.min_entropy:g}): it tries nothing else any more; {advice}"
+        )
+    if config.max_kl is not None and metrics.kl > config.max_kl:
+        return (
+            f"step {metrics.step}: the policy has left its base, {metrics.kl:.2g} nats per token away "
+            f"(max_kl is {config.max_kl:g}); {advice}"
+        )
+    return ""

@@ -20,15 +20,17 @@ class Row:
         ids: completion and observation tokens of all turns, in order.
         trained: which of them were sampled, same length.
         logprobs: log-probability at sampling time; 0.0 where not sampled.
-        advantage: the weight of its tokens' gradient. Equal rows are merged into one whose
-            advantage is the sum: the clipped loss is linear in it as long as its sign stays, so the
+        advantages: the weight of each token's gradient; 0.0 where not sampled.
+        count: how many equal rows this one stands for. Equal rows are merged into one whose
+            advantages are sums: every loss is linear in them as long as their signs stay, so the
             gradient is the same and the forward pass is paid once.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     logprobs: tuple[float, ...]
-    advantage: float
+    advantages: tuple[float, ...]
+    count: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +45,9 @@ class Batch:
         sources_N: index into S whose hidden state predicts a trained token.
         targets_N: the trained token's id.
         old_logprobs_N: its log-probability when it was sampled.
-        advantages_N: its row's advantage, summed over merged rows.
+        advantages_N: its advantage, summed over merged rows.
+        counts_N: how many rows were merged there.
+        rows_N: its row.
     """
 
     ids_1S: Tensor
@@ -54,10 +58,12 @@ class Batch:
     targets_N: Tensor
     old_logprobs_N: Tensor
     advantages_N: Tensor
+    counts_N: Tensor
+    rows_N: Tensor
 
 
-def row_of(trajectory: Trajectory, advantage: float) -> Row:
-    """The trained row of a token-exact trajectory.
+def row_of(trajectory: Trajectory, advantages: Sequence[float]) -> Row:
+    """The trained row of a token-exact trajectory, given one advantage per turn.
 
     Raises:
         ContractError: a turn carries no tokens, so there is nothing to train on.
@@ -65,7 +71,8 @@ def row_of(trajectory: Trajectory, advantage: float) -> Row:
     ids: list[int] = []
     trained: list[bool] = []
     logprobs: list[float] = []
-    for index, step in enumerate(trajectory.steps):
+    weights: list[float] = []
+    for index, (step, advantage) in enumerate(zip(trajectory.steps, advantages, strict=True)):
         tokens = step.turn.tokens
         if tokens is None:
             raise ContractError(f"agent {trajectory.agent} records no tokens; it cannot be trained")
@@ -73,16 +80,18 @@ def row_of(trajectory: Trajectory, advantage: float) -> Row:
         ids += [*seen, *tokens.completion_ids]
         trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
         logprobs += [0.0] * len(seen) + list(tokens.logprobs)
-    return Row(tuple(ids), tuple(trained), tuple(logprobs), advantage)
+        weights += [0.0] * len(seen) + [advantage] * len(tokens.completion_ids)
+    return Row(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights))
 
 
 def merge(rows: Sequence[Row]) -> list[Row]:
-    """Rows of equal ids and sign made one, first come first; see `Row.advantage`."""
-    merged: dict[tuple[tuple[int, ...], tuple[bool, ...], bool], Row] = {}
+    """Rows of equal ids and signs made one, first come first; see `Row.count`."""
+    merged: dict[tuple[tuple[int, ...], tuple[bool, ...], tuple[bool, ...]], Row] = {}
     for row in rows:
-        key = (row.ids, row.trained, row.advantage > 0)
+        key = (row.ids, row.trained, tuple(advantage > 0 for advantage in row.advantages))
         if seen := merged.get(key):
-            merged[key] = replace(seen, advantage=seen.advantage + row.advantage)
+            both = zip(seen.advantages, row.advantages, strict=True)
+            merged[key] = replace(seen, advantages=tuple(map(sum, both)), count=seen.count + row.count)
         else:
             merged[key] = row
     return list(merged.values())
@@ -110,14 +119,18 @@ def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
     targets: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
-    for row in rows:
+    counts: list[int] = []
+    owners: list[int] = []
+    for index, row in enumerate(rows):
         start = len(ids)
         for offset, (token, trained) in enumerate(zip(row.ids, row.trained, strict=True)):
             if trained:
                 sources.append(start + offset - 1 if offset else len(prompt) - 1)
                 targets.append(token)
                 old.append(row.logprobs[offset])
-                advantages.append(row.advantage)
+                advantages.append(row.advantages[offset])
+                counts.append(row.count)
+                owners.append(index)
         ids += row.ids
         positions += range(len(prompt), len(prompt) + len(row.ids))
     return Batch(
@@ -128,5 +141,7 @@ def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
         sources_N=torch.tensor(sources),
         targets_N=torch.tensor(targets),
         old_logprobs_N=torch.tensor(old),
-        advantages_N=torch.tensor(advantages),
+        advantages_N=torch.tensor(advantages, dtype=torch.float32),
+        counts_N=torch.tensor(counts, dtype=torch.float32),
+        rows_N=torch.tensor(owners),
     )

@@ -46,7 +46,7 @@ class StubEngine:
 
 
 def agent_of(engine: StubEngine) -> LocalAgent:
-    return LocalAgent("policy", engine, renderer(), Sampling(1.0, 5))
+    return LocalAgent("policy", engine, renderer(), Sampling(1.0, 5), max_turns=3)
 
 
 def key(row: int, group: int = 0) -> EpisodeKey:
@@ -86,6 +86,8 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
         for number, record in enumerate(records):
             tokens = tokens_of(record.turn)
             (request,) = [r for r in engine.asked[number] if r.rng_key == (1, 2, 0, row, number)]
+            assert request.known == len(history)
+            assert request.goes_on == (number < 2)
             history += tokens.prompt_ids
             assert request.prompt_ids == history, "the engine read something else than was recorded"
             history += tokens.completion_ids
@@ -95,7 +97,7 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             assert [i for i in tokens.prompt_ids if i in ends] == [i for i in expected if i in ends]
         if records:
             row_trained = row_of(
-                Trajectory(key(row), "e", "policy", tuple(records), Outcome.FAILED), advantage=1.0
+                Trajectory(key(row), "e", "policy", tuple(records), Outcome.FAILED), [1.0] * len(records)
             )
             first = tokens_of(records[0].turn).prompt_ids
             assert (*first, *row_trained.ids) == history

@@ -53,11 +53,11 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
     owners = [0, 1, 2, 3]
 
     def step() -> Tensor:
-        own = torch.stack([torch.eye(size)[longest + budget * row + layout.step] for row in owners])
+        own = torch.stack([torch.eye(size)[longest + budget * row + layout.used] for row in owners])
         count = len(owners)
         value = own[:, None, None].expand(count, 2, 1, size)
         out = layout.attend(0, zeros(count, 4, 1, size), zeros(count, 2, 1, size), value, 1.0)
-        layout.step += 1
+        layout.advance()
         return out[:, 0, 3]
 
     for now in (1, 2):

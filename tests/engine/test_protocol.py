@@ -32,3 +32,9 @@ def test_draws_are_uniform_over_keys() -> None:
 def test_sampling_out_of_range_is_refused(temperature: float, tokens: int) -> None:
     with pytest.raises(ValueError, match="expected a finite temperature >= 0 and max_new_tokens >= 1"):
         Sampling(temperature, tokens)
+
+
+@pytest.mark.parametrize(("top_k", "top_p"), [(-1, 1.0), (0, 0.0), (0, 1.1), (0, math.nan)])
+def test_truncation_out_of_range_is_refused(top_k: int, top_p: float) -> None:
+    with pytest.raises(ValueError, match="expected top_k >= 0 and top_p above 0 and at most 1"):
+        Sampling(top_k=top_k, top_p=top_p)

@@ -17,7 +17,9 @@ from hypothesis import strategies as st
 
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
+from envkit.engine.draw import draw
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.waves import waves
 from envkit.errors import ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
@@ -106,16 +108,97 @@ def test_a_request_alone_draws_what_it_draws_among_others(ref: ModelRef) -> None
 
 
 def test_one_prompt_in_many_requests_is_prefilled_once(ref: ModelRef) -> None:
-    engine, seen = tiny.engine(ref), list[tuple[int, int]]()
-    forward = engine._forward  # pyright: ignore[reportPrivateUsage]
+    engine = tiny.engine(ref)
+    seen = forwarded(engine)
+    engine.generate(requests(((30, 8), (20, 8))), Sampling(1.0, 3))
+    assert seen == [(2, 30), (16, 1), (16, 1)]
+
+
+def following(asked: Sequence[Request], drawn: Sequence[Completion], turn: int) -> list[Request]:
+    """Requests that go on where others ended, each with ids of its own; a fifth of them is over."""
+    made: list[Request] = []
+    for number, (request, completion) in enumerate(zip(asked, drawn, strict=True)):
+        if number % 5 != turn:
+            read = request.prompt_ids + completion.ids
+            added = tiny.prompt(1 + (7 * number + turn) % 11, seed=1000 * turn + number)
+            made.append(Request((*read, *added), (*request.rng_key, turn), known=len(read), goes_on=True))
+    return made
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("pieces", "max_rows"), [(1024, 128), (32, 6)])
+def test_a_conversation_goes_on_as_if_it_were_read_anew(
+    family: str, pieces: int, max_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", pieces)
+    ref = tiny.make(tmp_path, family)
+    engine, plain = tiny.engine(ref, STOPS, max_rows), tiny.plain(ref)
+    asked = [dataclasses.replace(request, goes_on=True) for request in requests()]
+    for turn in range(4):
+        drawn = engine.generate(asked, Sampling(1.0, 9))
+        assert {completion.stop for completion in drawn} == {"stop", "length"}
+        check(plain, asked, drawn, 1.0)
+        asked = following(asked, drawn, turn)
+        # Somebody new joins in.
+        asked.append(Request(tiny.prompt(20 + turn, seed=turn), (9, turn), goes_on=True))
+
+
+def forwarded(engine: Any) -> list[tuple[int, int]]:
+    """The shapes of all forward passes from now on."""
+    seen, forward = list[tuple[int, int]](), engine._forward
 
     def spy(ids: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
         seen.append((ids.shape[0], ids.shape[1]))
         return forward(ids, positions, layout)
 
-    engine._forward = spy  # pyright: ignore[reportPrivateUsage, reportAttributeAccessIssue]
-    engine.generate(requests(((30, 8), (20, 8))), Sampling(1.0, 3))
-    assert seen == [(2, 30), (16, 1), (16, 1)]
+    engine._forward = spy
+    return seen
+
+
+def test_what_was_read_is_not_read_again(ref: ModelRef) -> None:
+    engine = tiny.engine(ref)
+    asked = [dataclasses.replace(request, goes_on=True) for request in requests(((30, 4), (20, 4)))]
+    drawn = engine.generate(asked, Sampling(1.0, 3))
+    read = [request.prompt_ids + completion.ids for request, completion in zip(asked, drawn, strict=True)]
+    later = [Request((*ids, 5, 6, 7), (row,), known=len(ids)) for row, ids in enumerate(read)]
+    seen = forwarded(engine)
+    first = engine.generate(later, Sampling(1.0, 2))
+    # The last token that was drawn, and the three that were added.
+    assert seen == [(8, 4), (8, 1)]
+    del seen[:]
+    again = engine.generate(later, Sampling(1.0, 2))
+    assert seen[0] == (8, 36), "held longer than until the next call"
+    check(tiny.plain(ref), later, first, 1.0)
+    check(tiny.plain(ref), later, again, 1.0)
+
+
+def test_new_weights_forget_what_was_read_with_the_old(ref: ModelRef) -> None:
+    policy = tiny.policy(ref, shaken=0.1)
+    (drawn,) = policy.engine.generate([Request((5, 6, 7), (1,), goes_on=True)], Sampling(1.0, 3))
+    policy.sync()
+    ids = (5, 6, 7, *drawn.ids)
+    seen = forwarded(policy.engine)
+    policy.engine.generate([Request((*ids, 8), (2,), known=len(ids))], Sampling(1.0, 1))
+    assert seen == [(1, len(ids) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("top_k", "top_p"), [(5, 1.0), (0, 0.6), (40, 0.9), (1, 1.0), (10**6, 1.0), (0, 1e-9)]
+)
+def test_truncation_is_that_of_transformers(top_k: int, top_p: float) -> None:
+    from transformers.generation.logits_process import TopKLogitsWarper, TopPLogitsWarper
+
+    logits = 3 * torch.randn(40, 300, generator=torch.Generator().manual_seed(0))
+    kept: Any = logits / 0.8
+    for warper in [*([TopKLogitsWarper(top_k)] if top_k else []), TopPLogitsWarper(top_p)]:
+        kept = warper(torch.zeros(40, 1), kept)
+    probs = kept.double().softmax(-1)
+    numbers = torch.from_numpy(uniforms((1,), 40))
+    token, logprob = draw(logits, numbers, Sampling(0.8, top_k=top_k, top_p=top_p))
+    assert torch.equal(token, (probs.cumsum(-1) < numbers[:, None]).sum(-1))
+    torch.testing.assert_close(
+        logprob.double(), probs.gather(1, token[:, None])[:, 0].log(), atol=1e-5, rtol=0
+    )
 
 
 def test_temperature_0_is_the_greedy_search_of_transformers(ref: ModelRef) -> None:
@@ -172,7 +255,7 @@ def test_frequencies_match_the_softmax(ref: ModelRef, temperature: float) -> Non
 def test_an_impossible_token_is_never_drawn(number: float) -> None:
     logits = torch.full((1, 50), float("-inf"))
     logits[0, 20:30] = torch.randn(10, generator=torch.Generator().manual_seed(0))
-    token, logprob = torch_engine._draw(logits, torch.tensor([number], dtype=torch.float64), 1.0)  # pyright: ignore[reportPrivateUsage]
+    token, logprob = draw(logits, torch.tensor([number], dtype=torch.float64), Sampling(1.0))
     assert 20 <= int(token) < 30 or number == 0.0
     assert number == 0.0 or torch.isfinite(logprob).all()
 
@@ -185,12 +268,12 @@ def test_waves_hold_every_request_once_within_the_limit(groups: list[tuple[int, 
         for group, (length, count) in enumerate(groups)
         for row in range(count)
     ]
-    waves = torch_engine._waves(asked, limit)  # pyright: ignore[reportPrivateUsage]
-    assert sorted(index for wave in waves for group in wave for index in group) == list(range(len(asked)))
-    for wave in waves:
+    found = waves({i: (len(each.prompt_ids), each.prompt_ids) for i, each in enumerate(asked)}, limit)
+    assert sorted(index for wave in found for group in wave for index in group) == list(range(len(asked)))
+    for wave in found:
         assert len(wave) * max(map(len, wave)) <= limit
         assert all(len({asked[index].prompt_ids for index in group}) == 1 for group in wave)
-    lengths = [len(asked[group[0]].prompt_ids) for wave in waves for group in wave]
+    lengths = [len(asked[group[0]].prompt_ids) for wave in found for group in wave]
     assert all(a >= b for a, b in pairwise(lengths))
 
 

@@ -31,6 +31,17 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
         ({"sft_examples": 5}, "sft_examples is 5; it must be 0 or at least sft_batch_size, 12"),
         ({"epsilon": -0.2}, "epsilon is -0.2"),
+        ({"epsilon_high": 0}, "epsilon_high is 0.0; it must be positive and finite"),
+        ({"epsilon_high": "0.3"}, "epsilon_high is '0.3'; expected float"),
+        ({"beta": -1}, "beta is -1.0; it must be 0 or positive, and finite"),
+        ({"min_entropy": -0.1}, "min_entropy is -0.1; it must be 0 or positive, and finite"),
+        ({"max_kl": 0.0}, "max_kl is 0.0; it must be positive and finite"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
+        ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
+        ({"importance_sampling_mode": "mask"}, "importance_sampling_mode is 'mask'; expected one of: none, "),
+        ({"importance_sampling_clip_max": 0.0}, "importance_sampling_clip_max is 0.0; it must be positive"),
+        ({"loss_type": "cispo"}, "epsilon_high is None; with loss_type 'cispo' it is the largest weight"),
+        ({"loss_type": "cispo", "epsilon_high": 0.3}, "epsilon_high is 0.3; with loss_type 'cispo'"),
     ],
 )
 def test_errors_name_origin_and_field(values: dict[str, Any], problem: str) -> None:
@@ -43,7 +54,7 @@ def test_a_whole_number_is_good_enough_for_a_float() -> None:
 
 
 def test_round_trip() -> None:
-    changed = dataclasses.replace(TrainConfig(), seed=5, learning_rate=3e-5, model="a/b", max_turns=3)
+    changed = dataclasses.replace(TrainConfig(), seed=5, learning_rate=3e-5, model="a/b", epsilon_high=0.3)
     assert from_mapping(to_mapping(changed), "x") == changed
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -251,6 +252,43 @@ class ShowsAClock(tiny.LetterEnv):
 def test_one_visit_with_different_prompts_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"environment letter began one visit of task \w with different"):
         train(make(tmp_path / "run", env=ShowsAClock))
+
+
+@pytest.mark.parametrize(
+    ("guard", "reason"),
+    [
+        ({"min_entropy": 100.0}, "step 1: the policy has collapsed, with an entropy of .*min_entropy is 100"),
+        ({"max_kl": 1e-9}, "step [23]: the policy has left its base, .*max_kl is 1e-09"),
+    ],
+)
+def test_a_collapse_ends_the_run_for_good(
+    make: Make, tmp_path: Path, guard: dict[str, float], reason: str
+) -> None:
+    config = dataclasses.replace(CONFIG, save_steps=100, **guard)  # pyright: ignore[reportArgumentType]
+    trainer = make(tmp_path / "run", config)
+    seen = train(trainer)
+    assert re.match(reason, trainer.collapse)
+    assert len(seen) == trainer.step < config.max_steps
+    second = make(tmp_path / "run", config)
+    assert second.resume()
+    assert (second.step, second.collapse) == (trainer.step, trainer.collapse)
+    assert train(second) == []
+
+
+def test_a_tie_to_the_base_is_learned_from_in_every_group(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    assert [metrics.kl for metrics in train(make(tmp_path / "free", config))] == [0.0, 0.0]
+    first, second = train(make(tmp_path / "near", dataclasses.replace(config, beta=9.0)))
+    assert first.kl == pytest.approx(0, abs=1e-9)  # a new adapter changes nothing
+    assert second.kl > 0
+    tasks = [dataclasses.replace(task, metadata={"letter": "\0"}) for task in TASKS]  # which nobody says
+    tied = make(tmp_path / "tied", dataclasses.replace(config, beta=9.0), policy=None, tasks=tasks)
+    with torch.no_grad():
+        for parameter in tied._policy.trainable():  # pyright: ignore[reportPrivateUsage]
+            parameter.add_(0.05)
+    (first, _) = train(tied)
+    assert (first.mixed, first.reward) == (0.0, 0.0)
+    assert first.grad_norm > 0
 
 
 def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) -> None:

@@ -16,7 +16,8 @@ KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
 def row(ids: str, advantage: float = 1.0, trained: str | None = None) -> Row:
     """A row of letters; ``trained`` marks sampled ones with ``x``."""
     marks = tuple(mark == "x" for mark in (trained or "x" * len(ids)))
-    return Row(tuple(map(ord, ids)), marks, tuple(-0.5 * mark for mark in marks), advantage)
+    old, advantages = (tuple(value * mark for mark in marks) for value in (-0.5, advantage))
+    return Row(tuple(map(ord, ids)), marks, old, advantages)
 
 
 def turn(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], logprobs: tuple[float, ...]) -> Turn:
@@ -28,25 +29,25 @@ def trajectory(*turns: Turn) -> Trajectory:
 
 
 def test_a_row_is_all_that_follows_the_first_prompt() -> None:
-    made = row_of(trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), 0.25)
+    made = row_of(trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), [0.25, -0.5])
     assert made.ids == (3, 4, 5, 6, 7)
     assert made.trained == (True, True, False, False, True)
     assert made.logprobs == (-0.3, -0.4, 0.0, 0.0, -0.7)
-    assert made.advantage == 0.25
+    assert made.advantages == (0.25, 0.25, 0.0, 0.0, -0.5)
 
 
 def test_a_turn_without_tokens_cannot_be_trained() -> None:
     with pytest.raises(ContractError, match="records no tokens"):
-        row_of(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), 1.0)
+        row_of(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
 
 
 def test_equal_rows_of_one_sign_are_merged() -> None:
     merged = merge([row("ab", 0.5), row("ac", 0.5), row("ab", 0.5), row("ab", 0.25), row("ab", -0.5)])
-    assert [(r.ids, r.advantage) for r in merged] == [
-        ((97, 98), 1.25),
-        ((97, 99), 0.5),
+    assert [(r.ids, r.advantages, r.count) for r in merged] == [
+        ((97, 98), (1.25, 1.25), 3),
+        ((97, 99), (0.5, 0.5), 1),
         # The clip depends on the sign: these two cannot be one.
-        ((97, 98), -0.5),
+        ((97, 98), (-0.5, -0.5), 1),
     ]
 
 
@@ -62,7 +63,7 @@ rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, m
 def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limit: int) -> None:
     rows = [row(text, advantage=index) for index, text in enumerate(texts)]
     split = list(chunks((0,) * prompt, rows, limit))
-    assert sorted(r.advantage for chunk in split for r in chunk) == [r.advantage for r in rows]
+    assert sorted(r.advantages[0] for chunk in split for r in chunk) == [r.advantages[0] for r in rows]
     for chunk in split:
         assert len(chunk) == 1 or prompt + sum(len(r.ids) for r in chunk) <= limit
 
@@ -90,3 +91,5 @@ def test_only_sampled_tokens_are_trained() -> None:
     assert batch.sources_N.tolist() == [2, 5, 2, 7]
     assert batch.advantages_N.tolist() == [0.5, 0.5, -1.0, -1.0]
     assert batch.old_logprobs_N.tolist() == [-0.5] * 4
+    assert batch.rows_N.tolist() == [0, 0, 1, 1]
+    assert batch.counts_N.tolist() == [1.0] * 4

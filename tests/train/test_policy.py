@@ -23,7 +23,7 @@ PROMPT = tiny.prompt(9, seed=2)
 def scores(policy: Policy) -> torch.Tensor:
     ids = tiny.prompt(7, seed=3)
     with torch.no_grad():
-        return logprobs(policy.model, pack(PROMPT, [Row(ids, (True,) * 7, (0.0,) * 7, 1.0)]), 1.0)
+        return logprobs(policy.model, pack(PROMPT, [Row(ids, (True,) * 7, (0.0,) * 7, (1.0,) * 7)]), 1.0)
 
 
 def test_a_new_adapter_changes_nothing(ref: ModelRef) -> None:

@@ -1,0 +1,381 @@
+"""Times sampling and learning beside TRL and transformers: equal weights, tokens, threads and dtype.
+
+    generate short   32 answers of 64 tokens to one prompt of 20 tokens
+    generate long    the same to one of 600
+    learner          loss and gradient of one group: a prompt of 512 tokens, 16 answers of 64
+    step             a whole step: 16 episodes of one turn (prompt about 500, answer 64), gradient, update
+    multi-turn step  the same with three turns (prompt about 300, between answers about 60 tokens)
+
+TRL samples by transformers' ``generate``, timed here on plain weights, without what an adapter would cost.
+A step is timed on the trainers themselves, both with a LoRA adapter of rank 16 on all linear layers. TRL's
+part of the one with turns is put together here as its loop over tools does it: sample, add to every row what
+was observed, sample from there; then its own loss. Answers never end early. Rounds are shuffled; medians are
+reported, and ratios of medians. Writes ``runs/bench/train.json`` and ``.md``. Exits 1 if a bar is missed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import platform
+import random
+import sys
+import tempfile
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Generator, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from statistics import median, quantiles
+from typing import Any, Final
+
+import torch
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+
+import tiny
+
+from envkit.checks import check
+from envkit.engine.protocol import Request, Sampling
+from envkit.engine.torch_engine import TorchEngine
+from envkit.env import Effect, Env
+from envkit.models import DEFAULT_MODEL, resolve
+from envkit.rollout import Rollouts
+from envkit.store import Journal
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import GRPOTrainer
+from envkit.train.loss import StepSize, logprobs, policy_loss
+from envkit.train.packing import Row, pack
+from envkit.train.policy import Policy
+from envkit.types import Task
+
+ROOT = Path(__file__).parents[2]
+ROUNDS: Final = int(os.environ.get("ROUNDS", "5"))
+NEW, GROUP = 64, 16
+#: Ratio of medians -> what is timed, and the least that it should be.
+BARS: Final = {
+    "generate_long_vs_trl": ("generate long", 5.0),
+    "generate_short_vs_trl": ("generate short", 2.0),
+    "learner_vs_trl": ("learner", 5.0),
+    "step_vs_trl": ("step", 5.0),
+    "multiturn_step_vs_trl": ("multi-turn step", 2.5),
+}
+#: Operation -> tokens forwarded by envkit and by TRL, counting every row's prompt as often as it is read.
+TOKENS: Final = {
+    "generate long": (600 + 32 * NEW, 32 * (600 + NEW)),
+    "generate short": (20 + 32 * NEW, 32 * (20 + NEW)),
+    "learner": (512 + GROUP * NEW, GROUP * (512 + NEW)),
+    "step": (2 * (500 + GROUP * NEW), 2 * GROUP * (500 + NEW)),
+    "multi-turn step": (
+        2 * (300 + GROUP * (3 * NEW + 2 * 60)),
+        GROUP * ((300 + NEW) + (360 + 2 * NEW) + (420 + 3 * NEW) + (420 + 3 * NEW)),
+    ),
+}
+
+
+def reward(text: str) -> float:
+    """Half of all answers are right, whatever they say."""
+    return float(zlib.crc32(text.encode()) & 1)
+
+
+class Coin(Env):
+    """Any last answer, by `reward`."""
+
+    id = "coin"
+    #: What is observed between two answers.
+    between = ""
+
+    def setup(self, task: Task) -> str:
+        self._said = ""
+        return task.prompt
+
+    def apply(self, action: str) -> Effect:
+        self._said = action
+        return Effect(self.between)
+
+    @check()
+    def is_heads(self) -> bool:
+        """Whether the answer counts as right."""
+        return bool(reward(self._said))
+
+
+def generating(policy: Policy, plain: Any, length: int) -> dict[str, Callable[[], None]]:
+    """Sample 32 answers to one prompt."""
+    prompt = tiny.prompt(length, seed=length)
+    requests = [Request(prompt, (0, row)) for row in range(32)]
+    ids = torch.tensor(prompt).repeat(32, 1)
+    from transformers import GenerationConfig
+
+    asked = GenerationConfig(
+        max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=0
+    )
+
+    def ours() -> None:
+        drawn = policy.engine.generate(requests, Sampling(1.0, NEW))
+        expect(sum(len(each.ids) for each in drawn), 32 * NEW)
+
+    def theirs() -> None:
+        with torch.no_grad():
+            found = plain.generate(
+                input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=asked
+            )
+        expect(found[:, length:].numel(), 32 * NEW)
+
+    return {"envkit": ours, "TRL": theirs}
+
+
+def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], None]]:
+    """Loss and gradient of one group of equal shape."""
+    prompt = tiny.prompt(512, seed=1)
+    rows = [
+        Row(tiny.prompt(NEW, seed=10 + row), (True,) * NEW, (-8.0,) * NEW, ((-1.0) ** row,) * NEW)
+        for row in range(GROUP)
+    ]
+    size, settings, batch = StepSize(GROUP * NEW, GROUP), TrainConfig(), pack(prompt, rows)
+    padded = {
+        "prompt_ids": torch.tensor(prompt).repeat(GROUP, 1),
+        "prompt_mask": torch.ones(GROUP, 512, dtype=torch.long),
+        "completion_ids": torch.tensor([row.ids for row in rows]),
+        "completion_mask": torch.ones(GROUP, NEW, dtype=torch.long),
+        "old_per_token_logps": torch.tensor([row.logprobs for row in rows]),
+        "advantages": torch.tensor([row.advantages[0] for row in rows]),
+        "num_items_in_batch": torch.tensor(GROUP * NEW),
+    }
+    norms: dict[str, float] = {}
+
+    def finish(way: str, parameters: Sequence[torch.nn.Parameter]) -> None:
+        grads = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        norms[way] = float(torch.stack([grad.norm() for grad in grads]).norm())
+        for parameter in parameters:
+            parameter.grad = None
+        if len(norms) == 2 and abs(norms["envkit"] / norms["TRL"] - 1) > 1e-3:
+            raise SystemExit(f"the gradients differ: {norms}")
+
+    def ours() -> None:
+        policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
+        finish("envkit", policy.trainable())
+
+    def theirs() -> None:
+        trainer._compute_loss(trainer.model, padded).backward()
+        finish("TRL", [parameter for parameter in trainer.model.parameters() if parameter.requires_grad])
+
+    return {"envkit": ours, "TRL": theirs}
+
+
+def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
+    """TRL's trainer with the fastest settings that train the same: no checkpointing, no reference model."""
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM
+
+    library: Any = trl
+    trainer: Any = library.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            policy.ref.path, dtype=torch.float32, attn_implementation="sdpa"
+        ),
+        processing_class=policy.tokenizer,
+        reward_funcs=lambda completions, **_: [reward(text) for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": prompt}] * 64),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        args=library.GRPOConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=GROUP,
+            num_generations=GROUP,
+            max_completion_length=NEW,
+            generation_kwargs={"min_new_tokens": NEW},
+            loss_type="dapo",
+            scale_rewards="none",
+            beta=0.0,
+            max_steps=1,
+            learning_rate=1e-6,
+            logging_steps=10**6,
+            save_strategy="no",
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+            seed=0,
+        ),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    return trainer
+
+
+def our_trainer(policy: Policy, prompt: str, folder: Path, max_turns: int = 1) -> GRPOTrainer:
+    """This project's trainer on one group at a time."""
+    tasks = [Task(str(number), "train", prompt, {}) for number in range(ROUNDS + 8)]
+    config = TrainConfig(
+        max_steps=10**6,
+        max_turns=max_turns,
+        groups_per_step=1,
+        num_generations=GROUP,
+        max_completion_length=NEW,
+        learning_rate=1e-6,
+        save_steps=10**6,
+    )
+    rollouts = Rollouts(lambda: Coin(tasks=tasks, sandbox=tiny.MemoryBackend(), max_turns=max_turns))
+    folder.mkdir()
+    metrics, episodes = (Journal(folder / name) for name in ("metrics.jsonl", "episodes.jsonl"))
+    store = CheckpointStore(folder / "checkpoints")
+    return GRPOTrainer(policy, tasks, rollouts, config, metrics, episodes, store)
+
+
+def stepping(policy: Policy, trainer: Any, prompt: str, folder: Path) -> dict[str, Callable[[], None]]:
+    """One step of each trainer."""
+    mine = our_trainer(policy, prompt, folder / "one turn")
+
+    def ours() -> None:
+        expect(mine._one_step().completion_tokens, GROUP * NEW)
+
+    def theirs() -> None:
+        trainer.train()
+
+    return {"envkit": ours, "TRL": theirs}
+
+
+def turning(policy: Policy, trainer: Any, folder: Path) -> dict[str, Callable[[], None]]:
+    """One step of three turns of each trainer."""
+    words = policy.tokenizer.decode(tiny.prompt(265, seed=4))
+    Coin.between = policy.tokenizer.decode(tiny.prompt(45, seed=6))
+    mine = our_trainer(policy, words, folder / "three turns", max_turns=3)
+    optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
+    prompt = torch.tensor(policy.renderer.first(words)).repeat(GROUP, 1)
+    seen = torch.tensor(policy.renderer.following(Coin.between, closed=False)).repeat(GROUP, 1)
+
+    def ours() -> None:
+        expect(mine._one_step().completion_tokens, 3 * GROUP * NEW)
+
+    def theirs() -> None:
+        ids, sampled = prompt, [torch.zeros_like(prompt)]
+        for turn in range(3):
+            before = ids.shape[1]
+            with torch.no_grad():
+                ids = trainer.model.generate(
+                    input_ids=ids,
+                    attention_mask=torch.ones_like(ids),
+                    generation_config=trainer.generation_config,
+                )
+            sampled.append(torch.ones_like(ids[:, before:]))
+            if turn < 2:
+                ids = torch.cat([ids, seen], dim=1)
+                sampled.append(torch.zeros_like(seen))
+        mask, start = torch.cat(sampled, dim=1), prompt.shape[1]
+        expect(int(mask.sum()), 3 * GROUP * NEW)
+        texts = policy.tokenizer.batch_decode(ids[:, -NEW:])
+        rewards = torch.tensor([reward(text) for text in texts])
+        trainer._compute_loss(
+            trainer.model,
+            {
+                "prompt_ids": prompt,
+                "prompt_mask": torch.ones_like(prompt),
+                "completion_ids": ids[:, start:],
+                "completion_mask": torch.ones_like(ids[:, start:]),
+                "tool_mask": mask[:, start:],
+                "advantages": rewards - rewards.mean(),
+                "num_items_in_batch": mask.sum(),
+            },
+        ).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    return {"envkit": ours, "TRL": theirs}
+
+
+def expect(found: int, wanted: int) -> None:
+    """A way that does less is not faster."""
+    if found != wanted:
+        raise SystemExit(f"{found} tokens sampled, expected {wanted}")
+
+
+@contextlib.contextmanager
+def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
+    """(operation, way) -> what to time."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        policy = Policy(resolve(DEFAULT_MODEL), system="You are a helpful assistant.")
+        with torch.no_grad():  # an adapter that does something
+            for parameter in policy.trainable():
+                parameter.add_(torch.randn_like(parameter) * 1e-3)
+        policy.engine = TorchEngine(tiny.plain(policy.ref), [])
+        words = policy.tokenizer.decode(tiny.prompt(460, seed=3))
+        trainer = trl_trainer(policy, words, folder)
+        yield {
+            (operation, way): measure
+            for operation, ways in {
+                "generate short": generating(policy, tiny.plain(policy.ref), 20),
+                "generate long": generating(policy, tiny.plain(policy.ref), 600),
+                "learner": learning(policy, trainer),
+                "step": stepping(policy, trainer, words, folder),
+                "multi-turn step": turning(policy, trainer, folder),
+            }.items()
+            for way, measure in ways.items()
+        }
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    with measures() as wanted:
+        for measure in wanted.values():
+            measure()  # fills caches, thread pools and the allocator
+        samples: dict[tuple[str, str], list[float]] = {name: [] for name in wanted}
+        for number in range(ROUNDS):
+            order = list(wanted)
+            random.Random(number).shuffle(order)
+            for name in order:
+                started = time.perf_counter()
+                wanted[name]()
+                samples[name].append(time.perf_counter() - started)
+    medians = {name: median(times) for name, times in samples.items()}
+    ratios = {key: medians[what, "TRL"] / medians[what, "envkit"] for key, (what, _) in BARS.items()}
+    missed = [key for key, (_, bar) in BARS.items() if ratios[key] < bar]
+    report(samples, medians, ratios)
+    if missed:
+        raise SystemExit(f"below the bar: {', '.join(missed)}")
+
+
+def report(
+    samples: dict[tuple[str, str], list[float]],
+    medians: dict[tuple[str, str], float],
+    ratios: dict[str, float],
+) -> None:
+    """Print, and write both files."""
+    rows = [
+        "| operation | way | median s | quartiles | tokens forwarded | tokens/s |",
+        "| --- | --- | ---: | --- | ---: | ---: |",
+    ]
+    for (operation, way), value in sorted(medians.items()):
+        low, _, high = quantiles(samples[operation, way], n=4)
+        tokens = TOKENS[operation][way == "TRL"]
+        cells = f"{value:.2f} | {low:.2f} to {high:.2f} | {tokens} | {tokens / value:.0f}"
+        rows.append(f"| {operation} | {way} | {cells} |")
+    rows += ["", "| ratio | value | bar |", "| --- | ---: | ---: |"]
+    rows += [f"| {key} | {ratios[key]:.2f} | {bar:g} |" for key, (_, bar) in BARS.items()]
+    facts = {
+        "rounds": ROUNDS,
+        "model": DEFAULT_MODEL,
+        "dtype": "float32",
+        "threads": torch.get_num_threads(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
+    }
+    table = "\n".join([f"{ROUNDS} shuffled rounds; {json.dumps(facts)}", "", *rows]) + "\n"
+    print(table)
+    target = ROOT / "runs" / "bench" / "train.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    named = {f"{operation}, {way}": times for (operation, way), times in samples.items()}
+    target.write_text(json.dumps({**facts, **ratios, "samples_s": named}, indent=2) + "\n")
+    target.with_suffix(".md").write_text(table)
+    print(f"written: {target.relative_to(ROOT)} and .md")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""A run that is killed at any moment, and gone on with, ends with the bits of one that was left alone."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+_STEPS = 60
+
+
+def train(folder: Path, model: Path) -> None:
+    """What the killed process does: begin, or go on, and say so."""
+    import tiny
+    import torch
+
+    from envkit.models import ModelRef, weights_digest
+    from envkit.rollout import Rollouts
+    from envkit.store import Journal
+    from envkit.train.checkpoint import CheckpointStore
+    from envkit.train.config import TrainConfig
+    from envkit.train.grpo import GRPOTrainer
+
+    torch.set_num_threads(1)
+    config = TrainConfig(
+        seed=5,
+        max_turns=2,
+        max_steps=_STEPS,
+        learning_rate=3e-3,
+        groups_per_step=3,
+        num_generations=4,
+        max_completion_length=3,
+        save_steps=3,
+    )
+    tasks = tiny.letter_tasks("abcdefg")
+    policy = tiny.policy(ModelRef("tiny", model, weights_digest(model)), seed=config.seed)
+    backend = tiny.MemoryBackend()
+    with (
+        Rollouts(lambda: tiny.LetterEnv(tasks=tasks, sandbox=backend, max_turns=2)) as rollouts,
+        Journal(folder / "metrics.jsonl") as metrics,
+        Journal(folder / "episodes.jsonl") as episodes,
+    ):
+        store = CheckpointStore(folder / "checkpoints")
+        trainer = GRPOTrainer(policy, tasks, rollouts, config, metrics, episodes, store)
+        trainer.resume()
+        print(trainer.step, flush=True)
+        trainer.train(lambda _: True)
+
+
+def begin(folder: Path, model: Path) -> subprocess.Popen[str]:
+    """Start, and return once training has."""
+    folder.mkdir(exist_ok=True)
+    child = subprocess.Popen(
+        [sys.executable, __file__, folder, model], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert child.stdout is not None
+    if not child.stdout.readline():
+        raise AssertionError(child.communicate()[1])
+    return child
+
+
+def finish(folder: Path, model: Path) -> dict[str, bytes]:
+    """Go on to the end; returns the last checkpoint's files, and all that was done, wall times left out."""
+    from envkit.store import read_lines
+    from envkit.train.checkpoint import CheckpointStore
+
+    child = begin(folder, model)
+    _, errors = child.communicate()
+    assert child.returncode == 0, errors
+    store = CheckpointStore(folder / "checkpoints")
+    assert store.steps()[-1] == _STEPS
+    names = ("adapter_model.safetensors", "optimizer.pt", "state.json")
+    found = {name: (store.path(_STEPS) / name).read_bytes() for name in names}
+    did = {
+        record["step"]: {name: value for name, value in record.items() if not name.endswith("_s")}
+        for record in read_lines(folder / "metrics.jsonl")
+    }
+    return found | {"metrics": repr(sorted(did.items())).encode()}
+
+
+@pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
+def test_kill_9_changes_no_bit(tmp_path: Path, kills: int) -> None:
+    import tiny
+
+    model = tmp_path / "model"
+    tiny.make(model)
+    expected = finish(tmp_path / "straight", model)
+    rng = random.Random(kills)
+    for number in range(kills):
+        child = begin(tmp_path / "killed", model)
+        time.sleep(rng.uniform(0, 0.5))
+        assert child.poll() is None, f"over after {number} kills: nothing was left to kill"
+        child.kill()
+        child.communicate()
+    assert finish(tmp_path / "killed", model) == expected
+
+
+if __name__ == "__main__":
+    sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+    train(Path(sys.argv[1]), Path(sys.argv[2]))
