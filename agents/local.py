@@ -35,6 +35,7 @@ class LocalAgent:
         renderer: turns observations into ids.
         sampling: temperature and token budget of every turn.
         max_turns: after how many turns every episode is over; an engine need not hold on to it then.
+        adapter: number of the engine's adapter that answers.
     """
 
     def __init__(
@@ -44,11 +45,12 @@ class LocalAgent:
         renderer: ChatRenderer,
         sampling: Sampling,
         max_turns: int = 1,
+        adapter: int = 0,
     ) -> None:
         self.name = name
         self._engine = engine
         self._renderer = renderer
-        self._sampling, self._max_turns = sampling, max_turns
+        self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
         self._waiting: list[_Conversation] = []
 
     def start(self, key: EpisodeKey) -> _Conversation:
@@ -87,6 +89,7 @@ class LocalAgent:
         return Request(
             session.ids,
             (key.seed, key.step, key.group, key.row, session.turns),
+            adapter=self._adapter,
             known=len(session.ids) - len(session.new_ids),
             goes_on=session.turns + 1 < self._max_turns,
         )

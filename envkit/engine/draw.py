@@ -37,16 +37,22 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tupl
     if sampling.temperature == 0:
         probs_RV = torch.softmax(logits_RV, dim=-1)
         token_R1 = logits_RV.argmax(dim=-1, keepdim=True)
-        return token_R1[:, 0], probs_RV.gather(1, token_R1)[:, 0].log()
+        chosen_R = probs_RV.gather(1, token_R1)[:, 0]
+        _require_finite(chosen_R)
+        return token_R1[:, 0], chosen_R.log()
     probs_RV = _truncated(torch.softmax(logits_RV / sampling.temperature, dim=-1), sampling)
     cdf_RV = probs_RV.cumsum(dim=-1)
-    if not bool(torch.isfinite(cdf_RV[:, -1]).all()):
-        raise ModelError("the model's logits are not finite: its weights are broken")
+    _require_finite(cdf_RV[:, -1])
     # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches the
     # target has a probability above 0, even where the target is rounded up to the sum.
     target_R1 = (uniform_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)
     token_R1 = torch.searchsorted(cdf_RV, target_R1)
     return token_R1[:, 0], probs_RV.gather(1, token_R1)[:, 0].log()
+
+
+def _require_finite(numbers_R: Tensor) -> None:
+    if not bool(torch.isfinite(numbers_R).all()):
+        raise ModelError("the model's logits are not finite: its weights are broken")
 
 
 def _truncated(probs_RV: Tensor, sampling: Sampling) -> Tensor:

@@ -40,6 +40,8 @@ class Request:
     Args:
         prompt_ids: every id of the context, at least one. Requests of equal prompts share a prefill.
         rng_key: integers that address the draws; equal keys give equal draws.
+        adapter: number of the adapter, in the order in which the engine was given them; without any, the base
+            answers.
         known: how many of the ids, from the first, an earlier request brought or drew. What the engine still
             holds of them need not be read again.
         goes_on: whether a later request may continue from here; what was read is then held until the next
@@ -48,6 +50,7 @@ class Request:
 
     prompt_ids: tuple[int, ...]
     rng_key: tuple[int, ...]
+    adapter: int = 0
     known: int = 0
     goes_on: bool = False
 

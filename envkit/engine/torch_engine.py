@@ -12,8 +12,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.attention import Decode, Own, Prefill, register
 from envkit.engine.draw import draw
+from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
 from envkit.engine.waves import Prompt, compact, reown, waves
+from envkit.errors import ContractError
 
 #: Work on pieces this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
 _PREFILL_TOKENS = 1024
@@ -43,52 +45,43 @@ class _Start:
 class TorchEngine:
     """Samples from a transformers causal language model. Implements `envkit.engine.protocol.Engine`.
 
-    Which requests are decoded together depends only on their number and prompt lengths, never on
-    timing, so equal calls give equal bits (same machine, build and threads).
+    Which requests are decoded together depends only on their number, their prompts and what is held of them,
+    never on timing. Equal calls in equal order since `load` give equal bits (same machine, build, threads).
 
     Args:
-        model: the model to sample from; switched to eval mode and to the layout attention. The
-            engine owns it: `load` overwrites its linear weights.
+        model: the model to sample from, without adapters. Its weights are shared and its modules left alone;
+            see `envkit.engine.lora.Linears`.
         stop_ids: ids that end a turn.
         max_rows: rows decoded together; more is faster until memory or cache says otherwise.
     """
 
     def __init__(self, model: Any, stop_ids: Sequence[int], max_rows: int = 128) -> None:
-        model.set_attn_implementation(register())
-        self._model = model.eval().requires_grad_(False)
-        self._decoder = model.get_decoder()
-        self._head = model.get_output_embeddings()
+        self._linears = Linears(model)
+        rewritten = self._linears.model
+        rewritten.set_attn_implementation(register())
+        rewritten.eval()
+        self._decoder = rewritten.get_decoder()
+        self._head = rewritten.get_output_embeddings()
         self._device = self._head.weight.device
         self._stop = torch.tensor(sorted(set(stop_ids)), device=self._device)
         self._max_rows = max_rows
-        self._held: dict[tuple[int, ...], _Held] = {}
+        #: By adapter and ids.
+        self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
+        self._adapters = 0
 
-    @torch.no_grad()
-    def load(self, peft_model: Any | None, base: Any) -> None:
-        """Take over weights: the base's, plus every LoRA update of ``peft_model`` added in.
+    def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
+        """Take over these adapters, in place of all before; see `envkit.engine.lora.updates_of`.
 
-        The sum is made afresh from the base each time; adding and taking away in place would drift.
-
-        Args:
-            peft_model: a PEFT model over ``base``, or ``None`` for the base alone.
-            base: the model without adapter, of the same architecture.
+        Raises:
+            ModelError: one is for another model.
         """
-        from peft.tuners.lora import LoraLayer
+        self.forget()
+        self._linears.load(adapters)
+        self._adapters = len(adapters)
 
+    def forget(self) -> None:
+        """Let go of what is held of conversations; they are read anew if they go on all the same."""
         self._held = {}
-        if peft_model is None:
-            own = dict(self._model.named_parameters())
-            for name, weight in base.named_parameters():
-                # A base that carries an adapter has its own weights one level down.
-                if (target := own.get(name.replace(".base_layer.", "."))) is not None:
-                    target.copy_(weight)
-            return
-        mine: dict[str, Any] = dict(self._model.named_modules())
-        for name, module in peft_model.base_model.model.named_modules():
-            if isinstance(module, LoraLayer):
-                layer: Any = module
-                update = layer.get_delta_weight(layer.active_adapters[0])
-                torch.add(layer.base_layer.weight, update, out=mine[name].weight.data)
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
@@ -96,9 +89,14 @@ class TorchEngine:
         new: dict[int, Prompt] = {}
         old: dict[int, Prompt] = {}
         for index, request in enumerate(requests):
-            found = self._held.get(request.prompt_ids[: request.known])
+            if not 0 <= request.adapter < max(self._adapters, 1):
+                raise ContractError(
+                    f"a request is for adapter {request.adapter}; the engine was given {self._adapters}, "
+                    "numbered from 0"
+                )
+            found = self._held.get((request.adapter, request.prompt_ids[: request.known]))
             if found is None:
-                new[index] = len(request.prompt_ids), request.prompt_ids
+                new[index] = len(request.prompt_ids), (request.adapter, request.prompt_ids)
             else:
                 held[index] = found
                 old[index] = found.prompt_length, (id(found.prefix), found.prompt)
@@ -109,14 +107,16 @@ class TorchEngine:
             done |= self._decode(start, wave, requests, sampling)
         for wave in waves(old, self._max_rows):
             start = self._go_on(wave, requests, held, sampling.max_new_tokens)
+            for index in (index for group in wave for index in group):
+                del held[index]  # it is in the wave's own buffers now
             done |= self._decode(start, wave, requests, sampling)
         return [done[index] for index in range(len(requests))]
 
     def _begin(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
         """Read new prompts."""
-        prompts = [requests[group[0]].prompt_ids for group in wave]
-        lengths = [len(ids) for ids in prompts]
-        prefix, logits_NV = self._prefill(prompts)
+        firsts = [requests[group[0]] for group in wave]
+        lengths = [len(first.prompt_ids) for first in firsts]
+        prefix, logits_NV = self._prefill(firsts)
         rows = max(map(len, wave))
         layout = Decode(prefix, torch.tensor(lengths, device=self._device), rows, budget)
         return _Start(prefix, lengths, layout, logits_NV.repeat_interleave(rows, dim=0))
@@ -133,6 +133,7 @@ class TorchEngine:
         prefix = Prefill.of([(first.prefix, first.prompt) for first in firsts])
         lengths = [first.prompt_length for first in firsts]
         slots = [index for group in wave for index in [*group, *[group[0]] * (rows - len(group))]]
+        adapters = [requests[group[0]].adapter for group in wave]
         owns = [held[index].own for index in slots]
         read = [held[index].prompt_length + len(own) for index, own in zip(slots, owns, strict=True)]
         added = [requests[index].prompt_ids[start:] for index, start in zip(slots, read, strict=True)]
@@ -149,7 +150,7 @@ class TorchEngine:
             ids_RS = torch.tensor(padded, device=self._device)
             position_R = torch.tensor(read[mine], device=self._device)
             positions_RS = position_R[:, None] + torch.arange(fresh, device=self._device)
-            hidden = self._forward(ids_RS, positions_RS, layout)
+            hidden = self._forward(ids_RS, positions_RS, layout, adapters[layout.piece])
             last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added[mine], strict=True)])
             logits.append(self._head(last))
         layout.piece = None
@@ -165,6 +166,7 @@ class TorchEngine:
         # The batch is a rectangle of prompts x rows; short groups are filled with slots nobody owns.
         rows = max(map(len, wave))
         prompt_of = {index: prompt for prompt, group in enumerate(wave) for index in group}
+        adapters = [requests[group[0]].adapter for group in wave]
         owners = [index for group in wave for index in [*group, *[-1] * (rows - len(group))]]
         draws_RT = torch.zeros(len(owners), budget, dtype=torch.float64, device=device)
         position_R = torch.zeros(len(owners), dtype=torch.long, device=device)
@@ -191,7 +193,7 @@ class TorchEngine:
                     owners[slot] = -1
                     if (request := requests[index]).goes_on:
                         prompt = prompt_of[index]
-                        self._held[request.prompt_ids + done[index].ids] = _Held(
+                        self._held[request.adapter, request.prompt_ids + done[index].ids] = _Held(
                             start.prefix, prompt, start.lengths[prompt], layout.own(slot)
                         )
             if len(done) == len(sampled):
@@ -202,31 +204,37 @@ class TorchEngine:
                 layout.keep(prompts_n, slots_r)
                 rows = len(slots_r) // len(prompts_n)
                 owners = reown(owners, kept[1])
+                adapters = [adapters[prompt] for prompt in kept[0]]
                 token_R, position_R, draws_RT = token_R[slots_r], position_R[slots_r], draws_RT[slots_r]
-            hidden = self._forward(token_R[:, None], position_R[:, None], layout)
+            hidden = self._forward(token_R[:, None], position_R[:, None], layout, adapters)
             logits_RV = self._head(hidden[:, 0])
             layout.advance()
             position_R = position_R + 1
         return done
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]]) -> tuple[Prefill, Tensor]:
+    def _prefill(self, prompts: Sequence[Request]) -> tuple[Prefill, Tensor]:
         """Keys and values of all prompts, and the logits (N, V) after each one's last token."""
-        longest = max(map(len, prompts))
+        longest = max(len(request.prompt_ids) for request in prompts)
         prefix = Prefill(len(prompts), longest)
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
-            piece = [torch.tensor(ids, device=self._device) for ids in prompts[start : start + count]]
+            asked = prompts[start : start + count]
+            piece = [torch.tensor(request.prompt_ids, device=self._device) for request in asked]
             ids_NP = pad_sequence(piece, batch_first=True)
             positions_NP = torch.arange(ids_NP.shape[1], device=self._device)[None].expand_as(ids_NP)
             prefix.piece = slice(start, start + len(piece))
-            hidden = self._forward(ids_NP, positions_NP, prefix)
+            hidden = self._forward(ids_NP, positions_NP, prefix, [request.adapter for request in asked])
             last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, piece, strict=True)])
             logits.append(self._head(last))
         return prefix, torch.cat(logits)
 
-    def _forward(self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode) -> Tensor:
-        """Hidden states (B, S, width)."""
+    def _forward(
+        self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
+    ) -> Tensor:
+        """Hidden states (B, S, width); ``adapters`` has one number for each prompt."""
+        mixed = len(set(adapters)) > 1
+        self._linears.chosen = torch.tensor(adapters, device=self._device) if mixed else adapters[0]
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state

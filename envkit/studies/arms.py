@@ -96,14 +96,14 @@ def took(run: RunFolder, phase: str, started: float, tokens: int = 0) -> None:
         journal.append({"phase": phase, "seconds": time.monotonic() - started, "tokens": tokens})
 
 
-def machine(threads: int) -> Machine:
+def machine(threads: int, dtype: str) -> Machine:
     """This machine, for the manifest."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), name)
-    return Machine(cpu=name, cores=len(os.sched_getaffinity(0)), threads=threads, dtype="float32")
+    return Machine(cpu=name, cores=len(os.sched_getaffinity(0)), threads=threads, dtype=dtype)
 
 
 def publish(

@@ -26,7 +26,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish, took
 from envkit.studies.display import Display
-from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, plan, use_threads
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
 from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.studies.warm_start import apart, examples_of, imitate
@@ -74,10 +74,14 @@ def start(
     """
     require_heldout(heldout_tasks, train_tasks)
     threads = use_threads()
+    config = on_this_machine(config)
     ref = resolve(config.model, display.say)
-    display.say("timing the model on this machine")
-    speed = measure(Policy(ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha))
-    sized = plan(DEFAULT_MINUTES if minutes is None else minutes, speed, config, len(heldout_tasks))
+    display.say(f"timing the model on this machine, in {config.dtype}")
+    speed = measure(
+        Policy(ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha, dtype=config.dtype)
+    )
+    budget, imitated = DEFAULT_MINUTES if minutes is None else minutes, len(apart(train_tasks)[0])
+    sized = plan(budget, speed, config, len(heldout_tasks), imitated)
     if minutes is None:
         sized = replace(sized, train=config)
     train = sized.train
@@ -95,7 +99,7 @@ def start(
             "model": config.model,
             "model_digest": ref.digest,
             "threads": threads,
-            "machine": asdict(machine(threads)),
+            "machine": asdict(machine(threads, config.dtype)),
             "speed": asdict(speed),
             "tasks": {"train": digest(train_tasks), "heldout": digest(heldout_tasks)},
             "plan": {**asdict(sized), "train": to_mapping(sized.train)},
@@ -150,7 +154,9 @@ class BeforeAfter:
         self._run, self._display, self._go_on = run, display, go_on
         self._train_tasks, self._backend = _tasks(run, "train"), backend
         self._imitated, self._practised = apart(self._train_tasks)
-        config = from_mapping(manifest["plan"]["train"], str(run.path / "manifest.json"))
+        # Runs older than the choice of a dtype began in float32.
+        settings = {"dtype": "float32", **manifest["plan"]["train"]}
+        config = from_mapping(settings, str(run.path / "manifest.json"))
         sized = manifest["plan"]
         self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
         self._heldout = _tasks(run, "heldout")[: self._plan.heldout_tasks]
@@ -160,7 +166,12 @@ class BeforeAfter:
         if ref.digest != manifest["model_digest"]:
             raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
         self._policy = Policy(
-            ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha, seed=config.seed
+            ref,
+            system=SYSTEM,
+            lora_r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            dtype=config.dtype,
+            seed=config.seed,
         )
 
     def run(self) -> Path:
@@ -302,7 +313,7 @@ class BeforeAfter:
                 self._policy, self._practice(), rollouts, config, metrics, episodes, store, estimates
             )
             trainer.resume()
-            if trainer.step < config.max_steps:
+            if trainer.step < config.max_steps and not trainer.collapse:
                 self._display.phase("reinforcement learning", config.max_steps)
                 started, tokens = time.monotonic(), 0
 
@@ -318,5 +329,5 @@ class BeforeAfter:
                 trainer.train(go_on)
                 took(self._run, "reinforcement learning", started, tokens)
                 if trainer.collapse:
-                    metrics.append({"phase": "collapse", "reason": trainer.collapse})
+                    metrics.append({"phase": "collapse", "step": trainer.step, "reason": trainer.collapse})
             return trainer.step >= config.max_steps or bool(trainer.collapse)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +24,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish
 from envkit.studies.display import Display
-from envkit.studies.plan import use_threads
+from envkit.studies.plan import faster_dtype, use_threads
 from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.train.policy import Policy
@@ -82,7 +83,7 @@ def compare(
     """
     _check(specs)
     require_heldout(tasks)
-    threads = use_threads()
+    threads, dtype = use_threads(), faster_dtype()
     ref = resolve(settings.model or DEFAULT_MODEL, display.say)
     run = RunFolder.create(
         root,
@@ -92,7 +93,7 @@ def compare(
             "command": command,
             "model": ref.id,
             "model_digest": ref.digest,
-            "machine": asdict(machine(threads)),
+            "machine": asdict(machine(threads, dtype)),
             "tasks": {"heldout": digest(tasks)},
         },
     )
@@ -103,19 +104,35 @@ def compare(
 
     scripted = {agent.name: agent for agent, _ in controls(tasks)}
 
+    models = [spec for spec in specs if spec.agent == "model"]
+
+    @functools.cache
+    def served() -> Policy:
+        """One base, and all adapters on it."""
+        policy = Policy(ref, system=SYSTEM, dtype=dtype)
+        names: list[str | None] = []
+        for number, spec in enumerate(models):
+            if spec.adapter is None:
+                names.append(None)
+            else:
+                names.append(f"arm-{number}")
+                policy.add(spec.adapter, f"arm-{number}")
+        policy.serve(names)
+        return policy
+
     def agent_of(spec: ArmSpec) -> Agent:
         if spec.agent in scripted:
             return scripted[spec.agent]
         if spec.agent == "random":
             return random_edits({task.id: task for task in tasks})
-        policy = Policy(ref, system=SYSTEM, adapter=spec.adapter)
-        policy.sync()
+        policy = served()
         return LocalAgent(
             spec.name,
             policy.engine,
             policy.renderer,
             Sampling(settings.temperature, settings.max_completion_length),
             settings.max_turns,
+            adapter=models.index(spec),
         )
 
     whole = True

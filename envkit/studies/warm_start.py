@@ -12,6 +12,7 @@ from envkit.errors import ConfigError, StoreError, TrainingError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.studies.display import Display
+from envkit.studies.plan import on_this_machine
 from envkit.train import sft
 from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
@@ -104,11 +105,13 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
+    config = on_this_machine(config)
     policy = Policy(
         resolve(config.model, display.say),
         system=SYSTEM,
         lora_r=config.lora_r,
         lora_alpha=config.lora_alpha,
+        dtype=config.dtype,
         seed=config.seed,
     )
     losses: list[float] = []

@@ -19,6 +19,8 @@ class TrainConfig:
 
     Args:
         model: model id, folder or hub id.
+        dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
+            one that this machine multiplies faster. The adapter is float32 always.
         seed: root of every random draw.
         max_turns: actions per episode.
         lora_r: rank of the adapter on all linear layers.
@@ -37,7 +39,8 @@ class TrainConfig:
         max_completion_length: tokens per turn.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
-        epsilon: the probability ratio is clipped below at one minus this.
+        epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
+            batch, as here, the ratio is 1 but for rounding, so this acts where an engine is not exact.
         epsilon_high: and above at one plus this, the same as ``epsilon`` if ``None``; with ``"cispo"`` at
             this itself, which must then be at least 1 (5.0 is usual).
         beta: weight of the divergence from the model without its adapter; above 0 every step costs one more
@@ -54,6 +57,7 @@ class TrainConfig:
     """
 
     model: str = DEFAULT_MODEL
+    dtype: str = "auto"
     seed: int = 0
     max_turns: int = 1
     lora_r: int = 16
@@ -121,6 +125,7 @@ _POSITIVE = (
 )
 _LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
 _CHOICES = {
+    "dtype": ("auto", "float32", "bfloat16"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
     "importance_sampling_level": _LEVELS,
     "importance_sampling_mode": ("none", *(f"{level}_{way}" for level in _LEVELS for way in _WAYS)),

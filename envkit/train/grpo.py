@@ -124,6 +124,8 @@ class GRPOTrainer:
         sampling = Sampling(config.temperature, config.max_completion_length)
         self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling, config.max_turns)
         self.step = 0
+        #: Whether every group is compared with the model without its adapter.
+        self._is_compared = config.beta > 0 or config.max_kl is not None
         #: Why no further step would mend the policy; empty while it is well.
         self.collapse = ""
 
@@ -194,6 +196,7 @@ class GRPOTrainer:
             for row in range(size)
         ]
         played = self._rollouts.play(self._agent, keys)
+        self._policy.engine.forget()  # episodes that ended before their last turn
         groups = [played[start : start + size] for start in range(0, len(played), size)]
         for task, group in zip(picked, groups, strict=True):
             for trajectory in group:
@@ -203,7 +206,7 @@ class GRPOTrainer:
         return groups
 
     def _lessons(self, groups: Sequence[Sequence[Trajectory]]) -> list[_Lesson]:
-        """What has a gradient: a group that is not mixed has none unless ``beta`` gives it one."""
+        """What has a gradient: a group that is not mixed has none, but may have to be compared."""
         lessons: list[_Lesson] = []
         for group in groups:
             valid = [t for t in group if t.outcome is not Outcome.VOID]
@@ -211,7 +214,7 @@ class GRPOTrainer:
                 continue
             advantages = turn_advantages([[step.reward for step in t.steps] for t in valid])
             mixed = any(any(row) for row in advantages)
-            if not mixed and self._config.beta == 0:
+            if not mixed and not self._is_compared:
                 continue
             rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
             prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
@@ -257,7 +260,7 @@ class GRPOTrainer:
 
     def _reference(self, batch: Batch) -> Tensor | None:
         """What the model without its adapter gives, where it is needed."""
-        if self._config.beta == 0 and self._config.max_kl is None:
+        if not self._is_compared:
             return None
         model = self._policy.model
         with torch.no_grad(), model.disable_adapter():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import json
 import warnings
+from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -12,6 +13,7 @@ import torch
 
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
+from envkit.engine.lora import updates_of
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import MissingExtraError, ModelError
 from envkit.models import ModelRef
@@ -22,15 +24,13 @@ BASE = "base.json"
 
 @final
 class Policy:
-    """Holds the weights. The learner trains ``model``; the engine samples from a merged copy.
-
-    Everything is fp32 on a CPU, where it is as fast as bf16 on most machines, exact to merge and the
-    same for sampling and learning.
+    """Holds the weights. The learner trains ``model``'s adapter; the engine samples from the same base.
 
     Args:
         ref: the base model.
         system: system message of every conversation.
         lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
+        dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
         seed: of the adapter's initial weights.
         adapter: a saved adapter to start from, instead of a new one.
 
@@ -45,14 +45,13 @@ class Policy:
         system: str,
         lora_r: int = 16,
         lora_alpha: int = 32,
+        dtype: str = "float32",
         seed: int = 0,
         adapter: Path | None = None,
     ) -> None:
         try:
             from peft import LoraConfig, PeftModel, get_peft_model
-            from peft import get_peft_model_state_dict as own_weights  # pyright: ignore[reportUnknownVariableType]
             from safetensors import SafetensorError
-            from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
@@ -62,13 +61,12 @@ class Policy:
             _require_fit(adapter, ref)
         logging.disable_progress_bar()  # the display shows progress; this would break its lines
         try:
-            base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=torch.float32)
+            base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=getattr(torch, dtype))
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
         self.renderer = ChatRenderer(self.tokenizer, system)
-        self.engine = TorchEngine(copy.deepcopy(base), [self.renderer.stop_id])
-        self._base = base
+        self.engine = TorchEngine(base, [self.renderer.stop_id])
         # PEFT reads a property of transformers' by a name that has been replaced.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             if adapter is None:
@@ -83,20 +81,43 @@ class Policy:
                 )
                 self.model: Any = get_peft_model(base, config)
             else:
-                try:
+                with _loading(adapter, ref):
                     self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-                    saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
-                except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-                    raise ModelError(
-                        f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})"
-                    ) from error
-                # PEFT says nothing of weights that it finds no place for, as of a model with more layers.
-                own: dict[str, Any] = own_weights(self.model)
-                if amiss := saved.keys() ^ own.keys():
-                    raise ModelError(
-                        f"{adapter}: not an adapter for {ref.id}: {min(amiss)} is in only one of them"
-                    )
+                self._require_all_of(adapter, "default")
         self.use_layout_attention()
+
+    def add(self, adapter: Path, name: str) -> None:
+        """Load a saved adapter beside the one in training, under a name of its own; see `serve`.
+
+        Raises:
+            ModelError: it is not one for this base.
+        """
+        _require_fit(adapter, self.ref)
+        with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, self.ref):
+            self.model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+        self._require_all_of(adapter, name)
+        self.use_layout_attention()
+
+    def serve(self, names: Sequence[str | None]) -> None:
+        """Give the engine adapters that were added, numbered in this order; ``None`` is the base alone."""
+        self.engine.load([{} if name is None else updates_of(self.model, name) for name in names])
+
+    def _require_all_of(self, adapter: Path, name: str) -> None:
+        """PEFT says nothing of weights that it finds no place for, as of a model with more layers.
+
+        Raises:
+            ModelError: there are any, or some are missing.
+        """
+        from peft import get_peft_model_state_dict as own_weights  # pyright: ignore[reportUnknownVariableType]
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        with _loading(adapter, self.ref):
+            saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
+        own: dict[str, Any] = own_weights(self.model, adapter_name=name)
+        if amiss := saved.keys() ^ own.keys():
+            raise ModelError(
+                f"{adapter}: not an adapter for {self.ref.id}: {min(amiss)} is in only one of them"
+            )
 
     def use_layout_attention(self) -> None:
         """Switch the learner's model to packed attention (another trainer may have changed it)."""
@@ -109,13 +130,24 @@ class Policy:
         return [p for p in self.model.parameters() if p.requires_grad]
 
     def sync(self) -> None:
-        """Give the engine the present weights."""
-        self.engine.load(self.model, self._base)
+        """Give the engine the adapter as it is now."""
+        self.serve(["default"])
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, with a note of the weights that it belongs to."""
-        self.model.save_pretrained(folder, safe_serialization=True)
+        self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
         (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
+
+
+@contextlib.contextmanager
+def _loading(adapter: Path, ref: ModelRef) -> Generator[None]:
+    """What PEFT and safetensors raise, as ours."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})") from error
 
 
 def _require_fit(adapter: Path, ref: ModelRef) -> None:
@@ -132,7 +164,14 @@ def _require_fit(adapter: Path, ref: ModelRef) -> None:
         base: dict[str, str] = json.loads(note.read_bytes()) if note.exists() else {}
     except (OSError, ValueError) as error:
         raise ModelError(f"{adapter}: not an adapter ({error}); expected a PEFT folder") from error
-    plain = {"peft_type": "LORA", "use_dora": False, "bias": "none", "modules_to_save": None}
+    plain = {
+        "peft_type": "LORA",
+        "use_dora": False,
+        "bias": "none",
+        "lora_bias": False,
+        "modules_to_save": None,
+        "trainable_token_indices": None,
+    }
     for key, wanted in plain.items():
         if (found := settings.get(key, wanted)) != wanted and found:
             raise ModelError(f"{adapter}: {key} is {found!r}; expected {wanted!r}, a plain LoRA adapter")

@@ -18,9 +18,11 @@ from hypothesis import strategies as st
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
 from envkit.engine.draw import draw
+from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.waves import waves
-from envkit.errors import ModelError
+from envkit.errors import ContractError, ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
 #: (prompt length, rows): one token and many, lone rows and groups.
@@ -147,9 +149,9 @@ def forwarded(engine: Any) -> list[tuple[int, int]]:
     """The shapes of all forward passes from now on."""
     seen, forward = list[tuple[int, int]](), engine._forward
 
-    def spy(ids: torch.Tensor, positions: torch.Tensor, layout: Any) -> torch.Tensor:
+    def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
         seen.append((ids.shape[0], ids.shape[1]))
-        return forward(ids, positions, layout)
+        return forward(ids, *others)
 
     engine._forward = spy
     return seen
@@ -231,6 +233,15 @@ def test_the_longest_completion_has_exactly_the_budget(ref: ModelRef) -> None:
         assert (len(completion.ids), completion.stop) == (budget, "length")
 
 
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_broken_weights_are_an_error(ref: ModelRef, temperature: float) -> None:
+    model = tiny.plain(ref)
+    with torch.no_grad():
+        model.model.norm.weight.fill_(float("nan"))
+    with pytest.raises(ModelError, match="logits are not finite"):
+        TorchEngine(model, STOPS).generate(requests(((4, 2),)), Sampling(temperature, 2))
+
+
 def test_nothing_asked_nothing_drawn(ref: ModelRef) -> None:
     assert tiny.engine(ref).generate([], Sampling()) == []
 
@@ -291,8 +302,94 @@ def test_load_takes_the_adapter_in_and_out_again(ref: ModelRef) -> None:
     assert with_adapter != before
     policy.sync()
     assert policy.engine.generate(asked, Sampling(1.0, 4)) == with_adapter
-    policy.engine.load(None, policy.model.get_base_model())
+    policy.engine.load([])
     assert policy.engine.generate(asked, Sampling(1.0, 4)) == before
+
+
+def adapted(ref: ModelRef) -> Any:
+    """A PEFT model with three adapters, of other ranks and on other layers."""
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = tiny.plain(ref)
+    kinds: list[tuple[int, Any]] = [
+        (2, "all-linear"),
+        (5, ["q_proj", "down_proj"]),
+        (3, ["v_proj", "up_proj"]),
+    ]
+    for number, (rank, modules) in enumerate(kinds):
+        config = LoraConfig(r=rank, lora_alpha=7, target_modules=modules, task_type="CAUSAL_LM")
+        if number == 0:
+            model = get_peft_model(model, config, adapter_name="0")
+        else:
+            model.add_adapter(str(number), config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+@pytest.mark.parametrize(("pieces", "max_rows"), [(1024, 128), (96, 6)])
+def test_rows_of_many_adapters_draw_what_each_would_alone(
+    family: str, pieces: int, max_rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", pieces)
+    ref = tiny.make(tmp_path, family)
+    peft, engine = adapted(ref), tiny.engine(ref, STOPS, max_rows)
+    engine.load([updates_of(peft, "0"), {}, updates_of(peft, "1"), updates_of(peft, "2")])
+    asked = [
+        dataclasses.replace(request, adapter=number % 4, goes_on=True)
+        for number, request in enumerate(requests())
+    ]
+    for turn in range(3):
+        drawn = engine.generate(asked, Sampling(1.0, 9))
+        for number, name in enumerate(("0", None, "1", "2")):
+            mine = [index for index, request in enumerate(asked) if request.adapter == number]
+            model = tiny.plain(ref) if name is None else peft
+            if name is not None:
+                peft.set_adapter(name)
+            check(model, [asked[index] for index in mine], [drawn[index] for index in mine], 1.0)
+        numbers = [request.adapter for index, request in enumerate(asked) if index % 5 != turn]
+        asked = [
+            dataclasses.replace(request, adapter=number)
+            for request, number in zip(following(asked, drawn, turn), numbers, strict=True)
+        ]
+
+
+@pytest.mark.parametrize("family", tiny.FAMILIES)
+def test_the_engine_shares_the_models_weights_and_leaves_its_modules_alone(
+    family: str, tmp_path: Path
+) -> None:
+    model = tiny.plain(tiny.make(tmp_path, family))
+    ids = torch.tensor([tiny.prompt(9, seed=1)])
+    with torch.no_grad():
+        before = model(ids).logits
+        engine = TorchEngine(model, STOPS)
+        assert torch.equal(model(ids).logits, before)
+        asked = requests(((9, 4),))
+        drawn = engine.generate(asked, Sampling(1.0, 3))
+        for parameter in model.parameters():
+            parameter.mul_(1.1)
+        assert engine.generate(asked, Sampling(1.0, 3)) != drawn
+    check(model, asked, engine.generate(asked, Sampling(1.0, 3)), 1.0)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+def test_an_adapter_that_does_not_fit_is_refused(ref: ModelRef, tmp_path: Path) -> None:
+    engine = tiny.engine(tiny.make(tmp_path, num_hidden_layers=1))
+    peft = adapted(ref)
+    with pytest.raises(ModelError, match=r"changes model\.layers\.1\..* which is no linear layer below its"):
+        engine.load([updates_of(peft, "0")])
+    wrong = {"model.layers.0.mlp.up_proj": Update(torch.zeros(2, 64), torch.zeros(99, 2))}
+    with pytest.raises(ModelError, match=r"up_proj, \(99, 64\) in size, which is \(128, 64\) here"):
+        engine.load([wrong])
+    with pytest.raises(ContractError, match="no adapter 'x'; there are: 0, 1, 2"):
+        updates_of(peft, "x")
+    with pytest.raises(ContractError, match="for adapter 1; the engine was given 0, numbered from 0"):
+        engine.generate([Request((5,), (1,), adapter=1)], Sampling())
 
 
 @pytest.mark.model

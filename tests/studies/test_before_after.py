@@ -39,9 +39,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("model")).path
 
 
-def begin(root: Path, model: Path) -> RunFolder:
+def begin(root: Path, model: Path, min_entropy: float = 0.001) -> RunFolder:
     config = TrainConfig(
         model=str(model),
+        min_entropy=min_entropy,
         lora_r=2,
         sft_examples=8,
         sft_batch_size=4,
@@ -93,6 +94,19 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     assert all((one[name] == other[name]).all() for name in one)
     rewards = [[t.reward for t in run.trajectories("eval-SFT+RL")] for run in (whole, stopped)]
     assert rewards[0] == rewards[1]
+
+
+def test_a_run_that_collapses_is_reported_as_far_as_it_came(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model, min_entropy=100.0)
+    for _ in range(2):  # nothing is left to do the second time
+        study(run, backend).run()
+        data = load_report(run.path)
+        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        (warning,) = data.warnings
+        assert warning.startswith("Training ended early: step 1: the policy has collapsed")
+        assert [point.step for point in data.training] == [1]
 
 
 def test_other_tasks_than_it_began_with_are_refused(
@@ -174,16 +188,20 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
     speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
-    sized = plan(20, speed, TrainConfig(sft_examples=0, curriculum_tasks=0), 5)
+    sized = plan(20, speed, TrainConfig(sft_examples=0, curriculum_tasks=0), 5, 646)
     assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
 
 
 def test_a_longer_budget_buys_more_of_everything() -> None:
     speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
-    short, long = (plan(minutes, speed, TrainConfig(), 446) for minutes in (5, 60))
-    assert short.heldout_tasks < long.heldout_tasks <= 446
-    assert short.train.sft_examples < long.train.sft_examples
+    short, long, longest = (plan(minutes, speed, TrainConfig(), 446, 646) for minutes in (5, 60, 240))
+    assert short.heldout_tasks < long.heldout_tasks < longest.heldout_tasks == 446
+    assert short.train.sft_examples < long.train.sft_examples == longest.train.sft_examples == 636
     assert 1 <= short.train.max_steps < long.train.max_steps
+    played = [sized.train.max_steps * sized.train.groups_per_step for sized in (short, long, longest)]
+    assert played == sorted(played)
+    assert short.train.groups_per_step == 6 < longest.train.groups_per_step
+    assert longest.train.max_steps < 60
 
 
 def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:

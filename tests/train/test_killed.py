@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-_STEPS = 60
+_STEPS = 90
 
 
 def train(folder: Path, model: Path) -> None:
@@ -51,16 +51,16 @@ def train(folder: Path, model: Path) -> None:
         trainer.train(lambda _: True)
 
 
-def begin(folder: Path, model: Path) -> subprocess.Popen[str]:
-    """Start, and return once training has."""
+def begin(folder: Path, model: Path) -> tuple[subprocess.Popen[str], int]:
+    """Start, and return once training has, with the step that it goes on from."""
     folder.mkdir(exist_ok=True)
     child = subprocess.Popen(
         [sys.executable, __file__, folder, model], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    if not child.stdout.readline():
+    if not (said := child.stdout.readline()):
         raise AssertionError(child.communicate()[1])
-    return child
+    return child, int(said)
 
 
 def finish(folder: Path, model: Path) -> dict[str, bytes]:
@@ -68,7 +68,7 @@ def finish(folder: Path, model: Path) -> dict[str, bytes]:
     from envkit.store import read_lines
     from envkit.train.checkpoint import CheckpointStore
 
-    child = begin(folder, model)
+    child, _ = begin(folder, model)
     _, errors = child.communicate()
     assert child.returncode == 0, errors
     store = CheckpointStore(folder / "checkpoints")
@@ -86,17 +86,25 @@ def finish(folder: Path, model: Path) -> dict[str, bytes]:
 def test_kill_9_changes_no_bit(tmp_path: Path, kills: int) -> None:
     import tiny
 
-    model = tmp_path / "model"
+    from envkit.train.checkpoint import CheckpointStore
+
+    model, killed = tmp_path / "model", tmp_path / "killed"
     tiny.make(model)
     expected = finish(tmp_path / "straight", model)
-    rng = random.Random(kills)
+    store, rng, starts = CheckpointStore(killed / "checkpoints"), random.Random(kills), list[int]()
     for number in range(kills):
-        child = begin(tmp_path / "killed", model)
-        time.sleep(rng.uniform(0, 0.5))
+        child, start = begin(killed, model)
+        starts.append(start)
+        # Every other time around the moment when a checkpoint is written.
+        while number % 2 == 0 and store.steps()[-1:] in ([], [start]) and child.poll() is None:
+            time.sleep(0.001)
+        time.sleep(rng.uniform(0, 0.02 if number % 2 == 0 else 0.5))
         assert child.poll() is None, f"over after {number} kills: nothing was left to kill"
         child.kill()
         child.communicate()
-    assert finish(tmp_path / "killed", model) == expected
+    assert starts == sorted(starts)
+    assert starts[-1] > 0, "it always began anew"
+    assert finish(killed, model) == expected
 
 
 if __name__ == "__main__":

@@ -224,7 +224,7 @@ def test_loss_and_gradients_are_trls(policy: Policy, tmp_path: Path, asked: str)
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("mode", CORRECTIONS)
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
-def test_corrections_for_the_engine_are_trls(
+def test_corrections_weigh_the_loss_as_trls_do(
     policy: Policy, tmp_path: Path, mode: str, loss_type: str
 ) -> None:
     most = CORRECTIONS[mode]

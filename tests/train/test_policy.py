@@ -72,6 +72,33 @@ def test_a_saved_adapter_is_plain_peft(ref: ModelRef, tmp_path: Path) -> None:
     torch.testing.assert_close(scores(policy), expected, atol=1e-4, rtol=0)
 
 
+def test_one_base_serves_many_adapters(ref: ModelRef, tmp_path: Path) -> None:
+    asked, drawn = [Request(PROMPT, (1,))], list[object]()
+    for seed in (1, 2):
+        policy = tiny.policy(ref, seed=seed, shaken=0.3)
+        policy.save_adapter(tmp_path / str(seed))
+        policy.sync()
+        drawn.append(policy.engine.generate(asked, Sampling(1.0, 8)))
+    server = tiny.policy(ref, seed=3, shaken=0.3)
+    server.sync()
+    before = server.engine.generate(asked, Sampling(1.0, 8)), tiny.weights(server), scores(server)
+    for seed in (1, 2):
+        server.add(tmp_path / str(seed), f"arm-{seed}")
+    server.serve(["arm-2", None, "arm-1"])
+    numbered = [Request(PROMPT, (1,), adapter=number) for number in range(3)]
+    found = [server.engine.generate([request], Sampling(1.0, 8)) for request in numbered]
+    assert found[::2] == drawn[::-1]
+    assert found[1] == tiny.policy(ref).engine.generate(asked, Sampling(1.0, 8))
+    assert len({str(each) for each in [*found, before[0]]}) == 4
+    # What is in training is as it was, and is saved alone.
+    server.sync()
+    assert server.engine.generate(asked, Sampling(1.0, 8)) == before[0]
+    assert tiny.equal(tiny.weights(server), before[1])
+    assert torch.equal(scores(server), before[2])
+    server.save_adapter(tmp_path / "saved")
+    assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]
+
+
 def test_dropout_of_an_adapter_from_elsewhere_stays_off(ref: ModelRef, tmp_path: Path) -> None:
     tiny.policy(ref, shaken=0.1).save_adapter(tmp_path)
     config = tmp_path / "adapter_config.json"
@@ -97,7 +124,13 @@ def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("peft_type", "IA3"), ("use_dora", True), ("bias", "all"), ("modules_to_save", ["n"])],
+    [
+        ("peft_type", "IA3"),
+        ("use_dora", True),
+        ("bias", "all"),
+        ("modules_to_save", ["n"]),
+        ("lora_bias", True),
+    ],
 )
 def test_what_the_engine_cannot_add_to_the_base_is_refused(
     ref: ModelRef, tmp_path: Path, key: str, value: object

@@ -1,0 +1,212 @@
+"""A model's linear layers as sampling wants them: fewer and larger, and with an adapter of each prompt's own.
+
+Layers that read the same input become one matrix product. LoRA updates are added beside the base's weights,
+never into them, as the learner does: so the weights are shared with the learner, adapters change at no cost,
+and rows with different adapters are one batch.
+
+Shapes: B rows of P prompts (B = P * G), S tokens, M adapters, R their largest rank.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+from typing import Any, cast, final
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import linear
+
+from envkit.errors import ContractError, ModelError
+
+#: Children of one module that read the same input, by the names that transformers gives them.
+_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+
+
+@dataclass(frozen=True, slots=True)
+class Update:
+    """What one adapter adds to one layer: ``up @ down``, the scale worked in.
+
+    Args:
+        down: (r, in), float32.
+        up: (out, r), float32.
+    """
+
+    down: Tensor
+    up: Tensor
+
+
+def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
+    """The LoRA updates of one adapter of a PEFT model, by the layers' names in its base.
+
+    Raises:
+        ContractError: the model has no adapter of that name.
+        ModelError: the adapter does more than add a product of two matrices to linear layers.
+    """
+    from peft.tuners.lora import LoraLayer
+
+    if adapter not in peft_model.peft_config:
+        raise ContractError(f"no adapter {adapter!r}; there are: {', '.join(peft_model.peft_config)}")
+    found: dict[str, Update] = {}
+    for name, module in peft_model.base_model.model.named_modules():
+        layer: Any = module
+        if not isinstance(module, LoraLayer):
+            continue
+        strange = adapter in layer.lora_embedding_A
+        if adapter in layer.lora_A:
+            down, up = layer.lora_A[adapter], layer.lora_B[adapter]
+            strange = up.bias is not None
+            scaled = up.weight.detach().float() * layer.scaling[adapter]
+            found[name] = Update(down.weight.detach().float(), scaled)
+        if strange:
+            raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine cannot follow")
+    return found
+
+
+@final
+class Linears:
+    """All linear layers of one model but its head, and the adapters that they add.
+
+    Args:
+        model: a transformers model. It keeps its modules and shares its weights, which are moved: those of
+            layers that become one product lie side by side.
+    """
+
+    def __init__(self, model: Any) -> None:
+        #: The rewritten model.
+        self.model: Any = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        self._products: list[tuple[_Product, list[str]]] = []
+        #: The adapter of each prompt of the next forward pass, shape (P,), or of all of them.
+        self.chosen: int | Tensor = 0
+        theirs: dict[str, Any] = dict(model.named_modules())
+        head = self.model.get_output_embeddings()
+        for parent, module in [*self.model.named_modules()]:
+            children = {
+                name: child
+                for name, child in module.named_children()
+                if type(child) is nn.Linear and child is not head
+            }
+            for names in _groups(children):
+                paths = [f"{parent}.{name}" if parent else name for name in names]
+                product = _Product(self, [theirs[path] for path in paths])
+                self._products.append((product, paths))
+                for number, name in enumerate(names):
+                    setattr(module, name, _Part(product, number))
+
+    def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
+        """Have these adapters, numbered from 0, and no others; without any there is the base alone.
+
+        Raises:
+            ModelError: one is for a layer that is not here, or is the head, or has another shape.
+        """
+        shapes = {
+            path: (size, product.width)
+            for product, paths in self._products
+            for path, size in zip(paths, product.sizes, strict=True)
+        }
+        for adapter in adapters:
+            for path, update in adapter.items():
+                found = (len(update.up), update.down.shape[1])
+                if (expected := shapes.get(path)) != found:
+                    here = "no linear layer below its head" if expected is None else f"{expected} here"
+                    raise ModelError(f"an adapter changes {path}, {found} in size, which is {here}")
+        for product, paths in self._products:
+            product.load([[adapter.get(path) for path in paths] for adapter in adapters])
+
+
+def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
+    """Names of the layers that are to be one product, product by product."""
+    together = [group for group in _TOGETHER if all(name in layers for name in group)]
+    together = [group for group in together if len({_input(layers[name]) for name in group}) == 1]
+    taken = {name for group in together for name in group}
+    return [*together, *((name,) for name in layers if name not in taken)]
+
+
+def _input(layer: Any) -> tuple[int, bool]:
+    """What layers of one product have in common: their width, and whether they have a bias."""
+    return layer.in_features, layer.bias is None
+
+
+@final
+class _Product:
+    """One or several linear layers with the same input, as one product.
+
+    Args:
+        owner: says which adapters are chosen.
+        layers: their weights become parts of one.
+    """
+
+    def __init__(self, owner: Linears, layers: Sequence[nn.Linear]) -> None:
+        self._owner = owner
+        self.sizes = [layer.out_features for layer in layers]
+        self.width = layers[0].in_features
+        self._weight = torch.cat([layer.weight.data for layer in layers])
+        for layer, part in zip(layers, self._split(self._weight, 0), strict=True):
+            layer.weight.data = part
+        biases: list[Any] = [layer.bias for layer in layers]
+        self._bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
+        if self._bias is not None:
+            for bias, part in zip(biases, self._split(self._bias, 0), strict=True):
+                bias.data = part
+        self._downs_MRI: Tensor | None = None
+        self._ups_MOR: Tensor | None = None
+        self._seen: Tensor | None = None
+        self._parts: Sequence[Tensor] = ()
+
+    def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
+        """Stack updates: of each adapter, one for each layer, or none."""
+        self._downs_MRI = self._ups_MOR = None
+        if not any(update for adapter in adapters for update in adapter):
+            return
+        rank = max(sum(len(update.down) for update in adapter if update) for adapter in adapters)
+        ends = [0, *accumulate(self.sizes)]
+        self._downs_MRI = self._weight.new_zeros(len(adapters), rank, self.width, dtype=torch.float32)
+        self._ups_MOR = self._weight.new_zeros(len(adapters), ends[-1], rank, dtype=torch.float32)
+        for number, adapter in enumerate(adapters):
+            used = 0
+            for update, (start, stop) in zip(adapter, pairwise(ends), strict=True):
+                if update is not None:
+                    mine = slice(used, used := used + len(update.down))
+                    self._downs_MRI[number, mine] = update.down
+                    self._ups_MOR[number, start:stop, mine] = update.up
+
+    def part(self, x_BSI: Tensor, number: int) -> Tensor:
+        """The output of one of the layers; worked out for all when the first is asked for."""
+        if len(self.sizes) == 1:
+            return self._compute(x_BSI)
+        if self._seen is not x_BSI:
+            self._seen, self._parts = x_BSI, self._split(self._compute(x_BSI), -1)
+        found = self._parts[number]
+        if number == len(self.sizes) - 1:  # models ask in order, and activations are large
+            self._seen, self._parts = None, ()
+        return found
+
+    def _split(self, whole: Tensor, dim: int) -> Sequence[Tensor]:
+        return cast("Sequence[Tensor]", torch.split(whole, self.sizes, dim))
+
+    def _compute(self, x_BSI: Tensor) -> Tensor:
+        out_BSO = linear(x_BSI, self._weight, self._bias)
+        chosen = self._owner.chosen
+        if self._downs_MRI is None or self._ups_MOR is None:
+            return out_BSO
+        if isinstance(chosen, int):
+            update = linear(linear(x_BSI.float(), self._downs_MRI[chosen]), self._ups_MOR[chosen])
+        else:
+            by_prompt = x_BSI.float().reshape(len(chosen), -1, x_BSI.shape[-1])
+            inner = torch.bmm(by_prompt, self._downs_MRI[chosen].transpose(1, 2))
+            update = torch.bmm(inner, self._ups_MOR[chosen].transpose(1, 2)).view(out_BSO.shape)
+        return (out_BSO + update).to(out_BSO.dtype)
+
+
+@final
+class _Part(nn.Module):
+    """Stands where a linear layer stood."""
+
+    def __init__(self, product: _Product, number: int) -> None:
+        super().__init__()
+        self._product, self._number = product, number
+
+    def forward(self, x_BSI: Tensor) -> Tensor:
+        return self._product.part(x_BSI, self._number)
