@@ -47,6 +47,7 @@ def train(
     tasks: Tasks = None,
     heldout: Heldout = None,
     model: Model = None,
+    learner: Annotated[str | None, typer.Option("--backend", help="Whose trainer: envkit or trl.")] = None,
     sandbox: SandboxName = "auto",
     unsafe: Unsafe = False,
     root: Root = Path("runs"),
@@ -63,13 +64,12 @@ def train(
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
             kept = {"config": config, "minutes": minutes, "seed": seed, "tasks": tasks, "heldout": heldout}
-            if given := [
-                f"--{name}" for name, value in {**kept, "model": model}.items() if value is not None
-            ]:
+            kept |= {"model": model, "backend": learner}
+            if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
         else:
-            settings = _settings(config, seed=seed, model=model)
+            settings = _settings(config, seed=seed, model=model, backend=learner)
             train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
             run = before_after.start(
                 root, settings, minutes, train_tasks, heldout_tasks, display=display, command=_command()

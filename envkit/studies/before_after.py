@@ -36,6 +36,7 @@ from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
 from envkit.train.scalars import Scalars
+from envkit.train.trl_backend import TRLTrainer
 from envkit.types import Outcome, Task
 
 _ARMS = {
@@ -309,7 +310,8 @@ class BeforeAfter:
             self._scalars() as scalars,
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
-            trainer = GRPOTrainer(
+            kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
+            trainer = kind(
                 self._policy, self._practice(), rollouts, config, metrics, episodes, store, estimates
             )
             trainer.resume()

@@ -19,6 +19,7 @@ class TrainConfig:
 
     Args:
         model: model id, folder or hub id.
+        backend: whose trainer takes the steps: ``"envkit"``, or ``"trl"``, which is slower on one machine.
         dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             one that this machine multiplies faster. The adapter is float32 always.
         seed: root of every random draw.
@@ -57,6 +58,7 @@ class TrainConfig:
     """
 
     model: str = DEFAULT_MODEL
+    backend: str = "envkit"
     dtype: str = "auto"
     seed: int = 0
     max_turns: int = 1
@@ -125,6 +127,7 @@ _POSITIVE = (
 )
 _LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
 _CHOICES = {
+    "backend": ("envkit", "trl"),
     "dtype": ("auto", "float32", "bfloat16"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
     "importance_sampling_level": _LEVELS,

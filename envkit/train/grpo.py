@@ -66,16 +66,136 @@ class StepMetrics:
 
 
 @dataclass(frozen=True, slots=True)
-class _Lesson:
-    """One group to learn from: its prompt, its merged rows, and whether their outcomes differ."""
+class Played:
+    """The episodes of one step, group by group, and what they say before anything is learned."""
+
+    groups: list[list[Trajectory]]
+    seconds: float
+
+    def valid(self) -> list[Trajectory]:
+        """Those that are not void."""
+        return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
+
+    def sampled_logprobs(self) -> list[float]:
+        """Of all tokens of the valid ones."""
+        steps = [step for t in self.valid() for step in t.steps]
+        return [each for step in steps if step.turn.tokens for each in step.turn.tokens.logprobs]
+
+
+@final
+class Practice:
+    """Picks tasks, plays a group of episodes of each, and logs every one.
+
+    Args:
+        policy: plays.
+        tasks: train tasks; evaluation-only ones are refused.
+        rollouts: plays the episodes.
+        config: hyperparameters.
+        episodes: journal that every episode is appended to before its gradient is used.
+        estimates: solve rates before training, by task id; see `Curriculum`.
+
+    Raises:
+        TrainingError: a task is not for training.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tasks: Sequence[Task],
+        rollouts: Rollouts,
+        config: TrainConfig,
+        episodes: Journal,
+        estimates: Mapping[str, float] | None = None,
+    ) -> None:
+        if held := next((task for task in tasks if task.split != "train"), None):
+            raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
+        self._policy, self._rollouts, self._config, self._episodes = policy, rollouts, config, episodes
+        self.curriculum = Curriculum(tasks, config.seed, estimates)
+        sampling = Sampling(config.temperature, config.max_completion_length)
+        self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling, config.max_turns)
+
+    def play(self, step: int) -> Played:
+        """Play one group per picked task with the weights as they are now."""
+        started = time.monotonic()
+        self._policy.sync()
+        config, size = self._config, self._config.num_generations
+        picked = self.curriculum.pick(step, config.groups_per_step)
+        keys = [
+            EpisodeKey(config.seed, step, group, row, task)
+            for group, task in enumerate(picked)
+            for row in range(size)
+        ]
+        played = self._rollouts.play(self._agent, keys)
+        self._policy.engine.forget()  # episodes that ended before their last turn
+        groups = [played[start : start + size] for start in range(0, len(played), size)]
+        for task, group in zip(picked, groups, strict=True):
+            for trajectory in group:
+                self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
+            valid = [t for t in group if t.outcome is not Outcome.VOID]
+            self.curriculum.record(step, task, sum(t.solved for t in valid), len(valid))
+        self._episodes.sync()  # logged before use
+        return Played(groups, time.monotonic() - started)
+
+
+@dataclass(frozen=True, slots=True)
+class Lesson:
+    """One group to learn from.
+
+    Args:
+        prompt: ids that all its episodes began with.
+        rows: what each of them added.
+        mixed: whether their outcomes differ; if not, none has a gradient but by ``beta``.
+    """
 
     prompt: tuple[int, ...]
     rows: list[Row]
     mixed: bool
 
 
-class _Learned(NamedTuple):
-    """See `StepMetrics`."""
+def lessons(played: Played) -> list[Lesson]:
+    """Every group that has a valid episode, in order.
+
+    Raises:
+        ContractError: an environment began episodes of one group with different observations.
+    """
+    found: list[Lesson] = []
+    for group in played.groups:
+        valid = [t for t in group if t.outcome is not Outcome.VOID]
+        if not valid:
+            continue
+        advantages = turn_advantages([[step.reward for step in t.steps] for t in valid])
+        prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
+        if len(prompts) > 1:
+            raise ContractError(
+                f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
+                "observations; what reset() shows must follow from task and seed"
+            )
+        rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
+        found.append(Lesson(prompts.pop(), rows, any(any(row) for row in advantages)))
+    return found
+
+
+def step_metrics(
+    step: int, played: Played, taught: Sequence[Lesson], learned: Learned, learn_s: float
+) -> StepMetrics:
+    """What a step did, all told."""
+    valid, logged = played.valid(), played.sampled_logprobs()
+    episodes = sum(map(len, played.groups))
+    return StepMetrics(
+        step=step,
+        reward=sum(t.reward for t in valid) / max(len(valid), 1),
+        mixed=sum(lesson.mixed for lesson in taught) / max(len(played.groups), 1),
+        void=1 - len(valid) / max(episodes, 1),
+        **learned._asdict(),
+        entropy=-sum(logged) / max(len(logged), 1),
+        completion_tokens=len(logged),
+        rollout_s=played.seconds,
+        learn_s=learn_s,
+    )
+
+
+class Learned(NamedTuple):
+    """What an optimizer step says of itself; see `StepMetrics`."""
 
     loss: float
     grad_norm: float
@@ -113,16 +233,11 @@ class GRPOTrainer:
         store: checkpoint.CheckpointStore,
         estimates: Mapping[str, float] | None = None,
     ) -> None:
-        if held := next((task for task in tasks if task.split != "train"), None):
-            raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
-        self._policy, self._rollouts, self._config = policy, rollouts, config
-        self._metrics, self._episodes, self._store = metrics, episodes, store
-        self._curriculum = Curriculum(tasks, config.seed, estimates)
+        self._policy, self._config, self._metrics, self._store = policy, config, metrics, store
+        self._practice = Practice(policy, tasks, rollouts, config, episodes, estimates)
         self._optimizer = torch.optim.AdamW(
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        sampling = Sampling(config.temperature, config.max_completion_length)
-        self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling, config.max_turns)
         self.step = 0
         #: Whether every group is compared with the model without its adapter.
         self._is_compared = config.beta > 0 or config.max_kl is not None
@@ -135,7 +250,7 @@ class GRPOTrainer:
         if state is None:
             return False
         self.step, self.collapse = int(state["step"]), str(state.get("collapse", ""))
-        self._curriculum.restore(state["curriculum"])
+        self._practice.curriculum.restore(state["curriculum"])
         return True
 
     def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
@@ -146,7 +261,7 @@ class GRPOTrainer:
         while self.step < self._config.max_steps and not self.collapse:
             metrics = self._one_step()
             self._metrics.append({"phase": "rl", **asdict(metrics)})
-            self.collapse = _collapse(metrics, self._config)
+            self.collapse = collapse(metrics, self._config)
             wanted = go_on(metrics) and not self.collapse
             if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
                 self.save()
@@ -155,78 +270,20 @@ class GRPOTrainer:
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        state = {"step": self.step, "curriculum": self._curriculum.state(), "collapse": self.collapse}
+        curriculum = self._practice.curriculum.state()
+        state = {"step": self.step, "curriculum": curriculum, "collapse": self.collapse}
         self._store.save(self.step, self._policy, self._optimizer, state)
 
     def _one_step(self) -> StepMetrics:
+        played = self._practice.play(self.step)
         started = time.monotonic()
-        self._policy.sync()
-        groups = self._play()
-        self._episodes.sync()  # logged before use
-        played = time.monotonic()
-        lessons = self._lessons(groups)
-        trajectories = [t for group in groups for t in group]
-        valid = [t for t in trajectories if t.outcome is not Outcome.VOID]
-        logged = [lp for t in valid for s in t.steps if s.turn.tokens for lp in s.turn.tokens.logprobs]
-        learned = self._learn(lessons, StepSize(len(logged), len(valid)))
+        size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
+        taught = lessons(played)
+        learned = self._learn([each for each in taught if each.mixed or self._is_compared], size)
         self.step += 1
-        return StepMetrics(
-            step=self.step,
-            reward=sum(t.reward for t in valid) / max(len(valid), 1),
-            mixed=sum(lesson.mixed for lesson in lessons) / max(len(groups), 1),
-            void=1 - len(valid) / max(len(trajectories), 1),
-            loss=learned.loss,
-            grad_norm=learned.grad_norm,
-            drift=learned.drift,
-            kl=learned.kl,
-            clipped=learned.clipped,
-            entropy=-sum(logged) / max(len(logged), 1),
-            completion_tokens=len(logged),
-            rollout_s=played - started,
-            learn_s=time.monotonic() - played,
-        )
+        return step_metrics(self.step, played, taught, learned, time.monotonic() - started)
 
-    def _play(self) -> list[list[Trajectory]]:
-        """Play one group per picked task and log every episode."""
-        config, size = self._config, self._config.num_generations
-        picked = self._curriculum.pick(self.step, config.groups_per_step)
-        keys = [
-            EpisodeKey(config.seed, self.step, group, row, task)
-            for group, task in enumerate(picked)
-            for row in range(size)
-        ]
-        played = self._rollouts.play(self._agent, keys)
-        self._policy.engine.forget()  # episodes that ended before their last turn
-        groups = [played[start : start + size] for start in range(0, len(played), size)]
-        for task, group in zip(picked, groups, strict=True):
-            for trajectory in group:
-                self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
-            valid = [t for t in group if t.outcome is not Outcome.VOID]
-            self._curriculum.record(self.step, task, sum(t.solved for t in valid), len(valid))
-        return groups
-
-    def _lessons(self, groups: Sequence[Sequence[Trajectory]]) -> list[_Lesson]:
-        """What has a gradient: a group that is not mixed has none, but may have to be compared."""
-        lessons: list[_Lesson] = []
-        for group in groups:
-            valid = [t for t in group if t.outcome is not Outcome.VOID]
-            if not valid:
-                continue
-            advantages = turn_advantages([[step.reward for step in t.steps] for t in valid])
-            mixed = any(any(row) for row in advantages)
-            if not mixed and not self._is_compared:
-                continue
-            rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
-            prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
-            if len(prompts) > 1:
-                raise ContractError(
-                    f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
-                    "observations; what reset() shows must follow from task and seed"
-                )
-            lessons.append(_Lesson(prompts.pop(), merge(rows), mixed))
-        return lessons
-
-    def _learn(self, lessons: Sequence[_Lesson], size: StepSize) -> _Learned:
+    def _learn(self, taught: Sequence[Lesson], size: StepSize) -> Learned:
         """One optimizer step over all groups.
 
         ``size`` counts the unmixed ones too, so that a step with few mixed groups moves less.
@@ -236,8 +293,8 @@ class GRPOTrainer:
             group["lr"] = config.learning_rate * min((self.step + 1) / max(config.warmup_steps, 1), 1.0)
         loss = drift = kl = 0.0
         clipped = trained = compared = 0
-        for lesson in lessons:
-            for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
+        for lesson in taught:
+            for chunk in chunks(lesson.prompt, merge(lesson.rows), config.max_tokens_per_forward):
                 batch = pack(lesson.prompt, chunk)
                 reference_N = self._reference(batch)
                 new_N = logprobs(self._policy.model, batch, config.temperature)
@@ -256,7 +313,7 @@ class GRPOTrainer:
                 )
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return _Learned(loss, norm, drift / max(trained, 1), kl / max(compared, 1), clipped / max(trained, 1))
+        return Learned(loss, norm, drift / max(trained, 1), kl / max(compared, 1), clipped / max(trained, 1))
 
     def _reference(self, batch: Batch) -> Tensor | None:
         """What the model without its adapter gives, where it is needed."""
@@ -267,7 +324,7 @@ class GRPOTrainer:
             return logprobs(model, batch, self._config.temperature)
 
 
-def _collapse(metrics: StepMetrics, config: TrainConfig) -> str:
+def collapse(metrics: StepMetrics, config: TrainConfig) -> str:
     """What is past mending, as far as one step shows it; empty if nothing is."""
     advice = "lower learning_rate, or raise beta"
     if metrics.completion_tokens and metrics.entropy < config.min_entropy:

@@ -83,7 +83,7 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
                 processing_class=policy.tokenizer,
                 callbacks=[Watch()],
             )
-            _remove_printer(trainer)
+            remove_printer(trainer)
             trainer.train()
         finally:
             policy.use_layout_attention()
@@ -96,7 +96,7 @@ def _row(policy: Policy, observation: str, action: str) -> dict[str, list[int]]:
     return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
 
 
-def _remove_printer(trainer: Any) -> None:
+def remove_printer(trainer: Any) -> None:
     """The trainer prints a dict per step; the progress display shows the same, better."""
     from transformers.trainer_callback import PrinterCallback
 

@@ -39,9 +39,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("model")).path
 
 
-def begin(root: Path, model: Path, min_entropy: float = 0.001) -> RunFolder:
+def begin(root: Path, model: Path, min_entropy: float = 0.001, learner: str = "envkit") -> RunFolder:
     config = TrainConfig(
         model=str(model),
+        backend=learner,
         min_entropy=min_entropy,
         lora_r=2,
         sft_examples=8,
@@ -63,8 +64,11 @@ def adapter(run: RunFolder) -> Path:
     return run.path / "checkpoints" / "step-000002" / "adapter_model.safetensors"
 
 
-def test_it_runs_to_a_report_with_every_arm(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    run = begin(tmp_path, model)
+@pytest.mark.parametrize("learner", ["envkit", "trl"])
+def test_it_runs_to_a_report_with_every_arm(
+    tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
+) -> None:
+    run = begin(tmp_path, model, learner=learner)
     page = study(run, backend).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")

@@ -36,6 +36,7 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"beta": -1}, "beta is -1.0; it must be 0 or positive, and finite"),
         ({"min_entropy": -0.1}, "min_entropy is -0.1; it must be 0 or positive, and finite"),
         ({"max_kl": 0.0}, "max_kl is 0.0; it must be positive and finite"),
+        ({"backend": "verl"}, "backend is 'verl'; expected one of: envkit, trl"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),

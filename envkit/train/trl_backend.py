@@ -1,0 +1,280 @@
+"""The same training by TRL: its GRPOTrainer learns from episodes that are played here.
+
+For what TRL can and this project's own loop cannot: several processes, and its other tools. Slower on one
+machine, for it reads a group's prompt once per episode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any, final
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from envkit.errors import ConfigError
+from envkit.rollout import Rollouts
+from envkit.store import Journal
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import Learned, Lesson, Practice, StepMetrics, collapse, lessons, step_metrics
+from envkit.train.policy import Policy
+from envkit.train.sft import remove_printer
+from envkit.types import Task
+
+
+def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
+    """The configuration in TRL's words: arguments of its ``GRPOConfig``.
+
+    One group at a time is in memory, and all of a step's groups make one gradient. What TRL has no word for
+    (curriculum, warm start, guards) is done outside of it.
+
+    Args:
+        config: this project's.
+        folder: where TRL may write; nothing is, as long as nothing goes wrong.
+        steps: how many to take.
+
+    Raises:
+        ConfigError: something that only this project's own loop can do.
+    """
+    if config.importance_sampling_mode != "none":
+        raise ConfigError("importance_sampling_mode: TRL corrects vLLM only; leave it at 'none' with TRL")
+    return {
+        "output_dir": folder,
+        "max_steps": steps,
+        "per_device_train_batch_size": config.num_generations,
+        "gradient_accumulation_steps": config.groups_per_step,
+        "num_generations": config.num_generations,
+        "max_completion_length": config.max_completion_length * config.max_turns,
+        "temperature": config.temperature,
+        "loss_type": config.loss_type,
+        "importance_sampling_level": config.importance_sampling_level,
+        "epsilon": config.epsilon,
+        "epsilon_high": config.epsilon_high,
+        "beta": config.beta,
+        "scale_rewards": "none",
+        "max_grad_norm": config.max_grad_norm,
+        "seed": config.seed,
+        # The model is in its dtype already, and sampling knows of no autocast.
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "use_cpu": not torch.cuda.is_available(),
+        "logging_steps": 1,
+        "save_strategy": "no",
+        "report_to": "none",
+        "disable_tqdm": True,
+    }
+
+
+@final
+class TRLTrainer:
+    """As `envkit.train.grpo.GRPOTrainer`, with TRL's learner.
+
+    Args:
+        policy, tasks, rollouts, config, metrics, episodes, store, estimates: see there.
+
+    Raises:
+        TrainingError: a task is not for training.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        tasks: Sequence[Task],
+        rollouts: Rollouts,
+        config: TrainConfig,
+        metrics: Journal,
+        episodes: Journal,
+        store: CheckpointStore,
+        estimates: Mapping[str, float] | None = None,
+    ) -> None:
+        self._policy, self._config, self._metrics, self._store = policy, config, metrics, store
+        self._practice = Practice(policy, tasks, rollouts, config, episodes, estimates)
+        self._optimizer = torch.optim.AdamW(
+            policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        self.step = 0
+        self.collapse = ""
+
+    def resume(self) -> bool:
+        """See `envkit.train.grpo.GRPOTrainer.resume`."""
+        state = self._store.load(self._policy, self._optimizer)
+        if state is None:
+            return False
+        self.step, self.collapse = int(state["step"]), str(state.get("collapse", ""))
+        self._practice.curriculum.restore(state["curriculum"])
+        return True
+
+    def save(self) -> None:
+        """See `envkit.train.grpo.GRPOTrainer.save`."""
+        curriculum = self._practice.curriculum.state()
+        state = {"step": self.step, "curriculum": curriculum, "collapse": self.collapse}
+        self._store.save(self.step, self._policy, self._optimizer, state)
+
+    def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
+        """See `envkit.train.grpo.GRPOTrainer.train`."""
+        left = self._config.max_steps - self.step
+        if left <= 0 or self.collapse:
+            return
+        with tempfile.TemporaryDirectory() as folder, _quiet():
+            self._policy.model.set_attn_implementation("sdpa")
+            try:
+                self._trainer(folder, left, go_on).train()
+            finally:
+                self._policy.use_layout_attention()
+
+    def _trainer(self, folder: str, steps: int, go_on: Callable[[StepMetrics], bool]) -> Any:
+        import trl
+        from datasets import Dataset
+        from transformers import TrainerCallback
+
+        owner, library = self, trl
+        base: Any = library.GRPOTrainer
+
+        class Hooked(base):
+            """Has episodes played where TRL would sample, and keeps what it says of them."""
+
+            above: Any = base
+
+            def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
+                self.played = owner._practice.play(owner.step)
+                self.taught = lessons(self.played)
+                self.began = time.monotonic()
+                self.drift = self.trained = 0.0
+                size = owner._config.num_generations
+                batch = _padded(self.taught, len(self.played.groups) * size, owner._policy.renderer.stop_id)
+                if owner._config.beta:
+                    with torch.no_grad(), owner._policy.model.disable_adapter():
+                        parts = [self._logprobs(part) for part in _groups(batch, size)]
+                    batch["ref_per_token_logps"] = torch.cat(parts)
+                return batch
+
+            def _logprobs(self, part: Mapping[str, Tensor]) -> Tensor:
+                ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
+                mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
+                width = part["completion_ids"].shape[1]
+                found: Any = self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
+                return found[0]
+
+            def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
+                found = self.above._get_per_token_logps_and_entropies(self, *given, **named)
+                self.new: Tensor = found[0].detach()
+                return found
+
+            def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+                loss = self.above._compute_loss(self, model, inputs)
+                mask = inputs["completion_mask"] * inputs["tool_mask"]
+                self.drift += float(((self.new - inputs["old_per_token_logps"]).abs() * mask).sum())
+                self.trained += float(mask.sum())
+                return loss
+
+        class Steps(TrainerCallback):
+            """Passes on what TRL says of a step."""
+
+            def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
+                if "grad_norm" in logs and not owner._took(
+                    trainer, logs, go_on
+                ):  # not the summary at the end
+                    control.should_training_stop = True
+
+        start, slow = self.step, max(self._config.warmup_steps, 1)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            self._optimizer, lambda step: min((start + step + 1) / slow, 1.0)
+        )
+        trainer: Any = Hooked(
+            model=self._policy.model,
+            processing_class=self._policy.tokenizer,
+            reward_funcs=_never,
+            train_dataset=Dataset.from_list([{"prompt": ""}] * self._config.groups_per_step),
+            args=library.GRPOConfig(**settings(self._config, folder, steps)),
+            optimizers=(self._optimizer, schedule),
+            callbacks=[Steps()],
+        )
+        remove_printer(trainer)
+        return trainer
+
+    def _took(self, trainer: Any, logs: Mapping[str, Any], go_on: Callable[[StepMetrics], bool]) -> bool:
+        """Log and keep a step; returns whether there shall be another."""
+        learned = Learned(
+            loss=float(logs["loss"]),
+            grad_norm=float(logs["grad_norm"]),
+            drift=trainer.drift / max(trainer.trained, 1.0),
+            kl=float(logs.get("kl", 0.0)),
+            clipped=float(logs.get("clip_ratio/region_mean", 0.0)),
+        )
+        self.step += 1
+        learn_s = time.monotonic() - trainer.began
+        metrics = step_metrics(self.step, trainer.played, trainer.taught, learned, learn_s)
+        self._metrics.append({"phase": "rl", **asdict(metrics)})
+        self.collapse = collapse(metrics, self._config)
+        wanted = go_on(metrics) and not self.collapse
+        if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
+            self.save()
+        return wanted
+
+
+def _padded(taught: Sequence[Lesson], rows: int, pad_id: int) -> dict[str, Tensor]:
+    """All groups as TRL lays them out: one row per episode, prompts padded left, the rest right.
+
+    Voids are rows without a trained token, so that TRL finds as many rows as it expects.
+    """
+    flat = [(lesson.prompt, row) for lesson in taught for row in lesson.rows]
+    prompts = [torch.tensor(prompt) for prompt, _ in flat]
+    missing = rows - len(flat)
+
+    def left(rows: Sequence[Tensor], fill: int) -> Tensor:
+        return pad_sequence([row.flip(0) for row in rows], batch_first=True, padding_value=fill).flip(1)
+
+    def right(rows: Sequence[Any], fill: float) -> Tensor:
+        return pad_sequence([torch.tensor(row) for row in rows], batch_first=True, padding_value=fill)
+
+    batch = {
+        "prompt_ids": left(prompts, pad_id),
+        "prompt_mask": left([torch.ones_like(prompt) for prompt in prompts], 0),
+        "completion_ids": right([row.ids for _, row in flat], pad_id),
+        "completion_mask": right([[1] * len(row.ids) for _, row in flat], 0),
+        "tool_mask": right([[int(yes) for yes in row.trained] for _, row in flat], 0),
+        "old_per_token_logps": right([row.logprobs for _, row in flat], 0.0),
+        "advantages": right([row.advantages for _, row in flat], 0.0).float(),
+    }
+    if missing:
+        for name, part in batch.items():
+            kept = part[:1].expand(missing, -1)
+            batch[name] = torch.cat([part, torch.zeros_like(kept) if "mask" in name else kept])
+        batch["prompt_mask"][-missing:, -1] = 1  # a row must see something
+    batch["num_items_in_batch"] = batch["tool_mask"].sum()
+    return batch
+
+
+def _groups(batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
+    """Parts of ``size`` rows, as TRL's loss gets them."""
+    rows = {name: part for name, part in batch.items() if part.dim() > 1}
+    for start in range(0, len(rows["prompt_ids"]), size):
+        yield {name: part[start : start + size] for name, part in rows.items()}
+
+
+def _never(**_: Any) -> list[float]:
+    raise AssertionError("TRL asked for a reward; episodes bring theirs")
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None]:
+    """TRL and transformers warn of things that are as they should be here."""
+    names = ("trl", "transformers", "accelerate")
+    levels = {name: logging.getLogger(name).level for name in names}
+    for name in names:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -1,0 +1,133 @@
+"""TRL's trainer on the same episodes takes the same steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from envkit.errors import ConfigError
+from envkit.models import ModelRef
+from envkit.rollout import Rollouts
+from envkit.store import Journal
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import GRPOTrainer, StepMetrics
+from envkit.train.policy import Policy
+from envkit.train.trl_backend import TRLTrainer, settings
+
+CONFIG = TrainConfig(
+    seed=5,
+    max_turns=2,
+    max_steps=3,
+    learning_rate=3e-3,
+    groups_per_step=3,
+    num_generations=4,
+    max_completion_length=3,
+    save_steps=1,
+)
+TASKS = tiny.letter_tasks("abcdefg")
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(ref: ModelRef, tmp_path: Path) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def trainer(
+            kind: type[GRPOTrainer] | type[TRLTrainer],
+            name: str,
+            policy: Policy,
+            config: TrainConfig = CONFIG,
+            broken: frozenset[int] = frozenset(),
+        ) -> Any:
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            backend = tiny.MemoryBackend(broken)
+            rollouts = stack.enter_context(
+                Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=2), workers=1)
+            )
+            journals = [stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")]
+            return kind(policy, TASKS, rollouts, config, *journals, CheckpointStore(folder / "checkpoints"))
+
+        yield trainer
+
+
+def train(trainer: Any, until: int | None = None) -> list[StepMetrics]:
+    seen: list[StepMetrics] = []
+
+    def go_on(metrics: StepMetrics) -> bool:
+        seen.append(metrics)
+        return metrics.step != until
+
+    trainer.train(go_on)
+    return seen
+
+
+def moved(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([(a - b).flatten() for a, b in zip(tiny.weights(policy), before, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss_type": "grpo"},
+        {"loss_type": "dr_grpo"},
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+        {"beta": 0.5},
+        {"groups_per_step": 2, "temperature": 0.7},
+    ],
+    ids=str,
+)
+def test_a_step_is_the_same_step(make: Make, ref: ModelRef, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, **changes)
+    steps: list[StepMetrics] = []
+    moves: list[torch.Tensor] = []
+    for kind in (GRPOTrainer, TRLTrainer):
+        policy = tiny.policy(ref, shaken=0.1)
+        before = tiny.weights(policy)
+        steps += train(make(kind, kind.__name__, policy, config))
+        moves.append(moved(policy, before))
+    ours, theirs = (dataclasses.asdict(each) for each in steps)
+    assert ours["mixed"] > 0
+    for name in ("step", "reward", "mixed", "void", "entropy", "completion_tokens"):
+        assert ours[name] == theirs[name]
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3, abs=1e-4)
+    assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+    assert max(ours["drift"], theirs["drift"]) < 1e-4
+    # Adam's first step has the size of the learning rate for every weight, however small its gradient.
+    assert float((moves[0] - moves[1]).norm() / moves[0].norm()) < 0.05
+
+
+def test_a_resumed_run_goes_on_as_a_straight_one(make: Make, ref: ModelRef) -> None:
+    straight, stopped = (tiny.policy(ref, seed=2) for _ in range(2))
+    whole = train(make(TRLTrainer, "straight", straight))
+    first = train(make(TRLTrainer, "stopped", stopped), until=1)
+    again = tiny.policy(ref, seed=2)
+    second = make(TRLTrainer, "stopped", again)
+    assert second.resume()
+    later = train(second)
+    assert [each.step for each in whole] == [each.step for each in first + later] == [1, 2, 3]
+    assert [each.reward for each in whole] == [each.reward for each in first + later]
+    for one, other in zip(tiny.weights(straight), tiny.weights(again), strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_voids_carry_no_gradient_and_break_nothing(make: Make, ref: ModelRef) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, max_turns=1)
+    (metrics,) = train(make(TRLTrainer, "run", tiny.policy(ref), config, broken=frozenset({1, 2})))
+    assert 0 < metrics.void < 1
+    assert metrics.loss == metrics.loss
+
+
+def test_what_trl_cannot_do_is_refused() -> None:
+    with pytest.raises(ConfigError, match="importance_sampling_mode: TRL corrects vLLM only"):
+        settings(dataclasses.replace(CONFIG, importance_sampling_mode="token_mask"), "x", 1)
