@@ -8,6 +8,7 @@ on the exact tokens and log-probabilities that were recorded while sampling.
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import NamedTuple, final
@@ -204,9 +205,8 @@ class Learned(NamedTuple):
     clipped: float
 
 
-@final
-class GRPOTrainer:
-    """The loop and its state. `train` runs it; a checkpoint holds all that it needs to go on.
+class Trainer(ABC):
+    """A policy in training and how far it has come; a subclass takes the steps.
 
     Args:
         policy: trained in place.
@@ -239,10 +239,12 @@ class GRPOTrainer:
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.step = 0
-        #: Whether every group is compared with the model without its adapter.
-        self._is_compared = config.beta > 0 or config.max_kl is not None
         #: Why no further step would mend the policy; empty while it is well.
         self.collapse = ""
+
+    @abstractmethod
+    def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
+        """Take at most as many steps as are left, until ``took`` says of one that it shall be the last."""
 
     def resume(self) -> bool:
         """Go on from the newest whole checkpoint, if there is one."""
@@ -258,15 +260,18 @@ class GRPOTrainer:
 
         The last state is always checkpointed.
         """
-        while self.step < self._config.max_steps and not self.collapse:
-            metrics = self._one_step()
+
+        def took(metrics: StepMetrics) -> bool:
+            self.step = metrics.step
             self._metrics.append({"phase": "rl", **asdict(metrics)})
-            self.collapse = collapse(metrics, self._config)
+            self.collapse = _collapse(metrics, self._config)
             wanted = go_on(metrics) and not self.collapse
             if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
                 self.save()
-            if not wanted:
-                return
+            return wanted
+
+        if self.step < self._config.max_steps and not self.collapse:
+            self._steps(took)
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -274,14 +279,22 @@ class GRPOTrainer:
         state = {"step": self.step, "curriculum": curriculum, "collapse": self.collapse}
         self._store.save(self.step, self._policy, self._optimizer, state)
 
+
+@final
+class GRPOTrainer(Trainer):
+    """The loop itself; see the module."""
+
+    def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
+        while self.step < self._config.max_steps and took(self._one_step()):
+            pass
+
     def _one_step(self) -> StepMetrics:
         played = self._practice.play(self.step)
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
         taught = lessons(played)
-        learned = self._learn([each for each in taught if each.mixed or self._is_compared], size)
-        self.step += 1
-        return step_metrics(self.step, played, taught, learned, time.monotonic() - started)
+        learned = self._learn([each for each in taught if each.mixed or self._is_compared()], size)
+        return step_metrics(self.step + 1, played, taught, learned, time.monotonic() - started)
 
     def _learn(self, taught: Sequence[Lesson], size: StepSize) -> Learned:
         """One optimizer step over all groups.
@@ -315,16 +328,20 @@ class GRPOTrainer:
         self._optimizer.zero_grad(set_to_none=True)
         return Learned(loss, norm, drift / max(trained, 1), kl / max(compared, 1), clipped / max(trained, 1))
 
+    def _is_compared(self) -> bool:
+        """Whether every group is compared with the model without its adapter."""
+        return self._config.beta > 0 or self._config.max_kl is not None
+
     def _reference(self, batch: Batch) -> Tensor | None:
         """What the model without its adapter gives, where it is needed."""
-        if not self._is_compared:
+        if not self._is_compared():
             return None
         model = self._policy.model
         with torch.no_grad(), model.disable_adapter():
             return logprobs(model, batch, self._config.temperature)
 
 
-def collapse(metrics: StepMetrics, config: TrainConfig) -> str:
+def _collapse(metrics: StepMetrics, config: TrainConfig) -> str:
     """What is past mending, as far as one step shows it; empty if nothing is."""
     advice = "lower learning_rate, or raise beta"
     if metrics.completion_tokens and metrics.entropy < config.min_entropy:

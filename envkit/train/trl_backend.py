@@ -12,7 +12,6 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, final
 
 import torch
@@ -20,14 +19,10 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.errors import ConfigError
-from envkit.rollout import Rollouts
-from envkit.store import Journal
-from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import Learned, Lesson, Practice, StepMetrics, collapse, lessons, step_metrics
-from envkit.train.policy import Policy
+from envkit.train.grpo import Learned, Lesson, StepMetrics, Trainer, lessons, step_metrics
+from envkit.train.packing import Row
 from envkit.train.sft import remove_printer
-from envkit.types import Task
 
 
 def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
@@ -74,69 +69,35 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
 
 
 @final
-class TRLTrainer:
-    """As `envkit.train.grpo.GRPOTrainer`, with TRL's learner.
+class TRLTrainer(Trainer):
+    """As `envkit.train.grpo.GRPOTrainer`, with TRL's learner."""
 
-    Args:
-        policy, tasks, rollouts, config, metrics, episodes, store, estimates: see there.
-
-    Raises:
-        TrainingError: a task is not for training.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        tasks: Sequence[Task],
-        rollouts: Rollouts,
-        config: TrainConfig,
-        metrics: Journal,
-        episodes: Journal,
-        store: CheckpointStore,
-        estimates: Mapping[str, float] | None = None,
-    ) -> None:
-        self._policy, self._config, self._metrics, self._store = policy, config, metrics, store
-        self._practice = Practice(policy, tasks, rollouts, config, episodes, estimates)
-        self._optimizer = torch.optim.AdamW(
-            policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
-        )
-        self.step = 0
-        self.collapse = ""
-
-    def resume(self) -> bool:
-        """See `envkit.train.grpo.GRPOTrainer.resume`."""
-        state = self._store.load(self._policy, self._optimizer)
-        if state is None:
-            return False
-        self.step, self.collapse = int(state["step"]), str(state.get("collapse", ""))
-        self._practice.curriculum.restore(state["curriculum"])
-        return True
-
-    def save(self) -> None:
-        """See `envkit.train.grpo.GRPOTrainer.save`."""
-        curriculum = self._practice.curriculum.state()
-        state = {"step": self.step, "curriculum": curriculum, "collapse": self.collapse}
-        self._store.save(self.step, self._policy, self._optimizer, state)
-
-    def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
-        """See `envkit.train.grpo.GRPOTrainer.train`."""
-        left = self._config.max_steps - self.step
-        if left <= 0 or self.collapse:
-            return
+    def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
         with tempfile.TemporaryDirectory() as folder, _quiet():
             self._policy.model.set_attn_implementation("sdpa")
             try:
-                self._trainer(folder, left, go_on).train()
+                self._trainer(folder, took).train()
             finally:
                 self._policy.use_layout_attention()
 
-    def _trainer(self, folder: str, steps: int, go_on: Callable[[StepMetrics], bool]) -> Any:
+    def _trainer(self, folder: str, took: Callable[[StepMetrics], bool]) -> Any:
         import trl
         from datasets import Dataset
         from transformers import TrainerCallback
 
-        owner, library = self, trl
+        owner, library, practice, config, policy = self, trl, self._practice, self._config, self._policy
         base: Any = library.GRPOTrainer
+
+        def metrics_of(trainer: Any, logs: Mapping[str, Any]) -> StepMetrics:
+            learned = Learned(
+                loss=float(logs["loss"]),
+                grad_norm=float(logs["grad_norm"]),
+                drift=trainer.drift / max(trainer.trained, 1.0),
+                kl=float(logs.get("kl", 0.0)),
+                clipped=float(logs.get("clip_ratio/region_mean", 0.0)),
+            )
+            learn_s = time.monotonic() - trainer.began
+            return step_metrics(self.step + 1, trainer.played, trainer.taught, learned, learn_s)
 
         class Hooked(base):
             """Has episodes played where TRL would sample, and keeps what it says of them."""
@@ -144,14 +105,14 @@ class TRLTrainer:
             above: Any = base
 
             def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
-                self.played = owner._practice.play(owner.step)
+                self.played = practice.play(owner.step)
                 self.taught = lessons(self.played)
                 self.began = time.monotonic()
                 self.drift = self.trained = 0.0
-                size = owner._config.num_generations
-                batch = _padded(self.taught, len(self.played.groups) * size, owner._policy.renderer.stop_id)
-                if owner._config.beta:
-                    with torch.no_grad(), owner._policy.model.disable_adapter():
+                size = config.num_generations
+                batch = _padded(self.taught, len(self.played.groups) * size, policy.renderer.stop_id)
+                if config.beta:
+                    with torch.no_grad(), policy.model.disable_adapter():
                         parts = [self._logprobs(part) for part in _groups(batch, size)]
                     batch["ref_per_token_logps"] = torch.cat(parts)
                 return batch
@@ -179,45 +140,25 @@ class TRLTrainer:
             """Passes on what TRL says of a step."""
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-                if "grad_norm" in logs and not owner._took(
-                    trainer, logs, go_on
-                ):  # not the summary at the end
+                # The summary at the end has no gradient.
+                if "grad_norm" in logs and not took(metrics_of(trainer, logs)):
                     control.should_training_stop = True
 
-        start, slow = self.step, max(self._config.warmup_steps, 1)
+        start, slow = self.step, max(config.warmup_steps, 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: min((start + step + 1) / slow, 1.0)
         )
         trainer: Any = Hooked(
-            model=self._policy.model,
-            processing_class=self._policy.tokenizer,
+            model=policy.model,
+            processing_class=policy.tokenizer,
             reward_funcs=_never,
-            train_dataset=Dataset.from_list([{"prompt": ""}] * self._config.groups_per_step),
-            args=library.GRPOConfig(**settings(self._config, folder, steps)),
+            train_dataset=Dataset.from_list([{"prompt": ""}] * config.groups_per_step),
+            args=library.GRPOConfig(**settings(config, folder, config.max_steps - start)),
             optimizers=(self._optimizer, schedule),
             callbacks=[Steps()],
         )
         remove_printer(trainer)
         return trainer
-
-    def _took(self, trainer: Any, logs: Mapping[str, Any], go_on: Callable[[StepMetrics], bool]) -> bool:
-        """Log and keep a step; returns whether there shall be another."""
-        learned = Learned(
-            loss=float(logs["loss"]),
-            grad_norm=float(logs["grad_norm"]),
-            drift=trainer.drift / max(trainer.trained, 1.0),
-            kl=float(logs.get("kl", 0.0)),
-            clipped=float(logs.get("clip_ratio/region_mean", 0.0)),
-        )
-        self.step += 1
-        learn_s = time.monotonic() - trainer.began
-        metrics = step_metrics(self.step, trainer.played, trainer.taught, learned, learn_s)
-        self._metrics.append({"phase": "rl", **asdict(metrics)})
-        self.collapse = collapse(metrics, self._config)
-        wanted = go_on(metrics) and not self.collapse
-        if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
-            self.save()
-        return wanted
 
 
 def _padded(taught: Sequence[Lesson], rows: int, pad_id: int) -> dict[str, Tensor]:
@@ -226,6 +167,7 @@ def _padded(taught: Sequence[Lesson], rows: int, pad_id: int) -> dict[str, Tenso
     Voids are rows without a trained token, so that TRL finds as many rows as it expects.
     """
     flat = [(lesson.prompt, row) for lesson in taught for row in lesson.rows]
+    flat = flat or [((pad_id,), Row((pad_id,), (False,), (0.0,), (0.0,)))]
     prompts = [torch.tensor(prompt) for prompt, _ in flat]
     missing = rows - len(flat)
 

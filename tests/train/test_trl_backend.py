@@ -121,11 +121,15 @@ def test_a_resumed_run_goes_on_as_a_straight_one(make: Make, ref: ModelRef) -> N
         torch.testing.assert_close(one, other)
 
 
-def test_voids_carry_no_gradient_and_break_nothing(make: Make, ref: ModelRef) -> None:
-    config = dataclasses.replace(CONFIG, max_steps=1, max_turns=1)
-    (metrics,) = train(make(TRLTrainer, "run", tiny.policy(ref), config, broken=frozenset({1, 2})))
-    assert 0 < metrics.void < 1
-    assert metrics.loss == metrics.loss
+@pytest.mark.parametrize(("broken", "void"), [(frozenset({1, 2}), 1 / 12), (frozenset(range(99)), 1.0)])
+def test_voids_carry_no_gradient_and_break_nothing(
+    make: Make, ref: ModelRef, broken: frozenset[int], void: float
+) -> None:
+    config, policy = dataclasses.replace(CONFIG, max_steps=1, max_turns=1), tiny.policy(ref)
+    before = tiny.weights(policy)
+    (metrics,) = train(make(TRLTrainer, "run", policy, config, broken=broken))
+    assert metrics.void == pytest.approx(void)
+    assert tiny.equal(before, tiny.weights(policy)) == (void == 1)
 
 
 def test_what_trl_cannot_do_is_refused() -> None:
