@@ -28,8 +28,7 @@ _PROMPT, _ANSWER = 150, 64
 _EVALUATED = 224
 #: Time of a forward pass beside forward and backward.
 _FORWARD = 0.39
-#: A longer run takes larger steps rather than more of them: their gradients are less noisy, and the policy
-#: settles later.
+#: A longer run takes larger steps rather than more of them: their gradients are less noisy.
 _MOST_STEPS = 48
 #: Speed of whole rollouts beside that of a full batch: rows that end leave it half empty, and grading waits.
 _FULL_SHARE = 0.68
@@ -116,9 +115,8 @@ def require_minutes(minutes: float) -> None:
 def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitated: int) -> Plan:
     """Divide a budget: about a quarter to evaluation, up to a third to the warm start, the rest to RL.
 
-    The warm start sees no task twice. After a second pass the policy was so sure of itself (0.12 nats per
-    token) that RL had little to choose from: it gained 2 points in 40 steps, where after 51 warm steps it had
-    gained 5 in 16. A tenth of RL's part goes to estimates of difficulty, which its curriculum begins with.
+    The warm start sees no task twice, lest the policy be sure of itself before RL has tried anything. A tenth
+    of RL's part goes to estimates of difficulty, which its curriculum begins with.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
