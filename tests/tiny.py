@@ -60,11 +60,13 @@ def make(folder: Path, family: str = "llama", **changes: Any) -> ModelRef:
     return ModelRef(f"tiny-{family}", folder, weights_digest(folder))
 
 
-def plain(ref: ModelRef) -> Any:
+def plain(ref: ModelRef, dtype: str = "float32") -> Any:
     """The model as transformers alone would run it."""
     from transformers import AutoModelForCausalLM
 
-    model = AutoModelForCausalLM.from_pretrained(ref.path, attn_implementation="sdpa", dtype=torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        ref.path, attn_implementation="sdpa", dtype=getattr(torch, dtype)
+    )
     return model.eval()
 
 

@@ -6,8 +6,7 @@
     pytest   a suite of one test, run by pytest
 
 Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
-All use the same image, limits and workspace. Rounds are shuffled, so that a busy moment falls on all alike;
-medians are reported, and ratios of medians. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
+All use the same image, limits and workspace. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
 is missed.
 """
 
@@ -17,17 +16,15 @@ import contextlib
 import itertools
 import json
 import os
-import platform
-import random
 import socket
 import struct
 import tempfile
-import time
 from collections.abc import Callable, Generator, Sequence
 from importlib import resources
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, Final
+
+from side_by_side import Measures, Ratio, compare
 
 from envkit.grading import PYTEST, pytest_modules
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
@@ -37,17 +34,15 @@ from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
-ROOT = Path(__file__).parents[2]
 ROUNDS: Final = 30
-#: Ratio of medians -> slower, faster, and the least that it should be; None where it is only reported.
-BARS: Final = {
-    "reset_vs_docker": ("reset", "docker fresh", 30.0),
-    "oracle_vs_docker_exec": ("oracle", "docker exec", 12.0),
-    "oracle_vs_docker_attached": ("oracle", "docker attached", 1.5),
-    "pytest_vs_docker_fresh": ("pytest", "docker fresh", 10.0),
-    "echo_vs_docker_attached": ("echo", "docker attached", None),
-    "reset_vs_bubblewrap": ("reset", "bubblewrap", None),
-    "oracle_vs_bubblewrap": ("oracle", "bubblewrap", None),
+RATIOS: Final = {
+    "reset_vs_docker": Ratio("reset", "docker fresh", "zygote", 30.0),
+    "oracle_vs_docker_exec": Ratio("oracle", "docker exec", "zygote", 12.0),
+    "oracle_vs_docker_attached": Ratio("oracle", "docker attached", "zygote", 1.5),
+    "pytest_vs_docker_fresh": Ratio("pytest", "docker fresh", "zygote", 10.0),
+    "echo_vs_docker_attached": Ratio("echo", "docker attached", "zygote", None),
+    "reset_vs_bubblewrap": Ratio("reset", "bubblewrap", "zygote", None),
+    "oracle_vs_bubblewrap": Ratio("oracle", "bubblewrap", "zygote", None),
 }
 TRIVIAL: Final = [PYTHON, *PYTHON_OPTIONS, "-c", "pass"]
 NOTHING: Final = ["sh", "-c", ":"]
@@ -199,8 +194,8 @@ def _exactly(talk: socket.socket, count: int) -> bytes:
 
 
 @contextlib.contextmanager
-def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
-    """(operation, way) -> what to time."""
+def measures() -> Generator[Measures]:
+    """What to time, with all that it needs."""
     with contextlib.ExitStack() as held:
         folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o777)
@@ -225,51 +220,8 @@ def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
 
 def main() -> None:
     with measures() as wanted:
-        for measure in wanted.values():
-            measure()  # fills caches, starts what stays
-        samples: dict[tuple[str, str], list[float]] = {name: [] for name in wanted}
-        for number in range(ROUNDS):
-            order = list(wanted)
-            random.Random(number).shuffle(order)
-            for name in order:
-                started = time.perf_counter()
-                wanted[name]()
-                samples[name].append(1000 * (time.perf_counter() - started))
-    medians = {name: median(times) for name, times in samples.items()}
-    ratios = {key: medians[what, slow] / medians[what, "zygote"] for key, (what, slow, _) in BARS.items()}
-    missed = [key for key, (_, _, bar) in BARS.items() if bar is not None and ratios[key] < bar]
-    report(samples, medians, ratios)
-    if missed:
-        raise SystemExit(f"below the bar: {', '.join(missed)}")
-
-
-def report(
-    samples: dict[tuple[str, str], list[float]],
-    medians: dict[tuple[str, str], float],
-    ratios: dict[str, float],
-) -> None:
-    """Print, and write both files."""
-    rows = ["| operation | way | median ms | quartiles |", "| --- | --- | ---: | --- |"]
-    for (operation, way), value in sorted(medians.items()):
-        low, _, high = quantiles(samples[operation, way], n=4)
-        rows.append(f"| {operation} | {way} | {value:.1f} | {low:.1f} to {high:.1f} |")
-    rows += ["", "| ratio | value | bar |", "| --- | ---: | ---: |"]
-    rows += [f"| {key} | {ratios[key]:.1f} | {bar or '-'} |" for key, (_, _, bar) in BARS.items()]
-    facts = {
-        "rounds": ROUNDS,
-        "python": platform.python_version(),
-        "kernel": platform.release(),
-        "cores": os.cpu_count(),
-        "docker": docker_module._client(os.getpid()).version()["Version"],
-    }
-    table = "\n".join([f"{ROUNDS} shuffled rounds; {json.dumps(facts)}", "", *rows]) + "\n"
-    print(table)
-    target = ROOT / "runs" / "bench" / "sandbox.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    named = {f"{operation}, {way}": times for (operation, way), times in samples.items()}
-    target.write_text(json.dumps({**facts, **ratios, "samples_ms": named}, indent=2) + "\n")
-    target.with_suffix(".md").write_text(table)
-    print(f"written: {target.relative_to(ROOT)} and .md")
+        version = docker_module._client(os.getpid()).version()["Version"]
+        compare("sandbox", wanted, RATIOS, ROUNDS, {"docker": version})
 
 
 if __name__ == "__main__":

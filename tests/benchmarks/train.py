@@ -11,27 +11,23 @@ TRL samples by transformers' ``generate``. That is timed on plain weights, as is
 adapter costs. A step is timed on the trainers themselves, with a LoRA adapter of rank 16 on all linear
 layers; TRL's with the start of its loop, which is short beside it. TRL's part of the one with turns is put
 together here as its loop over tools does it: sample, add to every row what was observed, sample from there;
-then its own loss. Answers never end early. Rounds are shuffled; medians are reported, and ratios of medians.
-Writes ``runs/bench/train.json`` and ``.md``. Exits 1 if a bar is missed.
+then its own loss. Answers never end early. The dtype is the one that training would choose here, unless
+``DTYPE`` names another. Writes ``runs/bench/train.json`` and ``.md``. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import copy
 import logging
 import os
-import platform
-import random
 import sys
 import tempfile
-import time
 import warnings
 import zlib
 from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any, Final
 
 import torch
@@ -39,6 +35,7 @@ import torch
 sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
 
 import tiny
+from side_by_side import Measures, Ratio, compare
 
 from envkit.checks import check
 from envkit.engine.lora import Update, updates_of
@@ -48,6 +45,7 @@ from envkit.env import Effect, Env
 from envkit.models import DEFAULT_MODEL, resolve
 from envkit.rollout import Rollouts
 from envkit.store import Journal
+from envkit.studies.plan import faster_dtype, use_threads
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer
@@ -56,32 +54,37 @@ from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
 from envkit.types import Task
 
-ROOT = Path(__file__).parents[2]
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 NEW, GROUP = 64, 16
-#: Ratio of medians -> operation, slower way, faster way, and the least that it should be.
-BARS: Final = {
-    "generate_long_vs_trl": ("generate long", "TRL", "envkit", 5.0),
-    "generate_short_vs_trl": ("generate short", "TRL", "envkit", 2.0),
-    "learner_vs_trl": ("learner", "TRL", "envkit", 5.0),
-    "step_vs_trl": ("step", "TRL", "envkit", 5.0),
-    "multiturn_step_vs_trl": ("multi-turn step", "TRL", "envkit", 2.5),
-    "adapters32_vs_base": ("adapters", "base", "32 of rank 4", 0.7),
-    "adapters32_vs_sequential": ("adapters", "32 one after another", "32 of rank 4", 5.0),
-    "adapters32_r16_vs_base": ("adapters", "base", "32 of rank 16", None),
-    "adapters32_vs_peft": ("adapters", "PEFT adapter_names", "32 of rank 4", None),
+DTYPE: Final = os.environ.get("DTYPE") or faster_dtype()
+RATIOS: Final = {
+    "generate_long_vs_trl": Ratio("generate long", "TRL", "envkit", 5.0),
+    "generate_short_vs_trl": Ratio("generate short", "TRL", "envkit", 2.0),
+    "learner_vs_trl": Ratio("learner", "TRL", "envkit", 5.0),
+    "step_vs_trl": Ratio("step", "TRL", "envkit", 5.0),
+    "multiturn_step_vs_trl": Ratio("multi-turn step", "TRL", "envkit", 2.5),
+    "adapters32_vs_base": Ratio("adapters", "base", "32 of rank 4", 0.7),
+    "adapters32_vs_sequential": Ratio("adapters", "32 one after another", "32 of rank 4", 5.0),
+    "adapters32_r16_vs_base": Ratio("adapters", "base", "32 of rank 16", None),
+    "adapters32_vs_peft": Ratio("adapters", "PEFT adapter_names", "32 of rank 4", None),
 }
-#: Operation -> tokens forwarded by envkit and by others, counting every row's prompt as often as it is read.
+#: Counting every row's prompt as often as it is read.
 TOKENS: Final = {
-    "generate long": (600 + 32 * NEW, 32 * (600 + NEW)),
-    "generate short": (20 + 32 * NEW, 32 * (20 + NEW)),
-    "learner": (512 + GROUP * NEW, GROUP * (512 + NEW)),
-    "step": (2 * (500 + GROUP * NEW), 2 * GROUP * (500 + NEW)),
-    "multi-turn step": (
-        2 * (300 + GROUP * (3 * NEW + 2 * 60)),
-        GROUP * ((300 + NEW) + (360 + 2 * NEW) + (420 + 3 * NEW) + (420 + 3 * NEW)),
+    ("generate long", "envkit"): 600 + 32 * NEW,
+    ("generate long", "TRL"): 32 * (600 + NEW),
+    ("generate short", "envkit"): 20 + 32 * NEW,
+    ("generate short", "TRL"): 32 * (20 + NEW),
+    ("learner", "envkit"): 512 + GROUP * NEW,
+    ("learner", "TRL"): GROUP * (512 + NEW),
+    ("step", "envkit"): 2 * (500 + GROUP * NEW),
+    ("step", "TRL"): 2 * GROUP * (500 + NEW),
+    ("multi-turn step", "envkit"): 2 * (300 + GROUP * (3 * NEW + 2 * 60)),
+    ("multi-turn step", "TRL"): GROUP * ((300 + NEW) + (360 + 2 * NEW) + 2 * (420 + 3 * NEW)),
+    **dict.fromkeys(
+        [("adapters", way) for way in ("base", "32 of rank 4", "32 of rank 16", "32 one after another")],
+        32 * 20 + 64 * 16,
     ),
-    "adapters": (32 * 20 + 64 * 16, 64 * (20 + 16)),
+    ("adapters", "PEFT adapter_names"): 64 * (20 + 16),
 }
 
 
@@ -113,7 +116,7 @@ class Coin(Env):
 
 def generating(policy: Policy, plain: Any, length: int) -> dict[str, Callable[[], None]]:
     """Sample 32 answers to one prompt, without any adapter."""
-    engine = TorchEngine(tiny.plain(policy.ref), [])
+    engine = TorchEngine(tiny.plain(policy.ref, DTYPE), [])
     prompt = tiny.prompt(length, seed=length)
     requests = [Request(prompt, (0, row)) for row in range(32)]
     ids = torch.tensor(prompt).repeat(32, 1)
@@ -137,7 +140,7 @@ def generating(policy: Policy, plain: Any, length: int) -> dict[str, Callable[[]
     return {"envkit": ours, "TRL": theirs}
 
 
-def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], None]]:
+def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], object]]:
     """Loss and gradient of one group of equal shape."""
     prompt = tiny.prompt(512, seed=1)
     rows = [
@@ -154,26 +157,34 @@ def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], None]]:
         "advantages": torch.tensor([row.advantages[0] for row in rows]),
         "num_items_in_batch": torch.tensor(GROUP * NEW),
     }
-    found: dict[str, torch.Tensor] = {}
+    exact = copy.deepcopy(policy.model).float()
 
-    def finish(way: str, parameters: Sequence[torch.nn.Parameter]) -> None:
-        found[way] = torch.cat([p.grad.flatten() for p in parameters if p.grad is not None])
-        for parameter in parameters:
-            parameter.grad = None
-        if len(found) == 2:
-            mine, theirs = found["envkit"], found["TRL"]
-            if (apart := float((mine - theirs).norm() / theirs.norm())) > 1e-4:
-                raise SystemExit(f"the gradients are {apart:.1e} apart")
+    def loss_of(model: Any) -> torch.Tensor:
+        return policy_loss(logprobs(model, batch, 1.0), batch, size, settings).total
 
-    def ours() -> None:
-        policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
-        finish("envkit", policy.trainable())
+    def ours() -> list[torch.Tensor]:
+        return gradients(loss_of(policy.model), policy.model)
 
-    def theirs() -> None:
-        trainer._compute_loss(trainer.model, padded).backward()
-        finish("TRL", [parameter for parameter in trainer.model.parameters() if parameter.requires_grad])
+    def theirs() -> list[torch.Tensor]:
+        return gradients(trainer._compute_loss(trainer.model, padded), trainer.model)
 
+    wanted = torch.cat(gradients(loss_of(exact), exact))
+    apart = {
+        way: float((torch.cat(found()) - wanted).norm() / wanted.norm())
+        for way, found in (("envkit", ours), ("TRL", theirs))
+    }
+    print("gradients, distance from float32's:", apart)
+    if apart["envkit"] > max(1e-4, 1.1 * apart["TRL"]):
+        raise SystemExit("another gradient is not a faster one")
     return {"envkit": ours, "TRL": theirs}
+
+
+def gradients(loss: torch.Tensor, model: Any) -> list[torch.Tensor]:
+    """Of the adapter's parameters, each as a row."""
+    loss.backward()
+    found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
+    model.zero_grad(set_to_none=True)
+    return found
 
 
 def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
@@ -186,7 +197,7 @@ def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
     library: Any = trl
     trainer: Any = library.GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(
-            policy.ref.path, dtype=torch.float32, attn_implementation="sdpa"
+            policy.ref.path, dtype=getattr(torch, DTYPE), attn_implementation="sdpa"
         ),
         processing_class=policy.tokenizer,
         reward_funcs=lambda completions, **_: [reward(text) for text in completions],
@@ -306,7 +317,7 @@ def adapting(policy: Policy) -> dict[str, Callable[[], None]]:
     from transformers import GenerationConfig
 
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
-    peft: Any = get_peft_model(tiny.plain(policy.ref), config, adapter_name="0")
+    peft: Any = get_peft_model(tiny.plain(policy.ref, DTYPE), config, adapter_name="0")
     for number in range(1, 32):
         peft.add_adapter(str(number), config)
     with torch.no_grad():
@@ -319,7 +330,7 @@ def adapting(policy: Policy) -> dict[str, Callable[[], None]]:
         {name: Update(each.down.repeat(4, 1), each.up.repeat(1, 4)) for name, each in adapter.items()}
         for adapter in adapters
     ]
-    engine = TorchEngine(tiny.plain(policy.ref), [])
+    engine = TorchEngine(tiny.plain(policy.ref, DTYPE), [])
     prompts = [tiny.prompt(20, seed=100 + number) for number in range(32)]
     asked = [
         Request(prompt, (number, row), adapter=number)
@@ -373,22 +384,22 @@ def expect(found: int, wanted: int) -> None:
 
 
 @contextlib.contextmanager
-def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
-    """(operation, way) -> what to time."""
+def measures() -> Generator[Measures]:
+    """What to time, with all that it needs."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        policy = Policy(resolve(DEFAULT_MODEL), system="You are a helpful assistant.")
+        policy = Policy(resolve(DEFAULT_MODEL), system="You are a helpful assistant.", dtype=DTYPE)
         with torch.no_grad():  # an adapter that does something
             for parameter in policy.trainable():
                 parameter.add_(torch.randn_like(parameter) * 1e-3)
-        policy.engine = TorchEngine(tiny.plain(policy.ref), [])
+        policy.engine = TorchEngine(tiny.plain(policy.ref, DTYPE), [])
         words = policy.tokenizer.decode(tiny.prompt(460, seed=3))
         trainer = trl_trainer(policy, words, folder)
         yield {
             (operation, way): measure
             for operation, ways in {
-                "generate short": generating(policy, tiny.plain(policy.ref), 20),
-                "generate long": generating(policy, tiny.plain(policy.ref), 600),
+                "generate short": generating(policy, tiny.plain(policy.ref, DTYPE), 20),
+                "generate long": generating(policy, tiny.plain(policy.ref, DTYPE), 600),
                 "learner": learning(policy, trainer),
                 "step": stepping(policy, trainer, words, folder),
                 "multi-turn step": turning(policy, trainer, folder),
@@ -401,58 +412,11 @@ def measures() -> Generator[dict[tuple[str, str], Callable[[], None]]]:
 def main() -> None:
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    threads = use_threads()
+    facts = {"model": DEFAULT_MODEL, "dtype": DTYPE, "threads": threads}
+    versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     with measures() as wanted:
-        for measure in wanted.values():
-            measure()  # fills caches, thread pools and the allocator
-        samples: dict[tuple[str, str], list[float]] = {name: [] for name in wanted}
-        for number in range(ROUNDS):
-            order = list(wanted)
-            random.Random(number).shuffle(order)
-            for name in order:
-                started = time.perf_counter()
-                wanted[name]()
-                samples[name].append(time.perf_counter() - started)
-    medians = {name: median(times) for name, times in samples.items()}
-    ratios = {key: medians[what, slow] / medians[what, fast] for key, (what, slow, fast, _) in BARS.items()}
-    missed = [key for key, (*_, bar) in BARS.items() if bar is not None and ratios[key] < bar]
-    report(samples, medians, ratios)
-    if missed:
-        raise SystemExit(f"below the bar: {', '.join(missed)}")
-
-
-def report(
-    samples: dict[tuple[str, str], list[float]],
-    medians: dict[tuple[str, str], float],
-    ratios: dict[str, float],
-) -> None:
-    """Print, and write both files."""
-    rows = [
-        "| operation | way | median s | quartiles | tokens forwarded | tokens/s |",
-        "| --- | --- | ---: | --- | ---: | ---: |",
-    ]
-    for (operation, way), value in sorted(medians.items()):
-        low, _, high = quantiles(samples[operation, way], n=4)
-        tokens = TOKENS[operation][way in ("TRL", "PEFT adapter_names")]
-        cells = f"{value:.2f} | {low:.2f} to {high:.2f} | {tokens} | {tokens / value:.0f}"
-        rows.append(f"| {operation} | {way} | {cells} |")
-    rows += ["", "| ratio | value | bar |", "| --- | ---: | ---: |"]
-    rows += [f"| {key} | {ratios[key]:.2f} | {bar or '-'} |" for key, (*_, bar) in BARS.items()]
-    facts = {
-        "rounds": ROUNDS,
-        "model": DEFAULT_MODEL,
-        "dtype": "float32",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        **{name: version(name) for name in ("torch", "transformers", "trl", "peft")},
-    }
-    table = "\n".join([f"{ROUNDS} shuffled rounds; {json.dumps(facts)}", "", *rows]) + "\n"
-    print(table)
-    target = ROOT / "runs" / "bench" / "train.json"
-    target.parent.mkdir(parents=True, exist_ok=True)
-    named = {f"{operation}, {way}": times for (operation, way), times in samples.items()}
-    target.write_text(json.dumps({**facts, **ratios, "samples_s": named}, indent=2) + "\n")
-    target.with_suffix(".md").write_text(table)
-    print(f"written: {target.relative_to(ROOT)} and .md")
+        compare("train", wanted, RATIOS, ROUNDS, {**facts, **versions}, TOKENS)
 
 
 if __name__ == "__main__":
