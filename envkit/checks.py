@@ -24,11 +24,14 @@ class Check:
         name: the method's name, the key in ``info["scores"]``.
         weight: its share of the reward, relative to the other weights; 0 for a mere measurement.
         gate: when true the whole reward is 0 unless this check scores 1.
+        held_out: it is no part of the reward, and only asked now and then of what earned one: if it says no,
+            the reward was won without the work.
     """
 
     name: str
     weight: float
     gate: bool
+    held_out: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +45,7 @@ class Score:
         verdict: the worst verdict among the checks.
         evidence: check name -> what was found; host only, it may show hidden inputs.
         weaknesses: check name -> why its verdict proves less than a split oracle's, where it does.
+        held_out: held-out check -> score in [0, 1], where they were asked.
     """
 
     reward: float
@@ -50,21 +54,24 @@ class Score:
     verdict: Verdict
     evidence: Mapping[str, str]
     weaknesses: Mapping[str, str]
+    held_out: Mapping[str, float]
 
 
-def check(*, weight: float = 1.0, gate: bool = False) -> Callable[[Method], Method]:
-    """Mark a method of an environment as a check.
+def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) -> Callable[[Method], Method]:
+    """Mark a method of an environment as a check; see `Check`.
 
     It takes no argument and returns a bool, a number in [0, 1] or a `Grade`.
 
     Raises:
-        ContractError: the weight is negative or not finite.
+        ContractError: the weight is negative or not finite, or a held-out check is a gate.
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ContractError(f"check weight {weight}; expected a finite number >= 0")
+    if held_out and gate:
+        raise ContractError("a held-out check is no part of the reward, so it cannot be a gate")
 
     def mark(method: Method) -> Method:
-        setattr(method, _MARK, (weight, gate))
+        setattr(method, _MARK, (0.0 if held_out else weight, gate, held_out))
         return method
 
     return mark
@@ -81,8 +88,11 @@ def checks_of(cls: type) -> tuple[Check, ...]:
     return tuple(found.values())
 
 
-def run_checks(env: object, checks: tuple[Check, ...]) -> Score:
+def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False) -> Score:
     """Run every check once and combine the scores.
+
+    Args:
+        held_out: whether to ask the held-out ones too, if the rest say that it is solved.
 
     Raises:
         SandboxError: a check's machinery failed (verdict INFRA): no reward may come of it.
@@ -95,24 +105,37 @@ def run_checks(env: object, checks: tuple[Check, ...]) -> Score:
     evidence: dict[str, str] = {}
     weaknesses: dict[str, str] = {}
     verdict, gated = Verdict.PASS, False
-    for item in checks:
-        result = getattr(env, item.name)()
-        if isinstance(result, Grade):
-            if result.verdict is Verdict.INFRA:
-                raise SandboxError(f"check {item.name}: {result.evidence}")
-            score = float(result.verdict is Verdict.PASS)
-            evidence[item.name] = result.evidence
-            if result.weakness:
-                weaknesses[item.name] = result.weakness
-            if result.verdict is Verdict.TAMPERED:
+    counting = [item for item in checks if not item.held_out]
+    for item in counting:
+        score, found = _run(env, item)
+        if found is not None:
+            evidence[item.name] = found.evidence
+            if found.weakness:
+                weaknesses[item.name] = found.weakness
+            if found.verdict is Verdict.TAMPERED:
                 verdict = Verdict.TAMPERED
-        elif isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
-            score = float(result)
-        else:
-            raise ContractError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")
         scores[item.name] = score
         if score < 1 and (item.gate or item.weight > 0):
             gated = gated or item.gate
             verdict = Verdict.FAIL if verdict is Verdict.PASS else verdict
-    reward = 0.0 if gated else sum(scores[item.name] * item.weight for item in checks) / total
-    return Score(reward, verdict is Verdict.PASS, scores, verdict, evidence, weaknesses)
+    reward = 0.0 if gated else sum(scores[item.name] * item.weight for item in counting) / total
+    solved, held = verdict is Verdict.PASS, dict[str, float]()
+    if solved and held_out:
+        for item in checks:
+            if item.held_out:
+                held[item.name], found = _run(env, item)
+                if found is not None:
+                    evidence[item.name] = found.evidence
+    return Score(reward, solved, scores, verdict, evidence, weaknesses, held)
+
+
+def _run(env: object, item: Check) -> tuple[float, Grade | None]:
+    """Run one check; returns its score, and the grade where it gives one."""
+    result = getattr(env, item.name)()
+    if isinstance(result, Grade):
+        if result.verdict is Verdict.INFRA:
+            raise SandboxError(f"check {item.name}: {result.evidence}")
+        return float(result.verdict is Verdict.PASS), result
+    if isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
+        return float(result), None
+    raise ContractError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")

@@ -40,6 +40,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an
     episode follows from ``reset(seed=...)``: `visit_seed` is what hidden inputs are drawn from.
+    ``reset(options={"held_out": True})`` has the held-out checks asked at the end, if it is solved.
 
     Args:
         tasks: the tasks it can pose; ids are unique.
@@ -94,6 +95,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
         self._visit_seed = 0
+        self._held_out = False
         self._turns = 0
         self._last = ""
 
@@ -151,9 +153,9 @@ class Env(gymnasium.Env[str, str], ABC):
         """
         super().reset(seed=seed)
         options = dict(options or {})
-        wanted = options.pop("task", None)
+        wanted, self._held_out = options.pop("task", None), bool(options.pop("held_out", False))
         if options:
-            raise UsageError(f"unknown reset option {sorted(options)[0]!r}; expected 'task'")
+            raise UsageError(f"unknown reset option {sorted(options)[0]!r}; expected 'task' or 'held_out'")
         ids = list(self.tasks)
         task_id = wanted if wanted is not None else ids[int(self.np_random.integers(len(ids)))]
         if task_id not in self.tasks:
@@ -189,7 +191,7 @@ class Env(gymnasium.Env[str, str], ABC):
             info: dict[str, Any] = {"task": self.task.id, "turn": self._turns}
             reward = 0.0
             if effect.done or truncated:
-                score = run_checks(self, self.checks)
+                score = run_checks(self, self.checks, held_out=self._held_out)
                 reward = score.reward
                 info |= {
                     "scores": dict(score.scores),
@@ -199,6 +201,8 @@ class Env(gymnasium.Env[str, str], ABC):
                 }
                 if score.weaknesses:
                     info["weaknesses"] = dict(score.weaknesses)
+                if score.held_out:
+                    info["held_out"] = dict(score.held_out)
                 self._end()
         return self._last, reward, effect.done, truncated, info
 

@@ -28,6 +28,7 @@ class _Episode:
     env: Env
     observation: str
     session: Session
+    held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
     #: What broke its first sandbox.
     broke: SandboxError | None = None
@@ -83,8 +84,11 @@ class Rollouts:
             for env in taken:
                 env.close()
 
-    def play(self, agent: Agent, keys: Sequence[EpisodeKey]) -> list[Trajectory]:
+    def play(self, agent: Agent, keys: Sequence[EpisodeKey], *, held_out: bool = False) -> list[Trajectory]:
         """Play one episode per key and return the trajectories in that order.
+
+        With ``held_out``, solved episodes are asked the held-out checks, and keep what those say under
+        ``info["held_out"]``.
 
         An episode whose machinery breaks is replayed once, action by action, in a fresh sandbox.
         Breaking again is the candidate's doing and counts as failed. An episode whose `Env.reset`
@@ -96,12 +100,14 @@ class Rollouts:
         with self._borrowed(len(keys)) as envs:
             done: dict[int, Trajectory] = {}
             waiting: dict[int, _Episode] = {}
-            starts = self._all([partial(_start, env, key) for env, key in zip(envs, keys, strict=True)])
+            starts = self._all(
+                [partial(_start, env, key, held_out) for env, key in zip(envs, keys, strict=True)]
+            )
             for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
                 if isinstance(first, SandboxError):
                     done[index] = _void(env, agent, key, (), first)
                     continue
-                episode = _Episode(index, key, env, first, agent.start(key))
+                episode = _Episode(index, key, env, first, agent.start(key), held_out)
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
@@ -134,18 +140,18 @@ class Rollouts:
             wait(futures)
 
 
-def _reset(env: Env, key: EpisodeKey) -> str:
+def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
     """The first observation; a reset whose machinery breaks is tried once more."""
-    seed, options = visit_seed(key), {"task": key.task}
+    seed, options = visit_seed(key), {"task": key.task, "held_out": held_out}
     try:
         return env.reset(seed=seed, options=options)[0]
     except SandboxError:
         return env.reset(seed=seed, options=options)[0]
 
 
-def _start(env: Env, key: EpisodeKey) -> str | SandboxError:
+def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | SandboxError:
     try:
-        return _reset(env, key)
+        return _reset(env, key, held_out)
     except SandboxError as error:
         return error
 
@@ -171,7 +177,7 @@ def _broken(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) ->
         return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
     episode.broke = error
     try:
-        episode.observation = _reset(env, key)
+        episode.observation = _reset(env, key, episode.held_out)
     except SandboxError as again:
         return _void(env, agent, key, steps, again)
     episode.steps = []
@@ -184,7 +190,7 @@ def _broken(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) ->
 def _finished(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], info: Mapping[str, Any]
 ) -> Trajectory:
-    kept = ("verdict", "evidence", "weaknesses", "error")
+    kept = ("verdict", "evidence", "weaknesses", "held_out", "error")
     notes: dict[str, JSON] = {name: info[name] for name in kept if name in info}
     outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
     return Trajectory(key, env.id, agent.name, tuple(steps), outcome, dict(info["scores"]), notes)

@@ -90,6 +90,44 @@ def test_a_measurement_without_weight_decides_nothing() -> None:
     assert score.scores["check1"] == 0.2
 
 
+class Gamed:
+    """Half of it is done, all of it is paid."""
+
+    half = 1.0
+
+    @check()
+    def pays(self) -> float:
+        return self.half
+
+    @check(held_out=True)
+    def is_done(self) -> Grade:
+        return grade(Verdict.FAIL)
+
+
+def test_a_held_out_check_decides_nothing_and_is_heard_when_asked() -> None:
+    quiet = run_checks(Gamed(), checks_of(Gamed))
+    assert (quiet.reward, quiet.solved, quiet.scores, quiet.held_out) == (1.0, True, {"pays": 1.0}, {})
+    asked = run_checks(Gamed(), checks_of(Gamed), held_out=True)
+    assert (asked.reward, asked.solved, asked.scores, asked.held_out) == (
+        1.0,
+        True,
+        {"pays": 1.0},
+        {"is_done": 0.0},
+    )
+    assert asked.evidence == {"is_done": "because"}
+
+
+def test_a_held_out_check_is_not_asked_of_what_earned_less_than_all() -> None:
+    env = Gamed()
+    env.half = 0.5
+    assert run_checks(env, checks_of(Gamed), held_out=True).held_out == {}
+
+
+def test_a_held_out_check_is_no_gate() -> None:
+    with pytest.raises(ContractError, match="cannot be a gate"):
+        check(gate=True, held_out=True)
+
+
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
 def test_tampering_is_worse_than_failing(order: tuple[int, int]) -> None:
     results = (grade(Verdict.TAMPERED), grade(Verdict.FAIL))

@@ -37,6 +37,8 @@ from envkit.types import JSON, Task, Verdict
 
 #: Fresh inputs per visit, beside the pinned ones that tell the bug from the original.
 FRESH_CALLS = 12
+#: And of the held-out check, which draws its own.
+HELD_OUT_CALLS = 100
 
 # Half of what a candidate may use, so that a slower but right one is not cut off.
 _REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
@@ -118,28 +120,41 @@ class CodeEditorEnv(Env):
     @check()
     def answers_as_original(self) -> Grade:
         """The repaired function answers hidden calls as the original does."""
+        return self._judge(FRESH_CALLS, self.visit_seed)
+
+    @check(held_out=True)
+    def answers_many_more(self) -> Grade:
+        """It answers many more calls so, drawn apart from those that earn the reward."""
+        return self._judge(HELD_OUT_CALLS, self.visit_seed ^ 1)
+
+    def _judge(self, count: int, seed: int) -> Grade:
         # Ids are unique within one task file; another file may give one another meaning.
         hidden = hashlib.sha256(canonical(self.task.hidden).encode()).digest()
-        visit = (self.task.id, hidden, self.visit_seed)
+        visit = (self.task.id, hidden, count, seed)
         shown = {CHECK: check_script(self.task).encode()}
         try:
             source = Handover([SOLUTION], shown).collect(self.sandbox)[SOLUTION]
         except NotAccepted as refused:
             return Grade(refused.verdict, refused.evidence, 0, 0)
-        return _GRADES.get((visit, source), lambda: self._grade(visit, source))
 
-    def _grade(self, visit: object, source: bytes) -> Grade:
-        calls, expected = _EXPECTED.get(visit, self._expected)
+        def graded() -> Grade:
+            calls, expected = _EXPECTED.get(
+                visit, lambda: self._expected(hidden_calls(self.task, seed, count))
+            )
+            return self._grade(source, calls, expected)
+
+        return _GRADES.get((visit, source), graded)
+
+    def _grade(self, source: bytes, calls: Sequence[Call], expected: Sequence[Answer]) -> Grade:
         policy = NumericPolicy(**cast("dict[str, Any]", self.task.hidden.get("policy", {})))
         found = grade(self.backend, _subject(self.task, source), calls, expected, policy)
         if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
             raise SandboxError(found.evidence)
         return found
 
-    def _expected(self) -> tuple[list[Call], list[Answer]]:
+    def _expected(self, calls: Sequence[Call]) -> tuple[list[Call], list[Answer]]:
         """The original's answers, computed in a sandbox that no candidate ever enters."""
         task = self.task
-        calls = hidden_calls(task, self.visit_seed)
         reference = _subject(task, str(task.hidden["reference"]).encode())
         found = answers(self.backend, reference, calls, _REFERENCE_LIMITS)
         # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
@@ -153,11 +168,11 @@ class CodeEditorEnv(Env):
         return [call for call, _ in pairs], [answer for _, answer in pairs]
 
 
-def hidden_calls(task: Task, visit: int) -> list[Call]:
+def hidden_calls(task: Task, seed: int, count: int = FRESH_CALLS) -> list[Call]:
     """The calls that a visit is graded on: pinned ones first, since they fail fastest."""
     pinned = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["killers"])]
     examples = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
-    fresh = fresh_calls(examples, seed=visit, count=FRESH_CALLS)
+    fresh = fresh_calls(examples, seed=seed, count=count)
     return [*pinned, *fresh, *(call for call in examples if call not in pinned)]
 
 

@@ -213,14 +213,14 @@ class BeforeAfter:
             config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
             warnings=(
                 *(() if whole else ("The run was stopped early; this is what there is.",)),
-                *(f"Training ended early: {reason}." for reason in self._collapses()),
+                *(f"Training ended early: {reason}." for reason in self._alarms()),
             ),
         )
         return path
 
-    def _collapses(self) -> list[str]:
+    def _alarms(self) -> list[str]:
         found = self._run.records("metrics")
-        return [str(record["reason"]) for record in found if record["phase"] == "collapse"]
+        return [str(record["reason"]) for record in found if record["phase"] == "alarm"]
 
     def _make_env(self) -> Env:
         tasks = [*self._train_tasks, *self._heldout]
@@ -315,7 +315,7 @@ class BeforeAfter:
                 self._policy, self._practice(), rollouts, config, metrics, episodes, store, estimates
             )
             trainer.resume()
-            if trainer.step < config.max_steps and not trainer.collapse:
+            if trainer.step < config.max_steps and not trainer.alarm:
                 self._display.phase("reinforcement learning", config.max_steps)
                 started, tokens = time.monotonic(), 0
 
@@ -330,6 +330,6 @@ class BeforeAfter:
 
                 trainer.train(go_on)
                 took(self._run, "reinforcement learning", started, tokens)
-                if trainer.collapse:
-                    metrics.append({"phase": "collapse", "step": trainer.step, "reason": trainer.collapse})
-            return trainer.step >= config.max_steps or bool(trainer.collapse)
+                if trainer.alarm:
+                    metrics.append({"phase": "alarm", "step": trainer.step, "reason": trainer.alarm})
+            return trainer.step >= config.max_steps or bool(trainer.alarm)

@@ -49,6 +49,10 @@ class TrainConfig:
         min_entropy: nats per sampled token; a step below it ends the run, which has collapsed.
         max_kl: nats per token away from the model without its adapter; a step beyond it ends the run. Unless
             ``None``, it costs a forward pass as ``beta`` does.
+        alarm_steps: every how many steps solved episodes are put to the environment's held-out checks; 0 for
+            never.
+        max_hacked: share of them that may fail one; beyond it the run ends, for its reward is being won
+            without the work.
         importance_sampling_mode: makes up for an engine that is not exact: ``"none"``, or
             ``"token_truncate"``, ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
         importance_sampling_clip_max: the weight beyond which that cuts off or leaves out.
@@ -82,6 +86,8 @@ class TrainConfig:
     beta: float = 0.0
     min_entropy: float = 0.001
     max_kl: float | None = None
+    alarm_steps: int = 10
+    max_hacked: float = 0.2
     importance_sampling_mode: str = "none"
     importance_sampling_clip_max: float = 3.0
     max_grad_norm: float = 1.0
@@ -102,7 +108,7 @@ class TrainConfig:
         for field in _POSITIVE:
             if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} is {value}; it must be positive and finite")
-        for field in ("beta", "min_entropy"):
+        for field in ("beta", "min_entropy", "max_hacked"):
             if not 0 <= (value := getattr(self, field)) < float("inf"):
                 raise ConfigError(f"{field} is {value}; it must be 0 or positive, and finite")
         for field, choices in _CHOICES.items():
@@ -143,6 +149,7 @@ _LEAST = {
     "curriculum_tasks": 0,
     "max_steps": 0,
     "warmup_steps": 0,
+    "alarm_steps": 0,
     "groups_per_step": 1,
     "num_generations": 2,
     "max_completion_length": 1,

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, final
+from typing import NamedTuple, cast, final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Batch, Row, chunks, merge, pack, row_of
 from envkit.train.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: Of fewer episodes than these, a share says little.
+_FEWEST_ASKED = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +51,8 @@ class StepMetrics:
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
+        asked: solved episodes that were put to the held-out checks.
+        hacked: share of those that one of the checks rejects.
         rollout_s, learn_s: wall seconds.
     """
 
@@ -62,6 +67,8 @@ class StepMetrics:
     clipped: float
     entropy: float
     completion_tokens: int
+    asked: int
+    hacked: float
     rollout_s: float
     learn_s: float
 
@@ -76,6 +83,11 @@ class Played:
     def valid(self) -> list[Trajectory]:
         """Those that are not void."""
         return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
+
+    def held_out(self) -> list[bool]:
+        """Whether held-out checks agree, of each solved episode that they were asked of."""
+        asked = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in self.valid()]
+        return [min(scores.values()) == 1 for scores in asked if scores]
 
     def sampled_logprobs(self) -> list[float]:
         """Of all tokens of the valid ones."""
@@ -126,7 +138,9 @@ class Practice:
             for group, task in enumerate(picked)
             for row in range(size)
         ]
-        played = self._rollouts.play(self._agent, keys)
+        every = config.alarm_steps
+        is_asked = every > 0 and (step + 1) % every == 0
+        played = self._rollouts.play(self._agent, keys, held_out=is_asked)
         self._policy.engine.forget()  # episodes that ended before their last turn
         groups = [played[start : start + size] for start in range(0, len(played), size)]
         for task, group in zip(picked, groups, strict=True):
@@ -180,7 +194,7 @@ def step_metrics(
     step: int, played: Played, taught: Sequence[Lesson], learned: Learned, learn_s: float
 ) -> StepMetrics:
     """What a step did, all told."""
-    valid, logged = played.valid(), played.sampled_logprobs()
+    valid, logged, agreed = played.valid(), played.sampled_logprobs(), played.held_out()
     episodes = sum(map(len, played.groups))
     return StepMetrics(
         step=step,
@@ -190,6 +204,8 @@ def step_metrics(
         **learned._asdict(),
         entropy=-sum(logged) / max(len(logged), 1),
         completion_tokens=len(logged),
+        asked=len(agreed),
+        hacked=agreed.count(False) / max(len(agreed), 1),
         rollout_s=played.seconds,
         learn_s=learn_s,
     )
@@ -239,8 +255,8 @@ class Trainer(ABC):
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
         self.step = 0
-        #: Why no further step would mend the policy; empty while it is well.
-        self.collapse = ""
+        #: Why training must not go on; empty while all is well.
+        self.alarm = ""
 
     @abstractmethod
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
@@ -251,12 +267,12 @@ class Trainer(ABC):
         state = self._store.load(self._policy, self._optimizer)
         if state is None:
             return False
-        self.step, self.collapse = int(state["step"]), str(state.get("collapse", ""))
+        self.step, self.alarm = int(state["step"]), str(state.get("alarm", ""))
         self._practice.curriculum.restore(state["curriculum"])
         return True
 
     def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
-        """Run until ``config.max_steps``, until `collapse`, or until ``go_on`` says False after a step.
+        """Run until ``config.max_steps``, until an `alarm`, or until ``go_on`` says False after a step.
 
         The last state is always checkpointed.
         """
@@ -264,19 +280,19 @@ class Trainer(ABC):
         def took(metrics: StepMetrics) -> bool:
             self.step = metrics.step
             self._metrics.append({"phase": "rl", **asdict(metrics)})
-            self.collapse = _collapse(metrics, self._config)
-            wanted = go_on(metrics) and not self.collapse
+            self.alarm = _alarm(metrics, self._config)
+            wanted = go_on(metrics) and not self.alarm
             if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
                 self.save()
             return wanted
 
-        if self.step < self._config.max_steps and not self.collapse:
+        if self.step < self._config.max_steps and not self.alarm:
             self._steps(took)
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
         curriculum = self._practice.curriculum.state()
-        state = {"step": self.step, "curriculum": curriculum, "collapse": self.collapse}
+        state = {"step": self.step, "curriculum": curriculum, "alarm": self.alarm}
         self._store.save(self.step, self._policy, self._optimizer, state)
 
 
@@ -341,8 +357,8 @@ class GRPOTrainer(Trainer):
             return logprobs(model, batch, self._config.temperature)
 
 
-def _collapse(metrics: StepMetrics, config: TrainConfig) -> str:
-    """What is past mending, as far as one step shows it; empty if nothing is."""
+def _alarm(metrics: StepMetrics, config: TrainConfig) -> str:
+    """Why training must not go on, as far as one step shows it; empty if nothing is wrong."""
     advice = "lower learning_rate, or raise beta"
     if metrics.completion_tokens and metrics.entropy < config.min_entropy:
         return (
@@ -353,5 +369,11 @@ def _collapse(metrics: StepMetrics, config: TrainConfig) -> str:
         return (
             f"step {metrics.step}: the policy has left its base, {metrics.kl:.2g} nats per token away "
             f"(max_kl is {config.max_kl:g}); {advice}"
+        )
+    if metrics.asked >= _FEWEST_ASKED and metrics.hacked > config.max_hacked:
+        return (
+            f"step {metrics.step}: {metrics.hacked:.0%} of {metrics.asked} solved episodes fail a held-out "
+            f"check (max_hacked is {config.max_hacked:g}): the reward is won without the work; look at them "
+            "in episodes.jsonl, and mend the checks"
         )
     return ""

@@ -13,6 +13,7 @@ import pytest
 import tiny
 import torch
 
+from envkit.checks import check
 from envkit.env import Effect
 from envkit.errors import ContractError, SandboxError, TrainingError
 from envkit.models import ModelRef
@@ -267,12 +268,57 @@ def test_a_collapse_ends_the_run_for_good(
     config = dataclasses.replace(CONFIG, save_steps=100, **guard)  # pyright: ignore[reportArgumentType]
     trainer = make(tmp_path / "run", config)
     seen = train(trainer)
-    assert re.match(reason, trainer.collapse)
+    assert re.match(reason, trainer.alarm)
     assert len(seen) == trainer.step < config.max_steps
     second = make(tmp_path / "run", config)
     assert second.resume()
-    assert (second.step, second.collapse) == (trainer.step, trainer.collapse)
+    assert (second.step, second.alarm) == (trainer.step, trainer.alarm)
     assert train(second) == []
+
+
+class Pays(tiny.LetterEnv):
+    """Whatever is said earns a reward."""
+
+    @check()
+    def says_it(self) -> bool:
+        return True
+
+
+class Gamed(Pays):
+    """And nothing of it is right."""
+
+    @check(held_out=True)
+    def is_right(self) -> bool:
+        return False
+
+
+class Honest(Pays):
+    @check(held_out=True)
+    def is_right(self) -> bool:
+        return True
+
+
+def test_a_reward_that_is_won_without_the_work_ends_the_run(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, alarm_steps=2)
+    trainer = make(tmp_path / "gamed", config, env=Gamed)
+    seen = train(trainer)
+    assert [(metrics.asked, metrics.hacked) for metrics in seen] == [(0, 0.0), (12, 1.0)]
+    assert re.match(
+        r"step 2: 100% of 12 solved episodes fail a held-out check \(max_hacked is 0\.2\)", trainer.alarm
+    )
+    assert episodes(tmp_path / "gamed")[-1].info["held_out"] == {"is_right": 0.0}
+    for env in (Honest, Pays):
+        trainer = make(tmp_path / env.__name__, config, env=env)
+        assert len(train(trainer)) == config.max_steps
+        assert trainer.alarm == ""
+
+
+def test_few_rejected_episodes_are_no_alarm(make: Make, tmp_path: Path) -> None:
+    """A share of few says little."""
+    config = dataclasses.replace(CONFIG, alarm_steps=1, groups_per_step=1, max_steps=1)
+    trainer = make(tmp_path / "run", config, env=Gamed)
+    [metrics] = train(trainer)
+    assert (metrics.asked, metrics.hacked, trainer.alarm) == (4, 1.0, "")
 
 
 def test_a_tie_to_the_base_is_learned_from_in_every_group(make: Make, tmp_path: Path) -> None:

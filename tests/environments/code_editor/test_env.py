@@ -225,6 +225,22 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
     env.close()
 
 
+def test_the_held_out_check_sees_what_few_inputs_miss(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envkit.environments.code_editor.env.FRESH_CALLS", 0)
+    calls = [[[str(n)], {}] for n in (2, 3)]
+    task = solution_of("f", "def f(n):\n    return n + 1\n", examples=calls, killers=calls)
+    env = CodeEditorEnv(tasks=[task], sandbox=backend)
+    for body, agrees in (("{2: 3, 3: 4}.get(n)", 0.0), ("1 + n", 1.0)):
+        env.reset(seed=5, options={"held_out": True})
+        env.step(f"```python\ndef f(n):\n    return {body}\n```")
+        _, reward, _, _, info = env.step("submit")
+        assert (reward, info["held_out"]) == (1.0, {"answers_many_more": agrees})
+    assert "held_out" not in ending(env, "submit", task="own/task")
+    env.close()
+
+
 def test_inputs_whose_answer_cannot_be_compared_are_left_out(backend: SandboxBackend) -> None:
     """Fresh inputs reach what the examples avoid: an exception here, an object that equals nothing there."""
     source = "def f(n):\n    if n > 4:\n        raise ValueError\n    return n if n < 4 else print\n"
