@@ -291,7 +291,6 @@ def _client(pid: int) -> Any:
     except ImportError as error:
         raise MissingExtraError("docker", "docker") from error
     with _docker_errors("reach Docker"):
-        _knock(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
         client: Any = cast("Any", docker).from_env(timeout=int(_PATIENCE_S))
         try:
             client.ping()
@@ -303,10 +302,11 @@ def _client(pid: int) -> Any:
     return client
 
 
-def _knock(host: str) -> None:
-    """Try a UNIX socket; where nobody answers, the library's client would leave one of its own open."""
+def _knock() -> None:
+    """Try the engine's UNIX socket; where nobody answers, the library would leave one of its own open."""
     from docker.errors import DockerException
 
+    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
     path = host.removeprefix("unix://")
     if path != host:
         with socket.socket(socket.AF_UNIX) as knocking:
@@ -343,6 +343,7 @@ def _docker_errors(doing: str) -> Generator[None]:
     from requests.exceptions import RequestException
 
     try:
+        _knock()
         yield
     except (DockerException, RequestException) as error:
         raise SandboxUnavailable(
