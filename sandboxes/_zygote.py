@@ -100,9 +100,11 @@ def confine(scratch_bytes: int) -> int:
 def enter_own_users() -> None:
     """Enter a user namespace that owns none of the others."""
     checked(LIBC.unshare(NEWUSER), "unshare users")
-    for name, text in (("setgroups", "deny"), ("uid_map", f"{NOBODY} 0 1"), ("gid_map", f"{NOBODY} 0 1")):
-        with open(f"/proc/self/{name}", "w") as file:
-            file.write(text)
+    own = f"{NOBODY} 0 1".encode()
+    for name, text in (("setgroups", b"deny"), ("uid_map", own), ("gid_map", own)):
+        file = os.open(f"/proc/self/{name}", os.O_WRONLY)
+        os.write(file, text)
+        os.close(file)
 
 
 def give_up_rights() -> None:

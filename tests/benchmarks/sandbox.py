@@ -6,7 +6,7 @@
     pytest   a suite of one test, run by pytest
 
 Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
-All use the same image, limits and workspace. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
+All have the same limits; what runs pytest has it in its image, and the zygote has imported it. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
 is missed.
 """
 
@@ -82,11 +82,11 @@ def check(answers: Sequence[bytes]) -> None:
         raise SystemExit(f"wrong answers: {found}")
 
 
-def ours(sandbox: Sandbox) -> dict[str, Callable[[], None]]:
-    """The operations on one of this project's sandboxes."""
+def ours(sandbox: Sandbox, tester: Sandbox) -> dict[str, Callable[[], None]]:
+    """The operations on this project's sandboxes, one without packages and one with pytest."""
 
-    def succeed(argv: Sequence[str]) -> None:
-        if not (found := sandbox.run(argv)).ok:
+    def succeed(argv: Sequence[str], where: Sandbox = sandbox) -> None:
+        if not (found := where.run(argv)).ok:
             raise SystemExit(f"{argv[:2]} ended by {found}")
 
     def reset() -> None:
@@ -101,8 +101,8 @@ def ours(sandbox: Sandbox) -> dict[str, Callable[[], None]]:
         peer.close()
 
     def suite() -> None:
-        sandbox.write("test_one.py", TEST)
-        succeed(SUITE)
+        tester.write("test_one.py", TEST)
+        succeed(SUITE, tester)
 
     return {"reset": reset, "echo": lambda: succeed(NOTHING), "oracle": oracle, "pytest": suite}
 
@@ -208,12 +208,14 @@ def measures() -> Generator[Measures]:
             ("pytest", "docker fresh"): containers.suite,
             ("pytest", "docker exec"): containers.exec_suite,
         }
-        for way, backend in (
-            ("docker attached", DockerBackend(PYTEST)),
-            ("bubblewrap", BubblewrapBackend(PYTEST)),
-            ("zygote", ZygoteBackend(PYTEST, warm=pytest_modules())),
+        for way, plain, tester in (
+            ("docker attached", DockerBackend(), DockerBackend(PYTEST)),
+            ("bubblewrap", BubblewrapBackend(), BubblewrapBackend(PYTEST)),
+            ("zygote", ZygoteBackend(), ZygoteBackend(PYTEST, warm=pytest_modules())),
         ):
-            for operation, measure in ours(held.enter_context(backend.create())).items():
+            for operation, measure in ours(
+                *map(held.enter_context, (plain.create(), tester.create()))
+            ).items():
                 found[operation, way] = measure
         yield found
 
