@@ -6,8 +6,8 @@
     pytest   a suite of one test, run by pytest
 
 Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
-All have the same limits; what runs pytest has it in its image, and the zygote has imported it. Writes ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar
-is missed.
+All have the same limits; what runs pytest has it in its image, and the zygote has imported it. Writes
+``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
