@@ -20,7 +20,7 @@ GROUPS = {
 }
 
 #: Backends in order of preference; plugins' backends come after these.
-_PREFERENCE = ("bubblewrap", "docker")
+_PREFERENCE = ("zygote", "bubblewrap", "docker")
 
 
 def names(kind: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Isolation by bubblewrap, commands forked from a warm interpreter, in a fraction of the time. Experimental.
+"""Isolation by bubblewrap, commands forked from a warm interpreter, in a fraction of the time.
 
 One zygote per process of ours lives in bubblewrap's namespaces. To each command it gives namespaces of its
 own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter for each. Needs a machine
