@@ -43,12 +43,14 @@ _ARMS = {
     "base": "the untouched model",
     "SFT": "after the warm start on oracle edits of train tasks",
     "SFT+RL": "after LoRA reinforcement learning on top",
+    "RL": "after LoRA reinforcement learning, without a warm start",
 }
 
 _DIFFERENCES = (
     Difference("SFT+RL", "base", "SFT+RL"),
     Difference("SFT+RL", "SFT", "RL's own part"),
     Difference("SFT", "base", "the warm start"),
+    Difference("RL", "base", "RL"),
 )
 
 
@@ -189,11 +191,10 @@ class BeforeAfter:
             return (
                 self._controls(rollouts)
                 and self._evaluate(rollouts, "base")
-                and self._sft()
-                and self._evaluate(rollouts, "SFT")
+                and (self._plan.train.sft_examples == 0 or (self._sft() and self._evaluate(rollouts, "SFT")))
                 and self._estimate()
                 and self._rl(rollouts)
-                and self._evaluate(rollouts, "SFT+RL")
+                and self._evaluate(rollouts, "SFT+RL" if self._plan.train.sft_examples else "RL")
             )
 
     def _report(self, *, whole: bool) -> Path:
@@ -258,8 +259,6 @@ class BeforeAfter:
             load_adapter(self._policy, folder)
             return True
         config = self._plan.train
-        if config.sft_examples == 0:
-            return True
         started = time.monotonic()
         with self._run.journal("metrics") as journal, self._scalars() as scalars:
 

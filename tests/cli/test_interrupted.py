@@ -79,7 +79,7 @@ def go_on(home: Path, folder: Path) -> None:
     assert not json.loads(done.stdout)["stopped"]
     run = RunFolder.open(folder)
     assert {r["step"] for r in run.records("metrics") if r["phase"] == "rl"} == set(range(1, STEPS + 1))
-    for arm in ("base", "SFT", "SFT+RL"):
+    for arm in ("base", "RL"):
         keys = [trajectory.key for trajectory in run.trajectories(f"eval-{arm}")]
         assert len(keys) == len(set(keys)) == 2 * 8
 
@@ -129,7 +129,7 @@ def test_a_full_disk_is_named_and_what_is_written_stays(home: Path, tmp_path: Pa
                 "/",
                 "/",
                 "--size",
-                str(96 * 1024),
+                str(64 * 1024),
                 "--tmpfs",
                 str(small),
             ),

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import pytest
 import tiny
@@ -39,19 +39,17 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("model")).path
 
 
-def begin(root: Path, model: Path, min_entropy: float = 0.001, learner: str = "envkit") -> RunFolder:
+def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
     config = TrainConfig(
         model=str(model),
-        backend=learner,
-        min_entropy=min_entropy,
         lora_r=2,
-        sft_examples=8,
         sft_batch_size=4,
         max_steps=2,
         groups_per_step=2,
         num_generations=2,
         max_completion_length=4,
         save_steps=1,
+        **{"sft_examples": 8, **settings},
     )
     return before_after.start(root, config, None, TRAIN, HELDOUT, display=Silent(), command="envkit train")
 
@@ -68,7 +66,7 @@ def adapter(run: RunFolder) -> Path:
 def test_it_runs_to_a_report_with_every_arm(
     tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
-    run = begin(tmp_path, model, learner=learner)
+    run = begin(tmp_path, model, backend=learner)
     page = study(run, backend).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")
@@ -80,6 +78,16 @@ def test_it_runs_to_a_report_with_every_arm(
     assert data.isolation == "sandbox"
     assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
     assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
+
+
+def test_without_a_warm_start_there_is_no_arm_for_it(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = begin(tmp_path, model, sft_examples=0)
+    study(run, backend).run()
+    data = load_report(run.path)
+    assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "RL"]
+    assert [pair.meaning for pair in data.differences] == ["RL"]
 
 
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
