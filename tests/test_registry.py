@@ -68,9 +68,15 @@ def test_nothing_installed_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.sandbox_backend()
 
 
-def test_auto_prefers_bubblewrap(monkeypatch: pytest.MonkeyPatch) -> None:
-    installed(monkeypatch, {"a": Absent, "bubblewrap": Fine})
-    assert type(registry.sandbox_backend()) is Fine
+def test_auto_prefers_the_zygote_then_bubblewrap_then_docker(monkeypatch: pytest.MonkeyPatch) -> None:
+    order = ["zygote", "bubblewrap", "docker"]
+    for number in range(len(order)):
+        here = dict.fromkeys(order[:number], Absent) | {order[number]: Fine, "a": Absent}
+        installed(monkeypatch, dict(sorted(here.items())))
+        assert type(registry.sandbox_backend()) is Fine
+    installed(monkeypatch, dict.fromkeys(sorted(["a", *order]), Absent))
+    with pytest.raises(SandboxUnavailable, match=r"zygote: .*; bubblewrap: .*; docker: .*; a: "):
+        registry.sandbox_backend()
 
 
 def test_auto_takes_the_next_that_works_but_never_an_open_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,6 +52,7 @@ from envkit.train.grpo import GRPOTrainer
 from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
+from envkit.train.sft import remove_printer
 from envkit.types import Task
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
@@ -227,6 +228,7 @@ def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
         ),
     )
     trainer.current_gradient_accumulation_steps = 1
+    remove_printer(trainer)
     set_peft_model_state_dict(trainer.model, get_peft_model_state_dict(policy.model))
     return trainer
 
