@@ -29,6 +29,7 @@ from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
 from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Sandbox, SandboxBackend, StopReason
 from envkit.spaces import Utf8
+from envkit.tools import Tool, tool
 from envkit.types import (
     EpisodeKey,
     Outcome,
@@ -74,6 +75,7 @@ __all__ = [
     "TaskFileError",
     "Tokens",
     "TooLargeError",
+    "Tool",
     "TrainingError",
     "Trajectory",
     "Turn",
@@ -84,6 +86,7 @@ __all__ = [
     "Verdict",
     "__version__",
     "check",
+    "tool",
 ]
 
 __version__ = _version("envkit")

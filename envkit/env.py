@@ -14,6 +14,7 @@ from envkit.checks import Check, checks_of, run_checks
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
+from envkit.tools import Tool, help_of, read, tools_of
 from envkit.types import Task
 
 
@@ -33,9 +34,10 @@ class Effect:
 class Env(gymnasium.Env[str, str], ABC):
     """A text environment with programmatic reward; a true ``gymnasium.Env[str, str]``.
 
-    Authors write `setup`, `apply` and one or more methods marked with `envkit.checks.check`. The
+    Authors write `setup`, one or more methods marked with `envkit.checks.check`, and either methods marked
+    with `envkit.tools.tool` or `apply`. The
     base owns everything else: the sandbox's life, the turn budget, scoring. An episode ends
-    *terminated* when `apply` says done, *truncated* when ``max_turns`` are used up; either way the
+    *terminated* when an action says so, *truncated* when ``max_turns`` are used up; either way the
     final state is scored once, and that score is the last step's reward. Earlier rewards are 0.
 
     ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an
@@ -52,17 +54,18 @@ class Env(gymnasium.Env[str, str], ABC):
 
     Raises:
         UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, or an unknown render mode.
-        ContractError: the class has no ``id`` or no check with weight.
+        ContractError: the class has no ``id``, no check with weight, or neither tools nor an `apply`.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
     #: Name in reports, e.g. ``code-editor``.
     id: ClassVar[str]
     checks: ClassVar[tuple[Check, ...]] = ()
+    tools: ClassVar[tuple[Tool, ...]] = ()
 
     def __init_subclass__(cls) -> None:
         super().__init_subclass__()
-        cls.checks = checks_of(cls)
+        cls.checks, cls.tools = checks_of(cls), tools_of(cls)
 
     def __init__(
         self,
@@ -87,6 +90,10 @@ class Env(gymnasium.Env[str, str], ABC):
             raise ContractError(f"{type(self).__name__} has no id; give the class one, such as id = 'my-env'")
         if not any(item.weight > 0 for item in self.checks):
             raise ContractError(f"{type(self).__name__} has no check with weight > 0; mark one with @check()")
+        if not self.tools and type(self).apply is Env.apply:
+            raise ContractError(
+                f"{type(self).__name__} has no actions; mark methods with @tool, or write apply()"
+            )
         self.observation_space: Utf8 = Utf8(max_observation_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.max_turns = max_turns
@@ -103,11 +110,22 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @abstractmethod
     def setup(self, task: Task) -> str:
-        """Prepare ``task`` in the fresh, empty `sandbox`; returns the first observation."""
+        """Prepare ``task`` in the fresh `sandbox`, which holds its files; returns the first observation."""
 
-    @abstractmethod
     def apply(self, action: str) -> Effect:
-        """Carry out one action. What the agent got wrong is an observation, never an exception."""
+        """Carry out one action. What the agent got wrong is an observation, never an exception.
+
+        Unless an author writes another, it carries out a call of a tool; see `envkit.tools`.
+        """
+        call = read(action, self.tools)
+        if isinstance(call, str):
+            return Effect(call)
+        try:
+            found = getattr(self, call.tool.name)(**call.arguments)
+        except UsageError as error:
+            return Effect(str(error))
+        effect = found if isinstance(found, Effect) else Effect(found)
+        return Effect(effect.observation, effect.done or call.tool.ends)
 
     # What an author reads.
 
@@ -139,6 +157,11 @@ class Env(gymnasium.Env[str, str], ABC):
     def turns_left(self) -> int:
         return self.max_turns - self._turns
 
+    @property
+    def help(self) -> str:
+        """What a prompt says of the tools."""
+        return help_of(self.tools)
+
     # What the base does with it.
 
     @final
@@ -166,6 +189,8 @@ class Env(gymnasium.Env[str, str], ABC):
         self._turns = 0
         self._sandbox = self._backend.create()
         with self._ending_on_error():
+            for path, text in self._task.files.items():
+                self._sandbox.write(path, text.encode())
             self._last = self.observation_space.clip(self.setup(self._task))
         return self._last, {"task": task_id, "split": self._task.split}
 

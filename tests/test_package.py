@@ -55,6 +55,7 @@ PUBLIC = [
     "TaskFileError",
     "Tokens",
     "TooLargeError",
+    "Tool",
     "TrainingError",
     "Trajectory",
     "Turn",
@@ -65,6 +66,7 @@ PUBLIC = [
     "Verdict",
     "__version__",
     "check",
+    "tool",
 ]
 
 

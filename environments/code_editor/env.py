@@ -104,8 +104,6 @@ class CodeEditorEnv(Env):
         self._app: CodeEditor  # of the running episode, made by `setup`
 
     def setup(self, task: Task) -> str:
-        for path, text in task.files.items():
-            self.sandbox.write(path, text.encode())
         self.sandbox.write(CHECK, check_script(task).encode())
         self._app = CodeEditor(SOLUTION, focus=str(task.hidden["function"]), check=CHECK)
         self._app.launch(self.sandbox)

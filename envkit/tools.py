@@ -1,0 +1,274 @@
+"""Tools: methods of an environment that an agent calls by name, in text or by a provider's tool calls.
+
+A call is written as in Python, ``look_up(word='tea', limit=3)``, or as the name alone; a fenced block behind
+it is the value of the first argument that is not given. `written` turns a provider's native call into that
+text: so a small model, a large one, a script and a person all send the environment the same actions.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import inspect
+import io
+import re
+import tokenize
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
+
+from envkit.errors import ContractError
+
+_MARK = "__envkit_tool__"
+_FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
+_ARGUMENT = re.compile(r"^\s*(\w+)(?: \([^)]*\))?: (.+)$", re.MULTILINE)
+
+Method = TypeVar("Method", bound=Callable[..., Any])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Tool:
+    """What an agent may know of one tool.
+
+    Args:
+        name: the method's name.
+        description: its docstring up to ``Args:``.
+        arguments: argument -> its description in the docstring's ``Args:``, empty where there is none.
+        signature: as in Python, without ``self``.
+        ends: whether a call ends the episode.
+        method: the function itself.
+    """
+
+    name: str
+    description: str
+    arguments: Mapping[str, str]
+    signature: str
+    ends: bool
+    method: Callable[..., Any] = field(repr=False)
+
+    def schema(self) -> dict[str, Any]:
+        """The tool as chat providers want it, with a JSON schema of its arguments."""
+        parameters = _untitled(_adapter(self.method).json_schema())
+        for name, described in parameters["properties"].items():
+            if text := self.arguments[name]:
+                described["description"] = text
+            if (
+                default := inspect.signature(self.method).parameters[name].default
+            ) is not inspect.Parameter.empty:
+                described["default"] = default
+        function = {"name": self.name, "description": self.description, "parameters": parameters}
+        return {"type": "function", "function": function}
+
+    def usage(self) -> str:
+        """One line for a prompt."""
+        return f"{self.name}{self.signature}  {' '.join(self.description.split())}".rstrip()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Call:
+    """A tool call whose arguments have the types that the tool asks for."""
+
+    tool: Tool
+    arguments: Mapping[str, Any]
+
+
+@overload
+def tool(method: Method) -> Method: ...
+@overload
+def tool(*, ends: bool = False) -> Callable[[Method], Method]: ...
+def tool(method: Any = None, *, ends: bool = False) -> Any:
+    """Mark a method of an environment as a tool.
+
+    Its arguments carry type hints, from which a JSON schema is made and to which what an agent sends is
+    converted; its docstring is what the agent reads. It returns an observation, a ``str``, or an
+    `envkit.env.Effect`. A `envkit.errors.UsageError` from it is the agent's mistake, and becomes the
+    observation.
+
+    Args:
+        method: the method, when used without parentheses.
+        ends: a call ends the episode.
+    """
+
+    def mark(marked: Any) -> Any:
+        setattr(marked, _MARK, ends)
+        return marked
+
+    return mark if method is None else mark(method)
+
+
+def tools_of(cls: type) -> tuple[Tool, ...]:
+    """The tools of a class, base classes first, in order of definition.
+
+    Raises:
+        ContractError: an argument has no type hint, or cannot be given by name.
+    """
+    found: dict[str, Tool] = {}
+    for base in reversed(cls.__mro__):
+        for name in vars(base):
+            method: Any = getattr(cls, name, None)
+            ends = getattr(method, _MARK, None)
+            if ends is not None:
+                found[name] = _described(name, method, ends)
+    return tuple(found.values())
+
+
+def help_of(tools: Sequence[Tool]) -> str:
+    """What a prompt says of tools: one line each, and how to call one."""
+    lines = "\n".join(each.usage() for each in tools)
+    return f"Say one call per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
+
+
+def written(name: str, arguments: Mapping[str, Any]) -> str:
+    """The action that says a call.
+
+    >>> written("look_up", {"word": "tea", "limit": 3})
+    "look_up(word='tea', limit=3)"
+    """
+    return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
+
+
+def read(action: str, tools: Sequence[Tool]) -> Call | str:
+    """The first call in an action, or what is wrong with it and how to say it right.
+
+    Words around the call are left alone, as models like to explain themselves.
+    """
+    by_name = {each.name: each for each in tools}
+    names = "|".join(map(re.escape, by_name))
+    start = re.search(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))", action)
+    if start is None:
+        return f"No call of a tool in that. {help_of(tools)}"
+    found, rest = by_name[start[1]], action[start.end() :]
+    given: dict[str, Any] = {}
+    if rest.lstrip(" \t").startswith("("):
+        length = _bracketed(rest)
+        call = _parsed(found.name + rest[:length].strip()) if length else None
+        if call is None:
+            advice = "that is not a call; put long text in a ``` block behind it"
+            return f"{found.name}: {advice}. It is {found.usage()}"
+        try:
+            given = _given(call, found)
+        except ValueError as error:
+            return f"{found.name}: {error}. It is {found.usage()}"
+        rest = rest[length:]
+    missing = [name for name in found.arguments if name not in given]
+    block = _FENCE.search(rest)
+    if missing and block is not None:
+        given[missing[0]] = block[1]
+    return _checked(found, given)
+
+
+def _described(name: str, method: Any, ends: bool) -> Tool:
+    signature = inspect.signature(method)
+    arguments = [*signature.parameters.values()][1:]
+    for each in arguments:
+        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
+            raise ContractError(f"tool {name}: argument {each} cannot be given by name")
+        if each.annotation is each.empty:
+            raise ContractError(
+                f"tool {name}: argument {each.name} has no type hint, such as {each.name}: str"
+            )
+    head, _, tail = (inspect.getdoc(method) or "").partition("\nArgs:\n")
+    texts: dict[str, str] = {argument: text for argument, text in _ARGUMENT.findall(tail)}
+    described = {each.name: texts.get(each.name, "") for each in arguments}
+    return Tool(name, head.strip(), described, f"({', '.join(map(_shown, arguments))})", ends, method)
+
+
+def _shown(argument: inspect.Parameter) -> str:
+    hint: Any = argument.annotation  # text, where annotations are postponed
+    text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
+    return f"{argument.name}: {text}" + (
+        "" if argument.default is argument.empty else f" = {argument.default!r}"
+    )
+
+
+@functools.cache
+def _adapter(method: Callable[..., Any]) -> Any:
+    """What checks a method's arguments and converts them."""
+    from pydantic import ConfigDict, TypeAdapter  # not on import: it takes its time
+    from typing_extensions import TypedDict  # pydantic's own; it refuses older Pythons' one
+
+    hints = get_type_hints(method, include_extras=True)
+    fields = {
+        name: hints[name] if each.default is each.empty else NotRequired[hints[name]]
+        for name, each in [*inspect.signature(method).parameters.items()][1:]
+    }
+    # A dict and no model, whose own attributes arguments could be named like.
+    arguments: Any = TypedDict(method.__name__, fields)  # pyright: ignore[reportArgumentType]
+    arguments.__pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    return TypeAdapter(arguments)
+
+
+def _untitled(schema: Any) -> Any:
+    """A JSON schema without the titles that pydantic adds, which only cost tokens."""
+    if isinstance(schema, list):
+        return [_untitled(item) for item in cast("list[Any]", schema)]
+    if not isinstance(schema, dict):
+        return schema
+    entries = cast("dict[str, Any]", schema).items()
+    return {key: _untitled(value) for key, value in entries if key != "title" or not isinstance(value, str)}
+
+
+def _bracketed(text: str) -> int:
+    """Length of the bracketed part that text begins with, as Python reads it; 0 if it does not close."""
+    depth = 0
+    lines = [0]
+    for line in text.splitlines(keepends=True):
+        lines.append(lines[-1] + len(line))
+    try:
+        for token in tokenize.generate_tokens(io.StringIO(text).readline):
+            if token.type == tokenize.OP and token.string in "([{":
+                depth += 1
+            elif token.type == tokenize.OP and token.string in ")]}":
+                depth -= 1
+                if depth == 0:
+                    row, column = token.end
+                    return lines[row - 1] + column
+    except (tokenize.TokenError, SyntaxError):
+        pass
+    return 0
+
+
+def _parsed(source: str) -> ast.Call | None:
+    try:
+        parsed = ast.parse(source, mode="eval").body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return parsed if isinstance(parsed, ast.Call) else None
+
+
+def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
+    """Arguments by name.
+
+    Raises:
+        ValueError: one is not a literal, or there are more than the tool has.
+    """
+    names = [*tool.arguments]
+    if len(call.args) > len(names):
+        raise ValueError(f"{len(call.args)} arguments, and it takes {len(names)}")
+    pairs = [*zip(names, call.args, strict=False), *((each.arg, each.value) for each in call.keywords)]
+    given: dict[str, Any] = {}
+    for name, value in pairs:
+        if name is None or name in given:
+            raise ValueError("each argument is to be given once, by its name or in order")
+        try:
+            given[name] = ast.literal_eval(value)
+        except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
+            raise ValueError(f"{name} is not a literal, such as 'text', 3 or [1, 2]") from None
+    return given
+
+
+def _checked(tool: Tool, given: Mapping[str, Any]) -> Call | str:
+    """A call with arguments of the right types."""
+    from pydantic import ValidationError
+
+    try:
+        return Call(tool, _adapter(tool.method).validate_python(given))
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        return f"{tool.name}: {'; '.join(faults)}. It is {tool.usage()}"
+
+
+def _example(tool: Tool) -> str:
+    return "" if not tool.arguments else f"({', '.join(f'{name}=...' for name in tool.arguments)})"

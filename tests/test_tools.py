@@ -1,0 +1,220 @@
+"""Tools: how they are described, how a call is read from what a model says, and what goes wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, Literal
+
+import pytest
+from guess import TASKS, Backend
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit import ContractError, Effect, Env, Task, UsageError, check, tool
+from envkit.tools import Call, help_of, read, tools_of, written
+
+
+class Desk(Env):
+    id = "desk"
+
+    def setup(self, task: Task) -> str:
+        self.seen: list[Any] = []
+        return self.help
+
+    @tool
+    def look_up(self, word: str, limit: int = 3, order: Literal["asc", "desc"] = "asc") -> str:
+        """Look a word up.
+
+        Args:
+            word: what to look for.
+            limit (int): how many lines.
+        """
+        self.seen.append((word, limit, order))
+        return f"{word} x {limit}"
+
+    @tool(ends=True)
+    def give_up(self) -> Effect:
+        """End it."""
+        return Effect("Bye.")
+
+    @tool
+    def scold(self, words: list[str] | None = None) -> str:
+        raise UsageError(f"no such words: {words}")
+
+    @check()
+    def right(self) -> bool:
+        return bool(self.seen)
+
+
+TOOLS = tools_of(Desk)
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    env = Desk(tasks=TASKS, sandbox=Backend(), max_turns=9)
+    env.reset(seed=0)
+    yield env
+    env.close()
+
+
+def arguments(action: str) -> dict[str, Any]:
+    call = read(action, TOOLS)
+    assert isinstance(call, Call), call
+    return dict(call.arguments)
+
+
+# What an agent is told.
+
+
+def test_a_schema_is_what_chat_providers_take() -> None:
+    look_up, give_up, _ = TOOLS
+    assert look_up.schema() == {
+        "type": "function",
+        "function": {
+            "name": "look_up",
+            "description": "Look a word up.",
+            "parameters": {
+                "type": "object",
+                "properties": {
+                    "word": {"type": "string", "description": "what to look for."},
+                    "limit": {"type": "integer", "description": "how many lines.", "default": 3},
+                    "order": {"type": "string", "enum": ["asc", "desc"], "default": "asc"},
+                },
+                "required": ["word"],
+                "additionalProperties": False,
+            },
+        },
+    }
+    assert give_up.schema()["function"]["parameters"]["properties"] == {}
+
+
+def test_a_prompt_gets_one_line_for_each() -> None:
+    assert help_of(TOOLS).split("\n") == [
+        "Say one call per turn, such as look_up(word=..., limit=..., order=...):",
+        "look_up(word: str, limit: int = 3, order: Literal['asc', 'desc'] = 'asc')  Look a word up.",
+        "give_up()  End it.",
+        "scold(words: list[str] | None = None)",
+    ]
+
+
+# What an agent says.
+
+
+@pytest.mark.parametrize(
+    ("action", "found"),
+    [
+        ("look_up('tea')", {"word": "tea"}),
+        ('look_up("tea", 5, order="desc")', {"word": "tea", "limit": 5, "order": "desc"}),
+        ("look_up(word='a)b', limit='7')", {"word": "a)b", "limit": 7}),
+        ("I will look.\n\n  look_up('tea')\nThen I answer.", {"word": "tea"}),
+        ("> look_up('tea')", {"word": "tea"}),
+        ("`look_up('tea')`", {"word": "tea"}),
+        ("```python\nlook_up(\n    'tea',\n    limit=2,\n)\n```", {"word": "tea", "limit": 2}),
+        ("look_up('''two\nlines''')", {"word": "two\nlines"}),
+        ("look_up\n```\ntwo\nlines\n```", {"word": "two\nlines"}),
+        ("look_up(limit=1)\n```text\nsome 'text'\n```\nDone.", {"word": "some 'text'", "limit": 1}),
+        ("look_up(12)", {"word": "12"}),
+        ("look_up('one')\nlook_up('two')", {"word": "one"}),
+        ("give_up", {}),
+        ("give_up()", {}),
+        ("scold(['a', 'b'])", {"words": ["a", "b"]}),
+        ("scold(None)", {"words": None}),
+    ],
+)
+def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> None:
+    assert arguments(action) == found
+
+
+@pytest.mark.parametrize(
+    ("action", "said"),
+    [
+        ("", "No call of a tool in that. Say one call per turn"),
+        ("I would look up tea.", "No call of a tool"),
+        ("look_up_all('tea')", "No call of a tool"),
+        ("look_up('tea'", "look_up: that is not a call"),
+        ("look_up('tea)", "look_up: that is not a call"),
+        ("look_up(word=)", "look_up: that is not a call"),
+        ("look_up(tea)", "look_up: word is not a literal, such as 'text', 3 or"),
+        ("look_up('a' * 10**9)", "look_up: word is not a literal"),
+        ("look_up('a', 1, 'asc', 4)", "look_up: 4 arguments, and it takes 3"),
+        ("look_up('a', word='b')", "look_up: each argument is to be given once"),
+        ("look_up(**{'word': 'a'})", "look_up: each argument is to be given once"),
+        ("look_up()", r"look_up: word: Field required. It is look_up\(word: str"),
+        ("look_up", "look_up: word: Field required"),
+        ("look_up('a', limit='many')", "look_up: limit: Input should be a valid integer"),
+        ("look_up('a', order='up')", "look_up: order: Input should be 'asc' or 'desc'"),
+        ("look_up('a', size=3)", "look_up: size: Extra inputs are not permitted"),
+        ("look_up(" + "(" * 5000, "look_up: that is not a call"),
+        ("look_up(" + "-" * 5000 + "1)", "look_up: "),
+    ],
+)
+def test_what_is_wrong_is_said_with_the_mend(action: str, said: str) -> None:
+    found = read(action, TOOLS)
+    assert isinstance(found, str)
+    assert found.startswith(said) or __import__("re").match(said, found)
+
+
+VALUES = st.none() | st.lists(st.text())
+
+
+@given(st.text(), st.integers(), VALUES)
+def test_a_native_call_arrives_as_it_was_sent(word: str, limit: int, words: list[str] | None) -> None:
+    sent = {"word": word, "limit": limit}
+    assert arguments(written("look_up", sent)) == sent
+    assert arguments(written("scold", {"words": words})) == {"words": words}
+
+
+@given(st.text())
+def test_no_text_breaks_it(action: str) -> None:
+    for each in (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```"):
+        assert isinstance(read(each, TOOLS), Call | str)
+
+
+# In an environment.
+
+
+def test_an_environment_carries_calls_out(desk: Desk) -> None:
+    seen, *_ = desk.step("look_up('tea')")
+    assert (seen, desk.seen) == ("tea x 3", [("tea", 3, "asc")])
+    assert desk.step("scold")[0] == "no such words: None"
+    assert desk.step("tea, please")[0].startswith("No call of a tool in that.")
+    seen, reward, terminated, truncated, _ = desk.step("give_up")
+    assert (seen, reward, terminated, truncated) == ("Bye.", 1.0, True, False)
+
+
+def test_a_bug_in_a_tool_is_no_observation(desk: Desk) -> None:
+    desk.seen = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError):
+        desk.step("look_up('tea')")
+
+
+def test_an_environment_without_actions_is_a_bug() -> None:
+    class Still(Env):
+        id = "still"
+
+        def setup(self, task: Task) -> str:
+            return ""
+
+        @check()
+        def right(self) -> bool:
+            return True
+
+    with pytest.raises(
+        ContractError, match=r"Still has no actions; mark methods with @tool, or write apply\(\)"
+    ):
+        Still(tasks=TASKS, sandbox=Backend())
+
+
+def test_an_argument_without_a_type_or_a_name_is_a_bug() -> None:
+    def untyped(self: Any, word) -> str:  # type: ignore[no-untyped-def]  # pyright: ignore
+        return ""
+
+    def several(self: Any, *words: str) -> str:
+        return ""
+
+    for method, message in (
+        (untyped, "argument word has no type hint"),
+        (several, "cannot be given by name"),
+    ):
+        with pytest.raises(ContractError, match=message):
+            tools_of(type("Made", (), {"t": tool(method)}))
