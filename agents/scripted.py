@@ -8,7 +8,7 @@ from typing import final
 
 from envkit.agent import Session
 from envkit.engine.protocol import uniforms
-from envkit.errors import ContractError
+from envkit.errors import ContractError, UsageError
 from envkit.types import EpisodeKey, Task, Turn
 
 
@@ -65,7 +65,13 @@ def noop(action: str = "submit") -> ScriptedAgent:
 
 
 def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> ScriptedAgent:
-    """Deletes one random line of the task's file: a floor above doing nothing."""
+    """Deletes one random line of the task's file: a floor above doing nothing.
+
+    Raises:
+        UsageError: a task has no such file.
+    """
+    if other := next((task.id for task in tasks.values() if path not in task.files), None):
+        raise UsageError(f"the random agent deletes lines of {path}, and task {other} has no such file")
 
     def say(key: EpisodeKey, turn: int, observation: str) -> str:
         lines = [line for line in tasks[key.task].files[path].split("\n") if line.strip()]

@@ -11,6 +11,7 @@ from typing import Any, ClassVar, final
 import gymnasium
 
 from envkit.checks import Check, checks_of, run_checks
+from envkit.display import Display
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
@@ -60,6 +61,10 @@ class Env(gymnasium.Env[str, str], ABC):
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
     #: Name in reports, e.g. ``code-editor``.
     id: ClassVar[str]
+    #: System message of every conversation with a model.
+    system: ClassVar[str] = "You act in an environment. Answer each message with one action."
+    #: What an agent says that does nothing.
+    idle: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
 
@@ -111,6 +116,30 @@ class Env(gymnasium.Env[str, str], ABC):
     @abstractmethod
     def setup(self, task: Task) -> str:
         """Prepare ``task`` in the fresh `sandbox`, which holds its files; returns the first observation."""
+
+    @classmethod
+    def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
+        """The environment's own tasks, the same at every call.
+
+        Args:
+            split: ``"train"``, ``"heldout"``, or ``"starter"`` for a few to play with.
+            sandbox: for what has to be run to make them.
+            display: shows how far it is.
+
+        Raises:
+            UsageError: it has none of that split.
+        """
+        raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        """Actions that solve a task. The first alone should, where one turn is all there is.
+
+        The warm start imitates the first, and every task is tried with them before it is trained on.
+        """
+        raise ContractError(
+            f"{cls.__name__} has no oracle; write oracle(task), the actions that solve a task"
+        )
 
     def apply(self, action: str) -> Effect:
         """Carry out one action. What the agent got wrong is an observation, never an exception.

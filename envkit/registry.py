@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 
+from envkit.env import Env
 from envkit.errors import RegistryError, SandboxUnavailable
 
 if TYPE_CHECKING:
@@ -38,6 +39,22 @@ def load(kind: str, name: str) -> Any:
     if name not in found:
         raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
     return found[name].load()
+
+
+def environment(name: str) -> type[Env]:
+    """The environment class behind a name.
+
+    Raises:
+        RegistryError: nothing of that name, or it is no environment.
+    """
+    found = load("environment", name)
+    if not (isinstance(found, type) and issubclass(found, Env)):
+        raise RegistryError(f"environment {name!r} is {found!r}; expected a subclass of envkit.Env")
+    if found.id != name:
+        raise RegistryError(
+            f"environment {name!r} calls itself {found.id!r}; its entry point must be named so"
+        )
+    return found
 
 
 def sandbox_backend(name: str = "auto") -> SandboxBackend:

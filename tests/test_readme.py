@@ -26,8 +26,13 @@ def test_the_environment_in_one_file_is_a_whole_one() -> None:
     assert len([line for line in block.split("\n") if line.strip()]) <= 40
     names: dict[str, Any] = {"__name__": "readme"}
     exec(compile(block, "README.md", "exec"), names)
-    tasks = names["tasks"](3)
-    env = names["Analyst"](tasks=tasks, sandbox=sandbox_backend())
+    kind = names["Analyst"]
+    tasks = kind.make_tasks("train")
+    assert tasks == kind.make_tasks("train")
+    assert not {task.files["table.csv"] for task in tasks} & {
+        task.files["table.csv"] for task in kind.make_tasks("heldout")
+    }
+    env = kind(tasks=tasks, sandbox=sandbox_backend())
     check_env(env, skip_render_check=True)
     right = {task.id: task.hidden["total"] for task in tasks}
     rows = "csv.DictReader(open('table.csv'))"

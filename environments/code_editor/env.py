@@ -10,11 +10,14 @@ from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, cast, final
 
 from envkit.checks import check
+from envkit.display import Display
 from envkit.env import Effect, Env
 from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.app import CodeEditor
-from envkit.environments.code_editor.prompt import CHECK, check_script, first_observation
+from envkit.environments.code_editor.prompt import CHECK, SYSTEM, check_script, first_observation
+from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.syntax import definitions
+from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.errors import SandboxError
 from envkit.grading import (
     GRADING_LIMITS,
@@ -91,6 +94,8 @@ class CodeEditorEnv(Env):
     """
 
     id: ClassVar[str] = "code-editor"
+    system: ClassVar[str] = SYSTEM
+    idle: ClassVar[str] = "submit"
 
     def __init__(
         self,
@@ -102,6 +107,21 @@ class CodeEditorEnv(Env):
     ) -> None:
         super().__init__(tasks=tasks, sandbox=sandbox, max_turns=max_turns, render_mode=render_mode)
         self._app: CodeEditor  # of the running episode, made by `setup`
+
+    @classmethod
+    def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
+        """Mined ones, and starters; see `envkit.environments.code_editor.tasksets`."""
+        makers = {"train": standard_train, "heldout": standard_heldout}
+        if split == "starter":
+            return starter_tasks()
+        if split not in makers:
+            return super().make_tasks(split, sandbox=sandbox, display=display)
+        return makers[split](sandbox, display)
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        """The original function, then the end."""
+        return [oracle_action(task), "submit"]
 
     def setup(self, task: Task) -> str:
         self.sandbox.write(CHECK, check_script(task).encode())

@@ -8,9 +8,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from envkit.display import Display
     from envkit.sandbox import SandboxBackend
-    from envkit.studies.display import Display
 
+#: The environment that is meant where none is named.
+DEFAULT_ENVIRONMENT = "code-editor"
+
+EnvName = Annotated[str, typer.Option("--env", help="Environment name from `envkit list`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]
 Unsafe = Annotated[bool, typer.Option("--unsafe", help="Allow a sandbox that does not isolate.")]

@@ -24,7 +24,7 @@ _DIFF = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTILINE)
 def play(
     env: Annotated[str, typer.Argument(help="Environment name from `envkit list`.")] = "code-editor",
     task: Annotated[str | None, typer.Option(help="Task id; default: a random one.")] = None,
-    tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: starter tasks.")] = None,
+    tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: starters.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of task and hidden inputs.")] = None,
     max_turns: Annotated[int, typer.Option(min=1, help="Actions until the end.")] = 10,
 ) -> None:
@@ -34,11 +34,12 @@ def play(
     the block. Ctrl-D gives up.
     """
     from envkit import registry
+    from envkit.display import Silent
+    from envkit.mining.taskfile import read_tasks
 
-    options: dict[str, Any] = {"max_turns": max_turns}
-    if tasks is not None:
-        options["tasks"] = tasks
-    game = registry.load("environment", env)(**options)
+    kind, backend = registry.environment(env), registry.sandbox_backend()
+    posed = read_tasks(tasks) if tasks else kind.make_tasks("starter", sandbox=backend, display=Silent())
+    game: Any = kind(tasks=posed, sandbox=backend, max_turns=max_turns)
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         out.print(Panel.fit(f"{env}: {info['task']}", style="bold"))

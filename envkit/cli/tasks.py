@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from envkit.cli.parts import Json, SandboxName, proved_backend
+from envkit.cli.parts import DEFAULT_ENVIRONMENT, EnvName, Json, SandboxName, proved_backend
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 
@@ -32,9 +32,9 @@ def mine(
 
     With the default options, `algorithms pydash` gives the tasks that `envkit demo` trains on.
     """
+    from envkit.environments.code_editor.tasksets import mine_packages
     from envkit.mining.recipe import make_recipe, recipe_text
     from envkit.mining.taskfile import digest, write_once, write_tasks
-    from envkit.studies.tasksets import mine_packages
 
     with live() as display:
         found = mine_packages(
@@ -85,24 +85,32 @@ def build(
 
 @app.command()
 def check(
-    file: Annotated[Path | None, typer.Argument(help="Task file; default: the demo's two sets.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Task file; default: the environment's own.")] = None,
+    env: EnvName = DEFAULT_ENVIRONMENT,
     seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn anew.")] = 0,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
     """Play the oracle, which must earn 1, and the no-op, which must earn 0, on every task."""
+    from envkit import registry
     from envkit.mining.taskfile import read_tasks
-    from envkit.studies.tasksets import standard_heldout, standard_train
     from envkit.studies.verify import verify
+
+    kind = registry.environment(env)
 
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, False, display)
         sets = (
             {str(file): read_tasks(file)}
             if file is not None
-            else {"train": standard_train(backend, display), "held-out": standard_heldout(backend, display)}
+            else {
+                split: kind.make_tasks(split, sandbox=backend, display=display)
+                for split in ("train", "heldout")
+            }
         )
-        broken = {name: verify(tasks, backend, display, go_on, seed=seed) for name, tasks in sets.items()}
+        broken = {
+            name: verify(kind, tasks, backend, display, go_on, seed=seed) for name, tasks in sets.items()
+        }
         if not go_on():
             raise UsageError("stopped before every task was checked; run it again")
     facts = [

@@ -10,21 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from envkit.cli.parts import Json, Root, SandboxName, Unsafe, proved_backend
+from envkit.cli.parts import DEFAULT_ENVIRONMENT, EnvName, Json, Root, SandboxName, Unsafe, proved_backend
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
+    from envkit.display import Display
+    from envkit.env import Env
     from envkit.sandbox import SandboxBackend
     from envkit.studies.compare import ArmSpec, Settings
-    from envkit.studies.display import Display
     from envkit.train.config import TrainConfig
     from envkit.types import Task
 
-Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: mined.")]
-Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: the recipe.")]
+Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: its own.")]
+Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: its own.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
 Adapter = Annotated[Path | None, typer.Option("--adapter", help="A trained adapter's folder.")]
 
@@ -42,6 +43,9 @@ def demo(
 def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Environment name from `envkit list`; default: code-editor.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget; sizes follow from it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
     tasks: Tasks = None,
@@ -54,6 +58,7 @@ def train(
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
+    from envkit import registry
     from envkit.store import RunFolder
     from envkit.studies import before_after
     from envkit.studies.plan import require_minutes
@@ -63,21 +68,30 @@ def train(
     with live() as display:
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
-            kept = {"config": config, "minutes": minutes, "seed": seed, "tasks": tasks, "heldout": heldout}
+            kept: dict[str, object] = {
+                "env": env,
+                "config": config,
+                "minutes": minutes,
+                "seed": seed,
+                "tasks": tasks,
+                "heldout": heldout,
+            }
             kept |= {"model": model, "backend": learner}
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
+            kind = registry.environment(before_after.environment_of(run))
         else:
+            kind = registry.environment(env or DEFAULT_ENVIRONMENT)
             settings = _settings(config, seed=seed, model=model, backend=learner)
-            train_tasks, heldout_tasks = _tasks(tasks, heldout, backend, display)
+            train_tasks, heldout_tasks = _tasks(kind, tasks, heldout, backend, display)
             run = before_after.start(
-                root, settings, minutes, train_tasks, heldout_tasks, display=display, command=_command()
+                root, settings, kind, minutes, train_tasks, heldout_tasks, display=display, command=_command()
             )
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:
-            report = before_after.BeforeAfter(run, backend, display, go_on).run()
+            report = before_after.BeforeAfter(run, kind, backend, display, go_on).run()
             stopped = not go_on()
     _done(report, as_json, stopped=stopped)
     if stopped and not as_json:
@@ -87,13 +101,15 @@ def train(
 def sft(
     output: Annotated[Path, typer.Option("-o", "--output", help="Adapter folder to write; must not exist.")],
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Oracle edits to imitate.")] = None,
+    examples: Annotated[int | None, typer.Option(min=1, help="Oracle answers to imitate.")] = None,
+    env: EnvName = DEFAULT_ENVIRONMENT,
     tasks: Tasks = None,
     model: Model = None,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Only the supervised warm start: imitate oracle edits of train tasks, save the adapter."""
+    """Only the supervised warm start: imitate the oracle on train tasks, save the adapter."""
+    from envkit import registry
     from envkit.studies.warm_start import warm_start
 
     if output.exists():
@@ -101,8 +117,9 @@ def sft(
     with live() as display, interruptible() as go_on:
         settings = _settings(config, model=model, sft_examples=examples)
         backend = proved_backend(sandbox, False, display)
-        train_tasks, _ = _tasks(tasks, None, backend, display, need_heldout=False)
-        losses = warm_start(output, settings, train_tasks, backend, display, go_on)
+        kind = registry.environment(env)
+        train_tasks, _ = _tasks(kind, tasks, None, backend, display, need_heldout=False)
+        losses = warm_start(output, settings, kind, train_tasks, backend, display, go_on)
     facts = {"adapter": str(output), "steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
     if as_json:
         emit(facts)
@@ -122,6 +139,7 @@ Tokens = Annotated[int, typer.Option(min=1, help="Most tokens per turn; as the a
 
 def evaluate(
     agent: Annotated[str, typer.Option(help="model, oracle, no-op or random")] = "model",
+    env: EnvName = DEFAULT_ENVIRONMENT,
     heldout: Heldout = None,
     model: Model = None,
     adapter: Adapter = None,
@@ -139,11 +157,12 @@ def evaluate(
 
     arm = ArmSpec(adapter.name if adapter is not None else agent, agent, adapter)
     settings = Settings(model, samples, temperature, max_turns, max_completion_length)
-    _compare([arm], settings, heldout, limit, sandbox, root, as_json)
+    _compare([arm], settings, env, heldout, limit, sandbox, root, as_json)
 
 
 def bench(
     adapter: Annotated[list[Path], typer.Option("--adapter", help="An adapter; repeat for more rows.")],
+    env: EnvName = DEFAULT_ENVIRONMENT,
     heldout: Heldout = None,
     model: Model = None,
     limit: Limit = None,
@@ -164,7 +183,7 @@ def bench(
         name = path.name if [other.name for other in adapter].count(path.name) == 1 else _of_run(path)
         arms.append(ArmSpec(name, "model", path))
     settings = Settings(model, samples, temperature, max_turns, max_completion_length)
-    _compare(arms, settings, heldout, limit, sandbox, root, as_json)
+    _compare(arms, settings, env, heldout, limit, sandbox, root, as_json)
 
 
 def _of_run(adapter: Path) -> str:
@@ -175,20 +194,24 @@ def _of_run(adapter: Path) -> str:
 def _compare(
     arms: Sequence[ArmSpec],
     settings: Settings,
+    env: str,
     heldout: Path | None,
     limit: int | None,
     sandbox: str,
     root: Path,
     as_json: bool,
 ) -> None:
+    from envkit import registry
     from envkit.studies.compare import compare
 
+    kind = registry.environment(env)
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, False, display)
-        _, held = _tasks(None, heldout, backend, display, need_train=False)
+        _, held = _tasks(kind, None, heldout, backend, display, need_train=False)
         path = compare(
             root,
             arms,
+            kind,
             held[:limit],
             settings,
             backend=backend,
@@ -200,6 +223,7 @@ def _compare(
 
 
 def _tasks(
+    kind: type[Env],
     train_file: Path | None,
     heldout_file: Path | None,
     backend: SandboxBackend,
@@ -207,15 +231,14 @@ def _tasks(
     *,
     need_train: bool = True,
     need_heldout: bool = True,
-) -> tuple[list[Task], list[Task]]:
+) -> tuple[Sequence[Task], Sequence[Task]]:
     from envkit.mining.taskfile import read_tasks
-    from envkit.studies import tasksets
 
-    def load(file: Path | None, make: Callable[[SandboxBackend, Display], list[Task]]) -> list[Task]:
-        return read_tasks(file) if file is not None else make(backend, display)
+    def load(file: Path | None, split: str) -> Sequence[Task]:
+        return read_tasks(file) if file else kind.make_tasks(split, sandbox=backend, display=display)
 
-    train_tasks = load(train_file, tasksets.standard_train) if need_train else []
-    return train_tasks, load(heldout_file, tasksets.standard_heldout) if need_heldout else []
+    train_tasks: Sequence[Task] = load(train_file, "train") if need_train else ()
+    return train_tasks, load(heldout_file, "heldout") if need_heldout else ()
 
 
 def _settings(path: Path | None, **given: Any) -> TrainConfig:

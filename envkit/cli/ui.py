@@ -40,7 +40,7 @@ def _plain(value: Any) -> Any:
 class LiveDisplay:
     """One progress bar per phase on a terminal; a line every few seconds elsewhere.
 
-    Implements `envkit.studies.display.Display`.
+    Implements `envkit.display.Display`.
     """
 
     def __init__(self, progress: Progress) -> None:

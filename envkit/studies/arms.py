@@ -23,12 +23,11 @@ from envkit.bench.data import (
 )
 from envkit.bench.report import write_report
 from envkit.bench.run import evaluate, items, keys
-from envkit.environments.code_editor.env import CodeEditorEnv
+from envkit.display import Display
 from envkit.mining.taskfile import digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.display import Display
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 #: Seed of evaluation draws: the same for every run, so runs of one plan compare item by item.
@@ -108,6 +107,7 @@ def machine(threads: int, dtype: str) -> Machine:
 
 def publish(
     run: RunFolder,
+    environment: str,
     backend: SandboxBackend,
     tasks: Sequence[Task],
     arms: Sequence[Arm],
@@ -124,6 +124,7 @@ def publish(
 
     Args:
         run: the folder.
+        environment: name of the environment.
         backend: where the episodes were played.
         tasks: the held-out tasks of every arm.
         arms: the rows.
@@ -143,7 +144,7 @@ def publish(
         run=run.id,
         created=time.strftime("%Y-%m-%d"),
         command=manifest["command"],
-        environment=CodeEditorEnv.id,
+        environment=environment,
         isolation="sandbox" if backend.isolated else "none",
         sandbox=backend.name,
         model=manifest["model"],

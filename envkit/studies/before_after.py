@@ -14,10 +14,9 @@ from typing import final
 
 from envkit.agents.local import LocalAgent
 from envkit.bench.data import Difference
+from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.environments.code_editor.env import CodeEditorEnv
-from envkit.environments.code_editor.prompt import SYSTEM
 from envkit.errors import SandboxError, StoreError, TrainingError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
@@ -25,9 +24,8 @@ from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish, took
-from envkit.studies.display import Display
+from envkit.studies.heldout import require_heldout
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
-from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.studies.warm_start import apart, examples_of, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
@@ -57,6 +55,7 @@ _DIFFERENCES = (
 def start(
     root: Path,
     config: TrainConfig,
+    kind: type[Env],
     minutes: float | None,
     train_tasks: Sequence[Task],
     heldout_tasks: Sequence[Task],
@@ -69,6 +68,7 @@ def start(
     The sizes are fixed here and kept in the manifest, so that a resumed run is the same run.
 
     Args:
+        kind: the environment.
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
             tasks as `DEFAULT_MINUTES` would allow.
 
@@ -81,7 +81,9 @@ def start(
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")
     speed = measure(
-        Policy(ref, system=SYSTEM, lora_r=config.lora_r, lora_alpha=config.lora_alpha, dtype=config.dtype)
+        Policy(
+            ref, system=kind.system, lora_r=config.lora_r, lora_alpha=config.lora_alpha, dtype=config.dtype
+        )
     )
     budget, imitated = DEFAULT_MINUTES if minutes is None else minutes, len(apart(train_tasks)[0])
     sized = plan(budget, speed, config, len(heldout_tasks), imitated)
@@ -98,6 +100,7 @@ def start(
         "before-after",
         {
             "kind": "before-after",
+            "environment": kind.id,
             "command": command,
             "model": config.model,
             "model_digest": ref.digest,
@@ -112,6 +115,11 @@ def start(
     for name, tasks in (("train", train_tasks), ("heldout", heldout_tasks)):
         write_tasks(_task_file(run, name), tasks, config.seed)
     return run
+
+
+def environment_of(run: RunFolder) -> str:
+    """Name of the environment that a run trains on."""
+    return str(run.manifest.get("environment", "code-editor"))  # the only one there was
 
 
 def _task_file(run: RunFolder, name: str) -> Path:
@@ -129,31 +137,36 @@ def _tasks(run: RunFolder, name: str) -> list[Task]:
 
 @final
 class BeforeAfter:
-    """One run of the study on the code editor.
+    """One run of the study.
 
     Args:
         run: a folder made by `start`.
+        kind: the environment that it began with.
         backend: sandbox backend.
         display: live view.
         go_on: polled between units of work; False ends the run cleanly with a report.
 
     Raises:
-        StoreError: tasks or weights are not the ones that the run began with, or the folder is of
-            another kind of run.
+        StoreError: environment, tasks or weights are not the ones that the run began with, or the folder is
+            of another kind of run.
     """
 
     def __init__(
         self,
         run: RunFolder,
+        kind: type[Env],
         backend: SandboxBackend,
         display: Display,
         go_on: Callable[[], bool],
     ) -> None:
         manifest = run.manifest
-        if (kind := manifest.get("kind")) != "before-after":
+        if (found := manifest.get("kind")) != "before-after":
             raise StoreError(
-                f"{run.path} is a run of kind {kind!r}; expected one of `envkit train` or `demo`"
+                f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`"
             )
+        if (began := environment_of(run)) != kind.id:
+            raise StoreError(f"{run.path} began with environment {began!r}; found {kind.id!r}")
+        self._kind = kind
         self._run, self._display, self._go_on = run, display, go_on
         self._train_tasks, self._backend = _tasks(run, "train"), backend
         self._imitated, self._practised = apart(self._train_tasks)
@@ -170,7 +183,7 @@ class BeforeAfter:
             raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
         self._policy = Policy(
             ref,
-            system=SYSTEM,
+            system=kind.system,
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             dtype=config.dtype,
@@ -205,11 +218,12 @@ class BeforeAfter:
         ]
         path, _ = publish(
             self._run,
+            self._kind.id,
             self._backend,
             self._heldout,
             [arm for arm in arms if arm is not None],
             _DIFFERENCES,
-            title="Code repair on held-out functions",
+            title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
             warnings=(
@@ -225,13 +239,13 @@ class BeforeAfter:
 
     def _make_env(self) -> Env:
         tasks = [*self._train_tasks, *self._heldout]
-        return CodeEditorEnv(tasks=tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
+        return self._kind(tasks=tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
 
     # Phases. Each returns False when the user asked to stop.
 
     def _controls(self, rollouts: Rollouts) -> bool:
         """Oracle must solve every held-out task and no-op none; else the numbers mean nothing."""
-        for agent, wanted in controls(self._heldout):
+        for agent, wanted in controls(self._kind, self._heldout):
             if not self._arms.play(rollouts, agent, agent.name, samples=1):
                 return False
             played = self._arms.played(agent.name)
@@ -267,7 +281,9 @@ class BeforeAfter:
                 scalars.add("sft", step, {"loss": loss})
                 return self._go_on()
 
-            whole = imitate(self._policy, self._imitated, self._backend, config, self._display, on_loss)
+            whole = imitate(
+                self._policy, self._kind, self._imitated, self._backend, config, self._display, on_loss
+            )
         if whole:  # a resumed run takes what it finds under this name
             save_adapter(self._policy, folder)
             took(self._run, "SFT warm start", started)
@@ -290,7 +306,7 @@ class BeforeAfter:
             return True
         started = time.monotonic()
         self._display.phase("estimate difficulty", len(tasks))
-        examples = examples_of(left, self._backend, config.max_turns)
+        examples = examples_of(self._kind, left, self._backend, config.max_turns)
         with self._run.journal("difficulty") as journal:
             rates = solve_rates(self._policy, examples, config.temperature, config.max_completion_length)
             for done, (task, rate) in enumerate(zip(left, rates, strict=True), len(tasks) - len(left) + 1):

@@ -12,10 +12,9 @@ from envkit.agent import Agent
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import random_edits
 from envkit.bench.data import Difference
+from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.environments.code_editor.env import CodeEditorEnv
-from envkit.environments.code_editor.prompt import SYSTEM
 from envkit.errors import UsageError
 from envkit.mining.taskfile import digest
 from envkit.models import DEFAULT_MODEL, resolve
@@ -23,9 +22,8 @@ from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import Arms, machine, publish
-from envkit.studies.display import Display
+from envkit.studies.heldout import require_heldout
 from envkit.studies.plan import faster_dtype, use_threads
-from envkit.studies.tasksets import require_heldout
 from envkit.studies.verify import controls
 from envkit.train.policy import Policy
 from envkit.types import Task
@@ -67,6 +65,7 @@ class Settings:
 def compare(
     root: Path,
     specs: Sequence[ArmSpec],
+    kind: type[Env],
     tasks: Sequence[Task],
     settings: Settings,
     *,
@@ -90,6 +89,7 @@ def compare(
         "bench",
         {
             "kind": "bench",
+            "environment": kind.id,
             "command": command,
             "model": ref.id,
             "model_digest": ref.digest,
@@ -100,16 +100,16 @@ def compare(
     arms = Arms(run, tasks, display, go_on)
 
     def make_env() -> Env:
-        return CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=settings.max_turns)
+        return kind(tasks=tasks, sandbox=backend, max_turns=settings.max_turns)
 
-    scripted = {agent.name: agent for agent, _ in controls(tasks)}
+    scripted = {agent.name: agent for agent, _ in controls(kind, tasks)}
 
     models = [spec for spec in specs if spec.agent == "model"]
 
     @functools.cache
     def served() -> Policy:
         """One base, and all adapters on it."""
-        policy = Policy(ref, system=SYSTEM, dtype=dtype)
+        policy = Policy(ref, system=kind.system, dtype=dtype)
         names: list[str | None] = []
         for number, spec in enumerate(models):
             if spec.adapter is None:
@@ -145,11 +145,12 @@ def compare(
     rows = [arms.arm(spec.name, _describe(spec), _SCRIPTS.get(spec.agent)) for spec in specs]
     path, _ = publish(
         run,
+        kind.id,
         backend,
         tasks,
         [row for row in rows if row is not None],
         [Difference(spec.name, "base", spec.name) for spec in specs if spec.adapter is not None],
-        title="Comparison on held-out functions",
+        title=f"{kind.id}: comparison on held-out tasks",
         ks=(1, settings.samples) if settings.samples > 1 else (1,),
         config={"temperature": settings.temperature, "samples": settings.samples},
         warnings=() if whole else ("The run was stopped early; this is what there is.",),

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.bench.run import keys
-from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
+from envkit.display import Display
+from envkit.env import Env
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.studies.display import Display
 from envkit.types import Outcome, Task
 
 _AT_ONCE = 64
@@ -40,18 +40,24 @@ class Broken:
         )
 
 
-def controls(tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
+def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
     """The scripted agents that bound every score, each with the reward it must earn."""
-    solutions = {task.id: [oracle_action(task), "submit"] for task in tasks}
-    return [(oracle(solutions), 1.0), (noop(), 0.0)]
+    return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.idle), 0.0)]
 
 
 def verify(
-    tasks: Sequence[Task], backend: SandboxBackend, display: Display, go_on: Callable[[], bool], *, seed: int
+    kind: type[Env],
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    display: Display,
+    go_on: Callable[[], bool],
+    *,
+    seed: int,
 ) -> list[Broken]:
     """Play both controls on every task.
 
     Args:
+        kind: the environment.
         tasks: of any split.
         backend: sandbox backend.
         display: live view.
@@ -62,12 +68,12 @@ def verify(
         What is wrong, in task order per agent; empty when all is well.
     """
 
-    def make_env() -> CodeEditorEnv:
-        return CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=1)
+    def make_env() -> Env:
+        return kind(tasks=tasks, sandbox=backend, max_turns=1)
 
     broken: list[Broken] = []
     with Rollouts(make_env) as rollouts:
-        for agent, expected in controls(tasks):
+        for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
             wanted = keys(tasks, 1, seed)
             for start in range(0, len(wanted), _AT_ONCE):

@@ -6,12 +6,11 @@ import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from envkit.environments.code_editor.env import CodeEditorEnv, oracle_action
-from envkit.environments.code_editor.prompt import SYSTEM
+from envkit.display import Display
+from envkit.env import Env
 from envkit.errors import ConfigError, StoreError, TrainingError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
-from envkit.studies.display import Display
 from envkit.studies.plan import on_this_machine
 from envkit.train import sft
 from envkit.train.checkpoint import save_adapter
@@ -41,17 +40,20 @@ def apart(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     return [t for t in tasks if t.source in imitated], [t for t in tasks if t.source not in imitated]
 
 
-def examples_of(tasks: Sequence[Task], backend: SandboxBackend, max_turns: int) -> list[tuple[str, str]]:
+def examples_of(
+    kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, max_turns: int
+) -> list[tuple[str, str]]:
     """(first observation, oracle's first action) of every task."""
-    env = CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=max_turns)
+    env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
     try:
-        return [(env.reset(options={"task": task.id})[0], oracle_action(task)) for task in tasks]
+        return [(env.reset(options={"task": task.id})[0], kind.oracle(task)[0]) for task in tasks]
     finally:
         env.close()
 
 
 def imitate(
     policy: Policy,
+    kind: type[Env],
     tasks: Sequence[Task],
     backend: SandboxBackend,
     config: TrainConfig,
@@ -72,7 +74,7 @@ def imitate(
     """
     if held := next((task for task in tasks if task.split != "train"), None):
         raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be imitated")
-    once = examples_of(tasks[: config.sft_examples], backend, config.max_turns)
+    once = examples_of(kind, tasks[: config.sft_examples], backend, config.max_turns)
     examples = [once[index % len(once)] for index in range(config.sft_examples)]
     display.phase("SFT warm start", len(examples) // config.sft_batch_size)
 
@@ -86,6 +88,7 @@ def imitate(
 def warm_start(
     folder: Path,
     config: TrainConfig,
+    kind: type[Env],
     tasks: Sequence[Task],
     backend: SandboxBackend,
     display: Display,
@@ -108,7 +111,7 @@ def warm_start(
     config = on_this_machine(config)
     policy = Policy(
         resolve(config.model, display.say),
-        system=SYSTEM,
+        system=kind.system,
         lora_r=config.lora_r,
         lora_alpha=config.lora_alpha,
         dtype=config.dtype,
@@ -120,6 +123,6 @@ def warm_start(
         losses.append(loss)
         return go_on()
 
-    imitate(policy, tasks, backend, config, display, on_loss)
+    imitate(policy, kind, tasks, backend, config, display, on_loss)
     save_adapter(policy, folder)
     return losses

@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from envkit.bench.report import load_report
 from envkit.bench.summary import summarise
 from envkit.bench.words import warnings
+from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.code_editor import env as code_editor
-from envkit.environments.code_editor import starter_tasks
 from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import before_after
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.display import Silent
 from envkit.studies.plan import Speed, plan
 from envkit.studies.warm_start import apart
 from envkit.train.config import TrainConfig
@@ -51,11 +51,17 @@ def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
         save_steps=1,
         **{"sft_examples": 8, **settings},
     )
-    return before_after.start(root, config, None, TRAIN, HELDOUT, display=Silent(), command="envkit train")
+    return start(root, config, HELDOUT, minutes=None)
+
+
+def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: float | None = 1.0) -> RunFolder:
+    return before_after.start(
+        root, config, CodeEditorEnv, minutes, TRAIN, heldout, display=Silent(), command="envkit train"
+    )
 
 
 def study(run: RunFolder, backend: SandboxBackend, go_on: Callable[[], bool] = lambda: True) -> BeforeAfter:
-    return BeforeAfter(run, backend, Silent(), go_on)
+    return BeforeAfter(run, CodeEditorEnv, backend, Silent(), go_on)
 
 
 def adapter(run: RunFolder) -> Path:
@@ -142,7 +148,7 @@ def test_a_broken_task_stops_the_study_before_anything_is_measured(
 ) -> None:
     broken = replace(HELDOUT[0], files={"solution.py": str(HELDOUT[0].hidden["reference"])})
     config = TrainConfig(model=str(model), max_completion_length=4)
-    run = before_after.start(tmp_path, config, 1.0, TRAIN, [broken], display=Silent(), command="x")
+    run = start(tmp_path, config, [broken])
     with pytest.raises(TrainingError, match="no-op earns 1"):
         study(run, backend).run()
 
@@ -150,7 +156,7 @@ def test_a_broken_task_stops_the_study_before_anything_is_measured(
 def test_tasks_that_training_sees_are_not_held_out(tmp_path: Path, model: Path) -> None:
     def begun(heldout: Sequence[Task]) -> RunFolder:
         config = TrainConfig(model=str(model))
-        return before_after.start(tmp_path, config, 1.0, TRAIN, heldout, display=Silent(), command="x")
+        return start(tmp_path, config, heldout)
 
     with pytest.raises(TaskFileError, match="is of split 'train'; expected 'heldout'"):
         begun(TRAIN)

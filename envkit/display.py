@@ -1,4 +1,4 @@
-"""What a study shows while it runs."""
+"""What long work shows while it runs."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Display(Protocol):
-    """A live view of a study's phases. The command line has one; tests have a silent one."""
+    """A live view of the phases of long work. The command line has one; tests have a silent one."""
 
     def phase(self, name: str, total: int) -> None:
         """A new phase begins, with ``total`` units of work."""

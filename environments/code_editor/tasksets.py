@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from envkit.display import Display
 from envkit.errors import TaskFileError
 from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
@@ -16,7 +17,6 @@ from envkit.mining.subjects import Subject
 from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir, cache_folder
 from envkit.sandbox import SandboxBackend
-from envkit.studies.display import Display
 from envkit.types import Task
 
 #: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
@@ -107,21 +107,6 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
         return build_from_recipe(heldout_recipe(), backend)
 
     return _cached("heldout", [heldout_recipe()["digest"]], make)
-
-
-def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None:
-    """Refuse to call held out what is not.
-
-    Raises:
-        TaskFileError: a task of another split, or a function that training sees as well.
-    """
-    if wrong := next((task for task in heldout if task.split != "heldout"), None):
-        raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' to evaluate on")
-    if shared := {task.source for task in train} & {task.source for task in heldout}:
-        raise TaskFileError(
-            f"{len(shared)} functions are in both the train and the held-out tasks, {min(shared)} first; "
-            "choose tasks of other functions"
-        )
 
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:

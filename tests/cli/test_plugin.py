@@ -1,0 +1,73 @@
+"""An environment of somebody's own, installed as a package: the commands find it and work on it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import tiny
+
+README = (Path(__file__).parents[2] / "README.md").read_text()
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder in which the README's package is installed as pip would install it."""
+    folder = tmp_path_factory.mktemp("site")
+    [source] = [
+        block for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "Analyst" in block
+    ]
+    [(entry)] = re.findall(r"^(analyst = \"my_package:Analyst\")$", README, re.M)
+    (folder / "my_package.py").write_text(source.replace("range(200)", "range(4)"))
+    about = folder / "my_package-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text(f"[envkit.environments]\n{entry.replace(chr(34), '')}\n")
+    return folder
+
+
+def envkit(site: Path, *command: str, said: str = "") -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "envkit.cli", *command],
+        cwd=site,
+        env={**os.environ, "PYTHONPATH": str(site)},
+        input=said,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_it_is_listed_and_played(site: Path) -> None:
+    assert "analyst" in json.loads(envkit(site, "list", "--json"))["environment"]
+    seen = envkit(site, "play", "analyst", said="```\nrun\n```\n\nanswer(total=-1)\n")
+    assert "What do the prices of item A in table.csv add up to?" in seen
+    assert "FAIL, reward 0" in seen
+
+
+def test_its_tasks_are_checked(site: Path) -> None:
+    found = json.loads(envkit(site, "tasks", "check", "--env", "analyst", "--json"))
+    assert found["ok"]
+    assert [each["tasks"] for each in found["sets"]] == [4, 4]
+
+
+def test_it_is_trained_on(site: Path) -> None:
+    settings = {
+        "model": str(tiny.make(site / "model").path),
+        **{"lora_r": 2, "sft_examples": 4, "sft_batch_size": 2, "max_steps": 1, "groups_per_step": 2},
+        **{"num_generations": 2, "max_completion_length": 4},
+    }
+    lines = [f"{key} = {json.dumps(value)}" for key, value in settings.items()]
+    (site / "small.toml").write_text("\n".join(lines) + "\n")
+    found = json.loads(envkit(site, "train", "--env", "analyst", "--config", "small.toml", "--json"))
+    report = (Path(site, found["run"]) / "report.md").read_text()
+    assert "analyst: held-out tasks before and after training" in report
+    again = json.loads(envkit(site, "train", "--resume", found["run"], "--json"))
+    assert again["summary"] == found["summary"]
