@@ -7,7 +7,7 @@ from importlib.metadata import version as _version
 from envkit.agent import Agent, Session
 from envkit.application import Application
 from envkit.checks import Check, Score, check
-from envkit.env import Effect, Env
+from envkit.env import Effect, Env, Exploit
 from envkit.errors import (
     ConfigError,
     ContractError,
@@ -53,6 +53,7 @@ __all__ = [
     "EnvkitError",
     "EpisodeKey",
     "ExecResult",
+    "Exploit",
     "Grade",
     "Limits",
     "MissingExtraError",

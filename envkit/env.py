@@ -32,6 +32,21 @@ class Effect:
     done: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Exploit:
+    """A way to a reward without the work, which must earn none.
+
+    Args:
+        name: what it does, unique.
+        actions: an episode of it; the last is said again until the episode ends.
+        inapplicable: why there is no such way here; the actions are then not played.
+    """
+
+    name: str
+    actions: tuple[str, ...]
+    inapplicable: str = ""
+
+
 class Env(gymnasium.Env[str, str], ABC):
     """A text environment with programmatic reward; a true ``gymnasium.Env[str, str]``.
 
@@ -140,6 +155,11 @@ class Env(gymnasium.Env[str, str], ABC):
         raise ContractError(
             f"{cls.__name__} has no oracle; write oracle(task), the actions that solve a task"
         )
+
+    @classmethod
+    def exploits(cls, task: Task) -> Sequence[Exploit]:
+        """Ways to win a task without solving it; `envkit audit` tries them all."""
+        return ()
 
     def apply(self, action: str) -> Effect:
         """Carry out one action. What the agent got wrong is an observation, never an exception.

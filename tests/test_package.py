@@ -33,6 +33,7 @@ PUBLIC = [
     "EnvkitError",
     "EpisodeKey",
     "ExecResult",
+    "Exploit",
     "Grade",
     "Limits",
     "MissingExtraError",

@@ -9,10 +9,12 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, TypeVar, cast, final
 
+from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Effect, Env
+from envkit.env import Effect, Env, Exploit
 from envkit.environments.code_editor import docstrings
+from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.prompt import CHECK, SYSTEM, check_script, first_observation
 from envkit.environments.code_editor.starter import starter_tasks
@@ -122,6 +124,17 @@ class CodeEditorEnv(Env):
     def oracle(cls, task: Task) -> Sequence[str]:
         """The original function, then the end."""
         return [oracle_action(task), "submit"]
+
+    @classmethod
+    def exploits(cls, task: Task) -> Sequence[Exploit]:
+        """The whole catalogue of `envkit.audit.attacks`."""
+        target = target_of(task)
+        found: list[Exploit] = []
+        for attack in ATTACKS:
+            why = attack.inapplicable(target)
+            actions = () if why else tuple(actions_of(attack.build(target), target))
+            found.append(Exploit(f"{attack.number} {attack.name}", actions, why or ""))
+        return found
 
     def setup(self, task: Task) -> str:
         self.sandbox.write(CHECK, check_script(task).encode())

@@ -8,7 +8,7 @@ import warnings
 import typer
 from rich.markup import escape
 
-from envkit.cli import inspect, play, sandbox, tasks, train
+from envkit.cli import audit, inspect, play, sandbox, tasks, train
 from envkit.cli.ui import err
 from envkit.errors import EnvkitError, StoreError, UsageError
 
@@ -35,6 +35,7 @@ app.command("list")(inspect.list_)
 app.command()(inspect.doctor)
 app.command()(train.demo)
 app.command()(play.play)
+app.command()(audit.audit)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(sandbox.app, name="sandbox")
 app.command("eval")(train.evaluate)

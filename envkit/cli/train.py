@@ -54,11 +54,13 @@ def train(
     learner: Annotated[str | None, typer.Option("--backend", help="Whose trainer: envkit or trl.")] = None,
     sandbox: SandboxName = "auto",
     unsafe: Unsafe = False,
+    unaudited: Annotated[bool, typer.Option("--unaudited", help="Allow one without a certificate.")] = False,
     root: Root = Path("runs"),
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
     from envkit import registry
+    from envkit.audit.certificate import require_certified
     from envkit.store import RunFolder
     from envkit.studies import before_after
     from envkit.studies.plan import require_minutes
@@ -83,6 +85,8 @@ def train(
             kind = registry.environment(before_after.environment_of(run))
         else:
             kind = registry.environment(env or DEFAULT_ENVIRONMENT)
+            if not unaudited:
+                require_certified(kind)
             settings = _settings(config, seed=seed, model=model, backend=learner)
             train_tasks, heldout_tasks = _tasks(kind, tasks, heldout, backend, display)
             run = before_after.start(

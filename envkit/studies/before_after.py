@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import final
 
 from envkit.agents.local import LocalAgent
+from envkit.audit.certificate import fault_of
 from envkit.bench.data import Difference
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
@@ -101,6 +102,7 @@ def start(
         {
             "kind": "before-after",
             "environment": kind.id,
+            "unaudited": fault_of(kind),
             "command": command,
             "model": config.model,
             "model_digest": ref.digest,
@@ -228,10 +230,15 @@ class BeforeAfter:
             config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
             warnings=(
                 *(() if whole else ("The run was stopped early; this is what there is.",)),
+                *self._unaudited(),
                 *(f"Training ended early: {reason}." for reason in self._alarms()),
             ),
         )
         return path
+
+    def _unaudited(self) -> list[str]:
+        fault = self._run.manifest.get("unaudited")
+        return [f"The environment had no valid certificate: {fault}."] if fault else []
 
     def _alarms(self) -> list[str]:
         found = self._run.records("metrics")

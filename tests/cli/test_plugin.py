@@ -58,6 +58,23 @@ def test_its_tasks_are_checked(site: Path) -> None:
     assert [each["tasks"] for each in found["sets"]] == [4, 4]
 
 
+def test_it_is_audited(site: Path) -> None:
+    refused = subprocess.run(
+        [sys.executable, "-m", "envkit.cli", "train", "--env", "analyst"],
+        env={**os.environ, "PYTHONPATH": str(site), "XDG_CACHE_HOME": str(site / "empty")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert refused.returncode == 2
+    assert (
+        "analyst has no valid certificate: it was never audited; run: envkit audit analyst" in refused.stderr
+    )
+    found = json.loads(envkit(site, "audit", "analyst", "-o", "certificate.json", "--json"))
+    assert found["passed"], found["findings"]
+    assert "# Audit of analyst" in (site / "certificate.md").read_text()
+
+
 def test_it_is_trained_on(site: Path) -> None:
     settings = {
         "model": str(tiny.make(site / "model").path),

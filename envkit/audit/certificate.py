@@ -1,0 +1,170 @@
+"""Certificates: what an audit found, bound to the code that it looked at."""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from envkit.audit.examine import Finding
+from envkit.env import Env
+from envkit.errors import StoreError, UsageError
+from envkit.models import cache_dir
+
+_SCHEMA: Final = 1
+#: File in an environment's own package, for what is installed with its certificate.
+SHIPPED: Final = "certificate.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """The result of an audit.
+
+    Args:
+        environment: its name.
+        digest: of its code, see `content_digest`.
+        created: date, ``YYYY-MM-DD``.
+        sandbox: backend that it was audited in.
+        tasks: how many tasks there were.
+        findings: of every check, in order.
+    """
+
+    environment: str
+    digest: str
+    created: str
+    sandbox: str
+    tasks: int
+    findings: Sequence[Finding]
+
+    @property
+    def passed(self) -> bool:
+        """Whether no check has found a fault."""
+        return all(finding.ok is not False for finding in self.findings)
+
+    def to_json(self) -> str:
+        return json.dumps({"schema": _SCHEMA, "passed": self.passed, **asdict(self)}, indent=2) + "\n"
+
+    def markdown(self) -> str:
+        """A table for people."""
+        marks = {True: "pass", False: "FAIL", None: "n/a"}
+        rows = [
+            f"| {finding.check} | {marks[finding.ok]} | {_cell(finding.detail)} |"
+            for finding in self.findings
+        ]
+        return "\n".join(
+            [
+                f"# Audit of {self.environment}",
+                "",
+                f"{'Passed' if self.passed else 'FAILED'} on {self.created}, in sandbox {self.sandbox}, "
+                f"{self.tasks} tasks. Code {self.digest[:12]}.",
+                "",
+                "| check | result | found |",
+                "| --- | --- | --- |",
+                *rows,
+                "",
+            ]
+        )
+
+
+def content_digest(kind: type[Env]) -> str:
+    """SHA-256 over an environment's code, its package or its one file, and envkit's version."""
+    file = Path(inspect.getfile(kind)).resolve()
+    folder = file.parent
+    files = [file]
+    if (folder / "__init__.py").exists():
+        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".toml", ".txt")]
+    found = hashlib.sha256(version("envkit").encode())
+    for path in sorted(files):
+        if path.name != SHIPPED:
+            data = path.read_bytes()
+            found.update(f"{path.relative_to(folder)} {len(data)}\n".encode() + data)
+    return found.hexdigest()
+
+
+def cached(kind: type[Env]) -> Path:
+    """Where `envkit audit` keeps this machine's certificate of an environment."""
+    return cache_dir() / "certificates" / f"{kind.id}.json"
+
+
+def write(certificate: Certificate, path: Path) -> None:
+    """Write it, and its table beside it as ``.md``, in place of an older one.
+
+    Raises:
+        StoreError: cannot be written.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for target, text in (
+            (path, certificate.to_json()),
+            (path.with_suffix(".md"), certificate.markdown()),
+        ):
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                file.write(text)
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, target)
+    except OSError as error:
+        raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+
+
+def read(path: Path) -> Certificate:
+    """Read one back.
+
+    Raises:
+        UsageError: it is no certificate.
+    """
+    try:
+        found: dict[str, Any] = json.loads(path.read_bytes())
+        schema = found.pop("schema")
+        found.pop("passed")
+        findings = [Finding(**each) for each in found.pop("findings")]
+        made = Certificate(**found, findings=findings)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UsageError(f"{path}: not a certificate ({error}); make it again with: envkit audit") from error
+    if schema != _SCHEMA:
+        raise UsageError(f"{path}: schema {schema}, expected {_SCHEMA}; make it again with: envkit audit")
+    return made
+
+
+def fault_of(kind: type[Env]) -> str:
+    """Why an environment has no valid certificate here; empty if it has one."""
+    digest = content_digest(kind)
+    paths = [
+        path
+        for path in (Path(inspect.getfile(kind)).resolve().with_name(SHIPPED), cached(kind))
+        if path.exists()
+    ]
+    if not paths:
+        return "it was never audited"
+    faults: list[str] = []
+    for certificate in map(read, paths):
+        if certificate.environment != kind.id or certificate.digest != digest:
+            faults.append(f"its code has changed since it was audited on {certificate.created}")
+        elif fault := next((one for one in certificate.findings if one.ok is False), None):
+            faults.append(f"it has failed its audit: {fault.check}: {fault.detail}")
+        else:
+            return ""
+    return faults[-1]
+
+
+def require_certified(kind: type[Env]) -> None:
+    """Refuse an environment that has no valid certificate.
+
+    Raises:
+        UsageError: says why, and what to do.
+    """
+    if fault := fault_of(kind):
+        raise UsageError(
+            f"environment {kind.id} has no valid certificate: {fault}; run: envkit audit {kind.id}, "
+            "or train with --unaudited"
+        )
+
+
+def _cell(text: str) -> str:
+    return " ".join(text.replace("|", "\\|").split())

@@ -1,0 +1,231 @@
+"""The audit on an honest environment and on sabotaged copies of it: each fault is caught and named."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Verdict, check, tool
+from envkit.audit import certificate, examine
+from envkit.audit.attacks import ATTACKS, Target
+from envkit.audit.certificate import Certificate, content_digest
+from envkit.audit.examine import CHECKS, Finding, Subject
+from envkit.display import Silent
+from envkit.errors import UsageError
+from envkit.grading import STRICT, Call, Handover, NotAccepted, answers, grade
+from envkit.grading import Subject as Graded
+from envkit.registry import sandbox_backend
+from envkit.sandboxes.process import ProcessBackend
+from envkit.tools import written
+
+RIGHT = "def scaled(items):\n    return [10 * item for item in items]\n"
+WRONG = "def scaled(items):\n    return [item for item in items]\n"
+#: Ends its process; says that it equals everything; hangs.
+TRIED = (1, 17, 31)
+
+
+class Honest(Env):
+    """Write a function; it is graded by split oracle on fresh calls."""
+
+    id = "scaler"
+    idle = "submit()"
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> list[Task]:
+        files, hidden = {"solution.py": WRONG}, {"reference": RIGHT, "limit": 4096}
+        return [
+            Task(f"{split}-{number}", split, "Scale by ten.", files, hidden=hidden) for number in range(3)
+        ]
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [written("write", {"path": "solution.py", "text": RIGHT}), "submit()"]
+
+    @classmethod
+    def exploits(cls, task: Task) -> Sequence[Exploit]:
+        target = Target(WRONG, RIGHT, "scaled")
+        attempts = [(one.name, one.build(target)) for one in ATTACKS if one.number in TRIED]
+        found = [
+            Exploit(
+                name, (*(written("write", {"path": p, "text": t}) for p, t in made.files.items()), "submit()")
+            )
+            for name, made in attempts
+        ]
+        own = written("write", {"path": "expected.json", "text": "[[[1], [1]]]"})
+        return [
+            *found,
+            Exploit("edits the tests", (own, "submit()")),
+            Exploit("asks a judge", (), "there is none"),
+        ]
+
+    def setup(self, task: Task) -> str:
+        return f"{task.prompt}\n{self.help}"
+
+    @tool
+    def write(self, path: str, text: str) -> str:
+        """Write a file."""
+        self.sandbox.write(path, text.encode())
+        return "Written."
+
+    @tool(ends=True)
+    def submit(self) -> str:
+        """End."""
+        return "Graded."
+
+    @check()
+    def right(self) -> Grade | bool | float:
+        draw = random.Random(self.visit_seed)
+        calls = [Call.from_json([[repr([draw.randrange(99) for _ in range(4)])], {}]) for _ in range(5)]
+        expected = answers(
+            self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
+        )
+        try:
+            taken = Handover(["solution.py"]).collect(self.sandbox)
+        except NotAccepted as refused:
+            return Grade(refused.verdict, refused.evidence, 0, 0)
+        return grade(self.backend, Graded(taken, "solution.py", "scaled"), calls, expected, STRICT)
+
+
+class LeakyOracle(Honest):
+    def setup(self, task: Task) -> str:
+        self.sandbox.write("notes.txt", str(task.hidden["reference"]).encode())
+        return super().setup(task)
+
+
+class LeakyNumber(Honest):
+    def setup(self, task: Task) -> str:
+        return f"{super().setup(task)} At most {task.hidden['limit']}."
+
+
+class SeedlessRng(Honest):
+    def setup(self, task: Task) -> str:
+        return f"{super().setup(task)} {random.random()}"
+
+
+class NanReward(Honest):
+    @check()
+    def right(self) -> Grade | bool | float:
+        found = super().right()
+        return found if isinstance(found, Grade) and found.verdict is Verdict.PASS else float("nan")
+
+
+class SubmitBonus(Honest):
+    @check(weight=0.1)
+    def submitted(self) -> bool:
+        return True
+
+
+class InProcessVerdict(Honest):
+    @check()
+    def right(self) -> Grade | bool | float:
+        program = "import sys; sys.path.append('.'); import solution; assert solution.scaled([7]) == [70]"
+        return self.sandbox.run([self.sandbox.python, "-c", program]).ok
+
+
+class IgnoredTimeout(Honest):
+    @check()
+    def right(self) -> Grade | bool | float:
+        program = "import sys; sys.path.append('.'); import solution; print(solution.scaled([7]))"
+        found = self.sandbox.run(
+            [self.sandbox.python, "-c", program], limits=Limits(cpu_s=10**6, wall_s=10**6)
+        )
+        return found.stdout == b"[70]\n"
+
+
+class OpenNetwork(Honest):
+    def __init__(self, *, sandbox: SandboxBackend, **options: Any) -> None:
+        super().__init__(sandbox=ProcessBackend(), **options)
+
+
+class EditableTests(Honest):
+    def setup(self, task: Task) -> str:
+        self.sandbox.write("expected.json", b"[[[7], [70]]]")
+        return super().setup(task)
+
+    @check()
+    def right(self) -> Grade | bool | float:
+        cases = json.loads(self.sandbox.read("expected.json", 10_000))
+        calls = [Call.from_json([[repr(given)], {}]) for given, _ in cases]
+        taken = Handover(["solution.py"]).collect(self.sandbox)
+        found = answers(self.backend, Graded(taken, "solution.py", "scaled"), calls)
+        return [answer.value for answer in found] == [wanted for _, wanted in cases]
+
+
+SABOTAGED = {
+    LeakyOracle: ("what is hidden stays hidden", "can be read in the workspace's notes.txt"),
+    LeakyNumber: ("what is hidden stays hidden", "can be read in observation 0"),
+    SeedlessRng: ("equal episodes are equal", "differ in observation 0"),
+    NanReward: ("rewards are numbers from 0 to 1", "check right returned nan"),
+    SubmitBonus: ("doing nothing earns nothing", "doing nothing earns 0.09"),
+    InProcessVerdict: ("exploits earn nothing", "exploits win: ends the process"),
+    IgnoredTimeout: ("exploits earn nothing", "has not ended within"),
+    OpenNetwork: ("its sandbox isolates", "process, does not isolate"),
+    EditableTests: ("exploits earn nothing", "edits the tests earns 1"),
+}
+
+
+@pytest.fixture(scope="module")
+def backend() -> SandboxBackend:
+    return sandbox_backend()
+
+
+def audited(kind: type[Env], backend: SandboxBackend) -> dict[str, Finding]:
+    subject = Subject(kind, kind.make_tasks("starter", sandbox=backend, display=Silent()), backend, 4)
+    return {finding.check: finding for finding in examine.examine(subject, Silent())}
+
+
+def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
+    found = audited(Honest, backend)
+    assert [*found] == [*CHECKS]
+    assert [finding for finding in found.values() if not finding.ok] == []
+    assert "not applicable: asks a judge: there is none" in found["exploits earn nothing"].detail
+
+
+@pytest.mark.parametrize("kind", SABOTAGED, ids=lambda kind: kind.__name__)
+def test_sabotage_is_caught_and_named(
+    kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(examine, "PATIENCE_S", 12.0)
+    check, words = SABOTAGED[kind]
+    finding = audited(kind, backend)[check]
+    assert finding.ok is False
+    assert words in finding.detail
+
+
+# Certificates.
+
+
+def made(kind: type[Env], *findings: Finding) -> Certificate:
+    return Certificate(kind.id, content_digest(kind), "2026-01-02", "zygote", 3, findings)
+
+
+def test_a_certificate_is_bound_to_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
+    assert certificate.fault_of(Honest) == "it was never audited"
+    good, bad = Finding("a", True, "fine"), Finding("b", False, "x | y")
+    certificate.write(made(Honest, good, Finding("c", None, "none")), certificate.cached(Honest))
+    assert certificate.fault_of(Honest) == ""
+    certificate.require_certified(Honest)
+    kept = certificate.read(certificate.cached(Honest))
+    assert (kept.passed, [*kept.findings]) == (True, [good, Finding("c", None, "none")])
+    certificate.write(made(Honest, good, bad), certificate.cached(Honest))
+    with pytest.raises(
+        UsageError, match=r"scaler has no valid certificate: it has failed its audit: b: x \| y; run"
+    ):
+        certificate.require_certified(Honest)
+    assert "| b | FAIL | x \\| y |" in certificate.cached(Honest).with_suffix(".md").read_text()
+    monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
+    assert certificate.fault_of(Honest) == "its code has changed since it was audited on 2026-01-02"
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}'])
+def test_what_is_no_certificate_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "certificate.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="make it again with: envkit audit"):
+        certificate.read(path)
