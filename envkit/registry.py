@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 import gymnasium
 
+from envkit.display import Silent
 from envkit.env import Env
 from envkit.errors import RegistryError, SandboxUnavailable
+from envkit.mining.taskfile import read_tasks
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
+    from envkit.types import Task
 
 #: Entry point groups that plugins may add to.
 GROUPS = {
@@ -57,6 +62,34 @@ def environment(name: str) -> type[Env]:
     return found
 
 
+def make(
+    name: str,
+    tasks: Sequence[Task] | Path | str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    **options: Any,
+) -> Env:
+    """An environment with its parts looked up; ``gymnasium.make("envkit/CodeEditor-v0")`` calls it.
+
+    Args:
+        name: of the environment.
+        tasks: tasks, or the path of a task file; by default its starters.
+        sandbox: a backend or its registered name; ``"auto"`` is the best isolated one of this machine.
+        options: further arguments of the environment, such as ``max_turns`` and ``render_mode``.
+
+    Raises:
+        RegistryError: no environment or sandbox of that name.
+        TaskFileError: not a task file.
+        SandboxUnavailable: code cannot be isolated on this machine.
+    """
+    kind = environment(name)
+    backend = sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox
+    if tasks is None:
+        tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())
+    elif isinstance(tasks, str | Path):
+        tasks = read_tasks(Path(tasks))
+    return kind(tasks=tasks, sandbox=backend, **options)
+
+
 def sandbox_backend(name: str = "auto") -> SandboxBackend:
     """A usable backend: the named one, or for ``"auto"`` the best isolated one of this machine.
 
@@ -89,4 +122,5 @@ def register_gymnasium() -> None:
     Gymnasium has no plugin hook since 1.0, so ``import envkit`` calls this. In a program that does
     not import it, ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
     """
-    gymnasium.register("envkit/CodeEditor-v0", "envkit.environments.code_editor:make", order_enforce=False)
+    for id_, name in (("envkit/CodeEditor-v0", "code-editor"), ("envkit/SqlDesk-v0", "sql-desk")):
+        gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})

@@ -143,7 +143,12 @@ def fault_of(kind: type[Env]) -> str:
     if not paths:
         return "it was never audited"
     faults: list[str] = []
-    for certificate in map(read, paths):
+    for path in paths:
+        try:
+            certificate = read(path)
+        except UsageError as error:
+            faults.append(str(error))
+            continue
         if certificate.environment != kind.id or certificate.digest != digest:
             faults.append(f"its code has changed since it was audited on {certificate.created}")
         elif fault := next((one for one in certificate.findings if one.ok is False), None):

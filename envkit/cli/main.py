@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 import warnings
 
@@ -60,3 +61,6 @@ def main() -> None:
     except KeyboardInterrupt:
         err.print("interrupted")
         sys.exit(130)
+    finally:
+        # The process is about to end, and what it clears away on its way out must not be cut short.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -34,12 +34,8 @@ def play(
     the block. Ctrl-D gives up.
     """
     from envkit import registry
-    from envkit.display import Silent
-    from envkit.mining.taskfile import read_tasks
 
-    kind, backend = registry.environment(env), registry.sandbox_backend()
-    posed = read_tasks(tasks) if tasks else kind.make_tasks("starter", sandbox=backend, display=Silent())
-    game: Any = kind(tasks=posed, sandbox=backend, max_turns=max_turns)
+    game: Any = registry.make(env, tasks, max_turns=max_turns)
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         out.print(Panel.fit(f"{env}: {info['task']}", style="bold"))

@@ -44,7 +44,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "max_completion_length": 4,
         "save_steps": 2,
     }
-    for name, changes in (("small", {}), ("slow", {"groups_per_step": 4, "num_generations": 32})):
+    for name, changes in (("small", {}), ("slow", {"groups_per_step": 4, "num_generations": 128})):
         lines = [f"{key} = {json.dumps(value)}" for key, value in {**settings, **changes}.items()]
         (folder / f"{name}.toml").write_text("\n".join(lines) + "\n")
     return folder
@@ -100,11 +100,12 @@ def test_ctrl_c_once_saves_reports_and_says_how_to_go_on(home: Path) -> None:
 
 def test_ctrl_c_twice_stops_now(home: Path) -> None:
     with begun(home, "stopped-now", "slow.toml") as (process, _):
+        time.sleep(0.5)  # the step on record is over; well into the next
         process.send_signal(signal.SIGINT)
         time.sleep(0.1)  # two at once would be one
         process.send_signal(signal.SIGINT)
         _, err = process.communicate()
-    assert process.returncode == 130
+    assert process.returncode == 130, err
     assert "Traceback" not in err
 
 

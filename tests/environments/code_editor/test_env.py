@@ -10,9 +10,19 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envkit import EpisodeKey, Outcome, Rollouts, Sandbox, SandboxBackend, SandboxError, Task, TaskFileError
+from envkit import (
+    EpisodeKey,
+    Outcome,
+    Rollouts,
+    Sandbox,
+    SandboxBackend,
+    SandboxError,
+    Task,
+    TaskFileError,
+    registry,
+)
 from envkit.agents.scripted import noop, oracle
-from envkit.environments.code_editor import CodeEditorEnv, make, oracle_action, starter_tasks
+from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
 from envkit.environments.code_editor.env import hidden_calls
 from envkit.mining.taskfile import write_tasks
 
@@ -82,10 +92,10 @@ def test_made_from_a_task_file(
 ) -> None:
     path = tmp_path_factory.mktemp("tasks") / "two.jsonl"
     write_tasks(path, list(starters.values())[:2], seed=0)
-    assert len(make(tasks=path, sandbox=backend).tasks) == 2
-    assert len(make(tasks=str(path), sandbox="process").tasks) == 2
+    assert len(registry.make("code-editor", path, backend).tasks) == 2
+    assert len(registry.make("code-editor", str(path), "process").tasks) == 2
     with pytest.raises(TaskFileError, match="does not exist"):
-        make(tasks=path.with_name("none.jsonl"), sandbox=backend)
+        registry.make("code-editor", path.with_name("none.jsonl"), backend)
 
 
 # The fixed points.

@@ -1,0 +1,7 @@
+"""The SQL desk: answer questions about a database, and change it, with statements of SQL."""
+
+from __future__ import annotations
+
+from envkit.environments.sql_desk.env import SqlDeskEnv
+
+__all__ = ["SqlDeskEnv"]

@@ -1,0 +1,255 @@
+"""The SQL desk: who earns a reward, what statements may do, and what the generated tasks are like."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import gymnasium
+import pytest
+from gymnasium.utils.env_checker import check_env
+
+from envkit import SandboxBackend, Task
+from envkit.audit import certificate
+from envkit.audit.examine import Subject, examine
+from envkit.display import Silent
+from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.environments.sql_desk.desk import Desk
+from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
+from envkit.registry import sandbox_backend
+
+STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
+
+
+@pytest.fixture(scope="module")
+def backend() -> SandboxBackend:
+    return sandbox_backend()
+
+
+@pytest.fixture(scope="module")
+def env(backend: SandboxBackend) -> Iterator[SqlDeskEnv]:
+    made = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="module")
+def desk(backend: SandboxBackend) -> Iterator[Desk]:
+    with backend.create() as sandbox:
+        made = Desk(sandbox, STARTERS["count"].files[SCRIPT])
+        yield made
+        made.close()
+
+
+def ending(env: SqlDeskEnv, name: str, *actions: str) -> tuple[float, str]:
+    """Reward and evidence."""
+    env.reset(seed=4, options={"task": STARTERS[name].id})
+    step: Any = None
+    for action in actions:
+        step = env.step(action)
+    assert step[2] or step[3], "the episode has not ended"
+    return step[1], step[4]["evidence"]["answers_as_reference"]
+
+
+# Tasks.
+
+
+def test_tasks_are_the_same_at_every_call_and_of_three_levels() -> None:
+    for split, least in (("train", 300), ("heldout", 240), ("starter", 14)):
+        tasks = generate(split)
+        assert tasks == generate(split)
+        assert len({task.id for task in tasks}) == len(tasks) >= least
+        assert {task.metadata["level"] for task in tasks} == {1, 2, 3}
+        assert {task.split for task in tasks} == {split}
+
+
+def test_splits_share_no_table_and_no_column() -> None:
+    def names(split: str) -> set[str]:
+        domains = {str(task.hidden["domain"]) for task in generate(split)}
+        tables = [BY_NAME[domain].tables() for domain in domains]
+        return {
+            name for found in tables for table, columns in found.items() for name in (table, *columns)
+        } - {"id"}
+
+    assert not names("train") & names("heldout")
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split: str) -> None:
+    tasks = generate(split, per_question=1)
+    env = SqlDeskEnv(tasks=tasks, sandbox=backend, max_turns=1)
+    for task in tasks:
+        for action, earned in ((env.oracle(task)[0], 1.0), (env.idle, 0.0)):
+            env.reset(seed=1, options={"task": task.id})
+            assert env.step(action)[1] == earned, task.id
+    env.close()
+
+
+def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> None:
+    """But for those that happen to be the same question."""
+    won: list[tuple[str, str]] = []
+    env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend, max_turns=1)
+    for name, task in STARTERS.items():
+        for other, said in STARTERS.items():
+            env.reset(seed=1, options={"task": task.id})
+            if name != other and env.step(env.oracle(said)[0])[1]:
+                won.append((name, other))
+    env.close()
+    assert won == []
+
+
+# What is said.
+
+
+@pytest.mark.parametrize(
+    "action",
+    [
+        "```sql\nSELECT COUNT(*) FROM products\n```",
+        "```\nselect count(*) from products;\n```",
+        "Here it is:\n```sql\nSELECT COUNT(*) FROM products;\n```\nIt counts.",
+        "```sql\nSELECT COUNT(*) FROM products",
+        "SELECT COUNT(id) FROM products;",
+        "WITH p AS (SELECT * FROM products) SELECT COUNT(*) FROM p",
+        "submit('SELECT COUNT(*) FROM products')",
+        "submit\n```sql\nSELECT COUNT(*) FROM products\n```",
+        "SELECT COUNT(*) * 1.0 FROM products",
+    ],
+)
+def test_ways_to_say_it(env: SqlDeskEnv, action: str) -> None:
+    assert ending(env, "count", action) == (1.0, "as the reference on 5 databases")
+
+
+def test_trying_before_answering(env: SqlDeskEnv) -> None:
+    seen, _ = env.reset(seed=4, options={"task": STARTERS["count"].id})
+    assert "How many products are there?" in seen
+    assert "CREATE TABLE products" in seen
+    assert "query(sql: str)" in seen
+    assert re.search(r"products:\nid \| name \| category \| price\n1 \| ", seen)
+    assert env.step("query('SELECT 1 AS one, 2.5 AS half, NULL AS none')")[0].startswith(
+        "one | half | none\n1 | 2.5 | NULL\n(1 rows)"
+    )
+    assert env.step("What shall I do?")[0].startswith("No call of a tool in that.")
+    assert env.step("SELECT COUNT(*) FROM products")[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("name", "sql", "evidence"),
+    [
+        ("count", "SELECT 7", "the shown database: expected "),
+        ("count", "SELECT COUNT(*) FROM product", "the shown database: no such table: product"),
+        ("count", "", "the shown database: no statement"),
+        ("count", "SELECT COUNT(*), 1 FROM products", "the shown database: expected "),
+        ("count", "SELECT i.id FROM products i, products j, products k, products l", "the shown database: "),
+        ("sorted", "SELECT name FROM products", "the shown database: expected "),
+        ("forget", "SELECT 1", "the shown database: expected "),
+        ("remove", "DELETE FROM products", "the shown database: FOREIGN KEY constraint failed"),
+        ("raise", "UPDATE products SET price = price - 1000", "the shown database: CHECK constraint failed"),
+    ],
+)
+def test_wrong_answers_say_why(env: SqlDeskEnv, name: str, sql: str, evidence: str) -> None:
+    reward, said = ending(env, name, f"```sql\n{sql}\n```")
+    assert reward == 0.0
+    assert said.startswith(evidence)
+
+
+def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, desk: Desk) -> None:
+    [[count]] = desk.run("SELECT COUNT(*) FROM products", write=False).rows
+    reward, said = ending(env, "count", f"SELECT {count}")
+    assert (reward, said[:14]) == (0.0, "fresh database")
+
+
+def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
+    for name in ("list-above", "none"):
+        reference = str(STARTERS[name].hidden["reference"])
+        assert ending(env, name, f"SELECT * FROM ({reference}) ORDER BY 1 DESC")[0] == 1.0
+    reference = str(STARTERS["sorted"].hidden["reference"])
+    assert ending(env, "sorted", f"SELECT * FROM ({reference}) ORDER BY 1")[0] == 0.0
+
+
+def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
+    assert ending(env, "count", *["query('SELECT COUNT(*) FROM products')"] * 3) == (
+        0.0,
+        "nothing was submitted",
+    )
+
+
+# What statements may do.
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "ATTACH DATABASE 'x.db' AS x",
+        "PRAGMA writable_schema = 1",
+        "SELECT load_extension('x')",
+        "SELECT readfile('/etc/passwd')",
+        "SELECT random()",
+        "CREATE TABLE t (i)",
+        "DROP TABLE products",
+        "CREATE TRIGGER t AFTER INSERT ON products BEGIN SELECT 1; END",
+        "BEGIN",
+        "ROLLBACK",
+        "SAVEPOINT mine",
+        "RELEASE request",
+        "VACUUM INTO 'x.db'",
+        "UPDATE sqlite_master SET sql = ''",
+        "SELECT zeroblob(1000000000)",
+        "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT count(*) FROM n",
+        "SELECT '" + "x" * 30_000 + "'",
+        "SELECT 'never closed; SELECT 1",
+        "\x00",
+    ],
+)
+def test_beyond_the_tables_nothing_is_allowed(desk: Desk, sql: str) -> None:
+    before = desk.state(BY_NAME["products"].tables())
+    for write in (False, True):
+        assert desk.run(sql, write=write).error
+    assert desk.state(BY_NAME["products"].tables()) == before
+
+
+def test_readers_change_nothing(desk: Desk) -> None:
+    for sql in (
+        "DELETE FROM orders",
+        "UPDATE products SET price = 0",
+        "INSERT INTO orders VALUES (99, 1, 'Ada', 1)",
+    ):
+        assert desk.run(sql, write=False).error == "not authorized"
+
+
+def test_of_several_statements_all_hold_or_none(desk: Desk) -> None:
+    before = desk.state(BY_NAME["products"].tables())
+    assert desk.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
+    assert desk.state(BY_NAME["products"].tables()) == before
+
+
+def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> None:
+    with backend.create() as sandbox:
+        desk = Desk(sandbox, STARTERS["count"].files[SCRIPT])
+        assert desk.run("DELETE FROM orders", write=True).changed > 0
+        assert desk._peer is not None  # pyright: ignore[reportPrivateUsage]
+        desk._peer.close()  # pyright: ignore[reportPrivateUsage]
+        assert desk.run("SELECT 1", write=False).error.startswith("the database has ended")
+        assert desk.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] != 0
+        desk.close()
+
+
+# As a whole.
+
+
+def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
+    env = gymnasium.make("envkit/SqlDesk-v0", sandbox=backend, render_mode="ansi")
+    check_env(env.unwrapped)
+    env.close()
+
+
+def test_it_passes_its_audit(backend: SandboxBackend) -> None:
+    tasks: list[Task] = [*STARTERS.values()]
+    findings = examine(Subject(SqlDeskEnv, tasks, backend, 3), Silent())
+    assert [finding for finding in findings if not finding.ok] == []
+
+
+def test_the_shipped_certificate_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change: envkit audit sql-desk -o environments/sql_desk/certificate.json."""
+    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
+    assert certificate.fault_of(SqlDeskEnv) == ""
