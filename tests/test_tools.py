@@ -139,7 +139,7 @@ def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> No
         ("look_up('a', 1, 'asc', 4)", "look_up: 4 arguments, and it takes 3"),
         ("look_up('a', word='b')", "look_up: each argument is to be given once"),
         ("look_up(**{'word': 'a'})", "look_up: each argument is to be given once"),
-        ("look_up()", r"look_up: word: Field required. It is look_up\(word: str"),
+        ("look_up()", "look_up: word: Field required. It is look_up(word: str"),
         ("look_up", "look_up: word: Field required"),
         ("look_up('a', limit='many')", "look_up: limit: Input should be a valid integer"),
         ("look_up('a', order='up')", "look_up: order: Input should be 'asc' or 'desc'"),
@@ -151,7 +151,7 @@ def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> No
 def test_what_is_wrong_is_said_with_the_mend(action: str, said: str) -> None:
     found = read(action, TOOLS)
     assert isinstance(found, str)
-    assert found.startswith(said) or __import__("re").match(said, found)
+    assert found.startswith(said)
 
 
 VALUES = st.none() | st.lists(st.text())

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
-import os
-import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -17,6 +15,7 @@ from envkit.audit.examine import Finding
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
 from envkit.models import cache_dir
+from envkit.store import write_atomic
 
 _SCHEMA: Final = 1
 #: File in an environment's own package, for what is installed with its certificate.
@@ -101,16 +100,10 @@ def write(certificate: Certificate, path: Path) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for target, text in (
-            (path, certificate.to_json()),
-            (path.with_suffix(".md"), certificate.markdown()),
-        ):
-            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-                file.write(text)
-            os.chmod(file.name, 0o644)
-            os.replace(file.name, target)
     except OSError as error:
         raise StoreError(f"{path}: cannot be written ({error.strerror})") from error
+    write_atomic(path, certificate.to_json().encode())
+    write_atomic(path.with_suffix(".md"), certificate.markdown().encode())
 
 
 def read(path: Path) -> Certificate:

@@ -158,23 +158,22 @@ def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], object]]:
         "advantages": torch.tensor([row.advantages[0] for row in rows]),
         "num_items_in_batch": torch.tensor(GROUP * NEW),
     }
-    exact = copy.deepcopy(policy.model).float()
-
-    def loss_of(model: Any) -> torch.Tensor:
-        return policy_loss(logprobs(model, batch, 1.0), batch, size, settings).total
+    exact = copy.deepcopy(trainer.model).float()
 
     def ours() -> list[torch.Tensor]:
-        return gradients(loss_of(policy.model), policy.model)
+        loss = policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total
+        return gradients(loss, policy.model)
 
     def theirs() -> list[torch.Tensor]:
         return gradients(trainer._compute_loss(trainer.model, padded), trainer.model)
 
-    wanted = torch.cat(gradients(loss_of(exact), exact))
+    wanted = torch.cat(gradients(trainer._compute_loss(exact, padded), exact))
     apart = {
         way: float((torch.cat(found()) - wanted).norm() / wanted.norm())
         for way, found in (("envkit", ours), ("TRL", theirs))
     }
-    print("gradients, distance from float32's:", apart)
+    print("gradients, distance from TRL's in float32:", apart)
+    # In bfloat16 both are mostly rounding, of which one batch is a noisy measure.
     if apart["envkit"] > max(1e-4, 1.1 * apart["TRL"]):
         raise SystemExit("another gradient is not a faster one")
     return {"envkit": ours, "TRL": theirs}
