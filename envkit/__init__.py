@@ -7,8 +7,9 @@ from importlib.metadata import version as _version
 from envkit.agent import Agent, Session
 from envkit.application import Application
 from envkit.checks import Check, Score, check
-from envkit.env import Effect, Env, Exploit
+from envkit.env import Effect, Env, Exploit, Imported
 from envkit.errors import (
+    AgentError,
     ConfigError,
     ContractError,
     EnvkitError,
@@ -44,6 +45,7 @@ from envkit.types import (
 
 __all__ = [
     "Agent",
+    "AgentError",
     "Application",
     "Check",
     "ConfigError",
@@ -55,6 +57,7 @@ __all__ = [
     "ExecResult",
     "Exploit",
     "Grade",
+    "Imported",
     "Limits",
     "MissingExtraError",
     "ModelError",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
+from envkit.errors import AgentError
 from envkit.types import EpisodeKey, Turn
 
 
@@ -33,6 +34,9 @@ class Agent(Protocol):
         """Queue one observation; a session has at most one in flight."""
         ...
 
-    def collect(self) -> Sequence[tuple[Session, Turn]]:
-        """Wait until something submitted is answered; returns all that is. Empty iff none waits."""
+    def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
+        """Wait until something submitted is answered; returns all that is. Empty iff none waits.
+
+        An `AgentError` in a turn's place says that there will be none, which makes the episode void.
+        """
         ...

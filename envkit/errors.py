@@ -14,6 +14,7 @@
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
     │   ├── SandboxUnavailable no way to isolate code on this machine
     │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
+    ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
     ├── StoreError             a run folder cannot be read or written
     └── TrainingError          training cannot go on
 """
@@ -72,6 +73,13 @@ class SandboxUnavailable(SandboxError):
 
 class UnenforceableLimit(SandboxError):
     """The backend cannot enforce a limit that was asked for, so it refuses to run."""
+
+
+class AgentError(EnvkitError):
+    """The agent's provider did not answer: the episode is void, never a failure.
+
+    An agent's `collect` gives it in a turn's place; it is raised nowhere.
+    """
 
 
 class StoreError(EnvkitError):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import ContractError, SandboxError
+from envkit.errors import AgentError, ContractError, SandboxError
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
 EnvFactory = Callable[[], Env]
@@ -92,7 +92,8 @@ class Rollouts:
 
         An episode whose machinery breaks is replayed once, action by action, in a fresh sandbox.
         Breaking again is the candidate's doing and counts as failed. An episode whose `Env.reset`
-        fails twice in a row is void: no candidate has touched it.
+        fails twice in a row is void: no candidate has touched it. So is one whose agent gives up, with an
+        `AgentError`.
 
         Raises:
             ContractError: the agent does not answer, or answers a session that it was not asked.
@@ -111,15 +112,15 @@ class Rollouts:
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
-                turns = agent.collect()
-                if not turns:
+                answers = agent.collect()
+                if not answers:
                     raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
-                moving: list[tuple[_Episode, Turn]] = []
-                for session, turn in turns:
+                moving: list[tuple[_Episode, Turn | AgentError]] = []
+                for session, answer in answers:
                     if id(session) not in waiting:
                         raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
-                    moving.append((waiting.pop(id(session)), turn))
-                ends = self._all([partial(_move, agent, episode, turn) for episode, turn in moving])
+                    moving.append((waiting.pop(id(session)), answer))
+                ends = self._all([partial(_move, agent, episode, answer) for episode, answer in moving])
                 for (episode, _), end in zip(moving, ends, strict=True):
                     if end is None:
                         waiting[id(episode.session)] = episode
@@ -156,9 +157,12 @@ def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | SandboxError:
         return error
 
 
-def _move(agent: Agent, episode: _Episode, turn: Turn) -> Trajectory | None:
+def _move(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajectory | None:
     """Take one turn; returns the trajectory when it was the last."""
     env, key = episode.env, episode.key
+    if isinstance(turn, AgentError):
+        env.close()
+        return _void(env, agent, key, episode.steps, turn)
     try:
         seen, reward, terminated, truncated, info = env.step(turn.text)
     except SandboxError as error:

@@ -20,6 +20,7 @@ from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overl
 from envkit.errors import ContractError
 
 _MARK = "__envkit_tool__"
+_TORN = re.compile("[\ud800-\udfff]")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 _ARGUMENT = re.compile(r"^\s*(\w+)(?: \([^)]*\))?: (.+)$", re.MULTILINE)
 
@@ -252,11 +253,19 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
     for name, value in pairs:
         if name is None or name in given:
             raise ValueError("each argument is to be given once, by its name or in order")
+        if any(_is_torn(node) for node in ast.walk(value)):
+            raise ValueError(f"{name} holds half a surrogate pair, which is no text")
         try:
             given[name] = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
             raise ValueError(f"{name} is not a literal, such as 'text', 3 or [1, 2]") from None
     return given
+
+
+def _is_torn(node: ast.AST) -> bool:
+    """Whether it is a string with half a surrogate pair, which no encoding takes; a tool would stumble."""
+    text = node.value if isinstance(node, ast.Constant) else None
+    return isinstance(text, str) and _TORN.search(text) is not None
 
 
 def _checked(tool: Tool, given: Mapping[str, Any]) -> Call | str:

@@ -106,11 +106,13 @@ class Usage:
         prompt_tokens: tokens read, 0 where the agent has none.
         completion_tokens: tokens written.
         seconds: wall time of the request, in seconds.
+        cached_tokens: those of ``prompt_tokens`` that a provider had in its cache.
     """
 
     prompt_tokens: int = 0
     completion_tokens: int = 0
     seconds: float = 0.0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

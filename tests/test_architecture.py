@@ -18,11 +18,11 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 #: "envkit" is the package's own ``__init__``.
 LAYERS = (
     ("errors",),
-    ("display", "spaces", "types"),
+    ("display", "plain", "spaces", "types"),
     ("agent", "sandbox", "sandbox_check"),
     ("application", "checks", "grading"),
     ("env", "tools"),
-    ("audit", "mining", "models", "registry", "rollout", "store"),
+    ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store"),
     ("envkit",),
     ("engine",),
     ("agents", "environments", "sandboxes"),

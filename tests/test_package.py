@@ -24,6 +24,7 @@ ENTRY_POINTS = [point for point in distribution("envkit").entry_points if point.
 
 PUBLIC = [
     "Agent",
+    "AgentError",
     "Application",
     "Check",
     "ConfigError",
@@ -35,6 +36,7 @@ PUBLIC = [
     "ExecResult",
     "Exploit",
     "Grade",
+    "Imported",
     "Limits",
     "MissingExtraError",
     "ModelError",

@@ -24,6 +24,7 @@ from envkit import (
     UsageError,
 )
 from envkit.agents.scripted import ScriptedAgent, noop
+from envkit.errors import AgentError
 from envkit.rollout import visit_seed
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
@@ -247,6 +248,46 @@ def test_a_trickle_of_answers_is_enough() -> None:
             return turn
 
     assert play(OneByOne("halving", lambda *_: ""), keys()) == play(HALVING, keys())
+
+
+class Tired(ScriptedAgent):
+    """Answers the first observation of every episode, and no second one of row 1."""
+
+    def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
+        return [
+            (session, AgentError("asleep") if turn.text == "give up on me" else turn)
+            for session, turn in super().collect()
+        ]
+
+
+def test_an_episode_whose_agent_gives_up_is_void_and_the_others_go_on() -> None:
+    agent = Tired(
+        "tired",
+        lambda key, turn, seen: "give up on me" if (key.row, turn) == (1, 1) else "0" if turn < 2 else "quit",
+    )
+    wanted = [EpisodeKey(7, 0, 0, row, "below-90") for row in range(3)]
+    backend = Backend()
+    first, void, last = play(agent, wanted, backend=backend)
+    assert (void.outcome, void.info, void.scores) == (Outcome.VOID, {"error": "asleep"}, {})
+    assert [step.turn.text for step in void.steps] == ["0"]
+    assert void.reward == 0.0
+    assert [each.outcome for each in (first, last)] == [Outcome.FAILED] * 2
+    assert [step.turn.text for step in last.steps] == ["0", "0", "quit"]
+    assert backend.made == 3
+
+
+def test_the_sandbox_of_an_episode_that_is_void_is_not_kept() -> None:
+    backend = Backend()
+
+    class Watching(Tired):
+        def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
+            open_at_turn.append(len(backend.open))
+            return super().collect()
+
+    open_at_turn: list[int] = []
+    agent = Watching("tired", lambda key, turn, seen: "give up on me" if key.row else ["0", "quit"][turn])
+    play(agent, [EpisodeKey(7, 0, 0, row, "below-90") for row in range(2)], backend=backend)
+    assert open_at_turn == [2, 1]
 
 
 def test_noop_earns_nothing() -> None:

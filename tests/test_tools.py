@@ -136,6 +136,8 @@ def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> No
         ("look_up(word=)", "look_up: that is not a call"),
         ("look_up(tea)", "look_up: word is not a literal, such as 'text', 3 or"),
         ("look_up('a' * 10**9)", "look_up: word is not a literal"),
+        ("look_up('a\\ud800')", "look_up: word holds half a surrogate pair"),
+        ("scold(words=['a', '\\udc80'])", "scold: words holds half a surrogate pair"),
         ("look_up('a', 1, 'asc', 4)", "look_up: 4 arguments, and it takes 3"),
         ("look_up('a', word='b')", "look_up: each argument is to be given once"),
         ("look_up(**{'word': 'a'})", "look_up: each argument is to be given once"),

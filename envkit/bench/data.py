@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, field, fields, is_dataclass
-from types import UnionType
-from typing import Any, TypeAlias, cast, get_args, get_origin, get_type_hints
+from dataclasses import dataclass, field
+from typing import TypeAlias, cast
+
+from envkit.plain import decode, encode
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -28,6 +29,7 @@ class Item:
         completion_tokens: tokens written over the graded samples.
         prompt_tokens: tokens read over them.
         seconds: share of the arm's wall time, grading and voids included, so that items add up to it.
+        cached_tokens: those of ``prompt_tokens`` that a provider found in its cache.
     """
 
     task: str
@@ -39,6 +41,7 @@ class Item:
     completion_tokens: int = 0
     prompt_tokens: int = 0
     seconds: float = 0.0
+    cached_tokens: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples or self.voids < 0:
@@ -46,6 +49,30 @@ class Item:
                 f"task {self.task}: {self.solved} solved of {self.samples} samples, {self.voids} voids; "
                 "expected 0 <= solved <= samples and voids >= 0"
             )
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where an arm's answers come from, and what they are paid by.
+
+    Args:
+        kind: ``"script"``, ``"local"`` (a model on this machine), ``"live"`` (a provider asked during the
+            run) or ``"recorded"`` (outputs of an earlier day, graded here).
+        model: id of the model, as the price table has it.
+        adapter: digest of the adapter's weights; empty for none.
+        machine: name in the price table of the hardware that it ran on, where hours are paid and not tokens.
+        training_seconds: what making the adapter took, warm start included; NaN where that is not known.
+        temperature: of sampling; NaN where it was the provider's own.
+        max_completion_length: most tokens per turn, 0 where nobody said.
+    """
+
+    kind: str = "script"
+    model: str = ""
+    adapter: str = ""
+    machine: str = ""
+    training_seconds: float = 0.0
+    temperature: float = 0.0
+    max_completion_length: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +84,14 @@ class Arm:
         description: what it is, in a few words ("the untouched model").
         items: one per held-out task, task ids unique.
         expected: for a control the pass@1 that it must reach (oracle 1.0, no-op 0.0), else ``None``.
+        origin: where its answers come from.
     """
 
     name: str
     description: str
     items: tuple[Item, ...]
     expected: float | None = None
+    origin: Origin = Origin()
 
     def __post_init__(self) -> None:
         if len({item.task for item in self.items}) != len(self.items):
@@ -142,6 +171,32 @@ class Machine:
 
 
 @dataclass(frozen=True, slots=True)
+class Conditions:
+    """What rows must share to stand side by side: equal tasks, posed and graded in the same way.
+
+    How often an agent was asked, how hot and at what length are its own, and stand in its row.
+
+    Args:
+        environment: name of the environment.
+        code: digest of its code.
+        tasks: digest of the tasks.
+        max_turns: actions per episode.
+        seed: of hidden inputs and draws.
+    """
+
+    environment: str
+    code: str
+    tasks: str
+    max_turns: int
+    seed: int
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over all of them, as hex."""
+        return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
 class ReportData:
     """Everything a report says, measured once and never recomputed.
 
@@ -167,6 +222,9 @@ class ReportData:
         config: the run's settings, flat.
         warnings: what a reader must know first ("stopped early by the user").
         limits: what these numbers cannot tell, beside what every report says.
+        conditions: what its rows share; ``None`` in a report of an older version, which no board takes.
+        commit: version of envkit, and the commit where it runs from a checkout.
+        certificate: digest of the environment's certificate, or why it has none.
     """
 
     title: str
@@ -190,6 +248,9 @@ class ReportData:
     config: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
     warnings: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
+    conditions: Conditions | None = None
+    commit: str = ""
+    certificate: str = ""
 
     def __post_init__(self) -> None:
         names = [arm.name for arm in self.arms]
@@ -203,7 +264,7 @@ class ReportData:
 
     def to_json(self) -> str:
         """Strict JSON: floats that are not finite become null."""
-        document = {"schema": SCHEMA, **cast("dict[str, object]", _encode(self))}
+        document = {"schema": SCHEMA, **cast("dict[str, object]", encode(self))}
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
     @classmethod
@@ -219,45 +280,4 @@ class ReportData:
         content = cast("dict[str, object]", document)
         if (schema := content.pop("schema", None)) != SCHEMA:
             raise ValueError(f"schema is {schema!r}; this version of envkit reads schema {SCHEMA}")
-        return cast("ReportData", _decode(cls, content, "report"))
-
-
-def _encode(value: object) -> object:
-    if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: _encode(getattr(value, entry.name)) for entry in fields(value)}
-    if isinstance(value, tuple):
-        return [_encode(each) for each in cast("tuple[object, ...]", value)]
-    if isinstance(value, Mapping):
-        return {key: _encode(each) for key, each in cast("Mapping[str, object]", value).items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _decode(kind: Any, value: object, where: str) -> object:
-    """``value`` as the declared type ``kind``; every mismatch is a ValueError that names ``where``."""
-    if is_dataclass(kind) and isinstance(value, dict):
-        return _decode_fields(cast("type[Any]", kind), cast("dict[str, object]", value), where)
-    if get_origin(kind) is tuple and isinstance(value, list):
-        inner, entries = get_args(kind)[0], cast("list[object]", value)
-        return tuple(_decode(inner, each, f"{where}[{i}]") for i, each in enumerate(entries))
-    if get_origin(kind) is Mapping and isinstance(value, dict):
-        inner, content = get_args(kind)[1], cast("dict[str, object]", value)
-        return {key: _decode(inner, each, f"{where}.{key}") for key, each in content.items()}
-    kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    if type(value) in kinds:  # exact: True is no int here
-        return value
-    if float in kinds and type(value) is int:
-        return float(value)
-    if kind is float and value is None:
-        return math.nan
-    raise ValueError(f"{where} is {value!r:.60}; expected {getattr(kind, '__name__', kind)}")
-
-
-def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -> object:
-    known = {entry.name: entry for entry in fields(kind)}
-    if unknown := content.keys() - known.keys():
-        raise ValueError(f"{where} has the unknown field {min(unknown)!r}")
-    for name, entry in known.items():
-        if name not in content and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{where} lacks the field {name!r}")
-    hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], each, f"{where}.{name}") for name, each in content.items()})
+        return decode(cls, content, "report")
