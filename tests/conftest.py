@@ -15,7 +15,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.types import Task
 
-sys.path.append(str(Path(__file__).parent))  # for attacked.py, guess.py, settle.py and tiny.py
+sys.path.append(str(Path(__file__).parent))  # for the helpers beside it: tiny.py, settle.py ...
 
 settings.register_profile("untimed", deadline=None)  # the machine may be busy with something else
 settings.load_profile("untimed")

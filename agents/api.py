@@ -1,0 +1,209 @@
+"""The API agent: a model behind any OpenAI-compatible endpoint, many episodes at once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self, final
+
+from envkit.agent import Session
+from envkit.agents.budget import Budget, BudgetError
+from envkit.agents.calls import Calls, Place, Recorded
+from envkit.agents.cards import Card
+from envkit.agents.completions import (
+    Failure,
+    Message,
+    Reply,
+    digest_of,
+    following,
+    most_of,
+    read_reply,
+    request_of,
+)
+from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
+from envkit.engine.protocol import uniforms
+from envkit.errors import AgentError, ContractError, UsageError
+from envkit.prices import Price
+from envkit.store import Journal
+from envkit.types import EpisodeKey, Turn, Usage
+
+_BACKOFF = Backoff()
+
+
+@dataclass(slots=True, eq=False)
+class _Conversation:
+    """An episode's append-only messages, opaque fields of the provider's included."""
+
+    key: EpisodeKey
+    messages: list[Message]
+    turn: int = 0
+
+
+@final
+class ApiAgent:
+    """Answers with requests to an API, ``card.concurrency`` of them at once.
+
+    Every request is in the journal before it is made, every answer as soon as it is there; what a journal
+    holds is not asked again. The key is read from the environment, and appears nowhere else.
+
+    Owns its threads and connections: use as a context manager, inside the journal's. Leaving waits for the
+    answers under way, which are paid for.
+
+    Args:
+        name: what reports call it.
+        card: where, and how, the model is asked.
+        system: the system message.
+        temperature: of sampling, if the card says that the API takes one.
+        max_completion_tokens: most tokens of a turn, hidden reasoning included.
+        price: of the model's tokens.
+        budget: what is left to spend; may be shared with other agents.
+        journal: for this agent's calls alone.
+        tools: schemas of the environment's tools (`envkit.tools.Tool.schema`), offered if the card says so.
+        recorded: the journal's records, to go on from.
+        backoff: how requests that failed are tried again.
+
+    Raises:
+        UsageError: the key is missing, or the card offers tools and there are none.
+        MissingExtraError: the official client is not installed.
+        StoreError: ``recorded`` is not of a journal of calls.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        card: Card,
+        *,
+        system: str,
+        temperature: float,
+        max_completion_tokens: int,
+        price: Price,
+        budget: Budget,
+        journal: Journal,
+        tools: Sequence[Mapping[str, Any]] = (),
+        recorded: Iterable[Mapping[str, Any]] = (),
+        backoff: Backoff = _BACKOFF,
+    ) -> None:
+        if card.mode == "tools" and not tools:
+            raise UsageError(f'card {card.name} offers tools, and there are none; set mode = "text"')
+        self.name = name
+        self._card, self._system, self._price, self._budget = card, system, price, budget
+        self._tools = tools if card.mode == "tools" else ()
+        self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
+        self._backoff = backoff
+        self._recorded = Recorded(recorded)
+        self._calls = Calls(journal, self._recorded)
+        self._endpoint = Endpoint(card)
+        for usage in self._recorded.usages:
+            budget.count(self._cost_usd(usage))
+        self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
+        self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
+        self._refused: BudgetError | None = None
+        self._closing = threading.Event()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ask nothing more, and wait for the answers under way. Idempotent."""
+        self._closing.set()
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        self._endpoint.close()
+
+    def start(self, key: EpisodeKey) -> _Conversation:
+        return _Conversation(key, [{"role": "system", "content": self._system}])
+
+    def submit(self, session: Session, observation: str) -> None:
+        if not isinstance(session, _Conversation):
+            raise ContractError(f"agent {self.name} was given a session of another agent")
+        session.messages += following(session.messages, observation)
+        self._waiting[self._pool.submit(self._answer, session)] = session
+
+    def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
+        """Wait for at least one answer; see `envkit.agent.Agent`.
+
+        Raises:
+            ProviderError: the provider refuses the key, the model or the request.
+            BudgetError: what is left to do does not fit the budget, and all that does has been answered.
+        """
+        while self._waiting:
+            done = wait(self._waiting, return_when=FIRST_COMPLETED).done
+            answers: list[tuple[Session, Turn | AgentError]] = []
+            for future in [each for each in self._waiting if each in done]:
+                session = self._waiting.pop(future)
+                try:
+                    answers.append((session, _heard(session, future.result())))
+                except BudgetError as refused:
+                    self._refused = refused
+                except ProviderError:
+                    self._closing.set()
+                    raise
+            if answers:
+                return answers
+        if self._refused:
+            raise self._refused
+        return []
+
+    # What the threads do.
+
+    def _answer(self, session: _Conversation) -> Reply | AgentError:
+        """The reply to a conversation, recorded or asked for as often as it takes."""
+        limits = (self._temperature, self._max_completion_tokens)
+        request = request_of(self._card, session.messages, self._tools, *limits)
+        place = Place(session.key, session.turn, digest_of(self._card, request))
+        if recorded := self._recorded.replies.get(place):
+            return recorded
+        key, backoff, failures = session.key, self._backoff, 0
+        draws = uniforms((key.seed, key.step, key.group, key.row, session.turn), backoff.attempts)
+        while True:
+            found = self._asked(place, request)
+            if isinstance(found, Reply):
+                return found
+            if not found.passing:
+                raise ProviderError(f"agent {self.name}: {found.reason}")
+            failures += 1
+            if failures >= backoff.attempts:
+                return AgentError(f"agent {self.name}: no answer to {failures} requests: {found.reason}")
+            self._closing.wait(backoff.delay_s(failures, found.after_s, float(draws[failures])))
+
+    def _asked(self, place: Place, request: Mapping[str, Any]) -> Reply | Failure:
+        """One request: held against the budget, journaled, made, journaled and paid for."""
+        most = most_of(self._card, request)
+        with self._budget.hold(self._cost_usd(most)) as hold:
+            if self._closing.is_set():
+                hold.usd = 0.0
+                return Failure("it is closed", passing=False)
+            call = self._calls.asked(place, most)
+            began = time.monotonic()
+            found = self._endpoint.ask(request)
+            seconds = time.monotonic() - began
+            if not isinstance(found, Failure):
+                found = read_reply(found, most, seconds, tools=bool(self._tools))
+            if isinstance(found, Reply):
+                hold.usd = self._cost_usd(found.usage)
+                self._calls.answered(call, found)
+            else:
+                usage = replace(most if found.paid else Usage(), seconds=seconds)
+                hold.usd = self._cost_usd(usage)
+                self._calls.failed(call, found.reason, usage)
+            return found
+
+    def _cost_usd(self, usage: Usage) -> float:
+        return self._price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
+
+
+def _heard(session: _Conversation, found: Reply | AgentError) -> Turn | AgentError:
+    """Note a reply in its conversation; the turn that it is."""
+    if isinstance(found, AgentError):
+        return found
+    session.messages.append(found.message)
+    session.turn += 1
+    return Turn(found.text, usage=found.usage, stop=found.stop)

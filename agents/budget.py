@@ -1,0 +1,80 @@
+"""The budget of a run's API calls: what they may cost together, never exceeded."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import final
+
+from envkit.errors import UsageError
+
+
+class BudgetError(UsageError):
+    """A call was not made, since it might have cost more than is left."""
+
+
+@dataclass(slots=True, eq=False)
+class Hold:
+    """Dollars set aside for one call; whoever holds them lowers ``usd`` to what the call has cost."""
+
+    usd: float
+
+
+@final
+class Budget:
+    """Dollars that calls may cost together. Thread-safe; agents may share one.
+
+    A call first holds what it may cost at worst, so that calls under way at once cannot exceed the limit
+    together; afterwards it gives back what it did not cost.
+
+    Args:
+        limit_usd: at least 0; infinite for none.
+    """
+
+    def __init__(self, limit_usd: float = math.inf) -> None:
+        if not limit_usd >= 0:
+            raise UsageError(f"the budget is {limit_usd} dollars; it must be at least 0")
+        self.limit_usd = limit_usd
+        self._spent_usd = 0.0
+        self._holds: list[Hold] = []
+        self._changed = threading.Condition()
+
+    @property
+    def spent_usd(self) -> float:
+        """What finished calls have cost."""
+        return self._spent_usd
+
+    def count(self, usd: float) -> None:
+        """Count what an earlier run has spent."""
+        with self._changed:
+            self._spent_usd += usd
+
+    @contextmanager
+    def hold(self, worst_usd: float) -> Generator[Hold]:
+        """Set aside what a call may cost at worst while it is under way; then spend what its `Hold` says.
+
+        Waits while calls under way may yet give back enough.
+
+        Raises:
+            BudgetError: it does not fit, and no call is under way that could give anything back.
+        """
+        hold = Hold(worst_usd)
+        with self._changed:
+            while self._spent_usd + sum(each.usd for each in self._holds) + worst_usd > self.limit_usd:
+                if not self._holds:
+                    raise BudgetError(
+                        f"the budget of ${self.limit_usd:g} is used up: ${self._spent_usd:.4f} are spent, "
+                        f"and the next call may cost ${worst_usd:.4f}; give more, or allow fewer tokens"
+                    )
+                self._changed.wait()
+            self._holds.append(hold)
+        try:
+            yield hold
+        finally:
+            with self._changed:
+                self._holds.remove(hold)
+                self._spent_usd += hold.usd
+                self._changed.notify_all()

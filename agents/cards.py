@@ -1,0 +1,136 @@
+"""Agent cards: where a model behind an OpenAI-compatible API is reached, and how it wants to be asked."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast
+from urllib.parse import urlsplit
+
+from envkit.errors import ConfigError
+from envkit.plain import decode
+from envkit.prices import Price, PriceTable
+
+_CHOICES = {"mode": ("text", "tools"), "token_limit": ("max_completion_tokens", "max_tokens")}
+#: Fields of a request that the agent fills in, or whose answer it could not read.
+_RESERVED = {"model", "messages", "tools", "temperature", "stream", "n", *_CHOICES["token_limit"]}
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """A model behind an API.
+
+    Args:
+        name: of the card.
+        model: id of the model at its provider.
+        base_url: of the API; ``/chat/completions`` is added to it.
+        key_env: environment variable that holds the key; empty for a server that asks for none.
+        mode: ``"text"``, where the reply's text is the action, or ``"tools"``, where the environment's tools
+            are offered and a call of one is the action.
+        price: the model's id in the price table.
+        machine: the hardware's name in the price table, where that is paid for instead.
+        token_limit: the request's field for the most tokens of a reply.
+        temperature: whether the API takes one.
+        concurrency: requests under way at once, at least 1.
+        timeout_s: seconds until a request is given up, above 0.
+        request: further fields of every request, such as ``reasoning_effort``.
+    """
+
+    name: str
+    model: str
+    base_url: str
+    key_env: str
+    mode: str = "text"
+    price: str = ""
+    machine: str = ""
+    token_limit: str = "max_completion_tokens"
+    temperature: bool = True
+    concurrency: int = 4
+    timeout_s: float = 600.0
+    request: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        if not self.model:
+            raise ConfigError("model is empty; give the model's id at its provider")
+        url = urlsplit(self.base_url)
+        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
+            raise ConfigError("base_url must be like https://host/v1, without a user, a key or a query")
+        if self.key_env and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
+            # Whoever mistakes it may have put the key there, so it is not repeated.
+            raise ConfigError("key_env must be the name of an environment variable, such as OPENAI_API_KEY")
+        for key, choices in _CHOICES.items():
+            if getattr(self, key) not in choices:
+                raise ConfigError(f"{key} is {getattr(self, key)!r}; expected one of: {', '.join(choices)}")
+        if bool(self.price) == bool(self.machine):
+            raise ConfigError("give either price, for a model paid by the token, or machine")
+        if self.concurrency < 1:
+            raise ConfigError(f"concurrency is {self.concurrency}; it must be at least 1")
+        if not 0 < self.timeout_s < math.inf:
+            raise ConfigError(f"timeout_s is {self.timeout_s}; it must be above 0 and finite")
+        if reserved := self.request.keys() & _RESERVED:
+            raise ConfigError(f"request.{min(reserved)} is not for a card to set")
+        try:
+            json.dumps(dict(self.request), allow_nan=False)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"request holds what JSON cannot: {error}") from error
+
+    def price_in(self, table: PriceTable) -> Price:
+        """What the provider asks per token: nothing, where the machine is paid for.
+
+        Raises:
+            UnpricedError: the table does not have the model or the machine.
+        """
+        if self.machine:
+            table.hourly_usd(self.machine)
+            return Price(0.0, 0.0)
+        return table.of(self.price)
+
+
+def load_card(name_or_path: str) -> Card:
+    """A card that envkit ships, or of a TOML file with the fields of `Card`; ``[request]`` is a table.
+
+    Raises:
+        ConfigError: there is none of that name; or the file cannot be read, or a key or a value of it is
+            wrong, which names file and key.
+    """
+    path = Path(name_or_path)
+    if path.suffix == ".toml" or path.name != name_or_path:
+        try:
+            return _parse(path.read_bytes(), path.name.removesuffix(".toml"), name_or_path)
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    if name_or_path not in shipped_cards():
+        raise ConfigError(
+            f"no card {name_or_path!r}; there is: {', '.join(shipped_cards())}, or give a .toml file's path"
+        )
+    file = f"{name_or_path}.toml"
+    return _parse(
+        resources.files("envkit.agents").joinpath("baselines", file).read_bytes(), name_or_path, file
+    )
+
+
+def shipped_cards() -> list[str]:
+    """Names of the cards that envkit ships, sorted."""
+    files = resources.files("envkit.agents").joinpath("baselines").iterdir()
+    return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
+
+
+def _parse(data: bytes, name: str, where: str) -> Card:
+    try:
+        values = tomllib.loads(data.decode("utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{where}: not TOML ({error})") from error
+    request: object = values.pop("request", {})
+    if not isinstance(request, dict):
+        raise ConfigError(f"{where}: request is {request!r:.60}; expected a table")
+    try:
+        card = decode(Card, {"name": name, **values}, "the card")
+        return replace(card, request=cast("dict[str, Any]", request))
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{where}: {error}") from None
