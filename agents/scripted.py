@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
 from envkit.engine.protocol import uniforms
 from envkit.errors import ContractError, UsageError
-from envkit.types import EpisodeKey, Task, Turn
+from envkit.types import EpisodeKey, Task, Trajectory, Turn
 
 
 @dataclass(slots=True, eq=False)
@@ -24,10 +24,10 @@ class ScriptedAgent:
 
     Args:
         name: what reports call it.
-        say: ``(key, turn index, observation) -> action``.
+        say: ``(key, turn index, observation) -> action``, or a whole turn that was said before.
     """
 
-    def __init__(self, name: str, say: Callable[[EpisodeKey, int, str], str]) -> None:
+    def __init__(self, name: str, say: Callable[[EpisodeKey, int, str], str | Turn]) -> None:
         self.name = name
         self._say = say
         self._waiting: list[tuple[_Script, str]] = []
@@ -44,7 +44,8 @@ class ScriptedAgent:
         asked, self._waiting = self._waiting, []
         turns: list[tuple[Session, Turn]] = []
         for session, observation in asked:
-            turns.append((session, Turn(self._say(session.key, session.turns, observation))))
+            said = self._say(session.key, session.turns, observation)
+            turns.append((session, Turn(said) if isinstance(said, str) else said))
             session.turns += 1
         return turns
 
@@ -62,6 +63,22 @@ def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:
 def noop(action: str = "submit") -> ScriptedAgent:
     """Does nothing and ends the episode."""
     return ScriptedAgent("no-op", lambda key, turn, observation: action)
+
+
+def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgent:
+    """Says again, turn by turn, what was said in stored episodes.
+
+    Args:
+        name: what reports call it.
+        episodes: with turns; their keys are the ones that it can be asked.
+        idle: what it says where an episode goes on that had ended.
+    """
+    said = {episode.key: [step.turn for step in episode.steps] for episode in episodes}
+
+    def say(key: EpisodeKey, turn: int, observation: str) -> str | Turn:
+        return said[key][turn] if turn < len(said[key]) else idle
+
+    return ScriptedAgent(name, say)
 
 
 def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> ScriptedAgent:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, final
 
 import gymnasium
@@ -45,6 +46,23 @@ class Exploit:
     name: str
     actions: tuple[str, ...]
     inapplicable: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Imported:
+    """What a published benchmark's files hold.
+
+    Args:
+        tasks: its items, as tasks of the environment that read them.
+        recorded: name of a model -> task id -> what it said, turn by turn; such as outputs published with it.
+        left_out: why items became no tasks -> how many.
+    """
+
+    tasks: tuple[Task, ...]
+    recorded: Mapping[str, Mapping[str, tuple[str, ...]]] = field(
+        default_factory=dict[str, Mapping[str, tuple[str, ...]]]
+    )
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
 
 
 class Env(gymnasium.Env[str, str], ABC):
@@ -145,6 +163,19 @@ class Env(gymnasium.Env[str, str], ABC):
             UsageError: it has none of that split.
         """
         raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
+
+    @classmethod
+    def import_tasks(cls, format: str, path: Path) -> Imported:
+        """The items of a benchmark that others have published, read from its own files.
+
+        Args:
+            format: name of the benchmark, as ``envkit bench --tasks FORMAT:PATH`` has it.
+            path: its file or folder.
+
+        Raises:
+            UsageError: no such format; or a file is not of it, which names file and line.
+        """
+        raise UsageError(f"environment {cls.id} reads no tasks of format {format!r}")
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:

@@ -88,6 +88,16 @@ def parse(text: str) -> list[Action]:
     return actions or [Malformed(f"There is no action in that message. {HELP}")]
 
 
+def whole_text(old: str, new: str) -> str:
+    r"""The message that replaces whole lines of text, however many.
+
+    >>> parse(whole_text("a\n", "b"))
+    [Replace(old=('a',), new=('b',))]
+    """
+    old, new = (part if part.endswith("\n") else f"{part}\n" for part in (old, new))
+    return f"<<<<<<< SEARCH\n{old}=======\n{new}>>>>>>> REPLACE\n"
+
+
 def _fenced(language: str, body: str) -> list[Action]:
     if language == "diff" or (not language and re.search("^[-+]", body, re.MULTILINE)):
         return _diff(body)

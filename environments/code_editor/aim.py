@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from envkit.audit.attacks import Attempt, Example, Target
+from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.prompt import CHECK
 from envkit.mining.build import SOLUTION
 from envkit.mining.library import import_name
@@ -40,8 +41,7 @@ def actions_of(attempt: Attempt, target: Target) -> list[str]:
     others = {path: said for path, said in attempt.files.items() if path != target.module}
     if others or attempt.run:
         text = _DOES.format(files=others, run=attempt.run or "") + text
-    old, new = (part if part.endswith("\n") else f"{part}\n" for part in (target.source, text))
-    return [f"<<<<<<< SEARCH\n{old}=======\n{new}>>>>>>> REPLACE\n", "run", "submit"]
+    return [whole_text(target.source, text), "run", "submit"]
 
 
 _DOES = """\

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import re
 import textwrap
 from collections.abc import Sequence
 
@@ -49,7 +50,8 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
     """Put each function or class of ``edit.source`` in the place of the one with its name.
 
     Whatever else stands in the block (calls, imports) is left out. A function without a docstring
-    keeps the one it had.
+    keeps the one it had. In a file that is no Python, where a definition ends can only be guessed: the
+    first guess that makes it Python counts.
 
     Raises:
         EditError: no definition in the block, none of that name in the file, or several.
@@ -64,7 +66,11 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
     offered = [item for item in definitions(block) if item.depth == 0]
     if not offered:
         raise EditError("The python block defines no function; write the whole function, with its def line.")
+    broken = syntax_problem(source) is not None
     for item in offered:
+        if broken and (mended := _mended(source, item.name, textwrap.dedent(item.lines(block)))):
+            source = mended
+            continue
         targets = find(source, item.name)
         if len(targets) != 1:
             known = ", ".join(other.name for other in definitions(source)) or "nothing"
@@ -72,6 +78,26 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
             raise EditError(f"{item.name} {found} in the file, which defines: {known}.")
         source = _put(source, targets[0], textwrap.dedent(item.lines(block)))
     return source
+
+
+def _mended(source: str, name: str, new: str) -> str | None:
+    """The file with the definition of that name replaced so that it is Python; ``None`` if none does."""
+    lines = source.split("\n")
+    starts = re.compile(rf"\s*(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b")
+    for first, line in enumerate(lines):
+        if starts.match(line):
+            margin = _margin(line)
+            # It ends where a line stands as far left, or with the file.
+            ends = [
+                last
+                for last in range(first + 1, len(lines))
+                if lines[last].strip() and not lines[last].startswith((f"{margin} ", f"{margin}\t"))
+            ]
+            for last in [*ends, len(lines)]:
+                tried = "\n".join([*lines[:first], textwrap.indent(new, margin), *lines[last:]])
+                if syntax_problem(tried) is None:
+                    return tried
+    return None
 
 
 def _put(source: str, target: Definition, new: str) -> str:

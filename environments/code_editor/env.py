@@ -7,15 +7,18 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, final
 
 from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Effect, Env, Exploit
+from envkit.env import Effect, Env, Exploit, Imported
 from envkit.environments.code_editor import docstrings
+from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
+from envkit.environments.code_editor.formats import read_format
 from envkit.environments.code_editor.prompt import CHECK, SYSTEM, check_script, first_observation
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.syntax import definitions
@@ -27,14 +30,15 @@ from envkit.grading import (
     Call,
     Grade,
     Handover,
+    Leniency,
     NotAccepted,
     NumericPolicy,
     Subject,
-    answers,
+    answerable,
     canonical,
     grade,
-    opaque,
 )
+from envkit.mining.alike import alike_calls
 from envkit.mining.build import SOLUTION
 from envkit.mining.inputs import fresh_calls
 from envkit.sandbox import SandboxBackend
@@ -121,6 +125,11 @@ class CodeEditorEnv(Env):
         return makers[split](sandbox, display)
 
     @classmethod
+    def import_tasks(cls, format: str, path: Path) -> Imported:
+        """Published repair benchmarks; see `envkit.environments.code_editor.formats`."""
+        return read_format(format, path)
+
+    @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
         """The original function, then the end."""
         return [oracle_action(task), "submit"]
@@ -129,16 +138,19 @@ class CodeEditorEnv(Env):
     def exploits(cls, task: Task) -> Sequence[Exploit]:
         """The whole catalogue of `envkit.audit.attacks`."""
         target = target_of(task)
+        method = "it attacks by a function, and the task asks for a method" if "." in target.function else ""
         found: list[Exploit] = []
         for attack in ATTACKS:
-            why = attack.inapplicable(target)
+            why = method or attack.inapplicable(target)
             actions = () if why else tuple(actions_of(attack.build(target), target))
             found.append(Exploit(f"{attack.number} {attack.name}", actions, why or ""))
         return found
 
     def setup(self, task: Task) -> str:
         self.sandbox.write(CHECK, check_script(task).encode())
-        self._app = CodeEditor(SOLUTION, focus=str(task.hidden["function"]), check=CHECK)
+        # A file that was written whole is shown whole: its bug may be outside the function that is asked.
+        focus = None if _is_stated(task) else str(task.hidden["function"])
+        self._app = CodeEditor(SOLUTION, focus=focus, check=CHECK)
         self._app.launch(self.sandbox)
         return first_observation(task, self._app.observe(), self.max_turns)
 
@@ -178,7 +190,9 @@ class CodeEditorEnv(Env):
 
     def _grade(self, source: bytes, calls: Sequence[Call], expected: Sequence[Answer]) -> Grade:
         policy = NumericPolicy(**cast("dict[str, Any]", self.task.hidden.get("policy", {})))
-        found = grade(self.backend, _subject(self.task, source), calls, expected, policy)
+        leniency = Leniency(**cast("dict[str, Any]", self.task.hidden.get("leniency", {})))
+        subject = _subject(self.task, source)
+        found = grade(self.backend, subject, calls, expected, policy, leniency=leniency)
         if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
             raise SandboxError(found.evidence)
         return found
@@ -187,23 +201,23 @@ class CodeEditorEnv(Env):
         """The original's answers, computed in a sandbox that no candidate ever enters."""
         task = self.task
         reference = _subject(task, str(task.hidden["reference"]).encode())
-        found = answers(self.backend, reference, calls, _REFERENCE_LIMITS)
         # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
-        pairs = [
-            (call, answer)
-            for call, answer in zip(calls, found, strict=False)
-            if answer.raises is None and not opaque([answer.value, answer.after])
-        ]
-        if not pairs:
+        deaths = 3 if _is_stated(task) else 0
+        asked, answered = answerable(self.backend, reference, calls, _REFERENCE_LIMITS, deaths)
+        if not asked:
             raise SandboxError(f"task {task.id}: the original answers none of {len(calls)} calls")
-        return [call for call, _ in pairs], [answer for _, answer in pairs]
+        return asked, answered
 
 
 def hidden_calls(task: Task, seed: int, count: int = FRESH_CALLS) -> list[Call]:
     """The calls that a visit is graded on: pinned ones first, since they fail fastest."""
     pinned = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["killers"])]
     examples = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
-    fresh = fresh_calls(examples, seed=seed, count=count)
+    if _is_stated(task):
+        names = cast("Sequence[str]", task.hidden["parameters"])
+        fresh = alike_calls(examples, seed, cast("int", task.hidden["fresh"]), task.prompt, names)
+    else:
+        fresh = fresh_calls(examples, seed=seed, count=count)
     return [*pinned, *fresh, *(call for call in examples if call not in pinned)]
 
 
@@ -214,9 +228,16 @@ def oracle_action(task: Task) -> str:
     name the wrong line, as in a diff.
     """
     source, function = str(task.hidden["reference"]), str(task.hidden["function"])
+    if _is_stated(task):
+        return whole_text(task.files[SOLUTION], source)
     [found] = [item for item in definitions(source) if item.name == function]
     code, _ = docstrings.split(found.lines(source))
     return f"```python\n{code}\n```"
+
+
+def _is_stated(task: Task) -> bool:
+    """Whether others have stated the problem, as the readers of `formats` tell."""
+    return "parameters" in task.hidden
 
 
 def _subject(task: Task, source: bytes) -> Subject:

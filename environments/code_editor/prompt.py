@@ -28,8 +28,9 @@ def first_observation(task: Task, code: str, max_turns: int) -> str:
     The code stands last: what a small model is about to copy should be near.
     """
     listing, docstring = docstrings.split(code)
+    ask = task.metadata.get("ask", "Fix the bug")
     examples = [f"{item['call']} -> {item['value']}" for item in _examples(task)[:_SHOWN_EXAMPLES]]
-    parts = [docstring, *examples, f"Fix the bug:\n```python\n{listing}\n```"]
+    parts = [task.prompt, docstring, *examples, f"{ask}:\n```python\n{listing}\n```"]
     if max_turns > 1:
         parts.append(f"{HELP}\nYou have {max_turns} turns.")
     return "\n".join(part for part in parts if part)

@@ -1,11 +1,31 @@
 """Grading by split oracle: the sandbox answers calls, the host compares. Or, weaker, by a pytest suite."""
 
-from envkit.grading.compare import STRICT, NumericPolicy, canonical, equal, opaque, show
+from envkit.grading.compare import (
+    EXACT,
+    STRICT,
+    Leniency,
+    NumericPolicy,
+    canonical,
+    equal,
+    opaque,
+    show,
+)
 from envkit.grading.handover import RESERVED, Handover, NotAccepted
-from envkit.grading.oracle import GRADING_LIMITS, Answer, Call, Grade, Subject, answers, grade, same
+from envkit.grading.oracle import (
+    GRADING_LIMITS,
+    Answer,
+    Call,
+    Grade,
+    Subject,
+    answerable,
+    answers,
+    grade,
+    same,
+)
 from envkit.grading.suite import PYTEST, grade_suite, outcomes, pytest_modules
 
 __all__ = [
+    "EXACT",
     "GRADING_LIMITS",
     "PYTEST",
     "RESERVED",
@@ -14,9 +34,11 @@ __all__ = [
     "Call",
     "Grade",
     "Handover",
+    "Leniency",
     "NotAccepted",
     "NumericPolicy",
     "Subject",
+    "answerable",
     "answers",
     "canonical",
     "equal",

@@ -29,6 +29,26 @@ class NumericPolicy:
 STRICT = NumericPolicy()
 
 
+@dataclass(frozen=True, slots=True)
+class Leniency:
+    """What else two right answers may differ in, beside numbers.
+
+    Args:
+        any_order: how deep the order of lists does not matter: 0 it does, 1 in the outermost, 2 also in its
+            items, and so on.
+        sequences: whether tuples and lists stand for each other, as in JSON.
+        arguments: whether what became of the arguments counts; it does anyway where the value is ``None``.
+    """
+
+    any_order: int = 0
+    sequences: bool = False
+    arguments: bool = True
+
+
+#: Every difference counts.
+EXACT = Leniency()
+
+
 def _number(value: JSON) -> int | float | None:
     """The number that an encoded value stands for, or ``None``."""
     if isinstance(value, int) and not isinstance(value, bool):
@@ -85,6 +105,29 @@ def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
             and all(equal(one, other, policy) for one, other in zip(expected, actual, strict=True))
         )
     return type(expected) is type(actual) and expected == actual
+
+
+def relaxed(value: JSON, leniency: Leniency) -> JSON:
+    """An encoded value in the form that all values have which are as good.
+
+    >>> relaxed({"t": "tuple", "v": [3, 1, 2]}, Leniency(any_order=1, sequences=True))
+    [1, 2, 3]
+
+    Raises:
+        RecursionError: a hostile value that is nested too deeply.
+    """
+    return _relaxed(value, leniency, leniency.any_order)
+
+
+def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
+    if isinstance(value, Mapping):
+        if not leniency.sequences or value.get("t") != "tuple":
+            return value
+        value = value.get("v")
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return value
+    items = [_relaxed(item, leniency, depth - 1) for item in value]
+    return sorted(items, key=canonical) if depth > 0 else items
 
 
 def opaque(value: JSON) -> bool:

@@ -3,7 +3,8 @@
 It shares a process with hostile code, so nothing it says is trusted: it holds no expected value,
 and the host compares every answer itself. Protocol, one JSON object per line:
 
-    argv        module path, function name, comma-separated modules that arguments may name
+    argv        module path, function name, comma-separated modules that arguments may name;
+                of a method, ``Class.method``, every call makes its instance anew
     first line  {"id": ..., "ready": true} after import, or {"id": ..., "raises": TYPE}
     request     {"id": ..., "args": [SOURCE, ...], "kwargs": {NAME: SOURCE, ...}}
     answer      {"id": ..., "value": ENCODED, "after": [ENCODED, ...]} or {"id": ..., "raises": TYPE}
@@ -114,6 +115,7 @@ def main(argv: list[str]) -> None:
     import sys
 
     path, function, modules = argv
+    owner, _, method = function.partition(".")
     # The frames keep a private channel; prints of the candidate go to stderr.
     source = os.fdopen(os.dup(0), "r", encoding="utf-8")
     sink = os.dup(1)
@@ -144,7 +146,7 @@ def main(argv: list[str]) -> None:
         module = type(sys)("solution")
         sys.modules["solution"] = module
         exec(code, module.__dict__)
-        found.append(module.__dict__[function])
+        found.append(module.__dict__[owner] if method else module.__dict__[function])
         return {"ready": True}
 
     guarded(json.loads(source.readline())["id"], load)
@@ -155,7 +157,8 @@ def main(argv: list[str]) -> None:
             scope: dict[str, Any] = dict(names)
             args = [eval(text, scope) for text in request["args"]]
             kwargs = {name: eval(text, scope) for name, text in request["kwargs"].items()}
-            value = encode(found[0](*args, **kwargs))
+            asked = getattr(found[0](), method) if method else found[0]
+            value = encode(asked(*args, **kwargs))
             return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
 
         guarded(request["id"], call)

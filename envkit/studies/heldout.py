@@ -12,10 +12,12 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
     """Refuse to call held out what is not.
 
     Raises:
-        TaskFileError: a task of another split, or a function that training sees as well.
+        TaskFileError: a task of the other split, or a function that training sees as well.
     """
     if wrong := next((task for task in heldout if task.split != "heldout"), None):
         raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' to evaluate on")
+    if wrong := next((task for task in train if task.split != "train"), None):
+        raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'train' to learn from")
     if shared := {task.source for task in train} & {task.source for task in heldout}:
         raise TaskFileError(
             f"{len(shared)} functions are in both the train and the held-out tasks, {min(shared)} first; "

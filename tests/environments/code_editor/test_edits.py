@@ -201,3 +201,44 @@ def test_a_name_that_stands_twice_is_refused() -> None:
 def test_a_homoglyph_is_another_name() -> None:
     with pytest.raises(EditError, match="is not in the file"):
         rewritten("def \uff46(a):\n    return 1\n")
+
+
+# Files that are no Python yet.
+
+BROKEN = """\
+import re
+
+class Node:
+    def get(self):
+        return 1
+
+class Solution:
+    def ask(self, a:
+        text = "never closed
+        if a {
+            return a
+    def tell(self):
+        return 2
+
+other = 3
+"""
+
+
+def test_a_definition_in_a_broken_file_is_replaced_whole() -> None:
+    block = "class Solution:\n    def ask(self, a):\n        return a\n"
+    expected = BROKEN[: BROKEN.index("class Solution")] + block + "other = 3\n"
+    assert apply_rewrite(BROKEN, Rewrite(block)) == expected
+
+
+def test_a_broken_definition_is_replaced_to_where_the_file_is_python_again() -> None:
+    # Its method stands too far left, as if the class had ended.
+    broken = "class Solution:\ndef ask(self):\n    return 1\n\ndef other():\n    return 2\n"
+    block = "class Solution:\n    def ask(self):\n        return 1\n"
+    assert apply_rewrite(broken, Rewrite(block)).startswith(
+        block + "def ask"
+    )  # the first guess that is Python
+
+
+def test_a_rewrite_that_mends_nothing_leaves_the_file_to_the_usual_rules() -> None:
+    with pytest.raises(EditError, match="tell_all is not in the file"):
+        apply_rewrite(BROKEN, Rewrite("def tell_all():\n    return 1\n"))

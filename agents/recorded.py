@@ -1,0 +1,191 @@
+"""The recorded agent: outputs that a model gave elsewhere, said again here, and graded by us."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import cast, final
+
+from envkit.agent import Session
+from envkit.errors import ContractError, TaskFileError, UsageError
+from envkit.mining.taskfile import write_once
+from envkit.types import EpisodeKey, Turn, Usage
+
+_FIELDS = ("task", "actions", "usage")
+_COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
+
+
+@dataclass(slots=True, eq=False)
+class _Replay:
+    key: EpisodeKey
+    turns: int = 0
+
+
+@final
+class RecordedAgent:
+    """Says what was recorded on a task, turn by turn, whatever it sees.
+
+    Args:
+        name: what reports call it.
+        said: task id -> actions, in order. Each task has one record, so it can be sampled once.
+        idle: what it says where an episode goes on beyond its record, such as ``Env.idle``.
+        usage: task id -> what the record cost, as a whole; counted at the first turn.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        said: Mapping[str, Sequence[str]],
+        *,
+        idle: str,
+        usage: Mapping[str, Usage] | None = None,
+    ) -> None:
+        self.name = name
+        self._said, self._idle, self._usage = said, idle, usage or {}
+        self._waiting: list[_Replay] = []
+
+    def start(self, key: EpisodeKey) -> _Replay:
+        """Begin an episode.
+
+        Raises:
+            UsageError: nothing was recorded on the task, or a second sample of it is asked.
+        """
+        if key.task not in self._said:
+            raise UsageError(
+                f"agent {self.name} has no record of task {key.task}, among {len(self._said)}; "
+                "play only the tasks that were recorded"
+            )
+        if key.row > 0:
+            raise UsageError(
+                f"agent {self.name} has one record of task {key.task} and was asked for sample "
+                f"{key.row + 1}; play it with 1 sample per task"
+            )
+        return _Replay(key)
+
+    def submit(self, session: Session, observation: str) -> None:
+        if not isinstance(session, _Replay):
+            raise ContractError(f"agent {self.name} was given a session of another agent")
+        self._waiting.append(session)
+
+    def collect(self) -> Sequence[tuple[Session, Turn]]:
+        asked, self._waiting = self._waiting, []
+        turns: list[tuple[Session, Turn]] = []
+        for session in asked:
+            said, at = self._said[session.key.task], session.turns
+            usage = self._usage.get(session.key.task, Usage()) if at == 0 else Usage()
+            turns.append((session, Turn(said[at] if at < len(said) else self._idle, usage=usage)))
+            session.turns += 1
+        return turns
+
+
+def read_recorded(path: Path) -> dict[str, tuple[str, ...]]:
+    """Records from a JSONL file: one ``{"task": ID, "actions": [TEXT, ...]}`` a line.
+
+    Raises:
+        TaskFileError: names the file, and the line and field where something is wrong.
+    """
+    return {task: actions for task, actions, _ in _read(path)}
+
+
+def read_usage(path: Path) -> dict[str, Usage]:
+    """What records cost, for those lines of the file that have a ``usage``; errors as of `read_recorded`.
+
+    Its fields are those of `envkit.types.Usage`, each optional.
+    """
+    return {task: usage for task, _, usage in _read(path) if usage is not None}
+
+
+def write_recorded(
+    path: Path, said: Mapping[str, Sequence[str]], usage: Mapping[str, Usage] | None = None
+) -> None:
+    """Write records as `read_recorded` and `read_usage` read them, whole or not at all.
+
+    Raises:
+        TaskFileError: there are none; or the file exists and differs, or the disk refuses.
+    """
+    if not said:
+        raise TaskFileError(f"{path}: there are no records to write; nothing was written")
+    lines: list[str] = []
+    for task, actions in said.items():
+        row: dict[str, object] = {"task": task, "actions": list(actions)}
+        if usage and task in usage:
+            row["usage"] = asdict(usage[task])
+        lines.append(json.dumps(row, sort_keys=True) + "\n")
+    write_once(path, "".join(lines))
+
+
+def _read(path: Path) -> list[tuple[str, tuple[str, ...], Usage | None]]:
+    try:
+        # Only "\n" ends a line of JSONL: texts may hold the others that `str.splitlines` knows.
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TaskFileError(f"{path} cannot be read: {error}") from error
+    found: dict[str, tuple[str, tuple[str, ...], Usage | None]] = {}
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            row = _row(line, f"{path}, line {number}")
+            if row[0] in found:
+                raise TaskFileError(
+                    f"{path}, line {number}, field 'task': {row[0]!r} stands on an earlier line too; "
+                    "expected one record a task"
+                )
+            found[row[0]] = row
+    if not found:
+        raise TaskFileError(f"{path} is empty; expected one record a line")
+    return list(found.values())
+
+
+def _row(line: str, where: str) -> tuple[str, tuple[str, ...], Usage | None]:
+    try:
+        data: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise TaskFileError(f"{where}: not JSON ({error}); expected one object a line") from error
+    if not isinstance(data, dict):
+        raise TaskFileError(f"{where}: found {type(data).__name__}, expected an object")
+    fields = cast("dict[str, object]", data)
+    if unknown := sorted(fields.keys() - {*_FIELDS}):
+        raise TaskFileError(f"{where}, field {unknown[0]!r}: unknown; expected {', '.join(_FIELDS)}")
+    task, actions = fields.get("task"), fields.get("actions")
+    if not isinstance(task, str):
+        raise TaskFileError(f"{where}, field 'task': found {_kind(fields, 'task')}, expected a text")
+    if not isinstance(actions, list) or not actions:
+        raise TaskFileError(
+            f"{where}, field 'actions': found {_kind(fields, 'actions')}, expected a list of texts"
+        )
+    for index, action in enumerate(cast("list[object]", actions)):
+        if not isinstance(action, str):
+            raise TaskFileError(
+                f"{where}, field 'actions[{index}]': found {type(action).__name__}, expected a text"
+            )
+    usage = _usage(fields["usage"], where) if "usage" in fields else None
+    return task, tuple(cast("list[str]", actions)), usage
+
+
+def _usage(data: object, where: str) -> Usage:
+    if not isinstance(data, dict):
+        raise TaskFileError(f"{where}, field 'usage': found {type(data).__name__}, expected an object")
+    counts: dict[str, int] = {}
+    seconds = 0.0
+    for name, value in cast("dict[str, object]", data).items():
+        place = f"{where}, field 'usage.{name}'"
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if name not in (*_COUNTS, "seconds"):
+            raise TaskFileError(f"{place}: unknown; expected {', '.join((*_COUNTS, 'seconds'))}")
+        if not number or cast("float", value) < 0:
+            raise TaskFileError(f"{place}: found {value!r}, expected a number of at least 0")
+        if name == "seconds":
+            seconds = float(cast("float", value))
+        elif isinstance(value, int):
+            counts[name] = value
+        else:
+            raise TaskFileError(f"{place}: found {value!r}, expected a whole number of tokens")
+    return Usage(**counts, seconds=seconds)
+
+
+def _kind(fields: Mapping[str, object], name: str) -> str:
+    if name not in fields:
+        return "nothing"
+    return "an empty list" if fields[name] == [] else type(fields[name]).__name__

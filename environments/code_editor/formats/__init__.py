@@ -1,0 +1,50 @@
+"""Published benchmarks as tasks of the code editor: one module reads each format.
+
+All tasks are held out: ``split`` is ``"heldout"`` and ``metadata["evaluation_only"]`` true, and training
+refuses them. An item that calls and answers cannot grade is left out, and counted under its reason.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from envkit.env import Imported
+from envkit.environments.code_editor.formats import (
+    debugbench,
+    exercism,
+    human_eval,
+    humanevalpack,
+    mbpp,
+    quixbugs,
+)
+from envkit.errors import TaskFileError, UsageError
+
+#: What `envkit bench --tasks FORMAT:PATH` may name.
+FORMATS: Mapping[str, Callable[[Path], Imported]] = {
+    "debugbench": debugbench.read,
+    "exercism": exercism.read,
+    "human-eval": human_eval.read,
+    "humanevalpack": humanevalpack.read,
+    "mbpp": mbpp.read,
+    "quixbugs": quixbugs.read,
+}
+
+
+def read_format(name: str, path: Path) -> Imported:
+    """The tasks, and recorded outputs, in a benchmark's own files.
+
+    Raises:
+        UsageError: no such format.
+        TaskFileError: the files are not of it, which names file, line and field; or no item can be graded.
+    """
+    if name not in FORMATS:
+        raise UsageError(f"no format {name!r}; the code editor reads: {', '.join(FORMATS)}")
+    found = FORMATS[name](path)
+    if not found.tasks:
+        why = "; ".join(f"{count} {reason}" for reason, count in found.left_out.items())
+        raise TaskFileError(f"{path}: no item of format {name!r} can be graded here: {why or 'it is empty'}")
+    return found
+
+
+__all__ = ["FORMATS", "read_format"]

@@ -1,0 +1,79 @@
+"""Exercism's Python track as Aider's benchmark uses it: exercises to write from their instructions.
+
+A folder (the repository, or its ``exercises/practice``) with a folder for each exercise: in it,
+``.meta/config.json`` names the stub, the example and the tests, and ``.docs/*.md`` says what to do. Exercises
+that are one function, tested by calls with literals, become tasks. That a function should raise is not asked:
+what the example rejects says nothing here.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from envkit.env import Imported
+from envkit.environments.code_editor.formats.rows import Row, parse_row, read_text
+from envkit.environments.code_editor.formats.stated import (
+    Collection,
+    LeftOut,
+    Stated,
+    asserted,
+    statements,
+    unwritten,
+)
+from envkit.errors import TaskFileError
+
+
+def read(path: Path) -> Imported:
+    """All exercises of a folder.
+
+    Raises:
+        TaskFileError: it holds none, or one's files are not as said above.
+    """
+    folder = path / "exercises" / "practice"
+    folder = folder if folder.is_dir() else path
+    configs = sorted(folder.glob("*/.meta/config.json"))
+    if not configs:
+        raise TaskFileError(f"{folder} holds no NAME/.meta/config.json; expected exercises of Exercism")
+    found = Collection("exercism")
+    for config in configs:
+        try:
+            found.add(_problem(config.parent.parent, parse_row(read_text(config), str(config))))
+        except LeftOut as reason:
+            found.leave_out(reason)
+    return found.imported()
+
+
+def _problem(folder: Path, config: Row) -> Stated:
+    files = config.row("files")
+    stub, example, test = (_only(files, folder, field) for field in ("solution", "example", "test"))
+    docs = sorted((folder / ".docs").glob("*.md"))
+    tests = statements(test)
+    public = [node.name for node in statements(stub) if isinstance(node, ast.FunctionDef)]
+    if len(public) != 1 or any(isinstance(node, ast.ClassDef) for node in statements(stub)):
+        raise LeftOut("that are not one function")
+    [name] = public
+    return Stated(
+        id=folder.name,
+        said="\n\n".join(read_text(one).strip() for one in docs),
+        ask="Write the function",
+        wrong=unwritten(stub, name),
+        right=f"{example.rstrip()}\n",
+        function=name,
+        examples=asserted(tests, name),
+        source=folder.name,
+        operator="unwritten",
+        metadata={},
+    )
+
+
+def _only(files: Row, folder: Path, field: str) -> str:
+    names = files.items(field)
+    if not names or not all(isinstance(name, str) for name in names):
+        raise files.error(field, repr(names)[:60], "a list of file names")
+    if len(names) > 1:
+        raise LeftOut("that are several files")
+    path = folder / str(names[0])
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise files.error(field, repr(names[0]), "a file of the exercise's own folder")
+    return read_text(path)

@@ -1,0 +1,104 @@
+"""Fresh calls that keep to what all example calls show: their shapes, and the rules between arguments."""
+
+from __future__ import annotations
+
+import ast
+import copy
+import random
+from collections.abc import Sequence
+
+from envkit.grading import Call
+from envkit.mining.constraints import rules_of
+from envkit.mining.inputs import literal
+from envkit.mining.rule import Arguments, Place, Rule, keeps
+from envkit.mining.shapes import Shape, sample, shape_of, vary
+
+#: Tries per call that is wanted; arguments that cannot be mended are dropped.
+_TRIES = 12
+#: Shares of near, short, middling and long ones.
+_SHARES = (0.4, 0.2, 0.25, 0.15)
+
+
+def alike_calls(
+    examples: Sequence[Call], seed: int, count: int, said: str = "", names: Sequence[str] = ()
+) -> list[Call]:
+    """Up to ``count`` distinct calls that the examples' author could have written, none an example itself.
+
+    `envkit.mining.inputs.fresh_calls` stays near the examples. This one goes further and is more careful, for
+    functions of a problem statement: those demand what a docstring's seldom do, such as distinct items or two
+    lists of one length. What all examples show is kept. Each call is a pure function of the arguments and its
+    number. Near ones come first, long ones last.
+
+    Args:
+        examples: calls; those whose arguments are not all literals are left out of account.
+        seed: decides every draw.
+        count: how many are wanted; fewer come back where the examples leave no room.
+        said: what the task says in words.
+        names: of the positional parameters, where they are known; some names tell what is meant.
+
+    >>> calls = alike_calls([Call(("[2, 5, 9]", "3")), Call(("[1, 4]", "2"))], seed=0, count=20)
+    >>> len(calls), all(int(call.args[1]) == call.args[0].count(",") + 1 for call in calls)
+    (20, True)
+    """
+    known = [arguments for call in examples if (arguments := _arguments(call, names)) is not None]
+    if not known or not known[0]:
+        return []
+    known = [arguments for arguments in known if arguments.keys() == known[0].keys()]
+    positional = len(examples[0].args)
+    shapes = {place: shape_of([arguments[place] for arguments in known]) for place in known[0]}
+    rules = rules_of(known, said)
+    seen = {_call(arguments, positional).source("") for arguments in known}
+    found: list[Call] = []
+    for phase in range(len(_SHARES)):
+        # What one phase finds no room for, the next ones may.
+        wanted = min(count, round(count * sum(_SHARES[: phase + 1])))
+        for index in range(_TRIES * max(0, wanted - len(found))):
+            if len(found) >= wanted:
+                break
+            rng = random.Random(repr((seed, phase, index)))
+            arguments = _fresh(known[index % len(known)], shapes, rng, phase)
+            call = _call(arguments, positional) if _mended(arguments, rules, rng) else None
+            if call is not None and call.source("") not in seen:
+                seen.add(call.source(""))
+                found.append(call)
+    return found
+
+
+def _arguments(call: Call, names: Sequence[str]) -> Arguments | None:
+    """The values by name, or by place where the name is not known; ``None`` where one is no literal."""
+    named = dict(enumerate(names))
+    sources = {named.get(index, index): source for index, source in enumerate(call.args)} | dict(call.kwargs)
+    try:
+        return {place: ast.literal_eval(source) for place, source in sources.items()}
+    except (ValueError, TypeError):
+        return None
+
+
+def _call(arguments: Arguments, positional: int) -> Call:
+    sources = [(str(place), literal(value)) for place, value in arguments.items()]
+    return Call(tuple(source for _, source in sources[:positional]), dict(sources[positional:]))
+
+
+def _fresh(base: Arguments, shapes: dict[Place, Shape], rng: random.Random, phase: int) -> Arguments:
+    """Arguments near the base in the first phase, then new ones, larger from phase to phase."""
+    if phase > 0:
+        return {place: sample(shape, rng, phase - 1) for place, shape in shapes.items()}
+    arguments = copy.deepcopy(base)
+    for _ in range(rng.choice((1, 1, 2, 3))):
+        place = rng.choice(list(shapes))
+        arguments[place] = vary(shapes[place], arguments[place], rng)
+    return arguments
+
+
+def _mended(arguments: Arguments, rules: Sequence[Rule], rng: random.Random) -> bool:
+    """Make the rules hold, as far as can be; returns whether they do."""
+    for _ in range(3):
+        if all(keeps(rule, arguments) for rule in rules):
+            return True
+        for rule in rules:
+            if rule.mend is not None and not keeps(rule, arguments):
+                try:
+                    rule.mend(arguments, rng)
+                except (TypeError, ValueError, IndexError, KeyError):
+                    return False
+    return all(keeps(rule, arguments) for rule in rules)

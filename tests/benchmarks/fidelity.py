@@ -1,0 +1,170 @@
+"""Measures the code editor's grading against an online judge: DebugBench's recorded fixes, and its verdicts.
+
+    python tests/benchmarks/fidelity.py PATH [development | reported]
+
+``PATH`` is DebugBench's Python file, whose ``recorded`` fixes carry ``judge_pass``. Every fix is replayed in
+the environment and graded twice: on the examples of the problem statement alone, and as a reward is. A
+false accept is a fix that we accept and the judge rejects, out of those that it rejects; a false reject the
+other way round. Problems are halved by a hash of their name: grading was developed with a look at the first
+half only. Intervals are Wilson's and take fixes for independent, which several of one problem are not quite.
+Writes ``runs/bench/fidelity-HALF.json``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from envkit.agents.recorded import RecordedAgent
+from envkit.env import Imported
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.registry import sandbox_backend
+from envkit.rollout import Rollouts
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+ROOT = Path(__file__).parents[2]
+HALVES = ("development", "reported")
+#: Episodes that are open at once; each has a sandbox.
+CHUNK = 32
+SEED = 0
+#: At the reported half: agreement at least, false accepts and false rejects at most.
+AGREEMENT_BAR, ACCEPT_BAR, REJECT_BAR = 0.96, 0.03, 0.01
+
+
+@dataclass(frozen=True)
+class Share:
+    """A share of cases with its 95 % interval (Wilson's)."""
+
+    count: int
+    total: int
+    share: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return f"{self.count}/{self.total} = {self.share:.2%} [{self.low:.2%}, {self.high:.2%}]"
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """What one way of grading makes of fixes that a judge has seen."""
+
+    agreement: Share
+    false_accepts: Share
+    false_rejects: Share
+    seconds: float
+
+
+def share(count: int, total: int) -> Share:
+    if total == 0:
+        return Share(0, 0, math.nan, 0.0, 1.0)
+    z, part = 1.959964, count / total
+    middle = (part + z * z / (2 * total)) / (1 + z * z / total)
+    half = z * math.sqrt(part * (1 - part) / total + z * z / (4 * total * total)) / (1 + z * z / total)
+    return Share(count, total, part, max(0.0, middle - half), min(1.0, middle + half))
+
+
+def half_of(task: Task) -> str:
+    return HALVES[int(hashlib.sha256(slug_of(task).encode()).hexdigest(), 16) % 2]
+
+
+def slug_of(task: Task) -> str:
+    return task.source.partition(":")[2]
+
+
+def judged(path: Path) -> dict[str, dict[str, bool]]:
+    """Model -> task id -> whether the judge accepted its fix."""
+    found: dict[str, dict[str, bool]] = {}
+    numbers = Counter[str]()
+    for line in path.read_text().splitlines():
+        item = json.loads(line)
+        numbers[item["slug"]] += 1
+        for model, fix in item["recorded"].items():
+            task = f"debugbench/{item['slug']}/{numbers[item['slug']]}"
+            found.setdefault(model, {})[task] = fix["judge_pass"]
+    return found
+
+
+def played(tasks: Sequence[Task], imported: Imported) -> Iterator[tuple[str, Trajectory]]:
+    """Every recorded fix of these tasks, graded by the environment."""
+    backend = sandbox_backend()
+    for at in range(0, len(tasks), CHUNK):
+        some = tasks[at : at + CHUNK]
+        with Rollouts(lambda some=some: CodeEditorEnv(tasks=some, sandbox=backend), workers=2) as rollouts:
+            for model, said in imported.recorded.items():
+                agent = RecordedAgent(model, said, idle=CodeEditorEnv.idle)
+                keys = [EpisodeKey(SEED, 0, at + index, 0, task.id) for index, task in enumerate(some)]
+                for episode in rollouts.play(agent, keys):
+                    yield model, episode
+
+
+def measure(
+    tasks: Sequence[Task], imported: Imported, verdicts: Mapping[str, Mapping[str, bool]]
+) -> tuple[Fidelity, list[str]]:
+    """Returns the numbers, and a line for every disagreement."""
+    started = time.perf_counter()
+    counts, lines = Counter[tuple[bool, bool]](), list[str]()
+    for model, episode in played(tasks, imported):
+        if episode.outcome is Outcome.VOID:
+            raise SystemExit(f"{episode.key.task}: void, {episode.info}")
+        judge = verdicts[model][episode.key.task]
+        counts[judge, episode.solved] += 1
+        if judge != episode.solved:
+            evidence = "" if episode.solved else f": {episode.info.get('evidence')}"
+            kind = "false accept" if episode.solved else "false reject"
+            lines.append(f"{kind} {episode.key.task} {model}{evidence}")
+    fidelity = Fidelity(
+        share(counts[True, True] + counts[False, False], counts.total()),
+        share(counts[False, True], counts[False, True] + counts[False, False]),
+        share(counts[True, False], counts[True, False] + counts[True, True]),
+        round(time.perf_counter() - started, 1),
+    )
+    return fidelity, lines
+
+
+def main() -> None:
+    if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in HALVES):
+        raise SystemExit(f"usage: {sys.argv[0]} PATH [{' | '.join(HALVES)}]")
+    path, half = Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "reported"
+    imported, verdicts = CodeEditorEnv.import_tasks("debugbench", path), judged(path)
+    tasks = [task for task in imported.tasks if half_of(task) == half]
+    bare = [replace(task, hidden={**task.hidden, "fresh": 0}) for task in tasks]
+    problems = len({slug_of(task) for task in tasks})
+    print(f"{half} half: {len(tasks)} items of {problems} problems; left out of both: {imported.left_out}")
+
+    results: dict[str, object] = {}
+    for name, some in (("examples alone", bare), ("as rewarded", tasks)):
+        fidelity, lines = measure(some, imported, verdicts)
+        results[name] = {**asdict(fidelity), "disagreements": lines}
+        print(f"\n{name} ({fidelity.seconds} s)")
+        print(f"  agreement      {fidelity.agreement}")
+        print(f"  false accepts  {fidelity.false_accepts}")
+        print(f"  false rejects  {fidelity.false_rejects}")
+        if some is tasks:
+            print("\n".join(f"    {line}" for line in lines))
+            met = (
+                fidelity.agreement.share >= AGREEMENT_BAR
+                and fidelity.false_accepts.share <= ACCEPT_BAR
+                and fidelity.false_rejects.share <= REJECT_BAR
+            )
+            print(
+                f"  bars {AGREEMENT_BAR:.0%}, {ACCEPT_BAR:.0%}, {REJECT_BAR:.0%}: "
+                + ("met" if met else "missed")
+            )
+
+    target = ROOT / "runs" / "bench" / f"fidelity-{half}.json"
+    target.parent.mkdir(parents=True, exist_ok=True)
+    facts = {"half": half, "items": len(tasks), "problems": problems, "left_out": dict(imported.left_out)}
+    target.write_text(json.dumps({**facts, **results}, indent=2) + "\n")
+    print(f"written: {target.relative_to(ROOT)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,515 @@
+"""Benchmarks of others: what their files become, what is refused, and that the tasks can be graded."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envkit import EpisodeKey, Rollouts, SandboxBackend, Task, TaskFileError, Trajectory, UsageError
+from envkit.agents.recorded import RecordedAgent
+from envkit.agents.scripted import noop, oracle
+from envkit.env import Imported
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.code_editor.env import hidden_calls
+from envkit.environments.code_editor.formats import FORMATS
+from envkit.environments.code_editor.formats.debugbench import PRELUDE
+from envkit.environments.code_editor.formats.stated import FRESH_CALLS
+
+# Tiny files of our own, in each format.
+
+SOLUTION = "class Solution:\n    def largestOf(self, nums: List[int], k: int) -> int:\n        {}\n"
+ITEM: dict[str, Any] = {
+    "slug": "largest-of-the-first",
+    "fn": "largestOf",
+    "description": "Return the largest of the first k numbers of nums.",
+    "category": "operation error",
+    "level": "easy",
+    "tests": [[{"nums": [3, 9, 2], "k": 2}, 9], [{"k": 1, "nums": [5]}, 5], [{"nums": [4, 6, 8], "k": 1}, 4]],
+    "buggy_code": "\n" + SOLUTION.format("return min(nums[:k])") + "\n",
+    "oracle_code": SOLUTION.format("return max(nums[:k])"),
+    "recorded": {
+        "good": {"fixed_code": "import heapq\n" + SOLUTION.format("return heapq.nlargest(1, nums[:k])[0]")},
+        "hasty": {"fixed_code": SOLUTION.format("return max(nums)")},
+        "broken": {"fixed_code": SOLUTION.format("return max(nums[:k]")},
+        "hidden": {"fixed_code": SOLUTION.format("return max(nums[:k])  # \u200b")},
+        "helpful": {
+            "fixed_code": "class Heap:\n    top = staticmethod(max)\n\n"
+            + SOLUTION.format("return Heap.top(nums[:k])")
+        },
+    },
+}
+PACK: dict[str, Any] = {
+    "task_id": "Python/7",
+    "declaration": "from typing import List\n\n\ndef span(items: List[int]) -> int:\n",
+    "buggy_solution": "    return max(items) + min(items)\n",
+    "canonical_solution": "    return max(items) - min(items)\n",
+    "bug_type": "operator misuse",
+    "entry_point": "span",
+    "docstring": "How far apart the items are, at most.\n>>> span([1, 5])\n4",
+    "test": "\n\ndef check(span):\n    assert span([3, 1, 4]) == 3\n    assert span([7]) == 0\n\ncheck(span)",
+}
+WRITTEN: dict[str, Any] = {
+    "task_id": "HumanEval/7",
+    "prompt": (
+        'def twice(text: str) -> str:\n    """The text, two times.\n'
+        "    >>> twice(\"ab\")\n    'abab'\n"
+        '    """\n'
+    ),
+    "canonical_solution": "    return text * 2\n",
+    "entry_point": "twice",
+    "test": "def check(candidate):\n    assert candidate('x') == 'xx'\n    assert candidate('') == ''\n",
+}
+SENTENCE: dict[str, Any] = {
+    "task_id": 7,
+    "text": "Write a function to find the mean of two numbers.",
+    "code": "import math\r\ndef half(a):\r\n\treturn a / 2\r\ndef mean(a, b):\r\n\treturn half(a + b)",
+    "test_list": ["assert mean(1, 2) == 1.5", "assert mean(4, 4) == 4"],
+}
+PROGRAM: dict[str, Any] = {
+    "name": "last_of",
+    "buggy_code": 'def last_of(items):\n    return items[0]\n\n"""\nThe last item.\n"""\n',
+    "correct_code": "def last_of(items):\n    return items[-1]\n",
+    "tests": [[[[1, 2, 3]], 3], [[["a", "b"]], "b"]],
+}
+PRACTICE = {
+    ".meta/config.json": json.dumps(
+        {"files": {"solution": ["bob.py"], "test": ["bob_test.py"], "example": [".meta/example.py"]}}
+    ),
+    ".meta/example.py": "def answer(text):\n    return text.strip() or 'Fine.'\n",
+    ".docs/instructions.md": "# Instructions\n\nAnswer with the text without spaces around, or `Fine.`\n",
+    "bob.py": "def answer(text):\n    pass\n",
+    "bob_test.py": (
+        "import unittest\nfrom bob import answer\n\nclass BobTest(unittest.TestCase):\n"
+        "    def test_text(self):\n        self.assertEqual(answer(' a b '), 'a b')\n"
+        "    def test_nothing(self):\n        self.assertEqual(answer(''), 'Fine.')\n"
+    ),
+}
+
+
+def lines(path: Path, *rows: object) -> Path:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def folder(path: Path, files: Mapping[str, str]) -> Path:
+    for name, text in files.items():
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        (path / name).write_text(text)
+    return path
+
+
+def quixbugs_folder(path: Path) -> Path:
+    tests = "".join(json.dumps(test) + "\n" for test in PROGRAM["tests"])
+    files = {
+        "python_programs/last_of.py": PROGRAM["buggy_code"],
+        "correct_python_programs/last_of.py": PROGRAM["correct_code"],
+        "json_testcases/last_of.json": tests + '["abc", "c"]\n\n',
+        "python_programs/linked.py": "def linked(node):\n    return node\n",
+        "correct_python_programs/linked.py": "def linked(node):\n    return node.next\n",
+        "python_programs/node.py": "class Node: pass\n",
+        "python_programs/linked_test.py": "",
+    }
+    return folder(path, files)
+
+
+def packed(path: Path) -> Path:
+    path.write_bytes(gzip.compress(json.dumps(WRITTEN).encode()))
+    return path
+
+
+#: Format -> writes a good file below a folder and returns its path.
+GOOD: dict[str, Callable[[Path], Path]] = {
+    "debugbench": lambda at: lines(at / "bugs.jsonl", ITEM, ITEM),
+    "humanevalpack": lambda at: lines(at / "pack.jsonl", PACK),
+    "human-eval": lambda at: packed(at / "HumanEval.jsonl.gz"),
+    "mbpp": lambda at: lines(at / "mbpp.jsonl", SENTENCE),
+    "quixbugs": quixbugs_folder,
+    "exercism": lambda at: folder(at / "exercises" / "practice" / "bob", PRACTICE) and at,
+}
+
+
+def imported(name: str, path: Path) -> Imported:
+    return CodeEditorEnv.import_tasks(name, path)
+
+
+def only(name: str, path: Path) -> Task:
+    [task] = imported(name, path).tasks
+    return task
+
+
+def played(
+    backend: SandboxBackend, tasks: Sequence[Task], agent: Any, group: int = 0
+) -> dict[str, Trajectory]:
+    with Rollouts(lambda: CodeEditorEnv(tasks=tasks, sandbox=backend)) as rollouts:
+        keys = [EpisodeKey(1, 0, group, 0, task.id) for task in tasks]
+        return {one.key.task: one for one in rollouts.play(agent, keys)}
+
+
+# What all formats promise.
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_right_code_earns_1_and_nothing_earns_0(
+    name: str, tmp_path: Path, backend: SandboxBackend
+) -> None:
+    tasks = imported(name, GOOD[name](tmp_path)).tasks
+    assert tasks
+    solved = played(backend, tasks, oracle({task.id: CodeEditorEnv.oracle(task) for task in tasks}))
+    assert [one.info for one in solved.values() if not one.solved] == []
+    assert {one.info["verdict"] for one in played(backend, tasks, noop()).values()} == {"FAIL"}
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_tasks_are_held_out_and_say_so(name: str, tmp_path: Path) -> None:
+    for task in imported(name, GOOD[name](tmp_path)).tasks:
+        assert task.split == "heldout"
+        assert task.metadata["evaluation_only"] is True
+        assert task.metadata["benchmark"] == name
+        assert task.id.startswith(f"{name}/")
+        assert task.source.startswith(f"{name}:")
+        assert task.metadata["operator"]
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match="nowhere"):
+        imported(name, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("name", [name for name in FORMATS if name != "exercism"])
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: found list, expected an object"),
+        ('{"nothing": 1}', "line 2, field '"),
+    ],
+)
+def test_a_line_that_is_no_item_is_named(name: str, line: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.jsonl"
+    good = {"debugbench": ITEM, "humanevalpack": PACK, "human-eval": WRITTEN, "mbpp": SENTENCE}
+    path.write_text(json.dumps(good.get(name, PROGRAM)) + f"\n{line}\n")
+    with pytest.raises(TaskFileError, match=r"file\.jsonl") as caught:
+        imported(name, path)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+REQUIRED = {
+    "debugbench": (ITEM, ["slug", "fn", "category", "tests", "buggy_code", "oracle_code"]),
+    "humanevalpack": (
+        PACK,
+        ["task_id", "declaration", "buggy_solution", "canonical_solution", "test", "entry_point", "bug_type"],
+    ),
+    "human-eval": (WRITTEN, ["task_id", "prompt", "canonical_solution", "test", "entry_point"]),
+    "mbpp": (SENTENCE, ["task_id", "code", "test_list"]),
+    "quixbugs": (PROGRAM, ["name", "buggy_code", "correct_code", "tests"]),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name, (_, fields) in REQUIRED.items() for field in fields]
+)
+@pytest.mark.parametrize("value", [..., {"a": 1}, None])
+def test_a_field_of_another_kind_is_named(name: str, field: str, value: object, tmp_path: Path) -> None:
+    good, _ = REQUIRED[name]
+    bad = {key: kept for key, kept in good.items() if key != field}
+    path = lines(tmp_path / "file.jsonl", good, bad if value is ... else bad | {field: value})
+    with pytest.raises(TaskFileError) as caught:
+        imported(name, path)
+    assert f"{path}, line 2, field '{field}': found" in str(caught.value)
+
+
+def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no format 'swe'; the code editor reads: debugbench, "):
+        imported("swe", tmp_path)
+
+
+def test_a_file_without_a_task_is_refused(tmp_path: Path) -> None:
+    path = lines(tmp_path / "bugs.jsonl", ITEM | {"tests": []})
+    with pytest.raises(
+        TaskFileError, match="can be graded here: 1 without a call whose arguments are literals"
+    ):
+        imported("debugbench", path)
+    with pytest.raises(TaskFileError, match="it is empty"):
+        imported("debugbench", lines(tmp_path / "empty.jsonl"))
+
+
+def test_a_packed_file_that_is_cut_is_refused(tmp_path: Path) -> None:
+    path = packed(tmp_path / "HumanEval.jsonl.gz")
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(TaskFileError, match=r"HumanEval.jsonl.gz cannot be read"):
+        imported("human-eval", path)
+
+
+# DebugBench.
+
+
+def test_a_debugbench_item_becomes_a_task(tmp_path: Path, backend: SandboxBackend) -> None:
+    first, second = imported("debugbench", GOOD["debugbench"](tmp_path)).tasks
+    assert [first.id, second.id] == [f"debugbench/largest-of-the-first/{number}" for number in (1, 2)]
+    assert first.source == second.source == "debugbench:largest-of-the-first"
+    assert (first.metadata["operator"], first.metadata["level"]) == ("operation error", "easy")
+    env = CodeEditorEnv(tasks=[first], sandbox=backend)
+    seen, _ = env.reset(seed=0)
+    env.close()
+    assert seen.startswith("Return the largest of the first k numbers of nums.\n")
+    # Arguments stand in the order of the parameters, as the judge passes them.
+    assert "Solution().largestOf([5], 1) -> 5" in seen
+    assert f"Fix the bug:\n```python\n{PRELUDE}class Solution:" in seen
+    assert "max" not in seen.replace("max_", "")
+
+
+def test_recorded_fixes_are_replayed_and_graded(tmp_path: Path, backend: SandboxBackend) -> None:
+    found = imported("debugbench", GOOD["debugbench"](tmp_path))
+    verdicts: dict[str, object] = {}
+    for model, said in found.recorded.items():
+        assert set(said) == {task.id for task in found.tasks}
+        episodes = played(backend, found.tasks, RecordedAgent(model, said, idle=CodeEditorEnv.idle))
+        assert {len(one.steps) for one in episodes.values()} == {2}
+        [verdicts[model]] = {one.info["verdict"] for one in episodes.values()}
+    assert verdicts == {
+        "good": "PASS",
+        "hasty": "FAIL",
+        "broken": "FAIL",
+        "hidden": "FAIL",
+        "helpful": "PASS",
+    }
+
+
+def test_a_recorded_fix_replaces_the_code_as_it_was_said(tmp_path: Path, backend: SandboxBackend) -> None:
+    found = imported("debugbench", GOOD["debugbench"](tmp_path))
+    task = found.tasks[0]
+    env = CodeEditorEnv(tasks=[task], sandbox=backend)
+    env.reset(seed=0, options={"task": task.id})
+    env.step(found.recorded["good"][task.id][0])
+    code = ITEM["recorded"]["good"]["fixed_code"]
+    assert env.sandbox.read("solution.py", 10_000).decode().rstrip("\n") == f"{PRELUDE}{code}".rstrip("\n")
+    env.close()
+
+
+def test_a_whole_class_mends_a_file_that_is_not_python(tmp_path: Path, backend: SandboxBackend) -> None:
+    broken = ITEM | {
+        "buggy_code": SOLUTION.format('return max(nums[:k]) if k else "never').replace("k: int)", "k: int")
+    }
+    task = only("debugbench", lines(tmp_path / "bugs.jsonl", broken))
+    env = CodeEditorEnv(tasks=[task], sandbox=backend)
+    env.reset(seed=0)
+    seen = env.step(f"```python\n{ITEM['oracle_code']}```")[0]
+    reward = env.step("submit")[1]
+    env.close()
+    assert seen.startswith("Changed:")
+    assert reward == 1.0
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"tests": []}, "without a call whose arguments are literals"),
+        ({"tests": [[{"numbers": [1], "k": 1}, 1]]}, "whose tests name other arguments than the right form"),
+        ({"fn": "smallestOf"}, "whose right form does not define what is asked"),
+        ({"oracle_code": "class Solution"}, "with a file that is not Python"),
+        ({"buggy_code": ITEM["oracle_code"]}, "without a difference between wrong and right"),
+        ({"description": "If there are several, return any of them."}, "with several right answers"),
+        ({"description": "Return the index to any of the peaks."}, "with several right answers"),
+    ],
+)
+def test_an_item_that_cannot_be_graded_is_left_out_and_counted(
+    change: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    found = imported("debugbench", lines(tmp_path / "bugs.jsonl", ITEM | change, ITEM, ITEM | change))
+    assert found.left_out == {reason: 2}
+    # It counts all the same: numbers are those of the file.
+    assert [task.id for task in found.tasks] == ["debugbench/largest-of-the-first/2"]
+    assert set(found.recorded["good"]) == {task.id for task in found.tasks}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"tests": [[{"k": 1}]]}, "field 'tests[0]': found [{'k': 1}], expected a pair"),
+        ({"tests": [[[1], 1]]}, "field 'tests[0]': found [[1], 1], expected a pair"),
+        ({"recorded": []}, "field 'recorded': found list, expected an object"),
+        ({"recorded": {"m": 1}}, "in 'recorded', field 'm': found int, expected an object"),
+        ({"recorded": {"m": {}}}, "in 'm', field 'fixed_code': found nothing, expected a text"),
+        ({"description": 1}, "field 'description': found int, expected a text"),
+    ],
+)
+def test_what_is_wrong_inside_a_field_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError) as caught:
+        imported("debugbench", lines(tmp_path / "bugs.jsonl", ITEM | change))
+    assert f"{tmp_path / 'bugs.jsonl'}, line 1" in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_answers_in_any_order_are_right_where_it_is_said(tmp_path: Path, backend: SandboxBackend) -> None:
+    code = "class Solution:\n    def twins(self, nums: List[int]) -> List[int]:\n        return {}\n"
+    item = {
+        "slug": "twins",
+        "fn": "twins",
+        "category": "other error",
+        "tests": [[{"nums": [3, 3, 1, 1]}, [3, 1]], [{"nums": [2, 5]}, []]],
+        "buggy_code": code.format("nums"),
+        "oracle_code": code.format("[n for n in dict.fromkeys(nums) if nums.count(n) == 2]"),
+        "recorded": {"m": {"fixed_code": code.format("tuple(n for n in {*nums} if nums.count(n) == 2)")}},
+    }
+    for number, (said, verdict) in enumerate([("In any order.", "PASS"), ("In order.", "FAIL")]):
+        found = imported("debugbench", lines(tmp_path / f"{number}.jsonl", item | {"description": said}))
+        agent = RecordedAgent("m", found.recorded["m"], idle="submit")
+        [episode] = played(backend, found.tasks, agent, group=number).values()
+        assert episode.info["verdict"] == verdict
+
+
+def test_hidden_calls_keep_what_the_examples_show(tmp_path: Path) -> None:
+    task = only("debugbench", lines(tmp_path / "bugs.jsonl", ITEM))
+    calls = hidden_calls(task, seed=5)
+    assert len(calls) == FRESH_CALLS + 3
+    for call in calls:
+        nums, k = (json.loads(source) for source in call.args)
+        assert 1 <= k <= len(nums)
+        assert min(nums) >= 1
+    assert hidden_calls(task, seed=6) != calls
+
+
+# The other formats.
+
+
+def test_a_humanevalpack_item_becomes_a_task(tmp_path: Path) -> None:
+    task = only("humanevalpack", GOOD["humanevalpack"](tmp_path))
+    assert task.files["solution.py"] == PACK["declaration"] + PACK["buggy_solution"]
+    assert task.prompt.startswith("How far apart")
+    assert task.hidden["examples"] == [[["[3, 1, 4]"], {}], [["[7]"], {}], [["[1, 5]"], {}]]
+    assert task.metadata["examples"] == [
+        {"call": "span([3, 1, 4])", "value": "3"},
+        {"call": "span([7])", "value": "0"},
+    ]
+
+
+def test_a_human_eval_item_is_written_from_its_docstring(tmp_path: Path) -> None:
+    task = only("human-eval", GOOD["human-eval"](tmp_path))
+    assert task.files["solution.py"] == WRITTEN["prompt"] + "    raise NotImplementedError\n"
+    assert task.metadata["ask"] == "Write the function"
+    assert task.hidden["examples"] == [[["'x'"], {}], [["''"], {}], [["'ab'"], {}]]
+
+
+def test_an_mbpp_item_keeps_its_imports_and_its_def_line(tmp_path: Path) -> None:
+    task = only("mbpp", GOOD["mbpp"](tmp_path))
+    assert task.files["solution.py"] == "import math\n\ndef mean(a, b):\n    raise NotImplementedError\n"
+    assert "\r" not in str(task.hidden["reference"])
+    sanitized = {key: value for key, value in SENTENCE.items() if key != "text"} | {"prompt": "The mean."}
+    assert only("mbpp", lines(tmp_path / "sanitized.jsonl", sanitized)).prompt == "The mean."
+
+
+def test_mbpp_items_that_assert_on_other_than_one_function_are_left_out(tmp_path: Path) -> None:
+    both = SENTENCE | {"task_id": 8, "test_list": ["assert mean(1, 2) == 1.5", "assert half(2) == 1"]}
+    none = SENTENCE | {"task_id": 9, "test_list": ["assert mean(*pair) == 1.5"]}
+    found = imported("mbpp", lines(tmp_path / "mbpp.jsonl", SENTENCE, both, none, SENTENCE))
+    assert found.left_out == {
+        "whose asserts do not call one function with literals": 2,
+        "with an id that an earlier one has": 1,
+    }
+    with pytest.raises(TaskFileError, match=r"line 1, field 'test_list\[1\]': found int, expected a text"):
+        imported("mbpp", lines(tmp_path / "bad.jsonl", SENTENCE | {"test_list": ["assert 1", 2]}))
+
+
+def test_quixbugs_is_read_from_its_folder_and_from_lines(tmp_path: Path) -> None:
+    found = imported("quixbugs", quixbugs_folder(tmp_path / "QuixBugs"))
+    assert found.left_out == {"without a call whose arguments are literals": 1}
+    [task] = found.tasks
+    assert task.files["solution.py"] == PROGRAM["buggy_code"]
+    # An argument may stand without a list around it.
+    assert task.hidden["examples"] == [[["[1, 2, 3]"], {}], [["['a', 'b']"], {}], [["'abc'"], {}]]
+    again = only("quixbugs", lines(tmp_path / "quixbugs.jsonl", PROGRAM))
+    assert (again.id, again.files) == (task.id, task.files)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("json_testcases/last_of.json", '[[[1]], 1]\n{"\n', "last_of.json, line 2: not JSON"),
+        (
+            "json_testcases/last_of.json",
+            "[[[1]], 1]\n7\n",
+            "last_of.json, field 'tests[1]': found 7, expected",
+        ),
+        ("correct_python_programs/last_of.py", None, "last_of.py cannot be read: No such file"),
+    ],
+)
+def test_what_is_wrong_in_the_folder_of_quixbugs_is_named(
+    name: str, text: str | None, message: str, tmp_path: Path
+) -> None:
+    path = quixbugs_folder(tmp_path)
+    (path / name).unlink()
+    if text is not None:
+        (path / name).write_text(text)
+    with pytest.raises(TaskFileError) as caught:
+        imported("quixbugs", path)
+    assert message in str(caught.value)
+
+
+def test_an_exercise_becomes_a_task(tmp_path: Path) -> None:
+    task = only("exercism", GOOD["exercism"](tmp_path))
+    assert task.id == "exercism/bob"
+    assert task.prompt.startswith("# Instructions")
+    assert task.files["solution.py"] == "def answer(text):\n    raise NotImplementedError\n"
+    assert task.metadata["examples"] == [
+        {"call": "answer(' a b ')", "value": "'a b'"},
+        {"call": "answer('')", "value": "'Fine.'"},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("files", "reason"),
+    [
+        ({"bob.py": "class Bob:\n    pass\n"}, "that are not one function"),
+        ({"bob.py": "def a():\n    pass\ndef b():\n    pass\n"}, "that are not one function"),
+        ({"bob_test.py": "x ="}, "with a file that is not Python"),
+        ({"bob_test.py": "x = 1"}, "without a call whose arguments are literals"),
+        (
+            {".meta/config.json": PRACTICE[".meta/config.json"].replace('"bob.py"', '"bob.py", "b.py"')},
+            "that are several files",
+        ),
+    ],
+)
+def test_exercises_that_are_more_than_a_function_are_left_out(
+    files: dict[str, str], reason: str, tmp_path: Path
+) -> None:
+    folder(tmp_path / "bob", PRACTICE)
+    folder(tmp_path / "other", PRACTICE | files)
+    found = imported("exercism", tmp_path)
+    assert found.left_out == {reason: 1}
+    assert [task.id for task in found.tasks] == ["exercism/bob"]
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ("{", "config.json: not JSON"),
+        ("{}", "config.json, field 'files': found nothing, expected an object"),
+        ('{"files": {"solution": "bob.py"}}', "in 'files', field 'solution': found str, expected a list"),
+        (
+            '{"files": {"solution": []}}',
+            "in 'files', field 'solution': found [], expected a list of file names",
+        ),
+        (
+            PRACTICE[".meta/config.json"].replace('"bob.py"', '"../../secret.py"'),
+            "found '../../secret.py', expected a file of the exercise's own folder",
+        ),
+        (PRACTICE[".meta/config.json"].replace('"bob.py"', '"gone.py"'), "gone.py cannot be read"),
+    ],
+)
+def test_what_is_wrong_in_an_exercise_is_named(config: str, message: str, tmp_path: Path) -> None:
+    folder(tmp_path / "bob", PRACTICE | {".meta/config.json": config})
+    with pytest.raises(TaskFileError) as caught:
+        imported("exercism", tmp_path)
+    assert message in str(caught.value)
+
+
+def test_a_folder_without_exercises_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match=r"holds no NAME/\.meta/config\.json"):
+        imported("exercism", tmp_path)

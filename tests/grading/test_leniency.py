@@ -1,0 +1,133 @@
+"""Methods as subjects, answers that may differ and still be right, and calls that trusted code dies of."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+
+from envkit.grading import Answer, Call, Grade, Leniency, Subject, answerable, answers, grade, same
+from envkit.sandbox import Limits, SandboxBackend
+from envkit.types import JSON, Verdict
+
+LIMITS = Limits(cpu_s=1.0, wall_s=5.0, memory_bytes=128 * 2**20, processes=8, output_bytes=2**18)
+RIGHT = """\
+class Counter:
+    def __init__(self):
+        self.seen = []
+
+    def count(self, items):
+        self.seen += items
+        return len(self.seen)
+"""
+CALLS = (Call(("[1, 2]",)), Call(("[3]",)), Call((), {"items": "[]"}))
+EXPECTED = (Answer(2, [[1, 2]]), Answer(1, [[3]]), Answer(0, []))
+
+
+def subject(source: str, function: str = "Counter.count") -> Subject:
+    return Subject({"solution.py": source.encode()}, "solution.py", function)
+
+
+def judge(backend: SandboxBackend, source: str, leniency: Leniency | None = None) -> Grade:
+    chosen = leniency or Leniency()
+    return grade(backend, subject(source), CALLS, EXPECTED, limits=LIMITS, leniency=chosen)
+
+
+def test_every_call_of_a_method_has_an_instance_of_its_own(backend: SandboxBackend) -> None:
+    assert answers(backend, subject(RIGHT), CALLS) == list(EXPECTED)
+    assert judge(backend, RIGHT).verdict is Verdict.PASS
+
+
+def test_a_call_of_a_method_reads_as_a_person_writes_it() -> None:
+    assert Call(("[1]",), {"k": "2"}).source("Counter.count") == "Counter().count([1], k=2)"
+    assert Call(("1",)).source("count") == "count(1)"
+
+
+SHARED = RIGHT.replace("        self.seen = []", "        pass").replace(
+    "class Counter:", "class Counter:\n    seen = []"
+)
+WRONG = {
+    "state in the class": SHARED,
+    "wrong answer": RIGHT.replace("len(self.seen)", "len(self.seen) + 1"),
+    "raises in the call": RIGHT.replace("len(self.seen)", "self.nothing"),
+    "raises in the constructor": RIGHT.replace("self.seen = []", "raise ValueError"),
+    "needs arguments": RIGHT.replace("__init__(self)", "__init__(self, size)"),
+    "no such method": RIGHT.replace("def count", "def counts"),
+    "no such class": RIGHT.replace("class Counter", "class Counted"),
+    "changes the argument": RIGHT.replace("return", "items.append(0)\n        return"),
+}
+
+
+@pytest.mark.parametrize("source", WRONG.values(), ids=WRONG.keys())
+def test_wrong_methods_fail(backend: SandboxBackend, source: str) -> None:
+    assert source != RIGHT
+    found = judge(backend, source)
+    assert found.verdict is Verdict.FAIL, found.evidence
+    assert "Counter" in found.evidence or "does not load" in found.evidence
+
+
+def test_state_that_a_class_keeps_is_found_only_by_later_calls(backend: SandboxBackend) -> None:
+    found = judge(backend, SHARED)
+    assert found.passed == 1
+    assert "gave 3, expected 1" in found.evidence
+
+
+def test_arguments_count_unless_they_are_let_off(backend: SandboxBackend) -> None:
+    changing = RIGHT.replace("return", "items.clear()\n        return")
+    assert judge(backend, changing).verdict is Verdict.FAIL
+    assert judge(backend, changing, Leniency(arguments=False)).verdict is Verdict.PASS
+    # Where all that a call does is to change them, they are its answer.
+    in_place = Answer(None, [[1, 2]])
+    assert not same(in_place, Answer(None, [[2, 1]]), leniency=Leniency(arguments=False))
+
+
+TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "leniency", "alike"),
+    [
+        ([1, 2], [2, 1], Leniency(), False),
+        ([1, 2], [2, 1], Leniency(any_order=1), True),
+        ([1, 2], [2, 2], Leniency(any_order=1), False),
+        ([[1, 2], [3]], [[3], [2, 1]], Leniency(any_order=1), False),
+        ([[1, 2], [3]], [[3], [2, 1]], Leniency(any_order=2), True),
+        (TUPLE, [3, [2, 1]], Leniency(), False),
+        (TUPLE, [3, [2, 1]], Leniency(sequences=True), True),
+        (TUPLE, [[2, 1], 3], Leniency(any_order=1, sequences=True), True),
+        ({"t": "set", "v": [1]}, [1], Leniency(sequences=True), False),
+        (None, [], Leniency(any_order=1, sequences=True), False),
+    ],
+)
+def test_leniency(one: JSON, other: JSON, leniency: Leniency, alike: bool) -> None:
+    assert same(Answer(one), Answer(other), leniency=leniency) is alike
+    assert same(Answer(other), Answer(one), leniency=leniency) is alike
+
+
+def test_a_hostile_value_of_any_depth_is_only_wrong() -> None:
+    deep: list[object] = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert not same(Answer([1]), Answer(deep), leniency=Leniency(any_order=1, sequences=True))  # type: ignore[arg-type]
+
+
+DIES = (
+    "import os\ndef f(n):\n    if n % 3 == 2:\n        os._exit(0)\n    return {0: n, 1: object()}[n % 3]\n"
+)
+
+
+def calls(numbers: Sequence[int]) -> list[Call]:
+    return [Call((str(number),)) for number in numbers]
+
+
+def test_calls_that_trusted_code_dies_of_are_left_out(backend: SandboxBackend) -> None:
+    asked, found = answerable(backend, subject(DIES, "f"), calls(range(8)))
+    # 2 and 5 end the program; 1, 4 and 7 give what cannot be compared.
+    assert asked == calls([0, 3, 6])
+    assert [answer.value for answer in found] == [0, 3, 6]
+
+
+def test_after_too_many_deaths_the_rest_is_left_out(backend: SandboxBackend) -> None:
+    asked, _ = answerable(backend, subject(DIES, "f"), calls([3, 2, 5, 6, 8, 9]), deaths=2)
+    assert asked == calls([3, 6])
+    assert answerable(backend, subject("def f(:", "f"), calls([1, 2])) == ([], [])
