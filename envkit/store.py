@@ -181,6 +181,21 @@ class RunFolder:
         write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
         return RunFolder(path)
 
+    def part(self, name: str, manifest: Mapping[str, JSON]) -> RunFolder:
+        """Make ``<name>/`` inside, a run folder with a manifest of its own and this run's id.
+
+        Raises:
+            StoreError: the folder cannot be made.
+        """
+        path = self.path / name
+        try:
+            path.mkdir()
+        except OSError as error:
+            raise StoreError(f"cannot make {path}: {error.strerror or error}") from error
+        data = {"schema": SCHEMA, "id": self.id, **manifest}
+        write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
+        return RunFolder(path)
+
     @staticmethod
     def open(path: Path) -> RunFolder:
         """Open an existing run.

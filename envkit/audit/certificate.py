@@ -47,6 +47,11 @@ class Certificate:
         """Whether no check has found a fault."""
         return all(finding.ok is not False for finding in self.findings)
 
+    @property
+    def seal(self) -> str:
+        """SHA-256 of the whole certificate, as hex."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
+
     def to_json(self) -> str:
         return json.dumps({"schema": _SCHEMA, "passed": self.passed, **asdict(self)}, indent=2) + "\n"
 
@@ -125,8 +130,8 @@ def read(path: Path) -> Certificate:
     return made
 
 
-def fault_of(kind: type[Env]) -> str:
-    """Why an environment has no valid certificate here; empty if it has one."""
+def valid(kind: type[Env]) -> Certificate | str:
+    """An environment's certificate, or why it has none that is valid here."""
     digest = content_digest(kind)
     paths = [
         path
@@ -147,8 +152,14 @@ def fault_of(kind: type[Env]) -> str:
         elif fault := next((one for one in certificate.findings if one.ok is False), None):
             faults.append(f"it has failed its audit: {fault.check}: {fault.detail}")
         else:
-            return ""
+            return certificate
     return faults[-1]
+
+
+def fault_of(kind: type[Env]) -> str:
+    """Why an environment has no valid certificate here; empty if it has one."""
+    found = valid(kind)
+    return found if isinstance(found, str) else ""
 
 
 def require_certified(kind: type[Env]) -> None:

@@ -13,6 +13,7 @@ from markupsafe import Markup
 from envkit.bench import charts, tables, words
 from envkit.bench.data import ReportData
 from envkit.bench.summary import Summary, summarise
+from envkit.bench.text import visible
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -38,8 +39,8 @@ def render(data: ReportData) -> dict[str, bytes]:
         "config": tables.config(data),
         "charts": _charts(data, summary),
     }
-    templates = _templates()
-    shown = {name: templates.get_template(f"{name}.j2").render(page) for name in ("report.html", "report.md")}
+    made = templates()
+    shown = {name: made.get_template(f"{name}.j2").render(page) for name in ("report.html", "report.md")}
     return {name: text.encode() for name, text in {"report.json": data.to_json(), **shown}.items()}
 
 
@@ -60,6 +61,27 @@ def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> 
     for path, content in files.items():
         write_atomic(path, content)
     return folder / "report.html"
+
+
+def report_folders(run: Path) -> list[Path]:
+    """Where a run's reports are: in its folder, or in one for each environment inside.
+
+    Raises:
+        StoreError: there is none, or the folder cannot be read.
+    """
+    found = sorted(path.parent for path in (*run.glob("report.json"), *run.glob("*/report.json")))
+    if not found:
+        raise StoreError(f"{run}: no report.json there; give the folder of a finished run")
+    return found
+
+
+def load_reports(run: Path) -> list[ReportData]:
+    """All reports of a run.
+
+    Raises:
+        StoreError: there is none, or see `load_report`.
+    """
+    return [load_report(folder) for folder in report_folders(run)]
 
 
 def load_report(folder: Path) -> ReportData:
@@ -94,10 +116,11 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
         said = "One row per kind of bug, one marker per arm; the table below has the numbers."
         names = [name for name, _ in contestants]
         made["operators"] = charts.dots("operators", "pass@1 by kind of bug, in percent", said, names, grid)
-    return made | _curves(data)
+    return made | curves_of(data)
 
 
-def _curves(data: ReportData) -> dict[str, Markup]:
+def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
+    """The training's curves by name; ``prefix`` keeps the ids of several on one page apart."""
     steps = data.training
     panels = {
         "sft": ("Warm start: loss", [(point.step, point.loss) for point in data.sft]),
@@ -110,11 +133,12 @@ def _curves(data: ReportData) -> dict[str, Markup]:
     for key, (title, curve) in panels.items():
         if seen := [(float(step), value) for step, value in curve if math.isfinite(value)]:
             said = "Dots: each step. Line: moving mean."
-            made[key] = charts.line(key, title, said, seen, unit_interval=key in ("reward", "mixed"))
+            made[key] = charts.line(prefix + key, title, said, seen, unit_interval=key in ("reward", "mixed"))
     return made
 
 
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
+    """What renders pages (escaped) and Markdown, with invisible characters spelled out in both."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envkit.bench", "."),
         autoescape=jinja2.select_autoescape(("html.j2",)),
@@ -125,16 +149,17 @@ def _templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["unbroken"] = _unbroken
+    environment.filters["dollars"] = words.dollars
     environment.filters["md"] = _markdown_text
     environment.filters["fence"] = _markdown_fence
     return environment
 
 
 def _visible(value: object) -> object:
-    """Invisible characters spelled out: a completion must not reorder or hide what a reader sees."""
+    """`visible`, of whatever a template prints; markup stays markup."""
     if not isinstance(value, str):
         return value
-    shown = "".join(c if c.isprintable() or c in "\n\t\u00a0" else f"\\u{ord(c):04x}" for c in value)
+    shown = visible(str(value))
     return Markup(shown) if isinstance(value, Markup) else shown
 
 

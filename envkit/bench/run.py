@@ -36,14 +36,18 @@ def evaluate(
     on_progress: OnProgress = lambda done, total, solved: True,
     chunk: int = 128,
 ) -> list[Trajectory]:
-    """Play the wanted episodes and log each; those in ``done`` are not played again.
+    """Play the wanted episodes and log each.
+
+    They are played in chunks that do not depend on what was played before, and a chunk of which anything is
+    missing is played whole: what is decoded together decides the last bits of a probability, so an
+    interrupted evaluation that goes on ends as an undisturbed one.
 
     Args:
         rollouts: plays them.
         agent: who answers.
         wanted: from `keys`.
         journal: every finished episode is appended before it is returned.
-        done: trajectories of an earlier, interrupted evaluation of the same agent.
+        done: graded trajectories of an earlier, interrupted evaluation of the same agent.
         on_progress: called after every chunk.
         chunk: episodes played at once.
 
@@ -51,17 +55,19 @@ def evaluate(
         Trajectories in the order of ``wanted``; fewer when stopped early.
     """
     found = {trajectory.key: trajectory for trajectory in done}
-    left = [key for key in wanted if key not in found]
-    for start in range(0, len(left), chunk):
+    for start in range(0, len(wanted), chunk):
+        asked = wanted[start : start + chunk]
+        if all(key in found for key in asked):
+            continue
         began = time.monotonic()
-        played = rollouts.play(agent, left[start : start + chunk])
+        played = rollouts.play(agent, asked)
         share_s = (time.monotonic() - began) / len(played)
         for trajectory in played:
             journal.append({"seconds": share_s, **trajectory_to_json(trajectory)})
             found[trajectory.key] = trajectory
         journal.sync()
         solved = sum(found[key].solved for key in wanted if key in found)
-        if not on_progress(len(wanted) - len(left) + start + len(played), len(wanted), solved):
+        if not on_progress(min(start + chunk, len(wanted)), len(wanted), solved):
             break
     return [found[key] for key in wanted if key in found]
 
@@ -95,4 +101,5 @@ def _item(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey,
         completion_tokens=sum(usage.completion_tokens for usage in usages),
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         seconds=sum(seconds[t.key] for t in played),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
     )

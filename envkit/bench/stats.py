@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -132,6 +132,100 @@ def paired_interval(
     return mean_interval(first - second, clusters, resamples=resamples, level=level, seed=seed)
 
 
+def ratio_interval(
+    above: ArrayLike,
+    below: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """``sum(above) / sum(below)``, such as dollars per solved task, resampling clusters as `mean_interval`.
+
+    Infinite where a draw has nothing below: who solves nothing pays without end for a solved task.
+
+    Args:
+        above: shape ``(items,)``, finite, >= 0.
+        below: shape ``(items,)``, finite, >= 0.
+        clusters: the items' cluster names.
+        resamples, level, seed: as in `mean_interval`.
+    """
+    above_c, _ = _cluster_totals(above, clusters)
+    below_c, _ = _cluster_totals(below, clusters)
+    ratio = _quotients(above_c.sum(keepdims=True), below_c.sum(keepdims=True))
+    if len(above_c) == 1:
+        return Interval(float(ratio[0]), 0.0, math.inf, 1)
+    picks = np.random.default_rng(seed).integers(len(above_c), size=(resamples, len(above_c)), dtype=np.int32)
+    ratios = _quotients(above_c[picks].sum(axis=1), below_c[picks].sum(axis=1))
+    # An infinite ratio is larger than any, and what lies between it and a finite one is unknown: no mixing.
+    low = np.quantile(ratios, (1 - level) / 2, method="lower")
+    high = np.quantile(ratios, (1 + level) / 2, method="higher")
+    return Interval(float(ratio[0]), float(low), float(high), len(above_c))
+
+
+def _quotients(above: Floats, below: Floats) -> Floats:
+    return np.divide(above, below, out=np.full_like(above, np.inf), where=below > 0)
+
+
+def mcnemar_exact(only_first: int, only_second: int) -> float:
+    """Chance of so uneven a split, or a more uneven one, if both arms were equally good.
+
+    The exact two-sided test of McNemar for items that each arm tried once: of those on which the arms
+    differ, each arm should win half. It takes items for independent.
+
+    Args:
+        only_first: items that the first arm alone solved.
+        only_second: items that the second arm alone solved.
+    """
+    differing = only_first + only_second
+    return float(_scipy().binomtest(only_first, differing).pvalue) if differing else 1.0
+
+
+def permutation_p(
+    a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, resamples: int = RESAMPLES - 1, seed: int = 0
+) -> float:
+    """Two-sided p-value of a mean paired difference, by exchanging the arms within whole clusters.
+
+    Args:
+        a: shape ``(items,)``.
+        b: shape ``(items,)``, in the order of ``a``.
+        clusters: the items' cluster names.
+        resamples: exchanges drawn; with few clusters all there are.
+        seed: of the draws.
+    """
+    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
+    sums, _ = _cluster_totals(first - second, clusters)
+    if not sums.any():
+        return 1.0
+
+    def total(x: Floats, y: Floats, axis: int) -> Floats:
+        return np.sum(x - y, axis=axis)
+
+    found = _scipy().permutation_test(
+        (sums, np.zeros_like(sums)),
+        total,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=resamples,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.pvalue)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """The p-values, raised so that all of them together err no more often than one alone would.
+
+    Holm 1979, https://www.jstor.org/stable/4615733: the smallest times their number, the next times one
+    less, never less than one before.
+    """
+    adjusted, least = [0.0] * len(p_values), 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
+        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = least
+    return adjusted
+
+
 def cluster_sd(values: ArrayLike, clusters: Sequence[str]) -> float:
     """Standard deviation between clusters, such that ``sd / sqrt(clusters)`` is the mean's standard error.
 
@@ -160,6 +254,13 @@ def minimum_detectable(clusters: int, sd: float, *, level: float = LEVEL, power:
         raise ValueError(f"clusters is {clusters}; it must be at least 1")
     normal = NormalDist()
     return (normal.inv_cdf((1 + level) / 2) + normal.inv_cdf(power)) * sd / math.sqrt(clusters)
+
+
+def _scipy() -> Any:
+    """SciPy's statistics: untyped, and slow to import for those who want a mean."""
+    import scipy.stats
+
+    return scipy.stats
 
 
 def _cluster_totals(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:

@@ -100,13 +100,14 @@ def summarise(data: ReportData) -> Summary:
     """Compute every number of the report; equal data gives equal numbers."""
     arms = {arm.name: arm for arm in data.arms}
     return Summary(
-        arms=tuple(_arm(arm, data.ks) for arm in data.arms),
-        differences=tuple(_difference(pair, arms[pair.arm], arms[pair.against]) for pair in data.differences),
-        operators=_operators([arm for arm in data.arms if arm.expected is None]),
+        arms=tuple(of_arm(arm, data.ks) for arm in data.arms),
+        differences=tuple(of_pair(pair, arms[pair.arm], arms[pair.against]) for pair in data.differences),
+        operators=by_operator([arm for arm in data.arms if arm.expected is None]),
     )
 
 
-def _arm(arm: Arm, ks: Sequence[int]) -> ArmSummary:
+def of_arm(arm: Arm, ks: Sequence[int]) -> ArmSummary:
+    """One arm in numbers; ``ks`` are those of its rates."""
     solved = sum(item.solved for item in arm.items)
     written = sum(item.completion_tokens for item in arm.items)
     solve_rate = _rate(arm.items, 1)
@@ -131,8 +132,9 @@ def _rate(items: Sequence[Item], k: int) -> Rate:
     return Rate(k, mean_interval(values, [item.source for item in kept]), len(kept))
 
 
-def _difference(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
-    first, second = _solve_rates(arm.items), _solve_rates(against.items)
+def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
+    """The paired difference of two arms' pass@1, over the tasks that both were measured on."""
+    first, second = solve_rates(arm.items), solve_rates(against.items)
     common = sorted(first.keys() & second.keys())
     unpaired = len(first.keys() ^ second.keys())
     if not common:
@@ -146,18 +148,20 @@ def _difference(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 
-def _operators(arms: Sequence[Arm]) -> tuple[OperatorSummary, ...]:
+def by_operator(arms: Sequence[Arm]) -> tuple[OperatorSummary, ...]:
+    """Solve rates on the tasks of every mutation operator, in its order."""
     tasks: dict[str, set[str]] = {}
     for item in (item for arm in arms for item in arm.items if item.operator and item.samples):
         tasks.setdefault(item.operator, set()).add(item.task)
-    rates = [_solve_rates(arm.items) for arm in arms]
+    rates = [solve_rates(arm.items) for arm in arms]
     return tuple(
         OperatorSummary(operator, len(posed), tuple(_mean_of(arm, posed) for arm in rates))
         for operator, posed in sorted(tasks.items())
     )
 
 
-def _solve_rates(items: Sequence[Item]) -> dict[str, float]:
+def solve_rates(items: Sequence[Item]) -> dict[str, float]:
+    """Share of graded samples that solved it, by task; tasks without a graded sample are left out."""
     return {item.task: item.solved / item.samples for item in items if item.samples}
 
 

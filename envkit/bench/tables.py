@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from envkit.bench.data import ReportData, Scalar, TrainPoint
 from envkit.bench.stats import LEVEL
-from envkit.bench.summary import ArmSummary, DifferenceSummary, Summary
+from envkit.bench.summary import ArmSummary, DifferenceSummary, OperatorSummary, Summary
 from envkit.bench.words import MINUS, NONE, bounds, number, percent, points
 
 _TRAINING_ROWS = 12
@@ -86,10 +86,14 @@ def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
 
 def operators(data: ReportData, summary: Summary) -> Table:
     """Solve rates per mutation operator and contestant."""
-    names = [arm.name for arm in data.arms if arm.expected is None]
+    return operators_of(summary.operators, [arm.name for arm in data.arms if arm.expected is None])
+
+
+def operators_of(found: Sequence[OperatorSummary], names: Sequence[str]) -> Table:
+    """Solve rates per mutation operator; ``names`` are the contestants, in the order of the rates."""
     rows = tuple(
         (entry.operator, number(entry.tasks, 0), *(percent(rate) for rate in entry.solve_rates))
-        for entry in summary.operators
+        for entry in found
     )
     head = ("Kind of bug", "Tasks", *(f"{name} %" for name in names))
     return Table("pass@1 by kind of bug, in percent", head, rows)

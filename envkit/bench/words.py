@@ -33,6 +33,22 @@ def points(difference: float) -> str:
     return text if text in (NONE, "0.0") or text.startswith(MINUS) else f"+{text}"
 
 
+def dollars(amount: float) -> str:
+    """Dollars with three significant digits, a dash where they are not known.
+
+    >>> dollars(0.000123), dollars(4.5), dollars(1234.0), dollars(float("inf"))
+    ('$0.000123', '$4.50', '$1,234', 'none solved')
+    """
+    if math.isnan(amount):
+        return NONE
+    if math.isinf(amount):
+        return "none solved"
+    if amount == 0:
+        return "$0"
+    digits = max(0, 2 - math.floor(math.log10(abs(amount))))
+    return f"{MINUS if amount < 0 else ''}${abs(amount):,.{min(digits, 8)}f}"
+
+
 def bounds(interval: Interval | None, *, signed: bool = False) -> str:
     """The interval's ends in percent or points, in brackets."""
     if interval is None:

@@ -67,10 +67,11 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Build a run's report again from its recorded numbers."""
-    from envkit.bench.report import load_report, write_report
+    from envkit.bench.report import load_report, report_folders, write_report
 
-    path = write_report(load_report(run), run, overwrite=True)
+    paths = [write_report(load_report(folder), folder, overwrite=True) for folder in report_folders(run)]
     if as_json:
-        emit({"report": str(path)})
-    else:
+        emit({"reports": [str(path) for path in paths]})
+        return
+    for path in paths:
         out.print(str(path), soft_wrap=True, markup=False)

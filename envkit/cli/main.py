@@ -9,7 +9,7 @@ import warnings
 import typer
 from rich.markup import escape
 
-from envkit.cli import audit, inspect, play, sandbox, tasks, train
+from envkit.cli import audit, bench, inspect, new, play, sandbox, tasks, train, view
 from envkit.cli.ui import err
 from envkit.errors import EnvkitError, StoreError, UsageError
 
@@ -35,15 +35,20 @@ def options(
 app.command("list")(inspect.list_)
 app.command()(inspect.doctor)
 app.command()(train.demo)
+app.command()(new.new)
 app.command()(play.play)
 app.command()(audit.audit)
 app.add_typer(tasks.app, name="tasks")
 app.add_typer(sandbox.app, name="sandbox")
-app.command("eval")(train.evaluate)
 app.command()(train.sft)
 app.command()(train.train)
-app.command()(train.bench)
+app.command("eval")(bench.evaluate)
+app.command()(bench.bench)
+app.command()(bench.rescore)
+app.command()(bench.leaderboard)
+app.command()(bench.prices)
 app.command()(inspect.report)
+app.command()(view.view)
 
 
 def main() -> None:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from envkit.cli.ui import emit, out
 
 if TYPE_CHECKING:
     from envkit.display import Display
@@ -37,3 +41,24 @@ def proved_backend(name: str, unsafe: bool, display: Display) -> SandboxBackend:
         return backend
     require_isolation(backend)
     return backend
+
+
+def command_line() -> str:
+    """What was typed, for reports to say."""
+    return shlex.join(["envkit", *sys.argv[1:]])
+
+
+def done(run: Path, report: Path, as_json: bool, *, stopped: bool) -> None:
+    """Say what a run found and where its report is."""
+    from envkit.bench.report import load_report
+    from envkit.bench.summary import summarise
+    from envkit.bench.words import headline
+
+    data = load_report(report.parent)
+    summary = summarise(data)
+    if as_json:
+        emit({"run": str(run), "report": str(report), "stopped": stopped, "summary": summary})
+        return
+    for sentence in headline(data, summary):
+        out.print(sentence, markup=False)
+    out.print(f"report: {report}", soft_wrap=True, markup=False)

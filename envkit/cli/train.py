@@ -1,16 +1,24 @@
-"""Commands that run models: demo, train, sft, eval, bench."""
+"""Commands that train: demo, train, sft."""
 
 from __future__ import annotations
 
-import shlex
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from envkit.cli.parts import DEFAULT_ENVIRONMENT, EnvName, Json, Root, SandboxName, Unsafe, proved_backend
+from envkit.cli.parts import (
+    DEFAULT_ENVIRONMENT,
+    EnvName,
+    Json,
+    Root,
+    SandboxName,
+    Unsafe,
+    command_line,
+    done,
+    proved_backend,
+)
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 
@@ -20,14 +28,12 @@ if TYPE_CHECKING:
     from envkit.display import Display
     from envkit.env import Env
     from envkit.sandbox import SandboxBackend
-    from envkit.studies.compare import ArmSpec, Settings
     from envkit.train.config import TrainConfig
     from envkit.types import Task
 
 Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: its own.")]
 Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: its own.")]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
-Adapter = Annotated[Path | None, typer.Option("--adapter", help="A trained adapter's folder.")]
 
 
 def demo(
@@ -90,14 +96,21 @@ def train(
             settings = _settings(config, seed=seed, model=model, backend=learner)
             train_tasks, heldout_tasks = _tasks(kind, tasks, heldout, backend, display)
             run = before_after.start(
-                root, settings, kind, minutes, train_tasks, heldout_tasks, display=display, command=_command()
+                root,
+                settings,
+                kind,
+                minutes,
+                train_tasks,
+                heldout_tasks,
+                display=display,
+                command=command_line(),
             )
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:
             report = before_after.BeforeAfter(run, kind, backend, display, go_on).run()
             stopped = not go_on()
-    _done(report, as_json, stopped=stopped)
+    done(run.path, report, as_json, stopped=stopped)
     if stopped and not as_json:
         out.print(f"go on with: envkit train --resume {run.path}", soft_wrap=True, markup=False)
 
@@ -134,98 +147,6 @@ def sft(
         )
 
 
-Limit = Annotated[int | None, typer.Option(min=1, help="First N tasks only.")]
-Samples = Annotated[int, typer.Option(min=1, help="Episodes per task.")]
-Temperature = Annotated[float, typer.Option(min=0, help="Of sampling.")]
-Turns = Annotated[int, typer.Option(min=1, help="Actions per episode.")]
-Tokens = Annotated[int, typer.Option(min=1, help="Most tokens per turn; as the adapter was trained.")]
-
-
-def evaluate(
-    agent: Annotated[str, typer.Option(help="model, oracle, no-op or random")] = "model",
-    env: EnvName = DEFAULT_ENVIRONMENT,
-    heldout: Heldout = None,
-    model: Model = None,
-    adapter: Adapter = None,
-    limit: Limit = None,
-    samples: Samples = 8,
-    temperature: Temperature = 0.7,
-    max_turns: Turns = 1,
-    max_completion_length: Tokens = 128,
-    sandbox: SandboxName = "auto",
-    root: Root = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals."""
-    from envkit.studies.compare import ArmSpec, Settings
-
-    arm = ArmSpec(adapter.name if adapter is not None else agent, agent, adapter)
-    settings = Settings(model, samples, temperature, max_turns, max_completion_length)
-    _compare([arm], settings, env, heldout, limit, sandbox, root, as_json)
-
-
-def bench(
-    adapter: Annotated[list[Path], typer.Option("--adapter", help="An adapter; repeat for more rows.")],
-    env: EnvName = DEFAULT_ENVIRONMENT,
-    heldout: Heldout = None,
-    model: Model = None,
-    limit: Limit = None,
-    samples: Samples = 8,
-    temperature: Temperature = 0.7,
-    max_turns: Turns = 1,
-    max_completion_length: Tokens = 128,
-    sandbox: SandboxName = "auto",
-    root: Root = Path("runs"),
-    as_json: Json = False,
-) -> None:
-    """Compare adapters with their base, oracle and no-op on the same held-out tasks; write a report."""
-    from envkit.studies.compare import ArmSpec, Settings
-
-    arms = [ArmSpec(name, name, None) for name in ("oracle", "no-op")]
-    arms.append(ArmSpec("base", "model", None))
-    for path in adapter:  # steps of two runs have equal names
-        name = path.name if [other.name for other in adapter].count(path.name) == 1 else _of_run(path)
-        arms.append(ArmSpec(name, "model", path))
-    settings = Settings(model, samples, temperature, max_turns, max_completion_length)
-    _compare(arms, settings, env, heldout, limit, sandbox, root, as_json)
-
-
-def _of_run(adapter: Path) -> str:
-    """A checkpoint's name with its run's."""
-    return f"{adapter.name}@{adapter.resolve().parents[1].name}"
-
-
-def _compare(
-    arms: Sequence[ArmSpec],
-    settings: Settings,
-    env: str,
-    heldout: Path | None,
-    limit: int | None,
-    sandbox: str,
-    root: Path,
-    as_json: bool,
-) -> None:
-    from envkit import registry
-    from envkit.studies.compare import compare
-
-    kind = registry.environment(env)
-    with live() as display, interruptible() as go_on:
-        backend = proved_backend(sandbox, False, display)
-        _, held = _tasks(kind, None, heldout, backend, display, need_train=False)
-        path = compare(
-            root,
-            arms,
-            kind,
-            held[:limit],
-            settings,
-            backend=backend,
-            display=display,
-            go_on=go_on,
-            command=_command(),
-        )
-    _done(path, as_json, stopped=not go_on())
-
-
 def _tasks(
     kind: type[Env],
     train_file: Path | None,
@@ -252,23 +173,3 @@ def _settings(path: Path | None, **given: Any) -> TrainConfig:
     base = from_toml(path) if path is not None else from_mapping({}, "defaults")
     overrides = {key: value for key, value in given.items() if value is not None}
     return from_mapping({**to_mapping(base), **overrides}, "command line")
-
-
-def _command() -> str:
-    return shlex.join(["envkit", *sys.argv[1:]])
-
-
-def _done(report: Path, as_json: bool, *, stopped: bool) -> None:
-    """Say what a run found and where its report is."""
-    from envkit.bench.report import load_report
-    from envkit.bench.summary import summarise
-    from envkit.bench.words import headline
-
-    data = load_report(report.parent)
-    summary = summarise(data)
-    if as_json:
-        emit({"run": str(report.parent), "report": str(report), "stopped": stopped, "summary": summary})
-        return
-    for sentence in headline(data, summary):
-        out.print(sentence, markup=False)
-    out.print(f"report: {report}", soft_wrap=True, markup=False)

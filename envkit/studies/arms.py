@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import os
 import platform
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import cast, final
 
+import envkit
 from envkit.agent import Agent
+from envkit.audit.certificate import content_digest, valid
 from envkit.bench.data import (
     Arm,
+    Conditions,
     Difference,
     Example,
     LossPoint,
     Machine,
+    Origin,
     Phase,
     ReportData,
     Scalar,
@@ -23,15 +28,14 @@ from envkit.bench.data import (
 )
 from envkit.bench.report import write_report
 from envkit.bench.run import evaluate, items, keys
+from envkit.bench.spec import EVALUATION_SEED
 from envkit.display import Display
+from envkit.env import Env
 from envkit.mining.taskfile import digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
-
-#: Seed of evaluation draws: the same for every run, so runs of one plan compare item by item.
-EVALUATION_SEED = 1
 
 
 @final
@@ -82,17 +86,38 @@ class Arms:
         took(self._run, f"evaluate {arm}", started, tokens)
         return len(found) == len(wanted)
 
-    def arm(self, name: str, description: str, expected: float | None = None) -> Arm | None:
+    def arm(
+        self, name: str, description: str, expected: float | None = None, origin: Origin = Origin()
+    ) -> Arm | None:
         """The arm as the report wants it, or ``None`` when nothing was played."""
         found = self.played(name)
         seconds = {EpisodeKey(**r["key"]): float(r["seconds"]) for r in self._run.records(f"eval-{name}")}
-        return Arm(name, description, items(found, self._tasks, seconds), expected) if found else None
+        return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
 
 
 def took(run: RunFolder, phase: str, started: float, tokens: int = 0) -> None:
     """Note how long a phase took, in ``phases.jsonl``."""
     with run.journal("phases") as journal:
         journal.append({"phase": phase, "seconds": time.monotonic() - started, "tokens": tokens})
+
+
+def training_seconds(run: RunFolder, phases: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:
+    """What a training run has spent so far on making an adapter, in the phases whose names begin so."""
+    found = ((str(record["phase"]), float(record["seconds"])) for record in run.records("phases"))
+    return sum(seconds for phase, seconds in found if phase.startswith(phases))
+
+
+def commit() -> str:
+    """Version of envkit, and the commit where it runs from a checkout."""
+    folder = Path(envkit.__file__).resolve().parent
+    asked = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
+    try:
+        found = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):  # no git, so no checkout
+        return envkit.__version__
+    # An installed copy may lie in some other project's checkout.
+    inside = (folder.parent / ".git").exists() and found.returncode == 0
+    return f"{envkit.__version__} {found.stdout.strip()}" if inside else envkit.__version__
 
 
 def machine(threads: int, dtype: str) -> Machine:
@@ -107,12 +132,13 @@ def machine(threads: int, dtype: str) -> Machine:
 
 def publish(
     run: RunFolder,
-    environment: str,
+    kind: type[Env],
     backend: SandboxBackend,
     tasks: Sequence[Task],
     arms: Sequence[Arm],
     differences: Sequence[Difference],
     *,
+    max_turns: int,
     title: str,
     ks: tuple[int, ...],
     config: Mapping[str, Scalar],
@@ -124,11 +150,12 @@ def publish(
 
     Args:
         run: the folder.
-        environment: name of the environment.
+        kind: the environment.
         backend: where the episodes were played.
         tasks: the held-out tasks of every arm.
         arms: the rows.
         differences: to report, where both arms are there.
+        max_turns: actions per episode.
         title, ks, config, warnings: see `ReportData`.
     """
     manifest = run.manifest
@@ -141,10 +168,10 @@ def publish(
     ]
     data = ReportData(
         title=title,
-        run=run.id,
+        run=str(manifest["id"]),
         created=time.strftime("%Y-%m-%d"),
         command=manifest["command"],
-        environment=environment,
+        environment=kind.id,
         isolation="sandbox" if backend.isolated else "none",
         sandbox=backend.name,
         model=manifest["model"],
@@ -164,6 +191,9 @@ def publish(
         examples=tuple(examples[:6]),
         config=config,
         warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
+        conditions=Conditions(kind.id, content_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
+        commit=str(manifest.get("commit", "")),
+        certificate=f"none: {found}" if isinstance(found := valid(kind), str) else found.seal,
     )
     return write_report(data, run.path, overwrite=True), data
 
@@ -176,7 +206,8 @@ def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
 
 def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:
     """One solved and one failed episode of an arm."""
-    chosen = [next((t for t in played if t.solved is solved), None) for solved in (True, False)]
+    ends = (Outcome.SOLVED, Outcome.FAILED)
+    chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
     return [
         Example(t.key.task, arm, t.steps[0].observation, t.steps[0].turn.text, str(t.info.get("verdict", "")))
         for t in chosen

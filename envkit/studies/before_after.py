@@ -14,17 +14,17 @@ from typing import final
 
 from envkit.agents.local import LocalAgent
 from envkit.audit.certificate import fault_of
-from envkit.bench.data import Difference
+from envkit.bench.data import Difference, Origin
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
 from envkit.errors import SandboxError, StoreError, TrainingError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
-from envkit.models import resolve
+from envkit.models import resolve, weights_digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import Arms, machine, publish, took
+from envkit.studies.arms import Arms, commit, machine, publish, took, training_seconds
 from envkit.studies.heldout import require_heldout
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
 from envkit.studies.verify import controls
@@ -104,6 +104,7 @@ def start(
             "environment": kind.id,
             "unaudited": fault_of(kind),
             "command": command,
+            "commit": commit(),
             "model": config.model,
             "model_digest": ref.digest,
             "threads": threads,
@@ -213,18 +214,20 @@ class BeforeAfter:
             )
 
     def _report(self, *, whole: bool) -> Path:
+        config = self._plan.train
         arms = [
             self._arms.arm("oracle", "undoes the mutation; must be 1", 1.0),
             self._arms.arm("no-op", "submits unchanged; must be 0", 0.0),
-            *(self._arms.arm(name, text) for name, text in _ARMS.items()),
+            *(self._arms.arm(name, text, origin=self._origin(name)) for name, text in _ARMS.items()),
         ]
         path, _ = publish(
             self._run,
-            self._kind.id,
+            self._kind,
             self._backend,
             self._heldout,
             [arm for arm in arms if arm is not None],
             _DIFFERENCES,
+            max_turns=config.max_turns,
             title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={**to_mapping(self._plan.train), "eval_temperature": self._plan.eval_temperature},
@@ -235,6 +238,27 @@ class BeforeAfter:
             ),
         )
         return path
+
+    def _origin(self, arm: str) -> Origin:
+        config = self._plan.train
+        adapter, seconds = "", 0.0
+        if arm == "SFT":
+            adapter, seconds = self._digest(self._run.path / "sft"), training_seconds(self._run, ("SFT",))
+        elif arm != "base":
+            store = CheckpointStore(self._run.path / "checkpoints")
+            adapter = self._digest(store.path(max(store.steps(), default=0)))
+            seconds = training_seconds(self._run)
+        return Origin(
+            kind="local",
+            model=config.model,
+            adapter=adapter,
+            training_seconds=seconds,
+            temperature=self._plan.eval_temperature,
+            max_completion_length=config.max_completion_length,
+        )
+
+    def _digest(self, adapter: Path) -> str:
+        return weights_digest(adapter) if adapter.exists() else ""
 
     def _unaudited(self) -> list[str]:
         fault = self._run.manifest.get("unaudited")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
+import math
+import re
 import xml.etree.ElementTree as ET
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envkit.bench.charts import Bar, bars, dots, line, moving_mean, nice_ticks
+from envkit.bench.charts import Bar, Curve, Spot, bars, curves, dots, line, moving_mean, scatter
+from envkit.bench.svg import nice_ticks
 
 
 def _floats(elements: list[ET.Element], attribute: str) -> list[float]:
@@ -66,3 +70,27 @@ def test_ticks_enclose_the_range_in_few_even_steps(a: float, b: float) -> None:
 def test_moving_mean() -> None:
     assert moving_mean([1, 2, 6, 4], 1) == [1.5, 3, 4, 5]
     assert moving_mean([1, 2, 6], 0) == [1, 2, 6]
+
+
+def test_a_scatter_joins_what_nothing_beats_and_names_every_point() -> None:
+    spots = [
+        Spot(0, "cheap", 0.001, 20.0, 15.0, 25.0, best=True),
+        Spot(1, "dear <b>", 0.1, 80.0, 70.0, 88.0, best=True),
+        Spot(2, "worse", 0.1, 40.0, -math.inf, math.inf, best=False),
+    ]
+    drawn = str(scatter("p", "Title", "Said.", spots, "$"))
+    assert drawn.count('class="frontier"') == 1
+    assert drawn.count('class="whisker"') == 2
+    assert "dear &lt;b&gt;" in drawn
+    assert ">$0.001<" in drawn
+    assert ">$0.1<" in drawn
+    lone = str(scatter("p", "Title", "Said.", spots[:1], "$"))
+    assert "frontier" not in lone
+
+
+def test_curves_double_from_tick_to_tick_and_their_names_do_not_overlap() -> None:
+    rows = [Curve(i, f"row {i}", ((1, 10.0), (2, 20.0), (4, 30.0))) for i in range(3)]
+    drawn = str(curves("c", "Title", "Said.", rows))
+    assert [f">{k}</text>" in drawn for k in (1, 2, 4, 8)] == [True, True, True, False]
+    heights = sorted(float(found) for found in re.findall(r'y="([\d.]+)"[^>]*>row', drawn))
+    assert all(b - a >= 14.9 for a, b in itertools.pairwise(heights))

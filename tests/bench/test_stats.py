@@ -12,7 +12,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envkit.bench.stats import cluster_sd, mean_interval, minimum_detectable, paired_interval, pass_at_k
+from envkit.bench.stats import (
+    cluster_sd,
+    holm,
+    mcnemar_exact,
+    mean_interval,
+    minimum_detectable,
+    paired_interval,
+    pass_at_k,
+    permutation_p,
+    ratio_interval,
+)
 
 CLUSTERED = st.lists(st.tuples(st.integers(0, 7), st.floats(-1, 1)), min_size=1, max_size=30)
 
@@ -188,3 +198,60 @@ def test_minimum_detectable_is_found_four_times_in_five() -> None:
     assert np.mean(np.abs(measured) > 1.96 * error) == pytest.approx(0.80, abs=0.01)
     with pytest.raises(ValueError, match="clusters is 0"):
         minimum_detectable(0, 0.25)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_exact_tests_agree_with_statsmodels(seed: int) -> None:
+    from statsmodels.stats.contingency_tables import mcnemar
+    from statsmodels.stats.multitest import multipletests
+
+    rng = np.random.default_rng(seed)
+    first, second = (int(count) for count in rng.integers(0, 30, size=2))
+    theirs = mcnemar([[7, first], [second, 3]], exact=True).pvalue
+    assert mcnemar_exact(first, second) == pytest.approx(theirs, rel=1e-12)
+    p_values = rng.uniform(0, 0.2, size=7)
+    assert holm(list(p_values)) == pytest.approx(multipletests(p_values, method="holm")[1], rel=1e-12)
+
+
+def test_no_difference_at_all_is_no_evidence() -> None:
+    assert mcnemar_exact(0, 0) == 1.0
+    assert permutation_p([1, 0, 1], [1, 0, 1], ["a", "b", "c"]) == 1.0
+    assert holm([]) == []
+
+
+def test_permutations_exchange_whole_clusters() -> None:
+    """Eight clusters that all say the same: only 2 of their 256 exchanges are as extreme."""
+    clusters = [f"c{i // 5}" for i in range(40)]
+    assert permutation_p([1.0] * 40, [0.0] * 40, clusters) == pytest.approx(2 / 256)
+    # Items taken for independent would be far more certain.
+    assert permutation_p([1.0] * 40, [0.0] * 40, [f"i{i}" for i in range(40)]) < 1e-3
+
+
+def test_permutation_p_is_uniform_under_no_effect() -> None:
+    rng = np.random.default_rng(0)
+    found = [
+        permutation_p(x := rng.normal(size=30), x + rng.normal(size=30), [str(i // 3) for i in range(30)])
+        for _ in range(300)
+    ]
+    assert np.mean(np.array(found) < 0.05) == pytest.approx(0.05, abs=0.035)
+
+
+def test_a_ratio_is_of_totals_and_infinite_where_nothing_is_solved() -> None:
+    found = ratio_interval([2.0, 4.0, 6.0], [1, 1, 2], ["a", "b", "c"])
+    assert found.estimate == 3.0
+    assert found.low <= 3.0 <= found.high
+    nothing = ratio_interval([1.0, 1.0], [0, 0], ["a", "b"])
+    assert nothing.estimate == nothing.low == nothing.high == math.inf
+    seldom = ratio_interval([1.0] * 6, [1, 0, 0, 0, 0, 0], list("abcdef"))
+    assert seldom.estimate == 6.0
+    assert seldom.high == math.inf
+
+
+def test_a_ratio_covers_the_truth() -> None:
+    """Cost 1 per item, a third solved: 3 per solved; the interval holds it about 95 times of 100."""
+    rng, held = np.random.default_rng(0), 0
+    for _ in range(200):
+        solved = rng.uniform(size=120) < 1 / 3
+        found = ratio_interval(np.ones(120), solved, [str(i) for i in range(120)], resamples=500)
+        held += found.low <= 3.0 <= found.high
+    assert 182 <= held <= 200

@@ -124,7 +124,7 @@ def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
     assert found["summary"]["arms"][0]["seconds"] > 0
     assert (tmp_path / found["report"]).exists()
     again = envkit("report", found["run"], "--json", cwd=tmp_path)
-    assert json.loads(again.stdout)["report"] == found["report"]
+    assert json.loads(again.stdout)["reports"] == [found["report"]]
 
 
 def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:

@@ -236,8 +236,8 @@ def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
 def test_a_report_says_where_verdicts_are_weaker(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def weaker(*given: object) -> Grade:
-        return replace(grade(*given), weakness="tests saw the code from inside")  # type: ignore[arg-type]
+    def weaker(*given: Any, **named: Any) -> Grade:
+        return replace(grade(*given, **named), weakness="tests saw the code from inside")
 
     grade = code_editor.grade
     monkeypatch.setattr(code_editor, "grade", weaker)

@@ -1,0 +1,328 @@
+"""The leaderboard in numbers: rows of several runs under equal conditions, priced, ranked and compared."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+
+from envkit.bench.data import Arm, Conditions, Difference, Item, ReportData
+from envkit.bench.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
+from envkit.bench.summary import (
+    ArmSummary,
+    DifferenceSummary,
+    OperatorSummary,
+    Rate,
+    by_operator,
+    of_arm,
+    of_pair,
+    solve_rates,
+)
+from envkit.errors import UsageError
+from envkit.prices import PriceTable, UnpricedError
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a row cost.
+
+    Args:
+        total_usd: all its episodes, failures and voids included; NaN where that is not known.
+        per_solved: dollars for each solved episode; ``None`` where that is not known.
+        basis: what was paid for, or why nothing is known.
+    """
+
+    total_usd: float
+    per_solved: Interval | None
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Versus:
+    """A row beside the row of reference: itself minus that one, paired by task.
+
+    Args:
+        difference: of pass@1, with what it could have detected.
+        p_value: two-sided, exchanging the two within source functions.
+        adjusted: the same after Holm's correction for all rows of the section.
+        mcnemar: exact, over single tries; NaN where a task was tried more than once.
+    """
+
+    difference: DifferenceSummary
+    p_value: float
+    adjusted: float
+    mcnemar: float
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One agent on one environment.
+
+    Args:
+        name: unique within the section.
+        report: the report it comes from.
+        arm: its raw numbers.
+        summary: these, averaged.
+        curve: pass@k for k = 1, 2, 4 and so on, as far as every task has samples.
+        cost: in dollars.
+        training_usd: what making its adapter cost at the same machine's hours; 0 for none, NaN: not known.
+        versus: the comparison with the row of reference; ``None`` for that row and for controls.
+        dominated: another row solves as much for less, or more for no more.
+    """
+
+    name: str
+    report: ReportData
+    arm: Arm
+    summary: ArmSummary
+    curve: tuple[Rate, ...]
+    cost: Cost
+    training_usd: float
+    versus: Versus | None = None
+    dominated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """After how many solved tasks a trained adapter has paid for its training, beside another row.
+
+    Args:
+        trained: name of the row with the adapter.
+        other: name of the row that it takes the place of.
+        saves_usd: per solved task; not positive where the other is cheaper.
+        solved_tasks: training dollars over that; infinite where the other is cheaper.
+    """
+
+    trained: str
+    other: str
+    saves_usd: float
+    solved_tasks: float
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """All rows of one environment, best first, controls last."""
+
+    conditions: Conditions
+    reference: str
+    rows: tuple[Row, ...]
+    operators: tuple[OperatorSummary, ...]
+    break_even: tuple[BreakEven, ...]
+
+    @property
+    def contestants(self) -> tuple[Row, ...]:
+        """Rows that are no controls."""
+        return tuple(row for row in self.rows if row.arm.expected is None)
+
+
+@dataclass(frozen=True, slots=True)
+class Board:
+    """The whole leaderboard.
+
+    Args:
+        sections: one per environment, by name.
+        prices: the table that all dollars come from.
+        machine: whose hours are paid for by models that ran here.
+    """
+
+    sections: tuple[Section, ...]
+    prices: PriceTable
+    machine: str
+
+
+def make_board(
+    reports: Sequence[ReportData], prices: PriceTable, machine: str, against: str | None = None
+) -> Board:
+    """Put the rows of reports side by side.
+
+    Args:
+        reports: at least one; those of one environment must have been measured under equal conditions.
+        prices: dollars of tokens and hours.
+        machine: name in the price table of the hardware that local models ran on.
+        against: name of the row that all others of its section are compared with; by default the first
+            that has an adapter, or the first at all.
+
+    Raises:
+        UsageError: conditions differ or are not known, no row of that name, or no such machine.
+    """
+    prices.hourly_usd(machine)
+    groups: dict[str, list[ReportData]] = {}
+    for report in reports:
+        groups.setdefault(report.environment, []).append(report)
+    if against is not None and not any(arm.name == against for report in reports for arm in report.arms):
+        known = ", ".join(dict.fromkeys(arm.name for report in reports for arm in report.arms))
+        raise UsageError(f"no row {against!r} to compare with; there is: {known}")
+    sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
+    return Board(tuple(sections), prices, machine)
+
+
+def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, against: str | None) -> Section:
+    conditions = _common(reports)
+    rows: list[Row] = []
+    taken = Counter(arm.name for report in reports for arm in report.arms)
+    seen = set[str]()
+    for report in reports:
+        for arm in report.arms:
+            if arm.expected is not None and arm.name in seen:
+                continue  # a control is the same in every run
+            seen.add(arm.name)
+            name = (
+                arm.name if taken[arm.name] == 1 or arm.expected is not None else f"{arm.name} · {report.run}"
+            )
+            rows.append(_row(name, report, arm, prices, machine))
+    contestants = [row for row in rows if row.arm.expected is None]
+    reference = _reference(contestants, against)
+    compared = _compared(contestants, reference) if reference else contestants
+    ranked = sorted(_pareto(compared), key=lambda row: -_solves(row))
+    controls = [row for row in rows if row.arm.expected is not None]
+    return Section(
+        conditions=conditions,
+        reference=reference.name if reference else "",
+        rows=(*ranked, *controls),
+        operators=by_operator([row.arm for row in ranked]),
+        break_even=_break_even(ranked),
+    )
+
+
+def _common(reports: Sequence[ReportData]) -> Conditions:
+    """The conditions that all reports share.
+
+    Raises:
+        UsageError: they do not; the message says in what.
+    """
+    found: list[tuple[str, Conditions]] = []
+    for report in reports:
+        if report.conditions is None:
+            raise UsageError(
+                f"run {report.run} is of an older version and does not say under which conditions it was "
+                "measured; run it again"
+            )
+        found.append((report.run, report.conditions))
+    (first, wanted), *others = found
+    for run, conditions in others:
+        pairs = [
+            (entry.name, getattr(wanted, entry.name), getattr(conditions, entry.name))
+            for entry in fields(Conditions)
+        ]
+        if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
+            raise UsageError(
+                f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}; rows "
+                "stand side by side only under equal conditions: leave one out, or run it again"
+            )
+    return wanted
+
+
+def _row(name: str, report: ReportData, arm: Arm, prices: PriceTable, machine: str) -> Row:
+    least = min((item.samples for item in arm.items if item.samples), default=1)
+    ks = [2**power for power in range(least.bit_length())]
+    summary = of_arm(arm, ks)
+    hours = arm.origin.machine or machine
+    try:
+        training_usd = arm.origin.training_seconds / 3600 * prices.hourly_usd(hours)
+    except UnpricedError:
+        training_usd = math.nan
+    return Row(name, report, arm, summary, summary.rates, _cost(arm, prices, hours), training_usd)
+
+
+def _cost(arm: Arm, prices: PriceTable, machine: str) -> Cost:
+    origin = arm.origin
+    if origin.kind == "script":
+        return Cost(math.nan, None, "a script costs nothing worth counting")
+    by_hours = origin.kind == "local" or bool(origin.machine)
+    try:
+        if by_hours:
+            hourly_usd = prices.hourly_usd(machine)
+            costs = [item.seconds * hourly_usd / 3600 for item in arm.items]
+            basis = f"hours of {machine} at ${hourly_usd:g}"
+        else:
+            if not any(item.completion_tokens for item in arm.items):
+                return Cost(math.nan, None, "its tokens were not recorded")
+            price = prices.of(origin.model)
+            costs = [
+                price.cost_usd(item.prompt_tokens, item.completion_tokens, item.cached_tokens)
+                for item in arm.items
+            ]
+            basis = f"tokens of {origin.model} at ${price.input:g} and ${price.output:g} per million"
+    except UnpricedError as error:
+        return Cost(math.nan, None, str(error))
+    clusters = [item.source for item in arm.items]
+    return Cost(sum(costs), ratio_interval(costs, [item.solved for item in arm.items], clusters), basis)
+
+
+def _reference(rows: Sequence[Row], against: str | None) -> Row | None:
+    named = [row for row in rows if against in (row.name, row.arm.name)]
+    trained = [row for row in rows if row.arm.origin.adapter]
+    return next(iter([*named, *trained[-1:], *rows]), None)
+
+
+def _compared(rows: Sequence[Row], reference: Row) -> list[Row]:
+    others = [row for row in rows if row is not reference]
+    tested = [(row, *_test(row.arm, reference.arm)) for row in others]
+    adjusted = holm([p_value for _, _, p_value, _ in tested])
+    judged = {
+        row.name: Versus(difference, p_value, raised, mcnemar)
+        for (row, difference, p_value, mcnemar), raised in zip(tested, adjusted, strict=True)
+    }
+    return [replace(row, versus=judged.get(row.name)) for row in rows]
+
+
+def _test(arm: Arm, reference: Arm) -> tuple[DifferenceSummary, float, float]:
+    """The paired difference, its p-value, and McNemar's where each task was tried once."""
+    difference = of_pair(Difference(arm.name, reference.name, ""), arm, reference)
+    first, second = solve_rates(arm.items), solve_rates(reference.items)
+    common = sorted(first.keys() & second.keys())
+    if not common:
+        return difference, 1.0, math.nan
+    source = {item.task: item.source for item in arm.items}
+    a, b = [first[task] for task in common], [second[task] for task in common]
+    once = all(item.samples <= 1 for item in (*arm.items, *reference.items))
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    exact = mcnemar_exact(only_a, only_b) if once else math.nan
+    return difference, permutation_p(a, b, [source[task] for task in common]), exact
+
+
+def _pareto(rows: Sequence[Row]) -> list[Row]:
+    """The rows with those marked that another beats on cost and solve rate."""
+
+    def beaten(row: Row) -> bool:
+        mine, solves = usd_per_solved(row), _solves(row)
+        return any(
+            usd_per_solved(other) <= mine
+            and _solves(other) >= solves
+            and (usd_per_solved(other), _solves(other)) != (mine, solves)
+            for other in rows
+            if math.isfinite(usd_per_solved(other))
+        )
+
+    return [replace(row, dominated=beaten(row)) for row in rows]
+
+
+def _break_even(rows: Sequence[Row]) -> tuple[BreakEven, ...]:
+    found: list[BreakEven] = []
+    for trained in rows:
+        if not trained.arm.origin.adapter or not math.isfinite(trained.training_usd):
+            continue
+        for other in rows:
+            if other.arm.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
+                saves = usd_per_solved(other) - usd_per_solved(trained)
+                after = trained.training_usd / saves if saves > 0 else math.inf
+                found.append(BreakEven(trained.name, other.name, saves, after))
+    return tuple(found)
+
+
+def usd_per_solved(row: Row) -> float:
+    """Dollars per solved episode; infinite where nothing is solved, or the cost not known."""
+    return row.cost.per_solved.estimate if row.cost.per_solved else math.inf
+
+
+def _solves(row: Row) -> float:
+    interval = row.summary.solve_rate.interval
+    return interval.estimate if interval else -1.0
+
+
+def items_of(section: Section) -> list[tuple[str, list[Item | None]]]:
+    """Every task of a section with what each contestant did on it."""
+    by_row = [{item.task: item for item in row.arm.items} for row in section.contestants]
+    tasks = dict.fromkeys(item.task for row in section.contestants for item in row.arm.items)
+    return [(task, [found.get(task) for found in by_row]) for task in tasks]

@@ -1,0 +1,207 @@
+"""The leaderboard as files: one page that needs nothing else, and the same numbers as Markdown and CSV."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from envkit.bench import charts, tables
+from envkit.bench.board import Board, Section, items_of, usd_per_solved
+from envkit.bench.data import Item
+from envkit.bench.published import load_published
+from envkit.bench.report import curves_of, templates
+from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
+from envkit.bench.stats import LEVEL, POWER, RESAMPLES
+from envkit.bench.tables import Table
+from envkit.bench.words import NONE, bounds, dollars, percent
+from envkit.store import write_atomic
+
+_NAME: Final = "leaderboard"
+
+
+def write_leaderboard(board: Board, folder: Path) -> Path:
+    """Write ``leaderboard.html``, ``.md`` and ``.csv`` in place of older ones; returns the page's path.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    for name, content in render(board).items():
+        write_atomic(folder / name, content)
+    return folder / f"{_NAME}.html"
+
+
+def render(board: Board) -> dict[str, bytes]:
+    """The three files by name. A pure function: an equal board gives equal bytes."""
+    script = resources.files("envkit.bench").joinpath(f"{_NAME}.js").read_text("utf-8")
+    page: dict[str, Any] = {
+        "board": board,
+        "title": f"Leaderboard: {', '.join(section.conditions.environment for section in board.sections)}",
+        "sections": [_shown(section, index) for index, section in enumerate(board.sections)],
+        "warnings": _warnings(board),
+        "method": _method(board),
+        "published": load_published(),
+        "kinds": KINDS,
+        "script": Markup(script),  # ours; the page's policy runs no other
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    made = templates()
+    pages = {name: made.get_template(f"{name}.j2").render(page) for name in (f"{_NAME}.html", f"{_NAME}.md")}
+    return {name: text.encode() for name, text in {**pages, f"{_NAME}.csv": as_csv(board)}.items()}
+
+
+def _shown(section: Section, index: int) -> dict[str, Any]:
+    """What the templates show of a section."""
+    reports = {report.run: report for row in section.rows if (report := row.report).training or report.sft}
+    return {
+        "id": f"s{index}",
+        "environment": section.conditions.environment,
+        "lead": _lead(section),
+        "reference": section.reference,
+        "head": HEAD,
+        "text_columns": TEXT_COLUMNS,
+        "rows": [(row, line(row, section.reference)) for row in section.rows],
+        "charts": _charts(section, index),
+        "break_even": _break_even(section),
+        "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
+        "provenance": provenance(section),
+        "matrix": [(task, [_square(item) for item in found]) for task, found in items_of(section)],
+        "matrix_head": [row.name for row in section.contestants],
+        "learning": [
+            (run, curves_of(report, f"s{index}-{number}-"))
+            for number, (run, report) in enumerate(reports.items())
+        ],
+    }
+
+
+def _lead(section: Section) -> str:
+    """What a section says, in one sentence or two."""
+    ranked = [row for row in section.contestants if row.summary.solve_rate.interval]
+    if not ranked:
+        return "Nothing was measured."
+    first = ranked[0]
+    rate = first.summary.solve_rate.interval
+    said = f"{first.name} solves most: {percent(rate.estimate if rate else math.nan)} % {bounds(rate)}."
+    priced = [row for row in ranked if math.isfinite(usd_per_solved(row))]
+    if len(priced) > 1:
+        cheapest = min(priced, key=usd_per_solved)
+        each = usd_per_solved(cheapest)
+        whose = "It is" if cheapest is first else f"{cheapest.name} is"
+        said += f" {whose} the cheapest per solved task, at {dollars(each)}"
+        times = usd_per_solved(first) / each if each else math.inf
+        said += (
+            "."
+            if cheapest is first or not math.isfinite(times)
+            else f"; {first.name} costs {times:,.3g} times as much."
+        )
+    return said
+
+
+def _square(item: Item | None) -> tuple[str, int]:
+    """A cell of the matrix: what it says, and its shade from 0 to 4; -1 where nothing was measured."""
+    if item is None or not item.samples:
+        return NONE, -1
+    return f"{item.solved}/{item.samples}", round(4 * item.solved / item.samples)
+
+
+def _break_even(section: Section) -> Table:
+    rows = tuple(
+        (
+            found.trained,
+            found.other,
+            dollars(found.saves_usd),
+            f"{math.ceil(found.solved_tasks):,}" if math.isfinite(found.solved_tasks) else "never",
+        )
+        for found in section.break_even
+    )
+    head = ("Trained", "Instead of", "Saves per solved task", "Training is paid after solved tasks")
+    return Table("When a trained adapter has paid for its training", head, rows, text_columns=2)
+
+
+def _charts(section: Section, index: int) -> dict[str, Markup]:
+    rows = section.contestants
+    made: dict[str, Markup] = {}
+    spots = [
+        charts.Spot(
+            series,
+            row.name,
+            row.cost.per_solved.estimate,
+            100 * rate.estimate,
+            100 * rate.low,
+            100 * rate.high,
+            best=not row.dominated,
+        )
+        for series, row in enumerate(rows)
+        if (rate := row.summary.solve_rate.interval)
+        and row.cost.per_solved
+        and 0 < row.cost.per_solved.estimate < math.inf
+    ]
+    if spots:
+        said = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
+        title = "Solved tasks in percent, over dollars per solved task"
+        made["pareto"] = charts.scatter(f"s{index}-pareto", title, said, spots, "$")
+    lines = [
+        charts.Curve(
+            series,
+            row.name,
+            tuple((rate.k, 100 * rate.interval.estimate) for rate in row.curve if rate.interval),
+        )
+        for series, row in enumerate(rows)
+    ]
+    lines = [curve for curve in lines if curve.points]
+    if any(len(curve.points) > 1 for curve in lines):
+        said = "; ".join(f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines)
+        made["curves"] = charts.curves(f"s{index}-curves", "pass@k in percent, over k", said, lines)
+    return made
+
+
+def _warnings(board: Board) -> list[str]:
+    found: list[str] = []
+    for section in board.sections:
+        environment = section.conditions.environment
+        for row in section.rows:
+            measured, wanted = row.summary.solve_rate.interval, row.arm.expected
+            if wanted is not None and measured is not None and measured.estimate != wanted:
+                found.append(
+                    f"{environment}: the control {row.name} solved {percent(measured.estimate)} % instead of "
+                    f"{percent(wanted)} %: grading or task files are broken, trust no number of this section."
+                )
+            if row.summary.voids:
+                total = row.summary.voids + row.summary.samples
+                found.append(
+                    f"{environment}: {row.name} lost {row.summary.voids} of {total} episodes to broken "
+                    "machinery; they are in no rate."
+                )
+            short = len(section.rows[0].arm.items) - len(row.arm.items)
+            if short > 0:
+                found.append(f"{environment}: {row.name} was not measured on {short} of the tasks.")
+        reports = {row.report.run: row.report for row in section.rows}
+        for report in reports.values():
+            found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
+            if report.isolation != "sandbox":
+                found.append(f"{environment}, run {report.run}: isolation is {report.isolation}.")
+    return list(dict.fromkeys(found))
+
+
+def _method(board: Board) -> list[str]:
+    return [
+        f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
+        "tasks made from one function are not independent. They say how results would vary with other "
+        "functions, not with other training seeds.",
+        "Points against are differences to the row of reference, paired by task; their p-values exchange the "
+        "two rows within source functions, and are raised after Holm for the number of rows compared. A "
+        f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "
+        "unseen.",
+        f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Providers' rows "
+        "pay for tokens, as the provider counted them. Rows that ran here pay for the wall time of their "
+        f"episodes, grading included, as hours of {board.machine}; training is apart, at the same price.",
+        "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
+        "like all others; what they were asked, and how, is their publisher's.",
+        "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "
+        "neither solved nor failed.",
+    ]

@@ -1,0 +1,182 @@
+"""Benchmark specifications: which agents play which tasks, and how; a TOML file, read strictly."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from envkit.errors import ConfigError
+from envkit.plain import decode
+
+#: Scripted agents and the pass@1 that an honest environment gives them; ``None``: none in particular.
+SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
+#: Seed of evaluation draws: the same for every run, so that runs compare item by item.
+EVALUATION_SEED = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EnvironmentSpec:
+    """Tasks to play.
+
+    Args:
+        name: of the environment, as `envkit list` has it.
+        tasks: a task file, or ``FORMAT:PATH`` for a benchmark that others have published; empty for the
+            environment's own held-out tasks.
+        limit: only the first so many.
+    """
+
+    name: str
+    tasks: str = ""
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ConfigError(f"environment {self.name}: limit is {self.limit}; it must be at least 1")
+
+
+@dataclass(frozen=True, slots=True)
+class AgentSpec:
+    """One row. Exactly one of ``script``, ``model`` and ``adapter``, ``card`` and ``recorded`` says whose.
+
+    Args:
+        name: in the report.
+        script: ``"oracle"``, ``"no-op"`` or ``"random"``.
+        model: id or folder of a model to run here; with ``adapter`` alone, the default one.
+        adapter: PEFT folder on top of it.
+        card: name or path of the card of a model behind an API; see `envkit.agents.cards`.
+        recorded: a model whose outputs came with the tasks, or a file of outputs; see
+            `envkit.agents.recorded`.
+        samples: episodes per task, if not as many as for the others. Recorded outputs give one.
+        temperature: if not as for the others.
+        max_completion_length: most tokens per turn, if not as for the others.
+    """
+
+    name: str
+    script: str = ""
+    model: str = ""
+    adapter: str = ""
+    card: str = ""
+    recorded: str = ""
+    samples: int | None = None
+    temperature: float | None = None
+    max_completion_length: int | None = None
+
+    def __post_init__(self) -> None:
+        whose = [self.script, self.model or self.adapter, self.card, self.recorded]
+        if sum(map(bool, whose)) != 1:
+            raise ConfigError(
+                f"agent {self.name}: give one of script, model (with an adapter or not), card and recorded"
+            )
+        if self.script and self.script not in SCRIPTS:
+            raise ConfigError(f"agent {self.name}: no script {self.script!r}; expected {', '.join(SCRIPTS)}")
+        if "/" in self.name or not self.name.isprintable() or not self.name.strip(". "):
+            raise ConfigError(f"agent {self.name!r}: a name is printable and has no slash; it names a file")
+        _check_sampling(f"agent {self.name}", self.samples, self.temperature, self.max_completion_length)
+
+
+@dataclass(frozen=True, slots=True)
+class BenchSpec:
+    """What to measure.
+
+    Args:
+        environments: each is reported by itself.
+        agents: the rows of every report, names unique.
+        samples: episodes per task; scripts whose result is known play one.
+        temperature: of sampling.
+        max_turns: actions per episode.
+        max_completion_length: most tokens per turn.
+        budget_usd: what all calls of APIs may cost together.
+        title: heading of the reports.
+    """
+
+    environments: tuple[EnvironmentSpec, ...]
+    agents: tuple[AgentSpec, ...]
+    samples: int = 4
+    temperature: float = 0.7
+    max_turns: int = 1
+    max_completion_length: int = 128
+    budget_usd: float = 1.0
+    title: str = ""
+
+    def __post_init__(self) -> None:
+        for what, names in (
+            ("environments", [one.name for one in self.environments]),
+            ("agents", [one.name for one in self.agents]),
+        ):
+            if not names:
+                raise ConfigError(f"there are no {what}; name at least one")
+            if len(set(names)) != len(names):
+                raise ConfigError(f"two {what} of one name among: {', '.join(names)}")
+        if self.max_turns < 1:
+            raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
+        if not 0 <= self.budget_usd < math.inf:
+            raise ConfigError(f"budget_usd is {self.budget_usd}; expected dollars, at least 0")
+        _check_sampling("the spec", self.samples, self.temperature, self.max_completion_length)
+
+    def of(self, agent: AgentSpec) -> AgentSpec:
+        """The agent with what it shares with the others filled in."""
+        once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
+        given = agent.max_completion_length
+        return replace(
+            agent,
+            samples=agent.samples or (1 if once else self.samples),
+            temperature=self.temperature if agent.temperature is None else agent.temperature,
+            max_completion_length=self.max_completion_length if given is None else given,
+        )
+
+
+def from_toml(path: Path) -> BenchSpec:
+    """Read a TOML file of `BenchSpec` fields; ``[[environments]]`` and ``[[agents]]`` are its tables.
+
+    Paths in it are seen from the folder that the file is in.
+
+    Raises:
+        ConfigError: no such file, not TOML, or a field is missing, unknown or wrong; names file and field.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
+    try:
+        return _seen_from(decode(BenchSpec, values, "the spec"), path.parent)
+    except (ValueError, ConfigError) as error:
+        raise ConfigError(f"{path}: {error}") from None
+
+
+def _seen_from(spec: BenchSpec, folder: Path) -> BenchSpec:
+    """The spec with every path that is there made absolute; other words are names."""
+
+    def path(word: str) -> str:
+        format_name, colon, rest = word.rpartition(":")
+        there = folder / rest
+        return f"{format_name}{colon}{there.resolve()}" if rest and there.exists() else word
+
+    return replace(
+        spec,
+        environments=tuple(replace(one, tasks=path(one.tasks)) for one in spec.environments),
+        agents=tuple(
+            replace(
+                one,
+                model=path(one.model),
+                adapter=path(one.adapter),
+                card=path(one.card),
+                recorded=path(one.recorded),
+            )
+            for one in spec.agents
+        ),
+    )
+
+
+def _check_sampling(
+    whose: str, samples: int | None, temperature: float | None, max_completion_length: int | None
+) -> None:
+    if samples is not None and samples < 1:
+        raise ConfigError(f"{whose}: samples is {samples}; it must be at least 1")
+    if temperature is not None and not 0 <= temperature < math.inf:
+        raise ConfigError(f"{whose}: temperature is {temperature}; it must be finite and at least 0")
+    if max_completion_length is not None and max_completion_length < 1:
+        raise ConfigError(f"{whose}: max_completion_length is {max_completion_length}; it must be at least 1")

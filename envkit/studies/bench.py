@@ -1,0 +1,276 @@
+"""Running a benchmark specification: every agent on the same tasks, resumable, a report per environment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import cast, final
+
+from envkit import registry
+from envkit.agents.recorded import read_recorded, read_usage, write_recorded
+from envkit.audit.certificate import content_digest
+from envkit.bench.data import Difference
+from envkit.bench.spec import SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.display import Display
+from envkit.env import Env, Imported
+from envkit.errors import StoreError, UsageError
+from envkit.mining.taskfile import digest, read_tasks, write_tasks
+from envkit.models import resolve, weights_digest
+from envkit.plain import decode, encode
+from envkit.prices import load_prices
+from envkit.rollout import EnvFactory, Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.arms import Arms, commit, machine, publish
+from envkit.studies.casting import (
+    Cast,
+    describe,
+    model_of,
+    origin_of,
+    outputs,
+    require_usable,
+    runs_here,
+)
+from envkit.studies.heldout import require_heldout
+from envkit.studies.plan import faster_dtype, use_threads
+from envkit.types import Task, Usage
+
+_KIND, _TASKS = "bench", "tasks.jsonl"
+
+
+def start(
+    root: Path,
+    spec: BenchSpec,
+    *,
+    backend: SandboxBackend,
+    display: Display,
+    command: str,
+    prices: Path | None = None,
+) -> RunFolder:
+    """Make a run folder with all that the run is a function of: spec, tasks, outputs, digests.
+
+    Args:
+        root: where run folders go.
+        spec: what to measure.
+        backend: for what has to be run to make tasks.
+        display: shows how far it is.
+        command: the command line.
+        prices: a price table on top of the shipped one.
+
+    Raises:
+        UsageError: an environment, adapter, card, price or set of outputs that is not there, or tasks that
+            are not held out. Nothing has been made then.
+    """
+    table = load_prices(prices)
+    for row in spec.agents:
+        require_usable(row, table)
+    played = [
+        (one.name, kind, tasks_of(kind, one, backend, display))
+        for one in spec.environments
+        for kind in [registry.environment(one.name)]
+    ]
+    recorded = {
+        (name, row.name): _recorded(row, imported)
+        for name, _, imported in played
+        for row in spec.agents
+        if row.recorded
+    }
+    models = {
+        model: resolve(model, display.say).digest
+        for model in dict.fromkeys(model_of(row) for row in spec.agents if runs_here(row))
+    }
+    threads = use_threads()
+    shared = {
+        "command": command,
+        "commit": commit(),
+        "model": ", ".join(models),
+        "model_digest": ", ".join(models.values()),
+        "machine": asdict(machine(threads, faster_dtype())),
+    }
+    run = RunFolder.create(
+        root,
+        _KIND,
+        {
+            "kind": _KIND,
+            **shared,
+            "spec": cast("Mapping[str, str]", encode(spec)),
+            "threads": threads,
+            "models": models,
+            "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
+            "prices": str(prices.resolve()) if prices else None,
+        },
+    )
+    for name, kind, imported in played:
+        began = {"code": content_digest(kind), "tasks": digest(imported.tasks)}
+        part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
+        write_tasks(part.path / _TASKS, imported.tasks, 0)
+        for row in spec.agents:
+            if row.recorded:
+                write_recorded(outputs(part, row), *recorded[name, row.name])
+    return run
+
+
+def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
+    """The tasks that a spec names, and what was recorded on them.
+
+    Raises:
+        UsageError: there are none, or they are not held out.
+    """
+    form, colon, path = spec.tasks.partition(":")
+    if not spec.tasks:
+        found = Imported(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
+    elif colon and not Path(spec.tasks).exists():
+        found = kind.import_tasks(form, Path(path))
+    else:
+        found = Imported(tuple(read_tasks(Path(spec.tasks))))
+    tasks = found.tasks[: spec.limit]
+    if not tasks:
+        raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
+    for reason, count in found.left_out.items():
+        display.say(f"{spec.tasks}: left out {count} {reason}")
+    require_heldout(tasks)
+    return Imported(tasks, found.recorded)
+
+
+def _recorded(row: AgentSpec, imported: Imported) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
+    """A row's recorded outputs for the tasks that are played, and what they cost where that is known.
+
+    Raises:
+        UsageError: there are none for some of the tasks.
+    """
+    said, usage = imported.recorded.get(row.recorded), dict[str, Usage]()
+    if said is None:
+        file = Path(row.recorded)
+        if not file.is_file():
+            known = ", ".join(sorted(imported.recorded)) or "none"
+            raise UsageError(
+                f"agent {row.name}: no recorded outputs {row.recorded!r} came with the tasks (there is: "
+                f"{known}), and there is no such file"
+            )
+        said, usage = read_recorded(file), read_usage(file)
+    if missing := [task.id for task in imported.tasks if task.id not in said]:
+        raise UsageError(
+            f"agent {row.name}: {row.recorded} has no output for {len(missing)} of "
+            f"{len(imported.tasks)} tasks, {missing[0]} first"
+        )
+    return {task.id: said[task.id] for task in imported.tasks}, usage
+
+
+@final
+class Bench:
+    """A run that `start` made, whatever of it is still to do.
+
+    Args:
+        run: the folder.
+        backend: sandbox backend.
+        display: live view.
+        go_on: polled between chunks of episodes; False ends the run cleanly, with its reports.
+
+    Raises:
+        StoreError: the folder is of another kind of run.
+    """
+
+    def __init__(
+        self, run: RunFolder, backend: SandboxBackend, display: Display, go_on: Callable[[], bool]
+    ) -> None:
+        manifest = run.manifest
+        if (kind := manifest.get("kind")) != _KIND:
+            raise StoreError(f"{run.path} is a run of kind {kind!r}; expected one of `envkit bench`")
+        try:
+            self._spec = decode(BenchSpec, manifest["spec"], "spec")
+        except (KeyError, ValueError) as error:
+            raise StoreError(f"{run.path / 'manifest.json'}: {error}") from error
+        self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
+        use_threads(manifest["threads"])
+        prices = load_prices(Path(manifest["prices"]) if manifest["prices"] else None)
+        self._cast = Cast(self._spec, manifest["models"], manifest["machine"]["dtype"], prices, display)
+
+    @property
+    def parts(self) -> list[tuple[type[Env], RunFolder]]:
+        """The environments, with the folder of each."""
+        kinds = [registry.environment(one.name) for one in self._spec.environments]
+        return [(kind, RunFolder.open(self._run.path / kind.id)) for kind in kinds]
+
+    @property
+    def rows(self) -> list[AgentSpec]:
+        """The agents, with all fields filled in."""
+        return [self._spec.of(row) for row in self._spec.agents]
+
+    def run(self) -> list[Path]:
+        """Do what is left to do; returns the paths of the reports, one for each environment.
+
+        Raises:
+            StoreError: another process is at work in the folder; or code, tasks, weights or adapters are not
+                what the run began with.
+            UsageError: a provider refuses to go on, or the budget is used up. What is done is reported.
+        """
+        with self._run.locked():
+            began = self._run.manifest["adapters"]
+            for row in self.rows:
+                if row.adapter and weights_digest(Path(row.adapter)) != began[row.name]:
+                    raise StoreError(f"{row.adapter} has changed since {self._run.id} began; cannot go on")
+            return [self._play(kind, part) for kind, part in self.parts]
+
+    def _play(self, kind: type[Env], part: RunFolder) -> Path:
+        if content_digest(kind) != part.manifest["code"]:
+            raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
+        tasks = self.tasks(part)
+        arms = Arms(part, tasks, self._display, self._go_on)
+        refused: UsageError | None = None
+        whole = True
+        with Rollouts(self.maker(kind, tasks)) as rollouts:
+            left = [row for row in self.rows if not arms.finished(row.name, row.samples or 1)]
+            for row in self.rows:
+                if row not in left:
+                    self._cast.count_spent(row, part)
+            for row in left:
+                try:
+                    with self._cast.agent(row, part, kind, tasks) as agent:
+                        whole = arms.play(rollouts, agent, row.name, row.samples or 1)
+                except UsageError as error:  # a provider's, or the budget's: what is done is worth a report
+                    refused, whole = error, False
+                if not whole:
+                    break
+        page = self.publish(kind, part, "" if whole else str(refused or "stopped by the user"))
+        if refused:
+            raise refused
+        return page
+
+    def tasks(self, part: RunFolder) -> list[Task]:
+        """The tasks of an environment, as the run began with them.
+
+        Raises:
+            StoreError: they have changed.
+        """
+        tasks = read_tasks(part.path / _TASKS)
+        if digest(tasks) != part.manifest["tasks"]:
+            raise StoreError(f"{part.path / _TASKS}: not the tasks that the run began with")
+        return tasks
+
+    def maker(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
+        """Makes an environment's environments."""
+        return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._spec.max_turns)
+
+    def publish(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
+        """Write an environment's report of what has been played; ``cut`` says why that is not all."""
+        spec, tasks = self._spec, self.tasks(part)
+        arms = Arms(part, tasks, self._display, self._go_on)
+        rows = [
+            arms.arm(row.name, describe(row), SCRIPTS.get(row.script), origin_of(row)) for row in self.rows
+        ]
+        base = next((row.name for row in spec.agents if runs_here(row) and not row.adapter), None)
+        path, _ = publish(
+            part,
+            kind,
+            self._backend,
+            tasks,
+            [row for row in rows if row is not None],
+            [Difference(row.name, base, row.name) for row in spec.agents if row.adapter and base],
+            max_turns=spec.max_turns,
+            title=spec.title or f"{kind.id}: comparison on held-out tasks",
+            ks=(1, spec.samples) if spec.samples > 1 else (1,),
+            config={"temperature": spec.temperature, "samples": spec.samples, "max_turns": spec.max_turns},
+            warnings=(f"The run ended early ({cut}); this is what there is.",) if cut else (),
+        )
+        return path

@@ -1,0 +1,117 @@
+"""Grading stored episodes again: the same words in fresh sandboxes, by the environment as it is now."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from envkit.agents.scripted import replay
+from envkit.audit.certificate import content_digest
+from envkit.display import Display
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder, trajectory_to_json
+from envkit.studies.arms import commit
+from envkit.studies.bench import Bench
+from envkit.types import EpisodeKey, Outcome, Trajectory
+
+_AT_ONCE = 64
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """An episode that ends otherwise than it did."""
+
+    environment: str
+    agent: str
+    key: EpisodeKey
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        place = f"{self.environment}, {self.agent}, {self.key.task}, try {self.key.row}"
+        return f"{place}: {self.before} -> {self.after}"
+
+
+@dataclass(frozen=True, slots=True)
+class Rescored:
+    """What grading again has led to: a run of its own, with reports."""
+
+    run: RunFolder
+    episodes: int
+    changed: tuple[Change, ...]
+
+
+def rescore(
+    old: RunFolder,
+    root: Path,
+    backend: SandboxBackend,
+    display: Display,
+    go_on: Callable[[], bool],
+    command: str,
+) -> Rescored:
+    """Grade every graded episode of a bench again; voids have nothing to grade.
+
+    Tokens and seconds stay those of the first time. The old run is left as it is.
+
+    Raises:
+        StoreError: not a bench, or damaged.
+        ContractError: an episode cannot be said again.
+    """
+    stored = Bench(old, backend, display, go_on)
+    said = {"command": command, "commit": commit(), "rescored": old.id}
+    run = RunFolder.create(root, "bench", {**_facts(old), **said})
+    ends: list[tuple[Change, bool]] = []
+    for kind, part in stored.parts:
+        new = run.part(kind.id, {**_facts(part), **said, "code": content_digest(kind)})
+        for file in (*part.path.glob("tasks.jsonl"), *part.path.glob("recorded-*.jsonl")):
+            shutil.copyfile(file, new.path / file.name)
+        with Rollouts(stored.maker(kind, stored.tasks(part))) as rollouts:
+            for row in stored.rows:
+                for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
+                    change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
+                    ends.append((change, change.before != change.after))
+    again = Bench(run, backend, display, go_on)
+    for kind, part in again.parts:
+        again.publish(kind, part, "" if go_on() else "stopped by the user")
+    return Rescored(run, len(ends), tuple(change for change, differs in ends if differs))
+
+
+def _again(
+    rollouts: Rollouts,
+    part: RunFolder,
+    new: RunFolder,
+    agent: str,
+    idle: str,
+    display: Display,
+    go_on: Callable[[], bool],
+) -> Generator[tuple[Trajectory, Trajectory]]:
+    """Play an agent's graded episodes again, and log them in the new part; pairs of old and new."""
+    name = f"eval-{agent}"
+    played = {trajectory.key: trajectory for trajectory in part.trajectories(name)}
+    seconds = {EpisodeKey(**record["key"]): record["seconds"] for record in part.records(name)}
+    graded = [trajectory for trajectory in played.values() if trajectory.outcome is not Outcome.VOID]
+    says = replay(agent, graded, idle)
+    display.phase(f"grade {agent}", len(graded))
+    with new.journal(name) as journal:
+        for start in range(0, len(graded), _AT_ONCE):
+            before = graded[start : start + _AT_ONCE]
+            after = rollouts.play(says, [trajectory.key for trajectory in before])
+            for trajectory in after:
+                journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
+            display.advance(start + len(before), "")
+            yield from zip(before, after, strict=True)
+            if not go_on():
+                return
+
+
+def _facts(run: RunFolder) -> dict[str, Any]:
+    """A manifest without what belongs to its folder."""
+    return {key: value for key, value in run.manifest.items() if key not in ("schema", "id")}
+
+
+def _ending(episode: Trajectory) -> str:
+    return f"{episode.outcome.value}, reward {episode.reward:g}"

@@ -1,0 +1,157 @@
+"""The board: what may stand side by side, what it costs, and what beats what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from boards import CONDITIONS, arm, report
+
+from envkit.bench.board import Board, make_board, usd_per_solved
+from envkit.bench.data import Origin, ReportData
+from envkit.errors import UsageError
+from envkit.prices import Price, PriceTable
+
+TABLE = PriceTable("2026-01-01", "a test", {"gpt-5.6": Price(4.0, 20.0, 0.4)}, {"box": 3.6})
+
+
+def board(*reports: ReportData, against: str | None = None) -> Board:
+    return make_board(reports, TABLE, "box", against)
+
+
+def test_rows_are_ranked_and_controls_come_last() -> None:
+    [section] = board(report()).sections
+    assert [row.name for row in section.rows] == [
+        "big & <b>bold</b>",
+        "gpt-4-0613",
+        "SFT+RL",
+        "base",
+        "oracle",
+        "no-op",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"tasks": "0ther"}, "tasks (7a5c5 and 0ther)"),
+        ({"code": "0ther"}, "code (c0de and 0ther)"),
+        ({"max_turns": 3}, "max_turns (1 and 3)"),
+        ({"seed": 2}, "seed (1 and 2)"),
+    ],
+)
+def test_unequal_conditions_are_refused_and_named(changed: dict[str, object], named: str) -> None:
+    other = replace(report("bench-2"), conditions=replace(CONDITIONS, **changed))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="bench-1 and bench-2 differ") as caught:
+        board(report(), other)
+    assert named in str(caught.value)
+
+
+def test_a_report_without_conditions_is_refused() -> None:
+    with pytest.raises(UsageError, match="bench-0 is of an older version"):
+        board(report(), replace(report("bench-0"), conditions=None))
+
+
+def test_two_environments_need_not_share_conditions() -> None:
+    found = board(report(), report("bench-2", "sql-desk"))
+    assert [section.conditions.environment for section in found.sections] == ["code-editor", "sql-desk"]
+
+
+def test_equal_names_of_two_runs_are_told_apart_and_controls_shown_once() -> None:
+    [section] = board(report("one"), report("two")).sections
+    names = [row.name for row in section.rows]
+    assert names.count("oracle") == 1
+    assert {"base · one", "base · two"} <= set(names)
+    assert len(names) == len(set(names)) == 10
+
+
+def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> None:
+    [section] = board(report()).sections
+    rows = {row.name: row for row in section.rows}
+    live, local = rows["big & <b>bold</b>"], rows["SFT+RL"]
+    # 240 tries of 1,000 tokens at $4 and 100 at $20 per million.
+    assert live.cost.total_usd == pytest.approx(240 * (1000 * 4 + 100 * 20) / 1e6)
+    solved = sum(item.solved for item in live.arm.items)
+    assert usd_per_solved(live) == pytest.approx(live.cost.total_usd / solved)
+    # 240 tries of 2 s at $3.60 an hour, and 1,200 s of training.
+    assert local.cost.total_usd == pytest.approx(240 * 2 * 0.001)
+    assert local.training_usd == pytest.approx(1.2)
+
+
+def test_cached_tokens_are_paid_as_such() -> None:
+    live = report().arms[4]
+    cached = replace(
+        live, items=tuple(replace(item, cached_tokens=item.prompt_tokens) for item in live.items)
+    )
+    [section] = board(replace(report(), arms=(cached,))).sections
+    assert section.rows[0].cost.total_usd == pytest.approx(240 * (1000 * 0.4 + 100 * 20) / 1e6)
+
+
+def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
+    unpriced = arm("mystery", Origin("live", "no-such-model"), 0.95)
+    [section] = board(replace(report(), arms=(*report().arms, unpriced))).sections
+    rows = {row.name: row for row in section.rows}
+    assert "no price for 'no-such-model'" in rows["mystery"].cost.basis
+    assert rows["gpt-4-0613"].cost.basis == "its tokens were not recorded"
+    assert math.isnan(rows["gpt-4-0613"].cost.total_usd)
+    assert [name for name, row in rows.items() if not row.dominated and row.cost.per_solved] == [
+        "big & <b>bold</b>",
+        "SFT+RL",
+    ]
+
+
+def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
+    [section] = board(report()).sections
+    assert section.reference == "SFT+RL"
+    compared = {row.name: row.versus for row in section.rows}
+    assert compared["SFT+RL"] is None
+    assert compared["oracle"] is None
+    base = compared["base"]
+    assert base is not None
+    assert base.difference.interval is not None
+    assert base.difference.interval.high < 0
+    assert base.p_value <= base.adjusted < 0.01
+    [section] = board(report(), against="base").sections
+    assert section.reference == "base"
+    with pytest.raises(UsageError, match=r"no row 'nobody'.*SFT"):
+        board(report(), against="nobody")
+
+
+def test_mcnemar_is_for_single_tries_only() -> None:
+    once = [arm(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))]
+    [section] = board(replace(report(), arms=tuple(once)), against="b").sections
+    first = section.rows[0].versus
+    assert first is not None
+    assert 0 < first.mcnemar < 0.001
+    [section] = board(report()).sections
+    assert all(math.isnan(row.versus.mcnemar) for row in section.rows if row.versus)
+
+
+def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
+    [section] = board(report()).sections
+    [found] = section.break_even
+    rows = {row.name: row for row in section.rows}
+    assert (found.trained, found.other) == ("SFT+RL", "big & <b>bold</b>")
+    saves = usd_per_solved(rows[found.other]) - usd_per_solved(rows[found.trained])
+    assert found.saves_usd == pytest.approx(saves)
+    assert found.solved_tasks == pytest.approx(1.2 / saves) if saves > 0 else math.isinf(found.solved_tasks)
+
+
+def test_a_row_that_solves_nothing_never_pays_off() -> None:
+    trained = arm("SFT+RL", replace(report().arms[3].origin), 0.0)
+    [section] = board(replace(report(), arms=(report().arms[4], trained))).sections
+    assert math.isinf(usd_per_solved(section.rows[1]))
+    assert [pair.solved_tasks for pair in section.break_even] == [math.inf]
+
+
+def test_unknown_training_cost_is_not_called_free() -> None:
+    origin = replace(report().arms[3].origin, training_seconds=math.nan)
+    [section] = board(replace(report(), arms=(report().arms[4], arm("SFT+RL", origin, 0.5)))).sections
+    assert math.isnan(section.rows[1].training_usd)
+    assert section.break_even == ()
+
+
+def test_a_machine_without_a_price_is_refused() -> None:
+    with pytest.raises(UsageError, match="no price for machine 'abacus'; there is: box"):
+        make_board([report()], TABLE, "abacus")

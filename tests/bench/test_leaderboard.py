@@ -1,0 +1,107 @@
+"""The leaderboard's files: the same numbers in all three, nothing run that is not ours, nothing lost."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from boards import report
+
+from envkit.bench.board import make_board
+from envkit.bench.leaderboard import render, write_leaderboard
+from envkit.bench.published import load_published
+from envkit.bench.rows import HEAD, line
+from envkit.prices import load_prices
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    board = make_board([report(), report("bench-2", "sql-desk", voids=3)], load_prices(), "cpu-2-cores")
+    return {name: content.decode() for name, content in render(board).items()}
+
+
+def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
+    board = make_board([report()], load_prices(), "cpu-2-cores")
+    for row in board.sections[0].rows:
+        cells = line(row, board.sections[0].reference)
+        assert len(cells) == len(HEAD)
+        for cell in cells:
+            assert html.escape(cell.text, quote=False) in files["leaderboard.html"]
+        said = [f"{cell.text} {cell.interval}".strip() for cell in cells]
+        plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
+        assert f"| {' | '.join(said)} |" in plain
+
+
+def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(files["leaderboard.csv"])))
+    assert len(rows) == 12
+    first = rows[0]
+    assert first["agent"] == "big & <b>bold</b>"
+    assert float(first["pass_at_1"]) == int(first["solved"]) / int(first["samples"])
+    assert float(first["usd_total"]) == pytest.approx(1.44)
+    assert rows[1]["usd_total"] == ""
+    hostile = replace(report(), arms=(replace(report().arms[2], name="=1+1"),))
+    made = render(make_board([hostile], load_prices(), "cpu-2-cores"))["leaderboard.csv"].decode()
+    assert "'=1+1" in made
+    assert ",=1+1" not in made
+
+
+def test_the_page_runs_our_script_and_nothing_else(files: dict[str, str]) -> None:
+    page = files["leaderboard.html"]
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+    assert "<b>bold</b>" not in page
+    assert not re.findall(r"(?:src|href)=", page)
+
+
+def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
+    for text in (files["leaderboard.md"], files["leaderboard.csv"]):
+        for fact in ("envkit bench spec.toml", "0.1.0 abc1234", "ada97e5ada97", "d19e57d19e57", "5ea1"):
+            assert fact in text
+    digest = report().conditions.digest  # type: ignore[union-attr]
+    assert digest in files["leaderboard.csv"]
+
+
+def test_voids_controls_that_fail_and_missing_tasks_are_said_first() -> None:
+    broken = report(voids=2)
+    lying = replace(broken.arms[0], items=tuple(replace(item, solved=0) for item in broken.arms[0].items))
+    short = replace(broken.arms[2], items=broken.arms[2].items[:50])
+    data = replace(broken, arms=(lying, short, broken.arms[3]), warnings=("The run ended early (why).",))
+    page = render(make_board([data], load_prices(), "cpu-2-cores"))["leaderboard.md"].decode()
+    head = page[: page.index("## code-editor")]
+    assert "the control oracle solved 0.0 % instead of 100.0 %" in head
+    assert "SFT+RL lost 2 of 242 episodes" in head
+    assert "base was not measured on 10 of the tasks" in head
+    assert "The run ended early (why)" in head
+
+
+def test_published_rows_are_apart_and_sourced(files: dict[str, str]) -> None:
+    rows = load_published()
+    assert len(rows) >= 15
+    ranked, published = files["leaderboard.md"].split("## Published elsewhere")
+    for row in rows:
+        assert row.source
+        assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", row.date)
+        assert f"{row.solved_percent:.1f}" in published
+    assert "Aider" not in ranked
+
+
+def test_equal_boards_give_equal_bytes_and_files_are_replaced_whole(tmp_path: Path) -> None:
+    board = make_board([report()], load_prices(), "cpu-2-cores")
+    assert render(board) == render(board)
+    page = write_leaderboard(board, tmp_path)
+    assert write_leaderboard(board, tmp_path) == page
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "leaderboard.csv",
+        "leaderboard.html",
+        "leaderboard.md",
+    ]

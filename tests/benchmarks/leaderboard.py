@@ -1,0 +1,65 @@
+"""How long a leaderboard takes: 5 agents on 2 environments of 300 tasks, to build and until it can be used.
+
+    make bench SECTION=leaderboard
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.append(str(Path(__file__).parents[1]))  # for boards.py and browser.py
+
+import boards
+from browser import browser, watched
+
+from envkit.bench.board import make_board
+from envkit.bench.leaderboard import write_leaderboard
+from envkit.bench.report import load_reports, write_report
+from envkit.prices import load_prices
+
+ROUNDS = 5
+TASKS = 300
+
+
+def main() -> None:
+    """Measure, and write ``runs/bench/leaderboard.json``."""
+    with tempfile.TemporaryDirectory() as folder:
+        runs: list[Path] = []
+        for name in ("code-editor", "sql-desk"):
+            run = Path(folder) / name
+            run.mkdir()
+            write_report(boards.report(name, name, TASKS), run)
+            runs.append(run)
+        built, ready, complaints = [], [], []
+        with browser() as launched:
+            for _ in range(ROUNDS):
+                began = time.perf_counter()
+                reports = [report for run in runs for report in load_reports(run)]
+                page = write_leaderboard(make_board(reports, load_prices(), "cpu-2-cores"), Path(folder))
+                built.append(time.perf_counter() - began)
+                with watched(launched) as seen:
+                    began = time.perf_counter()
+                    seen.page.goto(page.as_uri())
+                    seen.page.get_by_role("button", name="Tasks").first.click()
+                    seen.page.locator("th[aria-sort=descending]").first.wait_for()
+                    ready.append(time.perf_counter() - began)
+                    complaints += seen.complaints + seen.outside
+        found = {
+            "build_s": round(median(built), 3),
+            "interactive_s": round(median(ready), 3),
+            "page_kb": page.stat().st_size // 1000,
+            "console_errors": len(complaints),
+        }
+    out = Path("runs/bench/leaderboard.json")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(json.dumps(found, indent=1) + "\n")
+    print(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""A bench from spec to leaderboard: every kind of agent, killed and gone on with, graded again."""
+
+from __future__ import annotations
+
+import functools
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from api_server import USAGE, Api, Body, completion, refusal
+
+from envkit.agents.api import ApiAgent
+from envkit.agents.endpoint import Backoff
+from envkit.agents.recorded import write_recorded
+from envkit.bench.report import load_report, load_reports
+from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.display import Silent
+from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.errors import StoreError, UsageError
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.bench import Bench, start
+from envkit.studies.rescore import rescore
+from envkit.types import Task
+
+KEY = "sk-never-to-be-seen"
+
+
+@pytest.fixture(scope="module")
+def tasks(backend: SandboxBackend) -> Sequence[Task]:
+    return SqlDeskEnv.make_tasks("heldout", sandbox=backend, display=Silent())[:6]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("model")).path
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch) -> Generator[Api]:
+    monkeypatch.setenv("TEST_KEY", KEY)
+    with Api() as server:
+        yield server
+
+
+def card(folder: Path, api: Api, **more: Any) -> str:
+    """A card of the test's own server, priced as a model of the table is."""
+    file = folder / "mine.toml"
+    facts = {"model": "m", "base_url": api.url, "key_env": "TEST_KEY", "price": "gpt-5.6", **more}
+    file.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in facts.items()))
+    return str(file)
+
+
+def spec(*rows: AgentSpec, **settings: Any) -> BenchSpec:
+    limits = {"samples": 1, "max_completion_length": 64, "budget_usd": 5.0} | settings
+    return BenchSpec((EnvironmentSpec("sql-desk", limit=6),), rows, **limits)
+
+
+def begin(root: Path, wanted: BenchSpec, backend: SandboxBackend) -> RunFolder:
+    return start(root, wanted, backend=backend, display=Silent(), command="envkit bench spec.toml")
+
+
+def finish(run: RunFolder, backend: SandboxBackend) -> list[Path]:
+    return Bench(run, backend, Silent(), lambda: True).run()
+
+
+def solver(tasks: Sequence[Task], wrong: Sequence[str] = ()) -> Any:
+    """What answers as the oracle would, but for the ids in ``wrong``."""
+    prompts = {task.id: task.prompt for task in tasks}
+
+    def say(body: Body, number: int) -> Any:
+        asked = body["messages"][1]["content"]
+        [task] = [task for task in tasks if prompts[task.id] in asked]
+        return completion("pass" if task.id in wrong else SqlDeskEnv.oracle(task)[0])
+
+    return say
+
+
+def test_every_kind_of_agent_stands_on_one_board(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], model: Path, api: Api
+) -> None:
+    api.begin(solver(tasks, wrong=[tasks[0].id]))
+    said = {task.id: list(SqlDeskEnv.oracle(task)) for task in tasks[1:]}
+    write_recorded(tmp_path / "old.jsonl", {tasks[0].id: ["pass"], **said})
+    rows = (
+        AgentSpec("oracle", script="oracle"),
+        AgentSpec("no-op", script="no-op"),
+        AgentSpec("tiny", model=str(model), samples=2, max_completion_length=4),
+        AgentSpec("live", card=card(tmp_path, api)),
+        AgentSpec("old", recorded=str(tmp_path / "old.jsonl")),
+    )
+    [page] = finish(begin(tmp_path, spec(*rows), backend), backend)
+    data = load_report(page.parent)
+    rates = {arm.name: sum(item.solved for item in arm.items) / 6 for arm in data.arms}
+    assert rates == {"oracle": 1.0, "no-op": 0.0, "tiny": 0.0, "live": 5 / 6, "old": 5 / 6}
+    origins = {arm.name: arm.origin for arm in data.arms}
+    assert [origin.kind for origin in origins.values()] == ["script", "script", "local", "live", "recorded"]
+    assert origins["live"].model == "gpt-5.6"
+    assert origins["tiny"].max_completion_length == 4
+    live = next(arm for arm in data.arms if arm.name == "live")
+    assert sum(item.prompt_tokens for item in live.items) == 6 * USAGE["prompt_tokens"]
+    assert sum(item.completion_tokens for item in live.items) == 6 * USAGE["completion_tokens"]
+    assert data.conditions is not None
+    assert data.conditions.environment == "sql-desk"
+    assert data.commit.startswith("0.")
+    assert len(api.asked) == 6
+    assert all(KEY not in file.read_text() for file in page.parents[1].rglob("*") if file.is_file())
+
+
+def test_what_is_not_there_is_said_before_anything_is_made(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
+) -> None:
+    write_recorded(tmp_path / "short.jsonl", {tasks[0].id: ["pass"]})
+    (tmp_path / "unpriced").mkdir()
+    for row, said in (
+        (AgentSpec("a", card="no-such-card"), "no card 'no-such-card'"),
+        (AgentSpec("a", card=card(tmp_path / "unpriced", api, price="no-such-model")), "no price for"),
+        (AgentSpec("a", adapter=str(tmp_path)), "no adapter_config.json"),
+        (AgentSpec("a", recorded="gpt-4-0613"), "no recorded outputs 'gpt-4-0613'"),
+        (AgentSpec("a", recorded=str(tmp_path / "short.jsonl")), "no output for 5 of 6 tasks"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            begin(tmp_path / "runs", spec(row), backend)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
+) -> None:
+    right = solver(tasks)
+    api.begin(lambda body, number: right(body, number) if number < 3 else refusal(401, "no such key"))
+    rows = (AgentSpec("oracle", script="oracle"), AgentSpec("live", card=card(tmp_path, api, concurrency=1)))
+    run = begin(tmp_path, spec(*rows), backend)
+    with pytest.raises(UsageError, match="TEST_KEY"):
+        finish(run, backend)
+    [data] = load_reports(run.path)
+    assert any("ended early" in text for text in data.warnings)
+    assert [arm.name for arm in data.arms] == ["oracle"]
+    api.begin(right)
+    finish(run, backend)
+    [data] = load_reports(run.path)
+    assert data.warnings == ()
+    assert sum(item.solved for item in data.arms[1].items) == 6
+    assert len(api.asked) == 3  # the others had been answered
+
+
+def test_what_does_not_fit_the_budget_is_not_asked(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
+) -> None:
+    api.begin(solver(tasks))
+    run = begin(tmp_path, spec(AgentSpec("live", card=card(tmp_path, api)), budget_usd=0.0001), backend)
+    with pytest.raises(UsageError, match=r"budget of \$0.0001"):
+        finish(run, backend)
+    assert api.asked == []
+
+
+def test_a_provider_that_does_not_answer_makes_voids_which_are_tried_again(
+    tmp_path: Path,
+    backend: SandboxBackend,
+    tasks: Sequence[Task],
+    api: Api,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    impatient = functools.partial(ApiAgent, backoff=Backoff(attempts=3, first_s=0.01))
+    monkeypatch.setattr("envkit.studies.casting.ApiAgent", impatient)
+    lost, right = tasks[2].prompt, solver(tasks)
+
+    def say(body: Body, number: int) -> Any:
+        return (
+            refusal(500, "oh", retry_after="0")
+            if lost in body["messages"][1]["content"]
+            else right(body, number)
+        )
+
+    api.begin(say)
+    run = begin(tmp_path, spec(AgentSpec("live", card=card(tmp_path, api))), backend)
+    finish(run, backend)
+    [arm] = load_reports(run.path)[0].arms
+    assert (sum(item.solved for item in arm.items), sum(item.voids for item in arm.items)) == (5, 1)
+    api.begin(right)
+    finish(run, backend)
+    [arm] = load_reports(run.path)[0].arms
+    assert (sum(item.solved for item in arm.items), sum(item.voids for item in arm.items)) == (6, 0)
+    assert len(api.asked) == 1
+
+
+def test_a_run_is_what_it_began_as(
+    tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, spec(AgentSpec("oracle", script="oracle")), backend)
+    with pytest.raises(StoreError, match="kind 'bench-part'"):
+        Bench(RunFolder.open(run.path / "sql-desk"), backend, Silent(), lambda: True)
+    with run.locked(), pytest.raises(StoreError, match="another process is at work"):
+        finish(run, backend)
+    monkeypatch.setattr("envkit.studies.bench.content_digest", lambda kind: "0ther")
+    with pytest.raises(StoreError, match="code of sql-desk has changed"):
+        finish(run, backend)
+    monkeypatch.undo()
+    file = run.path / "sql-desk" / "tasks.jsonl"
+    lines = file.read_text().splitlines(keepends=True)
+    file.write_text("".join([lines[0].replace('"count":6', '"count":5'), *lines[1:-1]]))
+    with pytest.raises(StoreError, match="not the tasks that the run began with"):
+        finish(run, backend)
+
+
+def test_stored_episodes_are_graded_again_and_changes_are_named(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
+    run = begin(tmp_path, spec(*rows), backend)
+    finish(run, backend)
+    same = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
+    assert (same.episodes, same.changed) == (12, ())
+    [before], [after] = load_reports(run.path), load_reports(same.run.path)
+    assert after.arms == before.arms
+    assert same.run.manifest["rescored"] == run.id
+
+    setup = SqlDeskEnv.setup
+
+    def broken(self: SqlDeskEnv, task: Task) -> str:
+        """Poses the first task as one that nobody can solve."""
+        seen = setup(self, task)
+        return seen if task.id != tasks[0].id else self.apply("pass").observation
+
+    monkeypatch.setattr(SqlDeskEnv, "setup", broken)
+    monkeypatch.setattr(SqlDeskEnv, "apply", _refuse_first(SqlDeskEnv.apply, tasks[0].id))
+    changed = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore").changed
+    assert [(one.agent, one.key.task, one.after) for one in changed] == [
+        ("oracle", tasks[0].id, "failed, reward 0")
+    ]
+
+
+def _refuse_first(apply: Any, task: str) -> Any:
+    def changed(self: SqlDeskEnv, action: str) -> Any:
+        return apply(self, "pass" if self.task.id == task else action)
+
+    return changed
+
+
+def test_kill_9_changes_nothing_and_asks_nothing_twice(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
+) -> None:
+    right, concurrency = solver(tasks, wrong=[tasks[1].id]), 2
+
+    def slow(body: Body, number: int) -> Any:
+        async def answer() -> Any:
+            import asyncio
+
+            await asyncio.sleep(0.15)
+            return right(body, number)
+
+        return answer()
+
+    rows = (
+        AgentSpec("oracle", script="oracle"),
+        AgentSpec("live", card=card(tmp_path, api, concurrency=concurrency)),
+    )
+    whole = begin(tmp_path / "whole", spec(*rows), backend)
+    api.begin(right)
+    finish(whole, backend)
+    asked = Counter(_question(body) for body in api.asked)
+    assert set(asked.values()) == {1}
+
+    cut = begin(tmp_path / "cut", spec(*rows), backend)
+    api.begin(slow)
+    program = "from envkit.cli.main import main; main()"
+    command = [sys.executable, "-c", program, "bench", "--resume", str(cut.path), "--sandbox", backend.name]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        child = subprocess.Popen(command, stdout=file, stderr=file)
+    calls = cut.path / "sql-desk" / "calls-live.jsonl"
+    deadline = time.monotonic() + 60
+    while not (calls.exists() and calls.read_text().count('"answered"') >= 2):
+        assert child.poll() is None, log.read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    child.send_signal(signal.SIGKILL)
+    child.wait()
+    answered = calls.read_text().count('"answered"')
+    before = list(api.asked)
+    api.begin(right)
+    finish(cut, backend)
+    again = Counter(_question(body) for body in [*before, *api.asked])
+    assert set(again) == set(asked)
+    assert len(api.asked) <= 6 - answered
+    assert sum(again.values()) - 6 <= concurrency
+    marked = calls.read_text().count('"repeated":true')
+    assert sum(again.values()) - 6 <= marked <= 2 * concurrency
+    assert _timeless(cut) == _timeless(whole)
+
+
+def _question(body: Body) -> str:
+    return json.dumps(body["messages"])
+
+
+def _timeless(run: RunFolder) -> dict[str, Any]:
+    """A run's report without what time has put into it."""
+    [data] = load_reports(run.path)
+    arms = tuple(
+        replace(arm, items=tuple(replace(item, seconds=0.0) for item in arm.items)) for arm in data.arms
+    )
+    return json.loads(replace(data, run="", phases=(), arms=arms).to_json())
