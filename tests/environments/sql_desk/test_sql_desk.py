@@ -10,10 +10,9 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envkit import SandboxBackend, Task
+from envkit import SandboxBackend
 from envkit.audit import certificate
-from envkit.audit.examine import Subject, examine
-from envkit.display import Silent
+from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.environments.sql_desk.desk import Desk
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
@@ -243,10 +242,8 @@ def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
     env.close()
 
 
-def test_it_passes_its_audit(backend: SandboxBackend) -> None:
-    tasks: list[Task] = [*STARTERS.values()]
-    findings = examine(Subject(SqlDeskEnv, tasks, backend, 3), Silent())
-    assert [finding for finding in findings if not finding.ok] == []
+class TestSqlDesk(EnvSuite):
+    kind = SqlDeskEnv
 
 
 def test_the_shipped_certificate_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:

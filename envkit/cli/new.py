@@ -1,0 +1,30 @@
+"""The command that makes a new environment's package."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from envkit.cli.parts import Json
+from envkit.cli.ui import emit, out
+
+
+def new(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the environment, such as ticket-desk.")],
+    into: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
+    as_json: Json = False,
+) -> None:
+    """Make a package with a small environment that works, to be made your own."""
+    from envkit.scaffold import commands, create
+
+    folder = create(name, into)
+    then = [f"cd {shlex.quote(str(folder))}", *commands(name)]
+    if as_json:
+        emit({"folder": str(folder), "next": then})
+        return
+    out.print(f"{folder}: a small environment that works. Next:", soft_wrap=True, markup=False)
+    for command in then:
+        out.print(f"    {command}", soft_wrap=True, markup=False)

@@ -1,0 +1,124 @@
+"""The package that `envkit new` makes: a small environment that works, to be made one's own."""
+
+from __future__ import annotations
+
+import keyword
+import re
+import secrets
+import shutil
+from collections.abc import Mapping
+from importlib.metadata import version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final
+
+import jinja2
+
+from envkit import registry
+from envkit.errors import StoreError, UsageError
+from envkit.store import sync_folder
+
+#: Template -> where it goes; ``PACKAGE`` stands for the package's name.
+_FILES: Final[Mapping[str, str]] = {
+    "pyproject.toml.j2": "pyproject.toml",
+    "README.md.j2": "README.md",
+    "init.py.j2": "PACKAGE/__init__.py",
+    "program.py.j2": "PACKAGE/program.py",
+    "app.py.j2": "PACKAGE/app.py",
+    "tasks.py.j2": "PACKAGE/tasks.py",
+    "env.py.j2": "PACKAGE/env.py",
+    "test_env.py.j2": "tests/test_env.py",
+}
+#: As packaging normalises the names of distributions.
+_NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
+#: Folders that stand, or will, beside the package.
+_TAKEN: Final = {"build", "dist", "tests"}
+
+
+def commands(name: str) -> tuple[str, ...]:
+    """What to run next, inside the new folder, in this order."""
+    return (
+        "python -m pip install --editable '.[test]'",
+        "python -m pytest",
+        f"envkit play {name}",
+        f"envkit tasks check --env {name}",
+        f"envkit audit {name}",
+    )
+
+
+def check_name(name: str) -> None:
+    """Refuse a name that cannot be that of a distribution, a package and an environment.
+
+    Raises:
+        UsageError: says which it cannot be, and why.
+    """
+    if not _NAME.fullmatch(name):
+        raise UsageError(
+            f"{name!r} is no name for an environment; expected a lower-case letter, then letters, digits and "
+            "single hyphens, such as ticket-desk"
+        )
+    if name in registry.names("environment"):
+        raise UsageError(f"environment {name} is installed already, see: envkit list; choose another name")
+    package = name.replace("-", "_")
+    if keyword.iskeyword(package):
+        raise UsageError(f"{name} is a word of Python's own, so no package can be named so; choose another")
+    if package in _TAKEN:
+        raise UsageError(f"the folder {package}/ is needed for something else; choose another name")
+    if find_spec(package) is not None:
+        raise UsageError(
+            f"a module {package} is there already, which would hide this one; choose another name"
+        )
+
+
+def render(name: str) -> dict[str, str]:
+    """Every file of the package by its path, for a name that `check_name` lets pass."""
+    package = name.replace("-", "_")
+    words = {
+        "name": name,
+        "package": package,
+        "title": name.replace("-", " ").capitalize(),
+        "kind": "".join(part.capitalize() for part in name.split("-")) + "Env",
+        "commands": commands(name),
+        "version": version("envkit"),
+    }
+    templates = jinja2.Environment(
+        loader=jinja2.PackageLoader("envkit.scaffold", "."),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return {
+        path.replace("PACKAGE", package): templates.get_template(template).render(words)
+        for template, path in _FILES.items()
+    }
+
+
+def create(name: str, into: Path) -> Path:
+    """Make the folder ``into/name``, whole or not at all.
+
+    Raises:
+        UsageError: the name will not do, see `check_name`; ``into`` is no folder; or the new one is there.
+        StoreError: it cannot be written.
+    """
+    check_name(name)
+    folder = into / name
+    files = render(name)
+    draft = into / f".{name}.{secrets.token_hex(4)}.tmp"
+    try:
+        if not into.is_dir():
+            raise UsageError(f"{into} is no folder; make it first: mkdir -p {into}")
+        if folder.exists() or folder.is_symlink():
+            raise UsageError(f"{folder} exists; choose another name or folder, nothing is overwritten")
+        try:
+            for path, text in files.items():
+                (draft / path).parent.mkdir(parents=True, exist_ok=True)
+                (draft / path).write_text(text, encoding="utf-8", newline="\n")
+            draft.rename(folder)
+        finally:
+            shutil.rmtree(draft, ignore_errors=True)  # it is gone where all went well
+        sync_folder(into)
+    except OSError as error:
+        raise StoreError(
+            f"cannot make {folder}: {error.strerror or error}; nothing was left behind"
+        ) from error
+    return folder

@@ -1,0 +1,62 @@
+"""A fresh virtual environment in which envkit is installed as a wheel, made without a network."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tomllib
+import venv
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+#: So that pip asks no index, and builds with what is installed.
+OFFLINE = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+
+
+def run(*command: str, cwd: Path, said: str = "", fails: bool = False, **variables: str) -> str:
+    """What a command prints that must succeed, or where it ``fails``, must end with exit status 1."""
+    inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(
+        command,
+        cwd=cwd,
+        env={**inherited, **OFFLINE, "COLUMNS": "200", **variables},
+        input=said,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == int(fails), done.stdout + done.stderr
+    return done.stdout
+
+
+def install(folder: Path, wanted: str, *projects: Path) -> Path:
+    """Install ``wanted`` in a fresh environment below ``folder``; returns where its programs are.
+
+    Args:
+        folder: empty but for ``projects``.
+        wanted: what pip is asked for, whose requirements must be installed here.
+        projects: folders of which wheels are built, beside envkit's.
+    """
+    source = folder / "source"  # a copy, so that nothing is left in the repository
+    project: Any = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    for part in project["tool"]["setuptools"]["package-dir"].values():
+        shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
+    for file in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / file, source)
+    pip = (sys.executable, "-m", "pip", "--quiet")
+    run(*pip, "wheel", "--no-deps", "--wheel-dir", "wheels", *map(str, (source, *projects)), cwd=folder)
+    venv.create(folder / "venv", symlinks=True)
+    python = folder / "venv" / "bin" / "python"
+    [packages] = (folder / "venv" / "lib").glob("python*/site-packages")
+    # What a network would bring: all that is installed here, but for envkit.
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "envkit" not in path.name and path.name != "__pycache__":
+            (packages / path.name).symlink_to(path)
+    run(*pip, "--python", str(python), "install", "--find-links", "wheels", wanted, cwd=folder)
+    file = run(str(python), "-c", "import envkit; print(envkit.__file__)", cwd=folder)
+    assert file.strip() == str(packages / "envkit" / "__init__.py")
+    return python.parent
