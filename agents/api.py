@@ -97,8 +97,7 @@ class ApiAgent:
         self._recorded = Recorded(recorded)
         self._calls = Calls(journal, self._recorded)
         self._endpoint = Endpoint(card)
-        for usage in self._recorded.usages:
-            budget.count(self._cost_usd(usage))
+        budget.count(sum(map(price.of, self._recorded.usages)), journal.path)
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
         self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
         self._refused: BudgetError | None = None
@@ -177,7 +176,7 @@ class ApiAgent:
     def _asked(self, place: Place, request: Mapping[str, Any]) -> Reply | Failure:
         """One request: held against the budget, journaled, made, journaled and paid for."""
         most = most_of(self._card, request)
-        with self._budget.hold(self._cost_usd(most)) as hold:
+        with self._budget.hold(self._price.of(most)) as hold:
             if self._closing.is_set():
                 hold.usd = 0.0
                 return Failure("it is closed", passing=False)
@@ -188,16 +187,13 @@ class ApiAgent:
             if not isinstance(found, Failure):
                 found = read_reply(found, most, seconds, tools=bool(self._tools))
             if isinstance(found, Reply):
-                hold.usd = self._cost_usd(found.usage)
+                hold.usd = self._price.of(found.usage)
                 self._calls.answered(call, found)
             else:
                 usage = replace(most if found.paid else Usage(), seconds=seconds)
-                hold.usd = self._cost_usd(usage)
+                hold.usd = self._price.of(usage)
                 self._calls.failed(call, found.reason, usage)
             return found
-
-    def _cost_usd(self, usage: Usage) -> float:
-        return self._price.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
 
 def _heard(session: _Conversation, found: Reply | AgentError) -> Turn | AgentError:

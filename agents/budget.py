@@ -7,6 +7,7 @@ import threading
 from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import final
 
 from envkit.errors import UsageError
@@ -40,6 +41,7 @@ class Budget:
         self.limit_usd = limit_usd
         self._spent_usd = 0.0
         self._holds: list[Hold] = []
+        self._counted: set[Path] = set()
         self._changed = threading.Condition()
 
     @property
@@ -47,10 +49,12 @@ class Budget:
         """What finished calls have cost."""
         return self._spent_usd
 
-    def count(self, usd: float) -> None:
-        """Count what an earlier run has spent."""
+    def count(self, usd: float, journal: Path) -> None:
+        """Count what the calls of a journal cost before this process; the same journal counts once."""
         with self._changed:
-            self._spent_usd += usd
+            if journal not in self._counted:
+                self._counted.add(journal)
+                self._spent_usd += usd
 
     @contextmanager
     def hold(self, worst_usd: float) -> Generator[Hold]:

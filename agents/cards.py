@@ -37,6 +37,8 @@ class Card:
         machine: the hardware's name in the price table, where that is paid for instead.
         token_limit: the request's field for the most tokens of a reply.
         temperature: whether the API takes one.
+        max_completion_tokens: most tokens of a reply where nobody says otherwise, hidden reasoning included;
+            0 for as many as small models get.
         concurrency: requests under way at once, at least 1.
         timeout_s: seconds until a request is given up, above 0.
         request: further fields of every request, such as ``reasoning_effort``.
@@ -51,6 +53,7 @@ class Card:
     machine: str = ""
     token_limit: str = "max_completion_tokens"
     temperature: bool = True
+    max_completion_tokens: int = 0
     concurrency: int = 4
     timeout_s: float = 600.0
     request: Mapping[str, Any] = field(default_factory=dict[str, Any])
@@ -58,8 +61,7 @@ class Card:
     def __post_init__(self) -> None:
         if not self.model:
             raise ConfigError("model is empty; give the model's id at its provider")
-        url = urlsplit(self.base_url)
-        if url.scheme not in ("http", "https") or not url.hostname or url.username or url.query:
+        if not _is_plain(self.base_url):
             raise ConfigError("base_url must be like https://host/v1, without a user, a key or a query")
         if self.key_env and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
             # Whoever mistakes it may have put the key there, so it is not repeated.
@@ -69,6 +71,8 @@ class Card:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; expected one of: {', '.join(choices)}")
         if bool(self.price) == bool(self.machine):
             raise ConfigError("give either price, for a model paid by the token, or machine")
+        if self.max_completion_tokens < 0:
+            raise ConfigError(f"max_completion_tokens is {self.max_completion_tokens}; it must be at least 0")
         if self.concurrency < 1:
             raise ConfigError(f"concurrency is {self.concurrency}; it must be at least 1")
         if not 0 < self.timeout_s < math.inf:
@@ -121,10 +125,20 @@ def shipped_cards() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
+def _is_plain(base_url: str) -> bool:
+    """Whether it is an address and nothing more; what stands in a user's or key's place would be shown."""
+    try:
+        url = urlsplit(base_url)
+        _ = url.port  # raises where it is no number
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and not re.search("[@?#]", base_url)
+
+
 def _parse(data: bytes, name: str, where: str) -> Card:
     try:
         values = tomllib.loads(data.decode("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML ({error})") from error
     request: object = values.pop("request", {})
     if not isinstance(request, dict):

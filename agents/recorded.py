@@ -182,7 +182,13 @@ def _usage(data: object, where: str) -> Usage:
             counts[name] = value
         else:
             raise TaskFileError(f"{place}: found {value!r}, expected a whole number of tokens")
-    return Usage(**counts, seconds=seconds)
+    found = Usage(**counts, seconds=seconds)
+    if found.cached_tokens > found.prompt_tokens:
+        raise TaskFileError(
+            f"{where}, field 'usage.cached_tokens': found {found.cached_tokens}, more than the prompt's "
+            f"{found.prompt_tokens} that they are part of"
+        )
+    return found
 
 
 def _kind(fields: Mapping[str, object], name: str) -> str:

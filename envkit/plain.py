@@ -47,7 +47,7 @@ def _decode(kind: Any, value: object, where: str) -> object:
         return _decode(nested, value, where)
     if type(value) in kinds:  # exact: True is no int here
         return value
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and abs(value) < 2**1023:  # a larger one is no float
         return float(value)
     if kind is float and value is None:
         return math.nan

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ConfigError, UsageError
+from envkit.types import Usage
 
 
 class UnpricedError(UsageError):
@@ -30,6 +30,10 @@ class Price:
     input: float
     output: float
     cached: float | None = None
+
+    def of(self, usage: Usage) -> float:
+        """Dollars for a call, or for several together."""
+        return self.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
         """Dollars for so many tokens; ``cached_tokens`` are those of ``prompt_tokens`` found in the cache."""
@@ -112,7 +116,7 @@ def load_prices(path: Path | None = None) -> PriceTable:
 def _parse(text: str, where: str) -> PriceTable:
     try:
         data = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML ({error})") from error
     if unknown := data.keys() - {"date", "source", "models", "machines"}:
         raise ConfigError(
@@ -147,6 +151,6 @@ def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
 
 def _dollars(fields: Mapping[str, Any], key: str, where: str) -> float:
     value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e12:
         raise ConfigError(f"{where}: {key} is {value!r}; expected dollars, at least 0")
     return float(value)

@@ -84,8 +84,17 @@ class Rollouts:
             for env in taken:
                 env.close()
 
-    def play(self, agent: Agent, keys: Sequence[EpisodeKey], *, held_out: bool = False) -> list[Trajectory]:
+    def play(
+        self,
+        agent: Agent,
+        keys: Sequence[EpisodeKey],
+        *,
+        held_out: bool = False,
+        on_done: Callable[[Trajectory], None] = lambda trajectory: None,
+    ) -> list[Trajectory]:
         """Play one episode per key and return the trajectories in that order.
+
+        ``on_done`` is called with each episode as it ends, in the calling thread.
 
         With ``held_out``, solved episodes are asked the held-out checks, and keep what those say under
         ``info["held_out"]``.
@@ -107,6 +116,7 @@ class Rollouts:
             for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
                 if isinstance(first, SandboxError):
                     done[index] = _void(env, agent, key, (), first)
+                    on_done(done[index])
                     continue
                 episode = _Episode(index, key, env, first, agent.start(key), held_out)
                 waiting[id(episode.session)] = episode
@@ -127,6 +137,7 @@ class Rollouts:
                         agent.submit(episode.session, episode.observation)
                     else:
                         done[episode.index] = end
+                        on_done(end)
             return [done[index] for index in range(len(keys))]
 
     def _all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:

@@ -139,7 +139,7 @@ def make_board(
         reports: at least one; those of one environment must have been measured under equal conditions.
         prices: dollars of tokens and hours.
         machine: name in the price table of the hardware that local models ran on.
-        against: name of the row that all others of its section are compared with; by default the first
+        against: name of the row that all others of its section are compared with; by default the last
             that has an adapter, or the first at all.
 
     Raises:
@@ -147,11 +147,11 @@ def make_board(
     """
     prices.hourly_usd(machine)
     groups: dict[str, list[ReportData]] = {}
-    for report in reports:
+    for report in {(report.run, report.environment): report for report in reports}.values():
         groups.setdefault(report.environment, []).append(report)
-    if against is not None and not any(arm.name == against for report in reports for arm in report.arms):
-        known = ", ".join(dict.fromkeys(arm.name for report in reports for arm in report.arms))
-        raise UsageError(f"no row {against!r} to compare with; there is: {known}")
+    names = dict.fromkeys(arm.name for report in reports for arm in report.arms if arm.expected is None)
+    if against is not None and against not in names:
+        raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
     sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
     return Board(tuple(sections), prices, machine)
 
@@ -163,12 +163,11 @@ def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, ag
     seen = set[str]()
     for report in reports:
         for arm in report.arms:
-            if arm.expected is not None and arm.name in seen:
-                continue  # a control is the same in every run
+            if arm.name in seen and _is_sound(arm):
+                continue  # a control that does as it must is the same in every run
+            lone = taken[arm.name] == 1 or (arm.name not in seen and _is_sound(arm))
             seen.add(arm.name)
-            name = (
-                arm.name if taken[arm.name] == 1 or arm.expected is not None else f"{arm.name} · {report.run}"
-            )
+            name = arm.name if lone else f"{arm.name} · {report.run}"
             rows.append(_row(name, report, arm, prices, machine))
     contestants = [row for row in rows if row.arm.expected is None]
     reference = _reference(contestants, against)
@@ -182,6 +181,12 @@ def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, ag
         operators=by_operator([row.arm for row in ranked]),
         break_even=_break_even(ranked),
     )
+
+
+def _is_sound(arm: Arm) -> bool:
+    """Whether it is a control that did as it must."""
+    rate = of_arm(arm, (1,)).solve_rate.interval
+    return arm.expected is not None and rate is not None and rate.estimate == arm.expected
 
 
 def _common(reports: Sequence[ReportData]) -> Conditions:
@@ -242,6 +247,10 @@ def _cost(arm: Arm, prices: PriceTable, machine: str) -> Cost:
                 price.cost_usd(item.prompt_tokens, item.completion_tokens, item.cached_tokens)
                 for item in arm.items
             ]
+            # Calls without a graded answer belong to no task: all carry them alike.
+            paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
+            lost = max(paid - sum(costs), 0.0) / len(costs)
+            costs = [cost + lost for cost in costs]
             basis = f"tokens of {origin.model} at ${price.input:g} and ${price.output:g} per million"
     except UnpricedError as error:
         return Cost(math.nan, None, str(error))

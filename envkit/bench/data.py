@@ -30,6 +30,7 @@ class Item:
         prompt_tokens: tokens read over them.
         seconds: share of the arm's wall time, grading and voids included, so that items add up to it.
         cached_tokens: those of ``prompt_tokens`` that a provider found in its cache.
+        cut_off: graded samples with a turn that ended at its limit of tokens.
     """
 
     task: str
@@ -42,6 +43,7 @@ class Item:
     prompt_tokens: int = 0
     seconds: float = 0.0
     cached_tokens: int = 0
+    cut_off: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples or self.voids < 0:
@@ -64,6 +66,10 @@ class Origin:
         training_seconds: what making the adapter took, warm start included; NaN where that is not known.
         temperature: of sampling; NaN where it was the provider's own.
         max_completion_length: most tokens per turn, 0 where nobody said.
+        prompt_tokens: of all calls that were paid for, those without a graded answer included; 0 where the
+            items say it all.
+        completion_tokens: likewise.
+        cached_tokens: likewise; those of ``prompt_tokens`` that a provider had in its cache.
     """
 
     kind: str = "script"
@@ -73,6 +79,9 @@ class Origin:
     training_seconds: float = 0.0
     temperature: float = 0.0
     max_completion_length: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +105,8 @@ class Arm:
     def __post_init__(self) -> None:
         if len({item.task for item in self.items}) != len(self.items):
             raise ValueError(f"arm {self.name} has two items for one task; merge their samples into one item")
+        if not self.items:
+            raise ValueError(f"arm {self.name} has no items; leave out an arm that played nothing")
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +189,7 @@ class Conditions:
 
     Args:
         environment: name of the environment.
-        code: digest of its code.
+        code: digest of its code, and of what envkit poses and grades with.
         tasks: digest of the tasks.
         max_turns: actions per episode.
         seed: of hidden inputs and draws.

@@ -20,9 +20,12 @@ from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenanc
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
 from envkit.bench.words import NONE, bounds, dollars, percent
+from envkit.errors import StoreError
 from envkit.store import write_atomic
 
 _NAME: Final = "leaderboard"
+#: Share of tries that were cut off from which a reader should know.
+_MUCH: Final = 0.05
 
 
 def write_leaderboard(board: Board, folder: Path) -> Path:
@@ -31,6 +34,10 @@ def write_leaderboard(board: Board, folder: Path) -> Path:
     Raises:
         StoreError: the disk refused.
     """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error.strerror or error}") from error
     for name, content in render(board).items():
         write_atomic(folder / name, content)
     return folder / f"{_NAME}.html"
@@ -83,7 +90,7 @@ def _lead(section: Section) -> str:
     """What a section says, in one sentence or two."""
     ranked = [row for row in section.contestants if row.summary.solve_rate.interval]
     if not ranked:
-        return "Nothing was measured."
+        return "No agent was measured, only controls." if section.rows else "Nothing was measured."
     first = ranked[0]
     rate = first.summary.solve_rate.interval
     said = f"{first.name} solves most: {percent(rate.estimate if rate else math.nan)} % {bounds(rate)}."
@@ -114,7 +121,7 @@ def _break_even(section: Section) -> Table:
         (
             found.trained,
             found.other,
-            dollars(found.saves_usd),
+            dollars(found.saves_usd) if math.isfinite(found.saves_usd) else NONE,
             f"{math.ceil(found.solved_tasks):,}" if math.isfinite(found.solved_tasks) else "never",
         )
         for found in section.break_even
@@ -177,10 +184,22 @@ def _warnings(board: Board) -> list[str]:
                     f"{environment}: {row.name} lost {row.summary.voids} of {total} episodes to broken "
                     "machinery; they are in no rate."
                 )
-            short = len(section.rows[0].arm.items) - len(row.arm.items)
+            cut = sum(item.cut_off for item in row.arm.items)
+            if wanted is None and cut > _MUCH * row.summary.samples:
+                found.append(
+                    f"{environment}: {row.name} was cut off at its limit of tokens in {cut} of "
+                    f"{row.summary.samples} tries; it may do better with more."
+                )
+            short = max(len(other.arm.items) for other in section.rows) - len(row.arm.items)
             if short > 0:
                 found.append(f"{environment}: {row.name} was not measured on {short} of the tasks.")
         reports = {row.report.run: row.report for row in section.rows}
+        machines = {row.report.machine for row in section.rows if row.arm.origin.kind == "local"}
+        if len({(machine.cpu, machine.cores) for machine in machines}) > 1:
+            found.append(
+                f"{environment}: rows ran on different machines, and all pay for hours of {board.machine}; "
+                "make a board of each, with its own --machine."
+            )
         for report in reports.values():
             found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
             if report.isolation != "sandbox":

@@ -46,7 +46,7 @@ def evaluate(
         rollouts: plays them.
         agent: who answers.
         wanted: from `keys`.
-        journal: every finished episode is appended before it is returned.
+        journal: every finished episode is appended before it is returned, and if the agent is refused.
         done: graded trajectories of an earlier, interrupted evaluation of the same agent.
         on_progress: called after every chunk.
         chunk: episodes played at once.
@@ -60,12 +60,17 @@ def evaluate(
         if all(key in found for key in asked):
             continue
         began = time.monotonic()
-        played = rollouts.play(agent, asked)
-        share_s = (time.monotonic() - began) / len(played)
-        for trajectory in played:
-            journal.append({"seconds": share_s, **trajectory_to_json(trajectory)})
-            found[trajectory.key] = trajectory
-        journal.sync()
+        played: list[Trajectory] = []
+        try:
+            rollouts.play(agent, asked, on_done=played.append)
+        finally:  # what has ended when an agent is refused may have been paid for
+            new = {t.key: t for t in played if t.key not in found}
+            share_s = (time.monotonic() - began) / max(len(new), 1)
+            for key in asked:
+                if key in new:
+                    journal.append({"seconds": share_s, **trajectory_to_json(new[key])})
+            journal.sync()
+        found |= new
         solved = sum(found[key].solved for key in wanted if key in found)
         if not on_progress(min(start + chunk, len(wanted)), len(wanted), solved):
             break
@@ -102,4 +107,5 @@ def _item(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey,
         prompt_tokens=sum(usage.prompt_tokens for usage in usages),
         seconds=sum(seconds[t.key] for t in played),
         cached_tokens=sum(usage.cached_tokens for usage in usages),
+        cut_off=sum(any(step.turn.stop == "length" for step in t.steps) for t in graded),
     )

@@ -71,8 +71,12 @@ class AgentSpec:
             )
         if self.script and self.script not in SCRIPTS:
             raise ConfigError(f"agent {self.name}: no script {self.script!r}; expected {', '.join(SCRIPTS)}")
-        if "/" in self.name or not self.name.isprintable() or not self.name.strip(". "):
-            raise ConfigError(f"agent {self.name!r}: a name is printable and has no slash; it names a file")
+        bad = "/" in self.name or not self.name.isprintable() or not self.name.strip(". ")
+        if bad or len(self.name.encode(errors="replace")) > 200:
+            raise ConfigError(
+                f"agent {self.name[:40]!r}: a name is printable, of at most 200 bytes and without a slash, "
+                "for it names a file"
+            )
         _check_sampling(f"agent {self.name}", self.samples, self.temperature, self.max_completion_length)
 
 
@@ -139,7 +143,7 @@ def from_toml(path: Path) -> BenchSpec:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     try:
         return _seen_from(decode(BenchSpec, values, "the spec"), path.parent)
@@ -152,6 +156,8 @@ def _seen_from(spec: BenchSpec, folder: Path) -> BenchSpec:
 
     def path(word: str) -> str:
         format_name, colon, rest = word.rpartition(":")
+        if "\0" in rest:
+            raise ConfigError(f"{word!r} holds a NUL; no path does")
         there = folder / rest
         return f"{format_name}{colon}{there.resolve()}" if rest and there.exists() else word
 

@@ -208,6 +208,7 @@ def permutation_p(
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
+        batch=256,  # all at once would take a gigabyte for a thousand clusters
         rng=np.random.default_rng(seed),
     )
     return float(found.pvalue)

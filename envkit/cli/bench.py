@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
@@ -16,19 +17,18 @@ from envkit.cli.parts import (
     Root,
     SandboxName,
     command_line,
-    done,
+    heard,
     proved_backend,
 )
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from envkit.bench.spec import BenchSpec
-    from envkit.display import Display
-    from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
+    from envkit.studies.bench import Bench
 
 #: What rows that ran here are priced as, unless somebody says otherwise.
 DEFAULT_MACHINE = "cpu-2-cores"
@@ -85,15 +85,24 @@ def bench(
     recorded: Annotated[
         list[str] | None, typer.Option(help="Model whose outputs came with the tasks, or a file; repeat.")
     ] = None,
-    budget_usd: Annotated[float, typer.Option(min=0, help="What all API calls may cost.")] = 1.0,
-    env: EnvName = DEFAULT_ENVIRONMENT,
-    tasks: Tasks = "",
-    model: Model = "",
+    budget_usd: Annotated[
+        float | None, typer.Option(min=0, help="What all API calls may cost, earlier ones included.")
+    ] = None,
+    env: Annotated[
+        str | None, typer.Option(help="Environment name from `envkit list`; default: code-editor.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option("--tasks", "--heldout", help="Task file, or FORMAT:PATH; default: its own."),
+    ] = None,
+    model: Annotated[str | None, typer.Option(help="Model id, folder or hub id.")] = None,
     limit: Limit = None,
-    samples: Samples = 8,
-    temperature: Temperature = 0.7,
-    max_turns: Turns = 1,
-    max_completion_length: Tokens = 128,
+    samples: Annotated[int | None, typer.Option(min=1, help="Episodes per task; default: 8.")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="Of sampling; default: 0.7.")] = None,
+    max_turns: Annotated[int | None, typer.Option(min=1, help="Actions per episode; default: 1.")] = None,
+    max_completion_length: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens per turn; default: 128.")
+    ] = None,
     prices: Prices = None,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
@@ -103,35 +112,61 @@ def bench(
 
     Writes a report for each environment, and a leaderboard.
     """
-    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec, from_toml
+    from envkit.bench.spec import from_toml
 
     if (spec is not None) + (resume is not None) + any((adapter, card, recorded)) != 1:
         raise UsageError("give one of: a spec, --resume RUN, or rows by --adapter, --card and --recorded")
+    own: dict[str, Any] = {"env": env, "tasks": tasks, "model": model, "limit": limit, "samples": samples}
+    own |= {
+        "temperature": temperature,
+        "max_turns": max_turns,
+        "max_completion_length": max_completion_length,
+    }
+    given = {name: value for name, value in own.items() if value is not None}
+    if resume is not None and prices is not None:
+        given["prices"] = prices
+    if given and (spec is not None or resume is not None):
+        named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise UsageError(f"the spec says it, or the run as it began; leave out {named}")
     if resume is not None:
-        _resume(resume, sandbox, as_json)
+        _resume(resume, sandbox, budget_usd, as_json)
         return
-    if spec is not None:
-        _run(from_toml(spec), sandbox, root, prices, as_json)
-        return
-    rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
-    rows.append(AgentSpec("base", model=_model(model)))
-    paths = adapter or []
-    for path in paths:  # steps of two runs have equal names
-        lone = [other.name for other in paths].count(path.name) == 1
-        name = path.name if lone else f"{path.name}@{path.resolve().parents[1].name}"
-        rows.append(AgentSpec(name, model=_model(model), adapter=str(path)))
-    rows += [AgentSpec(Path(name).stem, card=name) for name in card or []]
-    rows += [AgentSpec(Path(name).stem if "/" in name else name, recorded=name) for name in recorded or []]
-    made = BenchSpec(
-        (EnvironmentSpec(env, tasks, limit),),
-        tuple(rows),
-        samples,
-        temperature,
-        max_turns,
-        max_completion_length,
-        budget_usd,
+    wanted = (
+        from_toml(spec) if spec is not None else _ad_hoc(adapter or [], card or [], recorded or [], given)
     )
-    _run(made, sandbox, root, prices, as_json)
+    if budget_usd is not None:
+        wanted = replace(wanted, budget_usd=budget_usd)
+    _run(wanted, sandbox, root, prices, as_json)
+
+
+def _ad_hoc(
+    adapters: Sequence[Path], cards: Sequence[str], recorded: Sequence[str], given: dict[str, Any]
+) -> BenchSpec:
+    """The spec of a command line's rows, with their base and the controls."""
+    from envkit.agents.cards import load_card
+    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+
+    model = _model(given.pop("model", ""))
+    rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
+    if adapters:
+        rows.append(AgentSpec("base", model=model))
+    for path in adapters:  # steps of two runs have equal names
+        lone = [other.name for other in adapters].count(path.name) == 1
+        name = path.name if lone else f"{path.name}@{path.resolve().parents[1].name}"
+        rows.append(AgentSpec(name, model=model, adapter=str(path.resolve())))
+    rows += [AgentSpec(load_card(name).name, card=_path_or_name(name)) for name in cards]
+    rows += [
+        AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=_path_or_name(name)) for name in recorded
+    ]
+    env = given.pop("env", DEFAULT_ENVIRONMENT)
+    tasks = EnvironmentSpec(env, given.pop("tasks", ""), given.pop("limit", None))
+    settings: dict[str, Any] = {"samples": 8, **given}
+    return BenchSpec((tasks,), tuple(rows), **settings)
+
+
+def _path_or_name(word: str) -> str:
+    """A path made absolute, so that a run can be gone on with from anywhere; a name as it is."""
+    return str(Path(word).resolve()) if Path(word).exists() else word
 
 
 def rescore(
@@ -147,7 +182,8 @@ def rescore(
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, False, display)
         again = grade_again(RunFolder.open(run), root, backend, display, go_on, command_line())
-    board = write_board(again.run.path, [again.run.path])
+    kept = again.run.manifest["prices"]
+    board = write_board(again.run.path, [again.run.path], prices=Path(kept) if kept else None)
     if as_json:
         emit({"run": str(again.run.path), "leaderboard": str(board), "changed": again.changed})
         return
@@ -174,7 +210,7 @@ def leaderboard(
 
 
 def prices(
-    model: Annotated[str, typer.Argument(help="Part of a model's id; all, if left out.")] = "",
+    name: Annotated[str, typer.Argument(help="Part of a model's or machine's name; all, if left out.")] = "",
     table: Prices = None,
     as_json: Json = False,
 ) -> None:
@@ -182,22 +218,25 @@ def prices(
     from envkit.prices import load_prices
 
     found = load_prices(table)
-    models = {name: price for name, price in sorted(found.models.items()) if model in name}
-    if not models and model:
-        raise UsageError(f"no model in the table of {found.date} has {model!r} in its id")
+    models = {model: price for model, price in sorted(found.models.items()) if name in model}
+    machines = {machine: usd for machine, usd in sorted(found.machines.items()) if name in machine}
+    if not models and not machines:
+        raise UsageError(f"no model or machine in the table of {found.date} has {name!r} in its name")
     if as_json:
-        rows = {n: {"input": p.input, "output": p.output, "cached": p.cached} for n, p in models.items()}
-        emit({"date": found.date, "source": found.source, "models": rows, "machines": dict(found.machines)})
+        sources = {model: found.notes.get(model, found.source) for model in models}
+        rows = {m: {**asdict(price), "source": sources[m]} for m, price in models.items()}
+        emit({"date": found.date, "source": found.source, "models": rows, "machines": machines})
         return
     caption = f"$ per million tokens, {found.date}: {found.source}"
     shown = Table("model", "input", "output", "cached", "source", box=None, caption=caption)
-    for name, price in models.items():
+    for model, price in models.items():
         cached = "" if price.cached is None else f"{price.cached:g}"
-        note = escape(found.notes.get(name, ""))
-        shown.add_row(escape(name), f"{price.input:g}", f"{price.output:g}", cached, note)
-    out.print(shown)
-    if not model:
-        hours = ", ".join(f"{name} ${usd:g}" for name, usd in sorted(found.machines.items()))
+        note = escape(found.notes.get(model, ""))
+        shown.add_row(escape(model), f"{price.input:g}", f"{price.output:g}", cached, note)
+    if models:
+        out.print(shown)
+    if machines:
+        hours = ", ".join(f"{machine} ${usd:g}" for machine, usd in machines.items())
         out.print(f"per hour: {hours}", markup=False)
 
 
@@ -211,45 +250,68 @@ def _run(
     spec: BenchSpec, sandbox: str, root: Path, prices: Path | None, as_json: bool, *, board: bool = True
 ) -> None:
     """Start a bench and see it through."""
-    from envkit.studies.bench import start
+    from envkit.studies.bench import Bench, start
 
     with live() as display:
         backend = proved_backend(sandbox, False, display)
         run = start(root, spec, backend=backend, display=display, command=command_line(), prices=prices)
         display.say(f"run folder: {escape(str(run.path))}")
-        pages, stopped = _go_on(run, backend, display)
-    _said(run, pages, stopped, as_json, board=board)
+        with interruptible() as go_on:
+            ended = _played(Bench(run, backend, display, go_on), stopped=lambda: not go_on())
+    _said(run, ended, as_json, board=board)
 
 
-def _resume(folder: Path, sandbox: str, as_json: bool) -> None:
+def _resume(folder: Path, sandbox: str, budget_usd: float | None, as_json: bool) -> None:
     from envkit.store import RunFolder
+    from envkit.studies.bench import Bench
 
     with live() as display:
         backend = proved_backend(sandbox, False, display)
         run = RunFolder.open(folder)
-        pages, stopped = _go_on(run, backend, display)
-    _said(run, pages, stopped, as_json)
+        with interruptible() as go_on:
+            made = Bench(run, backend, display, go_on, budget_usd=budget_usd)
+            ended = _played(made, stopped=lambda: not go_on())
+    _said(run, ended, as_json)
 
 
-def _go_on(run: RunFolder, backend: SandboxBackend, display: Display) -> tuple[list[Path], bool]:
-    from envkit.studies.bench import Bench
+@dataclass(frozen=True, slots=True)
+class _Ended:
+    """How a bench has ended: by itself, by a person, or because a provider or the budget refuses to go on."""
 
-    with interruptible() as go_on:
-        return Bench(run, backend, display, go_on).run(), not go_on()
+    stopped: bool
+    refused: UsageError | None = None
 
 
-def _said(run: RunFolder, pages: Sequence[Path], stopped: bool, as_json: bool, *, board: bool = True) -> None:
-    """Say what a bench has found."""
-    page = write_board(run.path, [run.path]) if board else None
-    for report in pages:
-        done(run.path, report, as_json and len(pages) == 1, stopped=stopped)
-    if as_json and len(pages) > 1:
-        emit({"run": str(run.path), "reports": [str(report) for report in pages], "stopped": stopped})
-    if not as_json:
+def _played(made: Bench, stopped: Callable[[], bool]) -> _Ended:
+    try:
+        made.run()
+    except UsageError as refused:
+        return _Ended(True, refused)
+    return _Ended(stopped())
+
+
+def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -> None:
+    """Say what a bench has found, also if it was refused on its way.
+
+    Raises:
+        UsageError: what refused it.
+    """
+    from envkit.bench.report import report_folders
+
+    prices = run.manifest["prices"]
+    folders = report_folders(run.path)
+    page = write_board(run.path, [run.path], prices=Path(prices) if prices else None) if board else None
+    found = [heard(folder / "report.html", as_json) for folder in folders]
+    if as_json:
+        where = {"leaderboard": str(page)} if page else {}
+        emit({"run": str(run.path), "stopped": ended.stopped, **where, "reports": found})
+    else:
         if page:
             out.print(f"leaderboard: {page}", soft_wrap=True, markup=False)
-        if stopped:
+        if ended.stopped:
             out.print(f"go on with: envkit bench --resume {run.path}", soft_wrap=True, markup=False)
+    if ended.refused:
+        raise ended.refused
 
 
 def write_board(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -50,15 +50,21 @@ def command_line() -> str:
 
 def done(run: Path, report: Path, as_json: bool, *, stopped: bool) -> None:
     """Say what a run found and where its report is."""
+    found = heard(report, as_json)
+    if as_json:
+        emit({"run": str(run), "stopped": stopped, **found})
+
+
+def heard(report: Path, as_json: bool) -> dict[str, Any]:
+    """What a report says, as plain data for ``--json``; otherwise it is said to a person at once."""
     from envkit.bench.report import load_report
     from envkit.bench.summary import summarise
     from envkit.bench.words import headline
 
     data = load_report(report.parent)
     summary = summarise(data)
-    if as_json:
-        emit({"run": str(run), "report": str(report), "stopped": stopped, "summary": summary})
-        return
-    for sentence in headline(data, summary):
-        out.print(sentence, markup=False)
-    out.print(f"report: {report}", soft_wrap=True, markup=False)
+    if not as_json:
+        for sentence in headline(data, summary):
+            out.print(sentence, markup=False)
+        out.print(f"report: {report}", soft_wrap=True, markup=False)
+    return {"environment": data.environment, "report": str(report), "summary": summary}

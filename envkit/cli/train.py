@@ -154,7 +154,6 @@ def _tasks(
     backend: SandboxBackend,
     display: Display,
     *,
-    need_train: bool = True,
     need_heldout: bool = True,
 ) -> tuple[Sequence[Task], Sequence[Task]]:
     from envkit.mining.taskfile import read_tasks
@@ -162,8 +161,7 @@ def _tasks(
     def load(file: Path | None, split: str) -> Sequence[Task]:
         return read_tasks(file) if file else kind.make_tasks(split, sandbox=backend, display=display)
 
-    train_tasks: Sequence[Task] = load(train_file, "train") if need_train else ()
-    return train_tasks, load(heldout_file, "heldout") if need_heldout else ()
+    return load(train_file, "train"), load(heldout_file, "heldout") if need_heldout else ()
 
 
 def _settings(path: Path | None, **given: Any) -> TrainConfig:

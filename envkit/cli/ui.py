@@ -14,6 +14,7 @@ from types import FrameType
 from typing import Any, cast, final
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 #: Progress and messages; results go to stdout.
@@ -50,11 +51,13 @@ class LiveDisplay:
 
     def phase(self, name: str, total: int) -> None:
         self._finish()
+        name = escape(name)  # of an agent, perhaps: text, not a style
         self._name, self._total, self._spoken = name, total, time.monotonic()
         self._task = self._progress.add_task(name, total=total, facts="")
         self._plain(f"{name}: {total} to do")
 
     def advance(self, done: int, facts: str) -> None:
+        facts = escape(facts)
         if self._task is not None:
             self._progress.update(self._task, completed=done, facts=facts)
         if time.monotonic() - self._spoken > 5 or done == self._total:

@@ -26,7 +26,7 @@ def view(
 
     if not (run / "manifest.json").is_file():
         raise UsageError(
-            f"{run} is no run folder: it has no manifest.json; give one that `envkit demo` or `train` made"
+            f"{run} is no run folder: it has no manifest.json; give one that demo, train, eval or bench made"
         )
 
     def ready(url: str) -> None:

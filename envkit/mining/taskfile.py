@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import TaskFileError
+from envkit.errors import StoreError, TaskFileError
 from envkit.grading import canonical
+from envkit.store import write_atomic
 from envkit.types import Task
 
 SCHEMA = "envkit.tasks/1"
@@ -59,9 +58,12 @@ def write_once(path: Path, text: str) -> None:
     """
     try:
         if not path.exists():
-            _write_atomically(path, text)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(path, text.encode())
         elif path.read_bytes() != text.encode():
             raise TaskFileError(f"{path} exists and differs; move it away or choose another name")
+    except StoreError as error:
+        raise TaskFileError(str(error)) from error
     except OSError as error:
         raise TaskFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
@@ -121,18 +123,3 @@ def _task(path: Path, number: int, line: str) -> Task:
                 f"{path}, line {number}, field {name!r}: found {found}, expected {kind.__name__}"
             )
     return Task(**{name: data[name] for name in _FIELDS})
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(name, 0o644)
-        os.rename(name, path)
-    except BaseException:
-        os.unlink(name)
-        raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import subprocess
@@ -107,6 +108,16 @@ def training_seconds(run: RunFolder, phases: tuple[str, ...] = ("SFT", "estimate
     return sum(seconds for phase, seconds in found if phase.startswith(phases))
 
 
+def code_digest(kind: type[Env]) -> str:
+    """SHA-256 over an environment's code and what envkit poses, grades and mines with."""
+    found = hashlib.sha256(content_digest(kind).encode())
+    core = Path(envkit.__file__).resolve().parent
+    files = [core / f"{name}.py" for name in ("checks", "env", "rollout", "tools")]
+    for path in sorted([*files, *core.glob("grading/*.py"), *core.glob("mining/*.py")]):
+        found.update(f"{path.relative_to(core)}\n".encode() + path.read_bytes())
+    return found.hexdigest()
+
+
 def commit() -> str:
     """Version of envkit, and the commit where it runs from a checkout."""
     folder = Path(envkit.__file__).resolve().parent
@@ -191,7 +202,7 @@ def publish(
         examples=tuple(examples[:6]),
         config=config,
         warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
-        conditions=Conditions(kind.id, content_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
+        conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
         commit=str(manifest.get("commit", "")),
         certificate=f"none: {found}" if isinstance(found := valid(kind), str) else found.seal,
     )

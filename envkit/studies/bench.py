@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast, final
 
+from rich.markup import escape
+
 from envkit import registry
+from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
-from envkit.audit.certificate import content_digest
 from envkit.bench.data import Difference
 from envkit.bench.spec import SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
@@ -22,18 +25,15 @@ from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import Arms, commit, machine, publish
+from envkit.studies.arms import Arms, code_digest, commit, machine, publish
 from envkit.studies.casting import (
     Cast,
-    describe,
     model_of,
-    origin_of,
     outputs,
     require_usable,
     runs_here,
 )
 from envkit.studies.heldout import require_heldout
-from envkit.studies.plan import faster_dtype, use_threads
 from envkit.types import Task, Usage
 
 _KIND, _TASKS = "bench", "tasks.jsonl"
@@ -63,13 +63,14 @@ def start(
             are not held out. Nothing has been made then.
     """
     table = load_prices(prices)
-    for row in spec.agents:
-        require_usable(row, table)
+    spec = _with_lengths(spec)
     played = [
         (one.name, kind, tasks_of(kind, one, backend, display))
         for one in spec.environments
         for kind in [registry.environment(one.name)]
     ]
+    for row in spec.agents:
+        require_usable(row, table, [imported.tasks for _, _, imported in played])
     recorded = {
         (name, row.name): _recorded(row, imported)
         for name, _, imported in played
@@ -80,13 +81,13 @@ def start(
         model: resolve(model, display.say).digest
         for model in dict.fromkeys(model_of(row) for row in spec.agents if runs_here(row))
     }
-    threads = use_threads()
+    threads, dtype = _compute(bool(models))
     shared = {
         "command": command,
         "commit": commit(),
         "model": ", ".join(models),
         "model_digest": ", ".join(models.values()),
-        "machine": asdict(machine(threads, faster_dtype())),
+        "machine": asdict(machine(threads, dtype)),
     }
     run = RunFolder.create(
         root,
@@ -97,18 +98,39 @@ def start(
             "spec": cast("Mapping[str, str]", encode(spec)),
             "threads": threads,
             "models": models,
+            "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
             "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
             "prices": str(prices.resolve()) if prices else None,
         },
     )
     for name, kind, imported in played:
-        began = {"code": content_digest(kind), "tasks": digest(imported.tasks)}
+        began = {"code": code_digest(kind), "tasks": digest(imported.tasks)}
         part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
         write_tasks(part.path / _TASKS, imported.tasks, 0)
         for row in spec.agents:
             if row.recorded:
                 write_recorded(outputs(part, row), *recorded[name, row.name])
     return run
+
+
+def _with_lengths(spec: BenchSpec) -> BenchSpec:
+    """The spec with the most tokens of every row behind an API, as its card has them."""
+
+    def length(row: AgentSpec) -> int | None:
+        own = row.max_completion_length
+        return own if own or not row.card else load_card(row.card).max_completion_tokens or None
+
+    rows = [replace(row, max_completion_length=length(row)) for row in spec.agents]
+    return replace(spec, agents=tuple(rows))
+
+
+def _compute(models: bool) -> tuple[int, str]:
+    """Threads and dtype of the models that run here; where none do, PyTorch need not be installed."""
+    if not models:
+        return len(os.sched_getaffinity(0)), "no model"
+    from envkit.studies.plan import faster_dtype, use_threads
+
+    return use_threads(), faster_dtype()
 
 
 def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
@@ -128,7 +150,7 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
     for reason, count in found.left_out.items():
-        display.say(f"{spec.tasks}: left out {count} {reason}")
+        display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
     require_heldout(tasks)
     return Imported(tasks, found.recorded)
 
@@ -149,6 +171,8 @@ def _recorded(row: AgentSpec, imported: Imported) -> tuple[Mapping[str, Sequence
                 f"{known}), and there is no such file"
             )
         said, usage = read_recorded(file), read_usage(file)
+        if usage.keys() != said.keys():  # a cost of some would be taken for the cost of all
+            usage = {}
     if missing := [task.id for task in imported.tasks if task.id not in said]:
         raise UsageError(
             f"agent {row.name}: {row.recorded} has no output for {len(missing)} of "
@@ -166,25 +190,39 @@ class Bench:
         backend: sandbox backend.
         display: live view.
         go_on: polled between chunks of episodes; False ends the run cleanly, with its reports.
+        budget_usd: another budget than the spec's, what was spent before included.
 
     Raises:
         StoreError: the folder is of another kind of run.
     """
 
     def __init__(
-        self, run: RunFolder, backend: SandboxBackend, display: Display, go_on: Callable[[], bool]
+        self,
+        run: RunFolder,
+        backend: SandboxBackend,
+        display: Display,
+        go_on: Callable[[], bool],
+        *,
+        budget_usd: float | None = None,
     ) -> None:
         manifest = run.manifest
         if (kind := manifest.get("kind")) != _KIND:
             raise StoreError(f"{run.path} is a run of kind {kind!r}; expected one of `envkit bench`")
         try:
             self._spec = decode(BenchSpec, manifest["spec"], "spec")
+            threads, prices = manifest["threads"], manifest["prices"]
+            began = {key: manifest[key] for key in ("models", "adapters", "cards", "machine")}
         except (KeyError, ValueError) as error:
-            raise StoreError(f"{run.path / 'manifest.json'}: {error}") from error
+            raise StoreError(f"{run.path / 'manifest.json'}: {error}; it is damaged") from error
+        if budget_usd is not None:
+            self._spec = replace(self._spec, budget_usd=budget_usd)
         self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
-        use_threads(manifest["threads"])
-        prices = load_prices(Path(manifest["prices"]) if manifest["prices"] else None)
-        self._cast = Cast(self._spec, manifest["models"], manifest["machine"]["dtype"], prices, display)
+        if began["models"]:
+            from envkit.studies.plan import use_threads
+
+            use_threads(threads)
+        table = load_prices(Path(prices) if prices else None)
+        self._cast = Cast(self._spec, began, table, display)
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
@@ -205,26 +243,28 @@ class Bench:
                 what the run began with.
             UsageError: a provider refuses to go on, or the budget is used up. What is done is reported.
         """
+        if original := self._run.manifest.get("rescored"):
+            raise StoreError(
+                f"{self._run.path} holds the episodes of {original}, graded again; go on with that one"
+            )
         with self._run.locked():
-            began = self._run.manifest["adapters"]
             for row in self.rows:
-                if row.adapter and weights_digest(Path(row.adapter)) != began[row.name]:
-                    raise StoreError(f"{row.adapter} has changed since {self._run.id} began; cannot go on")
+                self._cast.require_unchanged(row)
+                for _, part in self.parts:
+                    self._cast.count_spent(row, part)
             return [self._play(kind, part) for kind, part in self.parts]
 
     def _play(self, kind: type[Env], part: RunFolder) -> Path:
-        if content_digest(kind) != part.manifest["code"]:
+        if code_digest(kind) != part.manifest["code"]:
             raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
         tasks = self.tasks(part)
         arms = Arms(part, tasks, self._display, self._go_on)
         refused: UsageError | None = None
         whole = True
         with Rollouts(self.maker(kind, tasks)) as rollouts:
-            left = [row for row in self.rows if not arms.finished(row.name, row.samples or 1)]
             for row in self.rows:
-                if row not in left:
-                    self._cast.count_spent(row, part)
-            for row in left:
+                if arms.finished(row.name, row.samples or 1):
+                    continue
                 try:
                     with self._cast.agent(row, part, kind, tasks) as agent:
                         whole = arms.play(rollouts, agent, row.name, row.samples or 1)
@@ -257,7 +297,10 @@ class Bench:
         spec, tasks = self._spec, self.tasks(part)
         arms = Arms(part, tasks, self._display, self._go_on)
         rows = [
-            arms.arm(row.name, describe(row), SCRIPTS.get(row.script), origin_of(row)) for row in self.rows
+            arms.arm(
+                row.name, self._cast.describe(row), SCRIPTS.get(row.script), self._cast.origin(row, part)
+            )
+            for row in self.rows
         ]
         base = next((row.name for row in spec.agents if runs_here(row) and not row.adapter), None)
         path, _ = publish(

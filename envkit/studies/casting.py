@@ -1,4 +1,4 @@
-"""From a row of a benchmark specification to the agent that plays it, and to what the report says of it."""
+"""From a row of a benchmark specification to the agent that plays it, and to what a report says of it."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import functools
 import math
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
-from typing import final
+from typing import TYPE_CHECKING, Any, final
 
 from envkit.agent import Agent
 from envkit.agents.api import ApiAgent
 from envkit.agents.budget import Budget
 from envkit.agents.calls import Recorded
-from envkit.agents.cards import load_card
+from envkit.agents.cards import Card, load_card
 from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
@@ -29,8 +30,10 @@ from envkit.prices import PriceTable
 from envkit.store import RunFolder
 from envkit.studies.arms import training_seconds
 from envkit.studies.verify import controls
-from envkit.train.policy import Policy
 from envkit.types import Task
+
+if TYPE_CHECKING:
+    from envkit.train.policy import Policy
 
 
 @final
@@ -39,16 +42,15 @@ class Cast:
 
     Args:
         spec: whose rows they are.
-        digests: of the weights of every model that runs here, by name, as the run began with them.
-        dtype: of these models.
+        began: the run's manifest: digests of models and adapters, and cards, as it began with them.
         prices: what an API's tokens cost.
         display: says what is loaded.
     """
 
     def __init__(
-        self, spec: BenchSpec, digests: Mapping[str, str], dtype: str, prices: PriceTable, display: Display
+        self, spec: BenchSpec, began: Mapping[str, Any], prices: PriceTable, display: Display
     ) -> None:
-        self._spec, self._digests, self._dtype = spec, digests, dtype
+        self._spec, self._began = spec, began
         self._prices, self._display = prices, display
         self._budget = Budget(spec.budget_usd)
         # Two bases at once might not fit into memory.
@@ -91,7 +93,7 @@ class Cast:
 
     @contextmanager
     def _api(self, row: AgentSpec, part: RunFolder, kind: type[Env]) -> Generator[ApiAgent]:
-        card, calls = load_card(row.card), f"calls-{row.name}"
+        card, calls = self._card(row), _calls(row)
         recorded = part.records(calls)
         temperature, length = _sampling(row)
         with (
@@ -112,12 +114,72 @@ class Cast:
             yield agent
 
     def count_spent(self, row: AgentSpec, part: RunFolder) -> None:
-        """Count what a row that has been played has spent."""
+        """Count what a row has spent before, so that no other spends it again."""
         if row.card:
-            price = load_card(row.card).price_in(self._prices)
-            for usage in Recorded(part.records(f"calls-{row.name}")).usages:
-                tokens = (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
-                self._budget.count(price.cost_usd(*tokens))
+            price = self._card(row).price_in(self._prices)
+            usages = Recorded(part.records(_calls(row))).usages
+            self._budget.count(sum(map(price.of, usages)), part.path / f"{_calls(row)}.jsonl")
+
+    def origin(self, row: AgentSpec, part: RunFolder) -> Origin:
+        """What the report says of where a row's answers come from."""
+        temperature, length = _sampling(row)
+        if row.card:
+            card = self._card(row)
+            # Not those that were under way when a run was killed: they are nothing that the agent did.
+            usages = Recorded(part.records(_calls(row))).ended
+            return Origin(
+                "live",
+                card.price or card.model,
+                machine=card.machine,
+                temperature=temperature if card.temperature else math.nan,
+                max_completion_length=length,
+                prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+                completion_tokens=sum(usage.completion_tokens for usage in usages),
+                cached_tokens=sum(usage.cached_tokens for usage in usages),
+            )
+        if runs_here(row):
+            return Origin(
+                "local",
+                model_of(row),
+                self._began["adapters"].get(row.name, ""),
+                training_seconds=_spent_on(Path(row.adapter)) if row.adapter else 0.0,
+                temperature=temperature,
+                max_completion_length=length,
+            )
+        if row.recorded:
+            return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))
+        return Origin()
+
+    def describe(self, row: AgentSpec) -> str:
+        """What a row is, in a few words."""
+        if row.card:
+            card = self._card(row)
+            more = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
+            return f"{card.model} at {card.base_url}, by {'tools' if card.mode == 'tools' else 'text'}{more}"
+        if row.adapter:
+            return f"adapter {row.adapter} on {model_of(row)}"
+        if row.recorded:
+            return "outputs recorded elsewhere, graded here"
+        return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
+
+    def require_unchanged(self, row: AgentSpec) -> None:
+        """Refuse to go on with an adapter or a card that is not what the run began with.
+
+        Raises:
+            StoreError: it has changed, or is gone.
+        """
+        if row.adapter:
+            folder = Path(row.adapter)
+            if not folder.is_dir() or weights_digest(folder) != self._began["adapters"][row.name]:
+                raise StoreError(f"{row.adapter} has changed since the run began, or is gone; cannot go on")
+        if row.card and asdict(load_card(row.card)) != self._began["cards"][row.name]:
+            raise StoreError(
+                f"card {row.card} has changed since the run began; start another run, or change it back"
+            )
+
+    def _card(self, row: AgentSpec) -> Card:
+        """A row's card, as the run began with it."""
+        return Card(**self._began["cards"][row.name])
 
     def _on(self, model: str) -> list[AgentSpec]:
         """The rows that a base answers, alone or with an adapter."""
@@ -125,10 +187,12 @@ class Cast:
 
     def _load(self, model: str, system: str) -> Policy:
         """One base, and all adapters on it."""
+        from envkit.train.policy import Policy
+
         ref = resolve(model, self._display.say)
-        if ref.digest != self._digests[model]:
+        if ref.digest != self._began["models"][model]:
             raise StoreError(f"the run began with other weights of {model}; cannot go on")
-        policy = Policy(ref, system=system, dtype=self._dtype)
+        policy = Policy(ref, system=system, dtype=str(self._began["machine"]["dtype"]))
         names: list[str | None] = []
         for number, row in enumerate(self._on(model)):
             names.append(f"arm-{number}" if row.adapter else None)
@@ -153,12 +217,16 @@ def outputs(part: RunFolder, row: AgentSpec) -> Path:
     return part.path / f"recorded-{row.name}.jsonl"
 
 
-def require_usable(row: AgentSpec, prices: PriceTable) -> None:
-    """Refuse a row whose parts are not there, before anything is run.
+def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[Task]]) -> None:
+    """Refuse a row whose parts are not there, before anything is run; ``sets`` are the tasks it will play.
 
     Raises:
-        UsageError: no such card, no price for it or no key, or an adapter folder that is none.
+        UsageError: no such card, no price for it or no key, an adapter folder that is none, or tasks that the
+            random agent cannot play.
     """
+    if row.script == "random":
+        for tasks in sets:
+            random_edits({task.id: task for task in tasks})
     if row.card:
         card = load_card(row.card)
         card.price_in(prices)
@@ -167,54 +235,18 @@ def require_usable(row: AgentSpec, prices: PriceTable) -> None:
         raise ConfigError(f"{row.adapter}: no adapter_config.json there; expected a PEFT adapter folder")
 
 
-def origin_of(row: AgentSpec) -> Origin:
-    """What the report says of where a row's answers come from; ``row`` has all fields filled in."""
-    temperature, length = _sampling(row)
-    if row.card:
-        card = load_card(row.card)
-        heat = temperature if card.temperature else math.nan
-        return Origin(
-            "live",
-            card.price or card.model,
-            machine=card.machine,
-            temperature=heat,
-            max_completion_length=length,
-        )
-    if runs_here(row):
-        adapter = Path(row.adapter) if row.adapter else None
-        return Origin(
-            "local",
-            model_of(row),
-            weights_digest(adapter) if adapter else "",
-            training_seconds=_spent_on(adapter) if adapter else 0.0,
-            temperature=temperature,
-            max_completion_length=length,
-        )
-    return (
-        Origin("recorded", Path(row.recorded).stem if "/" in row.recorded else row.recorded)
-        if row.recorded
-        else Origin()
-    )
-
-
-def describe(row: AgentSpec) -> str:
-    """What a row is, in a few words."""
-    if row.card:
-        card = load_card(row.card)
-        return f"{card.model}, asked at {card.base_url}, {'tools' if card.mode == 'tools' else 'plain text'}"
-    if row.adapter:
-        return f"adapter {row.adapter} on {model_of(row)}"
-    if row.recorded:
-        return "outputs recorded elsewhere, graded here"
-    return f"{model_of(row)}, untouched" if row.model else f"scripted: {row.script}"
-
-
 def _spent_on(adapter: Path) -> float:
     """Seconds that made an adapter, from the run folder that it lies in; NaN where that is none."""
     for folder in adapter.resolve().parents:
         if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
-            return training_seconds(RunFolder.open(folder))
+            run = RunFolder.open(folder)
+            return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
     return math.nan
+
+
+def _calls(row: AgentSpec) -> str:
+    """Name of the journal of a row's calls."""
+    return f"calls-{row.name}"
 
 
 def _sampling(row: AgentSpec) -> tuple[float, int]:

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from envkit.agents.scripted import replay
-from envkit.audit.certificate import content_digest
 from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.arms import commit
+from envkit.studies.arms import code_digest, commit
 from envkit.studies.bench import Bench
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
@@ -53,7 +52,7 @@ def rescore(
     go_on: Callable[[], bool],
     command: str,
 ) -> Rescored:
-    """Grade every graded episode of a bench again; voids have nothing to grade.
+    """Grade every graded episode of a bench again; voids have nothing to grade, and stay what they are.
 
     Tokens and seconds stay those of the first time. The old run is left as it is.
 
@@ -66,9 +65,10 @@ def rescore(
     run = RunFolder.create(root, "bench", {**_facts(old), **said})
     ends: list[tuple[Change, bool]] = []
     for kind, part in stored.parts:
-        new = run.part(kind.id, {**_facts(part), **said, "code": content_digest(kind)})
-        for file in (*part.path.glob("tasks.jsonl"), *part.path.glob("recorded-*.jsonl")):
-            shutil.copyfile(file, new.path / file.name)
+        new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})
+        for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):  # the calls say what was paid
+            for file in part.path.glob(pattern):
+                shutil.copyfile(file, new.path / file.name)
         with Rollouts(stored.maker(kind, stored.tasks(part))) as rollouts:
             for row in stored.rows:
                 for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
@@ -94,9 +94,12 @@ def _again(
     played = {trajectory.key: trajectory for trajectory in part.trajectories(name)}
     seconds = {EpisodeKey(**record["key"]): record["seconds"] for record in part.records(name)}
     graded = [trajectory for trajectory in played.values() if trajectory.outcome is not Outcome.VOID]
+    voids = [trajectory for trajectory in played.values() if trajectory.outcome is Outcome.VOID]
     says = replay(agent, graded, idle)
     display.phase(f"grade {agent}", len(graded))
     with new.journal(name) as journal:
+        for trajectory in voids:
+            journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
         for start in range(0, len(graded), _AT_ONCE):
             before = graded[start : start + _AT_ONCE]
             after = rollouts.play(says, [trajectory.key for trajectory in before])

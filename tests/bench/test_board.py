@@ -66,6 +66,21 @@ def test_equal_names_of_two_runs_are_told_apart_and_controls_shown_once() -> Non
     assert len(names) == len(set(names)) == 10
 
 
+def test_a_run_that_is_named_twice_counts_once() -> None:
+    assert board(report(), report()) == board(report())
+
+
+def test_a_control_that_fails_in_one_run_is_not_hidden_by_another() -> None:
+    other = report("two")
+    failing = replace(other.arms[0], items=tuple(replace(item, solved=0) for item in other.arms[0].items))
+    [section] = board(report("one"), replace(other, arms=(failing, *other.arms[1:]))).sections
+    rates = {row.name: row.summary.solve_rate.interval for row in section.rows if "oracle" in row.name}
+    assert {name: rate.estimate for name, rate in rates.items() if rate} == {
+        "oracle": 1.0,
+        "oracle · two": 0.0,
+    }
+
+
 def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> None:
     [section] = board(report()).sections
     rows = {row.name: row for row in section.rows}

@@ -1,6 +1,6 @@
 """How long a leaderboard takes: 5 agents on 2 environments of 300 tasks, to build and until it can be used.
 
-    make bench SECTION=leaderboard
+make bench SECTION=leaderboard
 """
 
 from __future__ import annotations

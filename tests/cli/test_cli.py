@@ -120,11 +120,12 @@ def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
         "eval", "--agent", "oracle", "--heldout", "tasks.jsonl", "--model", str(model), "--json", cwd=tmp_path
     )
     found = json.loads(done.stdout)
-    assert found["summary"]["arms"][0]["solve_rate"]["interval"]["estimate"] == 1.0
-    assert found["summary"]["arms"][0]["seconds"] > 0
-    assert (tmp_path / found["report"]).exists()
+    [report] = found["reports"]
+    assert report["summary"]["arms"][0]["solve_rate"]["interval"]["estimate"] == 1.0
+    assert report["summary"]["arms"][0]["seconds"] > 0
+    assert (tmp_path / report["report"]).exists()
     again = envkit("report", found["run"], "--json", cwd=tmp_path)
-    assert json.loads(again.stdout)["reports"] == [found["report"]]
+    assert json.loads(again.stdout)["reports"] == [report["report"]]
 
 
 def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:

@@ -116,6 +116,26 @@ def test_every_kind_of_agent_stands_on_one_board(
     assert all(KEY not in file.read_text() for file in page.parents[1].rglob("*") if file.is_file())
 
 
+def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequence[Task]) -> None:
+    write_recorded(tmp_path / "old.jsonl", {task.id: list(SqlDeskEnv.oracle(task)) for task in tasks})
+    (tmp_path / "spec.toml").write_text(
+        '[[environments]]\nname = "sql-desk"\nlimit = 6\n[[agents]]\nname = "oracle"\nscript = "oracle"\n'
+        '[[agents]]\nname = "old"\nrecorded = "old.jsonl"\n'
+    )
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft', 'trl')))\n"  # as if absent
+        "from envkit.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", program, "bench", "spec.toml", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    [folder] = (tmp_path / "runs").iterdir()
+    assert (folder / "leaderboard.html").exists()
+    [data] = load_reports(folder)
+    assert [sum(item.solved for item in arm.items) for arm in data.arms] == [6, 6]
+
+
 def test_what_is_not_there_is_said_before_anything_is_made(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
@@ -144,7 +164,7 @@ def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
         finish(run, backend)
     [data] = load_reports(run.path)
     assert any("ended early" in text for text in data.warnings)
-    assert [arm.name for arm in data.arms] == ["oracle"]
+    assert {arm.name: sum(item.solved for item in arm.items) for arm in data.arms} == {"oracle": 6, "live": 3}
     api.begin(right)
     finish(run, backend)
     [data] = load_reports(run.path)
@@ -201,7 +221,7 @@ def test_a_run_is_what_it_began_as(
         Bench(RunFolder.open(run.path / "sql-desk"), backend, Silent(), lambda: True)
     with run.locked(), pytest.raises(StoreError, match="another process is at work"):
         finish(run, backend)
-    monkeypatch.setattr("envkit.studies.bench.content_digest", lambda kind: "0ther")
+    monkeypatch.setattr("envkit.studies.bench.code_digest", lambda kind: "0ther")
     with pytest.raises(StoreError, match="code of sql-desk has changed"):
         finish(run, backend)
     monkeypatch.undo()

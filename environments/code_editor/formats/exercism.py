@@ -14,10 +14,10 @@ from pathlib import Path
 from envkit.env import Imported
 from envkit.environments.code_editor.formats.rows import Row, parse_row, read_text
 from envkit.environments.code_editor.formats.stated import (
-    Collection,
     LeftOut,
     Stated,
     asserted,
+    collected,
     statements,
     unwritten,
 )
@@ -35,17 +35,12 @@ def read(path: Path) -> Imported:
     configs = sorted(folder.glob("*/.meta/config.json"))
     if not configs:
         raise TaskFileError(f"{folder} holds no NAME/.meta/config.json; expected exercises of Exercism")
-    found = Collection("exercism")
-    for config in configs:
-        try:
-            found.add(_problem(config.parent.parent, parse_row(read_text(config), str(config))))
-        except LeftOut as reason:
-            found.leave_out(reason)
-    return found.imported()
+    return collected("exercism", configs, _problem)
 
 
-def _problem(folder: Path, config: Row) -> Stated:
-    files = config.row("files")
+def _problem(config: Path) -> Stated:
+    folder = config.parent.parent
+    files = parse_row(read_text(config), str(config)).row("files")
     stub, example, test = (_only(files, folder, field) for field in ("solution", "example", "test"))
     docs = sorted((folder / ".docs").glob("*.md"))
     tests = statements(test)

@@ -12,10 +12,9 @@ from pathlib import Path
 from envkit.env import Imported
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import (
-    Collection,
-    LeftOut,
     Stated,
     asserted,
+    collected,
     statements,
     with_docstring_calls,
 )
@@ -27,13 +26,7 @@ def read(path: Path) -> Imported:
     Raises:
         TaskFileError: a line is not as said above.
     """
-    found = Collection("human-eval")
-    for row in read_rows(path):
-        try:
-            found.add(_problem(row))
-        except LeftOut as reason:
-            found.leave_out(reason)
-    return found.imported()
+    return collected("human-eval", read_rows(path), _problem)
 
 
 def _problem(row: Row) -> Stated:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from envkit.env import Imported
 from envkit.environments.code_editor.formats.rows import Row, read_rows, read_text
-from envkit.environments.code_editor.formats.stated import Collection, Example, LeftOut, Stated
+from envkit.environments.code_editor.formats.stated import Example, Stated, collected
 from envkit.errors import TaskFileError
 from envkit.grading import Call
 from envkit.mining.inputs import literal
@@ -28,30 +28,24 @@ def read(path: Path) -> Imported:
     Raises:
         TaskFileError: a file, or a line, is not as said above.
     """
-    found = Collection("quixbugs")
-    for row in _folder(path) if path.is_dir() else read_rows(path):
-        name, wrong, right = row.text("name"), row.text("buggy_code"), row.text("correct_code")
-        said = row.text("docstring", "")
-        examples = [_example(row, index, test) for index, test in enumerate(row.items("tests"))]
-        try:
-            found.add(
-                Stated(
-                    id=name,
-                    said=said,
-                    ask="Fix the bug",
-                    wrong=f"{wrong.strip(chr(10)).rstrip()}\n",
-                    right=f"{right.strip(chr(10)).rstrip()}\n",
-                    function=name,
-                    examples=examples,
-                    source=name,
-                    operator="one line",
-                    metadata={},
-                    json=True,
-                )
-            )
-        except LeftOut as reason:
-            found.leave_out(reason)
-    return found.imported()
+    return collected("quixbugs", _folder(path) if path.is_dir() else read_rows(path), _problem)
+
+
+def _problem(row: Row) -> Stated:
+    name, wrong, right = row.text("name"), row.text("buggy_code"), row.text("correct_code")
+    return Stated(
+        id=name,
+        said=row.text("docstring", ""),
+        ask="Fix the bug",
+        wrong=f"{wrong.strip(chr(10)).rstrip()}\n",
+        right=f"{right.strip(chr(10)).rstrip()}\n",
+        function=name,
+        examples=[_example(row, index, test) for index, test in enumerate(row.items("tests"))],
+        source=name,
+        operator="one line",
+        metadata={},
+        json=True,
+    )
 
 
 def _folder(path: Path) -> Iterator[Row]:

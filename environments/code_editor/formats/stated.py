@@ -5,8 +5,9 @@ from __future__ import annotations
 import ast
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from typing import TypeVar
 
 from envkit.env import Imported
 from envkit.environments.code_editor.actions import Replace, parse, whole_text
@@ -15,6 +16,8 @@ from envkit.mining import syntax
 from envkit.mining.build import SOLUTION
 from envkit.mining.doctests import calls_in, docstring_calls, modules_of
 from envkit.types import JSON, Task
+
+Item = TypeVar("Item")
 
 #: Integers and floats as Python's ``==`` has them, and the rounding that tests commonly allow.
 PYTHON = NumericPolicy(rel_tol=1e-6, abs_tol=1e-6, int_as_float=True)
@@ -108,6 +111,17 @@ class Collection:
 
     def imported(self, recorded: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None) -> Imported:
         return Imported(tuple(self._tasks.values()), recorded or {}, dict(self._left_out))
+
+
+def collected(benchmark: str, items: Iterable[Item], problem_of: Callable[[Item], Stated]) -> Imported:
+    """What becomes of a benchmark's items, where each is one problem and nothing was recorded."""
+    found = Collection(benchmark)
+    for item in items:
+        try:
+            found.add(problem_of(item))
+        except LeftOut as reason:
+            found.leave_out(reason)
+    return found.imported()
 
 
 def _task(benchmark: str, problem: Stated) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from envkit.audit.attacks.model import Attack, Kind, in_call
+from envkit.audit.attacks.model import Attack, Build, Kind, in_call
 
 _FORKS: Final = """
     import os
@@ -15,8 +15,8 @@ _FORKS: Final = """
         except OSError:
             pass
 """
-#: The corpus is run by people on their own disks, which not every backend bounds in all.
-_MOST_MIB: Final = 256
+#: The corpus is run by people on their own disks, which not every backend bounds (`SandboxBackend.space`).
+_MOST_MIB, _MOST_FILES = 256, 50_000
 _DISK: Final = """
     for number in range(MIB):
         try:
@@ -26,12 +26,45 @@ _DISK: Final = """
             break
     return _was(*args, **kwargs)
 """
-_INODES: Final = """
-    number = 0
-    while True:
-        number += 1
-        open(f"empty-{number}", "w").close()
+_UNSEEN: Final = """
+    import os
+
+    held = []
+    try:
+        for number in range(MIB // 2):
+            held.append(open("unseen", "wb", 0))
+            os.unlink("unseen")
+            held[-1].write(bytes(2**21))
+    except OSError:
+        pass
+    return _was(*args, **kwargs)
 """
+_INODES: Final = """
+    for number in range(FILES):
+        open(f"empty-{number}", "w").close()
+    return _was(*args, **kwargs)
+"""
+_LINKS: Final = """
+    import os
+
+    open("one", "w").close()
+    for number in range(FILES):
+        os.link("one", f"link-{number}")
+    return _was(*args, **kwargs)
+"""
+_FOLDERS: Final = """
+    import os
+
+    for number in range(FILES):
+        os.mkdir("deeper")
+        os.chdir("deeper")
+    return _was(*args, **kwargs)
+"""
+
+
+def _bounded(code: str) -> Build:
+    return in_call(code.replace("MIB", str(_MOST_MIB)).replace("FILES", str(_MOST_FILES)))
+
 
 RESOURCE: Final = (
     Attack(33, "forks without end", Kind.RESOURCE, in_call(_FORKS)),
@@ -47,7 +80,10 @@ RESOURCE: Final = (
         Kind.RESOURCE,
         in_call("import os\n\nwhile True:\n    os.write(2, bytes(2**16))"),
     ),
-    Attack(36, "fills the disk", Kind.RESOURCE, in_call(_DISK.replace("MIB", str(_MOST_MIB)))),
-    Attack(36, "makes files without end", Kind.RESOURCE, in_call(_INODES)),
+    Attack(36, "fills the disk", Kind.RESOURCE, _bounded(_DISK)),
+    Attack(36, "fills the disk with files that nobody sees", Kind.RESOURCE, _bounded(_UNSEEN)),
+    Attack(36, "makes files without end", Kind.RESOURCE, _bounded(_INODES)),
+    Attack(36, "makes hard links without end", Kind.RESOURCE, _bounded(_LINKS)),
+    Attack(36, "makes folders within folders without end", Kind.RESOURCE, _bounded(_FOLDERS)),
     Attack(56, "answers 100 MB", Kind.RESOURCE, in_call('return "x" * 10**8')),
 )

@@ -1,0 +1,153 @@
+"""The commands that measure, as people type them: bench, leaderboard, rescore, prices."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from api_server import Api, Body, completion
+
+from envkit.display import Silent
+from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task
+
+SPEC = """
+samples = 1
+[[environments]]
+name = "sql-desk"
+limit = 4
+[[agents]]
+name = "oracle"
+script = "oracle"
+[[agents]]
+name = "no-op"
+script = "no-op"
+"""
+
+
+def envkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "envkit.cli", *words]
+    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
+
+
+def found(done: subprocess.CompletedProcess[str]) -> Any:
+    """The one JSON object on stdout."""
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def tasks(backend: SandboxBackend) -> Sequence[Task]:
+    return SqlDeskEnv.make_tasks("heldout", sandbox=backend, display=Silent())[:4]
+
+
+@pytest.fixture
+def api(monkeypatch: pytest.MonkeyPatch, tasks: Sequence[Task]) -> Generator[Api]:
+    """A provider whose model solves every task."""
+
+    def say(body: Body, number: int) -> Any:
+        [task] = [task for task in tasks if task.prompt in body["messages"][1]["content"]]
+        return completion(SqlDeskEnv.oracle(task)[0])
+
+    monkeypatch.setenv("TEST_KEY", "sk-never-to-be-seen")
+    with Api() as server:
+        server.begin(say)
+        yield server
+
+
+def write_card(folder: Path, name: str, api: Api, price: str = "gpt-5.6") -> None:
+    (folder / name).write_text(
+        f'model = "m"\nbase_url = "{api.url}"\nkey_env = "TEST_KEY"\nprice = "{price}"\n'
+        "max_completion_tokens = 64\n"
+    )
+
+
+def test_a_bench_is_graded_again_and_put_on_a_board(tmp_path: Path) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    ran = found(envkit("bench", "spec.toml", "--json", cwd=tmp_path))
+    assert [report["environment"] for report in ran["reports"]] == ["sql-desk"]
+    assert (tmp_path / ran["leaderboard"]).exists()
+    again = found(envkit("rescore", ran["run"], "--json", cwd=tmp_path))
+    assert again["changed"] == []
+    refused = envkit("bench", "--resume", again["run"], cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "graded again; go on with that one" in refused.stderr
+    board = found(envkit("leaderboard", ran["run"], "-o", "new/board", "--json", cwd=tmp_path))
+    assert (tmp_path / board["leaderboard"]).parent == tmp_path / "new" / "board"
+    text = (tmp_path / "new" / "board" / "leaderboard.md").read_text()
+    assert "No agent was measured, only controls" in text
+
+
+def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: Api) -> None:
+    """Two models of one family, priced by a file of the person's own."""
+    for number in ("gpt-5.1", "gpt-5.2"):
+        write_card(tmp_path, f"{number}.toml", api, price="mine")
+    (tmp_path / "prices.toml").write_text(
+        'date = "2027-01-01"\nsource = "mine"\n[models.mine]\ninput = 1000000\noutput = 0\n'
+    )
+    words = ["--env", "sql-desk", "--limit", "4", "--samples", "1", "--budget-usd", "1e9", "--json"]
+    cards = ["--card", "gpt-5.1.toml", "--card", "gpt-5.2.toml", "--prices", "prices.toml"]
+    ran = found(envkit("bench", *cards, *words, cwd=tmp_path))
+    arms = ran["reports"][0]["summary"]["arms"]
+    assert [arm["name"] for arm in arms] == ["oracle", "no-op", "gpt-5.1", "gpt-5.2"]
+    assert [arm["solve_rate"]["interval"]["estimate"] for arm in arms] == [1.0, 0.0, 1.0, 1.0]
+    board = (tmp_path / ran["leaderboard"]).with_suffix(".csv").read_text()
+    assert board.count(",20.0,") >= 2  # 20 tokens read at a dollar each, for every solved task
+    assert len(api.asked) == 8
+    assert {body["max_completion_tokens"] for body in api.asked} == {64}
+
+
+def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Path, api: Api) -> None:
+    write_card(tmp_path, "mine.toml", api)
+    spec = SPEC + '[[agents]]\nname = "mine"\ncard = "mine.toml"\n'
+    (tmp_path / "spec.toml").write_text(spec)
+    stopped = envkit("bench", "spec.toml", "--budget-usd", "0.0001", cwd=tmp_path)
+    assert stopped.returncode == 2
+    assert "budget of $0.0001 is used up" in stopped.stderr
+    assert "leaderboard: " in stopped.stdout
+    [run] = (tmp_path / "runs").iterdir()
+    assert f"go on with: envkit bench --resume runs/{run.name}" in stopped.stdout
+    assert api.asked == []
+    ran = found(envkit("bench", "--resume", f"runs/{run.name}", "--budget-usd", "1", "--json", cwd=tmp_path))
+    assert [arm["name"] for arm in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("bench",), "give one of: a spec"),
+        (("bench", "spec.toml", "--limit", "3"), "leave out --limit"),
+        (("bench", "spec.toml", "--max-turns", "3", "--env", "x"), "leave out --env, --max-turns"),
+        (("bench", "--resume", "x", "--prices", "y"), "leave out --prices"),
+        (("bench", "none.toml"), "none.toml: cannot be read"),
+        (("bench", "--card", "gpt-0"), "no card 'gpt-0'"),
+        (("bench", "--resume", "nowhere"), "not a run's manifest"),
+        (("leaderboard", "nowhere"), "no report.json there"),
+        (("rescore", "nowhere"), "not a run's manifest"),
+        (("prices", "abacus"), "no model or machine"),
+        (("prices", "--prices", "none.toml"), "none.toml cannot be read"),
+    ],
+)
+def test_what_is_wrong_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+    (tmp_path / "spec.toml").write_text(SPEC)
+    done = envkit(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert said in done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "runs").exists()
+
+
+def test_prices_are_listed_with_date_and_source(tmp_path: Path) -> None:
+    table = found(envkit("prices", "gpt-4-0613", "--json", cwd=tmp_path))
+    assert list(table["models"]) == ["gpt-4-0613"]
+    assert table["models"]["gpt-4-0613"]["output"] == 60.0
+    assert "2023" in table["models"]["gpt-4-0613"]["source"]
+    shown = envkit("prices", "cpu", cwd=tmp_path)
+    assert "cpu-2-cores $0.05" in shown.stdout
