@@ -28,7 +28,7 @@ from envkit.errors import (
 from envkit.grading import Grade
 from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
-from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Sandbox, SandboxBackend, StopReason
+from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Sandbox, SandboxBackend, Space, StopReason
 from envkit.spaces import Utf8
 from envkit.tools import Tool, tool
 from envkit.types import (
@@ -72,6 +72,7 @@ __all__ = [
     "SandboxUnavailable",
     "Score",
     "Session",
+    "Space",
     "StepRecord",
     "StopReason",
     "StoreError",

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self, runtime_checkable
 
+from envkit.errors import UsageError
+
 #: Where a backend's ``packages`` lie, as seen from inside. Nothing puts this on a program's path by itself.
 PACKAGES: Final = "/usr/lib/packages"
 #: How a sandbox's Python is asked to run a program that finds nothing but the standard library. Unlike
@@ -36,7 +38,7 @@ class Limits:
         memory_bytes: memory of the tree (address space per process where there is no cgroup).
         processes: processes and threads alive at once in the tree.
         output_bytes: bytes kept of stdout and stderr each; one byte more stops the command.
-        disk_bytes: size of any one file the command writes.
+        disk_bytes: size of any one file the command writes; for all together see `Space`.
     """
 
     cpu_s: float = 5.0
@@ -45,6 +47,26 @@ class Limits:
     processes: int = 32
     output_bytes: int = 2**20
     disk_bytes: int = 16 * 2**20
+
+
+@dataclass(frozen=True, slots=True)
+class Space:
+    """What all files of one workspace may take together, over all commands. What exceeds it fails (ENOSPC).
+
+    A workspace that is bounded lies in memory, and what a command writes there counts as its memory while it
+    runs. Many sandboxes at once may take this much each.
+
+    Args:
+        total_bytes: of content, in whole pages; deleted files count while they are open, holes do not.
+        files: regular files, folders and links of both kinds; at least 2.
+    """
+
+    total_bytes: int = 128 * 2**20
+    files: int = 16_000
+
+    def __post_init__(self) -> None:
+        if self.total_bytes < 1 or self.files < 2:  # a file system takes 0 for no bound
+            raise UsageError(f"{self} has no room for a file; expected at least 1 byte and 2 files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +149,7 @@ class Sandbox(Protocol):
 
         Raises:
             UsageError: the path is absolute, leaves the workspace or runs through a symlink.
+            TooLargeError: the workspace is full; see `SandboxBackend.space`.
         """
         ...
 
@@ -153,6 +176,7 @@ class Sandbox(Protocol):
         """Run a command to its end; returns only when its whole process tree is dead.
 
         Raises:
+            UsageError: a word of the command holds a NUL, or half a surrogate pair.
             UnenforceableLimit: a limit that this backend cannot enforce.
             SandboxError: the machinery failed; never because of what the command did.
         """
@@ -163,7 +187,11 @@ class Sandbox(Protocol):
         ...
 
     def snapshot(self) -> str:
-        """Keep the workspace's present files; returns a name for `reset`."""
+        """Keep the workspace's present files; returns a name for `reset`.
+
+        Raises:
+            TooLargeError: they are more than a workspace has room for, once holes are filled.
+        """
         ...
 
     def reset(self, snapshot: str | None = None) -> None:
@@ -192,6 +220,8 @@ class SandboxBackend(Protocol):
     isolated: bool
     #: Distributions that programs can import from `PACKAGES`; none unless asked for.
     packages: Sequence[str] = ()
+    #: What bounds each workspace; ``None`` where nothing does.
+    space: Space | None = None
 
     def available(self) -> str | None:
         """``None`` when usable here, else one line that says what is missing and how to mend it."""

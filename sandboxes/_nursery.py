@@ -43,7 +43,9 @@ _GRACE_MS: Final = 200
 
 @final
 class Nursery:
-    """This process's zygote, replaced when it dies, and the folder that holds all workspaces. Thread-safe.
+    """This process's zygote, replaced when it dies, and a folder that gives its control groups their name.
+
+    Thread-safe.
 
     Args:
         packages, warm: see `envkit.sandboxes.zygote.ZygoteBackend`.
@@ -144,7 +146,7 @@ class Keeper:
     def start(self, job: dict[str, Any], limits: Limits, pipes: Sequence[int]) -> None:
         """Give it its job and return when that is begun; see `envkit.sandboxes._zygote.prepare`.
 
-        The descriptors stay the caller's.
+        The descriptors, of three pipes and the workspace, stay the caller's.
 
         Raises:
             SandboxError: it is dead, or the command cannot be confined.
@@ -252,14 +254,14 @@ class _Zygote:
     Args:
         bwrap: the command that starts bubblewrap.
         root: the image.
-        spaces: host folder of the workspaces; control groups are named after it.
+        folder: where it starts; control groups are named after it.
         warm: third-party modules to import beforehand.
     """
 
-    def __init__(self, bwrap: Sequence[str], root: Path, spaces: Path, warm: Sequence[str]) -> None:
+    def __init__(self, bwrap: Sequence[str], root: Path, folder: Path, warm: Sequence[str]) -> None:
         source = resources.files("envkit.sandboxes").joinpath("_zygote.py").read_text()
-        folder = resources.files("envkit.grading")
-        trusted = [folder.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
+        workers = resources.files("envkit.grading")
+        trusted = [workers.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
         preparation = {
             "programs": trusted,
             "packages": PACKAGES,
@@ -268,7 +270,7 @@ class _Zygote:
         }
         self.dead = False
         self._said = ""  # its last words
-        self._name = spaces.name
+        self._name = folder.name
         self._lock = threading.Lock()
         self._unreaped: list[int] = []
         self._spares: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
@@ -279,8 +281,8 @@ class _Zygote:
         try:
             given = (theirs.fileno(), prepared)
             arguments = map(str, (*given, SCRATCH_BYTES))
-            command = [*bwrap, *_namespaces(root, spaces), "--", PYTHON, *PROGRAM, source, *arguments]
-            self._child = launch(command, ENVIRONMENT, spaces, *given)
+            command = [*bwrap, *_namespaces(root), "--", PYTHON, *PROGRAM, source, *arguments]
+            self._child = launch(command, ENVIRONMENT, folder, *given)
         finally:
             os.close(prepared)
             theirs.close()
@@ -411,12 +413,12 @@ def _pid_of(pidfd: int) -> int:
     raise SandboxError("the zygote's fork died at once")
 
 
-def _namespaces(root: Path, spaces: Path) -> list[str]:
+def _namespaces(root: Path) -> list[str]:
     return [
         # With rights inside them, which the zygote's forks give up before they run anything.
         *("--unshare-all", "--unshare-user", "--cap-add", "ALL", "--as-pid-1"),
         *("--uid", "0", "--gid", "0", "--hostname", "sandbox"),
         *("--die-with-parent", "--new-session"),
         *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-        *("--tmpfs", "/tmp", "--bind", str(spaces), "/tmp/spaces"),
+        *("--tmpfs", "/tmp"),
     ]

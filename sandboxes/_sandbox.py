@@ -1,9 +1,10 @@
-"""What every backend that keeps its workspace in a host folder shares."""
+"""What every backend shares whose workspace the host reaches as a folder."""
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -15,23 +16,22 @@ from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import ExecResult, Limits, Peer
 from envkit.sandboxes import _cgroup
 from envkit.sandboxes._supervise import Supervisor, Tree
-from envkit.sandboxes._temporary import Lease, reap
+from envkit.sandboxes._temporary import reap
 from envkit.sandboxes._workspace import File, Workspace
+
+#: What no word of a command can hold.
+_IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 
 
 class FolderSandbox(ABC):
-    """A `envkit.sandbox.Sandbox` whose subclass only says how a command starts.
+    """A `envkit.sandbox.Sandbox` whose subclass says how a command starts, and where the workspace lies.
 
     Args:
-        owner: host user that sandboxed code runs as, where it is not this process's own.
-        parent: where to keep the workspace, if not among other temporary files.
+        workspace: an empty one; the sandbox closes it.
     """
 
-    def __init__(self, owner: int | None, parent: Path | None = None) -> None:
-        self._lease = Lease(parent or temporary())
-        folder = self._lease.path / "work"
-        folder.mkdir(mode=0o700)
-        self._workspace = Workspace(folder, owner)
+    def __init__(self, workspace: Workspace) -> None:
+        self._workspace = workspace
         self._running: list[Supervisor] = []
         self._snapshots: dict[str, Mapping[str, File]] = {}
 
@@ -43,6 +43,10 @@ class FolderSandbox(ABC):
     @abstractmethod
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
         """Start a command in the workspace under ``limits``."""
+
+    @abstractmethod
+    def _vacate(self) -> None:
+        """Remove the place where the workspace lay. Idempotent."""
 
     def write(self, path: str, data: bytes) -> None:
         """See `envkit.sandbox.Sandbox.write`."""
@@ -82,7 +86,7 @@ class FolderSandbox(ABC):
         """See `envkit.sandbox.Sandbox.close`."""
         self._kill()
         self._workspace.close()
-        self._lease.close()
+        self._vacate()
 
     def __enter__(self) -> Self:
         return self
@@ -93,6 +97,10 @@ class FolderSandbox(ABC):
         self.close()
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
+        for word in argv:
+            # Words of an agent's, perhaps: what no system can start is not the machinery's failure.
+            if _IMPOSSIBLE.search(word):
+                raise UsageError(f"{word[:40]!r} holds a NUL or half a surrogate pair; no command takes that")
         self._workspace.admit()
         supervisor = Supervisor(self._start(argv, limits), limits)
         self._running = [each for each in self._running if not each.closed]

@@ -80,7 +80,7 @@ def empty(folder: int) -> None:
         folder: descriptor of the folder, which itself stays.
     """
     os.fchmod(folder, 0o700)
-    moved = 0
+    fresh, moved = os.urandom(8).hex(), 0  # no name that a hostile program has foreseen and taken
     while True:
         names = os.listdir(folder)
         if not names:
@@ -95,7 +95,7 @@ def empty(folder: int) -> None:
                     if _is_folder(nested, child):
                         os.close(open_entry(nested, child, os.O_RDONLY | os.O_DIRECTORY))  # now writable
                         moved += 1
-                        os.rename(nested, f"{_PREFIX}{moved}", src_dir_fd=child, dst_dir_fd=folder)
+                        os.rename(nested, f"{fresh}-{moved}", src_dir_fd=child, dst_dir_fd=folder)
                     else:
                         os.unlink(nested, dir_fd=child)
             finally:

@@ -4,6 +4,7 @@
     "run"    comes with descriptors: a file that holds {"argv": [...], "env": {...}, "rlimits": [[KIND,
              BOUND], ...]}, then stdin, stdout and stderr; answered by {} with a descriptor that is readable
              once the command has ended
+    "where"  is answered by {"device": NUMBER} of the workspace's file system
     "usage"  is answered by {"cpu_s": S, "oom": BOOL}
     "end"    is answered by {"code": CODE or null, "clean": BOOL, "cpu_s": S, "oom": BOOL} once all other
              processes are dead; clean says whether their scratch files are gone
@@ -159,6 +160,8 @@ def main(path: str, user: int) -> None:
                 request = json.load(file)
             command.pid = start(request, passed[1:], user)
             handles = [os.pidfd_open(command.pid)]
+        elif word == b"where":
+            answer = {"device": os.stat("/workspace").st_dev}
         else:
             if word == b"end":
                 command.kill()

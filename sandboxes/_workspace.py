@@ -9,15 +9,17 @@ import re
 import stat
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import final
 
 from envkit.errors import SandboxError, TooLargeError, UsageError
+from envkit.sandbox import Space
 from envkit.sandboxes._temporary import empty, open_entry
+from envkit.sandboxes._user import as_user
 
 MAX_ENTRIES = 20_000
 MAX_DEPTH = 64
 MAX_SNAPSHOT_BYTES = 256 * 2**20
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -38,58 +40,58 @@ class Workspace:
     UTF-8 are left out of listings.
 
     Args:
-        path: an existing empty folder, owned by whoever made it.
-        owner: host user and group id that files written from here belong to.
+        root: descriptor of an existing empty folder, which it closes in the end.
+        owner: host user and group id that it works as, and that all files belong to; ``None`` for this
+            process's own.
+        space: what holds for the folder; ``None`` where nothing does.
     """
 
-    def __init__(self, path: Path, owner: int | None) -> None:
-        self.path = path
-        self._owner = owner
-        self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        self._give(self._root)
+    def __init__(self, root: int, owner: int | None, space: Space | None = None) -> None:
+        self._root, self._owner, self._space = root, owner, space
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """See `envkit.sandbox.Sandbox.write`."""
-        *folders, name = _parts(path)
-        folder = self._walk(path, folders, make=True)
-        fresh = f".envkit-{os.urandom(8).hex()}"
-        try:
-            if _kind(name, folder) not in (None, stat.S_IFREG):
-                raise UsageError(f"cannot write {path!r}: what lies there is not a regular file")
-            # A new file, then a rename: whatever lies under that name is replaced, never opened.
-            with open(os.open(fresh, _CREATE, 0o600, dir_fd=folder), "wb") as file:
-                file.write(data)
-                os.fchmod(file.fileno(), mode)
-                self._give(file.fileno())
-            os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
-        except OSError as error:
-            raise _refusal(path, error) from error
-        finally:
-            os.close(folder)
+        parts = _parts(path)
+        as_user(self._owner, lambda: self._write(path, parts, data, mode))
 
     def read(self, path: str, limit_bytes: int) -> bytes:
         """See `envkit.sandbox.Sandbox.read`."""
         *folders, name = _parts(path)
-        folder = self._walk(path, folders)
-        try:
-            return _read(path, name, folder, limit_bytes).data
-        finally:
-            os.close(folder)
+
+        def read() -> bytes:
+            folder = self._walk(path, folders)
+            try:
+                return _read(path, name, folder, limit_bytes).data
+            finally:
+                os.close(folder)
+
+        return as_user(self._owner, read)
 
     def export(self, globs: Sequence[str], limit_bytes: int) -> Mapping[str, bytes]:
         """See `envkit.sandbox.Sandbox.export`."""
         wanted = re.compile("|".join(_expression(glob) for glob in globs) or r"(?!)", re.DOTALL)
-        return {path: file.data for path, file in self._files(wanted, limit_bytes).items()}
+        found = as_user(self._owner, lambda: self._files(wanted, limit_bytes))
+        return {path: file.data for path, file in found.items()}
 
     def keep(self) -> Mapping[str, File]:
-        """Every regular file, for `restore`."""
-        return self._files(re.compile("", re.DOTALL), MAX_SNAPSHOT_BYTES)
+        """Every regular file, for `restore`.
+
+        Raises:
+            TooLargeError: more than there is room for, as holes and hard links may be once they are filled.
+        """
+        most = MAX_SNAPSHOT_BYTES if self._space is None else min(MAX_SNAPSHOT_BYTES, self._space.total_bytes)
+        every = re.compile("", re.DOTALL)
+        return as_user(self._owner, lambda: self._files(every, most, _PAGE_BYTES))
 
     def restore(self, files: Mapping[str, File]) -> None:
         """Make ``files`` the only content."""
-        empty(self._root)
-        for path, file in files.items():
-            self.write(path, file.data, file.mode)
+
+        def restore() -> None:
+            empty(self._root)
+            for path, file in files.items():
+                self._write(path, _parts(path), file.data, file.mode)
+
+        as_user(self._owner, restore)
 
     def admit(self) -> None:
         """Open the folder to its owner again, whatever hostile code made of its mode."""
@@ -101,14 +103,34 @@ class Workspace:
             os.close(self._root)
             self._root = -1
 
-    def _files(self, wanted: re.Pattern[str], limit_bytes: int) -> dict[str, File]:
+    def _write(self, path: str, parts: Sequence[str], data: bytes, mode: int) -> None:
+        *folders, name = parts
+        folder = self._walk(path, folders, make=True)
+        fresh = f".envkit-{os.urandom(8).hex()}"
+        try:
+            if _kind(name, folder) not in (None, stat.S_IFREG):
+                raise UsageError(f"cannot write {path!r}: what lies there is not a regular file")
+            # A new file, then a rename: whatever lies under that name is replaced, never opened.
+            with open(os.open(fresh, _CREATE, 0o600, dir_fd=folder), "wb") as file:
+                file.write(data)
+                os.fchmod(file.fileno(), mode)
+            os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # half of it takes room as well
+                os.unlink(fresh, dir_fd=folder)
+            raise self._refusal(path, error) from error
+        finally:
+            os.close(folder)
+
+    def _files(self, wanted: re.Pattern[str], limit_bytes: int, block_bytes: int = 1) -> dict[str, File]:
+        """The files that match; each counts as whole blocks against the limit."""
         found: dict[str, File] = {}
         left = limit_bytes
         for path, name, folder in self._scan():
             if wanted.match(path):
                 with contextlib.suppress(FileNotFoundError):  # gone since it was listed
-                    found[path] = _read(path, name, folder, left)
-                    left -= len(found[path].data)
+                    found[path] = _read(path, name, folder, max(left, 0))
+                    left -= -(-len(found[path].data) // block_bytes) * block_bytes
         return dict(sorted(found.items()))
 
     def _scan(self) -> Iterator[tuple[str, str, int]]:
@@ -147,7 +169,6 @@ class Workspace:
                 if make and _kind(name, here) is None:
                     os.mkdir(name, 0o755, dir_fd=here)
                     below = open_entry(name, here, _FOLDER)
-                    self._give(below)
                 elif _kind(name, here) == stat.S_IFLNK:
                     raise UsageError(
                         f"{path!r} runs through a symlink, {name!r}; only real folders are allowed"
@@ -159,16 +180,23 @@ class Workspace:
         except OSError as error:
             os.close(here)
             if make:
-                raise _refusal(path, error) from error
+                raise self._refusal(path, error) from error
             raise FileNotFoundError(errno.ENOENT, "no such file in the workspace", path) from error
         except UsageError:
             os.close(here)
             raise
         return here
 
-    def _give(self, descriptor: int) -> None:
-        if self._owner is not None:
-            os.fchown(descriptor, self._owner, self._owner)
+    def _refusal(self, path: str, error: OSError) -> UsageError | SandboxError:
+        """A name that cannot be, or was taken away meanwhile, is the asker's fault; a full disk is ours."""
+        if error.errno == errno.ENOSPC and self._space is not None:
+            return TooLargeError(
+                f"cannot write {path!r}: the workspace may hold {self._space.total_bytes} bytes in "
+                f"{self._space.files} files and folders, and is full"
+            )
+        theirs = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
+        kind = UsageError if error.errno is None or error.errno in theirs else SandboxError
+        return kind(f"cannot write {path!r} into the workspace: {error}")
 
 
 def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
@@ -187,13 +215,6 @@ def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
             f"cannot read {path!r}: it is larger than the {limit_bytes} bytes that are left for it"
         )
     return File(data, stat.S_IMODE(found.st_mode))
-
-
-def _refusal(path: str, error: OSError) -> UsageError | SandboxError:
-    """A name that cannot be, or was taken away meanwhile, is the asker's fault; a full disk is ours."""
-    theirs = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-    kind = UsageError if error.errno is None or error.errno in theirs else SandboxError
-    return kind(f"cannot write {path!r} into the workspace: {error}")
 
 
 def _kind(name: str, folder: int) -> int | None:

@@ -45,16 +45,17 @@ WARM = (
     *("enum", "fractions", "functools", "heapq", "importlib", "itertools", "math", "operator", "re"),
     *("string", "textwrap", "types", "typing"),
 )
-# From <sched.h>, <sys/mount.h>, <sys/prctl.h>, <linux/capability.h> and <linux/sockios.h>.
+# From <sched.h>, <sys/mount.h>, <sys/prctl.h>, <linux/mount.h>, <linux/capability.h> and <linux/sockios.h>.
 NEWNS, NEWCGROUP, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x2000000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
-READ_ONLY, NOSUID, NODEV, NOEXEC, BIND, RECURSIVE, PRIVATE = 1, 2, 4, 8, 4096, 16384, 1 << 18
+READ_ONLY, NOSUID, NODEV, NOEXEC, RECURSIVE, PRIVATE = 1, 2, 4, 8, 16384, 1 << 18
 SET_DUMPABLE, SET_SECCOMP, SET_NO_NEW_PRIVS, FILTER = 4, 22, 38, 2
 NOBODY = 65534
 CAPABILITY_VERSION = 0x20080522
 GET_FLAGS, SET_FLAGS, UP, INTERFACE = 0x8913, 0x8914, 1, "16sh14x"
 
-#: Where the workspaces of all commands lie, as far as this process sees.
-SPACES = "/tmp/spaces"
+MOVE_MOUNT, HERE, OF_DESCRIPTOR = 429, -100, 4  # the call has one number on all machines
+#: Most files in each scratch folder.
+SCRATCH_FILES = 16000
 LIBC = ctypes.CDLL(None, use_errno=True)
 #: Programs of the host's own, by source.
 COMPILED: dict[str, CodeType] = {}
@@ -76,25 +77,20 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
     checked(LIBC.mount(*names, ctypes.c_ulong(flags), options.encode()), f"mount {kind} on {target}")
 
 
-def confine(scratch_bytes: int) -> int:
-    """Build this process's own view: empty scratch folders and its namespaces' own /proc, network, terminals.
-
-    Returns a descriptor of the folder in which the workspaces lie; nothing else leads there any more.
-    """
+def confine(scratch_bytes: int) -> None:
+    """Build this process's own view: empty scratch folders, its namespaces' own /proc, network, terminals."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         _, flags = struct.unpack(INTERFACE, fcntl.ioctl(asking, GET_FLAGS, struct.pack(INTERFACE, b"lo", 0)))
         fcntl.ioctl(asking, SET_FLAGS, struct.pack(INTERFACE, b"lo", flags | UP))
     mount("none", "/", "none", RECURSIVE | PRIVATE)
-    spaces = os.open(SPACES, os.O_PATH)
     # Over what was there. It stays covered, for want of the right to unmount.
-    scratch = f"size={scratch_bytes},mode=1777"
+    scratch = f"size={scratch_bytes},nr_inodes={SCRATCH_FILES},mode=1777"
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, scratch)
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
     # Of process 1 a command could set what weighs on its work, for they are of one user.
     mount("tmpfs", "/proc/1", "tmpfs", NOSUID | NODEV | READ_ONLY, "mode=0")
-    return spaces
 
 
 def enter_own_users() -> None:
@@ -169,26 +165,27 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden:
 
     Not before ``secured`` is at its end: then process 1 has no rights left that could be abused.
 
-    The job is {"argv": [...], "rlimits": [[KIND, BOUND], ...], "workspace": PATH, "program":
-    SOURCE or null} in a file, whose descriptor comes first; then stdin, stdout and stderr.
+    The job is {"argv": [...], "rlimits": [[KIND, BOUND], ...], "program": SOURCE or null} in a file, whose
+    descriptor comes first; then stdin, stdout, stderr and the workspace, a mount that is attached nowhere.
 
     Returns the program, if the command is one that is to run in this interpreter.
     """
     try:
-        spaces = confine(scratch_bytes)
+        confine(scratch_bytes)
         os.setsid()
         rehearse()
         os.read(secured, 1)
         control.send(b"ready")
-        word, passed, _, _ = socket.recv_fds(control, 16, 4)
+        word, passed, _, _ = socket.recv_fds(control, 16, 5)
         if not word:  # the host is gone, or has no use for this
             os._exit(0)
-        asked, *pipes = passed
+        asked, *pipes, workspace = passed
         with open(asked, "rb") as file:
             job: dict[str, Any] = json.load(file)
         for target, pipe in enumerate(pipes):
             os.dup2(pipe, target)
-        mount(f"/proc/self/fd/{spaces}/{job['workspace']}", "/workspace", "none", BIND)
+        moved = LIBC.syscall(MOVE_MOUNT, workspace, b"", HERE, b"/workspace", OF_DESCRIPTOR)
+        checked(moved, "mount the workspace")
         enter_own_users()
         give_up_rights()
         filter_calls(forbidden)

@@ -3,6 +3,8 @@
 From root, bubblewrap is started as user 65534 (nobody), so that even a process that breaks out of its
 namespaces has no rights on the host. From an ordinary user it runs in an unprivileged user namespace.
 
+The workspace is a file system of a given size in memory (see `envkit.sandboxes._spaces`).
+
 Memory, processes and CPU time are bounded by a control group where one can be made. Elsewhere memory
 is bounded per process (address space), processes by the namespace's own count (Linux 5.14), and CPU
 time by adding up the tree.
@@ -20,17 +22,21 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend, Space
 from envkit.sandboxes import _bwrap, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image, reachable
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
 from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._workspace import Workspace
 
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
 #: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
+#: Names of control groups.
+_NUMBERS: Final = itertools.count()
 
 
 @final
@@ -39,13 +45,15 @@ class BubblewrapBackend(SandboxBackend):
 
     Args:
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
+        space: what each workspace may hold.
     """
 
     name = "bubblewrap"
     isolated = True
 
-    def __init__(self, packages: Sequence[str] = ()) -> None:
-        self.packages = tuple(packages)
+    def __init__(self, packages: Sequence[str] = (), space: Space = Space()) -> None:
+        self.packages, self.space = tuple(packages), space
+        self._space = space
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -63,20 +71,18 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        return _BubblewrapSandbox(_bwrap.command(user), image(user, self.packages), user)
+        return _BubblewrapSandbox(user, image(user, self.packages), self._space)
 
 
 @final
 class _BubblewrapSandbox(FolderSandbox):
-    def __init__(self, bwrap: Sequence[str], root: Path, user: int) -> None:
-        super().__init__(user if user != os.geteuid() else None)
-        if not reachable(self._lease.path, user):
-            self.close()
-            raise SandboxUnavailable(
-                f"user {user} cannot reach {self._lease.path.parent}; export TMPDIR=/tmp"
-            )
-        self._command = (*bwrap, *_namespaces(root, self._workspace.path))
-        self._numbers = itertools.count()
+    def __init__(self, user: int, root: Path, space: Space) -> None:
+        self._user, self._bwrap = user, _bwrap.bwrap(user)
+        ours = spaces(os.getpid(), user)
+        self._folder = ours.lease.path
+        self._place = ours.place(space)
+        super().__init__(Workspace(self._place.root, user if user != os.geteuid() else None, space))
+        self._namespaces = _namespaces(root, self._place.path)
 
     @property
     def python(self) -> str:
@@ -88,8 +94,10 @@ class _BubblewrapSandbox(FolderSandbox):
         with contextlib.ExitStack() as held:
             group = None
             if parents:
-                group = Cgroup(parents, f"{self._lease.path.name}-{next(self._numbers)}", limits)
+                group = Cgroup(parents, f"{self._folder.name}-{next(_NUMBERS)}", limits)
                 held.callback(group.close)
+            entering = [*_bwrap.as_user(self._user), *self._place.entering()]
+            bwrap = [*entering, str(self._bwrap), *self._namespaces]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
             # One more process than asked for: the namespace's process 1.
@@ -98,9 +106,9 @@ class _BubblewrapSandbox(FolderSandbox):
             try:
                 forbidden = _seccomp.descriptor()
                 try:
-                    setup = [*self._command, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
+                    setup = [*bwrap, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
                     command = [*setup, "--", *_GATE, *bounds, *argv]
-                    child = launch(command, ENVIRONMENT, self._lease.path, theirs, forbidden)
+                    child = launch(command, ENVIRONMENT, self._folder, theirs, forbidden)
                 finally:
                     os.close(forbidden)
             finally:
@@ -117,6 +125,9 @@ class _BubblewrapSandbox(FolderSandbox):
                 group.add(family)
             os.write(child.stdin.fileno(), b"\n")
             return _BubblewrapTree(child, init, pidfd, status, group, held.pop_all())
+
+    def _vacate(self) -> None:
+        self._place.close()
 
 
 @final
@@ -172,7 +183,7 @@ def _exit_code(status: IO[bytes]) -> int:
     raise SandboxError("bubblewrap died, or could not set the sandbox up")
 
 
-def _namespaces(root: Path, workspace: Path) -> list[str]:
+def _namespaces(root: Path, workspace: str) -> list[str]:
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
         *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
@@ -180,7 +191,7 @@ def _namespaces(root: Path, workspace: Path) -> list[str]:
         *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"),
         *("--size", str(SCRATCH_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
         *("--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
-        *("--bind", str(workspace), WORKSPACE, "--chdir", WORKSPACE),
+        *("--bind", workspace, WORKSPACE, "--chdir", WORKSPACE),
     ]
 
 

@@ -1,8 +1,8 @@
 """Isolation by Docker: hardened containers, and in each a worker that starts commands without an ``exec``.
 
 The image is the very root folder that bubblewrap uses, imported: one Python interpreter and its standard
-library, no registry asked. Commands get their pipes through a UNIX socket, so that starting one costs a fork
-instead of an ``exec`` by the daemon.
+library, no registry asked; `envkit.sandboxes._images` has others. Commands get their pipes through a UNIX
+socket, so that starting one costs a fork instead of an ``exec`` by the daemon.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ import os
 import platform
 import signal
 import socket
-import tarfile
 import time
 from collections.abc import Generator, Sequence
 from importlib import resources
@@ -24,19 +23,22 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
-from envkit.sandboxes import _proc, _seccomp
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend, Space
+from envkit.sandboxes import _images, _proc, _seccomp
 from envkit.sandboxes._child import memory, pipes
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
-from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES
+from envkit.sandboxes._sandbox import FolderSandbox, temporary
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 from envkit.sandboxes._temporary import Lease
+from envkit.sandboxes._volumes import CONTROL, PATIENCE_S, Shelf, Volume, accept, listening
+from envkit.sandboxes._workspace import Workspace
 
-_REPOSITORY = "envkit-sandbox"
+#: What holds where an argument of the backend does not say.
+IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
 #: Labels of our containers: the lease folder of the process that owns one, and the host it lives on.
 _LEASE, _HOST = "envkit.lease", "envkit.host"
-_CONTROL: Final = "/run/envkit"
-_PATIENCE_S = 30.0
+#: Most files in a container's scratch folder.
+_SCRATCH_FILES: Final = 16_000
 #: Memory and processes of the worker itself.
 _WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
 
@@ -47,38 +49,75 @@ class DockerBackend(SandboxBackend):
 
     Args:
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
+        image: a kind of `envkit.sandboxes._images.KINDS`, made on first use; by default what the variable
+            ``ENVKIT_DOCKER_IMAGE`` says, or ``host``.
+        runtime: the engine's name of the runtime that runs containers; by default what the variable
+            ``ENVKIT_DOCKER_RUNTIME`` says, or the engine's own choice. It must let a container connect to
+            a socket of the host, and pass descriptors both ways, as runc and crun do. gVisor's ``runsc``
+            connects if registered with ``--host-uds=open``, but hands no descriptor out (its issue 11695):
+            no command starts in it yet.
+        space: what each workspace may hold. Files count as memory of the container whose command wrote
+            them, for as long as that container is used: until `reset`, or the end.
+
+    Raises:
+        ConfigError: no such kind of image.
     """
 
     name = "docker"
     isolated = True
 
-    def __init__(self, packages: Sequence[str] = ()) -> None:
-        self.packages = tuple(packages)
+    def __init__(
+        self,
+        packages: Sequence[str] = (),
+        image: str | None = None,
+        runtime: str | None = None,
+        space: Space = Space(),
+    ) -> None:
+        self.packages, self.space = tuple(packages), space
+        self._space = space
+        self.image = image or os.environ.get(IMAGE_VARIABLE) or "host"
+        self.runtime = runtime or os.environ.get(RUNTIME_VARIABLE) or None
+        _images.require_kind(self.image)
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
-        except (SandboxError, MissingExtraError) as error:
+        except (SandboxUnavailable, MissingExtraError) as error:
             return str(error)
+        except SandboxError as error:
+            if self.runtime is None:
+                return str(error)
+            return (
+                f"{error}; perhaps the runtime {self.runtime!r} does not let a container connect to a socket "
+                "of the host and pass descriptors through it, as runc and crun do"
+            )
         return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        user = os.geteuid() or NOBODY
         client = _answering(os.getpid())
         _reap_once(os.getpid())
-        return _DockerSandbox(client, _imported(client, image(user, self.packages)), user)
+        with _docker_errors("make an image"):
+            made = _images.get(client, self.image, _user(), self.packages)
+        shelf = _shelf(client, made.tag, self.runtime, _user(), self._space)
+        with _docker_errors("hold a workspace"), _known(self.runtime):
+            volume = shelf.take()
+        return _DockerSandbox(client, made.tag, _user(), self.runtime, volume, self._space)
 
 
 @final
 class _DockerSandbox(FolderSandbox):
-    """A workspace on the host, bound into a container for every tree that runs at once."""
+    """A volume as workspace, in a container for every tree that runs at once."""
 
-    def __init__(self, client: Any, tag: str, user: int) -> None:
-        super().__init__(user if user != os.geteuid() else None)
-        self._client, self._tag, self._user = client, tag, user
+    def __init__(
+        self, client: Any, tag: str, user: int, runtime: str | None, volume: Volume, space: Space
+    ) -> None:
+        super().__init__(Workspace(volume.root, user if user != os.geteuid() else None, space))
+        self._volume, self._device = volume, os.fstat(volume.root).st_dev
+        self._lease = Lease(temporary())
+        self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
         #: Containers that run nothing, by the limits that they were made with.
         self._idle: dict[tuple[int, int], list[_Container]] = {}
         self._made: list[_Container] = []
@@ -102,6 +141,10 @@ class _DockerSandbox(FolderSandbox):
         finally:
             super().close()
 
+    def _vacate(self) -> None:
+        self._volume.close()
+        self._lease.close()
+
     def _remove_containers(self) -> None:
         self._idle.clear()
         while self._made:
@@ -114,8 +157,14 @@ class _DockerSandbox(FolderSandbox):
 
     def _make(self, limits: Limits) -> _Container:
         folder = self._lease.path / f"control-{next(self._numbers)}"
-        container = _Container(self._client, self._tag, self._lease.path, folder, self._user, limits)
+        mount = self._volume.mount
+        container = _Container(
+            self._client, self._tag, self._lease.path, folder, mount, self._user, limits, self._runtime
+        )
         self._made.append(container)
+        found, _ = container.ask("where")
+        if found["device"] != self._device:  # the engine has mounted it anew
+            raise SandboxError("the container that held the workspace died, and the files are lost")
         return container
 
 
@@ -126,21 +175,34 @@ class _Container:
     Args:
         client: the Docker client.
         tag: the image.
-        lease: the owner's lease folder, in which ``work`` is the workspace.
+        lease: the owner's lease folder.
         folder: a new folder for the socket.
+        workspace: how it gets that; see `envkit.sandboxes._volumes.Volume`.
         user: who commands run as.
         limits: ``memory_bytes`` and ``processes`` bound the container.
+        runtime: what runs it, if not the engine's own choice.
     """
 
-    def __init__(self, client: Any, tag: str, lease: Path, folder: Path, user: int, limits: Limits) -> None:
+    def __init__(
+        self,
+        client: Any,
+        tag: str,
+        lease: Path,
+        folder: Path,
+        workspace: Any,
+        user: int,
+        limits: Limits,
+        runtime: str | None,
+    ) -> None:
         folder.mkdir(mode=0o711)
         memory = limits.memory_bytes + _WORKER_BYTES
         worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
         self._socket: socket.socket | None = None
-        with _docker_errors("make a container"), _listening(folder) as listener:
+        with _docker_errors("make a container"), _known(runtime), listening(folder) as listener:
             self._container: Any = client.containers.create(
                 tag,
-                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{_CONTROL}/socket", str(user)],
+                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
+                runtime=runtime,
                 user="0:0",
                 hostname="sandbox",
                 environment={},
@@ -155,27 +217,25 @@ class _Container:
                 mem_limit=memory,
                 memswap_limit=memory,
                 shm_size=SCRATCH_BYTES,
-                tmpfs={"/tmp": f"size={SCRATCH_BYTES},mode=1777,nosuid,nodev"},
+                tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={_SCRATCH_FILES},mode=1777,nosuid,nodev"},
                 # What the kernel keeps for a container would outlive the command that put it there.
                 sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
-                volumes={
-                    str(lease / "work"): {"bind": WORKSPACE, "mode": "rw"},
-                    str(folder): {"bind": _CONTROL, "mode": "ro"},
-                },
+                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
+                mounts=[workspace],
                 # A flood would otherwise fill the host's disk with JSON.
                 log_config={"type": "none"},
-                labels={_LEASE: str(lease), _HOST: platform.node()},
+                labels=_labels(lease),
             )
             try:
                 self._container.start()
-                self._socket, _ = listener.accept()
+                self._socket = accept(listener, self._container)
             except TimeoutError:
                 self.remove()
-                raise SandboxError(f"a container of {tag} did not start within {_PATIENCE_S:g} s") from None
+                raise SandboxError(f"a container of {tag} did not start within {PATIENCE_S:g} s") from None
             except BaseException:
                 self.remove()
                 raise
-            self._socket.settimeout(_PATIENCE_S)
+            self._socket.settimeout(PATIENCE_S)
 
     def ask(self, word: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a request to the worker; returns its answer and the descriptors that came with it.
@@ -202,7 +262,7 @@ class _Container:
         """Whether the kernel killed something in it for memory, as the engine saw it."""
         try:
             with _docker_errors("look at a container"):
-                self._container.wait(timeout=_PATIENCE_S)  # the engine learns of its end a moment later
+                self._container.wait(timeout=PATIENCE_S)  # the engine learns of its end a moment later
                 self._container.reload()
         except SandboxUnavailable:
             return False
@@ -220,21 +280,15 @@ class _Container:
             self._socket = None
 
 
-@contextlib.contextmanager
-def _listening(folder: Path) -> Generator[socket.socket]:
-    """A socket in a folder, for one who comes first; afterwards nobody else can."""
-    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            # By way of the descriptor, because the path itself may be longer than a socket's may be.
-            listener.bind(f"/proc/self/fd/{handle}/socket")
-            os.chmod(folder / "socket", 0o666)  # the worker has no right to pass over file modes
-            listener.listen(1)
-            listener.settimeout(_PATIENCE_S)
-            yield listener
-    finally:
-        os.close(handle)
-        (folder / "socket").unlink(missing_ok=True)
+def _labels(lease: Path) -> dict[str, str]:
+    """Those of what belongs to the owner of a lease folder."""
+    return {_LEASE: str(lease), _HOST: platform.node()}
+
+
+@functools.cache
+def _shelf(client: Any, tag: str, runtime: str | None, user: int, space: Space) -> Shelf:
+    """This process's, for its client is its own."""
+    return Shelf(client, tag, runtime, user, space, _labels)
 
 
 @final
@@ -291,7 +345,7 @@ def _client(pid: int) -> Any:
     except ImportError as error:
         raise MissingExtraError("docker", "docker") from error
     with _docker_errors("reach Docker"):
-        client: Any = cast("Any", docker).from_env(timeout=int(_PATIENCE_S))
+        client: Any = cast("Any", docker).from_env(timeout=int(PATIENCE_S))
         try:
             client.ping()
         except BaseException:
@@ -311,7 +365,7 @@ def _knock() -> None:
     if path != host:
         with socket.socket(socket.AF_UNIX) as knocking:
             try:
-                knocking.settimeout(_PATIENCE_S)
+                knocking.settimeout(PATIENCE_S)
                 knocking.connect(path)
             except OSError as error:
                 raise DockerException(f"{path}: {error.strerror or error}") from error
@@ -324,7 +378,7 @@ def _answering(pid: int) -> Any:
         SandboxUnavailable: it does not come back, or was never there.
     """
     client = _client(pid)
-    deadline = time.monotonic() + _PATIENCE_S
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         try:
             with _docker_errors("reach Docker"):
@@ -351,30 +405,71 @@ def _docker_errors(doing: str) -> Generator[None]:
         ) from error
 
 
-def _imported(client: Any, root: Path) -> str:
-    """The image of a root folder, imported on first use; returns its tag."""
-    from docker.errors import ImageNotFound
+@contextlib.contextmanager
+def _known(runtime: str | None) -> Generator[None]:
+    """What the engine says to a runtime that it does not know, as ours."""
+    from docker.errors import APIError
 
-    tag = f"{_REPOSITORY}:{root.name}"
-    with _docker_errors(f"import the image {tag}"):
+    try:
+        yield
+    except APIError as error:
+        if runtime is None or "runtime name" not in str(error.explanation):
+            raise
+        remedy = (
+            "install it (https://gvisor.dev/docs/user_guide/install/), then: "
+            "sudo runsc install -- --host-uds=open && sudo systemctl reload docker"
+            if runtime == "runsc"
+            else 'register it under "runtimes" in /etc/docker/daemon.json and reload dockerd'
+        )
+        raise SandboxUnavailable(f"Docker knows no runtime {runtime!r}; {remedy}") from error
+
+
+def build(
+    kinds: Sequence[str], *, base: str | None = None, force: bool = False
+) -> tuple[_images.Image, dict[str, str]]:
+    """Make an image ahead of need: the first of these kinds that can be made and runs Python.
+
+    Args:
+        kinds: of `envkit.sandboxes._images.KINDS`.
+        base: see `envkit.sandboxes._images.get`.
+        force: make it anew.
+
+    Returns:
+        The image, and of each kind that was passed over the reason.
+
+    Raises:
+        ConfigError: no such kind, or a base for another kind than ``dockerfile``.
+        SandboxUnavailable: none can be made, or Docker cannot be reached.
+    """
+    client = _answering(os.getpid())
+    passed_over: dict[str, str] = {}
+    for kind in kinds:
         try:
-            client.images.get(tag)
-        except ImageNotFound:
-            try:
-                with contextlib.closing(Lease(root.parent)) as lease:
-                    archive = lease.path / "image.tar"
-                    with tarfile.open(archive, "w") as file:
-                        file.add(root, ".", filter=_as_root)
-                    client.api.import_image_from_file(str(archive), repository=_REPOSITORY, tag=root.name)
-            except OSError as error:
-                raise SandboxUnavailable(f"cannot make the image {tag} in {root.parent}: {error}") from error
-    return tag
+            with _docker_errors("make an image"):
+                made = _images.get(client, kind, _user(), base=base, force=force)
+        except SandboxUnavailable as error:
+            passed_over[kind] = str(error)
+            continue
+        if (problem := DockerBackend(image=kind).available()) is None:
+            return made, passed_over
+        passed_over[kind] = f"{made.tag} is of no use: {problem}"
+    raise SandboxUnavailable("; ".join(f"no image from {kind}: {why}" for kind, why in passed_over.items()))
 
 
-def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    member.uid = member.gid = 0
-    member.uname = member.gname = "root"
-    return member
+def reap_images() -> list[str]:
+    """Remove images that nothing uses any more; see `envkit.sandboxes._images.reap`.
+
+    Raises:
+        SandboxUnavailable: Docker cannot be reached.
+    """
+    client = _client(os.getpid())
+    with _docker_errors("look through images"):
+        return _images.reap(client, _user())
+
+
+def _user() -> int:
+    """Who sandboxed code runs as."""
+    return os.geteuid() or NOBODY
 
 
 @functools.cache
@@ -383,19 +478,27 @@ def _reap_once(pid: int) -> None:
 
 
 def reap() -> list[str]:
-    """Remove the containers on this host whose owner is dead; returns their names.
+    """Remove the containers and volumes on this host whose owner is dead; returns the containers' names.
 
     Raises:
         SandboxUnavailable: Docker cannot be reached.
     """
     names: list[str] = []
+    client = _client(os.getpid())
     with _docker_errors("list containers"):
         ours = {"label": f"{_HOST}={platform.node()}"}
-        for container in _client(os.getpid()).containers.list(all=True, filters=ours, ignore_removed=True):
+        found = client.containers.list(all=True, filters=ours, ignore_removed=True)
+        # Newest first: what holds a volume is older than those that have it, and goes after them.
+        for container in sorted(found, key=lambda one: one.attrs["Created"], reverse=True):
             if not _is_held(container.labels[_LEASE]):
                 with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
-                    container.remove(force=True)  # unless someone else was quicker
+                    container.remove(force=True, v=True)  # unless someone else was quicker
                     names.append(container.name)
+        # Of a container that somebody else has removed.
+        for volume in client.volumes.list(filters={**ours, "dangling": True}):
+            if not _is_held(volume.attrs["Labels"][_LEASE]):
+                with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a volume"):
+                    volume.remove()
     return names
 
 

@@ -21,8 +21,10 @@ from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _proc
 from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._sandbox import FolderSandbox, temporary
 from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._temporary import Lease
+from envkit.sandboxes._workspace import Workspace
 
 _MARK: Final = "ENVKIT_TREE"
 _PATIENCE_S = 30.0
@@ -44,18 +46,25 @@ class ProcessBackend(SandboxBackend):
         missing = self.available()
         if missing is not None:
             raise SandboxUnavailable(missing)
-        return _ProcessSandbox(owner=None)
+        return _ProcessSandbox(Lease(temporary()))
 
 
 @final
 class _ProcessSandbox(FolderSandbox):
+    """Its workspace is a folder on disk, which nothing bounds: `SandboxBackend.space` is ``None``."""
+
+    def __init__(self, lease: Lease) -> None:
+        self._lease, self._folder = lease, lease.path / "work"
+        self._folder.mkdir(mode=0o700)
+        super().__init__(Workspace(os.open(self._folder, os.O_RDONLY | os.O_DIRECTORY), None))
+
     @property
     def python(self) -> str:
         """See `envkit.sandbox.Sandbox.python`; the interpreter of this process, with its packages."""
         return sys.executable
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        workspace = self._workspace.path
+        workspace = self._folder
         mark = secrets.token_hex(16)
         environment = {
             "PATH": f"{Path(sys.executable).parent}:{os.defpath}",
@@ -67,6 +76,9 @@ class _ProcessSandbox(FolderSandbox):
         }
         command = [*_proc.prlimit(limits, memory=True), *argv]
         return _ProcessTree(launch(command, environment, workspace), mark)
+
+    def _vacate(self) -> None:
+        self._lease.close()
 
 
 @final

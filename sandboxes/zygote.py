@@ -17,13 +17,15 @@ from collections.abc import Sequence
 from typing import final
 
 from envkit.errors import SandboxError, SandboxUnavailable
-from envkit.sandbox import Limits, Sandbox, SandboxBackend
+from envkit.sandbox import Limits, Sandbox, SandboxBackend, Space
 from envkit.sandboxes import _bwrap, _proc
 from envkit.sandboxes._child import pipes
 from envkit.sandboxes._image import PYTHON
 from envkit.sandboxes._nursery import PROGRAM, Keeper, Nursery, nursery
 from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._workspace import Workspace
 
 
 @final
@@ -34,13 +36,17 @@ class ZygoteBackend(SandboxBackend):
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
             Of those, the zygote imports beforehand what ``warm`` names.
         warm: modules.
+        space: what each workspace may hold.
     """
 
     name = "zygote"
     isolated = True
 
-    def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
-        self.packages, self._warm = tuple(packages), tuple(warm)
+    def __init__(
+        self, packages: Sequence[str] = (), warm: Sequence[str] = (), space: Space = Space()
+    ) -> None:
+        self.packages, self._warm, self.space = tuple(packages), tuple(warm), space
+        self._space = space
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -55,14 +61,16 @@ class ZygoteBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm))
+        return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm), self._space)
 
 
 @final
 class _ZygoteSandbox(FolderSandbox):
-    def __init__(self, nursery: Nursery) -> None:
-        super().__init__(nursery.user if nursery.user != os.geteuid() else None, nursery.lease.path)
+    def __init__(self, nursery: Nursery, space: Space) -> None:
         self._nursery = nursery
+        self._place = spaces(os.getpid(), nursery.user).place(space)
+        owner = nursery.user if nursery.user != os.geteuid() else None
+        super().__init__(Workspace(self._place.root, owner, space))
 
     @property
     def python(self) -> str:
@@ -70,14 +78,28 @@ class _ZygoteSandbox(FolderSandbox):
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        return _ZygoteTree(self._nursery.keeper(), f"{self._lease.path.name}/work", argv, limits)
+        workspace = self._place.tree()
+        try:
+            return _ZygoteTree(self._nursery.keeper(), workspace, argv, limits)
+        finally:
+            os.close(workspace)
+
+    def _vacate(self) -> None:
+        self._place.close()
 
 
 @final
 class _ZygoteTree(Tree):
-    """A command and all that it starts, below their keeper."""
+    """A command and all that it starts, below their keeper.
 
-    def __init__(self, keeper: Keeper, workspace: str, argv: Sequence[str], limits: Limits) -> None:
+    Args:
+        keeper: one that waits; this ends it.
+        workspace: descriptor of a mount that is attached nowhere yet; stays the caller's.
+        argv: the command.
+        limits: of the command.
+    """
+
+    def __init__(self, keeper: Keeper, workspace: int, argv: Sequence[str], limits: Limits) -> None:
         self._keeper = keeper
         is_counted = keeper.group is not None
         bounds = _proc.rlimits(
@@ -88,13 +110,12 @@ class _ZygoteTree(Tree):
         job = {
             "argv": [*argv],
             "rlimits": [*bounds.values()],
-            "workspace": workspace,
             "program": argv[len(start)] if is_program else None,
         }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             ours.callback(keeper.end)
             kept, given = pipes(ours, theirs)
-            keeper.start(job, limits, given)
+            keeper.start(job, limits, [*given, workspace])
             super().__init__(kept, keeper.ending())
             ours.pop_all()
 

@@ -51,6 +51,7 @@ PUBLIC = [
     "SandboxUnavailable",
     "Score",
     "Session",
+    "Space",
     "StepRecord",
     "StopReason",
     "StoreError",

@@ -16,9 +16,10 @@ from envkit.sandbox_check.isolation import ISOLATION
 from envkit.sandbox_check.lab import Case, Finding, Lab, attempt
 from envkit.sandbox_check.life import LIFE
 from envkit.sandbox_check.limits import LIMITS
+from envkit.sandbox_check.space import SPACE
 
 #: What must hold -> how it is tried.
-CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **LIFE}
+CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **SPACE, **LIFE}
 
 #: What must hold before hostile code may run: a second's work.
 ESSENTIAL: Final[dict[str, Case]] = {
@@ -35,6 +36,8 @@ ESSENTIAL: Final[dict[str, Case]] = {
             "stops at the output limit",
             "bounds memory",
             "bounds file size",
+            "bounds what all files hold",
+            "bounds how many files there are",
             "bounds processes",
             "answers line by line",
             "notices a forged answer",

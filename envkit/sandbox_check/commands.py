@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from envkit.sandbox import Limits, StopReason
-from envkit.sandbox_check.lab import Case, Lab, unless
+from envkit.sandbox_check.lab import Case, Lab, refused, unless
 
 #: What a command may find in its environment; more could hold a secret.
 _VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
@@ -38,6 +38,15 @@ def _arguments(lab: Lab) -> str:
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
     result = lab.sandbox.run([lab.sandbox.python, "-Xutf8", "-ISc", code, *given])
     return unless(result.ok and json.loads(result.stdout) == given, result)
+
+
+def _impossible_words(lab: Lab) -> str:
+    python = lab.sandbox.python
+    words = ("a\0b", "\ud800")
+    passed = [
+        word for word in words if not refused(lambda word=word: lab.sandbox.run([python, "-c", "", word]))
+    ]
+    return unless(not passed, passed)
 
 
 def _no_stdin(lab: Lab) -> str:
@@ -111,6 +120,7 @@ COMMANDS: Final[dict[str, Case]] = {
     "home is the workspace": _home_is_workspace,
     "starts with a bare environment": _environment,
     "keeps arguments as they are": _arguments,
+    "refuses arguments that cannot be given": _impossible_words,
     "ends an empty stdin": _no_stdin,
     "does not wait for stdin to be read": _unread_stdin,
     "passes a large stdin": _large_stdin,

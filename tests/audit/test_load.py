@@ -19,8 +19,12 @@ from envkit.grading import Answer, Grade, Subject, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.sandboxes import _cgroup, _nursery, _temporary
+from envkit.sandboxes._image import NOBODY
 from envkit.sandboxes._nursery import nursery
+from envkit.sandboxes._spaces import spaces
 from envkit.types import Verdict
+
+USER = os.geteuid() or NOBODY
 
 
 @pytest.fixture(scope="module", params=["bubblewrap", "zygote"])
@@ -49,14 +53,17 @@ def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
 
 
 def held(prefix: str, owner: str) -> dict[str, int]:
-    """What sandboxes with leases of this prefix, and control groups of this owner, could leave behind."""
+    """What leases of this prefix, and control groups of this owner, could leave behind."""
     gc.collect()
-    folders = [path for depth in ("", "*/") for path in Path(tempfile.gettempdir()).glob(f"{depth}{prefix}*")]
+    folders = [*Path(tempfile.gettempdir()).glob(f"{prefix}*")]
+    steward = spaces(os.getpid(), USER)._steward
+    assert steward is not None
     groups = [*Path("/sys/fs/cgroup").rglob(f"{owner}*")]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
-        "mounts": len(Path("/proc/self/mounts").read_text().splitlines()),
+        "mounts": Path("/proc/self/mounts").read_text().count("envkit-lease"),
+        "workspaces": Path(f"/proc/{steward.pid}/mounts").read_text().count(f" {steward.folder}/"),
         "control groups": len(groups),
         "folders": len(folders),
     }
@@ -80,12 +87,13 @@ def test_nothing_grows_over_many_episodes(
             assert found.verdict is Verdict.PASS, found
 
     episodes(50)
-    # A zygote names control groups after its own lease, and keeps some ready.
+    # Control groups are named after a lease of all sandboxes; a zygote keeps some ready.
     is_zygote = backend.name == "zygote"
-    owner = f"{nursery(os.getpid(), (), ()).lease.path.name}-" if is_zygote else prefix
+    lease = (nursery(os.getpid(), (), ()) if is_zygote else spaces(os.getpid(), USER)).lease
+    owner = f"{lease.path.name}-"
     before, resident = settled(lambda: held(prefix, owner)), resident_bytes()
     ready = _nursery._SPARES * len(_cgroup.parents()) if is_zygote else 0
-    assert (before["control groups"], before["folders"]) == (ready, 0)
+    assert (before["control groups"], before["folders"], before["workspaces"]) == (ready, 0, 0)
     episodes(cycles)
     assert settled(lambda: held(prefix, owner)) == before
     assert resident_bytes() < 1.05 * resident

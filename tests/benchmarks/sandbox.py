@@ -28,8 +28,9 @@ from side_by_side import Measures, Ratio, compare
 
 from envkit.grading import PYTEST, pytest_modules
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
+from envkit.sandboxes import _images
 from envkit.sandboxes import docker as docker_module
-from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE, image
+from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -112,7 +113,7 @@ class Containers:
 
     def __init__(self, folder: Path) -> None:
         self._client: Any = docker_module._client(os.getpid())
-        self._tag = docker_module._imported(self._client, image(NOBODY, PYTEST))
+        self._tag = _images.get(self._client, "host", NOBODY, PYTEST).tag
         self._folder = folder
         self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
         self.live.start()

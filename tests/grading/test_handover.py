@@ -50,7 +50,7 @@ def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
         ("import os; os.unlink('tests.py')", Verdict.TAMPERED, "tests.py was changed"),
         ("open('sub/reward.txt', 'w')", Verdict.TAMPERED, "sub/reward.txt was written"),
         ("open('reward.json', 'w').write('1' * 2**21)", Verdict.TAMPERED, "a large file was written"),
-        ("for n in range(20_001): open(str(n), 'w')", Verdict.FAIL, "entries"),
+        ("import os\nfor _ in range(70): os.mkdir('d'); os.chdir('d')", Verdict.FAIL, "64 levels"),
     ],
 )
 def test_what_is_amiss_is_said(sandbox: Sandbox, program: str, verdict: Verdict, evidence: str) -> None:

@@ -35,7 +35,7 @@ from envkit.sandboxes.bubblewrap import BubblewrapBackend
 sandbox = BubblewrapBackend().create()
 peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
 peer.ask(b"up", 30)
-print(sandbox._lease.path.name, flush=True)
+print(sandbox._folder.name, flush=True)
 time.sleep(600)
 """
 
@@ -83,7 +83,7 @@ def test_memory_of_all_processes_and_of_scratch_files_counts(sandbox: Sandbox) -
 def test_control_groups_do_not_outlive_their_command(sandbox: Sandbox) -> None:
     python(sandbox, "pass")
     python(sandbox, HOARD, Limits(memory_bytes=64 * MIB))
-    assert not groups(sandbox._lease.path.name)  # type: ignore[attr-defined]
+    assert not groups(sandbox._folder.name)  # type: ignore[attr-defined]
 
 
 def test_a_fork_bomb_meets_its_bound(sandbox: Sandbox) -> None:
@@ -131,10 +131,10 @@ def test_killed_machinery_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: 
 
 
 def test_a_failing_setup_is_a_sandbox_error_that_quotes_bubblewrap(sandbox: Sandbox) -> None:
-    sandbox._command = (*sandbox._command, "--ro-bind", "/nowhere", "/nowhere")  # type: ignore[attr-defined]
+    sandbox._namespaces += ["--ro-bind", "/nowhere", "/nowhere"]  # type: ignore[attr-defined]
     with pytest.raises(SandboxError, match="nowhere"):
         python(sandbox, "pass")
-    assert not groups(sandbox._lease.path.name)  # type: ignore[attr-defined]
+    assert not groups(sandbox._folder.name)  # type: ignore[attr-defined]
 
 
 def test_a_program_cannot_forge_what_bubblewrap_reports(sandbox: Sandbox) -> None:
@@ -164,11 +164,11 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
 
 def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
-    _bwrap._bwrap.cache_clear()
+    _bwrap.bwrap.cache_clear()
     assert "apt install bubblewrap" in str(BubblewrapBackend().available())
     with pytest.raises(SandboxUnavailable):
         BubblewrapBackend().create()
-    _bwrap._bwrap.cache_clear()
+    _bwrap.bwrap.cache_clear()
 
 
 def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -176,10 +176,10 @@ def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
     old.chmod(0o755)
     monkeypatch.setattr(_bwrap, "_candidates", lambda: iter([old]))
-    _bwrap._bwrap.cache_clear()
+    _bwrap.bwrap.cache_clear()
     with pytest.raises(SandboxUnavailable, match=r"version 0\.6"):
-        _bwrap._bwrap(os.geteuid())
-    _bwrap._bwrap.cache_clear()
+        _bwrap.bwrap(os.geteuid())
+    _bwrap.bwrap.cache_clear()
 
 
 def groups(name: str) -> list[str]:

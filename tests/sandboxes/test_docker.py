@@ -19,9 +19,10 @@ import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.registry import sandbox_backend
-from envkit.sandbox import Limits, PeerGone, Sandbox, SandboxBackend, StopReason
-from envkit.sandboxes import _bwrap, _nursery
+from envkit.sandbox import Limits, PeerGone, Sandbox, SandboxBackend, Space, StopReason
+from envkit.sandboxes import _bwrap, _nursery, _volumes
 from envkit.sandboxes import docker as module
+from envkit.sandboxes._temporary import Lease
 
 TRAINER = """
 import time
@@ -29,7 +30,8 @@ from envkit.sandboxes.docker import DockerBackend
 sandbox = DockerBackend().create()
 peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
 peer.ask(b"up", 30)
-print(sandbox._made[0]._container.name, sandbox._lease.path, flush=True)
+made, held = sandbox._made[0]._container.name, sandbox._volume
+print(made, sandbox._lease.path, held._holder._container.name, held.mount["Source"], flush=True)
 time.sleep(600)
 """
 
@@ -44,6 +46,10 @@ def containers() -> set[str]:
     client = module._client(os.getpid())
     ours = {"label": module._LEASE}
     return {one.name for one in client.containers.list(all=True, filters=ours, ignore_removed=True)}
+
+
+def named_volumes() -> set[str]:
+    return {one.name for one in module._client(os.getpid()).volumes.list()}
 
 
 def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
@@ -129,7 +135,7 @@ def test_what_cannot_be_swept_goes_with_its_container(sandbox: Sandbox) -> None:
 def test_a_socket_may_lie_deeper_than_a_sockets_path_may_be_long(tmp_path: Path) -> None:
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     folder.mkdir(parents=True)
-    with module._listening(folder):
+    with _volumes.listening(folder):
         assert (folder / "socket").is_socket()
     assert [*folder.iterdir()] == []
 
@@ -154,17 +160,58 @@ def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
     with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         try:
-            name, lease = trainer.stdout.readline().split()
+            name, lease, holder, volume = trainer.stdout.readline().split()
+            assert volume in named_volumes()
             assert name in containers()
             assert name not in module.reap()  # its owner lives
         finally:
             trainer.kill()
     # The worker notices that the other end of its socket is gone; whoever comes next clears up.
-    ended = module._client(os.getpid()).containers.get(name).wait(timeout=30)
-    assert ended["StatusCode"] == 0
-    assert name in module.reap()
-    assert name not in containers()
+    for each in (name, holder):
+        ended = module._client(os.getpid()).containers.get(each).wait(timeout=30)
+        assert ended["StatusCode"] == 0
+    assert {name, holder} <= {*module.reap()}
+    assert not {name, holder} & containers()
+    assert volume not in named_volumes()
     assert Path(lease).exists()  # likewise, until the next sandbox is made
+
+
+def test_a_killed_holder_of_the_workspace_is_a_sandbox_error(docker: SandboxBackend) -> None:
+    sandbox = docker.create()
+    sandbox.write("file", b"1")
+    assert python(sandbox, "open('file')").ok
+    sandbox._volume._holder._container.kill()  # type: ignore[attr-defined]
+    assert python(sandbox, "open('file')").ok  # its own container has the workspace as well
+    sandbox.reset()
+    with pytest.raises(SandboxError, match="files are lost"):
+        python(sandbox, "pass")
+    with docker.create() as other:
+        other.write("file", b"2")
+        assert python(other, "print(open('file').read())").stdout == b"2\n"
+    sandbox.close()
+
+
+def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> None:
+    made = module.DockerBackend(space=Space(2**20, 64))  # of whose kind there are none yet
+    before, volumes = containers(), named_volumes()
+    sandboxes = [made.create() for _ in range(9)]
+    assert len(containers() - before) == 2
+    assert len(named_volumes() - volumes) == 16
+    for sandbox in sandboxes[:8]:
+        sandbox.close()
+    assert len(containers() - before) == 1
+    assert len(named_volumes() - volumes) == 8
+    shelf = module._shelf(
+        module._client(os.getpid()),
+        sandboxes[8]._tag,
+        None,
+        sandboxes[8]._user,
+        made.space,  # type: ignore[attr-defined]
+    )
+    shelf.close()
+    assert len(containers() - before) == 1  # which one sandbox uses
+    sandboxes[8].close()
+    assert (containers(), named_volumes()) == (before, volumes)
 
 
 def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_path: Path) -> None:
@@ -176,8 +223,17 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
     left = module._client(os.getpid()).containers.run(
         tag, ["/usr/bin/python3", "-c", "import time; time.sleep(600)"], detach=True, labels=labels
     )
-    assert left.name in module.reap()
-    assert left.name not in containers()
+    for keeper in (tmp_path / "gone", tmp_path):  # by accident without its container
+        labels[module._LEASE] = str(keeper)
+        module._client(os.getpid()).volumes.create(f"left-{keeper.name}", labels=labels)
+    with contextlib.closing(Lease(tmp_path)) as lease:
+        labels[module._LEASE] = str(lease.path)
+        kept = module._client(os.getpid()).volumes.create(labels=labels)
+        assert left.name in module.reap()
+        assert left.name not in containers()
+        assert not {"left-gone", f"left-{tmp_path.name}"} & named_volumes()
+        assert kept.name in named_volumes()
+    kept.remove()
 
 
 def test_docker_stands_in_where_there_is_no_bubblewrap(
@@ -185,11 +241,11 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
 ) -> None:
     monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
     monkeypatch.setattr(_nursery, "_made", _nursery._made.__wrapped__)  # a zygote that runs would go on
-    _bwrap._bwrap.cache_clear()
+    _bwrap.bwrap.cache_clear()
     try:
         assert sandbox_backend().name == "docker"
     finally:
-        _bwrap._bwrap.cache_clear()
+        _bwrap.bwrap.cache_clear()
 
 
 # docker-py forgets to close a socket that does not connect.
@@ -255,5 +311,7 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
                     assert python(other, "print(1)").stdout == b"1\n"
                 sandbox.close()
                 owned = {"label": f"{module._HOST}={module.platform.node()}"}
-                assert module._client(os.getpid()).containers.list(all=True, filters=owned) == []
+                left = module._client(os.getpid()).containers.list(all=True, filters=owned)
+                # Of what holds workspaces, the one that is there for the next sandbox.
+                assert [_volumes.HOLDS in one.labels for one in left] == [True]
         gc.collect()  # sockets that did not connect, while the warning about them is off

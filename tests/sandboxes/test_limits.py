@@ -129,7 +129,7 @@ def test_nothing_grows_over_many_sandboxes(backend: SandboxBackend) -> None:
 
     once()
     before = settled(held)
-    for _ in range(5):
+    for _ in range(8):  # as many as Docker makes workspaces at a time
         once()
     assert settled(held) == before
 

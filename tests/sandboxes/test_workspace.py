@@ -24,7 +24,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def workspace(folder: Path) -> Iterator[Workspace]:
-    made = Workspace(folder, None)
+    made = Workspace(os.open(folder, os.O_RDONLY), None)
     yield made
     made.close()
 
@@ -200,6 +200,17 @@ def test_empty_removes_a_tree_deeper_than_any_path_may_be_long(workspace: Worksp
     workspace.restore({})
     assert os.listdir(folder) == []
     assert (folder.parent / "outside").exists()
+
+
+def test_empty_is_not_stopped_by_names_that_it_has_used_before(workspace: Workspace, folder: Path) -> None:
+    """What is nested is moved up under new names; what lies there already must not be in the way."""
+    for number in range(1, 4):
+        (folder / f"envkit-lease-{number}").mkdir()
+        (folder / f"envkit-lease-{number}" / "file").write_bytes(b"")
+    for name in "abc":
+        (folder / name / "below").mkdir(parents=True)
+    workspace.restore({})
+    assert os.listdir(folder) == []
 
 
 def empty_and_deepen(folder: Path, levels: int) -> None:

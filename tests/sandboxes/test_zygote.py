@@ -16,7 +16,7 @@ import pytest
 
 from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
-from envkit.sandboxes import _bwrap, _cgroup, _nursery, zygote
+from envkit.sandboxes import _bwrap, _cgroup, _nursery, _spaces, zygote
 from envkit.sandboxes._temporary import reap
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -210,13 +210,20 @@ def few_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_descriptors")
-def test_descriptors_in_flight_stop_no_other_command(fresh: _nursery.Nursery) -> None:
+def test_descriptors_in_flight_stop_no_other_command(
+    fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steward = _spaces.Spaces(fresh.user)
+    monkeypatch.setattr(zygote, "spaces", lambda *_: steward)
     with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
         peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
         assert peer.ask(b"go", 10) == b"full"
         for _ in range(5):
             assert program(other, "pass").ok
+            with ZygoteBackend().create() as another:
+                assert program(another, "pass").ok
         peer.close()
+    steward.close()
 
 
 def test_the_workspaces_own_modules_come_first_where_a_program_says_so(sandbox: Sandbox) -> None:
@@ -302,10 +309,10 @@ def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: S
 
 def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(sandbox: Sandbox) -> None:
     keeper = sandbox._nursery.keeper()  # type: ignore[attr-defined]
-    job = {"argv": ["true"], "rlimits": [], "workspace": "nowhere", "program": None}
+    job = {"argv": ["true"], "rlimits": [], "program": None}
     with open(os.devnull, "r+b") as null:
         with pytest.raises(SandboxError, match=r"cannot confine a command: .*mount"):
-            keeper.start(job, Limits(), [null.fileno()] * 3)
+            keeper.start(job, Limits(), [null.fileno()] * 4)
         keeper.end()
     assert program(sandbox, "pass").ok
 
@@ -315,7 +322,7 @@ def test_a_zygote_that_does_not_start_says_why(
 ) -> None:
     with ZygoteBackend().create() as sandbox:
         with monkeypatch.context() as patched:
-            patched.setattr(_nursery, "_namespaces", lambda root, spaces: ["--ro-bind", "/nowhere", "/"])
+            patched.setattr(_nursery, "_namespaces", lambda root: ["--ro-bind", "/nowhere", "/"])
             with pytest.raises(SandboxError, match="nowhere"):
                 program(sandbox, "pass")
         assert program(sandbox, "pass").ok

@@ -1,0 +1,206 @@
+"""Cases of a whole workspace's bounds: what commands leave there, in any shape, takes no more."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from envkit.errors import ContractError, TooLargeError
+from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Sandbox, Space
+from envkit.sandbox_check.lab import MIB, Case, Lab, unless
+
+#: What a program writes beyond the bound before it gives up, so that it is no danger where nothing holds.
+_BEYOND_MIB: Final = 16
+_BEYOND_FILES: Final = 1000
+#: Each prints what it could take, and the name of the error that ended it.
+_FULL: Final = """
+import errno, os
+def until_full(steps, done=0):
+    ended = "nothing"
+    try:
+        for done in steps: pass
+    except OSError as error: ended = errno.errorcode[error.errno]
+    print(done, ended, flush=True)
+"""
+_MANY_FILES: Final = """
+def steps(total=0):
+    for number in range(MOST):
+        file = os.open(f"full-{number}", os.O_WRONLY | os.O_CREAT)
+        total += os.write(file, bytes(2**20))
+        os.close(file)
+        yield total
+until_full(steps())
+"""
+_NO_NAME: Final = """
+def steps(total=0):
+    for number in range(64):
+        file = os.open("gone", os.O_WRONLY | os.O_CREAT)
+        os.unlink("gone")
+        for _ in range(MOST // 64 + 1):
+            total += os.write(file, bytes(2**20))
+            yield total
+until_full(steps())
+"""
+_HOLES: Final = """
+def steps(total=0):
+    for number in range(64):
+        file = os.open(f"sparse-{number}", os.O_WRONLY | os.O_CREAT)
+        os.truncate(file, (MOST // 64 + 1) * 2**20)
+    for number in range(64):
+        file = os.open(f"sparse-{number}", os.O_WRONLY)
+        for _ in range(MOST // 64 + 1):
+            total += os.write(file, bytes(2**20))
+            yield total
+        os.close(file)
+until_full(steps())
+"""
+_RESERVED: Final = """
+def steps(total=0):
+    for number in range(MOST):
+        file = os.open(f"reserved-{number}", os.O_WRONLY | os.O_CREAT)
+        os.posix_fallocate(file, 0, 2**20)
+        os.close(file)
+        total += 2**20
+        yield total
+until_full(steps())
+"""
+_EMPTY_FILES: Final = """
+def steps():
+    for number in range(MOST):
+        os.close(os.open(f"empty-{number}", os.O_WRONLY | os.O_CREAT))
+        yield number + 1
+until_full(steps())
+"""
+_FOLDERS: Final = """
+def steps():
+    for number in range(MOST):
+        os.mkdir("deeper")
+        os.chdir("deeper")
+        yield number + 1
+until_full(steps())
+"""
+_HARD_LINKS: Final = """
+open("one", "w").close()
+def steps():
+    for number in range(MOST):
+        os.link("one", f"link-{number}")
+        yield number + 1
+until_full(steps())
+"""
+_SOFT_LINKS: Final = """
+def steps():
+    for number in range(MOST):
+        os.symlink("x" * 4000, f"link-{number}")
+        yield number + 1
+until_full(steps())
+"""
+
+
+def _space(lab: Lab) -> Space:
+    if lab.backend.space is None:
+        raise ContractError("nothing bounds what a workspace holds, so nobody tries")
+    return lab.backend.space
+
+
+def _run(sandbox: Sandbox, space: Space, code: str, most: int) -> ExecResult:
+    # Files may count as memory; here the workspace is to be full before that is.
+    memory_bytes = space.total_bytes + 256 * MIB
+    limits = Limits(
+        cpu_s=30, wall_s=60, memory_bytes=memory_bytes, processes=16, disk_bytes=space.total_bytes // 16 + MIB
+    )
+    program = _FULL + code.replace("MOST", str(most))
+    return sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", program], limits=limits)
+
+
+def _bytes(code: str) -> Case:
+    def case(lab: Lab) -> str:
+        space = _space(lab)
+        most = space.total_bytes // MIB + _BEYOND_MIB
+        with lab.backend.create() as sandbox:
+            found = _run(sandbox, space, code, most)
+            taken, ended = found.stdout.split() or (b"0", b"")
+            return unless(ended == b"ENOSPC" and 0 < int(taken) <= space.total_bytes, found)
+
+    return case
+
+
+def _files(code: str) -> Case:
+    def case(lab: Lab) -> str:
+        space = _space(lab)
+        with lab.backend.create() as sandbox:
+            found = _run(sandbox, space, code, space.files + _BEYOND_FILES)
+            taken, ended = found.stdout.split() or (b"0", b"")
+            return unless(ended == b"ENOSPC" and 0 < int(taken) <= space.files, found)
+
+    return case
+
+
+def _adds_up(lab: Lab) -> str:
+    space = _space(lab)
+    half = space.total_bytes // MIB // 2 + 1
+    with lab.backend.create() as sandbox:
+        first = _run(sandbox, space, _MANY_FILES, half)
+        second = _run(sandbox, space, _MANY_FILES.replace("full-", "more-"), half)
+    kept = int(first.stdout.split()[0]) + int(second.stdout.split()[0])
+    return unless(b"ENOSPC" in second.stdout and kept <= space.total_bytes, (first, second))
+
+
+def _full_for_the_host(lab: Lab) -> str:
+    space = _space(lab)
+    with lab.backend.create() as sandbox:
+        sandbox.write("kept", b"1")
+        _run(sandbox, space, _MANY_FILES, space.total_bytes // MIB + _BEYOND_MIB)
+        try:
+            sandbox.write("more", bytes(2 * MIB))
+        except TooLargeError:
+            return unless(
+                sandbox.read("kept", 1) == b"1" and "more" not in sandbox.export(["more"], 0), "lost"
+            )
+    return "the host wrote into a full workspace"
+
+
+def _usable_again(lab: Lab) -> str:
+    space = _space(lab)
+    with lab.backend.create() as sandbox:
+        for code, most in (
+            (_MANY_FILES, space.total_bytes // MIB + _BEYOND_MIB),
+            (_EMPTY_FILES, space.files + _BEYOND_FILES),
+            (_FOLDERS, space.files + _BEYOND_FILES),
+        ):
+            _run(sandbox, space, code, most)
+            sandbox.reset()
+            sandbox.write("new", b"1")
+            found = sandbox.run([sandbox.python, "-c", "import os; print(os.listdir())"])
+            if found.stdout != b"['new']\n":
+                return f"found {found}"
+            sandbox.reset()
+    return ""
+
+
+def _snapshots_fit(lab: Lab) -> str:
+    space = _space(lab)
+    holes = "for number in range(64): os.truncate(os.open(f'hole-{number}', os.O_WRONLY | os.O_CREAT), MOST)"
+    with lab.backend.create() as sandbox:
+        sandbox.write("kept", b"1")
+        _run(sandbox, space, holes, space.total_bytes // 32)
+        try:
+            name = sandbox.snapshot()
+        except TooLargeError:
+            return ""
+        sandbox.reset(name)
+        return unless(sandbox.read("kept", 1) == b"1", "another file")
+
+
+SPACE: Final[dict[str, Case]] = {
+    "bounds what all files hold": _bytes(_MANY_FILES),
+    "bounds what deleted files hold": _bytes(_NO_NAME),
+    "bounds what sparse files hold": _bytes(_HOLES),
+    "bounds what is reserved for files": _bytes(_RESERVED),
+    "bounds how many files there are": _files(_EMPTY_FILES),
+    "bounds how many folders there are": _files(_FOLDERS),
+    "bounds how many hard links there are": _files(_HARD_LINKS),
+    "bounds how many symlinks there are": _files(_SOFT_LINKS),
+    "adds up what several commands leave": _adds_up,
+    "says when the workspace is full": _full_for_the_host,
+    "goes on after the workspace was full": _usable_again,
+    "keeps no snapshot that would not fit": _snapshots_fit,
+}

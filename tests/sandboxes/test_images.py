@@ -1,0 +1,387 @@
+"""Images of Docker's sandboxes: made in three ways, found again, cleared away; and other runtimes."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
+from envkit.sandbox import PACKAGES, SandboxBackend
+from envkit.sandbox_check import CASES, Case, Finding, self_check
+from envkit.sandbox_check.isolation import ISOLATION
+from envkit.sandboxes import _image, _images, _root
+from envkit.sandboxes import docker as module
+from envkit.sandboxes.docker import DockerBackend
+
+needs_engine = pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
+
+#: A runtime that notes what it is asked, and leaves the work to runc.
+STANDIN = """#!/bin/sh
+echo "$@" >> "$(dirname "$0")/asked"
+exec runc "$@"
+"""
+#: One in whose containers the host's socket cannot be reached, as in gVisor's by default.
+DEAF = """#!{python}
+import json, os, sys
+if "--bundle" in sys.argv:
+    path = sys.argv[sys.argv.index("--bundle") + 1] + "/config.json"
+    config = json.load(open(path))
+    config["mounts"] = [one for one in config["mounts"] if one["destination"] != "/run/envkit"]
+    json.dump(config, open(path, "w"))
+os.execvp("runc", ["runc", *sys.argv[1:]])
+"""
+
+
+def envkit(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "envkit.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="module")
+def shared(docker: SandboxBackend) -> Any:
+    """A client of the machine's own engine."""
+    return module._client(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def engine(shared: Any) -> Iterator[Path]:
+    """A Docker engine of these tests' own, in a network of its own; the folder of its runtimes.
+
+    Images are made and removed in it, which others who use the machine's own engine might miss.
+    """
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name,
+    ):
+        folder = Path(name)
+        for runtime, program in (("standin", STANDIN), ("deaf", DEAF.format(python=sys.executable))):
+            (folder / runtime).write_text(program)
+            (folder / runtime).chmod(0o755)
+        patch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
+        for cached in ("_client", "_reap_once"):
+            patch.setattr(module, cached, functools.cache(getattr(module, cached).__wrapped__))
+        command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
+        command += [
+            "--iptables=false",
+            "--shutdown-timeout=1",
+            "--data-root",
+            f"{folder}/data",
+            "--exec-root",
+            f"{folder}/exec",
+        ]
+        command += ["--pidfile", f"{folder}/pid"]
+        command += [
+            word for one in ("standin", "deaf") for word in ("--add-runtime", f"{one}={folder}/{one}")
+        ]
+        with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
+            try:
+                await_answer(process, folder)
+                yield folder
+            finally:
+                client = module._client(os.getpid())
+                for container in client.containers.list(all=True, ignore_removed=True):
+                    container.remove(force=True, v=True)  # or the engine would wait for them
+                client.close()
+                process.send_signal(signal.SIGTERM)
+                process.wait()
+                while os.path.ismount(data := folder / "data"):  # an engine mounts it, and may leave it so
+                    subprocess.run(["umount", data], check=True)
+
+
+def await_answer(process: subprocess.Popen[bytes], folder: Path) -> None:
+    for _ in range(600):
+        with socket.socket(socket.AF_UNIX) as knocking, contextlib.suppress(OSError):
+            knocking.connect(str(folder / "sock"))
+            return
+        assert process.poll() is None, (folder / "log").read_text()
+        time.sleep(0.1)
+    pytest.fail((folder / "log").read_text())
+
+
+@pytest.fixture
+def client(engine: Path) -> Any:
+    return module._client(os.getpid())
+
+
+@pytest.fixture(scope="module")
+def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An image that has what the Dockerfile asks of a base, and things that a sandbox must not have."""
+    root = tmp_path_factory.mktemp("base") / "root"
+    _root.build(root)
+    for tool in ("bash", "ldd"):
+        path = Path(str(shutil.which(tool))).resolve()
+        shutil.copy2(path, root / "usr/bin" / tool)
+    for library in _root._shared_libraries([root / "usr/bin/bash"]):
+        shutil.copy2(library, root / "usr/lib" / library.name)
+    (root / "etc").mkdir()
+    (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
+    packages = root / "usr/lib/python3/site-packages/pip"
+    packages.mkdir(parents=True)
+    (packages / "__init__.py").touch()
+    archive = root.with_name("base.tar")
+    with tarfile.open(archive, "w") as file:
+        file.add(root, ".", filter=_images._as_root)
+    api = module._client(os.getpid()).api
+    api.import_image_from_file(str(archive), repository="base", tag="local")
+    api.tag("base:local", "base", "mirror")
+    return "base:local"
+
+
+def broken_promises(kind: str, cases: dict[str, Case] = CASES) -> list[Finding]:
+    return [finding for finding in self_check(DockerBackend(image=kind), cases) if not finding.ok]
+
+
+def entries(client: Any, tag: str) -> set[str]:
+    """The paths in an image, two levels deep."""
+    code = "import glob; print(*sorted(glob.glob('/*') + glob.glob('/*/*')))"
+    found = client.containers.run(tag, ["/usr/bin/python3", "-c", code], remove=True, network_mode="none")
+    inner = ("/proc/", "/dev/", "/sys", "/etc")  # what the engine puts there
+    return {path for path in found.decode().split() if not path.startswith(inner)}
+
+
+@needs_engine
+def test_the_dockerfile_takes_python_and_nothing_else_out_of_a_base(client: Any, base: str) -> None:
+    made, passed_over = module.build(["dockerfile"], base=base)
+    assert (made.kind, made.made, passed_over) == ("dockerfile", True, {})
+    assert made.tag.startswith(f"envkit-sandbox:dockerfile-{_images._VERSION}-")
+    found = client.images.get(made.tag)
+    assert (found.id, found.attrs["Size"]) == (made.id, made.size_bytes)
+    assert found.labels[_images._BASE] == base
+    host = module.build(["host"])[0]
+    assert entries(client, made.tag) - {"/.dockerenv"} == entries(client, host.tag) - {"/.dockerenv"}
+    assert broken_promises("dockerfile", ISOLATION) == []
+
+
+@needs_engine
+def test_an_image_that_is_there_is_taken_unless_another_base_is_named(client: Any, base: str) -> None:
+    first = module.build(["dockerfile"], base=base)[0]
+    assert module.build(["dockerfile"], base=base)[0].made is False
+    assert module.build(["dockerfile"])[0].id == first.id  # and no registry is asked
+    assert module.build(["dockerfile"], base="base:mirror")[0].made is True
+    assert client.images.get(first.tag).labels[_images._BASE] == "base:mirror"
+    assert module.build(["dockerfile"], base="base:mirror", force=True)[0].made is True
+
+
+@needs_engine
+@pytest.mark.parametrize("kind", ["host", "dockerfile"])
+def test_packages_are_laid_over_an_image_of_any_kind(base: str, kind: str) -> None:
+    module.build(["dockerfile"], base=base)
+    code = f"import sys; sys.path.append({PACKAGES!r}); import iniconfig; print(iniconfig.__file__)"
+    with DockerBackend(("iniconfig",), image=kind).create() as sandbox:
+        found = sandbox.run([sandbox.python, "-P", "-S", "-c", code])
+    assert found.stdout.decode().strip() == f"{PACKAGES}/iniconfig/__init__.py", found.stderr
+    with DockerBackend(image=kind).create() as sandbox:
+        assert b"No module named 'iniconfig'" in sandbox.run([sandbox.python, "-c", code]).stderr
+
+
+@needs_engine
+def test_a_base_with_another_python_is_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = _images._VERSION
+    monkeypatch.setattr(_images, "_VERSION", "3.99")
+    with pytest.raises(SandboxUnavailable, match=rf"base image holds Python {found}; expected 3\.99"):
+        module.build(["dockerfile"], base=base)
+
+
+@needs_engine
+@pytest.mark.usefixtures("engine")
+def test_a_base_that_cannot_be_pulled_is_said_in_one_line_with_ways_out() -> None:
+    done = envkit("sandbox", "build", "--from", "dockerfile", "--base", "registry.invalid/python:3")
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    for word in ("cannot pull registry.invalid/python:3", "docker load", "--base", "--from host"):
+        assert word in line
+
+
+def test_a_registry_that_does_not_answer_is_given_up(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared.api, "timeout", 1)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        base = f"127.0.0.1:{silent.getsockname()[1]}/python:3"
+        with pytest.raises(SandboxUnavailable, match=f"cannot pull {base}: .*[Tt]imed? ?out"):
+            _images._pull(shared, base)
+
+
+@needs_engine
+def test_without_a_registry_the_image_is_made_of_this_machines_python(client: Any) -> None:
+    for tag in [tag for image in client.images.list("envkit-sandbox") for tag in image.tags]:
+        client.images.remove(tag, force=True)
+    done = envkit("sandbox", "build", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["image"]["kind"], found["image"]["made"]) == (0, "host", True)
+    assert "cannot pull python:" in found["passed_over"]["dockerfile"]
+    assert client.images.get(found["image"]["tag"]).id == found["image"]["id"]
+    again = envkit("sandbox", "build", "--from", "host")
+    assert f"{found['image']['tag']} from host: was there already" in again.stdout
+
+
+@needs_engine
+def test_of_several_who_want_an_image_at_once_one_makes_it(client: Any) -> None:
+    tag = module.build(["host"])[0].tag
+    client.images.remove(tag, force=True)
+    command = [sys.executable, "-m", "envkit.cli", "sandbox", "build", "--from", "host", "--json"]
+    several = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    found = [json.loads(one.communicate()[0])["image"] for one in several]
+    assert sorted(one["made"] for one in found) == [False, False, False, True]
+    assert len({one["id"] for one in found}) == 1
+
+
+@needs_engine
+def test_images_out_of_date_go_once_nothing_uses_them(
+    client: Any, base: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(_image, "_BUILD", "an older one")
+        old = _images.get(client, "host", module._user()).tag  # nothing runs in it
+        patch.setattr(_images, "_interpreter", lambda: Path("/usr/bin/env"))  # stands for another one
+        other = _images.get(client, "host", module._user(), ("iniconfig",)).tag
+        patch.setattr(_images, "_interpreter", lambda: Path("/gone/python3"))
+        gone = _images.get(client, "host", module._user(), ("pluggy",)).tag
+    current = module.build(["host"])[0].tag
+    assert current != old
+    layered = _images.get(client, "dockerfile", module._user(), ("pluggy",), base=base).tag
+    replaced = client.images.get(layered).id
+    _images.get(client, "dockerfile", module._user(), ("pluggy",), base=base, force=True)
+    user = client.containers.create(old, ["/usr/bin/python3"])
+    removed = json.loads(envkit("sandbox", "reap", "--json").stdout)["images"]
+    assert gone in removed
+    assert not {old, other, current, layered} & set(removed)
+    assert replaced.removeprefix("sha256:")[:12] in {one.removeprefix("sha256:") for one in removed}
+    user.remove()
+    assert module.reap_images() == [old]
+    left = {tag for image in client.images.list() for tag in image.tags}
+    assert {other, current, layered, base} <= left
+    assert not left & {old, gone}
+    assert client.images.list(filters={"dangling": True, "label": _images._STAGE}) == []
+    assert module.reap_images() == []
+
+
+@needs_engine
+def test_containers_run_under_the_runtime_that_was_asked_for(
+    engine: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with DockerBackend(runtime="standin").create() as sandbox:
+        assert sandbox.run([sandbox.python, "-c", "print(1)"]).stdout == b"1\n"
+        [made] = sandbox._made  # type: ignore[attr-defined]
+        made._container.reload()
+        assert made._container.attrs["HostConfig"]["Runtime"] == "standin"
+        asked = (engine / "asked").read_text()
+        assert f" create --bundle {engine}/exec/" in asked
+        assert made._container.id in asked
+    monkeypatch.setenv("ENVKIT_DOCKER_RUNTIME", "standin")
+    assert DockerBackend().runtime == "standin"
+
+
+@pytest.mark.nightly
+@needs_engine
+@pytest.mark.usefixtures("engine")
+def test_a_whole_check_runs_under_a_runtime() -> None:
+    done = envkit("sandbox", "check", "docker", "--runtime", "standin", "--json")
+    found = json.loads(done.stdout)
+    assert (done.returncode, found["sandbox"]) == (0, "docker")
+    assert all(case["ok"] for case in found["cases"])
+
+
+@needs_engine
+@pytest.mark.usefixtures("engine")
+@pytest.mark.parametrize(
+    ("runtime", "words"),
+    [
+        ("runsc", ("Docker knows no runtime 'runsc'", "gvisor.dev", "runsc install -- --host-uds=open")),
+        ("kata", ("Docker knows no runtime 'kata'", "/etc/docker/daemon.json")),
+        ("deaf", ("ended with status 1 before its worker could answer", "'deaf'", "descriptors")),
+    ],
+)
+def test_a_runtime_that_cannot_do_it_is_said_in_one_line(runtime: str, words: tuple[str, ...]) -> None:
+    done = envkit("sandbox", "check", "docker", "--runtime", runtime)
+    assert (done.returncode, done.stdout) == (1, "")
+    [line] = done.stderr.splitlines()
+    for word in words:
+        assert word in line
+
+
+def test_options_that_do_not_go_together_are_refused() -> None:
+    for arguments, words in (
+        (("check", "bubblewrap", "--runtime", "runsc"), "--runtime is for docker"),
+        (("build", "--base", "python:3"), "--base is for --from dockerfile"),
+    ):
+        done = envkit("sandbox", *arguments)
+        assert done.returncode == 2
+        assert words in done.stderr
+
+
+def test_an_unknown_kind_of_image_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ConfigError, match="'alpine'; expected one of dockerfile, host, debian"):
+        DockerBackend(image="alpine")
+    monkeypatch.setenv("ENVKIT_DOCKER_IMAGE", "debian")
+    assert DockerBackend().image == "debian"
+    assert DockerBackend(image="host").image == "host"
+
+
+def test_names_tell_apart_what_is_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    kinds = ("host", "dockerfile", "debian")
+    names = {_images.name(kind, packages) for kind in kinds for packages in ((), ("iniconfig",))}
+    assert len(names) == 6
+    assert {_images.name(kind) for kind in kinds} < names
+    text = _images._text
+    monkeypatch.setattr(_images, "_text", lambda file: text(file) + "#")
+    monkeypatch.setattr(_image, "_BUILD", "another")
+    assert not names & {_images.name(kind) for kind in kinds}
+
+
+def test_debian_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_images, "_RELEASES", {})
+    with pytest.raises(SandboxUnavailable, match="no release of Debian has Python"):
+        _images._bootstrapped(tmp_path)
+    monkeypatch.setattr(_images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(SandboxUnavailable, match="apt install mmdebstrap"):
+        _images._bootstrapped(tmp_path)
+
+
+@pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs mmdebstrap")
+def test_a_mirror_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with pytest.raises(SandboxUnavailable, match=r"cannot fetch Debian's bookworm: E: .*deb\.debian\.org"):
+        _images._bootstrapped(tmp_path)
+
+
+@pytest.mark.nightly
+@needs_engine
+@pytest.mark.usefixtures("engine")
+@pytest.mark.skipif(sys.version_info[:2] not in _images._RELEASES, reason="Debian has no such Python")
+def test_debians_python_keeps_every_promise() -> None:
+    made, passed_over = module.build(["debian"])
+    assert (made.kind, passed_over) == ("debian", {})
+    assert broken_promises("debian") == []
+
+
+@pytest.mark.nightly
+@needs_engine
+def test_the_python_of_a_base_keeps_every_promise(base: str) -> None:
+    module.build(["dockerfile"], base=base)
+    assert broken_promises("dockerfile") == []
+
+
+def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "docker", None)
+    monkeypatch.setattr(module, "_client", module._client.__wrapped__)
+    for reap in (module.reap, module.reap_images):
+        with pytest.raises(MissingExtraError, match=r"envkit\[docker\]"):
+            reap()
+    gc.collect()

@@ -1,0 +1,223 @@
+"""Workspaces of a given size: who mounts them, what is left of them, and what a host may do there."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from settle import settled
+
+from envkit.errors import SandboxError, TooLargeError, UnenforceableLimit, UsageError
+from envkit.sandbox import PYTHON_OPTIONS, Sandbox, SandboxBackend, Space
+from envkit.sandboxes import _bwrap, _spaces, bubblewrap, zygote
+from envkit.sandboxes._image import NOBODY
+from envkit.sandboxes._user import as_user
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+
+USER = os.geteuid() or NOBODY
+TRAINER = """
+import os, time
+from envkit.sandboxes.KIND import BACKEND
+sandbox = BACKEND().create()
+sandbox.write("file", b"1")
+assert sandbox.run([sandbox.python, "-P", "-S", "-c", "open('file')"]).ok
+print(sandbox._place._steward.pid, flush=True)
+time.sleep(600)
+"""
+#: Its parent's sandbox is not for it to end, nor to use.
+FORK = """
+import os, sys
+from envkit.errors import SandboxError
+from envkit.sandboxes.KIND import BACKEND
+sandbox = BACKEND().create()
+sandbox.write("file", b"1")
+if os.fork() == 0:
+    try: sandbox.run([sandbox.python, "-c", "pass"])
+    except SandboxError as error: print("another" in str(error), flush=True)
+    with BACKEND().create() as own: print(own.export(["*"], 9), flush=True)
+    sandbox.close()
+    sys.exit()
+assert os.wait()[1] == 0
+print(sandbox.run([sandbox.python, "-P", "-S", "-c", "print(open('file').read())"]).stdout)
+"""
+
+
+@pytest.fixture(params=[BubblewrapBackend, ZygoteBackend])
+def kind(request: pytest.FixtureRequest) -> type[BubblewrapBackend | ZygoteBackend]:
+    if missing := request.param().available():
+        pytest.skip(missing)
+    return request.param
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_spaces.Spaces]:
+    """A steward of this test's own, before it has started."""
+    made = _spaces.Spaces(USER)
+    for module in (bubblewrap, zygote):
+        monkeypatch.setattr(module, "spaces", lambda *_: made)
+    yield made
+    made.close()
+
+
+def program(sandbox: Sandbox, code: str):
+    return sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", code])
+
+
+def source(text: str, kind: type) -> str:
+    return text.replace("KIND", kind.name).replace("BACKEND", kind.__name__)
+
+
+def mounts(spaces: _spaces.Spaces) -> list[str]:
+    """What its steward has mounted for workspaces."""
+    assert spaces._steward is not None
+    table = Path(f"/proc/{spaces._steward.pid}/mounts").read_text()
+    return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
+
+
+@pytest.mark.parametrize("bounds", [(0, 10), (-1, 10), (2**20, 1), (2**20, 0)])
+def test_a_space_that_would_mean_no_bound_is_refused(bounds: tuple[int, int]) -> None:
+    with pytest.raises(UsageError, match="no room"):
+        Space(*bounds)
+
+
+@pytest.mark.parametrize("name", ["bubblewrap", "docker", "zygote"])
+def test_a_backend_may_give_more_or_less_room(request: pytest.FixtureRequest, name: str) -> None:
+    made = type(request.getfixturevalue(name))
+    fill = "import os\nfor n in range(100): open(str(n), 'wb').write(bytes(2**16)); print(n, flush=True)"
+    for space, fit in ((Space(2**20, 1000), 16), (Space(2**22, 1000), 64), (Space(2**24, 11), 10)):
+        backend: SandboxBackend = made(space=space)
+        assert backend.space == space
+        with backend.create() as sandbox:
+            found = program(sandbox, fill)
+            assert (len(found.stdout.split()), b"No space left" in found.stderr) == (fit, True)
+            with pytest.raises(TooLargeError, match=f"{space.total_bytes} bytes in {space.files} files"):
+                sandbox.write("more", bytes(2**20))
+
+
+def test_workspaces_are_mounted_nowhere_on_the_host_and_unmounted_once(
+    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces
+) -> None:
+    before = Path("/proc/self/mounts").read_text()
+    first, second = kind().create(), kind().create()
+    first.write("file", b"1")
+    assert program(first, "open('file')").ok
+    assert len(mounts(fresh)) == 2
+    assert Path("/proc/self/mounts").read_text() == before
+    assert os.listdir(fresh.lease.path) == [".envkit-lease"]
+    for _ in range(2):
+        first.close()
+        assert len(mounts(fresh)) == 1
+    second.close()
+    assert mounts(fresh) == []
+
+
+def test_a_command_sees_no_other_workspace_among_its_mounts(
+    kind: type[BubblewrapBackend | ZygoteBackend],
+) -> None:
+    code = "print([line.split()[4] for line in open('/proc/self/mountinfo') if ' - tmpfs ' in line])"
+    with kind().create() as sandbox, kind().create():
+        seen = program(sandbox, code).stdout.decode()
+    assert seen.count("/workspace") == 1
+    assert "lease" not in seen
+
+
+def test_a_killed_steward_is_a_sandbox_error_and_another_takes_its_place(
+    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces
+) -> None:
+    sandbox = kind().create()
+    sandbox.write("file", b"1")
+    held = settled(lambda: len(os.listdir("/proc/self/fd")))
+    dying = os.pidfd_open(fresh._steward.pid)  # type: ignore[union-attr]
+    signal.pidfd_send_signal(dying, signal.SIGKILL)
+    assert _bwrap.readable(dying)
+    os.close(dying)
+    for _ in range(2):
+        with pytest.raises(SandboxError, match="lost"):
+            program(sandbox, "pass")
+    with kind().create() as other:
+        assert program(other, "open('file', 'w')").ok
+        assert sandbox.read("file", 1) == b"1"  # as long as somebody holds it
+        sandbox.close()
+    # The folder of the one, and nothing more.
+    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == held - 1
+
+
+def test_the_steward_goes_with_a_killed_trainer(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
+    code = source(TRAINER, kind)
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as trainer:
+        assert trainer.stdout is not None
+        try:
+            steward = os.pidfd_open(int(trainer.stdout.readline()))
+        finally:
+            trainer.kill()
+    assert _bwrap.readable(steward)
+    os.close(steward)
+
+
+def test_a_fork_of_ours_leaves_the_workspace_alone(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", source(FORK, kind)], capture_output=True, text=True, timeout=60
+    )
+    assert (done.stdout, done.stderr) == ("True\n{}\nb'1\\n'\n", "")
+
+
+def test_where_nothing_of_a_size_can_be_mounted_the_backend_says_so(
+    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        patched.setattr(_spaces.sys, "executable", "/bin/false")
+        with pytest.raises(UnenforceableLimit, match="space: no file system of a given size"):
+            kind().create()
+        assert "space: " in str(kind().available())
+    assert kind().available() is None
+
+
+def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, bubblewrap: SandboxBackend) -> None:
+    monkeypatch.setattr(_spaces.shutil, "which", lambda _: None)
+    _spaces.nsenter.cache_clear()
+    with bubblewrap.create() as sandbox, pytest.raises(SandboxError, match="apt install util-linux"):
+        program(sandbox, "pass")
+    _spaces.nsenter.cache_clear()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as somebody else")
+def test_the_host_meets_hostile_files_without_roots_rights(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_bytes(b"1")
+    secret.chmod(0o600)
+
+    def rights() -> tuple[str, int]:
+        status = dict(line.split(":\t") for line in Path("/proc/thread-self/status").read_text().splitlines())
+        return status["Uid"].split()[-1], threading.get_ident()
+
+    seen, where = as_user(NOBODY, rights)
+    assert (seen, where != threading.get_ident()) == (str(NOBODY), True)
+    with pytest.raises(PermissionError):
+        as_user(NOBODY, secret.read_bytes)
+    # Neither this thread nor the process has changed.
+    assert (rights()[0], secret.read_bytes()) == ("0", b"1")
+    assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="starts as root")
+def test_who_may_not_act_as_another_user_is_told() -> None:
+    code = "from envkit.sandboxes._user import as_user\nas_user(65533, lambda: 1)"
+    other = [
+        "setpriv",
+        "--bounding-set=-all",
+        "--inh-caps=-all",
+        "--no-new-privs",
+        sys.executable,
+        "-c",
+        code,
+    ]
+    done = subprocess.run(other, capture_output=True, text=True, timeout=60)
+    assert "may not act as user 65533" in done.stderr
