@@ -96,6 +96,9 @@ class Env(gymnasium.Env[str, str], ABC):
     id: ClassVar[str]
     #: System message of every conversation with a model.
     system: ClassVar[str] = "You act in an environment. Answer each message with one action."
+    #: ``"sandbox"``: what an agent works with runs in its sandbox; ``"external"``: it cannot, and every
+    #: certificate and report says so.
+    isolation: ClassVar[str] = "sandbox"
     #: What an agent says that does nothing.
     idle: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
@@ -149,6 +152,9 @@ class Env(gymnasium.Env[str, str], ABC):
     @abstractmethod
     def setup(self, task: Task) -> str:
         """Prepare ``task`` in the fresh `sandbox`, which holds its files; returns the first observation."""
+
+    def teardown(self) -> None:
+        """Undo what `setup` did outside the sandbox; asked once an episode, however it ends."""
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
@@ -331,4 +337,7 @@ class Env(gymnasium.Env[str, str], ABC):
     def _end(self) -> None:
         sandbox, self._sandbox = self._sandbox, None
         if sandbox is not None:
-            sandbox.close()
+            try:
+                self.teardown()
+            finally:
+                sandbox.close()

@@ -122,5 +122,9 @@ def register_gymnasium() -> None:
     Gymnasium has no plugin hook since 1.0, so ``import envkit`` calls this. In a program that does
     not import it, ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
     """
-    for id_, name in (("envkit/CodeEditor-v0", "code-editor"), ("envkit/SqlDesk-v0", "sql-desk")):
+    for id_, name in (
+        ("envkit/CodeEditor-v0", "code-editor"),
+        ("envkit/SqlDesk-v0", "sql-desk"),
+        ("envkit/SqlDeskPostgres-v0", "sql-desk-postgres"),
+    ):
         gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})

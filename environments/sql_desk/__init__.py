@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from envkit.environments.sql_desk.env import SqlDeskEnv
+from envkit.environments.sql_desk.env import SqlDeskEnv, SqlDeskPostgresEnv
 
-__all__ = ["SqlDeskEnv"]
+__all__ = ["SqlDeskEnv", "SqlDeskPostgresEnv"]

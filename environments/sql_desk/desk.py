@@ -1,4 +1,4 @@
-"""The host's side of the desk: statements to a sandboxed SQLite, tables back."""
+"""The desk: statements to a database, tables back; and the one whose database is a sandboxed SQLite."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any, Final, cast, final
+from typing import Any, Final, Protocol, cast, final
 
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox
@@ -47,9 +47,46 @@ class Result:
         return "\n".join([*lines, "..." if self.more else f"({len(self.rows)} rows)"])
 
 
+class Desk(Protocol):
+    """A database, and somebody who may work on it. Owned by whoever made it."""
+
+    def run(self, sql: str, *, write: bool, rows: int = SHOWN) -> Result:
+        """Run statements; all of them hold, or none does. What is wrong with them is in the result.
+
+        Args:
+            sql: of a stranger; divided by semicolons.
+            write: whether they may change rows.
+            rows: most that are given back.
+
+        Raises:
+            SandboxError: the machinery broke.
+        """
+        ...
+
+    def state(self, tables: Mapping[str, Sequence[str]]) -> JSON:
+        """The rows of each of these tables, which are given with their columns; or, as text, what is wrong.
+
+        Raises:
+            SandboxError: the machinery broke.
+        """
+        ...
+
+    def load(self, script: str) -> None:
+        """Begin anew with another database.
+
+        Raises:
+            SandboxError: the script does not run, or the machinery broke.
+        """
+        ...
+
+    def close(self) -> None:
+        """End the database. Idempotent."""
+        ...
+
+
 @final
-class Desk:
-    """A database in a sandbox. Owned by whoever made it.
+class SqliteDesk:
+    """An SQLite in a sandbox; see `Desk`.
 
     Args:
         sandbox: stays its owner's.
@@ -61,11 +98,6 @@ class Desk:
         self._peer: Peer | None = None
 
     def run(self, sql: str, *, write: bool, rows: int = SHOWN) -> Result:
-        """Run statements; what is wrong with them is in the result.
-
-        Raises:
-            SandboxError: the machinery broke.
-        """
         try:
             answer = self._ask({"sql": sql, "write": write, "rows": rows})
         except PeerGone as gone:
@@ -74,25 +106,18 @@ class Desk:
         return Result(**answer)
 
     def state(self, tables: Mapping[str, Sequence[str]]) -> JSON:
-        """The rows of each of these tables, which are given with their columns.
-
-        Raises:
-            PeerGone: the database has ended.
-        """
-        return cast("JSON", self._ask({"state": tables})["state"])
+        try:
+            return cast("JSON", self._ask({"state": tables})["state"])
+        except PeerGone as gone:
+            self.close()
+            return f"the database has ended: {gone.reason}"
 
     def load(self, script: str) -> None:
-        """Begin anew with another database.
-
-        Raises:
-            SandboxError: the script does not run, or the machinery broke.
-        """
         self._script = script
         if self._peer is not None:
             self._load(self._peer)
 
     def close(self) -> None:
-        """End the database. Idempotent."""
         peer, self._peer = self._peer, None
         if peer is not None:
             peer.close()

@@ -1,34 +1,42 @@
-"""The SQL desk environment: one statement answers a question, or changes the database as asked."""
+"""The SQL desk environments: one statement answers a question, or changes the database as asked."""
 
 from __future__ import annotations
 
+import contextlib
 import re
-from collections.abc import Mapping, Sequence
-from typing import ClassVar, final
+from abc import abstractmethod
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, cast, final
 
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Effect, Env, Exploit
-from envkit.environments.sql_desk.desk import COMPARED, Desk, Result
+from envkit.environments.sql_desk.desk import COMPARED, Desk, Result, SqliteDesk
+from envkit.environments.sql_desk.postgres import PostgresDesk
+from envkit.environments.sql_desk.server import DSN_VARIABLE, serving
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, generate
-from envkit.errors import SandboxError
+from envkit.errors import ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal
-from envkit.sandbox import PeerGone, SandboxBackend
+from envkit.sandbox import SandboxBackend
 from envkit.tools import Call, read, tool
 from envkit.types import JSON, Task, Verdict
 
 #: Databases of fresh rows that an answer is tried on, beside the one that was shown.
 FRESH = 4
+#: Visits of tasks whose reference outcomes are remembered.
+KNOWN = 256
 
-_BLOCK = re.compile(r"```(?:sql|sqlite)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE)
+_BLOCK = re.compile(
+    r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
+)
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
 _NUMBERED = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n"
 #: To a reader 2 and 2.0 are one answer.
 _NUMBERS = NumericPolicy(int_as_float=True)
 
 
-@final
-class SqlDeskEnv(Env):
+class SqlEnv(Env):
     """Answer a question about a database, or change it, with SQL.
 
     **Observation**: the request, the tables, a few rows of each; then what a statement gave.
@@ -45,8 +53,23 @@ class SqlDeskEnv(Env):
     **Versions**: v0.
     """
 
-    id: ClassVar[str] = "sql-desk"
-    system: ClassVar[str] = "You answer requests about an SQLite database with SQL, in a ```sql block."
+    _desk: Desk | None = None
+
+    #: What references lead to, see `_wanted`; members of a group ask for the same.
+    _known: ClassVar[dict[tuple[object, ...], list[JSON]]] = {}
+
+    @abstractmethod
+    def open(self, script: str) -> Desk:
+        """The database that the agent works on, for this episode."""
+
+    @abstractmethod
+    def apart(self, script: str) -> AbstractContextManager[Desk]:
+        """Another one, which no agent ever works on."""
+
+    @classmethod
+    @abstractmethod
+    def beyond(cls, domain: Domain) -> Mapping[str, str]:
+        """What this kind of database makes of statements that reach beyond the tables: name -> statements."""
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
@@ -72,20 +95,13 @@ class SqlDeskEnv(Env):
             "gives every number up to 100": f"{_NUMBERED} WHERE i < 100) SELECT i FROM n",
             "never ends": f"{_NUMBERED}) SELECT count(*) FROM n",
             "reads the answer": "SELECT reference FROM hidden",
-            "reads the schema": "SELECT sql FROM sqlite_master",
-            "attaches a file": "ATTACH DATABASE '/workspace/desk.sql' AS other",
-            "loads an extension": "SELECT load_extension('/usr/lib/libc.so.6')",
-            "reads a file": "SELECT readfile('/etc/passwd')",
-            "changes settings": "PRAGMA writable_schema = 1",
             "draws at random": "SELECT abs(random()) % 20",
             "drops the tables": f"DROP TABLE {things}",
             "empties the tables": f"DELETE FROM {domain.deeds}; DELETE FROM {things}",
             "makes a view in a table's place": f"CREATE VIEW {things}2 AS SELECT 1",
-            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {things} BEGIN DELETE FROM {things}; END",
-            "asks for a huge text": "SELECT replace(hex(zeroblob(400000)), '00', 'aaaa')",
-            "asks for a huge blob": "SELECT zeroblob(1000000000)",
             "ends the transaction": f"ROLLBACK; DELETE FROM {things}",
             "comments the rest away": "SELECT 1 --",
+            **cls.beyond(domain),
         }
         return [
             Exploit(name, (sql if sql.startswith("submit") else f"```sql\n{sql}\n```",))
@@ -93,10 +109,10 @@ class SqlDeskEnv(Env):
         ]
 
     def setup(self, task: Task) -> str:
-        self._desk = Desk(self.sandbox, task.files[SCRIPT])
         self._submitted: str | None = None
+        desk = self._desk = self.open(task.files[SCRIPT])
         rows = [
-            f"{table}:\n{self._desk.run(f'SELECT * FROM {table} LIMIT 3', write=False).text()}"
+            f"{table}:\n{desk.run(f'SELECT * FROM {table} LIMIT 3', write=False).text()}"
             for table in _domain(task).tables()
         ]
         parts = [task.prompt, _domain(task).schema().rstrip(), *rows]
@@ -114,10 +130,17 @@ class SqlDeskEnv(Env):
             return Effect(call)
         return Effect(self.submit(block[1] if block else action), done=True)
 
+    @property
+    def desk(self) -> Desk:
+        """This episode's database."""
+        if self._desk is None:
+            raise ContractError("no episode is running; call reset() first")
+        return self._desk
+
     @tool
     def query(self, sql: str) -> str:
         """Try a statement on the database; changes last until the end of the episode."""
-        return self._desk.run(sql, write=bool(self.task.hidden["write"])).text()
+        return self.desk.run(sql, write=bool(self.task.hidden["write"])).text()
 
     @tool(ends=True)
     def submit(self, sql: str) -> str:
@@ -132,11 +155,8 @@ class SqlDeskEnv(Env):
             return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH + 1)
         domain = _domain(self.task)
         scripts = [self.task.files[SCRIPT], *(domain.script(f"{self.visit_seed} {n}") for n in range(FRESH))]
-        wanted = self._outcomes(str(self.task.hidden["reference"]), scripts, domain)
-        found = self._outcomes(self._submitted, scripts, domain)
+        wanted, found = self._wanted(scripts), self._outcomes(self.desk, self._submitted, scripts)
         for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
-            if isinstance(one, str):
-                raise SandboxError(f"task {self.task.id}: the reference fails: {one}")
             place = "the shown database" if number == 0 else f"fresh database {number}"
             if isinstance(other, str):
                 return Grade(Verdict.FAIL, f"{place}: {other}", number, len(wanted))
@@ -145,29 +165,163 @@ class SqlDeskEnv(Env):
                 return Grade(Verdict.FAIL, f"{place}: {said}", number, len(wanted))
         return Grade(Verdict.PASS, f"as the reference on {len(wanted)} databases", len(wanted), len(wanted))
 
-    def _outcomes(self, sql: str, scripts: Sequence[str], domain: Domain) -> list[JSON]:
+    def _wanted(self, scripts: Sequence[str]) -> list[JSON]:
+        """What the reference leads to, on a database of its own.
+
+        Raises:
+            SandboxError: it fails.
+        """
+        hidden = self.task.hidden
+        key = (self.id, *scripts, hidden["domain"], hidden["reference"], hidden["write"], hidden["ordered"])
+        found = self._known.get(key)
+        if found is None:
+            with self.apart(scripts[0]) as desk:
+                found = self._outcomes(desk, str(hidden["reference"]), scripts)
+            if isinstance(found[-1], str):
+                raise SandboxError(f"task {self.task.id}: the reference fails: {found[-1]}")
+            if len(self._known) >= KNOWN:
+                self._known.clear()
+            self._known[key] = found
+        return found
+
+    def _outcomes(self, desk: Desk, sql: str, scripts: Sequence[str]) -> list[JSON]:
         """Per database what the statements lead to: rows or tables, or, as text, what is wrong.
 
-        In a sandbox of its own, so that the submission never shares one with the reference.
+        Nothing is run any more after what is wrong. Nothing of what was run on the desk before is left.
         """
-        write, ordered = bool(self.task.hidden["write"]), bool(self.task.hidden["ordered"])
+        hidden, tables = self.task.hidden, _domain(self.task).tables()
         found: list[JSON] = []
-        with self.backend.create() as sandbox:
-            desk = Desk(sandbox, scripts[0])
-            for script in scripts:
-                desk.load(script)
-                result = desk.run(sql, write=write, rows=COMPARED)
-                if result.error or (found and isinstance(found[-1], str)):
-                    found.append(result.error or "an earlier database has ended it")
-                elif write:
-                    try:
-                        found.append(desk.state(domain.tables()))
-                    except PeerGone as gone:
-                        found.append(f"the database has ended: {gone.reason}")
-                else:
-                    found.append(_rows(result, ordered))
+        for script in scripts:
+            desk.load(script)
+            result = desk.run(sql, write=bool(hidden["write"]), rows=COMPARED)
+            if result.error:
+                found.append(result.error)
+            else:
+                found.append(
+                    desk.state(tables) if hidden["write"] else _rows(result, bool(hidden["ordered"]))
+                )
+            if isinstance(found[-1], str):
+                break
+        return found + [found[-1]] * (len(scripts) - len(found))
+
+
+@final
+class SqlDeskEnv(SqlEnv):
+    """The SQL desk on a real SQLite, in the sandbox; see `SqlEnv` for what is seen, done and earned."""
+
+    id: ClassVar[str] = "sql-desk"
+    system: ClassVar[str] = "You answer requests about an SQLite database with SQL, in a ```sql block."
+
+    def open(self, script: str) -> Desk:
+        """In the episode's sandbox."""
+        return SqliteDesk(self.sandbox, script)
+
+    @contextlib.contextmanager
+    def apart(self, script: str) -> Generator[Desk]:
+        """In a sandbox of its own."""
+        with self.backend.create() as sandbox, contextlib.closing(SqliteDesk(sandbox, script)) as desk:
+            yield desk
+
+    @classmethod
+    def beyond(cls, domain: Domain) -> Mapping[str, str]:
+        things = domain.things
+        return {
+            "reads the schema": "SELECT sql FROM sqlite_master",
+            "attaches a file": "ATTACH DATABASE '/workspace/desk.sql' AS other",
+            "loads an extension": "SELECT load_extension('/usr/lib/libc.so.6')",
+            "reads a file": "SELECT readfile('/etc/passwd')",
+            "changes settings": "PRAGMA writable_schema = 1",
+            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {things} BEGIN DELETE FROM {things}; END",
+            "asks for a huge text": "SELECT replace(hex(zeroblob(400000)), '00', 'aaaa')",
+            "asks for a huge blob": "SELECT zeroblob(1000000000)",
+        }
+
+
+@final
+class SqlDeskPostgresEnv(SqlEnv):
+    """The SQL desk on a real PostgreSQL server, which runs outside of our sandbox.
+
+    See `SqlEnv` for what is seen, done and earned, and `envkit.environments.sql_desk.server` for what holds
+    statements back.
+
+    Args:
+        dsn_variable: environment variable that holds the connection string of a superuser, of a server that
+            serves nothing else.
+        options: as of every `Env`.
+
+    Raises:
+        MissingExtraError: psycopg is not installed.
+        UsageError: there is no such server, or it cannot shut in what runs on it.
+    """
+
+    id: ClassVar[str] = "sql-desk-postgres"
+    system: ClassVar[str] = "You answer requests about a PostgreSQL database with SQL, in a ```sql block."
+    isolation: ClassVar[str] = "external"
+
+    def __init__(self, *, dsn_variable: str = DSN_VARIABLE, **options: Any) -> None:
+        super().__init__(**options)
+        self._variable = dsn_variable
+        serving(dsn_variable)
+
+    def open(self, script: str) -> Desk:
+        """In a database of the episode's own."""
+        try:
+            self._server = serving(self._variable)
+        except UsageError as error:  # there was one when this was made
+            raise SandboxError(str(error)) from error
+        return PostgresDesk(self._server, script)
+
+    def teardown(self) -> None:
+        """A sandbox ends what runs in it; a server does not."""
+        desk, self._desk = self._desk, None
+        if desk is not None:
             desk.close()
-        return found
+
+    @contextlib.contextmanager
+    def apart(self, script: str) -> Generator[Desk]:
+        """On the same server; kept for the next, as it takes long to make."""
+        desk = cast("PostgresDesk | None", self._server.take()) or PostgresDesk(self._server, script)
+        try:
+            yield desk
+        except BaseException:
+            desk.close()
+            raise
+        self._server.keep(desk)
+
+    @classmethod
+    def beyond(cls, domain: Domain) -> Mapping[str, str]:
+        things = domain.things
+        return {
+            "reads a file": "SELECT pg_read_file('/etc/passwd')",
+            "reads a file into a table": f"COPY {things} FROM '/etc/passwd'",
+            "runs a program": f"COPY {things} TO PROGRAM 'id'",
+            "imports a large object": "SELECT lo_import('/etc/passwd')",
+            "makes a large object": "SELECT lo_create(1)",
+            "makes an extension": "CREATE EXTENSION dblink",
+            "runs a block of code": "DO $$ BEGIN PERFORM 1; END $$",
+            "makes a function": "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
+            "makes a table": f"SELECT * INTO mine FROM {things}",
+            "makes a temporary table": f"SELECT * INTO TEMP mine FROM {things}",
+            "plants a rule": f"CREATE RULE r AS ON DELETE TO {things} DO INSTEAD NOTHING",
+            "becomes another role": "SET ROLE postgres",
+            "lifts the time limit": "SELECT set_config('statement_timeout', '0', false)",
+            "sleeps": "SELECT pg_sleep(60)",
+            "takes a lock": "SELECT pg_advisory_lock(1)",
+            "notifies": "SELECT pg_notify('a', 'b')",
+            "listens": "LISTEN a",
+            "lists databases": "SELECT count(*) FROM pg_database",
+            "lists others' statements": "SELECT query FROM pg_stat_activity",
+            "lists tables": "SELECT count(*) FROM information_schema.tables",
+            "reads settings": "SELECT current_setting('data_directory')",
+            "asks for the version": "SELECT version()",
+            "runs statements from a text": "SELECT query_to_xml('SELECT 1', true, true, '')",
+            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {things} EXECUTE FUNCTION f()",
+            "asks for a huge text": "SELECT repeat('x', 1000000000)",
+            "asks for many huge texts": "SELECT " + ", ".join(100 * ["repeat('x', 200000000)"]),
+            "fills the disk": f"INSERT INTO {things} SELECT i, i, 'x', 1 FROM generate_series(99, 9999999) i",
+            "commits what it has done": f"DELETE FROM {domain.deeds}; COMMIT; SELECT 1",
+            "leaves a parameter out": "SELECT $1",
+        }
 
 
 def _domain(task: Task) -> Domain:

@@ -33,6 +33,7 @@ class Certificate:
         sandbox: backend that it was audited in.
         tasks: how many tasks there were.
         findings: of every check, in order.
+        isolation: as the environment declares it.
     """
 
     environment: str
@@ -41,6 +42,7 @@ class Certificate:
     sandbox: str
     tasks: int
     findings: Sequence[Finding]
+    isolation: str = "sandbox"
 
     @property
     def passed(self) -> bool:
@@ -67,7 +69,7 @@ class Certificate:
                 f"# Audit of {self.environment}",
                 "",
                 f"{'Passed' if self.passed else 'FAILED'} on {self.created}, in sandbox {self.sandbox}, "
-                f"{self.tasks} tasks. Code {self.digest[:12]}.",
+                f"{self.tasks} tasks, isolation {self.isolation}. Code {self.digest[:12]}.",
                 "",
                 "| check | result | found |",
                 "| --- | --- | --- |",
@@ -147,13 +149,15 @@ def valid(kind: type[Env]) -> Certificate | str:
         except UsageError as error:
             faults.append(str(error))
             continue
-        if certificate.environment != kind.id or certificate.digest != digest:
+        if certificate.environment != kind.id:
+            continue  # two environments may share a folder
+        if certificate.digest != digest:
             faults.append(f"its code has changed since it was audited on {certificate.created}")
         elif fault := next((one for one in certificate.findings if one.ok is False), None):
             faults.append(f"it has failed its audit: {fault.check}: {fault.detail}")
         else:
             return certificate
-    return faults[-1]
+    return faults[-1] if faults else "it was never audited"
 
 
 def fault_of(kind: type[Env]) -> str:

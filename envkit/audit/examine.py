@@ -183,6 +183,8 @@ def _isolated(subject: Subject) -> str:
     failed = [one for one in self_check(backend, ESSENTIAL) if not one.ok]
     if failed:
         raise Fault(f"its sandbox, {backend.name}, lets programs out: {failed[0].name}: {failed[0].detail}")
+    if subject.kind.isolation != "sandbox":
+        raise NotApplicable(f"isolation {subject.kind.isolation}: what an agent works with runs elsewhere")
     return f"{backend.name}: {len(ESSENTIAL)} essential checks of the sandbox pass"
 
 

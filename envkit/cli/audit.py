@@ -34,8 +34,9 @@ def audit(
         backend = proved_backend(sandbox, False, display)
         posed = read_tasks(tasks) if tasks else kind.make_tasks("starter", sandbox=backend, display=display)
         findings = examine(Subject(kind, posed, backend, max_turns), display)
+    today = time.strftime("%Y-%m-%d")
     made = Certificate(
-        kind.id, content_digest(kind), time.strftime("%Y-%m-%d"), backend.name, len(posed), findings
+        kind.id, content_digest(kind), today, backend.name, len(posed), findings, kind.isolation
     )
     path = output or cached(kind)
     write(made, path)

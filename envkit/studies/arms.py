@@ -183,7 +183,7 @@ def publish(
         created=time.strftime("%Y-%m-%d"),
         command=manifest["command"],
         environment=kind.id,
-        isolation="sandbox" if backend.isolated else "none",
+        isolation=kind.isolation if backend.isolated else "none",
         sandbox=backend.name,
         model=manifest["model"],
         model_digest=manifest["model_digest"],

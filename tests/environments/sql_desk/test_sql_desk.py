@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -14,8 +15,9 @@ from envkit import SandboxBackend
 from envkit.audit import certificate
 from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.environments.sql_desk.desk import Desk
+from envkit.environments.sql_desk.desk import SqliteDesk
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
+from envkit.errors import SandboxError
 from envkit.registry import sandbox_backend
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
@@ -34,9 +36,9 @@ def env(backend: SandboxBackend) -> Iterator[SqlDeskEnv]:
 
 
 @pytest.fixture(scope="module")
-def desk(backend: SandboxBackend) -> Iterator[Desk]:
+def desk(backend: SandboxBackend) -> Iterator[SqliteDesk]:
     with backend.create() as sandbox:
-        made = Desk(sandbox, STARTERS["count"].files[SCRIPT])
+        made = SqliteDesk(sandbox, STARTERS["count"].files[SCRIPT])
         yield made
         made.close()
 
@@ -152,7 +154,7 @@ def test_wrong_answers_say_why(env: SqlDeskEnv, name: str, sql: str, evidence: s
     assert said.startswith(evidence)
 
 
-def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, desk: Desk) -> None:
+def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, desk: SqliteDesk) -> None:
     [[count]] = desk.run("SELECT COUNT(*) FROM products", write=False).rows
     reward, said = ending(env, "count", f"SELECT {count}")
     assert (reward, said[:14]) == (0.0, "fresh database")
@@ -164,6 +166,49 @@ def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
         assert ending(env, name, f"SELECT * FROM ({reference}) ORDER BY 1 DESC")[0] == 1.0
     reference = str(STARTERS["sorted"].hidden["reference"])
     assert ending(env, "sorted", f"SELECT * FROM ({reference}) ORDER BY 1")[0] == 0.0
+
+
+def test_what_was_tried_is_not_there_when_the_answer_is_graded(env: SqlDeskEnv) -> None:
+    task = STARTERS["forget"]
+    said = env.oracle(task)[0]
+    assert ending(env, "forget", "query('DELETE FROM orders')", said)[0] == 1.0
+    assert ending(env, "forget", f"query\n{said}", "SELECT 1")[0] == 0.0
+    killer = "WITH RECURSIVE n(i) AS (SELECT zeroblob(900000) UNION ALL SELECT zeroblob(900000) FROM n) "
+    assert ending(env, "forget", f"query('{killer} SELECT count(*) FROM n ORDER BY i')", said)[0] == 1.0
+
+
+def test_members_of_a_group_share_what_the_reference_leads_to(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    apart = SqlDeskEnv.apart
+
+    def noting(env: SqlDeskEnv, script: str) -> Any:
+        asked.append(script)
+        return apart(env, script)
+
+    monkeypatch.setattr(SqlDeskEnv, "apart", noting)
+    monkeypatch.setattr(SqlDeskEnv, "_known", {})
+    members = [SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend) for _ in range(2)]
+    said = members[0].oracle(STARTERS["count"])[0]
+    assert [ending(env, "count", said)[0] for env in (*members, members[0])] == [1.0] * 3
+    assert len(asked) == 1
+    members[0].reset(seed=5, options={"task": STARTERS["count"].id})  # another visit: other databases
+    assert members[0].step(said)[1] == 1.0
+    assert len(asked) == 2
+    for env in members:
+        env.close()
+
+
+def test_a_reference_that_fails_is_void_and_not_remembered(backend: SandboxBackend) -> None:
+    task = STARTERS["count"]
+    broken = dataclasses.replace(task, hidden={**task.hidden, "reference": "SELECT gone FROM products"})
+    env = SqlDeskEnv(tasks=[broken], sandbox=backend)
+    for _ in range(2):
+        env.reset(seed=1)
+        with pytest.raises(SandboxError, match="the reference fails: no such column: gone"):
+            env.step("SELECT 1")
+    env.close()
 
 
 def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
@@ -200,14 +245,14 @@ def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
         "\x00",
     ],
 )
-def test_beyond_the_tables_nothing_is_allowed(desk: Desk, sql: str) -> None:
+def test_beyond_the_tables_nothing_is_allowed(desk: SqliteDesk, sql: str) -> None:
     before = desk.state(BY_NAME["products"].tables())
     for write in (False, True):
         assert desk.run(sql, write=write).error
     assert desk.state(BY_NAME["products"].tables()) == before
 
 
-def test_readers_change_nothing(desk: Desk) -> None:
+def test_readers_change_nothing(desk: SqliteDesk) -> None:
     for sql in (
         "DELETE FROM orders",
         "UPDATE products SET price = 0",
@@ -216,7 +261,7 @@ def test_readers_change_nothing(desk: Desk) -> None:
         assert desk.run(sql, write=False).error == "not authorized"
 
 
-def test_of_several_statements_all_hold_or_none(desk: Desk) -> None:
+def test_of_several_statements_all_hold_or_none(desk: SqliteDesk) -> None:
     before = desk.state(BY_NAME["products"].tables())
     assert desk.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
     assert desk.state(BY_NAME["products"].tables()) == before
@@ -224,7 +269,7 @@ def test_of_several_statements_all_hold_or_none(desk: Desk) -> None:
 
 def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> None:
     with backend.create() as sandbox:
-        desk = Desk(sandbox, STARTERS["count"].files[SCRIPT])
+        desk = SqliteDesk(sandbox, STARTERS["count"].files[SCRIPT])
         assert desk.run("DELETE FROM orders", write=True).changed > 0
         assert desk._peer is not None  # pyright: ignore[reportPrivateUsage]
         desk._peer.close()  # pyright: ignore[reportPrivateUsage]
