@@ -53,13 +53,22 @@ def _work(user: int, job: Callable[[], T]) -> T:
 def _become(user: int) -> None:
     """Only the rights over files, and of this thread only; those of a whole process are another call."""
     libc = ctypes.CDLL(None)
-    dumps = libc.prctl(_GET_DUMPABLE, 0, 0, 0, 0)
-    for change in (libc.setfsgid, libc.setfsuid):
-        change(ctypes.c_uint(user))
-        if change(_NOBODY_YET) != user:  # neither says whether it worked
-            raise SandboxError(f"this process may not act as user {user}; run it as root, or as another user")
-    if dumps == 1:  # which the kernel takes away from the process, and it did not ask for that
-        libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)
+    with _becoming(os.getpid()):  # or one would take what another has not yet given back for the rule
+        dumps = libc.prctl(_GET_DUMPABLE, 0, 0, 0, 0)
+        for change in (libc.setfsgid, libc.setfsuid):
+            change(ctypes.c_uint(user))
+            if change(_NOBODY_YET) != user:  # neither says whether it worked
+                raise SandboxError(
+                    f"this process may not act as user {user}; run it as root, or as another user"
+                )
+        if dumps == 1:  # which the kernel takes away from the process, and it did not ask for that
+            libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)
+
+
+@cache
+def _becoming(pid: int) -> threading.Lock:
+    """One at a time; keyed by pid because a fork may find a lock held by a thread that it does not have."""
+    return threading.Lock()
 
 
 @cache

@@ -163,6 +163,8 @@ def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, ag
     seen = set[str]()
     for report in reports:
         for arm in report.arms:
+            if not arm.items:
+                continue  # nothing of it was played
             if arm.name in seen and _is_sound(arm):
                 continue  # a control that does as it must is the same in every run
             lone = taken[arm.name] == 1 or (arm.name not in seen and _is_sound(arm))

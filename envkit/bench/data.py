@@ -105,8 +105,6 @@ class Arm:
     def __post_init__(self) -> None:
         if len({item.task for item in self.items}) != len(self.items):
             raise ValueError(f"arm {self.name} has two items for one task; merge their samples into one item")
-        if not self.items:
-            raise ValueError(f"arm {self.name} has no items; leave out an arm that played nothing")
 
 
 @dataclass(frozen=True, slots=True)

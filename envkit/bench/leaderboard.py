@@ -211,7 +211,8 @@ def _method(board: Board) -> list[str]:
     return [
         f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
         "tasks made from one function are not independent. They say how results would vary with other "
-        "functions, not with other training seeds.",
+        "functions, not with other training seeds. One of zero width means that every function gave the same "
+        "result; at 0 % or 100 % the true rate may still differ by about three divided by their number.",
         "Points against are differences to the row of reference, paired by task; their p-values exchange the "
         "two rows within source functions, and are raised after Holm for the number of rows compared. A "
         f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "

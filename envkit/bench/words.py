@@ -145,7 +145,7 @@ def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
 def _lonely(summary: Summary) -> str:
     measured = [arm for arm in summary.arms if arm.solve_rate.interval is not None]
     if not measured:
-        return "Nothing was measured: the run ended before its first evaluation."
+        return "Nothing was measured: the run has no evaluation."
     shown = next((arm for arm in reversed(measured) if not arm.control), measured[-1])
     return f"{_solves(shown)}. Nothing was compared with it."
 

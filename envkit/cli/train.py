@@ -61,6 +61,9 @@ def train(
     sandbox: SandboxName = "auto",
     unsafe: Unsafe = False,
     unaudited: Annotated[bool, typer.Option("--unaudited", help="Allow one without a certificate.")] = False,
+    no_evaluation: Annotated[
+        bool, typer.Option("--no-evaluation", help="Only train; `envkit bench` can measure later.")
+    ] = False,
     root: Root = Path("runs"),
     as_json: Json = False,
 ) -> None:
@@ -84,7 +87,7 @@ def train(
                 "tasks": tasks,
                 "heldout": heldout,
             }
-            kept |= {"model": model, "backend": learner}
+            kept |= {"model": model, "backend": learner, "no-evaluation": no_evaluation or None}
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
@@ -104,6 +107,7 @@ def train(
                 heldout_tasks,
                 display=display,
                 command=command_line(),
+                evaluate=not no_evaluation,
             )
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.

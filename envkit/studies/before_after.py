@@ -63,6 +63,7 @@ def start(
     *,
     display: Display,
     command: str,
+    evaluate: bool = True,
 ) -> RunFolder:
     """Size a new study for this machine and make its run folder.
 
@@ -72,6 +73,7 @@ def start(
         kind: the environment.
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
             tasks as `DEFAULT_MINUTES` would allow.
+        evaluate: measure on the held-out tasks before and after; without, the run only trains.
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
@@ -103,6 +105,7 @@ def start(
             "kind": "before-after",
             "environment": kind.id,
             "unaudited": fault_of(kind),
+            "evaluate": evaluate,
             "command": command,
             "commit": commit(),
             "model": config.model,
@@ -172,6 +175,7 @@ class BeforeAfter:
         self._kind = kind
         self._run, self._display, self._go_on = run, display, go_on
         self._train_tasks, self._backend = _tasks(run, "train"), backend
+        self._evaluates = bool(manifest.get("evaluate", True))
         self._imitated, self._practised = apart(self._train_tasks)
         # Runs older than the choice of a dtype began in float32.
         settings = {"dtype": "float32", **manifest["plan"]["train"]}
@@ -234,6 +238,7 @@ class BeforeAfter:
             warnings=(
                 *(() if whole else ("The run was stopped early; this is what there is.",)),
                 *self._unaudited(),
+                *(() if self._evaluates else ("The run was told not to evaluate.",)),
                 *(f"Training ended early: {reason}." for reason in self._alarms()),
             ),
         )
@@ -276,6 +281,8 @@ class BeforeAfter:
 
     def _controls(self, rollouts: Rollouts) -> bool:
         """Oracle must solve every held-out task and no-op none; else the numbers mean nothing."""
+        if not self._evaluates:
+            return True
         for agent, wanted in controls(self._kind, self._heldout):
             if not self._arms.play(rollouts, agent, agent.name, samples=1):
                 return False
@@ -290,7 +297,7 @@ class BeforeAfter:
         return True
 
     def _evaluate(self, rollouts: Rollouts, arm: str) -> bool:
-        if self._arms.finished(arm, self._plan.samples):
+        if not self._evaluates or self._arms.finished(arm, self._plan.samples):
             return True
         self._policy.sync()
         sampling = Sampling(self._plan.eval_temperature, self._plan.train.max_completion_length)

@@ -93,7 +93,7 @@ def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
     base, oracle = run.arms[0], run.arms[3]
     nothing = replace(run, arms=(), differences=())
     assert headline(nothing, summarise(nothing)) == (
-        "Nothing was measured: the run ended before its first evaluation.",
+        "Nothing was measured: the run has no evaluation.",
     )
     one = replace(run, arms=(base, oracle), differences=())
     assert headline(one, summarise(one))[0].startswith("base solves 2.5 % of 80 held-out tasks [")

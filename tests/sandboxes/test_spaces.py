@@ -207,6 +207,22 @@ def test_the_host_meets_hostile_files_without_roots_rights(tmp_path: Path) -> No
     assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
+def test_threads_that_change_at_once_leave_the_process_as_it_was() -> None:
+    code = """if True:
+        import ctypes, threading
+        from concurrent.futures import ThreadPoolExecutor
+        from envkit.sandboxes import _user
+        start = threading.Barrier(8)
+        for _ in range(40):  # new threads, which change all at once
+            _user._here = threading.local()
+            with ThreadPoolExecutor(8) as pool:
+                list(pool.map(lambda _: (start.wait(), _user._become(65534)), range(8)))
+            assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts as root")
 def test_who_may_not_act_as_another_user_is_told() -> None:
     code = "from envkit.sandboxes._user import as_user\nas_user(65533, lambda: 1)"

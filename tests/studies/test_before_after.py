@@ -245,3 +245,27 @@ def test_a_report_says_where_verdicts_are_weaker(
     run = begin(tmp_path, model)
     page = study(run, backend).run()
     assert "Graded by weaker means: tests saw the code from inside." in page.read_text()
+
+
+def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    settings = {"lora_r": 2, "sft_batch_size": 4, "sft_examples": 4, "max_steps": 1, "groups_per_step": 1}
+    config = TrainConfig(
+        model=str(model), num_generations=2, max_completion_length=4, save_steps=1, **settings
+    )
+    run = before_after.start(
+        tmp_path,
+        config,
+        CodeEditorEnv,
+        None,
+        TRAIN,
+        HELDOUT,
+        display=Silent(),
+        command="envkit train",
+        evaluate=False,
+    )
+    page = study(run, backend).run()
+    data = load_report(run.path)
+    assert data.arms == ()
+    assert "The run was told not to evaluate." in data.warnings
+    assert "Nothing was measured" in page.read_text()
+    assert (run.path / "checkpoints" / "step-000001" / "adapter_model.safetensors").exists()
