@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import logging
@@ -236,15 +237,22 @@ def test_odd_endings_are_turns(
 def test_requests_run_at_once_and_answers_come_as_they_are_done(
     serve: Callable[[Say], Api], playing: Playing
 ) -> None:
-    api = serve(lambda body, n: slow() if "slow" in str(body) else completion("quick"))
+    api = serve(lambda body, n: slow() if "slow" in str(body) else quick())
     seen = threading.Event()
+    held: list[bool] = []
 
     async def slow() -> Response:
-        import asyncio
-
-        while not seen.is_set():
-            await asyncio.sleep(0.005)
+        held.append(True)
+        await until(seen.is_set)
         return completion("slow")
+
+    async def quick() -> Response:
+        await until(lambda: len(held) == 2)  # so that three are under way, whoever came first
+        return completion("quick")
+
+    async def until(done: Callable[[], bool]) -> None:
+        while not done():
+            await asyncio.sleep(0.005)
 
     with playing(api.url, concurrency=3) as agent:
         sessions = [agent.start(key(row)) for row in range(4)]
