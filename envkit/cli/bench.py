@@ -177,13 +177,13 @@ def rescore(
 ) -> None:
     """Grade a bench's stored episodes again, with the environment as it is now; nothing is asked again."""
     from envkit.store import RunFolder
+    from envkit.studies.bench import prices_of
     from envkit.studies.rescore import rescore as grade_again
 
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, False, display)
         again = grade_again(RunFolder.open(run), root, backend, display, go_on, command_line())
-    kept = again.run.manifest["prices"]
-    board = write_board(again.run.path, [again.run.path], prices=Path(kept) if kept else None)
+    board = write_board(again.run.path, [again.run.path], prices=prices_of(again.run))
     if as_json:
         emit({"run": str(again.run.path), "leaderboard": str(board), "changed": again.changed})
         return
@@ -297,10 +297,10 @@ def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -
         UsageError: what refused it.
     """
     from envkit.bench.report import report_folders
+    from envkit.studies.bench import prices_of
 
-    prices = run.manifest["prices"]
     folders = report_folders(run.path)
-    page = write_board(run.path, [run.path], prices=Path(prices) if prices else None) if board else None
+    page = write_board(run.path, [run.path], prices=prices_of(run)) if board else None
     found = [heard(folder / "report.html", as_json) for folder in folders]
     if as_json:
         where = {"leaderboard": str(page)} if page else {}

@@ -24,7 +24,7 @@ from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.store import RunFolder
+from envkit.store import RunFolder, write_atomic
 from envkit.studies.arms import Arms, code_digest, commit, machine, publish
 from envkit.studies.casting import (
     Cast,
@@ -36,7 +36,7 @@ from envkit.studies.casting import (
 from envkit.studies.heldout import require_heldout
 from envkit.types import Task, Usage
 
-_KIND, _TASKS = "bench", "tasks.jsonl"
+_KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
 
 
 def start(
@@ -100,9 +100,10 @@ def start(
             "models": models,
             "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
             "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
-            "prices": str(prices.resolve()) if prices else None,
         },
     )
+    if prices:  # theirs may change, or go
+        write_atomic(run.path / _PRICES, prices.read_bytes())
     for name, kind, imported in played:
         began = {"code": code_digest(kind), "tasks": digest(imported.tasks)}
         part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
@@ -111,6 +112,12 @@ def start(
             if row.recorded:
                 write_recorded(outputs(part, row), *recorded[name, row.name])
     return run
+
+
+def prices_of(run: RunFolder) -> Path | None:
+    """A run's own price table on top of the shipped one, if it was given any."""
+    path = run.path / _PRICES
+    return path if path.exists() else None
 
 
 def _with_lengths(spec: BenchSpec) -> BenchSpec:
@@ -210,7 +217,7 @@ class Bench:
             raise StoreError(f"{run.path} is a run of kind {kind!r}; expected one of `envkit bench`")
         try:
             self._spec = decode(BenchSpec, manifest["spec"], "spec")
-            threads, prices = manifest["threads"], manifest["prices"]
+            threads = manifest["threads"]
             began = {key: manifest[key] for key in ("models", "adapters", "cards", "machine")}
         except (KeyError, ValueError) as error:
             raise StoreError(f"{run.path / 'manifest.json'}: {error}; it is damaged") from error
@@ -221,8 +228,7 @@ class Bench:
             from envkit.studies.plan import use_threads
 
             use_threads(threads)
-        table = load_prices(Path(prices) if prices else None)
-        self._cast = Cast(self._spec, began, table, display)
+        self._cast = Cast(self._spec, began, load_prices(prices_of(run)), display)
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
@@ -265,6 +271,9 @@ class Bench:
             for row in self.rows:
                 if arms.finished(row.name, row.samples or 1):
                     continue
+                if not self._go_on():  # stopped in an environment before this one
+                    whole = False
+                    break
                 try:
                     with self._cast.agent(row, part, kind, tasks) as agent:
                         whole = arms.play(rollouts, agent, row.name, row.samples or 1)

@@ -85,7 +85,7 @@ class Cast:
         else:
             model = model_of(row)
             policy = self._policy(model, kind.system)
-            sampling = Sampling(_sampling(row)[0], _sampling(row)[1])
+            sampling = Sampling(*_sampling(row))
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(
                 row.name, policy.engine, policy.renderer, sampling, self._spec.max_turns, adapter=number

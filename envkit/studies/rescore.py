@@ -14,7 +14,7 @@ from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, trajectory_to_json
 from envkit.studies.arms import code_digest, commit
-from envkit.studies.bench import Bench
+from envkit.studies.bench import Bench, prices_of
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
 _AT_ONCE = 64
@@ -63,6 +63,8 @@ def rescore(
     stored = Bench(old, backend, display, go_on)
     said = {"command": command, "commit": commit(), "rescored": old.id}
     run = RunFolder.create(root, "bench", {**_facts(old), **said})
+    if (prices := prices_of(old)) is not None:
+        shutil.copyfile(prices, run.path / prices.name)
     ends: list[tuple[Change, bool]] = []
     for kind, part in stored.parts:
         new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})

@@ -101,6 +101,10 @@ def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: A
     assert board.count(",20.0,") >= 2  # 20 tokens read at a dollar each, for every solved task
     assert len(api.asked) == 8
     assert {body["max_completion_tokens"] for body in api.asked} == {64}
+    (tmp_path / "prices.toml").unlink()  # the run has its own copy
+    again = found(envkit("rescore", ran["run"], "--json", cwd=tmp_path))
+    assert (tmp_path / again["leaderboard"]).with_suffix(".csv").read_text().count(",20.0,") >= 2
+    assert len(api.asked) == 8
 
 
 def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Path, api: Api) -> None:
