@@ -92,9 +92,7 @@ def test_the_headline_says_what_happened(run: ReportData) -> None:
 def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
     base, oracle = run.arms[0], run.arms[3]
     nothing = replace(run, arms=(), differences=())
-    assert headline(nothing, summarise(nothing)) == (
-        "Nothing was measured: the run has no evaluation.",
-    )
+    assert headline(nothing, summarise(nothing)) == ("Nothing was measured: the run has no evaluation.",)
     one = replace(run, arms=(base, oracle), differences=())
     assert headline(one, summarise(one))[0].startswith("base solves 2.5 % of 80 held-out tasks [")
     unmeasured = replace(run, arms=(base, replace(run.arms[1], items=()), replace(run.arms[2], items=())))
