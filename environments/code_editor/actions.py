@@ -17,6 +17,12 @@ Say one of these:
 - view [NAME | FIRST-LAST], outline, definition NAME, run, undo, submit.
 An edit and a command may stand in one message, the command on the last line."""
 
+#: The same, where a whole program is edited, with new functions and imports.
+HELP_WHOLE = HELP.replace(
+    "with a whole function: it replaces the function of that name;",
+    "with the whole program: it replaces the file;",
+)
+
 
 @dataclass(frozen=True, slots=True)
 class Replace:

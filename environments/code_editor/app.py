@@ -6,7 +6,16 @@ import difflib
 import re
 from typing import final
 
-from envkit.environments.code_editor.actions import Action, Command, Malformed, Replace, Rewrite, parse
+from envkit.environments.code_editor.actions import (
+    HELP,
+    HELP_WHOLE,
+    Action,
+    Command,
+    Malformed,
+    Replace,
+    Rewrite,
+    parse,
+)
 from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 from envkit.errors import ContractError, UsageError
@@ -27,14 +36,18 @@ class CodeEditor:
         path: workspace path of the file that may be edited; every other path is refused.
         focus: function whose lines win when an edit could mean several places.
         check: workspace path of a script that ``run`` executes, or ``None`` for no ``run``.
+        whole: whether a python block is the whole file, rather than definitions to be replaced in it.
     """
 
     isolation = "sandbox"
 
-    def __init__(self, path: str, *, focus: str | None = None, check: str | None = None) -> None:
+    def __init__(
+        self, path: str, *, focus: str | None = None, check: str | None = None, whole: bool = False
+    ) -> None:
         self._path = path
         self._focus = focus
         self._check = check
+        self._whole = whole
         self._sandbox: Sandbox | None = None
         self._first = ""
         self._history: list[str] = []
@@ -103,9 +116,11 @@ class CodeEditor:
     def _do(self, action: Action) -> str:
         match action:
             case Malformed(mend):
-                raise EditError(mend)
+                raise EditError(mend.replace(HELP, HELP_WHOLE) if self._whole else mend)
             case Replace():
                 return self._save(apply_replace(self.read(), action, self._focus))
+            case Rewrite(source) if self._whole:
+                return self._save(source)
             case Rewrite():
                 return self._save(apply_rewrite(self.read(), action))
             case Command("view", argument):

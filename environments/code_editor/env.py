@@ -14,7 +14,7 @@ from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Effect, Env, Exploit, Imported
-from envkit.environments.code_editor import docstrings
+from envkit.environments.code_editor import docstrings, tested
 from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
@@ -35,6 +35,7 @@ from envkit.grading import (
     NumericPolicy,
     Subject,
     answerable,
+    answers,
     canonical,
     grade,
 )
@@ -92,7 +93,8 @@ class CodeEditorEnv(Env):
 
     **Reward**: 1 when the repaired function answers every hidden call as the original does, else 0.
     Hidden calls are the pinned ones that expose the bug, `FRESH_CALLS` drawn anew at each reset, and all
-    that are known of the original: its examples and the tests that its package ships.
+    that are known of the original: its examples and the tests that its package ships. Of a program that came
+    with a test program, it is 1 when every assert sees what it should.
 
     **End**: ``submit`` terminates, a used-up turn budget truncates; the file is graded either way.
 
@@ -138,10 +140,11 @@ class CodeEditorEnv(Env):
     def exploits(cls, task: Task) -> Sequence[Exploit]:
         """The whole catalogue of `envkit.audit.attacks`."""
         target = target_of(task)
-        method = "it attacks by a function, and the task asks for a method" if "." in target.function else ""
+        other = "a program" if tested.is_tested(task) else "a method" if "." in target.function else ""
         found: list[Exploit] = []
         for attack in ATTACKS:
-            why = method or attack.inapplicable(target)
+            asks = f"it attacks by a function, and the task asks for {other}" if other else ""
+            why = asks or attack.inapplicable(target)
             actions = () if why else tuple(actions_of(attack.build(target), target))
             found.append(Exploit(f"{attack.number} {attack.name}", actions, why or ""))
         return found
@@ -150,7 +153,7 @@ class CodeEditorEnv(Env):
         self.sandbox.write(CHECK, check_script(task).encode())
         # A file that was written whole is shown whole: its bug may be outside the function that is asked.
         focus = None if _is_stated(task) else str(task.hidden["function"])
-        self._app = CodeEditor(SOLUTION, focus=focus, check=CHECK)
+        self._app = CodeEditor(SOLUTION, focus=focus, check=CHECK, whole=bool(task.metadata.get("whole")))
         self._app.launch(self.sandbox)
         return first_observation(task, self._app.observe(), self.max_turns)
 
@@ -189,18 +192,30 @@ class CodeEditorEnv(Env):
         return _GRADES.get((visit, source), graded)
 
     def _grade(self, source: bytes, calls: Sequence[Call], expected: Sequence[Answer]) -> Grade:
-        policy = NumericPolicy(**cast("dict[str, Any]", self.task.hidden.get("policy", {})))
-        leniency = Leniency(**cast("dict[str, Any]", self.task.hidden.get("leniency", {})))
-        subject = _subject(self.task, source)
-        found = grade(self.backend, subject, calls, expected, policy, leniency=leniency)
-        if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
-            raise SandboxError(found.evidence)
-        return found
+        hidden = self.task.hidden
+        if tested.is_tested(self.task):
+            policies = tested.places_by_policy(self.task)
+        else:
+            policies = {NumericPolicy(**cast("dict[str, Any]", hidden.get("policy", {}))): range(len(calls))}
+        leniency = Leniency(**cast("dict[str, Any]", hidden.get("leniency", {})))
+        subject, weakness = _subject(self.task, source), str(hidden.get("weakness", ""))
+        passed: list[Grade] = []
+        for policy, part in policies.items():  # nearly always one
+            asked, wanted = [calls[index] for index in part], [expected[index] for index in part]
+            found = grade(self.backend, subject, asked, wanted, policy, leniency=leniency)
+            if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
+                raise SandboxError(found.evidence)
+            if found.verdict is not Verdict.PASS:
+                return dataclasses.replace(found, weakness=weakness)
+            passed.append(found)
+        return dataclasses.replace(passed[-1], weakness=weakness)
 
-    def _expected(self, calls: Sequence[Call]) -> tuple[list[Call], list[Answer]]:
+    def _expected(self, calls: Sequence[Call]) -> tuple[Sequence[Call], Sequence[Answer]]:
         """The original's answers, computed in a sandbox that no candidate ever enters."""
         task = self.task
         reference = _subject(task, str(task.hidden["reference"]).encode())
+        if tested.is_tested(task):
+            return calls, tested.expected(task, answers(self.backend, reference, calls, _REFERENCE_LIMITS))
         # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
         deaths = 3 if _is_stated(task) else 0
         asked, answered = answerable(self.backend, reference, calls, _REFERENCE_LIMITS, deaths)
@@ -241,5 +256,7 @@ def _is_stated(task: Task) -> bool:
 
 
 def _subject(task: Task, source: bytes) -> Subject:
+    if tested.is_tested(task):
+        return tested.subject(task, source)
     modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
     return Subject({SOLUTION: source}, SOLUTION, str(task.hidden["function"]), modules)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 
 from envkit.environments.code_editor import docstrings
-from envkit.environments.code_editor.actions import HELP
+from envkit.environments.code_editor.actions import HELP, HELP_WHOLE
 from envkit.types import Task
 
 #: The system message for models; the grammar itself stands in the observation.
@@ -27,12 +27,13 @@ def first_observation(task: Task, code: str, max_turns: int) -> str:
 
     The code stands last: what a small model is about to copy should be near.
     """
-    listing, docstring = docstrings.split(code)
+    whole = bool(task.metadata.get("whole"))
+    listing, docstring = (code, "") if whole else docstrings.split(code)
     ask = task.metadata.get("ask", "Fix the bug")
     examples = [f"{item['call']} -> {item['value']}" for item in _examples(task)[:_SHOWN_EXAMPLES]]
     parts = [task.prompt, docstring, *examples, f"{ask}:\n```python\n{listing}\n```"]
     if max_turns > 1:
-        parts.append(f"{HELP}\nYou have {max_turns} turns.")
+        parts.append(f"{HELP_WHOLE if whole else HELP}\nYou have {max_turns} turns.")
     return "\n".join(part for part in parts if part)
 
 

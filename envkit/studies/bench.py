@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
 from envkit.bench.data import Difference
-from envkit.bench.spec import SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, Imported
 from envkit.errors import StoreError, UsageError
@@ -34,9 +35,15 @@ from envkit.studies.casting import (
     runs_here,
 )
 from envkit.studies.heldout import require_heldout
+from envkit.studies.verify import verify
 from envkit.types import Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
+#: Why an item of others is no task, by the control that earns what it must not.
+_UNFIT: Mapping[str, str] = {
+    "oracle": "whose own solution does not pass its tests",
+    "no-op": "that doing nothing passes",
+}
 
 
 def start(
@@ -105,7 +112,11 @@ def start(
     if prices:  # theirs may change, or go
         write_atomic(run.path / _PRICES, prices.read_bytes())
     for name, kind, imported in played:
-        began = {"code": code_digest(kind), "tasks": digest(imported.tasks)}
+        began = {
+            "code": code_digest(kind),
+            "tasks": digest(imported.tasks),
+            "left_out": dict(imported.left_out),
+        }
         part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
         write_tasks(part.path / _TASKS, imported.tasks, 0)
         for row in spec.agents:
@@ -141,25 +152,36 @@ def _compute(models: bool) -> tuple[int, str]:
 
 
 def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
-    """The tasks that a spec names, and what was recorded on them.
+    """The tasks that a spec names, what was recorded on them, and how many items are none, by reason.
+
+    On items of others both controls are played first, since nothing else tells whether they can be graded:
+    what the oracle does not solve, or doing nothing solves, is left out.
 
     Raises:
         UsageError: there are none, or they are not held out.
     """
     form, colon, path = spec.tasks.partition(":")
+    theirs = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:
         found = Imported(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
-    elif colon and not Path(spec.tasks).exists():
+    elif theirs:
         found = kind.import_tasks(form, Path(path))
     else:
         found = Imported(tuple(read_tasks(Path(spec.tasks))))
     tasks = found.tasks[: spec.limit]
+    require_heldout(tasks)
+    left_out = Counter(found.left_out)
+    if theirs:
+        # With the seed of the run, whose own controls then find these grades made.
+        broken = verify(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
+        unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
+        left_out.update(unfit.values())
+        tasks = tuple(task for task in tasks if task.id not in unfit)
+    for reason, count in left_out.items():
+        display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
-    for reason, count in found.left_out.items():
-        display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
-    require_heldout(tasks)
-    return Imported(tasks, found.recorded)
+    return Imported(tasks, found.recorded, left_out)
 
 
 def _recorded(row: AgentSpec, imported: Imported) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
@@ -323,6 +345,9 @@ class Bench:
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),
             config={"temperature": spec.temperature, "samples": spec.samples, "max_turns": spec.max_turns},
-            warnings=(f"The run ended early ({cut}); this is what there is.",) if cut else (),
+            warnings=(
+                *((f"The run ended early ({cut}); this is what there is.",) if cut else ()),
+                *(f"Left out: {many} {why}." for why, many in part.manifest.get("left_out", {}).items()),
+            ),
         )
         return path

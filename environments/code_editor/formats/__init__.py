@@ -6,11 +6,13 @@ refuses them. An item that calls and answers cannot grade is left out, and count
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from envkit.env import Imported
 from envkit.environments.code_editor.formats import (
+    canitedit,
     debugbench,
     exercism,
     human_eval,
@@ -22,6 +24,8 @@ from envkit.errors import TaskFileError, UsageError
 
 #: What `envkit bench --tasks FORMAT:PATH` may name.
 FORMATS: Mapping[str, Callable[[Path], Imported]] = {
+    "canitedit": canitedit.read,
+    "canitedit-lazy": functools.partial(canitedit.read, lazy=True),
     "debugbench": debugbench.read,
     "exercism": exercism.read,
     "human-eval": human_eval.read,

@@ -7,12 +7,11 @@ Either its folder: ``python_programs/NAME.py``, ``correct_python_programs/NAME.p
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from envkit.env import Imported
-from envkit.environments.code_editor.formats.rows import Row, read_rows, read_text
+from envkit.environments.code_editor.formats.rows import Row, parse_json, read_lines, read_rows, read_text
 from envkit.environments.code_editor.formats.stated import Example, Stated, collected
 from envkit.errors import TaskFileError
 from envkit.grading import Call
@@ -67,16 +66,7 @@ def _folder(path: Path) -> Iterator[Row]:
 
 
 def _lines(path: Path) -> list[JSON]:
-    found: list[JSON] = []
-    for number, line in enumerate(read_text(path).split("\n"), 1):
-        if line.strip():
-            try:
-                found.append(json.loads(line))
-            except ValueError as error:
-                raise TaskFileError(
-                    f"{path}, line {number}: not JSON ({error}); expected [arguments, answer]"
-                ) from error
-    return found
+    return [parse_json(text, where, "[arguments, answer]") for where, text in read_lines(path)]
 
 
 def _example(row: Row, index: int, test: JSON) -> Example:

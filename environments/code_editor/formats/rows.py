@@ -81,10 +81,16 @@ def read_rows(path: Path) -> Iterator[Row]:
     Raises:
         TaskFileError: the file cannot be read, or a line is no JSON object.
     """
+    for where, text in read_lines(path):
+        yield parse_row(text, where)
+
+
+def read_lines(path: Path) -> Iterator[tuple[str, str]]:
+    """File and number of each line that is not blank, for errors, and the line; errors as of `read_text`."""
     # Only "\n" ends a line of JSONL: texts may hold the others that `str.splitlines` knows.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
-            yield parse_row(line, f"{path}, line {number}")
+            yield f"{path}, line {number}", line
 
 
 def parse_row(text: str, where: str) -> Row:
@@ -93,10 +99,19 @@ def parse_row(text: str, where: str) -> Row:
     Raises:
         TaskFileError: it is none.
     """
-    try:
-        data: object = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise TaskFileError(f"{where}: not JSON ({error}); expected one object a line") from error
+    data = parse_json(text, where, "one object a line")
     if not isinstance(data, dict):
         raise TaskFileError(f"{where}: found {type(data).__name__}, expected an object")
-    return Row(where, cast("dict[str, JSON]", data))
+    return Row(where, data)
+
+
+def parse_json(text: str, where: str, expected: str) -> JSON:
+    """A text of JSON.
+
+    Raises:
+        TaskFileError: it is none.
+    """
+    try:
+        return cast("JSON", json.loads(text))
+    except (ValueError, RecursionError) as error:
+        raise TaskFileError(f"{where}: not JSON ({error}); expected {expected}") from error

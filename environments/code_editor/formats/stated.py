@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from envkit.env import Imported
 from envkit.environments.code_editor.actions import Replace, parse, whole_text
@@ -77,9 +77,25 @@ class Stated:
     numbers: NumericPolicy = PYTHON
     json: bool = False
 
+    def task(self, benchmark: str) -> Task:
+        """See `Problem`."""
+        return _task(benchmark, self)
+
 
 class LeftOut(Exception):
     """An item that calls and answers cannot grade; the message says why, the same for all alike."""
+
+
+class Problem(Protocol):
+    """What a reader makes of an item."""
+
+    def task(self, benchmark: str) -> Task:
+        """The item as a task of a benchmark.
+
+        Raises:
+            LeftOut: calls and answers cannot grade it.
+        """
+        ...
 
 
 class Collection:
@@ -94,13 +110,13 @@ class Collection:
         self._tasks: dict[str, Task] = {}
         self._left_out: Counter[str] = Counter()
 
-    def add(self, problem: Stated) -> Task:
+    def add(self, problem: Problem) -> Task:
         """Make a task of it.
 
         Raises:
             LeftOut: it cannot be graded, or is there already.
         """
-        task = _task(self._benchmark, problem)
+        task = problem.task(self._benchmark)
         if task.id in self._tasks:
             raise LeftOut("with an id that an earlier one has")
         self._tasks[task.id] = task
@@ -113,7 +129,7 @@ class Collection:
         return Imported(tuple(self._tasks.values()), recorded or {}, dict(self._left_out))
 
 
-def collected(benchmark: str, items: Iterable[Item], problem_of: Callable[[Item], Stated]) -> Imported:
+def collected(benchmark: str, items: Iterable[Item], problem_of: Callable[[Item], Problem]) -> Imported:
     """What becomes of a benchmark's items, where each is one problem and nothing was recorded."""
     found = Collection(benchmark)
     for item in items:

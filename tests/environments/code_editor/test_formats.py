@@ -19,6 +19,7 @@ from envkit.environments.code_editor.env import hidden_calls
 from envkit.environments.code_editor.formats import FORMATS
 from envkit.environments.code_editor.formats.debugbench import PRELUDE
 from envkit.environments.code_editor.formats.stated import FRESH_CALLS
+from envkit.studies.heldout import require_heldout
 
 # Tiny files of our own, in each format.
 
@@ -76,6 +77,20 @@ PROGRAM: dict[str, Any] = {
     "correct_code": "def last_of(items):\n    return items[-1]\n",
     "tests": [[[[1, 2, 3]], 3], [[["a", "b"]], "b"]],
 }
+EDIT: dict[str, Any] = {
+    "id": 7,
+    "name": "tally",
+    "full_name": "7_tally",
+    "before": "def tally(words):\n    return {word: 1 for word in words}\n",
+    "after": "def tally(words):\n    return {word: words.count(word) for word in words}\n",
+    "tests": (
+        "### START TESTS ###\nif True:  # pragma: no cover\n"
+        "    assert tally(['a', 'b', 'a']) == {'a': 2, 'b': 1}\n    assert tally([]) == {}\n"
+    ),
+    "instruction_descriptive": "Make `tally` count how often each word occurs.",
+    "instruction_lazy": "count them really",
+    "taxonomy": {"change_kind": "corrective", "libraries": [], "topic": "Language"},
+}
 PRACTICE = {
     ".meta/config.json": json.dumps(
         {"files": {"solution": ["bob.py"], "test": ["bob_test.py"], "example": [".meta/example.py"]}}
@@ -124,6 +139,8 @@ def packed(path: Path) -> Path:
 
 #: Format -> writes a good file below a folder and returns its path.
 GOOD: dict[str, Callable[[Path], Path]] = {
+    "canitedit": lambda at: lines(at / "edits.jsonl", EDIT),
+    "canitedit-lazy": lambda at: lines(at / "edits.jsonl", EDIT),
     "debugbench": lambda at: lines(at / "bugs.jsonl", ITEM, ITEM),
     "humanevalpack": lambda at: lines(at / "pack.jsonl", PACK),
     "human-eval": lambda at: packed(at / "HumanEval.jsonl.gz"),
@@ -176,6 +193,12 @@ def test_tasks_are_held_out_and_say_so(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
+def test_nobody_trains_on_them(name: str, tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match="is of split 'heldout'; expected 'train' to learn from"):
+        require_heldout([], imported(name, GOOD[name](tmp_path)).tasks)
+
+
+@pytest.mark.parametrize("name", FORMATS)
 def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="nowhere"):
         imported(name, tmp_path / "nowhere")
@@ -193,6 +216,7 @@ def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
 def test_a_line_that_is_no_item_is_named(name: str, line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     good = {"debugbench": ITEM, "humanevalpack": PACK, "human-eval": WRITTEN, "mbpp": SENTENCE}
+    good |= {"canitedit": EDIT, "canitedit-lazy": EDIT}
     path.write_text(json.dumps(good.get(name, PROGRAM)) + f"\n{line}\n")
     with pytest.raises(TaskFileError, match=r"file\.jsonl") as caught:
         imported(name, path)
@@ -200,7 +224,10 @@ def test_a_line_that_is_no_item_is_named(name: str, line: str, message: str, tmp
     assert "\n" not in str(caught.value)
 
 
+_EDIT = ["full_name", "before", "after", "tests", "taxonomy"]
 REQUIRED = {
+    "canitedit": (EDIT, [*_EDIT, "instruction_descriptive"]),
+    "canitedit-lazy": (EDIT, [*_EDIT, "instruction_lazy"]),
     "debugbench": (ITEM, ["slug", "fn", "category", "tests", "buggy_code", "oracle_code"]),
     "humanevalpack": (
         PACK,
@@ -215,7 +242,7 @@ REQUIRED = {
 @pytest.mark.parametrize(
     ("name", "field"), [(name, field) for name, (_, fields) in REQUIRED.items() for field in fields]
 )
-@pytest.mark.parametrize("value", [..., {"a": 1}, None])
+@pytest.mark.parametrize("value", [..., True, None])
 def test_a_field_of_another_kind_is_named(name: str, field: str, value: object, tmp_path: Path) -> None:
     good, _ = REQUIRED[name]
     bad = {key: kept for key, kept in good.items() if key != field}
@@ -226,7 +253,7 @@ def test_a_field_of_another_kind_is_named(name: str, field: str, value: object, 
 
 
 def test_an_unknown_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="no format 'swe'; the code editor reads: debugbench, "):
+    with pytest.raises(UsageError, match="no format 'swe'; the code editor reads: canitedit, "):
         imported("swe", tmp_path)
 
 

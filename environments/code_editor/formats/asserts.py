@@ -1,0 +1,358 @@
+"""Test programs as what they look at: every ``assert`` becomes a place whose values the host compares.
+
+A program such as ``stack.push(3); assert stack.items == [3]`` runs in the sandbox as
+``stack.push(3); __look__(0, stack.items)``; that it should be ``[3]`` stays on the host. What is compared
+with no literal, such as ``assert a < b``, can only be seen to be true or false; those places are weak, and
+say so.
+"""
+
+from __future__ import annotations
+
+import ast
+import copy
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import cast, final
+
+from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut, statements
+from envkit.grading import NumericPolicy, opaque
+from envkit.grading.worker import Unencodable, encode
+from envkit.types import JSON
+
+#: Why a grade that rests on weak places proves less.
+WEAKNESS = (
+    "some asserts say only true or false, in one process with the candidate's code, which could forge that"
+)
+#: Of a table of cases that is written out.
+_MAX_NODES = 20_000
+#: What leaves a loop early, or reads its names later.
+_NOT_WRITTEN_OUT = ast.Break | ast.Continue | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One place where a test program looks at a value.
+
+    Args:
+        source: the expression.
+        value: what it should be each time, encoded as `envkit.grading.worker.encode` does.
+        numbers: when two numbers are equal there.
+        weak: whether the value only says that a comparison within the sandbox came out true.
+    """
+
+    source: str
+    value: JSON
+    numbers: NumericPolicy = PYTHON
+    weak: bool = False
+
+    def to_json(self) -> JSON:
+        return {"value": self.value, "numbers": asdict(self.numbers)}
+
+
+@dataclass(frozen=True, slots=True)
+class Looks:
+    """A test program, and the places of its asserts in order."""
+
+    program: str
+    places: Sequence[Look]
+
+
+def looks_of(tests: str, program: str = "") -> Looks:
+    r"""What a test program looks at.
+
+    Args:
+        tests: the program; it runs in the namespace of the one that it tests.
+        program: the one that it tests, whose names the tests may set.
+
+    >>> found = looks_of("want = [1]\nassert f(2) == want\nassert not f(3)")
+    >>> print(found.program)
+    pass
+    __look__(0, f(2))
+    __look__(1, not f(3))
+    >>> [place.value for place in found.places]
+    [[1], True]
+
+    Raises:
+        LeftOut: it is not Python, or asserts nothing.
+    """
+    tree = ast.Module([*statements(tests)], [])
+    taken = _names(statements(program))
+    tables = {name: table for name, table in _tables(tree).items() if name not in taken}
+    tree = _Unrolled(tables).visit(tree)
+    reader = _Reader({node: value for node, value in _answers(tree).items() if node.id not in taken})
+    tree = reader.visit(tree)
+    if not reader.places:
+        raise LeftOut("without an assert")
+    told = ({node.id for node in reader.answers} | tables.keys()) - _names(tree.body, ast.Load)
+    tree = ast.fix_missing_locations(_Without(told).visit(tree))
+    return Looks(ast.unparse(tree), reader.places)
+
+
+def _names(body: Sequence[ast.stmt], context: type[ast.expr_context] = ast.expr_context) -> set[str]:
+    nodes = (node for statement in body for node in ast.walk(statement))
+    return {node.id for node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, context)}
+
+
+@final
+class _Without(ast.NodeTransformer):
+    """Leaves out the assignments of some names."""
+
+    def __init__(self, names: Collection[str]) -> None:
+        self._names = names
+
+    def visit_Assign(self, node: ast.Assign) -> ast.stmt:
+        match node.targets:
+            case [ast.Name(id=name)] if name in self._names:
+                return ast.copy_location(ast.Pass(), node)
+            case _:
+                return node
+
+
+@final
+class _Reader(ast.NodeTransformer):
+    """Puts a look in the place of every assert.
+
+    Args:
+        answers: names in asserts, by the node, with the literals that they stand for.
+    """
+
+    def __init__(self, answers: Mapping[ast.Name, ast.expr]) -> None:
+        self.answers = answers
+        self.places: list[Look] = []
+
+    def visit_Assert(self, node: ast.Assert) -> ast.stmt | list[ast.stmt]:
+        if isinstance(node.test, ast.Constant):  # ``assert False``: nobody should come here
+            return node
+        return [self._look(part) for part in _parts(node.test)]
+
+    def _look(self, test: ast.expr) -> ast.stmt:
+        seen, place = self._place(test)
+        number = ast.Constant(len(self.places))
+        self.places.append(place)
+        call = ast.Call(ast.Name("__look__", ast.Load()), [number, seen], [])
+        return ast.copy_location(ast.Expr(call), test)
+
+    def _place(self, test: ast.expr) -> tuple[ast.expr, Look]:
+        for seen, other, numbers in _compared(test):
+            node = self.answers.get(other, other) if isinstance(other, ast.Name) else other
+            value = _literal(node, number=numbers is not PYTHON)
+            if value is not None:
+                return seen, Look(ast.unparse(seen), value[0], numbers)
+        # No call of `bool`: a program may define a function of that name.
+        negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
+        truth = test if negated else ast.UnaryOp(ast.Not(), ast.UnaryOp(ast.Not(), test))
+        weak = any(isinstance(node, ast.Compare) and not _is_identity(node) for node in ast.walk(test))
+        return truth, Look(ast.unparse(test), True, weak=weak)
+
+
+def _is_identity(node: ast.Compare) -> bool:
+    """Whether it only asks for identity, which no object can pretend."""
+    return all(isinstance(one, ast.Is | ast.IsNot) for one in node.ops)
+
+
+def _parts(test: ast.expr) -> Iterator[ast.expr]:
+    """What must be true one after the other."""
+    if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
+        for value in test.values:
+            yield from _parts(value)
+    else:
+        yield test
+
+
+def _compared(test: ast.expr) -> Iterator[tuple[ast.expr, ast.expr, NumericPolicy]]:
+    """What a test compares with what, in both orders, and how nearly numbers must agree."""
+    pair, numbers = None, PYTHON
+    match test:
+        case ast.Compare(left, [ast.Eq() | ast.Is()], [right]):
+            pair = left, right
+        case ast.Compare(
+            ast.Call(ast.Name("abs"), [ast.BinOp(left, ast.Sub(), right)], []),
+            [ast.Lt() | ast.LtE()],
+            [ast.Constant(int() | float() as tolerance)],
+        ):
+            pair, numbers = (left, right), NumericPolicy(0.0, float(tolerance), int_as_float=True)
+        case ast.Call(
+            ast.Name("isclose") | ast.Attribute(ast.Name("math"), "isclose"), [left, right], keywords
+        ):
+            known = {word.arg: word.value.value for word in keywords if isinstance(word.value, ast.Constant)}
+            if len(known) == len(keywords) and known.keys() <= {"rel_tol", "abs_tol"}:
+                rel, near = known.get("rel_tol", 1e-9), known.get("abs_tol", 0.0)
+                if isinstance(rel, int | float) and isinstance(near, int | float):
+                    pair, numbers = (left, right), NumericPolicy(float(rel), float(near), int_as_float=True)
+        case _:
+            pass
+    if pair is not None:
+        yield pair[0], pair[1], numbers
+        yield pair[1], pair[0], numbers
+
+
+def _literal(node: ast.expr, *, number: bool = False) -> tuple[JSON] | None:
+    """A literal's value, encoded; ``None`` where it is none, or none that can be compared.
+
+    Args:
+        node: the expression.
+        number: whether it is a number to come near to; two integers would be compared exactly.
+    """
+    try:
+        found: object = ast.literal_eval(node)
+        value: JSON = encode(float(cast("float", found)) if number else found)
+    except (ValueError, TypeError, SyntaxError, OverflowError, RecursionError, MemoryError, Unencodable):
+        return None
+    return None if opaque(value) else (value,)
+
+
+# Names that stand for what a test should see. Where they do nothing else, they are put in place on the host.
+
+
+def _answers(tree: ast.Module) -> dict[ast.Name, ast.expr]:
+    """Names in asserts that stand for nothing but a literal -> the literal."""
+    bound, used = dict[str, list[_Bound]](), dict[str, list[_Bound]]()
+    known, elsewhere = set[ast.AST](), set[str]()
+    blocks = [*_blocks(tree)]
+    for block, position, statement in blocks:
+        match statement:
+            case ast.Assign([ast.Name(id=name) as target], value) if _literal(value) is not None:
+                bound.setdefault(name, []).append(_Bound(block, position, target, value))
+                known.add(target)
+            case _:
+                pass
+    for block, position, statement in blocks:
+        for part in _parts(statement.test) if isinstance(statement, ast.Assert) else ():
+            wanted = (other for _, other, _ in _compared(part) if isinstance(other, ast.Name))
+            name = next((one for one in wanted if one.id in bound), None)
+            if name is not None:
+                used.setdefault(name.id, []).append(_Bound(block, position, name, name))
+                known.add(name)
+    messages = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assert) and node.msg is not None
+        for inner in ast.walk(node.msg)
+    }
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Name) and node not in known and node not in messages:
+            elsewhere.add(node.id)
+        elsewhere |= set(_declared(node))
+    found: dict[ast.Name, ast.expr] = {}
+    for name in bound.keys() & used.keys() - elsewhere:
+        values = {use.name: _value_at(use, bound[name]) for use in used[name]}
+        if None not in values.values():
+            found |= {node: value for node, value in values.items() if value is not None}
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class _Bound:
+    """A name in a statement: the path of blocks to it, the statement's number in the file, and a value."""
+
+    block: tuple[int, ...]
+    position: int
+    name: ast.Name
+    value: ast.expr
+
+
+def _value_at(use: _Bound, bound: Sequence[_Bound]) -> ast.expr | None:
+    """The literal that a name stands for at a place, where there is no doubt."""
+    before = [one for one in bound if one.position < use.position]
+    if not before:
+        return None
+    last = before[-1]
+    alone = len(bound) == 1 and use.block[: len(last.block)] == last.block
+    return last.value if last.block == use.block or alone else None
+
+
+def _blocks(
+    node: ast.AST, block: tuple[int, ...] = (), count: list[int] | None = None
+) -> Iterator[tuple[tuple[int, ...], int, ast.stmt]]:
+    """All statements as the file has them, each with the path of blocks to it and its number."""
+    count = [0] if count is None else count
+    for _, value in ast.iter_fields(node):
+        listed = cast("list[object]", value) if isinstance(value, list) else []
+        children = [one for one in listed if isinstance(one, ast.AST)]
+        here = (*block, count[0]) if any(isinstance(one, ast.stmt) for one in children) else block
+        for child in children:
+            count[0] += 1
+            if isinstance(child, ast.stmt):
+                yield here, count[0], child
+            yield from _blocks(child, here, count)
+
+
+def _declared(node: ast.AST) -> Iterator[str]:
+    """Names that a node binds or claims other than as an `ast.Name`."""
+    match node:
+        case ast.Global(names) | ast.Nonlocal(names):
+            yield from names
+        case ast.FunctionDef(name) | ast.AsyncFunctionDef(name) | ast.ClassDef(name):
+            yield name
+        case ast.arg(name):
+            yield name
+        case ast.alias(name, asname):
+            yield asname or name
+        case ast.ExceptHandler(name=str() as name):
+            yield name
+        case _:
+            pass
+
+
+# Tables of cases: ``for given, want in [(1, 2), (3, 4)]: assert f(given) == want``.
+
+
+def _tables(tree: ast.Module) -> dict[str, ast.expr]:
+    """Names that stand for one literal, and are only gone through."""
+    gone_through = Counter(
+        node.iter.id
+        for node in ast.walk(tree)
+        if isinstance(node, ast.For) and isinstance(node.iter, ast.Name)
+    )
+    uses = Counter(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+    return {
+        target.id: node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Assign)
+        and isinstance(target := node.targets[0], ast.Name)
+        and isinstance(node.value, ast.List | ast.Tuple)
+        and uses[target.id] == gone_through[target.id] + 1
+    }
+
+
+@final
+class _Unrolled(ast.NodeTransformer):
+    """Writes out loops over literal tables that assert something of each row."""
+
+    def __init__(self, tables: Mapping[str, ast.expr]) -> None:
+        self._tables = tables
+
+    def visit_For(self, node: ast.For) -> ast.AST | list[ast.stmt]:
+        self.generic_visit(node)
+        table = self._tables.get(node.iter.id) if isinstance(node.iter, ast.Name) else node.iter
+        inner = [one for statement in node.body for one in ast.walk(statement)]
+        if not isinstance(table, ast.List | ast.Tuple) or node.orelse:
+            return node
+        if len(table.elts) * len(inner) > _MAX_NODES:
+            return node
+        if not any(isinstance(one, ast.Assert) for one in inner):
+            return node
+        if any(isinstance(one, _NOT_WRITTEN_OUT) for one in inner):
+            return node
+        rows = [_assigned(node.target, row) for row in table.elts]
+        if not all(rows):
+            return node
+        return [made for row in rows for made in (*row, *copy.deepcopy(node.body))]
+
+
+def _assigned(target: ast.expr, row: ast.expr) -> list[ast.stmt]:
+    """What binds a row's values; empty where they do not fit name by name."""
+    match target, row:
+        case ast.Name(), _:
+            pairs = [(target, row)]
+        case ast.Tuple(names), ast.Tuple(values) | ast.List(values) if len(names) == len(values):
+            pairs = list(zip(names, values, strict=True))
+        case _:
+            return []
+    if not all(isinstance(name, ast.Name) and _literal(value) is not None for name, value in pairs):
+        return []
+    return [
+        ast.copy_location(ast.Assign([copy.deepcopy(name)], copy.deepcopy(value)), row)
+        for name, value in pairs
+    ]

