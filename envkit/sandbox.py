@@ -54,7 +54,8 @@ class Space:
     """What all files of one workspace may take together, over all commands. What exceeds it fails (ENOSPC).
 
     A workspace that is bounded lies in memory, and what a command writes there counts as its memory while it
-    runs. Many sandboxes at once may take this much each.
+    runs. Many sandboxes at once may take this much each. What a workspace begins with, after `Sandbox.reset`
+    to a snapshot or in a `Sandbox.fork`, may go on counting when it is deleted or replaced.
 
     Args:
         total_bytes: of content, in whole pages; deleted files count while they are open, holes do not.
@@ -187,15 +188,43 @@ class Sandbox(Protocol):
         ...
 
     def snapshot(self) -> str:
-        """Keep the workspace's present files; returns a name for `reset`.
+        """Keep the workspace's present files; returns a name for `reset` and `fork`.
+
+        Regular files with their contents and permission bits are kept, and the folders that they lie in.
+        Processes go on; what they write meanwhile may be kept or not.
 
         Raises:
             TooLargeError: they are more than a workspace has room for, once holes are filled.
         """
         ...
 
+    def fork(self, snapshot: str | None = None) -> Sandbox:
+        """A fresh sandbox of the same kind, which begins with a snapshot, or with the present files.
+
+        Nothing but files is in common: no process, and no change of either. The fork knows this sandbox's
+        snapshots up to now, and neither needs the other to live on. The caller closes it.
+
+        Many may be made from one snapshot. Where a backend lays that beneath them (see `reset`), each costs
+        the same, whatever is in it.
+
+        Args:
+            snapshot: a name that `snapshot` gave; ``None`` to keep the present files for this fork alone.
+
+        Raises:
+            UsageError: no such snapshot.
+            TooLargeError: as for `snapshot`.
+        """
+        ...
+
     def reset(self, snapshot: str | None = None) -> None:
-        """Kill every process, then empty the workspace or restore a snapshot."""
+        """Kill every process, then empty the workspace or restore a snapshot.
+
+        A backend may lay the snapshot beneath the workspace instead of copying it, here and in `fork`. Then
+        none of its folders can be renamed (EXDEV), as in the image of a container; what moves them copies.
+
+        Raises:
+            UsageError: no such snapshot.
+        """
         ...
 
     def close(self) -> None:

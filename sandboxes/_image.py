@@ -28,8 +28,8 @@ from envkit.sandboxes._temporary import Lease, reap
 
 #: Who sandboxed code runs as where we are root.
 NOBODY = 65534
-#: Size of each scratch file system.
-SCRATCH_BYTES = 64 * 2**20
+#: Most that each scratch file system holds.
+SCRATCH_BYTES, SCRATCH_FILES = 64 * 2**20, 16_000
 #: All that a command finds in its environment.
 ENVIRONMENT: Final = {
     "PATH": "/usr/bin",

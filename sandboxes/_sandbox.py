@@ -8,19 +8,47 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from envkit.errors import SandboxError, UsageError
-from envkit.sandbox import ExecResult, Limits, Peer
+from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
 from envkit.sandboxes import _cgroup
 from envkit.sandboxes._supervise import Supervisor, Tree
 from envkit.sandboxes._temporary import reap
 from envkit.sandboxes._workspace import File, Workspace
 
+if TYPE_CHECKING:
+    from envkit.sandboxes._spaces import Layer
+
 #: What no word of a command can hold.
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """What a workspace may begin with.
+
+    Args:
+        files: to be written into it, in path order.
+        layer: lies beneath it, where workspaces are mounts.
+    """
+
+    files: Mapping[str, File]
+    layer: Layer | None = None
+
+    def share(self) -> Snapshot:
+        """The same, for another sandbox to close."""
+        if self.layer is not None:
+            self.layer.share()
+        return self
+
+    def close(self) -> None:
+        """Let go of it; called once by each who holds it."""
+        if self.layer is not None:
+            self.layer.close()
 
 
 class FolderSandbox(ABC):
@@ -33,7 +61,7 @@ class FolderSandbox(ABC):
     def __init__(self, workspace: Workspace) -> None:
         self._workspace = workspace
         self._running: list[Supervisor] = []
-        self._snapshots: dict[str, Mapping[str, File]] = {}
+        self._snapshots: dict[str, Snapshot] = {}
 
     @property
     @abstractmethod
@@ -45,8 +73,20 @@ class FolderSandbox(ABC):
         """Start a command in the workspace under ``limits``."""
 
     @abstractmethod
+    def _another(self) -> FolderSandbox:
+        """An empty sandbox of the same kind."""
+
+    @abstractmethod
     def _vacate(self) -> None:
         """Remove the place where the workspace lay. Idempotent."""
+
+    def _keep(self) -> Snapshot:
+        """The workspace's present files; the caller closes them."""
+        return Snapshot(self._workspace.keep())
+
+    def _begin(self, snapshot: Snapshot) -> None:
+        """Have the workspace begin anew; nothing runs in it."""
+        self._workspace.restore(snapshot.files)
 
     def write(self, path: str, data: bytes) -> None:
         """See `envkit.sandbox.Sandbox.write`."""
@@ -69,23 +109,39 @@ class FolderSandbox(ABC):
         return self._supervise(argv, limits)
 
     def snapshot(self) -> str:
-        """See `envkit.sandbox.Sandbox.snapshot`; regular files with their modes are kept, in memory."""
+        """See `envkit.sandbox.Sandbox.snapshot`."""
         name = f"snapshot-{len(self._snapshots)}"
-        self._snapshots[name] = self._workspace.keep()
+        self._snapshots[name] = self._keep()
         return name
+
+    def fork(self, snapshot: str | None = None) -> Sandbox:
+        """See `envkit.sandbox.Sandbox.fork`."""
+        beginning = self._keep() if snapshot is None else self._known(snapshot).share()
+        try:
+            made = self._another()
+            try:
+                made._begin(beginning)
+                for name, known in self._snapshots.items():
+                    made._snapshots[name] = known.share()
+            except BaseException:
+                made.close()
+                raise
+            return made
+        finally:
+            beginning.close()
 
     def reset(self, snapshot: str | None = None) -> None:
         """See `envkit.sandbox.Sandbox.reset`."""
-        if snapshot is not None and snapshot not in self._snapshots:
-            known = ", ".join(self._snapshots) or "none"
-            raise UsageError(f"no snapshot {snapshot!r} in this sandbox; it has: {known}")
+        beginning = Snapshot({}) if snapshot is None else self._known(snapshot)
         self._kill()
-        self._workspace.restore({} if snapshot is None else self._snapshots[snapshot])
+        self._begin(beginning)
 
     def close(self) -> None:
         """See `envkit.sandbox.Sandbox.close`."""
         self._kill()
         self._workspace.close()
+        while self._snapshots:
+            self._snapshots.popitem()[1].close()
         self._vacate()
 
     def __enter__(self) -> Self:
@@ -95,6 +151,12 @@ class FolderSandbox(ABC):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _known(self, snapshot: str) -> Snapshot:
+        if snapshot not in self._snapshots:
+            known = ", ".join(self._snapshots) or "none"
+            raise UsageError(f"no snapshot {snapshot!r} in this sandbox; it has: {known}")
+        return self._snapshots[snapshot]
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
         for word in argv:

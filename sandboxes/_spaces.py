@@ -37,14 +37,17 @@ class Place:
     Args:
         steward: who mounted it.
         name: how the steward calls it.
-        path: the folder, in the steward's namespace of mounts.
         root: descriptor of the folder; the caller's.
     """
 
-    def __init__(self, steward: _Steward, name: str, path: str, root: int) -> None:
-        self._steward, self._name = steward, name
-        self.path, self.root = path, root
+    def __init__(self, steward: _Steward, name: str, root: int) -> None:
+        self.steward, self.name, self.root = steward, name, root
         self._closed = False
+
+    @property
+    def path(self) -> str:
+        """The folder, in the steward's namespace of mounts."""
+        return str(self.steward.folder / self.name)
 
     def tree(self) -> int:
         """Descriptor of a mount of it that is attached nowhere yet; the caller closes it.
@@ -52,7 +55,7 @@ class Place:
         Raises:
             SandboxError: the steward is dead, and the workspace lost.
         """
-        return self._steward.ask(f"tree {self._name}", 1)[0]
+        return self.steward.ask(f"tree {self.name}", 1)[0]
 
     def entering(self) -> list[str]:
         """The command prefix that runs a program where ``path`` is.
@@ -60,17 +63,53 @@ class Place:
         Raises:
             SandboxError: the steward is dead, and the workspace lost.
         """
-        self._steward.require()
+        self.steward.require()
         # By its pid, not by descriptors, which would be open in the program as well.
-        where = ("--target", str(self._steward.pid), "--user", "--mount")
+        where = ("--target", str(self.steward.pid), "--user", "--mount")
         return [nsenter(), *where, "--preserve-credentials", "--"]
+
+    def freeze(self) -> None:
+        """Let nothing in it change any more.
+
+        Raises:
+            SandboxError: the steward is dead, or somebody has a file open to write.
+        """
+        self.steward.ask(f"freeze {self.name}")
 
     def close(self) -> None:
         """Unmount it; the memory is free once no program runs in it. Idempotent."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(SandboxError):  # with a dead steward it is unmounted already
-                self._steward.ask(f"drop {self._name}")
+                self.steward.ask(f"drop {self.name}")
+
+
+@final
+class Layer:
+    """Files that lie beneath workspaces and change no more. Thread-safe.
+
+    Args:
+        place: a frozen one, unmounted when the last who holds this has closed it. The memory is free once no
+            workspace lies above it either.
+    """
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._lock = threading.Lock()
+        self._held = 1
+
+    def share(self) -> None:
+        """Count one more who holds it."""
+        with self._lock:
+            self._held += 1
+
+    def close(self) -> None:
+        """Count one less."""
+        with self._lock:
+            self._held -= 1
+            if self._held:
+                return
+        self.place.close()
 
 
 @final
@@ -85,7 +124,6 @@ class Spaces:
         self._user, self._pid = user, os.getpid()
         self._lock = threading.Lock()
         self._steward: _Steward | None = None
-        self._numbers = itertools.count()
         self.lease = Lease(temporary())
         atexit.register(self.close)
 
@@ -97,18 +135,15 @@ class Spaces:
             SandboxUnavailable: sandboxed code could not reach it.
             SandboxError: the steward does not start, or died meanwhile.
         """
-        if not reachable(self.lease.path, self._user):
-            raise SandboxUnavailable(
-                f"user {self._user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
-            )
-        with self._lock:
-            if self._steward is None or self._steward.dead:
-                if self._steward is not None:
-                    self._steward.close()
-                self._steward = _Steward(self._user, self.lease.path)
-            steward, name = self._steward, str(next(self._numbers))
-        [root] = steward.ask(f"make {name} {space.total_bytes} {space.files}", 1)
-        return Place(steward, name, str(self.lease.path / name), root)
+        return self._living().mount(space)
+
+    def copies(self) -> str | None:
+        """Why snapshots are copied into workspaces here; ``None`` where they are laid beneath.
+
+        Raises:
+            SandboxError: as for `place`.
+        """
+        return self._living().copies
 
     def close(self) -> None:
         """End the steward and remove the folder. Idempotent."""
@@ -118,6 +153,18 @@ class Spaces:
             if self._steward is not None:
                 self._steward.close()
         self.lease.close()
+
+    def _living(self) -> _Steward:
+        if not reachable(self.lease.path, self._user):
+            raise SandboxUnavailable(
+                f"user {self._user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
+            )
+        with self._lock:
+            if self._steward is None or self._steward.dead:
+                if self._steward is not None:
+                    self._steward.close()
+                self._steward = _Steward(self._user, self.lease.path)
+            return self._steward
 
 
 _MAKING = threading.Lock()
@@ -161,6 +208,7 @@ class _Steward:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._closed = False
+        self._numbers = itertools.count()
         source = resources.files("envkit.sandboxes").joinpath("_steward.py").read_text()
         # Nothing of this process's environment but what its interpreter may need to find its libraries.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -198,6 +246,30 @@ class _Steward:
             raise SandboxError("this sandbox belongs to the process that forked this one; make another")
         if self.dead:
             raise SandboxError("the process that mounts workspaces died, and this one is lost; make another")
+
+    @functools.cached_property
+    def copies(self) -> str | None:
+        """See `Spaces.copies`."""
+        try:
+            self.ask("try")
+        except SandboxError as error:
+            self.require()
+            return str(error)
+        return None
+
+    def mount(self, space: Space, lower: Place | None = None) -> Place:
+        """A place that holds no more than ``space``; the caller closes it.
+
+        Args:
+            lower: a frozen place with which it begins, and which counts as well; it is empty without one.
+
+        Raises:
+            SandboxError: the steward is dead, or cannot.
+        """
+        name = str(next(self._numbers))
+        word = f"make {name}" if lower is None else f"lay {name} {lower.name}"
+        [root] = self.ask(f"{word} {space.total_bytes} {space.files}", 1)
+        return Place(self, name, root)
 
     def ask(self, request: str, descriptors: int = 0) -> list[int]:
         """Send a request; returns the descriptors that it is answered with.

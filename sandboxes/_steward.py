@@ -2,9 +2,15 @@
 
     argv          descriptor of the host's socket; user id to be; folder to mount below
     at its start  says "ok", once its namespaces of users and of mounts may be entered
-    "make N BYTES FILES"  mounts an empty file system in memory; answered with a descriptor of its folder
+    "make N BYTES FILES"
+                  mounts an empty file system in memory; answered with a descriptor of its folder
+    "freeze N"    lets nothing in it change any more
+    "lay N LOWER BYTES FILES"
+                  mounts one that begins with what the frozen LOWER holds, which counts as well; answered
+                  likewise
     "tree N"      is answered with a descriptor of a detached mount of it, to be attached once, anywhere
-    "drop N"      unmounts it; it is gone with the last who uses it
+    "drop N"      unmounts it; it is gone with the last who uses it or lies over it
+    "try"         lays one over another, which a kernel may refuse or do by halves, and drops both
 
 Each answer begins with "ok", or with "!" and a reason. What is mounted lives in namespaces of this process's
 own, which no other process on the host is in. So nothing is left of it when all who use it are dead.
@@ -21,10 +27,14 @@ import sys
 
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h> and <linux/mount.h>.
 NEWNS, NEWUSER = 0x20000, 1 << 28
-NOSUID, NODEV, RECURSIVE, SLAVE, DETACH = 2, 4, 16384, 1 << 19, 2
+READ_ONLY, NOSUID, NODEV, REMOUNT, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 16384, 1 << 19, 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 OPEN_TREE, HERE, CLONE = 428, -100, 1  # the call has one number on all machines
 
+#: Where changes of what is frozen are mounted until they are laid over it, and their two folders.
+CHANGES, UPPER, WORK = "changes", "changes/upper", "changes/work"
+#: Folders that a file system of changes has for itself: its own, those two, and one that the kernel makes.
+OWN_FILES = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -68,6 +78,7 @@ def move_out(user: int, folder: str) -> None:
     # What the host unmounts goes here as well, and would be kept otherwise.
     mount("none", "/", "none", RECURSIVE | SLAVE)
     mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, f"size=1m,nr_inodes=0,mode=711,{owned(user, group)}")
+    os.chdir(folder)  # for names that say nothing of the host, where commands find them among their mounts
 
 
 def owned(user: int, group: int) -> str:
@@ -75,23 +86,84 @@ def owned(user: int, group: int) -> str:
     return f"uid={user},gid={group}"
 
 
-def answer(word: str, arguments: list[str], folder: str) -> list[int]:
-    """Do what the host asks for; returns what it gets for it."""
-    place = f"{folder}/{arguments[0]}"
-    if word == "make":
-        os.mkdir(place)
+def make(name: str, size: int, files: int) -> None:
+    """Mount an empty file system that holds no more than so many bytes and files."""
+    os.mkdir(name)
+    try:
+        bounds = f"size={size},nr_inodes={files},mode=700"
+        mount("tmpfs", name, "tmpfs", NOSUID | NODEV, f"{bounds},{owned(os.geteuid(), os.getegid())}")
+    except OSError:
+        os.rmdir(name)
+        raise
+
+
+def lay(name: str, lower: str, size: int, files: int) -> None:
+    """Mount a file system that begins as ``lower``; see "lay" above."""
+    below = os.statvfs(lower)
+    size -= (below.f_blocks - below.f_bfree) * below.f_frsize
+    if size < 1:  # which would be no bound at all
+        raise OSError(f"{lower} leaves no room for changes")
+    make(CHANGES, size, files - (below.f_files - below.f_ffree) + OWN_FILES)
+    try:
+        for folder in (UPPER, WORK):
+            os.mkdir(folder, 0o700)
+        os.mkdir(name)
         try:
-            bounds = f"size={arguments[1]},nr_inodes={arguments[2]},mode=700"
-            mount("tmpfs", place, "tmpfs", NOSUID | NODEV, f"{bounds},{owned(os.geteuid(), os.getegid())}")
+            folders = f"lowerdir={lower},upperdir={UPPER},workdir={WORK}"
+            options = f"{folders},userxattr,index=off,metacopy=off"
+            mount("overlay", name, "overlay", NOSUID | NODEV, options)
         except OSError:
-            os.rmdir(place)
+            os.rmdir(name)
             raise
-        return [os.open(place, os.O_RDONLY | os.O_DIRECTORY)]
-    if word == "tree":
-        tree = LIBC.syscall(OPEN_TREE, HERE, place.encode(), CLONE | os.O_CLOEXEC)
-        return [checked(tree, "open_tree (Linux 5.2)")]
-    checked(LIBC.umount2(place.encode(), DETACH), "unmount")
-    os.rmdir(place)
+    finally:
+        drop(CHANGES)  # what is mounted keeps it, and nobody else can reach it
+
+
+def drop(name: str) -> None:
+    """Unmount a file system, at once or with the last who uses it."""
+    checked(LIBC.umount2(name.encode(), DETACH), "unmount")
+    os.rmdir(name)
+
+
+def attempt() -> None:
+    """Lay one file system over another; see "try" above."""
+    make("below", 1 << 20, 16)
+    try:
+        os.mkdir("below/folder")
+        os.mkdir("below/folder/nested")
+        lay("over", "below", 1 << 20, 64)
+        try:
+            os.rmdir("over/folder/nested")
+            os.rmdir("over/folder")
+            os.mkdir("over/folder")  # which hides what is below by an attribute: in memory since Linux 6.6
+            if os.listdir("over/folder"):
+                raise OSError("what was removed comes back")
+        finally:
+            drop("over")
+    finally:
+        drop("below")
+
+
+def answer(word: str, arguments: list[str]) -> list[int]:
+    """Do what the host asks for; returns what it gets for it."""
+    match word, arguments:
+        case "make", [name, size, files]:
+            make(name, int(size), int(files))
+            return [os.open(name, os.O_RDONLY | os.O_DIRECTORY)]
+        case "freeze", [name]:
+            mount("none", name, "none", REMOUNT | READ_ONLY | NOSUID | NODEV)
+        case "lay", [name, lower, size, files]:
+            lay(name, lower, int(size), int(files))
+            return [os.open(name, os.O_RDONLY | os.O_DIRECTORY)]
+        case "tree", [name]:
+            tree = LIBC.syscall(OPEN_TREE, HERE, name.encode(), CLONE | os.O_CLOEXEC)
+            return [checked(tree, "open_tree (Linux 5.2)")]
+        case "drop", [name]:
+            drop(name)
+        case "try", []:
+            attempt()
+        case _:
+            raise OSError(f"no such request: {word} {arguments}")
     return []
 
 
@@ -114,7 +186,7 @@ def main() -> None:
         word, *arguments = request.decode().split()
         given: list[int] = []
         try:
-            given = answer(word, arguments, folder)
+            given = answer(word, arguments)
             said = b"ok"
         except OSError as error:
             said = f"!{error}".encode()

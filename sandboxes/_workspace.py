@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import re
 import stat
@@ -19,7 +20,7 @@ from envkit.sandboxes._user import as_user
 MAX_ENTRIES = 20_000
 MAX_DEPTH = 64
 MAX_SNAPSHOT_BYTES = 256 * 2**20
-_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
+PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
@@ -81,17 +82,30 @@ class Workspace:
         """
         most = MAX_SNAPSHOT_BYTES if self._space is None else min(MAX_SNAPSHOT_BYTES, self._space.total_bytes)
         every = re.compile("", re.DOTALL)
-        return as_user(self._owner, lambda: self._files(every, most, _PAGE_BYTES))
+        return as_user(self._owner, lambda: self._files(every, most, PAGE_BYTES))
 
     def restore(self, files: Mapping[str, File]) -> None:
         """Make ``files`` the only content."""
+        as_user(self._owner, lambda: empty(self._root))
+        self.fill(files)
 
-        def restore() -> None:
-            empty(self._root)
-            for path, file in files.items():
-                self._write(path, _parts(path), file.data, file.mode)
+    def fill(self, files: Mapping[str, File]) -> None:
+        """Write ``files``, in path order, where there is nothing yet.
 
-        as_user(self._owner, restore)
+        Raises:
+            TooLargeError: there is no room for all of them.
+        """
+
+        def fill() -> None:
+            for folders, group in itertools.groupby(files, lambda path: _parts(path)[:-1]):
+                here = self._walk("/".join(folders), folders, make=True)
+                try:
+                    for path in group:
+                        self._make(path, here, files[path])
+                finally:
+                    os.close(here)
+
+        as_user(self._owner, fill)
 
     def admit(self) -> None:
         """Open the folder to its owner again, whatever hostile code made of its mode."""
@@ -121,6 +135,14 @@ class Workspace:
             raise self._refusal(path, error) from error
         finally:
             os.close(folder)
+
+    def _make(self, path: str, folder: int, kept: File) -> None:
+        try:
+            with open(os.open(_parts(path)[-1], _CREATE, 0o600, dir_fd=folder), "wb") as file:
+                file.write(kept.data)
+                os.fchmod(file.fileno(), kept.mode)
+        except OSError as error:
+            raise self._refusal(path, error) from error
 
     def _files(self, wanted: re.Pattern[str], limit_bytes: int, block_bytes: int = 1) -> dict[str, File]:
         """The files that match; each counts as whole blocks against the limit."""

@@ -3,7 +3,8 @@
 From root, bubblewrap is started as user 65534 (nobody), so that even a process that breaks out of its
 namespaces has no rights on the host. From an ordinary user it runs in an unprivileged user namespace.
 
-The workspace is a file system of a given size in memory (see `envkit.sandboxes._spaces`).
+The workspace is a file system of a given size in memory (see `envkit.sandboxes._spaces`), and so is each
+folder for scratch files, which are empty for each command.
 
 Memory, processes and CPU time are bounded by a control group where one can be made. Elsewhere memory
 is bounded per process (address space), processes by the namespace's own count (Linux 5.14), and CPU
@@ -26,15 +27,25 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend, Spac
 from envkit.sandboxes import _bwrap, _proc, _seccomp
 from envkit.sandboxes._cgroup import Cgroup
 from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, WORKSPACE, image
+from envkit.sandboxes._image import (
+    ENVIRONMENT,
+    NOBODY,
+    PYTHON,
+    SCRATCH_BYTES,
+    SCRATCH_FILES,
+    WORKSPACE,
+    image,
+)
+from envkit.sandboxes._placed import PlaceSandbox
 from envkit.sandboxes._sandbox import FolderSandbox
-from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes._supervise import Ending, Tree, Usage
-from envkit.sandboxes._workspace import Workspace
 
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
 #: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
+#: Folders that are empty for each command, and what each of them holds at most.
+_SCRATCH: Final = ("/tmp", "/dev/shm")
+_SCRATCH_SPACE: Final = Space(SCRATCH_BYTES, SCRATCH_FILES)
 #: Names of control groups.
 _NUMBERS: Final = itertools.count()
 
@@ -75,14 +86,13 @@ class BubblewrapBackend(SandboxBackend):
 
 
 @final
-class _BubblewrapSandbox(FolderSandbox):
+class _BubblewrapSandbox(PlaceSandbox):
     def __init__(self, user: int, root: Path, space: Space) -> None:
-        self._user, self._bwrap = user, _bwrap.bwrap(user)
-        ours = spaces(os.getpid(), user)
-        self._folder = ours.lease.path
-        self._place = ours.place(space)
-        super().__init__(Workspace(self._place.root, user if user != os.geteuid() else None, space))
-        self._namespaces = _namespaces(root, self._place.path)
+        self._bwrap = _bwrap.bwrap(user)
+        super().__init__(user, space)
+        self._user, self._root = user, root
+        self._folder = self._place.steward.folder
+        self._namespaces = _namespaces(root)
 
     @property
     def python(self) -> str:
@@ -98,6 +108,12 @@ class _BubblewrapSandbox(FolderSandbox):
                 held.callback(group.close)
             entering = [*_bwrap.as_user(self._user), *self._place.entering()]
             bwrap = [*entering, str(self._bwrap), *self._namespaces]
+            bwrap += ["--bind", self._place.path, WORKSPACE, "--chdir", WORKSPACE]
+            for folder in _SCRATCH:  # bubblewrap's own would be bounded in bytes only
+                place = self._place.steward.mount(_SCRATCH_SPACE)
+                os.close(place.root)
+                held.callback(place.close)
+                bwrap += ["--bind", place.path, folder]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
             # One more process than asked for: the namespace's process 1.
@@ -126,8 +142,8 @@ class _BubblewrapSandbox(FolderSandbox):
             os.write(child.stdin.fileno(), b"\n")
             return _BubblewrapTree(child, init, pidfd, status, group, held.pop_all())
 
-    def _vacate(self) -> None:
-        self._place.close()
+    def _another(self) -> FolderSandbox:
+        return _BubblewrapSandbox(self._user, self._root, self._space)
 
 
 @final
@@ -183,15 +199,12 @@ def _exit_code(status: IO[bytes]) -> int:
     raise SandboxError("bubblewrap died, or could not set the sandbox up")
 
 
-def _namespaces(root: Path, workspace: str) -> list[str]:
+def _namespaces(root: Path) -> list[str]:
     return [
         *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
         *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
         *("--die-with-parent", "--new-session"),
-        *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev"),
-        *("--size", str(SCRATCH_BYTES), "--tmpfs", "/dev/shm", "--remount-ro", "/dev"),
-        *("--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
-        *("--bind", workspace, WORKSPACE, "--chdir", WORKSPACE),
+        *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
     ]
 
 

@@ -20,13 +20,13 @@ import time
 from collections.abc import Generator, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final, cast, final
+from typing import Any, cast, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend, Space
+from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, Space
 from envkit.sandboxes import _images, _proc, _seccomp
 from envkit.sandboxes._child import memory, pipes
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES
+from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
 from envkit.sandboxes._sandbox import FolderSandbox, temporary
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 from envkit.sandboxes._temporary import Lease
@@ -37,8 +37,6 @@ from envkit.sandboxes._workspace import Workspace
 IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
 #: Labels of our containers: the lease folder of the process that owns one, and the host it lives on.
 _LEASE, _HOST = "envkit.lease", "envkit.host"
-#: Most files in a container's scratch folder.
-_SCRATCH_FILES: Final = 16_000
 #: Memory and processes of the worker itself.
 _WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
 
@@ -54,8 +52,9 @@ class DockerBackend(SandboxBackend):
         runtime: the engine's name of the runtime that runs containers; by default what the variable
             ``ENVKIT_DOCKER_RUNTIME`` says, or the engine's own choice. It must let a container connect to
             a socket of the host, and pass descriptors both ways, as runc and crun do. gVisor's ``runsc``
-            connects if registered with ``--host-uds=open``, but hands no descriptor out (its issue 11695):
-            no command starts in it yet.
+            connects if registered with ``--host-uds=open``, and takes descriptors, but hands none out (its
+            issue 11695), and shows inside neither a process's end by descriptor nor any count of CPU time
+            or memory by which limits could be held: no command starts in it.
         space: what each workspace may hold. Files count as memory of the container whose command wrote
             them, for as long as that container is used: until `reset`, or the end.
 
@@ -95,7 +94,7 @@ class DockerBackend(SandboxBackend):
             )
         return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
 
-    def create(self) -> Sandbox:
+    def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         client = _answering(os.getpid())
         _reap_once(os.getpid())
@@ -104,7 +103,7 @@ class DockerBackend(SandboxBackend):
         shelf = _shelf(client, made.tag, self.runtime, _user(), self._space)
         with _docker_errors("hold a workspace"), _known(self.runtime):
             volume = shelf.take()
-        return _DockerSandbox(client, made.tag, _user(), self.runtime, volume, self._space)
+        return _DockerSandbox(self, client, made.tag, _user(), self.runtime, volume, self._space)
 
 
 @final
@@ -112,9 +111,17 @@ class _DockerSandbox(FolderSandbox):
     """A volume as workspace, in a container for every tree that runs at once."""
 
     def __init__(
-        self, client: Any, tag: str, user: int, runtime: str | None, volume: Volume, space: Space
+        self,
+        backend: DockerBackend,
+        client: Any,
+        tag: str,
+        user: int,
+        runtime: str | None,
+        volume: Volume,
+        space: Space,
     ) -> None:
         super().__init__(Workspace(volume.root, user if user != os.geteuid() else None, space))
+        self._backend = backend
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
         self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
@@ -140,6 +147,9 @@ class _DockerSandbox(FolderSandbox):
             self._remove_containers()
         finally:
             super().close()
+
+    def _another(self) -> FolderSandbox:
+        return self._backend.create()
 
     def _vacate(self) -> None:
         self._volume.close()
@@ -217,7 +227,7 @@ class _Container:
                 mem_limit=memory,
                 memswap_limit=memory,
                 shm_size=SCRATCH_BYTES,
-                tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={_SCRATCH_FILES},mode=1777,nosuid,nodev"},
+                tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"},
                 # What the kernel keeps for a container would outlive the command that put it there.
                 sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
                 volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},

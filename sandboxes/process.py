@@ -77,6 +77,9 @@ class _ProcessSandbox(FolderSandbox):
         command = [*_proc.prlimit(limits, memory=True), *argv]
         return _ProcessTree(launch(command, environment, workspace), mark)
 
+    def _another(self) -> FolderSandbox:
+        return _ProcessSandbox(Lease(temporary()))
+
     def _vacate(self) -> None:
         self._lease.close()
 

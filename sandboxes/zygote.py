@@ -22,10 +22,9 @@ from envkit.sandboxes import _bwrap, _proc
 from envkit.sandboxes._child import pipes
 from envkit.sandboxes._image import PYTHON
 from envkit.sandboxes._nursery import PROGRAM, Keeper, Nursery, nursery
+from envkit.sandboxes._placed import PlaceSandbox
 from envkit.sandboxes._sandbox import FolderSandbox
-from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes._supervise import Ending, Tree, Usage
-from envkit.sandboxes._workspace import Workspace
 
 
 @final
@@ -65,12 +64,10 @@ class ZygoteBackend(SandboxBackend):
 
 
 @final
-class _ZygoteSandbox(FolderSandbox):
+class _ZygoteSandbox(PlaceSandbox):
     def __init__(self, nursery: Nursery, space: Space) -> None:
+        super().__init__(nursery.user, space)
         self._nursery = nursery
-        self._place = spaces(os.getpid(), nursery.user).place(space)
-        owner = nursery.user if nursery.user != os.geteuid() else None
-        super().__init__(Workspace(self._place.root, owner, space))
 
     @property
     def python(self) -> str:
@@ -84,8 +81,8 @@ class _ZygoteSandbox(FolderSandbox):
         finally:
             os.close(workspace)
 
-    def _vacate(self) -> None:
-        self._place.close()
+    def _another(self) -> FolderSandbox:
+        return _ZygoteSandbox(self._nursery, self._space)
 
 
 @final

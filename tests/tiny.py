@@ -124,6 +124,9 @@ class MemorySandbox:
     def snapshot(self) -> str:
         raise SandboxError("keeps nothing")
 
+    def fork(self, snapshot: str | None = None) -> MemorySandbox:
+        raise SandboxError("keeps nothing")
+
     def reset(self, snapshot: str | None = None) -> None:
         self.files.clear()
 

@@ -42,6 +42,8 @@ ESSENTIAL: Final[dict[str, Case]] = {
             "answers line by line",
             "notices a forged answer",
             "resets to a snapshot",
+            "keeps forks apart",
+            "bounds what a fork holds",
             "leaves no trace",
         )
     },

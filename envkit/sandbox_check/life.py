@@ -17,6 +17,31 @@ from envkit.sandbox_check.lab import Case, Lab, refused, unless
 
 #: A workspace lies no deeper than this among temporary files.
 _DEPTH: Final = 3
+#: Leaves what is no file or folder, and what some file systems take for a sign that something is not there.
+_MARKS: Final = """
+import os, socket
+os.mkdir("d")
+for name in ("d/file", "plain"): open(name, "w").close()
+os.symlink("/", "link")
+os.mkfifo("fifo")
+for number, name in enumerate(("opaque", "whiteout", "redirect", "metacopy", "origin", "impure")):
+    for path in ("d", "d/file", "plain"):
+        for kind in ("user.overlay", "trusted.overlay", "user.overlay.overlay"):
+            for value in (b"y", b"x", b"/", b""):
+                try: os.setxattr(path, f"{kind}.{name}", value)
+                except OSError: pass
+for name in ("white", "d/white", ".wh.plain", ".wh..wh..opq"):
+    try: os.mknod(name, 0o20000, 0)
+    except OSError: pass
+"""
+_SEEN: Final = """
+import os
+found = []
+for place, folders, names in os.walk("."):
+    for path in (os.path.join(place, name)[2:] for name in folders + names):
+        found.append((path, os.listxattr(path)))
+print(sorted(found))
+"""
 
 
 def _open(lab: Lab, code: str) -> Peer:
@@ -118,6 +143,107 @@ def _modes(lab: Lab) -> str:
     return unless(result.stdout == b"0o100750\n", result)
 
 
+def _fork(lab: Lab) -> str:
+    with lab.backend.create() as sandbox:
+        sandbox.write("a/b", b"1")
+        peer = sandbox.open([sandbox.python, "-ISuc", "while True: print(input())"])
+        with sandbox.fork() as fork:
+            said = fork.run([fork.python, "-c", "print(open('a/b').read())"]).stdout
+            found = fork.export(["**"], 100)
+        return unless((said, found, peer.ask(b"on", 5.0)) == (b"1\n", {"a/b": b"1"}, b"on"), (said, found))
+
+
+def _forks_apart(lab: Lab) -> str:
+    code = "import os; os.unlink('gone'); open('kept', 'a').write('x'); open('new', 'w').write('y')"
+    with lab.backend.create() as sandbox:
+        for name in ("kept", "gone", "d/deep"):
+            sandbox.write(name, b"1")
+        first = sandbox.snapshot()
+        with sandbox.fork(first) as one, sandbox.fork(first) as other:
+            one.run([one.python, "-c", code])
+            one.write("d/deep", b"2")
+            sandbox.write("kept", b"3")
+            found = [each.export(["**"], 100) for each in (one, other, sandbox)]
+    began = {"kept": b"1", "gone": b"1", "d/deep": b"1"}
+    expected = [{"kept": b"1x", "new": b"y", "d/deep": b"2"}, began, {**began, "kept": b"3"}]
+    return unless(found == expected, found)
+
+
+def _forks_of_the_past(lab: Lab) -> str:
+    with lab.backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        first = sandbox.snapshot()
+        sandbox.write("file", b"2")
+        sandbox.write("later", b"")
+        with sandbox.fork(first) as past, sandbox.fork() as present:
+            found = [past.export(["**"], 9), present.export(["**"], 9)]
+    return unless(found == [{"file": b"1"}, {"file": b"2", "later": b""}], found)
+
+
+def _forks_live_on(lab: Lab) -> str:
+    with lab.backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        first = sandbox.snapshot()
+        fork = sandbox.fork(first)
+    with fork:
+        fork.write("file", b"2")
+        said = fork.run([fork.python, "-c", "print(open('file').read())"]).stdout
+        with fork.fork(first) as child:
+            fork.reset(first)
+            found = [fork.export(["**"], 9), child.export(["**"], 9)]
+    return unless((said, found) == (b"2\n", [{"file": b"1"}] * 2), (said, found))
+
+
+def _parents_live_on(lab: Lab) -> str:
+    with lab.backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        first = sandbox.snapshot()
+        for change in (sandbox.reset, lambda: None):
+            with sandbox.fork(first) as fork:
+                fork.reset()
+                fork.write("file", b"2")
+                change()
+        sandbox.reset(first)
+        said = sandbox.run([sandbox.python, "-c", "print(open('file').read())"]).stdout
+    return unless(said == b"1\n", said)
+
+
+def _deleted_comes_back(lab: Lab) -> str:
+    code = "import os, shutil; shutil.rmtree('d'); os.mkdir('d'); open('d/other', 'w'); os.unlink('file')"
+    with lab.backend.create() as sandbox:
+        for name in ("file", "d/a", "d/e/b"):
+            sandbox.write(name, b"1")
+        first = sandbox.snapshot()
+        with sandbox.fork(first) as fork:
+            for _ in range(2):
+                fork.run([fork.python, "-c", code])
+                left = fork.export(["**"], 9)
+                fork.reset(first)
+                found = fork.export(["**"], 9)
+                if (list(left), list(found)) != (["d/other"], ["d/a", "d/e/b", "file"]):
+                    return f"found {left}, then {found}"
+    return ""
+
+
+def _modes_in_a_fork(lab: Lab) -> str:
+    code = "import os; os.mkdir('d'); open('d/tool', 'w'); os.chmod('d/tool', 0o750)"
+    with lab.backend.create() as sandbox:
+        sandbox.run([sandbox.python, "-c", code])
+        with sandbox.fork() as fork:
+            result = fork.run([fork.python, "-c", "import os; print(oct(os.stat('d/tool').st_mode))"])
+    return unless(result.stdout == b"0o100750\n", result)
+
+
+def _only_files_in_a_fork(lab: Lab) -> str:
+    with lab.backend.create() as sandbox:
+        sandbox.run([sandbox.python, "-c", _MARKS])
+        first = sandbox.snapshot()
+        with sandbox.fork(first) as fork, fork.fork() as child:
+            sandbox.reset(first)
+            found = [each.run([each.python, "-c", _SEEN]).stdout for each in (sandbox, fork, child)]
+    return unless(found == [b"[('d', []), ('d/file', []), ('plain', [])]\n"] * 3, found)
+
+
 def _empties(lab: Lab) -> str:
     code = "import os; os.makedirs('.a/b'); os.mkfifo('f'); os.symlink('/', 's'); os.chmod('.a', 0)"
     with lab.backend.create() as sandbox:
@@ -128,6 +254,8 @@ def _empties(lab: Lab) -> str:
 
 
 def _unknown_snapshot(lab: Lab) -> str:
+    if not refused(lambda: lab.sandbox.fork("no-such-snapshot").close()):
+        return "a fork of nothing"
     return unless(refused(lambda: lab.sandbox.reset("no-such-snapshot")), "a reset to nothing")
 
 
@@ -204,6 +332,14 @@ LIFE: Final[dict[str, Case]] = {
     "closes a peer once": _peer_closes,
     "resets to a snapshot": _snapshot,
     "keeps modes in a snapshot": _modes,
+    "forks the present files, and no process": _fork,
+    "keeps forks apart": _forks_apart,
+    "forks a snapshot whatever changed since": _forks_of_the_past,
+    "lets a fork outlive its parent": _forks_live_on,
+    "lets a parent outlive its forks": _parents_live_on,
+    "brings back what a fork has deleted": _deleted_comes_back,
+    "keeps modes in a fork": _modes_in_a_fork,
+    "forks nothing but files": _only_files_in_a_fork,
     "empties whatever was left": _empties,
     "refuses a snapshot that it has not": _unknown_snapshot,
     "sweeps scratch files between commands": _scratch_is_swept,

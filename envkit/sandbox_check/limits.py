@@ -51,6 +51,11 @@ with tempfile.TemporaryDirectory(dir="/tmp") as folder:
             with open(f"{folder}/{made}", "wb") as file: file.write(bytes(1000000))
     except OSError: pass
 print(made)
+with tempfile.TemporaryDirectory(dir="/tmp") as folder:
+    try:
+        for made in range(20000): open(f"{folder}/{made}", "w").close()
+    except OSError: pass
+print(made)
 """
 #: Ends by itself, so that it is no danger where memory is not bounded.
 _HOARD: Final = "data = bytearray()\nfor _ in range(1024): data += bytes(2**20)"
@@ -118,8 +123,8 @@ def _file(lab: Lab) -> str:
 
 
 def _scratch(lab: Lab) -> str:
-    made = int(lab.python(_SCRATCH).stdout or b"100")
-    return unless(made < 99, f"{made} MB in /tmp")
+    made = lab.python(_SCRATCH).stdout.split()
+    return unless(len(made) == 2 and int(made[0]) < 99 and int(made[1]) < 19_999, f"{made} MB, files in /tmp")
 
 
 def _processes(lab: Lab) -> str:

@@ -93,6 +93,14 @@ def steps():
         yield number + 1
 until_full(steps())
 """
+_BEGUN: Final = _MANY_FILES.replace("full-", "begun-")
+_CHANGE: Final = """
+for name in os.listdir():
+    with open(name, "r+b") as file: file.write(b"1")
+"""
+_DELETE: Final = """
+for name in os.listdir(): os.unlink(name)
+"""
 
 
 def _space(lab: Lab) -> Space:
@@ -176,6 +184,32 @@ def _usable_again(lab: Lab) -> str:
     return ""
 
 
+def _fork(beginning: str, before: str, code: str, *, files: bool = False) -> Case:
+    """A parent makes ``beginning``; then its fork runs ``before``, and takes what it can get."""
+
+    def case(lab: Lab) -> str:
+        space = _space(lab)
+        whole, beyond = (space.files, _BEYOND_FILES) if files else (space.total_bytes, _BEYOND_MIB * MIB)
+        unit = 1 if files else MIB
+        began = whole // unit // 8
+        with lab.backend.create() as sandbox:
+            _run(sandbox, space, beginning, began)
+            name = sandbox.snapshot()
+            with sandbox.fork(name) as fork:
+                for _ in range(2):
+                    if before:
+                        _run(fork, space, before, began)
+                    found = _run(fork, space, code, (whole + beyond) // unit)
+                    taken, ended = found.stdout.split() or (b"0", b"")
+                    kept = 0 if before is _DELETE else began * unit
+                    if ended != b"ENOSPC" or not whole // 2 < kept + int(taken) <= whole:
+                        return f"found {found}"
+                    fork.reset(name)
+        return ""
+
+    return case
+
+
 def _snapshots_fit(lab: Lab) -> str:
     space = _space(lab)
     holes = "for number in range(64): os.truncate(os.open(f'hole-{number}', os.O_WRONLY | os.O_CREAT), MOST)"
@@ -203,4 +237,13 @@ SPACE: Final[dict[str, Case]] = {
     "says when the workspace is full": _full_for_the_host,
     "goes on after the workspace was full": _usable_again,
     "keeps no snapshot that would not fit": _snapshots_fit,
+    "bounds what a fork holds": _fork(_BEGUN, "", _MANY_FILES),
+    "bounds what a fork holds that changes all": _fork(_BEGUN, _CHANGE, _MANY_FILES),
+    "bounds what a fork holds that deletes all": _fork(_BEGUN, _DELETE, _MANY_FILES),
+    "bounds how many files a fork has": _fork(
+        _EMPTY_FILES, "", _EMPTY_FILES.replace("empty", "more"), files=True
+    ),
+    "bounds how many files a fork has that deletes all": _fork(
+        _EMPTY_FILES, _DELETE, _EMPTY_FILES, files=True
+    ),
 }

@@ -4,6 +4,7 @@
     echo     a trivial command in a live sandbox
     oracle   in a live sandbox: write a module, import it, three calls, one at a time
     pytest   a suite of one test, run by pytest
+    fork     a new sandbox that begins with the 1,000 files of another: laid beneath, or written one by one
 
 Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
 All have the same limits; what runs pytest has it in its image, and the zygote has imported it. Writes
@@ -31,6 +32,7 @@ from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
 from envkit.sandboxes import _images
 from envkit.sandboxes import docker as docker_module
 from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE
+from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -41,6 +43,7 @@ RATIOS: Final = {
     "oracle_vs_docker_exec": Ratio("oracle", "docker exec", "zygote", 12.0),
     "oracle_vs_docker_attached": Ratio("oracle", "docker attached", "zygote", 1.5),
     "pytest_vs_docker_fresh": Ratio("pytest", "docker fresh", "zygote", 10.0),
+    "fork_vs_copy": Ratio("fork", "zygote copying", "zygote", 30.0),
     "echo_vs_docker_attached": Ratio("echo", "docker attached", "zygote", None),
     "reset_vs_bubblewrap": Ratio("reset", "bubblewrap", "zygote", None),
     "oracle_vs_bubblewrap": Ratio("oracle", "bubblewrap", "zygote", None),
@@ -64,6 +67,8 @@ TEST: Final = b"def test_one():\n    assert 1 + 1 == 2\n"
 WORKER: Final = resources.files("envkit.grading").joinpath("worker.py").read_text()
 #: Names of modules, a new one each time: over an old file, some file systems wait for the disk.
 NAMES: Final = (f"solution{number}.py" for number in itertools.count())
+#: 8 MB of what an episode may begin with.
+FILES: Final = {f"src/{number % 10}/{number}.py": bytes(8192) for number in range(1000)}
 #: The import, then three calls.
 LINES: Final = [
     json.dumps(request).encode()
@@ -106,6 +111,29 @@ def ours(sandbox: Sandbox, tester: Sandbox) -> dict[str, Callable[[], None]]:
         succeed(SUITE, tester)
 
     return {"reset": reset, "echo": lambda: succeed(NOTHING), "oracle": oracle, "pytest": suite}
+
+
+def forks(parent: Sandbox, backend: ZygoteBackend) -> dict[tuple[str, str], Callable[[], None]]:
+    """How a sandbox may come by the files of another."""
+    for path, data in FILES.items():
+        parent.write(path, data)
+    beginning = parent.snapshot()
+
+    def check_one(sandbox: Sandbox) -> None:
+        if sandbox.read("src/7/77.py", 8192) != FILES["src/7/77.py"]:
+            raise SystemExit("a fork has other files")
+
+    def fork() -> None:
+        with parent.fork(beginning) as made:
+            check_one(made)
+
+    def copy() -> None:
+        with backend.create() as made:
+            for path, data in FILES.items():
+                made.write(path, data)
+            check_one(made)
+
+    return {("fork", "zygote"): fork, ("fork", "zygote copying"): copy}
 
 
 class Containers:
@@ -218,13 +246,16 @@ def measures() -> Generator[Measures]:
                 *map(held.enter_context, (plain.create(), tester.create()))
             ).items():
                 found[operation, way] = measure
+        found |= forks(held.enter_context(ZygoteBackend().create()), ZygoteBackend())
         yield found
 
 
 def main() -> None:
     with measures() as wanted:
         version = docker_module._client(os.getpid()).version()["Version"]
-        compare("sandbox", wanted, RATIOS, ROUNDS, {"docker": version})
+        copies = spaces(os.getpid(), os.geteuid() or NOBODY).copies()
+        facts = {"docker": version, "snapshots": f"copied: {copies}" if copies else "laid beneath"}
+        compare("sandbox", wanted, RATIOS, ROUNDS, facts)
 
 
 if __name__ == "__main__":

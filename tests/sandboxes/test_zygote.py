@@ -16,7 +16,7 @@ import pytest
 
 from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
-from envkit.sandboxes import _bwrap, _cgroup, _nursery, _spaces, zygote
+from envkit.sandboxes import _bwrap, _cgroup, _nursery, _placed, _spaces, zygote
 from envkit.sandboxes._temporary import reap
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -214,7 +214,7 @@ def test_descriptors_in_flight_stop_no_other_command(
     fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steward = _spaces.Spaces(fresh.user)
-    monkeypatch.setattr(zygote, "spaces", lambda *_: steward)
+    monkeypatch.setattr(_placed, "spaces", lambda *_: steward)
     with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
         peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
         assert peer.ask(b"go", 10) == b"full"

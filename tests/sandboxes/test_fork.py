@@ -1,0 +1,319 @@
+"""Forks and snapshots beneath workspaces: what is in common, what is not, and what is left in the end."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from settle import settled
+
+from envkit.errors import SandboxError
+from envkit.sandbox import PYTHON_OPTIONS, Sandbox, SandboxBackend, Space
+from envkit.sandbox_check import CASES
+from envkit.sandbox_check.lab import Lab, attempt
+from envkit.sandbox_check.suite import SandboxSuite
+from envkit.sandboxes import _bwrap, _placed, _spaces
+from envkit.sandboxes._image import NOBODY
+from envkit.sandboxes._placed import PlaceSandbox
+from envkit.sandboxes._workspace import PAGE_BYTES
+
+MIB = 2**20
+USER = os.geteuid() or NOBODY
+#: What depends on how a snapshot comes into a workspace.
+ABOUT_SNAPSHOTS = [name for name in CASES if "fork" in name or "snapshot" in name]
+
+
+class Forking(SandboxBackend):
+    """Makes no sandbox but by a fork: each workspace is one file system over another."""
+
+    isolated = True
+
+    def __init__(self, backend: SandboxBackend) -> None:
+        self.name, self.space = backend.name, backend.space
+        self._backend = backend
+
+    def available(self) -> str | None:
+        return self._backend.available()
+
+    def create(self) -> Sandbox:
+        with self._backend.create() as first:
+            return first.fork()
+
+
+class TestForksOfZygote(SandboxSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend(cls, zygote: SandboxBackend) -> SandboxBackend:
+        return Forking(zygote)
+
+
+class TestForksOfBubblewrap(SandboxSuite):
+    @pytest.fixture(scope="class")
+    @classmethod
+    def backend(cls, bubblewrap: SandboxBackend) -> SandboxBackend:
+        return Forking(bubblewrap)
+
+
+@pytest.fixture(params=["bubblewrap", "zygote"])
+def backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_spaces.Spaces]:
+    """A steward of this test's own, before it has started."""
+    made = _spaces.Spaces(USER)
+    monkeypatch.setattr(_placed, "spaces", lambda *_: made)
+    yield made
+    made.close()
+
+
+@pytest.fixture(autouse=True)
+def lays_snapshots_beneath(bubblewrap: SandboxBackend) -> None:
+    why = _spaces.spaces(os.getpid(), USER).copies()
+    if why and _bwrap._kernel() < (6, 6):
+        pytest.skip(f"snapshots are copied here: {why}")
+
+
+def program(sandbox: Sandbox, code: str) -> str:
+    found = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", code])
+    return (found.stdout + found.stderr).decode()
+
+
+def mounted(sandbox: Sandbox) -> list[str]:
+    """Kind and options of its workspace's mount, as a program there sees them."""
+    code = "print([line for line in open('/proc/self/mountinfo') if ' /workspace ' in line][0])"
+    _, _, about = program(sandbox, code).partition(" - ")
+    return [about.split()[0], *about.split()[2].split(",")]
+
+
+def places(spaces: _spaces.Spaces) -> int:
+    """How many file systems its steward has mounted."""
+    assert spaces._steward is not None
+    table = Path(f"/proc/{spaces._steward.pid}/mounts").read_text()
+    return sum(f" {spaces.lease.path}/" in line for line in table.splitlines())
+
+
+def shared_memory() -> int:
+    table = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(table["Shmem"].split()[0]) * 1024
+
+
+def test_a_fork_lies_over_what_it_begins_with_and_names_nothing_of_the_host(
+    backend: SandboxBackend, fresh: _spaces.Spaces
+) -> None:
+    with backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        with sandbox.fork() as fork:
+            kind, *options = mounted(fork)
+            assert kind == "overlay"
+            assert not [one for one in options if "/tmp" in one or fresh.lease.path.name in one]
+            assert {"upperdir=changes/upper", "workdir=changes/work"} <= {*options}
+        assert mounted(sandbox)[0] == "tmpfs"
+
+
+def test_what_a_fork_has_mounted_goes_with_it_and_what_lies_beneath_with_the_last(
+    backend: SandboxBackend, fresh: _spaces.Spaces
+) -> None:
+    sandbox = backend.create()
+    sandbox.write("file", b"1")
+    first = sandbox.snapshot()
+    assert places(fresh) == 2
+    forks = [sandbox.fork(first) for _ in range(3)]
+    assert places(fresh) == 5
+    with sandbox.fork():
+        assert places(fresh) == 6  # what only this one begins with is mounted nowhere any more
+    for fork in forks:
+        fork.reset(first)
+        fork.reset()
+    assert places(fresh) == 5
+    sandbox.close()
+    assert places(fresh) == 4
+    forks.pop().close()
+    forks[0].reset(first)
+    assert forks[0].export(["*"], 1) == {"file": b"1"}
+    for fork in forks:
+        fork.close()
+        fork.close()
+    assert places(fresh) == 0
+
+
+def test_hundreds_of_forks_leave_nothing(backend: SandboxBackend) -> None:
+    def once() -> None:
+        with backend.create() as sandbox:
+            for name in "abcdefg":
+                sandbox.write(name, bytes(4 * MIB))
+            first = sandbox.snapshot()
+            for _ in range(4):
+                with sandbox.fork(first) as fork:
+                    fork.write("a", bytes(4 * MIB))
+                    fork.reset(first)
+            assert program(sandbox, "print(len(open('a').read()))") == f"{4 * MIB}\n"
+
+    once()
+    held, memory = settled(lambda: len(os.listdir("/proc/self/fd"))), shared_memory()
+    for _ in range(25):
+        once()
+    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == held
+    assert shared_memory() - memory < 350 * MIB  # of 700 that the snapshots alone took
+
+
+def test_forks_are_made_from_several_threads(backend: SandboxBackend) -> None:
+    with backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        forks = [sandbox.fork(sandbox.snapshot()) for _ in range(4)]
+
+    def live(number: int) -> list[str]:
+        seen: list[str] = []
+        with forks[number] as fork:
+            for _ in range(3):
+                fork.reset("snapshot-0")
+                with fork.fork() as child:
+                    child.write("file", str(number).encode())
+                    seen += [program(each, "print(open('file').read())").strip() for each in (fork, child)]
+        return seen
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(live, range(4))) == [["1", str(number)] * 3 for number in range(4)]
+
+
+def test_a_folder_of_a_snapshot_is_moved_by_copying_it(backend: SandboxBackend) -> None:
+    rename = "import os\ntry: os.rename('d', 'e')\nexcept OSError as error: print(error.strerror)"
+    move = "import os, shutil; shutil.move('d', 'e'); os.mkdir('new'); os.rename('new', 'newer')"
+    with backend.create() as sandbox:
+        sandbox.write("d/file", b"1")
+        with sandbox.fork() as fork:
+            assert program(fork, rename) == "Invalid cross-device link\n"
+            assert program(fork, move) == ""
+            assert fork.export(["**"], 9) == {"e/file": b"1"}
+
+
+def test_a_snapshot_of_more_than_a_quarter_of_the_space_is_copied(backend: SandboxBackend) -> None:
+    room = Space(4 * MIB, 400)
+    for count, size, kind in (
+        (4, MIB // 4, "overlay"),
+        (5, MIB // 4, "tmpfs"),
+        (99, 0, "overlay"),
+        (100, 0, "tmpfs"),
+    ):
+        with type(backend)(space=room).create() as sandbox:  # type: ignore[call-arg]
+            for number in range(count):
+                sandbox.write(str(number), bytes(size))
+            first = sandbox.snapshot()
+            with sandbox.fork(first) as fork:
+                assert mounted(fork)[0] == kind
+                assert len(fork.export(["*"], 4 * MIB)) == count
+            sandbox.reset(first)
+            assert mounted(sandbox)[0] == kind
+
+
+@pytest.mark.parametrize("files", [2, 3, 7, 8, 9, 12, 16])
+def test_there_may_be_room_for_hardly_a_file(backend: SandboxBackend, files: int) -> None:
+    fill = "try:\n for n in range(99): open(str(n), 'w').close()\nexcept OSError: print(n)"
+    with type(backend)(space=Space(MIB, files)).create() as sandbox:  # type: ignore[call-arg]
+        sandbox.write("file", b"1")
+        first = sandbox.snapshot()
+        sandbox.reset(first)
+        assert sandbox.export(["*"], 1) == {"file": b"1"}
+        # Beside its own folder and the file; attributes of what lies over another take a little as well.
+        assert files - 3 <= int(program(sandbox, fill)) <= files - 2
+        with sandbox.fork(first) as fork:
+            assert program(fork, "import os; os.unlink('file'); print(os.listdir())") == "[]\n"
+
+
+@pytest.mark.parametrize("total_bytes", [1, 4095, 4096, 8192, 16383, 16384, 16385, 20000])
+def test_there_may_be_room_for_hardly_a_byte(backend: SandboxBackend, total_bytes: int) -> None:
+    most = -(-total_bytes // PAGE_BYTES) * PAGE_BYTES
+    fill = "for n in range(9): print(os.write(os.open(str(n), os.O_WRONLY | os.O_CREAT), bytes(4096)))"
+    with type(backend)(space=Space(total_bytes, 99)).create() as sandbox:  # type: ignore[call-arg]
+        sandbox.write("file", b"1")
+        sandbox.reset(sandbox.snapshot())
+        found = program(sandbox, f"import os\n{fill}")
+        assert "No space left" in found
+        assert PAGE_BYTES + found.count("4096\n") * 4096 <= most
+
+
+@pytest.mark.parametrize("case", ABOUT_SNAPSHOTS)
+def test_where_nothing_can_be_laid_beneath_snapshots_are_copied(
+    backend: SandboxBackend, fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    monkeypatch.setattr(_spaces._Steward, "copies", "it is forbidden here")
+    assert fresh.copies() == "it is forbidden here"
+    with Lab.open(backend) as lab:
+        assert attempt(case, CASES[case], lab).detail == ""
+        with lab.sandbox.fork() as fork:
+            assert mounted(fork)[0] == "tmpfs"
+
+
+def test_a_kernel_that_lays_nothing_over_another_says_so(
+    fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = _spaces.resources.files("envkit.sandboxes").joinpath("_steward.py").read_text()
+    assert "userxattr" in read
+    source = Source(read.replace("userxattr", "no-such-option"))
+    monkeypatch.setattr(_spaces.resources, "files", lambda _: source)
+    assert "mount overlay on over: Invalid argument" in str(fresh.copies())
+    assert places(fresh) == 0  # nothing is left of the attempt
+
+
+class Source:
+    """Stands for a package's files, of which there is one."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+
+    def joinpath(self, name: str) -> Source:
+        assert name == "_steward.py"
+        return self
+
+    def read_text(self) -> str:
+        return self._text
+
+
+def test_a_dead_stewards_snapshots_are_lost_and_taken_for_no_others(
+    backend: SandboxBackend, fresh: _spaces.Spaces
+) -> None:
+    sandbox = backend.create()
+    sandbox.write("file", b"1")
+    first = sandbox.snapshot()
+    dying = os.pidfd_open(fresh._steward.pid)  # type: ignore[union-attr]
+    signal.pidfd_send_signal(dying, signal.SIGKILL)
+    assert _bwrap.readable(dying)
+    os.close(dying)
+    with backend.create() as other, backend.create() as another:  # whose names are those of the lost ones
+        for each in (other, another):
+            each.write("secret", b"1")
+        for action in (
+            lambda: sandbox.fork(first),
+            sandbox.fork,
+            lambda: sandbox.reset(first),
+            sandbox.reset,
+        ):
+            with pytest.raises(SandboxError, match="lost"):
+                action()
+        sandbox.close()
+        assert places(fresh) == 2
+
+
+def test_a_failed_fork_leaves_nothing(
+    backend: SandboxBackend, fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with backend.create() as sandbox:
+        sandbox.write("file", b"1")
+        first = sandbox.snapshot()
+        before, held = places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))
+        for broken in itertools.product((PlaceSandbox._begin, PlaceSandbox._another), (first, None)):
+            with monkeypatch.context() as patched:
+                patched.setattr(type(sandbox), broken[0].__name__, fail)
+                with pytest.raises(SandboxError, match="on purpose"):
+                    sandbox.fork(broken[1])
+        assert (places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))) == (before, held)
+
+
+def fail(*_: object) -> None:
+    raise SandboxError("on purpose")
