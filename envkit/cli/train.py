@@ -58,6 +58,7 @@ def train(
     heldout: Heldout = None,
     model: Model = None,
     learner: Annotated[str | None, typer.Option("--backend", help="Whose trainer: envkit or trl.")] = None,
+    engine: Annotated[str | None, typer.Option(help="Who samples: torch or vllm.")] = None,
     sandbox: SandboxName = "auto",
     unsafe: Unsafe = False,
     unaudited: Annotated[bool, typer.Option("--unaudited", help="Allow one without a certificate.")] = False,
@@ -87,7 +88,8 @@ def train(
                 "tasks": tasks,
                 "heldout": heldout,
             }
-            kept |= {"model": model, "backend": learner, "no-evaluation": no_evaluation or None}
+            kept |= {"model": model, "backend": learner, "engine": engine}
+            kept |= {"no-evaluation": no_evaluation or None}
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
@@ -96,7 +98,7 @@ def train(
             kind = registry.environment(env or DEFAULT_ENVIRONMENT)
             if not unaudited:
                 require_certified(kind)
-            settings = _settings(config, seed=seed, model=model, backend=learner)
+            settings = _settings(config, seed=seed, model=model, backend=learner, engine=engine)
             train_tasks, heldout_tasks = _tasks(kind, tasks, heldout, backend, display)
             run = before_after.start(
                 root,

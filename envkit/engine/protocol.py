@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # it comes with torch, which agents need not have
+    from envkit.engine.lora import Update
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,25 @@ class Engine(Protocol):
         ...
 
 
+class AdapterEngine(Engine, Protocol):
+    """An engine whose adapters can be changed."""
+
+    def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
+        """Take over these adapters, in place of all before; an empty one is the base alone.
+
+        Args:
+            adapters: see `envkit.engine.lora.updates_of`; numbered in this order, from 0.
+
+        Raises:
+            ModelError: one is for another model.
+        """
+        ...
+
+    def forget(self) -> None:
+        """Let go of what is held of conversations; they are read anew if they go on all the same."""
+        ...
+
+
 def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).
 
@@ -91,6 +113,10 @@ def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
     >>> bool((uniforms((1, 2), 3) == uniforms((1, 2), 5)[:3]).all())
     True
     """
+    return np.random.Generator(np.random.Philox(seeds(rng_key))).random(count)
+
+
+def seeds(rng_key: Sequence[int]) -> np.random.SeedSequence:
+    """What a generator of a key's own is seeded with."""
     # Two words each: a seed sequence takes only as many as a number needs, so that keys would collide.
-    words = [word & 0xFFFFFFFF for part in rng_key for word in (part, part >> 32)]
-    return np.random.Generator(np.random.Philox(np.random.SeedSequence(words))).random(count)
+    return np.random.SeedSequence([word & 0xFFFFFFFF for part in rng_key for word in (part, part >> 32)])

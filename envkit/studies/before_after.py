@@ -83,11 +83,7 @@ def start(
     config = on_this_machine(config)
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")
-    speed = measure(
-        Policy(
-            ref, system=kind.system, lora_r=config.lora_r, lora_alpha=config.lora_alpha, dtype=config.dtype
-        )
-    )
+    speed = measure(Policy.of(ref, kind.system, config))
     budget, imitated = DEFAULT_MINUTES if minutes is None else minutes, len(apart(train_tasks)[0])
     sized = plan(budget, speed, config, len(heldout_tasks), imitated)
     if minutes is None:
@@ -188,14 +184,7 @@ class BeforeAfter:
         ref = resolve(manifest["model"], display.say)
         if ref.digest != manifest["model_digest"]:
             raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
-        self._policy = Policy(
-            ref,
-            system=kind.system,
-            lora_r=config.lora_r,
-            lora_alpha=config.lora_alpha,
-            dtype=config.dtype,
-            seed=config.seed,
-        )
+        self._policy = Policy.of(ref, kind.system, config)
 
     def run(self) -> Path:
         """Do what is left to do; returns the path of the HTML report.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from envkit.display import Display
@@ -108,15 +109,8 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
-    config = on_this_machine(config)
-    policy = Policy(
-        resolve(config.model, display.say),
-        system=kind.system,
-        lora_r=config.lora_r,
-        lora_alpha=config.lora_alpha,
-        dtype=config.dtype,
-        seed=config.seed,
-    )
+    config = replace(on_this_machine(config), engine="torch")  # nothing is sampled
+    policy = Policy.of(resolve(config.model, display.say), kind.system, config)
     losses: list[float] = []
 
     def on_loss(step: int, loss: float) -> bool:

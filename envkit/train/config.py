@@ -20,6 +20,8 @@ class TrainConfig:
     Args:
         model: model id, folder or hub id.
         backend: whose trainer takes the steps: ``"envkit"``, or ``"trl"``, which is slower on one machine.
+        engine: who samples: ``"torch"``, or ``"vllm"``, whose log-probabilities are less exact and whose runs
+            are not promised to resume to the bit.
         dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             one that this machine multiplies faster. The adapter is float32 always.
         seed: root of every random draw.
@@ -63,6 +65,7 @@ class TrainConfig:
 
     model: str = DEFAULT_MODEL
     backend: str = "envkit"
+    engine: str = "torch"
     dtype: str = "auto"
     seed: int = 0
     max_turns: int = 1
@@ -134,6 +137,7 @@ _POSITIVE = (
 _LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
 _CHOICES = {
     "backend": ("envkit", "trl"),
+    "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
     "importance_sampling_level": _LEVELS,

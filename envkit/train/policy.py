@@ -14,9 +14,12 @@ import torch
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.lora import updates_of
+from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import MissingExtraError, ModelError
 from envkit.models import ModelRef
+from envkit.train.config import TrainConfig
 
 #: File in an adapter's folder that names the weights it was trained on.
 BASE = "base.json"
@@ -31,6 +34,7 @@ class Policy:
         system: system message of every conversation.
         lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
         dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
+        engine: who samples, ``"torch"`` or ``"vllm"``.
         seed: of the adapter's initial weights.
         adapter: a saved adapter to start from, instead of a new one.
 
@@ -46,6 +50,7 @@ class Policy:
         lora_r: int = 16,
         lora_alpha: int = 32,
         dtype: str = "float32",
+        engine: str = "torch",
         seed: int = 0,
         adapter: Path | None = None,
     ) -> None:
@@ -66,7 +71,12 @@ class Policy:
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
         self.renderer = ChatRenderer(self.tokenizer, system)
-        self.engine = TorchEngine(base, [self.renderer.stop_id])
+        stops = [self.renderer.stop_id]
+        self.engine: AdapterEngine = (
+            VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
+            if engine == "vllm"
+            else TorchEngine(base, stops)
+        )
         # PEFT reads a property of transformers' by a name that has been replaced.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
             if adapter is None:
@@ -85,6 +95,19 @@ class Policy:
                     self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
                 self._require_all_of(adapter, "default")
         self.use_layout_attention()
+
+    @classmethod
+    def of(cls, ref: ModelRef, system: str, config: TrainConfig) -> Policy:
+        """A new policy, as a configuration whose dtype is chosen wants it."""
+        return cls(
+            ref,
+            system=system,
+            lora_r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            dtype=config.dtype,
+            engine=config.engine,
+            seed=config.seed,
+        )
 
     def add(self, adapter: Path, name: str) -> None:
         """Load a saved adapter beside the one in training, under a name of its own; see `serve`.

@@ -12,15 +12,20 @@ adapter costs. A step is timed on the trainers themselves, with a LoRA adapter o
 layers; TRL's with the start of its loop, which is short beside it. TRL's part of the one with turns is put
 together here as its loop over tools does it: sample, add to every row what was observed, sample from there;
 then its own loss. Answers never end early. The dtype is the one that training would choose here, unless
-``DTYPE`` names another. Writes ``runs/bench/train.json`` and ``.md``. Exits 1 if a bar is missed.
+``DTYPE`` names another. vLLM, in an environment of its own (`make test-vllm` makes it), samples compiled and
+reads each prompt once for all answers. ``ONLY`` names operations to time, by how they begin. Writes
+``runs/bench/train.json`` and ``.md``. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import glob
+import json
 import logging
 import os
+import subprocess
 import sys
 import tempfile
 import warnings
@@ -58,9 +63,13 @@ from envkit.types import Task
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 NEW, GROUP = 64, 16
 DTYPE: Final = os.environ.get("DTYPE") or faster_dtype()
+ONLY: Final = os.environ.get("ONLY", "")
+VLLM_PYTHON: Final = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 RATIOS: Final = {
     "generate_long_vs_trl": Ratio("generate long", "TRL", "envkit", 5.0),
     "generate_short_vs_trl": Ratio("generate short", "TRL", "envkit", 2.0),
+    "generate_long_vs_vllm": Ratio("generate long", "vLLM", "envkit", 0.8),
+    "generate_short_vs_vllm": Ratio("generate short", "vLLM", "envkit", 0.8),
     "learner_vs_trl": Ratio("learner", "TRL", "envkit", 5.0),
     "step_vs_trl": Ratio("step", "TRL", "envkit", 5.0),
     "multiturn_step_vs_trl": Ratio("multi-turn step", "TRL", "envkit", 2.5),
@@ -73,7 +82,9 @@ RATIOS: Final = {
 TOKENS: Final = {
     ("generate long", "envkit"): 600 + 32 * NEW,
     ("generate long", "TRL"): 32 * (600 + NEW),
+    ("generate long", "vLLM"): 600 + 32 * NEW,
     ("generate short", "envkit"): 20 + 32 * NEW,
+    ("generate short", "vLLM"): 20 + 32 * NEW,
     ("generate short", "TRL"): 32 * (20 + NEW),
     ("learner", "envkit"): 512 + GROUP * NEW,
     ("learner", "TRL"): GROUP * (512 + NEW),
@@ -115,7 +126,45 @@ class Coin(Env):
         return bool(reward(self._said))
 
 
-def generating(policy: Policy, plain: Any, length: int) -> dict[str, Callable[[], None]]:
+class VLLM:
+    """vLLM in its own environment; see `vllm_side.py`. Ends with this process, which holds its input."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        side = Path(__file__).with_name("vllm_side.py")
+        # With the allocator that its documentation asks for, where it is installed.
+        preloaded = glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4")[:1]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "LD_PRELOAD": ":".join(preloaded),
+        }
+        self._child = subprocess.Popen(
+            [VLLM_PYTHON, side, model, DTYPE],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+        self._answer()
+
+    def ask(self, prompt: Sequence[int], rows: int, new: int) -> int:
+        """Tokens sampled."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"prompt": prompt, "rows": rows, "new": new}) + "\n")
+        self._child.stdin.flush()
+        return int(self._answer()["tokens"])
+
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None
+        if not (line := self._child.stdout.readline()):
+            raise SystemExit(f"{VLLM_PYTHON} ended with status {self._child.wait()}; try it by hand")
+        return json.loads(line)
+
+
+def generating(policy: Policy, plain: Any, length: int, vllm: VLLM | None) -> dict[str, Callable[[], None]]:
     """Sample 32 answers to one prompt, without any adapter."""
     engine = TorchEngine(tiny.plain(policy.ref, DTYPE), [])
     prompt = tiny.prompt(length, seed=length)
@@ -138,7 +187,12 @@ def generating(policy: Policy, plain: Any, length: int) -> dict[str, Callable[[]
             )
         expect(found[:, length:].numel(), 32 * NEW)
 
-    return {"envkit": ours, "TRL": theirs}
+    def vllms() -> None:
+        assert vllm is not None
+        expect(vllm.ask(prompt, 32, NEW), 32 * NEW)
+
+    ways = {"envkit": ours, "TRL": theirs}
+    return ways if vllm is None else {**ways, "vLLM": vllms}
 
 
 def learning(policy: Policy, trainer: Any) -> dict[str, Callable[[], object]]:
@@ -396,17 +450,19 @@ def measures() -> Generator[Measures]:
         policy.engine = TorchEngine(tiny.plain(policy.ref, DTYPE), [])
         words = policy.tokenizer.decode(tiny.prompt(460, seed=3))
         trainer = trl_trainer(policy, words, folder)
+        vllm = VLLM(policy.ref.path, torch.get_num_threads()) if VLLM_PYTHON.exists() else None
         yield {
             (operation, way): measure
             for operation, ways in {
-                "generate short": generating(policy, tiny.plain(policy.ref, DTYPE), 20),
-                "generate long": generating(policy, tiny.plain(policy.ref, DTYPE), 600),
+                "generate short": generating(policy, tiny.plain(policy.ref, DTYPE), 20, vllm),
+                "generate long": generating(policy, tiny.plain(policy.ref, DTYPE), 600, vllm),
                 "learner": learning(policy, trainer),
                 "step": stepping(policy, trainer, words, folder),
                 "multi-turn step": turning(policy, trainer, folder),
                 "adapters": adapting(policy),
             }.items()
             for way, measure in ways.items()
+            if operation.startswith(ONLY)
         }
 
 
@@ -416,8 +472,15 @@ def main() -> None:
     threads = use_threads()
     facts = {"model": DEFAULT_MODEL, "dtype": DTYPE, "threads": threads}
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
+    if not VLLM_PYTHON.exists():
+        print("vLLM is not measured: make test-vllm would install it")
     with measures() as wanted:
-        compare("train", wanted, RATIOS, ROUNDS, {**facts, **versions}, TOKENS)
+        ratios = {
+            name: ratio
+            for name, ratio in RATIOS.items()
+            if {(ratio.operation, ratio.slower), (ratio.operation, ratio.faster)} <= wanted.keys()
+        }
+        compare("train", wanted, ratios, ROUNDS, {**facts, **versions}, TOKENS)
 
 
 if __name__ == "__main__":

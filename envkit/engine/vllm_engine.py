@@ -1,0 +1,206 @@
+"""vLLM as an engine: its scheduler and its kernels behind our protocol, in a process of its own."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import tempfile
+import weakref
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+
+from envkit.engine.lora import Update
+from envkit.engine.protocol import Completion, Request, Sampling, seeds
+from envkit.errors import ContractError, MissingExtraError, ModelError
+from envkit.models import ModelRef
+
+#: Largest ranks that vLLM reserves room for.
+_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+
+
+@final
+class VLLMEngine:
+    """Samples with vLLM. Implements `envkit.engine.protocol.AdapterEngine`.
+
+    Conversations that begin alike share what was read, from call to call, by vLLM's prefix caching;
+    `Request.known` and `Request.goes_on` tell it nothing more. Draws are vLLM's own, seeded by each request's
+    key. Adapters have the base's dtype there, not float32 as in the learner, so that log-probabilities differ
+    by rounding; see ``importance_sampling_mode`` in `envkit.train.config.TrainConfig`.
+
+    vLLM starts its process by running the main module again: in a script of your own, make one below
+    ``if __name__ == "__main__":``.
+
+    Args:
+        ref: the model to sample from.
+        stop_ids: ids that end a turn.
+        dtype: of the weights, ``"float32"`` or ``"bfloat16"``.
+        lora_r: largest rank of an adapter, at most 512.
+        max_adapters: most adapters in one batch, the base beside others counted; more are taken in turns.
+        eager: start at once; otherwise vLLM compiles the model first, which takes a minute and pays later.
+        max_length: tokens of the longest conversation; the model's own bound if ``None``.
+
+    Raises:
+        MissingExtraError: vLLM is not installed.
+        ModelError: vLLM cannot serve the model here.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        stop_ids: Sequence[int],
+        *,
+        dtype: str,
+        lora_r: int = 16,
+        max_adapters: int = 1,
+        eager: bool = True,
+        max_length: int | None = None,
+    ) -> None:
+        try:
+            # By name: it is not installed where types are checked.
+            self._vllm: Any = importlib.import_module("vllm")
+            self._request: Any = importlib.import_module("vllm.lora.request").LoRARequest
+        except ImportError as error:
+            raise MissingExtraError("vllm", "vllm") from error
+        self._rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
+        if not self._rank:
+            raise ContractError(f"lora_r is {lora_r}; vLLM takes adapters of rank {_RANKS[-1]} at most")
+        threads = torch.get_num_threads()
+        try:
+            self._llm: Any = self._vllm.LLM(
+                model=str(ref.path),
+                skip_tokenizer_init=True,
+                dtype=dtype,
+                enable_lora=True,
+                max_lora_rank=self._rank,
+                max_loras=max_adapters,
+                enable_prefix_caching=True,
+                enforce_eager=eager,
+                max_model_len=max_length,
+                # Of the distribution that a token was drawn from, after temperature and truncation.
+                logprobs_mode="processed_logprobs",
+            )
+        except (OSError, RuntimeError, ValueError) as error:
+            raise ModelError(f"{ref.id}: vLLM does not serve it ({str(error)[:300]})") from error
+        finally:
+            torch.set_num_threads(threads)  # vLLM leaves one, and the learner is in this process
+        self._stop = sorted(set(stop_ids))
+        #: What vLLM calls each adapter, by number; ``None`` for the base.
+        self._adapters: list[Any] = []
+        self._made = 0
+        #: Removes the folder of the present ones, at the latest when this engine or the program ends.
+        self._clean: Callable[[], object] = _nothing_to_clean
+
+    def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
+        """See `envkit.engine.protocol.AdapterEngine.load`; vLLM reads them when they are first asked."""
+        for updates in adapters:
+            _require_rank(updates, self._rank)
+        self.forget()
+        self._clean()
+        folder = tempfile.mkdtemp(prefix="envkit-adapters-")
+        self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        some = next((updates for updates in adapters if updates), None)
+        found: list[Any] = []
+        for updates in adapters:
+            if some is None:
+                found.append(None)
+                continue
+            # On a CPU vLLM 0.32 gives rows without an adapter that of its last slot, if other rows have one.
+            self._made += 1  # vLLM keeps what it has read under a number
+            path = Path(folder, str(self._made))
+            _write(updates or _nothing(some), path)
+            found.append(self._request(f"adapter-{self._made}", self._made, str(path)))
+        self._adapters = found
+
+    def forget(self) -> None:
+        """See `envkit.engine.protocol.AdapterEngine.forget`."""
+        self._llm.reset_prefix_cache()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        if not requests:
+            return []
+        adapters = self._adapters or [None]
+        longest = int(self._llm.model_config.max_model_len)
+        for request in requests:
+            if len(request.prompt_ids) >= longest:
+                raise ModelError(
+                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM serves {longest} here, the "
+                    "answer included"
+                )
+            if not 0 <= request.adapter < len(adapters):
+                raise ContractError(
+                    f"a request is for adapter {request.adapter}; the engine was given "
+                    f"{len(self._adapters)}, numbered from 0"
+                )
+        settings: list[Any] = [
+            self._vllm.SamplingParams(
+                temperature=sampling.temperature,
+                top_k=sampling.top_k,
+                top_p=sampling.top_p,
+                max_tokens=sampling.max_new_tokens,
+                seed=_seed(request.rng_key),
+                stop_token_ids=self._stop,
+                ignore_eos=True,  # only `stop_ids` end a turn
+                logprobs=0,
+                detokenize=False,
+            )
+            for request in requests
+        ]
+        answers = self._llm.generate(
+            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+            settings,
+            lora_request=[adapters[request.adapter] for request in requests],
+            use_tqdm=False,
+        )
+        return [_completion(answer.outputs[0]) for answer in answers]
+
+
+def _nothing_to_clean() -> None:
+    """Before the first adapters."""
+
+
+def _completion(output: Any) -> Completion:
+    ids = tuple(output.token_ids)
+    logprobs = tuple(place[token].logprob for token, place in zip(ids, output.logprobs, strict=True))
+    return Completion(ids, logprobs, "stop" if output.finish_reason == "stop" else "length")
+
+
+def _seed(rng_key: Sequence[int]) -> int:
+    """A number of 63 bits, which is what vLLM takes, that depends on the key alone."""
+    return int(seeds(rng_key).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _nothing(other: Mapping[str, Update]) -> dict[str, Update]:
+    """An adapter that adds nothing, to a layer of ``other``'s."""
+    name, update = next(iter(other.items()))
+    return {name: Update(torch.zeros_like(update.down[:1]), torch.zeros_like(update.up[:, :1]))}
+
+
+def _require_rank(updates: Mapping[str, Update], most: int) -> None:
+    for name, update in updates.items():
+        if (rank := update.down.shape[0]) > most:
+            raise ModelError(f"an adapter has rank {rank} at {name}; this engine was made for {most}")
+
+
+def _write(updates: Mapping[str, Update], folder: Path) -> None:
+    """An adapter as a PEFT folder; its scale is in the weights, so alpha is its rank."""
+    from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
+
+    rank = max(update.down.shape[0] for update in updates.values())
+    tensors: dict[str, torch.Tensor] = {}
+    for name, update in updates.items():
+        # Zeros beyond a layer's own rank add nothing.
+        missing = rank - update.down.shape[0]
+        down = torch.nn.functional.pad(update.down, (0, 0, 0, missing))
+        up = torch.nn.functional.pad(update.up, (0, missing))
+        tensors[f"base_model.model.{name}.lora_A.weight"] = down.contiguous()
+        tensors[f"base_model.model.{name}.lora_B.weight"] = up.contiguous()
+    folder.mkdir(parents=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    modules = sorted({name.rsplit(".", 1)[-1] for name in updates})
+    config = {"peft_type": "LORA", "r": rank, "lora_alpha": rank, "target_modules": modules}
+    (folder / "adapter_config.json").write_text(json.dumps(config))

@@ -1,0 +1,209 @@
+"""The vLLM engine against plain transformers, in vLLM's own environment: `make test-vllm`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import gc
+import importlib.util
+import multiprocessing
+from collections.abc import Generator, Sequence
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from scipy.stats import chisquare
+
+from envkit.engine.lora import Update
+from envkit.engine.protocol import Completion, Request, Sampling
+from envkit.engine.vllm_engine import VLLMEngine
+from envkit.errors import ContractError, MissingExtraError, ModelError
+from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+needs_vllm = [
+    pytest.mark.nightly,
+    pytest.mark.skipif(not HAS_VLLM, reason="vLLM has an environment of its own: make test-vllm"),
+]
+STOPS = tuple(range(3, 49152, 10))
+#: Nats that float32 arithmetic in another order may differ by.
+CLOSE = 2e-4
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
+def test_without_vllm_the_error_says_how_to_get_it() -> None:
+    with pytest.raises(MissingExtraError, match=r"envkit\[vllm\]"):
+        VLLMEngine(resolve(DEFAULT_MODEL), [2], dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def ref() -> ModelRef:
+    return resolve(DEFAULT_MODEL)
+
+
+@pytest.fixture(scope="module")
+def engine(ref: ModelRef) -> Generator[VLLMEngine]:
+    made: list[VLLMEngine] = [VLLMEngine(ref, STOPS, dtype="float32", lora_r=6, max_adapters=3)]
+    yield made[0]
+    made.clear()
+    gc.collect()
+
+
+@pytest.fixture(scope="module")
+def plain(ref: ModelRef) -> Any:
+    return tiny.plain(ref)
+
+
+def requests(count: int = 12, adapters: int = 1) -> list[Request]:
+    prompts = [tiny.prompt(length, seed=length) for length in (5, 40, 130)]
+    return [Request(prompts[row % 3], (7, row), adapter=row % adapters) for row in range(count)]
+
+
+def updates(model: Any, seed: int, rank: int) -> dict[str, Update]:
+    """An adapter on every linear layer but the head."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=generator) * 0.05
+
+    return {
+        name: Update(drawn(rank, module.in_features), drawn(module.out_features, rank))
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and name != "lm_head"
+    }
+
+
+def merged(model: Any, adapter: dict[str, Update]) -> Any:
+    made = copy.deepcopy(model)
+    for name, module in made.named_modules():
+        if name in adapter:
+            module.weight.data += adapter[name].up @ adapter[name].down
+    return made
+
+
+def furthest(
+    models: Sequence[Any], asked: Sequence[Request], drawn: Sequence[Completion], temperature: float
+) -> float:
+    """The largest difference, in nats, from what plain transformers gives the tokens drawn."""
+    worst = 0.0
+    for request, completion in zip(asked, drawn, strict=True):
+        ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
+        with torch.no_grad():
+            logits = models[request.adapter](ids).logits[0, len(request.prompt_ids) - 1 : -1].double()
+        expected = torch.log_softmax(logits / (temperature or 1), -1)
+        chosen = expected.gather(1, torch.tensor(completion.ids)[:, None])[:, 0]
+        worst = max(worst, float((chosen - torch.tensor(completion.logprobs).double()).abs().max()))
+    return worst
+
+
+class TestWithVLLM:
+    pytestmark = needs_vllm
+
+    @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
+    def test_logprobs_are_those_of_plain_transformers(
+        self, engine: VLLMEngine, plain: Any, temperature: float
+    ) -> None:
+        engine.load([])
+        drawn = engine.generate(requests(), Sampling(temperature, 14))
+        assert furthest([plain], requests(), drawn, temperature) < CLOSE
+        assert engine.generate(requests(), Sampling(temperature, 14)) == drawn
+
+    def test_turns_end_where_they_must(self, engine: VLLMEngine) -> None:
+        engine.load([])
+        drawn = engine.generate(requests(24), Sampling(1.0, 14))
+        assert {completion.stop for completion in drawn} == {"stop", "length"}
+        for completion in drawn:
+            assert (completion.ids[-1] in STOPS) == (completion.stop == "stop")
+            assert not set(completion.ids[:-1]) & set(STOPS)
+            assert completion.stop == "stop" or len(completion.ids) == 14
+
+    def test_the_models_own_end_of_text_ends_nothing_unless_it_is_asked_to(
+        self, ref: ModelRef, engine: VLLMEngine, plain: Any
+    ) -> None:
+        engine.load([])
+        end = tiny.tokenizer().eos_token_id
+        assert end not in STOPS
+        # Only the most likely id can be drawn, and an adapter would have to make it this one; so look for it.
+        prompt = tuple(tiny.tokenizer()("I am done.").input_ids)
+        [completion] = engine.generate([Request((*prompt,), (1,))], Sampling(0.0, 40))
+        assert completion.stop == "stop" or len(completion.ids) == 40
+        with torch.no_grad():
+            ids = torch.tensor([[*prompt, *completion.ids]])
+            likely = plain(ids).logits[0, len(prompt) - 1 : -1].argmax(-1)
+        assert tuple(likely.tolist()) == completion.ids
+
+    def test_draws_follow_the_truncated_distribution(self, engine: VLLMEngine, plain: Any) -> None:
+        engine.load([])
+        prompt = tiny.prompt(20, seed=1)
+        asked = [Request(prompt, (3, row)) for row in range(2000)]
+        sampling = Sampling(2.0, 1, top_k=4)
+        drawn = [completion.ids[0] for completion in engine.generate(asked, sampling)]
+        with torch.no_grad():
+            top = plain(torch.tensor([prompt])).logits[0, -1].double().topk(4)
+        probabilities = torch.softmax(top.values / 2.0, -1)
+        counts = [drawn.count(token) for token in top.indices.tolist()]
+        assert sum(counts) == len(asked)
+        assert chisquare(counts, probabilities.numpy() * len(asked)).pvalue > 1e-4
+        again = engine.generate(asked[:8], sampling)
+        for completion in again:
+            place = top.indices.tolist().index(completion.ids[0])
+            assert completion.logprobs[0] == pytest.approx(float(probabilities[place].log()), abs=CLOSE)
+
+    def test_every_row_has_its_own_adapter_and_new_ones_replace_the_old(
+        self, engine: VLLMEngine, plain: Any
+    ) -> None:
+        first, second, third = (updates(plain, seed, rank) for seed, rank in ((1, 4), (2, 6), (3, 1)))
+        asked = requests(12, adapters=3)
+        engine.load([first, {}, second])
+        drawn = engine.generate(asked, Sampling(1.0, 8))
+        models = [merged(plain, first), plain, merged(plain, second)]
+        assert furthest(models, asked, drawn, 1.0) < CLOSE
+        assert furthest([plain] * 3, asked, drawn, 1.0) > 0.1, "the adapters do nothing"
+        engine.load([third, second, {}])
+        drawn = engine.generate(asked, Sampling(1.0, 8))
+        assert furthest([merged(plain, third), models[2], plain], asked, drawn, 1.0) < CLOSE
+
+    def test_more_adapters_than_fit_one_batch_take_turns(self, engine: VLLMEngine, plain: Any) -> None:
+        some = [updates(plain, seed, 2) for seed in range(5)]
+        asked = requests(15, adapters=5)
+        engine.load(some)
+        drawn = engine.generate(asked, Sampling(1.0, 4))
+        assert furthest([merged(plain, adapter) for adapter in some], asked, drawn, 1.0) < CLOSE
+
+    def test_conversations_go_on(self, engine: VLLMEngine, plain: Any) -> None:
+        engine.load([])
+        asked = [dataclasses.replace(request, goes_on=True) for request in requests()]
+        for turn in range(3):
+            drawn = engine.generate(asked, Sampling(1.0, 6))
+            assert furthest([plain], asked, drawn, 1.0) < CLOSE
+            asked = [
+                dataclasses.replace(
+                    request,
+                    prompt_ids=(*request.prompt_ids, *completion.ids, *tiny.prompt(7, seed=turn)),
+                    known=len(request.prompt_ids) + len(completion.ids),
+                    rng_key=(*request.rng_key, turn),
+                )
+                for request, completion in zip(asked, drawn, strict=True)
+            ]
+
+    def test_what_it_cannot_do_is_said(self, engine: VLLMEngine, plain: Any, ref: ModelRef) -> None:
+        engine.load([{}])
+        with pytest.raises(ContractError, match="adapter 1; the engine was given 1"):
+            engine.generate(requests(2, adapters=2), Sampling())
+        with pytest.raises(ContractError, match="rank 512 at most"):
+            VLLMEngine(ref, [2], dtype="float32", lora_r=513)
+        with pytest.raises(ModelError, match="20000 tokens; vLLM serves 8192"):
+            engine.generate([Request((5,) * 20_000, (1,))], Sampling(1.0, 4))
+        with pytest.raises(ModelError, match=r"rank 9 at model.layers.0.*made for 8"):
+            engine.load([updates(plain, 1, 9)])
+        assert engine.generate([], Sampling()) == []
+        assert len(engine.generate(requests(2), Sampling(1.0, 4))) == 2
+
+    def test_its_process_ends_with_it(self, ref: ModelRef) -> None:
+        before = set(multiprocessing.active_children())
+        made = [VLLMEngine(ref, [2], dtype="float32", max_length=512)]
+        assert set(multiprocessing.active_children()) - before
+        made.clear()
+        gc.collect()
+        assert set(multiprocessing.active_children()) == before
