@@ -1,0 +1,376 @@
+"""Hidden values in what a sandbox holds: each way in is found and named, and what is no leak is none."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import random
+import re
+import subprocess
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, final
+
+import pytest
+from echoes import Echo
+
+from envkit import Effect, Limits, PeerGone, Sandbox, SandboxBackend, SandboxError, StopReason, Task, tool
+from envkit.audit import reach, unpack
+from envkit.audit.examine import CHECKS, Fault, NotApplicable, Subject
+from envkit.audit.reach import Lookout
+from envkit.audit.unpack import unpacked
+from envkit.registry import sandbox_backend
+from envkit.sandboxes.process import ProcessBackend
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "docker", "zygote"])
+def each_backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    return request.getfixturevalue("docker") if request.param == "docker" else sandbox_backend(request.param)
+
+
+def looked_at(kind: type[Echo], backend: SandboxBackend) -> str:
+    """What the audit says of hidden values."""
+    subject = Subject(kind, kind.make_tasks("starter")[:1], backend, 3)
+    try:
+        return CHECKS["what is hidden stays hidden"](subject)
+    except Fault as fault:
+        return str(fault)
+
+
+class Keeping(Echo):
+    """Keeps a program running, which is told what is hidden so that it takes a program to read it."""
+
+    #: What the program does with it, as bytes in `said`.
+    does: ClassVar[str] = "del said"
+
+    def setup(self, task: Task) -> str:
+        first = super().setup(task)
+        self.peer = self.sandbox.open(
+            [self.sandbox.python, "-c", f"{_BEGIN}{self.does}{_ANSWER}", hidden(task).hex()]
+        )
+        assert self.peer.ask(b"are you there", 20) == b"ok"
+        return first
+
+
+_BEGIN = """
+import ctypes, os, subprocess, sys
+said = bytes(byte ^ 1 for byte in bytes.fromhex(sys.argv[1]))
+"""
+_ANSWER = """
+for line in sys.stdin:
+    print("ok", flush=True)
+"""
+_WAITS = "for line in __import__('sys').stdin: print('ok', flush=True)"
+
+
+def hidden(task: Task) -> bytes:
+    """What is hidden, scrambled."""
+    return bytes(byte ^ 1 for byte in str(task.hidden["said"]).encode())
+
+
+class InMemory(Keeping):
+    does = "kept = [said + b'!']"
+
+
+class InWideMemory(Keeping):
+    does = "kept = said.decode() + chr(0x2603); del said"
+
+
+class InCommandLine(Keeping):
+    does = f"os.execv(sys.executable, [sys.executable, '-c', {_WAITS!r}, said])"
+
+
+class InEnvironment(Keeping):
+    does = f"os.execve(sys.executable, [sys.executable, '-c', {_WAITS!r}], {{'SAID': said}})"
+
+
+class InOpenFile(Keeping):
+    does = f"""
+with open('/tmp/notes', 'wb+') as file: file.write(said)
+os.dup2(os.open('/tmp/notes', os.O_RDONLY), 9)
+os.unlink('/tmp/notes')
+os.set_inheritable(9, True)
+os.execv(sys.executable, [sys.executable, '-c', {_WAITS!r}])
+"""
+
+
+class InScratchFile(Keeping):
+    does = f"""
+with open('/tmp/notes', 'wb') as file: file.write(said)
+os.execv(sys.executable, [sys.executable, '-c', {_WAITS!r}])
+"""
+
+
+class InFileName(Keeping):
+    does = f"""
+os.mkdir(b'/tmp/' + said)
+open(b'/tmp/' + said + b'/' + said, 'w').close()
+os.execv(sys.executable, [sys.executable, '-c', {_WAITS!r}])
+"""
+
+
+class AfterAnAction(Keeping):
+    """The program learns it late."""
+
+    @tool
+    def say(self, words: str) -> str:
+        """Say some words."""
+        self.peer.ask(self.task.hidden["said"].encode(), 20)  # pyright: ignore[reportAttributeAccessIssue]
+        return super().say(words)
+
+
+class InArgument(Echo):
+    def setup(self, task: Task) -> str:
+        self.sandbox.run([self.sandbox.python, "-c", "pass", str(task.hidden["said"])])
+        return super().setup(task)
+
+
+class InInput(Echo):
+    def setup(self, task: Task) -> str:
+        self.sandbox.run([self.sandbox.python, "-c", "pass"], stdin=str(task.hidden["said"]).encode())
+        return super().setup(task)
+
+
+class InHistory(Echo):
+    """An object as git writes it, of a commit before the present one."""
+
+    def setup(self, task: Task) -> str:
+        blob = f"blob {len(str(task.hidden['said']))}\0{task.hidden['said']}".encode()
+        name = hashlib.sha1(blob).hexdigest()
+        self.sandbox.write(f".git/objects/{name[:2]}/{name[2:]}", zlib.compress(blob))
+        return super().setup(task)
+
+
+SABOTAGED: Mapping[type[Echo], str] = {
+    InMemory: r"the memory of process \d+, python",
+    InWideMemory: r"the memory of process \d+, python",
+    InCommandLine: r"the command line of process \d+, python",
+    InEnvironment: r"the environment of process \d+, python",
+    InOpenFile: r"an open file of process \d+, python",
+    InScratchFile: r"the file /tmp/notes",
+    InFileName: r"the name of a file",
+    AfterAnAction: r"what a program was told",
+    InArgument: r"the command line of a program",
+    InInput: r"the standard input of a program",
+    InHistory: r"the git history in the workspace's \.git/objects/",
+}
+
+
+@pytest.mark.parametrize("kind", SABOTAGED, ids=lambda kind: kind.__name__)
+def test_each_way_in_is_found_and_named(kind: type[Echo], backend: SandboxBackend) -> None:
+    task = kind.make_tasks("starter")[0]
+    said, start = (
+        looked_at(kind, backend),
+        f"task {task.id}: what is hidden, {task.hidden['said']!r}, can be ",
+    )
+    assert said.startswith(start)
+    assert re.match(f"read in {SABOTAGED[kind]}", said.removeprefix(start)), said
+
+
+@pytest.mark.parametrize("kind", [InMemory, InEnvironment, InScratchFile], ids=lambda kind: kind.__name__)
+def test_wherever_it_runs(kind: type[Echo], each_backend: SandboxBackend) -> None:
+    assert re.search(SABOTAGED[kind], looked_at(kind, each_backend))
+
+
+class InUnreadableMemory(Keeping):
+    """Lets no program of the same user look inside: ``PR_SET_DUMPABLE``."""
+
+    does = "kept = [said]; assert ctypes.CDLL(None).prctl(4, 0, 0, 0, 0) == 0"
+
+
+class Brief(Keeping):
+    """The program has ended by the time somebody looks."""
+
+    def setup(self, task: Task) -> str:
+        first = super().setup(task)
+        self.sandbox.open([self.sandbox.python, "-c", "pass"])  # nobody asks how it has ended
+        self.peer.close()
+        with pytest.raises(PeerGone):
+            self.peer.ask(b"are you there", 20)
+        return first
+
+
+@pytest.mark.parametrize("kind", [Echo, Keeping, InUnreadableMemory, Brief], ids=lambda kind: kind.__name__)
+def test_what_is_no_leak(kind: type[Echo], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reach, "_NOTICE_S", 3.0)
+    assert looked_at(kind, backend).startswith("1 hidden values, in no observation, and in no file")
+
+
+class OneAction(InMemory):
+    """Whatever is said ends the episode, and with it all that could be looked into."""
+
+    @tool(ends=True)
+    def over(self) -> str:
+        """End."""
+        return "Over."
+
+    @tool
+    def say(self, words: str) -> Effect:
+        """Say some words."""
+        return Effect(super().say(words), done=True)
+
+
+def test_what_ends_at_once_is_looked_into_before(backend: SandboxBackend) -> None:
+    assert re.search(SABOTAGED[InMemory], looked_at(OneAction, backend))
+
+
+def test_words_that_every_interpreter_knows_are_no_secrets(backend: SandboxBackend) -> None:
+    class Wordy(InMemory):
+        @classmethod
+        def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+            return [Task("a", split, "Which error is it?", {}, hidden={"said": "ZeroDivisionError"})]
+
+    assert looked_at(Wordy, backend).startswith("1 hidden values, in no observation")
+
+
+def test_what_a_task_shows_is_no_secret(backend: SandboxBackend) -> None:
+    class Open(Echo):
+        @classmethod
+        def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+            lines = "first line\nsecond 'line'\n"
+            files = {"lines.txt": lines, "lines.json": json.dumps([f"another:\n{lines}"])}
+            hidden = {"said": lines, "other": f"another:\n{lines}"}
+            return [Task("a", split, "Say them backwards.", files, hidden=hidden)]
+
+    with pytest.raises(NotApplicable, match="no task hides"):
+        looked_at(Open, backend)
+
+
+@final
+class Littered(SandboxBackend):
+    """Sandboxes in which a file lies from the beginning."""
+
+    name, isolated = "littered", True
+
+    def __init__(self, inner: SandboxBackend, text: str) -> None:
+        self.inner, self.text = inner, text
+
+    def available(self) -> str | None:
+        return self.inner.available()
+
+    def create(self) -> Sandbox:
+        sandbox = self.inner.create()
+        sandbox.write("answers.txt", self.text.encode())
+        return sandbox
+
+
+def test_what_lies_in_every_sandbox_is_found(backend: SandboxBackend) -> None:
+    class Long(Echo):
+        @classmethod
+        def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+            return [Task("a", split, "Say it.", {}, hidden={"said": "whatever it may be"})]
+
+    found = looked_at(Long, Littered(backend, "It is whatever it may be."))
+    assert found.startswith(
+        "what is hidden, 'whatever it may be', can be read in every sandbox, in the file /"
+    )
+    assert found.endswith("/answers.txt")
+
+
+def test_nobody_looks_around_where_nothing_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Lookout, "find", lambda *_: pytest.fail("looked around this machine"))
+    assert looked_at(Echo, ProcessBackend()).startswith("1 hidden values")
+
+
+# Programs beside which somebody looks.
+
+
+def test_a_program_beside_a_looker_ends_as_it_would_alone(each_backend: SandboxBackend) -> None:
+    with each_backend.create() as sandbox:
+        lookout = Lookout(sandbox)
+        python = [sandbox.python, "-c"]
+        for program, reason, stop in (
+            ("input(); raise SystemExit(3)", r"ended \(exited, status 3\)", StopReason.EXITED),
+            ("input(); import os; os.kill(os.getpid(), 9)", "signaled", StopReason.SIGNALED),
+            ("input(); print('x' * 99_999)", "output limit", StopReason.OUTPUT),
+            ("input(); print(1); print(2)", "more than one line", StopReason.SIGNALED),
+        ):
+            peer = lookout.open([*python, program], limits=Limits(output_bytes=9_999))
+            with pytest.raises(PeerGone, match=reason):
+                peer.ask(b"go on", 20)
+            assert peer.close().stop in (stop, StopReason.EXITED)
+        peer = lookout.open(["/no/such/program"])
+        with pytest.raises(PeerGone, match="status 127"):
+            peer.ask(b"go on", 20)
+        assert lookout.find([b"no such text anywhere"]) == {}
+
+
+def test_a_program_that_cannot_be_looked_into_is_an_error(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reach, "_NOTICE_S", 0.2)
+    for looker, reason in (
+        ("print(input(), flush=True); import time; time.sleep(99)", "it is silent"),
+        ("pass", r"the program ended \(exited, status 0\)"),
+    ):
+        monkeypatch.setattr(reach, "_looker", lambda looker=looker: looker)
+        with backend.create() as sandbox, pytest.raises(SandboxError, match=f"looked into.*{reason}"):
+            Lookout(sandbox).find([b"some text"])
+
+
+# What is compressed.
+
+
+@pytest.fixture(scope="module")
+def repository(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, bytes]:
+    """A repository, and what only an old version of a file holds, spread over what both versions share."""
+    here = tmp_path_factory.mktemp("repository")
+    draw = random.Random(1)
+    lines = [f"{draw.getrandbits(256):x}\n" for _ in range(200)]
+    git(here, "init", "--quiet")
+    for middle in ("the answer is here\n", "nothing is here\n", "nothing at all\n"):
+        (here / "notes.txt").write_text("".join([*lines[:100], middle, *lines[100:]]))
+        git(here, "add", ".")
+        git(here, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "--quiet", "-m", "a message")
+    return here, (lines[99] + "the answer is here\n" + lines[100]).encode()
+
+
+def git(here: Path, *words: str) -> None:
+    subprocess.run(["git", *words], cwd=here, check=True, capture_output=True)
+
+
+def inside(folder: Path) -> bytes:
+    return b"\0".join(
+        part for path in folder.rglob("*") if path.is_file() for part in unpacked(path.read_bytes())
+    )
+
+
+@pytest.mark.parametrize("by_name", [False, True], ids=["bases by offset", "bases by name"])
+def test_git_objects_are_read_loose_and_packed(repository: tuple[Path, bytes], by_name: bool) -> None:
+    here, secret = repository
+    assert secret in inside(here / ".git")
+    git(here, "-c", f"repack.useDeltaBaseOffset={str(not by_name).lower()}", "repack", "-adfq", "--depth=9")
+    git(here, "prune-packed")
+    [pack] = here.glob(".git/objects/pack/*.pack")
+    assert sum(len(part) for part in unpacked(pack.read_bytes())) > 3 * pack.stat().st_size / 1.5
+    assert secret in inside(here / ".git")
+    assert b"a message" in inside(here / ".git")
+    git(here, "bundle", "create", "all.bundle", "--all")
+    assert secret in b"".join(unpacked((here / "all.bundle").read_bytes()))
+
+
+def test_what_is_broken_is_read_as_far_as_it_goes(repository: tuple[Path, bytes]) -> None:
+    here, _ = repository
+    git(here, "repack", "-adfq")
+    [pack] = here.glob(".git/objects/pack/*.pack")
+    data = pack.read_bytes()
+    whole = len([*unpacked(data)])
+    assert whole == 9
+    for end in range(0, len(data), 97):
+        assert len([*unpacked(data[:end])]) <= whole
+    draw = random.Random(2)
+    for _ in range(100):
+        torn = bytearray(data)
+        for _ in range(5):
+            torn[draw.randrange(12, len(torn))] ^= 1 << draw.randrange(8)
+        assert len([*unpacked(bytes(torn))]) <= whole
+    assert [*unpacked(b"PACK\0\0\0\2")] == [*unpacked(b"xyz")] == [*unpacked(b"")] == []
+    assert [*unpacked(gzip.compress(b"a text"))] == [b"a text"]
+
+
+def test_little_that_becomes_much_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(unpack, "MOST_BYTES", 2**20)
+    [made] = unpacked(zlib.compress(bytes(2**28)))
+    assert 2**20 <= len(made) < 2**27

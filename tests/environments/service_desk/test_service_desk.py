@@ -1,0 +1,420 @@
+"""The service desk: who earns a reward, what becomes of a slow service, and who learns its token."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from envkit import EpisodeKey, Outcome, Rollouts, SandboxBackend, SandboxError
+from envkit.agents.scripted import ScriptedAgent, oracle
+from envkit.audit import certificate
+from envkit.audit.reach import Lookout
+from envkit.audit.suite import EnvSuite
+from envkit.environments.service_desk import ServiceDeskEnv, desk, service
+from envkit.environments.service_desk.desk import STORE, Desk
+from envkit.environments.service_desk.tasks import generate, tickets_of
+from envkit.registry import make, sandbox_backend
+from envkit.store import RunFolder, trajectory_to_json
+
+STARTERS = generate("starter")
+BY_KIND = {str(task.metadata["source"]).partition(" ")[2]: task for task in STARTERS}
+CANARY = "canary-of-a-token-c0ffee"
+
+
+@pytest.fixture(scope="module", params=["bubblewrap", "docker", "zygote"])
+def each_backend(request: pytest.FixtureRequest) -> SandboxBackend:
+    return request.getfixturevalue("docker") if request.param == "docker" else sandbox_backend(request.param)
+
+
+@pytest.fixture
+def env(backend: SandboxBackend) -> Iterator[ServiceDeskEnv]:
+    made = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
+    yield made
+    made.close()
+
+
+def ending(env: ServiceDeskEnv, kind: str, *actions: str) -> tuple[float, str]:
+    """Reward and evidence."""
+    env.reset(seed=4, options={"task": BY_KIND[kind].id})
+    step: Any = None
+    for action in actions:
+        step = env.step(action)
+    assert step[2] or step[3], "the episode has not ended"
+    return step[1], step[4]["evidence"]["left_as_asked"]
+
+
+def numbered(warm_up_s: float) -> list[int]:
+    """Processes of this machine that run the service with exactly this much to warm up."""
+    found: list[int] = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            words = path.read_bytes().split(b"\0")
+            if words[-2:-1] == [str(warm_up_s).encode()] and STORE.encode() in words:
+                found.append(int(path.parent.name))
+    return found
+
+
+# Tasks.
+
+
+def test_tasks_are_of_three_levels() -> None:
+    for split, count in (("train", 120), ("heldout", 72), ("starter", 6)):
+        tasks = generate(split)
+        assert len(tasks) == count
+        assert [task.metadata["level"] for task in tasks[:6]] == [1, 1, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("split", ["train", "heldout"])
+def test_the_first_word_of_the_oracle_earns_all_and_idling_nothing(
+    backend: SandboxBackend, split: str
+) -> None:
+    tasks = generate(split, 1)[-6:]
+    env = ServiceDeskEnv(tasks=tasks, sandbox=backend, max_turns=1, warm_up_s=0.0)
+    for task in tasks:
+        for action, earned in ((env.oracle(task)[0], 1.0), (env.idle, 0.0)):
+            env.reset(options={"task": task.id})
+            assert env.step(action)[1] == earned, task.id
+    env.close()
+
+
+def test_an_episode_wherever_it_runs(each_backend: SandboxBackend) -> None:
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=each_backend, max_turns=4)
+    seen, _ = env.reset(options={"task": BY_KIND["urgent"].id})
+    assert seen.startswith(f"{BY_KIND['urgent'].prompt}\n\nno | state | priority | owner | title\n1 | ")
+    assert "assign(tickets: list[int], person: str)  Give open tickets to a person." in seen
+    first = tickets_of(BY_KIND["urgent"])[0]
+    assert env.step("show(1)")[0].endswith(f" | {first['title']}\n{first['text']}")
+    right, done = env.oracle(BY_KIND["urgent"])
+    assert env.step(right)[:2][1] == 0.0
+    seen, reward, terminated, truncated, info = env.step(done)
+    assert (seen, reward, terminated, truncated) == ("The tickets are looked at.", 1.0, True, False)
+    assert info["evidence"] == {"left_as_asked": "all 10 tickets are as asked"}
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("action", "seen"),
+    [
+        ("show(99)", "Not done: there is no ticket 99"),
+        ("show(-1)", "Not done: there is nothing at this address"),
+        ("search('no such word')", "no | state | priority | owner | title\n(0 tickets)"),
+        (f"search({'x' * 101!r})", "a word of 101 characters; expected at most 100"),
+        ("search('&word=printer#?/../..')", "no | state | priority | owner | title\n(0 tickets)"),
+        ("assign([1], 'Eve')", "Not done: {'owner': 'Eve'} cannot be; people are Ada, Ben, Cleo, Dan"),
+        ("assign([], 'Ada')", "no | state | priority | owner | title\n(0 tickets)"),
+        ("close_tickets([1, 99])", "Not done: there is no ticket 99"),
+        ("close_tickets('all')", "close_tickets: tickets: Input should be a valid list"),
+    ],
+)
+def test_what_is_said_to_requests_that_cannot_be(env: ServiceDeskEnv, action: str, seen: str) -> None:
+    env.reset(options={"task": STARTERS[0].id})
+    assert env.step(action)[0].startswith(seen)
+    found = env.step("list_tickets()")[0]
+    assert found in env.reset(options={"task": STARTERS[0].id})[0], "something has changed"
+
+
+def test_a_word_of_any_letters_is_found(backend: SandboxBackend) -> None:
+    tickets = tickets_of(STARTERS[0])
+    tickets[0]["text"] = "Caf\N{LATIN SMALL LETTER E WITH ACUTE} & co: 100% \N{SNOWMAN}?"
+    files = {STORE: json.dumps({"people": [], "tickets": tickets})}
+    task = dataclasses.replace(STARTERS[0], files=files)
+    env = ServiceDeskEnv(tasks=[task], sandbox=backend, warm_up_s=0.0)
+    env.reset()
+    assert env.step("search('CAF\N{LATIN CAPITAL LETTER E WITH ACUTE} & CO: 100% \N{SNOWMAN}?')")[0].endswith(
+        "(1 tickets)"
+    )
+    env.close()
+
+
+def test_wrong_states_say_what_is_wrong(env: ServiceDeskEnv) -> None:
+    [right] = BY_KIND["close one"].hidden["tickets"]  # pyright: ignore[reportGeneralTypeIssues]
+    assert ending(env, "close one", f"close_tickets([{right}])", "done") == (
+        1.0,
+        "all 10 tickets are as asked",
+    )
+    reward, said = ending(env, "close one", "done()")
+    assert (reward, said[:34]) == (0.0, "1 tickets are wrong; first: found ")
+    assert ending(env, "close one", *["list_tickets()"] * 3)[0] == 0.0
+
+
+def test_exploits_earn_nothing_whatever_is_asked(backend: SandboxBackend) -> None:
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
+    for task in STARTERS:
+        for exploit in env.exploits(task):
+            env.reset(options={"task": task.id})
+            assert [env.step(action)[1] for action in exploit.actions][-1] == 0.0, (task.id, exploit.name)
+    env.close()
+
+
+# The service.
+
+
+@contextlib.contextmanager
+def running(folder: Path) -> Iterator[int]:
+    """The service on this machine, and its port."""
+    (folder / STORE).write_text(STARTERS[0].files[STORE])
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    argv = [sys.executable, str(service.__file__), STORE, str(port), "0"]
+    with subprocess.Popen(argv, cwd=folder, stdin=subprocess.PIPE) as process:
+        try:
+            assert process.stdin is not None
+            process.stdin.write(f"{CANARY}\n".encode())
+            process.stdin.close()
+            for _ in range(400):
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port)).close()
+                    break
+                time.sleep(0.05)
+            yield port
+        finally:
+            process.kill()
+
+
+def asked(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+    with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+        connection.request(method, path, None if body is None else json.dumps(body), headers)
+        answer = connection.getresponse()
+        data = answer.read()
+        return answer.status, json.loads(data) if data else None
+
+
+def test_the_service_answers_who_knows_its_token_and_listens_to_this_machine_only(tmp_path: Path) -> None:
+    with running(tmp_path) as port:
+        knows = {"Authorization": f"Bearer {CANARY}"}
+        for headers in (
+            {},
+            {"Authorization": CANARY},
+            {"Authorization": "Bearer x"},
+            {"Authorization": "\xff"},
+        ):
+            for method, path in (
+                ("GET", "/health"),
+                ("GET", "/tickets"),
+                ("POST", "/tickets"),
+                ("GET", "/x"),
+            ):
+                refused = asked(port, method, path, {}, **headers)
+                assert refused == (401, {"error": "the token is missing or wrong"})
+        assert asked(port, "GET", "/health", **knows) == (204, None)
+        assert asked(port, "GET", "/tickets/1", **knows)[1] == tickets_of(STARTERS[0])[0]
+        both = {"numbers": [1], "change": {"owner": "Ada", "state": "closed"}}
+        assert asked(port, "POST", "/tickets", both, **knows)[0] == 422
+        assert asked(port, "GET", "/tickets", **knows)[1]["tickets"] == tickets_of(STARTERS[0])
+        listening = [
+            line.split()[1]
+            for line in Path("/proc/net/tcp").read_text().splitlines()
+            if line.split()[3] == "0A" and line.split()[1].endswith(f":{port:04X}")
+        ]
+        assert listening == [f"0100007F:{port:04X}"]
+
+
+# A service that is slow, or does not come up.
+
+
+def test_a_slow_start_is_waited_for(backend: SandboxBackend) -> None:
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=1.0)
+    began = time.monotonic()
+    env.reset()
+    assert time.monotonic() - began >= 1.0
+    assert env.step("list_tickets()")[0].endswith("(10 tickets)")
+    env.close()
+
+
+def test_one_that_takes_too_long_is_void_and_never_a_reward(backend: SandboxBackend) -> None:
+    def too_slow() -> ServiceDeskEnv:
+        return ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=60.125, ready_s=0.5)
+
+    env = too_slow()
+    with pytest.raises(
+        SandboxError, match=r"^the ticket service failed: it was not ready in time: .*refused"
+    ):
+        env.reset()
+    assert numbered(60.125) == []
+    task = STARTERS[0]
+    with Rollouts(too_slow, workers=1) as rollouts:
+        [played] = rollouts.play(oracle({task.id: env.oracle(task)}), [EpisodeKey(0, 0, 0, 0, task.id)])
+    assert played.outcome is Outcome.VOID
+    assert (played.scores, [step.reward for step in played.steps]) == ({}, [])
+    assert numbered(60.125) == []
+
+
+def test_one_that_ends_says_its_last_words(backend: SandboxBackend) -> None:
+    broken = dataclasses.replace(STARTERS[0], files={STORE: "no JSON"})
+    env = ServiceDeskEnv(tasks=[broken], sandbox=backend)
+    with pytest.raises(
+        SandboxError, match=r"it ended with status 1; its last words: .*JSONDecodeError"
+    ) as caught:
+        env.reset()
+    assert "\n" not in str(caught.value)
+
+
+def test_one_that_dies_makes_the_episode_void_and_the_next_one_lives(backend: SandboxBackend) -> None:
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0625)
+    env.reset()
+    [process] = numbered(0.0625)
+    os.kill(process, signal.SIGKILL)
+    with pytest.raises(SandboxError, match="the ticket service failed: "):
+        env.step("done()")
+    env.reset()
+    assert env.step("list_tickets()")[0].endswith("(10 tickets)")
+    [process] = numbered(0.0625)
+    env.close()
+    assert numbered(0.0625) == [], "it has outlived its sandbox"
+
+
+@pytest.fixture
+def other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where a service may be written that takes the place of the real one."""
+    source = Path(str(service.__file__))
+    (tmp_path / "launcher.py").write_text((source.parent / "launcher.py").read_text())
+    (tmp_path / "service.py").write_text(source.read_text())
+    monkeypatch.setattr(desk.resources, "files", lambda _: tmp_path)
+    return tmp_path / "service.py"
+
+
+def test_whoever_else_listens_there_is_not_taken_for_it(backend: SandboxBackend, other_service: Path) -> None:
+    stranger = other_service.read_text().replace("readline().strip()", "readline().strip()[::-1]")
+    other_service.write_text(stranger)
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, ready_s=1.0)
+    with pytest.raises(SandboxError, match="not ready in time: it answers with status 401"):
+        env.reset()
+
+
+# The token.
+
+
+SAYS_AT_ITS_END = "sys.exit(token + 'x' * {})"
+SAYS_AS_AN_ANSWER = """
+import socket
+with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
+    while True:
+        client, _ = server.accept()
+        client.recv(9999)
+        client.sendall(token.encode() + b"\\r\\n\\r\\n")
+        client.close()
+"""
+
+
+@pytest.mark.parametrize(
+    "does", [SAYS_AS_AN_ANSWER, *(SAYS_AT_ITS_END.format(count) for count in (0, 478, 490, 600))]
+)
+def test_a_service_that_says_its_token_is_not_repeated(
+    backend: SandboxBackend, other_service: Path, monkeypatch: pytest.MonkeyPatch, does: str
+) -> None:
+    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    other_service.write_text(f"import sys; token = sys.stdin.readline().strip(); {does.lstrip()}")
+    with pytest.raises(SandboxError) as caught:
+        ServiceDeskEnv(tasks=STARTERS, sandbox=backend, ready_s=1.0).reset()
+    if does == SAYS_AS_AN_ANSWER:
+        assert "not ready in time: [token]" in str(caught.value)
+    assert not [CANARY[i : i + 6] for i in range(len(CANARY) - 5) if CANARY[i : i + 6] in str(caught.value)]
+
+
+def test_each_episode_has_a_token_of_its_own(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[str] = []
+    genuine = desk.secrets.token_hex
+    noting = SimpleNamespace(token_hex=lambda size: made.append(genuine(size)) or made[-1])
+    monkeypatch.setattr(desk, "secrets", noting)
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
+    for _ in range(2):
+        env.reset(seed=1)
+    env.close()
+    assert len({*made}) == 2
+    assert {len(token) for token in made} == {32}
+
+
+def test_nobody_learns_the_token(
+    backend: SandboxBackend,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """It is planted, and then looked for in all that an episode shows, says and leaves behind."""
+    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    caplog.set_level(logging.DEBUG)
+    tools = ["list_tickets()", "search('token')", "show(1)", "assign([1], 'Eve')", "show(2 / 0)", "done()"]
+    agent = ScriptedAgent("asks all", lambda key, turn, observation: tools[turn])
+    seen: list[str] = []
+    env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, max_turns=9, warm_up_s=0.03125, render_mode="ansi")
+    observation, info = env.reset(seed=1)
+    seen += [observation, repr(info), repr(env), repr(vars(env)), str(env.render())]
+    files = env.sandbox.export(["**"], 2**24)
+    assert [*files] == [STORE]
+    seen += [data.decode() for data in files.values()]
+    programs = numbered(0.03125)
+    assert programs, "the service is not where it was looked for"
+    for process in (programs[0], parent(programs[0])):
+        for name in ("cmdline", "environ"):
+            with contextlib.suppress(PermissionError):
+                seen.append(Path(f"/proc/{process}/{name}").read_bytes().decode(errors="replace"))
+    env.close()
+    with Rollouts(
+        lambda: ServiceDeskEnv(tasks=STARTERS, sandbox=backend, max_turns=9), workers=1
+    ) as rollouts:
+        [played] = rollouts.play(agent, [EpisodeKey(0, 0, 0, 0, STARTERS[0].id)])
+    assert len(played.steps) == len(tools)
+    folder = RunFolder.create(tmp_path, "play", {})
+    with folder.journal("trajectories") as journal:
+        journal.append(trajectory_to_json(played))
+    seen += [path.read_text() for path in tmp_path.rglob("*") if path.is_file()]
+    out, err = capfd.readouterr()
+    seen += [repr(played), out, err, caplog.text]
+    assert [text for text in seen if CANARY in text] == []
+
+
+def parent(process: int) -> int:
+    return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def test_the_token_is_where_the_last_test_says_it_may_be(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A control: whoever looks into the memory of the service finds it, and in no command line or file."""
+    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    with backend.create() as sandbox:
+        sandbox.write(STORE, STARTERS[0].files[STORE].encode())
+        lookout = Lookout(sandbox)
+        sandbox.open = lookout.open  # pyright: ignore[reportAttributeAccessIssue]
+        Desk(sandbox, warm_up_s=0.0, ready_s=20.0)
+        assert {how for how, told in lookout.told if CANARY.encode() in told} == {"what a program was told"}
+        lookout.told.clear()
+        [(_, place)] = lookout.find([CANARY.encode()]).items()
+        assert place.startswith("the memory of process ")
+
+
+# As a whole.
+
+
+def test_it_is_made_by_its_name(backend: SandboxBackend) -> None:
+    env = make("service-desk", sandbox=backend, warm_up_s=0.0)
+    assert isinstance(env, ServiceDeskEnv)
+    assert env.isolation == "sandbox"
+
+
+class TestServiceDesk(EnvSuite):
+    kind = ServiceDeskEnv
+
+
+def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a change: envkit audit service-desk -o environments/service_desk/certificate.json."""
+    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
+    assert certificate.fault_of(ServiceDeskEnv) == ""
