@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Sequence
 from typing import final
 
 from envkit.environments.code_editor.actions import (
@@ -36,17 +37,25 @@ class CodeEditor:
         path: workspace path of the file that may be edited; every other path is refused.
         focus: function whose lines win when an edit could mean several places.
         check: workspace path of a script that ``run`` executes, or ``None`` for no ``run``.
+        beside: workspace paths of further files, which may be looked at.
         whole: whether a python block is the whole file, rather than definitions to be replaced in it.
     """
 
     isolation = "sandbox"
 
     def __init__(
-        self, path: str, *, focus: str | None = None, check: str | None = None, whole: bool = False
+        self,
+        path: str,
+        *,
+        focus: str | None = None,
+        check: str | None = None,
+        beside: Sequence[str] = (),
+        whole: bool = False,
     ) -> None:
         self._path = path
         self._focus = focus
         self._check = check
+        self._beside = tuple(beside)
         self._whole = whole
         self._sandbox: Sandbox | None = None
         self._first = ""
@@ -103,10 +112,13 @@ class CodeEditor:
         Raises:
             UsageError: the file is not there or not UTF-8.
         """
+        return self._read(self._path)
+
+    def _read(self, path: str) -> str:
         try:
-            return self._running().read(self._path, _MAX_FILE_BYTES).decode()
+            return self._running().read(path, _MAX_FILE_BYTES).decode()
         except (FileNotFoundError, UnicodeDecodeError) as error:
-            raise UsageError(f"{self._path}: expected a UTF-8 file in the workspace, found none") from error
+            raise UsageError(f"{path}: expected a UTF-8 file in the workspace, found none") from error
 
     def close(self) -> None:
         self._sandbox = None
@@ -163,8 +175,10 @@ class CodeEditor:
         return "Undone:\n" + self._diff(now, before)
 
     def _view(self, argument: str) -> str:
-        source = self.read()
-        words = [word for word in argument.split() if word != self._path]
+        words = argument.split()
+        path = next((word for word in words if word in self._beside), self._path)
+        source = self._read(path)
+        words = [word for word in words if word != path]
         if not words:
             return source
         if span := re.fullmatch(r"(\d{1,9})(?:-(\d{1,9}))?", words[0]):
@@ -173,21 +187,22 @@ class CodeEditor:
             if not 1 <= first <= min(last, len(lines)):
                 raise EditError(f"Lines {first}-{last} are no range in a file of {len(lines)} lines.")
             return "\n".join(lines[first - 1 : last])
-        return self._find(words[0])[0].lines(source)
+        return self._find(words[0], path)[0].lines(source)
 
     def _outline(self) -> str:
         rows = [
             f"{'  ' * item.depth}{item.signature}  (lines {item.first_line}-{item.last_line})"
             for item in definitions(self.read())
         ]
-        return f"{self._path} defines:\n" + ("\n".join(rows) or "nothing")
+        beside = f"\nFiles beside it, for view: {', '.join(self._beside)}" if self._beside else ""
+        return f"{self._path} defines:\n" + ("\n".join(rows) or "nothing") + beside
 
     def _definition(self, name: str) -> str:
         source, found = self.read(), self._find(name)
         return "\n".join(f"lines {d.first_line}-{d.last_line}:\n{d.lines(source)}" for d in found[:3])
 
-    def _find(self, name: str) -> list[Definition]:
-        found = find(self.read(), name)
+    def _find(self, name: str, path: str | None = None) -> list[Definition]:
+        found = find(self._read(path or self._path), name)
         if not found:
             raise EditError(f"There is no {name or 'name to look for'}. {self._outline()}")
         return found

@@ -14,7 +14,7 @@ from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Effect, Env, Exploit, Imported
-from envkit.environments.code_editor import docstrings, tested
+from envkit.environments.code_editor import docstrings, suites, tested
 from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
@@ -134,11 +134,13 @@ class CodeEditorEnv(Env):
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
         """The original function, then the end."""
-        return [oracle_action(task), "submit"]
+        return [suites.oracle_action(task) if suites.has_suite(task) else oracle_action(task), "submit"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
         """The whole catalogue of `envkit.audit.attacks`."""
+        if suites.has_suite(task):
+            return [Exploit(f"{one.number} {one.name}", (), suites.NO_EXPLOITS) for one in ATTACKS]
         target = target_of(task)
         other = "a program" if tested.is_tested(task) else "a method" if "." in target.function else ""
         found: list[Exploit] = []
@@ -150,6 +152,11 @@ class CodeEditorEnv(Env):
         return found
 
     def setup(self, task: Task) -> str:
+        if suites.has_suite(task):
+            path, beside = suites.path_of(task), suites.others(task)
+            self._app = CodeEditor(path, focus=str(task.hidden["function"]), beside=beside)
+            self._app.launch(self.sandbox)
+            return first_observation(task, self._app.observe(), self.max_turns)
         self.sandbox.write(CHECK, check_script(task).encode())
         # A file that was written whole is shown whole: its bug may be outside the function that is asked.
         focus = None if _is_stated(task) else str(task.hidden["function"])
@@ -176,6 +183,8 @@ class CodeEditorEnv(Env):
     def _judge(self, count: int, seed: int) -> Grade:
         # Ids are unique within one task file; another file may give one another meaning.
         hidden = hashlib.sha256(canonical(self.task.hidden).encode()).digest()
+        if suites.has_suite(self.task):
+            return self._judge_by_suite(hidden)
         visit = (self.task.id, hidden, count, seed)
         shown = {CHECK: check_script(self.task).encode()}
         try:
@@ -190,6 +199,21 @@ class CodeEditorEnv(Env):
             return self._grade(source, calls, expected)
 
         return _GRADES.get((visit, source), graded)
+
+    def _judge_by_suite(self, hidden: bytes) -> Grade:
+        task = self.task
+        try:
+            source = suites.handed_over(task, self.sandbox)
+        except NotAccepted as refused:
+            return Grade(refused.verdict, refused.evidence, 0, 0, suites.WEAKNESS)
+
+        def graded() -> Grade:
+            found = suites.judge(task, source, self.backend)
+            if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
+                raise SandboxError(found.evidence)
+            return found
+
+        return _GRADES.get((task.id, hidden, source), graded)
 
     def _grade(self, source: bytes, calls: Sequence[Call], expected: Sequence[Answer]) -> Grade:
         hidden = self.task.hidden

@@ -18,7 +18,8 @@ SOLUTION = "solution.py"
 #: Calls generated per function, besides its examples.
 GENERATED = 24
 _MAX_KNOWN = 12
-_MAX_KILLERS = 4
+#: Calls that tell the bug, of those that a task pins.
+MAX_KILLERS = 4
 _MAX_SHOWN = 3
 #: Longest call and value together, in characters; cut beyond `_MAX_SOURCE` each.
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
@@ -62,7 +63,7 @@ def build_task(
     reference = subject.slice.text
     mutant = mutation.apply(reference)
     # The first ones are the public examples, the last ones were generated.
-    pinned = sorted({*killers[: _MAX_KILLERS // 2], *killers[-_MAX_KILLERS // 2 :]})
+    pinned = sorted({*killers[: MAX_KILLERS // 2], *killers[-MAX_KILLERS // 2 :]})
     known = len(subject.examples[:_MAX_KNOWN])
     module, _, function = subject.qualname.rpartition(".")
     return Task(

@@ -46,13 +46,22 @@ def resembling(packages: Iterable[str]) -> Callable[[Subject], bool]:
     Raises:
         UsageError: a package is not installed, so that nothing can be said.
     """
-    shapes = {shape(other.slice.node) for package in packages for other in subjects(package)}
+    shapes = shapes_of(packages)
+    return lambda subject: is_near(shape(subject.slice.node), shapes)
 
-    def resembles(subject: Subject) -> bool:
-        own = shape(subject.slice.node)
-        return any(similarity(own, other) > THRESHOLD for other in shapes)
 
-    return resembles
+def shapes_of(packages: Iterable[str]) -> set[Shape]:
+    """The shapes of these packages' functions.
+
+    Raises:
+        UsageError: a package is not installed.
+    """
+    return {shape(other.slice.node) for package in packages for other in subjects(package)}
+
+
+def is_near(own: Shape, others: Iterable[Shape]) -> bool:
+    """Whether a function counts as one with any of others."""
+    return any(similarity(own, other) > THRESHOLD for other in others)
 
 
 class _Anonymous(ast.NodeTransformer):

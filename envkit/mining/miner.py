@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import random
-from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 from envkit.grading import Answer, Call, canonical, opaque, same
-from envkit.mining.batch import Batch, batch_answers
+from envkit.mining.batch import Batch
 from envkit.mining.build import build_task, calls_of, known_calls
-from envkit.mining.mutations import OPERATORS, Mutation, mutations
-from envkit.mining.subjects import Subject, require_split, subjects
+from envkit.mining.language import Language
+from envkit.mining.mutations import Mutation, spread
+from envkit.mining.python import PYTHON
+from envkit.mining.subjects import Subject, require_split
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
@@ -59,6 +59,7 @@ def mine(
     exclude: Callable[[Subject], bool] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
+    language: Language = PYTHON,
 ) -> list[Task]:
     """Make repair tasks of a package's functions.
 
@@ -74,19 +75,21 @@ def mine(
         exclude: subjects to leave out, near-duplicates of held-out functions for instance.
         progress: called with (functions done, functions in all, tasks so far).
         workers: sandboxes at work at once.
+        language: of the package.
 
     Raises:
         UsageError: the package is not installed, or not for this split.
         SandboxError: the machinery failed.
     """
     require_split(package, split)
-    chosen = [one for one in subjects(package, max_chars) if exclude is None or not exclude(one)]
+    found = language.grammar.subjects(package, max_chars)
+    chosen = [one for one in found if exclude is None or not exclude(one)]
     chunks = [chosen[at : at + _PER_SANDBOX] for at in range(0, len(chosen), _PER_SANDBOX)]
     tasks: list[Task] = []
     done = 0
 
     def make(chunk: Sequence[Subject]) -> list[Task]:
-        return _mine_chunk(chunk, seed, split, backend, per_function)
+        return _mine_chunk(chunk, seed, split, backend, per_function, language)
 
     with ThreadPoolExecutor(workers) as pool:
         for chunk, some in zip(chunks, pool.map(make, chunks), strict=True):
@@ -98,16 +101,22 @@ def mine(
 
 
 def _mine_chunk(
-    chunk: Sequence[Subject], seed: int, split: str, backend: SandboxBackend, per_function: int
+    chunk: Sequence[Subject],
+    seed: int,
+    split: str,
+    backend: SandboxBackend,
+    per_function: int,
+    language: Language,
 ) -> list[Task]:
     trials: list[_Trial] = []
     for subject in chunk:
         text = subject.slice.text
-        every = [_Mutant(one, one.apply(text)) for one in mutations(text, subject.slice.function)]
+        changes = language.grammar.mutations(text, subject.slice.function)
+        every = [_Mutant(one, one.apply(text)) for one in changes]
         tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{subject.source}")
         trials.append(_Trial(subject, calls_of(subject, seed), tried))
     survivors: list[_Trial] = []
-    for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
+    for trial, (original, *rows) in zip(trials, _ask(backend, trials, language), strict=True):
         usable = _usable(original, trial.subject)
         alive = [
             replace(one, killers=killers)
@@ -120,7 +129,7 @@ def _mine_chunk(
     # Another process, another hash seed, the calls from last to first: what depends on any of them is no
     # ground for a reward.
     tasks: list[Task] = []
-    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
+    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, language, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
             continue
         for one, row in zip(trial.mutants, rows, strict=True):
@@ -132,7 +141,7 @@ def _mine_chunk(
 
 
 def _ask(
-    backend: SandboxBackend, trials: Sequence[_Trial], *, again: bool = False
+    backend: SandboxBackend, trials: Sequence[_Trial], language: Language, *, again: bool = False
 ) -> list[list[list[Answer | None]]]:
     """Answers in the order of ``trial.calls``, in whichever order they were asked."""
     turn = -1 if again else 1
@@ -144,7 +153,7 @@ def _ask(
         )
         for trial in trials
     ]
-    found = batch_answers(backend, batches, 2 if again else 1) if batches else []
+    found = language.runner.answers(backend, batches, 2 if again else 1) if batches else []
     return [[row[::turn] for row in rows] for rows in found]
 
 
@@ -179,24 +188,5 @@ def _killers(
 
 
 def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
-    """Up to ``count`` of them by seeded choice: operators take turns, each on its least used line."""
-    rng = random.Random(seed)
-    left = rng.sample(list(mutants), len(mutants))
-    # In a drawn order: else the operators with the most sites would always come first.
-    rank = {operator: index for index, operator in enumerate(rng.sample(OPERATORS, len(OPERATORS)))}
-    operators, lines = Counter[str](), Counter[int]()
-    chosen: list[_Mutant] = []
-    while left and len(chosen) < count:
-        best = min(
-            left,
-            key=lambda one: (
-                operators[one.mutation.operator],
-                rank[one.mutation.operator],
-                lines[one.mutation.line],
-            ),
-        )
-        left.remove(best)
-        operators[best.mutation.operator] += 1
-        lines[best.mutation.line] += 1
-        chosen.append(best)
-    return chosen
+    known = {one.mutation: one for one in mutants}
+    return [known[one] for one in spread([*known], count, seed)]

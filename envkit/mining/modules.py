@@ -56,7 +56,7 @@ class Module:
                 target = alias.name if alias.asname else alias.name.partition(".")[0]
                 self.imports[alias.asname or target] = Import(target, None)
             return
-        source = _absolute(statement, self._package)
+        source = absolute(statement, self._package)
         for alias in statement.names:
             if alias.name == "*":
                 self.stars.append(source)
@@ -64,7 +64,8 @@ class Module:
                 self.imports[alias.asname or alias.name] = Import(source, alias.name)
 
 
-def _absolute(statement: ast.ImportFrom, package: str) -> str:
+def absolute(statement: ast.ImportFrom, package: str) -> str:
+    """The module that a statement takes names from; ``package`` is what a leading dot stands for."""
     if not statement.level:
         return statement.module or ""
     base = package.split(".")[: len(package.split(".")) - statement.level + 1]

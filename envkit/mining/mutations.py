@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import random
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -55,18 +58,23 @@ class Mutation:
 
 
 def mutations(source: str, function: str) -> list[Mutation]:
-    """All single-site mutations of a module-level function, ordered by place, then operator.
+    """All single-site mutations of a function, ordered by place, then operator.
 
     Every result parses and differs from all others in its text. Docstrings, annotations,
     decorators, defaults, strings and ``raise`` statements are left alone.
 
+    Args:
+        source: a module's text.
+        function: a module-level function, or ``Class.method``.
+
     Raises:
-        ValueError: ``source`` has no module-level function of that name.
+        ValueError: ``source`` has no function of that name there.
     """
     raw = source.encode()
     target = _function(_parser().parse(raw).root_node, function)
     if target is None:
-        raise ValueError(f"no module-level function {function!r} in the source")
+        kind = "method" if "." in function else "module-level function"
+        raise ValueError(f"no {kind} {function!r} in the source")
     body = child(target, "body")
     scope = scope_of(target)
     changes = {change for node in walk(body) for change in changes_of(node, scope)}
@@ -78,6 +86,23 @@ def mutations(source: str, function: str) -> list[Mutation]:
         if text != source and text not in found and _parses(text):
             found[text] = mutation
     return list(found.values())
+
+
+def spread(mutations: Sequence[Mutation], count: int, seed: str) -> list[Mutation]:
+    """Up to ``count`` of them by seeded choice: operators take turns, each on its least used line."""
+    rng = random.Random(seed)
+    left = rng.sample(list(mutations), len(mutations))
+    # In a drawn order: else the operators with the most sites would always come first.
+    rank = {operator: index for index, operator in enumerate(rng.sample(OPERATORS, len(OPERATORS)))}
+    operators, lines = Counter[str](), Counter[int]()
+    chosen: list[Mutation] = []
+    while left and len(chosen) < count:
+        best = min(left, key=lambda one: (operators[one.operator], rank[one.operator], lines[one.line]))
+        left.remove(best)
+        operators[best.operator] += 1
+        lines[best.line] += 1
+        chosen.append(best)
+    return chosen
 
 
 def _mutation(raw: bytes, operator: str, start: int, end: int, new: str) -> Mutation:
@@ -110,8 +135,17 @@ def _parser() -> Parser:
 
 
 def _function(root: Node, name: str) -> Node | None:
-    for top in root.children:
+    *classes, last = name.split(".")
+    place: Node | None = root
+    for wanted in classes:
+        found = _defined(place, "class_definition", wanted) if place else None
+        place = child(found, "body") if found else None
+    return _defined(place, "function_definition", last) if place else None
+
+
+def _defined(place: Node, kind: str, name: str) -> Node | None:
+    for top in place.children:
         node = top.child_by_field_name("definition") if top.type == "decorated_definition" else top
-        if node and node.type == "function_definition" and text_of(child(node, "name")) == name:
+        if node and node.type == kind and text_of(child(node, "name")) == name:
             return node
     return None

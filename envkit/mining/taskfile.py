@@ -1,10 +1,15 @@
-"""Task files: JSONL with a header line, written once and read strictly."""
+"""Task files: JSONL with a header line, written once and read strictly.
+
+Tasks of a checkout carry the same files, its suite for one. Those stand once, as lines of text between the
+header, whose field ``texts`` counts them, and the tasks, which name such a file by the text's number.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
@@ -12,9 +17,12 @@ from typing import Any, cast
 from envkit.errors import StoreError, TaskFileError
 from envkit.grading import canonical
 from envkit.store import write_atomic
-from envkit.types import Task
+from envkit.types import JSON, Task
 
 SCHEMA = "envkit.tasks/1"
+
+#: Shorter texts are not worth a line of their own, in characters.
+_SHORT = 200
 
 _FIELDS: Mapping[str, type] = {
     "id": str,
@@ -45,8 +53,13 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int) -> str:
     packages = {
         str(t.metadata["package"]): str(t.metadata.get("version")) for t in tasks if "package" in t.metadata
     }
-    header = {"schema": SCHEMA, "seed": seed, "packages": packages, "count": len(tasks)}
-    write_once(path, canonical(header) + "\n" + "".join(map(_line, tasks)))
+    header: dict[str, JSON] = {"schema": SCHEMA, "seed": seed, "packages": packages, "count": len(tasks)}
+    texts = _shared(tasks)
+    if texts:
+        header["texts"] = len(texts)
+    numbers = {text: number for number, text in enumerate(texts)}
+    lines = [header, *texts, *(_numbered(asdict(task), numbers) for task in tasks)]
+    write_once(path, "".join(f"{canonical(line)}\n" for line in lines))
     return digest(tasks)
 
 
@@ -89,7 +102,13 @@ def read_tasks(path: Path) -> list[Task]:
         raise TaskFileError(
             f"{path}, line 1, field 'schema': found {header.get('schema')!r}, expected {SCHEMA!r}"
         )
-    tasks = [_task(path, number, line) for number, line in enumerate(lines[1:], 2)]
+    count = header.get("texts", 0)
+    if not isinstance(count, int) or not 0 <= count < len(lines):
+        raise TaskFileError(
+            f"{path}, line 1, field 'texts': found {count!r}, expected a number of lines below"
+        )
+    texts = [_text(path, number, line) for number, line in enumerate(lines[1 : count + 1], 2)]
+    tasks = [_task(path, number, line, texts) for number, line in enumerate(lines[count + 1 :], count + 2)]
     if header.get("count") != len(tasks):
         raise TaskFileError(
             f"{path}, line 1, field 'count': says {header.get('count')!r} tasks and {len(tasks)} follow; "
@@ -104,17 +123,48 @@ def _line(task: Task) -> str:
     return canonical(asdict(task)) + "\n"
 
 
-def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+def _files_of(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The files of a checkout's task, by path; none of any other task, whose lines stay whole."""
+    suite = task["hidden"].get("suite")
+    if isinstance(suite, dict) and isinstance(suite.get("files"), dict):  # pyright: ignore[reportUnknownMemberType]
+        yield from (task["files"], cast("dict[str, Any]", suite["files"]))
+
+
+def _shared(tasks: Sequence[Task]) -> list[str]:
+    """Long texts that several files of tasks hold, in order of appearance."""
+    kept = ({"files": task.files, "hidden": task.hidden} for task in tasks)
+    every = (text for one in kept for files in _files_of(one) for text in files.values())
+    return [text for text, count in Counter(every).items() if count > 1 and len(text) >= _SHORT]
+
+
+def _numbered(task: dict[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+    for files in _files_of(task):
+        files |= {path: numbers.get(text, text) for path, text in files.items()}
+    return task
+
+
+def _json(path: Path, number: int, line: str) -> object:
     try:
-        data: object = json.loads(line)
+        return json.loads(line)
     except ValueError as error:
         raise TaskFileError(f"{path}, line {number}: not JSON ({error}); make the file again") from error
+
+
+def _text(path: Path, number: int, line: str) -> str:
+    text = _json(path, number, line)
+    if not isinstance(text, str):
+        raise TaskFileError(f"{path}, line {number}: found {type(text).__name__}, expected a text")
+    return text
+
+
+def _object(path: Path, number: int, line: str) -> dict[str, Any]:
+    data = _json(path, number, line)
     if not isinstance(data, dict):
         raise TaskFileError(f"{path}, line {number}: found {type(data).__name__}, expected an object")
     return cast("dict[str, Any]", data)
 
 
-def _task(path: Path, number: int, line: str) -> Task:
+def _task(path: Path, number: int, line: str, texts: Sequence[str]) -> Task:
     data = _object(path, number, line)
     for name, kind in _FIELDS.items():
         if not isinstance(data.get(name), kind):
@@ -122,4 +172,13 @@ def _task(path: Path, number: int, line: str) -> Task:
             raise TaskFileError(
                 f"{path}, line {number}, field {name!r}: found {found}, expected {kind.__name__}"
             )
+    for files in _files_of(data):
+        for name, text in files.items():
+            if isinstance(text, int):
+                if not 0 <= text < len(texts):
+                    raise TaskFileError(
+                        f"{path}, line {number}: file {name!r} is text {text}, and there are {len(texts)}; "
+                        "the file was cut or edited, so make it again"
+                    )
+                files[name] = texts[text]
     return Task(**{name: data[name] for name in _FIELDS})

@@ -67,6 +67,18 @@ def test_what_hangs_or_bursts_says_nothing(backend: SandboxBackend, at_two: str)
     assert values(row)[2] == (None if "sum" in at_two else 3)
 
 
+def test_what_waits_for_ever_is_ended(backend: SandboxBackend) -> None:
+    waiting = "import queue\ndef f(x):\n    return queue.Queue().get() if x == 2 else x\n"
+    [_, row, after] = ask(backend, GOOD, waiting, GOOD)
+    assert values(row) == [1, None, None]
+    assert values(after) == [1, 2, 3]
+
+
+def test_variants_of_what_hangs_are_not_asked(backend: SandboxBackend) -> None:
+    rows = ask(backend, "def f(x):\n    while x == 2: pass\n    return x\n", GOOD)
+    assert [values(row) for row in rows] == [[1, None, 3], [None] * 3]
+
+
 def test_variants_cannot_disturb_each_other(backend: SandboxBackend) -> None:
     rude = (
         "import builtins, operator, sys\nbuiltins.len = None\nsys.setrecursionlimit(50)\nprint('noise')\n"

@@ -20,53 +20,58 @@ def changes(source: str, operator: str) -> set[Line]:
     }
 
 
-@pytest.mark.parametrize(
-    ("operator", "body", "before", "after"),
-    [
-        ("comparison", "return a < b", "return a < b", "return a <= b"),
-        ("comparison", "return a < b", "return a < b", "return a > b"),
-        ("comparison", "return a == b", "return a == b", "return a != b"),
-        ("comparison", "return a in b", "return a in b", "return a not in b"),
-        ("comparison", "return a is not b", "return a is not b", "return a is b"),
-        ("comparison", "while a >= b: a -= 1", "while a >= b: a -= 1", "while a > b: a -= 1"),
-        ("arithmetic", "return a + b", "return a + b", "return a - b"),
-        ("arithmetic", "return a // b", "return a // b", "return a / b"),
-        ("arithmetic", "a += b", "a += b", "a -= b"),
-        ("arithmetic", "return a & b", "return a & b", "return a | b"),
-        ("constant", "return a + 2", "return a + 2", "return a + 3"),
-        ("constant", "return a + 2", "return a + 2", "return a + 1"),
-        ("boolean", "return a and b", "return a and b", "return a or b"),
-        ("boolean", "return True", "return True", "return False"),
-        ("negation", "if a: return b", "if a: return b", "if not a: return b"),
-        ("negation", "return not a", "return not a", "return a"),
-        (
-            "negation",
-            "return [x for x in a if b]",
-            "return [x for x in a if b]",
-            "return [x for x in a if not b]",
-        ),
-        (
-            "negation",
-            "return a if a % b else b",
-            "return a if a % b else b",
-            "return a if not (a % b) else b",
-        ),
-        ("index", "return a[b]", "return a[b]", "return a[b - 1]"),
-        ("index", "return a[0]", "return a[0]", "return a[1]"),
-        ("index", "return a[-1]", "return a[-1]", "return a[-2]"),
-        ("index", "return a[b + 1]", "return a[b + 1]", "return a[b]"),
-        ("index", "return a[1:b]", "return a[1:b]", "return a[1:b - 1]"),
-        ("index", "return range(b)", "return range(b)", "return range(b + 1)"),
-        ("variable", "return max(a, b)", "return max(a, b)", "return max(b, b)"),
-        ("arguments", "return max(a, b)", "return max(a, b)", "return max(b, a)"),
-        ("arguments", "return a - b", "return a - b", "return b - a"),
-        ("return", "for x in a:\n        b += x\n    return b", "return b", "return b"),
-        ("return", "for x in a:\n        if x:\n            break", "break", "continue"),
-        ("statement", "b.clear()\n    return b", "b.clear()", ""),
-        ("statement", "if a:\n        b += 1", "b += 1", "pass"),
-        ("statement", "for x in a:\n        if x:\n            continue\n        b += 1", "continue", "pass"),
-    ],
-)
+#: Operator, body of a function of ``a`` and ``b``, one of its lines, and what that line may become.
+EXAMPLES = [
+    ("comparison", "return a < b", "return a < b", "return a <= b"),
+    ("comparison", "return a < b", "return a < b", "return a > b"),
+    ("comparison", "return a == b", "return a == b", "return a != b"),
+    ("comparison", "return a in b", "return a in b", "return a not in b"),
+    ("comparison", "return a is not b", "return a is not b", "return a is b"),
+    ("comparison", "while a >= b: a -= 1", "while a >= b: a -= 1", "while a > b: a -= 1"),
+    ("arithmetic", "return a + b", "return a + b", "return a - b"),
+    ("arithmetic", "return a // b", "return a // b", "return a / b"),
+    ("arithmetic", "a += b", "a += b", "a -= b"),
+    ("arithmetic", "return a & b", "return a & b", "return a | b"),
+    ("constant", "return a + 2", "return a + 2", "return a + 3"),
+    ("constant", "return a + 2", "return a + 2", "return a + 1"),
+    ("boolean", "return a and b", "return a and b", "return a or b"),
+    ("boolean", "return True", "return True", "return False"),
+    ("negation", "if a: return b", "if a: return b", "if not a: return b"),
+    ("negation", "return not a", "return not a", "return a"),
+    (
+        "negation",
+        "return [x for x in a if b]",
+        "return [x for x in a if b]",
+        "return [x for x in a if not b]",
+    ),
+    (
+        "negation",
+        "return a if a % b else b",
+        "return a if a % b else b",
+        "return a if not (a % b) else b",
+    ),
+    ("index", "return a[b]", "return a[b]", "return a[b - 1]"),
+    ("index", "return a[0]", "return a[0]", "return a[1]"),
+    ("index", "return a[-1]", "return a[-1]", "return a[-2]"),
+    ("index", "return a[b + 1]", "return a[b + 1]", "return a[b]"),
+    ("index", "return a[1:b]", "return a[1:b]", "return a[1:b - 1]"),
+    ("index", "return range(b)", "return range(b)", "return range(b + 1)"),
+    ("variable", "return max(a, b)", "return max(a, b)", "return max(b, b)"),
+    ("arguments", "return max(a, b)", "return max(a, b)", "return max(b, a)"),
+    ("arguments", "return a - b", "return a - b", "return b - a"),
+    ("return", "for x in a:\n        b += x\n    return b", "return b", "return b"),
+    ("return", "for x in a:\n        if x:\n            break", "break", "continue"),
+    ("statement", "b.clear()\n    return b", "b.clear()", ""),
+    ("statement", "if a:\n        b += 1", "b += 1", "pass"),
+    ("statement", "for x in a:\n        if x:\n            continue\n        b += 1", "continue", "pass"),
+]
+
+
+def test_every_operator_has_an_example() -> None:
+    assert {operator for operator, *_ in EXAMPLES} == set(OPERATORS)
+
+
+@pytest.mark.parametrize(("operator", "body", "before", "after"), EXAMPLES)
 def test_operators(operator: str, body: str, before: str, after: str) -> None:
     assert (before, after) in changes(f"def f(a, b):\n    {body}\n", operator)
 
@@ -163,6 +168,34 @@ def test_a_variable_is_only_swapped_for_one_that_is_bound_and_alike() -> None:
     assert ("x = items[i]", "x = n[i]") not in found
     assert ("x = items[i]", "x = items[x]") not in found
     assert ("for i in range(n):", "for i in range(i):") not in found
+
+
+METHODS = """class A:
+    class B:
+        @staticmethod
+        def f(a):
+            return a < 1
+
+    def f(self):
+        return self.g > 2
+
+
+def f(a):
+    return a == 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("name", "before"), [("f", "return a == 3"), ("A.f", "return self.g > 2"), ("A.B.f", "return a < 1")]
+)
+def test_methods_are_named_with_their_class(name: str, before: str) -> None:
+    assert {one.before_line.strip() for one in mutations(METHODS, name)} == {before}
+
+
+@pytest.mark.parametrize("name", ["A.g", "B.f", "C.f", "f.f"])
+def test_a_missing_method_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match=f"no method '{name}'"):
+        mutations(METHODS, name)
 
 
 def test_a_missing_function_is_an_error() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,46 @@ def test_faults_are_named(tmp_path: Path, spoil: Spoil, message: str) -> None:
     with pytest.raises(TaskFileError, match=message) as fault:
         read_tasks(path)
     assert str(path) in str(fault.value)
+
+
+def suited(number: int) -> Task:
+    """A task of a checkout."""
+    suite = {"files": {"test_a.py": "test " * 100, "short.py": "x"}, "wanted": [f"test_a.py::{number}"]}
+    return replace(task(number, f"{number} " * 200), files={"a.py": f"{number} " * 200, "b.py": "b" * 300},
+                   hidden={"suite": suite})  # fmt: skip
+
+
+def test_what_a_checkouts_tasks_share_stands_once(tmp_path: Path) -> None:
+    tasks, path = [suited(number) for number in range(20)], tmp_path / "tasks.jsonl"
+    assert write_tasks(path, tasks, seed=0) == digest(tasks)
+    assert read_tasks(path) == tasks
+    text = path.read_text()
+    assert (text.count("b" * 300), text.count(json.dumps("test " * 100))) == (1, 1)
+    header, *lines = text.splitlines()
+    assert json.loads(header)["texts"] == 2
+    assert len(lines) == 22
+    task_line = json.loads(lines[2])
+    assert task_line["files"] == {"a.py": "0 " * 200, "b.py": 0}
+    assert task_line["hidden"]["suite"]["files"] == {"test_a.py": 1, "short.py": "x"}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"texts":2', '"texts":99', r"line 1, field 'texts': found 99"),
+        ('"texts":2', '"texts":"2"', r"line 1, field 'texts': found '2'"),
+        ('"texts":2', '"texts":1', r"line 3: found str, expected an object"),
+        ('"texts":2', '"texts":3', r"line 4: found dict, expected a text"),
+        ('"b.py":0', '"b.py":2', r"line 4: file 'b.py' is text 2, and there are 2"),
+        ('"b.py":0', '"b.py":-1', r"line 4: file 'b.py' is text -1"),
+    ],
+)
+def test_faults_of_shared_texts_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    write_tasks(path, [suited(1), suited(2)], seed=0)
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(TaskFileError, match=message):
+        read_tasks(path)
 
 
 def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:

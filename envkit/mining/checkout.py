@@ -1,0 +1,366 @@
+"""A checkout as text: its modules, its pytest suite, and where they come from; nothing of it is run."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from pathlib import Path, PurePosixPath
+from sys import stdlib_module_names
+from typing import Any, Final, cast, final
+
+from envkit.errors import UsageError
+from envkit.grading import PYTEST
+from envkit.mining.modules import absolute
+from envkit.mining.syntax import parse
+
+#: What code and suite may hold together: every task of the checkout carries them.
+MAX_BYTES: Final = 2**20
+#: Longer files are data; nobody reads them in a task.
+_MAX_FILE_BYTES: Final = 2**18
+#: The suite's configuration in a workspace. Not pytest.ini: beside that name a warm sandbox starts an
+#: interpreter of its own for every command, since it may shadow the module that it has imported.
+SETTINGS: Final = "tox.ini"
+_TESTS: Final = ("test", "tests")
+_NO_CODE: Final = (*_TESTS, "benchmarks", "build", "dist", "docs", "examples")
+_NO_MODULES: Final = ("setup.py", "conftest.py", "noxfile.py")
+#: Where pytest looks for its configuration, in its order, and the section there.
+_CONFIGURATIONS: Final = (
+    ("pytest.ini", "pytest"),
+    (".pytest.ini", "pytest"),
+    ("pyproject.toml", "tool.pytest.ini_options"),
+    ("tox.ini", "pytest"),
+    ("setup.cfg", "tool:pytest"),
+)
+#: Settings that say what a test is and when it fails. Others, ``addopts`` first, are about how people run
+#: and report tests, and often name plugins that no sandbox holds.
+_SETTINGS: Final = (
+    *("filterwarnings", "markers", "python_classes", "python_functions", "usefixtures", "xfail_strict"),
+)
+
+
+@final
+@dataclass(frozen=True)
+class Checkout:
+    """A project's own code and tests. Paths are of a workspace, in which a ``src`` layout lies flat.
+
+    Args:
+        name: of the project, by pyproject.toml, else of the folder.
+        version: by pyproject.toml, else the commit's first digits, else ``"0"``.
+        commit: of a git checkout, else ``""``. Changes that are not committed do not show in it.
+        license: name of the licence's file, ``""`` where there is none.
+        code: path -> text of the modules, and of what lies beside them.
+        tests: path -> text of the suite, its configuration included.
+        origins: path -> where the file lies in the checkout.
+    """
+
+    name: str
+    version: str
+    commit: str
+    license: str
+    code: Mapping[str, str]
+    tests: Mapping[str, str]
+    origins: Mapping[str, str]
+
+    @cached_property
+    def modules(self) -> Mapping[str, str]:
+        """Dotted name -> path, of code and tests."""
+        paths = sorted(path for path in (*self.code, *self.tests) if path.endswith(".py"))
+        return {_dotted(path): path for path in paths}
+
+    def text(self, path: str) -> str:
+        """A file of code or suite."""
+        return self.tests[path] if path in self.tests else self.code[path]
+
+    def closure(self, modules: Iterable[str]) -> set[str]:
+        """Modules of the checkout that are loaded where these are, as far as imports are written out."""
+        found: set[str] = set()
+        pending = [*modules]
+        while pending:
+            name = pending.pop()
+            if name in self.modules and name not in found:
+                found.add(name)
+                # Before `a.b` is loaded, `a` is.
+                pending += [name.rpartition(".")[0], *self._imports.get(name, ())]
+        return found
+
+    @cached_property
+    def tested(self) -> set[str]:
+        """Modules that the suite loads, its own included."""
+        return self.closure(name for name, path in self.modules.items() if path in self.tests)
+
+    @cached_property
+    def _imports(self) -> Mapping[str, set[str]]:
+        return {name: {*self._imported(name, path)} for name, path in self.modules.items()}
+
+    def _imported(self, name: str, path: str) -> Iterator[str]:
+        package = name if path.endswith("__init__.py") else name.rpartition(".")[0]
+        for node in ast.walk(_tree(self.text(path))):
+            if isinstance(node, ast.Import):
+                yield from (alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                source = absolute(node, package)
+                yield source
+                yield from (f"{source}.{alias.name}" for alias in node.names)
+
+
+def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
+    """Refuse a suite that imports what its sandbox does not hold.
+
+    Args:
+        checkout: the checkout.
+        packages: distributions that its sandbox holds beside pytest.
+
+    Raises:
+        UsageError: names the first such import, and what to do; or the checkout is a package that the sandbox
+            holds itself.
+    """
+    offered = {name for package in (*PYTEST, *packages) for name in _names_of(package)}
+    roots = {name.partition(".")[0] for name, path in checkout.modules.items() if path in checkout.code}
+    if taken := sorted(roots & offered):
+        raise UsageError(
+            f"{checkout.name} holds {taken[0]!r}, which its tests' sandbox holds too and imports instead; "
+            "it cannot be mined"
+        )
+    local = {part for path in checkout.modules.values() for part in PurePosixPath(path).with_suffix("").parts}
+    for name in sorted(checkout.tested):
+        path = checkout.modules[name]
+        for root in _needed(_tree(checkout.text(path))):
+            if root in stdlib_module_names or root in local or root in offered:
+                continue
+            package = next(iter(packages_distributions().get(root, ())), None)
+            cure = (
+                f"add --with {package}"
+                if package
+                else "install the package that it comes from here, and name it by --with"
+            )
+            raise UsageError(
+                f"{checkout.origins[path]} imports {root!r}, which a sandbox does not hold; {cure}. Only "
+                "pure Python can be put into a sandbox: a checkout that needs compiled code cannot be mined"
+            )
+
+
+def read_checkout(root: Path) -> Checkout:
+    """Read a folder that holds a project's sources and its pytest suite. Symlinks are not followed.
+
+    Raises:
+        UsageError: it is no folder, or holds no package, no suite or too much; or its configuration is
+            malformed.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root} is no folder; expected a checkout with Python sources and a pytest suite")
+    project, settings = _project(root), _settings(root)
+    base = root / "src" if _packages(root / "src") else root
+    places = _packages(base)
+    origins: dict[str, str] = {}
+    code: dict[str, str] = {}
+    tests: dict[str, str] = {}
+    for path, text in (pair for place in (*places, *_suite(root, settings)) for pair in _texts(place)):
+        owner = next((place for place in places if path.is_relative_to(place)), None)
+        inside = path.relative_to(root if owner is None else base)
+        # What lies in a package is code, even where testpaths names the package, but for its tests.
+        is_suite = owner is None or is_test(path.name) or path.name == "conftest.py"
+        is_suite = is_suite or any(part in _TESTS for part in inside.parts[:-1])
+        (tests if is_suite else code)[inside.as_posix()] = text
+        origins[inside.as_posix()] = path.relative_to(root).as_posix()
+    if not any(path.endswith(".py") for path in code):
+        raise UsageError(
+            f"{root} holds no package to mine; expected folders with __init__.py, or modules, there or in src"
+        )
+    if not any(is_test(path) for path in tests):
+        raise UsageError(
+            f"{root} holds no pytest suite; expected a folder tests, files test_*.py, or testpaths in "
+            "pyproject.toml or pytest.ini"
+        )
+    size = sum(len(text.encode()) for text in (*code.values(), *tests.values()))
+    if size > MAX_BYTES:
+        raise UsageError(
+            f"{root} holds {size:,} bytes of code and tests, more than the {MAX_BYTES:,} that each of its "
+            "tasks can carry; mine a part of it that stands alone"
+        )
+    tests[SETTINGS] = _configuration(settings, tests)
+    commit = _commit(root)
+    licences = sorted(
+        entry.name
+        for entry in root.iterdir()
+        if re.match("licen[cs]e|copying", entry.name, re.I) and entry.is_file()
+    )
+    return Checkout(
+        name=re.sub(r"[^\w.-]", "-", str(project.get("name") or root.resolve().name)),
+        version=str(project.get("version") or commit[:12] or "0"),
+        commit=commit,
+        license=licences[0] if licences else "",
+        code=dict(sorted(code.items())),
+        tests=dict(sorted(tests.items())),
+        origins=origins,
+    )
+
+
+def is_test(path: str) -> bool:
+    """Whether pytest is asked to look for tests in a file."""
+    name = PurePosixPath(path).name
+    return name.endswith("_test.py") or (name.startswith("test_") and name.endswith(".py"))
+
+
+def _packages(base: Path) -> list[Path]:
+    """Packages and single modules in a folder."""
+    if not base.is_dir():
+        return []
+    return sorted(
+        entry
+        for entry in base.iterdir()
+        if not entry.is_symlink()
+        and (
+            ((entry / "__init__.py").is_file() and entry.name not in _NO_CODE)
+            or (entry.suffix == ".py" and entry.name not in _NO_MODULES and not is_test(entry.name))
+        )
+    )
+
+
+def _suite(root: Path, settings: Mapping[str, str]) -> list[Path]:
+    """Files and folders of the suite, beside test folders in packages."""
+    named = settings.get("testpaths", "").split()
+    if unsafe := [one for one in named if one.startswith("/") or ".." in PurePosixPath(one).parts]:
+        raise UsageError(
+            f"{root}: testpaths names {unsafe[0]}, which lies outside; mine the folder that holds it"
+        )
+    found = [path for one in named for path in sorted(root.glob(one))]
+    found = found or [root / name for name in _TESTS if (root / name).is_dir()]
+    beside = [entry for entry in sorted(root.iterdir()) if is_test(entry.name) or entry.name == "conftest.py"]
+    return [*found, *beside]
+
+
+def _texts(place: Path) -> Iterator[tuple[Path, str]]:
+    """The text files of a file or folder; links, caches and what is no UTF-8 or too long are left out."""
+    for path in [place] if place.is_file() else sorted(place.rglob("*")):
+        hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(place).parts)
+        linked = any(one.is_symlink() for one in (path, *path.parents) if one.is_relative_to(place))
+        if hidden or linked or not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
+            continue
+        try:
+            yield path, path.read_bytes().decode()
+        except UnicodeDecodeError:
+            continue
+
+
+def _project(root: Path) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", _toml(root).get("project", {}))
+
+
+def _toml(root: Path) -> dict[str, Any]:
+    path = root / "pyproject.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def _settings(root: Path) -> Mapping[str, str]:
+    """Pytest's own, from the first file that has any."""
+    for name, section in _CONFIGURATIONS:
+        path = root / name
+        if not path.is_file():
+            continue
+        if name == "pyproject.toml":
+            found: Any = _toml(root)
+            for part in section.split("."):
+                found = found.get(part, {})
+            settings = {key: _plain(value) for key, value in found.items()}
+        else:
+            parser = configparser.ConfigParser(interpolation=None)
+            try:
+                parser.read_string(path.read_text(encoding="utf-8"))
+            except (OSError, ValueError, configparser.Error) as error:
+                said = " ".join(str(error).split())
+                raise UsageError(f"{path} cannot be read: {said}") from error
+            settings = dict(parser[section]) if parser.has_section(section) else {}
+        if settings or name.endswith("pytest.ini"):
+            return settings
+    return {}
+
+
+def _plain(value: Any) -> str:
+    return "\n".join(map(str, cast("list[object]", value))) if isinstance(value, list) else str(value)
+
+
+def _configuration(settings: Mapping[str, str], tests: Iterable[str]) -> str:
+    """Pytest's configuration, with what of the project's settings bears on outcomes."""
+    # Pytest puts the folder of a test module on the path unless it is a package's; `suite_worker` does not.
+    folders = {PurePosixPath(path).parent for path in tests if is_test(path)}
+    bare = sorted(str(one) for one in folders if f"{one}/__init__.py" not in tests)
+    own = [
+        one.removeprefix("src/") for one in settings.get("pythonpath", "").split() if one not in (".", "src")
+    ]
+    kept = {key: settings[key] for key in _SETTINGS if key in settings}
+    kept["pythonpath"] = "\n".join(dict.fromkeys([".", *bare, *own]))
+    # A module that cannot be loaded here is no reason to run none of the others.
+    kept["addopts"] = "--continue-on-collection-errors"
+    indented = {key: value.strip().replace("\n", "\n    ") for key, value in kept.items()}
+    return "[pytest]\n" + "".join(f"{key} =\n    {value}\n" for key, value in indented.items())
+
+
+def _commit(root: Path) -> str:
+    """The commit that is checked out, read from git's files: to run git would run what its settings name."""
+    folder = root / ".git"
+    try:
+        if folder.is_file():  # of a worktree or submodule
+            folder = root / folder.read_text().removeprefix("gitdir:").strip()
+        said = (folder / "HEAD").read_text().strip()
+        reference = said.removeprefix("ref: ")
+        if reference != said:
+            common = folder / "commondir"
+            places = [folder, *([folder / common.read_text().strip()] if common.is_file() else [])]
+            loose = [(place / reference).read_text() for place in places if (place / reference).is_file()]
+            packed = [line for place in places for line in _lines(place / "packed-refs")]
+            said = [*loose, *(line.split()[0] for line in packed if line.endswith(f" {reference}")), ""][
+                0
+            ].strip()
+    except (OSError, ValueError):
+        return ""
+    return said if re.fullmatch("[0-9a-f]{40,64}", said) else ""
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.is_file() else []
+
+
+def _dotted(path: str) -> str:
+    parts = PurePosixPath(path).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def _tree(text: str) -> ast.Module:
+    """The tree of a module; an empty one where it is no Python, which fails whoever imports it."""
+    try:
+        return parse(text)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return ast.Module([], [])
+
+
+def _needed(tree: ast.Module) -> Iterator[str]:
+    """Roots of what a module imports without a condition; what stands in ``try`` or ``if`` may be absent."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+            yield node.module.partition(".")[0]
+
+
+def _names_of(package: str) -> set[str]:
+    """What can be imported from a distribution.
+
+    Raises:
+        UsageError: it is not installed here.
+    """
+    try:
+        files = distribution(package).files or ()
+    except PackageNotFoundError:
+        raise UsageError(f"package {package!r} is not installed here; pip install {package}") from None
+    return {
+        file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py" and ".." not in file.parts
+    }

@@ -1,0 +1,106 @@
+"""Runs a pytest suite on many variants of a checkout; for trusted code, inside a sandbox.
+
+Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
+
+    {"runner": source of envkit.grading.suite_worker, "reader": source of envkit.mining.batch_worker,
+     "packages": PATH, "warm": [MODULE, ...], "hash_seed": "1", "cpu_s": S,
+     "files": {PATH: TEXT, ...}, "tests": [PATH, ...], "variants": [{PATH: TEXT, ...}, ...]}
+
+It prints one line per variant: ``{"outcomes": {TEST ID: WORD, ...} or null, "cpu_s": S, "said": TEXT}``, with
+null where the suite did not run to its end.
+
+Each variant runs in a forked child, in a folder of its own that is gone afterwards.
+"""
+
+from __future__ import annotations
+
+TYPE_CHECKING = False  # `typing` itself would take longer to import than all the rest
+if TYPE_CHECKING:
+    from typing import Any
+
+#: Characters kept of what a run says on stderr.
+_KEPT = 2000
+
+
+def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) -> dict[str, Any]:
+    """The outcomes of one variant, from a child process."""
+    import contextlib
+    import json
+    import os
+    import resource
+    import shutil
+    import signal
+    import sys
+
+    here, folder = os.getcwd(), os.path.join(os.getcwd(), "variant")
+    for path, text in {**job["files"], **variant}.items():
+        target = os.path.join(folder, path)
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        with open(target, "w", encoding="utf-8", newline="") as file:
+            file.write(text)
+    asked, noise = os.memfd_create("asked"), os.memfd_create("noise")
+    os.write(asked, json.dumps({"packages": job["packages"], "tests": job["tests"], "token": ""}).encode())
+    os.lseek(asked, 0, os.SEEK_SET)
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.setsid()
+            # What one variant leaves in the usual places is not there for the next.
+            os.environ["TMPDIR"] = os.environ["HOME"] = os.path.join(folder, ".home")
+            os.mkdir(os.environ["HOME"])
+            os.chdir(folder)
+            for place, stream in enumerate((asked, writing, noise)):
+                os.dup2(stream, place)
+            resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
+            exec(compile(job["runner"], "<runner>", "exec", dont_inherit=True), {"__name__": "__main__"})
+            sys.stdout.flush()
+        finally:
+            os._exit(0)
+    os.close(writing)
+    # Tests may sleep, and wait for programs that they start.
+    said = reader["said"](reading, child, 0.5, 40)
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(child, signal.SIGKILL)
+    _, _, used = os.wait4(child, 0)
+    os.lseek(noise, max(0, os.fstat(noise).st_size - _KEPT), os.SEEK_SET)
+    heard = os.read(noise, _KEPT).decode(errors="replace")
+    for stream in (asked, noise):
+        os.close(stream)
+    os.chdir(here)
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        outcomes = json.loads(said)["outcomes"]
+    except (ValueError, TypeError, KeyError):  # nothing, or what a test wrote in the report's place
+        outcomes = None
+    return {"outcomes": outcomes, "cpu_s": used.ru_utime + used.ru_stime, "said": heard}
+
+
+def main() -> None:
+    """Answer the job on stdin."""
+    import importlib
+    import json
+    import os
+    import sys
+
+    source = sys.stdin.read()
+    job = json.loads(source)
+    if os.environ.get("PYTHONHASHSEED") != job["hash_seed"]:
+        # An interpreter chooses its hash seed when it starts, so it needs a second start; the job goes along.
+        again = os.memfd_create("job")
+        os.write(again, source.encode())
+        os.lseek(again, 0, os.SEEK_SET)
+        os.dup2(again, 0)
+        argv = [sys.executable, "-P", "-S", "-c", sys.orig_argv[-1]]
+        os.execve(sys.executable, argv, {**os.environ, "PYTHONHASHSEED": job["hash_seed"]})
+    reader: dict[str, Any] = {"__name__": "reader"}
+    exec(compile(job["reader"], "<reader>", "exec", dont_inherit=True), reader)
+    sys.path.append(job["packages"])
+    for name in job["warm"]:  # once for all variants
+        importlib.import_module(name)
+    for variant in job["variants"]:
+        print(json.dumps(run(job, variant, reader)), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,345 @@
+"""The miner of checkouts: functions of a project become repair tasks that its own pytest suite grades."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from envkit.errors import SandboxError, UsageError
+from envkit.grading import grade_suite, outcomes
+from envkit.grading.suite import SUITE_LIMITS
+from envkit.mining.build import edit_between, mutation_id
+from envkit.mining.checkout import Checkout
+from envkit.mining.difficulty import difficulty
+from envkit.mining.duplicates import Shape, is_near
+from envkit.mining.functions import Function
+from envkit.mining.language import Language
+from envkit.mining.mutations import Mutation, spread
+from envkit.mining.python import PYTHON
+from envkit.mining.suite_batch import Ran
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task, Verdict
+
+#: Modules of which one, by the hash of its name, is held out.
+ONE_HELD_OUT_OF: Final = 5
+#: How a grade of such a task is labelled wherever it comes from; see `envkit.grading.suite`.
+GRADED_BY: Final = "pytest-suite"
+#: Variants that share one sandboxed process.
+_PER_SANDBOX: Final = 16
+#: Mutants tried for each one kept.
+_TRIED_PER_KEPT: Final = 3
+#: Hash seed and number of runs of the suite as it is: what does not pass in each is no ground for a reward.
+#: First a single one, for a suite that does not end. Seed 0 is a sandbox's own, which costs no second start.
+_RUNS: Final = ((0, 1), (0, 2), (1, 3))
+#: CPU seconds of the suite as it is. A repair may take twice as long.
+_SUITE_CPU_S: Final = SUITE_LIMITS.cpu_s / 2
+#: A mutant that takes this much longer than the original, and at least so many seconds, does not end.
+_SLOWER, _FLOOR_S = 8, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Mined:
+    """What came of a checkout.
+
+    Args:
+        tasks: of the split that was asked for.
+        stable: tests that pass on the checkout whenever they are run; each task demands all of them.
+        flaky: those that pass at some times.
+        failing: those that never do.
+        duplicates: functions left out, since they are near-duplicates of others or of held-out ones.
+    """
+
+    tasks: tuple[Task, ...]
+    stable: tuple[str, ...]
+    flaky: tuple[str, ...]
+    failing: tuple[str, ...]
+    duplicates: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Site:
+    """A function and where it stands."""
+
+    module: str
+    path: str
+    function: Function
+
+    @property
+    def qualname(self) -> str:
+        return f"{self.module}.{self.function.qualname}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Mutant:
+    """A change of a site, its module's text, and the tests that tell it from the original."""
+
+    site: _Site
+    mutation: Mutation
+    text: str
+    killers: tuple[str, ...] = ()
+
+
+def split_of(project: str, module: str) -> str:
+    """``"train"`` or ``"heldout"``: a function of the two names alone, the same for every version.
+
+    >>> split_of("shop", "shop.stock"), split_of("shop", "shop.prices")
+    ('train', 'heldout')
+    """
+    drawn = int(hashlib.sha256(f"{project}/{module}".encode()).hexdigest(), 16)
+    return "heldout" if drawn % ONE_HELD_OUT_OF == 0 else "train"
+
+
+def mine_checkout(
+    root: Path,
+    *,
+    seed: int,
+    split: str,
+    backend: SandboxBackend,
+    per_function: int = 6,
+    max_chars: int = 700,
+    packages: Sequence[str] = (),
+    shapes: Iterable[Shape] = (),
+    progress: Callable[[int, int, int], None] | None = None,
+    workers: int = 2,
+    language: Language = PYTHON,
+) -> Mined:
+    """Make repair tasks of a checkout's functions and methods.
+
+    The suite runs in sandboxes only. A task is kept when the suite, which passes on the checkout each time,
+    tells the mutant by the same tests in two processes with different hash seeds, and when the grader fails
+    the mutant in a sandbox of its own.
+
+    Args:
+        root: folder with the project's sources and its suite; see `envkit.mining.checkout.read_checkout`.
+        seed: decides the choice of mutants.
+        split: ``"train"`` or ``"heldout"``; modules are dealt out by `split_of`.
+        backend: where the suite runs; one of its kind that holds pytest is made.
+        per_function: most tasks made from one function.
+        max_chars: longest function, as it stands in its file.
+        packages: distributions that the suite needs beside pytest; pure Python, installed here.
+        shapes: functions whose near-duplicates are left out.
+        progress: called with (variants run, variants in all, tasks so far).
+        workers: sandboxes at work at once.
+        language: of the checkout.
+
+    Raises:
+        UsageError: it cannot be mined; the message says why.
+        SandboxError: the machinery failed.
+    """
+    checkout = language.grammar.checkout(root)
+    fitted = language.runner.fitted(backend, checkout, packages)
+    stable, flaky, failing, used_s = _tests(checkout, fitted, language)
+    cpu_s = min(_SUITE_CPU_S, max(_FLOOR_S, _SLOWER * used_s))
+    sites, duplicates = _sites(checkout, split, max_chars, shapes, language)
+    mutants = [one for site in sites for one in _mutants(checkout, site, seed, per_function, language)]
+    total, run = len(mutants), 0
+
+    def tell(found: int, more: int = 0) -> None:
+        nonlocal run
+        run += more
+        if progress is not None:
+            progress(run, total, found)
+
+    def told(some: Sequence[_Mutant], hash_seed: int = 0) -> list[_Mutant]:
+        variants = [{one.site.path: one.text} for one in some]
+        ran = language.runner.runs(fitted, checkout, variants, hash_seed=hash_seed, cpu_s=cpu_s)
+        return [
+            _Mutant(one.site, one.mutation, one.text, _killers(stable, found))
+            for one, found in zip(some, ran, strict=True)
+        ]
+
+    def confirmed(some: Sequence[_Mutant]) -> list[Task]:
+        again = told(some, 1)
+        return [
+            _task(checkout, one, split, stable, packages, language)
+            for one, other in zip(some, again, strict=True)
+            if one.killers == other.killers and _fails(checkout, one, fitted, stable)
+        ]
+
+    with ThreadPoolExecutor(workers) as pool:
+        alive: dict[_Site, list[_Mutant]] = {}
+        for some in pool.map(told, _chunks(mutants)):
+            for one in some:
+                if one.killers:
+                    alive.setdefault(one.site, []).append(one)
+            tell(0, len(some))
+        kept = [
+            one
+            for site, some in alive.items()
+            for one in _spread(some, per_function, f"kept/{seed}/{site.qualname}")
+        ]
+        total += len(kept)
+        tasks: list[Task] = []
+        for chunk, some in zip(_chunks(kept), pool.map(confirmed, _chunks(kept)), strict=True):
+            tasks += some
+            tell(len(tasks), len(chunk))
+    return Mined(tuple(tasks), stable, flaky, failing, duplicates)
+
+
+def _chunks(mutants: Sequence[_Mutant]) -> list[Sequence[_Mutant]]:
+    return [mutants[at : at + _PER_SANDBOX] for at in range(0, len(mutants), _PER_SANDBOX)]
+
+
+def _tests(
+    checkout: Checkout, backend: SandboxBackend, language: Language
+) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], float]:
+    """Tests that pass on the checkout always, at times, and never; and the CPU seconds of the longest run."""
+    runs: list[Mapping[str, str]] = []
+    said, used_s = "", 0.0
+    for hash_seed, count in _RUNS:
+        unchanged: list[Mapping[str, str]] = [{}] * count
+        for ran in language.runner.runs(
+            backend, checkout, unchanged, hash_seed=hash_seed, cpu_s=_SUITE_CPU_S
+        ):
+            said = " ".join(ran.said.split())[-300:]
+            if ran.outcomes is None:
+                raise UsageError(
+                    f"{checkout.name}: the suite does not run to its end in {_SUITE_CPU_S:g} CPU seconds; "
+                    f"leave slow tests out, as by testpaths in pytest.ini; it said: {said or 'nothing'}"
+                )
+            runs.append(ran.outcomes)
+            used_s = max(used_s, ran.cpu_s)
+    # And as the grader runs it.
+    runs.append(outcomes(backend, _encoded(checkout.code), _encoded(checkout.tests)))
+    every = sorted({test for run in runs for test in run})
+    passes = {test: sum(run.get(test) == "passed" for run in runs) for test in every}
+    stable = tuple(test for test in every if passes[test] == len(runs))
+    if not stable:
+        raise UsageError(
+            f"{checkout.name}: none of its {len(every)} tests passes each time in a sandbox, so none can "
+            f"grade; pytest said: {said or 'nothing'}"
+        )
+    flaky = tuple(test for test in every if 0 < passes[test] < len(runs))
+    return stable, flaky, tuple(test for test in every if not passes[test]), used_s
+
+
+def _sites(
+    checkout: Checkout, split: str, max_chars: int, shapes: Iterable[Shape], language: Language
+) -> tuple[list[_Site], tuple[str, ...]]:
+    """The split's functions, and those left out as near-duplicates."""
+    modules = {
+        name: path
+        for name, path in checkout.modules.items()
+        if path in checkout.code and name in checkout.tested
+    }
+    splits = {name: split_of(checkout.name, name) for name in modules}
+    if split not in splits.values():
+        raise UsageError(
+            f"{checkout.name}: none of its {len(modules)} modules that tests load falls to split {split!r}, "
+            "which the hash of a module's name decides; take the other split, or a larger checkout"
+        )
+    seen = [*shapes]
+    sites: list[_Site] = []
+    duplicates: list[str] = []
+    # Held-out ones first: what resembles them is not trained on.
+    for name in sorted(modules, key=lambda name: (splits[name], name)):
+        for function in language.grammar.functions(checkout.code[modules[name]]):
+            site = _Site(name, modules[name], function)
+            if is_near(function.shape, seen):
+                duplicates += [site.qualname] if splits[name] == split else []
+                continue
+            seen.append(function.shape)
+            if splits[name] == split and len(function.text) <= max_chars:
+                sites.append(site)
+    return sites, tuple(duplicates)
+
+
+def _mutants(
+    checkout: Checkout, site: _Site, seed: int, per_function: int, language: Language
+) -> list[_Mutant]:
+    text = checkout.code[site.path]
+    every = [
+        _Mutant(site, one, one.apply(text))
+        for one in language.grammar.mutations(text, site.function.qualname)
+    ]
+    return _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{site.qualname}")
+
+
+def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
+    known = {one.mutation: one for one in mutants}
+    return [known[one] for one in spread([*known], count, seed)]
+
+
+def _killers(stable: Sequence[str], ran: Ran) -> tuple[str, ...]:
+    """Tests that a mutant fails; none where the suite does not end, for then nothing tells which do."""
+    found = ran.outcomes
+    return () if found is None else tuple(test for test in stable if found.get(test) != "passed")
+
+
+def _fails(checkout: Checkout, mutant: _Mutant, backend: SandboxBackend, stable: Sequence[str]) -> bool:
+    """Whether the grader itself says so, in a sandbox of its own."""
+    rest = {path: text for path, text in checkout.code.items() if path != mutant.site.path}
+    found = grade_suite(
+        backend,
+        {mutant.site.path: mutant.text.encode()},
+        _encoded({**rest, **checkout.tests}),
+        stable,
+    )
+    if found.verdict is Verdict.INFRA:
+        raise SandboxError(f"mining {checkout.name}: {found.evidence}")
+    return found.verdict is Verdict.FAIL
+
+
+def _encoded(files: Mapping[str, str]) -> dict[str, bytes]:
+    return {path: text.encode() for path, text in files.items()}
+
+
+def _task(
+    checkout: Checkout,
+    mutant: _Mutant,
+    split: str,
+    stable: Sequence[str],
+    packages: Sequence[str],
+    language: Language,
+) -> Task:
+    site, mutation = mutant.site, mutant.mutation
+    original = checkout.code[site.path]
+    shown = sorted(
+        path for name in checkout.closure([site.module]) if (path := checkout.modules[name]) in checkout.code
+    )
+    lines = site.function.last_line - site.function.first_line + 1
+    score = difficulty(mutation.operator, lines, len(mutant.killers), len(stable))
+    return Task(
+        id=f"{checkout.name}/{site.qualname}/{mutation_id(mutation)}",
+        split=split,
+        prompt=f"{site.path} has a bug, and tests of {checkout.name} fail.",
+        files={**{path: checkout.code[path] for path in shown}, site.path: mutant.text},
+        metadata={
+            "language": language.name,
+            "package": checkout.name,
+            "version": checkout.version,
+            "commit": checkout.commit,
+            "license": checkout.license,
+            "origin": checkout.origins[site.path],
+            "sha256": hashlib.sha256(original.encode()).hexdigest(),
+            "module": site.module,
+            "function": site.function.qualname,
+            "qualname": site.qualname,
+            "path": site.path,
+            "operator": mutation.operator,
+            "source": f"{checkout.name}:{site.qualname}",
+            "graded_by": GRADED_BY,
+            "difficulty": round(score, 4),
+        },
+        hidden={
+            "function": site.function.qualname,
+            # Back to the original, whose digest is known.
+            "edit": edit_between(mutant.text, original),
+            "suite": {
+                # All that the agent does not see; none of it can be changed by the agent.
+                "files": {
+                    path: text
+                    for path, text in {**checkout.code, **checkout.tests}.items()
+                    if path not in shown
+                },
+                "wanted": list(stable),
+                "killers": list(mutant.killers),
+                "packages": list(packages),
+            },
+            "site": {"bytes": [mutation.start_byte, mutation.end_byte], "line": mutation.line},
+        },
+    )

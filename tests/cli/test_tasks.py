@@ -1,0 +1,66 @@
+"""`envkit tasks mine` on a checkout: what it writes, what it says, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from shop import lay_out
+
+from envkit.mining.taskfile import read_tasks
+
+
+def envkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "envkit.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
+    lay_out(tmp_path / "shop")
+    done = envkit(
+        *("tasks", "mine", "./shop", "--split", "heldout", "--per-function", "1"),
+        *("-o", "tasks.jsonl", "--json"),
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    said = json.loads(done.stdout)
+    tasks = read_tasks(tmp_path / "tasks.jsonl")
+    assert said["tasks"] == len(tasks) == said["functions"] == 3
+    assert said["difficulty"] == sorted(said["difficulty"])
+    assert said["left_out"] == {
+        "flaky tests": 1,
+        "tests that never pass": 1,
+        "functions that resemble others": 0,
+    }
+    assert {task.metadata["graded_by"] for task in tasks} == {"pytest-suite"}
+    header = json.loads((tmp_path / "tasks.jsonl").read_text().splitlines()[0])
+    assert header["packages"] == {"shop": "2.1"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("./absent",), ("absent is no folder", "checkout")),
+        (("./shop", "toolz"), ("./shop is a checkout", "mined alone")),
+        (("./shop", "--recipe"), ("--recipe", "checkout has none")),
+        (("./shop", "--with", "no-such-package"), ("no-such-package", "pip install")),
+        (("./needy",), ("src/shop/stock.py imports 'gymnasium'", "add --with gymnasium")),
+        (("toolz", "--with", "gymnasium"), ("--with is for a checkout",)),
+        (("toolz", "--split", "test"), ("'test'", "train or heldout")),
+    ],
+)
+def test_what_cannot_be_mined_is_one_clear_line_and_exit_2(
+    tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
+) -> None:
+    lay_out(tmp_path / "shop")
+    lay_out(tmp_path / "needy", {"src/shop/stock.py": "import gymnasium\n"})
+    done = envkit("tasks", "mine", *arguments, "-o", "out.jsonl", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.count("error:") == 1
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in done.stderr
+    assert not (tmp_path / "out.jsonl").exists()

@@ -1,0 +1,99 @@
+"""Tasks of a checkout in the editor: one file to repair, others to look at, graded by the project's suite."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from shop import lay_out
+
+from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.mining.suite_miner import mine_checkout
+from envkit.sandbox import SandboxBackend
+from envkit.studies.verify import verify
+from envkit.types import Task
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend) -> list[Task]:
+    root = lay_out(tmp_path_factory.mktemp("shop"))
+    return [*mine_checkout(root, seed=0, split="train", backend=backend, per_function=1).tasks]
+
+
+@pytest.fixture(scope="module")
+def due(tasks: list[Task]) -> Task:
+    return next(task for task in tasks if task.metadata["function"] == "due")
+
+
+def played(task: Task, backend: SandboxBackend, *actions: str) -> tuple[list[str], float, dict[str, Any]]:
+    """What was seen, what it earned, and the last step's facts."""
+    env = CodeEditorEnv(tasks=[task], sandbox=backend, max_turns=len(actions))
+    seen, reward, facts = [env.reset(seed=0)[0]], 0.0, {}
+    for action in actions:
+        observation, reward, _, _, facts = env.step(action)
+        seen.append(observation)
+    env.close()
+    return seen, float(reward), facts
+
+
+def test_the_oracle_earns_1_and_the_no_op_0(tasks: list[Task], backend: SandboxBackend) -> None:
+    assert len({task.source for task in tasks}) > 4
+    assert verify(CodeEditorEnv, tasks, backend, Silent(), lambda: True, seed=0) == []
+
+
+def test_the_report_says_that_it_proves_less(due: Task, backend: SandboxBackend) -> None:
+    for actions, verdict in ((CodeEditorEnv.oracle(due), "PASS"), (["submit"], "FAIL")):
+        _, reward, facts = played(due, backend, *actions)
+        assert (reward, facts["verdict"]) == (float(verdict == "PASS"), verdict)
+        assert "one process" in facts["weaknesses"]["answers_as_original"]
+
+
+def test_the_function_is_shown_and_its_neighbours_can_be_looked_at(
+    due: Task, backend: SandboxBackend
+) -> None:
+    views = (
+        "outline",
+        "view shop/stock.py",
+        "view shop/stock.py 1-2",
+        "view shop/stock.py Stock.take",
+        "view due",
+    )
+    seen, *_ = played(due, backend, *views)
+    assert "shop/basket.py has a bug, and tests of shop fail." in seen[0]
+    assert "def due(stock, wanted, nets):" in seen[0]
+    assert "Files beside it, for view: shop/__init__.py, shop/prices.py, shop/stock.py" in seen[1]
+    assert "def add(self, name, count=1):" in seen[2]
+    assert seen[3].split("\n")[0] == "class Stock:"
+    assert "def take" in seen[4]
+    assert "def add" not in seen[4]
+    assert "def due" in seen[5]
+
+
+def test_the_suite_is_not_there(due: Task, backend: SandboxBackend) -> None:
+    seen, reward, _ = played(due, backend, "view tests/test_shop.py", "run", "submit")
+    assert "There is no tests/test_shop.py" in seen[1]
+    assert "no tests to run" in seen[2]
+    assert reward == 0
+
+
+def test_a_neighbour_that_was_changed_is_tampering(due: Task, backend: SandboxBackend) -> None:
+    env = CodeEditorEnv(tasks=[due], sandbox=backend, max_turns=1)
+    env.reset(seed=0)
+    env.sandbox.write("shop/stock.py", b"class Stock: pass\n")
+    _, reward, _, _, facts = env.step("submit")
+    assert (reward, facts["verdict"]) == (0, "TAMPERED")
+
+
+def test_a_repair_that_breaks_something_else_earns_nothing(due: Task, backend: SandboxBackend) -> None:
+    repair, _ = CodeEditorEnv.oracle(due)
+    _, reward, facts = played(
+        due, backend, repair, "```python\ndef filled(names):\n    return None\n```\nsubmit"
+    )
+    assert (reward, facts["verdict"]) == (0, "FAIL")
+
+
+def test_the_attack_corpus_is_not_played(due: Task) -> None:
+    found = CodeEditorEnv.exploits(due)
+    assert found
+    assert all(not one.actions and "weaker" in one.inapplicable for one in found)

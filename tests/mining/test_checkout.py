@@ -1,0 +1,168 @@
+"""A checkout is read, never run, and what cannot be mined says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from shop import FILES, lay_out
+
+from envkit.errors import UsageError
+from envkit.mining.checkout import MAX_BYTES, SETTINGS, read_checkout, require_imports
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def test_code_and_suite_lie_flat_and_apart(tmp_path: Path) -> None:
+    found = read_checkout(lay_out(tmp_path))
+    assert (found.name, found.version, found.commit, found.license) == ("shop", "2.1", "", "LICENSE")
+    code = {"shop/__init__.py", "shop/basket.py", "shop/prices.py", "shop/stock.py", "shop/data/rates.txt"}
+    assert set(found.code) == code
+    tests = {"tests/__init__.py", "tests/helpers.py", "tests/test_shop.py", "tests/test_stock.py"}
+    assert set(found.tests) == {*tests, SETTINGS}
+    assert found.origins["shop/prices.py"] == "src/shop/prices.py"
+    assert found.text("shop/__init__.py") == FILES["src/shop/__init__.py"]
+    assert found.closure(["shop.basket"]) == {"shop", "shop.basket", "shop.prices", "shop.stock"}
+    assert found.closure(["shop.stock"]) == {"shop", "shop.stock"}
+    assert "tests.helpers" in found.tested
+
+
+def test_of_the_settings_only_what_decides_outcomes_is_kept(tmp_path: Path) -> None:
+    said = read_checkout(lay_out(tmp_path)).tests[SETTINGS]
+    assert "--cov" not in said
+    assert said == (
+        "[pytest]\nfilterwarnings =\n    error\nmarkers =\n    slow: takes long\npythonpath =\n    .\n"
+        "addopts =\n    --continue-on-collection-errors\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("pytest.ini", "[pytest]\nxfail_strict = true\ntestpaths = checks\n"),
+        ("tox.ini", "[pytest]\nxfail_strict = true\ntestpaths = checks\n"),
+        ("setup.cfg", "[tool:pytest]\nxfail_strict = true\ntestpaths = checks\n"),
+        ("pyproject.toml", '[tool.pytest.ini_options]\nxfail_strict = true\ntestpaths = ["checks"]\n'),
+    ],
+)
+def test_settings_are_found_where_pytest_finds_them(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / "one.py").write_text("def f():\n    return 1\n")
+    (tmp_path / "checks").mkdir()
+    (tmp_path / "checks" / "test_one.py").write_text("import one\n")
+    (tmp_path / name).write_text(text)
+    found = read_checkout(tmp_path)
+    assert set(found.code) == {"one.py"}
+    assert set(found.tests) == {"checks/test_one.py", SETTINGS}
+    assert "xfail_strict =\n    " in found.tests[SETTINGS]
+    assert "pythonpath =\n    .\n    checks\n" in found.tests[SETTINGS]
+
+
+@pytest.mark.parametrize("settings", ["", "[pytest]\ntestpaths = one\n"])
+def test_tests_within_a_package_are_no_code(tmp_path: Path, settings: str) -> None:
+    (tmp_path / "one" / "tests").mkdir(parents=True)
+    (tmp_path / "pytest.ini").write_text(settings)
+    for path in ("one/__init__.py", "one/tests/__init__.py", "one/tests/test_it.py"):
+        (tmp_path / path).write_text("")
+    found = read_checkout(tmp_path)
+    assert set(found.code) == {"one/__init__.py"}
+    assert set(found.tests) == {"one/tests/__init__.py", "one/tests/test_it.py", SETTINGS}
+
+
+def test_links_caches_and_what_is_no_text_are_left_out(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "root")
+    (tmp_path / "secret.py").write_text("SECRET = 1\n")
+    (root / "src/shop/linked.py").symlink_to(tmp_path / "secret.py")
+    (root / "src/shop/folder").symlink_to(tmp_path)
+    (root / "src/shop/__pycache__").mkdir()
+    (root / "src/shop/__pycache__/prices.py").write_text("")
+    (root / "src/shop/picture.png").write_bytes(b"\x89PNG\xff")
+    assert set(read_checkout(root).code) == {path.removeprefix("src/") for path in FILES if "src/" in path}
+
+
+def git(root: Path, reference: str) -> None:
+    (root / ".git" / "refs" / "heads").mkdir(parents=True)
+    (root / ".git" / "HEAD").write_text(f"{reference}\n")
+
+
+def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
+    root = lay_out(tmp_path)
+    git(root, COMMIT)
+    assert read_checkout(root).commit == COMMIT
+    (root / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
+    assert read_checkout(root).commit == ""
+    (root / ".git" / "packed-refs").write_text(f"# pack-refs\n{COMMIT[::-1]} refs/heads/main\n")
+    assert read_checkout(root).commit == COMMIT[::-1]
+    (root / ".git" / "refs" / "heads" / "main").write_text(f"{COMMIT}\n")
+    assert read_checkout(root).commit == COMMIT
+
+
+def test_no_other_file_passes_for_a_commit(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("not for tasks\n")
+    root = lay_out(tmp_path / "root")
+    git(root, "ref: ../../secret")
+    assert read_checkout(root).commit == ""
+
+
+Spoil = Callable[[Path], object]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda root: (root / "src").rename(root / "docs"), "holds no package to mine"),
+        (lambda root: (root / "tests").rename(root / "checks"), "holds no pytest suite"),
+        (lambda root: (root / "pyproject.toml").write_text("[torn"), r"pyproject.toml cannot be read"),
+        (lambda root: (root / "pytest.ini").write_text("torn"), r"pytest.ini cannot be read"),
+        (
+            lambda root: (root / "pytest.ini").write_text("[pytest]\ntestpaths = ../x"),
+            "names ../x, which lies",
+        ),
+        (
+            lambda root: [(root / f"src/shop/{i}.txt").write_text("x" * (MAX_BYTES // 8)) for i in range(9)],
+            r"holds 1,\d{3},\d{3} bytes of code and tests",
+        ),
+    ],
+)
+def test_what_cannot_be_mined_says_why(tmp_path: Path, spoil: Spoil, message: str) -> None:
+    spoil(lay_out(tmp_path))
+    with pytest.raises(UsageError, match=message) as raised:
+        read_checkout(tmp_path)
+    assert "\n" not in str(raised.value)
+
+
+def test_no_folder_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="is no folder"):
+        read_checkout(tmp_path / "absent")
+
+
+def test_an_import_that_no_sandbox_holds_is_named_with_its_cure(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"src/shop/basket.py": "import gymnasium.spaces\n"})
+    with pytest.raises(UsageError, match=r"src/shop/basket.py imports 'gymnasium'.*add --with gymnasium"):
+        require_imports(read_checkout(root))
+    require_imports(read_checkout(root), ["gymnasium"])
+    with pytest.raises(UsageError, match=r"pip install no-such-package"):
+        require_imports(read_checkout(root), ["no-such-package"])
+
+
+def test_an_import_that_is_nowhere_is_named_too(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"tests/test_more.py": "from nowhere.at_all import x\n"})
+    with pytest.raises(UsageError, match=r"tests/test_more.py imports 'nowhere'.*install the package"):
+        require_imports(read_checkout(root))
+
+
+def test_what_the_sandbox_itself_holds_is_refused(tmp_path: Path) -> None:
+    root = lay_out(tmp_path, {"src/pluggy/__init__.py": ""})
+    with pytest.raises(UsageError, match="shop holds 'pluggy', which its tests' sandbox holds too"):
+        require_imports(read_checkout(root))
+
+
+def test_imports_that_are_not_needed_are_not_asked_for(tmp_path: Path) -> None:
+    root = lay_out(
+        tmp_path,
+        {
+            "src/shop/unused.py": "import gymnasium\n",
+            "src/shop/stock.py": "try:\n    import gymnasium\nexcept ImportError:\n    pass\n",
+        },
+    )
+    require_imports(read_checkout(root))

@@ -1,0 +1,280 @@
+"""From a checkout to tasks that its own suite grades: what is kept, what is left out, what is shown."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast, final
+
+import pytest
+from shop import FILES, lay_out
+
+from envkit.errors import UsageError
+from envkit.grading import Grade, canonical, grade_suite
+from envkit.mining.checkout import SETTINGS, Checkout
+from envkit.mining.duplicates import shape
+from envkit.mining.functions import Function
+from envkit.mining.language import Grammar, Language
+from envkit.mining.mutations import OPERATORS, Mutation
+from envkit.mining.python import PYTHON
+from envkit.mining.subjects import Subject
+from envkit.mining.suite_batch import suite_runs, with_pytest
+from envkit.mining.suite_miner import Mined, mine_checkout, split_of
+from envkit.mining.taskfile import digest, read_tasks, write_tasks
+from envkit.sandbox import SandboxBackend, Space
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.process import ProcessBackend
+from envkit.types import Task, Verdict
+
+STABLE = (
+    *("tests/test_shop.py::test_due", "tests/test_shop.py::test_gross"),
+    *("tests/test_shop.py::test_it_leaves_files_behind", "tests/test_stock.py::test_adding"),
+    *("tests/test_stock.py::test_nothing_is_refused", "tests/test_stock.py::test_taking"),
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return lay_out(tmp_path_factory.mktemp("shop"))
+
+
+def mined(root: Path, backend: SandboxBackend, split: str = "train", **more: Any) -> Mined:
+    return mine_checkout(root, seed=0, split=split, backend=backend, **{"per_function": 2, **more})
+
+
+@pytest.fixture(scope="module")
+def train(root: Path, backend: SandboxBackend) -> Mined:
+    return mined(root, backend)
+
+
+@pytest.fixture(scope="module")
+def heldout(root: Path, backend: SandboxBackend) -> Mined:
+    return mined(root, backend, "heldout")
+
+
+def suite_of(task: Task) -> Mapping[str, Any]:
+    return cast("Mapping[str, Any]", task.hidden["suite"])
+
+
+def judged(task: Task, source: str, backend: SandboxBackend) -> Grade:
+    """How a version of the task's file fares."""
+    path, suite = str(task.metadata["path"]), suite_of(task)
+    rest = {**{other: text for other, text in task.files.items() if other != path}, **suite["files"]}
+    tests = {other: text.encode() for other, text in rest.items()}
+    return grade_suite(with_pytest(backend), {path: source.encode()}, tests, suite["wanted"])
+
+
+def repaired(task: Task) -> str:
+    edit = cast("Mapping[str, str]", task.hidden["edit"])
+    mutant = task.files[str(task.metadata["path"])]
+    assert mutant.count(edit["search"]) == 1
+    return mutant.replace(edit["search"], edit["replace"])
+
+
+def test_the_oracle_wins_and_the_no_op_loses(train: Mined, heldout: Mined, backend: SandboxBackend) -> None:
+    assert len(train.tasks) >= 8
+    assert len(heldout.tasks) >= 4
+    for task in [*train.tasks, *heldout.tasks]:
+        right = judged(task, repaired(task), backend)
+        wrong = judged(task, task.files[str(task.metadata["path"])], backend)
+        assert (right.verdict, right.total) == (Verdict.PASS, len(STABLE))
+        assert wrong.verdict is Verdict.FAIL
+        assert wrong.evidence.split(": ")[0] == suite_of(task)["killers"][0]
+        assert "one process" in right.weakness
+
+
+def test_flaky_and_failing_tests_do_not_grade(train: Mined) -> None:
+    assert train.stable == STABLE
+    assert train.flaky == ("tests/test_stock.py::test_flaky",)
+    assert train.failing == ("tests/test_stock.py::test_wrong_from_the_start",)
+    assert all(suite_of(task)["wanted"] == list(STABLE) for task in train.tasks)
+    assert all(set(suite_of(task)["killers"]) <= set(STABLE) for task in train.tasks)
+
+
+def test_modules_are_dealt_out_by_name(train: Mined, heldout: Mined) -> None:
+    assert {str(task.metadata["module"]) for task in train.tasks} == {"shop.stock", "shop.basket"}
+    assert {str(task.metadata["module"]) for task in heldout.tasks} == {"shop.prices"}
+    assert {task.split for task in train.tasks} == {"train"}
+    assert {task.split for task in heldout.tasks} == {"heldout"}
+    assert 150 < sum(split_of("shop", f"shop.m{number}") == "heldout" for number in range(1000)) < 250
+
+
+def test_methods_are_mined_and_what_no_test_looks_at_is_not(train: Mined) -> None:
+    functions = {str(task.metadata["function"]) for task in train.tasks}
+    assert {"Stock.take", "Stock.add", "Stock.total", "due"} <= functions
+    assert "unlooked" not in functions
+
+
+def test_a_copy_of_a_held_out_function_is_not_trained_on(
+    train: Mined, heldout: Mined, root: Path, backend: SandboxBackend
+) -> None:
+    assert train.duplicates == ("shop.stock.lowest",)
+    assert heldout.duplicates == ()
+    assert "shop.prices.cheapest" in {task.metadata["qualname"] for task in heldout.tasks}
+    [due] = [node for node in ast.parse(FILES["src/shop/basket.py"].replace("\n        ", "\n")).body
+             if isinstance(node, ast.FunctionDef) and node.name == "due"]  # fmt: skip
+    found = mined(root, backend, per_function=1, shapes=[shape(due)])
+    assert found.duplicates == ("shop.basket.due", "shop.stock.lowest")
+    assert "due" not in {task.metadata["function"] for task in found.tasks}
+
+
+def test_a_task_says_where_it_comes_from(train: Mined) -> None:
+    task = next(one for one in train.tasks if one.metadata["function"] == "Stock.take")
+    facts = {
+        "language": "python",
+        "package": "shop",
+        "version": "2.1",
+        "commit": "",
+        "license": "LICENSE",
+        "origin": "src/shop/stock.py",
+        "path": "shop/stock.py",
+        "sha256": hashlib.sha256(repaired(task).encode()).hexdigest(),
+        "module": "shop.stock",
+        "function": "Stock.take",
+        "qualname": "shop.stock.Stock.take",
+        "source": "shop:shop.stock.Stock.take",
+        "graded_by": "pytest-suite",
+    }
+    assert {key: task.metadata[key] for key in facts} == facts
+    assert task.id.startswith(f"shop/shop.stock.Stock.take/{task.metadata['operator']}-")
+    assert 0 < cast("float", task.metadata["difficulty"]) < 1
+    assert task.prompt == "shop/stock.py has a bug, and tests of shop fail."
+
+
+def test_what_the_module_needs_is_shown_and_the_suite_is_not(train: Mined) -> None:
+    for task in train.tasks:
+        module = task.metadata["module"]
+        others = {
+            "shop.stock": set[str](),
+            "shop.basket": {"shop/prices.py", "shop/stock.py", "shop/basket.py"},
+        }
+        assert set(task.files) == {"shop/__init__.py", "shop/stock.py"} | others[str(module)]
+        public = canonical([dict(task.files), task.metadata, task.prompt, task.id])  # type: ignore[list-item]
+        assert "def test_" not in public
+        assert "killers" not in public
+        assert repaired(task) not in task.files.values()
+        assert {"tests/test_shop.py", "tests/helpers.py", SETTINGS} <= set(suite_of(task)["files"])
+        assert not set(suite_of(task)["files"]) & set(task.files)
+
+
+def test_the_same_seed_gives_the_same_tasks(
+    root: Path, heldout: Mined, backend: SandboxBackend, tmp_path: Path
+) -> None:
+    assert digest(mined(root, backend, "heldout", workers=1).tasks) == digest(heldout.tasks)
+    write_tasks(tmp_path / "tasks.jsonl", heldout.tasks, seed=0)
+    assert read_tasks(tmp_path / "tasks.jsonl") == list(heldout.tasks)
+
+
+def test_progress_counts_runs(root: Path, backend: SandboxBackend) -> None:
+    seen: list[tuple[int, int, int]] = []
+    found = mined(root, backend, "heldout", per_function=1, progress=lambda *facts: seen.append(facts))
+    assert seen[-1][0] == seen[-1][1]
+    assert seen[-1][2] == len(found.tasks) > 0
+    assert mined(root, backend, "heldout", max_chars=10).tasks == ()
+
+
+def test_a_mutant_on_which_the_suite_does_not_end_is_no_task(tmp_path: Path, backend: SandboxBackend) -> None:
+    root = tmp_path / "loops"
+    root.mkdir()
+    (root / "loops.py").write_text(
+        "def f(n):\n    steps = 0\n    while n > 0:\n        n -= 2\n        steps += 1\n    return steps\n"
+    )
+    (root / "test_loops.py").write_text("from loops import f\n\n\ndef test_f():\n    assert f(4) == 2\n")
+    checkout = PYTHON.grammar.checkout(root)
+    fitted = PYTHON.runner.fitted(backend, checkout, ())
+    loop = checkout.code["loops.py"].replace("n -= 2", "n += 2")
+    died = "import os\nos._exit(0)\n"
+    right, hung, gone = suite_runs(
+        fitted, checkout, [{}, {"loops.py": loop}, {"loops.py": died}], hash_seed=1, cpu_s=1
+    )
+    assert right.outcomes == {"test_loops.py::test_f": "passed"}
+    assert hung.outcomes is gone.outcomes is None
+    split = split_of("loops", "loops")
+    tasks = mined(root, backend, split, per_function=6).tasks
+    assert len(tasks) > 2
+    assert not [one for one in tasks if "n += 2" in one.files["loops.py"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "tests/test_stock.py",
+            "def test_it():\n    while True: pass\n",
+            "does not run to its end in 1 CPU",
+        ),
+        (
+            "src/shop/__init__.py",
+            "raise RuntimeError('no')\n",
+            "none of its .* passes each time.*RuntimeError",
+        ),
+    ],
+)
+def test_a_suite_that_cannot_grade_says_so(
+    tmp_path: Path,
+    backend: SandboxBackend,
+    name: str,
+    text: str,
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("envkit.mining.suite_miner._SUITE_CPU_S", 1.0)  # it takes all of it
+    root = lay_out(tmp_path, {name: text})
+    with pytest.raises(UsageError, match=message) as raised:
+        mined(root, backend)
+    assert "\n" not in str(raised.value)
+
+
+def test_half_a_suite_is_a_suite(tmp_path: Path, backend: SandboxBackend) -> None:
+    root = lay_out(tmp_path, {"tests/helpers.py": "import shop.absent\n"})
+    found = mined(root, backend, "heldout", per_function=1)
+    assert {test.split("::")[0] for test in found.stable} == {"tests/test_shop.py"}
+
+
+def test_an_empty_split_says_so(tmp_path: Path, backend: SandboxBackend) -> None:
+    (tmp_path / "one.py").write_text("def f(n):\n    return n + 1\n")
+    (tmp_path / "test_one.py").write_text("from one import f\n\n\ndef test_f():\n    assert f(4) == 5\n")
+    (tmp_path / "pyproject.toml").write_text("[project]\nname = 'one'\n")
+    other = {"train": "heldout", "heldout": "train"}[split_of("one", "one")]
+    with pytest.raises(UsageError, match=f"none of its 1 modules .* falls to split '{other}'"):
+        mined(tmp_path, backend, other)
+
+
+def test_a_sandbox_without_room_for_pytest_is_refused(root: Path) -> None:
+    with pytest.raises(UsageError, match="'process' cannot hold pytest"):
+        mined(root, ProcessBackend())
+
+
+def test_a_backend_with_pytest_is_otherwise_the_same() -> None:
+    bounded = BubblewrapBackend(space=Space(total_bytes=2**24, files=500))
+    found = with_pytest(bounded, ["annotated-types"])
+    assert isinstance(found, BubblewrapBackend)
+    assert found.space == bounded.space
+    assert {"pytest", "annotated-types"} < {*found.packages}
+    assert with_pytest(found) is found
+
+
+def test_the_language_is_a_plugin(root: Path, backend: SandboxBackend) -> None:
+    @final
+    class OnlyComparisons(Grammar):
+        """Another grammar: the miner asks it, and nothing else, what there is and what may change."""
+
+        def subjects(self, package: str, max_chars: int) -> list[Subject]:
+            return []
+
+        def checkout(self, root: Path) -> Checkout:
+            return replace(PYTHON.grammar.checkout(root), version="of another language")
+
+        def functions(self, source: str) -> list[Function]:
+            return [one for one in PYTHON.grammar.functions(source) if one.qualname == "Stock.take"]
+
+        def mutations(self, source: str, function: str) -> list[Mutation]:
+            return [one for one in PYTHON.grammar.mutations(source, function) if one.operator == OPERATORS[0]]
+
+    found = mined(root, backend, language=Language("other", OnlyComparisons(), PYTHON.runner))
+    assert {one.metadata["function"] for one in found.tasks} == {"Stock.take"}
+    facts = {(one.metadata["version"], one.metadata["operator"]) for one in found.tasks}
+    assert facts == {("of another language", "comparison")}
