@@ -45,10 +45,15 @@ def _exact_type(value: object) -> type:
 
 
 def _kept(value: Any) -> Any:
+    from collections import Counter, OrderedDict, defaultdict
+
     kind = _exact_type(value)
-    if kind is dict:
+    # What it is compared with is a literal, and to ``==`` these are all one.
+    if kind in (dict, Counter, OrderedDict, defaultdict):
         return {key: _kept(item) for key, item in value.items()}
-    make: Any = kind if kind in (list, tuple, set, frozenset) else None
+    if kind in (set, frozenset):
+        return set(value)
+    make: Any = kind if kind in (list, tuple) else None
     return make([_kept(item) for item in value]) if make else value
 
 
@@ -64,6 +69,8 @@ def _run() -> BaseException | None:
     try:
         for path, code in codes:
             module.__dict__["__look__"] = note
+            if path == TESTS:  # what stands behind ``if __name__ == "__main__"`` is a test as well
+                module.__dict__["__name__"] = "__main__"
             exec(compile(code, path, "exec", dont_inherit=True), module.__dict__)
     except BaseException as error:  # SystemExit too: what a program exits from, its tests did not see
         return error

@@ -1,54 +1,81 @@
-"""Grading by a test program, which runs without what it should see; `formats.asserts` reads such programs."""
+"""Judging by a test program, which runs without what it should see; `formats.asserts` reads such programs."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
-from typing import Any, cast
+from typing import Any, cast, final
 
 from envkit.environments.code_editor import look
-from envkit.grading import Answer, NumericPolicy, Subject
+from envkit.environments.code_editor.actions import whole_text
+from envkit.environments.code_editor.app import CodeEditor
+from envkit.environments.code_editor.judge import EXPECTED, REFERENCE_LIMITS, compare, hidden_digest
+from envkit.environments.code_editor.prompt import CHECK, check_script
+from envkit.grading import Answer, Call, Grade, Leniency, NumericPolicy, Subject, answers
+from envkit.mining.build import SOLUTION
+from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
 _LOOK = "look.py"
 
 
-def is_tested(task: Task) -> bool:
-    """Whether a test program says what is right, and not what the original answers to drawn calls."""
-    return "looks" in task.hidden
+@final
+class Tested:
+    """Implements `envkit.environments.code_editor.judge.Judge`."""
 
+    path = SOLUTION
+    spared = "it attacks by a function, and the task asks for a program"
 
-def subject(task: Task, source: bytes) -> Subject:
-    """A form of the program, and the test program without what it should see."""
-    worker = resources.files("envkit.environments.code_editor").joinpath(_LOOK).read_bytes()
-    tests = str(task.hidden["tests"]).encode()
-    return Subject({look.PROGRAM: source, look.TESTS: tests, _LOOK: worker}, _LOOK, look.look.__name__)
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._looks = cast("Sequence[Mapping[str, JSON]]", task.hidden["looks"])
+        self.weakness = str(task.hidden["weakness"])
 
+    def editor(self) -> CodeEditor:
+        return CodeEditor(SOLUTION, check=CHECK, whole=True)
 
-def expected(task: Task, seen: Sequence[Answer]) -> list[Answer]:
-    """What each place should see: its value, as often as the original came by.
+    def beside(self) -> Mapping[str, bytes]:
+        return {CHECK: check_script(self._task).encode()}
 
-    Args:
-        task: the task.
-        seen: what the original saw, place by place. Where it raised, or died, nothing gives what is expected,
-            the original included; so it fails as it should.
-    """
-    found: list[Answer] = []
-    for place, one in enumerate(_looks(task)):
-        values = seen[place].value if place < len(seen) else None
-        times = len(values) if isinstance(values, list) else 1
-        found.append(Answer(value=[one["value"]] * times))
-    return found
+    def answer(self) -> str:
+        return whole_text(self._task.files[SOLUTION], str(self._task.hidden["reference"]))
 
+    def visit(self, count: int, seed: int) -> Hashable:
+        """Nothing is drawn."""
+        return self._task.id, hidden_digest(self._task)
 
-def places_by_policy(task: Task) -> Mapping[NumericPolicy, Sequence[int]]:
-    """When two numbers are equal -> the places where it holds."""
-    found: dict[NumericPolicy, list[int]] = {}
-    for place, one in enumerate(_looks(task)):
-        policy = NumericPolicy(**cast("dict[str, Any]", one["numbers"]))
-        found.setdefault(policy, []).append(place)
-    return found
+    def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
+        hidden = self._task.hidden
+        calls = [Call.from_json(item) for item in cast("Sequence[JSON]", hidden["killers"])]
+        expected = EXPECTED.get(self.visit(count, seed), lambda: self._expected(calls, backend))
+        leniency = Leniency(**cast("dict[str, Any]", hidden["leniency"]))
+        return compare(backend, self._subject(source), calls, expected, self._policies(), leniency)
 
+    def _expected(self, calls: Sequence[Call], backend: SandboxBackend) -> Sequence[Answer]:
+        """What each place should see: its value, as often as the original came by.
 
-def _looks(task: Task) -> Sequence[Mapping[str, JSON]]:
-    return cast("Sequence[Mapping[str, JSON]]", task.hidden["looks"])
+        Where the original raised, or died, nothing gives what is expected, the original included; so it fails
+        as it should.
+        """
+        reference = self._subject(str(self._task.hidden["reference"]).encode())
+        seen = answers(backend, reference, calls, REFERENCE_LIMITS)
+        found: list[Answer] = []
+        for place, one in enumerate(self._looks):
+            values = seen[place].value if place < len(seen) else None
+            times = len(values) if isinstance(values, list) else 1
+            found.append(Answer(value=[one["value"]] * times))
+        return found
+
+    def _policies(self) -> Mapping[NumericPolicy, Sequence[int]]:
+        """When two numbers are equal -> the places where it holds."""
+        found: dict[NumericPolicy, list[int]] = {}
+        for place, one in enumerate(self._looks):
+            policy = NumericPolicy(**cast("dict[str, Any]", one["numbers"]))
+            found.setdefault(policy, []).append(place)
+        return found
+
+    def _subject(self, source: bytes) -> Subject:
+        """A form of the program, and the test program without what it should see."""
+        worker = resources.files("envkit.environments.code_editor").joinpath(_LOOK).read_bytes()
+        tests = str(self._task.hidden["tests"]).encode()
+        return Subject({look.PROGRAM: source, look.TESTS: tests, _LOOK: worker}, _LOOK, look.look.__name__)

@@ -14,6 +14,8 @@ from typing import Final
 
 #: Bytes that one stream may become.
 MOST_BYTES: Final = 2**26
+#: And all of one file together: a change of a few bytes can ask for the most each time.
+_MOST_TOGETHER_BYTES: Final = 2**28
 _CHUNK_BYTES: Final = 2**16
 #: zlib itself tells its own format from gzip's.
 _EITHER: Final = 32 + zlib.MAX_WBITS
@@ -28,7 +30,12 @@ def unpacked(data: bytes) -> Iterator[bytes]:
     """All that is compressed in a file, as far as it can be read; nothing where it is no compressed one."""
     if data.startswith(_STARTS):
         with contextlib.suppress(zlib.error):
-            yield _inflated(memoryview(data))[0]
+            at = total = 0
+            # One may follow another, as gzip has it.
+            while data.startswith(_STARTS, at) and total < _MOST_TOGETHER_BYTES:
+                part, used = _inflated(memoryview(data)[at:])
+                yield part
+                at, total = at + max(used, 1), total + len(part)
     for start in _PACKS:
         if (at := data.find(start)) >= 0:  # behind a header, in a bundle
             yield from _objects(data[at:])
@@ -52,10 +59,14 @@ class _Entry:
 def _objects(pack: bytes) -> Iterator[bytes]:
     """Every object of a pack; see https://git-scm.com/docs/pack-format."""
     entries: dict[int, _Entry] = {}
+    total = 0
     with contextlib.suppress(zlib.error, IndexError):  # cut off, or none at all
         at = 12
         for _ in range(int.from_bytes(pack[8:12])):
-            entries[at], at = _entry(pack, at)
+            if total > _MOST_TOGETHER_BYTES:
+                break
+            entry, behind = _entry(pack, at)
+            entries[at], at, total = entry, behind, total + len(entry.data)
     known: dict[int | bytes, tuple[int, bytes]] = {}  # by offset and by name: kind and content
     waiting = entries
     while waiting:
@@ -66,6 +77,8 @@ def _objects(pack: bytes) -> Iterator[bytes]:
             elif entry.base in known:
                 kind, base = known[entry.base]
                 content = _changed(base, entry.data)
+                if (total := total + len(content)) > _MOST_TOGETHER_BYTES:
+                    return
             else:
                 left[offset] = entry
                 continue
@@ -142,6 +155,6 @@ def _inflated(data: memoryview) -> tuple[bytes, int]:
     at = 0
     # Bit by bit: what is left over of a piece is copied.
     while not stream.eof and at < len(data) and len(made) < MOST_BYTES:
-        made += stream.decompress(data[at : at + _CHUNK_BYTES])
+        made += stream.decompress(data[at : at + _CHUNK_BYTES], MOST_BYTES - len(made))
         at += _CHUNK_BYTES
     return bytes(made), min(at, len(data)) - len(stream.unused_data)

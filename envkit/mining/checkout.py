@@ -160,7 +160,7 @@ def read_checkout(root: Path) -> Checkout:
     origins: dict[str, str] = {}
     code: dict[str, str] = {}
     tests: dict[str, str] = {}
-    for path, text in (pair for place in (*places, *_suite(root, settings)) for pair in _texts(place)):
+    for path, text in (pair for place in (*places, *_suite(root, settings)) for pair in _texts(place, root)):
         owner = next((place for place in places if path.is_relative_to(place)), None)
         inside = path.relative_to(root if owner is None else base)
         # What lies in a package is code, even where testpaths names the package, but for its tests.
@@ -229,17 +229,27 @@ def _suite(root: Path, settings: Mapping[str, str]) -> list[Path]:
         raise UsageError(
             f"{root}: testpaths names {unsafe[0]}, which lies outside; mine the folder that holds it"
         )
-    found = [path for one in named for path in sorted(root.glob(one))]
+    found = [path for one in named for path in _globbed(root, one)]
     found = found or [root / name for name in _TESTS if (root / name).is_dir()]
     beside = [entry for entry in sorted(root.iterdir()) if is_test(entry.name) or entry.name == "conftest.py"]
     return [*found, *beside]
 
 
-def _texts(place: Path) -> Iterator[tuple[Path, str]]:
-    """The text files of a file or folder; links, caches and what is no UTF-8 or too long are left out."""
+def _globbed(root: Path, pattern: str) -> list[Path]:
+    if PurePosixPath(pattern) == PurePosixPath("."):  # which `Path.glob` does not take
+        return [root]
+    try:
+        return sorted(root.glob(pattern))
+    except (ValueError, NotImplementedError, IndexError) as error:
+        raise UsageError(f"{root}: testpaths names {pattern!r}, which is no pattern: {error}") from error
+
+
+def _texts(place: Path, root: Path) -> Iterator[tuple[Path, str]]:
+    """Text files of a place; links below the root, caches and what is no UTF-8 or too long are left out."""
     for path in [place] if place.is_file() else sorted(place.rglob("*")):
         hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(place).parts)
-        linked = any(one.is_symlink() for one in (path, *path.parents) if one.is_relative_to(place))
+        inner = [one for one in (path, *path.parents) if one != root and one.is_relative_to(root)]
+        linked = any(one.is_symlink() for one in inner)
         if hidden or linked or not path.is_file() or path.stat().st_size > _MAX_FILE_BYTES:
             continue
         try:
@@ -249,7 +259,17 @@ def _texts(place: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _project(root: Path) -> Mapping[str, Any]:
-    return cast("Mapping[str, Any]", _toml(root).get("project", {}))
+    return _table(root, ["project"])
+
+
+def _table(root: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """A table of pyproject.toml; an empty one where it has none of that name."""
+    found: Any = _toml(root)
+    for name in names:
+        found = found.get(name, {})
+        if not isinstance(found, dict):
+            raise UsageError(f"{root}/pyproject.toml: {name!r} is {type(found).__name__}, expected a table")
+    return cast("Mapping[str, Any]", found)
 
 
 def _toml(root: Path) -> dict[str, Any]:
@@ -267,10 +287,7 @@ def _settings(root: Path) -> Mapping[str, str]:
         if not path.is_file():
             continue
         if name == "pyproject.toml":
-            found: Any = _toml(root)
-            for part in section.split("."):
-                found = found.get(part, {})
-            settings = {key: _plain(value) for key, value in found.items()}
+            settings = {key: _plain(value) for key, value in _table(root, section.split(".")).items()}
         else:
             parser = configparser.ConfigParser(interpolation=None)
             try:
@@ -310,6 +327,8 @@ def _commit(root: Path) -> str:
     try:
         if folder.is_file():  # of a worktree or submodule
             folder = root / folder.read_text().removeprefix("gitdir:").strip()
+        if not (folder / "HEAD").is_file():  # a pipe would be waited for
+            return ""
         said = (folder / "HEAD").read_text().strip()
         reference = said.removeprefix("ref: ")
         if reference != said:

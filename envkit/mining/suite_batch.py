@@ -87,6 +87,8 @@ def suite_runs(
         "warm": pytest_modules(),
         "hash_seed": str(hash_seed),
         "cpu_s": math.ceil(cpu_s),
+        # Less than all may take together: else one mutant that eats memory would end the whole batch.
+        "memory_bytes": _LIMITS.memory_bytes // 2,
         "files": {**checkout.code, **checkout.tests},
         "tests": [path for path in checkout.tests if is_test(path)],
         "variants": [dict(one) for one in variants],

@@ -4,6 +4,7 @@ Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
     {"runner": source of envkit.grading.suite_worker, "reader": source of envkit.mining.batch_worker,
      "packages": PATH, "warm": [MODULE, ...], "hash_seed": "1", "cpu_s": S,
+     "memory_bytes": B,
      "files": {PATH: TEXT, ...}, "tests": [PATH, ...], "variants": [{PATH: TEXT, ...}, ...]}
 
 It prints one line per variant: ``{"outcomes": {TEST ID: WORD, ...} or null, "cpu_s": S, "said": TEXT}``, with
@@ -53,6 +54,7 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
             for place, stream in enumerate((asked, writing, noise)):
                 os.dup2(stream, place)
             resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
+            resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
             exec(compile(job["runner"], "<runner>", "exec", dont_inherit=True), {"__name__": "__main__"})
             sys.stdout.flush()
         finally:
@@ -69,6 +71,8 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
         os.close(stream)
     os.chdir(here)
     shutil.rmtree(folder, ignore_errors=True)
+    if os.path.exists(folder):  # a test has taken rights away that it takes to empty it
+        os.rename(folder, f"{folder}-{child}")
     try:
         outcomes = json.loads(said)["outcomes"]
     except (ValueError, TypeError, KeyError):  # nothing, or what a test wrote in the report's place

@@ -18,7 +18,7 @@ from envkit.bench.data import Difference
 from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, Imported
-from envkit.errors import StoreError, UsageError
+from envkit.errors import SandboxError, StoreError, UsageError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
@@ -159,6 +159,7 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
 
     Raises:
         UsageError: there are none, or they are not held out.
+        SandboxError: the machinery broke while a control was played, so that nothing is known of its task.
     """
     form, colon, path = spec.tasks.partition(":")
     theirs = bool(colon) and not Path(spec.tasks).exists()
@@ -174,6 +175,10 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
     if theirs:
         # With the seed of the run, whose own controls then find these grades made.
         broken = verify(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
+        if void := next((one for one in broken if one.void), None):
+            raise SandboxError(
+                f"{spec.tasks}: {void.agent} on {void.task} is void: {void.evidence}; start again"
+            )
         unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)

@@ -26,6 +26,7 @@ class Broken:
         reward: what the agent earned.
         expected: what it must earn.
         evidence: the grader's words, or what broke.
+        void: whether the machinery broke, which says nothing of the task.
     """
 
     task: str
@@ -33,6 +34,7 @@ class Broken:
     reward: float
     expected: float
     evidence: str
+    void: bool = False
 
     def __str__(self) -> str:
         return (
@@ -82,6 +84,9 @@ def verify(
                 for played in rollouts.play(agent, wanted[start : start + _AT_ONCE]):
                     if played.reward != expected or played.outcome is Outcome.VOID:
                         said = played.info.get("error") or played.info.get("evidence")
-                        broken.append(Broken(played.key.task, agent.name, played.reward, expected, str(said)))
+                        void = played.outcome is Outcome.VOID
+                        broken.append(
+                            Broken(played.key.task, agent.name, played.reward, expected, str(said), void)
+                        )
                 display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")
     return broken

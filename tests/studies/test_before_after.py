@@ -241,7 +241,7 @@ def test_a_report_says_where_verdicts_are_weaker(
 
     grade = code_editor.grade
     monkeypatch.setattr(code_editor, "grade", weaker)
-    monkeypatch.setattr(code_editor, "_GRADES", code_editor._Shared(64))  # nothing that was graded before
+    monkeypatch.setattr(code_editor, "_GRADES", code_editor.Shared(64))  # nothing that was graded before
     run = begin(tmp_path, model)
     page = study(run, backend).run()
     assert "Graded by weaker means: tests saw the code from inside." in page.read_text()

@@ -2,8 +2,8 @@
 
 A program such as ``stack.push(3); assert stack.items == [3]`` runs in the sandbox as
 ``stack.push(3); __look__(0, stack.items)``; that it should be ``[3]`` stays on the host. What is compared
-with no literal, such as ``assert a < b``, can only be seen to be true or false; those places are weak, and
-say so.
+with no literal, such as ``assert a < b`` or ``assert f(x)``, can only be seen to be true or false; those
+places are weak, and say so.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Look:
         source: the expression.
         value: what it should be each time, encoded as `envkit.grading.worker.encode` does.
         numbers: when two numbers are equal there.
-        weak: whether the value only says that a comparison within the sandbox came out true.
+        weak: whether the value only says that something within the sandbox came out true.
     """
 
     source: str
@@ -142,13 +142,7 @@ class _Reader(ast.NodeTransformer):
         # No call of `bool`: a program may define a function of that name.
         negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
         truth = test if negated else ast.UnaryOp(ast.Not(), ast.UnaryOp(ast.Not(), test))
-        weak = any(isinstance(node, ast.Compare) and not _is_identity(node) for node in ast.walk(test))
-        return truth, Look(ast.unparse(test), True, weak=weak)
-
-
-def _is_identity(node: ast.Compare) -> bool:
-    """Whether it only asks for identity, which no object can pretend."""
-    return all(isinstance(one, ast.Is | ast.IsNot) for one in node.ops)
+        return truth, Look(ast.unparse(test), True, weak=True)
 
 
 def _parts(test: ast.expr) -> Iterator[ast.expr]:
@@ -312,6 +306,7 @@ def _tables(tree: ast.Module) -> dict[str, ast.expr]:
         if isinstance(node, ast.Assign)
         and isinstance(target := node.targets[0], ast.Name)
         and isinstance(node.value, ast.List | ast.Tuple)
+        and gone_through[target.id]  # else it may be a class's, and read by its attribute
         and uses[target.id] == gone_through[target.id] + 1
     }
 
@@ -327,7 +322,7 @@ class _Unrolled(ast.NodeTransformer):
         self.generic_visit(node)
         table = self._tables.get(node.iter.id) if isinstance(node.iter, ast.Name) else node.iter
         inner = [one for statement in node.body for one in ast.walk(statement)]
-        if not isinstance(table, ast.List | ast.Tuple) or node.orelse:
+        if not isinstance(table, ast.List | ast.Tuple) or not table.elts or node.orelse:
             return node
         if len(table.elts) * len(inner) > _MAX_NODES:
             return node

@@ -23,7 +23,8 @@ from envkit import (
 )
 from envkit.agents.scripted import noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
-from envkit.environments.code_editor.env import hidden_calls
+from envkit.environments.code_editor.called import hidden_calls
+from envkit.environments.code_editor.env import FRESH_CALLS
 from envkit.mining.taskfile import write_tasks
 
 Tasks = Mapping[str, Task]
@@ -217,10 +218,10 @@ def test_code_that_ends_its_process_fails(env: CodeEditorEnv, body: str) -> None
 
 def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
     task = starters["rotated"]
-    assert hidden_calls(task, 1) == hidden_calls(task, 1)
-    assert hidden_calls(task, 1) != hidden_calls(task, 2)
+    assert hidden_calls(task, 1, FRESH_CALLS) == hidden_calls(task, 1, FRESH_CALLS)
+    assert hidden_calls(task, 1, FRESH_CALLS) != hidden_calls(task, 2, FRESH_CALLS)
     pinned: Any = task.hidden["killers"]
-    assert [call.to_json() for call in hidden_calls(task, 1)[: len(pinned)]] == pinned
+    assert [call.to_json() for call in hidden_calls(task, 1, FRESH_CALLS)[: len(pinned)]] == pinned
 
 
 def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
@@ -228,7 +229,7 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
     reference = "def f(n):\n    return n + 1\n"
     known = [[[str(n)], {}] for n in (2, 3, 987_654_321)]
     task = solution_of("f", reference, examples=known, killers=known[:1])
-    assert [call.to_json() for call in hidden_calls(task, 1)][-2:] == known[1:]
+    assert [call.to_json() for call in hidden_calls(task, 1, FRESH_CALLS)][-2:] == known[1:]
     env = CodeEditorEnv(tasks=[task], sandbox=backend)
     wrong = "```python\ndef f(n):\n    return n + (n != 987654321)\n```"
     assert ending(env, wrong, "submit", task="own/task")["reward"] == 0.0
