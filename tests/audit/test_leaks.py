@@ -373,4 +373,11 @@ def test_what_is_broken_is_read_as_far_as_it_goes(repository: tuple[Path, bytes]
 def test_little_that_becomes_much_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unpack, "MOST_BYTES", 2**20)
     [made] = unpacked(zlib.compress(bytes(2**28)))
-    assert 2**20 <= len(made) < 2**27
+    assert len(made) == 2**20
+    monkeypatch.setattr(unpack, "_MOST_TOGETHER_BYTES", 2**22)
+    many = [*unpacked(gzip.compress(bytes(2**20)) * 100)]
+    assert 2**22 <= sum(map(len, many)) <= 2**22 + 2**20
+
+
+def test_every_member_of_a_compressed_file_is_read() -> None:
+    assert [*unpacked(gzip.compress(b"first") + gzip.compress(b"second"))] == [b"first", b"second"]

@@ -80,6 +80,15 @@ def test_links_caches_and_what_is_no_text_are_left_out(tmp_path: Path) -> None:
     assert set(read_checkout(root).code) == {path.removeprefix("src/") for path in FILES if "src/" in path}
 
 
+def test_what_lies_behind_a_link_is_no_part_of_a_checkout(tmp_path: Path) -> None:
+    root = lay_out(tmp_path / "root")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "test_secret.py").write_text("SECRET = 1\n")
+    (root / "linked").symlink_to(tmp_path)
+    (root / "pytest.ini").write_text("[pytest]\ntestpaths = tests linked/elsewhere\n")
+    assert not [path for path in read_checkout(root).tests if "secret" in path]
+
+
 def git(root: Path, reference: str) -> None:
     (root / ".git" / "refs" / "heads").mkdir(parents=True)
     (root / ".git" / "HEAD").write_text(f"{reference}\n")
@@ -118,6 +127,11 @@ Spoil = Callable[[Path], object]
             lambda root: (root / "pytest.ini").write_text("[pytest]\ntestpaths = ../x"),
             "names ../x, which lies",
         ),
+        (
+            lambda root: (root / "pytest.ini").write_text("[pytest]\ntestpaths = tests/**x"),
+            r"'tests/\*\*x', which is no pattern",
+        ),
+        (lambda root: (root / "pyproject.toml").write_text("tool = 3"), "'tool' is int, expected a table"),
         (
             lambda root: [(root / f"src/shop/{i}.txt").write_text("x" * (MAX_BYTES // 8)) for i in range(9)],
             r"holds 1,\d{3},\d{3} bytes of code and tests",

@@ -198,6 +198,24 @@ def test_a_mutant_on_which_the_suite_does_not_end_is_no_task(tmp_path: Path, bac
     assert not [one for one in tasks if "n += 2" in one.files["loops.py"]]
 
 
+def test_a_variant_spoils_no_other(tmp_path: Path, backend: SandboxBackend) -> None:
+    """It may eat memory, or leave a folder behind that cannot be removed."""
+    root = tmp_path / "eats"
+    root.mkdir()
+    (root / "eats.py").write_text("def f(n):\n    return n\n")
+    locks = (
+        "import os\n\n\ndef test_f(tmp_path):\n    (tmp_path / 'a').mkdir()\n    os.chmod(tmp_path, 0o500)\n"
+    )
+    (root / "test_eats.py").write_text(f"from eats import f\n{locks}    assert f(4) == 4\n")
+    checkout = PYTHON.grammar.checkout(root)
+    fitted = PYTHON.runner.fitted(backend, checkout, ())
+    eats = "def f(n):\n    kept = []\n    while n:\n        kept.append(bytearray(10**7))\n    return n\n"
+    ran = suite_runs(fitted, checkout, [{}, {"eats.py": eats}, {}], hash_seed=1, cpu_s=10)
+    assert [one.outcomes for one in ran] == [
+        {"test_eats.py::test_f": word} for word in ("passed", "failed", "passed")
+    ]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [

@@ -11,10 +11,12 @@ import pytest
 from envkit.bench.report import load_report
 from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
-from envkit.errors import UsageError
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.studies.bench import Bench, start
 from envkit.studies.rescore import rescore
+from envkit.types import Task
 
 ROWS = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
 
@@ -81,6 +83,20 @@ def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
     again = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
     [(_, part)] = Bench(again.run, backend, Silent(), lambda: True).parts
     assert part.manifest["left_out"] == SAID
+
+
+def test_broken_machinery_makes_no_item_unfit(
+    tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = spec(tmp_path / "edits.jsonl", GOOD)
+
+    def broken(self: CodeEditorEnv, task: Task) -> str:
+        raise SandboxError("the machine is away")
+
+    monkeypatch.setattr(CodeEditorEnv, "setup", broken)
+    with pytest.raises(SandboxError, match="oracle on canitedit/good is void: the machine is away"):
+        start(tmp_path / "runs", wanted, backend=backend, display=Silent(), command="envkit bench")
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_limit_counts_items_of_the_file(tmp_path: Path, backend: SandboxBackend) -> None:

@@ -75,6 +75,17 @@ FAILS_AFTER = (
     "def third(items):\n    return items[2:3]\n",
     "assert third([1, 2, 3]) == 3\n",
 )
+MAIN = (
+    "def tally(text):\n    return text\n",
+    "def tally(text):\n    return {each: text.count(each) for each in text}\n",
+    "assert tally('ab') == {'a': 1, 'b': 1}\n"
+    "if __name__ == '__main__':\n    assert tally('aa') == {'a': 2}\n",
+)
+TRUTH = (
+    "def is_even(n):\n    return n\n",
+    "def is_even(n):\n    return n % 2 == 0\n",
+    "assert is_even(4)\nassert not is_even(3)\n",
+)
 GOOD = {
     "plain": PLAIN,
     "class": CLASS,
@@ -83,6 +94,8 @@ GOOD = {
     "several": SEVERAL,
     "weak": WEAK,
     "unicode": UNICODE,
+    "main": MAIN,
+    "truth": TRUTH,
 }
 
 
@@ -164,6 +177,14 @@ def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
         ("several", "x // 2", "x / 2", "look(1, 'half(given)')"),
         ("unicode", "👋", "🙂", "¡hola, Zoë! 🙂"),
         ("weak", "set(numbers)", "numbers", "raises ValueError"),
+        ("main", "text.count(each)", "1", "look(1, "),
+        (
+            "main",
+            "return {each: text.count(each) for each in text}",
+            "import collections as c; return c.Counter(text)",
+            "",
+        ),
+        ("truth", "n % 2 == 0", "True", "look(1, "),
     ],
 )
 def test_other_programs_earn_what_their_tests_say(
@@ -180,7 +201,7 @@ def test_only_what_rests_on_comparisons_in_the_sandbox_is_graded_by_weaker_means
     tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
     told = {name: ending(backend, task, GOOD[name][1]).get("weaknesses") for name, task in tasks.items()}
-    assert told.pop("weak") == {"answers_as_original": WEAKNESS}
+    assert told.pop("weak") == told.pop("truth") == {"answers_as_original": WEAKNESS}
     assert told.pop("several") is None
     assert {*told.values()} == {None}
 
