@@ -264,12 +264,13 @@ def _project(root: Path) -> Mapping[str, Any]:
 
 def _table(root: Path, names: Sequence[str]) -> Mapping[str, Any]:
     """A table of pyproject.toml; an empty one where it has none of that name."""
-    found: Any = _toml(root)
+    found = _toml(root)
     for name in names:
-        found = found.get(name, {})
-        if not isinstance(found, dict):
-            raise UsageError(f"{root}/pyproject.toml: {name!r} is {type(found).__name__}, expected a table")
-    return cast("Mapping[str, Any]", found)
+        inner: object = found.get(name, {})
+        if not isinstance(inner, dict):
+            raise UsageError(f"{root}/pyproject.toml: {name!r} is {type(inner).__name__}, expected a table")
+        found = cast("dict[str, Any]", inner)
+    return found
 
 
 def _toml(root: Path) -> dict[str, Any]:
