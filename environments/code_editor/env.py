@@ -139,7 +139,7 @@ class CodeEditorEnv(Env):
             found = judge.grade(source, self.backend, count, seed)
             if found.verdict is Verdict.INFRA:  # raised, for a returned grade is kept
                 raise SandboxError(found.evidence)
-            return dataclasses.replace(found, weakness=judge.weakness)
+            return dataclasses.replace(found, weakness=found.weakness or judge.weakness)
 
         return _GRADES.get((judge.visit(count, seed), source), make)
 

@@ -97,5 +97,6 @@ def compare(
             return found
         grades.append(found)
     said = "; ".join(found.evidence for found in grades)
+    weakness = "; ".join({found.weakness: None for found in grades if found.weakness})
     passed, total = sum(found.passed for found in grades), sum(found.total for found in grades)
-    return Grade(Verdict.PASS, said, passed, total)
+    return Grade(Verdict.PASS, said, passed, total, weakness)

@@ -19,6 +19,7 @@ from envkit.bench.words import warnings
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.code_editor import env as code_editor
+from envkit.environments.code_editor import judge
 from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
@@ -239,8 +240,8 @@ def test_a_report_says_where_verdicts_are_weaker(
     def weaker(*given: Any, **named: Any) -> Grade:
         return replace(grade(*given, **named), weakness="tests saw the code from inside")
 
-    grade = code_editor.grade
-    monkeypatch.setattr(code_editor, "grade", weaker)
+    grade = judge.grade
+    monkeypatch.setattr(judge, "grade", weaker)
     monkeypatch.setattr(code_editor, "_GRADES", code_editor.Shared(64))  # nothing that was graded before
     run = begin(tmp_path, model)
     page = study(run, backend).run()
