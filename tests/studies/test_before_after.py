@@ -17,9 +17,8 @@ from envkit.bench.report import load_report
 from envkit.bench.summary import summarise
 from envkit.bench.words import warnings
 from envkit.display import Silent
-from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
+from envkit.environments.code_editor import CodeEditorEnv, judge, starter_tasks
 from envkit.environments.code_editor import env as code_editor
-from envkit.environments.code_editor import judge
 from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
