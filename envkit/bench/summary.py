@@ -68,7 +68,8 @@ class DifferenceSummary:
         interval: in [-1, 1]; ``None`` when no task was measured in both arms.
         tasks: tasks measured in both.
         unpaired: tasks measured in one arm only, left out.
-        detectable: true difference found with 80 % power, from the observed spread.
+        detectable: true difference found with 80 % power, from the observed spread; infinity where there
+            was none.
     """
 
     pair: Difference
@@ -144,7 +145,8 @@ def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
     a, b = [first[task] for task in common], [second[task] for task in common]
     interval = paired_interval(a, b, clusters)
     spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
-    detectable = minimum_detectable(interval.clusters, spread)
+    # Where nothing differed, nothing is known of how differences spread; least of all that they do not.
+    detectable = minimum_detectable(interval.clusters, spread) if spread > 0 else math.inf
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 

@@ -9,6 +9,7 @@ import pytest
 
 from envkit.bench.data import Arm, Difference, Item, ReportData
 from envkit.bench.summary import summarise
+from envkit.bench.words import headline
 
 
 def test_an_arm_in_numbers(run: ReportData) -> None:
@@ -49,6 +50,16 @@ def test_differences_pair_by_task(run: ReportData) -> None:
     assert own.detectable > 0
     assert undone.interval.high < 0
     assert (whole.tasks, whole.unpaired) == (80, 0)
+
+
+def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: ReportData) -> None:
+    base = run.arms[0]
+    pairs = (Difference("twin", "base", ""),)
+    data = replace(run, arms=(base, replace(base, name="twin")), differences=pairs)
+    (entry,) = summarise(data).differences
+    assert entry.detectable == math.inf
+    (said,) = headline(data, summarise(data))
+    assert said.endswith("so this run does not show a difference.")
 
 
 def test_tasks_of_one_arm_only_are_left_out_and_counted(run: ReportData) -> None:
