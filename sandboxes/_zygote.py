@@ -39,11 +39,11 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
-#: What programs of this kind import most. Not ``random``, whose state all forks would share.
+#: What programs of this kind import most, and what takes long. Not ``random``, whose state all forks would share.
 WARM = (
     *("abc", "bisect", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "decimal"),
     *("enum", "fractions", "functools", "heapq", "importlib", "itertools", "math", "operator", "re"),
-    *("string", "textwrap", "types", "typing"),
+    *("json", "sqlite3", "string", "textwrap", "types", "typing"),
 )
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h>, <linux/mount.h>, <linux/capability.h> and <linux/sockios.h>.
 NEWNS, NEWCGROUP, NEWIPC, NEWUSER, NEWPID, NEWNET = 0x20000, 0x2000000, 0x8000000, 1 << 28, 1 << 29, 1 << 30
