@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
-#: What programs of this kind import most, and what takes long. Not ``random``, whose state all forks would share.
+#: What programs of this kind import most, or long. Not ``random``, whose state all forks would share.
 WARM = (
     *("abc", "bisect", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "decimal"),
     *("enum", "fractions", "functools", "heapq", "importlib", "itertools", "math", "operator", "re"),
