@@ -137,7 +137,7 @@ class VLLM:
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
             "VLLM_LOGGING_LEVEL": "ERROR",
-            "VLLM_CPU_KVCACHE_SPACE": "4",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
             "LD_PRELOAD": ":".join(preloaded),
         }
         self._child = subprocess.Popen(
