@@ -156,6 +156,9 @@ class Env(gymnasium.Env[str, str], ABC):
     def teardown(self) -> None:
         """Undo what `setup` did outside the sandbox; asked once an episode, however it ends."""
 
+    def dispose(self) -> None:
+        """End what was kept from one episode to the next; asked by each `close`, and more may come."""
+
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
         """The environment's own tasks, the same at every call.
@@ -323,7 +326,11 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @final
     def close(self) -> None:
-        self._end()
+        """End the episode, and what is kept between episodes. Idempotent."""
+        try:
+            self._end()
+        finally:
+            self.dispose()
 
     @contextmanager
     def _ending_on_error(self) -> Generator[None]:

@@ -99,5 +99,22 @@ def test_one_that_fails_keeps_no_sandbox(env: Keeper, monkeypatch: pytest.Monkey
     assert closed == [True]
 
 
+def test_what_is_kept_between_episodes_ends_with_close_alone(
+    env: Keeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(Keeper, "dispose", lambda self: ended.append(len(self.kept)))
+    env.reset(options={"task": "plain"})
+    env.step("stop()")
+    env.reset(options={"task": "plain"})
+    assert ended == []
+    env.close()
+    assert ended == [0]  # after the episode
+    env.reset(options={"task": "stays"})
+    with pytest.raises(SandboxError, match="cannot be undone"):
+        env.close()
+    assert len(ended) == 2
+
+
 def test_an_environment_runs_in_the_sandbox_unless_it_says_otherwise() -> None:
     assert (Env.isolation, Keeper.isolation) == ("sandbox", "sandbox")

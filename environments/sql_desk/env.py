@@ -12,9 +12,11 @@ from typing import Any, ClassVar, cast, final
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Effect, Env, Exploit
+from envkit.environments.sql_desk.address import DSN_VARIABLE
 from envkit.environments.sql_desk.desk import COMPARED, Desk, Result, SqliteDesk
 from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.server import DSN_VARIABLE, serving
+from envkit.environments.sql_desk.references import References
+from envkit.environments.sql_desk.server import serving
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, generate
 from envkit.errors import ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal
@@ -155,8 +157,10 @@ class SqlEnv(Env):
             return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH + 1)
         domain = _domain(self.task)
         scripts = [self.task.files[SCRIPT], *(domain.script(f"{self.visit_seed} {n}") for n in range(FRESH))]
-        wanted, found = self._wanted(scripts), self._outcomes(self.desk, self._submitted, scripts)
-        for number, (one, other) in enumerate(zip(wanted, found, strict=True)):
+        wanted = self._wanted(scripts)
+        self.desk.load(scripts[0])  # by itself: where this breaks, no statement that is graded has broken it
+        for number, (script, one) in enumerate(zip(scripts, wanted, strict=True)):
+            [other] = self._outcomes(self.desk, self._submitted, [script])
             place = "the shown database" if number == 0 else f"fresh database {number}"
             if isinstance(other, str):
                 return Grade(Verdict.FAIL, f"{place}: {other}", number, len(wanted))
@@ -177,8 +181,8 @@ class SqlEnv(Env):
         if found is None:
             with self.apart(scripts[0]) as desk:
                 found = self._outcomes(desk, str(hidden["reference"]), scripts)
-            if isinstance(found[-1], str):
-                raise SandboxError(f"task {self.task.id}: the reference fails: {found[-1]}")
+                if wrong := next((each for each in found if isinstance(each, str)), None):
+                    raise SandboxError(f"task {self.task.id}: the reference fails: {wrong}")
             if len(self._known) >= KNOWN:
                 self._known.clear()
             self._known[key] = found
@@ -187,22 +191,15 @@ class SqlEnv(Env):
     def _outcomes(self, desk: Desk, sql: str, scripts: Sequence[str]) -> list[JSON]:
         """Per database what the statements lead to: rows or tables, or, as text, what is wrong.
 
-        Nothing is run any more after what is wrong. Nothing of what was run on the desk before is left.
+        Nothing is run any more after an error. Nothing of what was run on the desk before is left.
         """
-        hidden, tables = self.task.hidden, _domain(self.task).tables()
+        hidden = self.task.hidden
+        tables = _domain(self.task).tables() if hidden["write"] else None
         found: list[JSON] = []
-        for script in scripts:
-            desk.load(script)
-            result = desk.run(sql, write=bool(hidden["write"]), rows=COMPARED)
-            if result.error:
-                found.append(result.error)
-            else:
-                found.append(
-                    desk.state(tables) if hidden["write"] else _rows(result, bool(hidden["ordered"]))
-                )
-            if isinstance(found[-1], str):
-                break
-        return found + [found[-1]] * (len(scripts) - len(found))
+        for result in desk.attempt(scripts, sql, tables):
+            rows = _rows(result, bool(hidden["ordered"])) if tables is None else result.tables
+            found.append(result.error or rows)
+        return found
 
 
 @final
@@ -211,16 +208,20 @@ class SqlDeskEnv(SqlEnv):
 
     id: ClassVar[str] = "sql-desk"
     system: ClassVar[str] = "You answer requests about an SQLite database with SQL, in a ```sql block."
+    #: Shared by all instances: rollouts have one for each episode that goes on, and grade few at a time.
+    _references: ClassVar[References] = References()
 
     def open(self, script: str) -> Desk:
         """In the episode's sandbox."""
         return SqliteDesk(self.sandbox, script)
 
-    @contextlib.contextmanager
-    def apart(self, script: str) -> Generator[Desk]:
-        """In a sandbox of its own."""
-        with self.backend.create() as sandbox, contextlib.closing(SqliteDesk(sandbox, script)) as desk:
-            yield desk
+    def apart(self, script: str) -> AbstractContextManager[Desk]:
+        """In a sandbox of its own, which only references ever see."""
+        return self._references.desk(self.backend, script)
+
+    def dispose(self) -> None:
+        """End the sandboxes of references, which outlive episodes; the next reference makes one again."""
+        self._references.close()
 
     @classmethod
     def beyond(cls, domain: Domain) -> Mapping[str, str]:
@@ -241,8 +242,8 @@ class SqlDeskEnv(SqlEnv):
 class SqlDeskPostgresEnv(SqlEnv):
     """The SQL desk on a real PostgreSQL server, which runs outside of our sandbox.
 
-    See `SqlEnv` for what is seen, done and earned, and `envkit.environments.sql_desk.server` for what holds
-    statements back.
+    See `SqlEnv` for what is seen, done and earned, and `envkit.environments.sql_desk.confinement` for what
+    holds statements back.
 
     Args:
         dsn_variable: environment variable that holds the connection string of a superuser, of a server that

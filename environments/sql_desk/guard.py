@@ -1,8 +1,8 @@
 """Which statements a PostgreSQL is handed at all: the reading of their first word and of a few others.
 
 What a statement may do is for the server to say, by the privileges of whoever runs it; see
-`envkit.environments.sql_desk.server`. Here stands only what no privilege governs: commands that are neither
-questions nor changes of rows, and words that tell who asks, where and when.
+`envkit.environments.sql_desk.confinement`. Here stands only what no privilege governs: commands that are
+neither questions nor changes of rows, and words that tell who asks, where and when.
 """
 
 from __future__ import annotations

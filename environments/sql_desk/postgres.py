@@ -6,19 +6,14 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, cast, final
 
+from envkit.environments.sql_desk.confinement import STATEMENT_S, TEMPORARY_KB, WRITTEN
 from envkit.environments.sql_desk.desk import COMPARED, SHOWN, Result
 from envkit.environments.sql_desk.guard import NotAllowed, statements
-from envkit.environments.sql_desk.server import (
-    STATEMENT_S,
-    TEMPORARY_KB,
-    WRITTEN,
-    Refused,
-    Server,
-    Session,
-    Silent,
-)
+from envkit.environments.sql_desk.server import Server
+from envkit.environments.sql_desk.session import Refused, Session, Silent
 from envkit.errors import SandboxError
 from envkit.types import JSON
 
@@ -59,6 +54,8 @@ class PostgresDesk:
         self._player: Session | None = None
         self._owner: Session | None = None
         self._schema, self._emptied = "", ""
+        #: What was loaded, as long as nothing has been run since.
+        self._fresh: str | None = None
         self._closed = False
         self._ended = ""
         try:
@@ -81,7 +78,7 @@ class PostgresDesk:
             return Result(error=str(error))
         if self._player is None:
             self._player = self._server.player_of(self.name)
-        player = self._player
+        player, self._fresh = self._player, None
         end = time.monotonic() + STATEMENT_S
         columns: list[str] = []
         found: list[list[JSON]] = []
@@ -109,6 +106,27 @@ class PostgresDesk:
             self._ended = f"the database has ended: {_STOPPED['57014']}"
             return Result(error=self._ended)
         return Result(columns, found[:rows], len(found) > rows, changed)
+
+    def attempt(
+        self, scripts: Sequence[str], sql: str, tables: Mapping[str, Sequence[str]] | None
+    ) -> list[Result]:
+        """Begin anew with one database after the other, and run the same statements; see `Desk.attempt`.
+
+        Raises:
+            SandboxError: a script does not run, or the server is gone.
+        """
+        found: list[Result] = []
+        for script in scripts:
+            self.load(script)
+            result = self.run(sql, write=tables is not None, rows=COMPARED)
+            if tables is not None and not result.error:
+                state = self.state(tables)
+                wrong = state if isinstance(state, str) else ""
+                result = replace(result, error=wrong, tables=state)
+            found.append(result)
+            if result.error:
+                break
+        return found
 
     def state(self, tables: Mapping[str, Sequence[str]]) -> JSON:
         """The rows of each of these tables, which are given with their columns; or, as text, what is wrong.
@@ -140,10 +158,10 @@ class PostgresDesk:
         Raises:
             SandboxError: the script does not run, or the server is gone.
         """
-        if self._ended:
+        if self._ended or script == self._fresh:
             return
         schema, insert, rows = script.partition("INSERT INTO")
-        owner = self._owning()
+        owner, self._fresh = self._owning(), None
         try:
             if self._player is not None:
                 self._player.script("DISCARD ALL")
@@ -164,6 +182,7 @@ class PostgresDesk:
                 self._schema, self._emptied = schema, "".join(f"DELETE FROM {t};" for t in reversed(tables))
             owner.ask("SELECT setval('envkit.written', 1)")
             owner.script(f"{self._emptied} {insert}{rows}")
+            self._fresh = script
         except Refused as error:
             raise SandboxError(f"the database could not be loaded: {error.message}") from error
 

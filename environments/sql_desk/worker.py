@@ -1,11 +1,14 @@
-"""Runs statements of strangers on SQLite, a request per line, inside the sandbox; standard library only.
+"""Runs statements of strangers on SQLite, inside the sandbox; standard library only.
 
-    {"load": SCRIPT}     makes a fresh database in memory; answered by {}
+A line is a list of requests, answered by a line that is a list of answers, up to one that says what is wrong.
+A request asks for one of these, or for several, which are done in this order:
+
+    {"load": SCRIPT}     makes a fresh database in memory; answered by {}, or by {"fault": TEXT}
     {"sql": TEXT, "write": BOOL, "rows": N}
                          runs statements; answered by {"columns": [...], "rows": [[...], ...], "more": BOOL,
                          "changed": N} of the last one, or by {"error": TEXT}, and then nothing is changed
     {"state": {TABLE: [COLUMN, ...]}}
-                         answered by {"state": [rows of a table, in order of their columns, ...]}
+                         answered by {"tables": [rows of a table, in order of their columns, ...]}
 
 Statements may read, and where ``write`` is set insert, update and delete. They may not touch other files,
 settings, the schema or transactions, nor ask for random numbers. Whole numbers, texts and nulls are JSON's;
@@ -69,7 +72,10 @@ class Desk:
         self.base.close()
         self.base = self.fresh()
         self.base.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, len(script) + 100)
-        self.base.executescript(script)
+        try:
+            self.base.executescript(script)
+        except (sqlite3.Error, sqlite3.Warning, ValueError) as error:
+            return {"fault": str(error)}
         self.base.setlimit(sqlite3.SQLITE_LIMIT_SQL_LENGTH, LONGEST_SQL)
         self.base.execute("PRAGMA foreign_keys = ON")
         return {}
@@ -132,21 +138,34 @@ class Desk:
             names = ", ".join(f'"{name}"' for name in columns)
             rows = self.base.execute(f'SELECT {names} FROM "{table}" ORDER BY {names}')
             found.append([[encode(value) for value in row] for row in rows])
-        return {"state": found}
+        return {"tables": found}
+
+    def answer(self, request: dict[str, Any]) -> dict[str, Any]:
+        found: dict[str, Any] = {}
+        if "load" in request:
+            found |= self.load(request["load"])
+        if "sql" in request and not is_wrong(found):
+            found |= self.run(request["sql"], request["write"], request["rows"])
+        if "state" in request and not is_wrong(found):
+            found |= self.state(request["state"])
+        return found
+
+
+def is_wrong(answer: dict[str, Any]) -> bool:
+    """Whether nothing more is to be done."""
+    return "error" in answer or "fault" in answer
 
 
 def main() -> None:
     """Answer until nobody asks."""
     desk = Desk()
     for line in sys.stdin:
-        request = json.loads(line)
-        if "load" in request:
-            answer = desk.load(request["load"])
-        elif "state" in request:
-            answer = desk.state(request["state"])
-        else:
-            answer = desk.run(request["sql"], request["write"], request["rows"])
-        print(json.dumps(answer), flush=True)
+        answers: list[dict[str, Any]] = []
+        for request in json.loads(line):
+            answers.append(desk.answer(request))
+            if is_wrong(answers[-1]):
+                break
+        print(json.dumps(answers), flush=True)
 
 
 if __name__ == "__main__":

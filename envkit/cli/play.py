@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from rich.console import RenderableType
 from rich.panel import Panel
-from rich.syntax import Syntax
+from rich.rule import Rule
 from rich.text import Text
 
+from envkit.cli.lastlook import LastLook
+from envkit.cli.shown import changes, ending, opening, pretty
+from envkit.cli.typed import WORDS, asker, read_action
 from envkit.cli.ui import out
-
-_OPENS = re.compile(r"[ \t]*```|<{5,9} ?SEARCH")
-_CLOSES = re.compile(r"[ \t]*```[ \t]*$|>{5,9} ?REPLACE")
-_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
-_DIFF = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTILINE)
+from envkit.env import Env
 
 
 def play(
@@ -31,91 +30,59 @@ def play(
     """Play one episode yourself.
 
     A line is an action. One that opens a block (``` or <<<<<<< SEARCH) goes on until an empty line after
-    the block. Ctrl-D gives up.
+    the block. `help` or `?` shows the actions again, `quit` or Ctrl-D gives up; neither is a turn.
     """
     from envkit import registry
 
-    game: Any = registry.make(env, tasks, max_turns=max_turns)
+    backend = LastLook(registry.sandbox_backend())
+    game = registry.make(env, tasks, backend, max_turns=max_turns)
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
-        out.print(Panel.fit(f"{env}: {info['task']}", style="bold"))
-        out.print("A line is an action; a block ends with an empty line; Ctrl-D gives up.", style="dim")
-        reward, ended = 0.0, False
+        backend.paths = game.task.files
+        _say([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
+        _say([Text("A line is an action; a block ends with an empty line; help; quit.", style="dim")])
+        _say(opening(observation))
+        first, turns, ended, reward = observation, 0, False, 0.0
         while not ended:
-            out.print(*pretty(observation), sep="\n")
-            action = read_action(_lines())
+            _say([_counter(game, turns)])
+            action = _action(game, first)
             if action is None:
-                out.print("given up")
+                _say([Text("given up", style="bold")])
                 return
             observation, reward, terminated, truncated, info = game.step(action)
-            ended = terminated or truncated
-        out.print(*pretty(observation), sep="\n")
-        out.print(
-            f"{info['verdict']}, reward {reward:g}", style="bold green" if info["solved"] else "bold red"
-        )
-        for name, evidence in info["evidence"].items():
-            out.print(f"{name}: {evidence}", markup=False)
+            turns, ended = turns + 1, terminated or truncated
+            _say(pretty(observation))
+        _say([Rule(style="dim"), *ending(reward, info, turns), *changes(game.task.files, backend.found)])
     finally:
         game.close()
 
 
-def pretty(observation: str) -> list[Text | Syntax]:
-    """The observation in pieces, code and diffs in colour."""
-    pieces: list[Text | Syntax] = []
-    for text, fence in _split(_FENCE, observation):
-        if fence is not None:
-            pieces.append(_code(fence[2], fence[1] or "text"))
-            continue
-        for plain, diff in _split(_DIFF, text):
-            pieces += [_code(diff[0], "diff")] if diff is not None else [Text(plain.strip("\n"))]
-    return [piece for piece in pieces if isinstance(piece, Syntax) or piece.plain]
-
-
-def _split(pattern: re.Pattern[str], text: str) -> Iterable[tuple[str, re.Match[str] | None]]:
-    """What stands between the matches, with ``None``, and the matches, in order."""
-    at = 0
-    for match in pattern.finditer(text):
-        yield text[at : match.start()], None
-        yield "", match
-        at = match.end()
-    yield text[at:], None
-
-
-def _code(text: str, language: str) -> Syntax:
-    return Syntax(text.rstrip("\n"), language, background_color="default", word_wrap=True)
-
-
-def _lines() -> Callable[[bool], str | None]:
-    """Asks a person for lines; ``None`` at end of input. Prompts only where there is a person."""
-    prompt = sys.stdin.isatty()
-
-    def ask(more: bool) -> str | None:
-        try:
-            return input(("  " if more else "> ") if prompt else "")
-        except EOFError:
-            return None
-
-    return ask
-
-
-def read_action(ask: Callable[[bool], str | None]) -> str | None:
-    """One action; ``None`` when the person gave up.
+def _action(game: Env, first: str) -> str | None:
+    """What the player does next; ``None`` for nothing any more.
 
     Args:
-        ask: gives the next line, or ``None`` at end of input; told whether the action has begun.
+        game: which is asked nothing but what its actions are.
+        first: its first observation, where an environment without tools tells its own language.
     """
-    lines: list[str] = []
-    open_block = False
-    while True:
-        line = ask(bool(lines))
-        if line is None:
-            return "\n".join(lines) or None
-        if not open_block and not line.strip():
-            if lines:
-                return "\n".join(lines)
-            continue
-        opens = not open_block and _OPENS.match(line)
-        open_block = bool(opens) or (open_block and not _CLOSES.match(line))
-        if not lines and not opens:
-            return line
-        lines.append(line)
+    ask = asker()
+    own = {tool.name for tool in game.tools}
+    while (action := read_action(ask)) is not None:
+        if not sys.stdin.isatty():  # where nobody sees what was typed
+            _say([Text(f"> {action}", style="dim")])
+        word = None if action.strip() in own else WORDS.get(action.strip())
+        if word == "quit":
+            return None
+        if word is None:
+            return action
+        _say([Text(game.help)] if game.tools else pretty(first))
+    return None
+
+
+def _counter(game: Env, turns: int) -> RenderableType:
+    left = f"{game.turns_left} left" if game.turns_left > 1 else "the last"
+    return Rule(f"turn {turns + 1} of {game.max_turns}, {left}", align="left", style="dim")
+
+
+def _say(pieces: Sequence[RenderableType]) -> None:
+    for piece in pieces:
+        out.print(piece)

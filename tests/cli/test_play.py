@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 from rich.syntax import Syntax
+from rich.table import Table
 
-from envkit.cli.play import pretty, read_action
+from envkit.cli.lastlook import LastLook
+from envkit.cli.shown import changes, ending, opening, pretty
+from envkit.cli.typed import read_action
 from envkit.environments.code_editor.actions import HELP, parse
+from envkit.registry import sandbox_backend
 
 
 def typed(*lines: str) -> list[str]:
@@ -39,11 +50,18 @@ def test_what_was_begun_at_end_of_input_is_sent() -> None:
     assert typed("```python", "def f(): pass") == ["```python\ndef f(): pass"]
 
 
-def shown(observation: str) -> str:
-    console = Console(width=200, no_color=True)
+# What is shown.
+
+
+def printed(pieces: Sequence[object], *, colour: bool = False) -> str:
+    console = Console(width=200, no_color=not colour, force_terminal=colour, highlight=False)
     with console.capture() as capture:
-        console.print(*pretty(observation), sep="\n")
+        console.print(*pieces, sep="\n")
     return capture.get()
+
+
+def lines(observation: str) -> list[str]:
+    return [line.rstrip() for line in printed(pretty(observation)).splitlines()]
 
 
 def test_code_and_diffs_are_coloured_and_help_stays_whole() -> None:
@@ -51,6 +69,220 @@ def test_code_and_diffs_are_coloured_and_help_stays_whole() -> None:
     observation = f"Fix:\n```python\ndef f(): pass\n```\n{HELP}\nChanged:\n{diff}\n2 turn(s) left"
     kinds = [type(piece) for piece in pretty(observation)]
     assert kinds.count(Syntax) == 2
-    assert [line.rstrip() for line in shown(observation).splitlines()] == [
-        line for line in observation.splitlines() if not line.startswith("```")
+    assert lines(observation) == [line for line in observation.splitlines() if not line.startswith("```")]
+
+
+def test_a_table_is_aligned_and_what_stands_around_it_stays() -> None:
+    observation = "books:\nid | title | price\n1 | Ash | 9.5\n12 | Night Rain | NULL\n(2 rows)\n\nSay [one]."
+    assert lines(observation) == [
+        "books:",
+        "id   title        price",
+        "───────────────────────",
+        " 1   Ash            9.5",
+        "12   Night Rain    NULL",
+        "(2 rows)",
+        "",
+        "Say [one].",
     ]
+
+
+@pytest.mark.parametrize(
+    ("text", "head", "rows"),
+    [
+        ("count\n7\n(1 rows)", ["count"], 1),
+        ("id | name\n(0 rows)", ["id", "name"], 0),
+        ("a | b\n1 | 2\n3 | 4\n...", ["a", "b"], 2),
+        ("[red]a | b\n[/] | 2\n(1 tickets)", ["[red]a", "b"], 1),
+    ],
+)
+def test_what_is_a_table(text: str, head: list[str], rows: int) -> None:
+    [table] = [piece for piece in pretty(text) if isinstance(piece, Table)]
+    assert ([str(column.header) for column in table.columns], table.row_count) == (head, rows)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "id | name\n1 | two\nlines\n(1 rows)",
+        "id | name\n1 | a | b\n(1 rows)",
+        "id | name\n1 | a\n(3 rows)",
+        "def f(a: int | None):\n    b: int | None\n    c: int | str",
+        "one\n...",
+        "(3 rows)",
+    ],
+)
+def test_what_is_no_table_stays_as_it_is(text: str) -> None:
+    assert lines(text) == text.splitlines()
+
+
+@pytest.mark.parametrize(
+    ("text", "is_red"),
+    [
+        ("Error: no such column: nope", True),
+        ("TypeError: no", True),
+        ("Not done: there is no ticket 77", True),
+        ("No call of a tool in that. Say one", True),
+        ("show: ticket: Field required. It is show(ticket: int)", True),
+        ("Errors are counted.", False),
+        ("3 rows changed.", False),
+    ],
+)
+def test_errors_are_red(text: str, is_red: bool) -> None:
+    shown = printed(pretty(f"{text}\nmore"), colour=True)
+    assert shown == (f"\x1b[31m{text}\x1b[0m\nmore\n" if is_red else f"{text}\nmore\n")
+
+
+def test_the_request_is_set_apart() -> None:
+    panel, *rest = opening("Delete all.\n\nCREATE TABLE t\n\nt:\na | b\n(0 rows)")
+    assert "│ Delete all." in printed([panel])
+    assert "CREATE" not in printed([panel])
+    assert printed(rest).startswith("CREATE TABLE t\n\nt:\na   b\n")
+    panel, code = opening("Fix it:\n```python\ndef f(): ...\n```")
+    assert "│ Fix it:" in printed([panel])
+    assert isinstance(code, Syntax)
+    assert len(opening("Do it.")) == 1
+
+
+def test_an_ending_tells_verdict_reward_and_evidence() -> None:
+    info = {
+        "solved": False,
+        "verdict": "FAIL",
+        "scores": {"right": 0.0, "tidy": 1.0},
+        "evidence": {"right": "gave [1], expected [2]", "tidy": "as it was"},
+        "weaknesses": {"tidy": "looked at one file"},
+    }
+    assert [line.rstrip() for line in printed(ending(0.5, info, 1)).splitlines()] == [
+        "FAIL, reward 0.5, after 1 turn",
+        "right: 0",
+        "  gave [1], expected [2]",
+        "tidy: 1",
+        "  as it was",
+        "  looked at one file",
+    ]
+
+
+def test_changes_are_diffs_of_what_was_there_before() -> None:
+    before = {"a.py": "one\ntwo\n", "same.py": "x\n", "gone.py": "y\n"}
+    text = printed(changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "new.py": "z"}))
+    assert "-two\n+2" in text.replace(" ", "").replace("\x1b", "")
+    assert "-y" in text
+    assert "same.py" not in text
+    assert changes(before, before) == []
+
+
+def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
+    backend = LastLook(sandbox_backend())
+    backend.paths = ["a", "b", "bytes"]
+    with backend.create() as sandbox:
+        sandbox.write("a", b"one")
+        sandbox.write("bytes", b"\xff")
+        assert backend.found == {}
+        with backend.create() as other:
+            other.write("a", b"two")
+    assert backend.found == {"a": "one"}
+
+
+# As a whole.
+
+
+def played(folder: Path, env: str, task: str, *said: str) -> list[str]:
+    """What is printed where nobody sits at a terminal."""
+    command = [
+        sys.executable,
+        "-m",
+        "envkit.cli",
+        "play",
+        env,
+        "--task",
+        task,
+        "--seed",
+        "1",
+        "--max-turns",
+        "3",
+    ]
+    environ = {**os.environ, "COLUMNS": "120"}
+    done = subprocess.run(
+        command, input="\n".join(said), capture_output=True, text=True, cwd=folder, env=environ, check=True
+    )
+    assert done.stderr == ""
+    return [line.rstrip() for line in done.stdout.splitlines()]
+
+
+def counters(said: list[str]) -> list[str]:
+    return [line.partition(" ─")[0] for line in said if line.startswith("turn ")]
+
+
+def test_a_question_is_played_to_its_end(tmp_path: Path) -> None:
+    said = played(
+        tmp_path,
+        "sql-desk",
+        "starter/products-count-0",
+        "?",
+        "query('SELECT nope FROM products')",
+        "help",
+        "SELECT COUNT(*) FROM products",
+    )
+    assert "│ sql-desk: starter/products-count-0 │" in said
+    assert any(line.startswith("│ How many products are there?") for line in said)
+    assert "Error: no such column: nope" in said
+    assert counters(said) == ["turn 1 of 3, 3 left", "turn 2 of 3, 2 left"]  # help is none
+    assert said.count("Say one call per turn, such as query(sql=...):") == 3
+    end = said.index("PASS, reward 1, after 2 turns")
+    assert said[end + 1 :] == ["answers_as_reference: 1", "  as the reference on 5 databases"]
+
+
+def test_a_repair_ends_with_its_diff(tmp_path: Path) -> None:
+    edit = [
+        "```python",
+        "def shifted_letters(text: str, shift: int) -> str:",
+        "    return text",
+        "```",
+        "submit",
+        "",
+    ]
+    said = played(tmp_path, "code-editor", "starter/shifted_letters", "help", "view", *edit)
+    assert counters(said) == ["turn 1 of 3, 3 left", "turn 2 of 3, 2 left"]
+    assert sum(line.startswith("- a ```diff block") for line in said) == 2
+    end = said.index("FAIL, reward 0, after 2 turns")
+    assert said[end + 1] == "answers_as_original: 0"
+    assert "expected 'def abc'" in said[end + 2]
+    assert said[end + 3] == "What was changed:"
+    assert {"--- solution.py", '-    moved = ""', "+    return text"} <= {*said[end + 4 :]}
+
+
+def test_tickets_are_a_table_and_quitting_is_no_turn(tmp_path: Path) -> None:
+    said = played(tmp_path, "service-desk", "train/office-urgent-0", "show(77)", "quit", "done()")
+    assert any(line.startswith("no   state    priority   owner   title") for line in said)
+    assert "Not done: there is no ticket 77" in said
+    assert counters(said) == ["turn 1 of 3, 3 left", "turn 2 of 3, 2 left"]
+    assert said[-2:] == ["> quit", "given up"]
+
+
+def test_the_last_turn_is_said_to_be_the_last(tmp_path: Path) -> None:
+    said = played(tmp_path, "sql-desk", "starter/products-count-0", *["query('SELECT 1')"] * 3)
+    assert counters(said)[-1] == "turn 3 of 3, the last"
+    assert "FAIL, reward 0, after 3 turns" in said
+    assert "  nothing was submitted" in said
+
+
+def test_a_person_at_a_terminal_is_asked(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "envkit.cli", "play", "sql-desk", "--task", "starter/products-count-0"]
+    mine, theirs = pty.openpty()
+    environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, cwd=tmp_path, env=environ, start_new_session=True
+    )
+    os.close(theirs)
+    os.write(mine, b"query('SELECT nope FROM products')\nquit\n")
+    seen = b""
+    try:
+        while piece := os.read(mine, 4096):
+            seen += piece
+    except OSError:  # how a terminal says that nobody is at its other end
+        pass
+    os.close(mine)
+    assert process.wait() == 0
+    text = seen.decode()
+    assert "> " in text
+    assert "\x1b[31mError: no such column: nope\x1b[0m" in text
+    assert text.rstrip().endswith("given up\x1b[0m")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from envkit.environments.sql_desk import server
+from envkit.environments.sql_desk.address import DSN_VARIABLE
 
 PASSWORD = "hush-hush"
 
@@ -130,10 +131,10 @@ def cluster(new_cluster: Any) -> Cluster:
 @pytest.fixture(scope="session")
 def dsn(cluster: Cluster) -> Iterator[str]:
     """Where it is, and told to the environment."""
-    before = os.environ.get(server.DSN_VARIABLE)
-    os.environ[server.DSN_VARIABLE] = cluster.dsn
+    before = os.environ.get(DSN_VARIABLE)
+    os.environ[DSN_VARIABLE] = cluster.dsn
     yield cluster.dsn
     if before is None:
-        del os.environ[server.DSN_VARIABLE]
+        del os.environ[DSN_VARIABLE]
     else:
-        os.environ[server.DSN_VARIABLE] = before
+        os.environ[DSN_VARIABLE] = before

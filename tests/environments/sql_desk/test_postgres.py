@@ -23,10 +23,12 @@ from envkit.audit.examine import Finding
 from envkit.audit.suite import EnvSuite
 from envkit.bench.report import load_report
 from envkit.cli.main import main
-from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv, server
+from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv, address, fitness
+from envkit.environments.sql_desk.address import DSN_VARIABLE
 from envkit.environments.sql_desk.desk import COMPARED, Result
 from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.server import DSN_VARIABLE, Refused, Server, serving
+from envkit.environments.sql_desk.server import Server, serving
+from envkit.environments.sql_desk.session import Refused
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
 from envkit.errors import MissingExtraError, SandboxError, UsageError
 from envkit.registry import sandbox_backend
@@ -36,8 +38,9 @@ STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("
 TABLES = BY_NAME["products"].tables()
 OWNER = """
 import sys, time
+from envkit.environments.sql_desk.address import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.server import DSN_VARIABLE, serving
+from envkit.environments.sql_desk.server import serving
 from envkit.environments.sql_desk.tasks import SCRIPT, generate
 desk = PostgresDesk(serving(DSN_VARIABLE), generate("starter")[0].files[SCRIPT])
 desk.run("SELECT 1", write=False)
@@ -424,7 +427,7 @@ def test_the_role_itself_may_not(shared: PostgresDesk, served: Server, sql: str)
 
 
 def test_nothing_but_harmless_functions_may_be_called(served: Server, desk: PostgresDesk) -> None:
-    with contextlib.closing(served._connect(database=desk.name)) as admin:
+    with contextlib.closing(served._address.connect(database=desk.name)) as admin:
         volatile = admin.ask(
             "SELECT proname FROM pg_proc "
             "WHERE provolatile = 'v' AND has_function_privilege($1::name, oid, 'EXECUTE')",
@@ -454,7 +457,7 @@ def test_a_role_has_one_connection_to_one_database(served: Server, desk: Postgre
         with pytest.raises(
             SandboxError, match=r"permission denied|not currently accepting|too many connections"
         ):
-            served._connect(desk.name, database)
+            served._address.connect(desk.name, database)
     with pytest.raises(SandboxError, match="too many connections"):
         served.player_of(desk.name)
     other.close()
@@ -551,7 +554,7 @@ def test_a_statement_that_heeds_no_limit_fails_its_agent(
     env: SqlDeskPostgresEnv, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of the server that does not answer, while the server does."""
-    monkeypatch.setattr(server, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(address, "PATIENCE_S", 0.5)
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
     name = env.desk.name  # type: ignore[attr-defined]
@@ -634,7 +637,7 @@ def test_a_process_that_ends_leaves_nothing(dsn: str, cluster: Any) -> None:
 
 def test_no_password_in_a_log_or_an_error(dsn: str, cluster: Any, served: Server, desk: PostgresDesk) -> None:
     desk.run("SELECT 1", write=False)
-    password = served._password
+    password = served._address._password
     assert "CREATE ROLE" in cluster.log  # all statements are logged
     assert password not in cluster.log
     assert password not in repr((served, desk, served._lease, vars(desk)))
@@ -686,12 +689,12 @@ def test_a_server_that_cannot_shut_in_is_refused(
     ):
         serving("SOME_DSN")
     cluster.ask('DROP DATABASE "An open one"')
-    monkeypatch.setattr(server, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(fitness, "MEMORY_BYTES", 2**20)
     with pytest.raises(
         UsageError, match=r"lets a statement allocate 1 MB; expected a limit: start it under `ulim"
     ):
         serving("SOME_DSN")
-    monkeypatch.setattr(server, "_OLDEST", 990_000)
+    monkeypatch.setattr(fitness, "OLDEST", 990_000)
     with pytest.raises(UsageError, match="expected 99 or later"):
         serving("SOME_DSN")
 

@@ -267,6 +267,23 @@ def test_of_several_statements_all_hold_or_none(desk: SqliteDesk) -> None:
     assert desk.state(BY_NAME["products"].tables()) == before
 
 
+def test_attempts_begin_anew_each_and_end_with_the_first_error(desk: SqliteDesk) -> None:
+    scripts = [BY_NAME["products"].script(seed) for seed in range(3)]
+    orders = {"orders": ["id"]}
+    found = desk.attempt([*scripts, scripts[0]], "DELETE FROM orders WHERE id = 1", orders)
+    assert [result.changed for result in found] == [1, 1, 1, 1]
+    assert found[0].tables == found[3].tables != [[]]
+    once = "INSERT INTO products VALUES (99, 'once', 'toys', 1)"
+    assert [result.error for result in desk.attempt([scripts[0]] * 2, once, orders)] == ["", ""]
+    counts = [desk.attempt([script], "SELECT COUNT(*) FROM orders", None)[0].rows[0][0] for script in scripts]
+    only_first = (
+        f"SELECT CASE COUNT(*) WHEN {counts[0]} THEN 1 ELSE abs(-9223372036854775808) END FROM orders"
+    )
+    assert counts[0] != counts[1]
+    first, second = desk.attempt(scripts, only_first, None)
+    assert (first.rows, first.error, second.error) == ([[1]], "", "integer overflow")
+
+
 def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> None:
     with backend.create() as sandbox:
         desk = SqliteDesk(sandbox, STARTERS["count"].files[SCRIPT])
