@@ -19,7 +19,7 @@ from envkit.bench.report import curves_of, templates
 from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import NONE, bounds, dollars, percent
+from envkit.bench.words import EXACT, NEAR_EDGE, NONE, bounds, dollars, percent
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -211,8 +211,8 @@ def _method(board: Board) -> list[str]:
     return [
         f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
         "tasks made from one function are not independent. They say how results would vary with other "
-        "functions, not with other training seeds. One of zero width means that every function gave the same "
-        "result; at 0 % or 100 % the true rate may still differ by about three divided by their number.",
+        "functions, not with other training seeds.",
+        f"{EXACT} {NEAR_EDGE}",
         "Points against are differences to the row of reference, paired by task; their p-values exchange the "
         "two rows within source functions, and are raised after Holm for the number of rows compared. A "
         f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "

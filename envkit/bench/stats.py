@@ -1,8 +1,8 @@
 """Statistics of solve rates: pass@k, intervals that resample clusters, detectable differences.
 
 Tasks made from one source function succeed and fail together, so the independent unit is the
-function (the cluster), not the task: every interval here resamples clusters. SciPy's ``bootstrap``
-has no clusters, hence own code.
+function (the cluster), not the task: every interval here resamples clusters, or counts them where they
+are all alike. SciPy's ``bootstrap`` has no clusters, hence own code.
 """
 
 from __future__ import annotations
@@ -29,15 +29,17 @@ class Interval:
 
     Args:
         estimate: the mean over items.
-        low: lower end; minus infinity when it cannot be estimated (a single cluster).
+        low: lower end; minus infinity where it cannot be estimated (one cluster, and not ``exact``).
         high: upper end; plus infinity likewise.
         clusters: how many independent clusters stand behind it.
+        exact: it was computed, not resampled, because no cluster differs from another; see `rate_interval`.
     """
 
     estimate: float
     low: float
     high: float
     clusters: int
+    exact: bool = False
 
     @property
     def excludes_zero(self) -> bool:
@@ -109,6 +111,33 @@ def mean_interval(
     return Interval(estimate, float(low), float(high), len(sums))
 
 
+def rate_interval(
+    rates: ArrayLike,
+    clusters: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Mean of rates as `mean_interval` gives it, but exact where all clusters have 0, or all have 1.
+
+    Draws from equal clusters do not differ, and a width of zero would claim certainty. But where the true
+    mean over clusters is ``m``, a share of ``m`` of them at least has a rate above 0, so that ``n`` of them
+    are all 0 with probability ``(1 - m) ** n`` at most. A mean for which that is below ``(1 - level) / 2``
+    is excluded: the interval of Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404, with clusters as trials.
+
+    Args:
+        rates: shape ``(items,)``, in [0, 1].
+        clusters: the items' cluster names.
+        resamples, level, seed: as in `mean_interval`.
+
+    Raises:
+        ValueError: see `mean_interval`; or a rate is not in [0, 1].
+    """
+    found = mean_interval(_shares(rates), clusters, resamples=resamples, level=level, seed=seed)
+    return _exact_if_alike(found, rates, clusters, 0.0, level)
+
+
 def paired_interval(
     a: ArrayLike,
     b: ArrayLike,
@@ -120,16 +149,49 @@ def paired_interval(
 ) -> Interval:
     """Mean of ``a - b`` over the same items; each draw takes the same clusters for both arms.
 
+    Exact, as in `rate_interval`, where no cluster differs between the arms, or each by a whole 1. Where
+    the true mean over clusters is ``d``, a share of ``abs(d)`` of them at least differs, and one of
+    ``(1 - d) / 2`` at least differs by less than 1. For two arms that solve nothing this is also what the
+    hybrid of Newcombe 1998 (Statistics in Medicine 17:2635) makes of their two exact intervals.
+
     Args:
-        a: shape ``(items,)``.
-        b: shape ``(items,)``, in the order of ``a``.
+        a: shape ``(items,)``, in [0, 1].
+        b: shape ``(items,)``, in [0, 1], in the order of ``a``.
         clusters: the items' cluster names.
         resamples, level, seed: as in `mean_interval`.
+
+    Raises:
+        ValueError: see `rate_interval`; or the arms' shapes differ.
     """
-    first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
-    if first.shape != second.shape:
-        raise ValueError(f"paired arms need the same items; found shapes {first.shape} and {second.shape}")
-    return mean_interval(first - second, clusters, resamples=resamples, level=level, seed=seed)
+    if np.shape(a) != np.shape(b):
+        raise ValueError(f"paired arms need the same items; found shapes {np.shape(a)} and {np.shape(b)}")
+    differences = _shares(a) - _shares(b)
+    found = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
+    return _exact_if_alike(found, differences, clusters, -1.0, level)
+
+
+def _shares(values: ArrayLike) -> Floats:
+    shares = np.asarray(values, dtype=np.float64)
+    if np.any((shares < 0) | (shares > 1)):
+        raise ValueError("a rate lies outside 0 to 1; give each item's share of solved samples")
+    return shares
+
+
+def _exact_if_alike(
+    found: Interval, values: ArrayLike, clusters: Sequence[str], least: float, level: float
+) -> Interval:
+    """The exact interval of a mean of what lies from ``least`` to 1, if all clusters gave one end, or 0.
+
+    It covers for values that are settled before looking, not for whichever one the clusters share.
+    """
+    sums, counts = _cluster_totals(values, clusters)
+    value = found.estimate
+    if value not in (least, 0.0, 1.0) or np.any(sums != value * counts):
+        return found
+    # The largest share of clusters with another value that may have gone unseen.
+    unseen = 1 - ((1 - level) / 2) ** (1 / found.clusters)
+    low, high = value - unseen * (value - least), value + unseen * (1 - value)
+    return Interval(value, low, high, found.clusters, exact=True)
 
 
 def ratio_interval(

@@ -10,10 +10,10 @@ from envkit.bench.data import Arm, Difference, Item, ReportData
 from envkit.bench.stats import (
     Interval,
     cluster_sd,
-    mean_interval,
     minimum_detectable,
     paired_interval,
     pass_at_k,
+    rate_interval,
 )
 
 
@@ -130,7 +130,7 @@ def _rate(items: Sequence[Item], k: int) -> Rate:
     if not kept:
         return Rate(k, None, 0)
     values = pass_at_k([item.samples for item in kept], [item.solved for item in kept], k)
-    return Rate(k, mean_interval(values, [item.source for item in kept]), len(kept))
+    return Rate(k, rate_interval(values, [item.source for item in kept]), len(kept))
 
 
 def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:

@@ -12,6 +12,18 @@ MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 _FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
 _MANY_VOIDS = 0.01
+#: How intervals are made where there is nothing to resample.
+EXACT = (
+    "Where nothing was solved, or everything, draws cannot differ: the interval is then the exact one of "
+    "Clopper and Pearson, with each source function as one trial. Likewise where a difference is 0 on every "
+    "function, or 100 points on every one: those that may have been missed by chance are taken to differ all "
+    "one way."
+)
+#: What intervals cannot tell where there is little to resample.
+NEAR_EDGE = (
+    "Where all but a few source functions gave the same result, as happens close to 0 % and 100 %, there is "
+    "little to draw from, and intervals are too narrow."
+)
 
 
 def number(value: float, digits: int = 1) -> str:
@@ -97,8 +109,9 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
         name = f"{entry.pair.arm} minus {entry.pair.against}"
         if entry.unpaired:
             found.append(f"{name}: {entry.unpaired} tasks measured in only one of the arms are left out.")
-        if entry.interval is not None and 1 < entry.interval.clusters < _FEW_CLUSTERS:
-            functions = entry.interval.clusters
+        interval = entry.interval
+        if interval is not None and not interval.exact and 1 < interval.clusters < _FEW_CLUSTERS:
+            functions = interval.clusters
             found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
     return tuple(found)
 
@@ -112,6 +125,7 @@ def method(summary: Summary) -> tuple[str, ...]:
         f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions, "
         "because tasks made from one function are not independent. Differences are paired: same tasks and "
         "same draws in both arms.",
+        EXACT,
         "Smallest detectable is the true difference that a comparison with the observed spread finds "
         f"{100 * POWER:g} % of the time. Smaller effects can be there and go unseen.",
         "Tokens per solve counts all that the model wrote, failures included, for each solved sample. Voids "
@@ -131,8 +145,7 @@ def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
     general = [
         "Each arm is one model. The intervals say how results would vary with other source functions, not "
         "with other training seeds.",
-        "An interval of zero width means that every function gave the same result. At 0 % or 100 % the true "
-        "rate may still differ by about three divided by the number of functions.",
+        NEAR_EDGE,
     ]
     if (count := len(summary.differences)) > 1:
         general.append(

@@ -53,6 +53,18 @@ def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -
     assert ",=1+1" not in made
 
 
+def test_a_row_that_solves_all_or_nothing_is_not_certain(files: dict[str, str]) -> None:
+    rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
+    found = [float(rows[name][f"pass_at_1_{end}"]) for name in ("no-op", "oracle") for end in ("low", "high")]
+    unseen = 1 - 0.025 ** (1 / 30)  # of 30 functions
+    assert found == pytest.approx([0, unseen, 1 - unseen, 1])
+    for name in ("leaderboard.html", "leaderboard.md"):
+        text = files[name].replace("\u00a0", " ")
+        assert "[88.4, 100.0]" in text
+        assert "[0.0, 11.6]" in text
+        assert "the exact one of Clopper and Pearson, with each source function as one trial" in text
+
+
 def test_the_page_runs_our_script_and_nothing_else(files: dict[str, str]) -> None:
     page = files["leaderboard.html"]
     [script] = re.findall(r"<script>(.*?)</script>", page, re.S)

@@ -114,6 +114,18 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
     assert "SFT: 80 of 720 samples were lost" in found
     assert "SFT+RL minus base: 70 tasks measured in only one" in found
     assert "SFT+RL minus SFT: with 5 source functions" in found
+    alike = replace(troubled, arms=(run.arms[0], replace(few, name="SFT"), few, broken))
+    found = "\n".join(warnings(alike, summarise(alike)))
+    assert "base minus SFT: with 5 source functions" in found
+    assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
+
+
+def test_both_files_say_how_an_interval_without_spread_is_made(run: ReportData) -> None:
+    page, markdown = _pages(run)
+    for text in ("".join(Outline(page).text).replace("\u00a0", " "), markdown):
+        assert "[91.2, 100.0]" in text, "of the oracle, on 40 functions"
+        assert "the exact one of Clopper and Pearson, with each source function as one trial" in text
+        assert "[100.0, 100.0]" not in text
 
 
 def test_html_needs_nothing_from_outside(run: ReportData) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from envkit.bench.stats import (
     cluster_sd,
@@ -21,6 +22,7 @@ from envkit.bench.stats import (
     paired_interval,
     pass_at_k,
     permutation_p,
+    rate_interval,
     ratio_interval,
 )
 
@@ -143,7 +145,7 @@ def test_coverage_holds_with_clusters_and_fails_without() -> None:
 
 
 def test_paired_arms_share_their_draws() -> None:
-    first = np.random.default_rng(2).random(60)
+    first = 0.9 * np.random.default_rng(2).random(60)
     names = _names(np.arange(60) // 3)
     shifted = paired_interval(first + 0.1, first, names)
     assert [shifted.low, shifted.high] == pytest.approx([0.1, 0.1])
@@ -152,6 +154,75 @@ def test_paired_arms_share_their_draws() -> None:
     reverse = paired_interval(first, first + 0.1, names)
     assert reverse.high < 0
     assert reverse.excludes_zero
+
+
+@pytest.mark.parametrize("clusters", [1, 2, 6, 40, 500])
+@pytest.mark.parametrize("level", [0.8, 0.95])
+def test_all_solved_or_none_is_the_exact_interval_over_clusters(clusters: int, level: float) -> None:
+    names = _names(np.arange(3 * clusters) // 3)
+    for solved in (0, 1):
+        found = rate_interval(np.full(3 * clusters, solved), names, level=level)
+        exact = binomtest(solved * clusters, clusters).proportion_ci(level, method="exact")
+        assert (found.estimate, found.clusters, found.exact) == (solved, clusters, True)
+        assert [found.low, found.high] == pytest.approx([exact.low, exact.high], rel=1e-12)
+
+
+def test_rates_that_differ_are_resampled() -> None:
+    names = _names(np.arange(20) // 2)
+    for rates in (np.arange(20) % 2, np.full(20, 0.25), np.arange(20) // 19, 1 - np.arange(20) // 19):
+        assert rate_interval(rates, names) == mean_interval(rates, names)
+        assert not rate_interval(rates, names).exact
+
+
+def test_where_two_arms_agree_a_difference_both_ways_is_possible() -> None:
+    """For arms at 0 or 1: Newcombe's square-and-add of the two exact intervals."""
+    names = _names(np.arange(80) // 2)
+    for solved in (0, 1):
+        arm = np.full(80, solved)
+        found, rate = paired_interval(arm, arm, names), rate_interval(arm, names)
+        reach = math.hypot(rate.high - solved, solved - rate.low)
+        assert (found.low, found.estimate, found.high) == (pytest.approx(-reach), 0, pytest.approx(reach))
+        assert found.exact
+    mixed = np.random.default_rng(6).random(80)
+    assert paired_interval(mixed, mixed, names) == found
+    # Within a function the two may take turns.
+    turns = np.arange(80) % 2
+    assert paired_interval(turns, 1 - turns, names) == found
+
+
+def test_an_arm_that_wins_everything_may_not_always_win() -> None:
+    """At level 95 %, a sign test finds it from six functions on; so does the interval."""
+    for clusters in range(1, 12):
+        won, lost, names = np.ones(clusters), np.zeros(clusters), _names(np.arange(clusters))
+        found, reverse = paired_interval(won, lost, names), paired_interval(lost, won, names)
+        assert found.excludes_zero == (binomtest(clusters, clusters).pvalue < 0.05) == (clusters >= 6)
+        assert (found.estimate, found.high, found.exact) == (1, 1, True)
+        # A function is won, or lost: the exact interval of how many are won, as a difference.
+        share = binomtest(clusters, clusters).proportion_ci(method="exact")
+        assert found.low == pytest.approx(2 * share.low - 1)
+        assert (reverse.low, reverse.high) == (-found.high, -found.low)
+
+
+@pytest.mark.parametrize("truth", [0.03, 0.17, 0.5, 0.83])
+def test_rates_near_an_end_are_covered_where_no_cluster_differs(truth: float) -> None:
+    """Of all samples, at most 2.5 % on either side may be alike and exclude the truth."""
+    rng, missed = np.random.default_rng(8), np.zeros(2)
+    for _ in range(2000):
+        solved = rng.random(20) < truth
+        if solved.all() or not solved.any():
+            found = rate_interval(solved, _names(np.arange(20)), resamples=10)
+            missed += (truth < found.low, truth > found.high)
+    assert missed.max() / 2000 <= 0.025 + 0.01
+
+
+def test_a_rate_is_a_share() -> None:
+    for rates in ([0.5, 1.5], [-0.1, 0.0]):
+        with pytest.raises(ValueError, match="outside 0 to 1"):
+            rate_interval(rates, ["a", "b"])
+        with pytest.raises(ValueError, match="outside 0 to 1"):
+            paired_interval([0.0, 0.0], rates, ["a", "b"])
+    with pytest.raises(ValueError, match="not finite"):
+        rate_interval([math.nan, 0.0], ["a", "b"])
 
 
 def test_the_seed_decides_the_draws() -> None:

@@ -59,7 +59,23 @@ def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: Repor
     (entry,) = summarise(data).differences
     assert entry.detectable == math.inf
     (said,) = headline(data, summarise(data))
+    assert "0.0 points [\N{MINUS SIGN}8.8, +8.8]. The interval includes zero" in said  # 1 - 0.025 ** (1 / 40)
     assert said.endswith("so this run does not show a difference.")
+
+
+def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> None:
+    nothing = replace(run.arms[0], items=tuple(replace(item, solved=0) for item in run.arms[0].items))
+    data = replace(run, arms=(nothing, run.arms[3]), differences=(Difference("oracle", "base", ""),))
+    summary = summarise(data)
+    for arm, ends in zip(summary.arms, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
+        for rate in arm.rates:
+            assert rate.interval is not None
+            assert rate.interval.exact
+            assert (rate.interval.low, rate.interval.high) == pytest.approx(ends, abs=1e-4)
+    (found,) = summary.differences
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((1 - 2 * 0.0881, 1.0), abs=1e-4)
+    assert found.detectable == math.inf
 
 
 def test_tasks_of_one_arm_only_are_left_out_and_counted(run: ReportData) -> None:
