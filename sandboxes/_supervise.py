@@ -90,6 +90,7 @@ class Supervisor:
         self._tree, self._limits = tree, limits
         self._began = time.monotonic()
         self._deadline = self._began + limits.wall_s
+        self._look_at = min(self._began + _LOOK_S[0], self._deadline)
         self._stop: StopReason | None = None
         self.closed = self._exited = self._truncated = False
         self._result: ExecResult | None = None
@@ -198,8 +199,11 @@ class Supervisor:
                 return
 
     def _patience(self) -> float:
-        """Look at the limits; returns for how many seconds none of them can be passed."""
-        usage, left_s = self._tree.usage(), self._deadline - time.monotonic()
+        """Look at the limits, if it is time to; returns for how many seconds there is no need to."""
+        now = time.monotonic()
+        if now < self._look_at:
+            return self._look_at - now
+        usage, left_s = self._tree.usage(), self._deadline - now
         cpu_left_s = self._limits.cpu_s - usage.cpu_s
         if usage.out_of_memory:
             self._stop = StopReason.MEMORY
@@ -211,7 +215,9 @@ class Supervisor:
             self._stop = StopReason.SIGNALED
         else:
             shortest, longest = _LOOK_S
-            return min(left_s, max(shortest, min(longest, cpu_left_s / _CPUS)))
+            patience_s = min(left_s, max(shortest, min(longest, cpu_left_s / _CPUS)))
+            self._look_at = now + patience_s
+            return patience_s
         return 0.0
 
     def _notice_exit(self) -> None:

@@ -7,38 +7,27 @@ socket, so that starting one costs a fork instead of an ``exec`` by the daemon.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import itertools
-import json
 import os
-import platform
-import signal
-import socket
-import time
-from collections.abc import Generator, Sequence
-from importlib import resources
-from pathlib import Path
-from typing import Any, cast, final
+from collections.abc import Sequence
+from typing import Any, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
 from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, Space
-from envkit.sandboxes import _images, _proc, _seccomp
-from envkit.sandboxes._child import memory, pipes
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
+from envkit.sandboxes import _docker_engine, _images
+from envkit.sandboxes._docker_container import Container, DockerTree
+from envkit.sandboxes._docker_engine import docker_errors, known_runtime
+from envkit.sandboxes._docker_reap import labels, reap
+from envkit.sandboxes._image import PYTHON
 from envkit.sandboxes._sandbox import FolderSandbox, temporary
-from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._supervise import Tree
 from envkit.sandboxes._temporary import Lease
-from envkit.sandboxes._volumes import CONTROL, PATIENCE_S, Shelf, Volume, accept, listening
+from envkit.sandboxes._volumes import Shelf, Volume
 from envkit.sandboxes._workspace import Workspace
 
 #: What holds where an argument of the backend does not say.
 IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
-#: Labels of our containers: the lease folder of the process that owns one, and the host it lives on.
-_LEASE, _HOST = "envkit.lease", "envkit.host"
-#: Memory and processes of the worker itself.
-_WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
 
 
 @final
@@ -96,14 +85,14 @@ class DockerBackend(SandboxBackend):
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        client = _answering(os.getpid())
+        client, user = _docker_engine.answering(os.getpid()), _docker_engine.user()
         _reap_once(os.getpid())
-        with _docker_errors("make an image"):
-            made = _images.get(client, self.image, _user(), self.packages)
-        shelf = _shelf(client, made.tag, self.runtime, _user(), self._space)
-        with _docker_errors("hold a workspace"), _known(self.runtime):
+        with docker_errors("make an image"):
+            made = _images.get(client, self.image, user, self.packages)
+        shelf = _shelf(client, made.tag, self.runtime, user, self._space)
+        with docker_errors("hold a workspace"), known_runtime(self.runtime):
             volume = shelf.take()
-        return _DockerSandbox(self, client, made.tag, _user(), self.runtime, volume, self._space)
+        return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._space)
 
 
 @final
@@ -126,8 +115,8 @@ class _DockerSandbox(FolderSandbox):
         self._lease = Lease(temporary())
         self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
         #: Containers that run nothing, by the limits that they were made with.
-        self._idle: dict[tuple[int, int], list[_Container]] = {}
-        self._made: list[_Container] = []
+        self._idle: dict[tuple[int, int], list[Container]] = {}
+        self._made: list[Container] = []
         self._numbers = itertools.count()
 
     @property
@@ -163,12 +152,12 @@ class _DockerSandbox(FolderSandbox):
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
         idle = self._idle.setdefault((limits.memory_bytes, limits.processes), [])
         container = idle.pop() if idle else self._make(limits)
-        return _DockerTree(container, argv, limits, idle)
+        return DockerTree(container, argv, limits, idle)
 
-    def _make(self, limits: Limits) -> _Container:
+    def _make(self, limits: Limits) -> Container:
         folder = self._lease.path / f"control-{next(self._numbers)}"
         mount = self._volume.mount
-        container = _Container(
+        container = Container(
             self._client, self._tag, self._lease.path, folder, mount, self._user, limits, self._runtime
         )
         self._made.append(container)
@@ -178,260 +167,15 @@ class _DockerSandbox(FolderSandbox):
         return container
 
 
-@final
-class _Container:
-    """A running container and the socket to its worker.
-
-    Args:
-        client: the Docker client.
-        tag: the image.
-        lease: the owner's lease folder.
-        folder: a new folder for the socket.
-        workspace: how it gets that; see `envkit.sandboxes._volumes.Volume`.
-        user: who commands run as.
-        limits: ``memory_bytes`` and ``processes`` bound the container.
-        runtime: what runs it, if not the engine's own choice.
-    """
-
-    def __init__(
-        self,
-        client: Any,
-        tag: str,
-        lease: Path,
-        folder: Path,
-        workspace: Any,
-        user: int,
-        limits: Limits,
-        runtime: str | None,
-    ) -> None:
-        folder.mkdir(mode=0o711)
-        memory = limits.memory_bytes + _WORKER_BYTES
-        worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
-        self._socket: socket.socket | None = None
-        with _docker_errors("make a container"), _known(runtime), listening(folder) as listener:
-            self._container: Any = client.containers.create(
-                tag,
-                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
-                runtime=runtime,
-                user="0:0",
-                hostname="sandbox",
-                environment={},
-                network_mode="none",
-                ipc_mode="private",
-                read_only=True,
-                cap_drop=["ALL"],
-                # To become another user, and to kill what runs as it.
-                cap_add=["SETUID", "SETGID", "KILL"],
-                security_opt=["no-new-privileges", f"seccomp={_seccomp.profile()}"],
-                pids_limit=limits.processes + _WORKER_PROCESSES,
-                mem_limit=memory,
-                memswap_limit=memory,
-                shm_size=SCRATCH_BYTES,
-                tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"},
-                # What the kernel keeps for a container would outlive the command that put it there.
-                sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
-                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
-                mounts=[workspace],
-                # A flood would otherwise fill the host's disk with JSON.
-                log_config={"type": "none"},
-                labels=_labels(lease),
-            )
-            try:
-                self._container.start()
-                self._socket = accept(listener, self._container)
-            except TimeoutError:
-                self.remove()
-                raise SandboxError(f"a container of {tag} did not start within {PATIENCE_S:g} s") from None
-            except BaseException:
-                self.remove()
-                raise
-            self._socket.settimeout(PATIENCE_S)
-
-    def ask(self, word: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
-        """Send a request to the worker; returns its answer and the descriptors that came with it.
-
-        Raises:
-            SandboxError: the worker is gone, or silent; it is asked nothing more.
-        """
-        if self._socket is None:
-            raise SandboxError("the container died earlier")
-        try:
-            socket.send_fds(self._socket, [word.encode()], descriptors)
-            data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
-        except BaseException as error:
-            self._hang_up()  # a late answer would be taken for that to the next question
-            if not isinstance(error, OSError):
-                raise
-            raise SandboxError(f"the container's worker does not answer: {error}") from error
-        if not data:
-            self._hang_up()
-            raise SandboxError("the container died")
-        return cast("dict[str, Any]", json.loads(data)), passed
-
-    def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed something in it for memory, as the engine saw it."""
-        try:
-            with _docker_errors("look at a container"):
-                self._container.wait(timeout=PATIENCE_S)  # the engine learns of its end a moment later
-                self._container.reload()
-        except SandboxUnavailable:
-            return False
-        return bool(self._container.attrs["State"]["OOMKilled"])
-
-    def remove(self) -> None:
-        """Kill it, whatever it does, and return when it is gone. Idempotent."""
-        self._hang_up()
-        with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
-            self._container.remove(force=True)
-
-    def _hang_up(self) -> None:
-        if self._socket is not None:
-            self._socket.close()  # upon which the worker ends, and the container with it
-            self._socket = None
-
-
-def _labels(lease: Path) -> dict[str, str]:
-    """Those of what belongs to the owner of a lease folder."""
-    return {_LEASE: str(lease), _HOST: platform.node()}
-
-
 @functools.cache
 def _shelf(client: Any, tag: str, runtime: str | None, user: int, space: Space) -> Shelf:
     """This process's, for its client is its own."""
-    return Shelf(client, tag, runtime, user, space, _labels)
-
-
-@final
-class _DockerTree(Tree):
-    """What runs in a container beside its worker."""
-
-    def __init__(
-        self, container: _Container, argv: Sequence[str], limits: Limits, idle: list[_Container]
-    ) -> None:
-        self._container, self._idle = container, idle
-        self._seen = Usage(0.0)
-        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*_proc.rlimits(limits).values()]}
-        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            theirs.callback(os.close, job := memory(json.dumps(request).encode()))
-            kept, given = pipes(ours, theirs)
-            _, [pidfd] = container.ask("run", [job, *given])
-            ours.pop_all()
-        super().__init__(kept, pidfd)
-
-    def usage(self) -> Usage:
-        try:
-            found, _ = self._container.ask("usage")
-        except SandboxError:
-            # Process 1 dies of hunger too, where a command has taken care not to die first.
-            if not self._container.ran_out_of_memory():
-                raise
-            self._seen = Usage(self._seen.cpu_s, out_of_memory=True)
-        else:
-            self._seen = Usage(found["cpu_s"], found["oom"])
-        return self._seen
-
-    def end(self) -> Ending:
-        try:
-            found, _ = self._container.ask("end")
-        except SandboxError:
-            hungry = self._seen.out_of_memory or self._container.ran_out_of_memory()
-            self._container.remove()
-            if not hungry:
-                raise
-            return Ending(-signal.SIGKILL, Usage(self._seen.cpu_s, out_of_memory=True))
-        if found["clean"]:
-            self._idle.append(self._container)
-        else:
-            self._container.remove()
-        code = -signal.SIGKILL if found["code"] is None else int(found["code"])
-        return Ending(code, Usage(found["cpu_s"], found["oom"]))
+    return Shelf(client, tag, runtime, user, space, labels)
 
 
 @functools.cache
-def _client(pid: int) -> Any:
-    """This process's client; keyed by pid, since a connection cannot be shared with a fork."""
-    try:
-        import docker
-    except ImportError as error:
-        raise MissingExtraError("docker", "docker") from error
-    with _docker_errors("reach Docker"):
-        client: Any = cast("Any", docker).from_env(timeout=int(PATIENCE_S))
-        try:
-            client.ping()
-        except BaseException:
-            client.close()
-            raise
-    if str(client.api.base_url) != "http+docker://localhost":  # how it names a UNIX socket
-        raise SandboxUnavailable("Docker runs on another machine; unset DOCKER_HOST to use one here")
-    return client
-
-
-def _knock() -> None:
-    """Try the engine's UNIX socket; where nobody answers, the library would leave one of its own open."""
-    from docker.errors import DockerException
-
-    host = os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
-    path = host.removeprefix("unix://")
-    if path != host:
-        with socket.socket(socket.AF_UNIX) as knocking:
-            try:
-                knocking.settimeout(PATIENCE_S)
-                knocking.connect(path)
-            except OSError as error:
-                raise DockerException(f"{path}: {error.strerror or error}") from error
-
-
-def _answering(pid: int) -> Any:
-    """This process's client, once the engine answers: one that restarts is away for a few seconds.
-
-    Raises:
-        SandboxUnavailable: it does not come back, or was never there.
-    """
-    client = _client(pid)
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            with _docker_errors("reach Docker"):
-                client.ping()
-            return client
-        except SandboxUnavailable:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.1)
-
-
-@contextlib.contextmanager
-def _docker_errors(doing: str) -> Generator[None]:
-    """What Docker or the way to it raises, as ours."""
-    from docker.errors import DockerException
-    from requests.exceptions import RequestException
-
-    try:
-        _knock()
-        yield
-    except (DockerException, RequestException) as error:
-        raise SandboxUnavailable(
-            f"cannot {doing}: {error}; is dockerd running, and is this user in the group docker?"
-        ) from error
-
-
-@contextlib.contextmanager
-def _known(runtime: str | None) -> Generator[None]:
-    """What the engine says to a runtime that it does not know, as ours."""
-    from docker.errors import APIError
-
-    try:
-        yield
-    except APIError as error:
-        if runtime is None or "runtime name" not in str(error.explanation):
-            raise
-        remedy = (
-            "install it (https://gvisor.dev/docs/user_guide/install/), then: "
-            "sudo runsc install -- --host-uds=open && sudo systemctl reload docker"
-            if runtime == "runsc"
-            else 'register it under "runtimes" in /etc/docker/daemon.json and reload dockerd'
-        )
-        raise SandboxUnavailable(f"Docker knows no runtime {runtime!r}; {remedy}") from error
+def _reap_once(pid: int) -> None:
+    reap()
 
 
 def build(
@@ -451,12 +195,12 @@ def build(
         ConfigError: no such kind, or a base for another kind than ``dockerfile``.
         SandboxUnavailable: none can be made, or Docker cannot be reached.
     """
-    client = _answering(os.getpid())
+    client = _docker_engine.answering(os.getpid())
     passed_over: dict[str, str] = {}
     for kind in kinds:
         try:
-            with _docker_errors("make an image"):
-                made = _images.get(client, kind, _user(), base=base, force=force)
+            with docker_errors("make an image"):
+                made = _images.get(client, kind, _docker_engine.user(), base=base, force=force)
         except SandboxUnavailable as error:
             passed_over[kind] = str(error)
             continue
@@ -472,57 +216,6 @@ def reap_images() -> list[str]:
     Raises:
         SandboxUnavailable: Docker cannot be reached.
     """
-    client = _client(os.getpid())
-    with _docker_errors("look through images"):
-        return _images.reap(client, _user())
-
-
-def _user() -> int:
-    """Who sandboxed code runs as."""
-    return os.geteuid() or NOBODY
-
-
-@functools.cache
-def _reap_once(pid: int) -> None:
-    reap()
-
-
-def reap() -> list[str]:
-    """Remove the containers and volumes on this host whose owner is dead; returns the containers' names.
-
-    Raises:
-        SandboxUnavailable: Docker cannot be reached.
-    """
-    names: list[str] = []
-    client = _client(os.getpid())
-    with _docker_errors("list containers"):
-        ours = {"label": f"{_HOST}={platform.node()}"}
-        found = client.containers.list(all=True, filters=ours, ignore_removed=True)
-        # Newest first: what holds a volume is older than those that have it, and goes after them.
-        for container in sorted(found, key=lambda one: one.attrs["Created"], reverse=True):
-            if not _is_held(container.labels[_LEASE]):
-                with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a container"):
-                    container.remove(force=True, v=True)  # unless someone else was quicker
-                    names.append(container.name)
-        # Of a container that somebody else has removed.
-        for volume in client.volumes.list(filters={**ours, "dangling": True}):
-            if not _is_held(volume.attrs["Labels"][_LEASE]):
-                with contextlib.suppress(SandboxUnavailable), _docker_errors("remove a volume"):
-                    volume.remove()
-    return names
-
-
-def _is_held(lease: str) -> bool:
-    try:
-        folder = os.open(lease, os.O_RDONLY | os.O_DIRECTORY)
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True  # another user's
-    try:
-        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(folder)
-    return False
+    client = _docker_engine.client(os.getpid())
+    with docker_errors("look through images"):
+        return _images.reap(client, _docker_engine.user())

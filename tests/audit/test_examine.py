@@ -190,7 +190,7 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
 def test_sabotage_is_caught_and_named(
     kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(examine, "PATIENCE_S", 12.0)
+    monkeypatch.setattr("envkit.audit.subject.PATIENCE_S", 12.0)
     check, words = SABOTAGED[kind]
     finding = audited(kind, backend)[check]
     assert finding.ok is False

@@ -29,8 +29,7 @@ from side_by_side import Measures, Ratio, compare
 
 from envkit.grading import PYTEST, pytest_modules
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
-from envkit.sandboxes import _images
-from envkit.sandboxes import docker as docker_module
+from envkit.sandboxes import _docker_engine, _images
 from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE
 from envkit.sandboxes._spaces import spaces
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -140,7 +139,7 @@ class Containers:
     """Docker as `docker-py` gives it, hardened as this project's own containers are."""
 
     def __init__(self, folder: Path) -> None:
-        self._client: Any = docker_module._client(os.getpid())
+        self._client: Any = _docker_engine.client(os.getpid())
         self._tag = _images.get(self._client, "host", NOBODY, PYTEST).tag
         self._folder = folder
         self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
@@ -252,7 +251,7 @@ def measures() -> Generator[Measures]:
 
 def main() -> None:
     with measures() as wanted:
-        version = docker_module._client(os.getpid()).version()["Version"]
+        version = _docker_engine.client(os.getpid()).version()["Version"]
         copies = spaces(os.getpid(), os.geteuid() or NOBODY).copies()
         facts = {"docker": version, "snapshots": f"copied: {copies}" if copies else "laid beneath"}
         compare("sandbox", wanted, RATIOS, ROUNDS, facts)

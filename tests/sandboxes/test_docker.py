@@ -6,6 +6,7 @@ import contextlib
 import functools
 import gc
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -20,8 +21,9 @@ import pytest
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Limits, PeerGone, Sandbox, SandboxBackend, Space, StopReason
-from envkit.sandboxes import _bwrap, _nursery, _volumes
+from envkit.sandboxes import _bwrap, _docker_engine, _nursery, _volumes
 from envkit.sandboxes import docker as module
+from envkit.sandboxes._docker_reap import HOST, LEASE
 from envkit.sandboxes._temporary import Lease
 
 TRAINER = """
@@ -43,13 +45,13 @@ def sandbox(docker: SandboxBackend) -> Iterator[Sandbox]:
 
 
 def containers() -> set[str]:
-    client = module._client(os.getpid())
-    ours = {"label": module._LEASE}
+    client = _docker_engine.client(os.getpid())
+    ours = {"label": LEASE}
     return {one.name for one in client.containers.list(all=True, filters=ours, ignore_removed=True)}
 
 
 def named_volumes() -> set[str]:
-    return {one.name for one in module._client(os.getpid()).volumes.list()}
+    return {one.name for one in _docker_engine.client(os.getpid()).volumes.list()}
 
 
 def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
@@ -168,7 +170,7 @@ def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
             trainer.kill()
     # The worker notices that the other end of its socket is gone; whoever comes next clears up.
     for each in (name, holder):
-        ended = module._client(os.getpid()).containers.get(each).wait(timeout=30)
+        ended = _docker_engine.client(os.getpid()).containers.get(each).wait(timeout=30)
         assert ended["StatusCode"] == 0
     assert {name, holder} <= {*module.reap()}
     assert not {name, holder} & containers()
@@ -202,7 +204,7 @@ def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> Non
     assert len(containers() - before) == 1
     assert len(named_volumes() - volumes) == 8
     shelf = module._shelf(
-        module._client(os.getpid()),
+        _docker_engine.client(os.getpid()),
         sandboxes[8]._tag,
         None,
         sandboxes[8]._user,
@@ -219,16 +221,16 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
         assert python(sandbox, "pass").ok
         [made] = sandbox._made  # type: ignore[attr-defined]
         tag = made._container.image.tags[0]
-    labels = {module._LEASE: str(tmp_path / "gone"), module._HOST: module.platform.node()}
-    left = module._client(os.getpid()).containers.run(
+    labels = {LEASE: str(tmp_path / "gone"), HOST: platform.node()}
+    left = _docker_engine.client(os.getpid()).containers.run(
         tag, ["/usr/bin/python3", "-c", "import time; time.sleep(600)"], detach=True, labels=labels
     )
     for keeper in (tmp_path / "gone", tmp_path):  # by accident without its container
-        labels[module._LEASE] = str(keeper)
-        module._client(os.getpid()).volumes.create(f"left-{keeper.name}", labels=labels)
+        labels[LEASE] = str(keeper)
+        _docker_engine.client(os.getpid()).volumes.create(f"left-{keeper.name}", labels=labels)
     with contextlib.closing(Lease(tmp_path)) as lease:
-        labels[module._LEASE] = str(lease.path)
-        kept = module._client(os.getpid()).volumes.create(labels=labels)
+        labels[LEASE] = str(lease.path)
+        kept = _docker_engine.client(os.getpid()).volumes.create(labels=labels)
         assert left.name in module.reap()
         assert left.name not in containers()
         assert not {"left-gone", f"left-{tmp_path.name}"} & named_volumes()
@@ -253,7 +255,7 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
 def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    monkeypatch.setattr(module, "_client", functools.cache(module._client.__wrapped__))
+    monkeypatch.setattr(_docker_engine, "client", functools.cache(_docker_engine.client.__wrapped__))
     said = str(module.DockerBackend().available())
     assert "cannot reach Docker" in said
     assert "is dockerd running" in said
@@ -290,8 +292,8 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
     with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for cached in ("_client", "_reap_once"):
-            monkeypatch.setattr(module, cached, functools.cache(getattr(module, cached).__wrapped__))
+        for where, cached in ((_docker_engine, "client"), (module, "_reap_once")):
+            monkeypatch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         backend = module.DockerBackend()
         with engine(folder, signal.SIGKILL):
             while missing := backend.available():
@@ -310,8 +312,8 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
                 with made.result() as other:
                     assert python(other, "print(1)").stdout == b"1\n"
                 sandbox.close()
-                owned = {"label": f"{module._HOST}={module.platform.node()}"}
-                left = module._client(os.getpid()).containers.list(all=True, filters=owned)
+                owned = {"label": f"{HOST}={platform.node()}"}
+                left = _docker_engine.client(os.getpid()).containers.list(all=True, filters=owned)
                 # Of what holds workspaces, the one that is there for the next sandbox.
                 assert [_volumes.HOLDS in one.labels for one in left] == [True]
         gc.collect()  # sockets that did not connect, while the warning about them is off

@@ -25,7 +25,7 @@ from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 from envkit.sandbox import PACKAGES, SandboxBackend
 from envkit.sandbox_check import CASES, Case, Finding, self_check
 from envkit.sandbox_check.isolation import ISOLATION
-from envkit.sandboxes import _image, _images, _root
+from envkit.sandboxes import _docker_engine, _image, _images, _root
 from envkit.sandboxes import docker as module
 from envkit.sandboxes.docker import DockerBackend
 
@@ -56,7 +56,7 @@ def envkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def shared(docker: SandboxBackend) -> Any:
     """A client of the machine's own engine."""
-    return module._client(os.getpid())
+    return _docker_engine.client(os.getpid())
 
 
 @pytest.fixture(scope="module")
@@ -74,8 +74,8 @@ def engine(shared: Any) -> Iterator[Path]:
             (folder / runtime).write_text(program)
             (folder / runtime).chmod(0o755)
         patch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for cached in ("_client", "_reap_once"):
-            patch.setattr(module, cached, functools.cache(getattr(module, cached).__wrapped__))
+        for where, cached in ((_docker_engine, "client"), (module, "_reap_once")):
+            patch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
         command += [
             "--iptables=false",
@@ -94,7 +94,7 @@ def engine(shared: Any) -> Iterator[Path]:
                 await_answer(process, folder)
                 yield folder
             finally:
-                client = module._client(os.getpid())
+                client = _docker_engine.client(os.getpid())
                 for container in client.containers.list(all=True, ignore_removed=True):
                     container.remove(force=True, v=True)  # or the engine would wait for them
                 client.close()
@@ -116,7 +116,7 @@ def await_answer(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 @pytest.fixture
 def client(engine: Path) -> Any:
-    return module._client(os.getpid())
+    return _docker_engine.client(os.getpid())
 
 
 @pytest.fixture(scope="module")
@@ -137,7 +137,7 @@ def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     archive = root.with_name("base.tar")
     with tarfile.open(archive, "w") as file:
         file.add(root, ".", filter=_images._as_root)
-    api = module._client(os.getpid()).api
+    api = _docker_engine.client(os.getpid()).api
     api.import_image_from_file(str(archive), repository="base", tag="local")
     api.tag("base:local", "base", "mirror")
     return "base:local"
@@ -246,16 +246,16 @@ def test_images_out_of_date_go_once_nothing_uses_them(
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(_image, "_BUILD", "an older one")
-        old = _images.get(client, "host", module._user()).tag  # nothing runs in it
+        old = _images.get(client, "host", _docker_engine.user()).tag  # nothing runs in it
         patch.setattr(_images, "_interpreter", lambda: Path("/usr/bin/env"))  # stands for another one
-        other = _images.get(client, "host", module._user(), ("iniconfig",)).tag
+        other = _images.get(client, "host", _docker_engine.user(), ("iniconfig",)).tag
         patch.setattr(_images, "_interpreter", lambda: Path("/gone/python3"))
-        gone = _images.get(client, "host", module._user(), ("pluggy",)).tag
+        gone = _images.get(client, "host", _docker_engine.user(), ("pluggy",)).tag
     current = module.build(["host"])[0].tag
     assert current != old
-    layered = _images.get(client, "dockerfile", module._user(), ("pluggy",), base=base).tag
+    layered = _images.get(client, "dockerfile", _docker_engine.user(), ("pluggy",), base=base).tag
     replaced = client.images.get(layered).id
-    _images.get(client, "dockerfile", module._user(), ("pluggy",), base=base, force=True)
+    _images.get(client, "dockerfile", _docker_engine.user(), ("pluggy",), base=base, force=True)
     user = client.containers.create(old, ["/usr/bin/python3"])
     removed = json.loads(envkit("sandbox", "reap", "--json").stdout)["images"]
     assert gone in removed
@@ -380,7 +380,7 @@ def test_the_python_of_a_base_keeps_every_promise(base: str) -> None:
 
 def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
-    monkeypatch.setattr(module, "_client", module._client.__wrapped__)
+    monkeypatch.setattr(_docker_engine, "client", _docker_engine.client.__wrapped__)
     for reap in (module.reap, module.reap_images):
         with pytest.raises(MissingExtraError, match=r"envkit\[docker\]"):
             reap()

@@ -1,0 +1,53 @@
+"""Sandboxes of another backend that whoever audits can look into, break, and close from outside."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any, NoReturn, final
+
+from envkit.audit.reach import Lookout
+from envkit.errors import SandboxError
+from envkit.sandbox import Sandbox, SandboxBackend
+
+
+@final
+class Watched(SandboxBackend):
+    """Sandboxes of another backend, which can all be closed at once.
+
+    Args:
+        inner: makes them.
+        breaks: nothing can be run in them.
+        looks: the first one, which is the episode's, can be looked into, if it isolates.
+    """
+
+    def __init__(self, inner: SandboxBackend, *, breaks: bool = False, looks: bool = False) -> None:
+        self._inner, self._breaks, self._looks = inner, breaks, looks
+        self.name, self.isolated, self.packages = inner.name, inner.isolated, inner.packages
+        self._made: list[Sandbox] = []
+        #: How often one was asked to run something that breaks.
+        self.broke = 0
+        #: Of the first one.
+        self.lookout: Lookout | None = None
+
+    def available(self) -> str | None:
+        return self._inner.available()
+
+    def create(self) -> Sandbox:
+        sandbox: Any = self._inner.create()
+        self._made.append(sandbox)
+        if self._breaks:
+            sandbox.run = sandbox.open = self._break
+        if self._looks and self.isolated and self.lookout is None:
+            self.lookout = Lookout(sandbox)
+            sandbox.open, sandbox.run = self.lookout.open, self.lookout.run
+        return sandbox
+
+    def close(self) -> None:
+        """Close all, whoever is in them."""
+        for sandbox in self._made:
+            with contextlib.suppress(Exception):
+                sandbox.close()
+
+    def _break(self, *_: object, **__: object) -> NoReturn:
+        self.broke += 1
+        raise SandboxError("broken on purpose")

@@ -1,0 +1,184 @@
+"""Containers in which a worker starts commands: a fork for each, where the engine would take an ``exec``."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, cast, final
+
+from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.sandbox import PYTHON_OPTIONS, Limits
+from envkit.sandboxes import _proc, _seccomp
+from envkit.sandboxes._child import memory, pipes
+from envkit.sandboxes._docker_engine import docker_errors, known_runtime
+from envkit.sandboxes._docker_reap import labels
+from envkit.sandboxes._image import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
+from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._volumes import CONTROL, PATIENCE_S, accept, listening
+
+#: Memory and processes of the worker itself.
+_WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
+
+
+@final
+class Container:
+    """A running container and the socket to its worker.
+
+    Args:
+        client: the Docker client.
+        tag: the image.
+        lease: the owner's lease folder.
+        folder: a new folder for the socket.
+        workspace: how it gets that; see `envkit.sandboxes._volumes.Volume`.
+        user: who commands run as.
+        limits: ``memory_bytes`` and ``processes`` bound the container.
+        runtime: what runs it, if not the engine's own choice.
+    """
+
+    def __init__(
+        self,
+        client: Any,
+        tag: str,
+        lease: Path,
+        folder: Path,
+        workspace: Any,
+        user: int,
+        limits: Limits,
+        runtime: str | None,
+    ) -> None:
+        folder.mkdir(mode=0o711)
+        memory = limits.memory_bytes + _WORKER_BYTES
+        worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
+        self._socket: socket.socket | None = None
+        with docker_errors("make a container"), known_runtime(runtime), listening(folder) as listener:
+            self._container: Any = client.containers.create(
+                tag,
+                [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
+                runtime=runtime,
+                user="0:0",
+                hostname="sandbox",
+                environment={},
+                network_mode="none",
+                ipc_mode="private",
+                read_only=True,
+                cap_drop=["ALL"],
+                # To become another user, and to kill what runs as it.
+                cap_add=["SETUID", "SETGID", "KILL"],
+                security_opt=["no-new-privileges", f"seccomp={_seccomp.profile()}"],
+                pids_limit=limits.processes + _WORKER_PROCESSES,
+                mem_limit=memory,
+                memswap_limit=memory,
+                shm_size=SCRATCH_BYTES,
+                tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"},
+                # What the kernel keeps for a container would outlive the command that put it there.
+                sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
+                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
+                mounts=[workspace],
+                # A flood would otherwise fill the host's disk with JSON.
+                log_config={"type": "none"},
+                labels=labels(lease),
+            )
+            try:
+                self._container.start()
+                self._socket = accept(listener, self._container)
+            except TimeoutError:
+                self.remove()
+                raise SandboxError(f"a container of {tag} did not start within {PATIENCE_S:g} s") from None
+            except BaseException:
+                self.remove()
+                raise
+            self._socket.settimeout(PATIENCE_S)
+
+    def ask(self, word: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
+        """Send a request to the worker; returns its answer and the descriptors that came with it.
+
+        Raises:
+            SandboxError: the worker is gone, or silent; it is asked nothing more.
+        """
+        if self._socket is None:
+            raise SandboxError("the container died earlier")
+        try:
+            socket.send_fds(self._socket, [word.encode()], descriptors)
+            data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
+        except BaseException as error:
+            self._hang_up()  # a late answer would be taken for that to the next question
+            if not isinstance(error, OSError):
+                raise
+            raise SandboxError(f"the container's worker does not answer: {error}") from error
+        if not data:
+            self._hang_up()
+            raise SandboxError("the container died")
+        return cast("dict[str, Any]", json.loads(data)), passed
+
+    def ran_out_of_memory(self) -> bool:
+        """Whether the kernel killed something in it for memory, as the engine saw it."""
+        try:
+            with docker_errors("look at a container"):
+                self._container.wait(timeout=PATIENCE_S)  # the engine learns of its end a moment later
+                self._container.reload()
+        except SandboxUnavailable:
+            return False
+        return bool(self._container.attrs["State"]["OOMKilled"])
+
+    def remove(self) -> None:
+        """Kill it, whatever it does, and return when it is gone. Idempotent."""
+        self._hang_up()
+        with contextlib.suppress(SandboxUnavailable), docker_errors("remove a container"):
+            self._container.remove(force=True)
+
+    def _hang_up(self) -> None:
+        if self._socket is not None:
+            self._socket.close()  # upon which the worker ends, and the container with it
+            self._socket = None
+
+
+@final
+class DockerTree(Tree):
+    """What runs in a container beside its worker."""
+
+    def __init__(
+        self, container: Container, argv: Sequence[str], limits: Limits, idle: list[Container]
+    ) -> None:
+        self._container, self._idle = container, idle
+        self._seen = Usage(0.0)
+        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*_proc.rlimits(limits).values()]}
+        with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
+            theirs.callback(os.close, job := memory(json.dumps(request).encode()))
+            kept, given = pipes(ours, theirs)
+            _, [pidfd] = container.ask("run", [job, *given])
+            ours.pop_all()
+        super().__init__(kept, pidfd)
+
+    def usage(self) -> Usage:
+        try:
+            found, _ = self._container.ask("usage")
+        except SandboxError:
+            # Process 1 dies of hunger too, where a command has taken care not to die first.
+            if not self._container.ran_out_of_memory():
+                raise
+            self._seen = Usage(self._seen.cpu_s, out_of_memory=True)
+        else:
+            self._seen = Usage(found["cpu_s"], found["oom"])
+        return self._seen
+
+    def end(self) -> Ending:
+        try:
+            found, _ = self._container.ask("end")
+        except SandboxError:
+            hungry = self._seen.out_of_memory or self._container.ran_out_of_memory()
+            self._container.remove()
+            if not hungry:
+                raise
+            return Ending(-signal.SIGKILL, Usage(self._seen.cpu_s, out_of_memory=True))
+        if found["clean"]:
+            self._idle.append(self._container)
+        else:
+            self._container.remove()
+        code = -signal.SIGKILL if found["code"] is None else int(found["code"])
+        return Ending(code, Usage(found["cpu_s"], found["oom"]))

@@ -1,0 +1,64 @@
+"""Whose each container and volume of ours is, and the removal of those whose owner is dead."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import platform
+from pathlib import Path
+from typing import Final
+
+from envkit.errors import SandboxUnavailable
+from envkit.sandboxes import _docker_engine
+from envkit.sandboxes._docker_engine import docker_errors
+
+#: Labels of what is ours: the lease folder of the process that owns it, and the host that this lives on.
+LEASE: Final = "envkit.lease"
+HOST: Final = "envkit.host"
+
+
+def labels(lease: Path) -> dict[str, str]:
+    """Those of what belongs to the owner of a lease folder."""
+    return {LEASE: str(lease), HOST: platform.node()}
+
+
+def reap() -> list[str]:
+    """Remove the containers and volumes on this host whose owner is dead; returns the containers' names.
+
+    Raises:
+        SandboxUnavailable: Docker cannot be reached.
+    """
+    names: list[str] = []
+    client = _docker_engine.client(os.getpid())
+    with docker_errors("list containers"):
+        ours = {"label": f"{HOST}={platform.node()}"}
+        found = client.containers.list(all=True, filters=ours, ignore_removed=True)
+        # Newest first: what holds a volume is older than those that have it, and goes after them.
+        for container in sorted(found, key=lambda one: one.attrs["Created"], reverse=True):
+            if not _is_held(container.labels[LEASE]):
+                with contextlib.suppress(SandboxUnavailable), docker_errors("remove a container"):
+                    container.remove(force=True, v=True)  # unless someone else was quicker
+                    names.append(container.name)
+        # Of a container that somebody else has removed.
+        for volume in client.volumes.list(filters={**ours, "dangling": True}):
+            if not _is_held(volume.attrs["Labels"][LEASE]):
+                with contextlib.suppress(SandboxUnavailable), docker_errors("remove a volume"):
+                    volume.remove()
+    return names
+
+
+def _is_held(lease: str) -> bool:
+    try:
+        folder = os.open(lease, os.O_RDONLY | os.O_DIRECTORY)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True  # another user's
+    try:
+        fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(folder)
+    return False
