@@ -56,7 +56,6 @@ class ApiAgent:
     Args:
         name: what reports call it.
         card: where, and how, the model is asked.
-        system: the system message.
         temperature: of sampling, if the card says that the API takes one.
         max_completion_tokens: most tokens of a turn, hidden reasoning included.
         price: of the model's tokens.
@@ -77,7 +76,6 @@ class ApiAgent:
         name: str,
         card: Card,
         *,
-        system: str,
         temperature: float,
         max_completion_tokens: int,
         price: Price,
@@ -90,7 +88,7 @@ class ApiAgent:
         if card.mode == "tools" and not tools:
             raise UsageError(f'card {card.name} offers tools, and there are none; set mode = "text"')
         self.name = name
-        self._card, self._system, self._price, self._budget = card, system, price, budget
+        self._card, self._price, self._budget = card, price, budget
         self._tools = tools if card.mode == "tools" else ()
         self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
         self._backoff = backoff
@@ -117,8 +115,8 @@ class ApiAgent:
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._endpoint.close()
 
-    def start(self, key: EpisodeKey) -> _Conversation:
-        return _Conversation(key, [{"role": "system", "content": self._system}])
+    def start(self, key: EpisodeKey, system: str) -> _Conversation:
+        return _Conversation(key, [{"role": "system", "content": system}])
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Conversation):

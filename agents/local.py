@@ -19,6 +19,7 @@ class _Conversation:
     """An episode's append-only ids. ``new_ids`` came with the latest observation."""
 
     key: EpisodeKey
+    system: str
     ids: tuple[int, ...] = ()
     new_ids: tuple[int, ...] = ()
     turns: int = 0
@@ -53,8 +54,8 @@ class LocalAgent:
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
         self._waiting: list[_Conversation] = []
 
-    def start(self, key: EpisodeKey) -> _Conversation:
-        return _Conversation(key)
+    def start(self, key: EpisodeKey, system: str) -> _Conversation:
+        return _Conversation(key, system)
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Conversation):
@@ -62,7 +63,7 @@ class LocalAgent:
         if session.turns:
             session.new_ids = self._renderer.following(observation, closed=session.closed)
         else:
-            session.new_ids = self._renderer.first(observation)
+            session.new_ids = self._renderer.first(session.system, observation)
         session.ids += session.new_ids
         self._waiting.append(session)
 

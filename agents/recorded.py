@@ -47,7 +47,7 @@ class RecordedAgent:
         self._said, self._idle, self._usage = said, idle, usage or {}
         self._waiting: list[_Replay] = []
 
-    def start(self, key: EpisodeKey) -> _Replay:
+    def start(self, key: EpisodeKey, system: str) -> _Replay:
         """Begin an episode.
 
         Raises:

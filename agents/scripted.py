@@ -32,7 +32,7 @@ class ScriptedAgent:
         self._say = say
         self._waiting: list[tuple[_Script, str]] = []
 
-    def start(self, key: EpisodeKey) -> _Script:
+    def start(self, key: EpisodeKey, system: str) -> _Script:
         return _Script(key)
 
     def submit(self, session: Session, observation: str) -> None:

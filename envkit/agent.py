@@ -26,8 +26,13 @@ class Agent(Protocol):
     @property
     def name(self) -> str: ...
 
-    def start(self, key: EpisodeKey) -> Session:
-        """Begin an episode. Every random draw of the session is a function of ``key``."""
+    def start(self, key: EpisodeKey, system: str) -> Session:
+        """Begin an episode. Every random draw of the session is a function of ``key``.
+
+        Args:
+            key: the episode.
+            system: the environment's system message, which stands before the first observation.
+        """
         ...
 
     def submit(self, session: Session, observation: str) -> None:

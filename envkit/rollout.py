@@ -51,14 +51,15 @@ class Rollouts:
     calling thread. Results do not depend on the number of workers. Use as a context manager.
 
     Args:
-        make_env: makes one environment; called at most once per concurrent episode.
+        make_env: makes one environment; called at most once per concurrent episode. Or, by task id, what
+            makes one that poses the task: then episodes of several environments are played together.
         workers: threads for environment work, at least 1.
     """
 
-    def __init__(self, make_env: EnvFactory, workers: int = 2) -> None:
+    def __init__(self, make_env: EnvFactory | Mapping[str, EnvFactory], workers: int = 2) -> None:
         self._make_env = make_env
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="env")
-        self._idle: list[Env] = []
+        self._idle: dict[EnvFactory, list[Env]] = {}
 
     def __enter__(self) -> Rollouts:
         return self
@@ -69,20 +70,26 @@ class Rollouts:
     def close(self) -> None:
         """Stop the workers and close every environment. Idempotent."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        while self._idle:
-            self._idle.pop().close()
+        for idle in self._idle.values():
+            while idle:
+                idle.pop().close()
 
     @contextmanager
-    def _borrowed(self, count: int) -> Generator[list[Env]]:
-        while len(self._idle) < count:
-            self._idle.append(self._make_env())
-        taken = [self._idle.pop() for _ in range(count)]
+    def _borrowed(self, keys: Sequence[EpisodeKey]) -> Generator[list[Env]]:
+        makers = [self._maker(key.task) for key in keys]
+        taken: list[Env] = []
         try:
+            for make in makers:
+                idle = self._idle.setdefault(make, [])
+                taken.append(idle.pop() if idle else make())
             yield taken
         finally:
-            self._idle.extend(taken)
-            for env in taken:
+            for make, env in zip(makers, taken, strict=False):  # fewer if one could not be made
+                self._idle[make].append(env)
                 env.close()
+
+    def _maker(self, task: str) -> EnvFactory:
+        return self._make_env if callable(self._make_env) else self._make_env[task]
 
     def play(
         self,
@@ -107,7 +114,7 @@ class Rollouts:
         Raises:
             ContractError: the agent does not answer, or answers a session that it was not asked.
         """
-        with self._borrowed(len(keys)) as envs:
+        with self._borrowed(keys) as envs:
             done: dict[int, Trajectory] = {}
             waiting: dict[int, _Episode] = {}
             starts = self._all(
@@ -118,7 +125,7 @@ class Rollouts:
                     done[index] = _void(env, agent, key, (), first)
                     on_done(done[index])
                     continue
-                episode = _Episode(index, key, env, first, agent.start(key), held_out)
+                episode = _Episode(index, key, env, first, agent.start(key, env.system), held_out)
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:

@@ -56,6 +56,33 @@ def play(
     return played
 
 
+def test_episodes_of_several_environments_are_played_together() -> None:
+    class Other(GuessEnv):
+        id, system = "other", "Guess otherwise."
+
+    heard: list[str] = []
+
+    class Listening(ScriptedAgent):
+        def start(self, key: EpisodeKey, system: str) -> Any:
+            heard.append(system)
+            return super().start(key, system)
+
+    def made(kind: type[GuessEnv], task: Task) -> Any:
+        return lambda: kind(sandbox=backend, tasks=[task], max_turns=8)
+
+    backend, (one, other) = Backend(), TASKS[:2]
+    agent = Listening("halving", lambda key, turn, observation: halve(observation))
+    with Rollouts({one.id: made(GuessEnv, one), other.id: made(Other, other)}) as rollouts:
+        for _ in range(2):
+            played = rollouts.play(agent, keys(2, 2))
+            assert [t.env for t in played] == [GuessEnv.id] * 2 + ["other"] * 2
+            assert all(t.solved for t in played)
+        with pytest.raises(KeyError, match="nobody"):
+            rollouts.play(agent, [replace(keys(1, 1)[0], task="nobody")])
+    assert heard == ([GuessEnv.system] * 2 + ["Guess otherwise."] * 2) * 2
+    assert not backend.open
+
+
 def test_trajectories_come_in_the_order_of_their_keys() -> None:
     wanted = keys()[::-1]
     played = play(HALVING, wanted)
@@ -223,7 +250,7 @@ class Mute(ScriptedAgent):
 
 class Stranger(ScriptedAgent):
     def collect(self) -> Sequence[tuple[Session, Turn]]:
-        return [(self.start(keys(1, 1)[0]), Turn("quit"))]
+        return [(self.start(keys(1, 1)[0], "Play."), Turn("quit"))]
 
 
 class Stutterer(ScriptedAgent):

@@ -76,7 +76,7 @@ def engine(ref: ModelRef, stop_ids: Sequence[int] = (), max_rows: int = 128) -> 
 
 def policy(ref: ModelRef, *, seed: int = 0, shaken: float = 0.0) -> Policy:
     """A policy whose adapter is new, or shaken by random weights so that it does something."""
-    made = Policy(ref, system="Say it.", lora_r=4, lora_alpha=8, seed=seed)
+    made = Policy(ref, lora_r=4, lora_alpha=8, seed=seed)
     if shaken:
         torch.manual_seed(seed + 1)
         with torch.no_grad():

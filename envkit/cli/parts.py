@@ -12,6 +12,8 @@ import typer
 from envkit.cli.ui import emit, out
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
 
@@ -48,11 +50,11 @@ def command_line() -> str:
     return shlex.join(["envkit", *sys.argv[1:]])
 
 
-def done(run: Path, report: Path, as_json: bool, *, stopped: bool) -> None:
-    """Say what a run found and where its report is."""
-    found = heard(report, as_json)
+def done(run: Path, reports: Sequence[Path], as_json: bool, *, stopped: bool) -> None:
+    """Say what a run found and where its reports are."""
+    found = [heard(report, as_json) for report in reports]
     if as_json:
-        emit({"run": str(run), "stopped": stopped, **found})
+        emit({"run": str(run), "stopped": stopped, "reports": found})
 
 
 def heard(report: Path, as_json: bool) -> dict[str, Any]:

@@ -50,7 +50,8 @@ def train(
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
     env: Annotated[
-        str | None, typer.Option(help="Environment name from `envkit list`; default: code-editor.")
+        list[str] | None,
+        typer.Option(help="Environment from `envkit list`; several train one adapter. Default: code-editor."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget; sizes follow from it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
@@ -81,7 +82,7 @@ def train(
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
             kept: dict[str, object] = {
-                "env": env,
+                "env": env or None,
                 "config": config,
                 "minutes": minutes,
                 "seed": seed,
@@ -93,20 +94,20 @@ def train(
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
-            kind = registry.environment(before_after.environment_of(run))
+            kinds = [registry.environment(name) for name in before_after.environments_of(run)]
         else:
-            kind = registry.environment(env or DEFAULT_ENVIRONMENT)
+            kinds = _environments(env or [DEFAULT_ENVIRONMENT], tasks, heldout)
             if not unaudited:
-                require_certified(kind)
+                for kind in kinds:
+                    require_certified(kind)
             settings = _settings(config, seed=seed, model=model, backend=learner, engine=engine)
-            train_tasks, heldout_tasks = _tasks(kind, tasks, heldout, backend, display)
+            found = {kind: _tasks(kind, tasks, heldout, backend, display) for kind in kinds}
             run = before_after.start(
                 root,
                 settings,
-                kind,
                 minutes,
-                train_tasks,
-                heldout_tasks,
+                {kind: own for kind, (own, _) in found.items()},
+                {kind: own for kind, (_, own) in found.items()},
                 display=display,
                 command=command_line(),
                 evaluate=not no_evaluation,
@@ -114,9 +115,9 @@ def train(
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:
-            report = before_after.BeforeAfter(run, kind, backend, display, go_on).run()
+            reports = before_after.BeforeAfter(run, kinds, backend, display, go_on).run()
             stopped = not go_on()
-    done(run.path, report, as_json, stopped=stopped)
+    done(run.path, reports, as_json, stopped=stopped)
     if stopped and not as_json:
         out.print(f"go on with: envkit train --resume {run.path}", soft_wrap=True, markup=False)
 
@@ -151,6 +152,21 @@ def sft(
             f"{facts['steps']} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}; adapter: {output}",
             markup=False,
         )
+
+
+def _environments(names: Sequence[str], train: Path | None, heldout: Path | None) -> list[type[Env]]:
+    """The environments of a run.
+
+    Raises:
+        UsageError: one is named twice, or files of tasks are given for several.
+    """
+    from envkit import registry
+
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UsageError(f"--env {twice} is given twice; name each environment once")
+    if len(names) > 1 and (train or heldout):
+        raise UsageError("--tasks and --heldout are for one --env; several train on their own tasks")
+    return [registry.environment(name) for name in names]
 
 
 def _tasks(

@@ -21,14 +21,13 @@ class ChatRenderer:
 
     Args:
         tokenizer: a transformers tokenizer with a chat template.
-        system: the system message of every conversation.
 
     Raises:
         ModelError: no chat template, no end-of-turn token, or a template that is not a plain
             sequence of system, user and assistant turns.
     """
 
-    def __init__(self, tokenizer: Any, system: str) -> None:
+    def __init__(self, tokenizer: Any) -> None:
         if not tokenizer.chat_template or tokenizer.eos_token_id is None:
             raise ModelError("the tokenizer has no chat template or end-of-turn token; use an instruct model")
         messages = [
@@ -47,7 +46,7 @@ class ChatRenderer:
         opening, after_system, before_answer, before_next = pieces
         self._tokenizer = tokenizer
         self.stop_id: int = tokenizer.eos_token_id
-        self._opening = (*self._template(opening), *self._plain(system), *self._template(after_system))
+        self._opening, self._after_system = self._template(opening), self._template(after_system)
         self._before_answer = self._template(before_answer)
         # The end-of-turn token that closes an answer is sampled by the model itself.
         end = str(tokenizer.eos_token)
@@ -62,9 +61,10 @@ class ChatRenderer:
     def _plain(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
-    def first(self, observation: str) -> tuple[int, ...]:
-        """Ids of a new conversation up to where the answer begins."""
-        return (*self._opening, *self._plain(observation), *self._before_answer)
+    def first(self, system: str, observation: str) -> tuple[int, ...]:
+        """Ids of a new conversation up to where the answer begins, its system message included."""
+        before = (*self._opening, *self._plain(system), *self._after_system)
+        return (*before, *self._plain(observation), *self._before_answer)
 
     def following(self, observation: str, *, closed: bool) -> tuple[int, ...]:
         """Ids to append after an answer; ``closed`` says whether it ended with the end-of-turn id."""

@@ -149,6 +149,7 @@ def publish(
     arms: Sequence[Arm],
     differences: Sequence[Difference],
     *,
+    training: RunFolder | None = None,
     max_turns: int,
     title: str,
     ks: tuple[int, ...],
@@ -166,13 +167,16 @@ def publish(
         tasks: the held-out tasks of every arm.
         arms: the rows.
         differences: to report, where both arms are there.
+        training: the folder of the run that trained, where that is another.
         max_turns: actions per episode.
         title, ks, config, warnings: see `ReportData`.
     """
     manifest = run.manifest
     names = {arm.name for arm in arms}
     # A run that was stopped and resumed repeats the steps after its last checkpoint: the last counts.
-    metrics = {(m["phase"], m["step"]): m for m in run.records("metrics")}.values()
+    trained = training or run
+    metrics = {(m["phase"], m["step"]): m for m in trained.records("metrics")}.values()
+    phases = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
     played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
     examples = [
         example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
@@ -198,7 +202,7 @@ def publish(
             if m["phase"] == "rl"
         ),
         sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
-        phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in run.records("phases")),
+        phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in phases),
         examples=tuple(examples[:6]),
         config=config,
         warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),

@@ -84,7 +84,7 @@ class Cast:
                 yield api
         else:
             model = model_of(row)
-            policy = self._policy(model, kind.system)
+            policy = self._policy(model)
             sampling = Sampling(*_sampling(row))
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(
@@ -101,7 +101,6 @@ class Cast:
             ApiAgent(
                 row.name,
                 card,
-                system=kind.system,
                 temperature=temperature,
                 max_completion_tokens=length,
                 price=card.price_in(self._prices),
@@ -185,14 +184,14 @@ class Cast:
         """The rows that a base answers, alone or with an adapter."""
         return [row for row in self._spec.agents if runs_here(row) and model_of(row) == model]
 
-    def _load(self, model: str, system: str) -> Policy:
+    def _load(self, model: str) -> Policy:
         """One base, and all adapters on it."""
         from envkit.train.policy import Policy
 
         ref = resolve(model, self._display.say)
         if ref.digest != self._began["models"][model]:
             raise StoreError(f"the run began with other weights of {model}; cannot go on")
-        policy = Policy(ref, system=system, dtype=str(self._began["machine"]["dtype"]))
+        policy = Policy(ref, dtype=str(self._began["machine"]["dtype"]))
         names: list[str | None] = []
         for number, row in enumerate(self._on(model)):
             names.append(f"arm-{number}" if row.adapter else None)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from envkit.studies.plan import on_this_machine
 from envkit.train import sft
 from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
+from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
 from envkit.types import Task
 
@@ -41,21 +43,25 @@ def apart(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     return [t for t in tasks if t.source in imitated], [t for t in tasks if t.source not in imitated]
 
 
-def examples_of(
+def demonstrations(
     kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, max_turns: int
-) -> list[tuple[str, str]]:
-    """(first observation, oracle's first action) of every task."""
+) -> list[Demonstration]:
+    """The oracle's first action of every task."""
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
+
+    def shown(task: Task) -> Demonstration:
+        observation, _ = env.reset(options={"task": task.id})
+        return Demonstration(kind.system, observation, kind.oracle(task)[0])
+
     try:
-        return [(env.reset(options={"task": task.id})[0], kind.oracle(task)[0]) for task in tasks]
+        return [shown(task) for task in tasks]
     finally:
         env.close()
 
 
 def imitate(
     policy: Policy,
-    kind: type[Env],
-    tasks: Sequence[Task],
+    tasks: Mapping[type[Env], Sequence[Task]],
     backend: SandboxBackend,
     config: TrainConfig,
     display: Display,
@@ -64,7 +70,8 @@ def imitate(
     """Train the policy's adapter on the oracle's first action of ``config.sft_examples`` tasks.
 
     Args:
-        tasks: train tasks in the miner's shuffled order; gone through again when there are fewer.
+        tasks: by environment, train tasks in the miner's shuffled order. Environments take turns; one that
+            has no more leaves its turns to the others. Gone through again when there are fewer.
         on_loss: ``(step, loss)`` after every step; False stops.
 
     Returns:
@@ -73,17 +80,23 @@ def imitate(
     Raises:
         TrainingError: a task is not for training.
     """
-    if held := next((task for task in tasks if task.split != "train"), None):
+    if held := next((task for own in tasks.values() for task in own if task.split != "train"), None):
         raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be imitated")
-    once = examples_of(kind, tasks[: config.sft_examples], backend, config.max_turns)
-    examples = [once[index % len(once)] for index in range(config.sft_examples)]
-    display.phase("SFT warm start", len(examples) // config.sft_batch_size)
+    turns = itertools.zip_longest(*([(kind, task) for task in own] for kind, own in tasks.items()))
+    chosen = [one for turn in turns for one in turn if one is not None][: config.sft_examples]
+    made = {
+        kind: iter(demonstrations(kind, [t for k, t in chosen if k is kind], backend, config.max_turns))
+        for kind in dict.fromkeys(kind for kind, _ in chosen)
+    }
+    once = [next(made[kind]) for kind, _ in chosen]
+    shown = [once[index % len(once)] for index in range(config.sft_examples)]
+    display.phase("SFT warm start", len(shown) // config.sft_batch_size)
 
     def on_step(step: int, total: int, loss: float) -> bool:
         display.advance(step, f"loss {loss:.3f}")
         return on_loss(step, loss)
 
-    return sft.train(policy, examples, config, on_step) == len(examples) // config.sft_batch_size
+    return sft.train(policy, shown, config, on_step) == len(shown) // config.sft_batch_size
 
 
 def warm_start(
@@ -110,13 +123,13 @@ def warm_start(
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
     config = replace(on_this_machine(config), engine="torch")  # nothing is sampled
-    policy = Policy.of(resolve(config.model, display.say), kind.system, config)
+    policy = Policy.of(resolve(config.model, display.say), config)
     losses: list[float] = []
 
     def on_loss(step: int, loss: float) -> bool:
         losses.append(loss)
         return go_on()
 
-    imitate(policy, kind, tasks, backend, config, display, on_loss)
+    imitate(policy, {kind: tasks}, backend, config, display, on_loss)
     save_adapter(policy, folder)
     return losses

@@ -7,13 +7,14 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
+from envkit.train.demonstration import Demonstration
 from envkit.train.loss import logprobs
 from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
 
 
 def solve_rates(
-    policy: Policy, examples: Sequence[tuple[str, str]], temperature: float, max_completion_length: int
+    policy: Policy, shown: Sequence[Demonstration], temperature: float, max_completion_length: int
 ) -> Iterator[float]:
     """The chance that the policy gives exactly the right answer, one forward pass each.
 
@@ -22,15 +23,15 @@ def solve_rates(
 
     Args:
         policy: as it is now.
-        examples: (first observation, right answer) pairs.
+        shown: right answers.
         temperature: of sampling, > 0.
         max_completion_length: tokens per turn; what does not fit into them is never given.
 
     Yields:
-        One chance in [0, 1] per example, in order.
+        One chance in [0, 1] per answer, in order.
     """
-    for observation, answer in examples:
-        prompt, ids = policy.renderer.first(observation), policy.renderer.answer(answer)
+    for one in shown:
+        prompt, ids = policy.renderer.first(one.system, one.observation), policy.renderer.answer(one.answer)
         if len(ids) > max_completion_length:
             yield 0.0
             continue

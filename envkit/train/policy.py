@@ -31,7 +31,6 @@ class Policy:
 
     Args:
         ref: the base model.
-        system: system message of every conversation.
         lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
         dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
         engine: who samples, ``"torch"`` or ``"vllm"``.
@@ -46,7 +45,6 @@ class Policy:
         self,
         ref: ModelRef,
         *,
-        system: str,
         lora_r: int = 16,
         lora_alpha: int = 32,
         dtype: str = "float32",
@@ -70,7 +68,7 @@ class Policy:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
-        self.renderer = ChatRenderer(self.tokenizer, system)
+        self.renderer = ChatRenderer(self.tokenizer)
         stops = [self.renderer.stop_id]
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
@@ -97,11 +95,10 @@ class Policy:
         self.use_layout_attention()
 
     @classmethod
-    def of(cls, ref: ModelRef, system: str, config: TrainConfig) -> Policy:
+    def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
         """A new policy, as a configuration whose dtype is chosen wants it."""
         return cls(
             ref,
-            system=system,
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             dtype=config.dtype,

@@ -10,18 +10,19 @@ from typing import Any
 
 from envkit.errors import MissingExtraError
 from envkit.train.config import TrainConfig
+from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
 
 #: (step, total steps, loss) after every step; returns False to stop early.
 OnStep = Callable[[int, int, float], bool]
 
 
-def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConfig, on_step: OnStep) -> int:
-    """Imitate answers, one pass over the examples.
+def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, on_step: OnStep) -> int:
+    """Imitate answers, one pass over what is shown.
 
     Args:
         policy: its adapter is trained in place.
-        examples: (observation, right action) pairs; the seed decides their order.
+        shown: right answers; the seed decides their order.
         config: the ``sft_*`` fields and the seed.
         on_step: called after every step.
 
@@ -34,7 +35,7 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
         from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
     except ImportError as error:
         raise MissingExtraError(error.name or "trl", "train") from error
-    steps = len(examples) // config.sft_batch_size
+    steps = len(shown) // config.sft_batch_size
     if steps == 0:
         return 0
 
@@ -45,7 +46,7 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
 
     # Small pieces: as fast on a CPU as the whole batch at once, and a quarter of the memory.
     micro = math.gcd(config.sft_batch_size, 4)
-    rows = [_row(policy, observation, action) for observation, action in examples]
+    rows = [_row(policy, one) for one in shown]
     with (
         # TRL calls transformers' arguments by names that are to be replaced.
         warnings.catch_warnings(action="ignore", category=FutureWarning),
@@ -90,9 +91,10 @@ def train(policy: Policy, examples: Sequence[tuple[str, str]], config: TrainConf
     return int(trainer.state.global_step)
 
 
-def _row(policy: Policy, observation: str, action: str) -> dict[str, list[int]]:
-    """One example as token ids; only the answer's tokens carry a loss."""
-    prompt, answer = policy.renderer.first(observation), policy.renderer.answer(action)
+def _row(policy: Policy, shown: Demonstration) -> dict[str, list[int]]:
+    """One demonstration as token ids; only the answer's tokens carry a loss."""
+    prompt = policy.renderer.first(shown.system, shown.observation)
+    answer = policy.renderer.answer(shown.answer)
     return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
 
 

@@ -24,7 +24,7 @@ from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Tu
 def renderer() -> ChatRenderer:
     from transformers import AutoTokenizer
 
-    return ChatRenderer(AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path), "Answer.")
+    return ChatRenderer(AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path))
 
 
 class StubEngine:
@@ -67,7 +67,7 @@ observations = st.lists(st.text(max_size=30) | hostile | st.builds(str.__add__, 
 def test_sessions_only_append(dialogues: list[list[str]]) -> None:
     engine = StubEngine()
     agent = agent_of(engine)
-    sessions = [agent.start(key(row)) for row in range(len(dialogues))]
+    sessions = [agent.start(key(row), "Answer.") for row in range(len(dialogues))]
     steps: dict[int, list[StepRecord]] = {row: [] for row in range(len(dialogues))}
     turn_of_row = {id(session): row for row, session in enumerate(sessions)}
     for number in range(max(map(len, dialogues))):
@@ -80,7 +80,7 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             row = turn_of_row[id(session)]
             steps[row].append(StepRecord(dialogues[row][number], turn, 0.0))
 
-    ends = set(renderer().first("")) & {0, 1, 2}
+    ends = set(renderer().first("Answer.", "")) & {0, 1, 2}
     for row, records in steps.items():
         history: tuple[int, ...] = ()
         for number, record in enumerate(records):
@@ -93,7 +93,9 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             history += tokens.completion_ids
             # An answer that ran out of budget is closed for it; an observation opens nothing by itself.
             closed = number == 0 or records[number - 1].turn.stop == "stop"
-            expected = renderer().first("") if number == 0 else renderer().following("", closed=closed)
+            expected = (
+                renderer().first("Answer.", "") if number == 0 else renderer().following("", closed=closed)
+            )
             assert [i for i in tokens.prompt_ids if i in ends] == [i for i in expected if i in ends]
         if records:
             row_trained = row_of(
@@ -108,7 +110,7 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
 
 def play(agent: LocalAgent, keys: Sequence[EpisodeKey]) -> dict[EpisodeKey, tuple[Any, ...]]:
     for each in keys:
-        agent.submit(agent.start(each), f"Row {each.row}.")
+        agent.submit(agent.start(each, "Answer."), f"Row {each.row}.")
     return {session.key: (turn.text, turn.tokens, turn.stop) for session, turn in agent.collect()}
 
 
@@ -121,7 +123,7 @@ def test_the_order_of_asking_changes_nothing() -> None:
 
 def test_usage_counts_tokens() -> None:
     agent = agent_of(StubEngine())
-    agent.submit(agent.start(key(0)), "Hello.")
+    agent.submit(agent.start(key(0), "Answer."), "Hello.")
     ((_, turn),) = agent.collect()
     assert turn.usage.prompt_tokens == len(tokens_of(turn).prompt_ids)
     assert turn.usage.completion_tokens == len(tokens_of(turn).completion_ids) == 5
@@ -130,7 +132,7 @@ def test_usage_counts_tokens() -> None:
 def test_the_text_has_no_end_token() -> None:
     agent = agent_of(StubEngine())
     for row in range(8):
-        agent.submit(agent.start(key(row)), "Hello.")
+        agent.submit(agent.start(key(row), "Answer."), "Hello.")
     turns = [turn for _, turn in agent.collect()]
     assert {turn.stop for turn in turns} == {"stop", "length"}
     assert not any("<|im_end|>" in turn.text for turn in turns)
@@ -142,4 +144,4 @@ def test_collecting_nothing_gives_nothing() -> None:
 
 def test_anothers_session_is_refused() -> None:
     with pytest.raises(ContractError, match="session of another agent"):
-        agent_of(StubEngine()).submit(noop().start(key(0)), "Hello.")
+        agent_of(StubEngine()).submit(noop().start(key(0), "Answer."), "Hello.")

@@ -18,7 +18,7 @@ SAID = {"t": ["edit", "run"], "other": ["look"]}
 
 
 def turns(agent: RecordedAgent, key: EpisodeKey = KEY, count: int = 3) -> list[Turn]:
-    session = agent.start(key)
+    session = agent.start(key, "Answer.")
     found: list[Turn] = []
     for turn in range(count):
         agent.submit(session, f"seen {turn}")
@@ -37,7 +37,7 @@ def test_says_the_record_and_then_nothing() -> None:
 
 def test_sessions_do_not_disturb_each_other() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit")
-    first, second = agent.start(KEY), agent.start(replace(KEY, seed=1))
+    first, second = agent.start(KEY, "Answer."), agent.start(replace(KEY, seed=1), "Answer.")
     agent.submit(first, "a")
     agent.submit(second, "b")
     agent.submit(first, "c")
@@ -58,14 +58,14 @@ def test_the_cost_of_a_record_counts_once() -> None:
 def test_a_task_without_a_record_and_a_second_sample_are_refused() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit")
     with pytest.raises(UsageError, match="agent gpt has no record of task u, among 2"):
-        agent.start(replace(KEY, task="u"))
+        agent.start(replace(KEY, task="u"), "Answer.")
     with pytest.raises(UsageError, match="has one record of task t and was asked for sample 3"):
-        agent.start(replace(KEY, row=2))
+        agent.start(replace(KEY, row=2), "Answer.")
 
 
 def test_a_session_of_another_agent_is_refused() -> None:
     with pytest.raises(ContractError, match="session of another agent"):
-        RecordedAgent("gpt", SAID, idle="submit").submit(noop().start(KEY), "seen")
+        RecordedAgent("gpt", SAID, idle="submit").submit(noop().start(KEY, "Answer."), "seen")
 
 
 def test_records_are_read_as_they_were_written(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ TASK = Task("t", "train", "", {"solution.py": "def f():\n    a = 1\n\n    return
 
 
 def said(agent: ScriptedAgent, key: EpisodeKey = KEY, turns: int = 1) -> list[str]:
-    session = agent.start(key)
+    session = agent.start(key, "Answer.")
     found: list[str] = []
     for turn in range(turns):
         agent.submit(session, f"seen {turn}")
@@ -31,7 +31,7 @@ def test_answers_depend_on_episode_turn_and_observation() -> None:
 
 def test_many_sessions_at_once() -> None:
     agent = ScriptedAgent("echo", lambda key, turn, observation: observation)
-    first, second = agent.start(KEY), agent.start(KEY)
+    first, second = agent.start(KEY, "Answer."), agent.start(KEY, "Answer.")
     agent.submit(first, "a")
     agent.submit(second, "b")
     assert [(session, turn.text) for session, turn in agent.collect()] == [(first, "a"), (second, "b")]

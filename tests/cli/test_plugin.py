@@ -87,4 +87,4 @@ def test_it_is_trained_on(site: Path) -> None:
     report = (Path(site, found["run"]) / "report.md").read_text()
     assert "analyst: held-out tasks before and after training" in report
     again = json.loads(envkit(site, "train", "--resume", found["run"], "--json"))
-    assert again["summary"] == found["summary"]
+    assert again["reports"] == found["reports"]

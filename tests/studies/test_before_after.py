@@ -12,13 +12,16 @@ from typing import Any, final
 import pytest
 import tiny
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 from envkit.bench.report import load_report
 from envkit.bench.summary import summarise
 from envkit.bench.words import warnings
 from envkit.display import Silent
+from envkit.engine.chat import ChatRenderer
 from envkit.environments.code_editor import CodeEditorEnv, judge, starter_tasks
 from envkit.environments.code_editor import env as code_editor
+from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
@@ -39,8 +42,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.make(tmp_path_factory.mktemp("model")).path
 
 
-def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
-    config = TrainConfig(
+def small(model: Path, **settings: Any) -> TrainConfig:
+    return TrainConfig(
         model=str(model),
         lora_r=2,
         sft_batch_size=4,
@@ -51,17 +54,26 @@ def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
         save_steps=1,
         **{"sft_examples": 8, **settings},
     )
-    return start(root, config, HELDOUT, minutes=None)
+
+
+def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
+    return start(root, small(model, **settings), HELDOUT, minutes=None)
 
 
 def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: float | None = 1.0) -> RunFolder:
     return before_after.start(
-        root, config, CodeEditorEnv, minutes, TRAIN, heldout, display=Silent(), command="envkit train"
+        root,
+        config,
+        minutes,
+        {CodeEditorEnv: TRAIN},
+        {CodeEditorEnv: heldout},
+        display=Silent(),
+        command="envkit train",
     )
 
 
 def study(run: RunFolder, backend: SandboxBackend, go_on: Callable[[], bool] = lambda: True) -> BeforeAfter:
-    return BeforeAfter(run, CodeEditorEnv, backend, Silent(), go_on)
+    return BeforeAfter(run, [CodeEditorEnv], backend, Silent(), go_on)
 
 
 def adapter(run: RunFolder) -> Path:
@@ -73,7 +85,7 @@ def test_it_runs_to_a_report_with_every_arm(
     tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
     run = begin(tmp_path, model, backend=learner)
-    page = study(run, backend).run()
+    [page] = study(run, backend).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")
     assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
@@ -112,6 +124,62 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     assert all((one[name] == other[name]).all() for name in one)
     rewards = [[t.reward for t in run.trajectories("eval-SFT+RL")] for run in (whole, stopped)]
     assert rewards[0] == rewards[1]
+
+
+def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
+    def sql(split: str) -> Sequence[Task]:
+        return SqlDeskEnv.make_tasks(split, sandbox=backend, display=Silent())[:3]
+
+    return before_after.start(
+        root,
+        replace(small(model), groups_per_step=4),
+        None,
+        {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
+        {CodeEditorEnv: HELDOUT, SqlDeskEnv: sql("heldout")},
+        display=Silent(),
+        command="envkit train --env code-editor --env sql-desk",
+    )
+
+
+def test_two_environments_train_one_adapter_and_have_a_report_each(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    def go_on(run: RunFolder, polls: int) -> list[Path]:
+        polled = count()
+        kinds = [CodeEditorEnv, SqlDeskEnv]
+        return BeforeAfter(run, kinds, backend, Silent(), lambda: next(polled) < polls).run()
+
+    whole, stopped = (begin_both(tmp_path, model, backend) for _ in range(2))
+    pages = go_on(whole, 10**6)
+    assert [page.parent for page in pages] == [whole.path / "code-editor", whole.path / "sql-desk"]
+    for page, tasks in zip(pages, (3, 3), strict=True):
+        data = load_report(page.parent)
+        assert data.environment == page.parent.name
+        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert {len(arm.items) for arm in data.arms} == {tasks}
+        assert [point.step for point in data.training] == [1, 2]
+        assert not data.warnings
+        assert {phase.name for phase in data.phases} > {
+            "SFT warm start",
+            "reinforcement learning",
+            "evaluate SFT",
+        }
+    played = list(whole.trajectories("episodes"))
+    assert [t.env for t in played] == (["code-editor"] * 2 + ["sql-desk"] * 2) * 4
+    systems = {"code-editor": CodeEditorEnv.system, "sql-desk": SqlDeskEnv.system}
+    renderer = ChatRenderer(AutoTokenizer.from_pretrained(model))
+    for trajectory in played:
+        first = trajectory.steps[0]
+        assert first.turn.tokens is not None
+        rendered = renderer.first(systems[trajectory.env], first.observation)
+        assert first.turn.tokens.prompt_ids == rendered
+    for _ in range(20):
+        if not any(load_report(page.parent).warnings for page in go_on(stopped, 1)):
+            break
+    one, other = load_file(adapter(whole)), load_file(adapter(stopped))
+    assert all((one[name] == other[name]).all() for name in one)
+    with pytest.raises(StoreError, match=r"began with code-editor\+sql-desk; found code-editor"):
+        study(whole, backend)
 
 
 def test_a_run_that_collapses_is_reported_as_far_as_it_came(
@@ -243,27 +311,22 @@ def test_a_report_says_where_verdicts_are_weaker(
     monkeypatch.setattr(judge, "grade", weaker)
     monkeypatch.setattr(code_editor, "_GRADES", code_editor.Shared(64))  # nothing that was graded before
     run = begin(tmp_path, model)
-    page = study(run, backend).run()
+    [page] = study(run, backend).run()
     assert "Graded by weaker means: tests saw the code from inside." in page.read_text()
 
 
 def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    settings = {"lora_r": 2, "sft_batch_size": 4, "sft_examples": 4, "max_steps": 1, "groups_per_step": 1}
-    config = TrainConfig(
-        model=str(model), num_generations=2, max_completion_length=4, save_steps=1, **settings
-    )
     run = before_after.start(
         tmp_path,
-        config,
-        CodeEditorEnv,
+        replace(small(model), max_steps=1),
         None,
-        TRAIN,
-        HELDOUT,
+        {CodeEditorEnv: TRAIN},
+        {CodeEditorEnv: HELDOUT},
         display=Silent(),
         command="envkit train",
         evaluate=False,
     )
-    page = study(run, backend).run()
+    [page] = study(run, backend).run()
     data = load_report(run.path)
     assert data.arms == ()
     assert "The run was told not to evaluate." in data.warnings

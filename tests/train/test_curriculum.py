@@ -44,6 +44,24 @@ def test_picks_are_distinct_and_as_many_as_there_are() -> None:
         assert sorted(curriculum.pick(step, 9)) == ["t0", "t1", "t2", "t3", "t4"]
 
 
+def test_environments_take_turns_whichever_is_easier() -> None:
+    first, second = tasks(20, "a"), [replace(task, id=f"u{i}") for i, task in enumerate(tasks(3, "b"))]
+    some = [
+        replace(task, metadata={**task.metadata, "environment": name})
+        for name, own in (("one", first), ("other", second))
+        for task in own
+    ]
+    rates = {task.id: 0.5 if task in some[:20] else 0.0 for task in some}
+    curriculum = Curriculum(some, 0, rates)
+    picked = [curriculum.pick(step, 3) for step in range(4)]
+    assert [sum(task.startswith("u") for task in each) for each in picked] == [1, 2, 1, 2]
+    assert sorted(each[0] for each in curriculum.pick(0, 12)) == ["t"] * 9 + ["u"] * 3, "it has no more"
+
+
+def test_many_picks_of_one_source_come_to_an_end() -> None:
+    assert len(set(Curriculum(of_one_source(tasks(100)), 0).pick(0, 100))) == 100
+
+
 def of_one_source(some: list[Task]) -> list[Task]:
     return [replace(task, metadata={**task.metadata, "source": "f"}) for task in some]
 

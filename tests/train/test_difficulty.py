@@ -9,17 +9,19 @@ import tiny
 import torch
 
 from envkit.models import ModelRef
+from envkit.train.demonstration import Demonstration
 from envkit.train.difficulty import solve_rates
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])
 def test_the_rate_is_the_product_of_the_tokens_probabilities(ref: ModelRef, temperature: float) -> None:
     policy = tiny.policy(ref)  # a new adapter, which changes nothing
-    examples = [("Say a.", "a"), ("Say b, then c.", "b c")]
+    shown = [Demonstration("Speak.", "Say a.", "a"), Demonstration("Speak.", "Say b, then c.", "b c")]
     model = tiny.plain(ref)
-    rates = solve_rates(policy, examples, temperature, 20)
-    for rate, (observation, answer) in zip(rates, examples, strict=True):
-        prompt, ids = policy.renderer.first(observation), policy.renderer.answer(answer)
+    rates = solve_rates(policy, shown, temperature, 20)
+    for rate, one in zip(rates, shown, strict=True):
+        prompt = policy.renderer.first(one.system, one.observation)
+        ids = policy.renderer.answer(one.answer)
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         chosen = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])
@@ -28,6 +30,6 @@ def test_the_rate_is_the_product_of_the_tokens_probabilities(ref: ModelRef, temp
 
 def test_what_does_not_fit_is_never_given(ref: ModelRef) -> None:
     policy = tiny.policy(ref)
-    length = len(policy.renderer.answer("a b c"))
+    shown, length = [Demonstration("Speak.", "Say it.", "a b c")], len(policy.renderer.answer("a b c"))
     for room, possible in ((length, True), (length - 1, False)):
-        assert [rate > 0 for rate in solve_rates(policy, [("Say it.", "a b c")], 1.0, room)] == [possible]
+        assert [rate > 0 for rate in solve_rates(policy, shown, 1.0, room)] == [possible]

@@ -300,7 +300,7 @@ def test_engine_and_learner_agree_along_training(policy: Policy) -> None:
 def test_engine_and_learner_of_the_real_model_agree() -> None:
     policy = tiny.policy(resolve(DEFAULT_MODEL), shaken=1e-3)
     policy.sync()
-    prompt = policy.renderer.first("def mean(values):\n    return sum(values) // len(values)")
+    prompt = policy.renderer.first("Say it.", "def mean(values):\n    return sum(values) // len(values)")
     drawn = policy.engine.generate([Request(prompt, (row,)) for row in range(4)], Sampling(1.0, 8))
     batch = pack(prompt, [Row(c.ids, (True,) * len(c.ids), c.logprobs, (1.0,) * len(c.ids)) for c in drawn])
     new = logprobs(policy.model, batch, 1.0).detach()

@@ -49,7 +49,7 @@ def test_the_seed_decides_the_adapter(ref: ModelRef) -> None:
 def test_a_saved_adapter_loads_bit_for_bit(ref: ModelRef, tmp_path: Path) -> None:
     policy = tiny.policy(ref, shaken=0.1)
     policy.save_adapter(tmp_path)
-    loaded = Policy(ref, system="Say it.", adapter=tmp_path)
+    loaded = Policy(ref, adapter=tmp_path)
     assert tiny.equal(tiny.weights(policy), tiny.weights(loaded))
     assert len(loaded.trainable()) == len(policy.trainable())
     assert torch.equal(scores(policy), scores(loaded))
@@ -103,23 +103,23 @@ def test_dropout_of_an_adapter_from_elsewhere_stays_off(ref: ModelRef, tmp_path:
     tiny.policy(ref, shaken=0.1).save_adapter(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_dropout": 0.5}))
-    policy = Policy(ref, system="Say it.", adapter=tmp_path)
+    policy = Policy(ref, adapter=tmp_path)
     assert torch.equal(scores(policy), scores(policy))
 
 
 def test_a_folder_without_an_adapter_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=f"{tmp_path}: not an adapter .*adapter_config.json"):
-        Policy(ref, system="", adapter=tmp_path)
+        Policy(ref, adapter=tmp_path)
 
 
 def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     other = tiny.make(tmp_path / "other", intermediate_size=96)
     tiny.policy(other).save_adapter(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"was trained on tiny-llama with weights .*--model"):
-        Policy(ref, system="", adapter=tmp_path / "adapter")
+        Policy(ref, adapter=tmp_path / "adapter")
     (tmp_path / "adapter" / BASE).unlink()  # as of an adapter from elsewhere
     with pytest.raises(ModelError, match=r"adapter: not an adapter for tiny-llama"):
-        Policy(ref, system="", adapter=tmp_path / "adapter")
+        Policy(ref, adapter=tmp_path / "adapter")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_what_the_engine_cannot_add_to_the_base_is_refused(
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), key: value}))
     with pytest.raises(ModelError, match=f"{key} is .*; expected .*a plain LoRA adapter"):
-        Policy(ref, system="Say it.", adapter=tmp_path)
+        Policy(ref, adapter=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -149,7 +149,7 @@ def test_a_broken_model_is_refused(tmp_path: Path, name: str, content: bytes) ->
     ref = tiny.make(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=f"{tmp_path}: not a causal language model"):
-        Policy(ref, system="")
+        Policy(ref)
 
 
 def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_path: Path) -> None:
@@ -157,4 +157,4 @@ def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_pa
     tiny.policy(other).save_adapter(tmp_path / "adapter")
     (tmp_path / "adapter" / BASE).unlink()
     with pytest.raises(ModelError, match=r"not an adapter for .*layers\.2\..* is in only one of them"):
-        Policy(ref, system="Say it.", adapter=tmp_path / "adapter")
+        Policy(ref, adapter=tmp_path / "adapter")

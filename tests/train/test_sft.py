@@ -14,9 +14,13 @@ from envkit.engine.attention import NAME
 from envkit.models import ModelRef
 from envkit.train import sft
 from envkit.train.config import TrainConfig
+from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
 
-EXAMPLES = [(f"Say {word} number {i}.", f"{word}!" * (1 + i % 3)) for i, word in enumerate("abcdefgh" * 3)]
+SHOWN = [
+    Demonstration("Speak.", f"Say {word} number {i}.", f"{word}!" * (1 + i % 3))
+    for i, word in enumerate("abcdefgh" * 3)
+]
 CONFIG = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2)
 
 
@@ -25,16 +29,16 @@ def policy(ref: ModelRef) -> Policy:
     return tiny.policy(ref)
 
 
-def train(policy: Policy, examples: list[tuple[str, str]] = EXAMPLES, **changes: Any) -> list[float]:
+def train(policy: Policy, shown: list[Demonstration] = SHOWN, **changes: Any) -> list[float]:
     losses: list[float] = []
 
     def on_step(step: int, steps: int, loss: float) -> bool:
-        assert (step, steps) == (len(losses) + 1, len(examples) // config.sft_batch_size)
+        assert (step, steps) == (len(losses) + 1, len(shown) // config.sft_batch_size)
         losses.append(loss)
         return True
 
     config = dataclasses.replace(CONFIG, **changes)
-    assert sft.train(policy, examples, config, on_step) == len(losses)
+    assert sft.train(policy, shown, config, on_step) == len(losses)
     return losses
 
 
@@ -43,7 +47,7 @@ def test_the_loss_falls_quietly(
 ) -> None:
     base = [p.clone() for p in policy.model.parameters() if not p.requires_grad]
     capfd.readouterr()
-    losses = train(policy, EXAMPLES * 2)
+    losses = train(policy, SHOWN * 2)
     assert len(losses) == 12
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert (capfd.readouterr().out, caplog.text) == ("", "")
@@ -53,11 +57,12 @@ def test_the_loss_falls_quietly(
 
 
 def test_the_loss_is_the_answers_alone(policy: Policy) -> None:
-    (loss,) = train(policy, EXAMPLES[:5], sft_batch_size=5, sft_learning_rate=1e-9)
+    (loss,) = train(policy, SHOWN[:5], sft_batch_size=5, sft_learning_rate=1e-9)
     model = tiny.plain(policy.ref)
     total, count = 0.0, 0
-    for observation, answer in EXAMPLES[:5]:
-        prompt, said = policy.renderer.first(observation), policy.renderer.answer(answer)
+    for one in SHOWN[:5]:
+        prompt = policy.renderer.first(one.system, one.observation)
+        said = policy.renderer.answer(one.answer)
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *said]])).logits[0, len(prompt) - 1 : -1]
         total += float(cross_entropy(logits, torch.tensor(said), reduction="sum"))
@@ -72,7 +77,7 @@ def test_it_stops_when_told_to(policy: Policy) -> None:
         seen.append(step)
         return step < 2
 
-    assert sft.train(policy, EXAMPLES, CONFIG, on_step) == 2
+    assert sft.train(policy, SHOWN, CONFIG, on_step) == 2
     assert seen == [1, 2]
 
 
@@ -85,12 +90,12 @@ def test_the_seed_decides_everything(ref: ModelRef) -> None:
 
 def test_fewer_examples_than_a_batch_are_no_step(policy: Policy) -> None:
     before = tiny.weights(policy)
-    assert train(policy, EXAMPLES[:3]) == []
+    assert train(policy, SHOWN[:3]) == []
     assert tiny.equal(before, tiny.weights(policy))
 
 
 def test_packed_attention_is_back_afterwards(policy: Policy) -> None:
-    train(policy, EXAMPLES[:4])
+    train(policy, SHOWN[:4])
     assert policy.model.config._attn_implementation == NAME
     assert not policy.model.training
 
@@ -100,6 +105,6 @@ def test_packed_attention_is_back_after_an_error(policy: Policy) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sft.train(policy, EXAMPLES, CONFIG, on_step)
+        sft.train(policy, SHOWN, CONFIG, on_step)
     assert policy.model.config._attn_implementation == NAME
     assert not policy.model.training

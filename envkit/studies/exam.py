@@ -1,0 +1,134 @@
+"""One environment's part of a before/after run: its held-out tasks, played by every arm, and its report."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import final
+
+from envkit.agents.local import LocalAgent
+from envkit.bench.data import Difference, Origin
+from envkit.display import Display
+from envkit.engine.protocol import Sampling
+from envkit.env import Env
+from envkit.errors import SandboxError, TrainingError
+from envkit.rollout import Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.arms import Arms, publish
+from envkit.studies.plan import Plan
+from envkit.studies.verify import controls
+from envkit.train.config import to_mapping
+from envkit.train.policy import Policy
+from envkit.types import Outcome, Task
+
+#: Rows of the report that are models, in its order.
+ARMS: Mapping[str, str] = {
+    "base": "the untouched model",
+    "SFT": "after the warm start on oracle edits of train tasks",
+    "SFT+RL": "after LoRA reinforcement learning on top",
+    "RL": "after LoRA reinforcement learning, without a warm start",
+}
+_DIFFERENCES = (
+    Difference("SFT+RL", "base", "SFT+RL"),
+    Difference("SFT+RL", "SFT", "RL's own part"),
+    Difference("SFT", "base", "the warm start"),
+    Difference("RL", "base", "RL"),
+)
+
+
+@final
+class Exam:
+    """Plays an environment's held-out tasks, and reports.
+
+    Args:
+        run: the run, which knows how the training went.
+        part: the environment's own folder, which may be the run's.
+        kind: the environment.
+        tasks: held-out ones.
+        plan: of the run.
+        backend: sandbox backend.
+        display: live view.
+        go_on: polled between chunks of episodes; False stops.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        part: RunFolder,
+        kind: type[Env],
+        tasks: Sequence[Task],
+        plan: Plan,
+        backend: SandboxBackend,
+        display: Display,
+        go_on: Callable[[], bool],
+    ) -> None:
+        self._run, self._part, self._kind, self._tasks = run, part, kind, tasks
+        self._plan, self._backend = plan, backend
+        self._arms = Arms(part, tasks, display, go_on)
+
+    def _make_env(self) -> Env:
+        return self._kind(tasks=self._tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
+
+    def controls(self) -> bool:
+        """Play both controls; returns whether they came to their end.
+
+        Raises:
+            TrainingError: the oracle fails at a task, or doing nothing solves one: the numbers would mean
+                nothing.
+            SandboxError: an episode of theirs is void.
+        """
+        with Rollouts(self._make_env) as rollouts:
+            for agent, wanted in controls(self._kind, self._tasks):
+                if not self._arms.play(rollouts, agent, agent.name, samples=1):
+                    return False
+                played = self._arms.played(agent.name)
+                if void := next((t for t in played if t.outcome is Outcome.VOID), None):
+                    raise SandboxError(f"{agent.name} on {void.key.task}: {void.info.get('error')}")
+                if wrong := [t for t in played if t.reward != wanted]:
+                    raise TrainingError(
+                        f"{agent.name} earns {wrong[0].reward} on {wrong[0].key.task}, expected {wanted}: "
+                        "the task is broken; mine the tasks again"
+                    )
+        return True
+
+    def evaluate(self, policy: Policy, arm: str) -> bool:
+        """Play what is missing of the policy as it is now; returns whether the arm is complete."""
+        if self._arms.finished(arm, self._plan.samples):
+            return True
+        policy.sync()
+        config = self._plan.train
+        sampling = Sampling(self._plan.eval_temperature, config.max_completion_length)
+        agent = LocalAgent(arm, policy.engine, policy.renderer, sampling, config.max_turns)
+        with Rollouts(self._make_env) as rollouts:
+            return self._arms.play(rollouts, agent, arm, self._plan.samples)
+
+    def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> Path:
+        """Write the report of what has been played; returns the page's path.
+
+        Args:
+            origins: where the answers of each of `ARMS` come from.
+            warnings: what a reader should know of the run.
+        """
+        arms = [
+            self._arms.arm("oracle", "undoes the mutation; must be 1", 1.0),
+            self._arms.arm("no-op", "submits unchanged; must be 0", 0.0),
+            *(self._arms.arm(name, text, origin=origins[name]) for name, text in ARMS.items()),
+        ]
+        config, fault = self._plan.train, self._part.manifest.get("unaudited")
+        unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
+        path, _ = publish(
+            self._part,
+            self._kind,
+            self._backend,
+            self._tasks,
+            [arm for arm in arms if arm is not None],
+            _DIFFERENCES,
+            training=self._run,
+            max_turns=config.max_turns,
+            title=f"{self._kind.id}: held-out tasks before and after training",
+            ks=(1, self._plan.samples),
+            config={**to_mapping(config), "eval_temperature": self._plan.eval_temperature},
+            warnings=(*warnings, *unaudited),
+        )
+        return path

@@ -1,0 +1,177 @@
+"""What goes wrong between the API agent and a provider: tried again, a void, or the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from api_playing import KEY, PRICE, Playing, begin, heard, turn
+from api_server import Api, Say, completion, refusal
+from starlette.responses import JSONResponse, Response
+
+from envkit import Usage
+from envkit.agents.endpoint import Backoff, ProviderError, retry_after_s
+from envkit.errors import AgentError
+
+
+def test_what_passes_is_tried_again(serve: Callable[[Say], Api], playing: Playing) -> None:
+    faults = [refusal(500, "boom"), refusal(529, "full"), completion("done")]
+    api = serve(lambda body, n: faults[n])
+    with playing(api.url) as agent:
+        assert turn(agent).text == "done"
+    assert len(api.asked) == 3
+    assert api.asked[0] == api.asked[2]
+    assert playing.kinds() == ["asked", "failed", "asked", "failed", "asked", "answered"]
+    assert [each["reason"] for each in playing.records if "failed" in each] == ["500: boom", "529: full"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason", "paid"),
+    [
+        (lambda api: refusal(429, "slow down", retry_after="1000"), "429: slow down", False),
+        (lambda api: refusal(503, "down", retry_after="Wed, 21 Oct 2099 07:28:00 GMT"), "503: down", False),
+        (lambda api: Response("<html>Bad gateway</html>", 502), "502: <html>Bad gateway</html>", True),
+        (lambda api: JSONResponse([1], 504), "504: [1]", True),
+        (lambda api: api.hang(), "no answer within 0.3 s", True),
+        (lambda api: api.drip(), "no answer within 0.3 s", True),
+        (lambda api: Response('{"choices": [{"mess'), "an answer that is not JSON", True),
+        (lambda api: Response("\x1f\x8b garbage"), "an answer that is not JSON", True),
+        (lambda api: Response("xxxx" * 99, headers={"content-encoding": "br"}), "not JSON", True),
+        (lambda api: Response("xxxx" * 99, headers={"content-encoding": "gzip"}), "(DecodingError", True),
+        (lambda api: Response("[" * 9000 + "]" * 9000), "an answer that is not JSON", True),
+        (lambda api: Response("[" * 200 + "]" * 200), "(more than 100 levels deep)", True),
+        (lambda api: Response('{"choices": NaN}'), "NaN is no JSON", True),
+        (lambda api: Response('{"choices": 1e999}'), "inf is no number", True),
+        (lambda api: Response("[" + "1," * 2**23 + "1]"), "an answer of more than 16777216 bytes", True),
+        (lambda api: JSONResponse({"error": {"message": "no"}}), "not a chat completion: {'error'", True),
+        (lambda api: JSONResponse({"choices": []}), "not a chat completion: {'choices': []}", True),
+        (lambda api: JSONResponse([3]), "not a chat completion: [3]", True),
+        (lambda api: completion(5), "not a chat completion", True),
+    ],
+)
+def test_what_does_not_pass_makes_the_episode_void(
+    serve: Callable[[Say], Api], playing: Playing, answer: Callable[[Api], Any], reason: str, paid: bool
+) -> None:
+    api = serve(lambda body, n: answer(api))
+    timeout_s = 0.3 if "0.3 s" in reason else 60.0
+    with playing(api.url, timeout_s=timeout_s, backoff=Backoff(2, 0.001, 0.01)) as agent:
+        found = heard(agent)
+        spent = playing.budget.spent_usd
+    assert isinstance(found, AgentError)
+    assert str(found).startswith("agent api: no answer to 2 requests: ")
+    assert reason in str(found)
+    assert len(api.asked) == 2
+    most = Usage(**playing.records[0]["most"])
+    assert spent == pytest.approx(2 * PRICE.cost_usd(most.prompt_tokens, 50) if paid else 0.0)
+
+
+def test_an_answer_that_breaks_off_is_one_without_connection(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
+    class Broken(Response):
+        async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+            headers = [(b"content-length", b"100"), (b"content-type", b"application/json")]
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await send({"type": "http.response.body", "body": b'{"choices"'})
+
+    api = serve(lambda body, n: completion("whole") if n else Broken())
+    with playing(api.url) as agent:
+        assert turn(agent).text == "whole"
+    (failed,) = [each for each in playing.records if "failed" in each]
+    assert failed["reason"].startswith("no connection (RemoteProtocolError: ")
+    assert failed["usage"]["completion_tokens"] == 50, "it may have to be paid for"
+
+
+def test_nobody_there_is_void_and_free(playing: Playing) -> None:
+    with playing("http://127.0.0.1:9/v1") as agent:
+        assert "no answer to 3 requests: no connection (ConnectError: " in str(heard(agent))
+        assert playing.budget.spent_usd == 0.0
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (
+            lambda: refusal(401, f"Bad key: {KEY}"),
+            "the key in TEST_API_KEY is refused (401); check that it may use m",
+        ),
+        (lambda: refusal(403, f"Bad key: {KEY}"), "the key in TEST_API_KEY is refused (403)"),
+        (lambda: refusal(404, "gone"), "there is no model 'm' (404: gone); check model and base_url"),
+        (lambda: refusal(400, f"Bearer {KEY} is\nodd " + "x" * 900), "refused (400: Bearer [key] is odd xxx"),
+        (lambda: JSONResponse({"detail": [KEY]}, 422), "refused (422: {'detail': ['[key]']})"),
+        (lambda: refusal(400, "too long", "context_length_exceeded"), "refused (400: too long)"),
+        (lambda: refusal(429, "no credit", "insufficient_quota"), "refused (429: no credit)"),
+    ],
+)
+def test_what_is_wrong_for_all_ends_the_run_at_once(
+    serve: Callable[[Say], Api], playing: Playing, answer: Callable[[], Response], message: str
+) -> None:
+    api = serve(lambda body, n: answer())
+    with playing(api.url, concurrency=1) as agent:
+        for row in range(5):
+            agent.submit(begin(agent, row), "seen")
+        with pytest.raises(ProviderError) as raised:
+            agent.collect()
+    said = str(raised.value)
+    assert message in said
+    assert len(said) < 500
+    assert "\n" not in said
+    assert KEY not in said
+    assert raised.value.__context__ is None, "which could hold the key"
+    assert len(api.asked) <= 2, "those that wait are not asked"
+    assert playing.budget.spent_usd == 0.0
+
+
+def test_a_server_without_keys_that_wants_one(serve: Callable[[Say], Api], playing: Playing) -> None:
+    api = serve(lambda body, n: refusal(401, "who?"))
+    with (
+        playing(api.url, key_env="") as agent,
+        pytest.raises(ProviderError, match=r"without a key \(see key_env"),
+    ):
+        heard(agent)
+
+
+def test_delays_double_are_spread_and_bounded() -> None:
+    backoff = Backoff(first_s=2.0, most_s=20.0)
+    assert [backoff.delay_s(n, None, 0.0) for n in (1, 2, 3)] == [1.0, 2.0, 4.0]
+    assert [backoff.delay_s(n, None, 1.0) for n in (1, 2, 9)] == [2.0, 4.0, 20.0]
+    assert backoff.delay_s(1, 7.0, 0.0) == 7.0
+    assert backoff.delay_s(1, 7000.0, 0.0) == 20.0
+    assert backoff.delay_s(4, 1.0, 0.0) == 8.0
+
+
+@pytest.mark.parametrize(
+    ("header", "seconds"),
+    [
+        ("3", 3.0),
+        ("0.5", 0.5),
+        ("-3", 0.0),
+        ("Thu, 01 Jan 1970 00:01:00 GMT", 10.0),
+        ("Thu, 01 Jan 1970 00:00:10 GMT", 0.0),
+        *[(odd, None) for odd in ("", "soon", "nan", "inf", "Thu, 99 Jan 1970 00:00:10 GMT")],
+    ],
+)
+def test_how_long_a_provider_wants_to_be_left_alone(header: str, seconds: float | None) -> None:
+    assert retry_after_s({"retry-after": header}, now=50.0) == seconds
+    assert retry_after_s({}, now=50.0) is None
+
+
+def test_a_retry_waits_as_long_as_the_provider_wants(
+    serve: Callable[[Say], Api], playing: Playing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[tuple[int, float | None, float]] = []
+
+    def delay_s(self: Backoff, failures: int, after_s: float | None, draw: float) -> float:
+        waited.append((failures, after_s, draw))
+        return 0.0
+
+    monkeypatch.setattr(Backoff, "delay_s", delay_s)
+    api = serve(lambda body, n: refusal(429, "wait", retry_after="7") if n % 3 < 2 else completion())
+    with playing(api.url) as agent:
+        turn(agent)
+        turn(agent)
+    assert [(failures, after_s) for failures, after_s, _ in waited] == [(1, 7.0), (2, 7.0)] * 2
+    draws = [draw for _, _, draw in waited]
+    assert draws[:2] == draws[2:], "drawn from the episode's key"
+    assert draws[0] != draws[1]

@@ -1,0 +1,76 @@
+"""The API agent's key: needed, checked, and shown nowhere."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable
+
+import pytest
+from api_playing import KEY, TOOLS, Playing, begin, heard, turn
+from api_server import Api, Say, call, completion, refusal
+from starlette.responses import JSONResponse, Response
+
+from envkit import UsageError
+from envkit.agents.endpoint import ProviderError
+from envkit.errors import MissingExtraError
+
+
+def test_the_key_is_nowhere(
+    serve: Callable[[Say], Api], playing: Playing, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Not even where the server sends it back, whatever the answer."""
+    caplog.set_level(logging.DEBUG)
+    echo = f"you sent Authorization: Bearer {KEY}"
+    answers = [
+        refusal(500, echo),
+        Response(f"<{echo}>"),
+        completion(echo, tool_calls=[call("guess_number", {"why": echo})], **{KEY: echo}),
+        JSONResponse({"error": echo}),
+        refusal(503, echo, KEY, x_key=KEY),
+        refusal(429, "x" * 290 + echo),
+        refusal(401, echo),
+    ]
+    api = serve(lambda body, n: answers[n])
+    with playing(api.url, tools=TOOLS) as agent:
+        session = begin(agent)
+        told = [turn(agent, "seen", session), heard(agent, "seen", session)]
+        with pytest.raises(ProviderError) as refused:
+            heard(agent)
+        shown = [agent, session, *told, refused.value, vars(agent), vars(agent)["_card"], playing.budget]
+    assert len(api.asked) == len(answers)
+    assert all(KEY in each["authorization"] for each in api.headers)
+    places = [repr(shown), str(refused.value), playing.path.read_text()]
+    # What the transport says of the server's own headers is not ours.
+    places += [each.getMessage() for each in caplog.records if not each.name.startswith("httpcore")]
+    for place in places:
+        assert KEY not in place
+        assert KEY[:20] not in place, "nor a part of it"
+    assert "[key]" in places[2]
+
+
+@pytest.mark.parametrize("value", [None, "", "  \n"])
+def test_a_missing_key_is_said_before_anything_is_asked(
+    playing: Playing, monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    monkeypatch.delenv("TEST_API_KEY")
+    if value is not None:
+        monkeypatch.setenv("TEST_API_KEY", value)
+    with pytest.raises(UsageError, match="card card: TEST_API_KEY is not set; put the provider's key there"):
+        playing("http://127.0.0.1:9/v1").__enter__()
+
+
+@pytest.mark.parametrize("value", ["short", "sk-with a blank", "sk-with\nline", "sk-é-123456"])
+def test_what_cannot_be_a_key_is_refused_and_not_shown(
+    playing: Playing, monkeypatch: pytest.MonkeyPatch, value: str
+) -> None:
+    monkeypatch.setenv("TEST_API_KEY", value)
+    with pytest.raises(UsageError, match="what TEST_API_KEY holds is no key") as raised:
+        playing("http://127.0.0.1:9/v1").__enter__()
+    assert value not in str(raised.value)
+
+
+def test_the_client_is_an_extra(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "openai", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'envkit\[api\]'"):
+        playing("http://127.0.0.1:9/v1").__enter__()

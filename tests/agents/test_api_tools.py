@@ -1,0 +1,101 @@
+"""The API agent's calls of tools: as a provider takes them, and as the same words for environments."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from api_playing import TOOLS, Desk, Playing, begin, turn
+from api_server import Api, Say, call, completion
+from hypothesis import given
+from hypothesis import strategies as st
+
+from envkit import Usage, UsageError
+from envkit.agents import completions
+from envkit.tools import Call, read, tools_of
+
+
+def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Playing) -> None:
+    opaque = {"reasoning_content": "Hm.", "extra_content": {"google": {"thought_signature": "c2ln"}}}
+    calls = [
+        call("guess_number", {"number": 4, "why": 'it\'s "4"'}, 0, extra_content={"sig": "x"}),
+        call("give_up", "", 1),
+    ]
+    sent = {"tool_calls": calls, **opaque, "refusal": None, "annotations": []}
+    answers = [
+        completion(None, finish="tool_calls", **sent),
+        completion("Words.", tool_calls=[]),
+        completion("x"),
+    ]
+    api = serve(lambda body, n: answers[n])
+    with playing(api.url, tools=TOOLS) as agent:
+        session = begin(agent)
+        assert turn(agent, "0..9", session).text == """guess_number(number=4, why='it\\'s "4"')"""
+        assert turn(agent, "5..9", session).text == "Words."
+        turn(agent, "No call.", session)
+    assert api.asked[0]["tools"] == TOOLS
+    assert api.asked[2]["messages"][2:] == [
+        {
+            "role": "assistant",
+            "content": None,
+            **opaque,
+            "tool_calls": [calls[0], call("give_up", "{}", 1)],
+        },
+        {"role": "tool", "tool_call_id": "id-0", "content": "5..9"},
+        {
+            "role": "tool",
+            "tool_call_id": "id-1",
+            "content": "Not carried out: one action at a time. Only the first call was.",
+        },
+        {"role": "assistant", "content": "Words."},
+        {"role": "user", "content": "No call."},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "action"),
+    [
+        ('{"number": 4', 'guess_number({"number": 4)'),
+        ("[1]", "guess_number([1])"),
+        ("number=4", "guess_number(number=4)"),
+        ('{"number": NaN}', "guess_number(number=nan)"),
+        ("[" * 100_000, f"guess_number({'[' * 100_000})"),
+    ],
+)
+def test_a_call_that_is_none_is_the_environments_to_refuse(
+    serve: Callable[[Say], Api], playing: Playing, arguments: str, action: str
+) -> None:
+    calls = [call("guess_number", arguments) | {"id": None}]
+    api = serve(lambda body, n: completion("x") if n else completion(None, tool_calls=calls, finish="length"))
+    with playing(api.url, tools=TOOLS) as agent:
+        session = begin(agent)
+        found = turn(agent, "0..9", session)
+        assert (found.text, found.stop) == (action, "length")
+        turn(agent, "That is no call.", session)
+    _, tool_message = api.asked[1]["messages"][-2:]
+    (again,) = api.asked[1]["messages"][-2]["tool_calls"]
+    assert isinstance(json.loads(again["function"]["arguments"]), dict), "providers refuse anything else"
+    assert tool_message == {"role": "tool", "tool_call_id": again["id"], "content": "That is no call."}
+
+
+HOSTILE = st.text() | st.sampled_from(
+    ["```\n", "'''", '"', "\\", "give_up\n", "\u2028\x85\x0c", "🙂", ")", "\0"]
+)
+
+
+@given(st.integers(-(10**30), 10**30), st.lists(HOSTILE).map("".join))
+def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
+    sent = {"number": number, "why": why}
+    message = {"content": "give_up", "tool_calls": [call("guess_number", sent), call("give_up", {}, 1)]}
+    body = {"choices": [{"message": message}]}
+    reply = completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
+    assert isinstance(reply, completions.Reply)
+    found = read(reply.text, tools_of(Desk))
+    assert isinstance(found, Call), found
+    assert (found.tool.name, found.arguments) == ("guess_number", sent)
+
+
+def test_a_card_with_tools_needs_an_environment_with_some(playing: Playing) -> None:
+    with pytest.raises(UsageError, match='card card offers tools, and there are none; set mode = "text"'):
+        playing("http://127.0.0.1:9/v1", mode="tools").__enter__()
