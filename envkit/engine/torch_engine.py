@@ -83,6 +83,10 @@ class TorchEngine:
         """Let go of what is held of conversations; they are read anew if they go on all the same."""
         self._held = {}
 
+    def close(self) -> None:
+        """See `envkit.engine.protocol.AdapterEngine.close`; the weights are the learner's as well."""
+        self.forget()
+
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         held: dict[int, _Held] = {}

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
+import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, final
 
@@ -33,7 +35,8 @@ class VLLMEngine:
     by rounding; see ``importance_sampling_mode`` in `envkit.train.config.TrainConfig`.
 
     vLLM starts its process by running the main module again: in a script of your own, make one below
-    ``if __name__ == "__main__":``.
+    ``if __name__ == "__main__":``. On a CPU that has as many threads as torch has here. vLLM's own variables
+    count where they are set; else it says errors only, to stderr, and a CPU's keys and values have 2 GiB.
 
     Args:
         ref: the model to sample from.
@@ -60,34 +63,34 @@ class VLLMEngine:
         eager: bool = True,
         max_length: int | None = None,
     ) -> None:
-        try:
-            # By name: it is not installed where types are checked.
-            self._vllm: Any = importlib.import_module("vllm")
-            self._request: Any = importlib.import_module("vllm.lora.request").LoRARequest
-        except ImportError as error:
-            raise MissingExtraError("vllm", "vllm") from error
-        self._rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
-        if not self._rank:
+        rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
+        if not rank:
             raise ContractError(f"lora_r is {lora_r}; vLLM takes adapters of rank {_RANKS[-1]} at most")
         threads = torch.get_num_threads()
         try:
-            self._llm: Any = self._vllm.LLM(
-                model=str(ref.path),
-                skip_tokenizer_init=True,
-                dtype=dtype,
-                enable_lora=True,
-                max_lora_rank=self._rank,
-                max_loras=max_adapters,
-                enable_prefix_caching=True,
-                enforce_eager=eager,
-                max_model_len=max_length,
-                # Of the distribution that a token was drawn from, after temperature and truncation.
-                logprobs_mode="processed_logprobs",
-            )
+            with _variables(threads):
+                self._vllm, self._request, self._died = _imported()
+                self._llm: Any = self._vllm.LLM(
+                    model=str(ref.path),
+                    skip_tokenizer_init=True,
+                    dtype=dtype,
+                    enable_lora=True,
+                    max_lora_rank=rank,
+                    max_loras=max_adapters,
+                    enable_prefix_caching=True,
+                    # On a CPU vLLM 0.32 dies of a prompt read in pieces, if its draws have a seed.
+                    enable_chunked_prefill=None if torch.cuda.is_available() else False,
+                    enforce_eager=eager,
+                    max_model_len=max_length,
+                    # Of the distribution that a token was drawn from, after temperature and truncation.
+                    logprobs_mode="processed_logprobs",
+                    use_tqdm_on_load=False,
+                )
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"{ref.id}: vLLM does not serve it ({str(error)[:300]})") from error
         finally:
             torch.set_num_threads(threads)  # vLLM leaves one, and the learner is in this process
+        self._rank = rank
         self._stop = sorted(set(stop_ids))
         #: What vLLM calls each adapter, by number; ``None`` for the base.
         self._adapters: list[Any] = []
@@ -120,6 +123,11 @@ class VLLMEngine:
         """See `envkit.engine.protocol.AdapterEngine.forget`."""
         self._llm.reset_prefix_cache()
 
+    def close(self) -> None:
+        """End vLLM's processes; see `envkit.engine.protocol.AdapterEngine.close`."""
+        self._clean()
+        self._llm.llm_engine.engine_core.shutdown()
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         if not requests:
             return []
@@ -150,13 +158,50 @@ class VLLMEngine:
             )
             for request in requests
         ]
-        answers = self._llm.generate(
-            [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
-            settings,
-            lora_request=[adapters[request.adapter] for request in requests],
-            use_tqdm=False,
-        )
+        try:
+            answers = self._llm.generate(
+                [{"prompt_token_ids": list(request.prompt_ids)} for request in requests],
+                settings,
+                lora_request=[adapters[request.adapter] for request in requests],
+                use_tqdm=False,
+            )
+        except self._died as error:
+            raise ModelError(
+                "vLLM's own process ended while it sampled; what it said is above. --engine torch needs none"
+            ) from error
         return [_completion(answer.outputs[0]) for answer in answers]
+
+
+def _imported() -> tuple[Any, Any, Any]:
+    """The module, its class of adapters, and its error when its process has ended."""
+    try:
+        # By name: it is not installed where types are checked.
+        vllm = importlib.import_module("vllm")
+        request = importlib.import_module("vllm.lora.request").LoRARequest
+        return vllm, request, importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
+    except ImportError as error:
+        raise MissingExtraError("vllm", "vllm") from error
+
+
+@contextlib.contextmanager
+def _variables(threads: int) -> Generator[None]:
+    """What vLLM reads from the environment when it is imported and when it starts its processes."""
+    wanted = {
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the program's own
+        # Left to itself it keeps one core free: of two, which the learner shares in turns, that is half.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+        "OMP_NUM_THREADS": str(threads),
+        # Left to itself it takes nine tenths of the memory, and the learner has its own beside it.
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+    }
+    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 def _nothing_to_clean() -> None:

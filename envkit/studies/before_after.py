@@ -7,6 +7,7 @@ episode, RL from its last checkpoint, SFT from its start.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -73,7 +74,8 @@ def start(
     config = on_this_machine(config)
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")
-    speed = measure(Policy.of(ref, config))
+    with contextlib.closing(Policy.of(ref, config)) as policy:
+        speed = measure(policy)
     budget = DEFAULT_MINUTES if minutes is None else minutes
     imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
     sized = plan(budget, speed, config, sum(map(len, heldout.values())), imitated)
@@ -215,7 +217,7 @@ class BeforeAfter:
         Raises:
             StoreError: another process is at work in the run folder.
         """
-        with self._run.locked():
+        with self._run.locked(), contextlib.closing(self._policy):
             return self._report(whole=self._phases())
 
     def _phases(self) -> bool:

@@ -89,12 +89,16 @@ def measure(policy: Policy) -> Speed:
             times.append(time.monotonic() - started)
         return min(times)
 
+    def sample(tokens: int) -> None:
+        policy.engine.forget()  # or an engine that remembers prompts would read none
+        policy.engine.generate(requests, Sampling(1.0, tokens))
+
     policy.sync()  # an adapter costs a little, also one that does nothing yet
     # Once for caches, thread pools and the allocator, then for the clock.
-    policy.engine.generate(requests, Sampling(1.0, 2))
+    sample(2)
     learn()
-    read_s = seconds(lambda: policy.engine.generate(requests, Sampling(1.0, 1)))
-    sampled_s = seconds(lambda: policy.engine.generate(requests, Sampling(1.0, 9)))
+    read_s = seconds(lambda: sample(1))
+    sampled_s = seconds(lambda: sample(9))
     return Speed(
         learn=batch.ids_1S.shape[1] / seconds(learn),
         prefill=len(prompts) * _PROMPT / read_s,

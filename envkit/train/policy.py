@@ -149,6 +149,10 @@ class Policy:
         """The adapter's parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
+    def close(self) -> None:
+        """End the engine; it samples no more."""
+        self.engine.close()
+
     def sync(self) -> None:
         """Give the engine the adapter as it is now."""
         self.serve(["default"])

@@ -7,6 +7,7 @@ import dataclasses
 import gc
 import importlib.util
 import multiprocessing
+import os
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -17,7 +18,7 @@ from scipy.stats import chisquare
 
 from envkit.engine.lora import Update
 from envkit.engine.protocol import Completion, Request, Sampling
-from envkit.engine.vllm_engine import VLLMEngine
+from envkit.engine.vllm_engine import VLLMEngine, _variables
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
@@ -35,6 +36,17 @@ CLOSE = 2e-4
 def test_without_vllm_the_error_says_how_to_get_it() -> None:
     with pytest.raises(MissingExtraError, match=r"envkit\[vllm\]"):
         VLLMEngine(resolve(DEFAULT_MODEL), [2], dtype="float32")
+
+
+def test_vllm_starts_with_our_threads_and_with_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_STREAM")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "7")
+    before = dict(os.environ)
+    with _variables(3):
+        assert [os.environ[name] for name in names] == ["3", "nobind", "7", "ext://sys.stderr"]
+    assert dict(os.environ) == before
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +191,14 @@ class TestWithVLLM:
                 )
                 for request, completion in zip(asked, drawn, strict=True)
             ]
+
+    def test_prompts_that_together_exceed_one_batch_wait_for_each_other(
+        self, engine: VLLMEngine, plain: Any
+    ) -> None:
+        engine.load([])
+        asked = [Request(tiny.prompt(900, seed=row), (9, row)) for row in range(12)]
+        drawn = engine.generate(asked, Sampling(1.0, 4))
+        assert furthest([plain], asked, drawn, 1.0) < CLOSE
 
     def test_what_it_cannot_do_is_said(self, engine: VLLMEngine, plain: Any, ref: ModelRef) -> None:
         engine.load([{}])

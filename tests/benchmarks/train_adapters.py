@@ -1,0 +1,88 @@
+"""Sampling with 32 adapters: at once, one after another, by PEFT, and without any."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Mapping, Sequence
+from typing import Any
+
+import tiny
+import torch
+from side_by_side import Ways
+from train_shared import dtype, expect
+
+from envkit.engine.lora import Update, updates_of
+from envkit.engine.protocol import Request, Sampling
+from envkit.engine.torch_engine import TorchEngine
+from envkit.models import DEFAULT_MODEL, resolve
+
+ADAPTERS, ROWS_EACH, PROMPT, NEW = 32, 2, 20, 16
+
+
+@contextlib.contextmanager
+def adapting() -> Generator[Ways]:
+    """Two short answers to each of 32 prompts, every prompt with an adapter of its own."""
+    from peft import LoraConfig, get_peft_model
+    from transformers import GenerationConfig
+
+    ref = resolve(DEFAULT_MODEL)
+    config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
+    peft: Any = get_peft_model(tiny.plain(ref, dtype()), config, adapter_name="0")
+    for number in range(1, ADAPTERS):
+        peft.add_adapter(str(number), config)
+    with torch.no_grad():
+        for name, parameter in peft.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.01)
+    peft.eval()
+    adapters = [updates_of(peft, str(number)) for number in range(ADAPTERS)]
+    wider = [
+        {name: Update(each.down.repeat(4, 1), each.up.repeat(1, 4)) for name, each in adapter.items()}
+        for adapter in adapters
+    ]
+    engine = TorchEngine(tiny.plain(ref, dtype()), [])
+    prompts = [tiny.prompt(PROMPT, seed=100 + number) for number in range(ADAPTERS)]
+    asked = [
+        Request(prompt, (number, row), adapter=number)
+        for number, prompt in enumerate(prompts)
+        for row in range(ROWS_EACH)
+    ]
+    plainly = [Request(request.prompt_ids, request.rng_key) for request in asked]
+    ids = torch.tensor([request.prompt_ids for request in asked])
+    names = [str(request.adapter) for request in asked]
+    settings = GenerationConfig(
+        max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=0
+    )
+
+    def ours(loaded: Sequence[Mapping[str, Update]], requests: Sequence[Request]) -> Callable[[], None]:
+        def measure() -> None:
+            engine.load(loaded)
+            drawn = engine.generate(requests, Sampling(1.0, NEW))
+            expect(sum(len(each.ids) for each in drawn), len(asked) * NEW)
+
+        return measure
+
+    def one_after_another() -> None:
+        for number, adapter in enumerate(adapters):
+            engine.load([adapter])
+            mine = plainly[ROWS_EACH * number : ROWS_EACH * (number + 1)]
+            drawn = engine.generate(mine, Sampling(1.0, NEW))
+            expect(sum(len(each.ids) for each in drawn), ROWS_EACH * NEW)
+
+    def theirs() -> None:
+        with torch.no_grad():
+            found = peft.generate(
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                adapter_names=names,
+                generation_config=settings,
+            )
+        expect(found[:, PROMPT:].numel(), len(asked) * NEW)
+
+    yield {
+        "base": ours([], plainly),
+        "32 of rank 4": ours(adapters, asked),
+        "32 of rank 16": ours(wider, asked),
+        "32 one after another": one_after_another,
+        "PEFT adapter_names": theirs,
+    }

@@ -1,0 +1,115 @@
+"""Sampling of 32 answers to one prompt: envkit, transformers' ``generate`` (TRL's way), and vLLM."""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import json
+import os
+import signal
+import subprocess
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import tiny
+import torch
+from side_by_side import Ways
+from train_shared import NEW, dtype, expect
+
+from envkit.engine.protocol import Request, Sampling
+from envkit.engine.torch_engine import TorchEngine
+from envkit.models import DEFAULT_MODEL, resolve
+
+ROWS: Final = 32
+VLLM_PYTHON: Final = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
+
+
+class VLLM:
+    """vLLM in its own environment; see `vllm_side.py`. Ends when closed, or with this process."""
+
+    def __init__(self, model: Path, threads: int) -> None:
+        side = Path(__file__).with_name("vllm_side.py")
+        # With the allocator that its documentation asks for, where it is installed.
+        preloaded = glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4")[:1]
+        environment = {
+            **os.environ,
+            "OMP_NUM_THREADS": str(threads),
+            # Left to itself it keeps one core free, and so has fewer threads than the others.
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_LOGGING_LEVEL": "ERROR",
+            "VLLM_CPU_KVCACHE_SPACE": "2",
+            "LD_PRELOAD": ":".join(preloaded),
+        }
+        self._child = subprocess.Popen(
+            [VLLM_PYTHON, side, model, dtype()],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,  # so that its own processes can be ended with it
+        )
+        try:
+            self._answer()
+        except BaseException:
+            self.close()
+            raise
+
+    def ask(self, prompt: Sequence[int], rows: int, new: int) -> int:
+        """Tokens sampled."""
+        assert self._child.stdin is not None
+        self._child.stdin.write(json.dumps({"prompt": prompt, "rows": rows, "new": new}) + "\n")
+        self._child.stdin.flush()
+        return int(self._answer()["tokens"])
+
+    def close(self) -> None:
+        """End it, and what it has started."""
+        with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
+            self._child.communicate(timeout=10)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, signal.SIGKILL)
+        self._child.wait()
+
+    def _answer(self) -> Any:
+        assert self._child.stdout is not None
+        if not (line := self._child.stdout.readline()):
+            raise SystemExit(f"{VLLM_PYTHON} ended with status {self._child.wait()}; try it by hand")
+        return json.loads(line)
+
+
+@contextlib.contextmanager
+def generating(length: int) -> Generator[Ways]:
+    """Answers to a prompt of so many tokens, without any adapter."""
+    ref = resolve(DEFAULT_MODEL)
+    with contextlib.ExitStack() as held:
+        # First, since it wants memory for its start that it gives back.
+        vllm: VLLM | None = None
+        if VLLM_PYTHON.exists():
+            vllm = held.enter_context(contextlib.closing(VLLM(ref.path, torch.get_num_threads())))
+        engine, plain = TorchEngine(tiny.plain(ref, dtype()), []), tiny.plain(ref, dtype())
+        prompt = tiny.prompt(length, seed=length)
+        requests = [Request(prompt, (0, row)) for row in range(ROWS)]
+        ids = torch.tensor(prompt).repeat(ROWS, 1)
+        from transformers import GenerationConfig
+
+        asked = GenerationConfig(
+            max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=0
+        )
+
+        def ours() -> None:
+            drawn = engine.generate(requests, Sampling(1.0, NEW))
+            expect(sum(len(each.ids) for each in drawn), ROWS * NEW)
+
+        def theirs() -> None:
+            with torch.no_grad():
+                found = plain.generate(
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=asked
+                )
+            expect(found[:, length:].numel(), ROWS * NEW)
+
+        def vllms() -> None:
+            assert vllm is not None
+            expect(vllm.ask(prompt, ROWS, NEW), ROWS * NEW)
+
+        yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": vllms})

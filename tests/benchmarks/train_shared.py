@@ -1,0 +1,94 @@
+"""What the operations of `train.py` have in common: sizes, dtype, the policy, TRL's trainer, a reward."""
+
+from __future__ import annotations
+
+import functools
+import os
+import zlib
+from pathlib import Path
+from typing import Any, Final
+
+import tiny
+import torch
+
+from envkit.engine.torch_engine import TorchEngine
+from envkit.models import DEFAULT_MODEL, resolve
+from envkit.studies.plan import faster_dtype
+from envkit.train.policy import Policy
+from envkit.train.sft import remove_printer
+
+ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
+#: Tokens of an answer, and answers of a group.
+NEW, GROUP = 64, 16
+
+
+@functools.cache
+def dtype() -> str:
+    """Of all weights but an adapter's; what training would choose here, unless ``DTYPE`` names another."""
+    return os.environ.get("DTYPE") or faster_dtype()
+
+
+def expect(found: int, wanted: int) -> None:
+    """A way that does less is not faster."""
+    if found != wanted:
+        raise SystemExit(f"{found} tokens sampled, expected {wanted}")
+
+
+def reward(text: str) -> float:
+    """Half of all answers are right, whatever they say."""
+    return float(zlib.crc32(text.encode()) & 1)
+
+
+def shaken_policy() -> Policy:
+    """A policy whose adapter does something, and whose answers never end early."""
+    policy = Policy(resolve(DEFAULT_MODEL), dtype=dtype())
+    with torch.no_grad():
+        for parameter in policy.trainable():
+            parameter.add_(torch.randn_like(parameter) * 1e-3)
+    policy.engine = TorchEngine(tiny.plain(policy.ref, dtype()), [])
+    return policy
+
+
+def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
+    """TRL's trainer with the fastest settings that train the same: no checkpointing, no reference model."""
+    import trl
+    from datasets import Dataset
+    from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+    from transformers import AutoModelForCausalLM
+
+    library: Any = trl
+    trainer: Any = library.GRPOTrainer(
+        model=AutoModelForCausalLM.from_pretrained(
+            policy.ref.path, dtype=getattr(torch, dtype()), attn_implementation="sdpa"
+        ),
+        processing_class=policy.tokenizer,
+        reward_funcs=lambda completions, **_: [reward(text) for text in completions],
+        train_dataset=Dataset.from_list([{"prompt": prompt}] * 64),
+        peft_config=LoraConfig(
+            r=16, lora_alpha=32, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        ),
+        args=library.GRPOConfig(
+            output_dir=str(folder),
+            per_device_train_batch_size=GROUP,
+            num_generations=GROUP,
+            max_completion_length=NEW,
+            generation_kwargs={"min_new_tokens": NEW},
+            loss_type="dapo",
+            scale_rewards="none",
+            beta=0.0,
+            max_steps=1,
+            learning_rate=1e-6,
+            logging_steps=10**6,
+            save_strategy="no",
+            bf16=False,
+            use_cpu=True,
+            gradient_checkpointing=False,
+            report_to="none",
+            disable_tqdm=True,
+            seed=0,
+        ),
+    )
+    trainer.current_gradient_accumulation_steps = 1
+    remove_printer(trainer)
+    set_peft_model_state_dict(trainer.model, get_peft_model_state_dict(policy.model))
+    return trainer

@@ -1,0 +1,134 @@
+"""Whole steps of one turn and of three: envkit's trainer beside TRL's, equal prompts, answers and rewards."""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+
+import tiny
+import torch
+from side_by_side import Ways
+from train_shared import GROUP, NEW, ROUNDS, expect, reward, shaken_policy, trl_trainer
+
+from envkit.checks import check
+from envkit.env import Effect, Env
+from envkit.rollout import Rollouts
+from envkit.store import Journal
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import GRPOTrainer
+from envkit.train.policy import Policy
+from envkit.types import Task
+
+TURNS = 3
+
+
+class Coin(Env):
+    """Any last answer, by `reward`; between answers a task's ``between`` is observed."""
+
+    id = "coin"
+
+    def setup(self, task: Task) -> str:
+        self._said = ""
+        return task.prompt
+
+    def apply(self, action: str) -> Effect:
+        self._said = action
+        return Effect(str(self.task.metadata["between"]))
+
+    @check()
+    def is_heads(self) -> bool:
+        """Whether the answer counts as right."""
+        return bool(reward(self._said))
+
+
+def our_trainer(
+    policy: Policy, prompt: str, folder: Path, between: str = "", max_turns: int = 1
+) -> GRPOTrainer:
+    """This project's trainer on one group at a time."""
+    tasks = [Task(str(number), "train", prompt, {}, {"between": between}) for number in range(ROUNDS + 8)]
+    config = TrainConfig(
+        max_steps=10**6,
+        max_turns=max_turns,
+        groups_per_step=1,
+        num_generations=GROUP,
+        max_completion_length=NEW,
+        learning_rate=1e-6,
+        save_steps=10**6,
+    )
+    rollouts = Rollouts(lambda: Coin(tasks=tasks, sandbox=tiny.MemoryBackend(), max_turns=max_turns))
+    metrics, episodes = (Journal(folder / name) for name in ("metrics.jsonl", "episodes.jsonl"))
+    store = CheckpointStore(folder / "checkpoints")
+    return GRPOTrainer(policy, tasks, rollouts, config, metrics, episodes, store)
+
+
+@contextlib.contextmanager
+def stepping() -> Generator[Ways]:
+    """One step of each trainer."""
+    policy = shaken_policy()
+    with tempfile.TemporaryDirectory() as ours_in, tempfile.TemporaryDirectory() as theirs_in:
+        words = policy.tokenizer.decode(tiny.prompt(460, seed=3))
+        trainer = trl_trainer(policy, words, Path(theirs_in))
+        mine = our_trainer(policy, words, Path(ours_in))
+
+        def ours() -> None:
+            expect(mine._one_step().completion_tokens, GROUP * NEW)
+
+        def theirs() -> None:
+            trainer.train()
+
+        yield {"envkit": ours, "TRL": theirs}
+
+
+@contextlib.contextmanager
+def turning() -> Generator[Ways]:
+    """One step of three turns of each trainer; TRL's is its loop over tools, put together here."""
+    policy = shaken_policy()
+    with tempfile.TemporaryDirectory() as ours_in, tempfile.TemporaryDirectory() as theirs_in:
+        words = policy.tokenizer.decode(tiny.prompt(265, seed=4))
+        between = policy.tokenizer.decode(tiny.prompt(45, seed=6))
+        trainer = trl_trainer(policy, words, Path(theirs_in))
+        mine = our_trainer(policy, words, Path(ours_in), between, TURNS)
+        optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
+        prompt = torch.tensor(policy.renderer.first(Coin.system, words)).repeat(GROUP, 1)
+        seen = torch.tensor(policy.renderer.following(between, closed=False)).repeat(GROUP, 1)
+
+        def ours() -> None:
+            expect(mine._one_step().completion_tokens, TURNS * GROUP * NEW)
+
+        def theirs() -> None:
+            ids, sampled = prompt, [torch.zeros_like(prompt)]
+            for turn in range(TURNS):
+                before = ids.shape[1]
+                with torch.no_grad():
+                    ids = trainer.model.generate(
+                        input_ids=ids,
+                        attention_mask=torch.ones_like(ids),
+                        generation_config=trainer.generation_config,
+                    )
+                sampled.append(torch.ones_like(ids[:, before:]))
+                if turn < TURNS - 1:
+                    ids = torch.cat([ids, seen], dim=1)
+                    sampled.append(torch.zeros_like(seen))
+            mask, start = torch.cat(sampled, dim=1), prompt.shape[1]
+            expect(int(mask.sum()), TURNS * GROUP * NEW)
+            texts = policy.tokenizer.batch_decode(ids[:, -NEW:])
+            rewards = torch.tensor([reward(text) for text in texts])
+            trainer._compute_loss(
+                trainer.model,
+                {
+                    "prompt_ids": prompt,
+                    "prompt_mask": torch.ones_like(prompt),
+                    "completion_ids": ids[:, start:],
+                    "completion_mask": torch.ones_like(ids[:, start:]),
+                    "tool_mask": mask[:, start:],
+                    "advantages": rewards - rewards.mean(),
+                    "num_items_in_batch": mask.sum(),
+                },
+            ).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+
+        yield {"envkit": ours, "TRL": theirs}
