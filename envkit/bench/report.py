@@ -112,10 +112,10 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
         said = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
         made["arms"] = charts.bars("arms", "pass@1 on held-out tasks", said, rows)
     if summary.operators:
-        grid = [(entry.operator, [100 * rate for rate in entry.solve_rates]) for entry in summary.operators]
-        said = "One row per kind of bug, one marker per arm; the table below has the numbers."
+        grid = [(entry.operator, [100 * rate for rate in entry.rates[0]]) for entry in summary.operators]
+        said = "One row per kind of task, one marker per arm; the table below has the numbers."
         names = [name for name, _ in contestants]
-        made["operators"] = charts.dots("operators", "pass@1 by kind of bug, in percent", said, names, grid)
+        made["operators"] = charts.dots("operators", "pass@1 by kind of task, in percent", said, names, grid)
     return made | curves_of(data)
 
 

@@ -81,11 +81,17 @@ class DifferenceSummary:
 
 @dataclass(frozen=True, slots=True)
 class OperatorSummary:
-    """Solve rates on the tasks of one mutation operator, one per contestant (NaN: not measured)."""
+    """Rates on the tasks of one kind, such as a mutation operator.
+
+    Args:
+        operator: the kind.
+        tasks: how many there are of it.
+        rates: pass@k for each k that was asked, in that order: one per contestant (NaN: not measured).
+    """
 
     operator: str
     tasks: int
-    solve_rates: tuple[float, ...]
+    rates: tuple[tuple[float, ...], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ def summarise(data: ReportData) -> Summary:
     return Summary(
         arms=tuple(of_arm(arm, data.ks) for arm in data.arms),
         differences=tuple(of_pair(pair, arms[pair.arm], arms[pair.against]) for pair in data.differences),
-        operators=by_operator([arm for arm in data.arms if arm.expected is None]),
+        operators=by_operator([arm for arm in data.arms if arm.expected is None], data.ks),
     )
 
 
@@ -150,14 +156,16 @@ def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 
-def by_operator(arms: Sequence[Arm]) -> tuple[OperatorSummary, ...]:
-    """Solve rates on the tasks of every mutation operator, in its order."""
+def by_operator(arms: Sequence[Arm], ks: Sequence[int] = (1,)) -> tuple[OperatorSummary, ...]:
+    """Rates on the tasks of every kind, in its order, for each of the ``ks``."""
     tasks: dict[str, set[str]] = {}
     for item in (item for arm in arms for item in arm.items if item.operator and item.samples):
         tasks.setdefault(item.operator, set()).add(item.task)
-    rates = [solve_rates(arm.items) for arm in arms]
+    rates = [[_pass_rates(arm.items, k) for arm in arms] for k in ks]
     return tuple(
-        OperatorSummary(operator, len(posed), tuple(_mean_of(arm, posed) for arm in rates))
+        OperatorSummary(
+            operator, len(posed), tuple(tuple(_mean_of(arm, posed) for arm in found) for found in rates)
+        )
         for operator, posed in sorted(tasks.items())
     )
 
@@ -165,6 +173,13 @@ def by_operator(arms: Sequence[Arm]) -> tuple[OperatorSummary, ...]:
 def solve_rates(items: Sequence[Item]) -> dict[str, float]:
     """Share of graded samples that solved it, by task; tasks without a graded sample are left out."""
     return {item.task: item.solved / item.samples for item in items if item.samples}
+
+
+def _pass_rates(items: Sequence[Item], k: int) -> dict[str, float]:
+    """pass@k by task; tasks with fewer graded samples are left out."""
+    kept = [item for item in items if item.samples >= k]
+    values = pass_at_k([item.samples for item in kept], [item.solved for item in kept], k)
+    return {item.task: float(value) for item, value in zip(kept, values, strict=True)}
 
 
 def _mean_of(rates: dict[str, float], tasks: set[str]) -> float:

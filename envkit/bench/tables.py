@@ -85,18 +85,19 @@ def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
 
 
 def operators(data: ReportData, summary: Summary) -> Table:
-    """Solve rates per mutation operator and contestant."""
-    return operators_of(summary.operators, [arm.name for arm in data.arms if arm.expected is None])
+    """Rates per kind of task and contestant."""
+    return operators_of(summary.operators, [arm.name for arm in data.arms if arm.expected is None], data.ks)
 
 
-def operators_of(found: Sequence[OperatorSummary], names: Sequence[str]) -> Table:
-    """Solve rates per mutation operator; ``names`` are the contestants, in the order of the rates."""
+def operators_of(found: Sequence[OperatorSummary], names: Sequence[str], ks: Sequence[int] = (1,)) -> Table:
+    """Rates per kind of task; ``names`` are the contestants and ``ks`` the ks, in the order of the rates."""
     rows = tuple(
-        (entry.operator, number(entry.tasks, 0), *(percent(rate) for rate in entry.solve_rates))
+        (entry.operator, number(entry.tasks, 0), *(percent(rate) for rates in entry.rates for rate in rates))
         for entry in found
     )
-    head = ("Kind of bug", "Tasks", *(f"{name} %" for name in names))
-    return Table("pass@1 by kind of bug, in percent", head, rows)
+    columns = [f"{name} %" if k == 1 else f"{name} pass@{k} %" for k in ks for name in names]
+    measures = " and ".join(f"pass@{k}" for k in ks)
+    return Table(f"{measures} by kind of task, in percent", ("Kind of task", "Tasks", *columns), rows)
 
 
 def training(data: ReportData) -> Table:

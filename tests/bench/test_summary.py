@@ -95,10 +95,13 @@ def test_rates_by_operator(run: ReportData) -> None:
     comparison, variable = summarise(run).operators
     assert (comparison.operator, comparison.tasks) == ("comparison", 40)
     assert (variable.operator, variable.tasks) == ("wrong variable", 40)
-    assert comparison.solve_rates[1] == pytest.approx(15 / 40)  # 80 tasks walk through all five values
-    assert len(comparison.solve_rates) == 3  # the control is no contestant
+    assert run.ks == (1, 8)
+    first, eighth = comparison.rates
+    assert first[1] == pytest.approx(15 / 40)  # 80 tasks walk through all five values
+    assert eighth[0] == pytest.approx(8 / 40)  # one task in five is solved once in its eight samples
+    assert len(first) == len(eighth) == 3  # the control is no contestant
     base, sft, *_ = run.arms
     partial = summarise(
         replace(run, arms=(base, replace(sft, items=sft.items[:1])), differences=())
     ).operators
-    assert math.isnan(partial[1].solve_rates[1])
+    assert math.isnan(partial[1].rates[0][1])
