@@ -66,6 +66,8 @@ def heard(report: Path, as_json: bool) -> dict[str, Any]:
     data = load_report(report.parent)
     summary = summarise(data)
     if not as_json:
+        if report.parent.name == data.environment:  # one of several, perhaps
+            out.print(data.environment, style="bold", markup=False)
         for sentence in headline(data, summary):
             out.print(sentence, markup=False)
         out.print(f"report: {report}", soft_wrap=True, markup=False)
