@@ -54,7 +54,14 @@ def test_what_was_begun_at_end_of_input_is_sent() -> None:
 
 
 def printed(pieces: Sequence[object], *, colour: bool = False) -> str:
-    console = Console(width=200, no_color=not colour, force_terminal=colour, highlight=False)
+    # As explicit as that, since the terminal that the tests run in must not matter.
+    console = Console(
+        width=200,
+        color_system="standard" if colour else None,
+        no_color=not colour,
+        force_terminal=colour,
+        highlight=False,
+    )
     with console.capture() as capture:
         console.print(*pieces, sep="\n")
     return capture.get()
