@@ -86,6 +86,7 @@ class Rollouts:
         finally:
             for make, env in zip(makers, taken, strict=False):  # fewer if one could not be made
                 self._idle[make].append(env)
+            for env in taken:
                 env.close()
 
     def _maker(self, task: str) -> EnvFactory:

@@ -24,7 +24,7 @@ from envkit import (
     UsageError,
 )
 from envkit.agents.scripted import ScriptedAgent, noop
-from envkit.errors import AgentError
+from envkit.errors import AgentError, SandboxError
 from envkit.rollout import visit_seed
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
@@ -81,6 +81,19 @@ def test_episodes_of_several_environments_are_played_together() -> None:
             rollouts.play(agent, [replace(keys(1, 1)[0], task="nobody")])
     assert heard == ([GuessEnv.system] * 2 + ["Guess otherwise."] * 2) * 2
     assert not backend.open
+
+
+def test_one_that_cannot_be_closed_keeps_no_other_open() -> None:
+    class Stuck(GuessEnv):
+        def dispose(self) -> None:
+            closed.append(self)
+            if len(closed) == 1:
+                raise SandboxError("stuck")
+
+    closed: list[Any] = []
+    with pytest.raises(SandboxError, match="stuck"), Rollouts(lambda: Stuck(sandbox=Backend())) as rollouts:
+        rollouts.play(HALVING, keys(3, 1))
+    assert len(set(map(id, closed))) == 3
 
 
 def test_trajectories_come_in_the_order_of_their_keys() -> None:

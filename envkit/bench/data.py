@@ -223,7 +223,7 @@ class ReportData:
         machine: hardware.
         arms: in order of presentation, names unique.
         differences: the first one makes the headline.
-        ks: which pass@k the table of arms shows; charts and differences use pass@1.
+        ks: which pass@k the tables of arms and of kinds show; charts and differences use pass@1.
         training: reinforcement learning, by step.
         sft: supervised warm start, by logged step.
         phases: in order of time.

@@ -15,9 +15,10 @@ _MANY_VOIDS = 0.01
 #: How intervals are made where there is nothing to resample.
 EXACT = (
     "Where nothing was solved, or everything, draws cannot differ: the interval is then the exact one of "
-    "Clopper and Pearson, with each source function as one trial. Likewise where a difference is 0 on every "
-    "function, or 100 points on every one: those that may have been missed by chance are taken to differ all "
-    "one way."
+    "Clopper and Pearson, with each source function as one trial. It is exact for the mean over functions; "
+    "that over tasks may differ where solved functions have more tasks. Likewise where a difference is 0 on "
+    "every function, or 100 points on every one: those that may have been missed by chance are taken to "
+    "differ all one way."
 )
 #: What intervals cannot tell where there is little to resample.
 NEAR_EDGE = (

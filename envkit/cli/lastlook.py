@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Collection
 from typing import Any, Final, final
 
-from envkit.errors import SandboxError, TooLargeError
+from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 
 _MOST_BYTES: Final = 2**20
@@ -25,9 +25,11 @@ class LastLook(SandboxBackend):
         self.name, self.isolated = inner.name, inner.isolated
         self.packages, self.space = inner.packages, inner.space
         self._is_first = True
+        #: Set once the tasks are made: the next sandbox is the episode's.
+        self.watches = False
         #: Paths to look at.
         self.paths: Collection[str] = ()
-        #: Path -> the text that was found there; one that is missing is no text any more.
+        #: Path -> the text that was found there, empty where it is gone; missing where that cannot be told.
         self.found: dict[str, str] = {}
 
     def available(self) -> str | None:
@@ -35,7 +37,7 @@ class LastLook(SandboxBackend):
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()
-        if self._is_first:
+        if self.watches and self._is_first:
             self._is_first, close = False, sandbox.close
 
             def closing() -> None:
@@ -49,6 +51,9 @@ class LastLook(SandboxBackend):
 
     def _look(self, sandbox: Sandbox) -> None:
         for path in self.paths:
-            # Nothing to show where an agent has removed or filled it, or the sandbox is broken.
-            with contextlib.suppress(FileNotFoundError, UnicodeDecodeError, TooLargeError, SandboxError):
-                self.found[path] = sandbox.read(path, _MOST_BYTES).decode()
+            # It cannot where an agent has linked or filled it, or the sandbox is broken.
+            with contextlib.suppress(UsageError, UnicodeDecodeError, SandboxError):
+                try:
+                    self.found[path] = sandbox.read(path, _MOST_BYTES).decode()
+                except FileNotFoundError:
+                    self.found[path] = ""

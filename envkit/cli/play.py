@@ -36,6 +36,7 @@ def play(
 
     backend = LastLook(registry.sandbox_backend())
     game = registry.make(env, tasks, backend, max_turns=max_turns)
+    backend.watches = True
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         backend.paths = game.task.files

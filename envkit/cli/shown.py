@@ -20,8 +20,12 @@ _DIFF: Final = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTI
 #: Where the first part of a text ends: at an empty line, or where code begins.
 _FIRST: Final = re.compile(r"\n(?=\n|```)")
 #: What stands below the rows of a table: how many there are, or that there are more.
-_FOOT: Final = re.compile(r"\((\d+) \w+\)|\.\.\.")
+_FOOT: Final = re.compile(r"\(([0-9]{1,6}) \w+\)|\.\.\.")
 _BAR: Final = " | "
+#: A wider table is shown as the text it is: a terminal has no room for its columns.
+_MOST_COLUMNS: Final = 12
+#: What a terminal would obey instead of showing it.
+_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
 #: How a line begins that says what is wrong: an error's name, or the words for a misspelt call.
 _WRONG: Final = re.compile(
@@ -31,6 +35,7 @@ _WRONG: Final = re.compile(
 
 def opening(observation: str) -> list[RenderableType]:
     """The first observation, what is asked for set apart from the rest."""
+    observation = harmless(observation)
     end = _FIRST.search(observation)
     asked, rest = (observation[: end.start()], observation[end.end() :]) if end else (observation, "")
     panel = Panel(Text(asked.strip("\n")), title="request", title_align="left", border_style="cyan")
@@ -40,13 +45,18 @@ def opening(observation: str) -> list[RenderableType]:
 def pretty(observation: str) -> list[RenderableType]:
     """The observation in pieces: code and diffs in colour, tables aligned, errors in red."""
     pieces: list[RenderableType] = []
-    for text, fence in _split(_FENCE, observation):
+    for text, fence in _split(_FENCE, harmless(observation)):
         if fence is not None:
             pieces.append(_code(fence[2], fence[1] or "text"))
             continue
         for plain, diff in _split(_DIFF, text):
             pieces += [_code(diff[0], "diff")] if diff is not None else _tabled(plain)
     return pieces
+
+
+def harmless(text: str) -> str:
+    """The text without control characters, which may be of a stranger."""
+    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def ending(reward: float, info: Mapping[str, Any], turns: int) -> list[RenderableType]:
@@ -63,7 +73,7 @@ def ending(reward: float, info: Mapping[str, Any], turns: int) -> list[Renderabl
     for name, score in info["scores"].items():
         pieces.append(Text(f"{name}: {score:g}", style="green" if score == 1 else "red"))
         said = [info["evidence"].get(name, ""), info.get("weaknesses", {}).get(name, "")]
-        pieces += [Padding(Text(each, overflow="fold"), (0, 0, 0, 2)) for each in said if each]
+        pieces += [Padding(Text(harmless(each), overflow="fold"), (0, 0, 0, 2)) for each in said if each]
     return pieces
 
 
@@ -72,13 +82,15 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Rendera
 
     Args:
         before: path -> its text.
-        after: the same; a path that is missing was deleted.
+        after: the same, empty where it was deleted; of a path that is missing nothing is known.
     """
     pieces: list[RenderableType] = []
     for path, old in before.items():
-        lines = old.splitlines(), after.get(path, "").splitlines()
+        if path not in after:
+            continue
+        lines = old.splitlines(), after[path].splitlines()
         if diff := "\n".join(difflib.unified_diff(*lines, path, path, lineterm="")):
-            pieces.append(_code(diff, "diff"))
+            pieces.append(_code(harmless(diff), "diff"))
     return [Text("What was changed:", style="bold"), *pieces] if pieces else []
 
 
@@ -105,7 +117,7 @@ def _tabled(text: str) -> list[RenderableType]:
     for line in text.strip("\n").split("\n"):
         foot = _FOOT.fullmatch(line)
         rows = _rows_above(waiting, foot) if foot else []
-        if rows:
+        if rows and len(rows[0]) <= _MOST_COLUMNS:
             pieces += _text(waiting[: -len(rows)])
             pieces += [_table(rows), Text(line, style="dim")]
             waiting = []

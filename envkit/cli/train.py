@@ -164,6 +164,9 @@ def _environments(names: Sequence[str], train: Path | None, heldout: Path | None
 
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UsageError(f"--env {twice} is given twice; name each environment once")
+    own = {"checkpoints", "sft", "tasks", "tensorboard"}
+    if len(names) > 1 and (clash := own.intersection(names)):
+        raise UsageError(f"--env {min(clash)} has the name of a run's own folder; train on it alone")
     if len(names) > 1 and (train or heldout):
         raise UsageError("--tasks and --heldout are for one --env; several train on their own tasks")
     return [registry.environment(name) for name in names]

@@ -39,7 +39,7 @@ from envkit.train.scalars import Scalars
 from envkit.train.trl_backend import TRLTrainer
 from envkit.types import Task
 
-#: Between the names of a run's environments.
+#: Between the names of a run's environments, as people read them.
 _AND = "+"
 
 
@@ -68,8 +68,9 @@ def start(
     Raises:
         TaskFileError: the held-out tasks are not held out.
     """
+    learnt = [task for own in train.values() for task in own]  # by the one adapter
     for kind in train:
-        require_heldout(heldout[kind], train[kind])
+        require_heldout(heldout[kind], learnt)
     threads = use_threads()
     config = on_this_machine(config)
     ref = resolve(config.model, display.say)
@@ -81,9 +82,10 @@ def start(
     sized = plan(budget, speed, config, sum(map(len, heldout.values())), imitated)
     if minutes is None:
         sized = replace(sized, train=config)
-    sizes = sized.train
+    sizes, share = sized.train, _share(sized.heldout_tasks, len(train))
+    played = sum(min(share, len(own)) for own in heldout.values())
     display.say(
-        f"plan: {sized.heldout_tasks} held-out tasks x {sized.samples}, {sizes.sft_examples} oracle edits, "
+        f"plan: {played} held-out tasks x {sized.samples}, {sizes.sft_examples} oracle edits, "
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
         f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
     )
@@ -109,6 +111,7 @@ def start(
         {
             "kind": "before-after",
             "environment": _AND.join(kind.id for kind in train),
+            "environments": [kind.id for kind in train],
             "evaluate": evaluate,
             **shared,
             "threads": threads,
@@ -127,7 +130,9 @@ def start(
 
 def environments_of(run: RunFolder) -> list[str]:
     """Names of the environments that a run trains on."""
-    return str(run.manifest.get("environment", "code-editor")).split(_AND)  # it was the only one there was
+    manifest = run.manifest
+    # Older runs were of one, and the oldest of the only one that there was.
+    return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
 
 
 def _task_file(part: RunFolder, name: str) -> Path:
@@ -141,6 +146,11 @@ def _tasks(part: RunFolder, name: str) -> list[Task]:
             f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
         )
     return tasks
+
+
+def _share(tasks: int, environments: int) -> int:
+    """How many of a run's tasks are of each environment, at most."""
+    return max(tasks // environments, 1)
 
 
 def _of(kind: type[Env], task: Task) -> Task:
@@ -190,7 +200,7 @@ class BeforeAfter:
         self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
         parts = {kind: run if len(kinds) == 1 else RunFolder.open(run.path / kind.id) for kind in kinds}
         train = {kind: _tasks(part, "train") for kind, part in parts.items()}
-        share = max(self._plan.heldout_tasks // len(kinds), 1)
+        share = _share(self._plan.heldout_tasks, len(kinds))
         self._exams = [
             Exam(run, part, kind, _tasks(part, "heldout")[:share], self._plan, backend, display, go_on)
             for kind, part in parts.items()
@@ -208,7 +218,7 @@ class BeforeAfter:
         config = self._plan.train
         kept = apart(tasks)[1] if config.sft_examples else list(tasks)
         if config.curriculum_tasks:
-            kept = kept[: max(config.curriculum_tasks // environments, 1)]
+            kept = kept[: _share(config.curriculum_tasks, environments)]
         return kept if environments == 1 else [_of(kind, task) for task in kept]
 
     def run(self) -> list[Path]:

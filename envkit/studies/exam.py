@@ -128,7 +128,11 @@ class Exam:
             max_turns=config.max_turns,
             title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
-            config={**to_mapping(config), "eval_temperature": self._plan.eval_temperature},
+            config={
+                **to_mapping(config),
+                "eval_temperature": self._plan.eval_temperature,
+                "environments": str(self._run.manifest.get("environment", self._kind.id)),
+            },
             warnings=(*warnings, *unaudited),
         )
         return path

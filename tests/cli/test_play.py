@@ -19,6 +19,7 @@ from envkit.cli.shown import changes, ending, opening, pretty
 from envkit.cli.typed import read_action
 from envkit.environments.code_editor.actions import HELP, parse
 from envkit.registry import sandbox_backend
+from envkit.sandbox import PYTHON_OPTIONS
 
 
 def typed(*lines: str) -> list[str]:
@@ -170,23 +171,41 @@ def test_an_ending_tells_verdict_reward_and_evidence() -> None:
 
 def test_changes_are_diffs_of_what_was_there_before() -> None:
     before = {"a.py": "one\ntwo\n", "same.py": "x\n", "gone.py": "y\n"}
-    text = printed(changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "new.py": "z"}))
+    text = printed(changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "gone.py": "", "new.py": "z"}))
     assert "-two\n+2" in text.replace(" ", "").replace("\x1b", "")
     assert "-y" in text
     assert "same.py" not in text
     assert changes(before, before) == []
+    assert changes(before, {}) == [], "nothing is known of what is missing"
 
 
 def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
     backend = LastLook(sandbox_backend())
-    backend.paths = ["a", "b", "bytes"]
+    backend.paths = ["a", "b", "bytes", "link"]
+    with backend.create() as sandbox:  # as tasks are made
+        sandbox.write("a", b"nothing")
+    backend.watches = True
     with backend.create() as sandbox:
         sandbox.write("a", b"one")
         sandbox.write("bytes", b"\xff")
+        link = "import os; os.symlink('a', 'link')"
+        assert sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", link]).ok
         assert backend.found == {}
         with backend.create() as other:
             other.write("a", b"two")
-    assert backend.found == {"a": "one"}
+    assert backend.found == {"a": "one", "b": ""}
+
+
+def test_a_terminal_obeys_nothing_that_was_observed() -> None:
+    seen = "\x1b[2J\x1b]0;title\x07gone\r\n```python\n\x9b2J\n```\n"
+    assert not set(printed([*opening(seen), *pretty(seen)])) & set("\x1b\x07\r\x9b")
+
+
+def test_what_is_no_table_of_a_size_for_people_stays_text() -> None:
+    digits = "9" * 5000
+    assert "".join(lines(f"a | b\n1 | 2\n({digits} rows)")).endswith("rows)")
+    wide = " | ".join(["42"] * 60)
+    assert wide.replace(" ", "") in "".join(lines(f"{wide}\n{wide}\n(1 rows)")).replace(" ", "")
 
 
 # As a whole.

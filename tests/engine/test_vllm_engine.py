@@ -215,8 +215,8 @@ class TestWithVLLM:
 
     def test_its_process_ends_with_it(self, ref: ModelRef) -> None:
         before = set(multiprocessing.active_children())
-        made = [VLLMEngine(ref, [2], dtype="float32", max_length=512)]
+        engine = VLLMEngine(ref, [2], dtype="float32", max_length=512)
         assert set(multiprocessing.active_children()) - before
-        made.clear()
-        gc.collect()
-        assert set(multiprocessing.active_children()) == before
+        for _ in range(2):
+            engine.close()
+            assert set(multiprocessing.active_children()) == before

@@ -176,6 +176,7 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
     for _ in range(20):
         if not any(load_report(page.parent).warnings for page in go_on(stopped, 1)):
             break
+    assert not any(load_report(stopped.path / part).warnings for part in ("code-editor", "sql-desk"))
     one, other = load_file(adapter(whole)), load_file(adapter(stopped))
     assert all((one[name] == other[name]).all() for name in one)
     with pytest.raises(StoreError, match=r"began with code-editor\+sql-desk; found code-editor"):
@@ -231,6 +232,22 @@ def test_tasks_that_training_sees_are_not_held_out(tmp_path: Path, model: Path) 
     with pytest.raises(TaskFileError, match="1 functions are in both the train and the held-out tasks"):
         begun([*HELDOUT, replace(TRAIN[0], split="heldout")])
     assert not [*tmp_path.iterdir()]
+
+
+def test_what_one_environment_trains_on_is_not_held_out_of_another(tmp_path: Path, model: Path) -> None:
+    class Other(CodeEditorEnv):
+        id = "other"
+
+    with pytest.raises(TaskFileError, match="1 functions are in both"):
+        before_after.start(
+            tmp_path,
+            small(model),
+            None,
+            {CodeEditorEnv: TRAIN, Other: TRAIN[1:]},
+            {CodeEditorEnv: HELDOUT, Other: [replace(TRAIN[0], split="heldout")]},
+            display=Silent(),
+            command="envkit train",
+        )
 
 
 def test_two_processes_do_not_work_in_one_run(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
