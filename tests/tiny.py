@@ -166,6 +166,7 @@ class LetterEnv(Env):
     """Reward 1 for an answer with the task's letter in it, in the last of ``max_turns`` turns."""
 
     id: ClassVar[str] = "letter"
+    system: ClassVar[str] = "Say it."
 
     def setup(self, task: Task) -> str:
         self._said = ""
