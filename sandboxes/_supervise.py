@@ -226,10 +226,16 @@ class Supervisor:
 
     def _send(self, data: bytes) -> None:
         self._unsent = memoryview(data)
-        if data:
+        self._write()  # most fits into the pipe at once
+        if self._unsent:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, self._feed)
 
     def _feed(self) -> None:
+        self._write()
+        if not self._unsent:
+            self._selector.unregister(self._stdin)
+
+    def _write(self) -> None:
         try:
             sent = os.write(self._stdin.fileno(), self._unsent[:_CHUNK_BYTES])
         except BlockingIOError:
@@ -237,8 +243,6 @@ class Supervisor:
         except OSError:  # nobody reads it any more, which a program is free to do
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
-        if not self._unsent:
-            self._selector.unregister(self._stdin)
 
     def _listen(self, pipe: IO[bytes], kept: bytearray) -> None:
         if self._receive(pipe, kept) == b"":
