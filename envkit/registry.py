@@ -125,7 +125,7 @@ def register_gymnasium() -> None:
     for id_, name in (
         ("envkit/CodeEditor-v0", "code-editor"),
         ("envkit/ServiceDesk-v0", "service-desk"),
-        ("envkit/SqlDesk-v0", "sql-desk"),
-        ("envkit/SqlDeskPostgres-v0", "sql-desk-postgres"),
+        ("envkit/SqlDesk-v1", "sql-desk"),
+        ("envkit/SqlDeskPostgres-v1", "sql-desk-postgres"),
     ):
         gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})

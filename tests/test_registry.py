@@ -95,8 +95,8 @@ def test_a_name_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_gymnasium_knows_the_id_once_envkit_is_imported() -> None:
-    for name in ("CodeEditor", "SqlDesk"):
-        assert gymnasium.spec(f"envkit/{name}-v0").entry_point == "envkit.registry:make"
+    for name in ("CodeEditor-v0", "SqlDesk-v1"):
+        assert gymnasium.spec(f"envkit/{name}").entry_point == "envkit.registry:make"
 
 
 def test_gymnasium_imports_envkit_when_told_to() -> None:

@@ -33,6 +33,11 @@ _BLOCK = re.compile(
     r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
 )
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
+#: How an answer is written, about tables that no task has.
+_FORM = (
+    'Answer with SQL. For example, "List the orbit of all planets." is answered by:\n'
+    "```sql\nSELECT orbit FROM planets\n```"
+)
 _NUMBERED = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n"
 #: To a reader 2 and 2.0 are one answer.
 _NUMBERS = NumericPolicy(int_as_float=True)
@@ -41,7 +46,8 @@ _NUMBERS = NumericPolicy(int_as_float=True)
 class SqlEnv(Env):
     """Answer a question about a database, or change it, with SQL.
 
-    **Observation**: the request, the tables, a few rows of each; then what a statement gave.
+    **Observation**: the request, the tables, a few rows of each, an example of an answer, and the request
+    again; then what a statement gave.
 
     **Actions**: ``query(sql)`` tries a statement on the shown database; ``submit(sql)``, or just a statement,
     in a fenced block or bare, is the answer and ends the episode.
@@ -52,7 +58,7 @@ class SqlEnv(Env):
 
     **End**: a submission terminates; a used-up turn budget truncates and earns nothing.
 
-    **Versions**: v0.
+    **Versions**: v0; v1 shows an example and has tasks that are easier still.
     """
 
     _desk: Desk | None = None
@@ -113,14 +119,16 @@ class SqlEnv(Env):
     def setup(self, task: Task) -> str:
         self._submitted: str | None = None
         desk = self._desk = self.open(task.files[SCRIPT])
-        rows = [
-            f"{table}:\n{desk.run(f'SELECT * FROM {table} LIMIT 3', write=False).text()}"
-            for table in _domain(task).tables()
-        ]
-        parts = [task.prompt, _domain(task).schema().rstrip(), *rows]
+        rows: list[str] = []
+        for table, columns in _domain(task).tables().items():
+            # Column by column: `SELECT *` is the reference of some task.
+            some = desk.run(f"SELECT {', '.join(columns)} FROM {table} LIMIT 3", write=False)
+            rows.append(f"{table}:\n{some.text()}")
+        parts = [task.prompt, _domain(task).schema().rstrip(), *rows, _FORM]
         if self.max_turns > 1:
             parts.append(self.help)
-        return "\n\n".join(parts)
+        # Once more, for small models answer what they read last.
+        return "\n\n".join([*parts, f"Now: {task.prompt}"])
 
     def apply(self, action: str) -> Effect:
         """A call of a tool, or a statement as it is, which is a submission."""

@@ -1,8 +1,9 @@
-"""Made-up databases, and questions about them at three levels.
+"""Made-up databases, and questions about them at four levels.
 
-    1  one table: count, add up, find the largest, list by a condition
-    2  two tables: join, group, have none
-    3  change: update, delete and insert under constraints
+    1  a whole table, or a column of it
+    2  one table: count, add up, find the largest, list by a condition
+    3  two tables: join, group, have none
+    4  change: update, delete and insert under constraints
 
 Train and held-out tasks are about different things, so no table or column of the one is in the other.
 """
@@ -131,7 +132,7 @@ class Question:
     """One thing to ask.
 
     Args:
-        level: 1 to 3.
+        level: 1 to 4.
         name: which template it is.
         ask: the words.
         reference: a statement, or several, that answer it.
@@ -151,77 +152,80 @@ def questions(d: Domain, draw: random.Random) -> Iterator[Question]:
     low, step, person = draw.randrange(10, 40), draw.randrange(2, 9), draw.choice(_PEOPLE)
     things, deeds, key = d.things, d.deeds, f"{d.thing}_id"
     joined = f"{things} JOIN {deeds} ON {deeds}.{key} = {things}.id"
-    yield Question(1, "count", f"How many {things} are there?", f"SELECT COUNT(*) FROM {things}")
+    yield Question(1, "all", f"Show the table {things}.", f"SELECT * FROM {things}")
+    yield Question(1, "all-deeds", f"Show the table {deeds}.", f"SELECT * FROM {deeds}")
+    yield Question(1, "names", f"List the {d.name} of all {things}.", f"SELECT {d.name} FROM {things}")
+    yield Question(2, "count", f"How many {things} are there?", f"SELECT COUNT(*) FROM {things}")
     yield Question(
-        1,
+        2,
         "count-kind",
         f"How many {things} have the {d.kind} '{kind}'?",
         f"SELECT COUNT(*) FROM {things} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
-        1, "largest", f"What is the largest {d.size} in {things}?", f"SELECT MAX({d.size}) FROM {things}"
+        2, "largest", f"What is the largest {d.size} in {things}?", f"SELECT MAX({d.size}) FROM {things}"
     )
     yield Question(
-        1, "total", f"What do all {d.amount} in {deeds} add up to?", f"SELECT SUM({d.amount}) FROM {deeds}"
+        2, "total", f"What do all {d.amount} in {deeds} add up to?", f"SELECT SUM({d.amount}) FROM {deeds}"
     )
     yield Question(
-        1,
+        2,
         "list-above",
         f"List the {d.name} of all {things} with a {d.size} above {low}.",
         f"SELECT {d.name} FROM {things} WHERE {d.size} > {low}",
     )
     yield Question(
-        1,
+        2,
         "sorted",
         f"List the {d.name} of all {things}, those with the largest {d.size} first, equal ones by {d.name}.",
         f"SELECT {d.name} FROM {things} ORDER BY {d.size} DESC, {d.name}",
         ordered=True,
     )
     yield Question(
-        2,
+        3,
         "count-each",
         f"For each {d.kind}, how many {things} are there? Give {d.kind} and number.",
         f"SELECT {d.kind}, COUNT(*) FROM {things} GROUP BY {d.kind}",
     )
     yield Question(
-        2,
+        3,
         "none",
         f"List the {d.name} of all {things} without any {deeds}.",
         f"SELECT {d.name} FROM {things} WHERE id NOT IN (SELECT {key} FROM {deeds})",
     )
     yield Question(
-        2,
+        3,
         "total-each",
         f"For each of the {things} that has {deeds}, what do their {d.amount} add up to? "
         f"Give {d.name} and sum.",
         f"SELECT {d.name}, SUM({d.amount}) FROM {joined} GROUP BY {things}.id",
     )
     yield Question(
-        2,
+        3,
         "who",
         f"Which {d.who}s have {deeds} of {things} with the {d.kind} '{kind}'? Give each once.",
         f"SELECT DISTINCT {d.who} FROM {joined} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
-        3,
+        4,
         "raise",
         f"Raise the {d.size} of all {things} with the {d.kind} '{kind}' by {step}.",
         f"UPDATE {things} SET {d.size} = {d.size} + {step} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
-        3,
+        4,
         "forget",
         f"Delete all {deeds} of the {d.who} '{person}'.",
         f"DELETE FROM {deeds} WHERE {d.who} = '{person}'",
     )
     yield Question(
-        3,
+        4,
         "rename",
         f"Change the {d.kind} '{kind}' to '{other}' wherever it stands in {things}.",
         f"UPDATE {things} SET {d.kind} = '{other}' WHERE {d.kind} = '{kind}'",
     )
     yield Question(
-        3,
+        4,
         "remove",
         f"Delete all {things} with the {d.kind} '{kind}', and first the {deeds} that refer to them.",
         f"DELETE FROM {deeds} WHERE {key} IN (SELECT id FROM {things} WHERE {d.kind} = '{kind}'); "
@@ -256,6 +260,6 @@ def _task(split: str, number: int, domain: Domain, question: Question) -> Task:
             "domain": domain.things,
             "reference": question.reference,
             "ordered": question.ordered,
-            "write": question.level == 3,
+            "write": question.level == 4,
         },
     )

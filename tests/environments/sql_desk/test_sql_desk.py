@@ -56,12 +56,26 @@ def ending(env: SqlDeskEnv, name: str, *actions: str) -> tuple[float, str]:
 # Tasks.
 
 
-def test_tasks_are_the_same_at_every_call_and_of_three_levels() -> None:
-    for split, least in (("train", 300), ("heldout", 240), ("starter", 14)):
+def test_the_request_comes_first_and_last_and_the_example_is_of_no_task(backend: SandboxBackend) -> None:
+    env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend, max_turns=3)
+    for task in STARTERS.values():
+        seen, _ = env.reset(options={"task": task.id})
+        assert seen.startswith(f"{task.prompt}\n\n")
+        assert seen.endswith(f"\n\nNow: {task.prompt}")
+        assert "```sql\nSELECT orbit FROM planets\n```" in seen
+    env.close()
+    for split in ("train", "heldout"):
+        assert not any(
+            "planets" in task.files[SCRIPT] or "orbit" in task.files[SCRIPT] for task in generate(split)
+        )
+
+
+def test_tasks_are_the_same_at_every_call_and_of_four_levels() -> None:
+    for split, least in (("train", 300), ("heldout", 240), ("starter", 17)):
         tasks = generate(split)
         assert tasks == generate(split)
         assert len({task.id for task in tasks}) == len(tasks) >= least
-        assert {task.metadata["level"] for task in tasks} == {1, 2, 3}
+        assert {task.metadata["level"] for task in tasks} == {1, 2, 3, 4}
         assert {task.split for task in tasks} == {split}
 
 
@@ -88,7 +102,6 @@ def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split:
 
 
 def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> None:
-    """But for those that happen to be the same question."""
     won: list[tuple[str, str]] = []
     env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend, max_turns=1)
     for name, task in STARTERS.items():
@@ -97,7 +110,7 @@ def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> N
             if name != other and env.step(env.oracle(said)[0])[1]:
                 won.append((name, other))
     env.close()
-    assert won == []
+    assert won == [("names", "sorted")], "the same names, whose order nobody asked for"
 
 
 # What is said.
@@ -299,7 +312,7 @@ def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> N
 
 
 def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
-    env = gymnasium.make("envkit/SqlDesk-v0", sandbox=backend, render_mode="ansi")
+    env = gymnasium.make("envkit/SqlDesk-v1", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()
 
