@@ -181,11 +181,14 @@ def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
     assert ending(env, "sorted", f"SELECT * FROM ({reference}) ORDER BY 1")[0] == 0.0
 
 
-def test_what_was_tried_is_not_there_when_the_answer_is_graded(env: SqlDeskEnv) -> None:
+def test_what_was_tried_is_not_there_when_the_answer_is_graded(
+    env: SqlDeskEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
     task = STARTERS["forget"]
     said = env.oracle(task)[0]
     assert ending(env, "forget", "query('DELETE FROM orders')", said)[0] == 1.0
     assert ending(env, "forget", f"query\n{said}", "SELECT 1")[0] == 0.0
+    monkeypatch.setattr("envkit.environments.sql_desk.desk._PATIENCE_S", 3.0)
     killer = "WITH RECURSIVE n(i) AS (SELECT zeroblob(900000) UNION ALL SELECT zeroblob(900000) FROM n) "
     assert ending(env, "forget", f"query('{killer} SELECT count(*) FROM n ORDER BY i')", said)[0] == 1.0
 
