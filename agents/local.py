@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -16,12 +17,15 @@ from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 @dataclass(slots=True, eq=False)
 class _Conversation:
-    """An episode's append-only ids. ``new_ids`` came with the latest observation."""
+    """An episode's ids. ``new_ids`` came with the latest observation; ``kept`` as in `Tokens`."""
 
     key: EpisodeKey
     system: str
     ids: tuple[int, ...] = ()
     new_ids: tuple[int, ...] = ()
+    kept: int | None = None
+    #: How many ids the episode began with.
+    began: int = 0
     turns: int = 0
     closed: bool = field(default=True)
 
@@ -37,6 +41,8 @@ class LocalAgent:
         sampling: temperature and token budget of every turn.
         max_turns: after how many turns every episode is over; an engine need not hold on to it then.
         adapter: number of the engine's adapter that answers.
+        max_context_length: a turn that would be asked with more ids forgets all between what its episode
+            began with and the latest observation. 0 for no bound.
     """
 
     def __init__(
@@ -47,11 +53,13 @@ class LocalAgent:
         sampling: Sampling,
         max_turns: int = 1,
         adapter: int = 0,
+        max_context_length: int = 0,
     ) -> None:
         self.name = name
         self._engine = engine
         self._renderer = renderer
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
+        self._longest = max_context_length or sys.maxsize
         self._waiting: list[_Conversation] = []
 
     def start(self, key: EpisodeKey, system: str) -> _Conversation:
@@ -60,11 +68,16 @@ class LocalAgent:
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Conversation):
             raise ContractError(f"agent {self.name} was given a session of another agent")
-        if session.turns:
-            session.new_ids = self._renderer.following(observation, closed=session.closed)
-        else:
+        session.kept = None
+        if not session.turns:
             session.new_ids = self._renderer.first(session.system, observation)
-        session.ids += session.new_ids
+            session.began = len(session.new_ids)
+        else:
+            session.new_ids = self._renderer.following(observation, closed=session.closed)
+            if len(session.ids) + len(session.new_ids) > self._longest:
+                session.new_ids = self._renderer.following(observation, closed=False)  # an answer of nothing
+                session.kept = session.began
+        session.ids = (*session.ids[: session.kept], *session.new_ids)
         self._waiting.append(session)
 
     def collect(self) -> Sequence[tuple[Session, Turn]]:
@@ -81,7 +94,7 @@ class LocalAgent:
             session.closed = completion.stop == "stop"
             session.turns += 1
             usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), share_s)
-            tokens = Tokens(session.new_ids, completion.ids, completion.logprobs)
+            tokens = Tokens(session.new_ids, completion.ids, completion.logprobs, session.kept)
             turns.append((session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)))
         return turns
 

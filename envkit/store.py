@@ -274,7 +274,7 @@ def trajectory_from_json(data: Mapping[str, Any]) -> Trajectory:
         if raw is None:
             return None
         ids, sampled, logprobs = raw["prompt_ids"], raw["completion_ids"], raw["logprobs"]
-        return Tokens(tuple(ids), tuple(sampled), tuple(logprobs))
+        return Tokens(tuple(ids), tuple(sampled), tuple(logprobs), raw.get("kept"))
 
     steps = tuple(
         StepRecord(

@@ -91,11 +91,14 @@ class Tokens:
         completion_ids: ids sampled, the end-of-turn id included when it was sampled.
         logprobs: natural-log probability of each sampled id, shape ``(len(completion_ids),)``,
             under the sampling distribution (after temperature).
+        kept: how many ids of the session so far stood before ``prompt_ids``; ``None`` for all of them. With
+            fewer the trajectory branches: the turn and what follows it see nothing of what was left out.
     """
 
     prompt_ids: tuple[int, ...]
     completion_ids: tuple[int, ...]
     logprobs: tuple[float, ...]
+    kept: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

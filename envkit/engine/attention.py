@@ -226,29 +226,35 @@ class Decode:
 
 @final
 class Packed:
-    """A training batch in one sequence: a prompt of P tokens, then R rows that see it and themselves.
+    """A training batch in one sequence of S tokens: a prompt of P, then a tree; a path sees it and itself.
 
-    Rows attend as a padded batch over prompt and own keys, so the work is R * C * (P + C) and no
-    (S, S) mask is ever made.
+    Paths attend as a padded batch over prompt and own keys, so that the work is R * C * (P + C) for R paths
+    of up to C tokens, and no (S, S) mask is ever made. All but attention is done once for each token.
 
     Args:
         prompt: P.
-        lengths: tokens of each row, in order; their sum is S - P.
+        paths: places in S of each path's tokens, from the first behind the prompt on; each place is in at
+            least one of them.
     """
 
-    def __init__(self, prompt: int, lengths: Sequence[int]) -> None:
-        longest = max(lengths)
-        starts_R1 = torch.tensor([prompt + sum(lengths[:row]) for row in range(len(lengths))])[:, None]
-        offsets_1C = torch.arange(longest)[None]
-        self._prompt = prompt
-        self._real_RC = offsets_1C < torch.tensor(lengths)[:, None]
+    def __init__(self, prompt: int, paths: Sequence[Sequence[int]]) -> None:
+        self._prompt, self._rows = prompt, len(paths)
+        longest = max(map(len, paths), default=0)
         # Padding repeats the first token: it lies to the right of every real one, who never look there.
-        self._index_RC = torch.where(self._real_RC, starts_R1 + offsets_1C, starts_R1)
+        padded = [[*path, *[path[0]] * (longest - len(path))] for path in paths]
+        self._index_RC = torch.tensor(padded, dtype=torch.long).view(self._rows, longest)
+        # Of a token that several paths share, any one has the output.
+        slots = {
+            place: row * longest + offset
+            for row, path in enumerate(paths)
+            for offset, place in enumerate(path)
+        }
+        self._slots = torch.tensor([slots[place] for place in sorted(slots)], dtype=torch.long)
         causal_CC = torch.ones(longest, longest, dtype=torch.bool).tril()
         self._mask = torch.cat([torch.ones(longest, prompt, dtype=torch.bool), causal_CC], dim=1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        rows, prompt = len(self._index_RC), self._prompt
+        rows, prompt = self._rows, self._prompt
         # Heads are repeated by hand: with enable_gqa the CPU falls back to a slow kernel.
         share = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
@@ -264,8 +270,11 @@ class Packed:
         first = scaled_dot_product_attention(
             query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True, scale=scale
         )
+        first = first.transpose(1, 2)
+        if not rows:
+            return first
         later = scaled_dot_product_attention(
             own(query), over(key), over(value), attn_mask=self._mask, scale=scale
         )
-        later = later.transpose(1, 2)[self._real_RC]  # (S - P, H, D), rows in order
-        return torch.cat([first[0].transpose(0, 1), later])[None]
+        later = later.transpose(1, 2).flatten(0, 1)[self._slots]  # (S - P, H, D), in order
+        return torch.cat([first[0], later])[None]

@@ -99,7 +99,14 @@ class Exam:
         policy.sync()
         config = self._plan.train
         sampling = Sampling(self._plan.eval_temperature, config.max_completion_length)
-        agent = LocalAgent(arm, policy.engine, policy.renderer, sampling, config.max_turns)
+        agent = LocalAgent(
+            arm,
+            policy.engine,
+            policy.renderer,
+            sampling,
+            config.max_turns,
+            max_context_length=config.max_context_length,
+        )
         with Rollouts(self._make_env) as rollouts:
             return self._arms.play(rollouts, agent, arm, self._plan.samples)
 

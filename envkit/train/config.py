@@ -40,6 +40,8 @@ class TrainConfig:
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
+        max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
+            episode's first observation and the latest one; no less is ever asked. 0 for no bound.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
         epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
@@ -82,6 +84,7 @@ class TrainConfig:
     num_generations: int = 16
     temperature: float = 1.0
     max_completion_length: int = 128
+    max_context_length: int = 0
     loss_type: str = "dapo"
     importance_sampling_level: str = "token"
     epsilon: float = 0.2
@@ -157,6 +160,7 @@ _LEAST = {
     "groups_per_step": 1,
     "num_generations": 2,
     "max_completion_length": 1,
+    "max_context_length": 0,
     "save_steps": 1,
     "max_tokens_per_forward": 1,
 }

@@ -26,7 +26,7 @@ from envkit.train.advantages import turn_advantages
 from envkit.train.config import TrainConfig
 from envkit.train.curriculum import Curriculum
 from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import Batch, Row, chunks, merge, pack, row_of
+from envkit.train.packing import Batch, Row, chunks, pack, row_of
 from envkit.train.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -125,7 +125,14 @@ class Practice:
         self._policy, self._rollouts, self._config, self._episodes = policy, rollouts, config, episodes
         self.curriculum = Curriculum(tasks, config.seed, estimates)
         sampling = Sampling(config.temperature, config.max_completion_length)
-        self._agent = LocalAgent("policy", policy.engine, policy.renderer, sampling, config.max_turns)
+        self._agent = LocalAgent(
+            "policy",
+            policy.engine,
+            policy.renderer,
+            sampling,
+            config.max_turns,
+            max_context_length=config.max_context_length,
+        )
 
     def play(self, step: int) -> Played:
         """Play one group per picked task with the weights as they are now."""
@@ -321,16 +328,15 @@ class GRPOTrainer(Trainer):
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * min((self.step + 1) / max(config.warmup_steps, 1), 1.0)
         loss = drift = kl = 0.0
-        clipped = trained = compared = 0
+        clipped = trained = 0
         for lesson in taught:
-            for chunk in chunks(lesson.prompt, merge(lesson.rows), config.max_tokens_per_forward):
+            for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
                 batch = pack(lesson.prompt, chunk)
                 reference_N = self._reference(batch)
                 new_N = logprobs(self._policy.model, batch, config.temperature)
                 terms = policy_loss(new_N, batch, size, config, reference_N)
                 terms.total.backward()
                 loss, kl = loss + float(terms.total.detach()), kl + terms.kl
-                compared += int(batch.counts_N.sum())
                 drift, clipped, trained = drift + terms.drift, clipped + terms.clipped, trained + terms.tokens
         norm = 0.0
         if trained:
@@ -342,7 +348,7 @@ class GRPOTrainer(Trainer):
                 )
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-        return Learned(loss, norm, drift / max(trained, 1), kl / max(compared, 1), clipped / max(trained, 1))
+        return Learned(loss, norm, drift / max(trained, 1), kl / max(trained, 1), clipped / max(trained, 1))
 
     def _is_compared(self) -> bool:
         """Whether every group is compared with the model without its adapter."""

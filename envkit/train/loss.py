@@ -52,19 +52,19 @@ class LossTerms:
 def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
 
-    Logits are computed at the trained positions only: the vocabulary projection is a fifth of a
-    small model's work.
+    Logits are computed only where they predict a trained token, once for all that are predicted there: the
+    vocabulary projection is a fifth of a small model's work.
     """
-    hidden = model.get_decoder()(
+    hidden_UE = model.get_decoder()(
         input_ids=batch.ids_1S,
         position_ids=batch.positions_1S,
         use_cache=False,
-        layout=Packed(batch.prompt, batch.lengths),
-    ).last_hidden_state[0, batch.sources_N]
-    logits = model.get_output_embeddings()(hidden).float()
+        layout=Packed(batch.prompt, batch.paths),
+    ).last_hidden_state[0, batch.sources_U]
+    logits_UV = model.get_output_embeddings()(hidden_UE).float()
     if temperature != 1:
-        logits = logits / temperature
-    return torch.log_softmax(logits, dim=-1).gather(1, batch.targets_N[:, None])[:, 0]
+        logits_UV = logits_UV / temperature
+    return torch.log_softmax(logits_UV, dim=-1)[batch.which_N, batch.targets_N]
 
 
 def policy_loss(
@@ -99,7 +99,7 @@ def policy_loss(
     kl = 0.0
     if reference_N is not None:
         gap_N = reference_N - new_N
-        kl_N = batch.counts_N * (gap_N.exp() - gap_N - 1)  # never negative (Schulman 2020, estimator k3)
+        kl_N = gap_N.exp() - gap_N - 1  # never negative (Schulman 2020, estimator k3)
         # Times the ratio, whose gradient makes that of the whole the divergence's own (arXiv:2512.02556).
         loss_N = loss_N + config.beta * ratio_N * kl_N
         kl = float(kl_N.detach().sum())
@@ -144,7 +144,7 @@ def _correction(new_N: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
 
 def _row_sums(values_N: Tensor, batch: Batch) -> Tensor:
     """Each row's sum, at each of its tokens."""
-    sums_R = values_N.new_zeros(len(batch.lengths)).index_add(0, batch.rows_N, values_N)
+    sums_R = values_N.new_zeros(batch.rows).index_add(0, batch.rows_N, values_N)
     return sums_R[batch.rows_N]
 
 

@@ -1,9 +1,16 @@
-"""Packing a group into one sequence: the prompt once, every row after it."""
+"""Packing a group into one sequence: the prompt once, then every token that rows do not share, once.
+
+Rows of one group often begin alike, and equal ones are common. They are packed as a tree: a token that
+several rows have, after the same tokens, is read once for all of them. What a row sees is the prompt and its
+own path through the tree, so every row has the probabilities, and all together have the gradient, that they
+would have one by one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import final
 
 import torch
 from torch import Tensor
@@ -21,127 +28,185 @@ class Row:
         trained: which of them were sampled, same length.
         logprobs: log-probability at sampling time; 0.0 where not sampled.
         advantages: the weight of each token's gradient; 0.0 where not sampled.
-        count: how many equal rows this one stands for. Equal rows are merged into one whose
-            advantages are sums: every loss is linear in them as long as their signs stay, so the
-            gradient is the same and the forward pass is paid once.
+        kept: where the trajectory branches: index of a token -> how many of the ids in its context it and
+            what follows still see, beside the prompt. Elsewhere a token sees all before it.
     """
 
     ids: tuple[int, ...]
     trained: tuple[bool, ...]
     logprobs: tuple[float, ...]
     advantages: tuple[float, ...]
-    count: int = 1
+    kept: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One packed forward pass. S tokens, N trained tokens.
+    """One packed forward pass. S tokens, N trained tokens of R rows, predicted at U places.
 
     Args:
         ids_1S: token ids.
-        positions_1S: each row continues at the prompt's length.
-        prompt: tokens of the prompt; the rows follow it and see it and themselves.
-        lengths: tokens of each row, in order.
-        sources_N: index into S whose hidden state predicts a trained token.
+        positions_1S: how many tokens each one sees before it.
+        prompt: tokens of the prompt, which come first.
+        paths: places in S, one list for each way through the tree; see `envkit.engine.attention.Packed`.
+        sources_U: places in S whose hidden states predict trained tokens.
+        which_N: which of those predicts each trained token.
         targets_N: the trained token's id.
         old_logprobs_N: its log-probability when it was sampled.
-        advantages_N: its advantage, summed over merged rows.
-        counts_N: how many rows were merged there.
+        advantages_N: its advantage.
         rows_N: its row.
+        rows: R.
     """
 
     ids_1S: Tensor
     positions_1S: Tensor
     prompt: int
-    lengths: tuple[int, ...]
-    sources_N: Tensor
+    paths: Sequence[Sequence[int]]
+    sources_U: Tensor
+    which_N: Tensor
     targets_N: Tensor
     old_logprobs_N: Tensor
     advantages_N: Tensor
-    counts_N: Tensor
     rows_N: Tensor
+    rows: int
 
 
 def row_of(trajectory: Trajectory, advantages: Sequence[float]) -> Row:
     """The trained row of a token-exact trajectory, given one advantage per turn.
 
     Raises:
-        ContractError: a turn carries no tokens, so there is nothing to train on.
+        ContractError: a turn carries no tokens, so there is nothing to train on, or it forgets a part of what
+            its episode began with.
     """
     ids: list[int] = []
     trained: list[bool] = []
     logprobs: list[float] = []
     weights: list[float] = []
+    kept: dict[int, int] = {}
+    prompt = 0
     for index, (step, advantage) in enumerate(zip(trajectory.steps, advantages, strict=True)):
         tokens = step.turn.tokens
         if tokens is None:
             raise ContractError(f"agent {trajectory.agent} records no tokens; it cannot be trained")
         seen = tokens.prompt_ids if index else ()
+        prompt = prompt or len(tokens.prompt_ids)
+        if index and tokens.kept is not None:
+            if tokens.kept < prompt:
+                raise ContractError(
+                    f"turn {index} of agent {trajectory.agent} keeps {tokens.kept} ids of its context; "
+                    f"expected those of its first prompt, {prompt}, at the least"
+                )
+            kept[len(ids)] = tokens.kept - prompt
         ids += [*seen, *tokens.completion_ids]
         trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
         logprobs += [0.0] * len(seen) + list(tokens.logprobs)
         weights += [0.0] * len(seen) + [advantage] * len(tokens.completion_ids)
-    return Row(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights))
-
-
-def merge(rows: Sequence[Row]) -> list[Row]:
-    """Rows of equal ids and signs made one, first come first; see `Row.count`."""
-    merged: dict[tuple[tuple[int, ...], tuple[bool, ...], tuple[bool, ...]], Row] = {}
-    for row in rows:
-        key = (row.ids, row.trained, tuple(advantage > 0 for advantage in row.advantages))
-        if seen := merged.get(key):
-            both = zip(seen.advantages, row.advantages, strict=True)
-            merged[key] = replace(seen, advantages=tuple(map(sum, both)), count=seen.count + row.count)
-        else:
-            merged[key] = row
-    return list(merged.values())
+    return Row(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights), kept)
 
 
 def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Split rows so that prompt plus rows stay within ``max_tokens``, one row at the least."""
+    """Split rows so that each part, packed, stays within ``max_tokens``; one row at the least."""
     chunk: list[Row] = []
-    used = len(prompt)
-    for row in sorted(rows, key=lambda row: (-len(row.ids), row.ids)):
-        if chunk and used + len(row.ids) > max_tokens:
+    tree = _Tree(prompt)
+    # Of like length, for they are padded to one in attention; then those that begin alike.
+    for row in sorted(rows, key=lambda row: (-len(row.ids).bit_length(), row.ids)):
+        if chunk and len(tree.ids) + tree.missing(row) > max_tokens:
             yield chunk
-            chunk, used = [], len(prompt)
+            chunk, tree = [], _Tree(prompt)
         chunk.append(row)
-        used += len(row.ids)
+        tree.add(row)
     if chunk:
         yield chunk
 
 
 def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
-    """Lay out the prompt and then every row; a row sees the prompt and itself, never another row."""
-    ids = list(prompt)
-    positions = list(range(len(prompt)))
+    """Lay out the prompt, and behind it what the rows add."""
+    tree = _Tree(prompt)
     sources: list[int] = []
-    targets: list[int] = []
+    tokens: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
-    counts: list[int] = []
     owners: list[int] = []
-    for index, row in enumerate(rows):
-        start = len(ids)
-        for offset, (token, trained) in enumerate(zip(row.ids, row.trained, strict=True)):
-            if trained:
-                sources.append(start + offset - 1 if offset else len(prompt) - 1)
-                targets.append(token)
-                old.append(row.logprobs[offset])
-                advantages.append(row.advantages[offset])
-                counts.append(row.count)
-                owners.append(index)
-        ids += row.ids
-        positions += range(len(prompt), len(prompt) + len(row.ids))
+    for number, row in enumerate(rows):
+        for index, source in enumerate(tree.add(row)):
+            if row.trained[index]:
+                sources.append(source)
+                tokens.append(row.ids[index])
+                old.append(row.logprobs[index])
+                advantages.append(row.advantages[index])
+                owners.append(number)
+    distinct = sorted({*sources})
+    number_of = {source: number for number, source in enumerate(distinct)}
     return Batch(
-        ids_1S=torch.tensor(ids)[None],
-        positions_1S=torch.tensor(positions)[None],
+        ids_1S=torch.tensor(tree.ids)[None],
+        positions_1S=torch.tensor(tree.positions)[None],
         prompt=len(prompt),
-        lengths=tuple(len(row.ids) for row in rows),
-        sources_N=torch.tensor(sources),
-        targets_N=torch.tensor(targets),
+        paths=tree.paths(),
+        sources_U=torch.tensor(distinct),
+        which_N=torch.tensor([number_of[source] for source in sources]),
+        targets_N=torch.tensor(tokens),
         old_logprobs_N=torch.tensor(old),
         advantages_N=torch.tensor(advantages, dtype=torch.float32),
-        counts_N=torch.tensor(counts, dtype=torch.float32),
         rows_N=torch.tensor(owners),
+        rows=len(rows),
     )
+
+
+@final
+class _Tree:
+    """Tokens by what stands before them. The prompt is its stem; a place is an index into ``ids``."""
+
+    def __init__(self, prompt: Sequence[int]) -> None:
+        self.ids = [*prompt]
+        self.positions = [*range(len(prompt))]
+        self._prompt = len(prompt)
+        self._parents = [*range(-1, len(prompt) - 1)]
+        self._children: dict[tuple[int, int], int] = {}
+
+    def add(self, row: Row) -> list[int]:
+        """Take in a row; returns the place before each of its tokens, which predicts it."""
+        return self._before(row, self._place)
+
+    def missing(self, row: Row) -> int:
+        """How many tokens the row would add, or a few more if it branches."""
+        unknown = len(self.ids)
+        found: list[int] = []
+
+        def place(parent: int, token: int) -> int:
+            found.append(self._children.get((parent, token), unknown))
+            return found[-1]
+
+        self._before(row, place)
+        return found.count(unknown)
+
+    def paths(self) -> list[list[int]]:
+        """Every way from behind the prompt to a last token."""
+        ends = {*range(self._prompt, len(self.ids))} - {*self._parents}
+        return [self._path(end) for end in sorted(ends)]
+
+    def _before(self, row: Row, place: Callable[[int, int], int]) -> list[int]:
+        """The place before each token; ``place`` says that of a token behind another."""
+        context, last, before = [self._prompt - 1], list[int](), list[int]()
+        for index, token in enumerate(row.ids):
+            if (kept := row.kept.get(index)) is not None:
+                last = last[: max(kept + 1 - len(context), 0)]
+                del context[kept + 1 :]
+            # A token needs no place before something follows it: what comes last predicts nothing.
+            context += [place(context[-1], each) for each in last]
+            before.append(context[-1])
+            last = [token]
+        return before
+
+    def _place(self, parent: int, token: int) -> int:
+        found = self._children.setdefault((parent, token), len(self.ids))
+        if found == len(self.ids):
+            self.ids.append(token)
+            self.positions.append(self.positions[parent] + 1)
+            self._parents.append(parent)
+        return found
+
+    def _path(self, end: int) -> list[int]:
+        found: list[int] = []
+        while end >= self._prompt:
+            found.append(end)
+            end = self._parents[end]
+        return found[::-1]

@@ -1,4 +1,4 @@
-"""The local agent only appends: what it sampled is what it reads next, and what is trained on."""
+"""What the local agent has sampled is what it reads next, and what is trained on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
 from envkit.errors import ContractError
 from envkit.models import DEFAULT_MODEL, resolve
-from envkit.train.packing import row_of
+from envkit.train.packing import Batch, pack, row_of
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 
@@ -45,8 +45,8 @@ class StubEngine:
         return Completion((*ids[:-1], renderer().stop_id), tuple(-numbers[:-1]), "stop")
 
 
-def agent_of(engine: StubEngine) -> LocalAgent:
-    return LocalAgent("policy", engine, renderer(), Sampling(1.0, 5), max_turns=3)
+def agent_of(engine: StubEngine, **options: int) -> LocalAgent:
+    return LocalAgent("policy", engine, renderer(), Sampling(1.0, 5), max_turns=3, **options)
 
 
 def key(row: int, group: int = 0) -> EpisodeKey:
@@ -106,6 +106,54 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             sampled = [i for record in records for i in tokens_of(record.turn).completion_ids]
             trained = [i for i, yes in zip(row_trained.ids, row_trained.trained, strict=True) if yes]
             assert trained == sampled
+
+
+@settings(deadline=None, max_examples=60)
+@given(said=st.lists(st.text(max_size=30) | hostile, min_size=2, max_size=6), longest=st.integers(1, 90))
+def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[str], longest: int) -> None:
+    engine = StubEngine()
+    agent = agent_of(engine, max_context_length=longest)
+    session = agent.start(key(0), "Answer.")
+    records: list[StepRecord] = []
+    history: tuple[int, ...] = ()
+    for number, observation in enumerate(said):
+        agent.submit(session, observation)
+        [(_, turn)] = agent.collect()
+        records.append(StepRecord(observation, turn, 0.0))
+        tokens, [request] = tokens_of(turn), engine.asked[number]
+        first = renderer().first("Answer.", said[0])
+        closed = number > 0 and records[number - 1].turn.stop == "stop"
+        wanted = len(history) + len(renderer().following(observation, closed=closed))
+        assert (tokens.kept is not None) == (number > 0 and wanted > longest)
+        if tokens.kept is not None:
+            assert tokens.kept == len(first)
+            assert tokens.prompt_ids == renderer().following(observation, closed=False)
+            history = first
+        assert request.known == len(history)
+        history += tokens.prompt_ids
+        assert request.prompt_ids == history
+        history += tokens.completion_ids
+    row = row_of(Trajectory(key(0), "e", "policy", tuple(records), Outcome.FAILED), [1.0] * len(records))
+    assert {*row.kept.values()} <= {0}
+    batch = pack(first, [row])
+    # What each sampled token is predicted from is what the engine was asked with, and drew before it.
+    for number, record in enumerate(records):
+        [request] = engine.asked[number]
+        drawn = tokens_of(record.turn).completion_ids
+        for offset, token in enumerate(drawn):
+            assert (*request.prompt_ids, *drawn[:offset]) in seen_in(batch, token)
+
+
+def seen_in(batch: Batch, token: int) -> set[tuple[int, ...]]:
+    """All that is seen where this token is predicted."""
+    found: set[tuple[int, ...]] = set()
+    for which, target in zip(batch.which_N.tolist(), batch.targets_N.tolist(), strict=True):
+        if target == token:
+            place = int(batch.sources_U[which])
+            ways = [[*range(batch.prompt), *path] for path in batch.paths]
+            [way] = {tuple(way[: way.index(place) + 1]) for way in ways if place in way}
+            found.add(tuple(batch.ids_1S[0, list(way)].tolist()))
+    return found
 
 
 def play(agent: LocalAgent, keys: Sequence[EpisodeKey]) -> dict[EpisodeKey, tuple[Any, ...]]:

@@ -14,7 +14,7 @@ from typing import Any, Final
 
 import tiny
 import torch
-from side_by_side import Ways
+from side_by_side import Halted, Ways
 from train_shared import NEW, dtype, expect
 
 from envkit.engine.protocol import Request, Sampling
@@ -26,7 +26,10 @@ VLLM_PYTHON: Final = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
 
 class VLLM:
-    """vLLM in its own environment; see `vllm_side.py`. Ends when closed, or with this process."""
+    """vLLM in its own environment; see `vllm_side.py`. Ends when closed, or with this process.
+
+    It is halted but when `awake`: its processes look for work, and would slow down what else is timed.
+    """
 
     def __init__(self, model: Path, threads: int) -> None:
         side = Path(__file__).with_name("vllm_side.py")
@@ -55,6 +58,7 @@ class VLLM:
         except BaseException:
             self.close()
             raise
+        self._signal(signal.SIGSTOP)
 
     def ask(self, prompt: Sequence[int], rows: int, new: int) -> int:
         """Tokens sampled."""
@@ -63,13 +67,28 @@ class VLLM:
         self._child.stdin.flush()
         return int(self._answer()["tokens"])
 
+    @contextlib.contextmanager
+    def awake(self) -> Generator[None]:
+        """As it is while it is in use, with memory and threads warm."""
+        self._signal(signal.SIGCONT)
+        try:
+            self.ask([*range(100, 120)], ROWS, 8)
+            yield
+        finally:
+            self._signal(signal.SIGSTOP)
+
     def close(self) -> None:
         """End it, and what it has started."""
+        self._signal(signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
             self._child.communicate(timeout=10)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._child.pid, signal.SIGKILL)
+        self._signal(signal.SIGKILL)
         self._child.wait()
+
+    def _signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and what it has started."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._child.pid, number)
 
     def _answer(self) -> Any:
         assert self._child.stdout is not None
@@ -112,4 +131,4 @@ def generating(length: int) -> Generator[Ways]:
             assert vllm is not None
             expect(vllm.ask(prompt, ROWS, NEW), ROWS * NEW)
 
-        yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": vllms})
+        yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": Halted(vllms, vllm.awake)})

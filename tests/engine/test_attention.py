@@ -22,25 +22,27 @@ def seen(weights: Tensor) -> list[int]:
 
 
 @settings(deadline=None)
-@given(prompt=st.integers(1, 5), lengths=st.lists(st.integers(1, 5), min_size=1, max_size=5))
-def test_a_packed_row_sees_the_prompt_and_itself(prompt: int, lengths: list[int]) -> None:
-    total = prompt + sum(lengths)
+@given(prompt=st.integers(1, 5), forks=st.lists(st.integers(-1, 20), max_size=12))
+def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[int]) -> None:
+    # The token of each fork stands behind an earlier one of them, or behind the prompt.
+    ways: list[list[int]] = []
+    for number, fork in enumerate(forks):
+        before = ways[fork] if 0 <= fork < number else []
+        ways.append([*before, prompt + number])
+    total = prompt + len(forks)
+    paths = [way for way in ways if not any(way == other[: len(way)] != other for other in ways)]
     query, key, value = (
         zeros(1, 4, total, total),
         zeros(1, 2, total, total),
         torch.eye(total).expand(1, 2, -1, -1),
     )
-    out = Packed(prompt, lengths).attend(0, query, key, value, 1.0)
+    out = Packed(prompt, paths).attend(0, query, key, value, 1.0)
     assert out.shape == (1, total, 4, total)
     for place in range(prompt):
         assert seen(out[0, place, 0]) == list(range(place + 1))
-    start = prompt
-    for length in lengths:
-        for offset in range(length):
-            for head in range(4):
-                expected = [*range(prompt), *range(start, start + offset + 1)]
-                assert seen(out[0, start + offset, head]) == expected
-        start += length
+    for way in ways:
+        for head in range(4):
+            assert seen(out[0, way[-1], head]) == [*range(prompt), *way]
 
 
 def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:

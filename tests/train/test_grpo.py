@@ -207,6 +207,15 @@ def test_only_train_tasks_are_trained_on(make: Make, tmp_path: Path, split: str)
         make(tmp_path / "run", tasks=[*TASKS[:2], held])
 
 
+def test_episodes_that_forget_are_learned_from_as_they_were_played(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=2, max_turns=4, max_context_length=70)
+    metrics = train(make(tmp_path / "run", config))
+    played = [[s.turn.tokens.kept for s in t.steps if s.turn.tokens] for t in episodes(tmp_path / "run")]
+    assert any(any(kept) and not all(kept[1:]) for kept in played)
+    assert max(step.drift for step in metrics) < 1e-4
+    assert any(step.grad_norm for step in metrics)
+
+
 def test_voids_leave_the_batch(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=6, max_turns=1)
     # The second row's sandbox breaks, and so does its second try.

@@ -16,7 +16,7 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.train.config import TrainConfig
 from envkit.train.loss import LossTerms, StepSize, logprobs, policy_loss
-from envkit.train.packing import Batch, Row, chunks, merge, pack
+from envkit.train.packing import Batch, Row, chunks, pack
 from envkit.train.policy import Policy
 
 EPSILON, TEMPERATURE, LONGEST = 0.2, 0.8, 24
@@ -49,7 +49,7 @@ def policy(ref: ModelRef) -> Policy:
 
 
 def rows() -> list[Row]:
-    """Rows of one and of two turns, some twice, some with a probability far from when they were sampled."""
+    """Rows of one and of two turns, some twice, some that begin alike."""
     generator = torch.Generator().manual_seed(0)
     made: list[Row] = []
     for index, (first, seen, second) in enumerate([(5, 0, 0), (1, 4, 7), (12, 3, 1), (8, 0, 0), (3, 6, 2)]):
@@ -60,7 +60,8 @@ def rows() -> list[Row]:
         # A second turn has an advantage of its own, once of the other sign.
         advantages = (advantage,) * first + (0.0,) * seen + (advantage - 0.6,) * second
         made.append(Row(ids, trained, old, advantages))
-    return [*made, made[0], made[3], made[0]]
+    like_the_third = replace(made[2], ids=(*made[2].ids[:6], *tiny.prompt(10, seed=99)))
+    return [*made, made[0], made[3], made[0], like_the_third]
 
 
 def near(policy: Policy, rows: Sequence[Row]) -> list[Row]:
@@ -119,9 +120,8 @@ def ours(
     policy: Policy, rows: Sequence[Row], max_tokens: int, settings: TrainConfig = SETTINGS
 ) -> tuple[float, list[torch.Tensor]]:
     size = StepSize(sum(sum(row.trained) for row in rows), len(rows))
-    total, merged = 0.0, merge(rows)
-    assert len(merged) == len(rows) - 3
-    for chunk in chunks(PROMPT, merged, max_tokens):
+    total = 0.0
+    for chunk in chunks(PROMPT, rows, max_tokens):
         batch, reference = pack(PROMPT, chunk), None
         if settings.beta:
             with torch.no_grad(), policy.model.disable_adapter():
@@ -145,6 +145,31 @@ def test_loss_and_gradients_are_those_of_padded_rows(policy: Policy, max_tokens:
     loss, gradient = ours(policy, group, max_tokens)
     policy.model.set_attn_implementation("sdpa")
     expected = reference_loss(policy.model, padded(group))
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
+    assert_same(gradient, gradients(policy))
+
+
+def test_a_branch_is_trained_as_a_row_of_its_own(policy: Policy) -> None:
+    group = rows()
+    two_turns = group[2]  # 12 sampled, 3 seen, 1 sampled
+    forgetful = replace(two_turns, kept={12: 5})
+    head = replace(
+        two_turns,
+        ids=two_turns.ids[:12],
+        trained=two_turns.trained[:12],
+        logprobs=two_turns.logprobs[:12],
+        advantages=two_turns.advantages[:12],
+    )
+    tail = Row(
+        two_turns.ids[:5] + two_turns.ids[12:],
+        (False,) * 5 + two_turns.trained[12:],
+        (0.0,) * 5 + two_turns.logprobs[12:],
+        (0.0,) * 5 + two_turns.advantages[12:],
+    )
+    loss, gradient = ours(policy, [group[0], forgetful, group[-1]], 10_000)
+    policy.model.set_attn_implementation("sdpa")
+    expected = reference_loss(policy.model, padded([group[0], head, tail, group[-1]]))
     expected.backward()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-4)
     assert_same(gradient, gradients(policy))

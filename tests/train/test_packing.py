@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envkit.errors import ContractError
-from envkit.train.packing import Row, chunks, merge, pack, row_of
+from envkit.train.packing import Batch, Row, chunks, pack, row_of
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
@@ -41,18 +43,19 @@ def test_a_turn_without_tokens_cannot_be_trained() -> None:
         row_of(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
 
 
-def test_equal_rows_of_one_sign_are_merged() -> None:
-    merged = merge([row("ab", 0.5), row("ac", 0.5), row("ab", 0.5), row("ab", 0.25), row("ab", -0.5)])
-    assert [(r.ids, r.advantages, r.count) for r in merged] == [
-        ((97, 98), (1.25, 1.25), 3),
-        ((97, 99), (0.5, 0.5), 1),
-        # The clip depends on the sign: these two cannot be one.
-        ((97, 98), (-0.5, -0.5), 1),
-    ]
+def test_a_turn_that_forgets_makes_a_branch() -> None:
+    first = turn((1, 2), (3, 4), (-0.3, -0.4))
+    second = Turn("", Tokens((5,), (6,), (-0.6,), kept=3))
+    third = Turn("", Tokens((7,), (8,), (-0.8,), kept=2))
+    made = row_of(trajectory(first, second, third), [1.0, 1.0, 1.0])
+    assert made.ids == (3, 4, 5, 6, 7, 8)
+    assert made.kept == {2: 1, 4: 0}
 
 
-def test_rows_that_differ_in_what_was_sampled_are_not_merged() -> None:
-    assert len(merge([row("abc", trained="xxx"), row("abc", trained="x.x")])) == 2
+def test_what_an_episode_began_with_is_not_forgotten() -> None:
+    turns = turn((1, 2), (3,), (-0.3,)), Turn("", Tokens((5,), (6,), (-0.6,), kept=1))
+    with pytest.raises(ContractError, match="turn 1 of agent a keeps 1 ids of its context"):
+        row_of(trajectory(*turns), [1.0, 1.0])
 
 
 rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12)
@@ -65,31 +68,54 @@ def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limi
     split = list(chunks((0,) * prompt, rows, limit))
     assert sorted(r.advantages[0] for chunk in split for r in chunk) == [r.advantages[0] for r in rows]
     for chunk in split:
-        assert len(chunk) == 1 or prompt + sum(len(r.ids) for r in chunk) <= limit
+        assert len(chunk) == 1 or pack((0,) * prompt, chunk).ids_1S.shape[1] <= limit
+
+
+def context(batch: Batch, place: int) -> list[int]:
+    """The ids that a place sees, itself included."""
+    prompt = [*range(batch.prompt)]
+    ways = {tuple([*prompt, *path][: int(batch.positions_1S[0, place]) + 1]) for path in batch.paths or [[]]}
+    [way] = [way for way in ways if way[-1] == place]
+    return batch.ids_1S[0, list(way)].tolist()
 
 
 @settings(deadline=None)
 @given(texts=rows_of_letters, prompt_length=st.integers(1, 6))
-def test_every_row_follows_the_prompt(texts: list[str], prompt_length: int) -> None:
+def test_every_token_is_predicted_from_its_own_row(texts: list[str], prompt_length: int) -> None:
     prompt = tuple(range(prompt_length))
     batch = pack(prompt, [row(text) for text in texts])
-    assert batch.ids_1S[0].tolist() == [*prompt, *map(ord, "".join(texts))]
-    assert (batch.prompt, batch.lengths) == (prompt_length, tuple(map(len, texts)))
-    rows = [prompt_length + offset for text in texts for offset in range(len(text))]
-    assert batch.positions_1S[0].tolist() == [*prompt, *rows]
-    assert batch.targets_N.tolist() == batch.ids_1S[0, prompt_length:].tolist()
-    # A token is predicted from the one before it in its row, a row's first from the prompt's last.
-    before = list(range(prompt_length - 1, len(batch.ids_1S[0]) - 1))
-    firsts = {sum(map(len, texts[:index])) for index in range(len(texts))}
-    expected = [prompt_length - 1 if at in firsts else place for at, place in enumerate(before)]
-    assert batch.sources_N.tolist() == expected
+    rows = [[*map(ord, text)] for text in texts]
+    assert batch.targets_N.tolist() == [token for ids in rows for token in ids]
+    assert batch.rows_N.tolist() == [number for number, ids in enumerate(rows) for _ in ids]
+    assert batch.rows == len(texts)
+    seen = [context(batch, int(place)) for place in batch.sources_U[batch.which_N]]
+    assert seen == [[*prompt, *ids[:offset]] for ids in rows for offset in range(len(ids))]
+
+
+@settings(deadline=None)
+@given(texts=rows_of_letters)
+def test_what_rows_share_is_packed_once(texts: list[str]) -> None:
+    batch = pack((0, 1), [row(text) for text in texts])
+    beginnings = {
+        text[:end] for text in texts for end in range(1, len(text))
+    }  # a last token predicts nothing
+    assert batch.ids_1S.shape[1] == 2 + len(beginnings)
+    assert {place for path in batch.paths for place in path} == {*range(2, 2 + len(beginnings))}
+    assert len({tuple(path) for path in batch.paths}) == len(batch.paths)
+
+
+def test_a_branch_sees_what_it_keeps() -> None:
+    forgetful = replace(row("abcdef", trained="xx.x.x"), kept={2: 1, 4: 0})
+    batch = pack((1, 2), [forgetful, row("abx")])
+    seen = [bytes(context(batch, int(place))) for place in batch.sources_U[batch.which_N]]
+    assert seen == [b"\1\2", b"\1\2a", b"\1\2ac", b"\1\2e", b"\1\2", b"\1\2a", b"\1\2ab"]
+    assert bytes(batch.ids_1S[0].tolist()) == b"\1\2aceb"
 
 
 def test_only_sampled_tokens_are_trained() -> None:
     batch = pack((1, 2, 3), [row("abcd", 0.5, "x..x"), row("ef", -1.0)])
     assert [chr(target) for target in batch.targets_N] == ["a", "d", "e", "f"]
-    assert batch.sources_N.tolist() == [2, 5, 2, 7]
+    assert batch.sources_U[batch.which_N].tolist() == [2, 5, 2, 6]
     assert batch.advantages_N.tolist() == [0.5, 0.5, -1.0, -1.0]
     assert batch.old_logprobs_N.tolist() == [-0.5] * 4
     assert batch.rows_N.tolist() == [0, 0, 1, 1]
-    assert batch.counts_N.tolist() == [1.0] * 4
