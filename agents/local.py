@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -40,7 +40,7 @@ class LocalAgent:
         renderer: turns observations into ids.
         sampling: temperature and token budget of every turn.
         max_turns: after how many turns every episode is over; an engine need not hold on to it then.
-        adapter: number of the engine's adapter that answers.
+        adapter: number of the engine's adapter that answers; or, by the seeds of episodes, those that do.
         max_context_length: a turn that would be asked with more ids forgets all between what its episode
             began with and the latest observation. 0 for no bound.
     """
@@ -52,7 +52,7 @@ class LocalAgent:
         renderer: ChatRenderer,
         sampling: Sampling,
         max_turns: int = 1,
-        adapter: int = 0,
+        adapter: int | Mapping[int, int] = 0,
         max_context_length: int = 0,
     ) -> None:
         self.name = name
@@ -82,7 +82,7 @@ class LocalAgent:
 
     def collect(self) -> Sequence[tuple[Session, Turn]]:
         # In key order, so that what is decoded together does not depend on who asked first.
-        asked = sorted(self._waiting, key=lambda s: (s.key.step, s.key.group, s.key.row))
+        asked = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         self._waiting = []
         started = time.monotonic()
         requests = [self._request(session) for session in asked]
@@ -103,7 +103,7 @@ class LocalAgent:
         return Request(
             session.ids,
             (key.seed, key.step, key.group, key.row, session.turns),
-            adapter=self._adapter,
+            adapter=self._adapter if isinstance(self._adapter, int) else self._adapter[key.seed],
             known=len(session.ids) - len(session.new_ids),
             goes_on=session.turns + 1 < self._max_turns,
         )

@@ -65,6 +65,11 @@ def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
     return found
 
 
+def sharing(model: Any) -> Any:
+    """Another model of the same weights, whose modules can be replaced."""
+    return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+
+
 @final
 class Linears:
     """All linear layers of one model but its head, and the adapters that they add.
@@ -76,7 +81,7 @@ class Linears:
 
     def __init__(self, model: Any) -> None:
         #: The rewritten model.
-        self.model: Any = copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
+        self.model: Any = sharing(model)
         self._products: list[tuple[_Product, list[str]]] = []
         #: The adapter of each prompt of the next forward pass, shape (P,), or of all of them.
         self.chosen: int | Tensor = 0

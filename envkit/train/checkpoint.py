@@ -45,6 +45,12 @@ class CheckpointStore:
     def path(self, step: int) -> Path:
         return self._folder / f"step-{step:06d}"
 
+    def alarm(self) -> str:
+        """Why training ended with the newest checkpoint, before it was done; else empty."""
+        if not (steps := self.steps()):
+            return ""
+        return str(_state(self.path(steps[-1])).get("alarm", ""))
+
     def save(
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> Path:
@@ -81,15 +87,16 @@ class CheckpointStore:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return final_path
 
-    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-        """Restore the newest checkpoint; ``None`` if there is none.
+    def load(
+        self, policy: Policy, optimizer: torch.optim.Optimizer, step: int | None = None
+    ) -> dict[str, Any] | None:
+        """Restore the newest checkpoint, or that of a step; ``None`` if there is none.
 
         Raises:
             StoreError: a file is missing, unreadable or not as the manifest says, or the checkpoint is
                 of another base model. Older checkpoints are not tried in its place.
         """
-        steps = self.steps()
-        if not steps:
+        if not (steps := self.steps() if step is None else [step]):
             return None
         folder = self.path(steps[-1])
         try:
@@ -105,7 +112,19 @@ class CheckpointStore:
             raise StoreError(f"{folder} was trained on weights {base[:12]}, not {policy.ref.id}'s")
         load_adapter(policy, folder)
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        return _state(folder)
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """What a checkpoint says of the loop.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
         return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"checkpoint {folder} cannot be read ({error}); delete it") from error
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:

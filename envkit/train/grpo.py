@@ -7,6 +7,7 @@ on the exact tokens and log-probabilities that were recorded while sampling.
 
 from __future__ import annotations
 
+import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -122,41 +123,67 @@ class Practice:
     ) -> None:
         if held := next((task for task in tasks if task.split != "train"), None):
             raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
-        self._policy, self._rollouts, self._config, self._episodes = policy, rollouts, config, episodes
+        self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
         self.curriculum = Curriculum(tasks, config.seed, estimates)
-        sampling = Sampling(config.temperature, config.max_completion_length)
-        self._agent = LocalAgent(
-            "policy",
-            policy.engine,
-            policy.renderer,
-            sampling,
-            config.max_turns,
-            max_context_length=config.max_context_length,
-        )
 
     def play(self, step: int) -> Played:
         """Play one group per picked task with the weights as they are now."""
-        started = time.monotonic()
-        self._policy.sync()
-        config, size = self._config, self._config.num_generations
-        picked = self.curriculum.pick(step, config.groups_per_step)
-        keys = [
+        return play_together([self], step)[0]
+
+    def deal(self, step: int) -> list[EpisodeKey]:
+        """The episodes of a step, group by group."""
+        config = self.config
+        return [
             EpisodeKey(config.seed, step, group, row, task)
-            for group, task in enumerate(picked)
-            for row in range(size)
+            for group, task in enumerate(self.curriculum.pick(step, config.groups_per_step))
+            for row in range(config.num_generations)
         ]
-        every = config.alarm_steps
-        is_asked = every > 0 and (step + 1) % every == 0
-        played = self._rollouts.play(self._agent, keys, held_out=is_asked)
-        self._policy.engine.forget()  # episodes that ended before their last turn
-        groups = [played[start : start + size] for start in range(0, len(played), size)]
-        for task, group in zip(picked, groups, strict=True):
+
+    def take(self, played: Sequence[Trajectory], seconds: float) -> Played:
+        """Log what was dealt and is played now, and learn how hard its tasks are."""
+        size = self.config.num_generations
+        groups = [[*played[start : start + size]] for start in range(0, len(played), size)]
+        for group in groups:
             for trajectory in group:
                 self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
-            valid = [t for t in group if t.outcome is not Outcome.VOID]
-            self.curriculum.record(step, task, sum(t.solved for t in valid), len(valid))
+            valid, key = [t for t in group if t.outcome is not Outcome.VOID], group[0].key
+            self.curriculum.record(key.step, key.task, sum(t.solved for t in valid), len(valid))
         self._episodes.sync()  # logged before use
-        return Played(groups, time.monotonic() - started)
+        return Played(groups, seconds)
+
+
+def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
+    """Play one step of each, all episodes in one batch, with the weights as they are now.
+
+    Args:
+        practices: of siblings; their configurations differ in seeds only, all of them distinct. The first
+            one's rollouts play, and know the tasks of all.
+        step: the same for all.
+    """
+    started = time.monotonic()
+    first, *others = practices
+    config, engine = first.config, first.policy.engine
+    first.policy.sync(*(other.policy for other in others))
+    agent = LocalAgent(
+        "policy",
+        engine,
+        first.policy.renderer,
+        Sampling(config.temperature, config.max_completion_length),
+        config.max_turns,
+        adapter={each.config.seed: number for number, each in enumerate(practices)},
+        max_context_length=config.max_context_length,
+    )
+    hands = [each.deal(step) for each in practices]
+    every = config.alarm_steps
+    is_asked = every > 0 and (step + 1) % every == 0
+    keys = [key for hand in hands for key in hand]
+    played = iter(first.rollouts.play(agent, keys, held_out=is_asked))
+    engine.forget()  # episodes that ended before their last turn
+    seconds = time.monotonic() - started
+    taken: list[Played] = []
+    for each, hand in zip(practices, hands, strict=True):
+        taken.append(each.take([*itertools.islice(played, len(hand))], seconds))
+    return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,6 +258,12 @@ class Learned(NamedTuple):
 class Trainer(ABC):
     """A policy in training and how far it has come; a subclass takes the steps.
 
+    Attributes:
+        practice: plays the episodes.
+        store: where checkpoints go.
+        step: steps taken.
+        alarm: why training must not go on; empty while all is well.
+
     Args:
         policy: trained in place.
         tasks: train tasks; evaluation-only ones are refused.
@@ -256,26 +289,24 @@ class Trainer(ABC):
         store: checkpoint.CheckpointStore,
         estimates: Mapping[str, float] | None = None,
     ) -> None:
-        self._policy, self._config, self._metrics, self._store = policy, config, metrics, store
-        self._practice = Practice(policy, tasks, rollouts, config, episodes, estimates)
+        self._policy, self._config, self._metrics, self.store = policy, config, metrics, store
+        self.practice = Practice(policy, tasks, rollouts, config, episodes, estimates)
         self._optimizer = torch.optim.AdamW(
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.step = 0
-        #: Why training must not go on; empty while all is well.
-        self.alarm = ""
+        self.step, self.alarm = 0, ""
 
     @abstractmethod
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
         """Take at most as many steps as are left, until ``took`` says of one that it shall be the last."""
 
-    def resume(self) -> bool:
-        """Go on from the newest whole checkpoint, if there is one."""
-        state = self._store.load(self._policy, self._optimizer)
+    def resume(self, step: int | None = None) -> bool:
+        """Go on from the newest whole checkpoint, or from that of a step, if there is one."""
+        state = self.store.load(self._policy, self._optimizer, step)
         if state is None:
             return False
         self.step, self.alarm = int(state["step"]), str(state.get("alarm", ""))
-        self._practice.curriculum.restore(state["curriculum"])
+        self.practice.curriculum.restore(state["curriculum"])
         return True
 
     def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
@@ -283,24 +314,28 @@ class Trainer(ABC):
 
         The last state is always checkpointed.
         """
+        if not self.is_done():
+            self._steps(lambda metrics: self.took(metrics, go_on(metrics)))
 
-        def took(metrics: StepMetrics) -> bool:
-            self.step = metrics.step
-            self._metrics.append({"phase": "rl", **asdict(metrics)})
-            self.alarm = _alarm(metrics, self._config)
-            wanted = go_on(metrics) and not self.alarm
-            if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
-                self.save()
-            return wanted
+    def is_done(self) -> bool:
+        """Whether there is no step left to take."""
+        return self.step >= self._config.max_steps or bool(self.alarm)
 
-        if self.step < self._config.max_steps and not self.alarm:
-            self._steps(took)
+    def took(self, metrics: StepMetrics, go_on: bool) -> bool:
+        """Log a step that was taken, and save where it is time to; returns whether to take another."""
+        self.step = metrics.step
+        self._metrics.append({"phase": "rl", **asdict(metrics)})
+        self.alarm = _alarm(metrics, self._config)
+        wanted = go_on and not self.alarm
+        if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
+            self.save()
+        return wanted
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        curriculum = self._practice.curriculum.state()
+        curriculum = self.practice.curriculum.state()
         state = {"step": self.step, "curriculum": curriculum, "alarm": self.alarm}
-        self._store.save(self.step, self._policy, self._optimizer, state)
+        self.store.save(self.step, self._policy, self._optimizer, state)
 
 
 @final
@@ -308,11 +343,11 @@ class GRPOTrainer(Trainer):
     """The loop itself; see the module."""
 
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
-        while self.step < self._config.max_steps and took(self._one_step()):
+        while not self.is_done() and took(self.learn(self.practice.play(self.step))):
             pass
 
-    def _one_step(self) -> StepMetrics:
-        played = self._practice.play(self.step)
+    def learn(self, played: Played) -> StepMetrics:
+        """Take one step, from the episodes that were played for it."""
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
         taught = lessons(played)
@@ -361,6 +396,42 @@ class GRPOTrainer(Trainer):
         model = self._policy.model
         with torch.no_grad(), model.disable_adapter():
             return logprobs(model, batch, self._config.temperature)
+
+
+def resume_together(trainers: Sequence[Trainer]) -> None:
+    """Go on from the newest step that all have saved; whoever an alarm has ended stays there."""
+    ended = [trainer for trainer in trainers if trainer.store.alarm()]
+    for trainer in ended:
+        trainer.resume()
+    left = [trainer for trainer in trainers if trainer not in ended]
+    common = set[int].intersection(*({*trainer.store.steps()} for trainer in left)) if left else set[int]()
+    if common:
+        for trainer in left:
+            trainer.resume(max(common))
+
+
+def train_together(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMetrics], bool]) -> None:
+    """Train several adapters of one base at once: what all of them sample is one batch, step by step.
+
+    Args:
+        trainers: see `play_together`; all have come equally far, but for those that an alarm has ended.
+        go_on: asked after each step of each, with its number among them, as `Trainer.train` does. Once it
+            says False, all end after this step.
+
+    Raises:
+        TrainingError: two have one seed, which tells their episodes apart.
+    """
+    seeds = [trainer.practice.config.seed for trainer in trainers]
+    if len({*seeds}) < len(seeds):
+        raise TrainingError(f"adapters with the seeds {seeds} cannot be trained at once: give each its own")
+    wanted = True
+    while wanted and (left := [trainer for trainer in trainers if not trainer.is_done()]):
+        played = play_together([trainer.practice for trainer in left], left[0].step)
+        learned = [trainer.learn(own) for trainer, own in zip(left, played, strict=True)]
+        answers = [go_on(trainers.index(each), m) for each, m in zip(left, learned, strict=True)]
+        wanted = all(answers)
+        for trainer, metrics in zip(left, learned, strict=True):
+            trainer.took(metrics, wanted)
 
 
 def _alarm(metrics: StepMetrics, config: TrainConfig) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import warnings
 from collections.abc import Generator, Sequence
@@ -13,7 +14,7 @@ import torch
 
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
-from envkit.engine.lora import updates_of
+from envkit.engine.lora import sharing, updates_of
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
@@ -53,7 +54,7 @@ class Policy:
         adapter: Path | None = None,
     ) -> None:
         try:
-            from peft import LoraConfig, PeftModel, get_peft_model
+            from peft import PeftModel
             from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
@@ -75,23 +76,14 @@ class Policy:
             if engine == "vllm"
             else TorchEngine(base, stops)
         )
-        # PEFT reads a property of transformers' by a name that has been replaced.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            if adapter is None:
-                torch.manual_seed(seed)
-                # all-linear: LoRA Without Regret (2025); never lm_head.
-                config = LoraConfig(
-                    r=lora_r,
-                    lora_alpha=lora_alpha,
-                    lora_dropout=0.0,
-                    target_modules="all-linear",
-                    task_type="CAUSAL_LM",
-                )
-                self.model: Any = get_peft_model(base, config)
-            else:
-                with _loading(adapter, ref):
-                    self.model = PeftModel.from_pretrained(base, str(adapter), is_trainable=True)
-                self._require_all_of(adapter, "default")
+        self._base, self._lora = base, (lora_r, lora_alpha)
+        if adapter is None:
+            self._begin(seed)
+        else:
+            # PEFT reads a property of transformers' by a name that has been replaced.
+            with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, ref):
+                self.model: Any = PeftModel.from_pretrained(sharing(base), str(adapter), is_trainable=True)
+            self._require_all_of(adapter, "default")
         self.use_layout_attention()
 
     @classmethod
@@ -105,6 +97,26 @@ class Policy:
             engine=config.engine,
             seed=config.seed,
         )
+
+    def sibling(self, seed: int) -> Policy:
+        """A policy with a new adapter of its own; base weights and engine are the same."""
+        made = copy.copy(self)
+        made._begin(seed)
+        made.use_layout_attention()
+        return made
+
+    def _begin(self, seed: int) -> None:
+        """Put a new adapter on the base."""
+        from peft import LoraConfig, get_peft_model
+
+        r, alpha = self._lora
+        torch.manual_seed(seed)
+        # all-linear: LoRA Without Regret (2025); never lm_head.
+        config = LoraConfig(
+            r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+        )
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):
+            self.model = get_peft_model(sharing(self._base), config)
 
     def add(self, adapter: Path, name: str) -> None:
         """Load a saved adapter beside the one in training, under a name of its own; see `serve`.
@@ -153,9 +165,9 @@ class Policy:
         """End the engine; it samples no more."""
         self.engine.close()
 
-    def sync(self) -> None:
-        """Give the engine the adapter as it is now."""
-        self.serve(["default"])
+    def sync(self, *siblings: Policy) -> None:
+        """Give the engine the adapter as it is now, and behind it those of siblings."""
+        self.engine.load([updates_of(policy.model, "default") for policy in (self, *siblings)])
 
     def save_adapter(self, folder: Path) -> None:
         """Write the adapter as a PEFT folder, with a note of the weights that it belongs to."""

@@ -87,7 +87,7 @@ class TRLTrainer(Trainer):
         from datasets import Dataset
         from transformers import TrainerCallback
 
-        owner, library, practice, config, policy = self, trl, self._practice, self._config, self._policy
+        owner, library, practice, config, policy = self, trl, self.practice, self._config, self._policy
         base: Any = library.GRPOTrainer
 
         def metrics_of(trainer: Any, logs: Mapping[str, Any]) -> StepMetrics:

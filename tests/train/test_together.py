@@ -1,0 +1,166 @@
+"""Several adapters of one base, trained at once: each as if it were alone, but in one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+import tiny
+import torch
+
+from envkit.engine.protocol import Request, Sampling
+from envkit.errors import TrainingError
+from envkit.models import ModelRef
+from envkit.rollout import Rollouts
+from envkit.store import Journal, read_lines
+from envkit.train.checkpoint import CheckpointStore
+from envkit.train.config import TrainConfig
+from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
+
+CONFIG = TrainConfig(
+    max_turns=2,
+    max_steps=4,
+    learning_rate=3e-3,
+    groups_per_step=3,
+    num_generations=4,
+    max_completion_length=3,
+    save_steps=1,
+)
+TASKS = tiny.letter_tasks("abcdefg")
+SEEDS = (5, 6, 9)
+
+
+class Make(Protocol):
+    """Trainers of siblings, each in a folder of its seed; a second process would make the same there."""
+
+    def __call__(self, folder: Path, seeds: Sequence[int] = SEEDS) -> list[GRPOTrainer]: ...
+
+
+@pytest.fixture
+def make(ref: ModelRef) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def trainers(folder: Path, seeds: Sequence[int] = SEEDS) -> list[GRPOTrainer]:
+            backend, first = tiny.MemoryBackend(), tiny.policy(ref, seed=seeds[0])
+            rollouts = stack.enter_context(
+                Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=CONFIG.max_turns))
+            )
+            made: list[GRPOTrainer] = []
+            for number, seed in enumerate(seeds):
+                own = folder / str(seed)
+                own.mkdir(parents=True, exist_ok=True)
+                made.append(
+                    GRPOTrainer(
+                        first if number == 0 else first.sibling(seed),
+                        TASKS,
+                        rollouts,
+                        dataclasses.replace(CONFIG, seed=seed),
+                        stack.enter_context(Journal(own / "metrics.jsonl")),
+                        stack.enter_context(Journal(own / "episodes.jsonl")),
+                        CheckpointStore(own / "checkpoints"),
+                    )
+                )
+            return made
+
+        yield trainers
+
+
+def train(trainers: Sequence[GRPOTrainer]) -> list[list[StepMetrics]]:
+    metrics: list[list[StepMetrics]] = [[] for _ in trainers]
+
+    def go_on(number: int, one: StepMetrics) -> bool:
+        metrics[number].append(one)
+        return True
+
+    train_together(trainers, go_on)
+    return metrics
+
+
+def weights(trainers: Sequence[GRPOTrainer]) -> list[list[torch.Tensor]]:
+    return [tiny.weights(trainer.practice.policy) for trainer in trainers]
+
+
+def test_siblings_have_one_base_and_an_adapter_each(ref: ModelRef, tmp_path: Path) -> None:
+    first = tiny.policy(ref, shaken=0.1)
+    second = first.sibling(7)
+    assert second.engine is first.engine
+    own = {id(weight) for weight in second.trainable()}
+    theirs = {id(weight) for weight in first.model.parameters()}
+    assert {id(weight) for weight in second.model.parameters()} - theirs == own
+    assert tiny.equal(tiny.weights(second), tiny.weights(tiny.policy(ref, seed=7)))
+    asked = [Request(tiny.prompt(9, seed=2), (row,), adapter=row % 2) for row in range(6)]
+    first.sync(second)
+    both = first.engine.generate(asked, Sampling(1.0, 5))
+    second.sync()
+    alone = second.engine.generate([dataclasses.replace(each, adapter=0) for each in asked], Sampling(1.0, 5))
+    assert [c.ids for c in both[1::2]] == [c.ids for c in alone[1::2]]
+    assert [c.ids for c in both[::2]] != [c.ids for c in alone[::2]]
+    second.save_adapter(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_each_plays_and_learns_what_it_would_alone(make: Make, tmp_path: Path) -> None:
+    together = make(tmp_path / "together")
+    before = weights(together)
+    metrics = train(together)
+    for number, seed in enumerate(SEEDS):
+        alone = make(tmp_path / "alone", [seed])
+        alone[0].train(lambda _: True)
+        said, expected = (
+            [(t["key"], [step["turn"]["text"] for step in t["steps"]]) for t in read_lines(file)]
+            for file in (tmp_path / where / str(seed) / "episodes.jsonl" for where in ("together", "alone"))
+        )
+        assert said == expected
+        for a, b in zip(weights(together)[number], weights(alone)[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert not tiny.equal(before[number], weights(together)[number])
+        assert max(one.drift for one in metrics[number]) < 1e-4
+    assert not tiny.equal(*weights(together)[:2])
+
+
+def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -> None:
+    straight = make(tmp_path / "straight")
+    train(straight)
+    folder = tmp_path / "stopped"
+    train_together(make(folder), lambda _, metrics: metrics.step < 3)
+    # As if the process had been killed when the first had saved its third step, and no other.
+    for seed in SEEDS[1:]:
+        shutil.rmtree(folder / str(seed) / "checkpoints" / "step-000003")
+    again = make(folder)
+    resume_together(again)
+    assert [trainer.step for trainer in again] == [2, 2, 2]
+    train(again)
+    for one, other in zip(weights(again), weights(straight), strict=True):
+        assert tiny.equal(one, other)
+
+
+def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> None:
+    train_together(make(tmp_path), lambda *_: False)
+    shutil.rmtree(tmp_path / "6" / "checkpoints")
+    again = make(tmp_path)
+    resume_together(again)
+    assert [trainer.step for trainer in again] == [0, 0, 0]
+
+
+def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
+    trainers = make(tmp_path)
+    train_together(trainers, lambda _, metrics: metrics.step < 2)
+    trainers[1].alarm = "collapsed"
+    shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000002")
+    trainers[1].save()
+    metrics = train(trainers)
+    assert [[one.step for one in own] for own in metrics] == [[3, 4], [], [3, 4]]
+    again = make(tmp_path)
+    resume_together(again)
+    assert [(trainer.step, trainer.alarm) for trainer in again] == [(4, ""), (2, "collapsed"), (4, "")]
+    assert train(again) == [[], [], []]
+
+
+def test_seeds_tell_them_apart(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"the seeds \[5, 5\] cannot be trained at once"):
+        train(make(tmp_path, [5, 5]))
