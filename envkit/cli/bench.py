@@ -301,7 +301,7 @@ def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -
 
     folders = report_folders(run.path)
     page = write_board(run.path, [run.path], prices=prices_of(run)) if board else None
-    found = [heard(folder / "report.html", as_json) for folder in folders]
+    found = [heard(folder / "report.html", as_json, run.path) for folder in folders]
     if as_json:
         where = {"leaderboard": str(page)} if page else {}
         emit({"run": str(run.path), "stopped": ended.stopped, **where, "reports": found})

@@ -52,13 +52,17 @@ def command_line() -> str:
 
 def done(run: Path, reports: Sequence[Path], as_json: bool, *, stopped: bool) -> None:
     """Say what a run found and where its reports are."""
-    found = [heard(report, as_json) for report in reports]
+    found = [heard(report, as_json, run) for report in reports]
     if as_json:
         emit({"run": str(run), "stopped": stopped, "reports": found})
 
 
-def heard(report: Path, as_json: bool) -> dict[str, Any]:
-    """What a report says, as plain data for ``--json``; otherwise it is said to a person at once."""
+def heard(report: Path, as_json: bool, run: Path) -> dict[str, Any]:
+    """What a report says, as plain data for ``--json``; otherwise it is said to a person at once.
+
+    Args:
+        run: the run's folder, where the report is, or a folder inside if it is one of several.
+    """
     from envkit.bench.report import load_report
     from envkit.bench.summary import summarise
     from envkit.bench.words import headline
@@ -66,8 +70,8 @@ def heard(report: Path, as_json: bool) -> dict[str, Any]:
     data = load_report(report.parent)
     summary = summarise(data)
     if not as_json:
-        if report.parent.name == data.environment:  # one of several, perhaps
-            out.print(data.environment, style="bold", markup=False)
+        if report.parent != run:
+            out.print(str(report.parent.relative_to(run)), style="bold", markup=False)
         for sentence in headline(data, summary):
             out.print(sentence, markup=False)
         out.print(f"report: {report}", soft_wrap=True, markup=False)

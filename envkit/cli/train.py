@@ -43,7 +43,7 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """The whole way: mine tasks, warm-start, LoRA RL, before/after report. CPU is enough."""
-    train(minutes=minutes, seed=seed, root=root, as_json=as_json)
+    train(minutes=minutes, seed=[seed], root=root, as_json=as_json)
 
 
 def train(
@@ -54,7 +54,10 @@ def train(
         typer.Option(help="Environment from `envkit list`; several train one adapter. Default: code-editor."),
     ] = None,
     minutes: Annotated[float | None, typer.Option(help="Budget; sizes follow from it.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of everything.")] = None,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="Seed of everything; several train an adapter each, at once. Default: 0."),
+    ] = None,
     tasks: Tasks = None,
     heldout: Heldout = None,
     model: Model = None,
@@ -73,7 +76,7 @@ def train(
     from envkit import registry
     from envkit.audit.certificate import require_certified
     from envkit.store import RunFolder
-    from envkit.studies import before_after
+    from envkit.studies import before_after, seeds
     from envkit.studies.plan import require_minutes
 
     if minutes is not None:
@@ -85,7 +88,7 @@ def train(
                 "env": env or None,
                 "config": config,
                 "minutes": minutes,
-                "seed": seed,
+                "seed": seed or None,
                 "tasks": tasks,
                 "heldout": heldout,
             }
@@ -100,22 +103,26 @@ def train(
             if not unaudited:
                 for kind in kinds:
                     require_certified(kind)
-            settings = _settings(config, seed=seed, model=model, backend=learner, engine=engine)
+            several = _distinct(seed or [])
+            first = several[0] if several else None
+            settings = _settings(config, seed=first, model=model, backend=learner, engine=engine)
             found = {kind: _tasks(kind, tasks, heldout, backend, display) for kind in kinds}
-            run = before_after.start(
-                root,
+            study = before_after.prepare(
                 settings,
-                minutes,
+                # Seeds share the budget.
+                minutes and minutes / max(len(several), 1),
                 {kind: own for kind, (own, _) in found.items()},
                 {kind: own for kind, (_, own) in found.items()},
                 display=display,
                 command=command_line(),
                 evaluate=not no_evaluation,
             )
+            run = seeds.start(root, study, several) if len(several) > 1 else before_after.start(root, study)
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:
-            reports = before_after.BeforeAfter(run, kinds, backend, display, go_on).run()
+            work = seeds.Seeds if run.manifest.get("kind") == seeds.KIND else before_after.BeforeAfter
+            reports = work(run, kinds, backend, display, go_on).run()
             stopped = not go_on()
     done(run.path, reports, as_json, stopped=stopped)
     if stopped and not as_json:
@@ -170,6 +177,17 @@ def _environments(names: Sequence[str], train: Path | None, heldout: Path | None
     if len(names) > 1 and (train or heldout):
         raise UsageError("--tasks and --heldout are for one --env; several train on their own tasks")
     return [registry.environment(name) for name in names]
+
+
+def _distinct(seeds: Sequence[int]) -> Sequence[int]:
+    """The seeds as they are.
+
+    Raises:
+        UsageError: one is given twice.
+    """
+    if twice := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise UsageError(f"--seed {twice[0]} is given twice; its two adapters would be one")
+    return seeds
 
 
 def _tasks(

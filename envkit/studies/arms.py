@@ -65,6 +65,13 @@ class Arms:
         """The episodes on record; of one that was played again, the last."""
         return list({t.key: t for t in self._run.trajectories(f"eval-{arm}")}.values())
 
+    def adopt(self, other: Arms, arm: str) -> None:
+        """Take over what another run has played of an arm, where nothing of it was played here."""
+        if not self._run.records(f"eval-{arm}"):
+            with self._run.journal(f"eval-{arm}") as journal:
+                for record in other._run.records(f"eval-{arm}"):
+                    journal.append(record)
+
     def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> bool:
         """Play what is missing; returns whether the arm is complete."""
         if self.finished(arm, samples):
@@ -96,10 +103,11 @@ class Arms:
         return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
 
 
-def took(run: RunFolder, phase: str, started: float, tokens: int = 0) -> None:
-    """Note how long a phase took, in ``phases.jsonl``."""
+def took(run: RunFolder, phase: str, started: float, tokens: int = 0, at_once: int = 1) -> None:
+    """Note how long a phase took, in ``phases.jsonl``; or its share of what was done ``at_once``."""
+    seconds = (time.monotonic() - started) / at_once
     with run.journal("phases") as journal:
-        journal.append({"phase": phase, "seconds": time.monotonic() - started, "tokens": tokens})
+        journal.append({"phase": phase, "seconds": seconds, "tokens": tokens})
 
 
 def training_seconds(run: RunFolder, phases: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:

@@ -10,10 +10,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import final
+from typing import Final, final
 
 from envkit.audit.certificate import fault_of
 from envkit.bench.data import Origin
@@ -33,18 +33,35 @@ from envkit.studies.warm_start import apart, demonstrations, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.difficulty import solve_rates
-from envkit.train.grpo import GRPOTrainer, StepMetrics
+from envkit.train.grpo import GRPOTrainer, StepMetrics, Trainer
 from envkit.train.policy import Policy
 from envkit.train.scalars import Scalars
 from envkit.train.trl_backend import TRLTrainer
-from envkit.types import Task
+from envkit.types import JSON, Task
 
+#: Kind of run that this is.
+KIND: Final = "before-after"
 #: Between the names of a run's environments, as people read them.
 _AND = "+"
 
 
-def start(
-    root: Path,
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What a run is to do, sized for this machine.
+
+    Args:
+        plan: its sizes.
+        facts: what its manifest says beside them.
+        train, heldout: tasks, by environment.
+    """
+
+    plan: Plan
+    facts: Mapping[str, JSON]
+    train: Mapping[type[Env], Sequence[Task]]
+    heldout: Mapping[type[Env], Sequence[Task]]
+
+
+def prepare(
     config: TrainConfig,
     minutes: float | None,
     train: Mapping[type[Env], Sequence[Task]],
@@ -53,11 +70,11 @@ def start(
     display: Display,
     command: str,
     evaluate: bool = True,
-) -> RunFolder:
-    """Size a new study for this machine and make its run folder.
+) -> Study:
+    """Size a new study for this machine.
 
     The sizes are fixed here and kept in the manifest, so that a resumed run is the same run. Several
-    environments share them equally, and have a folder each inside, for their tasks and their report.
+    environments share them equally.
 
     Args:
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
@@ -89,41 +106,59 @@ def start(
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
         f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
     )
-    shared = {
+    facts = {
+        "evaluate": evaluate,
         "command": command,
         "commit": commit(),
         "model": config.model,
         "model_digest": ref.digest,
         "machine": asdict(machine(threads, config.dtype)),
+        "threads": threads,
+        "speed": asdict(speed),
     }
+    return Study(sized, facts, train, heldout)
+
+
+def start(root: Path, study: Study) -> RunFolder:
+    """Make a new study's run folder."""
+    return _filled(study, functools.partial(RunFolder.create, root, KIND))
+
+
+def start_part(run: RunFolder, study: Study) -> RunFolder:
+    """Make the run folder of one of several seeds, inside that of all."""
+    return _filled(
+        study, lambda manifest: run.part(f"seed-{study.plan.train.seed}", manifest), part_of=run.id
+    )
+
+
+def _filled(study: Study, make: Callable[[Mapping[str, JSON]], RunFolder], **more: JSON) -> RunFolder:
+    """A run folder with its tasks; several environments have a folder each inside, for those and a report."""
+    config, train = study.plan.train, study.train
+    shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
     facts = {
         kind: {
             "environment": kind.id,
             "unaudited": fault_of(kind),
-            "tasks": {"train": digest(train[kind]), "heldout": digest(heldout[kind])},
+            "tasks": {"train": digest(train[kind]), "heldout": digest(study.heldout[kind])},
         }
         for kind in train
     }
     alone = next(iter(facts.values())) if len(facts) == 1 else {}
-    run = RunFolder.create(
-        root,
-        "before-after",
+    run = make(
         {
-            "kind": "before-after",
+            "kind": KIND,
             "environment": _AND.join(kind.id for kind in train),
             "environments": [kind.id for kind in train],
-            "evaluate": evaluate,
-            **shared,
-            "threads": threads,
-            "speed": asdict(speed),
-            "plan": {**asdict(sized), "train": to_mapping(sizes)},
+            **study.facts,
+            "plan": {**asdict(study.plan), "train": to_mapping(config)},
             **alone,
-        },
+            **more,
+        }
     )
     for kind, own in facts.items():
-        part = run if alone else run.part(kind.id, {"kind": "before-after-part", **shared, **own})
+        part = run if alone else run.part(kind.id, {"kind": f"{KIND}-part", **shared, **own})
         # The run's own copies: it can be gone on with when files have moved or the miner has changed.
-        for name, tasks in (("train", train[kind]), ("heldout", heldout[kind])):
+        for name, tasks in (("train", train[kind]), ("heldout", study.heldout[kind])):
             write_tasks(_task_file(part, name), tasks, config.seed)
     return run
 
@@ -170,6 +205,7 @@ class BeforeAfter:
         backend: sandbox backend.
         display: live view.
         go_on: polled between units of work; False ends the run cleanly with a report.
+        sibling_of: another seed's run, to share base and engine with.
 
     Raises:
         StoreError: environments, tasks or weights are not the ones that the run began with, or the folder is
@@ -183,9 +219,10 @@ class BeforeAfter:
         backend: SandboxBackend,
         display: Display,
         go_on: Callable[[], bool],
+        sibling_of: BeforeAfter | None = None,
     ) -> None:
         manifest = run.manifest
-        if (found := manifest.get("kind")) != "before-after":
+        if (found := manifest.get("kind")) != KIND:
             raise StoreError(
                 f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`"
             )
@@ -212,7 +249,9 @@ class BeforeAfter:
         ref = resolve(manifest["model"], display.say)
         if ref.digest != manifest["model_digest"]:
             raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
-        self._policy = Policy.of(ref, config)
+        self.policy: Policy = (
+            Policy.of(ref, config) if sibling_of is None else sibling_of.policy.sibling(config.seed)
+        )
 
     def _practised(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
         config = self._plan.train
@@ -225,23 +264,34 @@ class BeforeAfter:
         """Do what is left to do; returns the paths of the HTML reports, one for each environment.
 
         Raises:
-            StoreError: another process is at work in the run folder.
+            StoreError: another process is at work in the run folder, or it is part of a run of several seeds.
         """
-        with self._run.locked(), contextlib.closing(self._policy):
-            return self._report(whole=self._phases())
+        if whole := self._run.manifest.get("part_of"):
+            raise StoreError(f"{self._run.path} is part of {whole}, whose seeds go on together; resume that")
+        with self._run.locked(), contextlib.closing(self.policy):
+            return self.report(whole=self.begin() and self._practise() and self.finish())
 
-    def _phases(self) -> bool:
-        warm = self._plan.train.sft_examples > 0
+    # Each part of a run returns False when the user asked to stop.
+
+    def begin(self) -> bool:
+        """All that comes before RL."""
         return (
             (not self._evaluates or all(exam.controls() for exam in self._exams))
             and self._evaluate("base")
-            and (not warm or (self._sft() and self._evaluate("SFT")))
+            and (not self._is_warm() or (self._sft() and self._evaluate("SFT")))
             and self._estimate()
-            and self._rl()
-            and self._evaluate("SFT+RL" if warm else "RL")
         )
 
-    def _report(self, *, whole: bool) -> list[Path]:
+    def finish(self) -> bool:
+        """All that comes after RL."""
+        return self._evaluate("SFT+RL" if self._is_warm() else "RL")
+
+    def report(self, *, whole: bool) -> list[Path]:
+        """Write the reports; returns the paths of the HTML pages.
+
+        Args:
+            whole: whether the run came to its end.
+        """
         warnings = (
             *(() if whole else ("The run was stopped early; this is what there is.",)),
             *(() if self._evaluates else ("The run was told not to evaluate.",)),
@@ -249,6 +299,14 @@ class BeforeAfter:
         )
         origins = {name: self._origin(name) for name in ARMS}
         return [exam.report(origins, warnings) for exam in self._exams]
+
+    def adopt(self, other: BeforeAfter) -> None:
+        """Take over what another seed's run has played that depends on no seed."""
+        for own, theirs in zip(self._exams, other._exams, strict=True):
+            own.adopt(theirs)
+
+    def _is_warm(self) -> bool:
+        return self._plan.train.sft_examples > 0
 
     def _origin(self, arm: str) -> Origin:
         config = self._plan.train
@@ -278,7 +336,7 @@ class BeforeAfter:
     def _scalars(self) -> Scalars:
         return Scalars(self._run.path / "tensorboard")
 
-    def _makers(self) -> dict[str, EnvFactory]:
+    def makers(self) -> dict[str, EnvFactory]:
         """What makes the environment of each task that RL visits."""
         turns, found = self._plan.train.max_turns, dict[str, EnvFactory]()
         for kind, tasks in self._practice.items():
@@ -286,15 +344,13 @@ class BeforeAfter:
             found |= {task.id: make for task in tasks}
         return found
 
-    # Phases. Each returns False when the user asked to stop.
-
     def _evaluate(self, arm: str) -> bool:
-        return not self._evaluates or all(exam.evaluate(self._policy, arm) for exam in self._exams)
+        return not self._evaluates or all(exam.evaluate(self.policy, arm) for exam in self._exams)
 
     def _sft(self) -> bool:
         folder = self._run.path / "sft"
         if (folder / "adapter_model.safetensors").exists():
-            load_adapter(self._policy, folder)
+            load_adapter(self.policy, folder)
             return True
         config = self._plan.train
         started = time.monotonic()
@@ -305,9 +361,9 @@ class BeforeAfter:
                 scalars.add("sft", step, {"loss": loss})
                 return self._go_on()
 
-            whole = imitate(self._policy, self._imitated, self._backend, config, self._display, on_loss)
+            whole = imitate(self.policy, self._imitated, self._backend, config, self._display, on_loss)
         if whole:  # a resumed run takes what it finds under this name
-            save_adapter(self._policy, folder)
+            save_adapter(self.policy, folder)
             took(self._run, "SFT warm start", started)
         return whole
 
@@ -324,7 +380,7 @@ class BeforeAfter:
             for kind, tasks in self._practice.items():
                 left = [task for task in tasks if task.id not in known]
                 shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
-                rates = solve_rates(self._policy, shown, config.temperature, config.max_completion_length)
+                rates = solve_rates(self.policy, shown, config.temperature, config.max_completion_length)
                 for task, rate in zip(left, rates, strict=True):
                     journal.append({"task": task.id, "rate": rate})
                     done += 1
@@ -334,34 +390,48 @@ class BeforeAfter:
         took(self._run, "estimate difficulty", started)
         return True
 
-    def _rl(self) -> bool:
+    def _practise(self) -> bool:
+        with Rollouts(self.makers()) as rollouts, self.training(rollouts) as (trainer, go_on):
+            trainer.resume()
+            if not trainer.is_done():
+                self._display.phase("reinforcement learning", self._plan.train.max_steps)
+                trainer.train(go_on)
+            return trainer.is_done()
+
+    @contextlib.contextmanager
+    def training(
+        self, rollouts: Rollouts, at_once: int = 1
+    ) -> Generator[tuple[Trainer, Callable[[StepMetrics], bool]]]:
+        """What trains, not yet resumed, and what is to be told of each of its steps.
+
+        Args:
+            rollouts: of environments that pose the tasks of `makers`.
+            at_once: how many adapters share the time.
+        """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         practice = [task for own in self._practice.values() for task in own]
+        tokens = steps = 0
         with (
-            Rollouts(self._makers()) as rollouts,
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
             self._scalars() as scalars,
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
-            trainer = kind(self._policy, practice, rollouts, config, metrics, episodes, store, estimates)
-            trainer.resume()
-            if trainer.step < config.max_steps and not trainer.alarm:
-                self._display.phase("reinforcement learning", config.max_steps)
-                started, tokens = time.monotonic(), 0
+            trainer = kind(self.policy, practice, rollouts, config, metrics, episodes, store, estimates)
+            started = time.monotonic()
 
-                def go_on(m: StepMetrics) -> bool:
-                    nonlocal tokens
-                    tokens += m.completion_tokens
-                    scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
-                    speed = m.completion_tokens / m.rollout_s
-                    facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
-                    self._display.advance(m.step, facts)
-                    return self._go_on()
+            def go_on(m: StepMetrics) -> bool:
+                nonlocal tokens, steps
+                tokens, steps = tokens + m.completion_tokens, steps + 1
+                scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
+                speed = m.completion_tokens / m.rollout_s
+                facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
+                self._display.advance(m.step, facts)
+                return self._go_on()
 
-                trainer.train(go_on)
-                took(self._run, "reinforcement learning", started, tokens)
+            yield trainer, go_on
+            if steps:
+                took(self._run, "reinforcement learning", started, tokens, at_once)
                 if trainer.alarm:
                     metrics.append({"phase": "alarm", "step": trainer.step, "reason": trainer.alarm})
-            return trainer.step >= config.max_steps or bool(trainer.alarm)

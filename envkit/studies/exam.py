@@ -92,6 +92,11 @@ class Exam:
                     )
         return True
 
+    def adopt(self, other: Exam) -> None:
+        """Take over the arms that no training has a part in, from the same exam of another run."""
+        for arm in ("oracle", "no-op", "base"):
+            self._arms.adopt(other._arms, arm)
+
     def evaluate(self, policy: Policy, arm: str) -> bool:
         """Play what is missing of the policy as it is now; returns whether the arm is complete."""
         if self._arms.finished(arm, self._plan.samples):

@@ -42,6 +42,7 @@ def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
         (("train", "--config", "unknown.toml"), ("unknown.toml", "learning_rte")),
         (("train", "--config", "wrong.toml"), ("wrong.toml", "max_steps")),
         (("train", "--env", "sql-desk", "--env", "sql-desk"), ("--env sql-desk", "twice")),
+        (("train", "--seed", "1", "--seed", "2", "--seed", "1"), ("--seed 1", "twice")),
         (("train", "--env", "sql-desk", "--env", "code-editor", "--tasks", "good.jsonl"), ("--tasks", "one")),
         (("eval", "--model", "/etc/hostname", "--heldout", "good.jsonl"), ("/etc/hostname", "a file")),
         (("eval", "--agent", "nobody", "--heldout", "good.jsonl"), ("nobody", "oracle")),

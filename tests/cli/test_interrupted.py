@@ -13,6 +13,7 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -149,3 +150,18 @@ def test_a_full_disk_is_named_and_what_is_written_stays(home: Path, tmp_path: Pa
     assert "Traceback" not in done.stderr
     [run] = [RunFolder.open(path) for path in kept.iterdir()]
     assert sum(len(run.records(path.stem)) for path in run.path.glob("eval-*.jsonl")) > 0
+
+
+def test_seeds_train_an_adapter_each_and_go_on_together(home: Path) -> None:
+    def envkit(*arguments: str) -> dict[str, Any]:
+        done = subprocess.run(
+            [*ENVKIT, *arguments, "--json"], cwd=home, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr
+        said: dict[str, Any] = json.loads(done.stdout)
+        return said
+
+    found = envkit(*TRAIN, "small.toml", "--seed", "1", "--seed", "2", "--root", "several")
+    run = Path(found["run"])
+    assert [Path(each["report"]).parent for each in found["reports"]] == [run / "seed-1", run / "seed-2"]
+    assert envkit("train", "--resume", str(run))["reports"] == found["reports"]

@@ -63,12 +63,14 @@ def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
 def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: float | None = 1.0) -> RunFolder:
     return before_after.start(
         root,
-        config,
-        minutes,
-        {CodeEditorEnv: TRAIN},
-        {CodeEditorEnv: heldout},
-        display=Silent(),
-        command="envkit train",
+        before_after.prepare(
+            config,
+            minutes,
+            {CodeEditorEnv: TRAIN},
+            {CodeEditorEnv: heldout},
+            display=Silent(),
+            command="envkit train",
+        ),
     )
 
 
@@ -132,12 +134,14 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
 
     return before_after.start(
         root,
-        replace(small(model), groups_per_step=4),
-        None,
-        {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
-        {CodeEditorEnv: HELDOUT, SqlDeskEnv: sql("heldout")},
-        display=Silent(),
-        command="envkit train --env code-editor --env sql-desk",
+        before_after.prepare(
+            replace(small(model), groups_per_step=4),
+            None,
+            {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
+            {CodeEditorEnv: HELDOUT, SqlDeskEnv: sql("heldout")},
+            display=Silent(),
+            command="envkit train --env code-editor --env sql-desk",
+        ),
     )
 
 
@@ -239,8 +243,7 @@ def test_what_one_environment_trains_on_is_not_held_out_of_another(tmp_path: Pat
         id = "other"
 
     with pytest.raises(TaskFileError, match="1 functions are in both"):
-        before_after.start(
-            tmp_path,
+        before_after.prepare(
             small(model),
             None,
             {CodeEditorEnv: TRAIN, Other: TRAIN[1:]},
@@ -333,8 +336,7 @@ def test_a_report_says_where_verdicts_are_weaker(
 
 
 def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    run = before_after.start(
-        tmp_path,
+    planned = before_after.prepare(
         replace(small(model), max_steps=1),
         None,
         {CodeEditorEnv: TRAIN},
@@ -343,6 +345,7 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
         command="envkit train",
         evaluate=False,
     )
+    run = before_after.start(tmp_path, planned)
     [page] = study(run, backend).run()
     data = load_report(run.path)
     assert data.arms == ()

@@ -1,0 +1,116 @@
+"""The before/after study of several seeds at once: an adapter each, all on one base, in one process.
+
+Warm starts come one after another; in RL the episodes of all seeds are one batch. Each seed has a run folder
+of its own inside, with its report.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final, final
+
+from envkit.display import Display
+from envkit.env import Env
+from envkit.errors import ConfigError, StoreError
+from envkit.rollout import EnvFactory, Rollouts
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.before_after import BeforeAfter, Study, start_part
+from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
+
+#: Kind of run that this is.
+KIND: Final = "before-after-seeds"
+
+
+def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
+    """Make the run folder of a new study, and one of each seed inside.
+
+    Args:
+        study: sized for one seed.
+        seeds: distinct.
+
+    Raises:
+        ConfigError: a backend that trains one adapter at a time.
+    """
+    if study.plan.train.backend != "envkit":
+        raise ConfigError(f"backend {study.plan.train.backend!r} trains one adapter at a time; give one seed")
+    kinds = [kind.id for kind in study.train]
+    run = RunFolder.create(root, KIND, {"kind": KIND, "environments": kinds, "seeds": [*seeds]})
+    for seed in seeds:
+        own = replace(study.plan, train=replace(study.plan.train, seed=seed))
+        start_part(run, replace(study, plan=own))
+    return run
+
+
+@final
+class Seeds:
+    """One run of the study.
+
+    Args:
+        run: a folder made by `start`.
+        kinds: the environments that it began with.
+        backend: sandbox backend.
+        display: live view.
+        go_on: polled between units of work; False ends the run cleanly with reports.
+
+    Raises:
+        StoreError: see `envkit.studies.before_after.BeforeAfter`.
+    """
+
+    def __init__(
+        self,
+        run: RunFolder,
+        kinds: Sequence[type[Env]],
+        backend: SandboxBackend,
+        display: Display,
+        go_on: Callable[[], bool],
+    ) -> None:
+        if (found := run.manifest.get("kind")) != KIND:
+            raise StoreError(f"{run.path} is a run of kind {found!r}; expected {KIND!r}")
+        self._run, self._display = run, display
+        self._studies: list[BeforeAfter] = []
+        for seed in run.manifest["seeds"]:
+            part = RunFolder.open(run.path / f"seed-{seed}")
+            first = self._studies[0] if self._studies else None
+            self._studies.append(BeforeAfter(part, kinds, backend, display, go_on, sibling_of=first))
+
+    def run(self) -> list[Path]:
+        """Do what is left to do; returns the paths of the HTML reports, seed by seed.
+
+        Raises:
+            StoreError: another process is at work in the run folder.
+        """
+        with self._run.locked(), contextlib.closing(self._studies[0].policy):
+            whole = self._begin() and self._practise() and all(study.finish() for study in self._studies)
+            return [page for study in self._studies for page in study.report(whole=whole)]
+
+    def _begin(self) -> bool:
+        first, *others = self._studies
+        if not first.begin():
+            return False
+        for other in others:
+            other.adopt(first)
+        return all(other.begin() for other in others)
+
+    def _practise(self) -> bool:
+        makers: dict[str, EnvFactory] = {}
+        for study in self._studies:
+            makers |= study.makers()
+        with contextlib.ExitStack() as held:
+            rollouts = held.enter_context(Rollouts(makers))
+            trainers: list[GRPOTrainer] = []
+            told: list[Callable[[StepMetrics], bool]] = []
+            for study in self._studies:
+                trainer, go_on = held.enter_context(study.training(rollouts, len(self._studies)))
+                assert isinstance(trainer, GRPOTrainer)  # `start` allows no other backend
+                trainers.append(trainer)
+                told.append(go_on)
+            resume_together(trainers)
+            if not all(trainer.is_done() for trainer in trainers):
+                steps = trainers[0].practice.config.max_steps
+                self._display.phase(f"reinforcement learning, {len(trainers)} seeds", steps)
+                train_together(trainers, lambda number, metrics: told[number](metrics))
+            return all(trainer.is_done() for trainer in trainers)

@@ -1,0 +1,118 @@
+"""Several seeds in one run: an adapter and a report each, whatever is shared; stop and resume."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+from safetensors.torch import load_file
+
+from envkit.bench.report import load_report
+from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
+from envkit.errors import ConfigError, StoreError
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies import before_after, seeds
+from envkit.studies.arms import training_seconds
+from envkit.train.config import TrainConfig
+from envkit.types import Task
+
+TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]
+HELDOUT: list[Task] = [replace(task, split="heldout") for task in starter_tasks()[4:7]]
+SEEDS = (3, 8)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.make(tmp_path_factory.mktemp("model")).path
+
+
+def start(root: Path, model: Path, **settings: Any) -> RunFolder:
+    config = TrainConfig(
+        model=str(model),
+        lora_r=2,
+        sft_examples=8,
+        sft_batch_size=4,
+        max_steps=2,
+        groups_per_step=2,
+        num_generations=2,
+        max_completion_length=4,
+        save_steps=1,
+    )
+    planned = before_after.prepare(
+        replace(config, **settings),
+        None,
+        {CodeEditorEnv: TRAIN},
+        {CodeEditorEnv: HELDOUT},
+        display=Silent(),
+        command="envkit train",
+    )
+    return seeds.start(root, planned, SEEDS)
+
+
+def go_on(run: RunFolder, backend: SandboxBackend, polls: int = 10**6) -> list[Path]:
+    polled = count()
+    return seeds.Seeds(run, [CodeEditorEnv], backend, Silent(), lambda: next(polled) < polls).run()
+
+
+def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
+    folder = run.path / f"seed-{seed}" / "checkpoints" / "step-000002"
+    return load_file(folder / "adapter_model.safetensors")
+
+
+def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = start(tmp_path, model)
+    pages = go_on(run, backend)
+    assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
+    first, second = (load_report(page.parent) for page in pages)
+    for data in (first, second):
+        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert [point.step for point in data.training] == [1, 2]
+        assert not data.warnings
+    # The base answers for both, and its time is counted once.
+    assert first.arms[2].items == second.arms[2].items
+    phases = [{phase.name for phase in data.phases} for data in (first, second)]
+    assert phases[0] - phases[1] == {"evaluate oracle", "evaluate no-op", "evaluate base"}
+    assert {"SFT warm start", "reinforcement learning", "evaluate SFT+RL"} <= phases[1]
+    one, other = (adapter(run, seed) for seed in SEEDS)
+    assert not all((one[name] == other[name]).all() for name in one)
+    played = [[*RunFolder.open(run.path / f"seed-{seed}").trajectories("episodes")] for seed in SEEDS]
+    assert [{t.key.seed for t in own} for own in played] == [{3}, {8}]
+    assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0
+
+
+def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    whole, stopped = start(tmp_path, model), start(tmp_path, model)
+    go_on(whole, backend)
+    for _ in range(20):
+        if not any(load_report(page.parent).warnings for page in go_on(stopped, backend, 1)):
+            break
+    for seed in SEEDS:
+        one, other = adapter(whole, seed), adapter(stopped, seed)
+        assert all((one[name] == other[name]).all() for name in one)
+
+
+def test_a_part_does_not_go_on_alone(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = start(tmp_path, model)
+    part = RunFolder.open(run.path / "seed-3")
+    with pytest.raises(StoreError, match=f"is part of {run.id}, whose seeds go on together; resume that"):
+        before_after.BeforeAfter(part, [CodeEditorEnv], backend, Silent(), lambda: True).run()
+
+
+def test_another_kind_of_run_is_refused(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = start(tmp_path, model)
+    with pytest.raises(StoreError, match="is a run of kind 'before-after'; expected 'before-after-seeds'"):
+        go_on(RunFolder.open(run.path / "seed-3"), backend)
+
+
+def test_trl_trains_one_at_a_time(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(ConfigError, match="backend 'trl' trains one adapter at a time; give one seed"):
+        start(tmp_path, model, backend="trl")
+    assert not [*tmp_path.iterdir()]
