@@ -182,7 +182,9 @@ class RunFolder:
         return RunFolder(path)
 
     def part(self, name: str, manifest: Mapping[str, JSON]) -> RunFolder:
-        """Make ``<name>/`` inside, a run folder with a manifest of its own and this run's id.
+        """Make ``<name>/`` inside, a run folder with a manifest of its own.
+
+        Its id is this one's, unless the manifest says another.
 
         Raises:
             StoreError: the folder cannot be made.
@@ -192,7 +194,7 @@ class RunFolder:
             path.mkdir()
         except OSError as error:
             raise StoreError(f"cannot make {path}: {error.strerror or error}") from error
-        data = {"schema": SCHEMA, "id": self.id, **manifest}
+        data = {"schema": SCHEMA, "id": self.manifest["id"], **manifest}
         write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
         return RunFolder(path)
 

@@ -66,8 +66,8 @@ class _Read:
 class Episodes:
     """An index over every journal of a run that holds episodes, of a run that is being written too.
 
-    A run of several environments has a part for each, a folder inside, whose journals belong to it. Journals
-    are read once, line by line; of an episode only its `Entry` and its place are kept. Thread-safe.
+    A run of several environments or seeds has a part for each, a folder inside, whose journals belong to it.
+    Journals are read once, line by line; of an episode only its `Entry` and its place are kept. Thread-safe.
 
     Args:
         run: the folder.
@@ -101,8 +101,8 @@ class Episodes:
             return [entry for name in sorted(self._read, key=_order) for entry in self._read[name].entries]
 
     def _journals(self) -> list[str]:
-        parts = (manifest.parent for manifest in self._folder.glob("*/manifest.json"))
-        found = (path for folder in (self._folder, *parts) for path in folder.glob("*.jsonl"))
+        folders = {self._folder, *(manifest.parent for manifest in self._folder.rglob("manifest.json"))}
+        found = (path for folder in folders for path in folder.glob("*.jsonl"))
         return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
 
     def _path(self, journal: str) -> Path:

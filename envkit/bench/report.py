@@ -64,12 +64,12 @@ def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> 
 
 
 def report_folders(run: Path) -> list[Path]:
-    """Where a run's reports are: in its folder, or in one for each environment inside.
+    """Where a run's reports are: in its folder, or in one for each environment or seed inside.
 
     Raises:
         StoreError: there is none, or the folder cannot be read.
     """
-    found = sorted(path.parent for path in (*run.glob("report.json"), *run.glob("*/report.json")))
+    found = sorted(path.parent for path in run.rglob("report.json"))
     if not found:
         raise StoreError(f"{run}: no report.json there; give the folder of a finished run")
     return found

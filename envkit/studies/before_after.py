@@ -125,10 +125,9 @@ def start(root: Path, study: Study) -> RunFolder:
 
 
 def start_part(run: RunFolder, study: Study) -> RunFolder:
-    """Make the run folder of one of several seeds, inside that of all."""
-    return _filled(
-        study, lambda manifest: run.part(f"seed-{study.plan.train.seed}", manifest), part_of=run.id
-    )
+    """Make the run folder of one of several seeds, inside that of all; its id is its own."""
+    name = f"seed-{study.plan.train.seed}"
+    return _filled(study, functools.partial(run.part, name), id=f"{run.id}/{name}", part_of=run.id)
 
 
 def _filled(study: Study, make: Callable[[Mapping[str, JSON]], RunFolder], **more: JSON) -> RunFolder:

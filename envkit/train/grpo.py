@@ -7,29 +7,26 @@ on the exact tokens and log-probabilities that were recorded while sampling.
 
 from __future__ import annotations
 
-import itertools
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, cast, final
+from typing import NamedTuple, final
 
 import torch
 from torch import Tensor
 
-from envkit.agents.local import LocalAgent
-from envkit.engine.protocol import Sampling
 from envkit.errors import ContractError, TrainingError
 from envkit.rollout import Rollouts
-from envkit.store import Journal, trajectory_to_json
+from envkit.store import Journal
 from envkit.train import checkpoint
 from envkit.train.advantages import turn_advantages
 from envkit.train.config import TrainConfig
-from envkit.train.curriculum import Curriculum
 from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Batch, Row, chunks, pack, row_of
 from envkit.train.policy import Policy
-from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+from envkit.train.practice import Played, Practice, play_together
+from envkit.types import Outcome, Task
 
 #: Of fewer episodes than these, a share says little.
 _FEWEST_ASKED = 8
@@ -72,118 +69,6 @@ class StepMetrics:
     hacked: float
     rollout_s: float
     learn_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Played:
-    """The episodes of one step, group by group, and what they say before anything is learned."""
-
-    groups: list[list[Trajectory]]
-    seconds: float
-
-    def valid(self) -> list[Trajectory]:
-        """Those that are not void."""
-        return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
-
-    def held_out(self) -> list[bool]:
-        """Whether held-out checks agree, of each solved episode that they were asked of."""
-        asked = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in self.valid()]
-        return [min(scores.values()) == 1 for scores in asked if scores]
-
-    def sampled_logprobs(self) -> list[float]:
-        """Of all tokens of the valid ones."""
-        steps = [step for t in self.valid() for step in t.steps]
-        return [each for step in steps if step.turn.tokens for each in step.turn.tokens.logprobs]
-
-
-@final
-class Practice:
-    """Picks tasks, plays a group of episodes of each, and logs every one.
-
-    Args:
-        policy: plays.
-        tasks: train tasks; evaluation-only ones are refused.
-        rollouts: plays the episodes.
-        config: hyperparameters.
-        episodes: journal that every episode is appended to before its gradient is used.
-        estimates: solve rates before training, by task id; see `Curriculum`.
-
-    Raises:
-        TrainingError: a task is not for training.
-    """
-
-    def __init__(
-        self,
-        policy: Policy,
-        tasks: Sequence[Task],
-        rollouts: Rollouts,
-        config: TrainConfig,
-        episodes: Journal,
-        estimates: Mapping[str, float] | None = None,
-    ) -> None:
-        if held := next((task for task in tasks if task.split != "train"), None):
-            raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
-        self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
-        self.curriculum = Curriculum(tasks, config.seed, estimates)
-
-    def play(self, step: int) -> Played:
-        """Play one group per picked task with the weights as they are now."""
-        return play_together([self], step)[0]
-
-    def deal(self, step: int) -> list[EpisodeKey]:
-        """The episodes of a step, group by group."""
-        config = self.config
-        return [
-            EpisodeKey(config.seed, step, group, row, task)
-            for group, task in enumerate(self.curriculum.pick(step, config.groups_per_step))
-            for row in range(config.num_generations)
-        ]
-
-    def take(self, played: Sequence[Trajectory], seconds: float) -> Played:
-        """Log what was dealt and is played now, and learn how hard its tasks are."""
-        size = self.config.num_generations
-        groups = [[*played[start : start + size]] for start in range(0, len(played), size)]
-        for group in groups:
-            for trajectory in group:
-                self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
-            valid, key = [t for t in group if t.outcome is not Outcome.VOID], group[0].key
-            self.curriculum.record(key.step, key.task, sum(t.solved for t in valid), len(valid))
-        self._episodes.sync()  # logged before use
-        return Played(groups, seconds)
-
-
-def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
-    """Play one step of each, all episodes in one batch, with the weights as they are now.
-
-    Args:
-        practices: of siblings; their configurations differ in seeds only, all of them distinct. The first
-            one's rollouts play, and know the tasks of all.
-        step: the same for all.
-    """
-    started = time.monotonic()
-    first, *others = practices
-    config, engine = first.config, first.policy.engine
-    first.policy.sync(*(other.policy for other in others))
-    agent = LocalAgent(
-        "policy",
-        engine,
-        first.policy.renderer,
-        Sampling(config.temperature, config.max_completion_length),
-        config.max_turns,
-        adapter={each.config.seed: number for number, each in enumerate(practices)},
-        max_context_length=config.max_context_length,
-    )
-    hands = [each.deal(step) for each in practices]
-    every = config.alarm_steps
-    is_asked = every > 0 and (step + 1) % every == 0
-    keys = [key for hand in hands for key in hand]
-    played = iter(first.rollouts.play(agent, keys, held_out=is_asked))
-    engine.forget()  # episodes that ended before their last turn
-    seconds = time.monotonic() - started
-    taken: list[Played] = []
-    for each, hand in zip(practices, hands, strict=True):
-        taken.append(each.take([*itertools.islice(played, len(hand))], seconds))
-    return taken
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,12 +143,6 @@ class Learned(NamedTuple):
 class Trainer(ABC):
     """A policy in training and how far it has come; a subclass takes the steps.
 
-    Attributes:
-        practice: plays the episodes.
-        store: where checkpoints go.
-        step: steps taken.
-        alarm: why training must not go on; empty while all is well.
-
     Args:
         policy: trained in place.
         tasks: train tasks; evaluation-only ones are refused.
@@ -294,7 +173,9 @@ class Trainer(ABC):
         self._optimizer = torch.optim.AdamW(
             policy.trainable(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        self.step, self.alarm = 0, ""
+        self.step = 0
+        #: Why training must not go on; empty while all is well.
+        self.alarm = ""
 
     @abstractmethod
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:

@@ -6,6 +6,7 @@
     step             a whole step: 16 episodes of one turn (prompt about 500, answer 64), gradient, update
     multi-turn step  the same with three turns (prompt about 300, between answers about 60 tokens)
     adapters         64 answers of 16 tokens to 32 prompts of 20, each prompt with an adapter of its own
+    engine start     a process from its start to the first token, weights on disk
 
 TRL samples by transformers' ``generate``. That is timed on plain weights, as is envkit's, without what an
 adapter costs. A step is timed on the trainers themselves, with a LoRA adapter of rank 16 on all linear
@@ -34,7 +35,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapting
-from train_generate import VLLM_PYTHON, generating
+from train_generate import VLLM_PYTHON, generating, starting
 from train_learn import learning
 from train_shared import GROUP, NEW, ROUNDS, dtype
 from train_steps import stepping, turning
@@ -50,6 +51,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "step": stepping,
     "multi-turn step": turning,
     "adapters": adapting,
+    "engine start": starting,
 }
 RATIOS: Final = {
     "generate_long_vs_trl": Ratio("generate long", "TRL", "envkit", 5.0),
@@ -72,11 +74,12 @@ TOKENS: Final = {
     ("generate short", "envkit"): 20 + 32 * NEW,
     ("generate short", "vLLM"): 20 + 32 * NEW,
     ("generate short", "TRL"): 32 * (20 + NEW),
-    ("learner", "envkit"): 512 + GROUP * NEW,
+    # A last token predicts nothing, and is not read again.
+    ("learner", "envkit"): 512 + GROUP * (NEW - 1),
     ("learner", "TRL"): GROUP * (512 + NEW),
-    ("step", "envkit"): 2 * (500 + GROUP * NEW),
+    ("step", "envkit"): 2 * (500 + GROUP * NEW) - GROUP,
     ("step", "TRL"): 2 * GROUP * (500 + NEW),
-    ("multi-turn step", "envkit"): 2 * (300 + GROUP * (3 * NEW + 2 * 60)),
+    ("multi-turn step", "envkit"): 2 * (300 + GROUP * (3 * NEW + 2 * 60)) - GROUP,
     ("multi-turn step", "TRL"): GROUP * ((300 + NEW) + (360 + 2 * NEW) + 2 * (420 + 3 * NEW)),
     **dict.fromkeys(
         [("adapters", way) for way in ("base", "32 of rank 4", "32 of rank 16", "32 one after another")],

@@ -1,9 +1,10 @@
-"""Sampling with 32 adapters: at once, one after another, by PEFT, and without any."""
+"""Sampling with many adapters: at once, one after another, by PEFT, and without any."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Generator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import tiny
@@ -16,34 +17,34 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
 
-ADAPTERS, ROWS_EACH, PROMPT, NEW = 32, 2, 20, 16
+ADAPTERS, PROMPTS, ROWS_EACH, PROMPT, NEW = 32, 32, 2, 20, 16
 
 
 @contextlib.contextmanager
-def adapting() -> Generator[Ways]:
-    """Two short answers to each of 32 prompts, every prompt with an adapter of its own."""
+def adapting(count: int = ADAPTERS) -> Generator[Ways]:
+    """Two short answers to each of 32 prompts, which share so many adapters; 32 are one for each prompt."""
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
     ref = resolve(DEFAULT_MODEL)
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     peft: Any = get_peft_model(tiny.plain(ref, dtype()), config, adapter_name="0")
-    for number in range(1, ADAPTERS):
+    for number in range(1, count):
         peft.add_adapter(str(number), config)
     with torch.no_grad():
         for name, parameter in peft.named_parameters():
             if "lora_" in name:
                 parameter.normal_(std=0.01)
     peft.eval()
-    adapters = [updates_of(peft, str(number)) for number in range(ADAPTERS)]
+    adapters = [updates_of(peft, str(number)) for number in range(count)]
     wider = [
         {name: Update(each.down.repeat(4, 1), each.up.repeat(1, 4)) for name, each in adapter.items()}
         for adapter in adapters
     ]
     engine = TorchEngine(tiny.plain(ref, dtype()), [])
-    prompts = [tiny.prompt(PROMPT, seed=100 + number) for number in range(ADAPTERS)]
+    prompts = [tiny.prompt(PROMPT, seed=100 + number) for number in range(PROMPTS)]
     asked = [
-        Request(prompt, (number, row), adapter=number)
+        Request(prompt, (number, row), adapter=number % count)
         for number, prompt in enumerate(prompts)
         for row in range(ROWS_EACH)
     ]
@@ -65,9 +66,9 @@ def adapting() -> Generator[Ways]:
     def one_after_another() -> None:
         for number, adapter in enumerate(adapters):
             engine.load([adapter])
-            mine = plainly[ROWS_EACH * number : ROWS_EACH * (number + 1)]
+            mine = [replace(each, adapter=0) for each in asked if each.adapter == number]
             drawn = engine.generate(mine, Sampling(1.0, NEW))
-            expect(sum(len(each.ids) for each in drawn), ROWS_EACH * NEW)
+            expect(sum(len(each.ids) for each in drawn), len(mine) * NEW)
 
     def theirs() -> None:
         with torch.no_grad():
@@ -81,8 +82,8 @@ def adapting() -> Generator[Ways]:
 
     yield {
         "base": ours([], plainly),
-        "32 of rank 4": ours(adapters, asked),
-        "32 of rank 16": ours(wider, asked),
-        "32 one after another": one_after_another,
+        f"{count} of rank 4": ours(adapters, asked),
+        f"{count} of rank 16": ours(wider, asked),
+        f"{count} one after another": one_after_another,
         "PEFT adapter_names": theirs,
     }

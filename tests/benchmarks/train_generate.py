@@ -8,6 +8,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -132,3 +133,16 @@ def generating(length: int) -> Generator[Ways]:
             expect(vllm.ask(prompt, ROWS, NEW), ROWS * NEW)
 
         yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": Halted(vllms, vllm.awake)})
+
+
+@contextlib.contextmanager
+def starting() -> Generator[Ways]:
+    """A process of its own, up to its first token."""
+    program = (
+        "from envkit.engine.protocol import Request, Sampling\n"
+        "from envkit.models import DEFAULT_MODEL, resolve\n"
+        "from envkit.train.policy import Policy\n"
+        f"policy = Policy(resolve(DEFAULT_MODEL), dtype={dtype()!r})\n"
+        "policy.engine.generate([Request((1, 2, 3), (0,))], Sampling(1.0, 1))\n"
+    )
+    yield {"envkit": lambda: subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)}

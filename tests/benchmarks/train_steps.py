@@ -74,7 +74,7 @@ def stepping() -> Generator[Ways]:
         mine = our_trainer(policy, words, Path(ours_in))
 
         def ours() -> None:
-            expect(mine._one_step().completion_tokens, GROUP * NEW)
+            expect(mine.learn(mine.practice.play(mine.step)).completion_tokens, GROUP * NEW)
 
         def theirs() -> None:
             trainer.train()
@@ -83,24 +83,24 @@ def stepping() -> Generator[Ways]:
 
 
 @contextlib.contextmanager
-def turning() -> Generator[Ways]:
-    """One step of three turns of each trainer; TRL's is its loop over tools, put together here."""
+def turning(turns: int = TURNS) -> Generator[Ways]:
+    """One step of several turns of each trainer; TRL's is its loop over tools, put together here."""
     policy = shaken_policy()
     with tempfile.TemporaryDirectory() as ours_in, tempfile.TemporaryDirectory() as theirs_in:
         words = policy.tokenizer.decode(tiny.prompt(265, seed=4))
         between = policy.tokenizer.decode(tiny.prompt(45, seed=6))
         trainer = trl_trainer(policy, words, Path(theirs_in))
-        mine = our_trainer(policy, words, Path(ours_in), between, TURNS)
+        mine = our_trainer(policy, words, Path(ours_in), between, turns)
         optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
         prompt = torch.tensor(policy.renderer.first(Coin.system, words)).repeat(GROUP, 1)
         seen = torch.tensor(policy.renderer.following(between, closed=False)).repeat(GROUP, 1)
 
         def ours() -> None:
-            expect(mine._one_step().completion_tokens, TURNS * GROUP * NEW)
+            expect(mine.learn(mine.practice.play(mine.step)).completion_tokens, turns * GROUP * NEW)
 
         def theirs() -> None:
             ids, sampled = prompt, [torch.zeros_like(prompt)]
-            for turn in range(TURNS):
+            for turn in range(turns):
                 before = ids.shape[1]
                 with torch.no_grad():
                     ids = trainer.model.generate(
@@ -109,11 +109,11 @@ def turning() -> Generator[Ways]:
                         generation_config=trainer.generation_config,
                     )
                 sampled.append(torch.ones_like(ids[:, before:]))
-                if turn < TURNS - 1:
+                if turn < turns - 1:
                     ids = torch.cat([ids, seen], dim=1)
                     sampled.append(torch.zeros_like(seen))
             mask, start = torch.cat(sampled, dim=1), prompt.shape[1]
-            expect(int(mask.sum()), TURNS * GROUP * NEW)
+            expect(int(mask.sum()), turns * GROUP * NEW)
             texts = policy.tokenizer.batch_decode(ids[:, -NEW:])
             rewards = torch.tensor([reward(text) for text in texts])
             trainer._compute_loss(

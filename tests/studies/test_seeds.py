@@ -11,7 +11,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from envkit.bench.report import load_report
+from envkit.bench.episodes import Episodes
+from envkit.bench.report import load_report, load_reports
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import ConfigError, StoreError
@@ -83,6 +84,10 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert not all((one[name] == other[name]).all() for name in one)
     played = [[*RunFolder.open(run.path / f"seed-{seed}").trajectories("episodes")] for seed in SEEDS]
     assert [{t.key.seed for t in own} for own in played] == [{3}, {8}]
+    # Whatever reads the whole run finds both, and tells them apart.
+    assert [data.run for data in load_reports(run.path)] == [f"{run.id}/seed-{seed}" for seed in SEEDS]
+    journals = {entry.journal for entry in Episodes(run).refresh()}
+    assert {"seed-3/episodes", "seed-8/episodes", "seed-8/eval-SFT+RL"} <= journals
     assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0
 
 

@@ -1,0 +1,70 @@
+"""How times grow with a prompt's length, a group's size, turns and adapters: envkit beside TRL and PEFT.
+
+    prompt N     loss and gradient of one group: a prompt of N tokens, 16 answers of 64
+    group N      the same with a prompt of 512 tokens and N answers
+    turns N      a whole step of 16 episodes of N turns, as in `train.py`
+    adapters N   64 answers of 16 tokens to 32 prompts of 20, which share N adapters of rank 4
+
+Nothing here has a bar. Gradients are checked by `train.py`. ``ONLY`` and ``DTYPE`` as there; writes
+``runs/bench/growth.json`` and ``.md``.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Final
+
+sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+
+from side_by_side import Operation, Ratio, compare_each
+from train_adapters import adapting
+from train_learn import learning
+from train_shared import ROUNDS, dtype
+from train_steps import turning
+
+from envkit.models import DEFAULT_MODEL
+from envkit.studies.arms import commit
+from envkit.studies.plan import use_threads
+
+PROMPTS, GROUPS, TURNS, ADAPTERS = (64, 256, 1024), (4, 8, 32), (1, 2, 4), (1, 8, 32)
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    **{f"prompt {n}": functools.partial(learning, n, checked=False) for n in PROMPTS},
+    **{f"group {n}": functools.partial(learning, group=n, checked=False) for n in GROUPS},
+    **{f"turns {n}": functools.partial(turning, n) for n in TURNS},
+    **{f"adapters {n}": functools.partial(adapting, n) for n in ADAPTERS},
+}
+RATIOS: Final = {
+    **{
+        f"{name}, vs TRL": Ratio(name, "TRL", "envkit", None)
+        for name in OPERATIONS
+        if not name.startswith("adapters")
+    },
+    **{f"adapters {n}, vs base": Ratio(f"adapters {n}", "base", f"{n} of rank 4", None) for n in ADAPTERS},
+    **{
+        f"adapters {n}, vs one after another": Ratio(
+            f"adapters {n}", f"{n} one after another", f"{n} of rank 4", None
+        )
+        for n in ADAPTERS
+    },
+}
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    only = os.environ.get("ONLY", "")
+    chosen = {name: opened for name, opened in OPERATIONS.items() if name.startswith(only)}
+    if not chosen:
+        raise SystemExit(f"ONLY is {only!r}; operations are: {', '.join(OPERATIONS)}")
+    facts = {"commit": commit(), "model": DEFAULT_MODEL, "dtype": dtype(), "threads": use_threads()}
+    compare_each("growth", chosen, RATIOS, ROUNDS, facts)
+
+
+if __name__ == "__main__":
+    main()
