@@ -159,12 +159,16 @@ def make_board(
 def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, against: str | None) -> Section:
     conditions = _common(reports)
     rows: list[Row] = []
-    taken = Counter(arm.name for report in reports for arm in report.arms)
+    # What one seed of a run has played for others too stands in their reports, and is one row.
+    arms = {
+        (report.run.partition("/")[0], arm): report for report in reversed(reports) for arm in report.arms
+    }
+    taken = Counter(arm.name for _, arm in arms)
     seen = set[str]()
     for report in reports:
         for arm in report.arms:
-            if not arm.items:
-                continue  # nothing of it was played
+            if not arm.items or arms[report.run.partition("/")[0], arm] is not report:
+                continue  # nothing of it was played, or it was listed before
             if arm.name in seen and _is_sound(arm):
                 continue  # a control that does as it must is the same in every run
             lone = taken[arm.name] == 1 or (arm.name not in seen and _is_sound(arm))

@@ -101,7 +101,10 @@ class Episodes:
             return [entry for name in sorted(self._read, key=_order) for entry in self._read[name].entries]
 
     def _journals(self) -> list[str]:
-        folders = {self._folder, *(manifest.parent for manifest in self._folder.rglob("manifest.json"))}
+        manifests = (*self._folder.glob("*/manifest.json"), *self._folder.glob("*/*/manifest.json"))
+        # Checkpoints have one as well, and come and go.
+        parts = (manifest.parent for manifest in manifests if manifest.parts[-3] != "checkpoints")
+        folders = (self._folder, *parts)
         found = (path for folder in folders for path in folder.glob("*.jsonl"))
         return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
 

@@ -69,7 +69,7 @@ def report_folders(run: Path) -> list[Path]:
     Raises:
         StoreError: there is none, or the folder cannot be read.
     """
-    found = sorted(path.parent for path in run.rglob("report.json"))
+    found = sorted(path.parent for depth in range(3) for path in run.glob("*/" * depth + "report.json"))
     if not found:
         raise StoreError(f"{run}: no report.json there; give the folder of a finished run")
     return found

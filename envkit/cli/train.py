@@ -79,8 +79,9 @@ def train(
     from envkit.studies import before_after, seeds
     from envkit.studies.plan import require_minutes
 
+    several = _distinct(seed or [])
     if minutes is not None:
-        require_minutes(minutes)
+        require_minutes(minutes, len(several))
     with live() as display:
         backend = proved_backend(sandbox, unsafe, display)
         if resume is not None:
@@ -103,9 +104,10 @@ def train(
             if not unaudited:
                 for kind in kinds:
                     require_certified(kind)
-            several = _distinct(seed or [])
             first = several[0] if several else None
             settings = _settings(config, seed=first, model=model, backend=learner, engine=engine)
+            if len(several) > 1:
+                seeds.configurations(settings, several)  # before anything that takes time
             found = {kind: _tasks(kind, tasks, heldout, backend, display) for kind in kinds}
             study = before_after.prepare(
                 settings,

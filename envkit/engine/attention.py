@@ -224,6 +224,15 @@ class Decode:
         self._own_bias_RT[row, start:stop] = float("-inf")
 
 
+def rows_of(table_SE: Tensor, index: Tensor) -> Tensor:
+    """Rows of a table, some perhaps more than once; as indexing, but with equal bits from equal gradients.
+
+    The gradient of plain indexing on a CPU is added up by several threads, in any order. This one's threads
+    have rows of their own.
+    """
+    return torch.nn.functional.embedding(index, table_SE)
+
+
 @final
 class Packed:
     """A training batch in one sequence of S tokens: a prompt of P, then a tree; a path sees it and itself.
@@ -261,7 +270,9 @@ class Packed:
 
         def own(part: Tensor) -> Tensor:
             """(1, H, S, D) -> (R, H, C, D)."""
-            return part[0, :, self._index_RC].transpose(0, 1)
+            _, heads, total, size = part.shape
+            flat = part[0].transpose(0, 1).reshape(total, heads * size)
+            return rows_of(flat, self._index_RC).view(rows, -1, heads, size).transpose(1, 2)
 
         def over(part: Tensor) -> Tensor:
             """(1, H, S, D) -> (R, H, P + C, D)."""

@@ -91,7 +91,7 @@ class Arms:
         known = {t.key for t in done}
         steps = [step for t in found if t.key not in known for step in t.steps]
         tokens = sum(step.turn.usage.completion_tokens for step in steps)
-        took(self._run, f"evaluate {arm}", started, tokens)
+        took(self._run, f"evaluate {arm}", time.monotonic() - started, tokens)
         return len(found) == len(wanted)
 
     def arm(
@@ -103,9 +103,8 @@ class Arms:
         return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
 
 
-def took(run: RunFolder, phase: str, started: float, tokens: int = 0, at_once: int = 1) -> None:
-    """Note how long a phase took, in ``phases.jsonl``; or its share of what was done ``at_once``."""
-    seconds = (time.monotonic() - started) / at_once
+def took(run: RunFolder, phase: str, seconds: float, tokens: int = 0) -> None:
+    """Note how long a phase took, in ``phases.jsonl``."""
     with run.journal("phases") as journal:
         journal.append({"phase": phase, "seconds": seconds, "tokens": tokens})
 

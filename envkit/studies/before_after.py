@@ -329,8 +329,8 @@ class BeforeAfter:
         return weights_digest(adapter) if adapter.exists() else ""
 
     def _alarms(self) -> list[str]:
-        found = self._run.records("metrics")
-        return [str(record["reason"]) for record in found if record["phase"] == "alarm"]
+        alarm = CheckpointStore(self._run.path / "checkpoints").alarm()
+        return [alarm] if alarm else []
 
     def _scalars(self) -> Scalars:
         return Scalars(self._run.path / "tensorboard")
@@ -363,7 +363,7 @@ class BeforeAfter:
             whole = imitate(self.policy, self._imitated, self._backend, config, self._display, on_loss)
         if whole:  # a resumed run takes what it finds under this name
             save_adapter(self.policy, folder)
-            took(self._run, "SFT warm start", started)
+            took(self._run, "SFT warm start", time.monotonic() - started)
         return whole
 
     def _estimate(self) -> bool:
@@ -386,7 +386,7 @@ class BeforeAfter:
                     self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
                     if not self._go_on():
                         return False
-        took(self._run, "estimate difficulty", started)
+        took(self._run, "estimate difficulty", time.monotonic() - started)
         return True
 
     def _practise(self) -> bool:
@@ -399,17 +399,17 @@ class BeforeAfter:
 
     @contextlib.contextmanager
     def training(
-        self, rollouts: Rollouts, at_once: int = 1
+        self, rollouts: Rollouts, at_once: Callable[[], int] = lambda: 1
     ) -> Generator[tuple[Trainer, Callable[[StepMetrics], bool]]]:
         """What trains, not yet resumed, and what is to be told of each of its steps.
 
         Args:
             rollouts: of environments that pose the tasks of `makers`.
-            at_once: how many adapters share the time.
+            at_once: how many adapters have shared the time of the step that is told of.
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         practice = [task for own in self._practice.values() for task in own]
-        tokens = steps = 0
+        tokens, seconds = 0, 0.0
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
@@ -418,19 +418,20 @@ class BeforeAfter:
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
             trainer = kind(self.policy, practice, rollouts, config, metrics, episodes, store, estimates)
-            started = time.monotonic()
+            last = time.monotonic()
 
             def go_on(m: StepMetrics) -> bool:
-                nonlocal tokens, steps
-                tokens, steps = tokens + m.completion_tokens, steps + 1
+                nonlocal tokens, seconds, last
+                now = time.monotonic()
+                tokens, seconds, last = tokens + m.completion_tokens, seconds + (now - last) / at_once(), now
                 scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
                 return self._go_on()
 
-            yield trainer, go_on
-            if steps:
-                took(self._run, "reinforcement learning", started, tokens, at_once)
-                if trainer.alarm:
-                    metrics.append({"phase": "alarm", "step": trainer.step, "reason": trainer.alarm})
+            try:
+                yield trainer, go_on
+            finally:
+                if seconds:
+                    took(self._run, "reinforcement learning", seconds, tokens)

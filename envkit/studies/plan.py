@@ -106,14 +106,15 @@ def measure(policy: Policy) -> Speed:
     )
 
 
-def require_minutes(minutes: float) -> None:
+def require_minutes(minutes: float, adapters: int = 1) -> None:
     """Refuse a budget that nothing fits into.
 
     Raises:
-        UsageError: less than a minute, or not a number.
+        UsageError: less than a minute for each adapter, or not a number.
     """
-    if not 1 <= minutes < float("inf"):
-        raise UsageError(f"--minutes is {minutes}; at least 1 is needed to train and evaluate anything")
+    least = max(adapters, 1)
+    if not least <= minutes < float("inf"):
+        raise UsageError(f"--minutes is {minutes}; at least {least} is needed to train and evaluate anything")
 
 
 def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitated: int) -> Plan:

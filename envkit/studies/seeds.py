@@ -19,10 +19,26 @@ from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter, Study, start_part
+from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
 
 #: Kind of run that this is.
 KIND: Final = "before-after-seeds"
+
+
+def configurations(config: TrainConfig, seeds: Sequence[int]) -> list[TrainConfig]:
+    """One for each seed.
+
+    Args:
+        config: of any seed.
+        seeds: two or more, distinct.
+
+    Raises:
+        ConfigError: a seed is out of range, or the backend trains one adapter at a time.
+    """
+    if config.backend != "envkit":
+        raise ConfigError(f"backend {config.backend!r} trains one adapter at a time; give one seed")
+    return [replace(config, seed=seed) for seed in seeds]
 
 
 def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
@@ -30,18 +46,19 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
 
     Args:
         study: sized for one seed.
-        seeds: distinct.
+        seeds: see `configurations`.
 
     Raises:
-        ConfigError: a backend that trains one adapter at a time.
+        ConfigError: see `configurations`.
     """
-    if study.plan.train.backend != "envkit":
-        raise ConfigError(f"backend {study.plan.train.backend!r} trains one adapter at a time; give one seed")
+    parts = [
+        replace(study, plan=replace(study.plan, train=own)) for own in configurations(study.plan.train, seeds)
+    ]
     kinds = [kind.id for kind in study.train]
-    run = RunFolder.create(root, KIND, {"kind": KIND, "environments": kinds, "seeds": [*seeds]})
-    for seed in seeds:
-        own = replace(study.plan, train=replace(study.plan.train, seed=seed))
-        start_part(run, replace(study, plan=own))
+    facts = {"kind": KIND, "environments": kinds, "seeds": [*seeds], **study.facts}
+    run = RunFolder.create(root, KIND, facts)
+    for part in parts:
+        start_part(run, part)
     return run
 
 
@@ -99,12 +116,16 @@ class Seeds:
         makers: dict[str, EnvFactory] = {}
         for study in self._studies:
             makers |= study.makers()
+        trainers: list[GRPOTrainer] = []
+
+        def at_once() -> int:
+            return sum(not trainer.is_done() for trainer in trainers)
+
         with contextlib.ExitStack() as held:
             rollouts = held.enter_context(Rollouts(makers))
-            trainers: list[GRPOTrainer] = []
             told: list[Callable[[StepMetrics], bool]] = []
             for study in self._studies:
-                trainer, go_on = held.enter_context(study.training(rollouts, len(self._studies)))
+                trainer, go_on = held.enter_context(study.training(rollouts, at_once))
                 assert isinstance(trainer, GRPOTrainer)  # `start` allows no other backend
                 trainers.append(trainer)
                 told.append(go_on)

@@ -87,16 +87,30 @@ class CheckpointStore:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return final_path
 
-    def load(
-        self, policy: Policy, optimizer: torch.optim.Optimizer, step: int | None = None
-    ) -> dict[str, Any] | None:
-        """Restore the newest checkpoint, or that of a step; ``None`` if there is none.
+    def discard_after(self, step: int) -> None:
+        """Remove checkpoints of later steps than this.
+
+        Raises:
+            StoreError: one cannot be removed.
+        """
+        for later in self.steps():
+            if later > step:
+                going = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
+                try:
+                    os.rename(self.path(later), going)  # at once, not file by file
+                    shutil.rmtree(going)
+                except OSError as error:
+                    raise StoreError(f"cannot remove checkpoint {self.path(later)}: {error}") from error
+
+    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Restore the newest checkpoint; ``None`` if there is none.
 
         Raises:
             StoreError: a file is missing, unreadable or not as the manifest says, or the checkpoint is
                 of another base model. Older checkpoints are not tried in its place.
         """
-        if not (steps := self.steps() if step is None else [step]):
+        steps = self.steps()
+        if not steps:
             return None
         folder = self.path(steps[-1])
         try:

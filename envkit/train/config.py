@@ -121,6 +121,11 @@ class TrainConfig:
             if getattr(self, field) not in choices:
                 known = ", ".join(choices)
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+        if self.backend == "trl" and self.max_context_length:
+            raise ConfigError(
+                f"max_context_length is {self.max_context_length}; with backend 'trl', for which an episode "
+                "that forgets is no one row, it must be 0"
+            )
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             raise ConfigError(
                 f"epsilon_high is {self.epsilon_high}; with loss_type 'cispo' it is the largest weight of a "

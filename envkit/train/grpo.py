@@ -16,7 +16,7 @@ from typing import NamedTuple, final
 import torch
 from torch import Tensor
 
-from envkit.errors import ContractError, TrainingError
+from envkit.errors import ContractError, StoreError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.store import Journal
 from envkit.train import checkpoint
@@ -181,9 +181,9 @@ class Trainer(ABC):
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
         """Take at most as many steps as are left, until ``took`` says of one that it shall be the last."""
 
-    def resume(self, step: int | None = None) -> bool:
-        """Go on from the newest whole checkpoint, or from that of a step, if there is one."""
-        state = self.store.load(self._policy, self._optimizer, step)
+    def resume(self) -> bool:
+        """Go on from the newest whole checkpoint, if there is one."""
+        state = self.store.load(self._policy, self._optimizer)
         if state is None:
             return False
         self.step, self.alarm = int(state["step"]), str(state.get("alarm", ""))
@@ -211,6 +211,11 @@ class Trainer(ABC):
         if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
             self.save()
         return wanted
+
+    def stop(self, reason: str) -> None:
+        """Take no more steps."""
+        self.alarm = reason
+        self.save()
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -280,19 +285,30 @@ class GRPOTrainer(Trainer):
 
 
 def resume_together(trainers: Sequence[Trainer]) -> None:
-    """Go on from the newest step that all have saved; whoever an alarm has ended stays there."""
+    """Go on from the newest step that all have saved; whoever an alarm has ended stays there.
+
+    What only some have saved beyond it is discarded: it will be done again.
+
+    Raises:
+        StoreError: all have checkpoints, and none is of a step that all have.
+    """
     ended = [trainer for trainer in trainers if trainer.store.alarm()]
     for trainer in ended:
         trainer.resume()
     left = [trainer for trainer in trainers if trainer not in ended]
-    common = set[int].intersection(*({*trainer.store.steps()} for trainer in left)) if left else set[int]()
-    if common:
-        for trainer in left:
-            trainer.resume(max(common))
+    saved = [{*trainer.store.steps()} for trainer in left]
+    common = set[int].intersection(*saved) if saved else set[int]()
+    if saved and all(saved) and not common:
+        raise StoreError(f"the checkpoints of {len(saved)} seeds are of no common step: {saved}")
+    for trainer in left:
+        trainer.store.discard_after(max(common, default=0))
+        trainer.resume()
 
 
 def train_together(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMetrics], bool]) -> None:
     """Train several adapters of one base at once: what all of them sample is one batch, step by step.
+
+    One whose step fails is ended by an alarm; the others go on.
 
     Args:
         trainers: see `play_together`; all have come equally far, but for those that an alarm has ended.
@@ -308,11 +324,19 @@ def train_together(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMe
     wanted = True
     while wanted and (left := [trainer for trainer in trainers if not trainer.is_done()]):
         played = play_together([trainer.practice for trainer in left], left[0].step)
-        learned = [trainer.learn(own) for trainer, own in zip(left, played, strict=True)]
-        answers = [go_on(trainers.index(each), m) for each, m in zip(left, learned, strict=True)]
-        wanted = all(answers)
-        for trainer, metrics in zip(left, learned, strict=True):
+        learned: list[tuple[GRPOTrainer, StepMetrics]] = []
+        for trainer, own in zip(left, played, strict=True):
+            try:
+                learned.append((trainer, trainer.learn(own)))
+            except TrainingError as error:
+                trainer.stop(str(error))
+        wanted = all([go_on(trainers.index(trainer), metrics) for trainer, metrics in learned])
+        for trainer, metrics in learned:
             trainer.took(metrics, wanted)
+        if any(trainer.alarm for trainer in left):
+            # From here on the batches are others: whoever goes on must not have to do an earlier one again.
+            for trainer, _ in learned:
+                trainer.save()
 
 
 def _alarm(metrics: StepMetrics, config: TrainConfig) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Packed
+from envkit.engine.attention import Packed, rows_of
 from envkit.train.config import TrainConfig
 from envkit.train.packing import Batch
 
@@ -52,19 +52,20 @@ class LossTerms:
 def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
 
-    Logits are computed only where they predict a trained token, once for all that are predicted there: the
+    Logits are computed only where they predict a trained token, once for all rows that have it there: the
     vocabulary projection is a fifth of a small model's work.
     """
-    hidden_UE = model.get_decoder()(
+    hidden_SE = model.get_decoder()(
         input_ids=batch.ids_1S,
         position_ids=batch.positions_1S,
         use_cache=False,
         layout=Packed(batch.prompt, batch.paths),
-    ).last_hidden_state[0, batch.sources_U]
-    logits_UV = model.get_output_embeddings()(hidden_UE).float()
+    ).last_hidden_state[0]
+    logits_KV = model.get_output_embeddings()(rows_of(hidden_SE, batch.sources_K)).float()
     if temperature != 1:
-        logits_UV = logits_UV / temperature
-    return torch.log_softmax(logits_UV, dim=-1)[batch.which_N, batch.targets_N]
+        logits_KV = logits_KV / temperature
+    new_K1 = torch.log_softmax(logits_KV, dim=-1).gather(1, batch.targets_K[:, None])
+    return rows_of(new_K1, batch.which_N)[:, 0]
 
 
 def policy_loss(

@@ -41,16 +41,16 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """One packed forward pass. S tokens, N trained tokens of R rows, predicted at U places.
+    """One packed forward pass. S tokens, N trained tokens of R rows, K distinct ones among them.
 
     Args:
         ids_1S: token ids.
         positions_1S: how many tokens each one sees before it.
         prompt: tokens of the prompt, which come first.
         paths: places in S, one list for each way through the tree; see `envkit.engine.attention.Packed`.
-        sources_U: places in S whose hidden states predict trained tokens.
-        which_N: which of those predicts each trained token.
-        targets_N: the trained token's id.
+        sources_K: places in S whose hidden states predict trained tokens.
+        targets_K: the ids of those tokens.
+        which_N: which of those each trained token is.
         old_logprobs_N: its log-probability when it was sampled.
         advantages_N: its advantage.
         rows_N: its row.
@@ -61,9 +61,9 @@ class Batch:
     positions_1S: Tensor
     prompt: int
     paths: Sequence[Sequence[int]]
-    sources_U: Tensor
+    sources_K: Tensor
+    targets_K: Tensor
     which_N: Tensor
-    targets_N: Tensor
     old_logprobs_N: Tensor
     advantages_N: Tensor
     rows_N: Tensor
@@ -104,14 +104,20 @@ def row_of(trajectory: Trajectory, advantages: Sequence[float]) -> Row:
 
 
 def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
-    """Split rows so that each part, packed, stays within ``max_tokens``; one row at the least."""
+    """Split rows so that each part, packed, stays within ``max_tokens``; one row at the least.
+
+    Attention reads every row in full, up to four times as many tokens: it keeps a quarter as much of each.
+    """
     chunk: list[Row] = []
     tree = _Tree(prompt)
+    longest = 0
     # Of like length, for they are padded to one in attention; then those that begin alike.
     for row in sorted(rows, key=lambda row: (-len(row.ids).bit_length(), row.ids)):
-        if chunk and len(tree.ids) + tree.missing(row) > max_tokens:
+        longest = max(longest, len(row.ids))
+        read = (len(chunk) + 1) * longest
+        if chunk and (len(tree.ids) + tree.missing(row) > max_tokens or read > 4 * max_tokens):
             yield chunk
-            chunk, tree = [], _Tree(prompt)
+            chunk, tree, longest = [], _Tree(prompt), len(row.ids)
         chunk.append(row)
         tree.add(row)
     if chunk:
@@ -121,29 +127,27 @@ def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Itera
 def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
     """Lay out the prompt, and behind it what the rows add."""
     tree = _Tree(prompt)
-    sources: list[int] = []
-    tokens: list[int] = []
+    number_of: dict[tuple[int, int], int] = {}  # by place and the id that is predicted there
+    which: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
     owners: list[int] = []
-    for number, row in enumerate(rows):
+    for owner, row in enumerate(rows):
         for index, source in enumerate(tree.add(row)):
             if row.trained[index]:
-                sources.append(source)
-                tokens.append(row.ids[index])
+                which.append(number_of.setdefault((source, row.ids[index]), len(number_of)))
                 old.append(row.logprobs[index])
                 advantages.append(row.advantages[index])
-                owners.append(number)
-    distinct = sorted({*sources})
-    number_of = {source: number for number, source in enumerate(distinct)}
+                owners.append(owner)
+    distinct = torch.tensor([*number_of], dtype=torch.long).view(-1, 2)
     return Batch(
         ids_1S=torch.tensor(tree.ids)[None],
         positions_1S=torch.tensor(tree.positions)[None],
         prompt=len(prompt),
         paths=tree.paths(),
-        sources_U=torch.tensor(distinct),
-        which_N=torch.tensor([number_of[source] for source in sources]),
-        targets_N=torch.tensor(tokens),
+        sources_K=distinct[:, 0],
+        targets_K=distinct[:, 1],
+        which_N=torch.tensor(which, dtype=torch.long),
         old_logprobs_N=torch.tensor(old),
         advantages_N=torch.tensor(advantages, dtype=torch.float32),
         rows_N=torch.tensor(owners),

@@ -21,7 +21,12 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class Played:
-    """The episodes of one step, group by group, and what they say before anything is learned."""
+    """The episodes of one step, and what they say before anything is learned.
+
+    Args:
+        groups: group by group.
+        seconds: wall time, or its share of the wall time of all that were played together.
+    """
 
     groups: list[list[Trajectory]]
     seconds: float
@@ -124,7 +129,7 @@ def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
     keys = [key for hand in hands for key in hand]
     played = iter(first.rollouts.play(agent, keys, held_out=is_asked))
     engine.forget()  # episodes that ended before their last turn
-    seconds = time.monotonic() - started
+    seconds = (time.monotonic() - started) / len(practices)
     taken: list[Played] = []
     for each, hand in zip(practices, hands, strict=True):
         taken.append(each.take([*itertools.islice(played, len(hand))], seconds))

@@ -41,8 +41,6 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
     """
     if config.importance_sampling_mode != "none":
         raise ConfigError("importance_sampling_mode: TRL corrects vLLM only; leave it at 'none' with TRL")
-    if config.max_context_length:
-        raise ConfigError("max_context_length: an episode that forgets is no one row for TRL; leave it at 0")
     return {
         "output_dir": folder,
         "max_steps": steps,

@@ -147,9 +147,8 @@ def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[st
 def seen_in(batch: Batch, token: int) -> set[tuple[int, ...]]:
     """All that is seen where this token is predicted."""
     found: set[tuple[int, ...]] = set()
-    for which, target in zip(batch.which_N.tolist(), batch.targets_N.tolist(), strict=True):
+    for place, target in zip(batch.sources_K.tolist(), batch.targets_K.tolist(), strict=True):
         if target == token:
-            place = int(batch.sources_U[which])
             ways = [[*range(batch.prompt), *path] for path in batch.paths]
             [way] = {tuple(way[: way.index(place) + 1]) for way in ways if place in way}
             found.add(tuple(batch.ids_1S[0, list(way)].tolist()))

@@ -12,10 +12,7 @@ Nothing here has a bar. Gradients are checked by `train.py`. ``ONLY`` and ``DTYP
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -25,7 +22,7 @@ sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
 from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapting
 from train_learn import learning
-from train_shared import ROUNDS, dtype
+from train_shared import ROUNDS, asked, dtype
 from train_steps import turning
 
 from envkit.models import DEFAULT_MODEL
@@ -56,12 +53,7 @@ RATIOS: Final = {
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    only = os.environ.get("ONLY", "")
-    chosen = {name: opened for name, opened in OPERATIONS.items() if name.startswith(only)}
-    if not chosen:
-        raise SystemExit(f"ONLY is {only!r}; operations are: {', '.join(OPERATIONS)}")
+    chosen = asked(OPERATIONS)
     facts = {"commit": commit(), "model": DEFAULT_MODEL, "dtype": dtype(), "threads": use_threads()}
     compare_each("growth", chosen, RATIOS, ROUNDS, facts)
 

@@ -22,10 +22,7 @@ as they were and say when each was measured. Exits 1 if a bar is missed.
 from __future__ import annotations
 
 import functools
-import logging
-import os
 import sys
-import warnings
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
@@ -37,7 +34,7 @@ from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapting
 from train_generate import VLLM_PYTHON, generating, starting
 from train_learn import learning
-from train_shared import GROUP, NEW, ROUNDS, dtype
+from train_shared import GROUP, NEW, ROUNDS, asked, dtype
 from train_steps import stepping, turning
 
 from envkit.models import DEFAULT_MODEL
@@ -90,12 +87,7 @@ TOKENS: Final = {
 
 
 def main() -> None:
-    warnings.simplefilter("ignore")
-    logging.disable(logging.WARNING)
-    only = os.environ.get("ONLY", "")
-    chosen = {name: opened for name, opened in OPERATIONS.items() if name.startswith(only)}
-    if not chosen:
-        raise SystemExit(f"ONLY is {only!r}; operations are: {', '.join(OPERATIONS)}")
+    chosen = asked(OPERATIONS)
     if not VLLM_PYTHON.exists():
         print("vLLM is not measured: make test-vllm would install it")
     threads = use_threads()

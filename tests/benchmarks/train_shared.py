@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
+import warnings
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
 import tiny
 import torch
+from side_by_side import Operation
 
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
@@ -26,6 +30,21 @@ NEW, GROUP = 64, 16
 def dtype() -> str:
     """Of all weights but an adapter's; what training would choose here, unless ``DTYPE`` names another."""
     return os.environ.get("DTYPE") or faster_dtype()
+
+
+def asked(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
+    """Those that ``ONLY`` names; what libraries warn of while they are timed is not said.
+
+    Raises:
+        SystemExit: it names none.
+    """
+    warnings.simplefilter("ignore")
+    logging.disable(logging.WARNING)
+    only = os.environ.get("ONLY", "")
+    chosen = {name: opened for name, opened in operations.items() if name.startswith(only)}
+    if not chosen:
+        raise SystemExit(f"ONLY is {only!r}; operations are: {', '.join(operations)}")
+    return chosen
 
 
 def expect(found: int, wanted: int) -> None:

@@ -71,3 +71,31 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
     owners = [3, 3]
     for weights in step():
         assert seen(weights) == [*range(5), *(longest + budget * 3 + at for at in range(3))]
+
+
+def test_equal_gradients_have_equal_bits_however_many_threads_add_them_up() -> None:
+    shared, own, rows = 30, 12, 8
+    prompt = 20
+    first = prompt + shared
+    paths = [
+        [*range(prompt, first), *range(first + row * own, first + (row + 1) * own)] for row in range(rows)
+    ]
+    total = first + rows * own
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn(1, heads, total, 64, generator=generator) for heads in (9, 3, 3)]
+    weight = torch.randn(1, total, 9, 64, generator=generator)
+    layout, threads = Packed(prompt, paths), torch.get_num_threads()
+
+    def gradients() -> list[Tensor]:
+        leaves = [part.clone().requires_grad_() for part in parts]
+        (layout.attend(0, *leaves, 0.125) * weight).sum().backward()
+        return [leaf.grad for leaf in leaves if leaf.grad is not None]
+
+    torch.set_num_threads(4)
+    try:
+        expected = gradients()
+        assert len(expected) == 3
+        for _ in range(30):
+            assert all(torch.equal(a, b) for a, b in zip(gradients(), expected, strict=True))
+    finally:
+        torch.set_num_threads(threads)

@@ -11,11 +11,13 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
+from envkit.bench.board import make_board
 from envkit.bench.episodes import Episodes
 from envkit.bench.report import load_report, load_reports
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import ConfigError, StoreError
+from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import before_after, seeds
@@ -88,6 +90,9 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [data.run for data in load_reports(run.path)] == [f"{run.id}/seed-{seed}" for seed in SEEDS]
     journals = {entry.journal for entry in Episodes(run).refresh()}
     assert {"seed-3/episodes", "seed-8/episodes", "seed-8/eval-SFT+RL"} <= journals
+    [section] = make_board(load_reports(run.path), load_prices(), "cpu-2-cores").sections
+    assert [row.name for row in section.rows].count("base") == 1
+    assert len([row for row in section.rows if row.name.startswith("SFT+RL · ")]) == 2
     assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0
 
 

@@ -40,6 +40,7 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
+        ({"backend": "trl", "max_context_length": 512}, "max_context_length is 512; with backend 'trl'"),
         ({"importance_sampling_mode": "mask"}, "importance_sampling_mode is 'mask'; expected one of: none, "),
         ({"importance_sampling_clip_max": 0.0}, "importance_sampling_clip_max is 0.0; it must be positive"),
         ({"loss_type": "cispo"}, "epsilon_high is None; with loss_type 'cispo' it is the largest weight"),

@@ -14,13 +14,14 @@ import tiny
 import torch
 
 from envkit.engine.protocol import Request, Sampling
-from envkit.errors import TrainingError
+from envkit.errors import StoreError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
+from envkit.train.practice import Played
 
 CONFIG = TrainConfig(
     max_turns=2,
@@ -145,6 +146,34 @@ def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> Non
     again = make(tmp_path)
     resume_together(again)
     assert [trainer.step for trainer in again] == [0, 0, 0]
+
+
+def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path) -> None:
+    train(make(tmp_path))
+    shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000004")
+    again = make(tmp_path)
+    resume_together(again)
+    assert [trainer.store.steps()[-1] for trainer in again] == [3, 3, 3]
+    checkpoints = tmp_path / "6" / "checkpoints"
+    (checkpoints / "step-000003").rename(checkpoints / "step-000001")
+    with pytest.raises(StoreError, match="the checkpoints of 3 seeds are of no common step"):
+        resume_together(make(tmp_path))
+
+
+def test_one_whose_step_fails_is_ended_and_the_others_go_on(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = make(tmp_path)
+    learn = GRPOTrainer.learn
+
+    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+        if trainer is trainers[1] and trainer.step == 2:
+            raise TrainingError("the gradient is not finite")
+        return learn(trainer, played)
+
+    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
+    assert trainers[1].alarm == "the gradient is not finite"
 
 
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:

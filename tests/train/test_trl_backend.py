@@ -135,5 +135,3 @@ def test_voids_carry_no_gradient_and_break_nothing(
 def test_what_trl_cannot_do_is_refused() -> None:
     with pytest.raises(ConfigError, match="importance_sampling_mode: TRL corrects vLLM only"):
         settings(dataclasses.replace(CONFIG, importance_sampling_mode="token_mask"), "x", 1)
-    with pytest.raises(ConfigError, match="max_context_length: an episode that forgets"):
-        settings(dataclasses.replace(CONFIG, max_context_length=512), "x", 1)
