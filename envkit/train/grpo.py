@@ -213,8 +213,9 @@ class Trainer(ABC):
         return wanted
 
     def stop(self, reason: str) -> None:
-        """Take no more steps."""
+        """Take no more steps, and say why in the checkpoint of the present one."""
         self.alarm = reason
+        self.store.discard_after(self.step - 1)  # it may have been saved without
         self.save()
 
     def save(self) -> None:

@@ -174,14 +174,15 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     monkeypatch.setattr(GRPOTrainer, "learn", failing)
     assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
     assert trainers[1].alarm == "the gradient is not finite"
+    again = make(tmp_path)
+    resume_together(again)
+    assert [(one.step, one.alarm) for one in again] == [(4, ""), (2, "the gradient is not finite"), (4, "")]
 
 
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
     trainers = make(tmp_path)
     train_together(trainers, lambda _, metrics: metrics.step < 2)
-    trainers[1].alarm = "collapsed"
-    shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000002")
-    trainers[1].save()
+    trainers[1].stop("collapsed")
     metrics = train(trainers)
     assert [[one.step for one in own] for own in metrics] == [[3, 4], [], [3, 4]]
     again = make(tmp_path)
