@@ -303,6 +303,11 @@ class BeforeAfter:
         """Take over what another seed's run has played that depends on no seed."""
         for own, theirs in zip(self._exams, other._exams, strict=True):
             own.adopt(theirs)
+        if self._is_warm() or self._run.records("difficulty"):
+            return
+        with self._run.journal("difficulty") as journal:  # of the untouched model, the same for all
+            for record in other._run.records("difficulty"):
+                journal.append(record)
 
     def _is_warm(self) -> bool:
         return self._plan.train.sft_examples > 0

@@ -16,22 +16,27 @@ from envkit.train.policy import Policy
 def solve_rates(
     policy: Policy, shown: Sequence[Demonstration], temperature: float, max_completion_length: int
 ) -> Iterator[float]:
-    """The chance that the policy gives exactly the right answer, one forward pass each.
+    """The chance that the policy's answer begins with exactly the right one, one forward pass each.
 
-    A lower bound of the solve rate, since other answers may be right too, and for small repairs a close
-    one: over 100 tasks it correlated with the rate of 16 episodes at 0.89. It costs about a tenth of them.
+    For small repairs it goes with the solve rate: over 100 tasks it correlated with the rate of 16 episodes
+    at 0.89 after a warm start. It costs about a tenth of them. What follows the right answer is left open,
+    for an untrained model hardly ever ends there: over 71 tasks, its chance of giving nothing else correlated
+    at 0.33 with the rate, and this one at 0.57.
 
     Args:
         policy: as it is now.
         shown: right answers.
         temperature: of sampling, > 0.
-        max_completion_length: tokens per turn; what does not fit into them is never given.
+        max_completion_length: tokens per turn; an answer that does not fit into them is never given.
 
     Yields:
         One chance in [0, 1] per answer, in order.
     """
     for one in shown:
-        prompt, ids = policy.renderer.first(one.system, one.observation), policy.renderer.answer(one.answer)
+        prompt, ids = (
+            policy.renderer.first(one.system, one.observation),
+            policy.renderer.answer(one.answer)[:-1],
+        )
         if len(ids) > max_completion_length:
             yield 0.0
             continue

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from scipy.special import expit, logit
 
 from envkit.errors import TrainingError
 from envkit.train.curriculum import Curriculum
@@ -102,10 +103,72 @@ def test_an_operators_results_move_tasks_not_tried_yet() -> None:
 
 def test_an_estimate_stands_until_results_speak() -> None:
     curriculum = Curriculum(tasks(3), 0, {"t0": 0.5, "t1": 0.01})
-    assert curriculum.rates()[:2].tolist() == [0.5, 0.01]
+    assert curriculum.rates()[:2] == pytest.approx([0.5, 0.01])
     assert curriculum.rates()[2] == pytest.approx(1 / 3)
     curriculum.record(0, "t1", 8, 8)
     assert curriculum.rates()[1] > 0.5
+
+
+def estimated(count: int = 200) -> tuple[list[Task], dict[str, float]]:
+    """Tasks with estimates between 1e-6 and 0.1, shuffled."""
+    estimates = np.random.default_rng(0).permutation(np.logspace(-6, -1, count))
+    return tasks(count), {f"t{i}": float(rate) for i, rate in enumerate(estimates)}
+
+
+@pytest.mark.parametrize("slope", [0.6, 1.0])
+def test_estimates_follow_a_policy_that_has_become_better(slope: float) -> None:
+    some, estimates = estimated()
+    now = {task: float(expit(6 + slope * logit(rate))) for task, rate in estimates.items()}
+    curriculum, rng, met = Curriculum(some, 0, estimates), np.random.default_rng(1), set[str]()
+    apart = np.abs(curriculum.rates() - [*now.values()]).mean()
+    for step in range(12):
+        for task in curriculum.pick(step, 8):
+            curriculum.record(step, task, int(rng.binomial(16, now[task])), 16)
+            met.add(task)
+    left = [i for i, task in enumerate(some) if task.id not in met]
+    assert len(left) > 50
+    wrong = np.abs(curriculum.rates() - [*now.values()])[left]
+    assert wrong.mean() < 0.25 * apart
+    # and so it looks next where groups are mixed, which is half of the tasks or less
+    later = [now[task] for step in range(12, 20) for task in curriculum.pick(step, 8)]
+    assert np.mean([0.05 < rate < 0.95 for rate in later]) > 0.75
+
+
+def test_what_is_known_by_heart_does_not_move_estimates() -> None:
+    some, estimates = estimated(20)
+    curriculum = Curriculum(some, 0, estimates)
+    curriculum.record(0, "t0", 0, 16)
+    rates = curriculum.rates()[1:]
+    for step in range(1, 20):
+        curriculum.record(step, "t0", 16, 16)
+    assert (curriculum.rates()[1:] == rates).all()
+
+
+def test_one_environments_results_do_not_move_anothers_estimates() -> None:
+    some, estimates = estimated(20)
+    owned = [
+        replace(task, metadata={"environment": "first" if i < 10 else "second"})
+        for i, task in enumerate(some)
+    ]
+    curriculum = Curriculum(owned, 0, estimates)
+    before = curriculum.rates()
+    curriculum.record(0, "t0", 16, 16)
+    after = curriculum.rates()
+    assert (after[1:10] > before[1:10]).all()
+    assert (after[10:] == before[10:]).all()
+
+
+def test_moved_estimates_keep_their_order_and_the_hopeless_stays_so() -> None:
+    some, estimates = estimated(40)
+    by_rate = sorted(estimates, key=lambda task: estimates[task])
+    curriculum = Curriculum([*some, Task("none", "train", "", {}, {})], 0, {**estimates, "none": 0.0})
+    for step, task in enumerate(by_rate[:30]):  # the easier it was thought to be, the less it is solved
+        curriculum.record(step, task, 16 if step < 15 else 0, 16)
+    rates = dict(zip([*estimates, "none"], curriculum.rates(), strict=True))
+    left = [rates[task] for task in by_rate[30:]]
+    assert left == sorted(left)
+    assert len(set(left)) == len(left)
+    assert rates["none"] == 0
 
 
 def test_tasks_of_middling_difficulty_come_first() -> None:
@@ -138,10 +201,11 @@ def test_a_group_of_voids_counts_as_a_visit_only() -> None:
 
 
 def test_the_state_goes_through_json_exactly() -> None:
-    straight, first = (Curriculum(tasks(60), 7) for _ in range(2))
+    estimates = {f"t{i}": 0.001 * (i + 1) for i in range(40)}
+    straight, first = (Curriculum(tasks(60), 7, estimates) for _ in range(2))
     run(straight, range(20), SOLVED)
     run(first, range(9), SOLVED)
-    second = Curriculum(tasks(60), 7)
+    second = Curriculum(tasks(60), 7, estimates)
     second.restore(json.loads(json.dumps(first.state())))
     run(second, range(9, 20), SOLVED)
     assert second.state() == straight.state()

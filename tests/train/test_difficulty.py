@@ -1,4 +1,4 @@
-"""Estimated solve rates are the chance of drawing exactly the right answer."""
+"""Estimated solve rates are the chance of beginning with exactly the right answer."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def test_the_rate_is_the_product_of_the_tokens_probabilities(ref: ModelRef, temp
     rates = solve_rates(policy, shown, temperature, 20)
     for rate, one in zip(rates, shown, strict=True):
         prompt = policy.renderer.first(one.system, one.observation)
-        ids = policy.renderer.answer(one.answer)
+        *ids, _ = policy.renderer.answer(one.answer)  # it may go on
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
         chosen = torch.log_softmax(logits / temperature, -1).gather(1, torch.tensor(ids)[:, None])
@@ -30,6 +30,6 @@ def test_the_rate_is_the_product_of_the_tokens_probabilities(ref: ModelRef, temp
 
 def test_what_does_not_fit_is_never_given(ref: ModelRef) -> None:
     policy = tiny.policy(ref)
-    shown, length = [Demonstration("Speak.", "Say it.", "a b c")], len(policy.renderer.answer("a b c"))
+    shown, length = [Demonstration("Speak.", "Say it.", "a b c")], len(policy.renderer.answer("a b c")) - 1
     for room, possible in ((length, True), (length - 1, False)):
         assert [rate > 0 for rate in solve_rates(policy, shown, 1.0, room)] == [possible]
