@@ -28,11 +28,13 @@ class Curriculum:
     called nine tasks in ten hopeless that it could soon learn from, and unmoved they sent it back to the few
     that it knew by heart.
 
-    A task's weight is p (1 - p), the variance of one reward and so the expected size of the signal
-    (arXiv:2502.12272), divided by the square of one more than the visits to tasks of its source:
-    what was seen before is soon earned by recall. In a run that did not look at sources, revisits came to
-    earn 0.85 while held-out functions gained 2 points in 100. Environments take turns, lest the one that is
-    easier at first has all visits. Picking is a function of (seed, step) and of the results so far.
+    A task's weight is the square of p (1 - p), the variance of one reward and so the expected size of the
+    signal (arXiv:2502.12272), divided by one more than the visits to tasks of its source. Squared, for the
+    nearly hopeless are many, and in plain proportion all of them together would be picked more often than
+    those that teach. Divided, for what was seen before is soon earned by recall: in a run that did not look at
+    sources, revisits came to earn 0.85 while held-out functions gained 2 points in 100. Environments take
+    turns, lest the one that is easier at first has all visits. Picking is a function of (seed, step) and of
+    the results so far.
 
     Args:
         tasks: the training tasks; ``metadata["environment"]`` names whose they are, where there are several.
@@ -89,7 +91,7 @@ class Curriculum:
         rate = self.rates()
         tired = np.where(step - self._last > self._rest, 1.0, 1e-6)[self._source_of]
         seen = 1 + self._visits[self._source_of]
-        weight = tired * rate * (1 - rate) / seen**2 + 1e-12
+        weight = tired * (rate * (1 - rate) / seen) ** 2
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen: list[int] = []
         left = np.ones(len(self._ids), dtype=bool)
