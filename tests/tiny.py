@@ -74,14 +74,14 @@ def engine(ref: ModelRef, stop_ids: Sequence[int] = (), max_rows: int = 128) -> 
     return TorchEngine(plain(ref), stop_ids, max_rows)
 
 
-def policy(ref: ModelRef, *, seed: int = 0, shaken: float = 0.0) -> Policy:
+def policy(ref: ModelRef, *, seed: int = 0, shaken: float = 0.0, device: str = "cpu") -> Policy:
     """A policy whose adapter is new, or shaken by random weights so that it does something."""
-    made = Policy(ref, lora_r=4, lora_alpha=8, seed=seed)
+    made = Policy(ref, lora_r=4, lora_alpha=8, seed=seed, device=device)
     if shaken:
         torch.manual_seed(seed + 1)
         with torch.no_grad():
             for parameter in made.trainable():
-                parameter.add_(torch.randn_like(parameter) * shaken)
+                parameter.add_((torch.randn(parameter.shape) * shaken).to(parameter))
     return made
 
 

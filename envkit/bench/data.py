@@ -171,12 +171,21 @@ class Example:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the run took place. ``dtype`` is the model's, ``threads`` the compute threads used."""
+    """Where the run took place.
+
+    Args:
+        cpu: its name.
+        cores: that the run might use.
+        threads: of computing.
+        dtype: the model's.
+        card: name of the GPU that the model was on, if it was on one.
+    """
 
     cpu: str
     cores: int
     threads: int
     dtype: str
+    card: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -195,7 +195,7 @@ def _warnings(board: Board) -> list[str]:
                 found.append(f"{environment}: {row.name} was not measured on {short} of the tasks.")
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.arm.origin.kind == "local"}
-        if len({(machine.cpu, machine.cores) for machine in machines}) > 1:
+        if len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1:
             found.append(
                 f"{environment}: rows ran on different machines, and all pay for hours of {board.machine}; "
                 "make a board of each, with its own --machine."

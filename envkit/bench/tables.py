@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envkit.bench.data import ReportData, Scalar, TrainPoint
+from envkit.bench.data import Machine, ReportData, Scalar, TrainPoint
 from envkit.bench.stats import LEVEL
 from envkit.bench.summary import ArmSummary, DifferenceSummary, OperatorSummary, Summary
 from envkit.bench.words import MINUS, NONE, bounds, number, percent, points
@@ -134,7 +134,6 @@ def phases(data: ReportData) -> Table:
 
 def facts(data: ReportData) -> Table:
     """What was run, on what."""
-    machine = data.machine
     rows = (
         ("Run", data.run),
         ("Created", data.created),
@@ -143,9 +142,14 @@ def facts(data: ReportData) -> Table:
         ("Model", data.model),
         ("Model digest", data.model_digest),
         ("Held-out tasks digest", data.heldout_digest),
-        ("Machine", f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.dtype}"),
+        ("Machine", _described(data.machine)),
     )
     return Table("What was run", ("Fact", "Value"), rows, text_columns=2)
+
+
+def _described(machine: Machine) -> str:
+    card = f", {machine.card}" if machine.card else ""
+    return f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.dtype}{card}"
 
 
 def config(data: ReportData) -> Table:

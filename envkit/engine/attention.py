@@ -244,23 +244,26 @@ class Packed:
         prompt: P.
         paths: places in S of each path's tokens, from the first behind the prompt on; each place is in at
             least one of them.
+        device: where the tokens are.
     """
 
-    def __init__(self, prompt: int, paths: Sequence[Sequence[int]]) -> None:
+    def __init__(
+        self, prompt: int, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu"
+    ) -> None:
         self._prompt, self._rows = prompt, len(paths)
         longest = max(map(len, paths), default=0)
         # Padding repeats the first token: it lies to the right of every real one, who never look there.
         padded = [[*path, *[path[0]] * (longest - len(path))] for path in paths]
-        self._index_RC = torch.tensor(padded, dtype=torch.long).view(self._rows, longest)
+        self._index_RC = torch.tensor(padded, dtype=torch.long, device=device).view(self._rows, longest)
         # Of a token that several paths share, any one has the output.
         slots = {
             place: row * longest + offset
             for row, path in enumerate(paths)
             for offset, place in enumerate(path)
         }
-        self._slots = torch.tensor([slots[place] for place in sorted(slots)], dtype=torch.long)
-        causal_CC = torch.ones(longest, longest, dtype=torch.bool).tril()
-        self._mask = torch.cat([torch.ones(longest, prompt, dtype=torch.bool), causal_CC], dim=1)
+        in_order = [slots[place] for place in sorted(slots)]
+        self._slots = torch.tensor(in_order, dtype=torch.long, device=device)
+        self._mask = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device).tril(prompt)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         rows, prompt = self._rows, self._prompt

@@ -41,7 +41,9 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tupl
         _require_finite(chosen_R)
         return token_R1[:, 0], chosen_R.log()
     probs_RV = _truncated(torch.softmax(logits_RV / sampling.temperature, dim=-1), sampling)
-    cdf_RV = probs_RV.cumsum(dim=-1)
+    # A card adds up in pieces, whose rounding in float32 could make the sum go down on the way.
+    exact = None if probs_RV.device.type == "cpu" else torch.float64
+    cdf_RV = probs_RV.cumsum(dim=-1, dtype=exact)
     _require_finite(cdf_RV[:, -1])
     # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches the
     # target has a probability above 0, even where the target is rounded up to the sum.

@@ -22,7 +22,6 @@ from envkit.bench.data import (
     LossPoint,
     Machine,
     Origin,
-    Phase,
     ReportData,
     Scalar,
     TrainPoint,
@@ -36,6 +35,7 @@ from envkit.mining.taskfile import digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
+from envkit.studies.spent import Stopwatch, phases
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 
@@ -80,18 +80,18 @@ class Arms:
         done = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
         self._display.phase(f"evaluate {arm}", len(wanted))
         started = time.monotonic()
+        with Stopwatch(self._run, f"evaluate {arm}") as watch, self._run.journal(f"eval-{arm}") as journal:
 
-        def progress(count: int, total: int, solved: int) -> bool:
-            speed = (count - len(done)) / (time.monotonic() - started)
-            self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
-            return self._go_on()
+            def progress(count: int, total: int, solved: int) -> bool:
+                watch.lap()
+                speed = (count - len(done)) / (time.monotonic() - started)
+                self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
+                return self._go_on()
 
-        with self._run.journal(f"eval-{arm}") as journal:
             found = evaluate(rollouts, agent, wanted, journal, done, progress)
-        known = {t.key for t in done}
-        steps = [step for t in found if t.key not in known for step in t.steps]
-        tokens = sum(step.turn.usage.completion_tokens for step in steps)
-        took(self._run, f"evaluate {arm}", time.monotonic() - started, tokens)
+            known = {t.key for t in done}
+            steps = [step for t in found if t.key not in known for step in t.steps]
+            watch.lap(sum(step.turn.usage.completion_tokens for step in steps))
         return len(found) == len(wanted)
 
     def arm(
@@ -101,18 +101,6 @@ class Arms:
         found = self.played(name)
         seconds = {EpisodeKey(**r["key"]): float(r["seconds"]) for r in self._run.records(f"eval-{name}")}
         return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
-
-
-def took(run: RunFolder, phase: str, seconds: float, tokens: int = 0) -> None:
-    """Note how long a phase took, in ``phases.jsonl``."""
-    with run.journal("phases") as journal:
-        journal.append({"phase": phase, "seconds": seconds, "tokens": tokens})
-
-
-def training_seconds(run: RunFolder, phases: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:
-    """What a training run has spent so far on making an adapter, in the phases whose names begin so."""
-    found = ((str(record["phase"]), float(record["seconds"])) for record in run.records("phases"))
-    return sum(seconds for phase, seconds in found if phase.startswith(phases))
 
 
 def code_digest(kind: type[Env]) -> str:
@@ -138,14 +126,22 @@ def commit() -> str:
     return f"{envkit.__version__} {found.stdout.strip()}" if inside else envkit.__version__
 
 
-def machine(threads: int, dtype: str) -> Machine:
+def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:
     """This machine, for the manifest."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
         lines = cpuinfo.read_text().splitlines()
         name = next((ln.split(":", 1)[1].strip() for ln in lines if ln.startswith("model name")), name)
-    return Machine(cpu=name, cores=len(os.sched_getaffinity(0)), threads=threads, dtype=dtype)
+    return Machine(
+        name, len(os.sched_getaffinity(0)), threads, dtype, card="" if device == "cpu" else _card()
+    )
+
+
+def _card() -> str:
+    import torch
+
+    return torch.cuda.get_device_name()
 
 
 def publish(
@@ -183,7 +179,7 @@ def publish(
     # A run that was stopped and resumed repeats the steps after its last checkpoint: the last counts.
     trained = training or run
     metrics = {(m["phase"], m["step"]): m for m in trained.records("metrics")}.values()
-    phases = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
+    spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
     played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
     examples = [
         example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
@@ -209,7 +205,7 @@ def publish(
             if m["phase"] == "rl"
         ),
         sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
-        phases=tuple(Phase(p["phase"], p["seconds"], p["tokens"]) for p in phases),
+        phases=phases(spent),
         examples=tuple(examples[:6]),
         config=config,
         warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),

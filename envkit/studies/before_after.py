@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -25,10 +24,11 @@ from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import commit, machine, took, training_seconds
+from envkit.studies.arms import commit, machine
 from envkit.studies.exam import ARMS, Exam
 from envkit.studies.heldout import require_heldout
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
+from envkit.studies.spent import Stopwatch, training_seconds
 from envkit.studies.warm_start import apart, demonstrations, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
@@ -112,7 +112,7 @@ def prepare(
         "commit": commit(),
         "model": config.model,
         "model_digest": ref.digest,
-        "machine": asdict(machine(threads, config.dtype)),
+        "machine": asdict(machine(threads, config.dtype, config.device)),
         "threads": threads,
         "speed": asdict(speed),
     }
@@ -357,18 +357,22 @@ class BeforeAfter:
             load_adapter(self.policy, folder)
             return True
         config = self._plan.train
-        started = time.monotonic()
-        with self._run.journal("metrics") as journal, self._scalars() as scalars:
+        with (
+            Stopwatch(self._run, "SFT warm start") as watch,
+            self._run.journal("metrics") as journal,
+            self._scalars() as scalars,
+        ):
 
             def on_loss(step: int, loss: float) -> bool:
+                watch.lap()
                 journal.append({"phase": "sft", "step": step, "loss": loss})
                 scalars.add("sft", step, {"loss": loss})
                 return self._go_on()
 
             whole = imitate(self.policy, self._imitated, self._backend, config, self._display, on_loss)
-        if whole:  # a resumed run takes what it finds under this name
-            save_adapter(self.policy, folder)
-            took(self._run, "SFT warm start", time.monotonic() - started)
+            if whole:  # a resumed run takes what it finds under this name
+                save_adapter(self.policy, folder)
+                watch.lap()
         return whole
 
     def _estimate(self) -> bool:
@@ -378,20 +382,20 @@ class BeforeAfter:
         total, done = sum(map(len, self._practice.values())), len(known)
         if not config.curriculum_tasks or done == total:
             return True
-        started = time.monotonic()
         self._display.phase("estimate difficulty", total)
-        with self._run.journal("difficulty") as journal:
+        name = "estimate difficulty"
+        with Stopwatch(self._run, name) as watch, self._run.journal("difficulty") as journal:
             for kind, tasks in self._practice.items():
                 left = [task for task in tasks if task.id not in known]
                 shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
                 rates = solve_rates(self.policy, shown, config.temperature, config.max_completion_length)
                 for task, rate in zip(left, rates, strict=True):
                     journal.append({"task": task.id, "rate": rate})
+                    watch.lap()
                     done += 1
                     self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
                     if not self._go_on():
                         return False
-        took(self._run, "estimate difficulty", time.monotonic() - started)
         return True
 
     def _practise(self) -> bool:
@@ -414,29 +418,22 @@ class BeforeAfter:
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         practice = [task for own in self._practice.values() for task in own]
-        tokens, seconds = 0, 0.0
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
             self._scalars() as scalars,
+            Stopwatch(self._run, "reinforcement learning") as watch,
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
             trainer = kind(self.policy, practice, rollouts, config, metrics, episodes, store, estimates)
-            last = time.monotonic()
 
             def go_on(m: StepMetrics) -> bool:
-                nonlocal tokens, seconds, last
-                now = time.monotonic()
-                tokens, seconds, last = tokens + m.completion_tokens, seconds + (now - last) / at_once(), now
+                watch.lap(m.completion_tokens, at_once())
                 scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
                 return self._go_on()
 
-            try:
-                yield trainer, go_on
-            finally:
-                if seconds:
-                    took(self._run, "reinforcement learning", seconds, tokens)
+            yield trainer, go_on

@@ -28,7 +28,7 @@ from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, weights_digest
 from envkit.prices import PriceTable
 from envkit.store import RunFolder
-from envkit.studies.arms import training_seconds
+from envkit.studies.spent import training_seconds
 from envkit.studies.verify import controls
 from envkit.types import Task
 

@@ -72,11 +72,13 @@ def measure(policy: Policy) -> Speed:
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
     ids = tuple(range(300, 300 + _ANSWER))
     row = Row(ids, (True,) * _ANSWER, (0.0,) * _ANSWER, (1.0,) * _ANSWER)
-    batch = pack(prompts[0], [row] * 12)
+    batch = pack(prompts[0], [row] * 12, policy.device)
     settings, size = TrainConfig(), StepSize(12 * _ANSWER, 12)
 
     def learn() -> None:
         policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
+        if policy.device.type != "cpu":
+            torch.accelerator.synchronize()  # what was asked for is done later there
         for parameter in policy.trainable():
             parameter.grad = None
 
@@ -147,9 +149,11 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
+    # A model that was never shown an answer talks on until it is cut off.
+    answer = _ANSWER if config.sft_examples else config.max_completion_length
     # Most groups are mixed, and half of a group's answers are distinct.
-    per_group = _PROMPT / speed.prefill + size * _ANSWER / decode
-    per_group += 0.7 * (_PROMPT + 0.6 * size * _ANSWER) / speed.learn
+    per_group = _PROMPT / speed.prefill + size * answer / decode
+    per_group += 0.7 * (_PROMPT + 0.6 * size * answer) / speed.learn
     groups = max(int(left / per_group), 1)
     per_step = max(config.groups_per_step, round(groups / _MOST_STEPS))
     train = replace(
@@ -164,7 +168,12 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
 
 def on_this_machine(config: TrainConfig) -> TrainConfig:
     """The configuration with what it leaves to the machine filled in."""
-    return replace(config, dtype=faster_dtype()) if config.dtype == "auto" else config
+    if config.dtype != "auto":
+        return config
+    if config.device == "cpu":
+        return replace(config, dtype=faster_dtype())
+    emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
+    return replace(config, dtype="float32" if emulated else "bfloat16")
 
 
 @functools.cache

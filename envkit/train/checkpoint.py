@@ -125,7 +125,7 @@ class CheckpointStore:
         if base != policy.ref.digest:
             raise StoreError(f"{folder} was trained on weights {base[:12]}, not {policy.ref.id}'s")
         load_adapter(policy, folder)
-        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", weights_only=True))
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         return _state(folder)
 
 

@@ -24,6 +24,8 @@ class TrainConfig:
             are not promised to resume to the bit.
         dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             one that this machine multiplies faster. The adapter is float32 always.
+        device: where base and adapter are: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU, whose runs are not
+            promised to resume to the bit. TRL, of which the warm start is made, then asks for a C compiler.
         seed: root of every random draw.
         max_turns: actions per episode.
         lora_r: rank of the adapter on all linear layers.
@@ -69,6 +71,7 @@ class TrainConfig:
     backend: str = "envkit"
     engine: str = "torch"
     dtype: str = "auto"
+    device: str = "cpu"
     seed: int = 0
     max_turns: int = 1
     lora_r: int = 16
@@ -121,6 +124,11 @@ class TrainConfig:
             if getattr(self, field) not in choices:
                 known = ", ".join(choices)
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+        if self.engine == "vllm" and self.device != "cpu":
+            raise ConfigError(
+                f"device is {self.device!r}; with engine 'vllm', which takes a card's memory for itself, "
+                "it must be 'cpu'"
+            )
         if self.backend == "trl" and self.max_context_length:
             raise ConfigError(
                 f"max_context_length is {self.max_context_length}; with backend 'trl', for which an episode "
@@ -147,6 +155,7 @@ _CHOICES = {
     "backend": ("envkit", "trl"),
     "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
+    "device": ("cpu", "cuda"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
     "importance_sampling_level": _LEVELS,
     "importance_sampling_mode": ("none", *(f"{level}_{way}" for level in _LEVELS for way in _WAYS)),

@@ -14,6 +14,8 @@ from envkit.types import Task
 
 #: Estimates that are not 0 are kept this far from 0 and 1, where log-odds end.
 _LEAST = 1e-9
+#: Weight of a source that rests, beside others: less than that of a task with a chance of one in a million.
+_TIRED = 1e-12
 #: How much of a first visit's say each later one leaves it: that of about the last fifty counts.
 _FADES = 0.98
 
@@ -31,8 +33,8 @@ class Curriculum:
     A task's weight is the square of p (1 - p), the variance of one reward and so the expected size of the
     signal (arXiv:2502.12272), divided by one more than the visits to tasks of its source. Squared, for the
     nearly hopeless are many, and in plain proportion all of them together would be picked more often than
-    those that teach. Divided, for what was seen before is soon earned by recall: in a run that did not look at
-    sources, revisits came to earn 0.85 while held-out functions gained 2 points in 100. Environments take
+    those that teach. Divided, for what was seen before is soon earned by recall: in a run that did not look
+    at sources, revisits came to earn 0.85 while held-out functions gained 2 points in 100. Environments take
     turns, lest the one that is easier at first has all visits. Picking is a function of (seed, step) and of
     the results so far.
 
@@ -89,7 +91,7 @@ class Curriculum:
     def pick(self, step: int, count: int) -> list[str]:
         """``count`` distinct task ids for a step, of distinct sources as far as there are as many."""
         rate = self.rates()
-        tired = np.where(step - self._last > self._rest, 1.0, 1e-6)[self._source_of]
+        tired = np.where(step - self._last > self._rest, 1.0, _TIRED)[self._source_of]
         seen = 1 + self._visits[self._source_of]
         weight = tired * (rate * (1 - rate) / seen) ** 2
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
@@ -104,7 +106,7 @@ class Curriculum:
             share = np.where(lane, np.maximum(weight, 1e-300), 0.0)
             i = int(rng.choice(len(self._ids), p=share / share.sum()))
             chosen.append(i)
-            weight[self._source_of == self._source_of[i]] *= 1e-6
+            weight[self._source_of == self._source_of[i]] *= _TIRED
             left[i] = False
         return [self._ids[i] for i in chosen]
 

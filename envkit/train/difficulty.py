@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -42,5 +43,7 @@ def solve_rates(
             continue
         nothing = (0.0,) * len(ids)
         row = Row(ids, (True,) * len(ids), nothing, nothing)
+        batch = pack(prompt, [row], policy.device)
         with torch.no_grad():
-            yield math.exp(float(logprobs(policy.model, pack(prompt, [row]), temperature).sum()))
+            found = float(logprobs(policy.model, batch, temperature).sum())
+        yield max(math.exp(found), sys.float_info.min)  # 0 is for what cannot be given

@@ -253,7 +253,7 @@ class GRPOTrainer(Trainer):
         clipped = trained = 0
         for lesson in taught:
             for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
-                batch = pack(lesson.prompt, chunk)
+                batch = pack(lesson.prompt, chunk, self._policy.device)
                 reference_N = self._reference(batch)
                 new_N = logprobs(self._policy.model, batch, config.temperature)
                 terms = policy_loss(new_N, batch, size, config, reference_N)

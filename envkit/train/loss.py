@@ -59,7 +59,7 @@ def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
         input_ids=batch.ids_1S,
         position_ids=batch.positions_1S,
         use_cache=False,
-        layout=Packed(batch.prompt, batch.paths),
+        layout=Packed(batch.prompt, batch.paths, batch.ids_1S.device),
     ).last_hidden_state[0]
     logits_KV = model.get_output_embeddings()(rows_of(hidden_SE, batch.sources_K)).float()
     if temperature != 1:

@@ -124,8 +124,8 @@ def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Itera
         yield chunk
 
 
-def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
-    """Lay out the prompt, and behind it what the rows add."""
+def pack(prompt: Sequence[int], rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+    """Lay out the prompt, and behind it what the rows add, where the model is."""
     tree = _Tree(prompt)
     number_of: dict[tuple[int, int], int] = {}  # by place and the id that is predicted there
     which: list[int] = []
@@ -139,18 +139,18 @@ def pack(prompt: Sequence[int], rows: Sequence[Row]) -> Batch:
                 old.append(row.logprobs[index])
                 advantages.append(row.advantages[index])
                 owners.append(owner)
-    distinct = torch.tensor([*number_of], dtype=torch.long).view(-1, 2)
+    distinct = torch.tensor([*number_of], dtype=torch.long, device=device).view(-1, 2)
     return Batch(
-        ids_1S=torch.tensor(tree.ids)[None],
-        positions_1S=torch.tensor(tree.positions)[None],
+        ids_1S=torch.tensor(tree.ids, device=device)[None],
+        positions_1S=torch.tensor(tree.positions, device=device)[None],
         prompt=len(prompt),
         paths=tree.paths(),
         sources_K=distinct[:, 0],
         targets_K=distinct[:, 1],
-        which_N=torch.tensor(which, dtype=torch.long),
-        old_logprobs_N=torch.tensor(old),
-        advantages_N=torch.tensor(advantages, dtype=torch.float32),
-        rows_N=torch.tensor(owners),
+        which_N=torch.tensor(which, dtype=torch.long, device=device),
+        old_logprobs_N=torch.tensor(old, device=device),
+        advantages_N=torch.tensor(advantages, dtype=torch.float32, device=device),
+        rows_N=torch.tensor(owners, device=device),
         rows=len(rows),
     )
 

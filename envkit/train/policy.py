@@ -34,12 +34,14 @@ class Policy:
         ref: the base model.
         lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
         dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
+        device: where base and adapter are, ``"cpu"`` or ``"cuda"``.
         engine: who samples, ``"torch"`` or ``"vllm"``.
         seed: of the adapter's initial weights.
         adapter: a saved adapter to start from, instead of a new one.
 
     Raises:
-        ModelError: the folder does not load as a causal language model, or the adapter not on it.
+        ModelError: the folder does not load as a causal language model, or the adapter not on it, or torch
+            finds no such device, or its memory is too small.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class Policy:
         lora_r: int = 16,
         lora_alpha: int = 32,
         dtype: str = "float32",
+        device: str = "cpu",
         engine: str = "torch",
         seed: int = 0,
         adapter: Path | None = None,
@@ -60,7 +63,7 @@ class Policy:
             from transformers.utils import logging
         except ImportError as error:
             raise MissingExtraError(error.name or "peft", "train") from error
-        self.ref = ref
+        self.ref, self.device = ref, _found(device)
         if adapter is not None:
             _require_fit(adapter, ref)
         logging.disable_progress_bar()  # the display shows progress; this would break its lines
@@ -69,6 +72,10 @@ class Policy:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
+        try:
+            base.to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(f"{ref.id} does not fit into the memory of the card ({error})") from error
         self.renderer = ChatRenderer(self.tokenizer)
         stops = [self.renderer.stop_id]
         self.engine: AdapterEngine = (
@@ -82,7 +89,9 @@ class Policy:
         else:
             # PEFT reads a property of transformers' by a name that has been replaced.
             with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, ref):
-                self.model: Any = PeftModel.from_pretrained(sharing(base), str(adapter), is_trainable=True)
+                self.model: Any = PeftModel.from_pretrained(
+                    sharing(base), str(adapter), is_trainable=True, torch_device=str(self.device)
+                )
             self._require_all_of(adapter, "default")
         self.use_layout_attention()
 
@@ -94,6 +103,7 @@ class Policy:
             lora_r=config.lora_r,
             lora_alpha=config.lora_alpha,
             dtype=config.dtype,
+            device=config.device,
             engine=config.engine,
             seed=config.seed,
         )
@@ -126,7 +136,9 @@ class Policy:
         """
         _require_fit(adapter, self.ref)
         with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, self.ref):
-            self.model.load_adapter(str(adapter), adapter_name=name, is_trainable=False)
+            self.model.load_adapter(
+                str(adapter), adapter_name=name, is_trainable=False, torch_device=str(self.device)
+            )
         self._require_all_of(adapter, name)
         self.use_layout_attention()
 
@@ -173,6 +185,20 @@ class Policy:
         """Write the adapter as a PEFT folder, with a note of the weights that it belongs to."""
         self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
         (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
+
+
+def _found(device: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        ModelError: torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"device is 'cuda', but torch {torch.__version__} finds no NVIDIA GPU; install a build of torch "
+            "that fits the driver, or use device 'cpu'"
+        )
+    return torch.device(device)
 
 
 @contextlib.contextmanager

@@ -71,10 +71,11 @@ def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, o
             dataset_kwargs={"skip_prepare_dataset": True},
             max_length=None,
             bf16=False,
-            use_cpu=True,  # where the policy lives
+            use_cpu=policy.device.type == "cpu",
             gradient_checkpointing=False,
             dataloader_pin_memory=False,
         )
+        on_one_device(arguments)
         policy.model.set_attn_implementation("sdpa")
         try:
             trainer = SFTTrainer(
@@ -96,6 +97,11 @@ def _row(policy: Policy, shown: Demonstration) -> dict[str, list[int]]:
     prompt = policy.renderer.first(shown.system, shown.observation)
     answer = policy.renderer.answer(shown.answer)
     return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
+
+
+def on_one_device(arguments: Any) -> None:
+    """Keep a trainer to the policy's device: TRL refuses to begin where it sees several cards."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
 def remove_printer(trainer: Any) -> None:

@@ -22,7 +22,7 @@ from envkit.errors import ConfigError
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import Learned, Lesson, StepMetrics, Trainer, lessons, step_metrics
 from envkit.train.packing import Row
-from envkit.train.sft import remove_printer
+from envkit.train.sft import on_one_device, remove_printer
 
 
 def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
         # The model is in its dtype already, and sampling knows of no autocast.
         "bf16": False,
         "gradient_checkpointing": False,
-        "use_cpu": not torch.cuda.is_available(),
+        "use_cpu": config.device == "cpu",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -110,7 +110,8 @@ class TRLTrainer(Trainer):
                 self.began = time.monotonic()
                 self.drift = self.trained = 0.0
                 size = config.num_generations
-                batch = _padded(self.taught, len(self.played.groups) * size, policy.renderer.stop_id)
+                padded = _padded(self.taught, len(self.played.groups) * size, policy.renderer.stop_id)
+                batch = {name: part.to(policy.device) for name, part in padded.items()}
                 if config.beta:
                     with torch.no_grad(), policy.model.disable_adapter():
                         parts = [self._logprobs(part) for part in _groups(batch, size)]
@@ -144,6 +145,8 @@ class TRLTrainer(Trainer):
                 if "grad_norm" in logs and not took(metrics_of(trainer, logs)):
                     control.should_training_stop = True
 
+        arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))
+        on_one_device(arguments)
         start, slow = self.step, max(config.warmup_steps, 1)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: min((start + step + 1) / slow, 1.0)
@@ -153,7 +156,7 @@ class TRLTrainer(Trainer):
             processing_class=policy.tokenizer,
             reward_funcs=_never,
             train_dataset=Dataset.from_list([{"prompt": ""}] * config.groups_per_step),
-            args=library.GRPOConfig(**settings(config, folder, config.max_steps - start)),
+            args=arguments,
             optimizers=(self._optimizer, schedule),
             callbacks=[Steps()],
         )

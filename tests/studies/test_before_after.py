@@ -298,6 +298,17 @@ def test_what_is_switched_off_stays_off_under_a_budget() -> None:
     assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
 
 
+def test_a_model_that_was_shown_no_answer_is_planned_to_talk_as_long_as_it_may() -> None:
+    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    steps: list[int] = []
+    for examples in (0, 720):
+        for most in (64, 128):
+            config = TrainConfig(sft_examples=examples, max_completion_length=most)
+            steps.append(plan(20, speed, config, 446, 646).train.max_steps)
+    assert steps[0] > 1.5 * steps[1]
+    assert steps[2] == steps[3]
+
+
 def test_a_longer_budget_buys_more_of_everything() -> None:
     speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
     short, long, longest = (plan(minutes, speed, TrainConfig(), 446, 646) for minutes in (5, 60, 240))

@@ -21,7 +21,7 @@ from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import before_after, seeds
-from envkit.studies.arms import training_seconds
+from envkit.studies.spent import training_seconds
 from envkit.train.config import TrainConfig
 from envkit.types import Task
 
@@ -94,6 +94,19 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [row.name for row in section.rows].count("base") == 1
     assert len([row for row in section.rows if row.name.startswith("SFT+RL · ")]) == 2
     assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0
+
+
+def test_without_a_warm_start_difficulty_is_estimated_once(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = start(tmp_path, model, sft_examples=0, curriculum_tasks=3)
+    go_on(run, backend)
+    parts = [RunFolder.open(run.path / f"seed-{seed}") for seed in SEEDS]
+    first, second = ([*part.records("difficulty")] for part in parts)
+    assert len(first) == 3
+    assert first == second
+    spent = [{record["phase"] for record in part.records("phases")} for part in parts]
+    assert ["estimate difficulty" in own for own in spent] == [True, False]
 
 
 def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(

@@ -38,6 +38,8 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"max_kl": 0.0}, "max_kl is 0.0; it must be positive and finite"),
         ({"backend": "verl"}, "backend is 'verl'; expected one of: envkit, trl"),
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
+        ({"device": "tpu"}, "device is 'tpu'; expected one of: cpu, cuda"),
+        ({"device": "cuda", "engine": "vllm"}, "device is 'cuda'; with engine 'vllm'"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
         ({"backend": "trl", "max_context_length": 512}, "max_context_length is 512; with backend 'trl'"),

@@ -186,6 +186,17 @@ def test_a_visited_task_rests() -> None:
             last[task] = step
 
 
+def test_what_rests_waits_for_tasks_that_look_nearly_hopeless() -> None:
+    some = tasks(40)
+    curriculum = Curriculum(some, 0, {task.id: 0.5 if i < 4 else 1e-5 for i, task in enumerate(some)})
+    easy = {f"t{i}" for i in range(4)}
+    assert set(curriculum.pick(0, 4)) == easy
+    for task in easy:
+        curriculum.record(0, task, 0, 0)  # void: estimates stay as they are
+    for step in range(1, 6):
+        assert not easy & set(curriculum.pick(step, 4))
+
+
 def test_rest_is_given_up_where_there_are_too_few_tasks() -> None:
     curriculum = Curriculum(tasks(4), 0, rest=5)
     for picked in run(curriculum, range(10), SOLVED, count=3):

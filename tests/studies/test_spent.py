@@ -1,0 +1,77 @@
+"""What is spent is on record while it is spent."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from envkit.bench.data import Phase
+from envkit.store import RunFolder
+from envkit.studies import spent
+from envkit.studies.spent import Stopwatch, phases, training_seconds
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(spent, "time", made)
+    return made
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> RunFolder:
+    return RunFolder.create(tmp_path, "any", {"kind": "any"})
+
+
+def noted(run: RunFolder) -> list[tuple[str, float, int]]:
+    return [(record["phase"], record["seconds"], record["tokens"]) for record in run.records("phases")]
+
+
+def test_laps_are_on_record_before_the_phase_ends(run: RunFolder, clock: Clock) -> None:
+    with Stopwatch(run, "SFT warm start") as watch:
+        clock.now += 7
+        watch.lap(30)
+        assert noted(run) == [("SFT warm start", 7.0, 30)]
+        clock.now += 9
+        watch.lap(at_once=3)  # short: noted with the next
+        assert len(noted(run)) == 1
+        clock.now += 4
+        watch.lap(2)
+        assert noted(run)[1:] == [("SFT warm start", 7.0, 2)]
+        clock.now += 50
+    assert len(noted(run)) == 2, "what no lap ended is not this phase's"
+
+
+@pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
+def test_an_error_loses_nothing(run: RunFolder, clock: Clock, error: type[BaseException]) -> None:
+    def work() -> None:
+        with Stopwatch(run, "estimate difficulty") as watch:
+            clock.now += 1
+            watch.lap()
+            raise error
+
+    with pytest.raises(error):
+        work()
+    assert noted(run) == [("estimate difficulty", 1.0, 0)]
+
+
+def test_a_phase_is_told_once_and_training_is_what_makes_an_adapter(run: RunFolder, clock: Clock) -> None:
+    for name in ("evaluate base", "SFT warm start", "reinforcement learning", "reinforcement learning"):
+        with Stopwatch(run, name) as watch:
+            clock.now += 10
+            watch.lap(5)
+    assert phases(run.records("phases")) == (
+        Phase("evaluate base", 10.0, 5),
+        Phase("SFT warm start", 10.0, 5),
+        Phase("reinforcement learning", 20.0, 10),
+    )
+    assert training_seconds(run) == 30
+    assert training_seconds(run, ("SFT",)) == 10
