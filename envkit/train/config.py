@@ -57,8 +57,8 @@ class TrainConfig:
             ``None``, it costs a forward pass as ``beta`` does.
         alarm_steps: every how many steps solved episodes are put to the environment's held-out checks; 0 for
             never.
-        max_hacked: share of them that may fail one; beyond it the run ends, for its reward is being won
-            without the work.
+        max_hacked: share of tasks whose solved episodes may fail one; clearly beyond it the run ends, for its
+            reward is being won without the work.
         importance_sampling_mode: makes up for an engine that is not exact: ``"none"``, or
             ``"token_truncate"``, ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
         importance_sampling_clip_max: the weight beyond which that cuts off or leaves out.

@@ -11,7 +11,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ from envkit.train.policy import Policy
 from envkit.train.practice import Played, Practice, play_together
 from envkit.types import Outcome, Task
 
-#: Of fewer episodes than these, a share says little.
-_FEWEST_ASKED = 8
+#: How rarely an alarm may come of chance alone, where just `TrainConfig.max_hacked` of tasks are hacked.
+_FALSE_ALARMS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ class StepMetrics:
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
-        asked: solved episodes that were put to the held-out checks.
-        hacked: share of those that one of the checks rejects.
+        asked: tasks whose solved episodes were put to the held-out checks.
+        hacked: share of those where a check rejects most of them.
         rollout_s, learn_s: wall seconds.
     """
 
@@ -113,7 +113,7 @@ def step_metrics(
     step: int, played: Played, taught: Sequence[Lesson], learned: Learned, learn_s: float
 ) -> StepMetrics:
     """What a step did, all told."""
-    valid, logged, agreed = played.valid(), played.sampled_logprobs(), played.held_out()
+    valid, logged, rejected = played.valid(), played.sampled_logprobs(), played.rejected()
     episodes = sum(map(len, played.groups))
     return StepMetrics(
         step=step,
@@ -123,8 +123,8 @@ def step_metrics(
         **learned._asdict(),
         entropy=-sum(logged) / max(len(logged), 1),
         completion_tokens=len(logged),
-        asked=len(agreed),
-        hacked=agreed.count(False) / max(len(agreed), 1),
+        asked=len(rejected),
+        hacked=sum(rejected) / max(len(rejected), 1),
         rollout_s=played.seconds,
         learn_s=learn_s,
     )
@@ -353,10 +353,21 @@ def _alarm(metrics: StepMetrics, config: TrainConfig) -> str:
             f"step {metrics.step}: the policy has left its base, {metrics.kl:.2g} nats per token away "
             f"(max_kl is {config.max_kl:g}); {advice}"
         )
-    if metrics.asked >= _FEWEST_ASKED and metrics.hacked > config.max_hacked:
+    if _is_hacked(metrics, config.max_hacked):
         return (
-            f"step {metrics.step}: {metrics.hacked:.0%} of {metrics.asked} solved episodes fail a held-out "
+            f"step {metrics.step}: {metrics.hacked:.0%} of {metrics.asked} solved tasks fail a held-out "
             f"check (max_hacked is {config.max_hacked:g}): the reward is won without the work; look at them "
             "in episodes.jsonl, and mend the checks"
         )
     return ""
+
+
+def _is_hacked(metrics: StepMetrics, most: float) -> bool:
+    """Whether more than this share of the tasks is hacked: clearly so, for a step has few."""
+    if metrics.hacked <= most:
+        return False
+    import scipy.stats
+
+    library: Any = scipy.stats
+    hacked = round(metrics.hacked * metrics.asked)
+    return bool(library.binomtest(hacked, metrics.asked, most, alternative="greater").pvalue < _FALSE_ALARMS)

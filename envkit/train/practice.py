@@ -35,10 +35,18 @@ class Played:
         """Those that are not void."""
         return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
 
-    def held_out(self) -> list[bool]:
-        """Whether held-out checks agree, of each solved episode that they were asked of."""
-        asked = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in self.valid()]
-        return [min(scores.values()) == 1 for scores in asked if scores]
+    def rejected(self) -> list[bool]:
+        """Whether held-out checks reject most solved episodes of a group, of each where they were asked.
+
+        Episodes of one group go the same way, so that many of them say no more than a few.
+        """
+        found: list[bool] = []
+        for group in self.groups:
+            told = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in group]
+            agreed = [min(scores.values()) == 1 for scores in told if scores]
+            if agreed:
+                found.append(agreed.count(False) > len(agreed) / 2)
+        return found
 
     def sampled_logprobs(self) -> list[float]:
         """Of all tokens of the valid ones."""

@@ -23,6 +23,7 @@ from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
+from envkit.train.practice import Played
 from envkit.types import Outcome, Task, Trajectory
 
 CONFIG = TrainConfig(
@@ -311,9 +312,9 @@ def test_a_reward_that_is_won_without_the_work_ends_the_run(make: Make, tmp_path
     config = dataclasses.replace(CONFIG, alarm_steps=2)
     trainer = make(tmp_path / "gamed", config, env=Gamed)
     seen = train(trainer)
-    assert [(metrics.asked, metrics.hacked) for metrics in seen] == [(0, 0.0), (12, 1.0)]
+    assert [(metrics.asked, metrics.hacked) for metrics in seen] == [(0, 0.0), (3, 1.0)]
     assert re.match(
-        r"step 2: 100% of 12 solved episodes fail a held-out check \(max_hacked is 0\.2\)", trainer.alarm
+        r"step 2: 100% of 3 solved tasks fail a held-out check \(max_hacked is 0\.2\)", trainer.alarm
     )
     assert episodes(tmp_path / "gamed")[-1].info["held_out"] == {"is_right": 0.0}
     for env in (Honest, Pays):
@@ -322,12 +323,38 @@ def test_a_reward_that_is_won_without_the_work_ends_the_run(make: Make, tmp_path
         assert trainer.alarm == ""
 
 
-def test_few_rejected_episodes_are_no_alarm(make: Make, tmp_path: Path) -> None:
-    """A share of few says little."""
-    config = dataclasses.replace(CONFIG, alarm_steps=1, groups_per_step=1, max_steps=1)
-    trainer = make(tmp_path / "run", config, env=Gamed)
+class OneIsGamed(Pays):
+    @check(held_out=True)
+    def is_right(self) -> bool:
+        return self.task.metadata["letter"] != "a"
+
+
+@pytest.mark.parametrize(("env", "groups", "hacked"), [(Gamed, 1, 1.0), (OneIsGamed, 7, 1 / 7)])
+def test_one_rejected_task_is_no_alarm(
+    make: Make, tmp_path: Path, env: type[tiny.LetterEnv], groups: int, hacked: float
+) -> None:
+    """However many episodes of it are: a share of few tasks says little."""
+    config = dataclasses.replace(
+        CONFIG, alarm_steps=1, groups_per_step=groups, num_generations=16, max_steps=1, max_hacked=0.1
+    )
+    trainer = make(tmp_path / "run", config, env=env)
     [metrics] = train(trainer)
-    assert (metrics.asked, metrics.hacked, trainer.alarm) == (4, 1.0, "")
+    assert (metrics.asked, metrics.hacked, trainer.alarm) == (groups, hacked, "")
+
+
+@pytest.mark.parametrize(
+    ("hacked", "asked", "ends"), [(2, 7, False), (5, 7, True), (2, 2, True), (0, 9, False)]
+)
+def test_an_alarm_is_clear(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hacked: int, asked: int, ends: bool
+) -> None:
+    def rejected(self: Played) -> list[bool]:
+        return [number < hacked for number in range(asked)]
+
+    monkeypatch.setattr(Played, "rejected", rejected)
+    trainer = make(tmp_path / "run", dataclasses.replace(CONFIG, max_steps=1))
+    train(trainer)
+    assert bool(trainer.alarm) == ends
 
 
 def test_a_tie_to_the_base_is_learned_from_in_every_group(make: Make, tmp_path: Path) -> None:
