@@ -41,6 +41,8 @@ from envkit.types import JSON, Task
 
 #: Kind of run that this is.
 KIND: Final = "before-after"
+#: What the phase is called that tells how hard tasks are.
+_ESTIMATE: Final = "estimate difficulty"
 #: Between the names of a run's environments, as people read them.
 _AND = "+"
 
@@ -300,13 +302,19 @@ class BeforeAfter:
         return [exam.report(origins, warnings) for exam in self._exams]
 
     def adopt(self, other: BeforeAfter) -> None:
-        """Take over what another seed's run has played that depends on no seed."""
+        """Take over what another seed's run has found that depends on no seed.
+
+        Estimates of difficulty with their time: this adapter needed them too.
+        """
         for own, theirs in zip(self._exams, other._exams, strict=True):
             own.adopt(theirs)
         if self._is_warm() or self._run.records("difficulty"):
             return
-        with self._run.journal("difficulty") as journal:  # of the untouched model, the same for all
-            for record in other._run.records("difficulty"):
+        with self._run.journal("difficulty") as journal, self._run.journal("phases") as phases:
+            for record in other._run.records("phases"):
+                if record["phase"] == _ESTIMATE:
+                    phases.append(record)
+            for record in other._run.records("difficulty"):  # of the untouched model, the same for all
                 journal.append(record)
 
     def _is_warm(self) -> bool:
@@ -382,9 +390,8 @@ class BeforeAfter:
         total, done = sum(map(len, self._practice.values())), len(known)
         if not config.curriculum_tasks or done == total:
             return True
-        self._display.phase("estimate difficulty", total)
-        name = "estimate difficulty"
-        with Stopwatch(self._run, name) as watch, self._run.journal("difficulty") as journal:
+        self._display.phase(_ESTIMATE, total)
+        with Stopwatch(self._run, _ESTIMATE) as watch, self._run.journal("difficulty") as journal:
             for kind, tasks in self._practice.items():
                 left = [task for task in tasks if task.id not in known]
                 shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
