@@ -16,10 +16,23 @@ from envkit.env import Effect, Env
 from envkit.errors import SandboxError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
+from envkit.train.config import TrainConfig
 from envkit.train.policy import Policy
 from envkit.types import Task
 
 FAMILIES = ("llama", "qwen2", "qwen3")
+
+#: A short training run of the tiny model on `LetterEnv`.
+TRAINING = TrainConfig(
+    seed=5,
+    max_turns=2,
+    max_steps=4,
+    learning_rate=3e-3,
+    groups_per_step=3,
+    num_generations=4,
+    max_completion_length=3,
+    save_steps=1,
+)
 
 
 @functools.cache

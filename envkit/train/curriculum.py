@@ -26,9 +26,9 @@ class Curriculum:
 
     A task's rate is a Beta posterior: its own results, fading with age, on a prior. The prior is an
     estimate made beforehand (see `envkit.train.difficulty`), moved by what first visits have shown since, or
-    else what all tasks of its mutation operator have shown. For estimates age: those of an untrained model
-    called nine tasks in ten hopeless that it could soon learn from, and unmoved they sent it back to the few
-    that it knew by heart.
+    else what all tasks of its mutation operator have shown. For estimates age: those of 150
+    tasks that a run had not visited in its 35 steps were 0.001 on average, and its chance had become 0.06.
+    Unmoved, they sent it back to the few that it knew by heart.
 
     A task's weight is the square of p (1 - p), the variance of one reward and so the expected size of the
     signal (arXiv:2502.12272), divided by one more than the visits to tasks of its source. Squared, for the
@@ -85,7 +85,7 @@ class Curriculum:
         met, rates = np.array(self._met, dtype=int), np.array(self._met_rates)
         for lane in self._lanes:  # what one environment shows says nothing of another's estimates
             if (own := lane[met]).any():
-                odds[lane] = _moved(odds[lane], odds[met[own]], rates[own])
+                odds[lane] = _corrected(odds[lane], odds[met[own]], rates[own])
         return _chances(odds)
 
     def pick(self, step: int, count: int) -> list[str]:
@@ -153,7 +153,7 @@ class Curriculum:
         self._kind_tried = np.array(state["kind_tried"])
 
 
-def _moved(
+def _corrected(
     odds: NDArray[np.float64], met: NDArray[np.float64], rates: NDArray[np.float64]
 ) -> NDArray[np.float64]:
     """Estimates as the tasks that were met correct them, all as log-odds; their order stays.

@@ -50,16 +50,7 @@ ROWS = [
     Row((5, 6, 9), (True,) * 3, (-2.0,) * 3, (-0.5,) * 3),
     Row((5, 6, 7, 8, 10, 11), (True, True, False, True, True, True), (-1.0,) * 6, (1.0,) * 6, {4: 1}),
 ]
-CONFIG = TrainConfig(
-    seed=5,
-    max_turns=2,
-    max_steps=3,
-    learning_rate=3e-3,
-    groups_per_step=3,
-    num_generations=4,
-    max_completion_length=3,
-    save_steps=1,
-)
+CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
 TASKS = tiny.letter_tasks("abcdefg")
 
 

@@ -26,16 +26,7 @@ from envkit.train.policy import Policy
 from envkit.train.practice import Played
 from envkit.types import Outcome, Task, Trajectory
 
-CONFIG = TrainConfig(
-    seed=5,
-    max_turns=2,
-    max_steps=4,
-    learning_rate=3e-3,
-    groups_per_step=3,
-    num_generations=4,
-    max_completion_length=3,
-    save_steps=1,
-)
+CONFIG = tiny.TRAINING
 TASKS = tiny.letter_tasks("abcdefg")
 
 #: Makes a trainer in a folder; what a second process would do in the same folder.

@@ -19,19 +19,10 @@ from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines
 from envkit.train.checkpoint import CheckpointStore
-from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
 from envkit.train.practice import Played
 
-CONFIG = TrainConfig(
-    max_turns=2,
-    max_steps=4,
-    learning_rate=3e-3,
-    groups_per_step=3,
-    num_generations=4,
-    max_completion_length=3,
-    save_steps=1,
-)
+CONFIG = dataclasses.replace(tiny.TRAINING, seed=0)
 TASKS = tiny.letter_tasks("abcdefg")
 SEEDS = (5, 6, 9)
 

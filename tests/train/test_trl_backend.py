@@ -22,16 +22,7 @@ from envkit.train.grpo import GRPOTrainer, StepMetrics
 from envkit.train.policy import Policy
 from envkit.train.trl_backend import TRLTrainer, settings
 
-CONFIG = TrainConfig(
-    seed=5,
-    max_turns=2,
-    max_steps=3,
-    learning_rate=3e-3,
-    groups_per_step=3,
-    num_generations=4,
-    max_completion_length=3,
-    save_steps=1,
-)
+CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
 TASKS = tiny.letter_tasks("abcdefg")
 Make = Callable[..., Any]
 
