@@ -91,7 +91,7 @@ class LocalAgent:
         turns: list[tuple[Session, Turn]] = []
         for session, completion in zip(asked, completions, strict=True):
             session.ids += completion.ids
-            session.closed = completion.stop == "stop"
+            session.closed = completion.ids[-1] == self._renderer.stop_id  # a stop string leaves it open
             session.turns += 1
             usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), share_s)
             tokens = Tokens(session.new_ids, completion.ids, completion.logprobs, session.kept)

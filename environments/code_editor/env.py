@@ -14,12 +14,14 @@ from envkit.env import Effect, Env, Exploit, Imported
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.called import Called
+from envkit.environments.code_editor.extent import changed
 from envkit.environments.code_editor.formats import read_format
 from envkit.environments.code_editor.judge import Judge
 from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.shared import Shared
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.suites import Suited
+from envkit.environments.code_editor.syntax import syntax_problem
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.environments.code_editor.tested import Tested
 from envkit.errors import SandboxError
@@ -31,6 +33,8 @@ from envkit.types import Task, Verdict
 FRESH_CALLS = 12
 #: And of the held-out check, which draws its own.
 HELD_OUT_CALLS = 100
+#: Of 1,939 mined bugs the repair of 95 in 100 changes at most six.
+FEW_TOKENS = 8
 
 #: By visit and candidate: equal candidates of a group get equal grades from one run.
 _GRADES = Shared(4096)
@@ -49,6 +53,9 @@ class CodeEditorEnv(Env):
     Hidden calls are the pinned ones that expose the bug, `FRESH_CALLS` drawn anew at each reset, and all
     that are known of the original: its examples and the tests that its package ships. Of a program that came
     with a test program, it is 1 when every assert sees what it should.
+
+    **Measured beside it**: ``edits_a_little``, no part of the reward, for `TrainConfig.shaping`: models often
+    give the function back as it was, and where no answer of a group is right, nothing tells them not to.
 
     **End**: ``submit`` terminates, a used-up turn budget truncates; the file is graded either way.
 
@@ -127,6 +134,18 @@ class CodeEditorEnv(Env):
     def answers_many_more(self) -> Grade:
         """It answers many more calls so, drawn apart from those that earn the reward."""
         return self._graded(HELD_OUT_CALLS, self.visit_seed ^ 1)
+
+    @check(weight=0)
+    def edits_a_little(self) -> bool:
+        """The file still is Python, and a few tokens of its code are others: what a repair looks like."""
+        judge = self._judge
+        try:
+            source = Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path].decode()
+        except (NotAccepted, UnicodeDecodeError):
+            return False
+        if syntax_problem(source) is not None:
+            return False
+        return 0 < changed(self.task.files[judge.path], source) <= FEW_TOKENS
 
     def _graded(self, count: int, seed: int) -> Grade:
         judge = self._judge

@@ -91,6 +91,7 @@ class BenchSpec:
         temperature: of sampling.
         max_turns: actions per episode.
         max_completion_length: most tokens per turn.
+        stop_strings: texts that end a turn of a model that runs here as well as its own end of turn does.
         budget_usd: what all calls of APIs may cost together.
         title: heading of the reports.
     """
@@ -101,6 +102,7 @@ class BenchSpec:
     temperature: float = 0.7
     max_turns: int = 1
     max_completion_length: int = 128
+    stop_strings: tuple[str, ...] = ()
     budget_usd: float = 1.0
     title: str = ""
 
@@ -115,6 +117,8 @@ class BenchSpec:
                 raise ConfigError(f"two {what} of one name among: {', '.join(names)}")
         if self.max_turns < 1:
             raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
+        if "" in self.stop_strings:
+            raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
         if not 0 <= self.budget_usd < math.inf:
             raise ConfigError(f"budget_usd is {self.budget_usd}; expected dollars, at least 0")
         _check_sampling("the spec", self.samples, self.temperature, self.max_completion_length)

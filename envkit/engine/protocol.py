@@ -22,18 +22,23 @@ class Sampling:
         max_new_tokens: tokens per turn, at least 1.
         top_k: only this many most likely tokens are drawn from; 0 for all.
         top_p: only the most likely tokens that together reach this probability, in (0, 1]; after ``top_k``.
+        stop_strings: texts that end a turn as well, none of them empty: with the token that completes one,
+            which stays.
     """
 
     temperature: float = 1.0
     max_new_tokens: int = 128
     top_k: int = 0
     top_p: float = 1.0
+    stop_strings: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf") or self.max_new_tokens < 1:
             raise ValueError(f"{self}: expected a finite temperature >= 0 and max_new_tokens >= 1")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"{self}: expected top_k >= 0 and top_p above 0 and at most 1")
+        if "" in self.stop_strings:
+            raise ValueError(f"{self}: expected stop_strings that are not empty")
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +71,7 @@ class Completion:
         ids: sampled ids, the end-of-turn id included when it was drawn; never empty.
         logprobs: natural log of each id's probability under the distribution it was drawn from
             (after temperature and truncation; of the plain softmax when the temperature is 0).
-        stop: ``"stop"`` after an end-of-turn id, ``"length"`` at ``max_new_tokens``.
+        stop: ``"stop"`` after an end-of-turn id or a stop string, ``"length"`` at ``max_new_tokens``.
     """
 
     ids: tuple[int, ...]

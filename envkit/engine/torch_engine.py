@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
 
@@ -14,6 +14,7 @@ from envkit.engine.attention import Decode, Own, Prefill, register
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.stops import StopStrings
 from envkit.engine.waves import Prompt, compact, reown, waves
 from envkit.errors import ContractError
 
@@ -53,9 +54,16 @@ class TorchEngine:
             see `envkit.engine.lora.Linears`.
         stop_ids: ids that end a turn.
         max_rows: rows decoded together; more is faster until memory or cache says otherwise.
+        decode: the text of ids, special tokens included; without it there are no stop strings.
     """
 
-    def __init__(self, model: Any, stop_ids: Sequence[int], max_rows: int = 128) -> None:
+    def __init__(
+        self,
+        model: Any,
+        stop_ids: Sequence[int],
+        max_rows: int = 128,
+        decode: Callable[[Sequence[int]], str] | None = None,
+    ) -> None:
         self._linears = Linears(model)
         rewritten = self._linears.model
         rewritten.set_attn_implementation(register())
@@ -64,7 +72,7 @@ class TorchEngine:
         self._head = rewritten.get_output_embeddings()
         self._device = self._head.weight.device
         self._stop = torch.tensor(sorted(set(stop_ids)), device=self._device)
-        self._max_rows = max_rows
+        self._max_rows, self._text = max_rows, decode
         #: By adapter and ids.
         self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
         self._adapters = 0
@@ -178,6 +186,7 @@ class TorchEngine:
             if index >= 0:
                 draws_RT[slot] = torch.from_numpy(uniforms(requests[index].rng_key, budget))
                 position_R[slot] = len(requests[index].prompt_ids)
+        strings = self._stop_strings(sampling)
         sampled: dict[int, list[int]] = {index: [] for index in prompt_of}
         logprobs: dict[int, list[float]] = {index: [] for index in prompt_of}
         done: dict[int, Completion] = {}
@@ -191,8 +200,9 @@ class TorchEngine:
                     continue
                 sampled[index].append(token)
                 logprobs[index].append(logprob)
-                if stopped[slot] or step == budget - 1:
-                    why = "stop" if stopped[slot] else "length"
+                is_over = stopped[slot] or strings.end(sampled[index])
+                if is_over or step == budget - 1:
+                    why = "stop" if is_over else "length"
                     done[index] = Completion(tuple(sampled[index]), tuple(logprobs[index]), why)
                     owners[slot] = -1
                     if (request := requests[index]).goes_on:
@@ -215,6 +225,11 @@ class TorchEngine:
             layout.advance()
             position_R = position_R + 1
         return done
+
+    def _stop_strings(self, sampling: Sampling) -> StopStrings:
+        if sampling.stop_strings and self._text is None:
+            raise ContractError("this engine was made without `decode`, and so knows no stop strings")
+        return StopStrings(sampling.stop_strings, self._text or str)
 
     def _prefill(self, prompts: Sequence[Request]) -> tuple[Prefill, Tensor]:
         """Keys and values of all prompts, and the logits (N, V) after each one's last token."""

@@ -144,6 +144,8 @@ class VLLMEngine:
                     f"a request is for adapter {request.adapter}; the engine was given "
                     f"{len(self._adapters)}, numbered from 0"
                 )
+        if sampling.stop_strings:
+            raise ContractError("vLLM is started without a tokenizer, and so knows no stop strings")
         settings: list[Any] = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,

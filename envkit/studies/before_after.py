@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Final, final
@@ -18,7 +18,7 @@ from envkit.audit.certificate import fault_of
 from envkit.bench.data import Origin
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import StoreError
+from envkit.errors import ConfigError, StoreError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
@@ -86,7 +86,9 @@ def prepare(
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
+        ConfigError: rewards are to be shaped by a check that no environment has.
     """
+    _require_checks(config.shaping, train)
     learnt = [task for own in train.values() for task in own]  # by the one adapter
     for kind in train:
         require_heldout(heldout[kind], learnt)
@@ -182,6 +184,14 @@ def _tasks(part: RunFolder, name: str) -> list[Task]:
             f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
         )
     return tasks
+
+
+def _require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
+    known = {item.name for kind in kinds for item in kind.checks if not item.held_out}
+    if unknown := sorted(shaping.keys() - known):
+        raise ConfigError(
+            f"shaping names {unknown[0]!r}, which is no check; expected one of: {', '.join(sorted(known))}"
+        )
 
 
 def _share(tasks: int, environments: int) -> int:

@@ -85,7 +85,7 @@ class Cast:
         else:
             model = model_of(row)
             policy = self._policy(model)
-            sampling = Sampling(*_sampling(row))
+            sampling = Sampling(*_sampling(row), stop_strings=self._spec.stop_strings)
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(
                 row.name, policy.engine, policy.renderer, sampling, self._spec.max_turns, adapter=number

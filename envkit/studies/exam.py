@@ -103,7 +103,9 @@ class Exam:
             return True
         policy.sync()
         config = self._plan.train
-        sampling = Sampling(self._plan.eval_temperature, config.max_completion_length)
+        sampling = Sampling(
+            self._plan.eval_temperature, config.max_completion_length, stop_strings=config.stop_strings
+        )
         agent = LocalAgent(
             arm,
             policy.engine,

@@ -7,10 +7,11 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any, cast
 
 from envkit.errors import ConfigError
 from envkit.models import DEFAULT_MODEL
+from envkit.plain import decode, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +43,14 @@ class TrainConfig:
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
+        stop_strings: texts that end a turn as well as the model's own end of it does; each stays in the turn.
+            For an untrained model that talks on behind its answer. Not with engine ``"vllm"``.
         max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
             episode's first observation and the latest one; no less is ever asked. 0 for no bound.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
+        shaping: what is added to an episode's reward in training alone: a check's score times this, by the
+            check's name. Most are checks of weight 0, which measure a step towards the reward, for where the
+            reward itself is too rare. Reports know nothing of it.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
         epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
             batch, as here, the ratio is 1 but for rounding, so this acts where an engine is not exact.
@@ -87,8 +93,10 @@ class TrainConfig:
     num_generations: int = 16
     temperature: float = 1.0
     max_completion_length: int = 128
+    stop_strings: tuple[str, ...] = ()
     max_context_length: int = 0
     loss_type: str = "dapo"
+    shaping: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     importance_sampling_level: str = "token"
     epsilon: float = 0.2
     epsilon_high: float | None = None
@@ -124,6 +132,16 @@ class TrainConfig:
             if getattr(self, field) not in choices:
                 known = ", ".join(choices)
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+        if "" in self.stop_strings:
+            raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
+        for name, weight in self.shaping.items():
+            if not abs(weight) < float("inf"):
+                raise ConfigError(f"shaping.{name} is {weight}; it must be finite")
+        if self.engine == "vllm" and self.stop_strings:
+            raise ConfigError(
+                f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "
+                "must be empty"
+            )
         if self.engine == "vllm" and self.device != "cpu":
             raise ConfigError(
                 f"device is {self.device!r}; with engine 'vllm', which takes a card's memory for itself, "
@@ -186,21 +204,13 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; names file and field.
     """
-    hints = get_type_hints(TrainConfig)
-    checked: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in hints:
-            raise ConfigError(f"{where}: unknown key {key!r}; expected one of: {', '.join(sorted(hints))}")
-        wanted = get_args(hints[key]) or (hints[key],)
-        if float in wanted and type(value) is int:
-            value = float(value)
-        if type(value) not in wanted:
-            raise ConfigError(f"{where}: {key} is {value!r}; expected {wanted[0].__name__}")
-        checked[key] = value
+    known = [entry.name for entry in dataclasses.fields(TrainConfig)]
+    if unknown := [key for key in values if key not in known]:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")
     try:
-        return TrainConfig(**checked)
-    except ConfigError as error:
-        raise ConfigError(f"{where}: {error}") from None
+        return decode(TrainConfig, dict(values), "")
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix('.')}") from None
 
 
 def from_toml(path: Path) -> TrainConfig:
@@ -220,4 +230,4 @@ def from_toml(path: Path) -> TrainConfig:
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:
     """Plain values that `from_mapping` takes back."""
-    return dataclasses.asdict(config)
+    return cast("dict[str, Any]", encode(config))

@@ -26,7 +26,7 @@ from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Batch, Row, chunks, pack, row_of
 from envkit.train.policy import Policy
 from envkit.train.practice import Played, Practice, play_together
-from envkit.types import Outcome, Task
+from envkit.types import Outcome, Task, Trajectory
 
 #: How rarely an alarm may come of chance alone, where just `TrainConfig.max_hacked` of tasks are hacked.
 _FALSE_ALARMS = 0.05
@@ -38,8 +38,8 @@ class StepMetrics:
 
     Args:
         step: 1-based.
-        reward: mean over episodes that are not void.
-        mixed: share of groups with more than one outcome, the only ones that teach.
+        reward: mean over episodes that are not void, without `TrainConfig.shaping`.
+        mixed: share of groups with more than one reward, shaping included: the only ones that teach.
         void: share of episodes whose machinery broke.
         loss: the step's loss.
         grad_norm: before clipping.
@@ -78,7 +78,7 @@ class Lesson:
     Args:
         prompt: ids that all its episodes began with.
         rows: what each of them added.
-        mixed: whether their outcomes differ; if not, none has a gradient but by ``beta``.
+        mixed: whether their rewards differ, shaping included; if not, none has a gradient but by ``beta``.
     """
 
     prompt: tuple[int, ...]
@@ -86,8 +86,12 @@ class Lesson:
     mixed: bool
 
 
-def lessons(played: Played) -> list[Lesson]:
+def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
     """Every group that has a valid episode, in order.
+
+    Args:
+        played: the episodes.
+        shaping: see `TrainConfig.shaping`.
 
     Raises:
         ContractError: an environment began episodes of one group with different observations.
@@ -97,7 +101,7 @@ def lessons(played: Played) -> list[Lesson]:
         valid = [t for t in group if t.outcome is not Outcome.VOID]
         if not valid:
             continue
-        advantages = turn_advantages([[step.reward for step in t.steps] for t in valid])
+        advantages = turn_advantages([_rewards(t, shaping) for t in valid])
         prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
         if len(prompts) > 1:
             raise ContractError(
@@ -107,6 +111,13 @@ def lessons(played: Played) -> list[Lesson]:
         rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
         found.append(Lesson(prompts.pop(), rows, any(any(row) for row in advantages)))
     return found
+
+
+def _rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:
+    """An episode's rewards, turn by turn; what is shaped comes with the last."""
+    *before, last = [step.reward for step in trajectory.steps]
+    scores = trajectory.scores
+    return [*before, last + sum(weight * scores.get(name, 0.0) for name, weight in shaping.items())]
 
 
 def step_metrics(
@@ -237,7 +248,7 @@ class GRPOTrainer(Trainer):
         """Take one step, from the episodes that were played for it."""
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
-        taught = lessons(played)
+        taught = lessons(played, self._config.shaping)
         learned = self._learn([each for each in taught if each.mixed or self._is_compared()], size)
         return step_metrics(self.step + 1, played, taught, learned, time.monotonic() - started)
 

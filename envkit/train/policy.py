@@ -81,7 +81,7 @@ class Policy:
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(base, stops)
+            else TorchEngine(base, stops, decode=self._decode)
         )
         self._base, self._lora = base, (lora_r, lora_alpha)
         if adapter is None:
@@ -172,6 +172,9 @@ class Policy:
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids))
 
     def close(self) -> None:
         """End the engine; it samples no more."""

@@ -126,7 +126,7 @@ def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
         "policy",
         engine,
         first.policy.renderer,
-        Sampling(config.temperature, config.max_completion_length),
+        Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings),
         config.max_turns,
         adapter={each.config.seed: number for number, each in enumerate(practices)},
         max_context_length=config.max_context_length,

@@ -106,7 +106,7 @@ class TRLTrainer(Trainer):
 
             def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
                 self.played = practice.play(owner.step)
-                self.taught = lessons(self.played)
+                self.taught = lessons(self.played, config.shaping)
                 self.began = time.monotonic()
                 self.drift = self.trained = 0.0
                 size = config.num_generations

@@ -28,7 +28,10 @@ def renderer() -> ChatRenderer:
 
 
 class StubEngine:
-    """Draws ids by their key; a third of the answers run out of budget. Remembers what it was asked."""
+    """Draws ids by their key; of the answers a sixth each runs out of budget and ends with a stop string.
+
+    Remembers what it was asked.
+    """
 
     def __init__(self) -> None:
         self.asked: list[list[Request]] = []
@@ -41,7 +44,7 @@ class StubEngine:
         numbers = uniforms(request.rng_key, budget + 1)
         ids = tuple(int(number * 49_000) + 17 for number in numbers[:-1])
         if numbers[-1] < 1 / 3:
-            return Completion(ids, tuple(-numbers[:-1]), "length")
+            return Completion(ids, tuple(-numbers[:-1]), "length" if numbers[-1] < 1 / 6 else "stop")
         return Completion((*ids[:-1], renderer().stop_id), tuple(-numbers[:-1]), "stop")
 
 
@@ -51,6 +54,10 @@ def agent_of(engine: StubEngine, **options: int) -> LocalAgent:
 
 def key(row: int, group: int = 0) -> EpisodeKey:
     return EpisodeKey(seed=1, step=2, group=group, row=row, task="t")
+
+
+def is_closed(turn: Turn) -> bool:
+    return tokens_of(turn).completion_ids[-1] == renderer().stop_id
 
 
 def tokens_of(turn: Turn) -> Tokens:
@@ -91,8 +98,8 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             history += tokens.prompt_ids
             assert request.prompt_ids == history, "the engine read something else than was recorded"
             history += tokens.completion_ids
-            # An answer that ran out of budget is closed for it; an observation opens nothing by itself.
-            closed = number == 0 or records[number - 1].turn.stop == "stop"
+            # An answer that did not close itself is closed for it; an observation opens nothing by itself.
+            closed = number == 0 or is_closed(records[number - 1].turn)
             expected = (
                 renderer().first("Answer.", "") if number == 0 else renderer().following("", closed=closed)
             )
@@ -122,7 +129,7 @@ def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[st
         records.append(StepRecord(observation, turn, 0.0))
         tokens, [request] = tokens_of(turn), engine.asked[number]
         first = renderer().first("Answer.", said[0])
-        closed = number > 0 and records[number - 1].turn.stop == "stop"
+        closed = number > 0 and is_closed(records[number - 1].turn)
         wanted = len(history) + len(renderer().following(observation, closed=closed))
         assert (tokens.kept is not None) == (number > 0 and wanted > longest)
         if tokens.kept is not None:

@@ -227,6 +227,21 @@ def test_a_row_ends_at_its_first_stop_id_or_at_the_budget(ref: ModelRef) -> None
     assert {completion.stop for completion in drawn} == {"stop", "length"}
 
 
+def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it(ref: ModelRef) -> None:
+    decode = tiny.tokenizer().decode
+    engine = TorchEngine(tiny.plain(ref), STOPS, decode=decode)
+    asked, strings = requests(), ("e", "th")
+    free = engine.generate(asked, Sampling(1.0, 9))
+    drawn = engine.generate(asked, Sampling(1.0, 9, stop_strings=strings))
+    for one, other in zip(drawn, free, strict=True):
+        ends = [n for n in range(1, 10) if any(part in decode(other.ids[:n]) for part in strings)]
+        assert one.ids == other.ids[: min(ends, default=9)]  # what each row draws depends on no other
+        assert one.stop == ("stop" if ends else other.stop)
+    assert any(one.ids != other.ids for one, other in zip(drawn, free, strict=True))
+    with pytest.raises(ContractError, match="made without `decode`"):
+        tiny.engine(ref).generate(asked, Sampling(stop_strings=strings))
+
+
 def test_the_longest_completion_has_exactly_the_budget(ref: ModelRef) -> None:
     for budget in (1, 2):
         (completion,) = tiny.engine(ref).generate(requests(((4, 1),)), Sampling(1.0, budget))

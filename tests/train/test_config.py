@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,12 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"device": "tpu"}, "device is 'tpu'; expected one of: cpu, cuda"),
         ({"device": "cuda", "engine": "vllm"}, "device is 'cuda'; with engine 'vllm'"),
+        ({"stop_strings": "x"}, "stop_strings is 'x'; expected "),
+        ({"stop_strings": ["x", 1]}, r"stop_strings\[1\] is 1; expected str"),
+        ({"stop_strings": ["x", ""]}, "stop_strings has an empty one"),
+        ({"stop_strings": ["x"], "engine": "vllm"}, r"stop_strings is \('x',\); with engine 'vllm'"),
+        ({"shaping": {"tries": "1"}}, "shaping.tries is '1'; expected float"),
+        ({"shaping": {"tries": float("inf")}}, "shaping.tries is inf; it must be finite"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
         ({"backend": "trl", "max_context_length": 512}, "max_context_length is 512; with backend 'trl'"),
@@ -59,8 +65,15 @@ def test_a_whole_number_is_good_enough_for_a_float() -> None:
 
 
 def test_round_trip() -> None:
-    changed = dataclasses.replace(TrainConfig(), seed=5, learning_rate=3e-5, model="a/b", epsilon_high=0.3)
-    assert from_mapping(to_mapping(changed), "x") == changed
+    changed = TrainConfig(
+        seed=5,
+        learning_rate=3e-5,
+        model="a/b",
+        epsilon_high=0.3,
+        stop_strings=("a", "\n"),
+        shaping={"tries": 0.2},
+    )
+    assert from_mapping(json.loads(json.dumps(to_mapping(changed))), "x") == changed
 
 
 def test_the_defaults_are_in_range() -> None:

@@ -21,7 +21,7 @@ from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer, StepMetrics
+from envkit.train.grpo import GRPOTrainer, StepMetrics, lessons
 from envkit.train.policy import Policy
 from envkit.train.practice import Played
 from envkit.types import Outcome, Task, Trajectory
@@ -190,6 +190,34 @@ def test_stopping_saves(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, save_steps=100)
     train(make(tmp_path / "run", config), until=3)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [3]
+
+
+class Shouted(tiny.LetterEnv):
+    """Hopeless, and measures what may lead there."""
+
+    @check()
+    def says_it(self) -> bool:
+        return False
+
+    @check(weight=0)
+    def has_an_e(self) -> bool:
+        return "e" in self._said
+
+
+def test_a_shaped_reward_teaches_where_none_is_earned_and_is_not_reported(make: Make, tmp_path: Path) -> None:
+    hopeless = dataclasses.replace(CONFIG, max_steps=1, max_completion_length=1)
+    (plain,) = train(make(tmp_path / "plain", hopeless, env=Shouted))
+    assert (plain.mixed, plain.grad_norm) == (0.0, 0.0)
+    shaping = {"has_an_e": 0.5, "is_of_another_environment": 1.0}
+    (shaped,) = train(make(tmp_path / "shaped", dataclasses.replace(hopeless, shaping=shaping), env=Shouted))
+    assert shaped.reward == 0
+    assert min(shaped.mixed, shaped.grad_norm) > 0
+    played, size = episodes(tmp_path / "shaped"), CONFIG.num_generations
+    groups = [played[start : start + size] for start in range(0, len(played), size)]
+    for group, lesson in zip(groups, lessons(Played(groups, 0.0), shaping), strict=True):
+        said = [trajectory.scores["has_an_e"] for trajectory in group]
+        wanted = [0.5 * (each - sum(said) / size) for each in said]
+        assert [row.advantages[0] for row in lesson.rows] == pytest.approx(wanted)
 
 
 @pytest.mark.parametrize("split", ["heldout", "", "Train"])

@@ -23,6 +23,7 @@ from envkit import (
 )
 from envkit.agents.scripted import noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
+from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.env import FRESH_CALLS
 from envkit.mining.taskfile import write_tasks
@@ -151,6 +152,21 @@ def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Tasks) -> None:
     seen, reward, terminated, truncated, info = env.step("submit")
     assert (seen, reward, terminated, truncated) == ("Submitted.", 1.0, True, False)
     assert (info["verdict"], info["solved"]) == ("PASS", True)
+
+
+@pytest.mark.parametrize(
+    ("line", "score"),
+    [
+        ("    return max(0, start - end)  # as it was", 0),
+        ("    return max(1, start - end)", 1),
+        ("    return max(0, start - end", 0),
+        ("    return max(0, min(start, end) - max(start, end))", 0),
+    ],
+)
+def test_a_small_edit_is_measured_and_earns_nothing(env: CodeEditorEnv, line: str, score: float) -> None:
+    old = "    return max(0, start - end)"
+    ended = ending(env, whole_text(old, line), "submit")
+    assert (ended["reward"], ended["scores"]["edits_a_little"]) == (0.0, score)
 
 
 def test_a_used_up_budget_is_graded_too(env: CodeEditorEnv, starters: Tasks) -> None:

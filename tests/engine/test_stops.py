@@ -1,0 +1,40 @@
+"""Where a stop string is complete, token by token."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pytest
+import tiny
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from envkit.engine.stops import StopStrings
+
+#: Characters that share tokens, or need several.
+TEXTS = st.text(st.sampled_from("\n`x é€🙂a"), max_size=12)
+
+
+def first_end(strings: Sequence[str], ids: Sequence[int]) -> int | None:
+    """After how many ids it ends, as `StopStrings` says."""
+    stops = StopStrings(strings, tiny.tokenizer().decode)
+    return next((count for count in range(1, len(ids) + 1) if stops.end(ids[:count])), None)
+
+
+@settings(deadline=None)
+@given(st.lists(TEXTS.filter(bool), min_size=1, max_size=3), st.lists(TEXTS, max_size=6))
+@example(["\n```\n"], ["```python\nx\n```\n\nThis"])
+@example(["\n```\n"], ["a\n``", "`", "\n", "b"])
+@example(["🙂"], ["a🙂b"])
+def test_it_ends_with_the_first_token_by_which_a_string_is_there(
+    strings: list[str], pieces: list[str]
+) -> None:
+    ids = [token for piece in pieces for token in tiny.tokenizer().encode(piece)]
+    texts = [tiny.tokenizer().decode(ids[:count]) for count in range(1, len(ids) + 1)]
+    wanted = next((n for n, text in enumerate(texts, 1) if any(one in text for one in strings)), None)
+    assert first_end(strings, ids) == wanted
+
+
+@pytest.mark.parametrize("strings", [(), ("`\n`",)])
+def test_other_texts_go_on(strings: tuple[str, ...]) -> None:
+    assert first_end(strings, tiny.tokenizer().encode("```python\nreturn 1\n```\n")) is None
