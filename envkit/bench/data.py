@@ -66,6 +66,7 @@ class Origin:
         training_seconds: what making the adapter took, warm start included; NaN where that is not known.
         temperature: of sampling; NaN where it was the provider's own.
         max_completion_length: most tokens per turn, 0 where nobody said.
+        stop_strings: what ends a turn beside the model's own end of turn.
         prompt_tokens: of all calls that were paid for, those without a graded answer included; 0 where the
             items say it all.
         completion_tokens: likewise.
@@ -79,6 +80,7 @@ class Origin:
     training_seconds: float = 0.0
     temperature: float = 0.0
     max_completion_length: int = 0
+    stop_strings: tuple[str, ...] = ()
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

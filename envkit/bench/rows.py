@@ -110,12 +110,13 @@ def _provenance(row: Row) -> tuple[str, ...]:
     model = origin.model if origin.model != report.model else f"{origin.model} {report.model_digest[:12]}"
     heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
     length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
+    stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
     return (
         row.name,
         report.run,
         model or NONE,
         origin.adapter[:12] or NONE,
-        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}",
+        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}",
         row.cost.basis,
         f"{report.isolation}, {report.sandbox}",
         report.certificate[:40] or NONE,

@@ -346,6 +346,7 @@ class BeforeAfter:
             training_seconds=seconds,
             temperature=self._plan.eval_temperature,
             max_completion_length=config.max_completion_length,
+            stop_strings=config.stop_strings,
         )
 
     def _digest(self, adapter: Path) -> str:

@@ -144,6 +144,7 @@ class Cast:
                 training_seconds=_spent_on(Path(row.adapter)) if row.adapter else 0.0,
                 temperature=temperature,
                 max_completion_length=length,
+                stop_strings=self._spec.stop_strings,
             )
         if row.recorded:
             return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))

@@ -10,6 +10,7 @@ from boards import CONDITIONS, arm, report
 
 from envkit.bench.board import Board, make_board, usd_per_solved
 from envkit.bench.data import Origin, ReportData
+from envkit.bench.rows import provenance
 from envkit.errors import UsageError
 from envkit.prices import Price, PriceTable
 
@@ -114,6 +115,18 @@ def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
         "big & <b>bold</b>",
         "SFT+RL",
     ]
+
+
+def test_every_row_says_how_it_was_sampled() -> None:
+    base = report().arms[2]
+    stopped = replace(base, name="stopped", origin=replace(base.origin, stop_strings=("\n",)))
+    [section] = board(replace(report(), arms=(base, stopped))).sections
+    table = provenance(section)
+    sampling = {row[0]: row[table.head.index("Sampling")] for row in table.rows}
+    assert sampling == {
+        "base": "temperature 0.7, 128 tokens",
+        "stopped": "temperature 0.7, 128 tokens, up to '\\n'",
+    }
 
 
 def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:

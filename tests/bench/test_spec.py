@@ -67,6 +67,7 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ("samples = 2", "samples = ", "not TOML"),
         ("samples = 2", "budget_usd = -1.0", "budget_usd is -1.0"),
         ("samples = 2", "max_turns = 0", "max_turns is 0"),
+        ("samples = 2", 'stop_strings = [""]', "stop_strings has an empty one"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:

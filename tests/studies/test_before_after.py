@@ -22,7 +22,7 @@ from envkit.engine.chat import ChatRenderer
 from envkit.environments.code_editor import CodeEditorEnv, judge, starter_tasks
 from envkit.environments.code_editor import env as code_editor
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import SandboxError, StoreError, TaskFileError, TrainingError
+from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
@@ -126,6 +126,15 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     assert all((one[name] == other[name]).all() for name in one)
     rewards = [[t.reward for t in run.trajectories("eval-SFT+RL")] for run in (whole, stopped)]
     assert rewards[0] == rewards[1]
+
+
+def test_shaping_by_a_check_that_no_environment_has_is_refused(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(
+        ConfigError, match="shaping names 'edits', which is no check; expected one of: answers_as"
+    ):
+        begin(tmp_path, model, shaping={"edits_a_little": 0.1, "edits": 0.2})
+    with pytest.raises(ConfigError, match="shaping names 'answers_many_more'"):  # held out
+        begin(tmp_path, model, shaping={"answers_many_more": 0.1})
 
 
 def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:

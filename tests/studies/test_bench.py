@@ -98,14 +98,18 @@ def test_every_kind_of_agent_stands_on_one_board(
         AgentSpec("live", card=card(tmp_path, api)),
         AgentSpec("old", recorded=str(tmp_path / "old.jsonl")),
     )
-    [page] = finish(begin(tmp_path, spec(*rows), backend), backend)
+    [page] = finish(begin(tmp_path, spec(*rows, stop_strings=("e",)), backend), backend)
     data = load_report(page.parent)
     rates = {arm.name: sum(item.solved for item in arm.items) / 6 for arm in data.arms}
     assert rates == {"oracle": 1.0, "no-op": 0.0, "tiny": 0.0, "live": 5 / 6, "old": 5 / 6}
     origins = {arm.name: arm.origin for arm in data.arms}
     assert [origin.kind for origin in origins.values()] == ["script", "script", "local", "live", "recorded"]
     assert origins["live"].model == "gpt-5.6"
-    assert origins["tiny"].max_completion_length == 4
+    assert (origins["tiny"].max_completion_length, origins["tiny"].stop_strings) == (4, ("e",))
+    assert origins["live"].stop_strings == ()
+    turns = [t.steps[0].turn for t in RunFolder.open(page.parent).trajectories("eval-tiny")]
+    assert {"e" in turn.text for turn in turns} == {True, False}
+    assert all(turn.stop == ("stop" if "e" in turn.text else "length") for turn in turns)
     live = next(arm for arm in data.arms if arm.name == "live")
     assert sum(item.prompt_tokens for item in live.items) == 6 * USAGE["prompt_tokens"]
     assert sum(item.completion_tokens for item in live.items) == 6 * USAGE["completion_tokens"]
