@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
-from types import UnionType
+from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
 Data = TypeVar("Data")
+
+#: What TOML and JSON call them.
+_CONTAINERS: dict[Any, str] = {tuple: "a list", Mapping: "a table"}
 
 
 def encode(value: object) -> object:
@@ -35,23 +38,24 @@ def decode(kind: type[Data], value: object, where: str) -> Data:
 def _decode(kind: Any, value: object, where: str) -> object:
     if is_dataclass(kind) and isinstance(value, dict):
         return _decode_fields(cast("type[Any]", kind), cast("dict[str, object]", value), where)
-    if get_origin(kind) is tuple and isinstance(value, list):
+    if get_origin(kind) is tuple and isinstance(value, list | tuple):
         inner, entries = get_args(kind)[0], cast("list[object]", value)
         return tuple(_decode(inner, each, f"{where}[{i}]") for i, each in enumerate(entries))
     if get_origin(kind) is Mapping and isinstance(value, dict):
         inner, content = get_args(kind)[1], cast("dict[str, object]", value)
         return {key: _decode(inner, each, f"{where}.{key}") for key, each in content.items()}
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    nested = next(filter(is_dataclass, kinds), None)
-    if nested is not kind and nested is not None and value is not None:  # one that may be left out
-        return _decode(nested, value, where)
+    some = [each for each in kinds if each is not NoneType]
+    if len(some) == 1 < len(kinds) and value is not None:  # one that may be left out
+        return _decode(some[0], value, where)
     if type(value) in kinds:  # exact: True is no int here
         return value
     if float in kinds and type(value) is int and abs(value) < 2**1023:  # a larger one is no float
         return float(value)
     if kind is float and value is None:
         return math.nan
-    raise ValueError(f"{where} is {value!r:.60}; expected {getattr(kind, '__name__', kind)}")
+    name = _CONTAINERS.get(get_origin(kind)) or getattr(kind, "__name__", kind)
+    raise ValueError(f"{where} is {value!r:.60}; expected {name}")
 
 
 def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -> object:

@@ -126,7 +126,7 @@ class Turn:
         text: the action.
         tokens: exact tokens; ``None`` for agents that have none (scripts, people, APIs).
         usage: cost of the turn.
-        stop: why writing ended: ``"stop"`` (end of turn) or ``"length"`` (token budget).
+        stop: why writing ended: ``"stop"`` (end of turn, or a stop string) or ``"length"`` (token budget).
     """
 
     text: str

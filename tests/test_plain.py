@@ -24,10 +24,11 @@ class Outer:
     maybe: Inner | None = None
     count: int | None = None
     words: Mapping[str, int] = field(default_factory=dict[str, int])
+    perhaps: tuple[str, ...] | None = None
 
 
 def test_there_and_back() -> None:
-    data = Outer(Inner("a", math.nan), (Inner("b"),), Inner("c"), 3, {"x": 1})
+    data = Outer(Inner("a", math.nan), (Inner("b"),), Inner("c"), 3, {"x": 1}, ("y",))
     back = decode(Outer, encode(data), "it")
     assert math.isnan(back.inner.share)
     assert encode(back) == encode(data)
@@ -45,6 +46,9 @@ def test_there_and_back() -> None:
         ({"inner": {"name": "a"}, "maybe": "x"}, "it.maybe is 'x'"),
         ({"inner": {"name": "a"}, "maybe": {"name": None}}, "it.maybe.name is None"),
         ({"inner": {"name": "a"}, "words": {"x": 1.5}}, "it.words.x is 1.5"),
+        ({"inner": {"name": "a"}, "many": "x"}, "it.many is 'x'; expected a list"),
+        ({"inner": {"name": "a"}, "words": 1}, "it.words is 1; expected a table"),
+        ({"inner": {"name": "a"}, "perhaps": ["x", 1]}, r"it.perhaps\[1\] is 1; expected str"),
         ([], r"it is \[\]; expected Outer"),
     ],
 )

@@ -21,7 +21,6 @@ from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.shared import Shared
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.suites import Suited
-from envkit.environments.code_editor.syntax import syntax_problem
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.environments.code_editor.tested import Tested
 from envkit.errors import SandboxError
@@ -33,7 +32,7 @@ from envkit.types import Task, Verdict
 FRESH_CALLS = 12
 #: And of the held-out check, which draws its own.
 HELD_OUT_CALLS = 100
-#: Of 1,939 mined bugs the repair of 95 in 100 changes at most six.
+#: The repairs of most mined bugs change one or two, and few more than these.
 FEW_TOKENS = 8
 
 #: By visit and candidate: equal candidates of a group get equal grades from one run.
@@ -137,15 +136,13 @@ class CodeEditorEnv(Env):
 
     @check(weight=0)
     def edits_a_little(self) -> bool:
-        """The file still is Python, and a few tokens of its code are others: what a repair looks like."""
+        """A few tokens of the file's code are others now, in one stretch: what a repair looks like."""
         judge = self._judge
         try:
             source = Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path].decode()
         except (NotAccepted, UnicodeDecodeError):
             return False
-        if syntax_problem(source) is not None:
-            return False
-        return 0 < changed(self.task.files[judge.path], source) <= FEW_TOKENS
+        return 0 < (changed(self.task.files[judge.path], source) or 0) <= FEW_TOKENS
 
     def _graded(self, count: int, seed: int) -> Grade:
         judge = self._judge

@@ -2,29 +2,35 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from collections.abc import Sequence
 from itertools import takewhile
+from typing import Any, cast
 
-import tree_sitter_python
-from tree_sitter import Language, Node, Parser
+from envkit.mining.syntax import parse
 
-#: Whose type is written behind a colon, which goes with it.
-_TYPED = ("assignment", "typed_parameter", "typed_default_parameter")
+#: Words, signs, and the beginnings of lines, for where a line stands says what block it is in.
+_TOKEN = re.compile(r"\n *|\w+|\S")
 
 
-def changed(old: str, new: str) -> int:
+def changed(old: str, new: str) -> int | None:
     r"""Tokens in the one stretch of code that an edit changed, before or after it, whichever are more.
 
-    Comments, docstrings, types and blank space are no code; where a block begins and ends is.
+    What makes no other program is no change: comments, layout, quotes, parentheses, types that are declared,
+    statements that do nothing, docstrings among them. ``None`` where there is no telling: one of them is not
+    Python, or nests too deep.
 
-    >>> changed("def f(a):\n    return a + 1\n", "def f(a: int):\n    return a - 1  # less\n")
+    >>> changed("def f(a):\n    return a + 1\n", "def f(a: int):\n    return (a - 1)  # less\n")
     1
     """
-    was, now = _tokens(old), _tokens(new)
+    try:
+        was, now = _tokens(old), _tokens(new)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
     same = _common(was, now)
     # What begins alike is not to be counted again from the end.
-    rest = min(len(was), len(now)) - same
-    alike = min(_common(was[::-1], now[::-1]), rest)
+    alike = min(_common(was[::-1], now[::-1]), min(len(was), len(now)) - same)
     return max(len(was), len(now)) - same - alike
 
 
@@ -34,25 +40,41 @@ def _common(some: Sequence[str], others: Sequence[str]) -> int:
 
 
 def _tokens(source: str) -> list[str]:
-    """The code of a file, token by token."""
-    parser = Parser(Language(tree_sitter_python.language()))
-    found: list[str] = []
-    # No recursion: a long chain of operators nests deeper than Python's stack.
-    pending: list[Node | str] = [parser.parse(source.encode()).root_node]
-    while pending:
-        node = pending.pop()
-        if isinstance(node, str):
-            found.append(node)
-        elif node.type == "string" or not node.children:
-            found.append((node.text or b"").decode())
-        else:
-            code = [child for child in reversed(node.children) if not _is_remark(child, node)]
-            pending += ["}", *code, "{"] if node.type == "block" else code
-    return found
+    """The code of a file as the compiler understands it, token by token; errors as of `parse`."""
+    return _TOKEN.findall(ast.unparse(_Bare().visit(parse(source))))
 
 
-def _is_remark(node: Node, parent: Node) -> bool:
-    """Whether it says something to people only."""
-    if node.type == "expression_statement":
-        return [child.type for child in node.children] == ["string"]
-    return node.type in ("comment", "type", "->") or (node.type == ":" and parent.type in _TYPED)
+class _Bare(ast.NodeTransformer):
+    """Takes out what does nothing when it runs."""
+
+    def generic_visit(self, node: ast.AST) -> ast.AST:
+        super().generic_visit(node)
+        for name in ("body", "orelse", "finalbody"):
+            block: Any = getattr(node, name, None)
+            if block and isinstance(block, list):  # an expression's body is none
+                code = [one for one in cast("list[ast.stmt]", block) if not _is_idle(one)]
+                setattr(node, name, code or [ast.Pass()])
+        return node
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        node.annotation = None
+        return node
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        node.returns = None
+        return self.generic_visit(node)
+
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
+        if node.value is None:  # a field of a dataclass, it may be
+            return node
+        return ast.copy_location(ast.Assign([node.target], node.value), node)
+
+
+def _is_idle(statement: ast.stmt) -> bool:
+    if isinstance(statement, ast.Expr):
+        return isinstance(statement.value, ast.Constant)
+    return isinstance(statement, ast.Pass)

@@ -51,6 +51,7 @@ class AgentSpec:
         samples: episodes per task, if not as many as for the others. Recorded outputs give one.
         temperature: if not as for the others.
         max_completion_length: most tokens per turn, if not as for the others.
+        stop_strings: of a model that runs here, if not as for the others.
     """
 
     name: str
@@ -62,6 +63,7 @@ class AgentSpec:
     samples: int | None = None
     temperature: float | None = None
     max_completion_length: int | None = None
+    stop_strings: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         whose = [self.script, self.model or self.adapter, self.card, self.recorded]
@@ -77,7 +79,7 @@ class AgentSpec:
                 f"agent {self.name[:40]!r}: a name is printable, of at most 200 bytes and without a slash, "
                 "for it names a file"
             )
-        _check_sampling(f"agent {self.name}", self.samples, self.temperature, self.max_completion_length)
+        _check_sampling(f"agent {self.name}", self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +119,9 @@ class BenchSpec:
                 raise ConfigError(f"two {what} of one name among: {', '.join(names)}")
         if self.max_turns < 1:
             raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
-        if "" in self.stop_strings:
-            raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
         if not 0 <= self.budget_usd < math.inf:
             raise ConfigError(f"budget_usd is {self.budget_usd}; expected dollars, at least 0")
-        _check_sampling("the spec", self.samples, self.temperature, self.max_completion_length)
+        _check_sampling("the spec", self)
 
     def of(self, agent: AgentSpec) -> AgentSpec:
         """The agent with what it shares with the others filled in."""
@@ -132,6 +132,7 @@ class BenchSpec:
             samples=agent.samples or (1 if once else self.samples),
             temperature=self.temperature if agent.temperature is None else agent.temperature,
             max_completion_length=self.max_completion_length if given is None else given,
+            stop_strings=self.stop_strings if agent.stop_strings is None else agent.stop_strings,
         )
 
 
@@ -181,12 +182,13 @@ def _seen_from(spec: BenchSpec, folder: Path) -> BenchSpec:
     )
 
 
-def _check_sampling(
-    whose: str, samples: int | None, temperature: float | None, max_completion_length: int | None
-) -> None:
-    if samples is not None and samples < 1:
-        raise ConfigError(f"{whose}: samples is {samples}; it must be at least 1")
-    if temperature is not None and not 0 <= temperature < math.inf:
-        raise ConfigError(f"{whose}: temperature is {temperature}; it must be finite and at least 0")
-    if max_completion_length is not None and max_completion_length < 1:
-        raise ConfigError(f"{whose}: max_completion_length is {max_completion_length}; it must be at least 1")
+def _check_sampling(whose: str, one: AgentSpec | BenchSpec) -> None:
+    if one.samples is not None and one.samples < 1:
+        raise ConfigError(f"{whose}: samples is {one.samples}; it must be at least 1")
+    if one.temperature is not None and not 0 <= one.temperature < math.inf:
+        raise ConfigError(f"{whose}: temperature is {one.temperature}; it must be finite and at least 0")
+    length = one.max_completion_length
+    if length is not None and length < 1:
+        raise ConfigError(f"{whose}: max_completion_length is {length}; it must be at least 1")
+    if "" in (one.stop_strings or ()):
+        raise ConfigError(f"{whose}: stop_strings has an empty one, with which every turn would end at once")

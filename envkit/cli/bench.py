@@ -43,6 +43,10 @@ Samples = Annotated[int, typer.Option(min=1, help="Episodes per task.")]
 Temperature = Annotated[float, typer.Option(min=0, help="Of sampling.")]
 Turns = Annotated[int, typer.Option(min=1, help="Actions per episode.")]
 Tokens = Annotated[int, typer.Option(min=1, help="Most tokens per turn; as the adapter was trained.")]
+Stops = Annotated[
+    list[str] | None,
+    typer.Option(help="Text that ends a turn of a model here as well; repeat. As in training."),
+]
 Prices = Annotated[Path | None, typer.Option("--prices", help="TOML of prices, on top of envkit's own.")]
 Machine = Annotated[str, typer.Option("--machine", help="Whose hours rows that ran here pay for.")]
 Against = Annotated[str | None, typer.Option("--against", help="The row that others are compared with.")]
@@ -59,6 +63,7 @@ def evaluate(
     temperature: Temperature = 0.7,
     max_turns: Turns = 1,
     max_completion_length: Tokens = 128,
+    stop_strings: Stops = None,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
     as_json: Json = False,
@@ -72,7 +77,13 @@ def evaluate(
     else:
         row = AgentSpec(agent, script=agent)
     spec = BenchSpec(
-        (EnvironmentSpec(env, tasks, limit),), (row,), samples, temperature, max_turns, max_completion_length
+        (EnvironmentSpec(env, tasks, limit),),
+        (row,),
+        samples,
+        temperature,
+        max_turns,
+        max_completion_length,
+        tuple(stop_strings or ()),
     )
     _run(spec, sandbox, root, None, as_json, board=False)
 
@@ -103,6 +114,7 @@ def bench(
     max_completion_length: Annotated[
         int | None, typer.Option(min=1, help="Most tokens per turn; default: 128.")
     ] = None,
+    stop_strings: Stops = None,
     prices: Prices = None,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
@@ -121,6 +133,7 @@ def bench(
         "temperature": temperature,
         "max_turns": max_turns,
         "max_completion_length": max_completion_length,
+        "stop_strings": tuple(stop_strings) if stop_strings else None,
     }
     given = {name: value for name, value in own.items() if value is not None}
     if resume is not None and prices is not None:

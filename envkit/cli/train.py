@@ -106,8 +106,10 @@ def train(
                     require_certified(kind)
             first = several[0] if several else None
             settings = _settings(config, seed=first, model=model, backend=learner, engine=engine)
+            # Before anything that takes time.
+            before_after.require_checks(settings.shaping, kinds)
             if len(several) > 1:
-                seeds.configurations(settings, several)  # before anything that takes time
+                seeds.configurations(settings, several)
             found = {kind: _tasks(kind, tasks, heldout, backend, display) for kind in kinds}
             study = before_after.prepare(
                 settings,

@@ -37,8 +37,8 @@ class Sampling:
             raise ValueError(f"{self}: expected a finite temperature >= 0 and max_new_tokens >= 1")
         if self.top_k < 0 or not 0 < self.top_p <= 1:
             raise ValueError(f"{self}: expected top_k >= 0 and top_p above 0 and at most 1")
-        if "" in self.stop_strings:
-            raise ValueError(f"{self}: expected stop_strings that are not empty")
+        if isinstance(self.stop_strings, str) or "" in self.stop_strings:
+            raise ValueError(f"{self}: expected a tuple of stop_strings, none of them empty")
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class StopStrings:
     def _may_complete(self, token: int) -> bool:
         if (known := self._completes.get(token)) is None:
             text = self._decode([token])
-            # A part of a character decodes to the sign for what cannot be read.
-            known = "\N{REPLACEMENT CHARACTER}" in text or any(end in text for end in self._ends)
+            # By itself a part of a character cannot be read, and to some tokenizers a space is nothing.
+            known = not text or any(end in text for end in (*self._ends, "\N{REPLACEMENT CHARACTER}"))
             self._completes[token] = known
         return known

@@ -88,7 +88,7 @@ def prepare(
         TaskFileError: the held-out tasks are not held out.
         ConfigError: rewards are to be shaped by a check that no environment has.
     """
-    _require_checks(config.shaping, train)
+    require_checks(config.shaping, train)
     learnt = [task for own in train.values() for task in own]  # by the one adapter
     for kind in train:
         require_heldout(heldout[kind], learnt)
@@ -186,11 +186,18 @@ def _tasks(part: RunFolder, name: str) -> list[Task]:
     return tasks
 
 
-def _require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
-    known = {item.name for kind in kinds for item in kind.checks if not item.held_out}
+def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
+    """Refuse to shape rewards by what none of the environments checks in training.
+
+    Raises:
+        ConfigError: one is no check, or held out.
+    """
+    checks = [item for kind in kinds for item in kind.checks]
+    known, held_out = ({item.name for item in checks if item.held_out is held} for held in (False, True))
     if unknown := sorted(shaping.keys() - known):
+        what = "a held-out check, which training must not see" if unknown[0] in held_out else "no check here"
         raise ConfigError(
-            f"shaping names {unknown[0]!r}, which is no check; expected one of: {', '.join(sorted(known))}"
+            f"shaping names {unknown[0]!r}, {what}; expected one of: {', '.join(sorted(known))}"
         )
 
 
@@ -406,7 +413,8 @@ class BeforeAfter:
             for kind, tasks in self._practice.items():
                 left = [task for task in tasks if task.id not in known]
                 shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
-                rates = solve_rates(self.policy, shown, config.temperature, config.max_completion_length)
+                limits = config.max_completion_length, config.stop_strings
+                rates = solve_rates(self.policy, shown, config.temperature, *limits)
                 for task, rate in zip(left, rates, strict=True):
                     journal.append({"task": task.id, "rate": rate})
                     watch.lap()

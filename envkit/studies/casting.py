@@ -85,7 +85,7 @@ class Cast:
         else:
             model = model_of(row)
             policy = self._policy(model)
-            sampling = Sampling(*_sampling(row), stop_strings=self._spec.stop_strings)
+            sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(
                 row.name, policy.engine, policy.renderer, sampling, self._spec.max_turns, adapter=number
@@ -144,7 +144,7 @@ class Cast:
                 training_seconds=_spent_on(Path(row.adapter)) if row.adapter else 0.0,
                 temperature=temperature,
                 max_completion_length=length,
-                stop_strings=self._spec.stop_strings,
+                stop_strings=row.stop_strings or (),
             )
         if row.recorded:
             return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))
@@ -198,8 +198,19 @@ class Cast:
             names.append(f"arm-{number}" if row.adapter else None)
             if row.adapter:
                 policy.add(Path(row.adapter), f"arm-{number}")
+                self._compare(self._spec.of(row))
         policy.serve(names)
         return policy
+
+    def _compare(self, row: AgentSpec) -> None:
+        """Say so where an adapter's turns are to end otherwise than they did in its training."""
+        run = _made_in(Path(row.adapter))
+        trained = run.manifest.get("plan", {}).get("train", {}).get("stop_strings", []) if run else None
+        if trained is not None and tuple(trained) != row.stop_strings:
+            self._display.say(
+                f"{row.name} was trained with stop_strings {trained}, and is asked with "
+                f"{[*(row.stop_strings or ())]}"
+            )
 
 
 def runs_here(row: AgentSpec) -> bool:
@@ -237,11 +248,17 @@ def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[T
 
 def _spent_on(adapter: Path) -> float:
     """Seconds that made an adapter, from the run folder that it lies in; NaN where that is none."""
+    if (run := _made_in(adapter)) is None:
+        return math.nan
+    return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
+
+
+def _made_in(adapter: Path) -> RunFolder | None:
+    """The run folder that an adapter lies in, if it is one."""
     for folder in adapter.resolve().parents:
         if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
-            run = RunFolder.open(folder)
-            return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
-    return math.nan
+            return RunFolder.open(folder)
+    return None
 
 
 def _calls(row: AgentSpec) -> str:

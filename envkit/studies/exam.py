@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import final
+from typing import Any, cast, final
 
 from envkit.agents.local import LocalAgent
-from envkit.bench.data import Difference, Origin
+from envkit.bench.data import Difference, Origin, Scalar
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
@@ -143,10 +143,21 @@ class Exam:
             title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={
-                **to_mapping(config),
+                **_flat(to_mapping(config)),
                 "eval_temperature": self._plan.eval_temperature,
                 "environments": str(self._run.manifest.get("environment", self._kind.id)),
             },
             warnings=(*warnings, *unaudited),
         )
         return path
+
+
+def _flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Settings as a report has them: what holds several values is text, or an entry for each."""
+    found: dict[str, Scalar] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in cast("Mapping[str, float]", value).items()}
+        else:
+            found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
+    return found

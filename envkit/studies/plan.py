@@ -149,8 +149,8 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
-    # A model that was never shown an answer talks on until it is cut off.
-    answer = _ANSWER if config.sft_examples else config.max_completion_length
+    # A model that was never shown an answer talks on until it is cut off, or until a stop string.
+    answer = _ANSWER if config.sft_examples or config.stop_strings else config.max_completion_length
     # Most groups are mixed, and half of a group's answers are distinct.
     per_group = _PROMPT / speed.prefill + size * answer / decode
     per_group += 0.7 * (_PROMPT + 0.6 * size * answer) / speed.learn

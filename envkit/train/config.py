@@ -44,13 +44,14 @@ class TrainConfig:
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
         stop_strings: texts that end a turn as well as the model's own end of it does; each stays in the turn.
-            For an untrained model that talks on behind its answer. Not with engine ``"vllm"``.
+            For an untrained model that talks on behind its answer; where that is a block of code, a fence
+            between two line breaks. Evaluate with the same. Not with engine ``"vllm"``.
         max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
             episode's first observation and the latest one; no less is ever asked. 0 for no bound.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
-        shaping: what is added to an episode's reward in training alone: a check's score times this, by the
-            check's name. Most are checks of weight 0, which measure a step towards the reward, for where the
-            reward itself is too rare. Reports know nothing of it.
+        shaping: what is added to an episode's reward in training alone: a check's score times this, above 0,
+            by the check's name. Most are checks of weight 0, which measure a step towards the reward, for
+            where it is too rare. Rewards and mixed groups are reported without it.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
         epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
             batch, as here, the ratio is 1 but for rounding, so this acts where an engine is not exact.
@@ -135,8 +136,8 @@ class TrainConfig:
         if "" in self.stop_strings:
             raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
         for name, weight in self.shaping.items():
-            if not abs(weight) < float("inf"):
-                raise ConfigError(f"shaping.{name} is {weight}; it must be finite")
+            if not 0 < weight < float("inf"):  # whoever breaks an environment off would escape a penalty
+                raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
         if self.engine == "vllm" and self.stop_strings:
             raise ConfigError(
                 f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "

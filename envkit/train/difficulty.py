@@ -15,7 +15,11 @@ from envkit.train.policy import Policy
 
 
 def solve_rates(
-    policy: Policy, shown: Sequence[Demonstration], temperature: float, max_completion_length: int
+    policy: Policy,
+    shown: Sequence[Demonstration],
+    temperature: float,
+    max_completion_length: int,
+    stop_strings: Sequence[str] = (),
 ) -> Iterator[float]:
     """The chance that the policy's answer begins with exactly the right one, one forward pass each.
 
@@ -29,6 +33,7 @@ def solve_rates(
         shown: right answers.
         temperature: of sampling, > 0.
         max_completion_length: tokens per turn; an answer that does not fit into them is never given.
+        stop_strings: what ends a turn; an answer that goes on behind one is never given either.
 
     Yields:
         One chance in [0, 1] per answer, in order.
@@ -38,7 +43,7 @@ def solve_rates(
             policy.renderer.first(one.system, one.observation),
             policy.renderer.answer(one.answer)[:-1],
         )
-        if len(ids) > max_completion_length:
+        if len(ids) > max_completion_length or any(text in one.answer[:-1] for text in stop_strings):
             yield 0.0
             continue
         nothing = (0.0,) * len(ids)

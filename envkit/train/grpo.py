@@ -26,7 +26,7 @@ from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Batch, Row, chunks, pack, row_of
 from envkit.train.policy import Policy
 from envkit.train.practice import Played, Practice, play_together
-from envkit.types import Outcome, Task, Trajectory
+from envkit.types import Outcome, Task, Trajectory, Verdict
 
 #: How rarely an alarm may come of chance alone, where just `TrainConfig.max_hacked` of tasks are hacked.
 _FALSE_ALARMS = 0.05
@@ -39,7 +39,7 @@ class StepMetrics:
     Args:
         step: 1-based.
         reward: mean over episodes that are not void, without `TrainConfig.shaping`.
-        mixed: share of groups with more than one reward, shaping included: the only ones that teach.
+        mixed: share of groups with more than one outcome; without shaping only they teach.
         void: share of episodes whose machinery broke.
         loss: the step's loss.
         grad_norm: before clipping.
@@ -78,12 +78,14 @@ class Lesson:
     Args:
         prompt: ids that all its episodes began with.
         rows: what each of them added.
-        mixed: whether their rewards differ, shaping included; if not, none has a gradient but by ``beta``.
+        mixed: whether their rewards differ, without shaping.
+        teaches: whether they do with it; if not, none has a gradient but by ``beta``.
     """
 
     prompt: tuple[int, ...]
     rows: list[Row]
     mixed: bool
+    teaches: bool
 
 
 def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
@@ -109,14 +111,17 @@ def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
                 "observations; what reset() shows must follow from task and seed"
             )
         rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
-        found.append(Lesson(prompts.pop(), rows, any(any(row) for row in advantages)))
+        mixed = len({tuple(step.reward for step in t.steps) for t in valid}) > 1
+        found.append(Lesson(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
     return found
 
 
 def _rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:
-    """An episode's rewards, turn by turn; what is shaped comes with the last."""
+    """An episode's rewards, turn by turn; what shapes them comes with the last, and not for a cheat."""
     *before, last = [step.reward for step in trajectory.steps]
-    scores = trajectory.scores
+    if trajectory.info.get("verdict") == Verdict.TAMPERED.value:
+        return [*before, last]
+    scores = trajectory.scores  # those of another environment lack the check
     return [*before, last + sum(weight * scores.get(name, 0.0) for name, weight in shaping.items())]
 
 
@@ -249,7 +254,7 @@ class GRPOTrainer(Trainer):
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
         taught = lessons(played, self._config.shaping)
-        learned = self._learn([each for each in taught if each.mixed or self._is_compared()], size)
+        learned = self._learn([each for each in taught if each.teaches or self._is_compared()], size)
         return step_metrics(self.step + 1, played, taught, learned, time.monotonic() - started)
 
     def _learn(self, taught: Sequence[Lesson], size: StepSize) -> Learned:

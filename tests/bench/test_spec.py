@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -48,6 +49,8 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
     assert [row.samples for row in filled] == [1, 2, 2, 1]
     assert [row.temperature for row in filled] == [0.7, 1.0, 0.7, 0.7]
     assert {row.max_completion_length for row in filled} == {128}
+    stops = replace(spec, stop_strings=(".",)), replace(spec.agents[1], stop_strings=())
+    assert [stops[0].of(row).stop_strings for row in (spec.agents[1], stops[1])] == [(".",), ()]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +70,8 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ("samples = 2", "samples = ", "not TOML"),
         ("samples = 2", "budget_usd = -1.0", "budget_usd is -1.0"),
         ("samples = 2", "max_turns = 0", "max_turns is 0"),
-        ("samples = 2", 'stop_strings = [""]', "stop_strings has an empty one"),
+        ("samples = 2", 'stop_strings = [""]', "the spec: stop_strings has an empty one"),
+        ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty one"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:

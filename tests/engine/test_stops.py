@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import tiny
@@ -15,9 +16,9 @@ from envkit.engine.stops import StopStrings
 TEXTS = st.text(st.sampled_from("\n`x é€🙂a"), max_size=12)
 
 
-def first_end(strings: Sequence[str], ids: Sequence[int]) -> int | None:
+def first_end(strings: Sequence[str], ids: Sequence[int], tokenizer: Any = None) -> int | None:
     """After how many ids it ends, as `StopStrings` says."""
-    stops = StopStrings(strings, tiny.tokenizer().decode)
+    stops = StopStrings(strings, (tokenizer or tiny.tokenizer()).decode)
     return next((count for count in range(1, len(ids) + 1) if stops.end(ids[:count])), None)
 
 
@@ -38,3 +39,15 @@ def test_it_ends_with_the_first_token_by_which_a_string_is_there(
 @pytest.mark.parametrize("strings", [(), ("`\n`",)])
 def test_other_texts_go_on(strings: tuple[str, ...]) -> None:
     assert first_end(strings, tiny.tokenizer().encode("```python\nreturn 1\n```\n")) is None
+
+
+def test_a_space_is_seen_where_a_tokenizer_drops_the_first_of_a_text() -> None:
+    from tokenizers import Tokenizer, decoders, models
+
+    made = Tokenizer(models.BPE({"\N{LOWER ONE EIGHTH BLOCK}": 0, "x": 1, "y": 2}, []))
+    made.decoder = decoders.Sequence(
+        [decoders.Replace("\N{LOWER ONE EIGHTH BLOCK}", " "), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    )
+    assert made.decode([0, 1, 0, 2]) == "x y"
+    assert first_end(["x "], [0, 1, 1, 0, 2], made) == 4
+    assert first_end([" "], [0, 1, 0, 1], made) == 3

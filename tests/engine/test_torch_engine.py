@@ -238,6 +238,10 @@ def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it(ref: ModelRe
         assert one.ids == other.ids[: min(ends, default=9)]  # what each row draws depends on no other
         assert one.stop == ("stop" if ends else other.stop)
     assert any(one.ids != other.ids for one, other in zip(drawn, free, strict=True))
+    going = [dataclasses.replace(request, goes_on=True) for request in asked]
+    said = engine.generate(going, Sampling(1.0, 9, stop_strings=strings))
+    later = following(going, said, turn=0)
+    check(tiny.plain(ref), later, engine.generate(later, Sampling(1.0, 3)), 1.0)
     with pytest.raises(ContractError, match="made without `decode`"):
         tiny.engine(ref).generate(asked, Sampling(stop_strings=strings))
 

@@ -103,11 +103,18 @@ def test_it_runs_to_a_report_with_every_arm(
 def test_without_a_warm_start_there_is_no_arm_for_it(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
-    run = begin(tmp_path, model, sft_examples=0)
+    settings = {"sft_examples": 0, "stop_strings": ("e", "\n"), "shaping": {"edits_a_little": 0.2}}
+    run = begin(tmp_path, model, **settings)
     study(run, backend).run()
     data = load_report(run.path)
     assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "RL"]
     assert [pair.meaning for pair in data.differences] == ["RL"]
+    assert (data.config["stop_strings"], data.config["shaping.edits_a_little"]) == ("'e', '\\n'", 0.2)
+    assert data.arms[2].origin.stop_strings == ("e", "\n")
+    for journal in ("episodes", "eval-base", "eval-RL"):
+        turns = [t.steps[0].turn for t in run.trajectories(journal)]
+        assert "stop" in {turn.stop for turn in turns}
+        assert all(("e" in turn.text or "\n" in turn.text) == (turn.stop == "stop") for turn in turns)
 
 
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
@@ -130,10 +137,10 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
 
 def test_shaping_by_a_check_that_no_environment_has_is_refused(tmp_path: Path, model: Path) -> None:
     with pytest.raises(
-        ConfigError, match="shaping names 'edits', which is no check; expected one of: answers_as"
+        ConfigError, match="shaping names 'edits', no check here; expected one of: answers_as"
     ):
         begin(tmp_path, model, shaping={"edits_a_little": 0.1, "edits": 0.2})
-    with pytest.raises(ConfigError, match="shaping names 'answers_many_more'"):  # held out
+    with pytest.raises(ConfigError, match="shaping names 'answers_many_more', a held-out check"):
         begin(tmp_path, model, shaping={"answers_many_more": 0.1})
 
 

@@ -33,3 +33,11 @@ def test_what_does_not_fit_is_never_given(ref: ModelRef) -> None:
     shown, length = [Demonstration("Speak.", "Say it.", "a b c")], len(policy.renderer.answer("a b c")) - 1
     for room, possible in ((length, True), (length - 1, False)):
         assert [rate > 0 for rate in solve_rates(policy, shown, 1.0, room)] == [possible]
+
+
+@pytest.mark.parametrize(("stops", "possible"), [(("c",), True), ((" ", "x"), False), (("a b c",), True)])
+def test_what_a_stop_string_cuts_off_is_never_given(
+    ref: ModelRef, stops: tuple[str, ...], possible: bool
+) -> None:
+    shown = [Demonstration("Speak.", "Say it.", "a b c")]
+    assert [rate > 0 for rate in solve_rates(tiny.policy(ref), shown, 1.0, 20, stops)] == [possible]

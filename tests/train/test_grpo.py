@@ -211,13 +211,17 @@ def test_a_shaped_reward_teaches_where_none_is_earned_and_is_not_reported(make: 
     shaping = {"has_an_e": 0.5, "is_of_another_environment": 1.0}
     (shaped,) = train(make(tmp_path / "shaped", dataclasses.replace(hopeless, shaping=shaping), env=Shouted))
     assert shaped.reward == 0
-    assert min(shaped.mixed, shaped.grad_norm) > 0
+    assert shaped.grad_norm > 0
     played, size = episodes(tmp_path / "shaped"), CONFIG.num_generations
     groups = [played[start : start + size] for start in range(0, len(played), size)]
+    assert shaped.mixed == 0
     for group, lesson in zip(groups, lessons(Played(groups, 0.0), shaping), strict=True):
         said = [trajectory.scores["has_an_e"] for trajectory in group]
         wanted = [0.5 * (each - sum(said) / size) for each in said]
         assert [row.advantages[0] for row in lesson.rows] == pytest.approx(wanted)
+        assert [row.advantages[-1] for row in lesson.rows] == pytest.approx(wanted)
+        caught = [dataclasses.replace(t, info={**t.info, "verdict": "TAMPERED"}) for t in group]
+        assert not lessons(Played([caught], 0.0), shaping)[0].teaches
 
 
 @pytest.mark.parametrize("split", ["heldout", "", "Train"])

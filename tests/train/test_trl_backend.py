@@ -74,6 +74,7 @@ def moved(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
         {"loss_type": "cispo", "epsilon_high": 5.0},
         {"loss_type": "grpo", "importance_sampling_level": "sequence"},
         {"beta": 0.5},
+        {"shaping": {"says_it": 0.5}},
         {"groups_per_step": 2, "temperature": 0.7},
     ],
     ids=str,
