@@ -53,7 +53,9 @@ def play(
             observation, reward, terminated, truncated, info = game.step(action)
             turns, ended = turns + 1, terminated or truncated
             _say(pretty(observation))
-        _say([Rule(style="dim"), *ending(reward, info, turns), *changes(game.task.files, backend.found)])
+        measured = [item.name for item in game.checks if not (item.weight or item.gate)]
+        found = ending(reward, info, turns, measured)
+        _say([Rule(style="dim"), *found, *changes(game.task.files, backend.found)])
     finally:
         game.close()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from rich import box
@@ -59,19 +59,25 @@ def harmless(text: str) -> str:
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
-def ending(reward: float, info: Mapping[str, Any], turns: int) -> list[RenderableType]:
+def ending(
+    reward: float, info: Mapping[str, Any], turns: int, measured: Collection[str]
+) -> list[RenderableType]:
     """How it went: the verdict, and what each check has found.
 
     Args:
         reward: of the last step.
         info: of the last step.
         turns: how many were taken.
+        measured: checks that are no part of the reward.
     """
     style = "bold green" if info["solved"] else "bold red"
     said = f"{info['verdict']}, reward {reward:g}, after {turns} turn{'' if turns == 1 else 's'}"
     pieces: list[RenderableType] = [Text(said, style=style)]
     for name, score in info["scores"].items():
-        pieces.append(Text(f"{name}: {score:g}", style="green" if score == 1 else "red"))
+        if name in measured:
+            pieces.append(Text(f"{name}: {score:g} (only measured)", style="dim"))
+        else:
+            pieces.append(Text(f"{name}: {score:g}", style="green" if score == 1 else "red"))
         said = [info["evidence"].get(name, ""), info.get("weaknesses", {}).get(name, "")]
         pieces += [Padding(Text(harmless(each), overflow="fold"), (0, 0, 0, 2)) for each in said if each]
     return pieces

@@ -155,17 +155,18 @@ def test_an_ending_tells_verdict_reward_and_evidence() -> None:
     info = {
         "solved": False,
         "verdict": "FAIL",
-        "scores": {"right": 0.0, "tidy": 1.0},
+        "scores": {"right": 0.0, "tidy": 1.0, "short": 0.5},
         "evidence": {"right": "gave [1], expected [2]", "tidy": "as it was"},
         "weaknesses": {"tidy": "looked at one file"},
     }
-    assert [line.rstrip() for line in printed(ending(0.5, info, 1)).splitlines()] == [
+    assert [line.rstrip() for line in printed(ending(0.5, info, 1, ["short"])).splitlines()] == [
         "FAIL, reward 0.5, after 1 turn",
         "right: 0",
         "  gave [1], expected [2]",
         "tidy: 1",
         "  as it was",
         "  looked at one file",
+        "short: 0.5 (only measured)",
     ]
 
 
@@ -272,7 +273,7 @@ def test_a_repair_ends_with_its_diff(tmp_path: Path) -> None:
     end = said.index("FAIL, reward 0, after 2 turns")
     assert said[end + 1] == "answers_as_original: 0"
     assert "expected 'def abc'" in said[end + 2]
-    assert said[end + 3] == "What was changed:"
+    assert said[end + 3 : end + 5] == ["edits_a_little: 0 (only measured)", "What was changed:"]
     assert {"--- solution.py", '-    moved = ""', "+    return text"} <= {*said[end + 4 :]}
 
 
