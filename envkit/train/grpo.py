@@ -111,7 +111,7 @@ def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
                 "observations; what reset() shows must follow from task and seed"
             )
         rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
-        mixed = len({tuple(step.reward for step in t.steps) for t in valid}) > 1
+        mixed = len({t.reward for t in valid}) > 1
         found.append(Lesson(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
     return found
 
