@@ -137,17 +137,25 @@ class CodeEditorEnv(Env):
     @check(weight=0)
     def edits_a_little(self) -> bool:
         """A few tokens of the file's code are others now, in one stretch: what a repair looks like."""
-        judge = self._judge
         try:
-            source = Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path].decode()
+            source = self._handed_over().decode()
         except (NotAccepted, UnicodeDecodeError):
             return False
-        return 0 < (changed(self.task.files[judge.path], source) or 0) <= FEW_TOKENS
+        return 0 < (changed(self.task.files[self._judge.path], source) or 0) <= FEW_TOKENS
+
+    def _handed_over(self) -> bytes:
+        """The file that the agent may change, as it is now.
+
+        Raises:
+            NotAccepted: it is no plain file any more, or one beside it is not as it was.
+        """
+        judge = self._judge
+        return Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path]
 
     def _graded(self, count: int, seed: int) -> Grade:
         judge = self._judge
         try:
-            source = Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path]
+            source = self._handed_over()
         except NotAccepted as refused:
             return Grade(refused.verdict, refused.evidence, 0, 0, judge.weakness)
 
