@@ -26,6 +26,7 @@ from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import StoreError, UsageError
+from envkit.models import ModelRef, weights_digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.bench import Bench, start
@@ -118,6 +119,30 @@ def test_every_kind_of_agent_stands_on_one_board(
     assert data.commit.startswith("0.")
     assert len(api.asked) == 6
     assert all(KEY not in file.read_text() for file in page.parents[1].rglob("*") if file.is_file())
+
+
+def test_an_adapter_whose_turns_ended_otherwise_in_training_is_told_of(
+    tmp_path: Path, backend: SandboxBackend, model: Path
+) -> None:
+    trained = RunFolder.create(tmp_path, "before-after", {"plan": {"train": {"stop_strings": ["e"]}}})
+    trained.journal("phases").close()
+    tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
+    said: list[str] = []
+
+    class Told(Silent):
+        def say(self, line: str) -> None:
+            said.append(line)
+
+    path = str(trained.path / "adapter")
+    rows = (
+        AgentSpec("as then", model=str(model), adapter=path, stop_strings=("e",)),
+        AgentSpec("otherwise", model=str(model), adapter=path),
+    )
+    run = begin(tmp_path, spec(*rows, max_completion_length=2), backend)
+    Bench(run, backend, Told(), lambda: True).run()
+    assert [line for line in said if "stop_strings" in line] == [
+        "otherwise was trained with stop_strings ['e'], and is asked with []"
+    ]
 
 
 def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequence[Task]) -> None:
