@@ -67,6 +67,7 @@ class Origin:
         temperature: of sampling; NaN where it was the provider's own.
         max_completion_length: most tokens per turn, 0 where nobody said.
         stop_strings: what ends a turn beside the model's own end of turn.
+        max_context_length: tokens that a turn is asked with, 0 for no bound.
         prompt_tokens: of all calls that were paid for, those without a graded answer included; 0 where the
             items say it all.
         completion_tokens: likewise.
@@ -81,6 +82,7 @@ class Origin:
     temperature: float = 0.0
     max_completion_length: int = 0
     stop_strings: tuple[str, ...] = ()
+    max_context_length: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0

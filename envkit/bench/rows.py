@@ -111,12 +111,13 @@ def _provenance(row: Row) -> tuple[str, ...]:
     heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
     length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
     stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
+    longest = f", asked with up to {origin.max_context_length}" if origin.max_context_length else ""
     return (
         row.name,
         report.run,
         model or NONE,
         origin.adapter[:12] or NONE,
-        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}",
+        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}{longest}",
         row.cost.basis,
         f"{report.isolation}, {report.sandbox}",
         report.certificate[:40] or NONE,

@@ -52,6 +52,7 @@ class AgentSpec:
         temperature: if not as for the others.
         max_completion_length: most tokens per turn, if not as for the others.
         stop_strings: of a model that runs here, if not as for the others.
+        max_context_length: likewise.
     """
 
     name: str
@@ -64,6 +65,7 @@ class AgentSpec:
     temperature: float | None = None
     max_completion_length: int | None = None
     stop_strings: tuple[str, ...] | None = None
+    max_context_length: int | None = None
 
     def __post_init__(self) -> None:
         whose = [self.script, self.model or self.adapter, self.card, self.recorded]
@@ -94,6 +96,8 @@ class BenchSpec:
         max_turns: actions per episode.
         max_completion_length: most tokens per turn.
         stop_strings: texts that end a turn of a model that runs here as well as its own end of turn does.
+        max_context_length: tokens that a turn of a model that runs here is asked with; see
+            `envkit.agents.local.LocalAgent`. 0 for no bound.
         budget_usd: what all calls of APIs may cost together.
         title: heading of the reports.
     """
@@ -105,6 +109,7 @@ class BenchSpec:
     max_turns: int = 1
     max_completion_length: int = 128
     stop_strings: tuple[str, ...] = ()
+    max_context_length: int = 0
     budget_usd: float = 1.0
     title: str = ""
 
@@ -126,13 +131,14 @@ class BenchSpec:
     def of(self, agent: AgentSpec) -> AgentSpec:
         """The agent with what it shares with the others filled in."""
         once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
-        given = agent.max_completion_length
+        given, longest = agent.max_completion_length, agent.max_context_length
         return replace(
             agent,
             samples=agent.samples or (1 if once else self.samples),
             temperature=self.temperature if agent.temperature is None else agent.temperature,
             max_completion_length=self.max_completion_length if given is None else given,
             stop_strings=self.stop_strings if agent.stop_strings is None else agent.stop_strings,
+            max_context_length=self.max_context_length if longest is None else longest,
         )
 
 
@@ -190,5 +196,9 @@ def _check_sampling(whose: str, one: AgentSpec | BenchSpec) -> None:
     length = one.max_completion_length
     if length is not None and length < 1:
         raise ConfigError(f"{whose}: max_completion_length is {length}; it must be at least 1")
+    if (one.max_context_length or 0) < 0:
+        raise ConfigError(
+            f"{whose}: max_context_length is {one.max_context_length}; it must be at least 0, for no bound"
+        )
     if "" in (one.stop_strings or ()):
         raise ConfigError(f"{whose}: stop_strings has an empty one, with which every turn would end at once")

@@ -47,6 +47,10 @@ Stops = Annotated[
     list[str] | None,
     typer.Option(help="Text that ends a turn of a model here as well; repeat. As in training."),
 ]
+Context = Annotated[
+    int | None,
+    typer.Option(min=0, help="Tokens a turn of a model here is asked with; default: any. As in training."),
+]
 Prices = Annotated[Path | None, typer.Option("--prices", help="TOML of prices, on top of envkit's own.")]
 Machine = Annotated[str, typer.Option("--machine", help="Whose hours rows that ran here pay for.")]
 Against = Annotated[str | None, typer.Option("--against", help="The row that others are compared with.")]
@@ -64,6 +68,7 @@ def evaluate(
     max_turns: Turns = 1,
     max_completion_length: Tokens = 128,
     stop_strings: Stops = None,
+    max_context_length: Context = None,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
     as_json: Json = False,
@@ -84,6 +89,7 @@ def evaluate(
         max_turns,
         max_completion_length,
         tuple(stop_strings or ()),
+        max_context_length or 0,
     )
     _run(spec, sandbox, root, None, as_json, board=False)
 
@@ -115,6 +121,7 @@ def bench(
         int | None, typer.Option(min=1, help="Most tokens per turn; default: 128.")
     ] = None,
     stop_strings: Stops = None,
+    max_context_length: Context = None,
     prices: Prices = None,
     sandbox: SandboxName = "auto",
     root: Root = Path("runs"),
@@ -134,6 +141,7 @@ def bench(
         "max_turns": max_turns,
         "max_completion_length": max_completion_length,
         "stop_strings": tuple(stop_strings) if stop_strings else None,
+        "max_context_length": max_context_length,
     }
     given = {name: value for name, value in own.items() if value is not None}
     if resume is not None and prices is not None:

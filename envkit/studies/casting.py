@@ -88,7 +88,13 @@ class Cast:
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(
-                row.name, policy.engine, policy.renderer, sampling, self._spec.max_turns, adapter=number
+                row.name,
+                policy.engine,
+                policy.renderer,
+                sampling,
+                self._spec.max_turns,
+                adapter=number,
+                max_context_length=row.max_context_length or 0,
             )
 
     @contextmanager
@@ -145,6 +151,7 @@ class Cast:
                 temperature=temperature,
                 max_completion_length=length,
                 stop_strings=row.stop_strings or (),
+                max_context_length=row.max_context_length or 0,
             )
         if row.recorded:
             return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))
@@ -203,14 +210,18 @@ class Cast:
         return policy
 
     def _compare(self, row: AgentSpec) -> None:
-        """Say so where an adapter's turns are to end otherwise than they did in its training."""
-        run = _made_in(Path(row.adapter))
-        trained = run.manifest.get("plan", {}).get("train", {}).get("stop_strings", []) if run else None
-        if trained is not None and tuple(trained) != row.stop_strings:
-            self._display.say(
-                f"{row.name} was trained with stop_strings {trained}, and is asked with "
-                f"{[*(row.stop_strings or ())]}"
-            )
+        """Say so where an adapter's turns are to begin or end otherwise than they did in its training."""
+        if (run := _made_in(Path(row.adapter))) is None:
+            return
+        then = run.manifest.get("plan", {}).get("train", {})
+        for setting, trained, asked in (
+            ("stop_strings", then.get("stop_strings", []), [*(row.stop_strings or ())]),
+            ("max_context_length", then.get("max_context_length", 0), row.max_context_length),
+        ):
+            if trained != asked:
+                self._display.say(
+                    f"{row.name} was trained with {setting} {trained}, and is asked with {asked}"
+                )
 
 
 def runs_here(row: AgentSpec) -> bool:

@@ -120,12 +120,14 @@ def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
 def test_every_row_says_how_it_was_sampled() -> None:
     base = report().arms[2]
     stopped = replace(base, name="stopped", origin=replace(base.origin, stop_strings=("\n",)))
-    [section] = board(replace(report(), arms=(base, stopped))).sections
+    bound = replace(base, name="bound", origin=replace(base.origin, max_context_length=512))
+    [section] = board(replace(report(), arms=(base, stopped, bound))).sections
     table = provenance(section)
     sampling = {row[0]: row[table.head.index("Sampling")] for row in table.rows}
     assert sampling == {
         "base": "temperature 0.7, 128 tokens",
         "stopped": "temperature 0.7, 128 tokens, up to '\\n'",
+        "bound": "temperature 0.7, 128 tokens, asked with up to 512",
     }
 
 

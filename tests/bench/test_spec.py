@@ -51,6 +51,8 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
     assert {row.max_completion_length for row in filled} == {128}
     stops = replace(spec, stop_strings=(".",)), replace(spec.agents[1], stop_strings=())
     assert [stops[0].of(row).stop_strings for row in (spec.agents[1], stops[1])] == [(".",), ()]
+    bound = replace(spec, max_context_length=512), replace(spec.agents[1], max_context_length=0)
+    assert [bound[0].of(row).max_context_length for row in (spec.agents[1], bound[1])] == [512, 0]
 
 
 @pytest.mark.parametrize(
@@ -72,6 +74,7 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ("samples = 2", "max_turns = 0", "max_turns is 0"),
         ("samples = 2", 'stop_strings = [""]', "the spec: stop_strings has an empty one"),
         ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty one"),
+        ("samples = 2", "max_context_length = -1", "the spec: max_context_length is -1"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:

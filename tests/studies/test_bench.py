@@ -121,10 +121,11 @@ def test_every_kind_of_agent_stands_on_one_board(
     assert all(KEY not in file.read_text() for file in page.parents[1].rglob("*") if file.is_file())
 
 
-def test_an_adapter_whose_turns_ended_otherwise_in_training_is_told_of(
+def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
     tmp_path: Path, backend: SandboxBackend, model: Path
 ) -> None:
-    trained = RunFolder.create(tmp_path, "before-after", {"plan": {"train": {"stop_strings": ["e"]}}})
+    settings = {"stop_strings": ["e"], "max_context_length": 1}
+    trained = RunFolder.create(tmp_path, "before-after", {"plan": {"train": settings}})
     trained.journal("phases").close()
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []
@@ -135,14 +136,20 @@ def test_an_adapter_whose_turns_ended_otherwise_in_training_is_told_of(
 
     path = str(trained.path / "adapter")
     rows = (
-        AgentSpec("as then", model=str(model), adapter=path, stop_strings=("e",)),
+        AgentSpec("as then", model=str(model), adapter=path, stop_strings=("e",), max_context_length=1),
         AgentSpec("otherwise", model=str(model), adapter=path),
     )
-    run = begin(tmp_path, spec(*rows, max_completion_length=2), backend)
-    Bench(run, backend, Told(), lambda: True).run()
-    assert [line for line in said if "stop_strings" in line] == [
-        "otherwise was trained with stop_strings ['e'], and is asked with []"
+    run = begin(tmp_path, spec(*rows, max_completion_length=2, max_turns=2), backend)
+    [page] = Bench(run, backend, Told(), lambda: True).run()
+    assert [line for line in said if "trained" in line] == [
+        "otherwise was trained with stop_strings ['e'], and is asked with []",
+        "otherwise was trained with max_context_length 1, and is asked with 0",
     ]
+    for name, longest in (("as then", 1), ("otherwise", 0)):
+        [origin] = [arm.origin for arm in load_report(page.parent).arms if arm.name == name]
+        assert origin.max_context_length == longest
+        later = [t.steps[1].turn.tokens for t in RunFolder.open(page.parent).trajectories(f"eval-{name}")]
+        assert {tokens is not None and tokens.kept is not None for tokens in later} == {longest > 0}
 
 
 def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequence[Task]) -> None:
