@@ -6,6 +6,7 @@ import fcntl
 import json
 import os
 import secrets
+import shutil
 import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
@@ -172,14 +173,41 @@ class RunFolder:
         Raises:
             StoreError: the folder cannot be made.
         """
-        path = root / f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        with RunFolder.making(root, kind, manifest) as run:
+            return run
+
+    @staticmethod
+    @contextmanager
+    def making(root: Path, kind: str, manifest: Mapping[str, JSON]) -> Generator[RunFolder]:
+        """The same, with all that is put into it meanwhile: it appears under its name when it is whole.
+
+        Until then ``path`` is another, and a run that is killed leaves nothing that looks like one.
+
+        Raises:
+            StoreError: the folder cannot be made.
+        """
+        name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+        hidden = root / f".{name}.tmp"
+        run = RunFolder(hidden / name)
+        data = {"schema": SCHEMA, "id": name, **manifest}
         try:
-            path.mkdir(parents=True)
-        except OSError as error:
-            raise StoreError(f"cannot make run folder {path}: {error.strerror or error}") from error
-        data = {"schema": SCHEMA, "id": path.name, **manifest}
-        write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
-        return RunFolder(path)
+            try:
+                run.path.mkdir(parents=True)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot make run folder {root / name}: {error.strerror or error}"
+                ) from error
+            write_atomic(run.path / "manifest.json", json.dumps(data, indent=1).encode())
+            yield run
+            try:
+                run.path = run.path.rename(root / name)
+                sync_folder(root)
+            except OSError as error:
+                raise StoreError(
+                    f"cannot make run folder {root / name}: {error.strerror or error}"
+                ) from error
+        finally:
+            shutil.rmtree(hidden, ignore_errors=True)
 
     def part(self, name: str, manifest: Mapping[str, JSON]) -> RunFolder:
         """Make ``<name>/`` inside, a run folder with a manifest of its own.

@@ -217,6 +217,28 @@ def test_a_run_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
         RunFolder.create(tmp_path / "file", "demo", {})
 
 
+def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
+    with RunFolder.making(tmp_path, "demo", {}) as run:
+        run.part("inner", {})
+        with run.journal("metrics") as journal:
+            journal.append({"n": 1})
+        assert not list(tmp_path.glob("demo-*"))
+    assert [run.path] == list(tmp_path.iterdir())
+    assert run.manifest["id"] == run.id == RunFolder.open(run.path / "inner").manifest["id"]
+    assert numbers(run.path / "metrics.jsonl") == [1]
+
+
+def test_a_run_that_could_not_be_filled_is_gone(tmp_path: Path) -> None:
+    def fill() -> None:
+        with RunFolder.making(tmp_path, "demo", {}) as run:
+            run.part("inner", {})
+            run.part("inner", {})
+
+    with pytest.raises(StoreError, match="cannot make"):
+        fill()
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [

@@ -76,7 +76,7 @@ def train(
     from envkit import registry
     from envkit.audit.certificate import require_certified
     from envkit.store import RunFolder
-    from envkit.studies import before_after, seeds
+    from envkit.studies import before_after, seeds, study
     from envkit.studies.plan import require_minutes
 
     several = _distinct(seed or [])
@@ -98,7 +98,7 @@ def train(
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
-            kinds = [registry.environment(name) for name in before_after.environments_of(run)]
+            kinds = [registry.environment(name) for name in study.environments_of(run)]
         else:
             kinds = _environments(env or [DEFAULT_ENVIRONMENT], tasks, heldout)
             if not unaudited:
@@ -107,11 +107,11 @@ def train(
             first = several[0] if several else None
             settings = _settings(config, seed=first, model=model, backend=learner, engine=engine)
             # Before anything that takes time.
-            before_after.require_checks(settings.shaping, kinds)
+            study.require_checks(settings.shaping, kinds)
             if len(several) > 1:
                 seeds.configurations(settings, several)
             found = {kind: _tasks(kind, tasks, heldout, backend, display) for kind in kinds}
-            study = before_after.prepare(
+            planned = study.prepare(
                 settings,
                 # Seeds share the budget.
                 minutes and minutes / max(len(several), 1),
@@ -121,7 +121,7 @@ def train(
                 command=command_line(),
                 evaluate=not no_evaluation,
             )
-            run = seeds.start(root, study, several) if len(several) > 1 else before_after.start(root, study)
+            run = seeds.start(root, planned, several) if len(several) > 1 else study.start(root, planned)
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:

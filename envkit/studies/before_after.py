@@ -9,208 +9,34 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
-from envkit.audit.certificate import fault_of
 from envkit.bench.data import Origin
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError
-from envkit.mining.taskfile import digest, read_tasks, write_tasks
+from envkit.errors import StoreError
 from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import commit, machine
 from envkit.studies.exam import ARMS, Exam
-from envkit.studies.heldout import require_heldout
-from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
+from envkit.studies.plan import use_threads
 from envkit.studies.spent import Stopwatch, training_seconds
+from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.warm_start import apart, demonstrations, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
-from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, StepMetrics, Trainer
 from envkit.train.policy import Policy
 from envkit.train.scalars import Scalars
 from envkit.train.trl_backend import TRLTrainer
-from envkit.types import JSON, Task
+from envkit.types import Task
 
-#: Kind of run that this is.
-KIND: Final = "before-after"
 #: What the phase is called that tells how hard tasks are.
 _ESTIMATE: Final = "estimate difficulty"
-#: Between the names of a run's environments, as people read them.
-_AND = "+"
-
-
-@dataclass(frozen=True, slots=True)
-class Study:
-    """What a run is to do, sized for this machine.
-
-    Args:
-        plan: its sizes.
-        facts: what its manifest says beside them.
-        train, heldout: tasks, by environment.
-    """
-
-    plan: Plan
-    facts: Mapping[str, JSON]
-    train: Mapping[type[Env], Sequence[Task]]
-    heldout: Mapping[type[Env], Sequence[Task]]
-
-
-def prepare(
-    config: TrainConfig,
-    minutes: float | None,
-    train: Mapping[type[Env], Sequence[Task]],
-    heldout: Mapping[type[Env], Sequence[Task]],
-    *,
-    display: Display,
-    command: str,
-    evaluate: bool = True,
-) -> Study:
-    """Size a new study for this machine.
-
-    The sizes are fixed here and kept in the manifest, so that a resumed run is the same run. Several
-    environments share them equally.
-
-    Args:
-        minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
-            tasks as `DEFAULT_MINUTES` would allow.
-        train, heldout: tasks, by environment.
-        evaluate: measure on the held-out tasks before and after; without, the run only trains.
-
-    Raises:
-        TaskFileError: the held-out tasks are not held out.
-        ConfigError: rewards are to be shaped by a check that no environment has.
-    """
-    require_checks(config.shaping, train)
-    learnt = [task for own in train.values() for task in own]  # by the one adapter
-    for kind in train:
-        require_heldout(heldout[kind], learnt)
-    threads = use_threads()
-    config = on_this_machine(config)
-    ref = resolve(config.model, display.say)
-    display.say(f"timing the model on this machine, in {config.dtype}")
-    with contextlib.closing(Policy.of(ref, config)) as policy:
-        speed = measure(policy)
-    budget = DEFAULT_MINUTES if minutes is None else minutes
-    imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
-    sized = plan(budget, speed, config, sum(map(len, heldout.values())), imitated)
-    if minutes is None:
-        sized = replace(sized, train=config)
-    sizes, share = sized.train, _share(sized.heldout_tasks, len(train))
-    played = sum(min(share, len(own)) for own in heldout.values())
-    display.say(
-        f"plan: {played} held-out tasks x {sized.samples}, {sizes.sft_examples} oracle edits, "
-        f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
-        f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
-    )
-    facts = {
-        "evaluate": evaluate,
-        "command": command,
-        "commit": commit(),
-        "model": config.model,
-        "model_digest": ref.digest,
-        "machine": asdict(machine(threads, config.dtype, config.device)),
-        "threads": threads,
-        "speed": asdict(speed),
-    }
-    return Study(sized, facts, train, heldout)
-
-
-def start(root: Path, study: Study) -> RunFolder:
-    """Make a new study's run folder."""
-    return _filled(study, functools.partial(RunFolder.create, root, KIND))
-
-
-def start_part(run: RunFolder, study: Study) -> RunFolder:
-    """Make the run folder of one of several seeds, inside that of all; its id is its own."""
-    name = f"seed-{study.plan.train.seed}"
-    return _filled(study, functools.partial(run.part, name), id=f"{run.id}/{name}", part_of=run.id)
-
-
-def _filled(study: Study, make: Callable[[Mapping[str, JSON]], RunFolder], **more: JSON) -> RunFolder:
-    """A run folder with its tasks; several environments have a folder each inside, for those and a report."""
-    config, train = study.plan.train, study.train
-    shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
-    facts = {
-        kind: {
-            "environment": kind.id,
-            "unaudited": fault_of(kind),
-            "tasks": {"train": digest(train[kind]), "heldout": digest(study.heldout[kind])},
-        }
-        for kind in train
-    }
-    alone = next(iter(facts.values())) if len(facts) == 1 else {}
-    run = make(
-        {
-            "kind": KIND,
-            "environment": _AND.join(kind.id for kind in train),
-            "environments": [kind.id for kind in train],
-            **study.facts,
-            "plan": {**asdict(study.plan), "train": to_mapping(config)},
-            **alone,
-            **more,
-        }
-    )
-    for kind, own in facts.items():
-        part = run if alone else run.part(kind.id, {"kind": f"{KIND}-part", **shared, **own})
-        # The run's own copies: it can be gone on with when files have moved or the miner has changed.
-        for name, tasks in (("train", train[kind]), ("heldout", study.heldout[kind])):
-            write_tasks(_task_file(part, name), tasks, config.seed)
-    return run
-
-
-def environments_of(run: RunFolder) -> list[str]:
-    """Names of the environments that a run trains on."""
-    manifest = run.manifest
-    # Older runs were of one, and the oldest of the only one that there was.
-    return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
-
-
-def _task_file(part: RunFolder, name: str) -> Path:
-    return part.path / "tasks" / f"{name}.jsonl"
-
-
-def _tasks(part: RunFolder, name: str) -> list[Task]:
-    tasks = read_tasks(_task_file(part, name))
-    if (found := digest(tasks)) != (began := part.manifest["tasks"][name]):
-        raise StoreError(
-            f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
-        )
-    return tasks
-
-
-def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
-    """Refuse to shape rewards by what none of the environments checks in training.
-
-    Raises:
-        ConfigError: one is no check, or held out.
-    """
-    checks = [item for kind in kinds for item in kind.checks]
-    known, held_out = ({item.name for item in checks if item.held_out is held} for held in (False, True))
-    if unknown := sorted(shaping.keys() - known):
-        what = "a held-out check, which training must not see" if unknown[0] in held_out else "no check here"
-        raise ConfigError(
-            f"shaping names {unknown[0]!r}, {what}; expected one of: {', '.join(sorted(known))}"
-        )
-
-
-def _share(tasks: int, environments: int) -> int:
-    """How many of a run's tasks are of each environment, at most."""
-    return max(tasks // environments, 1)
-
-
-def _of(kind: type[Env], task: Task) -> Task:
-    """A task as one of several environments' tasks: what names it there is unique."""
-    facts = task.metadata
-    own = {"source": f"{kind.id} {task.source}", "operator": f"{kind.id} {facts.get('operator', '')}"}
-    return replace(task, id=f"{kind.id} {task.id}", metadata={**facts, **own, "environment": kind.id})
 
 
 @final
@@ -218,7 +44,7 @@ class BeforeAfter:
     """One run of the study.
 
     Args:
-        run: a folder made by `start`.
+        run: a folder made by `envkit.studies.study.start`.
         kinds: the environments that it began with.
         backend: sandbox backend.
         display: live view.
@@ -239,34 +65,26 @@ class BeforeAfter:
         go_on: Callable[[], bool],
         sibling_of: BeforeAfter | None = None,
     ) -> None:
-        manifest = run.manifest
-        if (found := manifest.get("kind")) != KIND:
-            raise StoreError(
-                f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`"
-            )
-        if (began := environments_of(run)) != (named := [kind.id for kind in kinds]):
-            raise StoreError(f"{run.path} began with {_AND.join(began)}; found {_AND.join(named)}")
         self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
+        study = reopen(run, kinds)
+        manifest = study.facts
         self._evaluates = bool(manifest.get("evaluate", True))
-        # Runs older than the choice of a dtype began in float32.
-        settings = {"dtype": "float32", **manifest["plan"]["train"]}
-        config = from_mapping(settings, str(run.path / "manifest.json"))
-        sized = manifest["plan"]
-        self._plan = Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"])
-        parts = {kind: run if len(kinds) == 1 else RunFolder.open(run.path / kind.id) for kind in kinds}
-        train = {kind: _tasks(part, "train") for kind, part in parts.items()}
-        share = _share(self._plan.heldout_tasks, len(kinds))
+        self._plan = study.plan
+        most = share(study.plan.heldout_tasks, len(kinds))
         self._exams = [
-            Exam(run, part, kind, _tasks(part, "heldout")[:share], self._plan, backend, display, go_on)
-            for kind, part in parts.items()
+            Exam(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, go_on)
+            for kind, part in parts_of(run, kinds).items()
         ]
-        self._imitated = {kind: apart(tasks)[0] for kind, tasks in train.items()}
+        self._imitated = {kind: apart(tasks)[0] for kind, tasks in study.train.items()}
         #: The tasks that RL visits.
-        self._practice = {kind: self._practised(kind, tasks, len(kinds)) for kind, tasks in train.items()}
+        self._practice = {
+            kind: self._practised(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
+        }
         use_threads(manifest["threads"])
         ref = resolve(manifest["model"], display.say)
         if ref.digest != manifest["model_digest"]:
             raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
+        config = study.plan.train
         self.policy: Policy = (
             Policy.of(ref, config) if sibling_of is None else sibling_of.policy.sibling(config.seed)
         )
@@ -275,7 +93,7 @@ class BeforeAfter:
         config = self._plan.train
         kept = apart(tasks)[1] if config.sft_examples else list(tasks)
         if config.curriculum_tasks:
-            kept = kept[: _share(config.curriculum_tasks, environments)]
+            kept = kept[: share(config.curriculum_tasks, environments)]
         return kept if environments == 1 else [_of(kind, task) for task in kept]
 
     def run(self) -> list[Path]:
@@ -354,6 +172,7 @@ class BeforeAfter:
             temperature=self._plan.eval_temperature,
             max_completion_length=config.max_completion_length,
             stop_strings=config.stop_strings,
+            max_context_length=config.max_context_length,
         )
 
     def _digest(self, adapter: Path) -> str:
@@ -463,3 +282,10 @@ class BeforeAfter:
                 return self._go_on()
 
             yield trainer, go_on
+
+
+def _of(kind: type[Env], task: Task) -> Task:
+    """A task as one of several environments' tasks: what names it there is unique."""
+    facts = task.metadata
+    own = {"source": f"{kind.id} {task.source}", "operator": f"{kind.id} {facts.get('operator', '')}"}
+    return replace(task, id=f"{kind.id} {task.id}", metadata={**facts, **own, "environment": kind.id})

@@ -36,7 +36,7 @@ from envkit.studies.casting import (
 )
 from envkit.studies.heldout import require_heldout
 from envkit.studies.verify import verify
-from envkit.types import Task, Usage
+from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
 #: Why an item of others is no task, by the control that earns what it must not.
@@ -96,32 +96,29 @@ def start(
         "model_digest": ", ".join(models.values()),
         "machine": asdict(machine(threads, dtype)),
     }
-    run = RunFolder.create(
-        root,
-        _KIND,
-        {
-            "kind": _KIND,
-            **shared,
-            "spec": cast("Mapping[str, str]", encode(spec)),
-            "threads": threads,
-            "models": models,
-            "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
-            "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
-        },
-    )
-    if prices:  # theirs may change, or go
-        write_atomic(run.path / _PRICES, prices.read_bytes())
-    for name, kind, imported in played:
-        began = {
-            "code": code_digest(kind),
-            "tasks": digest(imported.tasks),
-            "left_out": dict(imported.left_out),
-        }
-        part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
-        write_tasks(part.path / _TASKS, imported.tasks, 0)
-        for row in spec.agents:
-            if row.recorded:
-                write_recorded(outputs(part, row), *recorded[name, row.name])
+    facts: Mapping[str, JSON] = {
+        "kind": _KIND,
+        **shared,
+        "spec": cast("Mapping[str, str]", encode(spec)),
+        "threads": threads,
+        "models": models,
+        "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
+        "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
+    }
+    with RunFolder.making(root, _KIND, facts) as run:
+        if prices:  # theirs may change, or go
+            write_atomic(run.path / _PRICES, prices.read_bytes())
+        for name, kind, imported in played:
+            began = {
+                "code": code_digest(kind),
+                "tasks": digest(imported.tasks),
+                "left_out": dict(imported.left_out),
+            }
+            part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
+            write_tasks(part.path / _TASKS, imported.tasks, 0)
+            for row in spec.agents:
+                if row.recorded:
+                    write_recorded(outputs(part, row), *recorded[name, row.name])
     return run
 
 

@@ -18,7 +18,8 @@ from envkit.errors import ConfigError, StoreError
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.before_after import BeforeAfter, Study, start_part
+from envkit.studies.before_after import BeforeAfter
+from envkit.studies.study import Study, start_part
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
 
@@ -56,9 +57,9 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
     ]
     kinds = [kind.id for kind in study.train]
     facts = {"kind": KIND, "environments": kinds, "seeds": [*seeds], **study.facts}
-    run = RunFolder.create(root, KIND, facts)
-    for part in parts:
-        start_part(run, part)
+    with RunFolder.making(root, KIND, facts) as run:
+        for part in parts:
+            start_part(run, part)
     return run
 
 

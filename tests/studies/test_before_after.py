@@ -26,9 +26,10 @@ from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, 
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies import before_after
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.plan import Speed, plan
+from envkit.studies.study import prepare
+from envkit.studies.study import start as start_study
 from envkit.studies.warm_start import apart
 from envkit.train.config import TrainConfig
 from envkit.types import Task
@@ -61,9 +62,9 @@ def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
 
 
 def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: float | None = 1.0) -> RunFolder:
-    return before_after.start(
+    return start_study(
         root,
-        before_after.prepare(
+        prepare(
             config,
             minutes,
             {CodeEditorEnv: TRAIN},
@@ -148,9 +149,9 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
     def sql(split: str) -> Sequence[Task]:
         return SqlDeskEnv.make_tasks(split, sandbox=backend, display=Silent())[:3]
 
-    return before_after.start(
+    return start_study(
         root,
-        before_after.prepare(
+        prepare(
             replace(small(model), groups_per_step=4),
             None,
             {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
@@ -259,7 +260,7 @@ def test_what_one_environment_trains_on_is_not_held_out_of_another(tmp_path: Pat
         id = "other"
 
     with pytest.raises(TaskFileError, match="1 functions are in both"):
-        before_after.prepare(
+        prepare(
             small(model),
             None,
             {CodeEditorEnv: TRAIN, Other: TRAIN[1:]},
@@ -363,7 +364,7 @@ def test_a_report_says_where_verdicts_are_weaker(
 
 
 def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
-    planned = before_after.prepare(
+    planned = prepare(
         replace(small(model), max_steps=1),
         None,
         {CodeEditorEnv: TRAIN},
@@ -372,7 +373,7 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
         command="envkit train",
         evaluate=False,
     )
-    run = before_after.start(tmp_path, planned)
+    run = start_study(tmp_path, planned)
     [page] = study(run, backend).run()
     data = load_report(run.path)
     assert data.arms == ()

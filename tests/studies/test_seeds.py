@@ -20,8 +20,10 @@ from envkit.errors import ConfigError, StoreError
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies import before_after, seeds
+from envkit.studies import seeds
+from envkit.studies.before_after import BeforeAfter
 from envkit.studies.spent import training_seconds
+from envkit.studies.study import prepare
 from envkit.train.config import TrainConfig
 from envkit.types import Task
 
@@ -47,7 +49,7 @@ def start(root: Path, model: Path, **settings: Any) -> RunFolder:
         max_completion_length=4,
         save_steps=1,
     )
-    planned = before_after.prepare(
+    planned = prepare(
         replace(config, **settings),
         None,
         {CodeEditorEnv: TRAIN},
@@ -127,7 +129,7 @@ def test_a_part_does_not_go_on_alone(tmp_path: Path, model: Path, backend: Sandb
     run = start(tmp_path, model)
     part = RunFolder.open(run.path / "seed-3")
     with pytest.raises(StoreError, match=f"is part of {run.id}, whose seeds go on together; resume that"):
-        before_after.BeforeAfter(part, [CodeEditorEnv], backend, Silent(), lambda: True).run()
+        BeforeAfter(part, [CodeEditorEnv], backend, Silent(), lambda: True).run()
 
 
 def test_another_kind_of_run_is_refused(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:

@@ -1,0 +1,217 @@
+"""What a before/after run is to do: sized for this machine, kept in its folder, read back from there."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+from envkit.audit.certificate import fault_of
+from envkit.display import Display
+from envkit.env import Env
+from envkit.errors import ConfigError, StoreError
+from envkit.mining.taskfile import digest, read_tasks, write_tasks
+from envkit.models import resolve
+from envkit.store import RunFolder
+from envkit.studies.arms import commit, machine
+from envkit.studies.heldout import require_heldout
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
+from envkit.studies.warm_start import apart
+from envkit.train.config import TrainConfig, from_mapping, to_mapping
+from envkit.train.policy import Policy
+from envkit.types import JSON, Task
+
+#: Kind of run that this is.
+KIND: Final = "before-after"
+#: Between the names of a run's environments, as people read them.
+_AND: Final = "+"
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What a run is to do, sized for this machine.
+
+    Args:
+        plan: its sizes.
+        facts: what its manifest says beside them.
+        train, heldout: tasks, by environment.
+    """
+
+    plan: Plan
+    facts: Mapping[str, Any]
+    train: Mapping[type[Env], Sequence[Task]]
+    heldout: Mapping[type[Env], Sequence[Task]]
+
+
+def prepare(
+    config: TrainConfig,
+    minutes: float | None,
+    train: Mapping[type[Env], Sequence[Task]],
+    heldout: Mapping[type[Env], Sequence[Task]],
+    *,
+    display: Display,
+    command: str,
+    evaluate: bool = True,
+) -> Study:
+    """Size a new study for this machine.
+
+    The sizes are fixed here and kept in the manifest, so that a resumed run is the same run. Several
+    environments share them equally.
+
+    Args:
+        minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
+            tasks as `DEFAULT_MINUTES` would allow.
+        train, heldout: tasks, by environment.
+        evaluate: measure on the held-out tasks before and after; without, the run only trains.
+
+    Raises:
+        TaskFileError: the held-out tasks are not held out.
+        ConfigError: rewards are to be shaped by a check that no environment has.
+    """
+    require_checks(config.shaping, train)
+    learnt = [task for own in train.values() for task in own]  # by the one adapter
+    for kind in train:
+        require_heldout(heldout[kind], learnt)
+    threads = use_threads()
+    config = on_this_machine(config)
+    ref = resolve(config.model, display.say)
+    display.say(f"timing the model on this machine, in {config.dtype}")
+    with contextlib.closing(Policy.of(ref, config)) as policy:
+        speed = measure(policy)
+    budget = DEFAULT_MINUTES if minutes is None else minutes
+    imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
+    sized = plan(budget, speed, config, sum(map(len, heldout.values())), imitated)
+    if minutes is None:
+        sized = replace(sized, train=config)
+    sizes, most = sized.train, share(sized.heldout_tasks, len(train))
+    played = sum(min(most, len(own)) for own in heldout.values())
+    display.say(
+        f"plan: {played} held-out tasks x {sized.samples}, {sizes.sft_examples} oracle edits, "
+        f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
+        f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
+    )
+    facts = {
+        "evaluate": evaluate,
+        "command": command,
+        "commit": commit(),
+        "model": config.model,
+        "model_digest": ref.digest,
+        "machine": asdict(machine(threads, config.dtype, config.device)),
+        "threads": threads,
+        "speed": asdict(speed),
+    }
+    return Study(sized, facts, train, heldout)
+
+
+def start(root: Path, study: Study) -> RunFolder:
+    """Make a new study's run folder."""
+    with RunFolder.making(root, KIND, _manifest(study)) as run:
+        _fill(run, study)
+    return run
+
+
+def start_part(run: RunFolder, study: Study) -> None:
+    """Make the run folder of one of several seeds, inside that of all; its id is its own."""
+    name = f"seed-{study.plan.train.seed}"
+    own = {"id": f"{run.id}/{name}", "part_of": run.id}
+    _fill(run.part(name, {**_manifest(study), **own}), study)
+
+
+def _manifest(study: Study) -> dict[str, JSON]:
+    kinds = [*study.train]
+    return {
+        "kind": KIND,
+        "environment": _AND.join(kind.id for kind in kinds),
+        "environments": [kind.id for kind in kinds],
+        **study.facts,
+        "plan": {**asdict(study.plan), "train": to_mapping(study.plan.train)},
+        **(_of_environment(study, kinds[0]) if len(kinds) == 1 else {}),
+    }
+
+
+def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
+    tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
+    return {"environment": kind.id, "unaudited": fault_of(kind), "tasks": tasks}
+
+
+def _fill(run: RunFolder, study: Study) -> None:
+    """Put the tasks in; several environments have a folder each, for those and a report."""
+    shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
+    if len(study.train) > 1:
+        for kind in study.train:
+            run.part(kind.id, {"kind": f"{KIND}-part", **shared, **_of_environment(study, kind)})
+    for kind, part in parts_of(run, [*study.train]).items():
+        # The run's own copies: it can be gone on with when files have moved or the miner has changed.
+        for name, tasks in (("train", study.train[kind]), ("heldout", study.heldout[kind])):
+            write_tasks(_task_file(part, name), tasks, study.plan.train.seed)
+
+
+def parts_of(run: RunFolder, kinds: Sequence[type[Env]]) -> dict[type[Env], RunFolder]:
+    """The folder of each environment's tasks and report: the run's, where it is of one."""
+    return {kind: run if len(kinds) == 1 else RunFolder.open(run.path / kind.id) for kind in kinds}
+
+
+def environments_of(run: RunFolder) -> list[str]:
+    """Names of the environments that a run trains on."""
+    manifest = run.manifest
+    # Older runs were of one, and the oldest of the only one that there was.
+    return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
+
+
+def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
+    """What a run began to do; its facts are all of its manifest.
+
+    Raises:
+        StoreError: environments or tasks are not the ones that it began with, or the folder is of another
+            kind of run.
+    """
+    manifest = run.manifest
+    if (found := manifest.get("kind")) != KIND:
+        raise StoreError(f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`")
+    if (began := environments_of(run)) != (named := [kind.id for kind in kinds]):
+        raise StoreError(f"{run.path} began with {_AND.join(began)}; found {_AND.join(named)}")
+    sized = manifest["plan"]
+    # Runs older than the choice of a dtype began in float32.
+    config = from_mapping({"dtype": "float32", **sized["train"]}, str(run.path / "manifest.json"))
+    parts = parts_of(run, kinds)
+    return Study(
+        Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"]),
+        manifest,
+        {kind: _tasks(part, "train") for kind, part in parts.items()},
+        {kind: _tasks(part, "heldout") for kind, part in parts.items()},
+    )
+
+
+def _task_file(part: RunFolder, name: str) -> Path:
+    return part.path / "tasks" / f"{name}.jsonl"
+
+
+def _tasks(part: RunFolder, name: str) -> list[Task]:
+    tasks = read_tasks(_task_file(part, name))
+    if (found := digest(tasks)) != (began := part.manifest["tasks"][name]):
+        raise StoreError(
+            f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
+        )
+    return tasks
+
+
+def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
+    """Refuse to shape rewards by what none of the environments checks in training.
+
+    Raises:
+        ConfigError: one is no check, or held out.
+    """
+    checks = [item for kind in kinds for item in kind.checks]
+    known, held_out = ({item.name for item in checks if item.held_out is held} for held in (False, True))
+    if unknown := sorted(shaping.keys() - known):
+        what = "a held-out check, which training must not see" if unknown[0] in held_out else "no check here"
+        raise ConfigError(
+            f"shaping names {unknown[0]!r}, {what}; expected one of: {', '.join(sorted(known))}"
+        )
+
+
+def share(tasks: int, environments: int) -> int:
+    """How many of a run's tasks are of each environment, at most."""
+    return max(tasks // environments, 1)
