@@ -24,6 +24,10 @@ NAME = "envkit_layout"
 
 #: Departures from plain causal attention that some models ask for.
 _NOT_DONE = ("sliding_window", "softcap", "s_aux")
+_NOT_PLAIN = (
+    "this model has layers without attention, or values of another size than its keys, which envkit does not "
+    "do; use another"
+)
 
 
 class Layout(Protocol):
@@ -86,15 +90,38 @@ class Prefill:
         return made
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        if layer == len(self.keys):
+        if layer == len(self.keys) and key.shape == value.shape:
             shape = (self._prompts, key.shape[1], self._longest, key.shape[3])
             self.keys.append(key.new_zeros(shape))
             self.values.append(value.new_zeros(shape))
+        if layer >= len(self.keys):
+            raise ModelError(_NOT_PLAIN)
         self.keys[layer][self.piece, :, : key.shape[2]] = key
         self.values[layer][self.piece, :, : key.shape[2]] = value
         # Right padding needs no mask: a real position never looks to its right.
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
+
+
+def require_plain(model: Any) -> None:
+    """Refuse a model that does more than the layouts and its head do; leave it with the layouts' attention.
+
+    Engine and learner would agree with each other on what it says, and it would say something else.
+
+    Raises:
+        ModelError: a layer is not plain attention, or logits are more than the head makes of hidden states.
+    """
+    ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
+    layout, asked = Prefill(*ids.shape), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    with torch.no_grad():
+        whole = model(**asked, use_cache=False).logits
+        plain = model.get_output_embeddings()(decoder(**asked, use_cache=False).last_hidden_state)
+        model.set_attn_implementation(register())
+        decoder(input_ids=ids, position_ids=ids, use_cache=False, layout=layout)
+    if len(layout.keys) != model.config.get_text_config().num_hidden_layers:
+        raise ModelError(_NOT_PLAIN)
+    if not torch.allclose(plain.float(), whole.float(), equal_nan=True):
+        raise ModelError("this model scales or caps its logits, which envkit does not do; use another")
 
 
 @dataclass(frozen=True, slots=True)

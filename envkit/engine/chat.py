@@ -1,18 +1,22 @@
 """Chat rendering that only ever appends: each turn adds ids, no id is ever made twice.
 
-The chat template is rendered once with place-holders and cut into the text around them. Those
+The chat template is rendered with place-holders and cut into the text around them. Those
 pieces may hold special tokens; what an environment or a person says is encoded with special
 tokens disabled, so a file that contains ``<|im_end|>`` stays text.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, final
 
 from envkit.errors import ModelError
 
 # Place-holders that no template produces by itself and no tokenizer rule trims.
 _SYSTEM, _FIRST, _ANSWER, _NEXT = (f"\u2402{part}\u2403" for part in ("system", "first", "answer", "next"))
+
+#: For templates that say what day it is: a run resumed tomorrow must ask what it asked today.
+_ONE_DAY = "{%- macro strftime_now(format) -%}01 January 2025{%- endmacro -%}"
 
 
 @final
@@ -36,14 +40,9 @@ class ChatRenderer:
             {"role": "assistant", "content": _ANSWER},
             {"role": "user", "content": _NEXT},
         ]
-        text = str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        pieces: list[str] = []
-        for mark in (_SYSTEM, _FIRST, _ANSWER, _NEXT):
-            before, found, text = text.partition(mark)
-            if not found:
-                raise ModelError("the chat template leaves out a system, user or assistant message")
-            pieces.append(before)
-        opening, after_system, before_answer, before_next = pieces
+        # What a model is asked to answer behind may differ from what its templates show before an old answer.
+        opening, after_system, before_answer = _cut(tokenizer, messages[:2])
+        *_, before_next, before_next_answer = _cut(tokenizer, messages)
         self._tokenizer = tokenizer
         self.stop_id: int = tokenizer.eos_token_id
         self._opening, self._after_system = self._template(opening), self._template(after_system)
@@ -53,7 +52,7 @@ class ChatRenderer:
         if not before_next.startswith(end):
             raise ModelError(f"the chat template does not close an answer with {end!r}")
         self._before_next = self._template(before_next.removeprefix(end))
-        self._before_next_answer = self._template(text)
+        self._before_next_answer = self._template(before_next_answer)
 
     def _template(self, text: str) -> tuple[int, ...]:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False))
@@ -78,3 +77,24 @@ class ChatRenderer:
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of sampled ids, special tokens left out."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:
+    """The template's text around the messages' contents, up to where the model answers.
+
+    Raises:
+        ModelError: the template leaves one out.
+    """
+    template = _ONE_DAY + str(tokenizer.get_chat_template())
+    text = str(
+        tokenizer.apply_chat_template(
+            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+        )
+    )
+    pieces: list[str] = []
+    for message in messages:
+        before, found, text = text.partition(message["content"])
+        if not found:
+            raise ModelError("the chat template leaves out a system, user or assistant message")
+        pieces.append(before)
+    return [*pieces, text]

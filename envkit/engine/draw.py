@@ -45,9 +45,10 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tupl
     exact = None if probs_RV.device.type == "cpu" else torch.float64
     cdf_RV = probs_RV.cumsum(dim=-1, dtype=exact)
     _require_finite(cdf_RV[:, -1])
-    # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches the
-    # target has a probability above 0, even where the target is rounded up to the sum.
+    # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches a target above 0
+    # has a probability above 0, even where the target is rounded up to the sum.
     target_R1 = (uniform_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)
+    target_R1 = target_R1.clamp(min=torch.finfo(cdf_RV.dtype).tiny)
     token_R1 = torch.searchsorted(cdf_RV, target_R1)
     return token_R1[:, 0], probs_RV.gather(1, token_R1)[:, 0].log()
 
@@ -62,8 +63,8 @@ def _truncated(probs_RV: Tensor, sampling: Sampling) -> Tensor:
     if sampling.top_k == 0 and sampling.top_p == 1:
         return probs_RV
     if 0 < sampling.top_k < probs_RV.shape[-1]:
-        least_R1 = probs_RV.topk(sampling.top_k, dim=-1).values[:, -1:]
-        probs_RV = probs_RV.where(probs_RV >= least_R1, 0.0)
+        likely_RK, index_RK = probs_RV.topk(sampling.top_k, dim=-1)
+        probs_RV = torch.zeros_like(probs_RV).scatter(1, index_RK, likely_RK)
         probs_RV = probs_RV / probs_RV.sum(dim=-1, keepdim=True)
     if sampling.top_p < 1:
         sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)

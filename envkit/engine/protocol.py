@@ -71,7 +71,8 @@ class Completion:
         ids: sampled ids, the end-of-turn id included when it was drawn; never empty.
         logprobs: natural log of each id's probability under the distribution it was drawn from
             (after temperature and truncation; of the plain softmax when the temperature is 0).
-        stop: ``"stop"`` after an end-of-turn id or a stop string, ``"length"`` at ``max_new_tokens``.
+        stop: ``"stop"`` after an end-of-turn id or a stop string, ``"length"`` at ``max_new_tokens`` or where
+            the model reads no further.
     """
 
     ids: tuple[int, ...]
@@ -87,6 +88,10 @@ class Engine(Protocol):
 
         A pure function of weights, requests and sampling, up to rounding: what earlier calls have read may
         have been rounded otherwise. Equal calls in equal order since the weights were set give equal bits.
+
+        Raises:
+            ModelError: the model's logits are not finite, or a prompt is longer than it reads.
+            ContractError: a request or the sampling asks for what the engine was not given.
         """
         ...
 

@@ -1,7 +1,8 @@
-"""The torch engine: any transformers causal model, prompts prefilled once, groups decoded together."""
+"""The torch engine: transformers' causal models, prompts prefilled once, groups decoded together."""
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast, final
@@ -16,7 +17,7 @@ from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
 from envkit.engine.waves import Prompt, compact, reown, waves
-from envkit.errors import ContractError
+from envkit.errors import ContractError, ModelError
 
 #: Work on pieces this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
 _PREFILL_TOKENS = 1024
@@ -71,6 +72,10 @@ class TorchEngine:
         self._decoder = rewritten.get_decoder()
         self._head = rewritten.get_output_embeddings()
         self._device = self._head.weight.device
+        #: Tokens that the model tells apart by where they stand.
+        self._longest: int = (
+            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize
+        )
         self._stop = torch.tensor(sorted(set(stop_ids)), device=self._device)
         self._max_rows, self._text = max_rows, decode
         #: By adapter and ids.
@@ -105,6 +110,11 @@ class TorchEngine:
                 raise ContractError(
                     f"a request is for adapter {request.adapter}; the engine was given {self._adapters}, "
                     "numbered from 0"
+                )
+            if len(request.prompt_ids) >= self._longest:
+                raise ModelError(
+                    f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
+                    "the answer included; a max_context_length keeps conversations shorter"
                 )
             found = self._held.get((request.adapter, request.prompt_ids[: request.known]))
             if found is None:
@@ -187,6 +197,7 @@ class TorchEngine:
                 draws_RT[slot] = torch.from_numpy(uniforms(requests[index].rng_key, budget))
                 position_R[slot] = len(requests[index].prompt_ids)
         strings = self._stop_strings(sampling)
+        room = {index: min(budget, self._longest - len(requests[index].prompt_ids)) for index in prompt_of}
         sampled: dict[int, list[int]] = {index: [] for index in prompt_of}
         logprobs: dict[int, list[float]] = {index: [] for index in prompt_of}
         done: dict[int, Completion] = {}
@@ -201,7 +212,7 @@ class TorchEngine:
                 sampled[index].append(token)
                 logprobs[index].append(logprob)
                 is_over = stopped[slot] or strings.end(sampled[index])
-                if is_over or step == budget - 1:
+                if is_over or len(sampled[index]) == room[index]:
                     why = "stop" if is_over else "length"
                     done[index] = Completion(tuple(sampled[index]), tuple(logprobs[index]), why)
                     owners[slot] = -1

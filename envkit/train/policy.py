@@ -12,7 +12,7 @@ from typing import Any, final
 
 import torch
 
-from envkit.engine.attention import register
+from envkit.engine.attention import register, require_plain
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.lora import sharing, updates_of
 from envkit.engine.protocol import AdapterEngine
@@ -40,8 +40,9 @@ class Policy:
         adapter: a saved adapter to start from, instead of a new one.
 
     Raises:
-        ModelError: the folder does not load as a causal language model, or the adapter not on it, or torch
-            finds no such device, or its memory is too small.
+        ModelError: the folder does not load as a causal language model, or as one that is not plain (see
+            `envkit.engine.attention.require_plain`), or the adapter not on it, or torch finds no such device,
+            or its memory is too small.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class Policy:
             self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
         except (OSError, ValueError, RuntimeError, SafetensorError) as error:
             raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
+        require_plain(base)
         try:
             base.to(self.device)
         except torch.OutOfMemoryError as error:

@@ -76,6 +76,25 @@ def with_template(template: str | None, **changes: Any) -> Any:
     return tokenizer
 
 
+def changed(old: str, new: str) -> Any:
+    """The tokenizer with another template."""
+    template = tiny.tokenizer().chat_template
+    assert old in template
+    return with_template(template.replace(old, new))
+
+
+def test_every_answer_is_asked_for_as_the_template_does() -> None:
+    asks = "{{ '<|im_start|>assistant\n<think>\n' }}"
+    thinking = ChatRenderer(changed("{{ '<|im_start|>assistant\n' }}", asks))
+    for ids in (thinking.first(SYSTEM, "x = 1"), thinking.following("x = 2", closed=True)):
+        assert tiny.tokenizer().decode(ids).endswith("<|im_start|>assistant\n<think>\n")
+
+
+def test_a_template_that_tells_the_date_tells_one_date() -> None:
+    dated = ChatRenderer(changed("{% for", "{{ strftime_now('%d %B %Y') }}{% for"))
+    assert tiny.tokenizer().decode(dated.first(SYSTEM, "x = 1")).startswith("01 January 2025<|im_start|>")
+
+
 @pytest.mark.parametrize(
     ("tokenizer", "problem"),
     [

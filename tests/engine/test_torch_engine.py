@@ -286,8 +286,25 @@ def test_an_impossible_token_is_never_drawn(number: float) -> None:
     logits = torch.full((1, 50), float("-inf"))
     logits[0, 20:30] = torch.randn(10, generator=torch.Generator().manual_seed(0))
     token, logprob = draw(logits, torch.tensor([number], dtype=torch.float64), Sampling(1.0))
-    assert 20 <= int(token) < 30 or number == 0.0
-    assert number == 0.0 or torch.isfinite(logprob).all()
+    assert 20 <= int(token) < 30
+    assert torch.isfinite(logprob).all()
+
+
+def test_of_equally_likely_tokens_no_more_are_drawn_from_than_asked_for() -> None:
+    drawn = [
+        draw(torch.zeros(1, 50), torch.tensor([u / 20], dtype=torch.float64), Sampling(1.0, top_k=3))
+        for u in range(20)
+    ]
+    assert len({int(token) for token, _ in drawn}) == 3
+    assert {round(float(logprob.exp()), 5) for _, logprob in drawn} == {0.33333}
+
+
+def test_a_model_reads_as_far_as_it_can_and_no_further(tmp_path: Path) -> None:
+    engine = tiny.engine(tiny.make(tmp_path, max_position_embeddings=24))
+    short, long = engine.generate(requests(((10, 1), (20, 1))), Sampling(1.0, 8))
+    assert [(len(one.ids), one.stop) for one in (short, long)] == [(8, "length"), (4, "length")]
+    with pytest.raises(ModelError, match=r"24 tokens; the model reads 24.*max_context_length"):
+        engine.generate(requests(((24, 1),)), Sampling(1.0, 8))
 
 
 @settings(deadline=None)

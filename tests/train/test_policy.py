@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -31,6 +32,42 @@ def test_a_new_adapter_changes_nothing(ref: ModelRef) -> None:
     before = policy.engine.generate(asked, Sampling(1.0, 5))
     policy.sync()
     assert policy.engine.generate(asked, Sampling(1.0, 5)) == before
+
+
+@pytest.mark.parametrize("family", ["gpt_neox", "granite", "phi3", "glm4"])
+def test_other_families_are_sampled_and_learned_from_as_they_are(tmp_path: Path, family: str) -> None:
+    policy = tiny.policy(tiny.make(tmp_path, family), shaken=0.1)
+    asked = [Request(PROMPT, (1,))]
+    [plain] = policy.engine.generate(asked, Sampling(1.0, 5))
+    with torch.no_grad():
+        said_SV = tiny.plain(policy.ref)(torch.tensor([[*PROMPT, *plain.ids]])).logits[0].log_softmax(-1)
+    expected = said_SV[len(PROMPT) - 1 : -1].gather(1, torch.tensor(plain.ids)[:, None])[:, 0]
+    torch.testing.assert_close(torch.tensor(plain.logprobs), expected, rtol=1e-4, atol=1e-4)
+    policy.sync()
+    [adapted] = policy.engine.generate(asked, Sampling(1.0, 5))
+    row = Row(adapted.ids, (True,) * 5, adapted.logprobs, (1.0,) * 5)
+    with torch.no_grad():
+        learned = logprobs(policy.model, pack(PROMPT, [row]), 1.0)
+    torch.testing.assert_close(torch.tensor(adapted.logprobs), learned, rtol=1e-4, atol=1e-4)
+    assert adapted.logprobs != plain.logprobs
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "problem"),
+    [
+        ("granite", {"logits_scaling": 8.0}, "scales or caps its logits"),
+        ("nanochat", {}, "scales or caps its logits"),
+        ("lfm2", {"layer_types": ["conv", "full_attention"]}, "layers without attention"),
+        ("lfm2", {"layer_types": ["full_attention", "conv"]}, "layers without attention"),
+        ("mamba", {}, "layers without attention"),
+        ("mistral", {"sliding_window": 16}, "attention uses sliding_window"),
+    ],
+)
+def test_models_that_do_more_than_engine_and_learner_know_are_refused(
+    tmp_path: Path, family: str, changes: dict[str, Any], problem: str
+) -> None:
+    with pytest.raises(ModelError, match=problem):
+        tiny.policy(tiny.make(tmp_path, family, **changes))
 
 
 def test_all_linear_layers_are_trained_and_the_head_is_not(ref: ModelRef) -> None:
