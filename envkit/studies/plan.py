@@ -70,10 +70,10 @@ def measure(policy: Policy) -> Speed:
     """Time one small rollout and one training forward and backward. Weights stay as they are."""
     prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
-    ids = tuple(range(300, 300 + _ANSWER))
-    row = Row(ids, (True,) * _ANSWER, (0.0,) * _ANSWER, (1.0,) * _ANSWER)
-    batch = pack(prompts[0], [row] * 12, policy.device)
-    settings, size = TrainConfig(), StepSize(12 * _ANSWER, 12)
+    nothing, ones = (0.0,) * _ANSWER, (1.0,) * _ANSWER
+    rows = [Row(ids[-_ANSWER:], (True,) * _ANSWER, nothing, ones) for ids in prompts]
+    batch = pack(prompts[0], rows, policy.device)
+    settings, size = TrainConfig(), StepSize(len(rows) * _ANSWER, len(rows))
 
     def learn() -> None:
         policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()

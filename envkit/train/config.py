@@ -153,11 +153,21 @@ class TrainConfig:
                 f"max_context_length is {self.max_context_length}; with backend 'trl', for which an episode "
                 "that forgets is no one row, it must be 0"
             )
+        if self.backend == "trl" and self.importance_sampling_mode != "none":
+            raise ConfigError(
+                f"importance_sampling_mode is {self.importance_sampling_mode!r}; with backend 'trl', which "
+                "corrects its own vLLM only, it must be 'none'"
+            )
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             raise ConfigError(
                 f"epsilon_high is {self.epsilon_high}; with loss_type 'cispo' it is the largest weight of a "
                 "token, at least 1 (5.0 is usual)"
             )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether every group is compared with the model without its adapter."""
+        return self.beta > 0 or self.max_kl is not None
 
     def clip_range(self) -> tuple[float, float]:
         """The smallest and the largest probability ratio that are not clipped."""

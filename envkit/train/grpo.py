@@ -44,8 +44,8 @@ class StepMetrics:
         loss: the step's loss.
         grad_norm: before clipping.
         drift: mean |log-probability in the learner - when sampled| per token, in nats.
-        kl: mean estimated divergence from the model without its adapter per token learned from, in nats; 0
-            unless ``beta`` or ``max_kl`` asks for it.
+        kl: mean estimated divergence from the model without its adapter per token, in nats; 0 unless ``beta``
+            or ``max_kl`` asks for it.
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
@@ -211,22 +211,30 @@ class Trainer(ABC):
 
         The last state is always checkpointed.
         """
+
+        def took(metrics: StepMetrics) -> bool:
+            wanted = go_on(metrics)
+            self.note(metrics)
+            if self.is_due(wanted):
+                self.save()
+            return wanted and not self.alarm
+
         if not self.is_done():
-            self._steps(lambda metrics: self.took(metrics, go_on(metrics)))
+            self._steps(took)
 
     def is_done(self) -> bool:
         """Whether there is no step left to take."""
         return self.step >= self._config.max_steps or bool(self.alarm)
 
-    def took(self, metrics: StepMetrics, go_on: bool) -> bool:
-        """Log a step that was taken, and save where it is time to; returns whether to take another."""
+    def note(self, metrics: StepMetrics) -> None:
+        """Log a step that was taken."""
         self.step = metrics.step
         self._metrics.append({"phase": "rl", **asdict(metrics)})
         self.alarm = _alarm(metrics, self._config)
-        wanted = go_on and not self.alarm
-        if not wanted or self.step % self._config.save_steps == 0 or self.step == self._config.max_steps:
-            self.save()
-        return wanted
+
+    def is_due(self, go_on: bool) -> bool:
+        """Whether the present step is to be saved; ``go_on`` says whether another is wanted."""
+        return not go_on or self.is_done() or self.step % self._config.save_steps == 0
 
     def stop(self, reason: str) -> None:
         """Take no more steps, and say why in the checkpoint of the present one."""
@@ -254,29 +262,33 @@ class GRPOTrainer(Trainer):
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
         taught = lessons(played, self._config.shaping)
-        learned = self._learn([each for each in taught if each.teaches or self._is_compared()], size)
+        learned = self._learn(taught, size)
         return step_metrics(self.step + 1, played, taught, learned, time.monotonic() - started)
 
     def _learn(self, taught: Sequence[Lesson], size: StepSize) -> Learned:
-        """One optimizer step over all groups.
+        """One optimizer step over the groups that have a gradient; others may tell how far the policy went.
 
         ``size`` counts the unmixed ones too, so that a step with few mixed groups moves less.
         """
         config = self._config
         for group in self._optimizer.param_groups:
             group["lr"] = config.learning_rate * min((self.step + 1) / max(config.warmup_steps, 1), 1.0)
-        loss = drift = kl = 0.0
+        loss = drift = kl = norm = 0.0
         clipped = trained = 0
         for lesson in taught:
+            learns = lesson.teaches or config.beta > 0
+            if not learns and not config.needs_reference:
+                continue
             for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
                 batch = pack(lesson.prompt, chunk, self._policy.device)
                 reference_N = self._reference(batch)
-                new_N = logprobs(self._policy.model, batch, config.temperature)
-                terms = policy_loss(new_N, batch, size, config, reference_N)
-                terms.total.backward()
+                with torch.set_grad_enabled(learns):
+                    new_N = logprobs(self._policy.model, batch, config.temperature)
+                    terms = policy_loss(new_N, batch, size, config, reference_N)
+                if learns:
+                    terms.total.backward()
                 loss, kl = loss + float(terms.total.detach()), kl + terms.kl
                 drift, clipped, trained = drift + terms.drift, clipped + terms.clipped, trained + terms.tokens
-        norm = 0.0
         if trained:
             norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
             if not torch.isfinite(torch.tensor(norm)):
@@ -288,13 +300,9 @@ class GRPOTrainer(Trainer):
         self._optimizer.zero_grad(set_to_none=True)
         return Learned(loss, norm, drift / max(trained, 1), kl / max(trained, 1), clipped / max(trained, 1))
 
-    def _is_compared(self) -> bool:
-        """Whether every group is compared with the model without its adapter."""
-        return self._config.beta > 0 or self._config.max_kl is not None
-
     def _reference(self, batch: Batch) -> Tensor | None:
         """What the model without its adapter gives, where it is needed."""
-        if not self._is_compared():
+        if not self._config.needs_reference:
             return None
         model = self._policy.model
         with torch.no_grad(), model.disable_adapter():
@@ -342,18 +350,25 @@ def train_together(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMe
     while wanted and (left := [trainer for trainer in trainers if not trainer.is_done()]):
         played = play_together([trainer.practice for trainer in left], left[0].step)
         learned: list[tuple[GRPOTrainer, StepMetrics]] = []
+        failed: list[tuple[GRPOTrainer, str]] = []
         for trainer, own in zip(left, played, strict=True):
             try:
                 learned.append((trainer, trainer.learn(own)))
             except TrainingError as error:
-                trainer.stop(str(error))
+                failed.append((trainer, str(error)))
         wanted = all([go_on(trainers.index(trainer), metrics) for trainer, metrics in learned])
         for trainer, metrics in learned:
-            trainer.took(metrics, wanted)
-        if any(trainer.alarm for trainer in left):
-            # From here on the batches are others: whoever goes on must not have to do an earlier one again.
-            for trainer, _ in learned:
+            trainer.note(metrics)
+        ended = [trainer for trainer, _ in learned if trainer.alarm]
+        # Without those that end, later batches are others: before an end is on record, whoever goes on must
+        # have saved this step, lest a killed run does an earlier one again without them.
+        for trainer, _ in learned:
+            if trainer not in ended and (ended or failed or trainer.is_due(wanted)):
                 trainer.save()
+        for trainer in ended:
+            trainer.save()
+        for trainer, reason in failed:
+            trainer.stop(reason)
 
 
 def _alarm(metrics: StepMetrics, config: TrainConfig) -> str:

@@ -99,8 +99,7 @@ def policy_loss(
         loss_N = loss_N * _correction(new_N.detach(), batch, config)
     kl = 0.0
     if reference_N is not None:
-        gap_N = reference_N - new_N
-        kl_N = gap_N.exp() - gap_N - 1  # never negative (Schulman 2020, estimator k3)
+        kl_N = divergence(new_N, reference_N)
         # Times the ratio, whose gradient makes that of the whole the divergence's own (arXiv:2512.02556).
         loss_N = loss_N + config.beta * ratio_N * kl_N
         kl = float(kl_N.detach().sum())
@@ -112,6 +111,15 @@ def policy_loss(
         tokens=len(new_N),
         kl=kl,
     )
+
+
+def divergence(new: Tensor, reference: Tensor) -> Tensor:
+    """Estimated divergence of a policy from its reference, of log-probabilities of what it sampled, in nats.
+
+    Never negative (Schulman 2020, estimator k3).
+    """
+    gap = reference - new
+    return gap.exp() - gap - 1
 
 
 def token_weights(batch: Batch, size: StepSize, config: TrainConfig) -> Tensor:
@@ -146,7 +154,7 @@ def _correction(new_N: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
 def _row_sums(values_N: Tensor, batch: Batch) -> Tensor:
     """Each row's sum, at each of its tokens."""
     sums_R = values_N.new_zeros(batch.rows).index_add(0, batch.rows_N, values_N)
-    return sums_R[batch.rows_N]
+    return rows_of(sums_R[:, None], batch.rows_N)[:, 0]
 
 
 def _row_lengths(batch: Batch) -> Tensor:

@@ -18,9 +18,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from envkit.errors import ConfigError
+from envkit.engine.protocol import seeds
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import Learned, Lesson, StepMetrics, Trainer, lessons, step_metrics
+from envkit.train.loss import divergence
 from envkit.train.packing import Row
 from envkit.train.sft import on_one_device, remove_printer
 
@@ -35,12 +36,7 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
         config: this project's.
         folder: where TRL may write; nothing is, as long as nothing goes wrong.
         steps: how many to take.
-
-    Raises:
-        ConfigError: something that only this project's own loop can do.
     """
-    if config.importance_sampling_mode != "none":
-        raise ConfigError("importance_sampling_mode: TRL corrects vLLM only; leave it at 'none' with TRL")
     return {
         "output_dir": folder,
         "max_steps": steps,
@@ -93,8 +89,8 @@ class TRLTrainer(Trainer):
                 loss=float(logs["loss"]),
                 grad_norm=float(logs["grad_norm"]),
                 drift=trainer.drift / max(trainer.trained, 1.0),
-                kl=float(logs.get("kl", 0.0)),
-                clipped=float(logs.get("clip_ratio/region_mean", 0.0)),
+                kl=trainer.kl / max(trainer.trained, 1.0),
+                clipped=float(logs.get("clip_ratio/region_mean", logs.get("cispo_clip_ratio", 0.0))),
             )
             learn_s = time.monotonic() - trainer.began
             return step_metrics(self.step + 1, trainer.played, trainer.taught, learned, learn_s)
@@ -108,11 +104,17 @@ class TRLTrainer(Trainer):
                 self.played = practice.play(owner.step)
                 self.taught = lessons(self.played, config.shaping)
                 self.began = time.monotonic()
-                self.drift = self.trained = 0.0
+                self.drift = self.kl = self.trained = 0.0
                 size = config.num_generations
-                padded = _padded(self.taught, len(self.played.groups) * size, policy.renderer.stop_id)
+                rows = config.groups_per_step * size
+                # These count every row alike, those that only fill up as well.
+                alike = config.loss_type in ("grpo", "dr_grpo")
+                self.scale = rows / max(len(self.played.valid()), 1) if alike else 1.0
+                # TRL shuffles the rows; a resumed run must do it as a straight one does.
+                torch.manual_seed(int(seeds((config.seed, owner.step)).generate_state(1)[0]))
+                padded = _padded(self.taught, rows, policy.renderer.stop_id)
                 batch = {name: part.to(policy.device) for name, part in padded.items()}
-                if config.beta:
+                if config.needs_reference:
                     with torch.no_grad(), policy.model.disable_adapter():
                         parts = [self._logprobs(part) for part in _groups(batch, size)]
                     batch["ref_per_token_logps"] = torch.cat(parts)
@@ -135,7 +137,9 @@ class TRLTrainer(Trainer):
                 mask = inputs["completion_mask"] * inputs["tool_mask"]
                 self.drift += float(((self.new - inputs["old_per_token_logps"]).abs() * mask).sum())
                 self.trained += float(mask.sum())
-                return loss
+                if config.needs_reference:
+                    self.kl += float((divergence(self.new, inputs["ref_per_token_logps"]) * mask).sum())
+                return loss * self.scale
 
         class Steps(TrainerCallback):
             """Passes on what TRL says of a step."""
@@ -167,7 +171,8 @@ class TRLTrainer(Trainer):
 def _padded(taught: Sequence[Lesson], rows: int, pad_id: int) -> dict[str, Tensor]:
     """All groups as TRL lays them out: one row per episode, prompts padded left, the rest right.
 
-    Voids are rows without a trained token, so that TRL finds as many rows as it expects.
+    Voids, and groups for which there was no task, are rows without a trained token, so that TRL finds as many
+    rows as it expects.
     """
     flat = [(lesson.prompt, row) for lesson in taught for row in lesson.rows]
     flat = flat or [((pad_id,), Row((pad_id,), (False,), (0.0,), (0.0,)))]

@@ -51,6 +51,10 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
         ({"backend": "trl", "max_context_length": 512}, "max_context_length is 512; with backend 'trl'"),
+        (
+            {"backend": "trl", "importance_sampling_mode": "token_mask"},
+            "importance_sampling_mode is 'token_mask'; with backend 'trl'",
+        ),
         ({"importance_sampling_mode": "mask"}, "importance_sampling_mode is 'mask'; expected one of: none, "),
         ({"importance_sampling_clip_max": 0.0}, "importance_sampling_clip_max is 0.0; it must be positive"),
         ({"loss_type": "cispo"}, "epsilon_high is None; with loss_type 'cispo' it is the largest weight"),

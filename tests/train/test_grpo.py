@@ -396,6 +396,23 @@ def test_a_tie_to_the_base_is_learned_from_in_every_group(make: Make, tmp_path: 
     assert first.grad_norm > 0
 
 
+def test_looking_how_far_the_policy_went_does_not_move_it(make: Make, tmp_path: Path) -> None:
+    # Every other letter is one that nobody says, so that some steps have nothing to learn.
+    tasks = [
+        dataclasses.replace(task, metadata={"letter": "\0" if number % 2 else task.id})
+        for number, task in enumerate(TASKS)
+    ]
+    config = dataclasses.replace(CONFIG, groups_per_step=1, max_steps=6)
+    alone = train(make(tmp_path / "alone", config, tasks=tasks))
+    watched = train(make(tmp_path / "watched", dataclasses.replace(config, max_kl=1e9), tasks=tasks))
+    assert adapter(tmp_path / "watched") == adapter(tmp_path / "alone")
+    moved = next(one.step for one in watched if one.grad_norm)
+    still = [one for one in watched if one.step > moved and not one.mixed]
+    assert still
+    assert all(one.kl > 0 == one.grad_norm for one in still)
+    assert {one.kl for one in alone} == {0.0}
+
+
 def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) -> None:
     trainer = make(tmp_path / "run")
     train(trainer, until=1)

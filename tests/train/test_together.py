@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 import tiny
@@ -30,14 +30,14 @@ SEEDS = (5, 6, 9)
 class Make(Protocol):
     """Trainers of siblings, each in a folder of its seed; a second process would make the same there."""
 
-    def __call__(self, folder: Path, seeds: Sequence[int] = SEEDS) -> list[GRPOTrainer]: ...
+    def __call__(self, folder: Path, seeds: Sequence[int] = SEEDS, **changes: Any) -> list[GRPOTrainer]: ...
 
 
 @pytest.fixture
 def make(ref: ModelRef) -> Iterator[Make]:
     with ExitStack() as stack:
 
-        def trainers(folder: Path, seeds: Sequence[int] = SEEDS) -> list[GRPOTrainer]:
+        def trainers(folder: Path, seeds: Sequence[int] = SEEDS, **changes: Any) -> list[GRPOTrainer]:
             backend, first = tiny.MemoryBackend(), tiny.policy(ref, seed=seeds[0])
             rollouts = stack.enter_context(
                 Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=CONFIG.max_turns))
@@ -51,7 +51,7 @@ def make(ref: ModelRef) -> Iterator[Make]:
                         first if number == 0 else first.sibling(seed),
                         TASKS,
                         rollouts,
-                        dataclasses.replace(CONFIG, seed=seed),
+                        dataclasses.replace(CONFIG, seed=seed, **changes),
                         stack.enter_context(Journal(own / "metrics.jsonl")),
                         stack.enter_context(Journal(own / "episodes.jsonl")),
                         CheckpointStore(own / "checkpoints"),
@@ -168,6 +168,33 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     again = make(tmp_path)
     resume_together(again)
     assert [(one.step, one.alarm) for one in again] == [(4, ""), (2, "the gradient is not finite"), (4, "")]
+
+
+@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
+def test_before_an_end_is_on_record_the_others_have_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    trainers, learn = make(tmp_path, save_steps=9), GRPOTrainer.learn
+    saved: list[tuple[int, int, bool]] = []
+
+    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+        metrics = learn(trainer, played)
+        if trainer is not trainers[0] or trainer.step != 2:
+            return metrics
+        if fails == "by an error":
+            raise TrainingError("the gradient is not finite")
+        return dataclasses.replace(metrics, entropy=0.0)
+
+    def save(store: CheckpointStore, step: int, *given: Any) -> None:
+        saved.append((SEEDS[[one.store for one in trainers].index(store)], step, bool(given[-1]["alarm"])))
+        keep(store, step, *given)
+
+    keep = CheckpointStore.save
+    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    train(trainers)
+    at = 2 if fails == "by an error" else 3
+    assert saved == [(6, 3, False), (9, 3, False), (5, at, True), (6, 4, False), (9, 4, False)]
 
 
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
