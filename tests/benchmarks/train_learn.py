@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import tempfile
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -45,10 +45,10 @@ def learning(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bool =
 
         def ours() -> list[torch.Tensor]:
             loss = policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total
-            return gradients(loss, policy.model)
+            return gradients([loss], policy.model)
 
         def theirs() -> list[torch.Tensor]:
-            return gradients(trainer._compute_loss(trainer.model, padded), trainer.model)
+            return gradients([trainer._compute_loss(trainer.model, padded)], trainer.model)
 
         if checked:
             require_gradient(trainer, padded, {"envkit": ours, "TRL": theirs})
@@ -62,7 +62,12 @@ def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Way
         SystemExit: ours is further from it.
     """
     exact = copy.deepcopy(trainer.model).float()
-    wanted = torch.cat(gradients(trainer._compute_loss(exact, padded), exact))
+    # A few rows at a time: all at once take 20 GB. Each part divides by the tokens of all.
+    parts = [
+        {name: value[rows] if value.ndim else value for name, value in padded.items()}
+        for rows in torch.arange(len(padded["advantages"])).split(4)
+    ]
+    wanted = torch.cat(gradients((trainer._compute_loss(exact, part) for part in parts), exact))
     del exact
     found = {way: torch.cat(cast("list[torch.Tensor]", measure())) for way, measure in ways.items()}
     apart = {way: float((gradient - wanted).norm() / wanted.norm()) for way, gradient in found.items()}
@@ -72,9 +77,10 @@ def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Way
         raise SystemExit("another gradient is not a faster one")
 
 
-def gradients(loss: torch.Tensor, model: Any) -> list[torch.Tensor]:
-    """Of the adapter's parameters, each as a row."""
-    loss.backward()
+def gradients(losses: Iterable[torch.Tensor], model: Any) -> list[torch.Tensor]:
+    """Of the adapter's parameters, each as a row, after all losses; one graph at a time."""
+    for loss in losses:
+        loss.backward()
     found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]
     model.zero_grad(set_to_none=True)
     return found
