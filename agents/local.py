@@ -42,7 +42,7 @@ class LocalAgent:
         max_turns: after how many turns every episode is over; an engine need not hold on to it then.
         adapter: number of the engine's adapter that answers; or, by the seeds of episodes, those that do.
         max_context_length: a turn that would be asked with more ids forgets all between what its episode
-            began with and the latest observation. 0 for no bound.
+            began with and the latest observation. 0 for no bound but the engine's own.
     """
 
     def __init__(

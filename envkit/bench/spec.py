@@ -97,7 +97,7 @@ class BenchSpec:
         max_completion_length: most tokens per turn.
         stop_strings: texts that end a turn of a model that runs here as well as its own end of turn does.
         max_context_length: tokens that a turn of a model that runs here is asked with; see
-            `envkit.agents.local.LocalAgent`. 0 for no bound.
+            `envkit.agents.local.LocalAgent`. 0 for no bound but the model's own.
         budget_usd: what all calls of APIs may cost together.
         title: heading of the reports.
     """

@@ -47,7 +47,8 @@ class TrainConfig:
             For an untrained model that talks on behind its answer; where that is a block of code, a fence
             between two line breaks. Evaluate with the same. Not with engine ``"vllm"``.
         max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
-            episode's first observation and the latest one; no less is ever asked. 0 for no bound.
+            episode's first observation and the latest one; no less is ever asked. 0 for no bound but the
+            model's own, beyond which the run ends with an error.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see `envkit.train.loss`.
         shaping: what is added to an episode's reward in training alone: a check's score times this, above 0,
             by the check's name. Most are checks of weight 0, which measure a step towards the reward, for
