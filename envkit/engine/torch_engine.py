@@ -9,7 +9,6 @@ from typing import Any, cast, final
 
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.attention import Decode, Own, Prefill, register
 from envkit.engine.draw import draw
@@ -168,13 +167,7 @@ class TorchEngine:
         for start in range(0, len(wave), count):
             layout.piece = slice(start, min(start + count, len(wave)))
             mine = slice(layout.piece.start * rows, layout.piece.stop * rows)
-            padded = [[*ids, *[0] * (fresh - len(ids))] for ids in added[mine]]
-            ids_RS = torch.tensor(padded, device=self._device)
-            position_R = torch.tensor(read[mine], device=self._device)
-            positions_RS = position_R[:, None] + torch.arange(fresh, device=self._device)
-            hidden = self._forward(ids_RS, positions_RS, layout, adapters[layout.piece])
-            last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added[mine], strict=True)])
-            logits.append(self._head(last))
+            logits.append(self._read(added[mine], read[mine], fresh, layout, adapters[layout.piece]))
         layout.piece = None
         layout.advance([len(ids) for ids in added])
         return _Start(prefix, lengths, layout, torch.cat(logits))
@@ -250,14 +243,27 @@ class TorchEngine:
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
             asked = prompts[start : start + count]
-            piece = [torch.tensor(request.prompt_ids, device=self._device) for request in asked]
-            ids_NP = pad_sequence(piece, batch_first=True)
-            positions_NP = torch.arange(ids_NP.shape[1], device=self._device)[None].expand_as(ids_NP)
+            piece = [request.prompt_ids for request in asked]
             prefix.piece = slice(start, start + len(piece))
-            hidden = self._forward(ids_NP, positions_NP, prefix, [request.adapter for request in asked])
-            last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, piece, strict=True)])
-            logits.append(self._head(last))
+            adapters = [request.adapter for request in asked]
+            logits.append(self._read(piece, [0] * len(piece), max(map(len, piece)), prefix, adapters))
         return prefix, torch.cat(logits)
+
+    def _read(
+        self,
+        added: Sequence[Sequence[int]],
+        read: Sequence[int],
+        width: int,
+        layout: Prefill | Decode,
+        adapters: Sequence[int],
+    ) -> Tensor:
+        """Logits (B, V) after the last id that each row adds to ``read`` others; padded to ``width``."""
+        ids_BS = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in added], device=self._device)
+        position_B = torch.tensor(read, device=self._device)
+        positions_BS = position_B[:, None] + torch.arange(width, device=self._device)
+        hidden = self._forward(ids_BS, positions_BS, layout, adapters)
+        last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added, strict=True)])
+        return self._head(last)
 
     def _forward(
         self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
