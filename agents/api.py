@@ -32,6 +32,8 @@ from envkit.store import Journal
 from envkit.types import EpisodeKey, Turn, Usage
 
 _BACKOFF = Backoff()
+#: Conversations refused one after the other, without an answer between, before it is taken to be all.
+_MOST_REFUSALS = 16
 
 
 @dataclass(slots=True, eq=False)
@@ -99,6 +101,9 @@ class ApiAgent:
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
         self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
         self._refused: BudgetError | None = None
+        #: Whether the provider has answered anything: what it refuses then is not wrong for all.
+        self._has_answered = bool(self._recorded.replies)
+        self._refusals = 0
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -128,7 +133,8 @@ class ApiAgent:
         """Wait for at least one answer; see `envkit.agent.Agent`.
 
         Raises:
-            ProviderError: the provider refuses the key, the model or the request.
+            ProviderError: the provider refuses the key, the model, or requests before it has answered any or
+                one after the other.
             BudgetError: what is left to do does not fit the budget, and all that does has been answered.
         """
         while self._waiting:
@@ -163,7 +169,11 @@ class ApiAgent:
         while True:
             found = self._asked(place, request)
             if isinstance(found, Reply):
+                self._has_answered, self._refusals = True, 0
                 return found
+            if found.of_one and self._has_answered and self._refusals < _MOST_REFUSALS:
+                self._refusals += 1
+                return AgentError(f"agent {self.name}: {found.reason}")
             if not found.passing:
                 raise ProviderError(f"agent {self.name}: {found.reason}")
             failures += 1

@@ -52,8 +52,8 @@ class Recorded:
         self.attempts: Counter[tuple[EpisodeKey, int]] = Counter()
         #: Calls without an answer, and the most that each may have cost.
         self.cut_off: dict[Call, Usage] = {}
-        #: What those with an answer, or a failure, have cost.
-        self.ended: list[Usage] = []
+        #: What those with an answer, or a failure, have cost, and in which episode.
+        self.ended: list[tuple[EpisodeKey, Usage]] = []
         for number, record in enumerate(records, start=1):
             try:
                 self._add(record)
@@ -63,7 +63,7 @@ class Recorded:
     @property
     def usages(self) -> list[Usage]:
         """What the calls have cost; of those that were cut off, the most that they may have."""
-        return [*self.ended, *self.cut_off.values()]
+        return [*(usage for _, usage in self.ended), *self.cut_off.values()]
 
     def _add(self, record: Mapping[str, Any]) -> None:
         (what,) = record.keys() & {"asked", "answered", "failed"}
@@ -75,7 +75,7 @@ class Recorded:
             return
         usage = Usage(**record["usage"])
         self.cut_off.pop(call, None)
-        self.ended.append(usage)
+        self.ended.append((place.key, usage))
         if what == "answered":
             self.replies[place] = Reply(
                 record["text"], record["stop"], usage, record["message"], record["remark"]

@@ -48,12 +48,14 @@ class Failure:
         reason: for people, one line, without the key.
         paid: the provider may ask for money for it.
         passing: trying again may help.
+        of_one: if it is refused, this request may be the only one that is.
         after_s: seconds that the provider wants to be left alone, ``None`` if it does not say.
     """
 
     reason: str
     paid: bool = False
     passing: bool = True
+    of_one: bool = False
     after_s: float | None = None
 
 
@@ -103,7 +105,7 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
 
     Args:
         body: decoded JSON.
-        most: what it may have cost; stands in for a usage that cannot be believed.
+        most: what it may have cost; stands in for a usage that cannot be.
         seconds: that it took.
         tools: whether tools were offered.
     """
@@ -124,10 +126,12 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
         told = {**_said(message), **told}
     stop = "length" if finish == "length" else "stop"
     given = body.get("usage")
-    if (usage := _usage(given, most, seconds)) is not None:
-        return Reply(text, stop, usage, told)
-    remark = f"the most possible is counted, for the usage cannot be: {given!r:.200}"
-    return Reply(text, stop, replace(most, seconds=seconds), told, remark)
+    if (usage := _usage(given, seconds)) is None:
+        remark = f"the most possible is counted, for the usage cannot be: {given!r:.200}"
+        return Reply(text, stop, replace(most, seconds=seconds), told, remark)
+    is_more = usage.prompt_tokens > most.prompt_tokens or usage.completion_tokens > most.completion_tokens
+    remark = f"the usage is more than was asked for: {given!r:.200}" if is_more else ""
+    return Reply(text, stop, usage, told, remark)
 
 
 def _said(message: Message) -> Message:
@@ -161,8 +165,8 @@ def _call(call: Message, number: int) -> tuple[str, Message]:
     return action, {**call, **named, "function": {**call["function"], "arguments": said}}
 
 
-def _usage(given: Any, most: Usage, seconds: float) -> Usage | None:
-    """The usage that a provider gives, if it can be believed."""
+def _usage(given: Any, seconds: float) -> Usage | None:
+    """The usage that a provider gives, and bills, if it is one."""
     if not isinstance(given, dict):
         return None
     counts = cast("dict[str, Any]", given)
@@ -176,10 +180,10 @@ def _usage(given: Any, most: Usage, seconds: float) -> Usage | None:
         return None
     # Google leaves what was thought, and is paid for, out of the completion, but not out of the total.
     completion = max(completion, total - prompt)
-    if prompt > most.prompt_tokens or completion > most.completion_tokens or cached > prompt:
+    if cached > prompt:
         return None
     return Usage(prompt, completion, seconds, cached)
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
-    return type(value) is int and value >= 0
+    return type(value) is int and 0 <= value < 2**32  # more than any model reads

@@ -23,9 +23,11 @@ _DEPTH: Final = 100
 #: Statuses, beside all from 500, of faults that pass; the official client retries the same.
 _PASSING = {408, 409, 429}
 #: Of gateways that gave up on a model that may have been at work, and is then paid for.
-_PAID = {408, 502, 504}
+_PAID = {408, 502, 504, 524}
 #: Error codes of a provider that will not read a conversation: its way to end that one, and not the run.
-_FILTERED = {"content_filter", "content_policy_violation"}
+_FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt", "data_inspection_failed"}
+#: Statuses of what may be wrong with one request alone, as one that is too long for the model.
+_OF_ONE = {400, 413, 422}
 
 
 class ProviderError(UsageError):
@@ -135,7 +137,7 @@ class Endpoint:
             reason = f"there is no model {card.model!r} ({words}); check model and base_url"
         else:
             reason = f"the request is refused ({words})"
-        return Failure(f"{card.base_url}: {reason}", passing=False)
+        return Failure(f"{card.base_url}: {reason}", passing=False, of_one=status in _OF_ONE)
 
     def _line(self, text: str) -> str:
         """One line, without the key, of bounded length."""

@@ -143,16 +143,17 @@ def make_board(
             that has an adapter, or the first at all.
 
     Raises:
-        UsageError: conditions differ or are not known, no row of that name, or no such machine.
+        UsageError: conditions differ or are not known, no row of that name or several, or no such machine.
     """
     prices.hourly_usd(machine)
     groups: dict[str, list[ReportData]] = {}
     for report in {(report.run, report.environment): report for report in reports}.values():
         groups.setdefault(report.environment, []).append(report)
-    names = dict.fromkeys(arm.name for report in reports for arm in report.arms if arm.expected is None)
-    if against is not None and against not in names:
-        raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
     sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
+    rows = [row for section in sections for row in section.contestants]
+    if against is not None and not any(against in (row.name, row.arm.name) for row in rows):
+        names = dict.fromkeys(row.name for row in rows)
+        raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
     return Board(tuple(sections), prices, machine)
 
 
@@ -244,28 +245,32 @@ def _cost(arm: Arm, prices: PriceTable, machine: str) -> Cost:
         if by_hours:
             hourly_usd = prices.hourly_usd(machine)
             costs = [item.seconds * hourly_usd / 3600 for item in arm.items]
+            paid = origin.seconds * hourly_usd / 3600  # answers that a killed run had took no time again
             basis = f"hours of {machine} at ${hourly_usd:g}"
         else:
-            if not any(item.completion_tokens for item in arm.items):
+            if not any(item.completion_tokens for item in arm.items) and not origin.prompt_tokens:
                 return Cost(math.nan, None, "its tokens were not recorded")
             price = prices.of(origin.model)
             costs = [
                 price.cost_usd(item.prompt_tokens, item.completion_tokens, item.cached_tokens)
                 for item in arm.items
             ]
-            # Calls without a graded answer belong to no task: all carry them alike.
             paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
-            lost = max(paid - sum(costs), 0.0) / len(costs)
-            costs = [cost + lost for cost in costs]
             basis = f"tokens of {origin.model} at ${price.input:g} and ${price.output:g} per million"
     except UnpricedError as error:
         return Cost(math.nan, None, str(error))
+    # Calls without a graded answer belong to no task: all carry them alike.
+    lost = max(paid - sum(costs), 0.0) / len(costs)
+    costs = [cost + lost for cost in costs]
     clusters = [item.source for item in arm.items]
     return Cost(sum(costs), ratio_interval(costs, [item.solved for item in arm.items], clusters), basis)
 
 
 def _reference(rows: Sequence[Row], against: str | None) -> Row | None:
-    named = [row for row in rows if against in (row.name, row.arm.name)]
+    named = [row for row in rows if against == row.name] or [row for row in rows if against == row.arm.name]
+    if len(named) > 1:
+        names = ", ".join(row.name for row in named)
+        raise UsageError(f"there are several rows {against!r}; name one of: {names}")
     trained = [row for row in rows if row.arm.origin.adapter]
     return next(iter([*named, *trained[-1:], *rows]), None)
 

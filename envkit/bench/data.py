@@ -72,6 +72,7 @@ class Origin:
             items say it all.
         completion_tokens: likewise.
         cached_tokens: likewise; those of ``prompt_tokens`` that a provider had in its cache.
+        seconds: of all calls, over how many were made at once; 0 where the items say it all.
     """
 
     kind: str = "script"
@@ -86,6 +87,7 @@ class Origin:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ from envkit.bench.report import curves_of, templates
 from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import EXACT, NEAR_EDGE, NONE, bounds, dollars, percent
+from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, bounds, dollars, percent
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -193,6 +193,11 @@ def _warnings(board: Board) -> list[str]:
             short = max(len(other.arm.items) for other in section.rows) - len(row.arm.items)
             if short > 0:
                 found.append(f"{environment}: {row.name} was not measured on {short} of the tasks.")
+        clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
+        if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
+            found.append(
+                f"{environment}: with {most} source functions, intervals that are not exact are too narrow."
+            )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.arm.origin.kind == "local"}
         if len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1:
@@ -218,8 +223,9 @@ def _method(board: Board) -> list[str]:
         f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "
         "unseen.",
         f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Providers' rows "
-        "pay for tokens, as the provider counted them. Rows that ran here pay for the wall time of their "
-        f"episodes, grading included, as hours of {board.machine}; training is apart, at the same price.",
+        "pay for tokens, as the provider counted them; where it did not, for the most possible. Rows that "
+        f"ran here pay for the wall time of their episodes, grading included, as hours of {board.machine}; "
+        "training is apart, at the same price.",
         "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
         "like all others; what they were asked, and how, is their publisher's.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "

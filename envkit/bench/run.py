@@ -14,6 +14,9 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 #: Evaluation episodes live at a step that no training run reaches.
 EVALUATION_STEP = 2**23
 
+#: Episodes that are played at once.
+CHUNK = 128
+
 #: (episodes done, episodes in all, solved so far); returns False to stop.
 OnProgress = Callable[[int, int, int], bool]
 
@@ -34,7 +37,7 @@ def evaluate(
     journal: Journal,
     done: Sequence[Trajectory] = (),
     on_progress: OnProgress = lambda done, total, solved: True,
-    chunk: int = 128,
+    chunk: int = CHUNK,
 ) -> list[Trajectory]:
     """Play the wanted episodes and log each.
 
@@ -75,6 +78,17 @@ def evaluate(
         if not on_progress(min(start + chunk, len(wanted)), len(wanted), solved):
             break
     return [found[key] for key in wanted if key in found]
+
+
+def whole(played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK) -> list[Trajectory]:
+    """The trajectories of chunks that have all of theirs, in the order of ``wanted``; see `evaluate`.
+
+    Where an agent was refused within a chunk, those are on record that ended before: they are the short ones,
+    and so more often solved. No rate may be made of them.
+    """
+    found = {trajectory.key: trajectory for trajectory in played}
+    chunks = [wanted[start : start + chunk] for start in range(0, len(wanted), chunk)]
+    return [found[key] for asked in chunks if all(key in found for key in asked) for key in asked]
 
 
 def items(

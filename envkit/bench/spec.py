@@ -14,6 +14,8 @@ from envkit.plain import decode
 SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
 #: Seed of evaluation draws: the same for every run, so that runs compare item by item.
 EVALUATION_SEED = 1
+#: Most tokens per turn where nobody says.
+_LENGTH = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,11 @@ class AgentSpec:
             )
         if self.script and self.script not in SCRIPTS:
             raise ConfigError(f"agent {self.name}: no script {self.script!r}; expected {', '.join(SCRIPTS)}")
+        if self.card and (self.stop_strings or self.max_context_length):
+            raise ConfigError(
+                f"agent {self.name}: stop_strings and max_context_length are for models that run here; leave "
+                "them out with a card"
+            )
         bad = "/" in self.name or not self.name.isprintable() or not self.name.strip(". ")
         if bad or len(self.name.encode(errors="replace")) > 200:
             raise ConfigError(
@@ -94,7 +101,7 @@ class BenchSpec:
         samples: episodes per task; scripts whose result is known play one.
         temperature: of sampling.
         max_turns: actions per episode.
-        max_completion_length: most tokens per turn.
+        max_completion_length: most tokens per turn; if ``None`` what a card says, or else 128.
         stop_strings: texts that end a turn of a model that runs here as well as its own end of turn does.
         max_context_length: tokens that a turn of a model that runs here is asked with; see
             `envkit.agents.local.LocalAgent`. 0 for no bound but the model's own.
@@ -107,7 +114,7 @@ class BenchSpec:
     samples: int = 4
     temperature: float = 0.7
     max_turns: int = 1
-    max_completion_length: int = 128
+    max_completion_length: int | None = None
     stop_strings: tuple[str, ...] = ()
     max_context_length: int = 0
     budget_usd: float = 1.0
@@ -131,14 +138,15 @@ class BenchSpec:
     def of(self, agent: AgentSpec) -> AgentSpec:
         """The agent with what it shares with the others filled in."""
         once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
-        given, longest = agent.max_completion_length, agent.max_context_length
+        length, longest = agent.max_completion_length, agent.max_context_length
+        here = not agent.card
         return replace(
             agent,
             samples=agent.samples or (1 if once else self.samples),
             temperature=self.temperature if agent.temperature is None else agent.temperature,
-            max_completion_length=self.max_completion_length if given is None else given,
-            stop_strings=self.stop_strings if agent.stop_strings is None else agent.stop_strings,
-            max_context_length=self.max_context_length if longest is None else longest,
+            max_completion_length=length or self.max_completion_length or _LENGTH,
+            stop_strings=self.stop_strings if here and agent.stop_strings is None else agent.stop_strings,
+            max_context_length=self.max_context_length if here and longest is None else longest,
         )
 
 

@@ -10,7 +10,7 @@ from envkit.bench.summary import ArmSummary, DifferenceSummary, Summary
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
-_FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
+FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
 _MANY_VOIDS = 0.01
 #: How intervals are made where there is nothing to resample.
 EXACT = (
@@ -111,7 +111,7 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
         if entry.unpaired:
             found.append(f"{name}: {entry.unpaired} tasks measured in only one of the arms are left out.")
         interval = entry.interval
-        if interval is not None and not interval.exact and 1 < interval.clusters < _FEW_CLUSTERS:
+        if interval is not None and not interval.exact and 1 < interval.clusters < FEW_CLUSTERS:
             functions = interval.clusters
             found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
     return tuple(found)
@@ -130,7 +130,8 @@ def method(summary: Summary) -> tuple[str, ...]:
         "Smallest detectable is the true difference that a comparison with the observed spread finds "
         f"{100 * POWER:g} % of the time. Smaller effects can be there and go unseen.",
         "Tokens per solve counts all that the model wrote, failures included, for each solved sample. Voids "
-        "are samples lost to broken machinery; they are in no other number.",
+        "are samples lost to broken machinery or to a provider that did not answer; they are in no number "
+        "but seconds.",
     ]
     if clusters:
         planned = percent(minimum_detectable(clusters, 0.25))

@@ -79,6 +79,8 @@ def evaluate(
     if agent == "model":
         name = adapter.name if adapter is not None else agent
         row = AgentSpec(name, model=_model(model), adapter=str(adapter or ""))
+    elif adapter is not None:
+        raise UsageError(f"--agent {agent} has no adapter; leave out --adapter")
     else:
         row = AgentSpec(agent, script=agent)
     spec = BenchSpec(
@@ -118,7 +120,7 @@ def bench(
     temperature: Annotated[float | None, typer.Option(min=0, help="Of sampling; default: 0.7.")] = None,
     max_turns: Annotated[int | None, typer.Option(min=1, help="Actions per episode; default: 1.")] = None,
     max_completion_length: Annotated[
-        int | None, typer.Option(min=1, help="Most tokens per turn; default: 128.")
+        int | None, typer.Option(min=1, help="Most tokens per turn; default: 128, or the card's.")
     ] = None,
     stop_strings: Stops = None,
     max_context_length: Context = None,
@@ -167,14 +169,15 @@ def _ad_hoc(
     from envkit.agents.cards import load_card
     from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
+    if "model" in given and not adapters:
+        raise UsageError("--model is the base of adapters, and there are none; leave it out, or give a spec")
     model = _model(given.pop("model", ""))
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=model))
-    for path in adapters:  # steps of two runs have equal names
-        lone = [other.name for other in adapters].count(path.name) == 1
-        name = path.name if lone else f"{path.name}@{path.resolve().parents[1].name}"
-        rows.append(AgentSpec(name, model=model, adapter=str(path.resolve())))
+    paths = [path.resolve() for path in adapters]
+    for path, name in zip(paths, _told_apart(paths), strict=True):
+        rows.append(AgentSpec(name, model=model, adapter=str(path)))
     rows += [AgentSpec(load_card(name).name, card=_path_or_name(name)) for name in cards]
     rows += [
         AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=_path_or_name(name)) for name in recorded
@@ -183,6 +186,18 @@ def _ad_hoc(
     tasks = EnvironmentSpec(env, given.pop("tasks", ""), given.pop("limit", None))
     settings: dict[str, Any] = {"samples": 8, **given}
     return BenchSpec((tasks,), tuple(rows), **settings)
+
+
+def _told_apart(paths: Sequence[Path]) -> list[str]:
+    """Names of folders: their own, with as many of the folders around as it takes to tell them apart."""
+    names = [path.name for path in paths]
+    for depth in range(max((len(path.parents) for path in paths), default=0)):
+        if len({*names}) == len(names):
+            break
+        around = [path.parents[min(depth, len(path.parents) - 1)].name for path in paths]
+        if len({*around}) > 1:  # what all have in common tells nothing
+            names = [f"{name}@{folder}" for name, folder in zip(names, around, strict=True)]
+    return names
 
 
 def _path_or_name(word: str) -> str:
@@ -320,6 +335,8 @@ def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -
     from envkit.bench.report import report_folders
     from envkit.studies.bench import prices_of
 
+    if ended.refused and not any(run.path.rglob("report.json")):
+        raise ended.refused  # before there was anything to report
     folders = report_folders(run.path)
     page = write_board(run.path, [run.path], prices=prices_of(run)) if board else None
     found = [heard(folder / "report.html", as_json, run.path) for folder in folders]

@@ -7,9 +7,10 @@ import os
 import platform
 import subprocess
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import cast, final
+from typing import Any, cast, final
 
 import envkit
 from envkit.agent import Agent
@@ -27,10 +28,11 @@ from envkit.bench.data import (
     TrainPoint,
 )
 from envkit.bench.report import write_report
-from envkit.bench.run import evaluate, items, keys
+from envkit.bench.run import evaluate, items, keys, whole
 from envkit.bench.spec import EVALUATION_SEED
 from envkit.display import Display
 from envkit.env import Env
+from envkit.errors import StoreError
 from envkit.mining.taskfile import digest
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
@@ -76,7 +78,7 @@ class Arms:
         """Play what is missing; returns whether the arm is complete."""
         if self.finished(arm, samples):
             return True
-        wanted = keys(self._tasks, samples, EVALUATION_SEED)
+        wanted = self._keys(samples)
         done = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
         self._display.phase(f"evaluate {arm}", len(wanted))
         started = time.monotonic()
@@ -94,23 +96,53 @@ class Arms:
             watch.lap(sum(step.turn.usage.completion_tokens for step in steps))
         return len(found) == len(wanted)
 
+    def counted(self, arm: str, samples: int) -> list[Trajectory]:
+        """The episodes on record that can be in a rate; see `whole`."""
+        return whole(self.played(arm), self._keys(samples))
+
     def arm(
-        self, name: str, description: str, expected: float | None = None, origin: Origin = Origin()
+        self,
+        name: str,
+        description: str,
+        samples: int,
+        expected: float | None = None,
+        origin: Origin = Origin(),
     ) -> Arm | None:
-        """The arm as the report wants it, or ``None`` when nothing was played."""
-        found = self.played(name)
-        seconds = {EpisodeKey(**r["key"]): float(r["seconds"]) for r in self._run.records(f"eval-{name}")}
+        """The arm as the report wants it, or ``None`` when nothing was played; ``samples`` of each task."""
+        found, seconds = self.counted(name, samples), seconds_of(self._run, f"eval-{name}")
         return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
+
+    def _keys(self, samples: int) -> list[EpisodeKey]:
+        return keys(self._tasks, samples, EVALUATION_SEED)
+
+
+def seconds_of(run: RunFolder, journal: str) -> Mapping[EpisodeKey, float]:
+    """What each episode of a journal took; a void that was tried again took both times."""
+    found: defaultdict[EpisodeKey, float] = defaultdict(float)
+    for record in run.records(journal):
+        found[EpisodeKey(**record["key"])] += float(record["seconds"])
+    return found
 
 
 def code_digest(kind: type[Env]) -> str:
     """SHA-256 over an environment's code and what envkit poses, grades and mines with."""
     found = hashlib.sha256(content_digest(kind).encode())
     core = Path(envkit.__file__).resolve().parent
-    files = [core / f"{name}.py" for name in ("checks", "env", "rollout", "tools")]
-    for path in sorted([*files, *core.glob("grading/*.py"), *core.glob("mining/*.py")]):
+    for path in sorted(
+        [core / "rollout.py", *core.glob("mining/*.py")]
+    ):  # beside what certificates are bound to
         found.update(f"{path.relative_to(core)}\n".encode() + path.read_bytes())
     return found.hexdigest()
+
+
+def require_code(kind: type[Env], part: RunFolder) -> None:
+    """Refuse to go on with code by which other episodes of the part were not graded.
+
+    Raises:
+        StoreError: it has changed since the part began; those of older versions do not say what it was.
+    """
+    if part.manifest.get("code", found := code_digest(kind)) != found:
+        raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
 
 
 def commit() -> str:
@@ -214,6 +246,17 @@ def publish(
         certificate=f"none: {found}" if isinstance(found := valid(kind), str) else found.seal,
     )
     return write_report(data, run.path, overwrite=True), data
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Settings as a report has them: what holds several values is text, or an entry for each."""
+    found: dict[str, Scalar] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in cast("Mapping[str, float]", value).items()}
+        else:
+            found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
+    return found
 
 
 def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:

@@ -14,7 +14,7 @@ from rich.markup import escape
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
-from envkit.bench.data import Difference
+from envkit.bench.data import Arm, Difference
 from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, Imported
@@ -26,7 +26,7 @@ from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, write_atomic
-from envkit.studies.arms import Arms, code_digest, commit, machine, publish
+from envkit.studies.arms import Arms, code_digest, commit, flat, machine, publish, require_code
 from envkit.studies.casting import (
     Cast,
     model_of,
@@ -39,6 +39,8 @@ from envkit.studies.verify import verify
 from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
+#: Fields of a specification that a report shows elsewhere.
+_TABLES = ("environments", "agents", "title")
 #: Why an item of others is no task, by the control that earns what it must not.
 _UNFIT: Mapping[str, str] = {
     "oracle": "whose own solution does not pass its tests",
@@ -129,11 +131,11 @@ def prices_of(run: RunFolder) -> Path | None:
 
 
 def _with_lengths(spec: BenchSpec) -> BenchSpec:
-    """The spec with the most tokens of every row behind an API, as its card has them."""
+    """The spec with the most tokens of every row behind an API: its card's, where nobody says others."""
 
     def length(row: AgentSpec) -> int | None:
-        own = row.max_completion_length
-        return own if own or not row.card else load_card(row.card).max_completion_tokens or None
+        said = row.max_completion_length or spec.max_completion_length
+        return said if said or not row.card else load_card(row.card).max_completion_tokens or None
 
     rows = [replace(row, max_completion_length=length(row)) for row in spec.agents]
     return replace(spec, agents=tuple(rows))
@@ -285,8 +287,7 @@ class Bench:
             return [self._play(kind, part) for kind, part in self.parts]
 
     def _play(self, kind: type[Env], part: RunFolder) -> Path:
-        if code_digest(kind) != part.manifest["code"]:
-            raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
+        require_code(kind, part)
         tasks = self.tasks(part)
         arms = Arms(part, tasks, self._display, self._go_on)
         refused: UsageError | None = None
@@ -328,27 +329,36 @@ class Bench:
     def publish(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
         """Write an environment's report of what has been played; ``cut`` says why that is not all."""
         spec, tasks = self._spec, self.tasks(part)
+        facts = cast("Mapping[str, JSON]", encode(spec))
         arms = Arms(part, tasks, self._display, self._go_on)
-        rows = [
-            arms.arm(
-                row.name, self._cast.describe(row), SCRIPTS.get(row.script), self._cast.origin(row, part)
-            )
-            for row in self.rows
-        ]
+        rows: list[Arm] = []
+        cut_short: list[str] = []
+        for row in self.rows:
+            samples = row.samples or 1
+            counted = {episode.key for episode in arms.counted(row.name, samples)}
+            if more := len(arms.played(row.name)) - len(counted):
+                cut_short.append(
+                    f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
+                    "in no number: those that end first are no fair sample."
+                )
+            origin, expected = self._cast.origin(row, part, counted), SCRIPTS.get(row.script)
+            if arm := arms.arm(row.name, self._cast.describe(row), samples, expected, origin):
+                rows.append(arm)
         base = next((row.name for row in spec.agents if runs_here(row) and not row.adapter), None)
         path, _ = publish(
             part,
             kind,
             self._backend,
             tasks,
-            [row for row in rows if row is not None],
+            rows,
             [Difference(row.name, base, row.name) for row in spec.agents if row.adapter and base],
             max_turns=spec.max_turns,
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),
-            config={"temperature": spec.temperature, "samples": spec.samples, "max_turns": spec.max_turns},
+            config=flat({name: value for name, value in facts.items() if name not in _TABLES}),
             warnings=(
                 *((f"The run ended early ({cut}); this is what there is.",) if cut else ()),
+                *cut_short,
                 *(f"Left out: {many} {why}." for why, many in part.manifest.get("left_out", {}).items()),
             ),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -30,7 +30,7 @@ from envkit.prices import PriceTable
 from envkit.store import RunFolder
 from envkit.studies.spent import training_seconds
 from envkit.studies.verify import controls
-from envkit.types import Task
+from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
     from envkit.train.policy import Policy
@@ -125,13 +125,13 @@ class Cast:
             usages = Recorded(part.records(_calls(row))).usages
             self._budget.count(sum(map(price.of, usages)), part.path / f"{_calls(row)}.jsonl")
 
-    def origin(self, row: AgentSpec, part: RunFolder) -> Origin:
-        """What the report says of where a row's answers come from."""
+    def origin(self, row: AgentSpec, part: RunFolder, counted: Container[EpisodeKey]) -> Origin:
+        """What the report says of where a row's answers come from; of its episodes, some are counted."""
         temperature, length = _sampling(row)
         if row.card:
             card = self._card(row)
             # Not those that were under way when a run was killed: they are nothing that the agent did.
-            usages = Recorded(part.records(_calls(row))).ended
+            usages = [u for key, u in Recorded(part.records(_calls(row))).ended if key in counted]
             return Origin(
                 "live",
                 card.price or card.model,
@@ -141,13 +141,14 @@ class Cast:
                 prompt_tokens=sum(usage.prompt_tokens for usage in usages),
                 completion_tokens=sum(usage.completion_tokens for usage in usages),
                 cached_tokens=sum(usage.cached_tokens for usage in usages),
+                seconds=sum(usage.seconds for usage in usages) / card.concurrency,
             )
         if runs_here(row):
             return Origin(
                 "local",
                 model_of(row),
                 self._began["adapters"].get(row.name, ""),
-                training_seconds=_spent_on(Path(row.adapter)) if row.adapter else 0.0,
+                training_seconds=self._spent_on(Path(row.adapter)) if row.adapter else 0.0,
                 temperature=temperature,
                 max_completion_length=length,
                 stop_strings=row.stop_strings or (),
@@ -183,6 +184,20 @@ class Cast:
             raise StoreError(
                 f"card {row.card} has changed since the run began; start another run, or change it back"
             )
+
+    def _spent_on(self, adapter: Path) -> float:
+        """Seconds that made an adapter, from the run folder that it lies in.
+
+        NaN where that is none, where the run went on from there, and where another kind of machine took them,
+        whose hours have another price.
+        """
+        run, own = _made_in(adapter), self._began["machine"]
+        if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
+            return math.nan
+        theirs = run.manifest.get("machine", own)
+        if any((theirs.get(part) or "") != (own.get(part) or "") for part in ("cores", "card")):
+            return math.nan
+        return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
 
     def _card(self, row: AgentSpec) -> Card:
         """A row's card, as the run began with it."""
@@ -255,13 +270,6 @@ def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[T
         Endpoint(card).close()
     if row.adapter and not (Path(row.adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"{row.adapter}: no adapter_config.json there; expected a PEFT adapter folder")
-
-
-def _spent_on(adapter: Path) -> float:
-    """Seconds that made an adapter, from the run folder that it lies in; NaN where that is none."""
-    if (run := _made_in(adapter)) is None:
-        return math.nan
-    return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
 
 
 def _made_in(adapter: Path) -> RunFolder | None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast, final
+from typing import final
 
 from envkit.agents.local import LocalAgent
-from envkit.bench.data import Difference, Origin, Scalar
+from envkit.bench.data import Difference, Origin
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
@@ -15,7 +15,7 @@ from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import Arms, publish
+from envkit.studies.arms import Arms, flat, publish
 from envkit.studies.plan import Plan
 from envkit.studies.verify import controls
 from envkit.train.config import to_mapping
@@ -125,9 +125,12 @@ class Exam:
             warnings: what a reader should know of the run.
         """
         arms = [
-            self._arms.arm("oracle", "undoes the mutation; must be 1", 1.0),
-            self._arms.arm("no-op", "submits unchanged; must be 0", 0.0),
-            *(self._arms.arm(name, text, origin=origins[name]) for name, text in ARMS.items()),
+            self._arms.arm("oracle", "undoes the mutation; must be 1", 1, 1.0),
+            self._arms.arm("no-op", "submits unchanged; must be 0", 1, 0.0),
+            *(
+                self._arms.arm(name, text, self._plan.samples, origin=origins[name])
+                for name, text in ARMS.items()
+            ),
         ]
         config, fault = self._plan.train, self._part.manifest.get("unaudited")
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
@@ -143,21 +146,10 @@ class Exam:
             title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={
-                **_flat(to_mapping(config)),
+                **flat(to_mapping(config)),
                 "eval_temperature": self._plan.eval_temperature,
                 "environments": str(self._run.manifest.get("environment", self._kind.id)),
             },
             warnings=(*warnings, *unaudited),
         )
         return path
-
-
-def _flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Settings as a report has them: what holds several values is text, or an entry for each."""
-    found: dict[str, Scalar] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": each for key, each in cast("Mapping[str, float]", value).items()}
-        else:
-            found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
-    return found

@@ -13,7 +13,7 @@ from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.arms import code_digest, commit
+from envkit.studies.arms import code_digest, commit, seconds_of
 from envkit.studies.bench import Bench, prices_of
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
@@ -94,7 +94,7 @@ def _again(
     """Play an agent's graded episodes again, and log them in the new part; pairs of old and new."""
     name = f"eval-{agent}"
     played = {trajectory.key: trajectory for trajectory in part.trajectories(name)}
-    seconds = {EpisodeKey(**record["key"]): record["seconds"] for record in part.records(name)}
+    seconds = seconds_of(part, name)
     graded = [trajectory for trajectory in played.values() if trajectory.outcome is not Outcome.VOID]
     voids = [trajectory for trajectory in played.values() if trajectory.outcome is Outcome.VOID]
     says = replay(agent, graded, idle)

@@ -15,7 +15,7 @@ from envkit.errors import ConfigError, StoreError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
 from envkit.store import RunFolder
-from envkit.studies.arms import commit, machine
+from envkit.studies.arms import code_digest, commit, machine, require_code
 from envkit.studies.heldout import require_heldout
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
 from envkit.studies.warm_start import apart
@@ -133,7 +133,8 @@ def _manifest(study: Study) -> dict[str, JSON]:
 
 def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
     tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
-    return {"environment": kind.id, "unaudited": fault_of(kind), "tasks": tasks}
+    facts = {"environment": kind.id, "unaudited": fault_of(kind), "code": code_digest(kind)}
+    return {**facts, "tasks": tasks}
 
 
 def _fill(run: RunFolder, study: Study) -> None:
@@ -164,8 +165,8 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     """What a run began to do; its facts are all of its manifest.
 
     Raises:
-        StoreError: environments or tasks are not the ones that it began with, or the folder is of another
-            kind of run.
+        StoreError: environments, their code or tasks are not the ones that it began with, or the folder is of
+            another kind of run.
     """
     manifest = run.manifest
     if (found := manifest.get("kind")) != KIND:
@@ -176,6 +177,8 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     # Runs older than the choice of a dtype began in float32.
     config = from_mapping({"dtype": "float32", **sized["train"]}, str(run.path / "manifest.json"))
     parts = parts_of(run, kinds)
+    for kind, part in parts.items():
+        require_code(kind, part)
     return Study(
         Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"]),
         manifest,

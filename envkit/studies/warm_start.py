@@ -11,7 +11,7 @@ from pathlib import Path
 
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError, TrainingError
+from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.studies.plan import on_this_machine
@@ -20,6 +20,7 @@ from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
 from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
+from envkit.train.practice import require_trainable
 from envkit.types import Task
 
 
@@ -81,8 +82,7 @@ def imitate(
     Raises:
         TrainingError: a task is not for training.
     """
-    if held := next((task for own in tasks.values() for task in own if task.split != "train"), None):
-        raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be imitated")
+    require_trainable(task for own in tasks.values() for task in own)
     turns = itertools.zip_longest(*([(kind, task) for task in own] for kind, own in tasks.items()))
     chosen = [one for turn in turns for one in turn if one is not None][: config.sft_examples]
     made = {

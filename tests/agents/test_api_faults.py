@@ -11,6 +11,7 @@ from api_server import Api, Say, completion, refusal
 from starlette.responses import JSONResponse, Response
 
 from envkit import Usage
+from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff, ProviderError, retry_after_s
 from envkit.errors import AgentError
 
@@ -121,6 +122,38 @@ def test_what_is_wrong_for_all_ends_the_run_at_once(
     assert raised.value.__context__ is None, "which could hold the key"
     assert len(api.asked) <= 2, "those that wait are not asked"
     assert playing.budget.spent_usd == 0.0
+
+
+@pytest.mark.parametrize("status", [400, 413, 422])
+def test_what_one_conversation_is_refused_for_ends_no_other(
+    serve: Callable[[Say], Api], playing: Playing, status: int
+) -> None:
+    refused = refusal(status, "too long", "context_length_exceeded")
+    api = serve(lambda body, n: refused if "long" in body["messages"][-1]["content"] else completion("x"))
+    with playing(api.url, concurrency=1) as agent:
+        sessions = [begin(agent, row) for row in range(3)]
+        for session, seen in zip(sessions, ("short", "long", "short"), strict=True):
+            agent.submit(session, seen)
+        answers: dict[int, object] = {}
+        while len(answers) < 3:
+            answers |= {sessions.index(session): turn for session, turn in agent.collect()}
+    assert [type(answers[row]).__name__ for row in range(3)] == ["Turn", "AgentError", "Turn"]
+    assert f"refused ({status}: too long)" in str(answers[1])
+
+
+def test_one_refusal_after_the_other_ends_the_run(serve: Callable[[Say], Api], playing: Playing) -> None:
+    api = serve(lambda body, n: refusal(400, "no credit") if n else completion("x"))
+
+    def all_of(agent: ApiAgent) -> None:
+        while agent.collect():
+            pass
+
+    with playing(api.url, concurrency=1) as agent:
+        for row in range(40):
+            agent.submit(begin(agent, row), "seen")
+        with pytest.raises(ProviderError, match=r"refused \(400: no credit\)"):
+            all_of(agent)
+    assert len(api.asked) < 25
 
 
 def test_a_server_without_keys_that_wants_one(serve: Callable[[Say], Api], playing: Playing) -> None:

@@ -148,6 +148,29 @@ def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
         board(report(), against="nobody")
 
 
+def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
+    [section] = board(report("one"), report("two"), against="base · two").sections
+    assert section.reference == "base · two"
+    with pytest.raises(UsageError, match="several rows 'base'; name one of: base · one, base · two"):
+        board(report("one"), report("two"), against="base")
+
+
+def test_answers_that_a_killed_run_had_are_paid_for_by_the_time_they_took() -> None:
+    served = Origin("live", "mine", machine="box", seconds=4800.0)
+    arms = [arm("going on", served, 0.5), arm("at once", replace(served, seconds=10.0), 0.5)]
+    [section] = board(replace(report(), arms=tuple(arms))).sections
+    costs = {row.name: row.cost.total_usd for row in section.rows}
+    # 240 tries of 2 s at $3.60 an hour, if their calls took no longer.
+    assert costs == {"going on": pytest.approx(4.8), "at once": pytest.approx(0.48)}
+
+
+def test_a_row_whose_calls_gave_no_answer_is_paid_for_all_the_same() -> None:
+    lost = replace(arm("lost", Origin("live", "gpt-5.6", prompt_tokens=10**6), 0.0))
+    items = tuple(replace(item, completion_tokens=0, prompt_tokens=0) for item in lost.items)
+    [section] = board(replace(report(), arms=(replace(lost, items=items),))).sections
+    assert section.rows[0].cost.total_usd == pytest.approx(4.0)
+
+
 def test_mcnemar_is_for_single_tries_only() -> None:
     once = [arm(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))]
     [section] = board(replace(report(), arms=tuple(once)), against="b").sections

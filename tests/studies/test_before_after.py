@@ -227,6 +227,15 @@ def test_other_tasks_than_it_began_with_are_refused(
         study(run, backend)
 
 
+def test_other_code_than_it_began_with_is_refused(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, model)
+    monkeypatch.setattr("envkit.studies.arms.code_digest", lambda kind: "0ther")
+    with pytest.raises(StoreError, match="the code of code-editor has changed since it began"):
+        study(run, backend)
+
+
 def test_another_kind_of_run_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
     run = RunFolder.create(tmp_path, "bench", {"kind": "bench"})
     with pytest.raises(StoreError, match="kind 'bench'"):
