@@ -13,7 +13,7 @@ from envkit.types import Verdict
 
 _MARK = "__envkit_check__"
 
-Method = TypeVar("Method", bound=Callable[..., "bool | float | Grade"])
+Method = TypeVar("Method", bound=Callable[..., "bool | float | Grade | None"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +39,8 @@ class Score:
     """What the checks of one finished episode found.
 
     Args:
-        reward: weighted mean in [0, 1], 0 behind a failed gate.
-        solved: every weighted check and every gate scored 1.
+        reward: weighted mean in [0, 1], 0 behind a failed gate, and where any check saw tampering.
+        solved: every weighted check and every gate scored 1, and none saw tampering.
         scores: check name -> score in [0, 1].
         verdict: the worst verdict among the checks.
         evidence: check name -> what was found; host only, it may show hidden inputs.
@@ -60,7 +60,8 @@ class Score:
 def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) -> Callable[[Method], Method]:
     """Mark a method of an environment as a check; see `Check`.
 
-    It takes no argument and returns a bool, a number in [0, 1] or a `Grade`.
+    It takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out one may return
+    ``None`` where it has nothing to ask, and then counts as not asked.
 
     Raises:
         ContractError: the weight is negative or not finite, or a held-out check is a gate.
@@ -107,7 +108,9 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
     verdict, gated = Verdict.PASS, False
     counting = [item for item in checks if not item.held_out]
     for item in counting:
-        score, found = _run(env, item)
+        if (asked := _run(env, item)) is None:
+            raise ContractError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
+        score, found = asked
         if found is not None:
             evidence[item.name] = found.evidence
             if found.weakness:
@@ -118,20 +121,23 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
         if score < 1 and (item.gate or item.weight > 0):
             gated = gated or item.gate
             verdict = Verdict.FAIL if verdict is Verdict.PASS else verdict
-    reward = 0.0 if gated else sum(scores[item.name] * item.weight for item in counting) / total
+    cheated = verdict is Verdict.TAMPERED
+    reward = 0.0 if gated or cheated else sum(scores[item.name] * item.weight for item in counting) / total
     solved, held = verdict is Verdict.PASS, dict[str, float]()
     if solved and held_out:
         for item in checks:
-            if item.held_out:
-                held[item.name], found = _run(env, item)
+            if item.held_out and (asked := _run(env, item)) is not None:
+                held[item.name], found = asked
                 if found is not None:
                     evidence[item.name] = found.evidence
     return Score(reward, solved, scores, verdict, evidence, weaknesses, held)
 
 
-def _run(env: object, item: Check) -> tuple[float, Grade | None]:
-    """Run one check; returns its score, and the grade where it gives one."""
+def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
+    """Run one check; returns its score, and the grade where it gives one. ``None`` where it asks nothing."""
     result = getattr(env, item.name)()
+    if result is None:
+        return None
     if isinstance(result, Grade):
         if result.verdict is Verdict.INFRA:
             raise SandboxError(f"check {item.name}: {result.evidence}")

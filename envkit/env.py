@@ -156,6 +156,10 @@ class Env(gymnasium.Env[str, str], ABC):
     def teardown(self) -> None:
         """Undo what `setup` did outside the sandbox; asked once an episode, however it ends."""
 
+    @classmethod
+    def forget(cls) -> None:
+        """Let go of results that episodes share, which may change nothing but time; an audit asks for it."""
+
     def dispose(self) -> None:
         """End what was kept from one episode to the next; asked by each `close`, and more may come."""
 

@@ -12,6 +12,7 @@
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
+    │   ├── BrokenTask         a task's own reference fails, in which no candidate has a part
     │   ├── SandboxUnavailable no way to isolate code on this machine
     │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
     ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
@@ -65,6 +66,10 @@ class ContractError(EnvkitError):
 
 class SandboxError(EnvkitError):
     """Sandbox machinery failed. Never a reward: the episode is void."""
+
+
+class BrokenTask(SandboxError):
+    """A task's own reference does not give what it is asked for; trying again would change nothing."""
 
 
 class SandboxUnavailable(SandboxError):

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import AgentError, ContractError, SandboxError
+from envkit.errors import AgentError, BrokenTask, ContractError, SandboxError
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
 EnvFactory = Callable[[], Env]
@@ -110,7 +110,7 @@ class Rollouts:
         An episode whose machinery breaks is replayed once, action by action, in a fresh sandbox.
         Breaking again is the candidate's doing and counts as failed. An episode whose `Env.reset`
         fails twice in a row is void: no candidate has touched it. So is one whose agent gives up, with an
-        `AgentError`.
+        `AgentError`, and one whose task is broken in itself, with a `BrokenTask`.
 
         Raises:
             ContractError: the agent does not answer, or answers a session that it was not asked.
@@ -184,6 +184,8 @@ def _move(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         return _void(env, agent, key, episode.steps, turn)
     try:
         seen, reward, terminated, truncated, info = env.step(turn.text)
+    except BrokenTask as error:
+        return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
     except SandboxError as error:
         return _broken(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))

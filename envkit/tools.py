@@ -215,7 +215,7 @@ def _bracketed(text: str) -> int:
     """Length of the bracketed part that text begins with, as Python reads it; 0 if it does not close."""
     depth = 0
     lines = [0]
-    for line in text.splitlines(keepends=True):
+    for line in io.StringIO(text):  # as the tokenizer has them; others are text within a line
         lines.append(lines[-1] + len(line))
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):

@@ -135,6 +135,22 @@ def test_tampering_is_worse_than_failing(order: tuple[int, int]) -> None:
     assert (score.reward, score.verdict) == (0.0, Verdict.TAMPERED)
 
 
+def test_tampering_earns_nothing_whatever_else_was_done() -> None:
+    for weights in ((1, 0), (1, 1)):
+        score = score_of(True, grade(Verdict.TAMPERED), weights=weights)
+        assert (score.reward, score.solved, score.verdict) == (0.0, False, Verdict.TAMPERED)
+
+
+def test_a_held_out_check_may_have_nothing_to_ask() -> None:
+    class Silent(Gamed):
+        @check(held_out=True)
+        def is_done(self) -> None:  # type: ignore[override]
+            return None
+
+    asked = run_checks(Silent(), checks_of(Silent), held_out=True)
+    assert (asked.reward, asked.solved, asked.held_out, asked.evidence) == (1.0, True, {}, {})
+
+
 def test_broken_machinery_is_no_score() -> None:
     with pytest.raises(SandboxError, match="because"):
         score_of(True, grade(Verdict.INFRA))

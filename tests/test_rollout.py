@@ -24,7 +24,8 @@ from envkit import (
     UsageError,
 )
 from envkit.agents.scripted import ScriptedAgent, noop
-from envkit.errors import AgentError, SandboxError
+from envkit.checks import check
+from envkit.errors import AgentError, BrokenTask, SandboxError
 from envkit.rollout import visit_seed
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
@@ -179,6 +180,24 @@ def test_what_breaks_twice_is_the_candidates_failure(second: str) -> None:
     assert (played.outcome, played.reward) == (Outcome.FAILED, 0.0)
     assert played.info == {"verdict": "FAIL", "error": f"broke twice: broken at boom; broken at {second}"}
     assert [step.turn.text for step in played.steps] == said[: said.index(second) + 1]
+
+
+def test_a_task_that_is_broken_in_itself_is_void_at_once() -> None:
+    class Broken(GuessEnv):
+        def setup(self, task: Task) -> str:
+            self.asked = 0
+            return super().setup(task)
+
+        @check(weight=0)
+        def reference(self) -> bool:
+            self.asked += 1
+            raise BrokenTask(f"asked {self.asked} times")
+
+    backend = Backend()
+    with Rollouts(lambda: Broken(sandbox=backend, max_turns=8)) as rollouts:
+        (played,) = rollouts.play(HALVING, keys(1, 1))
+    assert (played.outcome, played.info) == (Outcome.VOID, {"error": "asked 1 times"})
+    assert (backend.made, backend.open) == (1, set())
 
 
 def test_a_break_harms_no_other_episode() -> None:

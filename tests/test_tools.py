@@ -125,6 +125,11 @@ def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> No
     assert arguments(action) == found
 
 
+def test_only_line_breaks_break_lines() -> None:
+    word = "a\u2028b\x85c\x0bd\x0ce"
+    assert arguments(f"look_up(\n  word='{word}',\n)")["word"] == word
+
+
 @pytest.mark.parametrize(
     ("action", "said"),
     [

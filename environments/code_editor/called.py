@@ -11,7 +11,7 @@ from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.judge import EXPECTED, REFERENCE_LIMITS, compare, hidden_digest
 from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.environments.code_editor.syntax import definitions
-from envkit.errors import SandboxError
+from envkit.errors import BrokenTask
 from envkit.grading import Answer, Call, Grade, Leniency, NumericPolicy, Subject, answerable
 from envkit.mining.alike import alike_calls
 from envkit.mining.build import SOLUTION
@@ -75,7 +75,7 @@ class Called:
         deaths = 3 if _is_stated(self._task) else 0
         asked, answered = answerable(backend, reference, calls, REFERENCE_LIMITS, deaths)
         if not asked:
-            raise SandboxError(f"task {self._task.id}: the original answers none of {len(calls)} calls")
+            raise BrokenTask(f"task {self._task.id}: the original answers none of {len(calls)} calls")
         return asked, answered
 
     def _subject(self, source: bytes) -> Subject:

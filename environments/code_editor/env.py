@@ -16,7 +16,7 @@ from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.called import Called
 from envkit.environments.code_editor.extent import changed
 from envkit.environments.code_editor.formats import read_format
-from envkit.environments.code_editor.judge import Judge
+from envkit.environments.code_editor.judge import EXPECTED, Judge
 from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.shared import Shared
 from envkit.environments.code_editor.starter import starter_tasks
@@ -110,6 +110,12 @@ class CodeEditorEnv(Env):
             found.append(Exploit(f"{attack.number} {attack.name}", actions, why or ""))
         return found
 
+    @classmethod
+    def forget(cls) -> None:
+        """Grades of equal candidates, and what originals answered."""
+        _GRADES.forget()
+        EXPECTED.forget()
+
     def setup(self, task: Task) -> str:
         self._judge = judge_of(task)
         for path, data in self._judge.beside().items():
@@ -130,9 +136,12 @@ class CodeEditorEnv(Env):
         return self._graded(FRESH_CALLS, self.visit_seed)
 
     @check(held_out=True)
-    def answers_many_more(self) -> Grade:
-        """It answers many more calls so, drawn apart from those that earn the reward."""
-        return self._graded(HELD_OUT_CALLS, self.visit_seed ^ 1)
+    def answers_many_more(self) -> Grade | None:
+        """It answers many more calls so, drawn apart from those that earn the reward, if any are drawn."""
+        drawn, seed = HELD_OUT_CALLS, self.visit_seed ^ 1
+        if self._judge.visit(drawn, seed) == self._judge.visit(FRESH_CALLS, self.visit_seed):
+            return None  # it would be the same question again
+        return self._graded(drawn, seed)
 
     @check(weight=0)
     def edits_a_little(self) -> bool:

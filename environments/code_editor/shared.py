@@ -23,6 +23,11 @@ class Shared:
         self._lock = threading.Lock()
         self._entries: OrderedDict[object, tuple[threading.Lock, list[object]]] = OrderedDict()
 
+    def forget(self) -> None:
+        """Let go of all."""
+        with self._lock:
+            self._entries.clear()
+
     def get(self, key: object, make: Callable[[], Value]) -> Value:
         """What ``make`` gave the first time it was called for the key."""
         with self._lock:

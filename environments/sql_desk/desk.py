@@ -130,15 +130,6 @@ class SqliteDesk:
         requests += [{"load": script, **tried} for script in others]
         return self._results(*requests)
 
-    def state(self, tables: Mapping[str, Sequence[str]]) -> JSON:
-        """The rows of each of these tables, which are given with their columns; or, as text, what is wrong.
-
-        Raises:
-            SandboxError: the machinery broke.
-        """
-        [result] = self._results({"state": tables})
-        return result.error or result.tables
-
     def load(self, script: str) -> None:
         self._script = script
         if self._peer is not None:  # else it comes with the process

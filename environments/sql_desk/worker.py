@@ -11,13 +11,14 @@ A request asks for one of these, or for several, which are done in this order:
                          answered by {"tables": [rows of a table, in order of their columns, ...]}
 
 Statements may read, and where ``write`` is set insert, update and delete. They may not touch other files,
-settings, the schema or transactions, nor ask for random numbers. Whole numbers, texts and nulls are JSON's;
-other numbers are {"t": "float", "v": TEXT}, bytes {"t": "bytes", "v": HEX}.
+settings, the schema or transactions, nor ask for random numbers or the time. Whole numbers, texts and nulls
+are JSON's; other numbers are {"t": "float", "v": TEXT}, bytes {"t": "bytes", "v": HEX}.
 """
 
 from __future__ import annotations
 
 import json
+import re
 import sqlite3
 import sys
 
@@ -32,7 +33,13 @@ EVERY = 100_000
 LONGEST, LONGEST_SQL = 1_000_000, 20_000
 READING = {sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ, sqlite3.SQLITE_FUNCTION, sqlite3.SQLITE_RECURSIVE}
 WRITING = READING | {sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE, sqlite3.SQLITE_DELETE}
-REFUSED = {"random", "randomblob", "load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"}
+REFUSED = {
+    *("random", "randomblob", "load_extension", "readfile", "writefile", "edit", "fts3_tokenizer"),
+    # What time it is: other at every episode.
+    *("current_date", "current_time", "current_timestamp", "date", "time", "datetime", "julianday"),
+    *("unixepoch", "strftime", "timediff"),
+}
+COMMENT = re.compile(r"--[^\n]*|/\*.*?(?:\*/|\Z)", re.DOTALL)
 
 
 def encode(value: Any) -> Any:
@@ -43,7 +50,7 @@ def encode(value: Any) -> Any:
 
 
 def split(text: str) -> list[str]:
-    """Statements one by one; SQLite itself says where one ends."""
+    """Statements one by one; SQLite itself says where one ends. Comments alone are none."""
     found = [""]
     for piece in text.split(";"):
         found[-1] += piece
@@ -51,7 +58,8 @@ def split(text: str) -> list[str]:
             found.append("")
         else:
             found[-1] += ";"
-    return [statement for statement in found if statement.strip("; \t\r\n")]
+    # What begins with anything but a comment keeps that, whatever looks like a comment behind it.
+    return [statement for statement in found if COMMENT.sub("", statement).strip("; \t\r\n\f\v")]
 
 
 class Desk:
@@ -101,6 +109,8 @@ class Desk:
             left -= 1
             return int(left < 0)
 
+        if "\0" in text:
+            return {"error": "a statement holds a NUL"}
         statements = split(text)
         if not statements:
             return {"error": "no statement"}

@@ -20,6 +20,10 @@ from envkit.store import write_atomic
 _SCHEMA: Final = 1
 #: File in an environment's own package, for what is installed with its certificate.
 SHIPPED: Final = "certificate.json"
+#: Files of an environment's package that may decide what it does.
+_SUFFIXES: Final = (".py", ".json", ".jsonl", ".toml", ".txt", ".sql", ".csv")
+#: Modules of envkit that make rewards of what an environment finds, beside all of its grading.
+_GRADERS: Final = ("checks", "env", "tools")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,18 +84,31 @@ class Certificate:
 
 
 def content_digest(kind: type[Env]) -> str:
-    """SHA-256 over an environment's code, its package or its one file, and envkit's version."""
-    file = Path(inspect.getfile(kind)).resolve()
-    folder = file.parent
-    files = [file]
-    if (folder / "__init__.py").exists():
-        files = [path for path in folder.rglob("*") if path.suffix in (".py", ".json", ".toml", ".txt")]
+    """SHA-256 over an environment's code and what of envkit makes rewards of it.
+
+    The code is its package or its one file, and those of the environments that it inherits from.
+    """
     found = hashlib.sha256(version("envkit").encode())
-    for path in sorted(files):
-        if path.name != SHIPPED:
-            data = path.read_bytes()
-            found.update(f"{path.relative_to(folder)} {len(data)}\n".encode() + data)
+    core = _file(Env).parent
+    own = [_file(base) for base in kind.__mro__ if issubclass(base, Env) and base is not Env]
+    graders = [*(core / f"{name}.py" for name in _GRADERS), *core.glob("grading/*.py")]
+    files = {(file.parent, path) for file in own for path in _files(file)}
+    files |= {(core, path) for path in graders}
+    # In an order that depends on nothing but names within folders, and contents.
+    for name, data in sorted((path.relative_to(top).as_posix(), path.read_bytes()) for top, path in files):
+        if name.rpartition("/")[2] != SHIPPED:
+            found.update(f"{name} {len(data)}\n".encode() + data)
     return found.hexdigest()
+
+
+def _file(kind: type[Env]) -> Path:
+    return Path(inspect.getfile(kind)).resolve()
+
+
+def _files(file: Path) -> list[Path]:
+    if not (file.parent / "__init__.py").exists():
+        return [file]
+    return [path for path in file.parent.rglob("*") if path.suffix in _SUFFIXES]
 
 
 def cached(kind: type[Env]) -> Path:
@@ -133,7 +150,7 @@ def read(path: Path) -> Certificate:
 
 
 def valid(kind: type[Env]) -> Certificate | str:
-    """An environment's certificate, or why it has none that is valid here."""
+    """An environment's certificate, or why none is valid here; of the same code, one that failed decides."""
     digest = content_digest(kind)
     paths = [
         path
@@ -143,6 +160,7 @@ def valid(kind: type[Env]) -> Certificate | str:
     if not paths:
         return "it was never audited"
     faults: list[str] = []
+    sound: Certificate | None = None
     for path in paths:
         try:
             certificate = read(path)
@@ -154,10 +172,10 @@ def valid(kind: type[Env]) -> Certificate | str:
         if certificate.digest != digest:
             faults.append(f"its code has changed since it was audited on {certificate.created}")
         elif fault := next((one for one in certificate.findings if one.ok is False), None):
-            faults.append(f"it has failed its audit: {fault.check}: {fault.detail}")
+            return f"it has failed its audit: {fault.check}: {fault.detail}"
         else:
-            return certificate
-    return faults[-1] if faults else "it was never audited"
+            sound = sound or certificate
+    return sound or (faults[-1] if faults else "it was never audited")
 
 
 def fault_of(kind: type[Env]) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections.abc import Callable
 from typing import Any, NoReturn, final
 
 from envkit.audit.reach import Lookout
@@ -24,10 +26,21 @@ class Watched(SandboxBackend):
         self._inner, self._breaks, self._looks = inner, breaks, looks
         self.name, self.isolated, self.packages = inner.name, inner.isolated, inner.packages
         self._made: list[Sandbox] = []
-        #: How often one was asked to run something that breaks.
-        self.broke = 0
+        self._broken: list[str] = []
         #: Of the first one.
         self.lookout: Lookout | None = None
+
+    @property
+    def broke(self) -> int:
+        """How often a sandbox was asked to run something that breaks."""
+        return len(self._broken)
+
+    def around(self, make: Callable[[SandboxBackend], SandboxBackend]) -> Watched:
+        """The same around what ``make`` makes of the backend within; both close the sandboxes of both."""
+        other = copy.copy(self)
+        other._inner = make(self._inner)
+        other.packages = other._inner.packages
+        return other
 
     def available(self) -> str | None:
         return self._inner.available()
@@ -49,5 +62,5 @@ class Watched(SandboxBackend):
                 sandbox.close()
 
     def _break(self, *_: object, **__: object) -> NoReturn:
-        self.broke += 1
+        self._broken.append(self.name)
         raise SandboxError("broken on purpose")

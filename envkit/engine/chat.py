@@ -16,7 +16,7 @@ from envkit.errors import ModelError
 _SYSTEM, _FIRST, _ANSWER, _NEXT = (f"\u2402{part}\u2403" for part in ("system", "first", "answer", "next"))
 
 #: For templates that say what day it is: a run resumed tomorrow must ask what it asked today.
-_ONE_DAY = "{%- macro strftime_now(format) -%}01 January 2025{%- endmacro -%}"
+_ONE_DAY = "{% macro strftime_now(format) %}01 January 2025{% endmacro %}{{ '' }}"
 
 
 @final

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import json
 import math
@@ -49,6 +50,8 @@ def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> Sandbo
     wanted = tuple(dict.fromkeys((*PYTEST, *packages)))
     if {*wanted} <= {*backend.packages}:
         return backend
+    if (around := getattr(backend, "around", None)) is not None:  # it stands around another
+        return around(functools.partial(with_pytest, packages=packages))
     make: Any = type(backend)
     known = inspect.signature(make).parameters
     if "packages" not in known:

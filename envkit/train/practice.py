@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast, final
 
@@ -79,8 +79,7 @@ class Practice:
         episodes: Journal,
         estimates: Mapping[str, float] | None = None,
     ) -> None:
-        if held := next((task for task in tasks if task.split != "train"), None):
-            raise TrainingError(f"task {held.id} is of split {held.split!r}; only 'train' may be trained on")
+        require_trainable(tasks)
         self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
         self.curriculum = Curriculum(tasks, config.seed, estimates)
 
@@ -142,3 +141,17 @@ def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
     for each, hand in zip(practices, hands, strict=True):
         taken.append(each.take([*itertools.islice(played, len(hand))], seconds))
     return taken
+
+
+def require_trainable(tasks: Iterable[Task]) -> None:
+    """Refuse tasks that are not for training.
+
+    Raises:
+        TrainingError: one is of another split, or for evaluation only.
+    """
+    for task in tasks:
+        if task.split != "train" or task.metadata.get("evaluation_only"):
+            only = " and for evaluation only" if task.metadata.get("evaluation_only") else ""
+            raise TrainingError(
+                f"task {task.id} is of split {task.split!r}{only}; only 'train' may be trained on"
+            )

@@ -11,8 +11,8 @@ from typing import final
 
 import pytest
 from attacked import CALLS, FILES, REFERENCE, TARGET
+from striking import RUN_LIMITS, strike
 
-from envkit.audit.aim import RUN_LIMITS, strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Target, Variant
 from envkit.errors import SandboxUnavailable
 from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -221,6 +223,53 @@ def test_a_certificate_is_bound_to_the_code(tmp_path: Path, monkeypatch: pytest.
     assert "| b | FAIL | x \\| y |" in certificate.cached(Honest).with_suffix(".md").read_text()
     monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
     assert certificate.fault_of(Honest) == "its code has changed since it was audited on 2026-01-02"
+
+
+class InFiles:
+    """Classes in files of their own."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._folder, self._monkeypatch = folder, monkeypatch
+
+    def made(self, name: str, text: str) -> type[Env]:
+        file = self._folder / f"{name}.py"
+        file.write_text(text)
+        spec = importlib.util.spec_from_file_location(name, file)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        self._monkeypatch.setitem(sys.modules, name, module)
+        spec.loader.exec_module(module)
+        return module.Made
+
+
+BASE = "from envkit import Env\n\nclass Made(Env):\n    id = 'made'\n"
+
+
+def test_a_certificate_is_bound_to_what_makes_rewards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = InFiles(tmp_path, monkeypatch)
+    files.made("base_of_it", BASE)
+    kind = files.made("it", "import base_of_it\n\nclass Made(base_of_it.Made):\n    pass\n")
+    digests = [content_digest(kind)]
+    for name in ("base_of_it.py", "it.py"):
+        (tmp_path / name).write_text("# changed\n")
+        digests.append(content_digest(kind))
+    monkeypatch.setattr(certificate, "_GRADERS", ("checks",))  # as if envkit had other code
+    digests.append(content_digest(kind))
+    assert len({*digests}) == 4
+
+
+def test_an_audit_that_failed_here_outweighs_a_shipped_certificate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path / "cache")
+    kind = InFiles(tmp_path, monkeypatch).made("it", BASE)
+    certificate.write(made(kind, Finding("a", True, "fine")), tmp_path / certificate.SHIPPED)
+    assert certificate.fault_of(kind) == ""
+    certificate.write(made(kind, Finding("a", False, "it leaks")), certificate.cached(kind))
+    assert certificate.fault_of(kind) == "it has failed its audit: a: it leaks"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}'])

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from attacked import CALLS, FILES, REFERENCE, TARGET
 from settle import settled
+from striking import strike
 
-from envkit.audit.aim import strike
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Subject, answers
 from envkit.registry import sandbox_backend

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import pytest
 import tiny
@@ -224,10 +225,18 @@ def test_a_shaped_reward_teaches_where_none_is_earned_and_is_not_reported(make: 
         assert not lessons(Played([caught], 0.0), shaping)[0].teaches
 
 
-@pytest.mark.parametrize("split", ["heldout", "", "Train"])
-def test_only_train_tasks_are_trained_on(make: Make, tmp_path: Path, split: str) -> None:
-    held = dataclasses.replace(TASKS[2], split=split)
-    with pytest.raises(TrainingError, match=f"task c is of split {split!r}; only 'train'"):
+@pytest.mark.parametrize(
+    ("split", "facts", "said"),
+    [
+        *((split, {}, repr(split)) for split in ("heldout", "", "Train")),
+        ("train", {"evaluation_only": True}, "'train' and for evaluation only"),
+    ],
+)
+def test_only_train_tasks_are_trained_on(
+    make: Make, tmp_path: Path, split: str, facts: dict[str, Any], said: str
+) -> None:
+    held = dataclasses.replace(TASKS[2], split=split, metadata={**TASKS[2].metadata, **facts})
+    with pytest.raises(TrainingError, match=f"task c is of split {said}; only 'train'"):
         make(tmp_path / "run", tasks=[*TASKS[:2], held])
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from shop import lay_out
 
+from envkit.audit.examine import Subject, examine
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.mining.suite_miner import mine_checkout
@@ -40,6 +41,20 @@ def played(task: Task, backend: SandboxBackend, *actions: str) -> tuple[list[str
 def test_the_oracle_earns_1_and_the_no_op_0(tasks: list[Task], backend: SandboxBackend) -> None:
     assert len({task.source for task in tasks}) > 4
     assert verify(CodeEditorEnv, tasks, backend, Silent(), lambda: True, seed=0) == []
+
+
+def test_the_held_out_check_asks_nothing_where_nothing_is_drawn(due: Task, backend: SandboxBackend) -> None:
+    env = CodeEditorEnv(tasks=[due], sandbox=backend, max_turns=2)
+    env.reset(seed=0, options={"held_out": True})
+    for action in CodeEditorEnv.oracle(due):
+        _, reward, _, _, facts = env.step(action)
+    env.close()
+    assert (reward, facts.get("held_out", {})) == (1.0, {})
+
+
+def test_it_passes_its_audit(due: Task, backend: SandboxBackend) -> None:
+    findings = examine(Subject(CodeEditorEnv, [due], backend, 3), Silent())
+    assert [finding for finding in findings if finding.ok is False] == []
 
 
 def test_the_report_says_that_it_proves_less(due: Task, backend: SandboxBackend) -> None:

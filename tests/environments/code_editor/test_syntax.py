@@ -37,6 +37,23 @@ if math:
 """
 
 
+def finally_in_finally(levels: int) -> str:
+    """A few hundred bytes, whose code doubles with each level."""
+    lines = [f"{' ' * (level + 1)}{text}" for level in range(levels) for text in ("try:0", "finally:")]
+    return "\n".join(["def f():", *lines, " " * (levels + 1) + "0"])
+
+
+def test_a_text_that_becomes_too_much_code_is_no_python_here() -> None:
+    assert syntax_problem(finally_in_finally(4)) is None
+    assert syntax_problem(finally_in_finally(19)) == SyntaxProblem(
+        1, 1, "its finally blocks become too much code"
+    )
+    ways = "\n".join("  return" for _ in range(500))
+    body = "\n".join("  a" for _ in range(500))
+    assert syntax_problem(f"def f():\n try:\n{ways}\n finally:\n{body}") is not None
+    assert syntax_problem(f"def f():\n try:\n  return\n finally:\n{body}") is None
+
+
 def test_definitions_with_their_places() -> None:
     assert definitions(SOURCE) == [
         Definition("Stack", "class", 3, 12, "class Stack:", 0),

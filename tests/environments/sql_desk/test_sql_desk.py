@@ -11,13 +11,15 @@ import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
 
-from envkit import SandboxBackend
+from envkit import EpisodeKey, Outcome, Rollouts, SandboxBackend
+from envkit.agents.scripted import ScriptedAgent
 from envkit.audit import certificate
 from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.environments.sql_desk.desk import SqliteDesk
+from envkit.environments.sql_desk import env as sql_env
+from envkit.environments.sql_desk.desk import Result, SqliteDesk
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
-from envkit.errors import SandboxError
+from envkit.errors import BrokenTask
 from envkit.registry import sandbox_backend
 
 STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
@@ -128,6 +130,9 @@ def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> N
         "submit('SELECT COUNT(*) FROM products')",
         "submit\n```sql\nSELECT COUNT(*) FROM products\n```",
         "SELECT COUNT(*) * 1.0 FROM products",
+        "```sql\nSELECT COUNT(*) FROM products; -- how many\n```",
+        "```sql\n-- how many\nSELECT COUNT(*) FROM products; /* that; many */ ;\n```",
+        "```sql\nSELECT COUNT(*) /* of ; all */ FROM products; --\n```",
     ],
 )
 def test_ways_to_say_it(env: SqlDeskEnv, action: str) -> None:
@@ -222,9 +227,20 @@ def test_a_reference_that_fails_is_void_and_not_remembered(backend: SandboxBacke
     env = SqlDeskEnv(tasks=[broken], sandbox=backend)
     for _ in range(2):
         env.reset(seed=1)
-        with pytest.raises(SandboxError, match="the reference fails: no such column: gone"):
+        with pytest.raises(BrokenTask, match="the reference fails: no such column: gone"):
             env.step("SELECT 1")
     env.close()
+    with Rollouts(lambda: SqlDeskEnv(tasks=[broken], sandbox=backend)) as rollouts:
+        agent = ScriptedAgent("asker", lambda key, turn, observation: "SELECT 1")
+        (played,) = rollouts.play(agent, [EpisodeKey(0, 0, 0, 0, broken.id)])
+    assert played.outcome is Outcome.VOID
+    assert "the reference fails" in str(played.info["error"])
+
+
+def test_numbers_too_large_for_a_float_are_sorted_as_well() -> None:
+    rows = [[10**400], [None], [3], [-(10**400)], [{"t": "float", "v": "2.5"}]]
+    found = sorted(rows, key=sql_env._order)  # pyright: ignore[reportPrivateUsage]
+    assert found == [[-(10**400)], [{"t": "float", "v": "2.5"}], [3], [10**400], [None]]
 
 
 def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
@@ -235,6 +251,11 @@ def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
 
 
 # What statements may do.
+
+
+def contents(desk: SqliteDesk) -> list[Result]:
+    """All rows of the products' database."""
+    return [desk.run(f"SELECT * FROM {table}", write=False) for table in BY_NAME["products"].tables()]
 
 
 @pytest.mark.parametrize(
@@ -259,13 +280,20 @@ def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
         "SELECT '" + "x" * 30_000 + "'",
         "SELECT 'never closed; SELECT 1",
         "\x00",
+        "SELECT 1; \x00",
+        "SELECT strftime('%f', 'now')",
+        "SELECT julianday('now')",
+        "SELECT CURRENT_TIMESTAMP",
+        "SELECT date()",
     ],
 )
 def test_beyond_the_tables_nothing_is_allowed(desk: SqliteDesk, sql: str) -> None:
-    before = desk.state(BY_NAME["products"].tables())
+    desk.load(STARTERS["count"].files[SCRIPT])
+    assert desk.run("DELETE FROM orders WHERE id = 1", write=True).changed
+    before = contents(desk)
     for write in (False, True):
         assert desk.run(sql, write=write).error
-    assert desk.state(BY_NAME["products"].tables()) == before
+    assert contents(desk) == before
 
 
 def test_readers_change_nothing(desk: SqliteDesk) -> None:
@@ -278,9 +306,9 @@ def test_readers_change_nothing(desk: SqliteDesk) -> None:
 
 
 def test_of_several_statements_all_hold_or_none(desk: SqliteDesk) -> None:
-    before = desk.state(BY_NAME["products"].tables())
+    before = contents(desk)
     assert desk.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
-    assert desk.state(BY_NAME["products"].tables()) == before
+    assert contents(desk) == before
 
 
 def test_attempts_begin_anew_each_and_end_with_the_first_error(desk: SqliteDesk) -> None:
