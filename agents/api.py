@@ -101,9 +101,8 @@ class ApiAgent:
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
         self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
         self._refused: BudgetError | None = None
-        #: Whether the provider has answered anything: what it refuses then is not wrong for all.
-        self._has_answered = bool(self._recorded.replies)
-        self._refusals = 0
+        #: In a row. As long as nothing was answered, one may mean that all will be refused.
+        self._refusals = 0 if self._recorded.replies else _MOST_REFUSALS
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -169,9 +168,9 @@ class ApiAgent:
         while True:
             found = self._asked(place, request)
             if isinstance(found, Reply):
-                self._has_answered, self._refusals = True, 0
+                self._refusals = 0
                 return found
-            if found.of_one and self._has_answered and self._refusals < _MOST_REFUSALS:
+            if found.of_one and self._refusals < _MOST_REFUSALS:
                 self._refusals += 1
                 return AgentError(f"agent {self.name}: {found.reason}")
             if not found.passing:

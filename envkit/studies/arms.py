@@ -104,13 +104,15 @@ class Arms:
         self,
         name: str,
         description: str,
-        samples: int,
+        counted: Sequence[Trajectory],
         expected: float | None = None,
         origin: Origin = Origin(),
     ) -> Arm | None:
-        """The arm as the report wants it, or ``None`` when nothing was played; ``samples`` of each task."""
-        found, seconds = self.counted(name, samples), seconds_of(self._run, f"eval-{name}")
-        return Arm(name, description, items(found, self._tasks, seconds), expected, origin) if found else None
+        """The arm as the report wants it, of its `counted` episodes, or ``None`` where there are none."""
+        if not counted:
+            return None
+        seconds = seconds_of(self._run, f"eval-{name}")
+        return Arm(name, description, items(counted, self._tasks, seconds), expected, origin)
 
     def _keys(self, samples: int) -> list[EpisodeKey]:
         return keys(self._tasks, samples, EVALUATION_SEED)

@@ -334,15 +334,15 @@ class Bench:
         rows: list[Arm] = []
         cut_short: list[str] = []
         for row in self.rows:
-            samples = row.samples or 1
-            counted = {episode.key for episode in arms.counted(row.name, samples)}
+            counted = arms.counted(row.name, row.samples or 1)
             if more := len(arms.played(row.name)) - len(counted):
                 cut_short.append(
                     f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
                     "in no number: those that end first are no fair sample."
                 )
-            origin, expected = self._cast.origin(row, part, counted), SCRIPTS.get(row.script)
-            if arm := arms.arm(row.name, self._cast.describe(row), samples, expected, origin):
+            origin = self._cast.origin(row, part, {episode.key for episode in counted})
+            expected = SCRIPTS.get(row.script)
+            if arm := arms.arm(row.name, self._cast.describe(row), counted, expected, origin):
                 rows.append(arm)
         base = next((row.name for row in spec.agents if runs_here(row) and not row.adapter), None)
         path, _ = publish(

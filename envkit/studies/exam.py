@@ -125,10 +125,10 @@ class Exam:
             warnings: what a reader should know of the run.
         """
         arms = [
-            self._arms.arm("oracle", "undoes the mutation; must be 1", 1, 1.0),
-            self._arms.arm("no-op", "submits unchanged; must be 0", 1, 0.0),
+            self._arms.arm("oracle", "undoes the mutation; must be 1", self._arms.counted("oracle", 1), 1.0),
+            self._arms.arm("no-op", "submits unchanged; must be 0", self._arms.counted("no-op", 1), 0.0),
             *(
-                self._arms.arm(name, text, self._plan.samples, origin=origins[name])
+                self._arms.arm(name, text, self._arms.counted(name, self._plan.samples), origin=origins[name])
                 for name, text in ARMS.items()
             ),
         ]
