@@ -4,8 +4,8 @@ A layout travels through any transformers model as the keyword argument ``layout
 attention of every layer. So no model is rewritten, no cache class is needed, and sampling and
 training share the exact arithmetic of everything else.
 
-Shapes: N prompts, G rows per prompt, R = N * G rows, H query heads, K key/value heads, D head size,
-P prompt length (right-padded), S new tokens, T slots of a row's own tokens.
+Shapes: N prompts, R rows of them, H query heads, K key/value heads, D head size, P prompt length
+(right-padded), S new tokens, T slots of a row's own tokens.
 """
 
 from __future__ import annotations
@@ -18,9 +18,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from envkit.engine.rectangle import Rectangle
 from envkit.errors import ModelError
 
 NAME = "envkit_layout"
+
+#: A prompt that no row needs takes time; leaving it out copies the others, which pays once so many are left.
+_NARROW_BELOW = 0.75
 
 #: Departures from plain causal attention that some models ask for.
 _NOT_DONE = ("sliding_window", "softcap", "s_aux")
@@ -48,12 +52,17 @@ def _attention(
     return layout.attend(module.layer_idx, query, key, value, scale), None
 
 
-def register() -> str:
-    """Register with transformers' attention interface; returns the implementation's name."""
+def register(*, outside: bool = False) -> str:
+    """Register with transformers' attention interface; returns the implementation's name.
+
+    Args:
+        outside: for a model that is compiled, which is to call the layouts as they are.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, _attention)
-    return NAME
+    name = f"{NAME}_outside" if outside else NAME
+    AttentionInterface.register(name, torch.compiler.disable(_attention) if outside else _attention)
+    return name
 
 
 @final
@@ -69,8 +78,7 @@ class Prefill:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._prompts, self._longest = prompts, longest
-        #: Which prompts the next forward pass brings.
-        self.piece = slice(0, prompts)
+        self.bring(slice(0, prompts))
 
     @classmethod
     def of(cls, prompts: Sequence[tuple[Prefill, int]]) -> Prefill:
@@ -89,6 +97,12 @@ class Prefill:
             made.values.append(joined(prefill.values[layer][prompt] for prefill, prompt in prompts))
         return made
 
+    def bring(self, prompts: slice) -> None:
+        """Say which prompts the next forward pass brings; all, unless said."""
+        self._piece = prompts
+        self.here = range(prompts.start, prompts.stop)
+        self.rectangle = Rectangle(range(len(self.here)), len(self.here))
+
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == len(self.keys) and key.shape == value.shape:
             shape = (self._prompts, key.shape[1], self._longest, key.shape[3])
@@ -96,8 +110,8 @@ class Prefill:
             self.values.append(value.new_zeros(shape))
         if layer >= len(self.keys):
             raise ModelError(_NOT_PLAIN)
-        self.keys[layer][self.piece, :, : key.shape[2]] = key
-        self.values[layer][self.piece, :, : key.shape[2]] = value
+        self.keys[layer][self._piece, :, : key.shape[2]] = key
+        self.values[layer][self._piece, :, : key.shape[2]] = value
         # Right padding needs no mask: a real position never looks to its right.
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
@@ -137,7 +151,7 @@ class Own:
 
 @final
 class Decode:
-    """New tokens for each of N x G rows: shared prompt keys, own keys, one softmax.
+    """New tokens for rows of N prompts: shared prompt keys, own keys, one softmax.
 
     A row's own keys lie in slots which all rows fill together, so that a step writes one slice. What a row
     leaves empty where others have more is hidden from it.
@@ -145,59 +159,65 @@ class Decode:
     Args:
         prefix: the wave's prefill.
         lengths_N: real prompt lengths.
-        rows: G, rows per prompt.
+        prompts_R: number of each row's prompt, in order.
+        room: most rows that there will be.
         slots: own tokens to reserve.
     """
 
-    def __init__(self, prefix: Prefill, lengths_N: Tensor, rows: int, slots: int) -> None:
+    def __init__(
+        self, prefix: Prefill, lengths_N: Tensor, prompts_R: Sequence[int], room: int, slots: int
+    ) -> None:
         self._prefix_keys, self._prefix_values = prefix.keys, prefix.values
-        self._prompts, heads, longest, size = prefix.keys[0].shape
-        self._rows = rows
-        shape = (self._prompts * rows, heads, slots, size)
-        # Zeros, since what a bias hides must be finite all the same.
-        self._keys = [k.new_zeros(shape) for k in prefix.keys]
-        self._values = [v.new_zeros(shape) for v in prefix.values]
+        count, heads, longest, size = prefix.keys[0].shape
+        self._keys = [keys.new_empty(room, heads, slots, size) for keys in prefix.keys]
+        self._values = [values.new_empty(room, heads, slots, size) for values in prefix.values]
         padding_NP = torch.arange(longest, device=lengths_N.device)[None] >= lengths_N[:, None]
         self._bias_NP = torch.zeros(padding_NP.shape, dtype=prefix.keys[0].dtype, device=lengths_N.device)
         self._bias_NP.masked_fill_(padding_NP, float("-inf"))
         #: Hides empty slots, where there are any.
         self._own_bias_RT: Tensor | None = None
         self.used = 0
-        #: Which prompts' rows the next forward pass brings; those of all, unless set.
-        self.piece: slice | None = None
+        #: The wave's prompts that are left, and where each row's is among them.
+        self._left, self._prompts_R = [*range(count)], [*prompts_R]
+        self.bring(slice(0, len(self._prompts_R)))
+
+    def bring(self, rows: slice) -> None:
+        """Say which rows the next forward pass brings: all, unless said; fewer while they are in order."""
+        self._piece, prompts = rows, self._prompts_R[rows]
+        whole = len(prompts) == len(self._prompts_R)
+        first, last = (0, len(self._left) - 1) if whole else (prompts[0], prompts[-1])
+        self._here = slice(first, last + 1)
+        #: The wave's prompts that this is about, and the rows' places among them.
+        self.here = self._left[self._here]
+        self.rectangle = Rectangle([each - first for each in prompts], len(self.here), self._bias_NP.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         total, heads, fresh, size = query.shape
         kv, now = key.shape[1], self.used + key.shape[2]
         share, longest = heads // kv, self._bias_NP.shape[1]
-        piece = self.piece or slice(0, self._prompts)
-        prompts, rows = piece.stop - piece.start, self._rows
-        mine = slice(piece.start * rows, piece.stop * rows)
-        self._keys[layer][mine, :, self.used : now] = key
-        self._values[layer][mine, :, self.used : now] = value
-        own_keys, own_values = self._keys[layer][mine, :, :now], self._values[layer][mine, :, :now]
+        rectangle, here = self.rectangle, self._here
+        keys, values = self._keys[layer][self._piece], self._values[layer][self._piece]
+        keys[:, :, self.used : now], values[:, :, self.used : now] = key, value
 
         def fold(by_row: Tensor) -> Tensor:
-            """(R, K, share * S, X) -> (N, K, G * share * S, X): a prompt's keys are read once for all."""
-            by_row = by_row.view(prompts, rows, kv, share * fresh, -1).transpose(1, 2)
-            return by_row.reshape(prompts, kv, rows * share * fresh, -1)
+            """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once for all."""
+            return rectangle.fold(by_row).transpose(1, 2).flatten(2, 3)
 
         def unfold(folded: Tensor) -> Tensor:
-            folded = folded.view(prompts, kv, rows, share * fresh, -1).transpose(1, 2)
-            return folded.reshape(total, kv, share * fresh, -1)
+            return rectangle.unfold(folded.unflatten(2, (rectangle.widest, share * fresh)).transpose(1, 2))
 
         query = (query * scale).reshape(total, kv, share * fresh, size)
-        shared = fold(query) @ self._prefix_keys[layer][piece].transpose(-1, -2)
-        shared = shared + self._bias_NP[piece, None, None]
-        own = query @ own_keys.transpose(-1, -2)
+        shared = fold(query) @ self._prefix_keys[layer][here].transpose(-1, -2)
+        shared = shared + self._bias_NP[here, None, None]
+        own = query @ keys[:, :, :now].transpose(-1, -2)
         if self._own_bias_RT is not None:
-            own = own + self._own_bias_RT[mine, None, None, :now]
+            own = own + self._own_bias_RT[self._piece, None, None, :now]
         if fresh > 1:
             later = torch.ones(fresh, fresh, dtype=torch.bool, device=own.device).triu(1)
             own.view(total, kv, share, fresh, now)[..., self.used :].masked_fill_(later, float("-inf"))
         weights = torch.cat([shared, fold(own)], dim=-1).softmax(dim=-1)
-        out = unfold(weights[..., :longest] @ self._prefix_values[layer][piece])
-        out = out + unfold(weights[..., longest:]) @ own_values
+        out = unfold(weights[..., :longest] @ self._prefix_values[layer][here])
+        out = out + unfold(weights[..., longest:]) @ values[:, :, :now]
         return out.reshape(total, heads, fresh, size).transpose(1, 2)
 
     def advance(self, lengths: Sequence[int] | None = None) -> None:
@@ -215,8 +235,10 @@ class Decode:
         longest = max(map(len, rows))
         for row, own in enumerate(rows):
             for layer in range(len(self._keys)):
-                self._keys[layer][row, :, : len(own)] = own.keys[layer]
-                self._values[layer][row, :, : len(own)] = own.values[layer]
+                for whole, part in ((self._keys, own.keys), (self._values, own.values)):
+                    whole[layer][row, :, : len(own)] = part[layer]
+                    # What a bias hides must be finite all the same.
+                    whole[layer][row, :, len(own) : longest] = 0
             if len(own) < longest:
                 self._hide(row, len(own), longest)
         self.used = longest
@@ -232,22 +254,35 @@ class Decode:
         )
         return Own(keys, values)
 
-    def keep(self, prompts_n: Tensor, slots_r: Tensor) -> None:
-        """Go on with these prompts and rows only; ``slots_r`` lists n * G' rows, prompt by prompt."""
-        self._prompts, self._rows = len(prompts_n), len(slots_r) // len(prompts_n)
-        self._bias_NP = self._bias_NP[prompts_n]
-        if self._own_bias_RT is not None:
-            self._own_bias_RT = self._own_bias_RT[slots_r]
-        for layer in range(len(self._keys)):
-            self._keys[layer], self._values[layer] = self._keys[layer][slots_r], self._values[layer][slots_r]
+    def arrange(self, rows: Sequence[int]) -> None:
+        """Go on with these rows, in this order; one that is named several times has branched."""
+        moved = [(place, row) for place, row in enumerate(rows) if place != row]
+        if moved:
+            places, sources = torch.tensor(moved, device=self._bias_NP.device).T
+            for part in (*self._keys, *self._values):
+                part[places, :, : self.used] = part[sources, :, : self.used]
+            if self._own_bias_RT is not None:
+                self._own_bias_RT[places] = self._own_bias_RT[sources]
+        self._prompts_R = [self._prompts_R[row] for row in rows]
+        needed = sorted({*self._prompts_R})
+        if len(needed) <= _NARROW_BELOW * len(self._left):
+            self._narrow(needed)
+        self.bring(slice(0, len(rows)))
+
+    def _narrow(self, prompts: Sequence[int]) -> None:
+        """Go on with these prompts only."""
+        chosen = torch.tensor(prompts, device=self._bias_NP.device)
+        self._bias_NP = self._bias_NP[chosen]
         # Not in place: the prefill's own lists serve whoever goes on from here later.
-        self._prefix_keys = [keys[prompts_n] for keys in self._prefix_keys]
-        self._prefix_values = [values[prompts_n] for values in self._prefix_values]
+        self._prefix_keys = [keys[chosen] for keys in self._prefix_keys]
+        self._prefix_values = [values[chosen] for values in self._prefix_values]
+        self._left = [self._left[prompt] for prompt in prompts]
+        self._prompts_R = [prompts.index(prompt) for prompt in self._prompts_R]
 
     def _hide(self, row: int, start: int, stop: int) -> None:
         if self._own_bias_RT is None:
-            total, _, slots, _ = self._keys[0].shape
-            self._own_bias_RT = self._keys[0].new_zeros(total, slots)
+            room, _, slots, _ = self._keys[0].shape
+            self._own_bias_RT = self._keys[0].new_zeros(room, slots)
         self._own_bias_RT[row, start:stop] = float("-inf")
 
 

@@ -1,4 +1,4 @@
-"""Drawing one id per row from logits."""
+"""Drawing ids from logits."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from envkit.errors import ModelError
 _ROWS = 16
 
 
-def draw(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One id per row and its log-probability; at temperature 0 the most likely id.
+def draw(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+    """Ids and their log-probabilities, (R, O): O draws from each row; at temperature 0 the most likely id.
 
     Args:
         logits_RV: of the next token.
-        uniform_R: a number in [0, 1) per row, float64.
+        uniform_RO: numbers in [0, 1), float64.
         sampling: temperature and truncation.
 
     Raises:
         ModelError: logits are not finite.
     """
-    pieces = zip(torch.split(logits_RV, _ROWS), torch.split(uniform_R, _ROWS), strict=True)
+    pieces = zip(torch.split(logits_RV, _ROWS), torch.split(uniform_RO, _ROWS), strict=True)
     drawn = [_draw_rows(logits.float(), uniform, sampling) for logits, uniform in pieces]
     return torch.cat([token for token, _ in drawn]), torch.cat([logprob for _, logprob in drawn])
 
 
-def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
+def _draw_rows(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF.
 
     Searching the cumulative sum is several times cheaper on a CPU than ``torch.multinomial``, which
@@ -37,9 +37,9 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tupl
     if sampling.temperature == 0:
         probs_RV = torch.softmax(logits_RV, dim=-1)
         token_R1 = logits_RV.argmax(dim=-1, keepdim=True)
-        chosen_R = probs_RV.gather(1, token_R1)[:, 0]
-        _require_finite(chosen_R)
-        return token_R1[:, 0], chosen_R.log()
+        chosen_R1 = probs_RV.gather(1, token_R1)
+        _require_finite(chosen_R1)
+        return token_R1.expand_as(uniform_RO), chosen_R1.log().expand_as(uniform_RO)
     probs_RV = _truncated(torch.softmax(logits_RV / sampling.temperature, dim=-1), sampling)
     # A card adds up in pieces, whose rounding in float32 could make the sum go down on the way.
     exact = None if probs_RV.device.type == "cpu" else torch.float64
@@ -47,14 +47,14 @@ def _draw_rows(logits_RV: Tensor, uniform_R: Tensor, sampling: Sampling) -> tupl
     _require_finite(cdf_RV[:, -1])
     # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches a target above 0
     # has a probability above 0, even where the target is rounded up to the sum.
-    target_R1 = (uniform_R[:, None] * cdf_RV[:, -1:]).to(cdf_RV.dtype)
-    target_R1 = target_R1.clamp(min=torch.finfo(cdf_RV.dtype).tiny)
-    token_R1 = torch.searchsorted(cdf_RV, target_R1)
-    return token_R1[:, 0], probs_RV.gather(1, token_R1)[:, 0].log()
+    target_RO = (uniform_RO * cdf_RV[:, -1:]).to(cdf_RV.dtype)
+    target_RO = target_RO.clamp(min=torch.finfo(cdf_RV.dtype).tiny)
+    token_RO = torch.searchsorted(cdf_RV, target_RO)
+    return token_RO, probs_RV.gather(1, token_RO).log()
 
 
-def _require_finite(numbers_R: Tensor) -> None:
-    if not bool(torch.isfinite(numbers_R).all()):
+def _require_finite(numbers: Tensor) -> None:
+    if not bool(torch.isfinite(numbers).all()):
         raise ModelError("the model's logits are not finite: its weights are broken")
 
 

@@ -4,7 +4,7 @@ Layers that read the same input become one matrix product. LoRA updates are adde
 never into them, as the learner does: so the weights are shared with the learner, adapters change at no cost,
 and rows with different adapters are one batch.
 
-Shapes: B rows of P prompts (B = P * G), S tokens, M adapters, R their largest rank.
+Shapes: B rows, S tokens, M adapters, R their largest rank.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from envkit.engine.rectangle import Rectangle
 from envkit.errors import ContractError, ModelError
 
 #: Children of one module that read the same input, by the names that transformers gives them.
@@ -83,8 +84,8 @@ class Linears:
         #: The rewritten model.
         self.model: Any = sharing(model)
         self._products: list[tuple[_Product, list[str]]] = []
-        #: The adapter of each prompt of the next forward pass, shape (P,), or of all of them.
-        self.chosen: int | Tensor = 0
+        #: The adapter of each prompt of the next forward pass, and its rows; or the adapter of all of them.
+        self.chosen: int | tuple[Tensor, Rectangle] = 0
         theirs: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
@@ -199,9 +200,11 @@ class _Product:
         if isinstance(chosen, int):
             update = linear(linear(x_BSI.float(), self._downs_MRI[chosen]), self._ups_MOR[chosen])
         else:
-            by_prompt = x_BSI.float().reshape(len(chosen), -1, x_BSI.shape[-1])
-            inner = torch.bmm(by_prompt, self._downs_MRI[chosen].transpose(1, 2))
-            update = torch.bmm(inner, self._ups_MOR[chosen].transpose(1, 2)).view(out_BSO.shape)
+            adapters, rectangle = chosen
+            by_prompt = rectangle.fold(x_BSI.float())
+            inner = torch.bmm(by_prompt.flatten(1, 2), self._downs_MRI[adapters].transpose(1, 2))
+            update = torch.bmm(inner, self._ups_MOR[adapters].transpose(1, 2))
+            update = rectangle.unfold(update.view(*by_prompt.shape[:-1], -1))
         return (out_BSO + update).to(out_BSO.dtype)
 
 

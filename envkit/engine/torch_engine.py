@@ -1,23 +1,27 @@
-"""The torch engine: transformers' causal models, prompts prefilled once, groups decoded together."""
+"""The torch engine: transformers' causal models, prompts prefilled once, groups decoded as trees."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from envkit.engine.attention import Decode, Own, Prefill, register
+from envkit.engine.compiled import compiled_blocks
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
-from envkit.engine.waves import Prompt, compact, reown, waves
+from envkit.engine.waves import Prompt, places, waves
 from envkit.errors import ContractError, ModelError
 
+#: What keys and values of rows decoded together may take, in bytes.
+_KEPT_BYTES = 4 * 2**30
 #: Work on pieces this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
 _PREFILL_TOKENS = 1024
 
@@ -33,40 +37,81 @@ class _Held:
 
 
 @dataclass(frozen=True, slots=True)
+class _Branch:
+    """Answers that are the same so far: decoded once, until their draws differ.
+
+    Args:
+        prompt: number of their prompt in the wave.
+        asked: tokens of context that they are asked with.
+        owners: their requests.
+        ids: drawn so far.
+        logprobs: of those.
+    """
+
+    prompt: int
+    asked: int
+    owners: list[int]
+    ids: list[int] = field(default_factory=list[int])
+    logprobs: list[float] = field(default_factory=list[float])
+
+    @property
+    def length(self) -> int:
+        """Tokens of context, with what is drawn."""
+        return self.asked + len(self.ids)
+
+    def children(self, tokens: Sequence[int], logprobs: Sequence[float]) -> list[_Branch]:
+        """What becomes of it when each owner, in order, has drawn a token."""
+        found: dict[int, _Branch] = {}
+        for owner, token, logprob in zip(self.owners, tokens, logprobs, strict=False):
+            if token not in found:
+                ids, all_logprobs = [*self.ids, token], [*self.logprobs, logprob]
+                found[token] = _Branch(self.prompt, self.asked, [], ids, all_logprobs)
+            found[token].owners.append(owner)
+        return [*found.values()]
+
+
+@dataclass(frozen=True, slots=True)
 class _Start:
-    """A wave that is ready to draw its first tokens."""
+    """A wave that is ready to draw its first tokens; rows of layout and logits are branches."""
 
     prefix: Prefill
     lengths: list[int]
     layout: Decode
     logits_RV: Tensor
+    branches: list[_Branch]
 
 
 @final
 class TorchEngine:
     """Samples from a transformers causal language model. Implements `envkit.engine.protocol.Engine`.
 
-    Which requests are decoded together depends only on their number, their prompts and what is held of them,
-    never on timing. Equal calls in equal order since `load` give equal bits (same machine, build, threads).
+    Answers to one prompt are a tree: what they have in common is decoded once. What is decoded together
+    depends on the requests and on what they draw, never on timing. Equal calls in equal order since `load`
+    give equal bits (same machine, build, threads).
 
     Args:
         model: the model to sample from, without adapters. Its weights are shared and its modules left alone;
             see `envkit.engine.lora.Linears`.
         stop_ids: ids that end a turn.
-        max_rows: rows decoded together; more is faster until memory or cache says otherwise.
+        max_rows: requests decoded together, where memory allows it.
         decode: the text of ids, special tokens included; without it there are no stop strings.
+        torch_compile: whether to compile what the model does between two layers' attention, on first use.
+
+    Raises:
+        ModelError: it cannot be compiled.
     """
 
     def __init__(
         self,
         model: Any,
         stop_ids: Sequence[int],
-        max_rows: int = 128,
+        max_rows: int = 256,
         decode: Callable[[Sequence[int]], str] | None = None,
+        torch_compile: bool = False,
     ) -> None:
         self._linears = Linears(model)
         rewritten = self._linears.model
-        rewritten.set_attn_implementation(register())
+        rewritten.set_attn_implementation(register(outside=torch_compile))
         rewritten.eval()
         self._decoder = rewritten.get_decoder()
         self._head = rewritten.get_output_embeddings()
@@ -75,11 +120,14 @@ class TorchEngine:
         self._longest: int = (
             getattr(model.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize
         )
-        self._stop = torch.tensor(sorted(set(stop_ids)), device=self._device)
+        self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
         #: By adapter and ids.
         self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
         self._adapters = 0
+        with compiled_blocks(rewritten) if torch_compile else nullcontext():
+            #: What keys and values of one token take.
+            self._token_bytes = self._bytes_of_a_token()
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """Take over these adapters, in place of all before; see `envkit.engine.lora.updates_of`.
@@ -123,10 +171,13 @@ class TorchEngine:
                 old[index] = found.prompt_length, (id(found.prefix), found.prompt)
         self._held = {}
         done: dict[int, Completion] = {}
-        for wave in waves(new, self._max_rows):
-            start = self._begin(wave, requests, sampling.max_new_tokens)
-            done |= self._decode(start, wave, requests, sampling)
-        for wave in waves(old, self._max_rows):
+        most = self._max_rows, _KEPT_BYTES // self._token_bytes
+        for wave in waves(new, sampling.max_new_tokens, *most):
+            done |= self._decode(
+                self._begin(wave, requests, sampling.max_new_tokens), wave, requests, sampling
+            )
+        behind = max((len(requests[index].prompt_ids) - old[index][0] for index in old), default=0)
+        for wave in waves(old, behind + sampling.max_new_tokens, *most):
             start = self._go_on(wave, requests, held, sampling.max_new_tokens)
             for index in (index for group in wave for index in group):
                 del held[index]  # it is in the wave's own buffers now
@@ -138,9 +189,15 @@ class TorchEngine:
         firsts = [requests[group[0]] for group in wave]
         lengths = [len(first.prompt_ids) for first in firsts]
         prefix, logits_NV = self._prefill(firsts)
-        rows = max(map(len, wave))
-        layout = Decode(prefix, torch.tensor(lengths, device=self._device), rows, budget)
-        return _Start(prefix, lengths, layout, logits_NV.repeat_interleave(rows, dim=0))
+        branches = [_Branch(prompt, lengths[prompt], group) for prompt, group in enumerate(wave)]
+        layout = Decode(
+            prefix,
+            torch.tensor(lengths, device=self._device),
+            range(len(wave)),
+            room=sum(map(len, wave)),
+            slots=budget,
+        )
+        return _Start(prefix, lengths, layout, logits_NV, branches)
 
     def _go_on(
         self,
@@ -150,85 +207,98 @@ class TorchEngine:
         budget: int,
     ) -> _Start:
         """Read what was added to conversations, behind what is held of them."""
-        firsts, rows = [held[group[0]] for group in wave], max(map(len, wave))
+        firsts = [held[group[0]] for group in wave]
         prefix = Prefill.of([(first.prefix, first.prompt) for first in firsts])
         lengths = [first.prompt_length for first in firsts]
-        slots = [index for group in wave for index in [*group, *[group[0]] * (rows - len(group))]]
-        adapters = [requests[group[0]].adapter for group in wave]
-        owns = [held[index].own for index in slots]
-        read = [held[index].prompt_length + len(own) for index, own in zip(slots, owns, strict=True)]
-        added = [requests[index].prompt_ids[start:] for index, start in zip(slots, read, strict=True)]
+        branches: list[_Branch] = []
+        for prompt, group in enumerate(wave):
+            same: dict[tuple[int, ...], list[int]] = {}
+            for index in group:
+                same.setdefault(requests[index].prompt_ids, []).append(index)
+            branches += [_Branch(prompt, len(ids), owners) for ids, owners in same.items()]
+        firsts = [branch.owners[0] for branch in branches]
+        owns = [held[index].own for index in firsts]
+        read = [held[index].prompt_length + len(held[index].own) for index in firsts]
+        added = [requests[index].prompt_ids[start:] for index, start in zip(firsts, read, strict=True)]
         fresh = max(map(len, added))
-        room = max(map(len, owns)) + fresh + budget
-        layout = Decode(prefix, torch.tensor(lengths, device=self._device), rows, room)
+        layout = Decode(
+            prefix,
+            torch.tensor(lengths, device=self._device),
+            [branch.prompt for branch in branches],
+            room=sum(map(len, wave)),
+            slots=max(map(len, owns)) + fresh + budget,
+        )
         layout.recall(owns)
+        adapters = [requests[group[0]].adapter for group in wave]
         logits: list[Tensor] = []
-        count = max(_PREFILL_TOKENS // (rows * fresh), 1)
-        for start in range(0, len(wave), count):
-            layout.piece = slice(start, min(start + count, len(wave)))
-            mine = slice(layout.piece.start * rows, layout.piece.stop * rows)
-            logits.append(self._read(added[mine], read[mine], fresh, layout, adapters[layout.piece]))
-        layout.piece = None
+        count = max(_PREFILL_TOKENS // fresh, 1)
+        for start in range(0, len(branches), count):
+            piece = slice(start, min(start + count, len(branches)))
+            layout.bring(piece)
+            logits.append(self._read(added[piece], read[piece], fresh, layout, adapters))
         layout.advance([len(ids) for ids in added])
-        return _Start(prefix, lengths, layout, torch.cat(logits))
+        layout.bring(slice(0, len(branches)))
+        return _Start(prefix, lengths, layout, torch.cat(logits), branches)
 
     def _decode(
         self, start: _Start, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
     ) -> dict[int, Completion]:
         """Decode one wave; each of its lists holds the request indices of one prompt."""
-        budget, device = sampling.max_new_tokens, self._device
-        layout, logits_RV = start.layout, start.logits_RV
-        # The batch is a rectangle of prompts x rows; short groups are filled with slots nobody owns.
-        rows = max(map(len, wave))
-        prompt_of = {index: prompt for prompt, group in enumerate(wave) for index in group}
+        layout, logits_RV, branches = start.layout, start.logits_RV, start.branches
+        asked = [index for group in wave for index in group]
+        place = {index: number for number, index in enumerate(asked)}
+        draws_AT = torch.stack(
+            [torch.from_numpy(uniforms(requests[index].rng_key, sampling.max_new_tokens)) for index in asked]
+        ).to(self._device)
         adapters = [requests[group[0]].adapter for group in wave]
-        owners = [index for group in wave for index in [*group, *[-1] * (rows - len(group))]]
-        draws_RT = torch.zeros(len(owners), budget, dtype=torch.float64, device=device)
-        position_R = torch.zeros(len(owners), dtype=torch.long, device=device)
-        for slot, index in enumerate(owners):
-            if index >= 0:
-                draws_RT[slot] = torch.from_numpy(uniforms(requests[index].rng_key, budget))
-                position_R[slot] = len(requests[index].prompt_ids)
         strings = self._stop_strings(sampling)
-        room = {index: min(budget, self._longest - len(requests[index].prompt_ids)) for index in prompt_of}
-        sampled: dict[int, list[int]] = {index: [] for index in prompt_of}
-        logprobs: dict[int, list[float]] = {index: [] for index in prompt_of}
         done: dict[int, Completion] = {}
 
-        for step in range(budget):
-            token_R, logprob_R = draw(logits_RV, draws_RT[:, step], sampling)
-            stopped, tokens, drawn = map(_listed, (torch.isin(token_R, self._stop), token_R, logprob_R))
-            for slot, (token, logprob) in enumerate(zip(tokens, drawn, strict=True)):
-                index = owners[slot]
-                if index < 0:
-                    continue
-                sampled[index].append(token)
-                logprobs[index].append(logprob)
-                is_over = stopped[slot] or strings.end(sampled[index])
-                if is_over or len(sampled[index]) == room[index]:
-                    why = "stop" if is_over else "length"
-                    done[index] = Completion(tuple(sampled[index]), tuple(logprobs[index]), why)
-                    owners[slot] = -1
-                    if (request := requests[index]).goes_on:
-                        prompt = prompt_of[index]
-                        self._held[request.adapter, request.prompt_ids + done[index].ids] = _Held(
-                            start.prefix, prompt, start.lengths[prompt], layout.own(slot)
-                        )
-            if len(done) == len(sampled):
+        for step in range(sampling.max_new_tokens):
+            most = max(len(branch.owners) for branch in branches)
+            # Where a branch has fewer owners than another, its first one's number is drawn with again.
+            places_RO = [
+                [place[index] for index in [*branch.owners, *branch.owners[:1] * (most - len(branch.owners))]]
+                for branch in branches
+            ]
+            drawn = draw(logits_RV, draws_AT[torch.tensor(places_RO, device=self._device), step], sampling)
+            tokens, logprobs = map(_listed, drawn)
+            following: list[_Branch | None] = []
+            more: list[tuple[int, _Branch]] = []
+            for row, branch in enumerate(branches):
+                alive: list[_Branch] = []
+                for child in branch.children(tokens[row], logprobs[row]):
+                    is_over = child.ids[-1] in self._stop or strings.end(child.ids)
+                    if is_over or len(child.ids) == sampling.max_new_tokens or child.length == self._longest:
+                        done |= self._end(child, "stop" if is_over else "length", row, start, requests)
+                    else:
+                        alive.append(child)
+                following.append(alive[0] if alive else None)
+                more += [(row, child) for child in alive[1:]]
+            if len(done) == len(asked):
                 break
-            kept = compact(owners, rows)
-            if kept is not None:
-                prompts_n, slots_r = (torch.tensor(part, device=device) for part in kept)
-                layout.keep(prompts_n, slots_r)
-                rows = len(slots_r) // len(prompts_n)
-                owners = reown(owners, kept[1])
-                adapters = [adapters[prompt] for prompt in kept[0]]
-                token_R, position_R, draws_RT = token_R[slots_r], position_R[slots_r], draws_RT[slots_r]
-            hidden = self._forward(token_R[:, None], position_R[:, None], layout, adapters)
+            chosen = places([child is not None for child in following], len(more))
+            arranged = [*((row, child) for row, child in enumerate(following)), *more]
+            branches = [child for _, child in (arranged[number] for number in chosen) if child is not None]
+            layout.arrange([arranged[number][0] for number in chosen])
+            token_R1 = torch.tensor([branch.ids[-1:] for branch in branches], device=self._device)
+            position_R1 = torch.tensor([[branch.length - 1] for branch in branches], device=self._device)
+            hidden = self._forward(token_R1, position_R1, layout, adapters)
             logits_RV = self._head(hidden[:, 0])
             layout.advance()
-            position_R = position_R + 1
         return done
+
+    def _end(
+        self, branch: _Branch, why: str, row: int, start: _Start, requests: Sequence[Request]
+    ) -> dict[int, Completion]:
+        """What a branch's owners get; what was read is held for those of them that go on."""
+        completion = Completion(tuple(branch.ids), tuple(branch.logprobs), why)
+        going = [requests[index] for index in branch.owners if requests[index].goes_on]
+        if going:
+            self._held[going[0].adapter, going[0].prompt_ids + completion.ids] = _Held(
+                start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.own(row)
+            )
+        return dict.fromkeys(branch.owners, completion)
 
     def _stop_strings(self, sampling: Sampling) -> StopStrings:
         if sampling.stop_strings and self._text is None:
@@ -239,13 +309,12 @@ class TorchEngine:
         """Keys and values of all prompts, and the logits (N, V) after each one's last token."""
         longest = max(len(request.prompt_ids) for request in prompts)
         prefix = Prefill(len(prompts), longest)
+        adapters = [request.adapter for request in prompts]
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
-            asked = prompts[start : start + count]
-            piece = [request.prompt_ids for request in asked]
-            prefix.piece = slice(start, start + len(piece))
-            adapters = [request.adapter for request in asked]
+            piece = [request.prompt_ids for request in prompts[start : start + count]]
+            prefix.bring(slice(start, start + len(piece)))
             logits.append(self._read(piece, [0] * len(piece), max(map(len, piece)), prefix, adapters))
         return prefix, torch.cat(logits)
 
@@ -265,12 +334,22 @@ class TorchEngine:
         last = torch.stack([row[len(ids) - 1] for row, ids in zip(hidden, added, strict=True)])
         return self._head(last)
 
+    @torch.no_grad()
+    def _bytes_of_a_token(self) -> int:
+        """Bytes of its keys and values in all layers."""
+        layout, one = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        self._forward(one, one, layout, [0])
+        return sum(part.element_size() * part.numel() for part in (*layout.keys, *layout.values))
+
     def _forward(
         self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
     ) -> Tensor:
-        """Hidden states (B, S, width); ``adapters`` has one number for each prompt."""
-        mixed = len(set(adapters)) > 1
-        self._linears.chosen = torch.tensor(adapters, device=self._device) if mixed else adapters[0]
+        """Hidden states (B, S, width); ``adapters`` has a number for each of the wave's prompts."""
+        chosen = [adapters[prompt] for prompt in layout.here]
+        mixed = len(set(chosen)) > 1
+        self._linears.chosen = (
+            (torch.tensor(chosen, device=self._device), layout.rectangle) if mixed else chosen[0]
+        )
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state

@@ -123,7 +123,7 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
-    config = replace(on_this_machine(config), engine="torch")  # nothing is sampled
+    config = replace(on_this_machine(config), engine="torch", torch_compile=False)  # nothing is sampled
     policy = Policy.of(resolve(config.model, display.say), config)
     losses: list[float] = []
 

@@ -25,6 +25,8 @@ class TrainConfig:
             are not promised to resume to the bit.
         dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             one that this machine multiplies faster. The adapter is float32 always.
+        torch_compile: whether engine ``"torch"`` compiles the model, which takes a C++ compiler and a minute.
+            Runs are then not promised to resume to the bit.
         device: where base and adapter are: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU, whose runs are not
             promised to resume to the bit. TRL, of which the warm start is made, then asks for a C compiler.
         seed: root of every random draw.
@@ -79,6 +81,7 @@ class TrainConfig:
     backend: str = "envkit"
     engine: str = "torch"
     dtype: str = "auto"
+    torch_compile: bool = False
     device: str = "cpu"
     seed: int = 0
     max_turns: int = 1
@@ -143,6 +146,10 @@ class TrainConfig:
             raise ConfigError(
                 f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "
                 "must be empty"
+            )
+        if self.engine == "vllm" and self.torch_compile:
+            raise ConfigError(
+                "torch_compile is true; with engine 'vllm', which does its own, it must be false"
             )
         if self.engine == "vllm" and self.device != "cpu":
             raise ConfigError(

@@ -36,6 +36,7 @@ class Policy:
         dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
         device: where base and adapter are, ``"cpu"`` or ``"cuda"``.
         engine: who samples, ``"torch"`` or ``"vllm"``.
+        torch_compile: see `TorchEngine`.
         seed: of the adapter's initial weights.
         adapter: a saved adapter to start from, instead of a new one.
 
@@ -54,6 +55,7 @@ class Policy:
         dtype: str = "float32",
         device: str = "cpu",
         engine: str = "torch",
+        torch_compile: bool = False,
         seed: int = 0,
         adapter: Path | None = None,
     ) -> None:
@@ -83,7 +85,7 @@ class Policy:
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(base, stops, decode=self._decode)
+            else TorchEngine(base, stops, decode=self._decode, torch_compile=torch_compile)
         )
         self._base, self._lora = base, (lora_r, lora_alpha)
         if adapter is None:
@@ -107,6 +109,7 @@ class Policy:
             dtype=config.dtype,
             device=config.device,
             engine=config.engine,
+            torch_compile=config.torch_compile,
             seed=config.seed,
         )
 

@@ -9,20 +9,22 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import tiny
 import torch
 from side_by_side import Halted, Ways
-from train_shared import NEW, dtype, expect
+from train_shared import GROUP, NEW, dtype, expect, shaken_policy
 
+from envkit.engine.lora import updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
 
 ROWS: Final = 32
+WAVES: Final = (64, 128, 256)
 VLLM_PYTHON: Final = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
 
 
@@ -133,6 +135,32 @@ def generating(length: int) -> Generator[Ways]:
             expect(vllm.ask(prompt, ROWS, NEW), ROWS * NEW)
 
         yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": Halted(vllms, vllm.awake)})
+
+
+@contextlib.contextmanager
+def waving() -> Generator[Ways]:
+    """A step's worth of answers with an adapter, so many rows at a time, and compiled."""
+    policy = shaken_policy()
+    adapter = updates_of(policy.model, "default")
+    engines = {f"{rows} rows": TorchEngine(tiny.plain(policy.ref, dtype()), [], rows) for rows in WAVES}
+    compiled = TorchEngine(tiny.plain(policy.ref, dtype()), [], WAVES[-1], torch_compile=True)
+    engines[f"{WAVES[-1]} rows, compiled"] = compiled
+    requests = [
+        Request(tiny.prompt(150, seed=group), (group, row))
+        for group in range(WAVES[-1] // GROUP)
+        for row in range(GROUP)
+    ]
+
+    def sampling(engine: TorchEngine) -> Callable[[], None]:
+        engine.load([adapter])
+
+        def measure() -> None:
+            drawn = engine.generate(requests, Sampling(1.0, NEW))
+            expect(sum(len(each.ids) for each in drawn), len(requests) * NEW)
+
+        return measure
+
+    yield {way: sampling(engine) for way, engine in engines.items()}
 
 
 @contextlib.contextmanager

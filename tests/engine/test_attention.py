@@ -46,31 +46,26 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
 
 
 def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
-    lengths, rows, longest, budget = torch.tensor([3, 5]), 2, 5, 3
-    size = longest + budget * 4  # a place for every prompt position and for every row's every token
-    prefix = Prefill(2, longest)
-    value = torch.eye(size)[:longest].expand(2, 2, -1, -1)
-    prefix.attend(0, zeros(2, 4, longest, size), zeros(2, 2, longest, size), value, 1.0)
-    layout = Decode(prefix, lengths, rows, budget)
-    owners = [0, 1, 2, 3]
-
-    def step() -> Tensor:
-        own = torch.stack([torch.eye(size)[longest + budget * row + layout.used] for row in owners])
-        count = len(owners)
-        value = own[:, None, None].expand(count, 2, 1, size)
+    lengths, prompts, longest = torch.tensor([3, 5, 4]), [0, 1, 2], 5
+    size = longest + 40  # a place for every prompt position and for every token after it
+    prefix = Prefill(3, longest)
+    value = torch.eye(size)[:longest].expand(3, 2, -1, -1)
+    prefix.attend(0, zeros(3, 4, longest, size), zeros(3, 2, longest, size), value, 1.0)
+    layout = Decode(prefix, lengths, prompts, room=6, slots=4)
+    own: list[list[int]] = [[] for _ in prompts]
+    fresh = iter(range(longest, size))
+    # Rows branch, change places and end; the first prompt's last.
+    for rows in ([0, 1, 2], [2, 0, 1, 1, 0, 0], [3, 0, 2], [1, 1, 0, 0, 0]):
+        layout.arrange(rows)
+        prompts, own = [prompts[row] for row in rows], [[*own[row], next(fresh)] for row in rows]
+        count = len(rows)
+        value = torch.eye(size)[[path[-1] for path in own]][:, None, None].expand(count, 2, 1, size)
         out = layout.attend(0, zeros(count, 4, 1, size), zeros(count, 2, 1, size), value, 1.0)
         layout.advance()
-        return out[:, 0, 3]
-
-    for now in (1, 2):
-        for row, weights in enumerate(step()):
-            own = [longest + budget * row + at for at in range(now)]
-            assert seen(weights) == [*range(int(lengths[row // rows])), *own]
-    # The second prompt goes on with its second row; the other slot is filled with a copy.
-    layout.keep(torch.tensor([1]), torch.tensor([3, 3]))
-    owners = [3, 3]
-    for weights in step():
-        assert seen(weights) == [*range(5), *(longest + budget * 3 + at for at in range(3))]
+        assert [layout.here[0], layout.here[-1]] == [min(prompts), max(prompts)]
+        for prompt, path, weights in zip(prompts, own, out[:, 0, 3], strict=True):
+            assert seen(weights) == [*range(int(lengths[prompt])), *path]
+    assert {*prompts} == {1, 2}
 
 
 def test_equal_gradients_have_equal_bits_however_many_threads_add_them_up() -> None:

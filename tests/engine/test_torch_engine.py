@@ -14,54 +14,17 @@ import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from sampling import GROUPS, STOPS, adapted, check, following, forwarded, reference, requests
 
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
 from envkit.engine.draw import draw
 from envkit.engine.lora import Update, updates_of
-from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.waves import waves
 from envkit.errors import ContractError, ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
-
-#: (prompt length, rows): one token and many, lone rows and groups.
-GROUPS = ((1, 3), (9, 1), (33, 8), (60, 5), (34, 2))
-#: A tenth of all ids, so that rows end at different times.
-STOPS = tuple(range(3, 49152, 10))
-
-
-def requests(groups: Sequence[tuple[int, int]] = GROUPS) -> list[Request]:
-    """Every group's rows, spread over the list."""
-    made = [
-        Request(tiny.prompt(length, seed=length), (7, group, row))
-        for group, (length, rows) in enumerate(groups)
-        for row in range(rows)
-    ]
-    return made[::2] + made[1::2]
-
-
-def reference(model: Any, request: Request, completion: Completion, temperature: float) -> torch.Tensor:
-    """Log-probabilities (T, V) of a plain forward pass over prompt and completion."""
-    ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
-    with torch.no_grad():
-        logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
-    return torch.log_softmax(logits.double() / temperature, dim=-1)
-
-
-def check(model: Any, asked: Sequence[Request], drawn: Sequence[Completion], temperature: float) -> None:
-    """Every token is where its key's number falls in the plain distribution, with that probability."""
-    for request, completion in zip(asked, drawn, strict=True):
-        expected = reference(model, request, completion, temperature)
-        chosen = torch.tensor(completion.ids)[:, None]
-        torch.testing.assert_close(
-            torch.tensor(completion.logprobs).double(), expected.gather(1, chosen)[:, 0], atol=1e-4, rtol=0
-        )
-        cdf = expected.exp().cumsum(-1)
-        above = cdf.gather(1, chosen)[:, 0].numpy()
-        below = above - expected.exp().gather(1, chosen)[:, 0].numpy()
-        number = uniforms(request.rng_key, len(completion.ids))
-        assert ((below - 1e-5 < number) & (number < above + 1e-5)).all()
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -70,17 +33,25 @@ def test_tokens_and_logprobs_are_those_of_plain_transformers(
     family: str, temperature: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ref = tiny.make(tmp_path, family)
-    compacted: list[int] = []
-    keep = Decode.keep
+    rows: list[Sequence[int]] = []
+    prompts: list[int] = []
+    arrange, narrow = Decode.arrange, Decode._narrow
 
-    def counted(self: Decode, prompts_n: torch.Tensor, slots_r: torch.Tensor) -> None:
-        compacted.append(len(slots_r))
-        keep(self, prompts_n, slots_r)
+    def arranged(self: Decode, chosen: Sequence[int]) -> None:
+        rows.append(chosen)
+        arrange(self, chosen)
 
-    monkeypatch.setattr(Decode, "keep", counted)
+    def narrowed(self: Decode, chosen: Sequence[int]) -> None:
+        prompts.append(len(chosen))
+        narrow(self, chosen)
+
+    monkeypatch.setattr(Decode, "arrange", arranged)
+    monkeypatch.setattr(Decode, "_narrow", narrowed)
     asked = requests()
-    drawn = tiny.engine(ref, STOPS).generate(asked, Sampling(temperature, 14))
-    assert compacted, "no compaction: the test tests less than it says"
+    drawn = tiny.engine(ref, STOPS).generate(asked, Sampling(temperature, 40))
+    assert prompts
+    assert any(len({*chosen}) < len(chosen) for chosen in rows), "nothing branched"
+    assert any(len(chosen) < len(before) for before, chosen in pairwise(rows)), "nothing ended"
     check(tiny.plain(ref), asked, drawn, temperature)
 
 
@@ -90,6 +61,19 @@ def test_small_waves_and_prefill_pieces_change_nothing(
     asked = requests()
     monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", 64)
     drawn = tiny.engine(ref, STOPS, max_rows=6).generate(asked, Sampling(1.0, 10))
+    check(tiny.plain(ref), asked, drawn, 1.0)
+
+
+def test_rows_are_decoded_together_as_far_as_their_keys_and_values_have_room(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = tiny.engine(ref, max_rows=8)
+    seen = forwarded(engine)
+    # A token takes 2 layers x keys and values x 2 heads x 16 numbers of 4 bytes.
+    monkeypatch.setattr(torch_engine, "_KEPT_BYTES", 512 * (30 + 4 * 6))
+    drawn = engine.generate(asked := requests(((30, 8), (60, 2))), Sampling(1.0, 6))
+    assert seen[::6] == [(1, 60), (1, 60), (1, 30), (1, 30)]
+    assert [rows for rows, _ in seen[5::6]] == [1, 1, 4, 4]
     check(tiny.plain(ref), asked, drawn, 1.0)
 
 
@@ -113,18 +97,35 @@ def test_one_prompt_in_many_requests_is_prefilled_once(ref: ModelRef) -> None:
     engine = tiny.engine(ref)
     seen = forwarded(engine)
     engine.generate(requests(((30, 8), (20, 8))), Sampling(1.0, 3))
-    assert seen == [(2, 30), (16, 1), (16, 1)]
+    assert seen[0] == (2, 30)
 
 
-def following(asked: Sequence[Request], drawn: Sequence[Completion], turn: int) -> list[Request]:
-    """Requests that go on where others ended, each with ids of its own; a fifth of them is over."""
-    made: list[Request] = []
-    for number, (request, completion) in enumerate(zip(asked, drawn, strict=True)):
-        if number % 5 != turn:
-            read = request.prompt_ids + completion.ids
-            added = tiny.prompt(1 + (7 * number + turn) % 11, seed=1000 * turn + number)
-            made.append(Request((*read, *added), (*request.rng_key, turn), known=len(read), goes_on=True))
-    return made
+def test_what_answers_have_in_common_is_decoded_once(ref: ModelRef) -> None:
+    engine = tiny.engine(ref, STOPS)
+    asked = [dataclasses.replace(request, goes_on=True) for request in requests(((30, 8), (20, 8), (9, 1)))]
+    for turn in range(3):
+        seen = forwarded(engine)
+        drawn = engine.generate(asked, Sampling(0.1, 12))
+        answers = {
+            (request.prompt_ids, completion.ids) for request, completion in zip(asked, drawn, strict=True)
+        }
+        common = [
+            len({(prompt, ids[:read]) for prompt, ids in answers if len(ids) > read})
+            for read in range(1, max(len(ids) for _, ids in answers))
+        ]
+        assert seen[-len(common) :] == [(rows, 1) for rows in common]
+        assert sum(common) < 0.8 * sum(len(completion.ids) - 1 for completion in drawn)
+        check(tiny.plain(ref), asked, drawn, 0.1)
+        asked = [
+            Request(
+                (*request.prompt_ids, *completion.ids, 40, 50 + turn),
+                (*request.rng_key, turn),
+                known=n,
+                goes_on=True,
+            )
+            for request, completion in zip(asked, drawn, strict=True)
+            for n in [len(request.prompt_ids) + len(completion.ids)]
+        ]
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -145,18 +146,6 @@ def test_a_conversation_goes_on_as_if_it_were_read_anew(
         asked.append(Request(tiny.prompt(20 + turn, seed=turn), (9, turn), goes_on=True))
 
 
-def forwarded(engine: Any) -> list[tuple[int, int]]:
-    """The shapes of all forward passes from now on."""
-    seen, forward = list[tuple[int, int]](), engine._forward
-
-    def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
-        seen.append((ids.shape[0], ids.shape[1]))
-        return forward(ids, *others)
-
-    engine._forward = spy
-    return seen
-
-
 def test_what_was_read_is_not_read_again(ref: ModelRef) -> None:
     engine = tiny.engine(ref)
     asked = [dataclasses.replace(request, goes_on=True) for request in requests(((30, 4), (20, 4)))]
@@ -166,7 +155,7 @@ def test_what_was_read_is_not_read_again(ref: ModelRef) -> None:
     seen = forwarded(engine)
     first = engine.generate(later, Sampling(1.0, 2))
     # The last token that was drawn, and the three that were added.
-    assert seen == [(8, 4), (8, 1)]
+    assert seen == [(8, 4), (8, 1)]  # no two have drawn the same
     del seen[:]
     again = engine.generate(later, Sampling(1.0, 2))
     assert seen[0] == (8, 36), "held longer than until the next call"
@@ -195,12 +184,10 @@ def test_truncation_is_that_of_transformers(top_k: int, top_p: float) -> None:
     for warper in [*([TopKLogitsWarper(top_k)] if top_k else []), TopPLogitsWarper(top_p)]:
         kept = warper(torch.zeros(40, 1), kept)
     probs = kept.double().softmax(-1)
-    numbers = torch.from_numpy(uniforms((1,), 40))
-    token, logprob = draw(logits, numbers, Sampling(0.8, top_k=top_k, top_p=top_p))
-    assert torch.equal(token, (probs.cumsum(-1) < numbers[:, None]).sum(-1))
-    torch.testing.assert_close(
-        logprob.double(), probs.gather(1, token[:, None])[:, 0].log(), atol=1e-5, rtol=0
-    )
+    numbers = torch.from_numpy(uniforms((1,), 120)).view(40, 3)
+    tokens, logprobs = draw(logits, numbers, Sampling(0.8, top_k=top_k, top_p=top_p))
+    assert torch.equal(tokens, (probs.cumsum(-1)[:, None] < numbers[..., None]).sum(-1))
+    torch.testing.assert_close(logprobs.double(), probs.gather(1, tokens).log(), atol=1e-5, rtol=0)
 
 
 def test_temperature_0_is_the_greedy_search_of_transformers(ref: ModelRef) -> None:
@@ -285,14 +272,14 @@ def test_frequencies_match_the_softmax(ref: ModelRef, temperature: float) -> Non
 def test_an_impossible_token_is_never_drawn(number: float) -> None:
     logits = torch.full((1, 50), float("-inf"))
     logits[0, 20:30] = torch.randn(10, generator=torch.Generator().manual_seed(0))
-    token, logprob = draw(logits, torch.tensor([number], dtype=torch.float64), Sampling(1.0))
+    token, logprob = draw(logits, torch.tensor([[number]], dtype=torch.float64), Sampling(1.0))
     assert 20 <= int(token) < 30
     assert torch.isfinite(logprob).all()
 
 
 def test_of_equally_likely_tokens_no_more_are_drawn_from_than_asked_for() -> None:
     drawn = [
-        draw(torch.zeros(1, 50), torch.tensor([u / 20], dtype=torch.float64), Sampling(1.0, top_k=3))
+        draw(torch.zeros(1, 50), torch.tensor([[u / 20]], dtype=torch.float64), Sampling(1.0, top_k=3))
         for u in range(20)
     ]
     assert len({int(token) for token, _ in drawn}) == 3
@@ -308,26 +295,35 @@ def test_a_model_reads_as_far_as_it_can_and_no_further(tmp_path: Path) -> None:
 
 
 @settings(deadline=None)
-@given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=9), st.integers(1, 12))
-def test_waves_hold_every_request_once_within_the_limit(groups: list[tuple[int, int]], limit: int) -> None:
+@given(
+    st.lists(st.tuples(st.integers(1, 5), st.integers(1, 9)), min_size=1, max_size=9),
+    st.integers(1, 4),
+    st.integers(1, 12),
+    st.integers(1, 60),
+)
+def test_waves_hold_every_request_once_within_the_limits(
+    groups: list[tuple[int, int]], own: int, max_rows: int, max_tokens: int
+) -> None:
     asked = [
         Request((group,) * length, (group, row))
         for group, (length, count) in enumerate(groups)
         for row in range(count)
     ]
-    found = waves({i: (len(each.prompt_ids), each.prompt_ids) for i, each in enumerate(asked)}, limit)
+    prompts = {i: (len(each.prompt_ids), each.prompt_ids) for i, each in enumerate(asked)}
+    found = waves(prompts, own, max_rows, max_tokens)
     assert sorted(index for wave in found for group in wave for index in group) == list(range(len(asked)))
     for wave in found:
-        assert len(wave) * max(map(len, wave)) <= limit
+        rows, longest = sum(map(len, wave)), max(len(asked[group[0]].prompt_ids) for group in wave)
+        assert rows <= max_rows
+        assert rows == 1 or len(wave) * longest + rows * own <= max_tokens
         assert all(len({asked[index].prompt_ids for index in group}) == 1 for group in wave)
     lengths = [len(asked[group[0]].prompt_ids) for wave in found for group in wave]
     assert all(a >= b for a, b in pairwise(lengths))
 
 
 def test_attention_that_is_not_plainly_causal_is_refused(tmp_path: Path) -> None:
-    engine = tiny.engine(tiny.make(tmp_path, "mistral", sliding_window=16))
     with pytest.raises(ModelError, match="attention uses sliding_window"):
-        engine.generate(requests(((20, 2),)), Sampling(1.0, 2))
+        tiny.engine(tiny.make(tmp_path, "mistral", sliding_window=16))
 
 
 def test_load_takes_the_adapter_in_and_out_again(ref: ModelRef) -> None:
@@ -340,30 +336,6 @@ def test_load_takes_the_adapter_in_and_out_again(ref: ModelRef) -> None:
     assert policy.engine.generate(asked, Sampling(1.0, 4)) == with_adapter
     policy.engine.load([])
     assert policy.engine.generate(asked, Sampling(1.0, 4)) == before
-
-
-def adapted(ref: ModelRef) -> Any:
-    """A PEFT model with three adapters, of other ranks and on other layers."""
-    from peft import LoraConfig, get_peft_model
-
-    model: Any = tiny.plain(ref)
-    kinds: list[tuple[int, Any]] = [
-        (2, "all-linear"),
-        (5, ["q_proj", "down_proj"]),
-        (3, ["v_proj", "up_proj"]),
-    ]
-    for number, (rank, modules) in enumerate(kinds):
-        config = LoraConfig(r=rank, lora_alpha=7, target_modules=modules, task_type="CAUSAL_LM")
-        if number == 0:
-            model = get_peft_model(model, config, adapter_name="0")
-        else:
-            model.add_adapter(str(number), config)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if "lora_" in name:
-                parameter.copy_(torch.randn_like(parameter) * 0.2)
-    return model.eval()
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

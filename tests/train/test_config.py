@@ -40,6 +40,8 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"device": "tpu"}, "device is 'tpu'; expected one of: cpu, cuda"),
         ({"device": "cuda", "engine": "vllm"}, "device is 'cuda'; with engine 'vllm'"),
+        ({"torch_compile": 1}, "torch_compile is 1; expected bool"),
+        ({"torch_compile": True, "engine": "vllm"}, "torch_compile is true; with engine 'vllm'"),
         ({"stop_strings": "x"}, "stop_strings is 'x'; expected a list"),
         ({"stop_strings": ["x", 1]}, r"stop_strings\[1\] is 1; expected str"),
         ({"stop_strings": ["x", ""]}, "stop_strings has an empty one"),

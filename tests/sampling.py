@@ -1,0 +1,97 @@
+"""What an engine is asked in tests, and plain transformers' word on what it draws."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tiny
+import torch
+
+from envkit.engine.protocol import Completion, Request, uniforms
+from envkit.models import ModelRef
+
+#: (prompt length, rows): one token and many, lone rows and groups.
+GROUPS = ((1, 3), (9, 1), (33, 8), (60, 5), (34, 2))
+#: A tenth of all ids, so that rows end at different times.
+STOPS = tuple(range(3, 49152, 10))
+
+
+def requests(groups: Sequence[tuple[int, int]] = GROUPS) -> list[Request]:
+    """Every group's rows, spread over the list."""
+    made = [
+        Request(tiny.prompt(length, seed=length), (7, group, row))
+        for group, (length, rows) in enumerate(groups)
+        for row in range(rows)
+    ]
+    return made[::2] + made[1::2]
+
+
+def reference(model: Any, request: Request, completion: Completion, temperature: float) -> torch.Tensor:
+    """Log-probabilities (T, V) of a plain forward pass over prompt and completion."""
+    ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
+    with torch.no_grad():
+        logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
+    return torch.log_softmax(logits.double() / temperature, dim=-1)
+
+
+def check(model: Any, asked: Sequence[Request], drawn: Sequence[Completion], temperature: float) -> None:
+    """Every token is where its key's number falls in the plain distribution, with that probability."""
+    for request, completion in zip(asked, drawn, strict=True):
+        expected = reference(model, request, completion, temperature)
+        chosen = torch.tensor(completion.ids)[:, None]
+        torch.testing.assert_close(
+            torch.tensor(completion.logprobs).double(), expected.gather(1, chosen)[:, 0], atol=1e-4, rtol=0
+        )
+        cdf = expected.exp().cumsum(-1)
+        above = cdf.gather(1, chosen)[:, 0].numpy()
+        below = above - expected.exp().gather(1, chosen)[:, 0].numpy()
+        number = uniforms(request.rng_key, len(completion.ids))
+        assert ((below - 1e-5 < number) & (number < above + 1e-5)).all()
+
+
+def following(asked: Sequence[Request], drawn: Sequence[Completion], turn: int) -> list[Request]:
+    """Requests that go on where others ended, each with ids of its own; a fifth of them is over."""
+    made: list[Request] = []
+    for number, (request, completion) in enumerate(zip(asked, drawn, strict=True)):
+        if number % 5 != turn:
+            read = request.prompt_ids + completion.ids
+            added = tiny.prompt(1 + (7 * number + turn) % 11, seed=1000 * turn + number)
+            made.append(Request((*read, *added), (*request.rng_key, turn), known=len(read), goes_on=True))
+    return made
+
+
+def adapted(ref: ModelRef) -> Any:
+    """A PEFT model with three adapters, of other ranks and on other layers."""
+    from peft import LoraConfig, get_peft_model
+
+    model: Any = tiny.plain(ref)
+    kinds: list[tuple[int, Any]] = [
+        (2, "all-linear"),
+        (5, ["q_proj", "down_proj"]),
+        (3, ["v_proj", "up_proj"]),
+    ]
+    for number, (rank, modules) in enumerate(kinds):
+        config = LoraConfig(r=rank, lora_alpha=7, target_modules=modules, task_type="CAUSAL_LM")
+        if number == 0:
+            model = get_peft_model(model, config, adapter_name="0")
+        else:
+            model.add_adapter(str(number), config)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.copy_(torch.randn_like(parameter) * 0.2)
+    return model.eval()
+
+
+def forwarded(engine: Any) -> list[tuple[int, int]]:
+    """The shapes of all forward passes from now on."""
+    seen, forward = list[tuple[int, int]](), engine._forward
+
+    def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:
+        seen.append((ids.shape[0], ids.shape[1]))
+        return forward(ids, *others)
+
+    engine._forward = spy
+    return seen
