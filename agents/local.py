@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass, field
 from typing import final
 
@@ -80,23 +80,21 @@ class LocalAgent:
         session.ids = (*session.ids[: session.kept], *session.new_ids)
         self._waiting.append(session)
 
-    def collect(self) -> Sequence[tuple[Session, Turn]]:
+    def collect(self) -> Generator[tuple[Session, Turn]]:
         # In key order, so that what is decoded together does not depend on who asked first.
         asked = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         self._waiting = []
         started = time.monotonic()
         requests = [self._request(session) for session in asked]
-        completions = self._engine.generate(requests, self._sampling)
-        share_s = (time.monotonic() - started) / max(len(asked), 1)
-        turns: list[tuple[Session, Turn]] = []
-        for session, completion in zip(asked, completions, strict=True):
+        for place, completion in self._engine.stream(requests, self._sampling):
+            session = asked[place]
             session.ids += completion.ids
             session.closed = completion.ids[-1] == self._renderer.stop_id  # a stop string leaves it open
             session.turns += 1
-            usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), share_s)
+            waited_s = time.monotonic() - started
+            usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), waited_s)
             tokens = Tokens(session.new_ids, completion.ids, completion.logprobs, session.kept)
-            turns.append((session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)))
-        return turns
+            yield session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)
 
     def _request(self, session: _Conversation) -> Request:
         key = session.key

@@ -40,7 +40,7 @@ class ScriptedAgent:
             raise ContractError(f"agent {self.name} was given a session of another agent")
         self._waiting.append((session, observation))
 
-    def collect(self) -> Sequence[tuple[Session, Turn]]:
+    def collect(self) -> Iterable[tuple[Session, Turn]]:
         asked, self._waiting = self._waiting, []
         turns: list[tuple[Session, Turn]] = []
         for session, observation in asked:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from envkit.errors import AgentError
@@ -39,9 +39,10 @@ class Agent(Protocol):
         """Queue one observation; a session has at most one in flight."""
         ...
 
-    def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
-        """Wait until something submitted is answered; returns all that is. Empty iff none waits.
+    def collect(self) -> Iterable[tuple[Session, Turn | AgentError]]:
+        """Wait until something submitted is answered; gives all that is. Empty iff none waits.
 
+        It may go on answering while its answers are taken; nothing is submitted before the last of them.
         An `AgentError` in a turn's place says that there will be none, which makes the episode void.
         """
         ...

@@ -1,4 +1,4 @@
-"""The error tree: everything envkit raises on purpose.
+"""The error tree; a few modules have subclasses of their own.
 
 ::
 
@@ -56,7 +56,8 @@ class MissingExtraError(UsageError):
 
     def __init__(self, package: str, extra: str) -> None:
         super().__init__(
-            f"{package} is needed here and not installed; install it with: pip install 'envkit[{extra}]'"
+            f"{package} is needed here and not installed; in the folder that envkit was cloned to: "
+            f"pip install --editable '.[{extra}]'"
         )
 
 

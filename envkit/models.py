@@ -28,6 +28,8 @@ from envkit.errors import MissingExtraError, ModelError, UsageError
 
 DEFAULT_MODEL = "smollm2-135m-q4"
 
+#: Chat templates have a file of their own (``*.jinja``) in newer ones.
+_OF_A_MODEL = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -210,7 +212,7 @@ def _from_hub(name: str, say: Callable[[str], None]) -> ModelRef:
         raise MissingExtraError("huggingface_hub", "train") from error
     say(f"looking up {name} on the model hub")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model"]))
+        folder = Path(snapshot_download(name, allow_patterns=_OF_A_MODEL))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise ModelError(f"model {name!r}: the hub could not give it: {str(error)[:200]}") from error
     _require_model(folder)

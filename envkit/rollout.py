@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -47,8 +47,9 @@ def visit_seed(key: EpisodeKey) -> int:
 class Rollouts:
     """Plays episodes with a pool of environments.
 
-    Environment work (sandboxes, grading) runs in ``workers`` threads; the agent is driven from the
-    calling thread. Results do not depend on the number of workers. Use as a context manager.
+    Environment work (sandboxes, grading) runs in ``workers`` threads, also while the agent, which is driven
+    from the calling thread, still answers others. Results do not depend on the number of workers. Use as a
+    context manager.
 
     Args:
         make_env: makes one environment; called at most once per concurrent episode. Or, by task id, what
@@ -130,16 +131,11 @@ class Rollouts:
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
-                answers = agent.collect()
-                if not answers:
+                moving: list[_Episode] = []
+                ends = self._all(_moves(agent, waiting, moving))
+                if not ends:
                     raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
-                moving: list[tuple[_Episode, Turn | AgentError]] = []
-                for session, answer in answers:
-                    if id(session) not in waiting:
-                        raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
-                    moving.append((waiting.pop(id(session)), answer))
-                ends = self._all([partial(_move, agent, episode, answer) for episode, answer in moving])
-                for (episode, _), end in zip(moving, ends, strict=True):
+                for episode, end in zip(moving, ends, strict=True):
                     if end is None:
                         waiting[id(episode.session)] = episode
                         agent.submit(episode.session, episode.observation)
@@ -148,10 +144,11 @@ class Rollouts:
                         on_done(end)
             return [done[index] for index in range(len(keys))]
 
-    def _all(self, calls: Sequence[Callable[[], Result]]) -> list[Result]:
-        """Run the calls in the workers; results in order."""
-        futures = [self._pool.submit(call) for call in calls]
+    def _all(self, calls: Iterable[Callable[[], Result]]) -> list[Result]:
+        """Run the calls in the workers, each as soon as it is known; results in order."""
+        futures: list[Future[Result]] = []
         try:
+            futures.extend(self._pool.submit(call) for call in calls)
             return [future.result() for future in futures]
         finally:
             # An error must not let an environment be closed while a worker is still in it.
@@ -174,6 +171,17 @@ def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | SandboxError:
         return _reset(env, key, held_out)
     except SandboxError as error:
         return error
+
+
+def _moves(
+    agent: Agent, waiting: dict[int, _Episode], moving: list[_Episode]
+) -> Generator[Callable[[], Trajectory | None]]:
+    """What is to be done with each answer, as it comes; its episode goes from ``waiting`` to ``moving``."""
+    for session, answer in agent.collect():
+        if id(session) not in waiting:
+            raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
+        moving.append(waiting.pop(id(session)))
+        yield partial(_move, agent, moving[-1], answer)
 
 
 def _move(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajectory | None:

@@ -96,6 +96,7 @@ class ExecResult:
 
     @property
     def ok(self) -> bool:
+        """Whether the command ended by itself, with status 0."""
         return self.stop is StopReason.EXITED and self.exit == 0
 
 

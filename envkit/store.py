@@ -240,6 +240,7 @@ class RunFolder:
 
     @property
     def id(self) -> str:
+        """The folder's name."""
         return self.path.name
 
     @contextmanager
@@ -261,6 +262,11 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
+        """What the run began with.
+
+        Raises:
+            StoreError: it cannot be read.
+        """
         file = self.path / "manifest.json"
         try:
             found: object = json.loads(file.read_bytes())

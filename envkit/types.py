@@ -173,4 +173,5 @@ class Trajectory:
 
     @property
     def solved(self) -> bool:
+        """Whether the episode ended with its task done."""
         return self.outcome is Outcome.SOLVED

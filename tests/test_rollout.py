@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -307,6 +307,25 @@ def test_a_trickle_of_answers_is_enough() -> None:
             return turn
 
     assert play(OneByOne("halving", lambda *_: ""), keys()) == play(HALVING, keys())
+
+
+def test_environments_move_while_the_agent_still_answers_others() -> None:
+    moved = threading.Event()
+
+    class Moving(GuessEnv):
+        def apply(self, action: str) -> Effect:
+            moved.set()
+            return super().apply(action)
+
+    class Slow(ScriptedAgent):
+        def collect(self) -> Generator[tuple[Session, Turn]]:
+            for answer in super().collect():
+                yield answer
+                assert moved.wait(10)
+
+    backend, agent = Backend(), Slow("halving", lambda key, turn, observation: halve(observation))
+    with Rollouts(lambda: Moving(sandbox=backend, max_turns=8)) as rollouts:
+        assert [each.outcome for each in rollouts.play(agent, keys())] == [Outcome.SOLVED] * 12
 
 
 class Tired(ScriptedAgent):

@@ -1,9 +1,9 @@
 """Made-up databases, and questions about them at four levels.
 
     1  a whole table, or a column of it
-    2  one table: count, add up, find the largest, list by a condition
+    2  one table: count, add up, find the largest, list by a condition, sort
     3  two tables: join, group, have none
-    4  change: update, delete and insert under constraints
+    4  change: update, delete, and delete what others refer to
 
 Train and held-out tasks are about different things, so no table or column of the one is in the other.
 """

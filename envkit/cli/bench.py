@@ -12,6 +12,7 @@ from rich.table import Table
 
 from envkit.cli.parts import (
     DEFAULT_ENVIRONMENT,
+    RUNS,
     EnvName,
     Json,
     Root,
@@ -70,7 +71,7 @@ def evaluate(
     stop_strings: Stops = None,
     max_context_length: Context = None,
     sandbox: SandboxName = "auto",
-    root: Root = Path("runs"),
+    root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals."""
@@ -79,9 +80,11 @@ def evaluate(
     if agent == "model":
         name = adapter.name if adapter is not None else agent
         row = AgentSpec(name, model=_model(model), adapter=str(adapter or ""))
-    elif adapter is not None:
-        raise UsageError(f"--agent {agent} has no adapter; leave out --adapter")
     else:
+        ours = {"adapter": adapter, "model": model, "stop-strings": stop_strings}
+        ours |= {"max-context-length": max_context_length}
+        if given := [f"--{name}" for name, value in ours.items() if value]:
+            raise UsageError(f"--agent {agent} is no model; leave out {', '.join(given)}")
         row = AgentSpec(agent, script=agent)
     spec = BenchSpec(
         (EnvironmentSpec(env, tasks, limit),),
@@ -126,10 +129,10 @@ def bench(
     max_context_length: Context = None,
     prices: Prices = None,
     sandbox: SandboxName = "auto",
-    root: Root = Path("runs"),
+    root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Compare agents on the same held-out tasks: from a spec, or adapters and cards with base and controls.
+    """Compare agents on the same held-out tasks: from a spec, or adapters with base, cards, and controls.
 
     Writes a report for each environment, and a leaderboard.
     """
@@ -146,8 +149,9 @@ def bench(
         "max_context_length": max_context_length,
     }
     given = {name: value for name, value in own.items() if value is not None}
-    if resume is not None and prices is not None:
-        given["prices"] = prices
+    if resume is not None:
+        there = {"prices": prices, "root": None if root == RUNS else root}
+        given |= {name: value for name, value in there.items() if value is not None}
     if given and (spec is not None or resume is not None):
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"the spec says it, or the run as it began; leave out {named}")
@@ -171,6 +175,9 @@ def _ad_hoc(
 
     if "model" in given and not adapters:
         raise UsageError("--model is the base of adapters, and there are none; leave it out, or give a spec")
+    if not adapters and (own := [name for name in ("stop_strings", "max_context_length") if name in given]):
+        option = f"--{own[0].replace('_', '-')}"
+        raise UsageError(f"{option} is for adapters and their base, and there are none; leave it out")
     model = _model(given.pop("model", ""))
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
@@ -208,7 +215,7 @@ def _path_or_name(word: str) -> str:
 def rescore(
     run: Annotated[Path, typer.Argument(help="A bench's run folder.")],
     sandbox: SandboxName = "auto",
-    root: Root = Path("runs"),
+    root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """Grade a bench's stored episodes again, with the environment as it is now; nothing is asked again."""

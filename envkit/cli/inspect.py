@@ -47,7 +47,9 @@ def doctor(as_json: Json = False) -> None:
         rows.append(("sandbox", False, str(error)))
     for package in ("torch", "transformers", "peft", "trl"):
         there = find_spec(package) is not None
-        rows.append((package, there, "installed" if there else "pip install 'envkit[train]'"))
+        rows.append(
+            (package, there, "installed" if there else "in envkit's clone: pip install --editable '.[train]'")
+        )
     cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
     rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))
     ready = all(ok for _, ok, _ in rows)

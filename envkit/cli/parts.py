@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 #: The environment that is meant where none is named.
 DEFAULT_ENVIRONMENT = "code-editor"
 
+#: Where run folders go unless said.
+RUNS = Path("runs")
+
 EnvName = Annotated[str, typer.Option("--env", help="Environment name from `envkit list`.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]

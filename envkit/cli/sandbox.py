@@ -35,7 +35,7 @@ def check(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try to break out of a sandbox and to overload it, in every way that the suite knows."""
+    """Try whether a sandbox isolates, holds its limits and does its job, case by case."""
     from envkit.registry import sandbox_backend
     from envkit.sandbox_check import self_check
 

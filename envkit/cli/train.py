@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from envkit.cli.parts import (
     DEFAULT_ENVIRONMENT,
+    RUNS,
     EnvName,
     Json,
     Root,
@@ -39,7 +40,7 @@ Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or 
 def demo(
     minutes: Annotated[float, typer.Option(help="Budget after set-up and mining.")] = 20.0,
     seed: Annotated[int, typer.Option(help="Seed of everything.")] = 0,
-    root: Root = Path("runs"),
+    root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """The whole way: mine tasks, warm-start, LoRA RL, before/after report. CPU is enough."""
@@ -56,7 +57,9 @@ def train(
     minutes: Annotated[float | None, typer.Option(help="Budget; sizes follow from it.")] = None,
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="Seed of everything; several train an adapter each, at once. Default: 0."),
+        typer.Option(
+            help="Seed of everything; several train an adapter each, at once. Default: the file's, or 0."
+        ),
     ] = None,
     tasks: Tasks = None,
     heldout: Heldout = None,
@@ -69,7 +72,7 @@ def train(
     no_evaluation: Annotated[
         bool, typer.Option("--no-evaluation", help="Only train; `envkit bench` can measure later.")
     ] = False,
-    root: Root = Path("runs"),
+    root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
@@ -94,7 +97,8 @@ def train(
                 "heldout": heldout,
             }
             kept |= {"model": model, "backend": learner, "engine": engine}
-            kept |= {"no-evaluation": no_evaluation or None}
+            kept |= {"no-evaluation": no_evaluation or None, "unaudited": unaudited or None}
+            kept |= {"root": None if root == RUNS else root}
             if given := [f"--{name}" for name, value in kept.items() if value is not None]:
                 raise UsageError(f"--resume goes on as the run began; leave out {', '.join(given)}")
             run = RunFolder.open(resume)
@@ -136,7 +140,9 @@ def train(
 def sft(
     output: Annotated[Path, typer.Option("-o", "--output", help="Adapter folder to write; must not exist.")],
     config: Annotated[Path | None, typer.Option(help="TOML file of training settings.")] = None,
-    examples: Annotated[int | None, typer.Option(min=1, help="Oracle answers to imitate.")] = None,
+    examples: Annotated[
+        int | None, typer.Option(min=1, help="Oracle answers to imitate; a batch, 12, at least.")
+    ] = None,
     env: EnvName = DEFAULT_ENVIRONMENT,
     tasks: Tasks = None,
     model: Model = None,
@@ -155,14 +161,16 @@ def sft(
         kind = registry.environment(env)
         train_tasks, _ = _tasks(kind, tasks, None, backend, display, need_heldout=False)
         losses = warm_start(output, settings, kind, train_tasks, backend, display, go_on)
-    facts = {"adapter": str(output), "steps": len(losses), "first_loss": losses[0], "last_loss": losses[-1]}
     if as_json:
-        emit(facts)
-    else:
-        out.print(
-            f"{facts['steps']} steps, loss {losses[0]:.3f} -> {losses[-1]:.3f}; adapter: {output}",
-            markup=False,
+        ends = {"first_loss": losses[0], "last_loss": losses[-1]} if losses else {}
+        emit(
+            {"adapter": str(output) if losses else None, "steps": len(losses), "stopped": not losses, **ends}
         )
+    elif losses:
+        ends = f"loss {losses[0]:.3f} -> {losses[-1]:.3f}"
+        out.print(f"{len(losses)} steps, {ends}; adapter: {output}", markup=False)
+    else:
+        out.print("stopped before the end; no adapter is written")
 
 
 def _environments(names: Sequence[str], train: Path | None, heldout: Path | None) -> list[type[Env]]:

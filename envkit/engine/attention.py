@@ -1,8 +1,8 @@
 """Attention layouts: one function registered with transformers, three ways to lay out a batch.
 
 A layout travels through any transformers model as the keyword argument ``layout`` and does the
-attention of every layer. So no model is rewritten, no cache class is needed, and sampling and
-training share the exact arithmetic of everything else.
+attention of every layer. So no model's attention is rewritten, and no cache class is needed. What sampling
+does with linear layers is in `envkit.engine.lora`.
 
 Shapes: N prompts, R rows of them, H query heads, K key/value heads, D head size, P prompt length
 (right-padded), S new tokens, T slots of a row's own tokens.
@@ -81,20 +81,26 @@ class Prefill:
         self.bring(slice(0, prompts))
 
     @classmethod
-    def of(cls, prompts: Sequence[tuple[Prefill, int]]) -> Prefill:
-        """Prompts of earlier ones, as one."""
-        first, _ = prompts[0]
-        if prompts == [(first, prompt) for prompt in range(len(first.keys[0]))]:
+    def of(cls, prompts: Sequence[tuple[Prefill, int, int]]) -> Prefill:
+        """Prompts of earlier ones, as one: each with its number there and its real length."""
+        first, longest = prompts[0][0], max(length for _, _, length in prompts)
+        numbers = [number for prefill, number, _ in prompts if prefill is first]
+        if (
+            longest == first._longest
+            and numbers == [*range(len(first.keys[0]))]
+            and len(numbers) == len(prompts)
+        ):
             return first
-        longest = max(prefill._longest for prefill, _ in prompts)
         made = cls(len(prompts), longest)
 
         def joined(rows: Iterable[Tensor]) -> Tensor:
             return torch.stack([pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
 
         for layer in range(len(first.keys)):
-            made.keys.append(joined(prefill.keys[layer][prompt] for prefill, prompt in prompts))
-            made.values.append(joined(prefill.values[layer][prompt] for prefill, prompt in prompts))
+            made.keys.append(joined(prefill.keys[layer][number, :, :end] for prefill, number, end in prompts))
+            made.values.append(
+                joined(prefill.values[layer][number, :, :end] for prefill, number, end in prompts)
+            )
         return made
 
     def bring(self, prompts: slice) -> None:
@@ -123,8 +129,14 @@ def require_plain(model: Any) -> None:
     Engine and learner would agree with each other on what it says, and it would say something else.
 
     Raises:
-        ModelError: a layer is not plain attention, or logits are more than the head makes of hidden states.
+        ModelError: a layer is not plain attention, positions are not a row's own, or logits are more than the
+            head makes of hidden states.
     """
+    kinds = {str(getattr(module, "rope_type", "default")) for module in model.modules()}
+    if moving := [kind for kind in sorted(kinds) if "dynamic" in kind or "longrope" in kind]:
+        raise ModelError(
+            f"this model's positions ({moving[0]}) depend on what else is read beside a row; use another"
+        )
     ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
     layout, asked = Prefill(*ids.shape), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
@@ -204,7 +216,8 @@ class Decode:
             return rectangle.fold(by_row).transpose(1, 2).flatten(2, 3)
 
         def unfold(folded: Tensor) -> Tensor:
-            return rectangle.unfold(folded.unflatten(2, (rectangle.widest, share * fresh)).transpose(1, 2))
+            folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1)
+            return rectangle.unfold(folded.transpose(1, 2))
 
         query = (query * scale).reshape(total, kv, share * fresh, size)
         shared = fold(query) @ self._prefix_keys[layer][here].transpose(-1, -2)

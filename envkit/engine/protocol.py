@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -83,8 +83,8 @@ class Completion:
 class Engine(Protocol):
     """Draws completions. Not thread-safe."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """One completion per request, in order.
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
+        """One completion per request, as soon as it is whole, with the place of its request.
 
         A pure function of weights, requests and sampling, up to rounding: what earlier calls have read may
         have been rounded otherwise. Equal calls in equal order since the weights were set give equal bits.
@@ -94,6 +94,11 @@ class Engine(Protocol):
             ContractError: a request or the sampling asks for what the engine was not given.
         """
         ...
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+        """The same, in the order of the requests."""
+        found = dict(self.stream(requests, sampling))
+        return [found[place] for place in range(len(requests))]
 
 
 class AdapterEngine(Engine, Protocol):

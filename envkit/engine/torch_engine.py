@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast, final
@@ -15,9 +15,9 @@ from envkit.engine.attention import Decode, Own, Prefill, register
 from envkit.engine.compiled import compiled_blocks
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
-from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
-from envkit.engine.waves import Prompt, places, waves
+from envkit.engine.waves import Asked, places, waves
 from envkit.errors import ContractError, ModelError
 
 #: What keys and values of rows decoded together may take, in bytes.
@@ -82,8 +82,8 @@ class _Start:
 
 
 @final
-class TorchEngine:
-    """Samples from a transformers causal language model. Implements `envkit.engine.protocol.Engine`.
+class TorchEngine(AdapterEngine):
+    """Samples from a transformers causal language model.
 
     Answers to one prompt are a tree: what they have in common is decoded once. What is decoded together
     depends on the requests and on what they draw, never on timing. Equal calls in equal order since `load`
@@ -148,10 +148,10 @@ class TorchEngine:
         self.forget()
 
     @torch.no_grad()
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         held: dict[int, _Held] = {}
-        new: dict[int, Prompt] = {}
-        old: dict[int, Prompt] = {}
+        new: dict[int, Asked] = {}
+        old: dict[int, Asked] = {}
         for index, request in enumerate(requests):
             if not 0 <= request.adapter < max(self._adapters, 1):
                 raise ContractError(
@@ -165,24 +165,27 @@ class TorchEngine:
                 )
             found = self._held.get((request.adapter, request.prompt_ids[: request.known]))
             if found is None:
-                new[index] = len(request.prompt_ids), (request.adapter, request.prompt_ids)
+                new[index] = Asked(len(request.prompt_ids), (request.adapter, request.prompt_ids))
             else:
-                held[index] = found
-                old[index] = found.prompt_length, (id(found.prefix), found.prompt)
+                held[index], read = found, found.prompt_length + len(found.own)
+                old[index] = Asked(
+                    found.prompt_length,
+                    (id(found.prefix), found.prompt),
+                    len(found.own),
+                    len(request.prompt_ids) - read,
+                )
         self._held = {}
-        done: dict[int, Completion] = {}
         most = self._max_rows, _KEPT_BYTES // self._token_bytes
         for wave in waves(new, sampling.max_new_tokens, *most):
-            done |= self._decode(
-                self._begin(wave, requests, sampling.max_new_tokens), wave, requests, sampling
-            )
-        behind = max((len(requests[index].prompt_ids) - old[index][0] for index in old), default=0)
-        for wave in waves(old, behind + sampling.max_new_tokens, *most):
+            start = self._begin(wave, requests, sampling.max_new_tokens)
+            yield from self._decode(start, wave, requests, sampling)
+            del start  # or it would be in memory beside the next
+        for wave in waves(old, sampling.max_new_tokens, *most):
             start = self._go_on(wave, requests, held, sampling.max_new_tokens)
             for index in (index for group in wave for index in group):
                 del held[index]  # it is in the wave's own buffers now
-            done |= self._decode(start, wave, requests, sampling)
-        return [done[index] for index in range(len(requests))]
+            yield from self._decode(start, wave, requests, sampling)
+            del start
 
     def _begin(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
         """Read new prompts."""
@@ -208,18 +211,20 @@ class TorchEngine:
     ) -> _Start:
         """Read what was added to conversations, behind what is held of them."""
         firsts = [held[group[0]] for group in wave]
-        prefix = Prefill.of([(first.prefix, first.prompt) for first in firsts])
         lengths = [first.prompt_length for first in firsts]
+        prefix = Prefill.of(
+            [(first.prefix, first.prompt, length) for first, length in zip(firsts, lengths, strict=True)]
+        )
         branches: list[_Branch] = []
         for prompt, group in enumerate(wave):
             same: dict[tuple[int, ...], list[int]] = {}
             for index in group:
                 same.setdefault(requests[index].prompt_ids, []).append(index)
             branches += [_Branch(prompt, len(ids), owners) for ids, owners in same.items()]
-        firsts = [branch.owners[0] for branch in branches]
-        owns = [held[index].own for index in firsts]
-        read = [held[index].prompt_length + len(held[index].own) for index in firsts]
-        added = [requests[index].prompt_ids[start:] for index, start in zip(firsts, read, strict=True)]
+        leads = [branch.owners[0] for branch in branches]
+        owns = [held[index].own for index in leads]
+        read = [held[index].prompt_length + len(held[index].own) for index in leads]
+        added = [requests[index].prompt_ids[start:] for index, start in zip(leads, read, strict=True)]
         fresh = max(map(len, added))
         layout = Decode(
             prefix,
@@ -242,7 +247,7 @@ class TorchEngine:
 
     def _decode(
         self, start: _Start, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
-    ) -> dict[int, Completion]:
+    ) -> Generator[tuple[int, Completion]]:
         """Decode one wave; each of its lists holds the request indices of one prompt."""
         layout, logits_RV, branches = start.layout, start.logits_RV, start.branches
         asked = [index for group in wave for index in group]
@@ -252,17 +257,15 @@ class TorchEngine:
         ).to(self._device)
         adapters = [requests[group[0]].adapter for group in wave]
         strings = self._stop_strings(sampling)
-        done: dict[int, Completion] = {}
 
         for step in range(sampling.max_new_tokens):
             most = max(len(branch.owners) for branch in branches)
             # Where a branch has fewer owners than another, its first one's number is drawn with again.
-            places_RO = [
-                [place[index] for index in [*branch.owners, *branch.owners[:1] * (most - len(branch.owners))]]
-                for branch in branches
+            owners = [
+                [*branch.owners, *branch.owners[:1] * (most - len(branch.owners))] for branch in branches
             ]
-            drawn = draw(logits_RV, draws_AT[torch.tensor(places_RO, device=self._device), step], sampling)
-            tokens, logprobs = map(_listed, drawn)
+            numbers_RO = draws_AT[[[place[index] for index in each] for each in owners], step]
+            tokens, logprobs = map(_listed, draw(logits_RV, numbers_RO, sampling))
             following: list[_Branch | None] = []
             more: list[tuple[int, _Branch]] = []
             for row, branch in enumerate(branches):
@@ -270,13 +273,14 @@ class TorchEngine:
                 for child in branch.children(tokens[row], logprobs[row]):
                     is_over = child.ids[-1] in self._stop or strings.end(child.ids)
                     if is_over or len(child.ids) == sampling.max_new_tokens or child.length == self._longest:
-                        done |= self._end(child, "stop" if is_over else "length", row, start, requests)
+                        completion = self._end(child, "stop" if is_over else "length", row, start, requests)
+                        yield from ((owner, completion) for owner in child.owners)
                     else:
                         alive.append(child)
                 following.append(alive[0] if alive else None)
                 more += [(row, child) for child in alive[1:]]
-            if len(done) == len(asked):
-                break
+            if not any(following):
+                return
             chosen = places([child is not None for child in following], len(more))
             arranged = [*((row, child) for row, child in enumerate(following)), *more]
             branches = [child for _, child in (arranged[number] for number in chosen) if child is not None]
@@ -286,19 +290,18 @@ class TorchEngine:
             hidden = self._forward(token_R1, position_R1, layout, adapters)
             logits_RV = self._head(hidden[:, 0])
             layout.advance()
-        return done
 
     def _end(
         self, branch: _Branch, why: str, row: int, start: _Start, requests: Sequence[Request]
-    ) -> dict[int, Completion]:
-        """What a branch's owners get; what was read is held for those of them that go on."""
+    ) -> Completion:
+        """What all owners of a branch get; what was read is held for those of them that go on."""
         completion = Completion(tuple(branch.ids), tuple(branch.logprobs), why)
         going = [requests[index] for index in branch.owners if requests[index].goes_on]
         if going:
             self._held[going[0].adapter, going[0].prompt_ids + completion.ids] = _Held(
                 start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.own(row)
             )
-        return dict.fromkeys(branch.owners, completion)
+        return completion
 
     def _stop_strings(self, sampling: Sampling) -> StopStrings:
         if sampling.stop_strings and self._text is None:

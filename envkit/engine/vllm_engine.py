@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from envkit.engine.lora import Update
-from envkit.engine.protocol import Completion, Request, Sampling, seeds
+from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, seeds
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import ModelRef
 
@@ -26,7 +26,7 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
 @final
-class VLLMEngine:
+class VLLMEngine(AdapterEngine):
     """Samples with vLLM. Implements `envkit.engine.protocol.AdapterEngine`.
 
     Conversations that begin alike share what was read, from call to call, by vLLM's prefix caching;
@@ -128,9 +128,9 @@ class VLLMEngine:
         self._clean()
         self._llm.llm_engine.engine_core.shutdown()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         if not requests:
-            return []
+            return
         adapters = self._adapters or [None]
         longest = int(self._llm.model_config.max_model_len)
         for request in requests:
@@ -171,7 +171,7 @@ class VLLMEngine:
             raise ModelError(
                 "vLLM's own process ended while it sampled; what it said is above. --engine torch needs none"
             ) from error
-        return [_completion(answer.outputs[0]) for answer in answers]
+        yield from enumerate(_completion(answer.outputs[0]) for answer in answers)
 
 
 def _imported() -> tuple[Any, Any, Any]:

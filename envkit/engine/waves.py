@@ -2,39 +2,61 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import TypeAlias
-
-#: A prompt's number of tokens, and what is equal for equal prompts.
-Prompt: TypeAlias = tuple[int, Hashable]
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 
-def waves(asked: Mapping[int, Prompt], own: int, max_rows: int, max_tokens: int) -> list[list[list[int]]]:
-    """Requests grouped by prompt, groups packed into waves.
+class Asked(NamedTuple):
+    """What a request brings to a wave.
+
+    Args:
+        prompt: tokens of its prompt.
+        same: equal for equal prompts.
+        kept: tokens held of it behind the prompt.
+        added: tokens to read behind those.
+    """
+
+    prompt: int
+    same: Hashable
+    kept: int = 0
+    added: int = 0
+
+
+def waves(asked: Mapping[int, Asked], budget: int, max_rows: int, max_tokens: int) -> list[list[list[int]]]:
+    """Indices of requests grouped by prompt, groups packed into waves.
 
     Longest prompts first, so prompts of similar length share a wave and its padding stays small.
 
     Args:
-        asked: index of a request -> its prompt.
-        own: tokens to keep of each row, beside its prompt.
+        asked: by the index of each request.
+        budget: tokens that each may draw, at least 1.
         max_rows: requests of a wave, at least 1.
-        max_tokens: of prompts and rows together; a wave of one row may have more.
+        max_tokens: for which a wave has room, padding included; one of a single request may have more.
     """
-    groups: dict[Prompt, list[int]] = {}
-    for index, prompt in asked.items():
-        groups.setdefault(prompt, []).append(index)
+
+    def own(rows: Iterable[int]) -> int:
+        """Tokens behind the prompt for which each of these rows has room."""
+        some = [asked[row] for row in rows]
+        return max(one.kept for one in some) + max(one.added for one in some) + budget
+
+    def tokens(wave: Sequence[Sequence[int]]) -> int:
+        rows = [row for group in wave for row in group]
+        return len(wave) * max(asked[row].prompt for row in rows) + len(rows) * own(rows)
+
+    groups: dict[tuple[int, Hashable], list[int]] = {}
+    for index, one in asked.items():
+        groups.setdefault((one.prompt, one.same), []).append(index)
     pieces: list[list[int]] = []
-    for (length, _), group in groups.items():
-        most = max(min(max_rows, (max_tokens - length) // own), 1)
+    for (prompt, _), group in groups.items():
+        most = max(min(max_rows, (max_tokens - prompt) // own(group)), 1)
         pieces += [group[start : start + most] for start in range(0, len(group), most)]
-    pieces.sort(key=lambda piece: (-asked[piece[0]][0], -len(piece), piece[0]))
+    pieces.sort(key=lambda piece: (-asked[piece[0]].prompt, -len(piece), piece[0]))
     found: list[list[list[int]]] = []
     for piece in pieces:
         if found:
-            wave = found[-1]
-            rows, longest = len(piece) + sum(map(len, wave)), asked[wave[0][0]][0]
-            if rows <= max_rows and (len(wave) + 1) * longest + rows * own <= max_tokens:
-                wave.append(piece)
+            wave = [*found[-1], piece]
+            if sum(map(len, wave)) <= max_rows and tokens(wave) <= max_tokens:
+                found[-1] = wave
                 continue
         found.append([piece])
     return found

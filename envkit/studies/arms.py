@@ -210,9 +210,8 @@ def publish(
     """
     manifest = run.manifest
     names = {arm.name for arm in arms}
-    # A run that was stopped and resumed repeats the steps after its last checkpoint: the last counts.
     trained = training or run
-    metrics = {(m["phase"], m["step"]): m for m in trained.records("metrics")}.values()
+    metrics = _taken(trained.records("metrics"))
     spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
     played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
     examples = [
@@ -259,6 +258,20 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
         else:
             found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
     return found
+
+
+def _taken(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a log of steps, those that led to where training is now.
+
+    A run that was killed or stopped, and resumed, repeats the steps after its last checkpoint.
+    """
+    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in metrics:
+        steps = found[one["phase"]]
+        while steps and steps[-1]["step"] >= one["step"]:
+            steps.pop()
+        steps.append(one)
+    return [one for steps in found.values() for one in steps]
 
 
 def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:

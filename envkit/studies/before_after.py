@@ -1,8 +1,8 @@
 """The before/after study: base, SFT and SFT+RL on the same held-out tasks, then a report.
 
 Of one environment or of several, which then train one adapter together. Every phase leaves its result in the
-run folder before the next begins, so an interrupted run goes on where it stopped: evaluations episode by
-episode, RL from its last checkpoint, SFT from its start.
+run folder before the next begins, so an interrupted run goes on where it stopped: evaluations batch by
+batch, RL from its last checkpoint, SFT from its start.
 """
 
 from __future__ import annotations

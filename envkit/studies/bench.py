@@ -302,6 +302,7 @@ class Bench:
                 try:
                     with self._cast.agent(row, part, kind, tasks) as agent:
                         whole = arms.play(rollouts, agent, row.name, row.samples or 1)
+                    del agent  # it holds its base, and the next row's may be another
                 except UsageError as error:  # a provider's, or the budget's: what is done is worth a report
                     refused, whole = error, False
                 if not whole:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -53,8 +52,8 @@ class Cast:
         self._spec, self._began = spec, began
         self._prices, self._display = prices, display
         self._budget = Budget(spec.budget_usd)
-        # Two bases at once might not fit into memory.
-        self._policy = functools.lru_cache(maxsize=1)(self._load)
+        #: The base that answered last, and its model.
+        self._loaded: tuple[str, Policy] | None = None
 
     @contextmanager
     def agent(
@@ -84,7 +83,10 @@ class Cast:
                 yield api
         else:
             model = model_of(row)
-            policy = self._policy(model)
+            if self._loaded is None or self._loaded[0] != model:
+                self._loaded = None  # two bases at once might not fit into memory
+                self._loaded = model, self._load(model)
+            policy = self._loaded[1]
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
             number = [one.name for one in self._on(model)].index(row.name)
             yield LocalAgent(

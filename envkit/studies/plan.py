@@ -6,12 +6,13 @@ import ctypes
 import functools
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from statistics import median
 
 import torch
 
+from envkit.bench.run import CHUNK
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
 from envkit.train.config import TrainConfig
@@ -24,29 +25,35 @@ DEFAULT_MINUTES = 20.0
 
 #: Typical lengths in tokens of the code editor's single-turn episodes.
 _PROMPT, _ANSWER = 150, 64
-#: Tokens that base, SFT and SFT+RL sample for one held-out episode; the untouched model rambles.
-_EVALUATED = 224
+#: Tokens of a held-out episode that base, SFT and SFT+RL draw apart from others; the untouched model rambles.
+_EVALUATED = 160
+#: Share of a group's tokens that its answers do not have in common: behind a warm start, and without one.
+_APART, _APART_UNTAUGHT = 0.25, 0.5
+#: Seconds that an episode waits for its environment.
+_GRADED_S = 0.01
+#: Groups of a step that teach.
+_TAUGHT = 0.8
 #: Time of a forward pass beside forward and backward.
 _FORWARD = 0.39
 #: A longer run takes larger steps rather than more of them: their gradients are less noisy.
 _MOST_STEPS = 48
-#: Speed of whole rollouts beside that of a full batch: rows that end leave it half empty, and grading waits.
-_FULL_SHARE = 0.68
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What this machine does with this model, in tokens per second.
+    """What this machine does with this model.
 
     Args:
-        learn: forward and backward of training.
-        prefill: prompt tokens read.
-        decode: tokens sampled, rows decoded together.
+        learn: tokens per second, forward and backward of training.
+        prefill: prompt tokens read per second.
+        step_s: seconds of a sampled token of every row, however few they are.
+        row_s: and seconds more for each row.
     """
 
     learn: float
     prefill: float
-    decode: float
+    step_s: float
+    row_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,20 +98,24 @@ def measure(policy: Policy) -> Speed:
             times.append(time.monotonic() - started)
         return min(times)
 
-    def sample(tokens: int) -> None:
+    def sample(asked: Sequence[Request], tokens: int) -> None:
         policy.engine.forget()  # or an engine that remembers prompts would read none
-        policy.engine.generate(requests, Sampling(1.0, tokens))
+        policy.engine.generate(asked, Sampling(100.0, tokens))  # so hot that no two rows draw the same
 
     policy.sync()  # an adapter costs a little, also one that does nothing yet
     # Once for caches, thread pools and the allocator, then for the clock.
-    sample(2)
+    sample(requests, 2)
     learn()
-    read_s = seconds(lambda: sample(1))
-    sampled_s = seconds(lambda: sample(9))
+    few = requests[::8]
+    read_s = seconds(lambda: sample(requests, 1))
+    few_s = (seconds(lambda: sample(few, 9)) - read_s) / 8
+    many_s = (seconds(lambda: sample(requests, 9)) - read_s) / 8
+    row_s = max((many_s - few_s) / (len(requests) - len(few)), 1e-6)
     return Speed(
         learn=batch.ids_1S.shape[1] / seconds(learn),
         prefill=len(prompts) * _PROMPT / read_s,
-        decode=8 * len(requests) / max(sampled_s - read_s, 1e-3),
+        step_s=max(few_s - len(few) * row_s, 1e-4),
+        row_s=row_s,
     )
 
 
@@ -129,7 +140,7 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
         minutes: wall time of everything after set-up and mining, at least 1.
         speed: of this machine.
         config: settings whose sizes are replaced; what they switch off (0) stays off.
-        heldout: held-out tasks there are.
+        heldout: held-out tasks there are to evaluate on; 0 leaves their part of the budget to training.
         imitated: tasks there are for the warm start.
 
     Raises:
@@ -137,31 +148,32 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
     """
     require_minutes(minutes)
     seconds, samples = minutes * 60, 8
-    decode = _FULL_SHARE * speed.decode
-    per_task = 3 * _PROMPT / speed.prefill + samples * _EVALUATED / decode
+    length, size = config.max_completion_length, config.num_generations
+    played = _EVALUATED * speed.row_s + 3 * (_GRADED_S + length * speed.step_s / CHUNK)
+    per_task = 3 * _PROMPT / speed.prefill + samples * played
     tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (_PROMPT + _ANSWER) / speed.learn
     batches = min(int(0.42 * left / per_example), imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
-    size = config.num_generations
     left -= examples * per_example
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
     # A model that was never shown an answer talks on until it is cut off, or until a stop string.
-    answer = _ANSWER if config.sft_examples or config.stop_strings else config.max_completion_length
-    # Most groups are mixed, and half of a group's answers are distinct.
-    per_group = _PROMPT / speed.prefill + size * answer / decode
-    per_group += 0.7 * (_PROMPT + 0.6 * size * answer) / speed.learn
-    groups = max(int(left / per_group), 1)
-    per_step = max(config.groups_per_step, round(groups / _MOST_STEPS))
+    answer = min(_ANSWER, length) if config.sft_examples or config.stop_strings else length
+    apart = size * answer * (_APART if config.sft_examples else _APART_UNTAUGHT)
+    per_group = _PROMPT / speed.prefill + apart * speed.row_s + size * _GRADED_S
+    per_group += _TAUGHT * (_PROMPT + apart) / speed.learn
+    alone = length * speed.step_s  # of a step, however few its groups
+    per_step = max(config.groups_per_step, round((left / _MOST_STEPS - alone) / per_group))
+    steps = max(int(left / (alone + per_step * per_group)), 1)
     train = replace(
         config,
         sft_examples=examples,
         curriculum_tasks=estimated,
         groups_per_step=per_step,
-        max_steps=max(groups // per_step, 1),
+        max_steps=steps,
     )
     return Plan(train, tasks, samples)
 

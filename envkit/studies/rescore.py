@@ -103,14 +103,14 @@ def _again(
         for trajectory in voids:
             journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
         for start in range(0, len(graded), _AT_ONCE):
+            if not go_on():
+                return
             before = graded[start : start + _AT_ONCE]
             after = rollouts.play(says, [trajectory.key for trajectory in before])
             for trajectory in after:
                 journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
             display.advance(start + len(before), "")
             yield from zip(before, after, strict=True)
-            if not go_on():
-                return
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:

@@ -82,13 +82,15 @@ def prepare(
         speed = measure(policy)
     budget = DEFAULT_MINUTES if minutes is None else minutes
     imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
-    sized = plan(budget, speed, config, sum(map(len, heldout.values())), imitated)
+    measured = sum(map(len, heldout.values())) if evaluate else 0
+    sized = plan(budget, speed, config, measured, imitated)
     if minutes is None:
         sized = replace(sized, train=config)
     sizes, most = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(most, len(own)) for own in heldout.values())
+    evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
     display.say(
-        f"plan: {played} held-out tasks x {sized.samples}, {sizes.sft_examples} oracle edits, "
+        f"plan: {evaluation}, {sizes.sft_examples} oracle edits, "
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
         f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
     )

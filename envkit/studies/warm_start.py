@@ -111,6 +111,8 @@ def warm_start(
 ) -> list[float]:
     """Only the warm start, from a fresh adapter; writes it to ``folder`` and returns the losses.
 
+    Stopped before its end, it writes nothing and returns none.
+
     Raises:
         ConfigError: there is not an example to imitate.
         StoreError: the folder cannot be written to, which is found out before the work.
@@ -131,6 +133,7 @@ def warm_start(
         losses.append(loss)
         return go_on()
 
-    imitate(policy, {kind: tasks}, backend, config, display, on_loss)
+    if not imitate(policy, {kind: tasks}, backend, config, display, on_loss):
+        return []
     save_adapter(policy, folder)
     return losses

@@ -16,10 +16,11 @@ import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
-from envkit.store import sync_file, sync_folder
+from envkit.store import sync_file, sync_folder, write_atomic
 from envkit.train.policy import Policy
 
 _KEPT = 2
+_ALARM = "alarm.txt"
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -43,13 +44,20 @@ class CheckpointStore:
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
+        """Where the checkpoint of a step is, or would be."""
         return self._folder / f"step-{step:06d}"
 
     def alarm(self) -> str:
         """Why training ended with the newest checkpoint, before it was done; else empty."""
         if not (steps := self.steps()):
             return ""
+        if (late := self.path(steps[-1]) / _ALARM).exists():
+            return late.read_text()
         return str(_state(self.path(steps[-1])).get("alarm", ""))
+
+    def end(self, reason: str) -> None:
+        """Put on record why training ended with the newest checkpoint, after that was written."""
+        write_atomic(self.path(self.steps()[-1]) / _ALARM, reason.encode())
 
     def save(
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]

@@ -31,7 +31,7 @@ class Curriculum:
     Unmoved, they sent it back to the few that it knew by heart.
 
     A task's weight is the square of p (1 - p), the variance of one reward and so the expected size of the
-    signal (arXiv:2502.12272), divided by one more than the visits to tasks of its source. Squared, for the
+    signal (arXiv:2502.12272), over one more than the visits to tasks of its source. Squared, for the
     nearly hopeless are many, and in plain proportion all of them together would be picked more often than
     those that teach. Divided, for what was seen before is soon earned by recall: in a run that did not look
     at sources, revisits came to earn 0.85 while held-out functions gained 2 points in 100. Environments take

@@ -7,6 +7,7 @@ on the exact tokens and log-probabilities that were recorded while sampling.
 
 from __future__ import annotations
 
+import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -202,7 +203,7 @@ class Trainer(ABC):
         state = self.store.load(self._policy, self._optimizer)
         if state is None:
             return False
-        self.step, self.alarm = int(state["step"]), str(state.get("alarm", ""))
+        self.step, self.alarm = int(state["step"]), self.store.alarm()
         self.practice.curriculum.restore(state["curriculum"])
         return True
 
@@ -239,8 +240,8 @@ class Trainer(ABC):
     def stop(self, reason: str) -> None:
         """Take no more steps, and say why in the checkpoint of the present one."""
         self.alarm = reason
-        self.store.discard_after(self.step - 1)  # it may have been saved without
         self.save()
+        self.store.end(reason)  # it may have been saved before, without
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
@@ -291,11 +292,7 @@ class GRPOTrainer(Trainer):
                 drift, clipped, trained = drift + terms.drift, clipped + terms.clipped, trained + terms.tokens
         if trained:
             norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
-            if not torch.isfinite(torch.tensor(norm)):
-                raise TrainingError(
-                    f"step {self.step + 1}: the gradient is not finite; lower learning_rate. "
-                    "The last checkpoint is whole."
-                )
+            require_finite(norm, self.step + 1)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         return Learned(loss, norm, drift / max(trained, 1), kl / max(trained, 1), clipped / max(trained, 1))
@@ -307,6 +304,18 @@ class GRPOTrainer(Trainer):
         model = self._policy.model
         with torch.no_grad(), model.disable_adapter():
             return logprobs(model, batch, self._config.temperature)
+
+
+def require_finite(grad_norm: float, step: int) -> None:
+    """Refuse a step whose gradient is broken.
+
+    Raises:
+        TrainingError: it is not finite.
+    """
+    if not math.isfinite(grad_norm):
+        raise TrainingError(
+            f"step {step}: the gradient is not finite; lower learning_rate. The last checkpoint is whole."
+        )
 
 
 def resume_together(trainers: Sequence[Trainer]) -> None:

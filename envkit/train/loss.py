@@ -103,7 +103,7 @@ def policy_loss(
         # Times the ratio, whose gradient makes that of the whole the divergence's own (arXiv:2512.02556).
         loss_N = loss_N + config.beta * ratio_N * kl_N
         kl = float(kl_N.detach().sum())
-    outside_N = torch.where(advantage_N > 0, ratio_N > high, ratio_N < low)
+    outside_N = ((advantage_N > 0) & (ratio_N > high)) | ((advantage_N < 0) & (ratio_N < low))
     return LossTerms(
         total=(loss_N * token_weights(batch, size, config)).sum(),
         drift=float((new_N.detach() - batch.old_logprobs_N).abs().sum()),

@@ -20,7 +20,15 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import Learned, Lesson, StepMetrics, Trainer, lessons, step_metrics
+from envkit.train.grpo import (
+    Learned,
+    Lesson,
+    StepMetrics,
+    Trainer,
+    lessons,
+    require_finite,
+    step_metrics,
+)
 from envkit.train.loss import divergence
 from envkit.train.packing import Row
 from envkit.train.sft import on_one_device, remove_printer
@@ -146,8 +154,9 @@ class TRLTrainer(Trainer):
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
                 # The summary at the end has no gradient.
-                if "grad_norm" in logs and not took(metrics_of(trainer, logs)):
-                    control.should_training_stop = True
+                if "grad_norm" in logs:
+                    require_finite(float(logs["grad_norm"]), owner.step + 1)
+                    control.should_training_stop |= not took(metrics_of(trainer, logs))
 
         arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))
         on_one_device(arguments)

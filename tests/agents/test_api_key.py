@@ -72,5 +72,5 @@ def test_what_cannot_be_a_key_is_refused_and_not_shown(
 
 def test_the_client_is_an_extra(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'envkit\[api\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install --editable '\.\[api\]'"):
         playing("http://127.0.0.1:9/v1").__enter__()

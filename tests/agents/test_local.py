@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from envkit.agents.local import LocalAgent
 from envkit.agents.scripted import noop
 from envkit.engine.chat import ChatRenderer
-from envkit.engine.protocol import Completion, Request, Sampling, uniforms
+from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.errors import ContractError
 from envkit.models import DEFAULT_MODEL, resolve
 from envkit.train.packing import Batch, pack, row_of
@@ -27,7 +27,7 @@ def renderer() -> ChatRenderer:
     return ChatRenderer(AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path))
 
 
-class StubEngine:
+class StubEngine(Engine):
     """Draws ids by their key; of the answers a sixth each runs out of budget and ends with a stop string.
 
     Remembers what it was asked.
@@ -36,9 +36,9 @@ class StubEngine:
     def __init__(self) -> None:
         self.asked: list[list[Request]] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
+    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         self.asked.append(list(requests))
-        return [self._draw(request, sampling.max_new_tokens) for request in requests]
+        yield from enumerate(self._draw(request, sampling.max_new_tokens) for request in requests)
 
     def _draw(self, request: Request, budget: int) -> Completion:
         numbers = uniforms(request.rng_key, budget + 1)
@@ -81,7 +81,7 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
         waiting = [row for row, said in enumerate(dialogues) if number < len(said)]
         for row in waiting:
             agent.submit(sessions[row], dialogues[row][number])
-        collected = agent.collect()
+        collected = [*agent.collect()]
         assert [turn_of_row[id(session)] for session, _ in collected] == waiting
         for session, turn in collected:
             row = turn_of_row[id(session)]
@@ -193,7 +193,7 @@ def test_the_text_has_no_end_token() -> None:
 
 
 def test_collecting_nothing_gives_nothing() -> None:
-    assert agent_of(StubEngine()).collect() == []
+    assert [*agent_of(StubEngine()).collect()] == []
 
 
 def test_anothers_session_is_refused() -> None:

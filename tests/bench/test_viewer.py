@@ -559,7 +559,7 @@ def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_p
 
 def test_an_absent_extra_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'envkit\[serve\]'"):
+    with pytest.raises(MissingExtraError, match=r"pip install --editable '\.\[serve\]'"):
         make_app(run)
 
 

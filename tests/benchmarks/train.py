@@ -14,9 +14,9 @@ layers; TRL's with the start of its loop, which is short beside it. TRL's part o
 together here as its loop over tools does it: sample, add to every row what was observed, sample from there;
 then its own loss. Answers never end early. The dtype is the one that training would choose here, unless
 ``DTYPE`` names another. vLLM, in an environment of its own (`make test-vllm` makes it), samples compiled and
-reads each prompt once for all answers. ``ONLY`` names operations to time, by how they begin; each is in
-memory only while it is timed. Writes ``runs/bench/train.json`` and ``.md``, which keep the other operations
-as they were and say when each was measured. Exits 1 if a bar is missed.
+reads each prompt once for all answers. ``ONLY`` names operations to time, by how they begin, ``ROUNDS`` how
+often (5); each is in memory only while it is timed. Writes ``runs/bench/train.json`` and ``.md``, which keep
+the other operations as they were and say when each was measured. Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations

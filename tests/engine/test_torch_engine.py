@@ -22,7 +22,7 @@ from envkit.engine.draw import draw
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.waves import waves
+from envkit.engine.waves import Asked, waves
 from envkit.errors import ContractError, ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
@@ -300,21 +300,27 @@ def test_a_model_reads_as_far_as_it_can_and_no_further(tmp_path: Path) -> None:
     st.integers(1, 4),
     st.integers(1, 12),
     st.integers(1, 60),
+    st.booleans(),
 )
 def test_waves_hold_every_request_once_within_the_limits(
-    groups: list[tuple[int, int]], own: int, max_rows: int, max_tokens: int
+    groups: list[tuple[int, int]], budget: int, max_rows: int, max_tokens: int, go_on: bool
 ) -> None:
     asked = [
         Request((group,) * length, (group, row))
         for group, (length, count) in enumerate(groups)
         for row in range(count)
     ]
-    prompts = {i: (len(each.prompt_ids), each.prompt_ids) for i, each in enumerate(asked)}
-    found = waves(prompts, own, max_rows, max_tokens)
+    held = {
+        i: Asked(len(each.prompt_ids), each.prompt_ids, i % 7 * go_on, i % 3 * go_on)
+        for i, each in enumerate(asked)
+    }
+    found = waves(held, budget, max_rows, max_tokens)
     assert sorted(index for wave in found for group in wave for index in group) == list(range(len(asked)))
     for wave in found:
         rows, longest = sum(map(len, wave)), max(len(asked[group[0]].prompt_ids) for group in wave)
         assert rows <= max_rows
+        members = [held[index] for group in wave for index in group]
+        own = max(one.kept for one in members) + max(one.added for one in members) + budget
         assert rows == 1 or len(wave) * longest + rows * own <= max_tokens
         assert all(len({asked[index].prompt_ids for index in group}) == 1 for group in wave)
     lengths = [len(asked[group[0]].prompt_ids) for wave in found for group in wave]

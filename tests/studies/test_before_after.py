@@ -26,6 +26,7 @@ from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, 
 from envkit.grading import Grade
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
+from envkit.studies.arms import _taken
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.plan import Speed, plan
 from envkit.studies.study import prepare
@@ -319,24 +320,38 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
 
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
     sized = plan(20, speed, TrainConfig(sft_examples=0, curriculum_tasks=0), 5, 646)
     assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
 
 
+def test_without_an_evaluation_its_part_of_the_budget_goes_to_training() -> None:
+    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
+    with_it, without = (plan(20, speed, TrainConfig(), heldout, 646) for heldout in (446, 0))
+    assert without.heldout_tasks == 0
+    assert without.train.max_steps > 1.2 * with_it.train.max_steps
+
+
+def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
+    log = [("sft", 1), ("sft", 2), *(("rl", step) for step in (1, 2, 3, 4, 3, 4, 5, 3))]
+    kept = _taken([{"phase": phase, "step": step, "at": at} for at, (phase, step) in enumerate(log)])
+    assert [(one["phase"], one["step"]) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
+    assert kept[-1]["at"] == len(log) - 1
+
+
 def test_a_model_that_was_shown_no_answer_is_planned_to_talk_as_long_as_it_may() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
     steps: list[int] = []
     for examples in (0, 720):
         for most in (64, 128):
             config = TrainConfig(sft_examples=examples, max_completion_length=most)
             steps.append(plan(20, speed, config, 446, 646).train.max_steps)
-    assert steps[0] > 1.5 * steps[1]
-    assert steps[2] == steps[3]
+    assert steps[0] > 1.6 * steps[1]
+    assert steps[2] < 1.4 * steps[3]  # only the last of a step's answers may be as long
 
 
 def test_a_longer_budget_buys_more_of_everything() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, decode=450.0)
+    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
     short, long, longest = (plan(minutes, speed, TrainConfig(), 446, 646) for minutes in (5, 60, 240))
     assert short.heldout_tasks < long.heldout_tasks < longest.heldout_tasks == 446
     assert short.train.sft_examples < long.train.sft_examples == longest.train.sft_examples == 636

@@ -98,6 +98,20 @@ def test_a_checkpoint_is_never_overwritten(policy: Policy, tmp_path: Path) -> No
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
+def test_why_training_ended_is_added_to_a_checkpoint_that_stays_as_it_is(
+    policy: Policy, fresh: Policy, tmp_path: Path
+) -> None:
+    optimizer, store = stepped(policy), CheckpointStore(tmp_path)
+    assert store.alarm() == ""
+    store.save(1, policy, optimizer, STATE)
+    assert store.alarm() == ""
+    store.end("the gradient is not finite")
+    assert CheckpointStore(tmp_path).alarm() == "the gradient is not finite"
+    assert_whole(store, fresh, 1, [*tiny.weights(policy), *moments(optimizer)])
+    store.save(2, policy, optimizer, {**STATE, "alarm": "collapsed"})
+    assert store.alarm() == "collapsed"
+
+
 def counted(function: Callable[..., Any], calls: list[int], kill_at: int | None) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls.append(len(calls))

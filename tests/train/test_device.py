@@ -93,14 +93,18 @@ def test_the_learner_makes_nothing_elsewhere(
 
 
 def test_the_engine_makes_nothing_elsewhere(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    counted: list[int] = []
+    drawn_rows: list[int] = []
 
-    def listed(values: torch.Tensor) -> list[Any]:
-        """Of a device without numbers: every third row ends at its second token."""
-        counted.append(len(values))
-        if values.dtype != torch.bool:
-            return [1.0 if values.is_floating_point() else 7] * len(values)
-        return [len(counted) > 3 and row % 3 == 0 for row in range(len(values))]
+    def listed(values: torch.Tensor) -> list[list[float]]:
+        """Of a device without numbers: answers branch, and every third row ends after its first token."""
+        rows, owners = values.shape
+        if values.is_floating_point():
+            return [[-1.0] * owners] * rows
+        drawn_rows.append(rows)
+        over = len(drawn_rows) > 1
+        return [
+            [3 if over and row % 3 == 0 else 7 + owner % 2 for owner in range(owners)] for row in range(rows)
+        ]
 
     def nothing(numbers: torch.Tensor) -> None:
         pass
@@ -122,6 +126,7 @@ def test_the_engine_makes_nothing_elsewhere(ref: ModelRef, monkeypatch: pytest.M
         if request.goes_on
     ]
     assert len(engine.generate(again, Sampling(0.7, 2))) == len(again)
+    assert len({*drawn_rows}) > 2  # they have branched and ended
 
 
 def test_a_card_that_is_not_there_is_said_to_be_missing(

@@ -290,6 +290,7 @@ def test_terms_by_hand() -> None:
     # Improvements beyond the range earn no more; what makes it worse is never clipped.
     assert float(terms.total) == pytest.approx(-(0.5 + 1.2 - 0.8 - 2.0 + 2.2))
     assert (terms.clipped, terms.tokens, terms.kl) == (2, 5, 0.0)
+    assert by_hand(new, [0.0] * 5).clipped == 0
     assert terms.drift == pytest.approx(float(new.abs().sum()))
 
 

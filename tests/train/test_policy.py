@@ -61,6 +61,7 @@ def test_other_families_are_sampled_and_learned_from_as_they_are(tmp_path: Path,
         ("lfm2", {"layer_types": ["full_attention", "conv"]}, "layers without attention"),
         ("mamba", {}, "layers without attention"),
         ("mistral", {"sliding_window": 16}, "attention uses sliding_window"),
+        ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
 def test_models_that_do_more_than_engine_and_learner_know_are_refused(
