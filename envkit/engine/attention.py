@@ -84,12 +84,8 @@ class Prefill:
     def of(cls, prompts: Sequence[tuple[Prefill, int, int]]) -> Prefill:
         """Prompts of earlier ones, as one: each with its number there and its real length."""
         first, longest = prompts[0][0], max(length for _, _, length in prompts)
-        numbers = [number for prefill, number, _ in prompts if prefill is first]
-        if (
-            longest == first._longest
-            and numbers == [*range(len(first.keys[0]))]
-            and len(numbers) == len(prompts)
-        ):
+        theirs = [(prefill, number) for prefill, number, _ in prompts]
+        if longest == first._longest and theirs == [(first, number) for number in range(len(first.keys[0]))]:
             return first
         made = cls(len(prompts), longest)
 

@@ -34,7 +34,7 @@ CLOSE = 2e-4
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
 def test_without_vllm_the_error_says_how_to_get_it() -> None:
-    with pytest.raises(MissingExtraError, match=r"envkit\[vllm\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[vllm\]"):
         VLLMEngine(resolve(DEFAULT_MODEL), [2], dtype="float32")
 
 

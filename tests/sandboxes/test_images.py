@@ -382,6 +382,6 @@ def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "docker", None)
     monkeypatch.setattr(_docker_engine, "client", _docker_engine.client.__wrapped__)
     for reap in (module.reap, module.reap_images):
-        with pytest.raises(MissingExtraError, match=r"envkit\[docker\]"):
+        with pytest.raises(MissingExtraError, match=r"\.\[docker\]"):
             reap()
     gc.collect()

@@ -702,7 +702,7 @@ def test_a_server_that_cannot_shut_in_is_refused(
 def test_psycopg_is_asked_for_by_its_extra(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DSN", "host=/nowhere")
     monkeypatch.setitem(sys.modules, "psycopg", None)
-    with pytest.raises(MissingExtraError, match=r"envkit\[postgres\]"):
+    with pytest.raises(MissingExtraError, match=r"\.\[postgres\]"):
         SqlDeskPostgresEnv(tasks=[*STARTERS.values()], sandbox=backend, dsn_variable="SOME_DSN")
     assert SqlDeskPostgresEnv.make_tasks("starter", sandbox=backend, display=None)  # type: ignore[arg-type]
 
