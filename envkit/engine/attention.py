@@ -72,12 +72,13 @@ class Prefill:
     Args:
         prompts: N.
         longest: P, the padded length.
+        device: where they are.
     """
 
-    def __init__(self, prompts: int, longest: int) -> None:
+    def __init__(self, prompts: int, longest: int, device: torch.device | str = "cpu") -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._prompts, self._longest = prompts, longest
+        self._prompts, self._longest, self._device = prompts, longest, device
         self.bring(slice(0, prompts))
 
     @classmethod
@@ -87,7 +88,7 @@ class Prefill:
         theirs = [(prefill, number) for prefill, number, _ in prompts]
         if longest == first._longest and theirs == [(first, number) for number in range(len(first.keys[0]))]:
             return first
-        made = cls(len(prompts), longest)
+        made = cls(len(prompts), longest, first._device)
 
         def joined(rows: Iterable[Tensor]) -> Tensor:
             return torch.stack([pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
@@ -103,7 +104,7 @@ class Prefill:
         """Say which prompts the next forward pass brings; all, unless said."""
         self._piece = prompts
         self.here = range(prompts.start, prompts.stop)
-        self.rectangle = Rectangle(range(len(self.here)), len(self.here))
+        self.rectangle = Rectangle(range(len(self.here)), len(self.here), self._device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == len(self.keys) and key.shape == value.shape:
@@ -134,7 +135,7 @@ def require_plain(model: Any) -> None:
             f"this model's positions ({moving[0]}) depend on what else is read beside a row; use another"
         )
     ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
-    layout, asked = Prefill(*ids.shape), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    layout, asked = Prefill(1, ids.shape[1]), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
         whole = model(**asked, use_cache=False).logits
         plain = model.get_output_embeddings()(decoder(**asked, use_cache=False).last_hidden_state)
@@ -209,11 +210,15 @@ class Decode:
 
         def fold(by_row: Tensor) -> Tensor:
             """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once for all."""
-            return rectangle.fold(by_row).transpose(1, 2).flatten(2, 3)
+            if rectangle.is_whole:
+                folded = by_row.view(len(self.here), -1, *by_row.shape[1:])
+            else:
+                folded = rectangle.fold(by_row)
+            return folded.transpose(1, 2).flatten(2, 3)
 
         def unfold(folded: Tensor) -> Tensor:
-            folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1)
-            return rectangle.unfold(folded.transpose(1, 2))
+            folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1).transpose(1, 2)
+            return folded.flatten(0, 1) if rectangle.is_whole else rectangle.unfold(folded)
 
         query = (query * scale).reshape(total, kv, share * fresh, size)
         shared = fold(query) @ self._prefix_keys[layer][here].transpose(-1, -2)

@@ -23,16 +23,16 @@ class Rectangle:
 
     def __init__(self, prompts_R: Sequence[int], prompts: int, device: torch.device | str = "cpu") -> None:
         rows_of: list[list[int]] = [[] for _ in range(prompts)]
-        place_R: list[int] = []
         for row, prompt in enumerate(prompts_R):
-            place_R.append(len(rows_of[prompt]))
             rows_of[prompt].append(row)
         self.widest = max(map(len, rows_of))
-        rows_NW = [[*mine, *[0] * (self.widest - len(mine))] for mine in rows_of]
-        # Tensors only: of numbers, whoever compiles this would make them part of the code.
-        self._rows_NW = torch.tensor(rows_NW, device=device)
-        self._prompts_R = torch.tensor([*prompts_R], device=device)
-        self._place_R = torch.tensor(place_R, device=device)
+        slots = [row for mine in rows_of for row in [*mine, *[-1] * (self.widest - len(mine))]]
+        places = {row: place for place, row in enumerate(slots)}
+        #: Whether the rows are a rectangle as they stand.
+        self.is_whole = slots == [*range(len(prompts_R))]
+        # Tensors only: of numbers, whoever compiles what follows would make a part of the code.
+        self._rows_NW = torch.tensor(slots, device=device).clamp(min=0).view(prompts, self.widest)
+        self._places_R = torch.tensor([places[row] for row in range(len(prompts_R))], device=device)
 
     def fold(self, by_row: Tensor) -> Tensor:
         """(R, ...) -> (N, W, ...)."""
@@ -40,4 +40,4 @@ class Rectangle:
 
     def unfold(self, folded: Tensor) -> Tensor:
         """(N, W, ...) -> (R, ...)."""
-        return folded[self._prompts_R, self._place_R]
+        return folded.flatten(0, 1)[self._places_R]
