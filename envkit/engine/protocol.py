@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -59,6 +59,7 @@ class Request:
     prompt_ids: tuple[int, ...]
     rng_key: tuple[int, ...]
     adapter: int = 0
+    _: KW_ONLY
     known: int = 0
     goes_on: bool = False
 

@@ -29,8 +29,10 @@ from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.warm_start import apart, demonstrations, imitate
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.difficulty import solve_rates
-from envkit.train.grpo import GRPOTrainer, StepMetrics, Trainer
+from envkit.train.grpo import GRPOTrainer, Trainer
+from envkit.train.metrics import StepMetrics
 from envkit.train.policy import Policy
+from envkit.train.practice import Practice
 from envkit.train.scalars import Scalars
 from envkit.train.trl_backend import TRLTrainer
 from envkit.types import Task
@@ -262,7 +264,7 @@ class BeforeAfter:
             at_once: how many adapters have shared the time of the step that is told of.
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
-        practice = [task for own in self._practice.values() for task in own]
+        tasks = [task for own in self._practice.values() for task in own]
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
@@ -271,7 +273,8 @@ class BeforeAfter:
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
-            trainer = kind(self.policy, practice, rollouts, config, metrics, episodes, store, estimates)
+            practice = Practice(self.policy, tasks, rollouts, config, episodes, estimates)
+            trainer = kind(practice, metrics, store)
 
             def go_on(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())

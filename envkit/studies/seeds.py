@@ -21,7 +21,9 @@ from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.study import Study, start_part
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
+from envkit.train.grpo import GRPOTrainer
+from envkit.train.metrics import StepMetrics
+from envkit.train.together import resume_together, train_together
 
 #: Kind of run that this is.
 KIND: Final = "before-after-seeds"

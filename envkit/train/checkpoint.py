@@ -56,8 +56,13 @@ class CheckpointStore:
         return str(_state(self.path(steps[-1])).get("alarm", ""))
 
     def end(self, reason: str) -> None:
-        """Put on record why training ended with the newest checkpoint, after that was written."""
+        """Put on record that the step after the newest checkpoint failed, and why."""
         write_atomic(self.path(self.steps()[-1]) / _ALARM, reason.encode())
+
+    def ended(self) -> int:
+        """The step that training ended in, where there is an `alarm`: it was taken, or it failed."""
+        newest = self.steps()[-1]
+        return newest + (self.path(newest) / _ALARM).exists()
 
     def save(
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
@@ -96,19 +101,19 @@ class CheckpointStore:
         return final_path
 
     def discard_after(self, step: int) -> None:
-        """Remove checkpoints of later steps than this.
+        """Remove checkpoints of later steps than this, and the record of one that failed.
 
         Raises:
             StoreError: one cannot be removed.
         """
-        for later in self.steps():
-            if later > step:
+        try:
+            (self.path(step) / _ALARM).unlink(missing_ok=True)
+            for later in (each for each in self.steps() if each > step):
                 going = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
-                try:
-                    os.rename(self.path(later), going)  # at once, not file by file
-                    shutil.rmtree(going)
-                except OSError as error:
-                    raise StoreError(f"cannot remove checkpoint {self.path(later)}: {error}") from error
+                os.rename(self.path(later), going)  # at once, not file by file
+                shutil.rmtree(going)
+        except OSError as error:
+            raise StoreError(f"cannot remove checkpoints in {self._folder}: {error}") from error
 
     def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
         """Restore the newest checkpoint; ``None`` if there is none.

@@ -18,6 +18,13 @@ _LEAST = 1e-9
 _TIRED = 1e-12
 #: How much of a first visit's say each later one leaves it: that of about the last fifty counts.
 _FADES = 0.98
+#: What a task's own results count for once it is visited again.
+_AGES = 0.5
+#: Episodes that a prior counts as, beside a task's own.
+_PRIOR = 4.0
+#: An operator of which nothing is known yet is solved one time in three, with the weight of so many episodes;
+#: results fade with each visit to one of its tasks.
+_KIND_RATE, _KIND_PRIOR, _KIND_FADES = 1 / 3, 8.0, 0.95
 
 
 @final
@@ -67,16 +74,14 @@ class Curriculum:
         self._source_of = np.array([sources[task.source] for task in tasks])
         self._visits = np.zeros(len(sources))
         self._last = np.full(len(sources), -(10**6))
-        # Half a group's worth of evidence that an operator is solved one time in three.
-        self._kind_solved = np.full(len(self._kinds), 8 / 3)
-        self._kind_tried = np.full(len(self._kinds), 8.0)
+        self._kind_tried = np.full(len(self._kinds), _KIND_PRIOR)
+        self._kind_solved = self._kind_tried * _KIND_RATE
 
     def rates(self) -> NDArray[np.float64]:
         """Estimated solve rate of every task, in task order, in [0, 1]."""
         shared = (self._kind_solved / self._kind_tried)[self._kind_of]
         prior = np.where(np.isnan(self._estimates), shared, self._moved())
-        weight = 4.0
-        return (self._solved + weight * prior) / (self._tried + weight)
+        return (self._solved + _PRIOR * prior) / (self._tried + _PRIOR)
 
     def _moved(self) -> NDArray[np.float64]:
         """The estimates as first visits correct them; later visits also show what is known by heart."""
@@ -111,18 +116,20 @@ class Curriculum:
         return [self._ids[i] for i in chosen]
 
     def record(self, step: int, task_id: str, solved: int, tried: int) -> None:
-        """Take in one group's result; voids are not counted in ``tried``."""
+        """Take in one group's result; voids do not count in ``tried``, and a group of them says nothing."""
         i = self._index[task_id]
         k = self._kind_of[i]
-        if tried and not self._tried[i] and self._estimates[i] > 0:
-            self._met.append(i)
-            self._met_rates.append(solved / tried)
-        self._solved[i] = 0.5 * self._solved[i] + solved
-        self._tried[i] = 0.5 * self._tried[i] + tried
         self._visits[self._source_of[i]] += 1
         self._last[self._source_of[i]] = step
-        self._kind_solved[k] = 0.95 * self._kind_solved[k] + solved
-        self._kind_tried[k] = 0.95 * self._kind_tried[k] + tried
+        if not tried:
+            return
+        if not self._tried[i] and self._estimates[i] > 0:
+            self._met.append(i)
+            self._met_rates.append(solved / tried)
+        self._solved[i] = _AGES * self._solved[i] + solved
+        self._tried[i] = _AGES * self._tried[i] + tried
+        self._kind_solved[k] = _KIND_FADES * self._kind_solved[k] + solved
+        self._kind_tried[k] = _KIND_FADES * self._kind_tried[k] + tried
 
     def state(self) -> dict[str, Any]:
         """JSON data that `restore` takes; floats survive exactly."""

@@ -20,16 +20,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import (
-    Learned,
-    Lesson,
-    StepMetrics,
-    Trainer,
-    lessons,
-    require_finite,
-    step_metrics,
-)
+from envkit.train.grpo import Trainer, require_finite
+from envkit.train.lessons import Lesson, lessons
 from envkit.train.loss import divergence
+from envkit.train.metrics import Learned, StepMetrics, step_metrics
 from envkit.train.packing import Row
 from envkit.train.sft import on_one_device, remove_printer
 
@@ -150,12 +144,14 @@ class TRLTrainer(Trainer):
                 return loss * self.scale
 
         class Steps(TrainerCallback):
-            """Passes on what TRL says of a step."""
+            """Refuses a step that would break the weights, and passes on what TRL says of the others."""
+
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+                gradients = [each.grad for each in policy.trainable() if each.grad is not None]
+                require_finite(float(torch.nn.utils.get_total_norm(gradients)), owner.step + 1)
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-                # The summary at the end has no gradient.
-                if "grad_norm" in logs:
-                    require_finite(float(logs["grad_norm"]), owner.step + 1)
+                if "grad_norm" in logs:  # the summary at the end has none
                     control.should_training_stop |= not took(metrics_of(trainer, logs))
 
         arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))

@@ -20,6 +20,7 @@ from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer
 from envkit.train.policy import Policy
+from envkit.train.practice import Practice
 from envkit.types import Task
 
 TURNS = 3
@@ -61,7 +62,7 @@ def our_trainer(
     rollouts = Rollouts(lambda: Coin(tasks=tasks, sandbox=tiny.MemoryBackend(), max_turns=max_turns))
     metrics, episodes = (Journal(folder / name) for name in ("metrics.jsonl", "episodes.jsonl"))
     store = CheckpointStore(folder / "checkpoints")
-    return GRPOTrainer(policy, tasks, rollouts, config, metrics, episodes, store)
+    return GRPOTrainer(Practice(policy, tasks, rollouts, config, episodes), metrics, store)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -203,8 +204,11 @@ def test_rest_is_given_up_where_there_are_too_few_tasks() -> None:
         assert len(picked) == 3
 
 
-def test_a_group_of_voids_counts_as_a_visit_only() -> None:
+@pytest.mark.parametrize("before", [(), ((0, "t3", 16, 16),)])
+def test_a_group_of_voids_counts_as_a_visit_only(before: Sequence[tuple[int, str, int, int]]) -> None:
     curriculum = Curriculum(tasks(12), 0)
+    for result in before:
+        curriculum.record(*result)
     rates = curriculum.rates()
     curriculum.record(0, "t3", 0, 0)
     assert (curriculum.rates() == rates).all()

@@ -7,7 +7,7 @@ and refuses, as a card does, most of what comes from another device.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -31,10 +31,12 @@ from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.demonstration import Demonstration
 from envkit.train.difficulty import solve_rates
-from envkit.train.grpo import GRPOTrainer, StepMetrics, Trainer
+from envkit.train.grpo import GRPOTrainer, Trainer
 from envkit.train.loss import StepSize, logprobs, policy_loss
+from envkit.train.metrics import StepMetrics
 from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
+from envkit.train.practice import Practice
 from envkit.train.trl_backend import TRLTrainer
 
 cuda = [
@@ -57,10 +59,29 @@ TASKS = tiny.letter_tasks("abcdefg")
 def asked() -> list[Request]:
     """Two groups of each of two adapters, with prompts of several lengths; some go on."""
     return [
-        Request(tiny.prompt(9 + 4 * adapter + 7 * group, seed=group), (adapter, group, row), adapter, row > 0)
+        Request(
+            tiny.prompt(9 + 4 * adapter + 7 * group, seed=group),
+            (adapter, group, row),
+            adapter,
+            goes_on=row > 0,
+        )
         for adapter in range(2)
         for group in range(2)
         for row in range(3)
+    ]
+
+
+def gone_on(requests: Sequence[Request], drawn: Sequence[Completion], *, further: bool) -> list[Request]:
+    """What those that go on ask next, and whether they go on from there as well."""
+    return [
+        dataclasses.replace(
+            request,
+            prompt_ids=(*request.prompt_ids, *completion.ids, *range(20, 22 + place % 3)),
+            known=len(request.prompt_ids) + len(completion.ids),
+            goes_on=further,
+        )
+        for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
+        if request.goes_on
     ]
 
 
@@ -116,16 +137,8 @@ def test_the_engine_makes_nothing_elsewhere(ref: ModelRef, monkeypatch: pytest.M
     engine.load([to_meta(policy), to_meta(policy)])
     first = asked()
     drawn = engine.generate(first, Sampling(0.7, 4, top_p=0.9, top_k=50))
-    again = [
-        dataclasses.replace(
-            request,
-            prompt_ids=(*request.prompt_ids, *completion.ids, 9, 9),
-            known=len(request.prompt_ids) + len(completion.ids),
-        )
-        for request, completion in zip(first, drawn, strict=True)
-        if request.goes_on
-    ]
-    assert len(engine.generate(again, Sampling(0.7, 2))) == len(again)
+    again = gone_on(first, drawn, further=False)
+    assert len(engine.generate(again, Sampling(0.7, 2))) == len(again) == 8
     assert len({*drawn_rows}) > 2  # they have branched and ended
 
 
@@ -157,16 +170,11 @@ def test_the_engine_draws_on_a_card_what_it_draws_on_a_cpu(device: str, family: 
         engine = policies[0].engine
         engine.load([updates_of(policy.model, "default") for policy in policies])
         first = engine.generate(asked(), Sampling(0.7, 6, top_p=0.9, top_k=50))
-        later = [
-            dataclasses.replace(
-                request,
-                prompt_ids=(*request.prompt_ids, *completion.ids, 9, 9),
-                known=len(request.prompt_ids) + len(completion.ids),
-            )
-            for request, completion in zip(asked(), first, strict=True)
-            if request.goes_on
-        ]
-        drawn.append([*first, *engine.generate(later, Sampling(0.7, 6, top_k=50))])
+        later = gone_on(asked(), first, further=True)
+        second = engine.generate(later, Sampling(0.7, 6, top_k=50))
+        last = gone_on(later, second, further=False)  # from rows that have empty slots by now
+        drawn.append([*first, *second, *engine.generate(last, Sampling(0.7, 6))])
+        assert len(drawn[-1]) == 12 + 8 + 8
     # Sums are rounded differently, so now and then a draw falls on the other side of an edge.
     same = [(one, other) for one, other in zip(*drawn, strict=True) if one.ids == other.ids]
     assert len(same) >= 0.8 * len(drawn[0])
@@ -204,15 +212,12 @@ def run(ref: ModelRef, tmp_path: Path) -> Iterator[Any]:
             rollouts = stack.enter_context(
                 Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=2), workers=1)
             )
-            trainer = kind(
-                tiny.policy(ref, seed=5, device=device),
-                TASKS,
-                rollouts,
-                dataclasses.replace(CONFIG, device=device),
-                stack.enter_context(Journal(folder / "metrics")),
-                stack.enter_context(Journal(folder / "episodes")),
-                CheckpointStore(folder / "checkpoints"),
+            metrics, episodes = (
+                stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")
             )
+            config = dataclasses.replace(CONFIG, device=device)
+            practice = Practice(tiny.policy(ref, seed=5, device=device), TASKS, rollouts, config, episodes)
+            trainer = kind(practice, metrics, CheckpointStore(folder / "checkpoints"))
             seen: list[StepMetrics] = []
 
             def go_on(metrics: StepMetrics) -> bool:
@@ -262,6 +267,6 @@ def test_a_card_imitates_estimates_and_is_timed(ref: ModelRef, device: str) -> N
         [*solve_rates(each, shown[:2], 0.7, 20)] for each in (policy, tiny.policy(ref, device=device))
     )
     assert rate > same
-    assert measure(policy).decode > 0
+    assert measure(policy).row_s > 0
     assert on_this_machine(config).dtype == "bfloat16"
     assert machine(1, "bfloat16", device).card == torch.cuda.get_device_name()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import subprocess
 import sys
@@ -22,20 +23,11 @@ def train(folder: Path, model: Path) -> None:
     from envkit.rollout import Rollouts
     from envkit.store import Journal
     from envkit.train.checkpoint import CheckpointStore
-    from envkit.train.config import TrainConfig
     from envkit.train.grpo import GRPOTrainer
+    from envkit.train.practice import Practice
 
     torch.set_num_threads(1)
-    config = TrainConfig(
-        seed=5,
-        max_turns=2,
-        max_steps=_STEPS,
-        learning_rate=3e-3,
-        groups_per_step=3,
-        num_generations=4,
-        max_completion_length=3,
-        save_steps=3,
-    )
+    config = dataclasses.replace(tiny.TRAINING, max_steps=_STEPS, save_steps=3)
     tasks = tiny.letter_tasks("abcdefg")
     policy = tiny.policy(ModelRef("tiny", model, weights_digest(model)), seed=config.seed)
     backend = tiny.MemoryBackend()
@@ -45,7 +37,7 @@ def train(folder: Path, model: Path) -> None:
         Journal(folder / "episodes.jsonl") as episodes,
     ):
         store = CheckpointStore(folder / "checkpoints")
-        trainer = GRPOTrainer(policy, tasks, rollouts, config, metrics, episodes, store)
+        trainer = GRPOTrainer(Practice(policy, tasks, rollouts, config, episodes), metrics, store)
         trainer.resume()
         print(trainer.step, flush=True)
         trainer.train(lambda _: True)

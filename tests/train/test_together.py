@@ -19,8 +19,10 @@ from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines
 from envkit.train.checkpoint import CheckpointStore
-from envkit.train.grpo import GRPOTrainer, StepMetrics, resume_together, train_together
-from envkit.train.practice import Played
+from envkit.train.grpo import GRPOTrainer
+from envkit.train.metrics import StepMetrics
+from envkit.train.practice import Played, Practice
+from envkit.train.together import resume_together, train_together
 
 CONFIG = dataclasses.replace(tiny.TRAINING, seed=0)
 TASKS = tiny.letter_tasks("abcdefg")
@@ -46,17 +48,13 @@ def make(ref: ModelRef) -> Iterator[Make]:
             for number, seed in enumerate(seeds):
                 own = folder / str(seed)
                 own.mkdir(parents=True, exist_ok=True)
-                made.append(
-                    GRPOTrainer(
-                        first if number == 0 else first.sibling(seed),
-                        TASKS,
-                        rollouts,
-                        dataclasses.replace(CONFIG, seed=seed, **changes),
-                        stack.enter_context(Journal(own / "metrics.jsonl")),
-                        stack.enter_context(Journal(own / "episodes.jsonl")),
-                        CheckpointStore(own / "checkpoints"),
-                    )
+                policy = first if number == 0 else first.sibling(seed)
+                config = dataclasses.replace(CONFIG, seed=seed, **changes)
+                metrics, episodes = (
+                    stack.enter_context(Journal(own / name)) for name in ("metrics.jsonl", "episodes.jsonl")
                 )
+                practice = Practice(policy, TASKS, rollouts, config, episodes)
+                made.append(GRPOTrainer(practice, metrics, CheckpointStore(own / "checkpoints")))
             return made
 
         yield trainers
@@ -175,7 +173,7 @@ def test_before_an_end_is_on_record_the_others_have_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
     trainers, learn = make(tmp_path, save_steps=9), GRPOTrainer.learn
-    saved: list[tuple[int, int, bool]] = []
+    wrote: list[tuple[int, int, bool]] = []
 
     def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
         metrics = learn(trainer, played)
@@ -186,15 +184,63 @@ def test_before_an_end_is_on_record_the_others_have_saved(
         return dataclasses.replace(metrics, entropy=0.0)
 
     def save(store: CheckpointStore, step: int, *given: Any) -> None:
-        saved.append((SEEDS[[one.store for one in trainers].index(store)], step, bool(given[-1]["alarm"])))
         keep(store, step, *given)
+        wrote.append((seed_of(store), step, bool(store.alarm())))
 
-    keep = CheckpointStore.save
+    def end(store: CheckpointStore, reason: str) -> None:
+        close(store, reason)
+        wrote.append((seed_of(store), store.ended(), bool(store.alarm())))
+
+    def seed_of(store: CheckpointStore) -> int:
+        return SEEDS[[one.store for one in trainers].index(store)]
+
+    keep, close = CheckpointStore.save, CheckpointStore.end
     monkeypatch.setattr(GRPOTrainer, "learn", failing)
     monkeypatch.setattr(CheckpointStore, "save", save)
+    monkeypatch.setattr(CheckpointStore, "end", end)
     train(trainers)
-    at = 2 if fails == "by an error" else 3
-    assert saved == [(6, 3, False), (9, 3, False), (5, at, True), (6, 4, False), (9, 4, False)]
+    first = [(5, 2, False), (5, 3, True)] if fails == "by an error" else [(5, 3, True)]
+    assert wrote == [(6, 3, False), (9, 3, False), *first, (6, 4, False), (9, 4, False)]
+
+
+@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
+def test_two_that_end_in_one_step_end_together_or_not_at_all(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    learn = GRPOTrainer.learn
+
+    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+        metrics = learn(trainer, played)
+        if trainer.practice.config.seed == SEEDS[2] or trainer.step != 2:
+            return metrics
+        if fails == "by an error":
+            raise TrainingError("the gradient is not finite")
+        return dataclasses.replace(metrics, entropy=0.0)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(store: CheckpointStore, *given: Any) -> None:
+        if fails == "by an error" and SEEDS[1] == int(store.path(0).parents[1].name):
+            raise Killed
+        close(store, *given)
+
+    def unsaved(store: CheckpointStore, step: int, *given: Any) -> None:
+        if fails == "by an alarm" and step == 3 and SEEDS[1] == int(store.path(0).parents[1].name):
+            raise Killed
+        keep(store, step, *given)
+
+    keep, close = CheckpointStore.save, CheckpointStore.end
+    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    monkeypatch.setattr(CheckpointStore, "end", killed)
+    monkeypatch.setattr(CheckpointStore, "save", unsaved)
+    with pytest.raises(Killed):
+        train(make(tmp_path, save_steps=2))
+    monkeypatch.undo()
+    again = make(tmp_path, save_steps=2)
+    resume_together(again)
+    assert [(trainer.step, trainer.alarm) for trainer in again] == [(2, "")] * 3
+    assert [trainer.store.steps()[-1] for trainer in again] == [2, 2, 2]
 
 
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:

@@ -17,8 +17,10 @@ from envkit.rollout import Rollouts
 from envkit.store import Journal
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer, StepMetrics
+from envkit.train.grpo import GRPOTrainer
+from envkit.train.metrics import StepMetrics
 from envkit.train.policy import Policy
+from envkit.train.practice import Practice
 from envkit.train.trl_backend import TRLTrainer
 
 CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
@@ -43,8 +45,11 @@ def make(ref: ModelRef, tmp_path: Path) -> Iterator[Make]:
             rollouts = stack.enter_context(
                 Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=2), workers=1)
             )
-            journals = [stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")]
-            return kind(policy, TASKS, rollouts, config, *journals, CheckpointStore(folder / "checkpoints"))
+            metrics, episodes = (
+                stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")
+            )
+            practice = Practice(policy, TASKS, rollouts, config, episodes)
+            return kind(practice, metrics, CheckpointStore(folder / "checkpoints"))
 
         yield trainer
 
@@ -141,6 +146,21 @@ def test_voids_count_in_no_denominator(make: Make, ref: ModelRef, loss_type: str
     assert ours.void == theirs.void > 0
     assert theirs.loss == pytest.approx(ours.loss, rel=1e-3, abs=1e-5)
     assert theirs.grad_norm == pytest.approx(ours.grad_norm, rel=1e-3) != 0
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_the_weights(
+    make: Make, ref: ModelRef
+) -> None:
+    policy = tiny.policy(ref)
+    train(make(TRLTrainer, "run", policy), until=1)
+    for parameter in policy.trainable():
+        parameter.register_hook(lambda grad: grad * float("nan"))
+    before = tiny.weights(policy)
+    trainer = make(TRLTrainer, "run", policy)
+    trainer.resume()
+    assert train(trainer) == []
+    assert trainer.alarm == "step 2: the gradient is not finite; lower learning_rate"
+    assert tiny.equal(before, tiny.weights(policy))
 
 
 def test_a_run_far_from_its_base_is_ended(make: Make, ref: ModelRef) -> None:
