@@ -121,6 +121,7 @@ def train(
                 minutes and minutes / max(len(several), 1),
                 {kind: own for kind, (own, _) in found.items()},
                 {kind: own for kind, (_, own) in found.items()},
+                backend=backend,
                 display=display,
                 command=command_line(),
                 evaluate=not no_evaluation,

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -90,11 +91,7 @@ class Arms:
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
                 return self._go_on()
 
-            found = evaluate(rollouts, agent, wanted, journal, done, progress)
-            known = {t.key for t in done}
-            steps = [step for t in found if t.key not in known for step in t.steps]
-            watch.lap(sum(step.turn.usage.completion_tokens for step in steps))
-        return len(found) == len(wanted)
+            return len(evaluate(rollouts, agent, wanted, journal, done, progress)) == len(wanted)
 
     def counted(self, arm: str, samples: int) -> list[Trajectory]:
         """The episodes on record that can be in a rate; see `whole`."""
@@ -214,6 +211,7 @@ def publish(
     metrics = _taken(trained.records("metrics"))
     spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
     played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
+    drawn = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
     examples = [
         example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
     ]
@@ -238,7 +236,7 @@ def publish(
             if m["phase"] == "rl"
         ),
         sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
-        phases=phases(spent),
+        phases=tuple(replace(one, tokens=drawn.get(one.name, one.tokens)) for one in phases(spent)),
         examples=tuple(examples[:6]),
         config=config,
         warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
@@ -272,6 +270,11 @@ def _taken(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
             steps.pop()
         steps.append(one)
     return [one for steps in found.values() for one in steps]
+
+
+def _tokens(played: Iterable[Trajectory]) -> int:
+    """What was written in these episodes."""
+    return sum(step.turn.usage.completion_tokens for each in played for step in each.steps)
 
 
 def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:

@@ -175,9 +175,7 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
         # With the seed of the run, whose own controls then find these grades made.
         broken = verify(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
         if void := next((one for one in broken if one.void), None):
-            raise SandboxError(
-                f"{spec.tasks}: {void.agent} on {void.task} is void: {void.evidence}; start again"
-            )
+            raise SandboxError(f"{spec.tasks}: {void}; start again")
         unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)

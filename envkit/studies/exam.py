@@ -17,15 +17,15 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import Arms, flat, publish
 from envkit.studies.plan import Plan
-from envkit.studies.verify import controls
+from envkit.studies.verify import broken_of, controls
 from envkit.train.config import to_mapping
 from envkit.train.policy import Policy
-from envkit.types import Outcome, Task
+from envkit.types import Task
 
 #: Rows of the report that are models, in its order.
 ARMS: Mapping[str, str] = {
     "base": "the untouched model",
-    "SFT": "after the warm start on oracle edits of train tasks",
+    "SFT": "after the warm start on known answers to train tasks",
     "SFT+RL": "after LoRA reinforcement learning on top",
     "RL": "after LoRA reinforcement learning, without a warm start",
 }
@@ -82,14 +82,11 @@ class Exam:
             for agent, wanted in controls(self._kind, self._tasks):
                 if not self._arms.play(rollouts, agent, agent.name, samples=1):
                     return False
-                played = self._arms.played(agent.name)
-                if void := next((t for t in played if t.outcome is Outcome.VOID), None):
-                    raise SandboxError(f"{agent.name} on {void.key.task}: {void.info.get('error')}")
-                if wrong := [t for t in played if t.reward != wanted]:
-                    raise TrainingError(
-                        f"{agent.name} earns {wrong[0].reward} on {wrong[0].key.task}, expected {wanted}: "
-                        "the task is broken; mine the tasks again"
-                    )
+                broken = broken_of(agent.name, wanted, self._arms.played(agent.name))
+                if void := next((one for one in broken if one.void), None):
+                    raise SandboxError(str(void))
+                if broken:
+                    raise TrainingError(f"{broken[0]}; the task or its oracle is broken, make them again")
         return True
 
     def adopt(self, other: Exam) -> None:
@@ -125,8 +122,8 @@ class Exam:
             warnings: what a reader should know of the run.
         """
         arms = [
-            self._arms.arm("oracle", "undoes the mutation; must be 1", self._arms.counted("oracle", 1), 1.0),
-            self._arms.arm("no-op", "submits unchanged; must be 0", self._arms.counted("no-op", 1), 0.0),
+            self._arms.arm("oracle", "the known answer; must be 1", self._arms.counted("oracle", 1), 1.0),
+            self._arms.arm("no-op", "does nothing; must be 0", self._arms.counted("no-op", 1), 0.0),
             *(
                 self._arms.arm(name, text, self._arms.counted(name, self._plan.samples), origin=origins[name])
                 for name, text in ARMS.items()

@@ -8,14 +8,16 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from statistics import median
+from statistics import mean, median
 
 import torch
 
 from envkit.bench.run import CHUNK
+from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
 from envkit.train.config import TrainConfig
+from envkit.train.demonstration import Demonstration
 from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.packing import Row, pack
 from envkit.train.policy import Policy
@@ -23,14 +25,17 @@ from envkit.train.policy import Policy
 #: Budget of the demo, in minutes.
 DEFAULT_MINUTES = 20.0
 
-#: Typical lengths in tokens of the code editor's single-turn episodes.
+#: Lengths in tokens that a machine is timed with: those of the code editor's tasks.
 _PROMPT, _ANSWER = 150, 64
-#: Tokens of a held-out episode that base, SFT and SFT+RL draw apart from others; the untouched model rambles.
-_EVALUATED = 160
+#: Tokens of an answer on held-out tasks that no other of that task shares, in lengths of the right one:
+#: of a trained model, and of the untouched one, which rambles.
+_DRAWN, _RAMBLED = 0.5, 1.3
 #: Share of a group's tokens that its answers do not have in common: behind a warm start, and without one.
 _APART, _APART_UNTAUGHT = 0.25, 0.5
-#: Seconds that an episode waits for its environment.
+#: Seconds that a turn waits for its environment.
 _GRADED_S = 0.01
+#: What an environment says to a turn that does not end the episode, in times its first observation's length.
+_REPLY = 1 / 3
 #: Groups of a step that teach.
 _TAUGHT = 0.8
 #: Time of a forward pass beside forward and backward.
@@ -54,6 +59,19 @@ class Speed:
     prefill: float
     step_s: float
     row_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How long an environment's texts are, in tokens.
+
+    Args:
+        prompt: first observation with all that stands before the answer.
+        answer: a right one.
+    """
+
+    prompt: int
+    answer: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +137,13 @@ def measure(policy: Policy) -> Speed:
     )
 
 
+def lengths_of(renderer: ChatRenderer, shown: Sequence[Demonstration]) -> Lengths:
+    """Mean lengths of demonstrations, of which there must be some."""
+    prompts = [len(renderer.first(one.system, one.observation)) for one in shown]
+    answers = [len(renderer.answer(one.answer)) for one in shown]
+    return Lengths(round(mean(prompts)), round(mean(answers)))
+
+
 def require_minutes(minutes: float, adapters: int = 1) -> None:
     """Refuse a budget that nothing fits into.
 
@@ -130,15 +155,19 @@ def require_minutes(minutes: float, adapters: int = 1) -> None:
         raise UsageError(f"--minutes is {minutes}; at least {least} is needed to train and evaluate anything")
 
 
-def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitated: int) -> Plan:
+def plan(
+    minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
+) -> Plan:
     """Divide a budget: about a quarter to evaluation, up to a third to the warm start, the rest to RL.
 
     The warm start sees no task twice, lest the policy be sure of itself before RL has tried anything. A tenth
-    of RL's part goes to estimates of difficulty, which its curriculum begins with.
+    of RL's part goes to estimates of difficulty, which its curriculum begins with. Episodes are taken to last
+    for all their turns.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
         speed: of this machine.
+        lengths: of the environment's texts.
         config: settings whose sizes are replaced; what they switch off (0) stays off.
         heldout: held-out tasks there are to evaluate on; 0 leaves their part of the budget to training.
         imitated: tasks there are for the warm start.
@@ -148,12 +177,17 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
     """
     require_minutes(minutes)
     seconds, samples = minutes * 60, 8
-    length, size = config.max_completion_length, config.num_generations
-    played = _EVALUATED * speed.row_s + 3 * (_GRADED_S + length * speed.step_s / CHUNK)
-    per_task = 3 * _PROMPT / speed.prefill + samples * played
+    length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
+    right = min(lengths.answer, length)
+    replies = (turns - 1) * _REPLY * lengths.prompt  # read by each episode for itself
+    arms = 3 if config.sft_examples else 2
+    drawn = right * (_RAMBLED + (arms - 1) * _DRAWN)
+    waited = turns * (_GRADED_S + length * speed.step_s / CHUNK)
+    played = turns * drawn * speed.row_s + arms * (waited + replies / speed.prefill)
+    per_task = arms * lengths.prompt / speed.prefill + samples * played
     tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
-    per_example = (_PROMPT + _ANSWER) / speed.learn
+    per_example = (lengths.prompt + lengths.answer) / speed.learn
     batches = min(int(0.42 * left / per_example), imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left -= examples * per_example
@@ -161,11 +195,12 @@ def plan(minutes: float, speed: Speed, config: TrainConfig, heldout: int, imitat
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
     # A model that was never shown an answer talks on until it is cut off, or until a stop string.
-    answer = min(_ANSWER, length) if config.sft_examples or config.stop_strings else length
-    apart = size * answer * (_APART if config.sft_examples else _APART_UNTAUGHT)
-    per_group = _PROMPT / speed.prefill + apart * speed.row_s + size * _GRADED_S
-    per_group += _TAUGHT * (_PROMPT + apart) / speed.learn
-    alone = length * speed.step_s  # of a step, however few its groups
+    answer = right if config.sft_examples or config.stop_strings else length
+    apart = turns * size * answer * (_APART if config.sft_examples else _APART_UNTAUGHT)
+    read = lengths.prompt + size * replies
+    per_group = read / speed.prefill + apart * speed.row_s + turns * size * _GRADED_S
+    per_group += _TAUGHT * (read + apart) / speed.learn
+    alone = turns * length * speed.step_s  # of a step, however few its groups
     per_step = max(config.groups_per_step, round((left / _MOST_STEPS - alone) / per_group))
     steps = max(int(left / (alone + per_step * per_group)), 1)
     train = replace(

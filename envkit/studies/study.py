@@ -14,17 +14,28 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
+from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import code_digest, commit, machine, require_code
 from envkit.studies.heldout import require_heldout
-from envkit.studies.plan import DEFAULT_MINUTES, Plan, measure, on_this_machine, plan, use_threads
-from envkit.studies.warm_start import apart
+from envkit.studies.plan import (
+    DEFAULT_MINUTES,
+    Plan,
+    lengths_of,
+    measure,
+    on_this_machine,
+    plan,
+    use_threads,
+)
+from envkit.studies.warm_start import apart, demonstrations
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.policy import Policy
 from envkit.types import JSON, Task
 
 #: Kind of run that this is.
 KIND: Final = "before-after"
+#: Tasks of each environment that tell how long its texts are.
+_LOOKED_AT: Final = 32
 #: Between the names of a run's environments, as people read them.
 _AND: Final = "+"
 
@@ -51,6 +62,7 @@ def prepare(
     train: Mapping[type[Env], Sequence[Task]],
     heldout: Mapping[type[Env], Sequence[Task]],
     *,
+    backend: SandboxBackend,
     display: Display,
     command: str,
     evaluate: bool = True,
@@ -64,6 +76,9 @@ def prepare(
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
             tasks as `DEFAULT_MINUTES` would allow.
         train, heldout: tasks, by environment.
+        backend: where a few tasks are begun, to see how long their texts are.
+        display: says what the plan is.
+        command: the command line.
         evaluate: measure on the held-out tasks before and after; without, the run only trains.
 
     Raises:
@@ -80,17 +95,25 @@ def prepare(
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = measure(policy)
+        lengths = lengths_of(
+            policy.renderer,
+            [
+                one
+                for kind, tasks in train.items()
+                for one in demonstrations(kind, tasks[:_LOOKED_AT], backend, config.max_turns)
+            ],
+        )
     budget = DEFAULT_MINUTES if minutes is None else minutes
     imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
     measured = sum(map(len, heldout.values())) if evaluate else 0
-    sized = plan(budget, speed, config, measured, imitated)
+    sized = plan(budget, speed, lengths, config, measured, imitated)
     if minutes is None:
         sized = replace(sized, train=config)
     sizes, most = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(most, len(own)) for own in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
     display.say(
-        f"plan: {evaluation}, {sizes.sft_examples} oracle edits, "
+        f"plan: {evaluation}, {sizes.sft_examples} known answers, "
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
         f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
     )
@@ -103,6 +126,7 @@ def prepare(
         "machine": asdict(machine(threads, config.dtype, config.device)),
         "threads": threads,
         "speed": asdict(speed),
+        "lengths": asdict(lengths),
     }
     return Study(sized, facts, train, heldout)
 

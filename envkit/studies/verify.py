@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
@@ -11,7 +11,7 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.types import Outcome, Task
+from envkit.types import Outcome, Task, Trajectory
 
 _AT_ONCE = 64
 
@@ -37,9 +37,27 @@ class Broken:
     void: bool = False
 
     def __str__(self) -> str:
+        if self.void:
+            return f"{self.agent} on {self.task} is void: {self.evidence}"
         return (
             f"{self.agent} earns {self.reward:g} on {self.task}, expected {self.expected:g}: {self.evidence}"
         )
+
+
+def broken_of(control: str, expected: float, played: Iterable[Trajectory]) -> list[Broken]:
+    """What is wrong with tasks, where a control has earned ``expected`` on sound ones."""
+    return [
+        Broken(
+            each.key.task,
+            control,
+            each.reward,
+            expected,
+            str(each.info.get("error") or each.info.get("evidence")),
+            each.outcome is Outcome.VOID,
+        )
+        for each in played
+        if each.reward != expected or each.outcome is Outcome.VOID
+    ]
 
 
 def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
@@ -81,12 +99,7 @@ def verify(
             for start in range(0, len(wanted), _AT_ONCE):
                 if not go_on():
                     return broken
-                for played in rollouts.play(agent, wanted[start : start + _AT_ONCE]):
-                    if played.reward != expected or played.outcome is Outcome.VOID:
-                        said = played.info.get("error") or played.info.get("evidence")
-                        void = played.outcome is Outcome.VOID
-                        broken.append(
-                            Broken(played.key.task, agent.name, played.reward, expected, str(said), void)
-                        )
+                played = rollouts.play(agent, wanted[start : start + _AT_ONCE])
+                broken += broken_of(agent.name, expected, played)
                 display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")
     return broken

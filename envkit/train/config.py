@@ -33,7 +33,7 @@ class TrainConfig:
         max_turns: actions per episode.
         lora_r: rank of the adapter on all linear layers.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
-        sft_examples: oracle edits of train tasks to imitate first; 0 skips the warm start.
+        sft_examples: known answers to train tasks to imitate first; 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
         curriculum_tasks: train tasks whose difficulty is estimated before RL, which then visits no others;

@@ -1,4 +1,4 @@
-"""The supervised warm start on oracle edits, with TRL's SFTTrainer."""
+"""The supervised warm start on known answers, with TRL's SFTTrainer."""
 
 from __future__ import annotations
 

@@ -24,11 +24,11 @@ from envkit.environments.code_editor import env as code_editor
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
+from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.arms import _taken
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.plan import Speed, plan
 from envkit.studies.study import prepare
 from envkit.studies.study import start as start_study
 from envkit.studies.warm_start import apart
@@ -70,6 +70,7 @@ def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: flo
             minutes,
             {CodeEditorEnv: TRAIN},
             {CodeEditorEnv: heldout},
+            backend=sandbox_backend(),
             display=Silent(),
             command="envkit train",
         ),
@@ -157,6 +158,7 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
             None,
             {CodeEditorEnv: TRAIN, SqlDeskEnv: sql("train")},
             {CodeEditorEnv: HELDOUT, SqlDeskEnv: sql("heldout")},
+            backend=sandbox_backend(),
             display=Silent(),
             command="envkit train --env code-editor --env sql-desk",
         ),
@@ -275,6 +277,7 @@ def test_what_one_environment_trains_on_is_not_held_out_of_another(tmp_path: Pat
             None,
             {CodeEditorEnv: TRAIN, Other: TRAIN[1:]},
             {CodeEditorEnv: HELDOUT, Other: [replace(TRAIN[0], split="heldout")]},
+            backend=sandbox_backend(),
             display=Silent(),
             command="envkit train",
         )
@@ -309,7 +312,7 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     run, failing = begin(tmp_path, model), Failing(backend)
-    with pytest.raises(SandboxError, match=r"oracle on .*: no cgroup left"):
+    with pytest.raises(SandboxError, match=r"oracle on .* is void: no cgroup left"):
         study(run, failing).run()
     failing.broken = False
     study(run, failing).run()
@@ -319,47 +322,11 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
     assert any("isolation: none" in text for text in warnings(data, summarise(data)))
 
 
-def test_what_is_switched_off_stays_off_under_a_budget() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-    sized = plan(20, speed, TrainConfig(sft_examples=0, curriculum_tasks=0), 5, 646)
-    assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
-
-
-def test_without_an_evaluation_its_part_of_the_budget_goes_to_training() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-    with_it, without = (plan(20, speed, TrainConfig(), heldout, 646) for heldout in (446, 0))
-    assert without.heldout_tasks == 0
-    assert without.train.max_steps > 1.2 * with_it.train.max_steps
-
-
 def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
     log = [("sft", 1), ("sft", 2), *(("rl", step) for step in (1, 2, 3, 4, 3, 4, 5, 3))]
     kept = _taken([{"phase": phase, "step": step, "at": at} for at, (phase, step) in enumerate(log)])
     assert [(one["phase"], one["step"]) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
     assert kept[-1]["at"] == len(log) - 1
-
-
-def test_a_model_that_was_shown_no_answer_is_planned_to_talk_as_long_as_it_may() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-    steps: list[int] = []
-    for examples in (0, 720):
-        for most in (64, 128):
-            config = TrainConfig(sft_examples=examples, max_completion_length=most)
-            steps.append(plan(20, speed, config, 446, 646).train.max_steps)
-    assert steps[0] > 1.6 * steps[1]
-    assert steps[2] < 1.4 * steps[3]  # only the last of a step's answers may be as long
-
-
-def test_a_longer_budget_buys_more_of_everything() -> None:
-    speed = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-    short, long, longest = (plan(minutes, speed, TrainConfig(), 446, 646) for minutes in (5, 60, 240))
-    assert short.heldout_tasks < long.heldout_tasks < longest.heldout_tasks == 446
-    assert short.train.sft_examples < long.train.sft_examples == longest.train.sft_examples == 636
-    assert 1 <= short.train.max_steps < long.train.max_steps
-    played = [sized.train.max_steps * sized.train.groups_per_step for sized in (short, long, longest)]
-    assert played == sorted(played)
-    assert short.train.groups_per_step == 6 < longest.train.groups_per_step
-    assert longest.train.max_steps < 60
 
 
 def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
@@ -393,6 +360,7 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
         None,
         {CodeEditorEnv: TRAIN},
         {CodeEditorEnv: HELDOUT},
+        backend=sandbox_backend(),
         display=Silent(),
         command="envkit train",
         evaluate=False,

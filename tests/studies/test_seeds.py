@@ -18,6 +18,7 @@ from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import ConfigError, StoreError
 from envkit.prices import load_prices
+from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import seeds
@@ -54,6 +55,7 @@ def start(root: Path, model: Path, **settings: Any) -> RunFolder:
         None,
         {CodeEditorEnv: TRAIN},
         {CodeEditorEnv: HELDOUT},
+        backend=sandbox_backend(),
         display=Silent(),
         command="envkit train",
     )
