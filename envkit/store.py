@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import glob
 import json
 import os
 import secrets
@@ -41,6 +42,33 @@ def write_atomic(path: Path, data: bytes) -> None:
         sync_folder(path.parent)
     except OSError as error:
         raise StoreError(f"cannot write {path}: {error.strerror or error}; the old file stays") from error
+
+
+@contextmanager
+def whole_folder(path: Path) -> Generator[Path]:
+    """A new folder that appears under its name when all that is put into it is on the disk.
+
+    Yields another path, to put it there. What a killed process left of the same name is removed.
+
+    Raises:
+        StoreError: the file system refused, or there is one of that name; names the path.
+    """
+    making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+            shutil.rmtree(left, ignore_errors=True)
+        making.mkdir()
+        yield making
+        for found in making.rglob("*"):
+            (sync_folder if found.is_dir() else sync_file)(found)
+        sync_folder(making)
+        os.rename(making, path)
+        sync_folder(path.parent)
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(making, ignore_errors=True)
 
 
 def sync_file(path: Path) -> None:

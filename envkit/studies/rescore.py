@@ -54,7 +54,8 @@ def rescore(
 ) -> Rescored:
     """Grade every graded episode of a bench again; voids have nothing to grade, and stay what they are.
 
-    Tokens and seconds stay those of the first time. The old run is left as it is.
+    Tokens and seconds stay those of the first time. The old run is left as it is; the new one is there once
+    it has its reports, which say so if ``go_on`` ended it early.
 
     Raises:
         StoreError: not a bench, or damaged.
@@ -62,23 +63,24 @@ def rescore(
     """
     stored = Bench(old, backend, display, go_on)
     said = {"command": command, "commit": commit(), "rescored": old.id}
-    run = RunFolder.create(root, "bench", {**_facts(old), **said})
-    if (prices := prices_of(old)) is not None:
-        shutil.copyfile(prices, run.path / prices.name)
     ends: list[tuple[Change, bool]] = []
-    for kind, part in stored.parts:
-        new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})
-        for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):  # the calls say what was paid
-            for file in part.path.glob(pattern):
-                shutil.copyfile(file, new.path / file.name)
-        with Rollouts(stored.maker(kind, stored.tasks(part))) as rollouts:
-            for row in stored.rows:
-                for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
-                    change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
-                    ends.append((change, change.before != change.after))
-    again = Bench(run, backend, display, go_on)
-    for kind, part in again.parts:
-        again.publish(kind, part, "" if go_on() else "stopped by the user")
+    with RunFolder.making(root, "bench", {**_facts(old), **said}) as run:
+        if (prices := prices_of(old)) is not None:
+            shutil.copyfile(prices, run.path / prices.name)
+        for kind, part in stored.parts:
+            new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})
+            # The calls say what was paid.
+            for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
+                for file in part.path.glob(pattern):
+                    shutil.copyfile(file, new.path / file.name)
+            with Rollouts(stored.maker(kind, stored.tasks(part))) as rollouts:
+                for row in stored.rows:
+                    for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
+                        change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
+                        ends.append((change, change.before != change.after))
+        again = Bench(run, backend, display, go_on)
+        for kind, part in again.parts:
+            again.publish(kind, part, "" if go_on() else "stopped by the user")
     return Rescored(run, len(ends), tuple(change for change, differs in ends if differs))
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, cast, final
 
@@ -16,7 +17,7 @@ import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
-from envkit.store import sync_file, sync_folder, write_atomic
+from envkit.store import whole_folder, write_atomic
 from envkit.train.policy import Policy
 
 _KEPT = 2
@@ -28,8 +29,7 @@ _STEP = re.compile(r"step-(\d{6,})")
 class CheckpointStore:
     """``checkpoints/step-000010`` folders: PEFT adapter, optimizer state, loop state, manifest.
 
-    A checkpoint is written beside its final name, every file fsynced, the manifest (with digests of
-    all others) last, then renamed: whoever sees the name sees it whole.
+    Whoever sees one sees it whole, with a manifest that has digests of all other files.
 
     Args:
         folder: made when first written to.
@@ -75,27 +75,17 @@ class CheckpointStore:
         final_path = self.path(step)
         if (final_path / "manifest.json").exists():
             return final_path
-        for unfinished in self._folder.glob(".step-*"):  # what a killed process left
-            shutil.rmtree(unfinished, ignore_errors=True)
-        temporary = self._folder / f".step-{step:06d}.{secrets.token_hex(4)}"
         try:
-            temporary.mkdir(parents=True)
-            policy.save_adapter(temporary)
-            torch.save(optimizer.state_dict(), temporary / "optimizer.pt")
-            (temporary / "state.json").write_text(json.dumps(state))
-            files = sorted(path for path in temporary.rglob("*") if path.is_file())
-            digests = {str(path.relative_to(temporary)): _sync(path) for path in files}
-            manifest = {"step": step, "model": policy.ref.id, "base": policy.ref.digest, "files": digests}
-            (temporary / "manifest.json").write_text(json.dumps(manifest, indent=1))
-            _sync(temporary / "manifest.json")
-            sync_folder(temporary)
-            os.rename(temporary, final_path)
-            sync_folder(self._folder)
-        except (OSError, RuntimeError, SafetensorError) as error:  # the last two: torch's and its, disk full
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise StoreError(
-                f"cannot write checkpoint {final_path}: {error}; older checkpoints are untouched"
-            ) from error
+            with _making(final_path) as making:
+                policy.save_adapter(making)
+                torch.save(optimizer.state_dict(), making / "optimizer.pt")
+                (making / "state.json").write_text(json.dumps(state))
+                files = sorted(path for path in making.rglob("*") if path.is_file())
+                digests = {str(path.relative_to(making)): _digest(path) for path in files}
+                manifest = {"step": step, "model": policy.ref.id, "base": policy.ref.digest, "files": digests}
+                (making / "manifest.json").write_text(json.dumps(manifest, indent=1))
+        except StoreError as error:
+            raise StoreError(f"{error}; older checkpoints are untouched") from error
         for old in self.steps()[:-_KEPT]:
             shutil.rmtree(self.path(old), ignore_errors=True)
         return final_path
@@ -160,17 +150,18 @@ def save_adapter(policy: Policy, folder: Path) -> None:
     Raises:
         StoreError: the disk refused, or the folder is there already.
     """
-    making = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
-    try:
-        making.mkdir(parents=True)
+    with _making(folder) as making:
         policy.save_adapter(making)
-        for path in making.iterdir():
-            sync_file(path)
-        os.rename(making, folder)
-        sync_folder(folder.parent)
-    except (OSError, SafetensorError) as error:
-        shutil.rmtree(making, ignore_errors=True)
-        raise StoreError(f"cannot write adapter {folder}: {error}") from error
+
+
+@contextlib.contextmanager
+def _making(folder: Path) -> Generator[Path]:
+    """As `whole_folder`; torch and safetensors, who write here, have own errors for a full disk."""
+    try:
+        with whole_folder(folder) as making:
+            yield making
+    except (RuntimeError, SafetensorError) as error:
+        raise StoreError(f"cannot write {folder}: {error}") from error
 
 
 def load_adapter(policy: Policy, folder: Path) -> None:
@@ -188,11 +179,6 @@ def load_adapter(policy: Policy, folder: Path) -> None:
     except (OSError, SafetensorError) as error:
         raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
     set_peft_model_state_dict(policy.model, weights)
-
-
-def _sync(path: Path) -> str:
-    sync_file(path)
-    return _digest(path)
 
 
 def _digest(path: Path) -> str:

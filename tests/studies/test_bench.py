@@ -25,7 +25,7 @@ from envkit.bench.report import load_report, load_reports
 from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import StoreError, UsageError
+from envkit.errors import ContractError, StoreError, UsageError
 from envkit.models import ModelRef, weights_digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
@@ -280,9 +280,19 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
     assert (same.episodes, same.changed) == (12, ())
     [before], [after] = load_reports(run.path), load_reports(same.run.path)
     assert after.arms == before.arms
-    assert same.run.manifest["rescored"] == run.id
+
+    def fail(self: SqlDeskEnv, task: Task) -> str:
+        raise ContractError("as a kill would")
 
     setup = SqlDeskEnv.setup
+    monkeypatch.setattr(SqlDeskEnv, "setup", fail)
+    with pytest.raises(ContractError, match="as a kill would"):
+        rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
+    assert {path.parent for path in tmp_path.rglob("manifest.json") if path.parent.parent == tmp_path} == {
+        run.path,
+        same.run.path,
+    }
+    assert same.run.manifest["rescored"] == run.id
 
     def broken(self: SqlDeskEnv, task: Task) -> str:
         """Poses the first task as one that nobody can solve."""
