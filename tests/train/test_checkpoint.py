@@ -150,7 +150,9 @@ def test_a_kill_at_any_point_leaves_the_last_checkpoint(
     with pytest.raises(Killed), killed_at(len(calls) - 1):
         store.save(2, policy, optimizer, STATE)
     assert_whole(store, fresh, 2, [*tiny.weights(policy), *moments(optimizer)])
-    # What the killed left behind is swept away by the next save.
+    # What a killed process leaves behind is swept away when it does that step again.
+    (tmp_path / ".step-000003.0badc0de").mkdir()
+    (tmp_path / ".step-000003.0badc0de" / "state.json").write_text("{")
     store.save(3, policy, optimizer, STATE)
     assert sorted(p.name for p in tmp_path.iterdir() if p.name != "count") == ["step-000002", "step-000003"]
 
