@@ -138,7 +138,9 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     assert rewards[0] == rewards[1]
     told, again = ({one.name: one.tokens for one in load_report(run.path).phases} for run in (whole, stopped))
     assert told == again
-    assert told["evaluate base"] == sum(item.completion_tokens for item in load_report(whole.path).arms[2].items)
+    assert told["evaluate base"] == sum(
+        item.completion_tokens for item in load_report(whole.path).arms[2].items
+    )
 
 
 def test_shaping_by_a_check_that_no_environment_has_is_refused(tmp_path: Path, model: Path) -> None:
