@@ -38,12 +38,11 @@ class Policy:
         engine: who samples, ``"torch"`` or ``"vllm"``.
         torch_compile: see `TorchEngine`.
         seed: of the adapter's initial weights.
-        adapter: a saved adapter to start from, instead of a new one.
 
     Raises:
         ModelError: the folder does not load as a causal language model, or as one that is not plain (see
-            `envkit.engine.attention.require_plain`), or the adapter not on it, or torch finds no such device,
-            or its memory is too small.
+            `envkit.engine.attention.require_plain`), or torch finds no such device, or its memory is too
+            small.
     """
 
     def __init__(
@@ -57,18 +56,14 @@ class Policy:
         engine: str = "torch",
         torch_compile: bool = False,
         seed: int = 0,
-        adapter: Path | None = None,
     ) -> None:
         try:
-            from peft import PeftModel
             from safetensors import SafetensorError
             from transformers import AutoModelForCausalLM, AutoTokenizer
             from transformers.utils import logging
         except ImportError as error:
-            raise MissingExtraError(error.name or "peft", "train") from error
+            raise MissingExtraError(error.name or "transformers", "train") from error
         self.ref, self.device = ref, _found(device)
-        if adapter is not None:
-            _require_fit(adapter, ref)
         logging.disable_progress_bar()  # the display shows progress; this would break its lines
         try:
             base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=getattr(torch, dtype))
@@ -88,16 +83,7 @@ class Policy:
             else TorchEngine(base, stops, decode=self._decode, torch_compile=torch_compile)
         )
         self._base, self._lora = base, (lora_r, lora_alpha)
-        if adapter is None:
-            self._begin(seed)
-        else:
-            # PEFT reads a property of transformers' by a name that has been replaced.
-            with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, ref):
-                self.model: Any = PeftModel.from_pretrained(
-                    sharing(base), str(adapter), is_trainable=True, torch_device=str(self.device)
-                )
-            self._require_all_of(adapter, "default")
-        self.use_layout_attention()
+        self._begin(seed)
 
     @classmethod
     def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
@@ -117,7 +103,6 @@ class Policy:
         """A policy with a new adapter of its own; base weights and engine are the same."""
         made = copy.copy(self)
         made._begin(seed)
-        made.use_layout_attention()
         return made
 
     def _begin(self, seed: int) -> None:
@@ -130,8 +115,10 @@ class Policy:
         config = LoraConfig(
             r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
         )
+        # PEFT reads a property of transformers' by a name that has been replaced.
         with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            self.model = get_peft_model(sharing(self._base), config)
+            self.model: Any = get_peft_model(sharing(self._base), config)
+        self.use_layout_attention()
 
     def add(self, adapter: Path, name: str) -> None:
         """Load a saved adapter beside the one in training, under a name of its own; see `serve`.
