@@ -164,8 +164,9 @@ def _source(value: JSON) -> str:
             return "{" + ", ".join(map(_source, items)) + "}"
         if kind == "dict":
             return "{" + ", ".join(_pair(item) for item in items) + "}"
-        if kind == "bytes":
-            return repr(bytes.fromhex(str(inner)))
+        if kind in ("bytes", "bytearray"):
+            data = bytes.fromhex(str(inner))
+            return repr(data if kind == "bytes" else bytearray(data))
         if kind == "more":
             return "..."
         if kind in ("iterator", "frozenset", "deque", "set"):

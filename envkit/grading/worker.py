@@ -12,8 +12,9 @@ and the host compares every answer itself. Protocol, one JSON object per line:
 Encoded values are JSON with exact types. Plain: None, bool, int, str, list. Tagged as
 ``{"t": KIND, "v": ...}``: float, tuple, set, frozenset, dict, bytes, complex, range, deque,
 Counter, OrderedDict, defaultdict, Decimal, Fraction, iterator (materialised up to a cap). Anything
-else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` encodes the positional
-arguments once the call is over, so that in-place changes count.
+else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` encodes the arguments that can
+be changed in place once the call is over, so that such changes count: those in order, then those by name in
+the call's order.
 """
 
 from __future__ import annotations
@@ -107,6 +108,22 @@ def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     return {"t": "opaque", "v": name}
 
 
+def changeable(value: Any) -> bool:
+    """Whether a call can change an argument in place, as far as `encode` tells afterwards."""
+    kind = exact_type(value)
+    if kind is tuple:
+        return any(map(changeable, value))
+    if kind in (list, dict, set, bytearray):
+        return True
+    named = kind.__name__ in ("Counter", "OrderedDict", "defaultdict", "deque")
+    return named and kind.__module__ == "collections"
+
+
+def after(args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """What a call has left of its arguments, for `main`; those that cannot be changed are left out."""
+    return [encode(each) for each in (*args, *kwargs.values()) if changeable(each)]
+
+
 def main(argv: list[str]) -> None:
     """Import the module, then answer requests from stdin until it closes."""
     import importlib
@@ -159,7 +176,7 @@ def main(argv: list[str]) -> None:
             kwargs = {name: eval(text, scope) for name, text in request["kwargs"].items()}
             asked = getattr(found[0](), method) if method else found[0]
             value = encode(asked(*args, **kwargs))
-            return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
+            return {"value": value, "after": after(args, kwargs)}
 
         guarded(request["id"], call)
 

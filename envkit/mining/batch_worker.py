@@ -42,7 +42,7 @@ def respond(
     import sys
     from functools import partial
 
-    encode = job["encode"]
+    encode, after = job["encode"], job["after"]
     names = {name: importlib.import_module(name) for name in batch["modules"]}
     left = [0]
 
@@ -76,7 +76,7 @@ def respond(
         args = [eval(source, scope) for source in call[0]]
         kwargs = {name: eval(source, scope) for name, source in call[1].items()}
         value = encode(module.__dict__[batch["function"]](*args, **kwargs))
-        return {"value": value, "after": [encode(arg) for arg in args if type(arg) in (list, dict, set)]}
+        return {"value": value, "after": after(args, kwargs)}
 
     for ask, call in zip(wanted, batch["calls"], strict=True):
         write(json.dumps(limited(partial(answer, call)) if ask else None))
@@ -154,7 +154,7 @@ def main() -> None:
         os.execve(sys.executable, argv, {"PYTHONHASHSEED": job["hash_seed"]})
     worker: dict[str, Any] = {"__name__": "worker"}
     exec(compile(job["encoder"], "<worker>", "exec", dont_inherit=True), worker)
-    job["encode"] = worker["encode"]
+    job["encode"], job["after"] = worker["encode"], worker["after"]
     for batch in job["batches"]:
         wanted = [True] * len(batch["calls"])
         for index, text in enumerate(batch["variants"]):

@@ -115,9 +115,14 @@ def _shown(
 
 
 def _shown_answer(call: Call, answer: Answer) -> str:
-    """The value as source; what became of the arguments where that is all the call does."""
+    """The value as source; what became of the arguments where that is all the call does.
+
+    >>> _shown_answer(Call(("[2, 1]",), {"also": "[3]"}), Answer(None, [[1, 2], [3]]))
+    'None, and the argument becomes [1, 2]'
+    """
     after = answer.after if isinstance(answer.after, Sequence) else ()
-    changed = [text for item in after if (text := show(item, _MAX_SOURCE)) not in call.args]
+    given = (*call.args, *call.kwargs.values())
+    changed = [text for item in after if (text := show(item, _MAX_SOURCE)) not in given]
     if answer.value is None and changed:
         return f"None, and the argument becomes {', '.join(changed)}"
     return show(answer.value, _MAX_SOURCE)

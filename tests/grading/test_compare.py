@@ -169,6 +169,7 @@ def test_what_is_too_deep_is_refused() -> None:
         ({3}, "{3}"),
         (set(), "set([])"),
         (b"ab", "b'ab'"),
+        (bytearray(b"ab"), "bytearray(b'ab')"),
         (Fraction(1, 2), "Fraction(1/2)"),
         (iter("ab"), "iterator(['a', 'b'])"),
         (Counter("aa"), "Counter({'a': 2})"),

@@ -21,7 +21,7 @@ class Counter:
         return len(self.seen)
 """
 CALLS = (Call(("[1, 2]",)), Call(("[3]",)), Call((), {"items": "[]"}))
-EXPECTED = (Answer(2, [[1, 2]]), Answer(1, [[3]]), Answer(0, []))
+EXPECTED = (Answer(2, [[1, 2]]), Answer(1, [[3]]), Answer(0, [[]]))
 
 
 def subject(source: str, function: str = "Counter.count") -> Subject:

@@ -37,6 +37,34 @@ def test_answers_tell_what_is_raised_and_what_became_of_arguments(backend: Sandb
     assert found == [Answer(1, [[1, 2]]), Answer(raises="IndexError"), Answer(raises="AttributeError")]
 
 
+LEFT = {
+    "a list by name": Call((), {"items": "[2, 1]"}),
+    "a list within a tuple": Call(("(3, ([2, 1],))",)),
+    "bytearray": Call(("bytearray(b'ba')",)),
+    "deque": Call(("collections.deque([2, 1])",)),
+    "Counter": Call(("collections.Counter('bba')",)),
+    "OrderedDict": Call(("collections.OrderedDict(b=2)",)),
+    "defaultdict": Call(("collections.defaultdict(int, b=2)",)),
+}
+
+
+@pytest.mark.parametrize("call", LEFT.values(), ids=LEFT.keys())
+def test_whoever_leaves_an_argument_as_it_was_is_found_out(backend: SandboxBackend, call: Call) -> None:
+    clearing = "def total(items):\n    while isinstance(items, tuple):\n        items = items[-1]\n"
+    clearing += "    items.clear()\n"
+    expected = answers(backend, subject(clearing, ("collections",)), [call])
+    assert expected[0].raises is None
+    idle = subject("def total(items):\n    pass\n", ("collections",))
+    assert grade(backend, idle, [call], expected).verdict is Verdict.FAIL
+    assert grade(backend, subject(clearing, ("collections",)), [call], expected).verdict is Verdict.PASS
+
+
+def test_what_cannot_be_changed_is_no_part_of_an_answer(backend: SandboxBackend) -> None:
+    source = "def total(*args, **kwargs):\n    return 0\n"
+    calls = [Call(("(1, 'a', b'b', (2.5,))", "lambda: 0", "iter([1])"), {"f": "len", "n": "frozenset([1])"})]
+    assert answers(backend, subject(source), calls) == [Answer(0, [])]
+
+
 def test_arguments_may_name_the_modules_that_were_granted(backend: SandboxBackend) -> None:
     source = "def total(f, items):\n    return [f(x, 1) for x in items]\n"
     call = Call(("operator.add", "[1, 2]"))
