@@ -7,8 +7,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from envkit.errors import ContractError, SandboxError
-from envkit.grading import Grade
+from envkit.errors import (
+    ConfigError,
+    ContractError,
+    MissingExtraError,
+    ModelError,
+    RegistryError,
+    SandboxError,
+    TaskFileError,
+    UsageError,
+)
+from envkit.grading import Grade, NotAccepted
 from envkit.types import Verdict
 
 _MARK = "__envkit_check__"
@@ -62,6 +71,10 @@ def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) ->
 
     It takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out one may return
     ``None`` where it has nothing to ask, and then counts as not asked.
+
+    What an agent has left may be unreadable, and a check need not mind: a `NotAccepted` that it raises is its
+    grade, a ``FileNotFoundError`` or `UsageError` is a FAIL with that error's words as evidence. Others end
+    the run, as bugs do; so do those kinds of `UsageError` that tell of the setup, such as `ConfigError`.
 
     Raises:
         ContractError: the weight is negative or not finite, or a held-out check is a gate.
@@ -135,7 +148,14 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
 
 def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
     """Run one check; returns its score, and the grade where it gives one. ``None`` where it asks nothing."""
-    result = getattr(env, item.name)()
+    try:
+        result = getattr(env, item.name)()
+    except (ConfigError, MissingExtraError, ModelError, RegistryError, TaskFileError):
+        raise  # no candidate has a part in these
+    except NotAccepted as refused:
+        result = Grade(refused.verdict, refused.evidence, 0, 0)
+    except (FileNotFoundError, UsageError) as error:
+        result = Grade(Verdict.FAIL, str(error), 0, 0)
     if result is None:
         return None
     if isinstance(result, Grade):

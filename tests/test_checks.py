@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from envkit.checks import Check, check, checks_of, run_checks
-from envkit.errors import ContractError, SandboxError
-from envkit.grading import Grade
+from envkit.errors import ConfigError, ContractError, SandboxError, TooLargeError, UsageError
+from envkit.grading import Grade, NotAccepted
 from envkit.types import Verdict
 
 
@@ -149,6 +149,36 @@ def test_a_held_out_check_may_have_nothing_to_ask() -> None:
 
     asked = run_checks(Silent(), checks_of(Silent), held_out=True)
     assert (asked.reward, asked.solved, asked.held_out, asked.evidence) == (1.0, True, {}, {})
+
+
+def score_where(error: Exception):
+    """The combined score where the only check raises."""
+
+    class Reads:
+        @check()
+        def reads(self) -> bool:
+            raise error
+
+    return run_checks(Reads(), checks_of(Reads))
+
+
+@pytest.mark.parametrize("error", [FileNotFoundError("gone"), UsageError("a link"), TooLargeError("large")])
+def test_what_cannot_be_read_is_a_failure(error: Exception) -> None:
+    score = score_where(error)
+    assert (score.reward, score.solved, score.verdict) == (0.0, False, Verdict.FAIL)
+    assert score.evidence == {"reads": str(error)}
+
+
+@pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.TAMPERED])
+def test_what_a_handover_does_not_accept_is_graded_so(verdict: Verdict) -> None:
+    score = score_where(NotAccepted(verdict, "because"))
+    assert (score.reward, score.verdict, score.evidence) == (0.0, verdict, {"reads": "because"})
+
+
+@pytest.mark.parametrize("error", [ConfigError("no pytest"), ContractError("no tests"), ValueError("a bug")])
+def test_what_no_candidate_has_a_part_in_is_no_failure_of_one(error: Exception) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        score_where(error)
 
 
 def test_broken_machinery_is_no_score() -> None:

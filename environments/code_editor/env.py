@@ -24,7 +24,7 @@ from envkit.environments.code_editor.suites import Suited
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.environments.code_editor.tested import Tested
 from envkit.errors import SandboxError
-from envkit.grading import Grade, Handover, NotAccepted
+from envkit.grading import Grade, Handover
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -148,7 +148,7 @@ class CodeEditorEnv(Env):
         """A few tokens of the file's code are others now, in one stretch: what a repair looks like."""
         try:
             source = self._handed_over().decode()
-        except (NotAccepted, UnicodeDecodeError):
+        except UnicodeDecodeError:
             return False
         return 0 < (changed(self.task.files[self._judge.path], source) or 0) <= FEW_TOKENS
 
@@ -162,11 +162,7 @@ class CodeEditorEnv(Env):
         return Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path]
 
     def _graded(self, count: int, seed: int) -> Grade:
-        judge = self._judge
-        try:
-            source = self._handed_over()
-        except NotAccepted as refused:
-            return Grade(refused.verdict, refused.evidence, 0, 0, judge.weakness)
+        judge, source = self._judge, self._handed_over()
 
         def make() -> Grade:
             found = judge.grade(source, self.backend, count, seed)

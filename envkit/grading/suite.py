@@ -15,7 +15,7 @@ from importlib import resources
 from pathlib import PurePosixPath
 from typing import Final, cast
 
-from envkit.errors import SandboxError, UsageError
+from envkit.errors import ConfigError, ContractError, SandboxError
 from envkit.grading.handover import NotAccepted, refuse_reserved
 from envkit.grading.oracle import Grade
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
@@ -56,7 +56,7 @@ def outcomes(
         Test id -> ``"passed"``, ``"failed"``, ``"skipped"`` or ``"error"``.
 
     Raises:
-        UsageError: the backend's sandboxes hold no pytest.
+        ConfigError: the backend's sandboxes hold no pytest.
         SandboxError: the machinery failed, or the suite did not run to its end.
     """
     _require_pytest(backend)
@@ -88,11 +88,12 @@ def grade_suite(
         wanted: ids of the tests that must pass, by `outcomes` of the reference.
 
     Raises:
-        UsageError: no test is wanted, or the backend's sandboxes hold no pytest.
+        ConfigError: the backend's sandboxes hold no pytest.
+        ContractError: no test is wanted.
     """
     _require_pytest(backend)
     if not wanted:
-        raise UsageError("no tests are wanted; a suite without tests would pass everything")
+        raise ContractError("no tests are wanted; a suite without tests would pass everything")
     total = len(wanted)
     if steering := [path for path in files if PurePosixPath(path).name in _STEERING and path not in tests]:
         return Grade(Verdict.TAMPERED, f"{steering[0]} would steer the tests", 0, total, WEAKNESS)
@@ -130,7 +131,7 @@ def _run(
 
 def _require_pytest(backend: SandboxBackend) -> None:
     if missing := {*PYTEST} - {*backend.packages}:
-        raise UsageError(
+        raise ConfigError(
             f"sandbox {backend.name!r} was made without {min(missing)}; give its backend packages={PYTEST}"
         )
 

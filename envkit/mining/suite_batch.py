@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final, cast
 
-from envkit.errors import SandboxError, UsageError
+from envkit.errors import ConfigError, SandboxError
 from envkit.grading import PYTEST, pytest_modules
 from envkit.mining.checkout import Checkout, is_test
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
@@ -45,7 +45,7 @@ def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> Sandbo
         packages: further distributions, pure Python.
 
     Raises:
-        UsageError: sandboxes of this kind hold no packages.
+        ConfigError: sandboxes of this kind hold no packages.
     """
     wanted = tuple(dict.fromkeys((*PYTEST, *packages)))
     if {*wanted} <= {*backend.packages}:
@@ -55,7 +55,7 @@ def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> Sandbo
     make: Any = type(backend)
     known = inspect.signature(make).parameters
     if "packages" not in known:
-        raise UsageError(f"sandbox {backend.name!r} cannot hold pytest; choose another, see: envkit list")
+        raise ConfigError(f"sandbox {backend.name!r} cannot hold pytest; choose another, see: envkit list")
     # What else it was made with stays: a runtime that isolates better, an image, a bound on space.
     kept = {name: getattr(backend, name) for name in known if hasattr(backend, name)}
     return make(**kept | {"packages": wanted} | ({"warm": pytest_modules()} if "warm" in known else {}))

@@ -19,7 +19,7 @@ from envkit.audit.certificate import Certificate, content_digest
 from envkit.audit.examine import CHECKS, Finding, Subject
 from envkit.display import Silent
 from envkit.errors import UsageError
-from envkit.grading import STRICT, Call, Handover, NotAccepted, answers, grade
+from envkit.grading import STRICT, Call, Handover, answers, grade
 from envkit.grading import Subject as Graded
 from envkit.registry import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
@@ -86,10 +86,7 @@ class Honest(Env):
         expected = answers(
             self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
         )
-        try:
-            taken = Handover(["solution.py"]).collect(self.sandbox)
-        except NotAccepted as refused:
-            return Grade(refused.verdict, refused.evidence, 0, 0)
+        taken = Handover(["solution.py"]).collect(self.sandbox)
         return grade(self.backend, Graded(taken, "solution.py", "scaled"), calls, expected, STRICT)
 
 

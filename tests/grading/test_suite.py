@@ -9,7 +9,7 @@ import pytest
 from attacked import FILES, REFERENCE, TARGET
 
 from envkit.audit.attacks import ATTACKS
-from envkit.errors import SandboxError, SandboxUnavailable, UsageError
+from envkit.errors import ConfigError, ContractError, SandboxError, SandboxUnavailable
 from envkit.grading import PYTEST, Grade, grade_suite, outcomes, pytest_modules
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
@@ -95,9 +95,9 @@ def test_it_is_fooled_by_some_that_fool_the_exit_status_and_not_by_others(warm: 
 
 
 def test_without_pytest_inside_it_says_what_to_do() -> None:
-    with pytest.raises(UsageError, match="packages="):
+    with pytest.raises(ConfigError, match="packages="):
         grade_suite(ZygoteBackend(), {}, FILES, WANTED)
-    with pytest.raises(UsageError, match="no tests are wanted"):
+    with pytest.raises(ContractError, match="no tests are wanted"):
         grade_suite(MAKERS["zygote"](), {}, FILES, [])
 
 
