@@ -197,7 +197,10 @@ def _adapter(method: Callable[..., Any]) -> Any:
     }
     # A dict and no model, whose own attributes arguments could be named like.
     arguments: Any = TypedDict(method.__name__, fields)  # pyright: ignore[reportArgumentType]
-    arguments.__pydantic_config__ = ConfigDict(extra="forbid", coerce_numbers_to_str=True)
+    # A NaN would go through every comparison that a tool makes with it.
+    arguments.__pydantic_config__ = ConfigDict(
+        extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
+    )
     return TypeAdapter(arguments)
 
 

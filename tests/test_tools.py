@@ -171,6 +171,18 @@ def test_a_native_call_arrives_as_it_was_sent(word: str, limit: int, words: list
     assert arguments(written("scold", {"words": words})) == {"words": words}
 
 
+@pytest.mark.parametrize("value", ["'nan'", "'-inf'", "1e999", "-1e999", "'Infinity'"])
+def test_what_is_no_finite_number_is_refused(value: str) -> None:
+    def pour(self: Any, litres: float, more: list[float] | None = None) -> str:
+        return ""
+
+    tools = tools_of(type("Made", (), {"pour": tool(pour)}))
+    for action in (f"pour({value})", f"pour(1, more=[{value}])"):
+        found = read(action, tools)
+        assert isinstance(found, str)
+        assert "Input should be a finite number" in found
+
+
 @given(st.text())
 def test_no_text_breaks_it(action: str) -> None:
     for each in (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```"):

@@ -36,7 +36,7 @@ _HOSTILE: Final = (
 _WORST: Final[Mapping[str, Sequence[object]]] = {
     "string": ("\0", "\ud800", "../../../etc/passwd", "--help", "'; exit #", "\n", "x" * 9000, "\N{SNOWMAN}"),
     "integer": (-1, 10**30, 0),
-    "number": (-1e308, 0.0),
+    "number": (-1e308, 0.0, "nan", "-inf"),
     "boolean": (True,),
 }
 
