@@ -103,10 +103,29 @@ class Env(gymnasium.Env[str, str], ABC):
     idle: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
+    tasks: Mapping[str, Task]
+    max_turns: int
 
     def __init_subclass__(cls) -> None:
+        """Find the class's checks and tools.
+
+        Raises:
+            ContractError: one of them, or another method, takes the place of what is the base's.
+        """
         super().__init_subclass__()
         cls.checks, cls.tools = checks_of(cls), tools_of(cls)
+        ours = {*dir(Env), *Env.__annotations__}
+        for each in (*cls.checks, *cls.tools):
+            if each.name in ours:
+                kind = type(each).__name__.lower()
+                said = f"{kind} {each.name} of {cls.__name__} would replace Env.{each.name}"
+                raise ContractError(f"{said}; give it another name")
+        for name in ("reset", "step", "close"):
+            if getattr(cls, name) is not getattr(Env, name):
+                raise ContractError(
+                    f"{cls.__name__} replaces Env.{name}, which owns sandbox, turns and score; write setup, "
+                    "apply, teardown or dispose"
+                )
 
     def __init__(
         self,
@@ -118,7 +137,7 @@ class Env(gymnasium.Env[str, str], ABC):
         max_action_bytes: int = 16_384,
         render_mode: str | None = None,
     ) -> None:
-        self.tasks: Mapping[str, Task] = {task.id: task for task in tasks}
+        self.tasks = {task.id: task for task in tasks}
         if not tasks:
             raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
         if len(self.tasks) != len(tasks):

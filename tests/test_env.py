@@ -10,7 +10,7 @@ import pytest
 from guess import TASKS, Backend, GuessEnv
 from gymnasium.utils.env_checker import check_env
 
-from envkit import ContractError, Effect, Env, SandboxError, Task, UsageError, check
+from envkit import ContractError, Effect, Env, SandboxError, Task, UsageError, check, tool
 
 
 @pytest.fixture
@@ -257,3 +257,21 @@ def test_an_environment_without_reward_or_name_is_a_bug(backend: Backend) -> Non
         Nameless(tasks=TASKS, sandbox=backend)
     with pytest.raises(ContractError, match="Unrewarded has no check with weight"):
         Unrewarded(tasks=TASKS, sandbox=backend)
+
+
+@pytest.mark.parametrize("mark", [tool, check()])
+@pytest.mark.parametrize("name", ["close", "help", "apply", "tasks", "render"])
+def test_neither_tool_nor_check_takes_the_place_of_what_the_base_has(mark: Any, name: str) -> None:
+    def shut(self: Any) -> str:
+        return ""
+
+    with pytest.raises(ContractError, match=f"{name} of Made would replace Env.{name}; give it another"):
+        type("Made", (GuessEnv,), {name: mark(shut)})
+
+
+@pytest.mark.parametrize("name", ["reset", "step", "close"])
+def test_what_the_base_owns_is_not_replaced(name: str) -> None:
+    mixin = type("Mixin", (), {name: lambda self: None})
+    for bases, members in (((GuessEnv,), vars(mixin)), ((mixin, GuessEnv), {})):
+        with pytest.raises(ContractError, match=f"Made replaces Env.{name}, which owns sandbox"):
+            type("Made", bases, {name: members[name]} if members else {})
