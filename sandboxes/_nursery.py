@@ -338,7 +338,7 @@ class _Zygote:
 
     def _prepare(self) -> None:
         if self._spares.qsize() < _SPARES:
-            with contextlib.suppress(SandboxError):  # whoever asks next will meet the same, and say so
+            with contextlib.suppress(OSError, SandboxError):  # whoever asks next meets the same, and says so
                 self._spares.put(self._make())
 
     def _make(self) -> Keeper:
@@ -349,10 +349,7 @@ class _Zygote:
             passed = [theirs.enter_context(given).fileno()]
             group = None
             if parents:
-                try:
-                    group = Cgroup(parents, f"{self._name}-{next(_NUMBERS)}")
-                except OSError as error:
-                    raise SandboxError(f"cannot make a control group: {error}") from error
+                group = Cgroup(parents, f"{self._name}-{next(_NUMBERS)}")
                 ours.callback(group.close)
                 for door in group.doors():
                     theirs.callback(os.close, door)

@@ -7,7 +7,7 @@ import functools
 import re
 import tempfile
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -118,7 +118,8 @@ class FolderSandbox(ABC):
         """See `envkit.sandbox.Sandbox.fork`."""
         beginning = self._keep() if snapshot is None else self._known(snapshot).share()
         try:
-            made = self._another()
+            with machinery("make a sandbox"):
+                made = self._another()
             try:
                 made._begin(beginning)
                 for name, known in self._snapshots.items():
@@ -164,7 +165,14 @@ class FolderSandbox(ABC):
             if _IMPOSSIBLE.search(word):
                 raise UsageError(f"{word[:40]!r} holds a NUL or half a surrogate pair; no command takes that")
         self._workspace.admit()
-        supervisor = Supervisor(self._start(argv, limits), limits)
+        with machinery("start a command"):
+            tree = self._start(argv, limits)
+            try:
+                supervisor = Supervisor(tree, limits)
+            except BaseException:  # nobody would keep it to its limits
+                tree.end()
+                tree.release()
+                raise
         self._running = [each for each in self._running if not each.closed]
         self._running.append(supervisor)
         return supervisor
@@ -174,6 +182,19 @@ class FolderSandbox(ABC):
             with contextlib.suppress(SandboxError):  # it died on its own, which is what we want
                 supervisor.close()
         self._running.clear()
+
+
+@contextlib.contextmanager
+def machinery(doing: str) -> Generator[None]:
+    """What the system refuses here, such as open files, processes or space, is no part of a command's doing.
+
+    Raises:
+        SandboxError: in place of each ``OSError``.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise SandboxError(f"cannot {doing}: {error}") from error
 
 
 def temporary() -> Path:

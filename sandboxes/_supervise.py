@@ -53,16 +53,21 @@ class Ending:
 
 
 class Tree(ABC):
-    """A started command with all that it starts. Owned by one `Supervisor`.
+    """A started command with all that it starts. Owned by one `Supervisor`, which releases it.
 
     Args:
         pipes: the other ends of the command's stdin, stdout and stderr, unbuffered.
-        pidfd: a descriptor that is readable once the command has ended. The supervisor closes it, and the
-            pipes.
+        pidfd: a descriptor that is readable once the command has ended.
     """
 
     def __init__(self, pipes: Pipes, pidfd: int) -> None:
         self.pipes, self.pidfd = pipes, pidfd
+
+    def release(self) -> None:
+        """Close the descriptor and the pipes. Called once, when it has ended."""
+        os.close(self.pidfd)
+        for pipe in self.pipes:
+            pipe.close()  # unbuffered, so this writes nothing that could fail
 
     @abstractmethod
     def usage(self) -> Usage:
@@ -162,10 +167,7 @@ class Supervisor:
             self._drain()
         finally:
             self._selector.close()
-            os.close(self._pidfd)
-            for pipe in self._tree.pipes:
-                # Unbuffered, so closing writes nothing that could fail.
-                pipe.close()
+            self._tree.release()
         stop = self._judge(ending)
         self._result = ExecResult(
             stop=stop,

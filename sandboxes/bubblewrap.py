@@ -37,7 +37,7 @@ from envkit.sandboxes._image import (
     image,
 )
 from envkit.sandboxes._placed import PlaceSandbox
-from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._sandbox import FolderSandbox, machinery
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
@@ -82,7 +82,8 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        return _BubblewrapSandbox(user, image(user, self.packages), self._space)
+        with machinery("make a sandbox"):
+            return _BubblewrapSandbox(user, image(user, self.packages), self._space)
 
 
 @final
@@ -140,7 +141,7 @@ class _BubblewrapSandbox(PlaceSandbox):
             if group is not None:
                 group.add(family)
             os.write(child.stdin.fileno(), b"\n")
-            return _BubblewrapTree(child, init, pidfd, status, group, held.pop_all())
+            return _BubblewrapTree(child, init, pidfd, status, group, held)
 
     def _another(self) -> FolderSandbox:
         return _BubblewrapSandbox(self._user, self._root, self._space)
@@ -162,7 +163,7 @@ class _BubblewrapTree(Tree):
         super().__init__(child.pipes, os.pidfd_open(child.pid))
         self._child = child
         self._init, self._pidfd, self._status = init, pidfd, status
-        self._group, self._held = group, held
+        self._group, self._held = group, held.pop_all()
         self._seen_cpu_s = 0.0
 
     def usage(self) -> Usage:

@@ -20,7 +20,7 @@ from envkit.sandboxes._docker_container import Container, DockerTree
 from envkit.sandboxes._docker_engine import docker_errors, known_runtime
 from envkit.sandboxes._docker_reap import labels, reap
 from envkit.sandboxes._image import PYTHON
-from envkit.sandboxes._sandbox import FolderSandbox, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
 from envkit.sandboxes._supervise import Tree
 from envkit.sandboxes._temporary import Lease
 from envkit.sandboxes._volumes import Shelf, Volume
@@ -85,14 +85,15 @@ class DockerBackend(SandboxBackend):
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        client, user = _docker_engine.answering(os.getpid()), _docker_engine.user()
-        _reap_once(os.getpid())
-        with docker_errors("make an image"):
-            made = _images.get(client, self.image, user, self.packages)
-        shelf = _shelf(client, made.tag, self.runtime, user, self._space)
-        with docker_errors("hold a workspace"), known_runtime(self.runtime):
-            volume = shelf.take()
-        return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._space)
+        with machinery("make a sandbox"):
+            client, user = _docker_engine.answering(os.getpid()), _docker_engine.user()
+            _reap_once(os.getpid())
+            with docker_errors("make an image"):
+                made = _images.get(client, self.image, user, self.packages)
+            shelf = _shelf(client, made.tag, self.runtime, user, self._space)
+            with docker_errors("hold a workspace"), known_runtime(self.runtime):
+                volume = shelf.take()
+            return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._space)
 
 
 @final

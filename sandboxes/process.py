@@ -21,7 +21,7 @@ from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.sandboxes import _proc
 from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._sandbox import FolderSandbox, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 from envkit.sandboxes._temporary import Lease
 from envkit.sandboxes._workspace import Workspace
@@ -46,7 +46,8 @@ class ProcessBackend(SandboxBackend):
         missing = self.available()
         if missing is not None:
             raise SandboxUnavailable(missing)
-        return _ProcessSandbox(Lease(temporary()))
+        with machinery("make a sandbox"):
+            return _ProcessSandbox(Lease(temporary()))
 
 
 @final

@@ -23,7 +23,7 @@ from envkit.sandboxes._child import pipes
 from envkit.sandboxes._image import PYTHON
 from envkit.sandboxes._nursery import PROGRAM, Keeper, Nursery, nursery
 from envkit.sandboxes._placed import PlaceSandbox
-from envkit.sandboxes._sandbox import FolderSandbox
+from envkit.sandboxes._sandbox import FolderSandbox, machinery
 from envkit.sandboxes._supervise import Ending, Tree, Usage
 
 
@@ -60,7 +60,8 @@ class ZygoteBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm), self._space)
+        with machinery("make a sandbox"):
+            return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm), self._space)
 
 
 @final
