@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 import re
 from abc import abstractmethod
 from collections.abc import Generator, Mapping, Sequence
@@ -20,7 +19,7 @@ from envkit.environments.sql_desk.references import References
 from envkit.environments.sql_desk.server import serving
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, generate
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
-from envkit.grading import Grade, NumericPolicy, canonical, equal
+from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
 from envkit.tools import Call, read, tool
 from envkit.types import JSON, Task, Verdict
@@ -350,26 +349,7 @@ def _domain(task: Task) -> Domain:
 def _rows(result: Result, ordered: bool) -> JSON:
     if result.more:
         return f"more than {COMPARED} rows"
-    return result.rows if ordered else sorted(result.rows, key=_order)
-
-
-def _order(row: Sequence[JSON]) -> list[tuple[int, float, str]]:
-    return [_key(value) for value in row]
-
-
-def _key(value: JSON) -> tuple[int, float, str]:
-    """Numbers by size, whatever their type, then everything else by its text.
-
-    Those too large for a float come before or behind all others, by their digits.
-    """
-    if isinstance(value, Mapping) and value.get("t") == "float":
-        return 0, float(str(value["v"])), ""
-    if isinstance(value, int):
-        try:
-            return 0, float(value), ""
-        except OverflowError:
-            return 0, math.inf if value > 0 else -math.inf, str(value)
-    return 1, 0.0, canonical(value)
+    return result.rows if ordered else sorted(result.rows, key=order)
 
 
 def _shown_count(task: Task, domain: Domain) -> int:

@@ -8,6 +8,7 @@ from envkit.grading.compare import (
     canonical,
     equal,
     opaque,
+    order,
     show,
 )
 from envkit.grading.handover import RESERVED, Handover, NotAccepted
@@ -45,6 +46,7 @@ __all__ = [
     "grade",
     "grade_suite",
     "opaque",
+    "order",
     "outcomes",
     "pytest_modules",
     "same",

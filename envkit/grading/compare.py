@@ -6,8 +6,12 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeAlias
 
 from envkit.types import JSON
+
+#: See `order`: what kind of value, its size, its text, and the ranks of its items.
+_Rank: TypeAlias = "tuple[int, float, str, tuple[_Rank, ...]]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,6 +111,35 @@ def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
     return type(expected) is type(actual) and expected == actual
 
 
+def order(value: JSON) -> tuple[_Rank, str]:
+    """A key to sort encoded values by, so that numbers that may count as equal come at the same place.
+
+    Numbers by size, whatever their type, and NaN first; then all else by its text; then what has items, item
+    by item. Numbers too large for a float come before or behind all others, by their digits.
+
+    >>> sorted([10, {"t": "float", "v": "9.5"}, "a", [2], [1, 2]], key=order)
+    [{'t': 'float', 'v': '9.5'}, 10, 'a', [1, 2], [2]]
+
+    Raises:
+        RecursionError: a hostile value that is nested too deeply.
+    """
+    return _rank(value), canonical(value)  # by its text where 1 and 1.0 are not the same
+
+
+def _rank(value: JSON) -> _Rank:
+    number = _number(value)
+    if number is not None:
+        try:
+            size = float(number)
+        except OverflowError:
+            return 0, math.inf if number > 0 else -math.inf, canonical(value), ()
+        return 0, -math.inf if math.isnan(size) else size, "", ()
+    kind, items = (str(value.get("t")), value.get("v")) if isinstance(value, Mapping) else ("", value)
+    if isinstance(items, Sequence) and not isinstance(items, str):
+        return 2, 0.0, kind, tuple(map(_rank, items))
+    return 1, 0.0, canonical(value), ()
+
+
 def relaxed(value: JSON, leniency: Leniency) -> JSON:
     """An encoded value in the form that all values have which are as good.
 
@@ -127,7 +160,7 @@ def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
     if not isinstance(value, Sequence) or isinstance(value, str):
         return value
     items = [_relaxed(item, leniency, depth - 1) for item in value]
-    return sorted(items, key=canonical) if depth > 0 else items
+    return sorted(items, key=order) if depth > 0 else items
 
 
 def opaque(value: JSON) -> bool:

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.grading import NumericPolicy, canonical, equal, opaque, show
+from envkit.grading import NumericPolicy, canonical, equal, opaque, order, show
 from envkit.grading.worker import Unencodable, encode
 
 scalars = (
@@ -187,6 +187,18 @@ def test_showing_cuts_and_never_fails() -> None:
         deep = [deep]
     for hostile in (deep, {"t": "bytes", "v": "zz"}, {"t": "dict", "v": [1]}, {"t": ["x"], "v": {}}):
         assert isinstance(show(hostile), str)
+
+
+def test_numbers_too_large_for_a_float_are_ordered_as_well() -> None:
+    rows = [[10**400], [None], [3], [-(10**400)], [{"t": "float", "v": "2.5"}]]
+    assert sorted(rows, key=order) == [[-(10**400)], [{"t": "float", "v": "2.5"}], [3], [10**400], [None]]
+
+
+def test_where_numbers_are_equal_the_next_item_decides_the_order() -> None:
+    one = [encode([2, "b"]), encode([2.0, "a"]), encode([float("nan"), "c"])]
+    other = [encode([2.0, "b"]), encode([float("nan"), "c"]), encode([2, "a"])]
+    left, right = sorted(one, key=order), sorted(other, key=order)
+    assert [row[1] for row in left] == [row[1] for row in right] == ["c", "a", "b"]
 
 
 def test_canonical_json_sorts_keys() -> None:

@@ -6,7 +6,20 @@ from collections.abc import Sequence
 
 import pytest
 
-from envkit.grading import Answer, Call, Grade, Leniency, Subject, answerable, answers, grade, same
+from envkit.grading import (
+    STRICT,
+    Answer,
+    Call,
+    Grade,
+    Leniency,
+    NumericPolicy,
+    Subject,
+    answerable,
+    answers,
+    grade,
+    same,
+)
+from envkit.grading.worker import encode
 from envkit.sandbox import Limits, SandboxBackend
 from envkit.types import JSON, Verdict
 
@@ -102,6 +115,29 @@ TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
 def test_leniency(one: JSON, other: JSON, leniency: Leniency, alike: bool) -> None:
     assert same(Answer(one), Answer(other), leniency=leniency) is alike
     assert same(Answer(other), Answer(one), leniency=leniency) is alike
+
+
+ROUNDED = encode([9.999999999999, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "policy", "alike"),
+    [
+        ([1, 2], encode([1.0, 2]), NumericPolicy(int_as_float=True), True),
+        ([2, 10], encode([10.0, 2.0]), NumericPolicy(int_as_float=True), True),
+        ([1, 2], encode([1.0, 2]), STRICT, False),
+        (encode([1, 1.0]), encode([1.0, 1]), STRICT, True),
+        (ROUNDED, encode([10.0, 5.0]), STRICT, True),
+        (encode([(9.999999999999, 1), (5.0, 2)]), encode([(10.0, 1), (5.0, 2)]), STRICT, True),
+        (ROUNDED, encode([10.0, 5.1]), STRICT, False),
+        (encode([float("nan"), 1.0, 0.5]), encode([0.5, float("nan"), 1.0]), STRICT, True),
+    ],
+)
+def test_numbers_that_count_as_equal_do_so_in_any_order(
+    one: JSON, other: JSON, policy: NumericPolicy, alike: bool
+) -> None:
+    for left, right in ((one, other), (other, one)):
+        assert same(Answer(left), Answer(right), policy, Leniency(any_order=1)) is alike
 
 
 def test_a_hostile_value_of_any_depth_is_only_wrong() -> None:
