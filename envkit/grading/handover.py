@@ -28,7 +28,7 @@ class Handover:
     Args:
         files: workspace paths that the agent may change; all that the grader gets.
         protected: workspace path -> the bytes that must still be there.
-        reserved: patterns, as of `Sandbox.export`, that no agent may leave.
+        reserved: patterns, as of `Sandbox.export`, that only ``protected`` files may match.
         limit_bytes: of each file.
     """
 
@@ -45,7 +45,7 @@ class Handover:
                 reserved one is there; FAIL where one is missing or too large.
             SandboxError: the machinery failed.
         """
-        refuse_reserved(sandbox, self.reserved)
+        refuse_reserved(sandbox, self.protected, self.reserved)
         for path, given in self.protected.items():
             try:
                 same = sandbox.read(path, len(given)) == given
@@ -66,14 +66,19 @@ class Handover:
             raise NotAccepted(Verdict.TAMPERED, str(error)) from None
 
 
-def refuse_reserved(sandbox: Sandbox, reserved: Sequence[str] = RESERVED) -> None:
+def refuse_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequence[str] = RESERVED) -> None:
     """See `Handover.reserved`.
+
+    Args:
+        given: what the host has written itself, workspace path -> content, such as a suite's own samples.
 
     Raises:
         NotAccepted: TAMPERED where one is there; FAIL where there are too many files to tell.
     """
     try:
-        forged = [*sandbox.export(reserved, 2**20)]
+        limit_bytes = 2**20 + sum(map(len, given.values()))
+        found = sandbox.export(reserved, limit_bytes)
+        forged = [path for path, data in found.items() if given.get(path) != data]
     except TooLargeError:
         forged = ["a large file"]
     except UsageError as error:

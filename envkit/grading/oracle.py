@@ -219,7 +219,7 @@ def grade(
     try:
         with backend.create() as sandbox:
             found = _judge(sandbox, subject, calls, expected, policy, limits, leniency)
-            refuse_reserved(sandbox)
+            refuse_reserved(sandbox, subject.files)
             return found
     except NotAccepted as refused:
         return Grade(refused.verdict, refused.evidence, 0, len(calls))

@@ -100,7 +100,7 @@ def grade_suite(
     try:
         with backend.create() as sandbox:
             token, result = _run(sandbox, files, tests, limits)
-            refuse_reserved(sandbox)
+            refuse_reserved(sandbox, tests)
         found = _reported(token, result)
     except NotAccepted as refused:
         return Grade(refused.verdict, refused.evidence, 0, total, WEAKNESS)

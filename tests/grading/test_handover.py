@@ -65,3 +65,22 @@ def test_a_right_answer_beside_a_forged_verdict_is_tampering(backend: SandboxBac
     found = grade(backend, Subject({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
     assert (found.verdict, found.passed) == (Verdict.TAMPERED, 0)
     assert "verdict.json was written" in found.evidence
+
+
+SAMPLE = {"data/junit-sample.xml": b"<testsuite/>", "data/verdict.json": b"x" * 2**21}
+FORGES = "def f():\n    open('data/junit-sample.xml', 'a').write(' ')\n    return 1\n"
+
+
+def test_what_the_host_has_written_itself_is_not_forged(backend: SandboxBackend) -> None:
+    handover = Handover(["a.py"], SAMPLE)
+    with backend.create() as made:
+        for path, data in {"a.py": b"1", **SAMPLE}.items():
+            made.write(path, data)
+        assert handover.collect(made) == {"a.py": b"1"}
+        made.write("data/junit-sample.xml", b"<forged/>")
+        with pytest.raises(NotAccepted, match=r"data/junit-sample.xml was written") as found:
+            handover.collect(made)
+    assert found.value.verdict is Verdict.TAMPERED
+    for source, verdict in (("def f():\n    return 1\n", Verdict.PASS), (FORGES, Verdict.TAMPERED)):
+        subject = Subject({"a.py": source.encode(), **SAMPLE}, "a.py", "f")
+        assert grade(backend, subject, [Call(())], [Answer(1, [])]).verdict is verdict

@@ -82,6 +82,14 @@ def test_a_candidate_does_not_steer_the_tests(warm: SandboxBackend) -> None:
     assert judged(warm, TARGET.source, test_solution__py="def test_first(): pass\n").verdict is Verdict.FAIL
 
 
+def test_a_suite_may_have_files_under_a_graders_names(warm: SandboxBackend) -> None:
+    tests = {**FILES, "data/junit-sample.xml": b"<testsuite/>"}
+    forges = "open('data/junit-sample.xml', 'w')\n"
+    for source, verdict in ((REFERENCE, Verdict.PASS), (forges + REFERENCE, Verdict.TAMPERED)):
+        found = grade_suite(warm, {"solution.py": source.encode()}, tests, WANTED)
+        assert found.verdict is verdict, found
+
+
 def test_it_is_fooled_by_some_that_fool_the_exit_status_and_not_by_others(warm: SandboxBackend) -> None:
     """What makes it weaker is known: whoever reads or patches the tests from inside wins."""
     fooled: list[int] = []
