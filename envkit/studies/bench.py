@@ -271,7 +271,8 @@ class Bench:
         Raises:
             StoreError: another process is at work in the folder; or code, tasks, weights or adapters are not
                 what the run began with.
-            UsageError: a provider refuses to go on, or the budget is used up. What is done is reported.
+            UsageError: a provider refused to go on, or the budget was used up: the first refusal, when all
+                that it does not touch has been played and reported.
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
@@ -282,33 +283,37 @@ class Bench:
                 self._cast.require_unchanged(row)
                 for _, part in self.parts:
                     self._cast.count_spent(row, part)
-            return [self._play(kind, part) for kind, part in self.parts]
+            refusals: list[UsageError] = []
+            pages = [self._play(kind, part, refusals) for kind, part in self.parts]
+        if refusals:
+            raise refusals[0]
+        return pages
 
-    def _play(self, kind: type[Env], part: RunFolder) -> Path:
+    def _play(self, kind: type[Env], part: RunFolder, refusals: list[UsageError]) -> Path:
+        """Play and report one environment; what refuses a row joins ``refusals``, and the next is asked."""
         require_code(kind, part)
         tasks = self.tasks(part)
         arms = Arms(part, tasks, self._display, self._go_on)
-        refused: UsageError | None = None
-        whole = True
+        cut: list[str] = []
+        stopped = False
         with Rollouts(self.maker(kind, tasks)) as rollouts:
             for row in self.rows:
                 if arms.finished(row.name, row.samples or 1):
                     continue
-                if not self._go_on():  # stopped in an environment before this one
-                    whole = False
+                stopped = stopped or not self._go_on()  # in an environment before this one, or after a row
+                if stopped:
                     break
                 try:
                     with self._cast.agent(row, part, kind, tasks) as agent:
-                        whole = arms.play(rollouts, agent, row.name, row.samples or 1)
+                        stopped = not arms.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # it holds its base, and the next row's may be another
-                except UsageError as error:  # a provider's, or the budget's: what is done is worth a report
-                    refused, whole = error, False
-                if not whole:
-                    break
-        page = self.publish(kind, part, "" if whole else str(refused or "stopped by the user"))
-        if refused:
-            raise refused
-        return page
+                except UsageError as error:  # a provider's, or the budget's: it touches no other row
+                    self._display.say(escape(f"{row.name} is refused: {error}"))
+                    refusals.append(error)
+                    cut.append(str(error))
+        if stopped:
+            cut.append("stopped by the user")
+        return self.publish(kind, part, "; ".join(dict.fromkeys(cut)))
 
     def tasks(self, part: RunFolder) -> list[Task]:
         """The tasks of an environment, as the run began with them.

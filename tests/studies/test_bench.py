@@ -24,8 +24,10 @@ from envkit.agents.recorded import write_recorded
 from envkit.bench.report import load_report, load_reports
 from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
+from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ContractError, StoreError, UsageError
+from envkit.mining.taskfile import write_tasks
 from envkit.models import ModelRef, weights_digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
@@ -209,6 +211,43 @@ def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
     assert data.warnings == ()
     assert sum(item.solved for item in data.arms[1].items) == 6
     assert len(api.asked) == 3  # the others had been answered
+
+
+def test_a_refusal_keeps_no_other_row_and_no_other_environment_from_being_played(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], starters: dict[str, Task], api: Api
+) -> None:
+    api.begin(lambda body, number: refusal(401, "no such key"))
+    edits = [replace(task, split="heldout") for task in list(starters.values())[:2]]
+    write_tasks(tmp_path / "edits.jsonl", edits, 0)
+    right = {task.id: list(SqlDeskEnv.oracle(task)) for task in tasks}
+    right |= {task.id: list(CodeEditorEnv.oracle(task)) for task in edits}
+    write_recorded(tmp_path / "old.jsonl", right)
+    rows = (
+        AgentSpec("live", card=card(tmp_path, api, concurrency=1)),
+        AgentSpec("old", recorded=str(tmp_path / "old.jsonl")),
+        AgentSpec("oracle", script="oracle"),
+    )
+    both = EnvironmentSpec("sql-desk", limit=6), EnvironmentSpec("code-editor", str(tmp_path / "edits.jsonl"))
+    run = begin(tmp_path, replace(spec(*rows), environments=both), backend)
+    with pytest.raises(UsageError, match="TEST_KEY"):
+        finish(run, backend)
+    for data in load_reports(run.path):
+        many = {"sql-desk": 6, "code-editor": 2}[data.environment]
+        solved = {arm.name: sum(item.solved for item in arm.items) for arm in data.arms}
+        assert solved == {"old": many, "oracle": many}
+        [early] = [text for text in data.warnings if "ended early" in text]
+        assert early.count("TEST_KEY") == 1
+    assert len(api.asked) == 2  # one for each environment
+
+
+def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: SandboxBackend) -> None:
+    rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
+    run = begin(tmp_path, spec(*rows), backend)
+    polls = iter([True, True])  # before the first row, and after its first batch
+    [page] = Bench(run, backend, Silent(), lambda: next(polls, False)).run()
+    data = load_report(page.parent)
+    assert [arm.name for arm in data.arms] == ["oracle"]
+    assert data.warnings == ("The run ended early (stopped by the user); this is what there is.",)
 
 
 def test_what_does_not_fit_the_budget_is_not_asked(
