@@ -6,6 +6,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Final
 
 from envkit.bench.data import Arm, Conditions, Difference, Item, ReportData
 from envkit.bench.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
@@ -21,6 +22,9 @@ from envkit.bench.summary import (
 )
 from envkit.errors import UsageError
 from envkit.prices import PriceTable, UnpricedError
+
+#: Name in the price table of the one kind of machine that a report tells by itself: 2 cores and no card.
+TWO_CORES: Final = "cpu-2-cores"
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,30 +126,35 @@ class Board:
     Args:
         sections: one per environment, by name.
         prices: the table that all dollars come from.
-        machine: whose hours are paid for by models that ran here.
+        machine: whose hours are paid for by all models that ran here; ``None``: those of `TWO_CORES` by
+            those that ran on such a machine, and the others are not priced.
     """
 
     sections: tuple[Section, ...]
     prices: PriceTable
-    machine: str
+    machine: str | None
 
 
 def make_board(
-    reports: Sequence[ReportData], prices: PriceTable, machine: str, against: str | None = None
+    reports: Sequence[ReportData],
+    prices: PriceTable,
+    machine: str | None = None,
+    against: str | None = None,
 ) -> Board:
     """Put the rows of reports side by side.
 
     Args:
         reports: at least one; those of one environment must have been measured under equal conditions.
         prices: dollars of tokens and hours.
-        machine: name in the price table of the hardware that local models ran on.
+        machine: name in the price table of the hardware that local models ran on; see `Board`.
         against: name of the row that all others of its section are compared with; by default the last
             that has an adapter, or the first at all.
 
     Raises:
         UsageError: conditions differ or are not known, no row of that name or several, or no such machine.
     """
-    prices.hourly_usd(machine)
+    if machine is not None:
+        prices.hourly_usd(machine)
     groups: dict[str, list[ReportData]] = {}
     for report in {(report.run, report.environment): report for report in reports}.values():
         groups.setdefault(report.environment, []).append(report)
@@ -157,7 +166,9 @@ def make_board(
     return Board(tuple(sections), prices, machine)
 
 
-def _section(reports: Sequence[ReportData], prices: PriceTable, machine: str, against: str | None) -> Section:
+def _section(
+    reports: Sequence[ReportData], prices: PriceTable, machine: str | None, against: str | None
+) -> Section:
     conditions = _common(reports)
     rows: list[Row] = []
     # What one seed of a run has played for others too stands in their reports, and is one row.
@@ -224,29 +235,53 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
     return wanted
 
 
-def _row(name: str, report: ReportData, arm: Arm, prices: PriceTable, machine: str) -> Row:
+def _row(name: str, report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> Row:
     least = min((item.samples for item in arm.items if item.samples), default=1)
     ks = [2**power for power in range(least.bit_length())]
     summary = of_arm(arm, ks)
-    hours = arm.origin.machine or machine
+    cost, training_usd = _cost(report, arm, prices, machine), _training_usd(report, arm, prices, machine)
+    return Row(name, report, arm, summary, summary.rates, cost, training_usd)
+
+
+def _hours(report: ReportData, arm: Arm, machine: str | None) -> str:
+    """Name in the price table of the machine whose hours a row pays for.
+
+    Raises:
+        UnpricedError: nobody has named it, and the report's machine is not `TWO_CORES`.
+    """
+    if named := arm.origin.machine or machine:
+        return named
+    own = report.machine
+    if own.cores == 2 and not own.card:
+        return TWO_CORES
+    card = f"{own.card} and " if own.card else ""
+    raise UnpricedError(
+        f"it ran on {card}{own.cores} cores of {own.cpu}: name the price of its hours with --machine"
+    )
+
+
+def _training_usd(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> float:
+    seconds = arm.origin.training_seconds
+    if seconds == 0:
+        return 0.0
     try:
-        training_usd = arm.origin.training_seconds / 3600 * prices.hourly_usd(hours)
+        return seconds / 3600 * prices.hourly_usd(_hours(report, arm, machine))
     except UnpricedError:
-        training_usd = math.nan
-    return Row(name, report, arm, summary, summary.rates, _cost(arm, prices, hours), training_usd)
+        return math.nan
 
 
-def _cost(arm: Arm, prices: PriceTable, machine: str) -> Cost:
+def _cost(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> Cost:
     origin = arm.origin
     if origin.kind == "script":
         return Cost(math.nan, None, "a script costs nothing worth counting")
     by_hours = origin.kind == "local" or bool(origin.machine)
     try:
         if by_hours:
-            hourly_usd = prices.hourly_usd(machine)
+            hours = _hours(report, arm, machine)
+            hourly_usd = prices.hourly_usd(hours)
             costs = [item.seconds * hourly_usd / 3600 for item in arm.items]
             paid = origin.seconds * hourly_usd / 3600  # answers that a killed run had took no time again
-            basis = f"hours of {machine} at ${hourly_usd:g}"
+            basis = f"hours of {hours} at ${hourly_usd:g}"
         else:
             if not any(item.completion_tokens for item in arm.items) and not origin.prompt_tokens:
                 return Cost(math.nan, None, "its tokens were not recorded")

@@ -12,7 +12,7 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from envkit.bench import charts, tables
-from envkit.bench.board import Board, Section, items_of, usd_per_solved
+from envkit.bench.board import TWO_CORES, Board, Section, items_of, usd_per_solved
 from envkit.bench.data import Item
 from envkit.bench.published import load_published
 from envkit.bench.report import curves_of, templates
@@ -200,7 +200,8 @@ def _warnings(board: Board) -> list[str]:
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.arm.origin.kind == "local"}
-        if len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1:
+        differing = len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1
+        if board.machine and differing:
             found.append(
                 f"{environment}: rows ran on different machines, and all pay for hours of {board.machine}; "
                 "make a board of each, with its own --machine."
@@ -213,6 +214,7 @@ def _warnings(board: Board) -> list[str]:
 
 
 def _method(board: Board) -> list[str]:
+    hours = board.machine or f"{TWO_CORES} if they ran on 2 cores and no card; others name it by --machine"
     return [
         f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
         "tasks made from one function are not independent. They say how results would vary with other "
@@ -224,8 +226,8 @@ def _method(board: Board) -> list[str]:
         "unseen.",
         f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Providers' rows "
         "pay for tokens, as the provider counted them; where it did not, for the most possible. Rows that "
-        f"ran here pay for the wall time of their episodes, grading included, as hours of {board.machine}; "
-        "training is apart, at the same price.",
+        f"ran here pay for the wall time of their episodes, grading included, as hours of {hours}. Training "
+        "is apart, at the same price.",
         "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
         "like all others; what they were asked, and how, is their publisher's.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "

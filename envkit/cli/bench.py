@@ -31,9 +31,6 @@ if TYPE_CHECKING:
     from envkit.store import RunFolder
     from envkit.studies.bench import Bench
 
-#: What rows that ran here are priced as, unless somebody says otherwise.
-DEFAULT_MACHINE = "cpu-2-cores"
-
 Tasks = Annotated[
     str,
     typer.Option("--tasks", "--heldout", help="Task file, or FORMAT:PATH of a benchmark; default: its own."),
@@ -53,7 +50,12 @@ Context = Annotated[
     typer.Option(min=0, help="Tokens a turn of a model here is asked with; default: any. As in training."),
 ]
 Prices = Annotated[Path | None, typer.Option("--prices", help="TOML of prices, on top of envkit's own.")]
-Machine = Annotated[str, typer.Option("--machine", help="Whose hours rows that ran here pay for.")]
+Machine = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose hours rows that ran here pay for, as in `envkit prices`; needless with 2 cores."
+    ),
+]
 Against = Annotated[str | None, typer.Option("--against", help="The row that others are compared with.")]
 
 
@@ -128,6 +130,7 @@ def bench(
     stop_strings: Stops = None,
     max_context_length: Context = None,
     prices: Prices = None,
+    machine: Machine = None,
     sandbox: SandboxName = "auto",
     root: Root = RUNS,
     as_json: Json = False,
@@ -156,14 +159,14 @@ def bench(
         named = ", ".join(f"--{name.replace('_', '-')}" for name in given)
         raise UsageError(f"the spec says it, or the run as it began; leave out {named}")
     if resume is not None:
-        _resume(resume, sandbox, budget_usd, as_json)
+        _resume(resume, sandbox, budget_usd, machine, as_json)
         return
     wanted = (
         from_toml(spec) if spec is not None else _ad_hoc(adapter or [], card or [], recorded or [], given)
     )
     if budget_usd is not None:
         wanted = replace(wanted, budget_usd=budget_usd)
-    _run(wanted, sandbox, root, prices, as_json)
+    _run(wanted, sandbox, root, prices, as_json, machine=machine)
 
 
 def _ad_hoc(
@@ -239,7 +242,7 @@ def rescore(
 def leaderboard(
     runs: Annotated[list[Path], typer.Argument(help="Run folders of bench, eval, train or demo.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the files.")] = Path("runs"),
-    machine: Machine = DEFAULT_MACHINE,
+    machine: Machine = None,
     prices: Prices = None,
     against: Against = None,
     as_json: Json = False,
@@ -290,31 +293,48 @@ def _model(given: str) -> str:
 
 
 def _run(
-    spec: BenchSpec, sandbox: str, root: Path, prices: Path | None, as_json: bool, *, board: bool = True
+    spec: BenchSpec,
+    sandbox: str,
+    root: Path,
+    prices: Path | None,
+    as_json: bool,
+    *,
+    board: bool = True,
+    machine: str | None = None,
 ) -> None:
     """Start a bench and see it through."""
     from envkit.studies.bench import Bench, start
 
+    _require_priced(machine, prices)
     with live() as display:
         backend = proved_backend(sandbox, False, display)
         run = start(root, spec, backend=backend, display=display, command=command_line(), prices=prices)
         display.say(f"run folder: {escape(str(run.path))}")
         with interruptible() as go_on:
             ended = _played(Bench(run, backend, display, go_on), stopped=lambda: not go_on())
-    _said(run, ended, as_json, board=board)
+    _said(run, ended, as_json, board=board, machine=machine)
 
 
-def _resume(folder: Path, sandbox: str, budget_usd: float | None, as_json: bool) -> None:
+def _resume(folder: Path, sandbox: str, budget_usd: float | None, machine: str | None, as_json: bool) -> None:
     from envkit.store import RunFolder
-    from envkit.studies.bench import Bench
+    from envkit.studies.bench import Bench, prices_of
 
     with live() as display:
         backend = proved_backend(sandbox, False, display)
         run = RunFolder.open(folder)
+        _require_priced(machine, prices_of(run))
         with interruptible() as go_on:
             made = Bench(run, backend, display, go_on, budget_usd=budget_usd)
             ended = _played(made, stopped=lambda: not go_on())
-    _said(run, ended, as_json)
+    _said(run, ended, as_json, machine=machine)
+
+
+def _require_priced(machine: str | None, prices: Path | None) -> None:
+    """Refuse a machine without a price before anything is played, not when the board is made."""
+    from envkit.prices import load_prices
+
+    if machine is not None:
+        load_prices(prices).hourly_usd(machine)
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,7 +353,9 @@ def _played(made: Bench, stopped: Callable[[], bool]) -> _Ended:
     return _Ended(stopped())
 
 
-def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -> None:
+def _said(
+    run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True, machine: str | None = None
+) -> None:
     """Say what a bench has found, also if it was refused on its way.
 
     Raises:
@@ -345,7 +367,7 @@ def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -
     if ended.refused and not any(run.path.rglob("report.json")):
         raise ended.refused  # before there was anything to report
     folders = report_folders(run.path)
-    page = write_board(run.path, [run.path], prices=prices_of(run)) if board else None
+    page = write_board(run.path, [run.path], machine, prices_of(run)) if board else None
     found = [heard(folder / "report.html", as_json, run.path) for folder in folders]
     if as_json:
         where = {"leaderboard": str(page)} if page else {}
@@ -362,7 +384,7 @@ def _said(run: RunFolder, ended: _Ended, as_json: bool, *, board: bool = True) -
 def write_board(
     output: Path,
     runs: Sequence[Path],
-    machine: str = DEFAULT_MACHINE,
+    machine: str | None = None,
     prices: Path | None = None,
     against: str | None = None,
 ) -> Path:

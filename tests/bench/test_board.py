@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 from boards import CONDITIONS, arm, report
 
-from envkit.bench.board import Board, make_board, usd_per_solved
-from envkit.bench.data import Origin, ReportData
+from envkit.bench.board import TWO_CORES, Board, make_board, usd_per_solved
+from envkit.bench.data import Machine, Origin, ReportData
 from envkit.bench.rows import provenance
 from envkit.errors import UsageError
 from envkit.prices import Price, PriceTable
@@ -208,3 +208,29 @@ def test_unknown_training_cost_is_not_called_free() -> None:
 def test_a_machine_without_a_price_is_refused() -> None:
     with pytest.raises(UsageError, match="no price for machine 'abacus'; there is: box"):
         make_board([report()], TABLE, "abacus")
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (Machine("A CPU", 2, 2, "bfloat16"), "hours of cpu-2-cores at $0.05"),
+        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU: name the price"),
+        (Machine("A CPU", 2, 2, "bfloat16", card="A card"), "it ran on A card and 2 cores of A CPU: name"),
+    ],
+)
+def test_hours_are_those_of_the_machine_that_a_row_ran_on_unless_another_is_named(
+    machine: Machine, said: str
+) -> None:
+    elsewhere, priced = (
+        replace(report(), machine=machine),
+        replace(TABLE, machines={TWO_CORES: 0.05, "box": 3.6}),
+    )
+    for named, basis in ((None, said), ("box", "hours of box at $3.6")):
+        [section] = make_board([elsewhere], priced, named).sections
+        rows = {row.name: row for row in section.rows}
+        assert rows["SFT+RL"].cost.basis.startswith(basis)
+        known = basis.startswith("hours")
+        assert math.isfinite(rows["SFT+RL"].cost.total_usd) == known
+        assert math.isfinite(rows["SFT+RL"].training_usd) == known
+        assert rows["base"].training_usd == 0.0
+        assert rows["big & <b>bold</b>"].cost.basis.startswith("tokens of gpt-5.6")

@@ -130,6 +130,7 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
         (("bench", "spec.toml", "--max-turns", "3", "--env", "x"), "leave out --env, --max-turns"),
         (("bench", "--resume", "x", "--prices", "y"), "leave out --prices"),
         (("bench", "--resume", "x", "--root", "y"), "leave out --root"),
+        (("bench", "spec.toml", "--machine", "abacus"), "no price for machine 'abacus'"),
         (("bench", "--card", "gpt-5", "--stop-strings", "x"), "--stop-strings is for adapters"),
         (("eval", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out --adapter, --model"),
         (("bench", "none.toml"), "none.toml: cannot be read"),
