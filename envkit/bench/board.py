@@ -105,11 +105,22 @@ class BreakEven:
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """All rows of one environment, best first, controls last."""
+    """All rows of one environment.
+
+    Args:
+        conditions: what they share.
+        reference: name of the row that others are compared with; empty for none.
+        rows: best first; those that were measured on fewer tasks behind those measured on all, controls last.
+        lead_p: p-value of the paired test of the first row against the second, for how sure the first place
+            is; NaN where there are not two that were measured on all tasks.
+        operators: rates by kind of task.
+        break_even: of trained rows, beside those asked elsewhere.
+    """
 
     conditions: Conditions
     reference: str
     rows: tuple[Row, ...]
+    lead_p: float
     operators: tuple[OperatorSummary, ...]
     break_even: tuple[BreakEven, ...]
 
@@ -117,6 +128,13 @@ class Section:
     def contestants(self) -> tuple[Row, ...]:
         """Rows that are no controls."""
         return tuple(row for row in self.rows if row.arm.expected is None)
+
+    @property
+    def whole(self) -> tuple[Row, ...]:
+        """The contestants that were measured on all tasks that any row was."""
+        most = _most(self.rows)
+        measured = (row for row in self.contestants if row.summary.solve_rate.interval)
+        return tuple(row for row in measured if len(row.arm.items) == most)
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,15 +208,26 @@ def _section(
     contestants = [row for row in rows if row.arm.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants
-    ranked = sorted(_pareto(compared), key=lambda row: -_solves(row))
+    most = _most(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
+    ranked = sorted(_pareto(compared), key=lambda row: (len(row.arm.items) < most, -_solves(row)))
     controls = [row for row in rows if row.arm.expected is not None]
-    return Section(
+    section = Section(
         conditions=conditions,
         reference=reference.name if reference else "",
         rows=(*ranked, *controls),
+        lead_p=math.nan,
         operators=by_operator([row.arm for row in ranked]),
         break_even=_break_even(ranked),
     )
+    if len(section.whole) < 2:
+        return section
+    first, second, *_ = section.whole
+    return replace(section, lead_p=_p_value(*_paired(first.arm, second.arm)))
+
+
+def _most(rows: Sequence[Row]) -> int:
+    """Tasks of the row that was measured on the most."""
+    return max((len(row.arm.items) for row in rows), default=0)
 
 
 def _is_sound(arm: Arm) -> bool:
@@ -324,17 +353,24 @@ def _compared(rows: Sequence[Row], reference: Row) -> list[Row]:
 def _test(arm: Arm, reference: Arm) -> tuple[DifferenceSummary, float, float]:
     """The paired difference, its p-value, and McNemar's where each task was tried once."""
     difference = of_pair(Difference(arm.name, reference.name, ""), arm, reference)
-    first, second = solve_rates(arm.items), solve_rates(reference.items)
-    common = sorted(first.keys() & second.keys())
-    if not common:
-        return difference, 1.0, math.nan
-    source = {item.task: item.source for item in arm.items}
-    a, b = [first[task] for task in common], [second[task] for task in common]
+    a, b, sources = _paired(arm, reference)
     once = all(item.samples <= 1 for item in (*arm.items, *reference.items))
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
-    exact = mcnemar_exact(only_a, only_b) if once else math.nan
-    return difference, permutation_p(a, b, [source[task] for task in common]), exact
+    exact = mcnemar_exact(only_a, only_b) if once and a else math.nan
+    return difference, _p_value(a, b, sources), exact
+
+
+def _paired(arm: Arm, reference: Arm) -> tuple[list[float], list[float], list[str]]:
+    """Rates of both on the tasks that both were measured on, and the tasks' sources."""
+    first, second = solve_rates(arm.items), solve_rates(reference.items)
+    source = {item.task: item.source for item in arm.items}
+    common = sorted(first.keys() & second.keys())
+    return [first[task] for task in common], [second[task] for task in common], [source[t] for t in common]
+
+
+def _p_value(a: list[float], b: list[float], sources: list[str]) -> float:
+    return permutation_p(a, b, sources) if a else 1.0
 
 
 def _pareto(rows: Sequence[Row]) -> list[Row]:

@@ -19,7 +19,7 @@ from envkit.bench.report import curves_of, templates
 from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, bounds, dollars, percent
+from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, dollars, number, percent, share
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -88,18 +88,28 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
 
 def _lead(section: Section) -> str:
     """What a section says, in one sentence or two."""
-    ranked = [row for row in section.contestants if row.summary.solve_rate.interval]
-    if not ranked:
+    if not section.contestants:
         return "No agent was measured, only controls." if section.rows else "Nothing was measured."
-    first = ranked[0]
-    rate = first.summary.solve_rate.interval
-    said = f"{first.name} solves most: {percent(rate.estimate if rate else math.nan)} % {bounds(rate)}."
-    priced = [row for row in ranked if math.isfinite(usd_per_solved(row))]
+    if not section.whole:
+        return "No agent was measured on all tasks."
+    first, *others = section.whole
+    rates = [share(row.summary.solve_rate.interval) for row in section.whole[:2]]
+    if not any(item.solved for item in first.arm.items):
+        return "No agent solved anything."
+    if not others:
+        said = f"{first.name} solves {rates[0]}."
+    elif section.lead_p < 1 - LEVEL:
+        said = f"{first.name} solves most: {rates[0]}."
+    else:
+        said = (
+            f"{first.name} and {others[0].name} solve most, {rates[0]} and {rates[1]}: they cannot be told "
+            f"apart (p = {number(section.lead_p, 2)})."
+        )
+    priced = [row for row in section.whole if math.isfinite(usd_per_solved(row))]
     if len(priced) > 1:
         cheapest = min(priced, key=usd_per_solved)
         each = usd_per_solved(cheapest)
-        whose = "It is" if cheapest is first else f"{cheapest.name} is"
-        said += f" {whose} the cheapest per solved task, at {dollars(each)}"
+        said += f" {cheapest.name} is the cheapest per solved task, at {dollars(each)}"
         times = usd_per_solved(first) / each if each else math.inf
         said += (
             "."

@@ -148,6 +148,18 @@ def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
         board(report(), against="nobody")
 
 
+def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
+    local, short = Origin("local", "m"), arm("short", Origin("local", "m"), 0.9)
+    short = replace(short, items=short.items[:20])
+    arms = (arm("best", local, 0.5), arm("worst", local, 0.1), short)
+    [section] = board(replace(report(), arms=arms)).sections
+    assert [row.name for row in section.rows] == ["best", "worst", "short"]
+    assert [row.name for row in section.whole] == ["best", "worst"]
+    assert section.lead_p < 0.01  # of the best against the worst
+    [section] = board(replace(report(), arms=(arms[0], short))).sections
+    assert math.isnan(section.lead_p)
+
+
 def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
     [section] = board(report("one"), report("two"), against="base · two").sections
     assert section.reference == "base · two"

@@ -12,9 +12,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boards import report
+from boards import arm, report
 
 from envkit.bench.board import make_board
+from envkit.bench.data import Origin
 from envkit.bench.leaderboard import render, write_leaderboard
 from envkit.bench.published import load_published
 from envkit.bench.rows import HEAD, line
@@ -94,6 +95,27 @@ def test_voids_controls_that_fail_and_missing_tasks_are_said_first() -> None:
     assert "SFT+RL lost 2 of 242 episodes" in head
     assert "base was not measured on 10 of the tasks" in head
     assert "The run ended early (why)" in head
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"a": 0.5, "b": 0.1}, "a solves most: "),
+        (
+            {"a": 0.5, "b": 0.5},
+            r"[ab] and [ab] solve most, [\d.]+ % .* and [\d.]+ % .*: they cannot be told apart",
+        ),
+        ({"a": 0.0, "b": 0.0}, r"No agent solved anything\.$"),
+        ({"a": 0.5}, r"a solves [\d.]+ % "),
+        ({}, "No agent was measured, only controls"),
+    ],
+)
+def test_the_lead_says_no_more_than_was_measured(rates: dict[str, float], said: str) -> None:
+    rows = [arm(name, Origin("local", "m"), rate, tasks=20) for name, rate in rates.items()]
+    controls = report(tasks=20).arms[:2]
+    page = render(make_board([replace(report(), arms=(*controls, *rows))], load_prices()))
+    [_, lead] = page["leaderboard.md"].decode().split("## code-editor\n\n", 1)
+    assert re.match(said, lead.partition("\n")[0])
 
 
 def test_published_rows_are_apart_and_sourced(files: dict[str, str]) -> None:
