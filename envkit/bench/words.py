@@ -78,15 +78,20 @@ def share(interval: Interval | None) -> str:
 
 
 def headline(data: ReportData, summary: Summary) -> tuple[str, ...]:
-    """What happened: one sentence, then one for each further difference."""
+    """What happened: one sentence, then one for each further difference and each arm that is in none."""
+    paired = {name for entry in summary.differences for name in (entry.pair.arm, entry.pair.against)}
+    measured = [arm for arm in summary.arms if arm.solve_rate.interval is not None]
+    alone = [f"{_solves(arm)}." for arm in measured if not arm.control and arm.name not in paired]
     if not summary.differences:
-        return (_lonely(summary),)
+        if not measured:
+            return ("Nothing was measured: the run has no evaluation.",)
+        return tuple(alone or [f"{_solves(measured[-1])}."])
     first = summary.differences[0]
     arms = {arm.name: arm for arm in summary.arms}
     described = {arm.name: f"{arm.name} ({arm.description})" for arm in data.arms}
     other = f"{share(arms[first.pair.against].solve_rate.interval)} for {described[first.pair.against]}"
     lead = f"{_solves(arms[first.pair.arm])}, against {other}: {_judged(first)}"
-    return (lead, *(f"{entry.pair.meaning}: {_judged(entry)}" for entry in summary.differences[1:]))
+    return (lead, *(f"{entry.pair.meaning}: {_judged(entry)}" for entry in summary.differences[1:]), *alone)
 
 
 def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
@@ -155,14 +160,6 @@ def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
             "there being several."
         )
     return (*general, *data.limits)
-
-
-def _lonely(summary: Summary) -> str:
-    measured = [arm for arm in summary.arms if arm.solve_rate.interval is not None]
-    if not measured:
-        return "Nothing was measured: the run has no evaluation."
-    shown = next((arm for arm in reversed(measured) if not arm.control), measured[-1])
-    return f"{_solves(shown)}. Nothing was compared with it."
 
 
 def _solves(arm: ArmSummary) -> str:

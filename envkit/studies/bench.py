@@ -186,6 +186,19 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
     return Imported(tasks, found.recorded, left_out)
 
 
+def differences(spec: BenchSpec) -> list[Difference]:
+    """Every adapter against the first row of the model that it lies on, where there is one."""
+    bases: dict[str, str] = {}
+    for row in spec.agents:
+        if runs_here(row) and not row.adapter:
+            bases.setdefault(model_of(row), row.name)
+    return [
+        Difference(row.name, base, f"{row.name} against {base}")
+        for row in spec.agents
+        if row.adapter and (base := bases.get(model_of(row)))
+    ]
+
+
 def _recorded(row: AgentSpec, imported: Imported) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
     """A row's recorded outputs for the tasks that are played, and what they cost where that is known.
 
@@ -348,14 +361,13 @@ class Bench:
             expected = SCRIPTS.get(row.script)
             if arm := arms.arm(row.name, self._cast.describe(row), counted, expected, origin):
                 rows.append(arm)
-        base = next((row.name for row in spec.agents if runs_here(row) and not row.adapter), None)
         path, _ = publish(
             part,
             kind,
             self._backend,
             tasks,
             rows,
-            [Difference(row.name, base, row.name) for row in spec.agents if row.adapter and base],
+            differences(spec),
             max_turns=spec.max_turns,
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),

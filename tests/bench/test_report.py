@@ -89,6 +89,18 @@ def test_the_headline_says_what_happened(run: ReportData) -> None:
         assert sentence in "".join(Outline(page).text).replace("\u00a0", " ")
 
 
+def test_the_headline_names_every_contestant(run: ReportData) -> None:
+    alone = replace(run, differences=())
+    said = headline(alone, summarise(alone))
+    assert [sentence.partition(" solves ")[0] for sentence in said] == ["base", "SFT", "SFT+RL"]
+    some = replace(run, differences=run.differences[:1])
+    lead, other = headline(some, summarise(some))
+    assert lead.startswith("SFT+RL solves")
+    assert re.fullmatch(r"SFT solves 37\.5 % of 80 held-out tasks \[[\d.]+, [\d.]+\]\.", other)
+    controls = replace(run, arms=run.arms[3:], differences=())
+    assert headline(controls, summarise(controls))[0].startswith("oracle solves 100.0 %")
+
+
 def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
     base, oracle = run.arms[0], run.arms[3]
     nothing = replace(run, arms=(), differences=())

@@ -31,7 +31,7 @@ from envkit.mining.taskfile import write_tasks
 from envkit.models import ModelRef, weights_digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.bench import Bench, start
+from envkit.studies.bench import Bench, differences, start
 from envkit.studies.rescore import rescore
 from envkit.types import Task
 
@@ -152,6 +152,22 @@ def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
         assert origin.max_context_length == longest
         later = [t.steps[1].turn.tokens for t in RunFolder.open(page.parent).trajectories(f"eval-{name}")]
         assert {tokens is not None and tokens.kept is not None for tokens in later} == {longest > 0}
+
+
+def test_an_adapter_is_measured_against_its_own_base() -> None:
+    rows = (
+        AgentSpec("small", model="small"),
+        AgentSpec("large", model="large"),
+        AgentSpec("again", model="large", temperature=0.0),
+        AgentSpec("on large", model="large", adapter="a"),
+        AgentSpec("on small", model="small", adapter="b"),
+        AgentSpec("on another", model="another", adapter="c"),
+        AgentSpec("old", recorded="old"),
+    )
+    assert [(pair.arm, pair.against, pair.meaning) for pair in differences(spec(*rows))] == [
+        ("on large", "large", "on large against large"),
+        ("on small", "small", "on small against small"),
+    ]
 
 
 def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequence[Task]) -> None:
