@@ -82,6 +82,11 @@ class AgentSpec:
                 f"agent {self.name}: stop_strings and max_context_length are for models that run here; leave "
                 "them out with a card"
             )
+        if self.recorded and (self.samples or 1) > 1:
+            raise ConfigError(
+                f"agent {self.name}: samples is {self.samples}, and recorded outputs give one each; leave it "
+                "out"
+            )
         bad = "/" in self.name or not self.name.isprintable() or not self.name.strip(". ")
         if bad or len(self.name.encode(errors="replace")) > 200:
             raise ConfigError(

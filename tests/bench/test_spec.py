@@ -76,6 +76,7 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty one"),
         ("samples = 2", "max_context_length = -1", "the spec: max_context_length is -1"),
         ('card = "gpt-5.6"', 'card = "gpt-5.6"\nstop_strings = ["x"]', "leave them out with a card"),
+        ('recorded = "gpt-4-0613"', 'recorded = "x"\nsamples = 4', "agent old: samples is 4, and recorded"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:
