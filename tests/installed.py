@@ -38,7 +38,7 @@ def install(folder: Path, wanted: str, *projects: Path) -> Path:
 
     Args:
         folder: empty but for ``projects``.
-        wanted: what pip is asked for, whose requirements must be installed here.
+        wanted: what pip is asked for beside envkit, whose requirements must be installed here.
         projects: folders of which wheels are built, beside envkit's.
     """
     source = folder / "source"  # a copy, so that nothing is left in the repository
@@ -56,7 +56,10 @@ def install(folder: Path, wanted: str, *projects: Path) -> Path:
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "envkit" not in path.name and path.name != "__pycache__":
             (packages / path.name).symlink_to(path)
-    run(*pip, "--python", str(python), "install", "--find-links", "wheels", wanted, cwd=folder)
+    wheels = dict.fromkeys(
+        ("envkit", wanted)
+    )  # envkit by name: what is made for it does not depend on PyPI's
+    run(*pip, "--python", str(python), "install", "--find-links", "wheels", *wheels, cwd=folder)
     file = run(str(python), "-c", "import envkit; print(envkit.__file__)", cwd=folder)
     assert file.strip() == str(packages / "envkit" / "__init__.py")
     return python.parent

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -21,7 +22,8 @@ def new(
     from envkit.scaffold import commands, create
 
     folder = create(name, into)
-    then = [f"cd {shlex.quote(str(folder))}", *commands(name)]
+    # A shell's own python may be another, which knows no envkit.
+    then = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
     if as_json:
         emit({"folder": str(folder), "next": then})
         return

@@ -7,7 +7,6 @@ import re
 import secrets
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -35,11 +34,16 @@ _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
 _TAKEN: Final = {"build", "dist", "tests"}
 
 
-def commands(name: str) -> tuple[str, ...]:
-    """What to run next, inside the new folder, in this order."""
+def commands(name: str, python: str = "python") -> tuple[str, ...]:
+    """What to run next, inside the new folder, in this order.
+
+    Args:
+        name: of the environment.
+        python: as a shell takes it, the one that envkit is installed for.
+    """
     return (
-        "python -m pip install --editable '.[test]'",
-        "python -m pytest",
+        f"{python} -m pip install --editable '.[test]'",
+        f"{python} -m pytest",
         f"envkit play {name}",
         f"envkit tasks check --env {name}",
         f"envkit audit {name}",
@@ -79,7 +83,6 @@ def render(name: str) -> dict[str, str]:
         "title": name.replace("-", " ").capitalize(),
         "kind": "".join(part.capitalize() for part in name.split("-")) + "Env",
         "commands": commands(name),
-        "version": version("envkit"),
     }
     templates = jinja2.Environment(
         loader=jinja2.PackageLoader("envkit.scaffold", "."),

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("new")
     said = run(sys.executable, "-m", "envkit.cli", "new", NAME, "--into", ".", cwd=folder)
     lines = [line.strip() for line in said.splitlines()]
-    assert lines == [f"{NAME}: a small environment that works. Next:", f"cd {NAME}", *commands(NAME)]
+    then = commands(NAME, shlex.quote(sys.executable))
+    assert lines == [f"{NAME}: a small environment that works. Next:", f"cd {NAME}", *then]
     assert [path.name for path in folder.iterdir()] == [NAME]
     return folder / NAME
 
@@ -56,6 +58,7 @@ def test_names_are_put_in_everywhere(tmp_path: Path, name: str, kind: str) -> No
     package = name.replace("-", "_")
     project: Any = tomllib.loads((folder / "pyproject.toml").read_text())
     assert project["project"]["name"] == name
+    assert project["project"]["dependencies"] == []  # pip would take another project's envkit from PyPI
     assert project["project"]["entry-points"]["envkit.environments"] == {name: f"{package}:{kind}"}
     assert f'id: ClassVar[str] = "{name}"' in (folder / package / "env.py").read_text()
     rules = ("--isolated", "--line-length", "110")
@@ -115,7 +118,7 @@ def test_the_command_says_what_is_wrong(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr.count("error:")) == (2, 1)
     found = json.loads(run(sys.executable, "-m", "envkit.cli", "new", "desk", "--json", cwd=tmp_path))
-    assert found == {"folder": "desk", "next": ["cd desk", *commands("desk")]}
+    assert found == {"folder": "desk", "next": ["cd desk", *commands("desk", shlex.quote(sys.executable))]}
     assert (tmp_path / "desk" / "pyproject.toml").exists()
 
 
