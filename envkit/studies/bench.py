@@ -349,11 +349,11 @@ class Bench:
         facts = cast("Mapping[str, JSON]", encode(spec))
         arms = Arms(part, tasks, self._display, self._go_on)
         rows: list[Arm] = []
-        cut_short: list[str] = []
+        told: list[str] = []
         for row in self.rows:
             counted = arms.counted(row.name, row.samples or 1)
             if more := len(arms.played(row.name)) - len(counted):
-                cut_short.append(
+                told.append(
                     f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
                     "in no number: those that end first are no fair sample."
                 )
@@ -361,6 +361,7 @@ class Bench:
             expected = SCRIPTS.get(row.script)
             if arm := arms.arm(row.name, self._cast.describe(row), counted, expected, origin):
                 rows.append(arm)
+                told += self._cast.asked_otherwise(row)
         path, _ = publish(
             part,
             kind,
@@ -374,7 +375,7 @@ class Bench:
             config=flat({name: value for name, value in facts.items() if name not in _TABLES}),
             warnings=(
                 *((f"The run ended early ({cut}); this is what there is.",) if cut else ()),
-                *cut_short,
+                *told,
                 *(f"Left out: {many} {why}." for why, many in part.manifest.get("left_out", {}).items()),
             ),
         )

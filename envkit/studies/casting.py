@@ -7,7 +7,9 @@ from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, final
+from typing import TYPE_CHECKING, Any, Final, final
+
+from rich.markup import escape
 
 from envkit.agent import Agent
 from envkit.agents.api import ApiAgent
@@ -33,6 +35,9 @@ from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
     from envkit.train.policy import Policy
+
+#: What runs trained with that began before these settings were there.
+_UNSAID: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0, "dtype": "float32"}
 
 
 @final
@@ -172,6 +177,28 @@ class Cast:
             return "outputs recorded elsewhere, graded here"
         return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
 
+    def asked_otherwise(self, row: AgentSpec) -> list[str]:
+        """In which settings a row, with all fields filled in, differs from what its adapter was trained with.
+
+        A sentence for each. None where the adapter does not lie in the run folder that trained it.
+        """
+        run = _made_in(Path(row.adapter)) if row.adapter else None
+        if run is None:
+            return []
+        then = {**_UNSAID, **run.manifest.get("plan", {}).get("train", {})}
+        now = {
+            "stop_strings": [*(row.stop_strings or ())],
+            "max_context_length": row.max_context_length,
+            "max_turns": self._spec.max_turns,
+            "max_completion_length": row.max_completion_length,
+            "dtype": self._began["machine"]["dtype"],
+        }
+        return [
+            f"{row.name} was trained with {setting} {then[setting]}, and is asked with {asked}."
+            for setting, asked in now.items()
+            if then.get(setting, asked) != asked
+        ]
+
     def require_unchanged(self, row: AgentSpec) -> None:
         """Refuse to go on with an adapter or a card that is not what the run began with.
 
@@ -222,23 +249,10 @@ class Cast:
             names.append(f"arm-{number}" if row.adapter else None)
             if row.adapter:
                 policy.add(Path(row.adapter), f"arm-{number}")
-                self._compare(self._spec.of(row))
+                for sentence in self.asked_otherwise(self._spec.of(row)):
+                    self._display.say(escape(sentence))
         policy.serve(names)
         return policy
-
-    def _compare(self, row: AgentSpec) -> None:
-        """Say so where an adapter's turns are to begin or end otherwise than they did in its training."""
-        if (run := _made_in(Path(row.adapter))) is None:
-            return
-        then = run.manifest.get("plan", {}).get("train", {})
-        for setting, trained, asked in (
-            ("stop_strings", then.get("stop_strings", []), [*(row.stop_strings or ())]),
-            ("max_context_length", then.get("max_context_length", 0), row.max_context_length),
-        ):
-            if trained != asked:
-                self._display.say(
-                    f"{row.name} was trained with {setting} {trained}, and is asked with {asked}"
-                )
 
 
 def runs_here(row: AgentSpec) -> bool:
