@@ -132,7 +132,7 @@ class Section:
     @property
     def whole(self) -> tuple[Row, ...]:
         """The contestants that were measured on all tasks that any row was."""
-        most = _most(self.rows)
+        most = most_tasks(self.rows)
         measured = (row for row in self.contestants if row.summary.solve_rate.interval)
         return tuple(row for row in measured if len(row.arm.items) == most)
 
@@ -208,7 +208,7 @@ def _section(
     contestants = [row for row in rows if row.arm.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants
-    most = _most(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
+    most = most_tasks(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
     ranked = sorted(_pareto(compared), key=lambda row: (len(row.arm.items) < most, -_solves(row)))
     controls = [row for row in rows if row.arm.expected is not None]
     section = Section(
@@ -225,7 +225,7 @@ def _section(
     return replace(section, lead_p=_p_value(*_paired(first.arm, second.arm)))
 
 
-def _most(rows: Sequence[Row]) -> int:
+def most_tasks(rows: Sequence[Row]) -> int:
     """Tasks of the row that was measured on the most."""
     return max((len(row.arm.items) for row in rows), default=0)
 

@@ -12,20 +12,18 @@ from typing import Any, Final
 from markupsafe import Markup
 
 from envkit.bench import charts, tables
-from envkit.bench.board import TWO_CORES, Board, Section, items_of, usd_per_solved
+from envkit.bench.board import TWO_CORES, Board, Section, items_of, most_tasks, usd_per_solved
 from envkit.bench.data import Item
 from envkit.bench.published import load_published
 from envkit.bench.report import curves_of, templates
 from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, dollars, number, percent, share
+from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, dollars, doubts, number, share
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
 _NAME: Final = "leaderboard"
-#: Share of tries that were cut off from which a reader should know.
-_MUCH: Final = 0.05
 
 
 def write_leaderboard(board: Board, folder: Path) -> Path:
@@ -182,27 +180,12 @@ def _warnings(board: Board) -> list[str]:
     for section in board.sections:
         environment = section.conditions.environment
         for row in section.rows:
-            measured, wanted = row.summary.solve_rate.interval, row.arm.expected
-            if wanted is not None and measured is not None and measured.estimate != wanted:
+            found += [f"{environment}: {text}" for text in doubts(row.name, row.arm, row.summary)]
+            if short := most_tasks(section.rows) - len(row.arm.items):
                 found.append(
-                    f"{environment}: the control {row.name} solved {percent(measured.estimate)} % instead of "
-                    f"{percent(wanted)} %: grading or task files are broken, trust no number of this section."
+                    f"{environment}: {row.name} was not measured on {short} of the tasks, and is ranked "
+                    "behind those that were."
                 )
-            if row.summary.voids:
-                total = row.summary.voids + row.summary.samples
-                found.append(
-                    f"{environment}: {row.name} lost {row.summary.voids} of {total} episodes to broken "
-                    "machinery; they are in no rate."
-                )
-            cut = sum(item.cut_off for item in row.arm.items)
-            if wanted is None and cut > _MUCH * row.summary.samples:
-                found.append(
-                    f"{environment}: {row.name} was cut off at its limit of tokens in {cut} of "
-                    f"{row.summary.samples} tries; it may do better with more."
-                )
-            short = max(len(other.arm.items) for other in section.rows) - len(row.arm.items)
-            if short > 0:
-                found.append(f"{environment}: {row.name} was not measured on {short} of the tasks.")
         clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
         if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
             found.append(

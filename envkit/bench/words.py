@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import math
 
-from envkit.bench.data import ReportData
+from envkit.bench.data import Arm, ReportData
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES, Interval, minimum_detectable
 from envkit.bench.summary import ArmSummary, DifferenceSummary, Summary
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
-_MANY_VOIDS = 0.01
+#: Shares of samples from which a reader should know.
+_MANY_VOIDS, _MANY_CUT_OFF = 0.01, 0.05
 #: How intervals are made where there is nothing to resample.
 EXACT = (
     "Where nothing was solved, or everything, draws cannot differ: the interval is then the exact one of "
@@ -100,17 +101,7 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     if data.isolation != "sandbox":
         found.append(f"The application ran outside the sandbox (isolation: {data.isolation}).")
     for arm, numbers in zip(data.arms, summary.arms, strict=True):
-        measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
-        if arm.expected is not None and measured is not None and measured.estimate != arm.expected:
-            found.append(
-                f"The control {arm.name} solved {percent(measured.estimate)} % instead of "
-                f"{percent(arm.expected)} %: grading or task files are broken, trust no number here."
-            )
-        if numbers.voids > _MANY_VOIDS * drawn:
-            found.append(
-                f"{arm.name}: {numbers.voids} of {drawn} samples were lost to broken machinery; they are "
-                "left out, which may favour either side."
-            )
+        found += doubts(arm.name, arm, numbers)
     for entry in summary.differences:
         name = f"{entry.pair.arm} minus {entry.pair.against}"
         if entry.unpaired:
@@ -120,6 +111,29 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
             functions = interval.clusters
             found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
     return tuple(found)
+
+
+def doubts(name: str, arm: Arm, numbers: ArmSummary) -> list[str]:
+    """What an arm's own numbers warn of; ``name`` is what it is called there."""
+    found: list[str] = []
+    measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
+    if arm.expected is not None and measured is not None and measured.estimate != arm.expected:
+        found.append(
+            f"The control {name} solved {percent(measured.estimate)} % instead of {percent(arm.expected)} %: "
+            "grading or task files are broken, trust no number here."
+        )
+    if numbers.voids > _MANY_VOIDS * drawn:
+        found.append(
+            f"{name}: {numbers.voids} of {drawn} samples were lost to broken machinery or to a provider that "
+            "did not answer; they are left out, which may favour either side."
+        )
+    cut = sum(item.cut_off for item in arm.items)
+    if arm.expected is None and cut > _MANY_CUT_OFF * numbers.samples:
+        found.append(
+            f"{name}: {cut} of {numbers.samples} samples were cut off at the limit of tokens; it may do "
+            "better with a higher one."
+        )
+    return found
 
 
 def method(summary: Summary) -> tuple[str, ...]:

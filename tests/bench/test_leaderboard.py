@@ -15,7 +15,7 @@ import pytest
 from boards import arm, report
 
 from envkit.bench.board import make_board
-from envkit.bench.data import Origin
+from envkit.bench.data import Origin, ReportData
 from envkit.bench.leaderboard import render, write_leaderboard
 from envkit.bench.published import load_published
 from envkit.bench.rows import HEAD, line
@@ -84,17 +84,34 @@ def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
     assert digest in files["leaderboard.csv"]
 
 
-def test_voids_controls_that_fail_and_missing_tasks_are_said_first() -> None:
-    broken = report(voids=2)
+def head_of(*reports: ReportData, machine: str | None = None) -> str:
+    """What a board says before its tables."""
+    page = render(make_board(reports, load_prices(), machine))["leaderboard.md"].decode()
+    return re.sub(r"\\\\(?=[<*|_])", "", page[: page.index("## code-editor")])
+
+
+def test_what_a_reader_must_know_is_said_first() -> None:
+    broken = report(voids=5)
     lying = replace(broken.arms[0], items=tuple(replace(item, solved=0) for item in broken.arms[0].items))
     short = replace(broken.arms[2], items=broken.arms[2].items[:50])
-    data = replace(broken, arms=(lying, short, broken.arms[3]), warnings=("The run ended early (why).",))
-    page = render(make_board([data], load_prices(), "cpu-2-cores"))["leaderboard.md"].decode()
-    head = page[: page.index("## code-editor")]
-    assert "the control oracle solved 0.0 % instead of 100.0 %" in head
-    assert "SFT+RL lost 2 of 242 episodes" in head
-    assert "base was not measured on 10 of the tasks" in head
-    assert "The run ended early (why)" in head
+    arms, early = (lying, short, broken.arms[3]), ("The run ended early (why).",)
+    head = head_of(replace(broken, arms=arms, warnings=early, isolation="external"))
+    assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
+    assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
+    assert "code-editor: base was not measured on 10 of the tasks, and is ranked behind" in head
+    assert "code-editor, run bench-1: The run ended early (why)." in head
+    assert "code-editor, run bench-1: isolation is external." in head
+    assert "different machines" not in head
+
+
+def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None:
+    first, second = (replace(report(run, tasks=20), arms=report(tasks=20).arms[:3]) for run in ("one", "two"))
+    elsewhere = replace(second, machine=replace(second.machine, cpu="B CPU"))
+    assert "different machines" not in head_of(first, second, machine="cpu-2-cores")
+    assert "different machines" not in head_of(first, elsewhere)
+    head = head_of(first, elsewhere, machine="cpu-2-cores")
+    assert "rows ran on different machines, and all pay for hours of cpu-2-cores" in head
+    assert "with 10 source functions, intervals that are not exact are too narrow" in head
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,13 @@ import pytest
 from envkit.bench import tables
 from envkit.bench.data import Arm, Example, Item, ReportData
 from envkit.bench.report import load_report, render, write_report
-from envkit.bench.summary import summarise
-from envkit.bench.words import headline, points, warnings
+from envkit.bench.summary import of_arm, summarise
+from envkit.bench.words import doubts, headline, points, warnings
 from envkit.errors import StoreError
 
 VOID_TAGS = {"meta"}
+#: Ten tasks, each solved in half of ten samples.
+ITEMS = tuple(Item(str(task), str(task), "", samples=10, solved=5) for task in range(10))
 
 
 class Outline(HTMLParser):
@@ -130,6 +132,32 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
     found = "\n".join(warnings(alike, summarise(alike)))
     assert "base minus SFT: with 5 source functions" in found
     assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
+
+
+@pytest.mark.parametrize(
+    ("arm", "said"),
+    [
+        (Arm("a", "", ITEMS), []),
+        (Arm("a", "", (replace(ITEMS[0], voids=1), *ITEMS[1:])), []),  # 1 of 101
+        (
+            Arm("a", "", (replace(ITEMS[0], voids=2), *ITEMS[1:])),
+            ["a there: 2 of 102 samples were lost to broken machinery or to a provider that did not answer"],
+        ),
+        (Arm("a", "", (replace(ITEMS[0], cut_off=5), *ITEMS[1:])), []),
+        (
+            Arm("a", "", (replace(ITEMS[0], cut_off=6), *ITEMS[1:])),
+            ["a there: 6 of 100 samples were cut off at the limit of tokens"],
+        ),
+        (Arm("a", "", ITEMS, expected=0.5), []),
+        (Arm("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
+        (Arm("a", "", (replace(ITEMS[0], cut_off=9), *ITEMS[1:]), expected=0.5), []),
+        (Arm("a", "", ()), []),
+    ],
+)
+def test_what_an_arm_s_own_numbers_warn_of(arm: Arm, said: list[str]) -> None:
+    found = doubts("a there", arm, of_arm(arm, (1,)))
+    assert len(found) == len(said)
+    assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
 
 def test_both_files_say_how_an_interval_without_spread_is_made(run: ReportData) -> None:
