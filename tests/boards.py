@@ -46,7 +46,9 @@ def report(
     run: str = "bench-1", environment: str = "code-editor", tasks: int = 60, voids: int = 0
 ) -> ReportData:
     """Two controls, three models that ran here, one asked live, one recorded."""
-    local = Origin("local", "smollm2-135m-q4", temperature=0.7, max_completion_length=128)
+    local = Origin(
+        "local", "smollm2-135m-q4", temperature=0.7, max_completion_length=128, digest="d19e57" * 10
+    )
     trained = replace(local, adapter="ada97e5" * 4, training_seconds=1200.0)
     arms = (
         arm("oracle", Origin(), 1.0, tasks=tasks, samples=1),

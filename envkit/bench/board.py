@@ -314,13 +314,14 @@ def _cost(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None)
         else:
             if not any(item.completion_tokens for item in arm.items) and not origin.prompt_tokens:
                 return Cost(math.nan, None, "its tokens were not recorded")
-            price = prices.of(origin.model)
+            priced_as = origin.price or origin.model
+            price = prices.of(priced_as)
             costs = [
                 price.cost_usd(item.prompt_tokens, item.completion_tokens, item.cached_tokens)
                 for item in arm.items
             ]
             paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
-            basis = f"tokens of {origin.model} at ${price.input:g} and ${price.output:g} per million"
+            basis = f"tokens of {priced_as} at ${price.input:g} and ${price.output:g} per million"
     except UnpricedError as error:
         return Cost(math.nan, None, str(error))
     # Calls without a graded answer belong to no task: all carry them alike.

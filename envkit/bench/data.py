@@ -60,7 +60,7 @@ class Origin:
     Args:
         kind: ``"script"``, ``"local"`` (a model on this machine), ``"live"`` (a provider asked during the
             run) or ``"recorded"`` (outputs of an earlier day, graded here).
-        model: id of the model, as the price table has it.
+        model: id of the model.
         adapter: digest of the adapter's weights; empty for none.
         machine: name in the price table of the hardware that it ran on, where hours are paid and not tokens.
         training_seconds: what making the adapter took, warm start included; NaN where that is not known.
@@ -73,6 +73,8 @@ class Origin:
         completion_tokens: likewise.
         cached_tokens: likewise; those of ``prompt_tokens`` that a provider had in its cache.
         seconds: of all calls, over how many were made at once; 0 where the items say it all.
+        price: name of the model in the price table; empty for its id.
+        digest: of the model's weights, where it ran here.
     """
 
     kind: str = "script"
@@ -88,6 +90,8 @@ class Origin:
     completion_tokens: int = 0
     cached_tokens: int = 0
     seconds: float = 0.0
+    price: str = ""
+    digest: str = ""
 
 
 @dataclass(frozen=True, slots=True)

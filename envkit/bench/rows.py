@@ -107,7 +107,6 @@ def provenance(section: Section) -> Table:
 
 def _provenance(row: Row) -> tuple[str, ...]:
     report, origin = row.report, row.arm.origin
-    model = origin.model if origin.model != report.model else f"{origin.model} {report.model_digest[:12]}"
     heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
     length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
     stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
@@ -115,7 +114,7 @@ def _provenance(row: Row) -> tuple[str, ...]:
     return (
         row.name,
         report.run,
-        model or NONE,
+        f"{origin.model} {origin.digest[:12]}".strip() or NONE,
         origin.adapter[:12] or NONE,
         NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}{longest}",
         row.cost.basis,

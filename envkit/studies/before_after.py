@@ -175,6 +175,7 @@ class BeforeAfter:
             max_completion_length=config.max_completion_length,
             stop_strings=config.stop_strings,
             max_context_length=config.max_context_length,
+            digest=self._run.manifest["model_digest"],
         )
 
     def _digest(self, adapter: Path) -> str:

@@ -141,7 +141,7 @@ class Cast:
             usages = [u for key, u in Recorded(part.records(_calls(row))).ended if key in counted]
             return Origin(
                 "live",
-                card.price or card.model,
+                card.model,
                 machine=card.machine,
                 temperature=temperature if card.temperature else math.nan,
                 max_completion_length=length,
@@ -149,6 +149,7 @@ class Cast:
                 completion_tokens=sum(usage.completion_tokens for usage in usages),
                 cached_tokens=sum(usage.cached_tokens for usage in usages),
                 seconds=sum(usage.seconds for usage in usages) / card.concurrency,
+                price=card.price,
             )
         if runs_here(row):
             return Origin(
@@ -160,6 +161,7 @@ class Cast:
                 max_completion_length=length,
                 stop_strings=row.stop_strings or (),
                 max_context_length=row.max_context_length or 0,
+                digest=self._began["models"][model_of(row)],
             )
         if row.recorded:
             return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))

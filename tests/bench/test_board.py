@@ -131,6 +131,20 @@ def test_every_row_says_how_it_was_sampled() -> None:
     }
 
 
+def test_every_row_says_its_own_model_and_weights_whatever_it_is_priced_as() -> None:
+    arms = (
+        arm("live", Origin("live", "provider/m", price="gpt-5.6"), 0.5),
+        arm("one", Origin("local", "small", digest="1" * 64), 0.5),
+        arm("other", Origin("local", "large", digest="2" * 64), 0.5),
+    )
+    [section] = board(replace(report(), arms=arms)).sections
+    table = provenance(section)
+    models = {row[0]: row[table.head.index("Model")] for row in table.rows}
+    assert models == {"live": "provider/m", "one": f"small {'1' * 12}", "other": f"large {'2' * 12}"}
+    [basis] = [row.cost.basis for row in section.rows if row.name == "live"]
+    assert basis == "tokens of gpt-5.6 at $4 and $20 per million"
+
+
 def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
     [section] = board(report()).sections
     assert section.reference == "SFT+RL"

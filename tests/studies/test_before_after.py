@@ -101,6 +101,7 @@ def test_it_runs_to_a_report_with_every_arm(
     assert data.isolation == "sandbox"
     assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
     assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
+    assert {arm.origin.digest for arm in data.arms if arm.expected is None} == {data.model_digest}
 
 
 def test_without_a_warm_start_there_is_no_arm_for_it(

@@ -109,7 +109,8 @@ def test_every_kind_of_agent_stands_on_one_board(
     assert rates == {"oracle": 1.0, "no-op": 0.0, "tiny": 0.0, "live": 5 / 6, "old": 5 / 6}
     origins = {arm.name: arm.origin for arm in data.arms}
     assert [origin.kind for origin in origins.values()] == ["script", "script", "local", "live", "recorded"]
-    assert origins["live"].model == "gpt-5.6"
+    assert (origins["live"].model, origins["live"].price) == ("m", "gpt-5.6")
+    assert origins["tiny"].digest == data.model_digest
     assert (origins["tiny"].max_completion_length, origins["tiny"].stop_strings) == (4, ("e",))
     assert origins["live"].stop_strings == ()
     turns = [t.steps[0].turn for t in RunFolder.open(page.parent).trajectories("eval-tiny")]
