@@ -51,7 +51,7 @@ class AgentSpec:
         recorded: a model whose outputs came with the tasks, or a file of outputs; see
             `envkit.agents.recorded`.
         samples: episodes per task, if not as many as for the others. Recorded outputs give one.
-        temperature: if not as for the others.
+        temperature: if not as for the others. Scripts and recorded outputs take neither it nor what follows.
         max_completion_length: most tokens per turn, if not as for the others.
         stop_strings: of a model that runs here, if not as for the others.
         max_context_length: likewise.

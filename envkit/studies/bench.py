@@ -133,12 +133,12 @@ def prices_of(run: RunFolder) -> Path | None:
 def _with_lengths(spec: BenchSpec) -> BenchSpec:
     """The spec with the most tokens of every row behind an API: its card's, where nobody says others."""
 
-    def length(row: AgentSpec) -> int | None:
-        said = row.max_completion_length or spec.max_completion_length
-        return said if said or not row.card else load_card(row.card).max_completion_tokens or None
+    def filled(row: AgentSpec) -> AgentSpec:
+        if not row.card or row.max_completion_length or spec.max_completion_length:
+            return row
+        return replace(row, max_completion_length=load_card(row.card).max_completion_tokens or None)
 
-    rows = [replace(row, max_completion_length=length(row)) for row in spec.agents]
-    return replace(spec, agents=tuple(rows))
+    return replace(spec, agents=tuple(filled(row) for row in spec.agents))
 
 
 def _compute(models: bool) -> tuple[int, str]:

@@ -36,6 +36,8 @@ from envkit.types import EpisodeKey, Task
 if TYPE_CHECKING:
     from envkit.train.policy import Policy
 
+#: Settings of a row that only what is sampled heeds.
+_SAMPLED: Final = ("temperature", "max_completion_length", "stop_strings", "max_context_length")
 #: What runs trained with that began before these settings were there.
 _UNSAID: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0, "dtype": "float32"}
 
@@ -276,14 +278,19 @@ def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[T
     """Refuse a row whose parts are not there, before anything is run; ``sets`` are the tasks it will play.
 
     Raises:
-        UsageError: no such card, no price for it or no key, an adapter folder that is none, or tasks that the
-            random agent cannot play.
+        UsageError: no such card, no price for it or no key, an adapter folder that is none, a setting of its
+            own that would do nothing, or tasks that the random agent cannot play.
     """
+    said = [name for name in _SAMPLED if getattr(row, name) is not None]
+    if said and (row.script or row.recorded):
+        raise ConfigError(f"agent {row.name}: nothing is sampled for it; leave out {', '.join(said)}")
     if row.script == "random":
         for tasks in sets:
             random_edits({task.id: task for task in tasks})
     if row.card:
         card = load_card(row.card)
+        if row.temperature is not None and not card.temperature:
+            raise ConfigError(f"agent {row.name}: card {row.card} takes no temperature; leave it out")
         card.price_in(prices)
         Endpoint(card).close()
     if row.adapter and not (Path(row.adapter) / "adapter_config.json").is_file():

@@ -228,12 +228,22 @@ def test_what_is_not_there_is_said_before_anything_is_made(
 ) -> None:
     write_recorded(tmp_path / "short.jsonl", {tasks[0].id: ["pass"]})
     (tmp_path / "unpriced").mkdir()
+    (tmp_path / "cold").mkdir()
     for row, said in (
         (AgentSpec("a", card="no-such-card"), "no card 'no-such-card'"),
         (AgentSpec("a", card=card(tmp_path / "unpriced", api, price="no-such-model")), "no price for"),
         (AgentSpec("a", adapter=str(tmp_path)), "no adapter_config.json"),
         (AgentSpec("a", recorded="gpt-4-0613"), "no recorded outputs 'gpt-4-0613'"),
         (AgentSpec("a", recorded=str(tmp_path / "short.jsonl")), "no output for 5 of 6 tasks"),
+        (AgentSpec("a", script="random", temperature=0.5), "leave out temperature"),
+        (
+            AgentSpec("a", recorded="x", max_completion_length=9, stop_strings=("x",), max_context_length=0),
+            "leave out max_completion_length, stop_strings, max_context_length",
+        ),
+        (
+            AgentSpec("a", card=card(tmp_path / "cold", api, temperature=False), temperature=0.5),
+            "takes no temperature; leave it out",
+        ),
     ):
         with pytest.raises(UsageError, match=said):
             begin(tmp_path / "runs", spec(row), backend)
