@@ -221,6 +221,9 @@ def _method(board: Board) -> list[str]:
         "pay for tokens, as the provider counted them; where it did not, for the most possible. Rows that "
         f"ran here pay for the wall time of their episodes, grading included, as hours of {hours}. Training "
         "is apart, at the same price.",
+        "Seconds per episode are a row's wall time over its episodes, grading included, with as many under "
+        "way at once as the row allowed: they say how soon a row is done, not how long one answer takes. "
+        "Scripts and recorded outputs answer nothing here and have none.",
         "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
         "like all others; what they were asked, and how, is their publisher's.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "

@@ -48,7 +48,8 @@ def line(row: Row, reference: str) -> tuple[Cell, ...]:
     """A row as cells under `HEAD`; ``reference`` is the name of the row that others are compared with."""
     summary, cost = row.summary, row.cost
     played = summary.samples + summary.voids
-    seconds = summary.seconds / played if played else math.nan
+    answered = row.arm.origin.kind in ("local", "live")  # of the others it is the time of our grading
+    seconds = summary.seconds / played if played and answered else math.nan
     tried = sorted({item.samples + item.voids for item in row.arm.items})
     tries = str(tried[0]) if len(tried) == 1 else f"{tried[0]}{NONE}{tried[-1]}"
     return (

@@ -19,6 +19,7 @@ from envkit.bench.data import Origin, ReportData
 from envkit.bench.leaderboard import render, write_leaderboard
 from envkit.bench.published import load_published
 from envkit.bench.rows import HEAD, line
+from envkit.bench.words import NONE
 from envkit.prices import load_prices
 
 
@@ -38,6 +39,15 @@ def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
         said = [f"{cell.text} {cell.interval}".strip() for cell in cells]
         plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
         assert f"| {' | '.join(said)} |" in plain
+
+
+def test_seconds_are_those_of_answers() -> None:
+    rows = make_board([report()], load_prices()).sections[0].rows
+    shown = {row.name: line(row, "")[HEAD.index("s per episode")].text for row in rows}
+    assert shown == {
+        **dict.fromkeys(("big & <b>bold</b>", "SFT+RL", "base"), "2.00"),
+        **dict.fromkeys(("gpt-4-0613", "oracle", "no-op"), NONE),
+    }
 
 
 def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -> None:
