@@ -93,12 +93,16 @@ class BreakEven:
     Args:
         trained: name of the row with the adapter.
         other: name of the row that it takes the place of.
-        saves_usd: per solved task; not positive where the other is cheaper.
-        solved_tasks: training dollars over that; infinite where the other is cheaper.
+        trained_rate, other_rate: what they solve at the first try, in [0, 1].
+        saves_usd: per solved task; not positive where the other is cheaper, NaN where that is not known.
+        solved_tasks: training dollars over that; infinite where the other is cheaper, NaN where what is
+            saved or what training cost is not known.
     """
 
     trained: str
     other: str
+    trained_rate: float
+    other_rate: float
     saves_usd: float
     solved_tasks: float
 
@@ -393,13 +397,15 @@ def _pareto(rows: Sequence[Row]) -> list[Row]:
 def _break_even(rows: Sequence[Row]) -> tuple[BreakEven, ...]:
     found: list[BreakEven] = []
     for trained in rows:
-        if not trained.arm.origin.adapter or not math.isfinite(trained.training_usd):
+        if not trained.arm.origin.adapter:
             continue
         for other in rows:
             if other.arm.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
-                saves = usd_per_solved(other) - usd_per_solved(trained)
-                after = trained.training_usd / saves if saves > 0 else math.inf
-                found.append(BreakEven(trained.name, other.name, saves, after))
+                own = trained.cost.per_solved.estimate if trained.cost.per_solved else math.nan
+                saves = usd_per_solved(other) - own
+                after = math.inf if saves <= 0 else trained.training_usd / saves
+                rates = _solves(trained), _solves(other)
+                found.append(BreakEven(trained.name, other.name, *rates, saves, after))
     return tuple(found)
 
 

@@ -19,7 +19,18 @@ from envkit.bench.report import curves_of, templates
 from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import EXACT, FEW_CLUSTERS, NEAR_EDGE, NONE, dollars, doubts, number, share
+from envkit.bench.words import (
+    EXACT,
+    FEW_CLUSTERS,
+    NEAR_EDGE,
+    NONE,
+    NOT_KNOWN,
+    dollars,
+    doubts,
+    number,
+    percent,
+    share,
+)
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -129,13 +140,24 @@ def _break_even(section: Section) -> Table:
         (
             found.trained,
             found.other,
-            dollars(found.saves_usd) if math.isfinite(found.saves_usd) else NONE,
-            f"{math.ceil(found.solved_tasks):,}" if math.isfinite(found.solved_tasks) else "never",
+            percent(found.trained_rate),
+            percent(found.other_rate),
+            NOT_KNOWN if math.isnan(found.saves_usd) else dollars(found.saves_usd),
+            _after(found.solved_tasks),
         )
         for found in section.break_even
     )
-    head = ("Trained", "Instead of", "Saves per solved task", "Training is paid after solved tasks")
+    head = (
+        *("Trained", "Instead of", "Trained solves %", "The other %", "Saves per solved task"),
+        "Training is paid after solved tasks",
+    )
     return Table("When a trained adapter has paid for its training", head, rows, text_columns=2)
+
+
+def _after(solved_tasks: float) -> str:
+    if math.isnan(solved_tasks):
+        return NOT_KNOWN
+    return f"{math.ceil(solved_tasks):,}" if math.isfinite(solved_tasks) else "never"
 
 
 def _charts(section: Section, index: int) -> dict[str, Markup]:

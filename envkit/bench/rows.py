@@ -10,7 +10,7 @@ from typing import Final
 
 from envkit.bench.board import Board, Row, Section
 from envkit.bench.tables import Table
-from envkit.bench.words import NONE, bounds, dollars, number, percent, points
+from envkit.bench.words import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 
 #: Where answers come from, in words.
 KINDS: Final = {
@@ -59,7 +59,7 @@ def line(row: Row, reference: str) -> tuple[Cell, ...]:
         *_compared(row, reference),
         _per_solved(row),
         Cell(dollars(cost.total_usd), _finite(cost.total_usd)),
-        Cell(dollars(row.training_usd) if row.training_usd else NONE, _finite(row.training_usd)),
+        _training(row),
         Cell(number(seconds, 2), _finite(seconds)),
         Cell(number(summary.tasks, 0), float(summary.tasks)),
         Cell(tries, float(tried[0])),
@@ -90,6 +90,12 @@ def _per_solved(row: Row) -> Cell:
         return Cell(dollars(found.estimate), 1e300)  # after all others
     high = dollars(found.high) if math.isfinite(found.high) else "\N{INFINITY}"
     return Cell(dollars(found.estimate), found.estimate, f"[{dollars(found.low)}, {high}]")
+
+
+def _training(row: Row) -> Cell:
+    if math.isnan(row.training_usd):
+        return Cell(NOT_KNOWN)
+    return Cell(dollars(row.training_usd) if row.training_usd else NONE, row.training_usd)
 
 
 def _finite(value: float) -> float | None:

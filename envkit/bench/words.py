@@ -10,6 +10,7 @@ from envkit.bench.summary import ArmSummary, DifferenceSummary, Summary
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+NOT_KNOWN = "not known"
 FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
 #: Shares of samples from which a reader should know.
 _MANY_VOIDS, _MANY_CUT_OFF = 0.01, 0.05

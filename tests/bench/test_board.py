@@ -212,6 +212,10 @@ def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
     [found] = section.break_even
     rows = {row.name: row for row in section.rows}
     assert (found.trained, found.other) == ("SFT+RL", "big & <b>bold</b>")
+    for name, rate in (("SFT+RL", found.trained_rate), (found.other, found.other_rate)):
+        measured = rows[name].summary.solve_rate.interval
+        assert measured is not None
+        assert rate == measured.estimate
     saves = usd_per_solved(rows[found.other]) - usd_per_solved(rows[found.trained])
     assert found.saves_usd == pytest.approx(saves)
     assert found.solved_tasks == pytest.approx(1.2 / saves) if saves > 0 else math.isinf(found.solved_tasks)
@@ -228,7 +232,17 @@ def test_unknown_training_cost_is_not_called_free() -> None:
     origin = replace(report().arms[3].origin, training_seconds=math.nan)
     [section] = board(replace(report(), arms=(report().arms[4], arm("SFT+RL", origin, 0.5)))).sections
     assert math.isnan(section.rows[1].training_usd)
-    assert section.break_even == ()
+    [found] = section.break_even
+    assert found.saves_usd > 0
+    assert math.isnan(found.solved_tasks)
+
+
+def test_an_adapter_whose_episodes_are_not_priced_is_not_said_to_never_pay_off() -> None:
+    elsewhere = replace(report(), machine=replace(report().machine, cores=64))
+    [section] = make_board([elsewhere], TABLE).sections
+    [found] = section.break_even
+    assert math.isnan(found.saves_usd)
+    assert math.isnan(found.solved_tasks)
 
 
 def test_a_machine_without_a_price_is_refused() -> None:

@@ -7,6 +7,7 @@ import csv
 import hashlib
 import html
 import io
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -39,6 +40,20 @@ def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
         said = [f"{cell.text} {cell.interval}".strip() for cell in cells]
         plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
         assert f"| {' | '.join(said)} |" in plain
+
+
+def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
+    found = report()
+    trained = replace(found.arms[3], origin=replace(found.arms[3].origin, training_seconds=math.nan))
+    made = make_board([replace(found, arms=(*found.arms[:3], trained, found.arms[4]))], load_prices())
+    rows = made.sections[0].rows
+    shown = {row.name: line(row, "")[HEAD.index("Training $")].text for row in rows}
+    assert shown == {
+        **dict.fromkeys(("big & <b>bold</b>", "base", "oracle", "no-op"), NONE),
+        "SFT+RL": "not known",
+    }
+    page = render(made)["leaderboard.md"].decode()
+    assert re.search(r"\n\| SFT\+RL \| big .* \| 3\d\.\d \| 9\d\.\d \| \$\S+ \| not known \|\n", page)
 
 
 def test_seconds_are_those_of_answers() -> None:
