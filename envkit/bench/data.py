@@ -170,13 +170,24 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One episode to read: the prompt, what the model wrote and what grading said."""
+    """The last turn of an episode, to read: what was asked, what the model wrote and what grading said.
+
+    Args:
+        turns: of the episode.
+    """
 
     task: str
     arm: str
     prompt: str
     completion: str
     verdict: str
+    turns: int = 1
+
+    @property
+    def title(self) -> str:
+        """Which episode it is, what came of it, and which turn is shown where there were several."""
+        turn = [f"turn {self.turns} of {self.turns}"] if self.turns > 1 else []
+        return " · ".join([self.task, self.arm, *turn, self.verdict])
 
 
 @dataclass(frozen=True, slots=True)

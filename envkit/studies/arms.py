@@ -284,11 +284,18 @@ def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
 
 
 def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:
-    """One solved and one failed episode of an arm."""
+    """The last turn, which the verdict is on, of one solved and one failed episode of an arm."""
     ends = (Outcome.SOLVED, Outcome.FAILED)
     chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
     return [
-        Example(t.key.task, arm, t.steps[0].observation, t.steps[0].turn.text, str(t.info.get("verdict", "")))
+        Example(
+            task=t.key.task,
+            arm=arm,
+            prompt=t.steps[-1].observation,
+            completion=t.steps[-1].turn.text,
+            verdict=str(t.info.get("verdict", "")),
+            turns=len(t.steps),
+        )
         for t in chosen
         if t is not None
     ]

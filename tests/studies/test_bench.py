@@ -250,6 +250,19 @@ def test_what_is_not_there_is_said_before_anything_is_made(
     assert not (tmp_path / "runs").exists()
 
 
+def test_an_example_shows_the_turn_that_was_judged(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task]
+) -> None:
+    said = {task.id: ["query(sql='SELECT 1')", *SqlDeskEnv.oracle(task)] for task in tasks}
+    write_recorded(tmp_path / "old.jsonl", said)
+    rows = (AgentSpec("old", recorded=str(tmp_path / "old.jsonl")),)
+    [page] = finish(begin(tmp_path, spec(*rows, max_turns=2), backend), backend)
+    [example] = load_report(page.parent).examples
+    assert example.completion == SqlDeskEnv.oracle(tasks[0])[0]
+    assert tasks[0].prompt not in example.prompt  # it shows what the query gave
+    assert f"### {tasks[0].id} · old · turn 2 of 2 · PASS\n" in (page.parent / "report.md").read_text()
+
+
 def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
