@@ -22,8 +22,8 @@ _SCHEMA: Final = 1
 SHIPPED: Final = "certificate.json"
 #: Files of an environment's package that may decide what it does.
 _SUFFIXES: Final = (".py", ".json", ".jsonl", ".toml", ".txt", ".sql", ".csv")
-#: Modules of envkit that make rewards of what an environment finds, beside all of its grading.
-_GRADERS: Final = ("checks", "env", "tools")
+#: Files of envkit that make rewards of what an environment finds; mining draws the hidden calls.
+_GRADERS: Final = ("checks.py", "env.py", "tools.py", "grading/*.py", "mining/*.py")
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,14 +86,15 @@ class Certificate:
 def content_digest(kind: type[Env]) -> str:
     """SHA-256 over an environment's code and what of envkit makes rewards of it.
 
-    The code is its package or its one file, and those of the environments that it inherits from.
+    The code is its whole package, with all packages around it, or its one file; and those of the environments
+    that it inherits from.
     """
     found = hashlib.sha256(version("envkit").encode())
     core = _file(Env).parent
-    own = [_file(base) for base in kind.__mro__ if issubclass(base, Env) and base is not Env]
-    graders = [*(core / f"{name}.py" for name in _GRADERS), *core.glob("grading/*.py")]
-    files = {(file.parent, path) for file in own for path in _files(file)}
-    files |= {(core, path) for path in graders}
+    files = {(core, path) for pattern in _GRADERS for path in core.glob(pattern)}
+    for base in kind.__mro__:
+        if issubclass(base, Env) and base is not Env:
+            files |= _own(base)
     # In an order that depends on nothing but names within folders, and contents.
     for name, data in sorted((path.relative_to(top).as_posix(), path.read_bytes()) for top, path in files):
         if name.rpartition("/")[2] != SHIPPED:
@@ -105,10 +106,16 @@ def _file(kind: type[Env]) -> Path:
     return Path(inspect.getfile(kind)).resolve()
 
 
-def _files(file: Path) -> list[Path]:
-    if not (file.parent / "__init__.py").exists():
-        return [file]
-    return [path for path in file.parent.rglob("*") if path.suffix in _SUFFIXES]
+def _own(kind: type[Env]) -> set[tuple[Path, Path]]:
+    """The files of a class's code, each with the folder that it belongs to."""
+    file = _file(kind)
+    top = file.parent
+    if not (top / "__init__.py").exists():
+        return {(top, file)}
+    # Ours lie in envkit, but are a folder each.
+    while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
+        top = top.parent
+    return {(top, path) for path in top.rglob("*") if path.suffix in _SUFFIXES}
 
 
 def cached(kind: type[Env]) -> Path:

@@ -18,6 +18,7 @@ from envkit.audit.attacks import ATTACKS, Target
 from envkit.audit.certificate import Certificate, content_digest
 from envkit.audit.examine import CHECKS, Finding, Subject
 from envkit.display import Silent
+from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.errors import UsageError
 from envkit.grading import STRICT, Call, Handover, answers, grade
 from envkit.grading import Subject as Graded
@@ -253,9 +254,38 @@ def test_a_certificate_is_bound_to_what_makes_rewards(
     for name in ("base_of_it.py", "it.py"):
         (tmp_path / name).write_text("# changed\n")
         digests.append(content_digest(kind))
-    monkeypatch.setattr(certificate, "_GRADERS", ("checks",))  # as if envkit had other code
+    monkeypatch.setattr(certificate, "_GRADERS", ("checks.py",))  # as if envkit had other code
     digests.append(content_digest(kind))
     assert len({*digests}) == 4
+
+
+def test_a_certificate_is_bound_to_the_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    deep = tmp_path / "myapp" / "envs"
+    deep.mkdir(parents=True)
+    beside = [tmp_path / "myapp" / "__init__.py", deep / "__init__.py", tmp_path / "myapp" / "grading.py"]
+    for file in (*beside, tmp_path / "other.py"):
+        file.write_text("")
+    kind = InFiles(deep, monkeypatch).made("shop", BASE)
+    digests = [content_digest(kind)]
+    for file in beside:
+        file.write_text("# changed\n")
+        digests.append(content_digest(kind))
+    assert len({*digests}) == 4
+    (tmp_path / "other.py").write_text("# changed\n")
+    assert content_digest(kind) == digests[-1]
+
+
+def test_a_certificate_of_ours_is_bound_to_its_folder_and_to_mining(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kind = CodeEditorEnv
+    files: list[Path] = []
+    read = Path.read_bytes
+    monkeypatch.setattr(Path, "read_bytes", lambda path: files.append(path) or read(path))
+    content_digest(kind)
+    found = {(path.parent.name, path.name) for path in files}
+    assert {("code_editor", "heldout.json"), ("formats", "asserts.py"), ("mining", "inputs.py")} <= found
+    assert ("sql_desk", "env.py") not in found
 
 
 def test_an_audit_that_failed_here_outweighs_a_shipped_certificate(
