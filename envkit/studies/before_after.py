@@ -23,7 +23,7 @@ from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.exam import ARMS, Exam
-from envkit.studies.plan import use_threads
+from envkit.studies.machine import use_threads
 from envkit.studies.spent import Stopwatch, training_seconds
 from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.warm_start import apart, demonstrations, imitate

@@ -26,7 +26,7 @@ from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, write_atomic
-from envkit.studies.arms import Arms, code_digest, commit, flat, machine, publish, require_code
+from envkit.studies.arms import Arms
 from envkit.studies.casting import (
     Cast,
     model_of,
@@ -35,6 +35,9 @@ from envkit.studies.casting import (
     runs_here,
 )
 from envkit.studies.heldout import require_heldout
+from envkit.studies.machine import faster_dtype, machine, use_threads
+from envkit.studies.provenance import code_digest, commit, require_code
+from envkit.studies.publish import flat, publish
 from envkit.studies.verify import verify
 from envkit.types import JSON, Task, Usage
 
@@ -145,8 +148,6 @@ def _compute(models: bool) -> tuple[int, str]:
     """Threads and dtype of the models that run here; where none do, PyTorch need not be installed."""
     if not models:
         return len(os.sched_getaffinity(0)), "no model"
-    from envkit.studies.plan import faster_dtype, use_threads
-
     return use_threads(), faster_dtype()
 
 
@@ -262,8 +263,6 @@ class Bench:
             self._spec = replace(self._spec, budget_usd=budget_usd)
         self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
         if began["models"]:
-            from envkit.studies.plan import use_threads
-
             use_threads(threads)
         self._cast = Cast(self._spec, began, load_prices(prices_of(run)), display)
 

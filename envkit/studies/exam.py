@@ -15,8 +15,9 @@ from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import Arms, flat, publish
+from envkit.studies.arms import Arms
 from envkit.studies.plan import Plan
+from envkit.studies.publish import flat, publish
 from envkit.studies.verify import broken_of, controls
 from envkit.train.config import to_mapping
 from envkit.train.policy import Policy

@@ -13,8 +13,9 @@ from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.arms import code_digest, commit, seconds_of
+from envkit.studies.arms import seconds_of
 from envkit.studies.bench import Bench, prices_of
+from envkit.studies.provenance import code_digest, commit
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
 _AT_ONCE = 64

@@ -16,17 +16,10 @@ from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import code_digest, commit, machine, require_code
 from envkit.studies.heldout import require_heldout
-from envkit.studies.plan import (
-    DEFAULT_MINUTES,
-    Plan,
-    lengths_of,
-    measure,
-    on_this_machine,
-    plan,
-    use_threads,
-)
+from envkit.studies.machine import machine, on_this_machine, use_threads
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, measure, plan
+from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.warm_start import apart, demonstrations
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.policy import Policy

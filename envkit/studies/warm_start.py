@@ -14,7 +14,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
-from envkit.studies.plan import on_this_machine
+from envkit.studies.machine import on_this_machine
 from envkit.train import sft
 from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig

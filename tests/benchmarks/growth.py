@@ -30,8 +30,8 @@ from train_shared import ROUNDS, asked, dtype
 from train_steps import turning
 
 from envkit.models import DEFAULT_MODEL
-from envkit.studies.arms import commit
-from envkit.studies.plan import use_threads
+from envkit.studies.machine import use_threads
+from envkit.studies.provenance import commit
 
 PROMPTS, GROUPS, TURNS, ADAPTERS = (64, 256, 1024), (4, 8, 32), (1, 2, 4), (1, 8, 32)
 OPERATIONS: Final[Mapping[str, Operation]] = {

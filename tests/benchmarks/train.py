@@ -38,8 +38,8 @@ from train_shared import GROUP, NEW, ROUNDS, asked, dtype
 from train_steps import stepping, turning
 
 from envkit.models import DEFAULT_MODEL
-from envkit.studies.arms import commit
-from envkit.studies.plan import use_threads
+from envkit.studies.machine import use_threads
+from envkit.studies.provenance import commit
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
     "generate short": functools.partial(generating, 20),

@@ -17,7 +17,7 @@ from side_by_side import Operation
 
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
-from envkit.studies.plan import faster_dtype
+from envkit.studies.machine import faster_dtype
 from envkit.train.policy import Policy
 from envkit.train.sft import remove_printer
 

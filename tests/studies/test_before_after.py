@@ -27,8 +27,8 @@ from envkit.grading import Grade
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import _taken
 from envkit.studies.before_after import BeforeAfter
+from envkit.studies.publish import _taken
 from envkit.studies.study import prepare
 from envkit.studies.study import start as start_study
 from envkit.studies.warm_start import apart
@@ -240,7 +240,7 @@ def test_other_code_than_it_began_with_is_refused(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path, model)
-    monkeypatch.setattr("envkit.studies.arms.code_digest", lambda kind: "0ther")
+    monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
     with pytest.raises(StoreError, match="the code of code-editor has changed since it began"):
         study(run, backend)
 

@@ -159,7 +159,7 @@ def test_what_an_adapter_was_trained_with_is_told_where_it_differs(
 def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
     tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.studies.plan.faster_dtype", lambda: "float32")  # as the run that trained
+    monkeypatch.setattr("envkit.studies.bench.faster_dtype", lambda: "float32")  # as the run that trained
     trained = trained_with(tmp_path, stop_strings=["e"], max_context_length=1)
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []
@@ -369,7 +369,7 @@ def test_a_run_is_what_it_began_as(
         Bench(RunFolder.open(run.path / "sql-desk"), backend, Silent(), lambda: True)
     with run.locked(), pytest.raises(StoreError, match="another process is at work"):
         finish(run, backend)
-    monkeypatch.setattr("envkit.studies.arms.code_digest", lambda kind: "0ther")
+    monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
     with pytest.raises(StoreError, match="code of sql-desk has changed"):
         finish(run, backend)
     monkeypatch.undo()

@@ -24,8 +24,8 @@ from envkit.errors import ModelError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
-from envkit.studies.arms import machine
-from envkit.studies.plan import measure, on_this_machine
+from envkit.studies.machine import machine, on_this_machine
+from envkit.studies.plan import measure
 from envkit.train import loss, sft
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig

@@ -1,0 +1,158 @@
+"""The report of a run: what its folder holds, as the data that a report is made of."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+from envkit.audit.certificate import valid
+from envkit.bench.data import (
+    Arm,
+    Conditions,
+    Difference,
+    Example,
+    LossPoint,
+    Machine,
+    ReportData,
+    Scalar,
+    TrainPoint,
+)
+from envkit.bench.report import write_report
+from envkit.bench.spec import EVALUATION_SEED
+from envkit.env import Env
+from envkit.mining.taskfile import digest
+from envkit.sandbox import SandboxBackend
+from envkit.store import RunFolder
+from envkit.studies.provenance import code_digest
+from envkit.studies.spent import phases
+from envkit.types import Outcome, Task, Trajectory
+
+
+def publish(
+    run: RunFolder,
+    kind: type[Env],
+    backend: SandboxBackend,
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    differences: Sequence[Difference],
+    *,
+    training: RunFolder | None = None,
+    max_turns: int,
+    title: str,
+    ks: tuple[int, ...],
+    config: Mapping[str, Scalar],
+    warnings: tuple[str, ...] = (),
+) -> tuple[Path, ReportData]:
+    """Write the report of what the run folder holds; returns the HTML's path and the data.
+
+    A resumed run's report takes the place of the one it left when it was stopped.
+
+    Args:
+        run: the folder.
+        kind: the environment.
+        backend: where the episodes were played.
+        tasks: the held-out tasks of every arm.
+        arms: the rows.
+        differences: to report, where both arms are there.
+        training: the folder of the run that trained, where that is another.
+        max_turns: actions per episode.
+        title, ks, config, warnings: see `ReportData`.
+    """
+    manifest = run.manifest
+    names = {arm.name for arm in arms}
+    trained = training or run
+    metrics = _taken(trained.records("metrics"))
+    spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
+    played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
+    drawn = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
+    examples = [
+        example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
+    ]
+    data = ReportData(
+        title=title,
+        run=str(manifest["id"]),
+        created=time.strftime("%Y-%m-%d"),
+        command=manifest["command"],
+        environment=kind.id,
+        isolation=kind.isolation if backend.isolated else "none",
+        sandbox=backend.name,
+        model=manifest["model"],
+        model_digest=manifest["model_digest"],
+        heldout_digest=digest(tasks),
+        machine=Machine(**manifest["machine"]),
+        arms=tuple(arms),
+        differences=tuple(d for d in differences if {d.arm, d.against} <= names),
+        ks=ks,
+        training=tuple(
+            TrainPoint(m["step"], m["reward"], m["mixed"], m["loss"], m["completion_tokens"] / m["rollout_s"])
+            for m in metrics
+            if m["phase"] == "rl"
+        ),
+        sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
+        phases=tuple(replace(one, tokens=drawn.get(one.name, one.tokens)) for one in phases(spent)),
+        examples=tuple(examples[:6]),
+        config=config,
+        warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
+        conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
+        commit=str(manifest.get("commit", "")),
+        certificate=f"none: {found}" if isinstance(found := valid(kind), str) else found.seal,
+    )
+    return write_report(data, run.path, overwrite=True), data
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
+    """Settings as a report has them: what holds several values is text, or an entry for each."""
+    found: dict[str, Scalar] = {}
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            found |= {f"{name}.{key}": each for key, each in cast("Mapping[str, float]", value).items()}
+        else:
+            found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
+    return found
+
+
+def _taken(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of a log of steps, those that led to where training is now.
+
+    A run that was killed or stopped, and resumed, repeats the steps after its last checkpoint.
+    """
+    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
+    for one in metrics:
+        steps = found[one["phase"]]
+        while steps and steps[-1]["step"] >= one["step"]:
+            steps.pop()
+        steps.append(one)
+    return [one for steps in found.values() for one in steps]
+
+
+def _tokens(played: Iterable[Trajectory]) -> int:
+    """What was written in these episodes."""
+    return sum(step.turn.usage.completion_tokens for each in played for step in each.steps)
+
+
+def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
+    """Why verdicts of these arms prove less than a split oracle's, where a grader has said so."""
+    noted = (trajectory.info.get("weaknesses", {}) for played in arms for trajectory in played)
+    return sorted({why for note in noted for why in cast("dict[str, str]", note).values()})
+
+
+def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:
+    """The last turn, which the verdict is on, of one solved and one failed episode of an arm."""
+    ends = (Outcome.SOLVED, Outcome.FAILED)
+    chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
+    return [
+        Example(
+            task=t.key.task,
+            arm=arm,
+            prompt=t.steps[-1].observation,
+            completion=t.steps[-1].turn.text,
+            verdict=str(t.info.get("verdict", "")),
+            turns=len(t.steps),
+        )
+        for t in chosen
+        if t is not None
+    ]
