@@ -1,0 +1,63 @@
+"""What a report says of where a row's answers come from."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.display import Silent
+from envkit.prices import load_prices
+from envkit.store import RunFolder
+from envkit.studies.casting import Cast
+
+HERE = {"cpu": "one", "cores": 2, "threads": 2, "dtype": "float32", "card": ""}
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> RunFolder:
+    """A run that has trained: a warm start of 30 seconds, estimates of 5, and 100 of RL."""
+    run = RunFolder.create(tmp_path / "runs", "before-after", {"machine": HERE})
+    with run.journal("phases") as journal:
+        for phase, seconds in (
+            ("evaluate base", 50.0),
+            ("SFT warm start", 30.0),
+            ("estimate difficulty", 5.0),
+            ("reinforcement learning", 100.0),
+        ):
+            journal.append({"phase": phase, "seconds": seconds, "tokens": 0})
+    for folder in ("sft", "checkpoints/step-000005", "checkpoints/step-000010"):
+        (run.path / folder).mkdir(parents=True)
+    return run
+
+
+def seconds(run: RunFolder, adapter: Path, machine: dict[str, object] = HERE) -> float:
+    row = AgentSpec("mine", adapter=str(adapter))
+    spec = BenchSpec((EnvironmentSpec("code-editor"),), (row,))
+    began = {"models": {"smollm2-135m-q4": "d"}, "adapters": {"mine": "a"}, "machine": machine}
+    return Cast(spec, began, load_prices(), Silent()).origin(spec.of(row), run, ()).training_seconds
+
+
+def test_the_newest_checkpoint_has_taken_all_of_training(trained: RunFolder) -> None:
+    assert seconds(trained, trained.path / "checkpoints" / "step-000010") == 135
+
+
+def test_a_warm_start_has_taken_its_own_time(trained: RunFolder) -> None:
+    assert seconds(trained, trained.path / "sft") == 30
+
+
+def test_what_an_earlier_checkpoint_took_is_not_known(trained: RunFolder) -> None:
+    assert math.isnan(seconds(trained, trained.path / "checkpoints" / "step-000005"))
+
+
+def test_what_an_adapter_outside_of_a_run_took_is_not_known(trained: RunFolder, tmp_path: Path) -> None:
+    (tmp_path / "copied").mkdir()
+    assert math.isnan(seconds(trained, tmp_path / "copied"))
+
+
+@pytest.mark.parametrize("other", [{"cores": 64}, {"card": "A100"}])
+def test_hours_of_another_machine_have_another_price(trained: RunFolder, other: dict[str, object]) -> None:
+    assert math.isnan(seconds(trained, trained.path / "checkpoints" / "step-000010", {**HERE, **other}))
+    assert seconds(trained, trained.path / "sft", {**HERE, "cpu": "another", "threads": 1}) == 30
