@@ -80,8 +80,8 @@ def evaluate(
     from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
     if agent == "model":
-        name = adapter.name if adapter is not None else agent
-        row = AgentSpec(name, model=_model(model), adapter=str(adapter or ""))
+        base, path = _model(model), adapter.resolve() if adapter is not None else None
+        row = AgentSpec((path or Path(base)).name, model=base, adapter=str(path or ""))
     else:
         ours = {"adapter": adapter, "model": model, "stop-strings": stop_strings}
         ours |= {"max-context-length": max_context_length}
@@ -289,7 +289,7 @@ def prices(
 def _model(given: str) -> str:
     from envkit.models import DEFAULT_MODEL
 
-    return given or DEFAULT_MODEL
+    return _path_or_name(given) if given else DEFAULT_MODEL
 
 
 def _run(

@@ -12,8 +12,11 @@ from typing import Any
 import pytest
 from api_server import Api, Body, completion
 
+from envkit.bench.spec import BenchSpec
+from envkit.cli.bench import evaluate
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
+from envkit.models import DEFAULT_MODEL
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -120,6 +123,25 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
     assert api.asked == []
     ran = found(envkit("bench", "--resume", f"runs/{run.name}", "--budget-usd", "1", "--json", cwd=tmp_path))
     assert [arm["name"] for arm in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
+
+
+def test_what_is_evaluated_has_a_name_of_its_own_and_is_found_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[BenchSpec] = []
+    monkeypatch.setattr("envkit.cli.bench._run", lambda spec, *rest, **more: asked.append(spec))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    evaluate()
+    evaluate(model="owner/large")
+    evaluate(model="tiny")
+    evaluate(adapter=Path("runs/step-4"))
+    assert [(row.name, row.model, row.adapter) for spec in asked for row in spec.agents] == [
+        (DEFAULT_MODEL, DEFAULT_MODEL, ""),
+        ("large", "owner/large", ""),
+        ("tiny", f"{tmp_path}/tiny", ""),
+        ("step-4", DEFAULT_MODEL, f"{tmp_path}/runs/step-4"),
+    ]
 
 
 @pytest.mark.parametrize(
