@@ -33,7 +33,11 @@ if TYPE_CHECKING:
 
 Tasks = Annotated[
     str,
-    typer.Option("--tasks", "--heldout", help="Task file, or FORMAT:PATH of a benchmark; default: its own."),
+    typer.Option(
+        "--tasks",
+        "--heldout",
+        help="Held-out tasks: a file, or FORMAT:PATH of a benchmark; default: its own.",
+    ),
 ]
 Model = Annotated[str, typer.Option("--model", help="Model id, folder or hub id.")]
 Limit = Annotated[int | None, typer.Option(min=1, help="First N tasks only.")]
@@ -52,9 +56,7 @@ Context = Annotated[
 Prices = Annotated[Path | None, typer.Option("--prices", help="TOML of prices, on top of envkit's own.")]
 Machine = Annotated[
     str | None,
-    typer.Option(
-        help="Whose hours rows that ran here pay for, as in `envkit prices`; needless with 2 cores."
-    ),
+    typer.Option(help="Whose hours rows that ran here pay for; default: cpu-2-cores, if it was one."),
 ]
 Against = Annotated[str | None, typer.Option("--against", help="The row that others are compared with.")]
 
@@ -110,14 +112,19 @@ def bench(
         list[str] | None, typer.Option(help="Model whose outputs came with the tasks, or a file; repeat.")
     ] = None,
     budget_usd: Annotated[
-        float | None, typer.Option(min=0, help="What all API calls may cost, earlier ones included.")
+        float | None,
+        typer.Option(
+            min=0, help="What all API calls may cost, earlier ones included; default: the spec's, or 1."
+        ),
     ] = None,
     env: Annotated[
         str | None, typer.Option(help="Environment name from `envkit list`; default: code-editor.")
     ] = None,
     tasks: Annotated[
         str | None,
-        typer.Option("--tasks", "--heldout", help="Task file, or FORMAT:PATH; default: its own."),
+        typer.Option(
+            "--tasks", "--heldout", help="Held-out tasks: a file, or FORMAT:PATH; default: its own."
+        ),
     ] = None,
     model: Annotated[str | None, typer.Option(help="Model id, folder or hub id.")] = None,
     limit: Limit = None,

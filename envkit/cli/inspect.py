@@ -6,7 +6,7 @@ import os
 import platform
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 from rich.markup import escape
@@ -16,6 +16,9 @@ from envkit import registry
 from envkit.cli.parts import Json
 from envkit.cli.ui import emit, out
 from envkit.errors import EnvkitError
+
+#: What only those need who run a model here, to train it or to ask it.
+_MODELS: Final = ("torch", "transformers", "peft", "trl")
 
 
 def list_(as_json: Json = False) -> None:
@@ -45,20 +48,20 @@ def doctor(as_json: Json = False) -> None:
         rows.append(("sandbox", not failed, text))
     except EnvkitError as error:
         rows.append(("sandbox", False, str(error)))
-    for package in ("torch", "transformers", "peft", "trl"):
+    for package in _MODELS:
         there = find_spec(package) is not None
-        rows.append(
-            (package, there, "installed" if there else "in envkit's clone: pip install --editable '.[train]'")
-        )
+        missing = "only for models that run here; in envkit's clone: pip install --editable '.[train]'"
+        rows.append((package, there, "installed" if there else missing))
     cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
     rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))
-    ready = all(ok for _, ok, _ in rows)
+    ready = all(ok for name, ok, _ in rows if name not in _MODELS)
     if as_json:
         emit({"ready": ready, "checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in rows]})
     else:
         table = Table(show_header=False, box=None)
         for name, ok, detail in rows:
-            table.add_row("[green]ok[/]" if ok else "[red]no[/]", name, escape(detail))
+            no = "[yellow]no[/]" if name in _MODELS else "[red]no[/]"
+            table.add_row("[green]ok[/]" if ok else no, name, escape(detail))
         out.print(table)
     if not ready:
         raise typer.Exit(1)

@@ -32,8 +32,10 @@ if TYPE_CHECKING:
     from envkit.train.config import TrainConfig
     from envkit.types import Task
 
-Tasks = Annotated[Path | None, typer.Option("--tasks", help="Train task file; default: its own.")]
-Heldout = Annotated[Path | None, typer.Option("--heldout", help="Held-out file; default: its own.")]
+Tasks = Annotated[Path | None, typer.Option("--tasks", help="File of tasks to train on; default: its own.")]
+Heldout = Annotated[
+    Path | None, typer.Option("--heldout", help="File of tasks to measure on; default: its own.")
+]
 Model = Annotated[str | None, typer.Option("--model", help="Model id, folder or hub id.")]
 
 

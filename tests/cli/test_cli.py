@@ -29,6 +29,22 @@ def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "sys.modules.update(dict.fromkeys(('torch', 'transformers', 'peft', 'trl')))\n"  # as if absent
+        "from envkit.cli.main import main; main()"
+    )
+    command = [sys.executable, "-c", program, "doctor", "--json"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    found = json.loads(done.stdout)
+    [torch] = [each for each in found["checks"] if each["name"] == "torch"]
+    assert found["ready"]
+    assert not torch["ok"]
+    assert "only for models that run here" in torch["detail"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
