@@ -1,4 +1,4 @@
-"""Finding environments, agents and sandboxes by name, through entry points."""
+"""Finding environments and sandboxes by name, through entry points."""
 
 from __future__ import annotations
 
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 #: Entry point groups that plugins may add to.
 GROUPS = {
     "environment": "envkit.environments",
-    "agent": "envkit.agents",
     "sandbox": "envkit.sandboxes",
 }
 
@@ -30,7 +29,7 @@ _PREFERENCE = ("zygote", "bubblewrap", "docker")
 
 
 def names(kind: str) -> list[str]:
-    """Registered names of a kind (``environment``, ``agent`` or ``sandbox``), sorted."""
+    """Registered names of a kind (``environment`` or ``sandbox``), sorted."""
     return sorted({point.name for point in entry_points(group=GROUPS[kind])})
 
 

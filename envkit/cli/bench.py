@@ -107,7 +107,9 @@ def bench(
     spec: Annotated[Path | None, typer.Argument(help="TOML of environments and agents.")] = None,
     resume: Annotated[Path | None, typer.Option(help="Go on with an interrupted run.")] = None,
     adapter: Annotated[list[Path] | None, typer.Option(help="An adapter; repeat for more rows.")] = None,
-    card: Annotated[list[str] | None, typer.Option(help="Card of a model behind an API; repeat.")] = None,
+    card: Annotated[
+        list[str] | None, typer.Option(help="Card from `envkit list`, or a file's path; repeat.")
+    ] = None,
     recorded: Annotated[
         list[str] | None, typer.Option(help="Model whose outputs came with the tasks, or a file; repeat.")
     ] = None,

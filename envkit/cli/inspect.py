@@ -22,8 +22,12 @@ _MODELS: Final = ("torch", "transformers", "peft", "trl")
 
 
 def list_(as_json: Json = False) -> None:
-    """List the environments, agents and sandboxes that are installed."""
+    """List the environments and sandboxes that are installed, and the agents that can be named."""
+    from envkit.agents.cards import shipped_cards
+    from envkit.bench.spec import SCRIPTS
+
     found = {kind: registry.names(kind) for kind in registry.GROUPS}
+    found |= {"script": sorted(SCRIPTS), "card": shipped_cards()}
     if as_json:
         emit(found)
         return

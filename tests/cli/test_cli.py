@@ -21,6 +21,8 @@ def test_list_names_what_is_installed(tmp_path: Path) -> None:
     found = json.loads(envkit("list", "--json", cwd=tmp_path).stdout)
     assert "code-editor" in found["environment"]
     assert {"bubblewrap", "process"} <= set(found["sandbox"])
+    assert found["script"] == ["no-op", "oracle", "random"]
+    assert {"gpt-5.6", "ollama"} <= set(found["card"])
 
 
 def test_doctor_finds_this_machine_ready(tmp_path: Path) -> None:
