@@ -16,7 +16,7 @@ from envkit.bench.board import TWO_CORES, Board, Section, items_of, most_tasks, 
 from envkit.bench.data import Item
 from envkit.bench.published import load_published
 from envkit.bench.report import curves_of, templates
-from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, provenance
+from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
 from envkit.bench.words import (
@@ -83,6 +83,7 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
         "text_columns": TEXT_COLUMNS,
         "rows": [(row, line(row, section.reference)) for row in section.rows],
         "charts": _charts(section, index),
+        "pass_at_k": pass_at_k(section),
         "break_even": _break_even(section),
         "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
         "provenance": provenance(section),

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import io
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
 from envkit.bench.board import Board, Row, Section
+from envkit.bench.stats import Interval
 from envkit.bench.tables import Table
 from envkit.bench.words import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 
@@ -102,6 +104,29 @@ def _finite(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
+def pass_at_k(section: Section) -> Table:
+    """pass@k of every contestant, for each k that one has the samples for; no rows where that is 1 alone."""
+    ks = (1, *_ks([section]))
+    rows = tuple((row.name, *map(_percent, _rates(row, ks))) for row in section.contestants)
+    head = ("Agent", *(f"pass@{k} %" for k in ks))
+    return Table("The chance that one of k tries solves a task", head, rows if len(ks) > 1 else ())
+
+
+def _percent(rate: Interval | None) -> str:
+    return NONE if rate is None else f"{percent(rate.estimate)} {bounds(rate)}"
+
+
+def _ks(sections: Sequence[Section]) -> tuple[int, ...]:
+    """Every k above 1 for which a contestant's pass@k is known."""
+    rows = [row for section in sections for row in section.contestants]
+    return tuple(sorted({rate.k for row in rows for rate in row.curve if rate.k > 1 and rate.interval}))
+
+
+def _rates(row: Row, ks: Sequence[int]) -> list[Interval | None]:
+    known = {rate.k: rate.interval for rate in row.curve}
+    return [known.get(k) for k in ks]
+
+
 def provenance(section: Section) -> Table:
     """Where every row comes from."""
     head = (
@@ -134,12 +159,13 @@ def _provenance(row: Row) -> tuple[str, ...]:
 
 def as_csv(board: Board) -> str:
     """One line per row, numbers as numbers."""
-    text = io.StringIO()
+    text, ks = io.StringIO(), _ks(board.sections)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(
         (
             *("environment", "agent", "answers", "tasks", "samples", "solved", "voids"),
             *("pass_at_1", "pass_at_1_low", "pass_at_1_high", "clusters"),
+            *(f"pass_at_{k}{end}" for k in ks for end in ("", "_low", "_high")),
             *("difference", "difference_low", "difference_high", "detectable"),
             *("p_value", "p_holm", "p_mcnemar"),
             *("usd_per_solved", "usd_per_solved_low", "usd_per_solved_high", "usd_total", "usd_training"),
@@ -149,11 +175,13 @@ def as_csv(board: Board) -> str:
     )
     for section in board.sections:
         for row, origin in zip(section.rows, provenance(section).rows, strict=True):
-            writer.writerow([_safe(value) for value in _values(section, row, origin)])
+            writer.writerow([_safe(value) for value in _values(section, row, ks, origin)])
     return text.getvalue()
 
 
-def _values(section: Section, row: Row, origin: tuple[str, ...]) -> list[str | float | None]:
+def _values(
+    section: Section, row: Row, ks: Sequence[int], origin: tuple[str, ...]
+) -> list[str | float | None]:
     rate, versus, cost, items = row.summary.solve_rate.interval, row.versus, row.cost, row.arm.items
     difference = versus.difference.interval if versus else None
     per = cost.per_solved
@@ -166,6 +194,7 @@ def _values(section: Section, row: Row, origin: tuple[str, ...]) -> list[str | f
         sum(item.solved for item in items),
         row.summary.voids,
         *((rate.estimate, rate.low, rate.high, rate.clusters) if rate else (None,) * 4),
+        *(end for k in _rates(row, ks) for end in ((k.estimate, k.low, k.high) if k else (None,) * 3)),
         *((difference.estimate, difference.low, difference.high) if difference else (None,) * 3),
         versus.difference.detectable if versus else None,
         *((versus.p_value, versus.adjusted, versus.mcnemar) if versus else (None,) * 3),

@@ -20,7 +20,7 @@ from envkit.bench.data import Origin, ReportData
 from envkit.bench.leaderboard import render, write_leaderboard
 from envkit.bench.published import load_published
 from envkit.bench.rows import HEAD, line
-from envkit.bench.words import NONE
+from envkit.bench.words import NONE, bounds, percent
 from envkit.prices import load_prices
 
 
@@ -77,6 +77,30 @@ def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -
     made = render(make_board([hostile], load_prices(), "cpu-2-cores"))["leaderboard.csv"].decode()
     assert "'=1+1" in made
     assert ",=1+1" not in made
+
+
+def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str]) -> None:
+    rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
+    made = make_board([report()], load_prices())
+    contestants = {row.name: row for row in made.sections[0].contestants}
+    for name, row in contestants.items():
+        known = {rate.k: rate.interval for rate in row.curve}
+        assert set(known) == ({1} if name == "gpt-4-0613" else {1, 2, 4})
+        cells: list[str] = []
+        for k in (1, 2, 4):
+            rate = known.get(k)
+            cells.append(f"{percent(rate.estimate)} {bounds(rate)}" if rate else NONE)
+            ends = [rows[name][f"pass_at_{k}{end}"] for end in ("", "_low", "_high")]
+            assert ends == (
+                ["", "", ""] if rate is None else [repr(x) for x in (rate.estimate, rate.low, rate.high)]
+            )
+        assert all(f">{cell}</td>" in files["leaderboard.html"] for cell in cells)
+        plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
+        assert f"\n| {name} | {' | '.join(cells)} |\n" in plain
+    once = replace(report(), arms=tuple(arm for arm in report().arms if arm.name in ("oracle", "gpt-4-0613")))
+    page = render(make_board([once], load_prices()))
+    assert "one of k tries" not in page["leaderboard.md"].decode()
+    assert b"pass_at_2" not in page["leaderboard.csv"]
 
 
 def test_a_row_that_solves_all_or_nothing_is_not_certain(files: dict[str, str]) -> None:
