@@ -230,7 +230,10 @@ def _warnings(board: Board) -> list[str]:
 
 
 def _method(board: Board) -> list[str]:
-    hours = board.machine or f"{TWO_CORES} if they ran on 2 cores and no card; others name it by --machine"
+    hours = board.machine or (
+        f"{TWO_CORES} where they ran on 2 cores and no card, and are not priced elsewhere unless --machine "
+        "names whose hours"
+    )
     return [
         f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
         "tasks made from one function are not independent. They say how results would vary with other "
