@@ -194,11 +194,11 @@ def _values(
         sum(item.solved for item in items),
         row.summary.voids,
         *((rate.estimate, rate.low, rate.high, rate.clusters) if rate else (None,) * 4),
-        *(end for k in _rates(row, ks) for end in ((k.estimate, k.low, k.high) if k else (None,) * 3)),
-        *((difference.estimate, difference.low, difference.high) if difference else (None,) * 3),
+        *(end for at_k in _rates(row, ks) for end in _ends(at_k)),
+        *_ends(difference),
         versus.difference.detectable if versus else None,
         *((versus.p_value, versus.adjusted, versus.mcnemar) if versus else (None,) * 3),
-        *((per.estimate, per.low, per.high) if per else (None,) * 3),
+        *_ends(per),
         cost.total_usd,
         row.training_usd,
         sum(item.prompt_tokens for item in items),
@@ -208,6 +208,10 @@ def _values(
         section.conditions.digest,
         *origin[1:],
     ]
+
+
+def _ends(found: Interval | None) -> tuple[float | None, ...]:
+    return (found.estimate, found.low, found.high) if found else (None,) * 3
 
 
 def _safe(value: str | float | None) -> str:

@@ -129,7 +129,11 @@ def test_what_is_evaluated_has_a_name_of_its_own_and_is_found_from_anywhere(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[BenchSpec] = []
-    monkeypatch.setattr("envkit.cli.bench._run", lambda spec, *rest, **more: asked.append(spec))
+
+    def note(spec: BenchSpec, *_: object, **__: object) -> None:
+        asked.append(spec)
+
+    monkeypatch.setattr("envkit.cli.bench._run", note)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
     evaluate()
