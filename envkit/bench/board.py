@@ -72,7 +72,7 @@ class Row:
         cost: in dollars.
         training_usd: what making its adapter cost at the same machine's hours; 0 for none, NaN: not known.
         versus: the comparison with the row of reference; ``None`` for that row and for controls.
-        dominated: another row solves as much for less, or more for no more.
+        dominated: another row, measured on no fewer tasks, solves as much for less, or more for no more.
     """
 
     name: str
@@ -379,7 +379,7 @@ def _p_value(a: list[float], b: list[float], sources: list[str]) -> float:
 
 
 def _pareto(rows: Sequence[Row]) -> list[Row]:
-    """The rows with those marked that another beats on cost and solve rate."""
+    """The rows with those marked that another beats on cost and solve rate, on no fewer tasks."""
 
     def beaten(row: Row) -> bool:
         mine, solves = usd_per_solved(row), _solves(row)
@@ -388,7 +388,7 @@ def _pareto(rows: Sequence[Row]) -> list[Row]:
             and _solves(other) >= solves
             and (usd_per_solved(other), _solves(other)) != (mine, solves)
             for other in rows
-            if math.isfinite(usd_per_solved(other))
+            if math.isfinite(usd_per_solved(other)) and len(other.arm.items) >= len(row.arm.items)
         )
 
     return [replace(row, dominated=beaten(row)) for row in rows]

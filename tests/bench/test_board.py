@@ -170,6 +170,7 @@ def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
     assert [row.name for row in section.rows] == ["best", "worst", "short"]
     assert [row.name for row in section.whole] == ["best", "worst"]
     assert section.lead_p < 0.01  # of the best against the worst
+    assert [row.name for row in section.rows if row.dominated] == ["worst"]
     [section] = board(replace(report(), arms=(arms[0], short))).sections
     assert math.isnan(section.lead_p)
 
