@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Final, Protocol, Self, runtime_checkable
 
-from envkit.errors import UsageError
+from envkit.errors import ConfigError, UsageError
 
 #: Where a backend's ``packages`` lie, as seen from inside. Nothing puts this on a program's path by itself.
 PACKAGES: Final = "/usr/lib/packages"
@@ -256,6 +256,19 @@ class SandboxBackend(Protocol):
     def available(self) -> str | None:
         """``None`` when usable here, else one line that says what is missing and how to mend it."""
         ...
+
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
+        """A backend that is otherwise like this one, whose sandboxes hold further packages as well.
+
+        Args:
+            packages: distributions, pure Python ones that are installed here.
+            warm: modules of theirs, which a backend that imports beforehand is to import.
+
+        Raises:
+            ConfigError: sandboxes of this kind hold no packages.
+        """
+        said = f"sandbox {self.name!r} cannot hold {packages[0]}"
+        raise ConfigError(f"{said}; choose another, see: envkit list")
 
     def create(self) -> Sandbox:
         """A fresh, empty sandbox; the caller closes it.

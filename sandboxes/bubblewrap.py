@@ -79,6 +79,10 @@ class BubblewrapBackend(SandboxBackend):
             return f"a trivial program in bubblewrap ended by {result.stop}; {_bwrap.remedy()}"
         return None
 
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> BubblewrapBackend:
+        """See `envkit.sandbox.SandboxBackend.with_packages`."""
+        return BubblewrapBackend([*dict.fromkeys((*self.packages, *packages))], self._space)
+
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY

@@ -83,6 +83,11 @@ class DockerBackend(SandboxBackend):
             )
         return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
 
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> DockerBackend:
+        """See `envkit.sandbox.SandboxBackend.with_packages`."""
+        held = [*dict.fromkeys((*self.packages, *packages))]
+        return DockerBackend(held, self.image, self.runtime, self._space)
+
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with machinery("make a sandbox"):

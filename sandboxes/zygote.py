@@ -58,6 +58,11 @@ class ZygoteBackend(SandboxBackend):
             return " ".join(f"{error}; {_bwrap.remedy()}".split())
         return None if result.ok else f"a trivial program ended by {result.stop}; {_bwrap.remedy()}"
 
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> ZygoteBackend:
+        """See `envkit.sandbox.SandboxBackend.with_packages`."""
+        held, imported = dict.fromkeys((*self.packages, *packages)), dict.fromkeys((*self._warm, *warm))
+        return ZygoteBackend([*held], [*imported], self._space)
+
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with machinery("make a sandbox"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, NoReturn, final
 
 from envkit.audit.reach import Lookout
@@ -24,7 +24,8 @@ class Watched(SandboxBackend):
 
     def __init__(self, inner: SandboxBackend, *, breaks: bool = False, looks: bool = False) -> None:
         self._inner, self._breaks, self._looks = inner, breaks, looks
-        self.name, self.isolated, self.packages = inner.name, inner.isolated, inner.packages
+        self.name, self.isolated = inner.name, inner.isolated
+        self.packages, self.space = inner.packages, inner.space
         self._made: list[Sandbox] = []
         self._broken: list[str] = []
         #: Of the first one.
@@ -35,15 +36,15 @@ class Watched(SandboxBackend):
         """How often a sandbox was asked to run something that breaks."""
         return len(self._broken)
 
-    def around(self, make: Callable[[SandboxBackend], SandboxBackend]) -> Watched:
-        """The same around what ``make`` makes of the backend within; both close the sandboxes of both."""
-        other = copy.copy(self)
-        other._inner = make(self._inner)
-        other.packages = other._inner.packages
-        return other
-
     def available(self) -> str | None:
         return self._inner.available()
+
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> Watched:
+        """See `envkit.sandbox.SandboxBackend.with_packages`; both close the sandboxes of both."""
+        other = copy.copy(self)
+        other._inner = self._inner.with_packages(packages, warm)
+        other.packages = other._inner.packages
+        return other
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import Any, Final, final
 
 from envkit.errors import SandboxError, UsageError
@@ -34,6 +34,9 @@ class LastLook(SandboxBackend):
 
     def available(self) -> str | None:
         return self._inner.available()
+
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
+        return self._inner.with_packages(packages, warm)  # for graders; the episode's own sandbox has none
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -11,7 +9,7 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Any, Final, cast
 
-from envkit.errors import ConfigError, SandboxError
+from envkit.errors import SandboxError
 from envkit.grading import PYTEST, pytest_modules
 from envkit.mining.checkout import Checkout, is_test
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
@@ -47,18 +45,10 @@ def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> Sandbo
     Raises:
         ConfigError: sandboxes of this kind hold no packages.
     """
-    wanted = tuple(dict.fromkeys((*PYTEST, *packages)))
+    wanted = (*PYTEST, *packages)
     if {*wanted} <= {*backend.packages}:
         return backend
-    if (around := getattr(backend, "around", None)) is not None:  # it stands around another
-        return around(functools.partial(with_pytest, packages=packages))
-    make: Any = type(backend)
-    known = inspect.signature(make).parameters
-    if "packages" not in known:
-        raise ConfigError(f"sandbox {backend.name!r} cannot hold pytest; choose another, see: envkit list")
-    # What else it was made with stays: a runtime that isolates better, an image, a bound on space.
-    kept = {name: getattr(backend, name) for name in known if hasattr(backend, name)}
-    return make(**kept | {"packages": wanted} | ({"warm": pytest_modules()} if "warm" in known else {}))
+    return backend.with_packages(wanted, pytest_modules())
 
 
 def suite_runs(

@@ -12,6 +12,8 @@ from typing import Any, cast, final
 import pytest
 from shop import FILES, lay_out
 
+from envkit.audit.watched import Watched
+from envkit.cli.lastlook import LastLook
 from envkit.errors import UsageError
 from envkit.grading import Grade, canonical, grade_suite
 from envkit.mining.checkout import SETTINGS, Checkout
@@ -26,7 +28,9 @@ from envkit.mining.suite_miner import Mined, mine_checkout, split_of
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.sandbox import SandboxBackend, Space
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.process import ProcessBackend
+from envkit.sandboxes.zygote import ZygoteBackend
 from envkit.types import Task, Verdict
 
 STABLE = (
@@ -266,13 +270,29 @@ def test_a_sandbox_without_room_for_pytest_is_refused(root: Path) -> None:
         mined(root, ProcessBackend())
 
 
-def test_a_backend_with_pytest_is_otherwise_the_same() -> None:
-    bounded = BubblewrapBackend(space=Space(total_bytes=2**24, files=500))
+@pytest.mark.parametrize("kind", [BubblewrapBackend, ZygoteBackend, DockerBackend])
+def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBackend]) -> None:
+    bounded = kind(["toolz"], space=Space(total_bytes=2**24, files=500))
     found = with_pytest(bounded, ["annotated-types"])
-    assert isinstance(found, BubblewrapBackend)
+    assert isinstance(found, kind)
     assert found.space == bounded.space
-    assert {"pytest", "annotated-types"} < {*found.packages}
+    assert {"toolz", "pytest", "annotated-types"} < {*found.packages}
     assert with_pytest(found) is found
+
+
+def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
+    bounded = ZygoteBackend(["toolz"], space=Space(total_bytes=2**24, files=500))
+    for around in (Watched(bounded), LastLook(bounded)):
+        found = with_pytest(around)
+        assert {"toolz", "pytest"} < {*found.packages}
+        assert found.space == bounded.space
+    watched = Watched(bounded)
+    with with_pytest(watched).create() as sandbox:
+        imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, toolz"
+        assert sandbox.run([sandbox.python, "-c", imports]).ok
+        watched.close()
+        with pytest.raises(OSError, match="Bad file descriptor"):
+            sandbox.write("a.txt", b"")
 
 
 def test_the_language_is_a_plugin(root: Path, backend: SandboxBackend) -> None:
