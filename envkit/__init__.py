@@ -10,6 +10,7 @@ from envkit.checks import Check, Score, check
 from envkit.env import Effect, Env, Exploit, Imported
 from envkit.errors import (
     AgentError,
+    BrokenTask,
     ConfigError,
     ContractError,
     EnvkitError,
@@ -23,6 +24,7 @@ from envkit.errors import (
     TooLargeError,
     TrainingError,
     UnenforceableLimit,
+    UnpricedError,
     UsageError,
 )
 from envkit.grading import Grade
@@ -47,6 +49,7 @@ __all__ = [
     "Agent",
     "AgentError",
     "Application",
+    "BrokenTask",
     "Check",
     "ConfigError",
     "ContractError",
@@ -85,6 +88,7 @@ __all__ = [
     "Trajectory",
     "Turn",
     "UnenforceableLimit",
+    "UnpricedError",
     "Usage",
     "UsageError",
     "Utf8",

@@ -1,4 +1,4 @@
-"""The error tree; a few modules have subclasses of their own.
+"""The error tree.
 
 ::
 
@@ -9,6 +9,7 @@
     │   ├── ModelError         a path or id that is not a usable model
     │   ├── RegistryError      no environment, agent or sandbox of that name
     │   ├── TooLargeError      more bytes than were asked for
+    │   ├── UnpricedError      the price table has no such model or machine
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
@@ -18,6 +19,12 @@
     ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
     ├── StoreError             a run folder cannot be read or written
     └── TrainingError          training cannot go on
+
+Of kinds that one part alone raises and catches:
+
+- `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
+- `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
+- `envkit.environments.sql_desk.session.Silent`, a `SandboxError`: a connection's patience is at its end.
 """
 
 from __future__ import annotations
@@ -49,6 +56,10 @@ class RegistryError(UsageError):
 
 class TooLargeError(UsageError):
     """A file, or files together, hold more bytes than the caller allowed."""
+
+
+class UnpricedError(UsageError):
+    """The price table has no such model or machine."""
 
 
 class MissingExtraError(UsageError):

@@ -9,12 +9,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import ConfigError, UsageError
+from envkit.errors import ConfigError, UnpricedError
 from envkit.types import Usage
-
-
-class UnpricedError(UsageError):
-    """The price table has no such model or machine."""
 
 
 @dataclass(frozen=True, slots=True)

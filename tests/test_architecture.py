@@ -134,6 +134,27 @@ def test_every_package_is_shipped() -> None:
     assert len(folders) == len(packages), "a folder with modules has no __init__.py"
 
 
+def test_every_error_is_in_the_tree() -> None:
+    """Found by their bases' names, so that nothing has to be loaded for it."""
+    classes = [
+        (module, node)
+        for module in MODULES
+        for node in ast.walk(module.tree)
+        if isinstance(node, ast.ClassDef)
+    ]
+    known: set[str] = {"EnvkitError"}
+    while True:
+        derived = [(m, n) for m, n in classes if known & {ast.unparse(base) for base in n.bases}]
+        if {node.name for _, node in derived} <= known:
+            break
+        known |= {node.name for _, node in derived}
+    assert {"BrokenTask", "ProviderError", "Silent"} <= known
+    tree = next(str(ast.get_docstring(module.tree)) for module in MODULES if module.name == "envkit.errors")
+    for module, node in derived:
+        name = f"─ {node.name} " if module.name == "envkit.errors" else f"`{module.name}.{node.name}`"
+        assert name in tree, f"{module.path}:{node.lineno}"
+
+
 @pytest.mark.parametrize(
     ("name", "source"),
     [

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from envkit.errors import ConfigError
-from envkit.prices import Price, UnpricedError, load_prices
+from envkit.errors import ConfigError, UnpricedError
+from envkit.prices import Price, load_prices
 
 
 def test_the_shipped_table_is_dated_and_sourced() -> None:

@@ -20,8 +20,8 @@ from envkit.bench.summary import (
     of_pair,
     solve_rates,
 )
-from envkit.errors import UsageError
-from envkit.prices import PriceTable, UnpricedError
+from envkit.errors import UnpricedError, UsageError
+from envkit.prices import PriceTable
 
 #: Name in the price table of the one kind of machine that a report tells by itself: 2 cores and no card.
 TWO_CORES: Final = "cpu-2-cores"

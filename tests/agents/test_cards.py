@@ -9,7 +9,8 @@ import pytest
 
 from envkit import ConfigError
 from envkit.agents.cards import Card, load_card, shipped_cards
-from envkit.prices import Price, UnpricedError, load_prices
+from envkit.errors import UnpricedError
+from envkit.prices import Price, load_prices
 
 ENDPOINTS = {
     "claude-haiku-5-5": "https://api.anthropic.com/v1/",
