@@ -27,11 +27,12 @@ def compiled(source: str, *, mode: str = "exec", flags: int = 0) -> Any:
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if "finally" in source and not flags & ast.PyCF_ONLY_AST:
-            tree = compile(source, "<source>", mode, flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-            if nodes_of(tree) > _MOST_NODES:
-                raise ValueError("its finally blocks become too much code")
-        return compile(source, "<source>", mode, flags, dont_inherit=True)
+        tree = compile(source, "<source>", mode, flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+        if flags & ast.PyCF_ONLY_AST:
+            return tree
+        if "finally" in source and nodes_of(tree) > _MOST_NODES:
+            raise ValueError("its finally blocks become too much code")
+        return compile(tree, "<source>", mode, flags, dont_inherit=True)
 
 
 def nodes_of(tree: ast.AST) -> float:

@@ -54,6 +54,23 @@ def test_a_text_that_becomes_too_much_code_is_no_python_here() -> None:
     assert syntax_problem(f"def f():\n try:\n  return\n finally:\n{body}") is None
 
 
+@pytest.mark.parametrize(
+    "source",
+    [
+        "é = 'ü'; return 1\n",
+        "def f():\n    é = 'ü'; nonlocal q\n",
+        "'é'; None = 1\n",
+        "é := 1\n",
+        "try: 'é'; break\nfinally: pass\n",
+    ],
+)
+def test_errors_lie_where_the_compiler_alone_would_see_them(source: str) -> None:
+    with pytest.raises(SyntaxError) as wanted:
+        compile(source, "<source>", "exec", dont_inherit=True)
+    error = wanted.value
+    assert syntax_problem(source) == SyntaxProblem(error.lineno or 0, error.offset or 0, error.msg)
+
+
 def test_definitions_with_their_places() -> None:
     assert definitions(SOURCE) == [
         Definition("Stack", "class", 3, 12, "class Stack:", 0),
