@@ -7,7 +7,7 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, TypeVar, final
 
 import gymnasium
 
@@ -18,6 +18,8 @@ from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tools import Tool, help_of, read, tools_of
 from envkit.types import Task
+
+Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +238,9 @@ class Env(gymnasium.Env[str, str], ABC):
             found = getattr(self, call.tool.name)(**call.arguments)
         except UsageError as error:
             return Effect(str(error))
-        effect = found if isinstance(found, Effect) else Effect(found)
+        if isinstance(found, str):
+            found = Effect(found)
+        effect = _returned(found, Effect, f"tool {call.tool.name}", "a str or an Effect")
         return Effect(effect.observation, effect.done or call.tool.ends)
 
     # What an author reads.
@@ -303,7 +307,8 @@ class Env(gymnasium.Env[str, str], ABC):
         with self._ending_on_error():
             for path, text in self._task.files.items():
                 self._sandbox.write(path, text.encode())
-            self._last = self.observation_space.clip(self.setup(self._task))
+            seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
+            self._last = self.observation_space.clip(seen)
         return self._last, {"task": task_id, "split": self._task.split}
 
     @final
@@ -319,7 +324,7 @@ class Env(gymnasium.Env[str, str], ABC):
         with self._ending_on_error():
             self._turns += 1
             if self.action_space.contains(action):
-                effect = self.apply(action)
+                effect = _returned(self.apply(action), Effect, "apply", "an Effect")
             else:
                 limit = self.action_space.max_bytes
                 effect = Effect(f"That action is not valid text of at most {limit} bytes; nothing was done.")
@@ -371,3 +376,14 @@ class Env(gymnasium.Env[str, str], ABC):
                 self.teardown()
             finally:
                 sandbox.close()
+
+
+def _returned(found: object, kind: type[Returned], method: str, expected: str) -> Returned:
+    """What an author's method returned.
+
+    Raises:
+        ContractError: it is something else, such as None for want of a ``return``.
+    """
+    if not isinstance(found, kind):
+        raise ContractError(f"{method} returned {found!r}; expected {expected}")
+    return found

@@ -22,7 +22,7 @@ from envkit.errors import ContractError
 _MARK = "__envkit_tool__"
 _TORN = re.compile("[\ud800-\udfff]")
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
-_ARGUMENT = re.compile(r"^\s*(\w+)(?: \([^)]*\))?: (.+)$", re.MULTILINE)
+_ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 
@@ -116,7 +116,9 @@ def tools_of(cls: type) -> tuple[Tool, ...]:
 
 
 def help_of(tools: Sequence[Tool]) -> str:
-    """What a prompt says of tools: one line each, and how to call one."""
+    """What a prompt says of tools: one line each, and how to call one; nothing where there are none."""
+    if not tools:
+        return ""
     lines = "\n".join(each.usage() for each in tools)
     return f"Say one call per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
 
@@ -171,9 +173,29 @@ def _described(name: str, method: Any, ends: bool) -> Tool:
                 f"tool {name}: argument {each.name} has no type hint, such as {each.name}: str"
             )
     head, _, tail = (inspect.getdoc(method) or "").partition("\nArgs:\n")
-    texts: dict[str, str] = {argument: text for argument, text in _ARGUMENT.findall(tail)}
+    texts = _texts(tail)
     described = {each.name: texts.get(each.name, "") for each in arguments}
     return Tool(name, head.strip(), described, f"({', '.join(map(_shown, arguments))})", ends, method)
+
+
+def _texts(section: str) -> dict[str, str]:
+    r"""Descriptions by argument; what is indented deeper than an argument's line goes on with it.
+
+    >>> _texts("    word: what to look for,\n        limit: of one line.\nReturns:\n    lines: found.")
+    {'word': 'what to look for, limit: of one line.'}
+    """
+    found: dict[str, list[str]] = {}
+    depth, name = 0, ""
+    for line in filter(str.strip, section.split("\n")):
+        text = line.strip()
+        indent = line.index(text)
+        if indent == 0:
+            break  # another section
+        depth = depth or indent
+        if indent <= depth and (argument := _ARGUMENT.fullmatch(text)):
+            name, text = argument[1], argument[2] or ""
+        found.setdefault(name, []).append(text)
+    return {name: " ".join(lines).strip() for name, lines in found.items()}
 
 
 def _shown(argument: inspect.Parameter) -> str:

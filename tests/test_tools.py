@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, Literal
 
 import pytest
-from guess import TASKS, Backend
+from guess import TASKS, Backend, GuessEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -95,6 +96,32 @@ def test_a_prompt_gets_one_line_for_each() -> None:
         "give_up()  End it.",
         "scold(words: list[str] | None = None)",
     ]
+
+
+def test_a_description_may_take_several_lines() -> None:
+    def fetch(self: Any, word: str, limit: int, page: int) -> str:
+        """Fetch lines.
+
+        Args:
+            word: what to look for,
+                limit: no more than one line of it.
+            limit (int):
+                how many lines,
+
+                at most.
+            page: which.
+
+        Returns:
+            page: the lines.
+        """
+        return ""
+
+    [found] = tools_of(type("Made", (), {"fetch": tool(fetch)}))
+    assert found.arguments == {
+        "word": "what to look for, limit: no more than one line of it.",
+        "limit": "how many lines, at most.",
+        "page": "which.",
+    }
 
 
 # What an agent says.
@@ -222,6 +249,45 @@ def test_an_environment_without_actions_is_a_bug() -> None:
         ContractError, match=r"Still has no actions; mark methods with @tool, or write apply\(\)"
     ):
         Still(tasks=TASKS, sandbox=Backend())
+
+
+class Forgetful(Desk):
+    id = "forgetful"
+    forgets: str
+
+    def setup(self, task: Task) -> str:
+        return super().setup(task) if self.forgets != "setup" else None  # type: ignore[return-value]  # pyright: ignore
+
+    def apply(self, action: str) -> Effect:
+        return super().apply(action) if self.forgets != "apply" else None  # type: ignore[return-value]  # pyright: ignore
+
+    @tool
+    def look_up(self, word: str) -> str:  # type: ignore[override]  # pyright: ignore
+        return None  # type: ignore[return-value]  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("forgets", "said"),
+    [
+        ("setup", "setup returned None; expected a str, the first observation"),
+        ("apply", "apply returned None; expected an Effect"),
+        ("tool", "tool look_up returned None; expected a str or an Effect"),
+    ],
+)
+def test_a_missing_return_is_named(forgets: str, said: str) -> None:
+    env = Forgetful(tasks=TASKS, sandbox=Backend())
+    env.forgets = forgets
+    asked: Any = env.reset
+    if forgets != "setup":
+        env.reset(seed=0)
+        asked = partial(env.step, "look_up('tea')")
+    with pytest.raises(ContractError, match=said):
+        asked()
+    env.close()
+
+
+def test_there_is_no_help_where_there_are_no_tools() -> None:
+    assert GuessEnv().help == ""
 
 
 def test_an_argument_without_a_type_or_a_name_is_a_bug() -> None:
