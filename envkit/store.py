@@ -1,4 +1,4 @@
-"""The run folder: append-only JSON lines, atomic files, nothing ever overwritten."""
+"""The run folder: JSON lines that only grow, and files that are replaced whole or not at all."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ def write_atomic(path: Path, data: bytes) -> None:
     """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
 
     Raises:
-        StoreError: the file system refused (full, read-only); names the path.
+        StoreError: the file system refused (full, read-only); names the path, and says which file is there.
     """
+    left = "the old file stays"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         try:
@@ -37,11 +38,12 @@ def write_atomic(path: Path, data: bytes) -> None:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            left = "the new file is there, but may be lost with the power"
         finally:
             temporary.unlink(missing_ok=True)
         sync_folder(path.parent)
     except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror or error}; the old file stays") from error
+        raise StoreError(f"cannot write {path}: {error.strerror or error}; {left}") from error
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -177,6 +178,28 @@ def test_atomic_file_on_a_full_disk(small_disk: Path) -> None:
 
 
 # Atomic files.
+
+
+@pytest.mark.parametrize(
+    ("fails", "said", "there"),
+    [
+        ("os.replace", "the old file stays", b"old"),
+        ("envkit.store.sync_folder", "the new file is there", b"new"),
+    ],
+)
+def test_which_file_is_there_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, said: str, there: bytes
+) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    path = tmp_path / "a.bin"
+    write_atomic(path, b"old")
+    monkeypatch.setattr(fails, refuse)
+    with pytest.raises(StoreError, match=rf"cannot write .*a\.bin: .*; {said}"):
+        write_atomic(path, b"new")
+    assert path.read_bytes() == there
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_atomic_file_replaces_whole(tmp_path: Path) -> None:

@@ -245,7 +245,8 @@ class ReportData:
         created: ISO date of the run's end.
         command: the command line that repeats it.
         environment: registry id of the environment.
-        isolation: ``"sandbox"`` or ``"external"``, as the application declares it.
+        isolation: as the environment declares it (`envkit.env.Env.isolation`); ``"none"`` where the backend
+            does not isolate.
         sandbox: name of the sandbox backend.
         model: id that names the exact weights.
         model_digest: digest of those weights.
