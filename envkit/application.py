@@ -10,13 +10,10 @@ from envkit.sandbox import Sandbox
 class Application(Protocol):
     """A real program behind text actions. It knows nothing of tasks or rewards.
 
-    One application serves many task sets. It lives in a sandbox that the caller owns; an action
-    that the application cannot understand is answered with an observation that says how to say
+    One application serves many task sets. It lives in a sandbox that the caller owns, and ends with it; an
+    action that the application cannot understand is answered with an observation that says how to say
     it right, never with an exception.
     """
-
-    #: ``"sandbox"``: runs inside our sandbox; ``"external"``: it cannot, and every report says so.
-    isolation: str
 
     def launch(self, sandbox: Sandbox) -> None:
         """Start on a sandbox whose workspace holds the files to work on."""
@@ -28,20 +25,4 @@ class Application(Protocol):
 
     def act(self, action: str) -> str:
         """Carry out one action and return what there is to see afterwards."""
-        ...
-
-    def snapshot(self) -> str:
-        """Name the present state for `restore`."""
-        ...
-
-    def restore(self, snapshot: str) -> None:
-        """Go back to a state that `snapshot` named."""
-        ...
-
-    def diff(self) -> str:
-        """What changed since `launch`, as a unified diff; empty when nothing did."""
-        ...
-
-    def close(self) -> None:
-        """Stop; the sandbox stays with its owner. Idempotent."""
         ...

@@ -41,8 +41,6 @@ class CodeEditor:
         whole: whether a python block is the whole file, rather than definitions to be replaced in it.
     """
 
-    isolation = "sandbox"
-
     def __init__(
         self,
         path: str,
@@ -58,9 +56,7 @@ class CodeEditor:
         self._beside = tuple(beside)
         self._whole = whole
         self._sandbox: Sandbox | None = None
-        self._first = ""
         self._history: list[str] = []
-        self._snapshots: dict[str, tuple[str, ...]] = {}
         self.submitted = False
 
     def launch(self, sandbox: Sandbox) -> None:
@@ -71,9 +67,8 @@ class CodeEditor:
         """
         self._sandbox = sandbox
         self._history = []
-        self._snapshots = {}
         self.submitted = False
-        self._first = self.read()
+        self.read()  # now, rather than with the first action
 
     def observe(self) -> str:
         """The function in focus, or the whole file where there is none."""
@@ -92,20 +87,6 @@ class CodeEditor:
                 break  # later actions of the message rely on this one
         return "\n".join(seen)
 
-    def snapshot(self) -> str:
-        name = self._running().snapshot()
-        self._snapshots[name] = tuple(self._history)
-        return name
-
-    def restore(self, snapshot: str) -> None:
-        self._running().reset(snapshot)
-        self._history = list(self._snapshots[snapshot])
-        self.submitted = False
-
-    def diff(self) -> str:
-        """Unified diff between the file as launched and as it is."""
-        return self._diff(self._first, self.read())
-
     def read(self) -> str:
         """The file as it is.
 
@@ -119,9 +100,6 @@ class CodeEditor:
             return self._running().read(path, _MAX_FILE_BYTES).decode()
         except (FileNotFoundError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: expected a UTF-8 file in the workspace, found none") from error
-
-    def close(self) -> None:
-        self._sandbox = None
 
     # One method per action.
 
