@@ -65,18 +65,9 @@ class CodeEditorEnv(Env):
     system: ClassVar[str] = SYSTEM
     idle: ClassVar[str] = "submit"
 
-    def __init__(
-        self,
-        *,
-        tasks: Sequence[Task],
-        sandbox: SandboxBackend,
-        max_turns: int = 3,
-        render_mode: str | None = None,
-    ) -> None:
-        super().__init__(tasks=tasks, sandbox=sandbox, max_turns=max_turns, render_mode=render_mode)
-        # Of the running episode, made by `setup`.
-        self._judge: Judge
-        self._app: CodeEditor
+    # Of the running episode, made by `setup`.
+    _judge: Judge
+    _app: CodeEditor
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:

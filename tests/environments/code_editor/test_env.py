@@ -185,6 +185,16 @@ def test_with_one_turn_the_grammar_is_not_explained(backend: SandboxBackend, sta
     env.close()
 
 
+def test_it_takes_what_every_environment_takes(backend: SandboxBackend, starters: Tasks) -> None:
+    env = CodeEditorEnv(
+        tasks=list(starters.values()), sandbox=backend, max_action_bytes=7, max_observation_bytes=200
+    )
+    seen, _ = env.reset(seed=5)
+    assert len(seen.encode()) <= 200
+    assert "at most 7 bytes" in env.step("definition overlap")[0]
+    env.close()
+
+
 def test_the_evidence_names_a_call_that_went_wrong(env: CodeEditorEnv) -> None:
     info = ending(env, "submit")
     assert info["verdict"] == "FAIL"
