@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -24,13 +25,20 @@ GROUPS = {
     "sandbox": "envkit.sandboxes",
 }
 
+#: Versions of our own environments as Gymnasium knows them; of others it is their package's major version.
+_VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 1, "sql-desk-postgres": 1}
+
 #: Backends in order of preference; plugins' backends come after these.
 _PREFERENCE = ("zygote", "bubblewrap", "docker")
 
 
 def names(kind: str) -> list[str]:
     """Registered names of a kind (``environment`` or ``sandbox``), sorted."""
-    return sorted({point.name for point in entry_points(group=GROUPS[kind])})
+    return sorted(_points(kind))
+
+
+def _points(kind: str) -> dict[str, EntryPoint]:
+    return {point.name: point for point in entry_points(group=GROUPS[kind])}
 
 
 def load(kind: str, name: str) -> Any:
@@ -39,7 +47,7 @@ def load(kind: str, name: str) -> Any:
     Raises:
         RegistryError: nothing of that name; the message lists what there is.
     """
-    found: dict[str, EntryPoint] = {point.name: point for point in entry_points(group=GROUPS[kind])}
+    found = _points(kind)
     if name not in found:
         raise RegistryError(f"no {kind} {name!r}; there is: {', '.join(sorted(found)) or 'none'}")
     return found[name].load()
@@ -116,15 +124,21 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
 
 
 def register_gymnasium() -> None:
-    """Make ``gymnasium.make("envkit/CodeEditor-v0")`` work once envkit is imported.
+    """Make ``gymnasium.make("envkit/CodeEditor-v0")`` work once envkit is imported, for every environment.
 
-    Gymnasium has no plugin hook since 1.0, so ``import envkit`` calls this. In a program that does
-    not import it, ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
+    An id is made of name and version, so no environment is loaded for it. Gymnasium has no plugin hook since
+    1.0, so ``import envkit`` calls this. In a program that does not import it,
+    ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
     """
-    for id_, name in (
-        ("envkit/CodeEditor-v0", "code-editor"),
-        ("envkit/ServiceDesk-v0", "service-desk"),
-        ("envkit/SqlDesk-v1", "sql-desk"),
-        ("envkit/SqlDeskPostgres-v1", "sql-desk-postgres"),
-    ):
-        gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})
+    for name, point in _points("environment").items():
+        if re.fullmatch(r"[\w-]+", name):  # Gymnasium takes no other
+            words = "".join(word.capitalize() for word in name.split("-"))
+            id_ = f"envkit/{words}-v{_version(name, point)}"
+            gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})
+
+
+def _version(name: str, point: EntryPoint) -> int:
+    if name in _VERSIONS:
+        return _VERSIONS[name]
+    major = re.match(r"\d+", point.dist.version) if point.dist else None
+    return int(major[0]) if major else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Mapping
+from types import SimpleNamespace
 
 import gymnasium
 import pytest
@@ -93,9 +94,33 @@ def test_a_name_is_taken_at_its_word(monkeypatch: pytest.MonkeyPatch) -> None:
         registry.sandbox_backend("absent")
 
 
-def test_gymnasium_knows_the_id_once_envkit_is_imported() -> None:
-    for name in ("CodeEditor-v0", "SqlDesk-v1"):
-        assert gymnasium.spec(f"envkit/{name}").entry_point == "envkit.registry:make"
+def test_gymnasium_knows_the_ids_once_envkit_is_imported() -> None:
+    for id_, name in (
+        ("CodeEditor-v0", "code-editor"),
+        ("ServiceDesk-v0", "service-desk"),
+        ("SqlDesk-v1", "sql-desk"),
+        ("SqlDeskPostgres-v1", "sql-desk-postgres"),
+    ):
+        spec = gymnasium.spec(f"envkit/{id_}")
+        assert (spec.entry_point, spec.kwargs) == ("envkit.registry:make", {"name": name})
+
+
+def test_importing_envkit_loads_no_environment() -> None:
+    code = "import sys, envkit; print([name for name in sys.modules if 'envkit.environments' in name])"
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert said == "[]\n"
+
+
+def test_gymnasium_knows_plugins_by_the_version_of_their_package(monkeypatch: pytest.MonkeyPatch) -> None:
+    def point(name: str, version: str) -> SimpleNamespace:
+        return SimpleNamespace(name=name, dist=SimpleNamespace(version=version))
+
+    points = [point("stock-room", "2.1"), point("x2", "0.1.dev3+g1"), point("not an id", "1")]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
+    monkeypatch.setattr(gymnasium.envs.registration, "registry", {})
+    registry.register_gymnasium()
+    assert [*gymnasium.envs.registration.registry] == ["envkit/StockRoom-v2", "envkit/X2-v0"]
+    assert gymnasium.spec("envkit/StockRoom-v2").kwargs == {"name": "stock-room"}
 
 
 def test_gymnasium_imports_envkit_when_told_to() -> None:

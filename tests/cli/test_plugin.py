@@ -52,6 +52,13 @@ def test_it_is_listed_and_played(site: Path) -> None:
     assert "FAIL, reward 0" in seen
 
 
+def test_gymnasium_makes_it(site: Path) -> None:
+    code = "import envkit, gymnasium; gymnasium.make('envkit/Analyst-v1', sandbox='process').close()"
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=site, env={**os.environ, "PYTHONPATH": str(site)}, check=True
+    )
+
+
 def test_its_tasks_are_checked(site: Path) -> None:
     found = json.loads(envkit(site, "tasks", "check", "--env", "analyst", "--json"))
     assert found["ok"]
