@@ -12,7 +12,7 @@ import echoes
 import pytest
 from echoes import Echo
 
-from envkit import Env, SandboxBackend, UsageError
+from envkit import Effect, Env, SandboxBackend, UsageError, tool
 from envkit.audit.suite import EnvSuite
 
 
@@ -43,6 +43,22 @@ def test_an_action_that_raises_is_named(backend: SandboxBackend) -> None:
 def test_a_check_that_breaks_on_what_was_said_is_named(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"check length returned \d+"):
         with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echoes.Overpaying), backend)
+
+
+def test_numbers_that_are_none_are_tried(backend: SandboxBackend) -> None:
+    said: list[str] = []
+
+    class Pouring(Echo):
+        @tool
+        def pour(self, litres: float) -> str:
+            return "Poured."
+
+        def apply(self, action: str) -> Effect:
+            said.append(action)
+            return super().apply(action)
+
+    with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(Pouring), backend)
+    assert {"pour(litres='nan')", "pour(litres='-inf')"} <= {*said}
 
 
 def test_a_task_that_is_not_posed_is_found(backend: SandboxBackend) -> None:
