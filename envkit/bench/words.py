@@ -100,7 +100,9 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     """What a reader must know before trusting a number: the run's own warnings, then what the rows show."""
     found = list(data.warnings)
     if data.isolation != "sandbox":
-        found.append(f"The application ran outside the sandbox (isolation: {data.isolation}).")
+        none = data.isolation == "none"
+        what = "The sandbox did not isolate" if none else "The application ran outside the sandbox"
+        found.append(f"{what} (isolation: {data.isolation}).")
     for arm, numbers in zip(data.arms, summary.arms, strict=True):
         found += doubts(arm.name, arm, numbers)
     for entry in summary.differences:

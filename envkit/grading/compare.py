@@ -6,7 +6,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 from envkit.types import JSON
 
@@ -96,19 +96,23 @@ def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
     if isinstance(expected, Mapping):
         if not isinstance(actual, Mapping) or expected.get("t") == "opaque":
             return False
+        kind, wanted, found = expected.get("t"), expected.get("v"), actual.get("v")
+        if not isinstance(actual.get("t"), str) or kind != actual.get("t"):
+            return False
+        if kind in ("set", "frozenset") and _has_items(wanted) and _has_items(found):
+            wanted, found = sorted(wanted, key=order), sorted(found, key=order)
+        return equal(wanted, found, policy)
+    if _has_items(expected):
         return (
-            isinstance(actual.get("t"), str)
-            and expected.get("t") == actual.get("t")
-            and equal(expected.get("v"), actual.get("v"), policy)
-        )
-    if isinstance(expected, Sequence) and not isinstance(expected, str):
-        return (
-            isinstance(actual, Sequence)
-            and not isinstance(actual, str)
+            _has_items(actual)
             and len(expected) == len(actual)
             and all(equal(one, other, policy) for one, other in zip(expected, actual, strict=True))
         )
     return type(expected) is type(actual) and expected == actual
+
+
+def _has_items(value: JSON) -> TypeGuard[Sequence[JSON]]:
+    return isinstance(value, Sequence) and not isinstance(value, str)
 
 
 def order(value: JSON) -> tuple[_Rank, str]:
@@ -135,7 +139,7 @@ def _rank(value: JSON) -> _Rank:
             return 0, math.inf if number > 0 else -math.inf, canonical(value), ()
         return 0, -math.inf if math.isnan(size) else size, "", ()
     kind, items = (str(value.get("t")), value.get("v")) if isinstance(value, Mapping) else ("", value)
-    if isinstance(items, Sequence) and not isinstance(items, str):
+    if _has_items(items):
         return 2, 0.0, kind, tuple(map(_rank, items))
     return 1, 0.0, canonical(value), ()
 

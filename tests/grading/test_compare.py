@@ -112,6 +112,13 @@ def test_a_policy_may_let_integers_stand_for_floats() -> None:
     assert not equal(encode(1.0), encode(10**400), lenient)
 
 
+def test_a_tolerance_holds_within_sets() -> None:
+    near, far = {9.9999999999, 5.0}, {9.9, 5.0}
+    assert equal(encode({10.0, 5.0}), encode(near), NumericPolicy())  # sorted by text, 9.99 would come last
+    assert not equal(encode({10.0, 5.0}), encode(far), NumericPolicy())
+    assert not equal(encode({10.0, 5.0}), encode(frozenset(near)), NumericPolicy())
+
+
 def test_a_policy_sets_the_tolerance() -> None:
     assert not equal(encode(1.0), encode(1.001))
     assert equal(encode(1.0), encode(1.001), NumericPolicy(rel_tol=1e-2))
