@@ -30,7 +30,7 @@ DEFAULT_MODEL = "smollm2-135m-q4"
 
 #: Chat templates have a file of their own (``*.jinja``) in newer ones.
 _OF_A_MODEL = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,7 +213,7 @@ def _from_hub(name: str, say: Callable[[str], None]) -> ModelRef:
     say(f"looking up {name} on the model hub")
     try:
         folder = Path(snapshot_download(name, allow_patterns=_OF_A_MODEL))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last: no such id
         raise ModelError(f"model {name!r}: the hub could not give it: {str(error)[:200]}") from error
     _require_model(folder)
     return ModelRef(name, folder, weights_digest(folder))

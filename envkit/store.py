@@ -271,7 +271,7 @@ class RunFolder:
     @property
     def id(self) -> str:
         """The folder's name."""
-        return self.path.name
+        return self.path.resolve().name
 
     @contextmanager
     def locked(self) -> Generator[None]:

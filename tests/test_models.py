@@ -55,11 +55,16 @@ def test_a_file(tmp_path: Path) -> None:
         resolve(str(path))
 
 
-@pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "x" * 300, "nul\0"])
+@pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "x" * 300, "nul\0", "./typo", "../typo"])
 def test_names_that_lead_nowhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="expected"):
         resolve(name)
+
+
+def test_a_name_that_no_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(ModelError, match="'runs/a--b': the hub could not give it: "):
+        resolve("runs/a--b")
 
 
 def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:

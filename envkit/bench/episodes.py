@@ -103,7 +103,7 @@ class Episodes:
     def _journals(self) -> list[str]:
         manifests = (*self._folder.glob("*/manifest.json"), *self._folder.glob("*/*/manifest.json"))
         # Checkpoints have one as well, and come and go.
-        parts = (manifest.parent for manifest in manifests if manifest.parts[-3] != "checkpoints")
+        parts = (manifest.parent for manifest in manifests if manifest.parent.parent.name != "checkpoints")
         folders = (self._folder, *parts)
         found = (path for folder in folders for path in folder.glob("*.jsonl"))
         return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
