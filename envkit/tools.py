@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
 
 from envkit.errors import ContractError
+from envkit.syntax import parse_expression
 
 _MARK = "__envkit_tool__"
 _TORN = re.compile("[\ud800-\udfff]")
@@ -258,7 +259,7 @@ def _bracketed(text: str) -> int:
 
 def _parsed(source: str) -> ast.Call | None:
     try:
-        parsed = ast.parse(source, mode="eval").body
+        parsed = parse_expression(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     return parsed if isinstance(parsed, ast.Call) else None

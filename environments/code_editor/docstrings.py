@@ -8,7 +8,7 @@ from __future__ import annotations
 import ast
 import textwrap
 
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any, cast
 
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: Words, signs, and the beginnings of lines, for where a line stands says what block it is in.
 _TOKEN = re.compile(r"\n *|\w+|\S")

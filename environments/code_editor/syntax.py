@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
-from envkit.mining.syntax import compiled
+from envkit.syntax import compiled
 
 _KINDS = {"function_definition": "def", "class_definition": "class"}
 

@@ -12,6 +12,7 @@ from envkit.mining.constraints import rules_of
 from envkit.mining.inputs import literal
 from envkit.mining.rule import Arguments, Place, Rule, keeps
 from envkit.mining.shapes import Shape, sample, shape_of, vary
+from envkit.syntax import parse_expression
 
 #: Tries per call that is wanted; arguments that cannot be mended are dropped.
 _TRIES = 12
@@ -40,11 +41,12 @@ def alike_calls(
     >>> len(calls), all(int(call.args[1]) == call.args[0].count(",") + 1 for call in calls)
     (20, True)
     """
-    known = [arguments for call in examples if (arguments := _arguments(call, names)) is not None]
-    if not known or not known[0]:
+    read = [(len(call.args), arguments) for call in examples if (arguments := _arguments(call, names))]
+    if not read:
         return []
-    known = [arguments for arguments in known if arguments.keys() == known[0].keys()]
-    positional = len(examples[0].args)
+    positional, first = read[0]
+    # In one order, for a call's first arguments are given by place.
+    known = [{place: each[place] for place in first} for _, each in read if each.keys() == first.keys()]
     shapes = {place: shape_of([arguments[place] for arguments in known]) for place in known[0]}
     rules = rules_of(known, said)
     seen = {_call(arguments, positional).source("") for arguments in known}
@@ -69,8 +71,8 @@ def _arguments(call: Call, names: Sequence[str]) -> Arguments | None:
     named = dict(enumerate(names))
     sources = {named.get(index, index): source for index, source in enumerate(call.args)} | dict(call.kwargs)
     try:
-        return {place: ast.literal_eval(source) for place, source in sources.items()}
-    except (ValueError, TypeError):
+        return {place: ast.literal_eval(parse_expression(source)) for place, source in sources.items()}
+    except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 

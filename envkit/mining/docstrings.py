@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 import re
 
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: Longest docstring that stays in the function to repair, in characters.
 MAX_SUMMARY = 160

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
 from envkit.grading import Call
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: Standard-library modules that arguments may name.
 ARGUMENT_MODULES = (

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
 from envkit.mining.subjects import Subject, subjects
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: Runs of tokens that a function is made of.
 Shape: TypeAlias = frozenset[tuple[str, ...]]

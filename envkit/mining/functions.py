@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from envkit.mining.duplicates import Shape, shape
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 
 @dataclass(frozen=True, slots=True)

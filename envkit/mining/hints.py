@@ -5,7 +5,7 @@ from __future__ import annotations
 import ast
 
 from envkit.grading import Call
-from envkit.mining.syntax import parse_expression
+from envkit.syntax import parse_expression
 
 _ANY_VALUE = ("3", "'ab'", "[1, 2]", "None")
 _BY_HINT = {

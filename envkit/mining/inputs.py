@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
 from envkit.grading import Call
-from envkit.mining.syntax import parse, parse_expression
+from envkit.syntax import parse, parse_expression
 
 #: How far an integer may grow beyond the examples' largest, so that run times stay small.
 _GROWTH = 12

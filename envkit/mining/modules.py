@@ -7,7 +7,7 @@ import symtable
 from dataclasses import dataclass
 from typing import final
 
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
 from envkit.mining.operators import changes_of, child, scope_of, text_of, walk
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: All operators, in the order in which `mutations` lists them at one place.
 OPERATORS = (

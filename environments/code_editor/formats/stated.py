@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
+from envkit import syntax
 from envkit.env import Imported
 from envkit.environments.code_editor.actions import Replace, parse, whole_text
 from envkit.grading import Call, Leniency, NumericPolicy
-from envkit.mining import syntax
 from envkit.mining.build import SOLUTION
 from envkit.mining.doctests import calls_in, docstring_calls, modules_of
 from envkit.types import JSON, Task
