@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import platform
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -110,8 +111,10 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
 
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:
-    """Tasks by what they are made from: package versions and the code that mines."""
-    key = hashlib.sha256("\n".join(inputs).encode())
+    """Tasks by what they are made from: package versions, the code that mines, and what runs and reads it."""
+    python = ".".join(platform.python_version_tuple()[:2])
+    grammars = (f"{name}=={version_of(name)}" for name in ("tree-sitter", "tree-sitter-python"))
+    key = hashlib.sha256("\n".join([python, *grammars, *inputs]).encode())
     for package in ("envkit.mining", "envkit.grading"):
         folder = resources.files(package)
         for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):

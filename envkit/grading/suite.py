@@ -28,7 +28,10 @@ WEAKNESS: Final = "tests ran in one process with the candidate's code, which cou
 #: Of a small repository's suite.
 SUITE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=60.0)
 #: Files by which a candidate would tell pytest what to do.
-_STEERING: Final = ("conftest.py", "pytest.ini", ".pytest.ini", "tox.ini", "setup.cfg", "pyproject.toml")
+_STEERING: Final = (
+    *("conftest.py", "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini"),
+    *("pyproject.toml", "tox.ini", "setup.cfg"),
+)
 
 
 def pytest_modules() -> list[str]:

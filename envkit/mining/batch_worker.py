@@ -113,6 +113,7 @@ def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes
     """All that a child writes until it ends, or stands still for ``looks`` looks in a row and is ended.
 
     To stand still is to use no CPU time at all, which even a busy machine does not do to whoever could go on.
+    What it leaves behind may hold the pipe open; once it has ended itself, nobody waits for that.
     """
     import os
     import select
@@ -122,7 +123,7 @@ def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes
     # A process's CPU clock by its id, as clock_getcpuclockid(3) makes it; it has no name in `time`.
     clock = ~child << 3 | 2
     parts: list[bytes] = []
-    still, used = 0, -1
+    still, used, ended = 0, -1, False
     with os.fdopen(reading, "rb", buffering=0) as source:
         while True:
             if select.select([source], [], [], look_s)[0]:
@@ -130,6 +131,9 @@ def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes
                     return b"".join(parts)
                 parts.append(part)
                 continue
+            if ended:
+                return b"".join(parts)
+            ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             now = time.clock_gettime_ns(clock)
             still, used = (still + 1 if now == used else 0), now
             if still == looks:

@@ -9,15 +9,16 @@ import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, distribution, packages_distributions
+from importlib.metadata import packages_distributions
 from pathlib import Path, PurePosixPath
 from sys import stdlib_module_names
 from typing import Any, Final, cast, final
 
 from envkit.errors import UsageError
 from envkit.grading import PYTEST
+from envkit.mining.library import names_of
 from envkit.mining.modules import absolute
-from envkit.mining.syntax import parse
+from envkit.syntax import parse
 
 #: What code and suite may hold together: every task of the checkout carries them.
 MAX_BYTES: Final = 2**20
@@ -31,8 +32,11 @@ _NO_CODE: Final = (*_TESTS, "benchmarks", "build", "dist", "docs", "examples")
 _NO_MODULES: Final = ("setup.py", "conftest.py", "noxfile.py")
 #: Where pytest looks for its configuration, in its order, and the section there.
 _CONFIGURATIONS: Final = (
+    ("pytest.toml", "pytest"),
+    (".pytest.toml", "pytest"),
     ("pytest.ini", "pytest"),
     (".pytest.ini", "pytest"),
+    ("pyproject.toml", "tool.pytest"),
     ("pyproject.toml", "tool.pytest.ini_options"),
     ("tox.ini", "pytest"),
     ("setup.cfg", "tool:pytest"),
@@ -120,7 +124,7 @@ def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
         UsageError: names the first such import, and what to do; or the checkout is a package that the sandbox
             holds itself.
     """
-    offered = {name for package in (*PYTEST, *packages) for name in _names_of(package)}
+    offered = {name for package in (*PYTEST, *packages) for name in names_of(package)}
     roots = {name.partition(".")[0] for name, path in checkout.modules.items() if path in checkout.code}
     if taken := sorted(roots & offered):
         raise UsageError(
@@ -259,22 +263,21 @@ def _texts(place: Path, root: Path) -> Iterator[tuple[Path, str]]:
 
 
 def _project(root: Path) -> Mapping[str, Any]:
-    return _table(root, ["project"])
+    return _table(root / "pyproject.toml", ["project"])
 
 
-def _table(root: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """A table of pyproject.toml; an empty one where it has none of that name."""
-    found = _toml(root)
+def _table(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
+    """A table of a TOML file; an empty one where it has none of that name."""
+    found = _toml(path)
     for name in names:
         inner: object = found.get(name, {})
         if not isinstance(inner, dict):
-            raise UsageError(f"{root}/pyproject.toml: {name!r} is {type(inner).__name__}, expected a table")
+            raise UsageError(f"{path}: {name!r} is {type(inner).__name__}, expected a table")
         found = cast("dict[str, Any]", inner)
     return found
 
 
-def _toml(root: Path) -> dict[str, Any]:
-    path = root / "pyproject.toml"
+def _toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except (OSError, ValueError) as error:
@@ -287,8 +290,9 @@ def _settings(root: Path) -> Mapping[str, str]:
         path = root / name
         if not path.is_file():
             continue
-        if name == "pyproject.toml":
-            settings = {key: _plain(value) for key, value in _table(root, section.split(".")).items()}
+        if path.suffix == ".toml":
+            table = _table(path, section.split("."))
+            settings = {key: _plain(value) for key, value in table.items() if key != "ini_options"}
         else:
             parser = configparser.ConfigParser(interpolation=None)
             try:
@@ -297,7 +301,7 @@ def _settings(root: Path) -> Mapping[str, str]:
                 said = " ".join(str(error).split())
                 raise UsageError(f"{path} cannot be read: {said}") from error
             settings = dict(parser[section]) if parser.has_section(section) else {}
-        if settings or name.endswith("pytest.ini"):
+        if settings or "pytest" in name:  # a file of pytest's own counts when it is empty, too
             return settings
     return {}
 
@@ -369,18 +373,3 @@ def _needed(tree: ast.Module) -> Iterator[str]:
             yield from (alias.name.partition(".")[0] for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
             yield node.module.partition(".")[0]
-
-
-def _names_of(package: str) -> set[str]:
-    """What can be imported from a distribution.
-
-    Raises:
-        UsageError: it is not installed here.
-    """
-    try:
-        files = distribution(package).files or ()
-    except PackageNotFoundError:
-        raise UsageError(f"package {package!r} is not installed here; pip install {package}") from None
-    return {
-        file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py" and ".." not in file.parts
-    }

@@ -41,9 +41,9 @@ def installed(package: str) -> Library:
             parts = [name, *file.relative_to(folder).with_suffix("").parts]
             if not any(part in ("test", "tests", "testing", "__main__") for part in parts):
                 dotted = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
-                modules[dotted] = file.read_text(encoding="utf-8")
+                modules[dotted] = file.read_bytes().decode(errors="replace")
     if spec and spec.origin and not folders and spec.origin.endswith(".py"):
-        modules[name] = Path(spec.origin).read_text(encoding="utf-8")
+        modules[name] = Path(spec.origin).read_bytes().decode(errors="replace")
     if not modules:
         raise UsageError(f"package {package!r} holds no Python source to mine; choose another")
     return Library(package, version_of(package), modules)
@@ -55,8 +55,12 @@ def version_of(package: str) -> str:
     Raises:
         UsageError: it is not installed here.
     """
+    return _distribution(package).version
+
+
+def _distribution(package: str) -> importlib.metadata.Distribution:
     try:
-        return importlib.metadata.version(package)
+        return importlib.metadata.distribution(package)
     except importlib.metadata.PackageNotFoundError:
         raise UsageError(
             f"package {package!r} is not installed, so nothing can be mined from it; "
@@ -70,8 +74,19 @@ def import_name(package: str) -> str:
     Raises:
         UsageError: it is not installed here.
     """
-    version_of(package)
-    listed = (importlib.metadata.distribution(package).read_text("top_level.txt") or "").split()
+    listed = (_distribution(package).read_text("top_level.txt") or "").split()
     plain = package.replace("-", "_")
-    public = [name for name in listed if name[0] != "_"]
+    public = [name for name in listed or sorted(names_of(package)) if name[0] != "_"]
     return plain if plain in public or not public else public[0]
+
+
+def names_of(package: str) -> set[str]:
+    """What can be imported from an installed distribution, by its list of files.
+
+    Raises:
+        UsageError: it is not installed here.
+    """
+    files = _distribution(package).files or ()
+    return {
+        file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py" and ".." not in file.parts
+    }

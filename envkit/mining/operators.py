@@ -155,13 +155,20 @@ def _constant(node: Node) -> Iterator[Change]:
     parent = node.parent
     if parent and parent.type in ("subscript", "slice", "unary_operator"):
         return  # an index, or a sign: the index operator knows them
-    try:
-        value = int(text_of(node), 0)
-    except ValueError:
+    value = _integer(text_of(node))
+    if value is None:
         return
     yield ("constant", node.start_byte, node.end_byte, str(value + 1))
     if value:
         yield ("constant", node.start_byte, node.end_byte, str(value - 1))
+
+
+def _integer(text: str) -> int | None:
+    """The value of a literal with its sign; ``None`` for ``2j`` and ``~0``, which the grammar calls alike."""
+    try:
+        return int(text, 0)
+    except ValueError:
+        return None
 
 
 def _truth(node: Node) -> Iterator[Change]:
@@ -201,8 +208,11 @@ def _index(node: Node) -> Iterator[Change]:
 def _off_by_one(node: Node) -> Iterator[Change]:
     text = text_of(node)
     start, end = node.start_byte, node.end_byte
-    if node.type == "integer" or (node.type == "unary_operator" and text[1:].isdigit()):
-        value = int(text, 0)
+    signed = node.type == "unary_operator" and text[1:].isdigit()
+    if node.type == "integer" or signed:
+        value = _integer(text)
+        if value is None:
+            return
         yield ("index", start, end, str(value + 1))
         if value:
             yield ("index", start, end, str(value - 1))

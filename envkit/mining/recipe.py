@@ -63,7 +63,7 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
         "schema": SCHEMA,
         "split": tasks[0].split,
         # Another Python may answer a call or two otherwise, and so choose other rows.
-        "python": ".".join(platform.python_version_tuple()[:2]),
+        "python": _python(),
         "seed": seed,
         "per_function": per_function,
         "max_chars": max_chars,
@@ -160,16 +160,28 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     missing = [name for name in names if name not in by_id]
     if missing:
         raise TaskFileError(
-            f"recipe: {len(missing)} tasks cannot be made again, {missing[0]} first; the code that mines has "
+            f"recipe: {len(missing)} tasks cannot be made again, {missing[0]} first; {_changed(recipe)} has "
             "changed, so the recipe must be made anew and everything measured with it measured again"
         )
     tasks = [by_id[name] for name in names]
     if digest(tasks) != recipe["digest"]:
         raise TaskFileError(
-            f"recipe: the tasks have digest {digest(tasks)[:12]}, expected {str(recipe['digest'])[:12]}; the "
-            "code that mines has changed, so everything measured with this recipe must be measured again"
+            f"recipe: the tasks have digest {digest(tasks)[:12]}, expected {str(recipe['digest'])[:12]}; "
+            f"{_changed(recipe)} has changed, so everything measured with this recipe must be measured again"
         )
     return tasks
+
+
+def _python() -> str:
+    """The version that decides what calls answer."""
+    return ".".join(platform.python_version_tuple()[:2])
+
+
+def _changed(recipe: Mapping[str, JSON]) -> str:
+    """What may have, since a recipe was made."""
+    if (made := recipe["python"]) != _python():
+        return f"Python (it was made with {made}, this is {_python()}), or the code that mines,"
+    return "the code that mines"
 
 
 def _require_versions(packages: Mapping[str, str]) -> None:

