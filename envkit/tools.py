@@ -22,6 +22,8 @@ from envkit.syntax import parse_expression
 
 _MARK = "__envkit_tool__"
 _TORN = re.compile("[\ud800-\udfff]")
+#: Of a whole number. Python writes none of more than 4,300 digits as text, and raises an error of its own.
+_MOST_BITS = 10_000
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
@@ -279,8 +281,8 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
     for name, value in pairs:
         if name is None or name in given:
             raise ValueError("each argument is to be given once, by its name or in order")
-        if any(_is_torn(node) for node in ast.walk(value)):
-            raise ValueError(f"{name} holds half a surrogate pair, which is no text")
+        if fault := next((found for node in ast.walk(value) if (found := _fault_of(node))), ""):
+            raise ValueError(f"{name} holds {fault}")
         try:
             given[name] = ast.literal_eval(value)
         except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError):
@@ -288,10 +290,14 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
     return given
 
 
-def _is_torn(node: ast.AST) -> bool:
-    """Whether it is a string with half a surrogate pair, which no encoding takes; a tool would stumble."""
-    text = node.value if isinstance(node, ast.Constant) else None
-    return isinstance(text, str) and _TORN.search(text) is not None
+def _fault_of(node: ast.AST) -> str:
+    """Why a tool would stumble over a literal, whatever it does with it; empty if it would not."""
+    value = node.value if isinstance(node, ast.Constant) else None
+    if isinstance(value, str) and _TORN.search(value):
+        return "half a surrogate pair, which is no text"  # and which no encoding takes
+    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
+        return f"a whole number of {value.bit_length()} bits; expected at most {_MOST_BITS}"
+    return ""
 
 
 def _checked(tool: Tool, given: Mapping[str, Any]) -> Call | str:

@@ -170,6 +170,8 @@ def test_only_line_breaks_break_lines() -> None:
         ("look_up('a' * 10**9)", "look_up: word is not a literal"),
         ("look_up('a\\ud800')", "look_up: word holds half a surrogate pair"),
         ("scold(words=['a', '\\udc80'])", "scold: words holds half a surrogate pair"),
+        (f"look_up(0x{'f' * 4000})", "look_up: word holds a whole number of 16000 bits; expected at most"),
+        (f"scold(words=['a', -0x{'f' * 4000}])", "scold: words holds a whole number of 16000 bits"),
         ("look_up('a', 1, 'asc', 4)", "look_up: 4 arguments, and it takes 3"),
         ("look_up('a', word='b')", "look_up: each argument is to be given once"),
         ("look_up(**{'word': 'a'})", "look_up: each argument is to be given once"),

@@ -35,7 +35,7 @@ _HOSTILE: Final = (
 #: What a value of each JSON type may be at worst.
 _WORST: Final[Mapping[str, Sequence[object]]] = {
     "string": ("\0", "\ud800", "../../../etc/passwd", "--help", "'; exit #", "\n", "x" * 9000, "\N{SNOWMAN}"),
-    "integer": (-1, 10**30, 0),
+    "integer": (-1, 10**30, 0, 10**4000),
     "number": (-1e308, 0.0, "nan", "-inf"),
     "boolean": (True,),
 }

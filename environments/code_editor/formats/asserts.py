@@ -3,7 +3,7 @@
 A program such as ``stack.push(3); assert stack.items == [3]`` runs in the sandbox as
 ``stack.push(3); __look__(0, stack.items)``; that it should be ``[3]`` stays on the host. What is compared
 with no literal, such as ``assert a < b`` or ``assert f(x)``, can only be seen to be true or false; those
-places are weak, and say so.
+places are weak, and say so. So is all that a program finds out for itself, such as what is raised.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from envkit.grading import NumericPolicy, opaque
 from envkit.grading.worker import Unencodable, encode
 from envkit.types import JSON
 
-#: Why a grade that rests on weak places proves less.
+#: Why a grade that rests on weak looks proves less.
 WEAKNESS = (
-    "some asserts say only true or false, in one process with the candidate's code, which could forge that"
+    "some tests say only true or false, or that something is raised, in one process with the candidate's "
+    "code, which could forge that"
 )
 #: Of a table of cases that is written out.
 _MAX_NODES = 20_000
@@ -52,10 +53,17 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Looks:
-    """A test program, and the places of its asserts in order."""
+    """A test program, and the places of its asserts in order.
+
+    Args:
+        program: what runs in the sandbox.
+        places: where it looks.
+        weak: whether a place is, or the program finds out something for itself, as by ``try``.
+    """
 
     program: str
     places: Sequence[Look]
+    weak: bool
 
 
 def looks_of(tests: str, program: str = "") -> Looks:
@@ -86,7 +94,19 @@ def looks_of(tests: str, program: str = "") -> Looks:
         raise LeftOut("without an assert")
     told = ({node.id for node in reader.answers} | tables.keys()) - _names(tree.body, ast.Load)
     tree = ast.fix_missing_locations(_Without(told).visit(tree))
-    return Looks(ast.unparse(tree), reader.places)
+    weak = any(place.weak for place in reader.places) or any(map(_finds_out, ast.walk(tree)))
+    return Looks(ast.unparse(tree), reader.places, weak)
+
+
+def _finds_out(node: ast.AST) -> bool:
+    """Whether a program makes up its own mind here: candidate's code in its process could make it for it."""
+    match node:
+        case ast.Attribute(attr=name):  # of unittest and pytest
+            return name == "fail" or name.startswith(("assert", "raises"))
+        case ast.Assert(test=ast.Constant(value=value)):
+            return not value
+        case _:
+            return isinstance(node, ast.Raise | ast.Try | ast.TryStar)
 
 
 def _names(body: Sequence[ast.stmt], context: type[ast.expr_context] = ast.expr_context) -> set[str]:

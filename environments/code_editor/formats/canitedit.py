@@ -60,7 +60,6 @@ class Edited:
             raise LeftOut("that import other than the standard library")
         looks = looks_of(self.tests, self.after)
         calls = [Call((str(index), repr(place.source))) for index, place in enumerate(looks.places)]
-        weak = any(place.weak for place in looks.places)
         return Task(
             id=f"{benchmark}/{self.id}",
             split="heldout",
@@ -87,7 +86,7 @@ class Edited:
                 "leniency": asdict(Leniency(arguments=False)),
                 "tests": looks.program,
                 "looks": [place.to_json() for place in looks.places],
-                "weakness": WEAKNESS if weak else "",
+                "weakness": WEAKNESS if looks.weak else "",
             },
         )
 

