@@ -72,8 +72,7 @@ class Called:
         """The original's answers, computed in a sandbox that no candidate ever enters."""
         reference = self._subject(str(self._task.hidden["reference"]).encode())
         # Inputs that the original rejects, or answers with what cannot be compared, say nothing.
-        deaths = 3 if _is_stated(self._task) else 0
-        asked, answered = answerable(backend, reference, calls, REFERENCE_LIMITS, deaths)
+        asked, answered = answerable(backend, reference, calls, REFERENCE_LIMITS)
         if not asked:
             raise BrokenTask(f"task {self._task.id}: the original answers none of {len(calls)} calls")
         return asked, answered

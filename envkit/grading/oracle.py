@@ -259,9 +259,10 @@ def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT, leniency: Le
     """Whether two answers agree: same exception type, or equal value and equal arguments after."""
     if want.raises is not None or got.raises is not None:
         return want.raises == got.raises
+    after_free = not leniency.arguments and want.value is not None
     try:
-        value = equal(relaxed(want.value, leniency), relaxed(got.value, leniency), policy)
+        return equal(relaxed(want.value, leniency), relaxed(got.value, leniency), policy) and (
+            after_free or equal(want.after, got.after, policy)
+        )
     except RecursionError:
         return False
-    after_free = not leniency.arguments and want.value is not None
-    return value and (after_free or equal(want.after, got.after, policy))

@@ -167,3 +167,11 @@ def test_after_too_many_deaths_the_rest_is_left_out(backend: SandboxBackend) -> 
     asked, _ = answerable(backend, subject(DIES, "f"), calls([3, 2, 5, 6, 8, 9]), deaths=2)
     assert asked == calls([3, 6])
     assert answerable(backend, subject("def f(:", "f"), calls([1, 2])) == ([], [])
+
+
+def test_what_a_candidate_leaves_of_arguments_may_be_nested_as_it_likes() -> None:
+    deep: JSON = 1
+    for _ in range(20_000):
+        deep = [deep]
+    want, got = (Answer(1, [{"t": "set", "v": [item]}]) for item in (1, deep))
+    assert not same(want, got)
