@@ -26,7 +26,7 @@ GROUPS = {
 }
 
 #: Versions of our own environments as Gymnasium knows them; of others it is their package's major version.
-_VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 1, "sql-desk-postgres": 1}
+_VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 2, "sql-desk-postgres": 2}
 
 #: Backends in order of preference; plugins' backends come after these.
 _PREFERENCE = ("zygote", "bubblewrap", "docker")

@@ -32,6 +32,8 @@ KNOWN = 256
 _BLOCK = re.compile(
     r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
 )
+#: A number that a reference compares with.
+_BOUND = re.compile(r" > (\d+)")
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
 #: How an answer is written, about tables that no task has.
 _FORM = (
@@ -58,7 +60,8 @@ class SqlEnv(Env):
 
     **End**: a submission terminates; a used-up turn budget truncates and earns nothing.
 
-    **Versions**: v0; v1 shows an example and has tasks that are easier still.
+    **Versions**: v0; v1 shows an example and has tasks that are easier still; v2 grades on databases with
+    ties, and with rows on the bounds that are asked for.
     """
 
     _desk: Desk | None = None
@@ -93,7 +96,7 @@ class SqlEnv(Env):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Answers that were not worked out, and statements that reach beyond the tables."""
+        """Answers that were not worked out or nearly right, and statements that reach beyond the tables."""
         domain = _domain(task)
         things = domain.things
         said = {
@@ -109,6 +112,7 @@ class SqlEnv(Env):
             "makes a view in a table's place": f"CREATE VIEW {things}2 AS SELECT 1",
             "ends the transaction": f"ROLLBACK; DELETE FROM {things}",
             "comments the rest away": "SELECT 1 --",
+            **_near_misses(str(task.hidden["reference"])),
             **cls.beyond(domain),
         }
         return [
@@ -169,7 +173,10 @@ class SqlEnv(Env):
         if self._submitted is None:
             return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH + 1)
         domain = _domain(self.task)
-        scripts = [self.task.files[SCRIPT], *(domain.script(f"{self.visit_seed} {n}") for n in range(FRESH))]
+        bounds = map(int, _BOUND.findall(str(self.task.hidden["reference"])))
+        edges = [edge for bound in bounds for edge in (bound, bound + 1)]
+        fresh = [domain.script(f"{self.visit_seed} {number}", edges) for number in range(FRESH)]
+        scripts = [self.task.files[SCRIPT], *fresh]
         wanted = self._wanted(scripts)
         self.desk.load(scripts[0])  # by itself: where this breaks, no statement that is graded has broken it
         for number, (script, one) in enumerate(zip(scripts, wanted, strict=True)):
@@ -350,6 +357,16 @@ def _rows(result: Result, ordered: bool) -> JSON:
     if result.more:
         return f"more than {COMPARED} rows"
     return result.rows if ordered else sorted(result.rows, key=order)
+
+
+def _near_misses(reference: str) -> dict[str, str]:
+    """Statements that give the same as the reference on most databases."""
+    found: dict[str, str] = {}
+    if _BOUND.search(reference):
+        found["takes the bound for inside"] = reference.replace(" > ", " >= ")
+    if " DESC, " in reference:
+        found["leaves ties to chance"] = f"{reference.partition(' DESC, ')[0]} DESC"
+    return found
 
 
 def _shown_count(task: Task, domain: Domain) -> int:

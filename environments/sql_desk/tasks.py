@@ -60,13 +60,18 @@ class Domain:
             f"{self.things} (id), {self.who} TEXT NOT NULL, {self.amount} INTEGER NOT NULL);\n"
         )
 
-    def script(self, seed: object) -> str:
-        """The schema, and rows that follow from the seed."""
+    def script(self, seed: object, edges: Sequence[int] | None = None) -> str:
+        """The schema, and rows that follow from the seed.
+
+        Args:
+            seed: decides all draws.
+            edges: sizes that tell a bound from its neighbour. Where they are given, even none, things have few
+                sizes, these among them: what takes a bound for inside, or leaves ties to chance, shows.
+        """
         draw = random.Random(f"{self.things} {seed}")
         names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
-        things = [
-            (i, name, draw.choice(self.kinds), draw.randrange(1, 60)) for i, name in enumerate(names, 1)
-        ]
+        sizes = range(1, 60) if edges is None else [*edges, *draw.sample(range(1, 60), 3)]
+        things = [(i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in enumerate(names, 1)]
         busy = draw.sample(range(1, len(names) + 1), len(names) - draw.randrange(1, 4))
         deeds = [
             (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))

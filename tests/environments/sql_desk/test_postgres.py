@@ -711,7 +711,7 @@ def test_psycopg_is_asked_for_by_its_extra(backend: SandboxBackend, monkeypatch:
 
 
 def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
-    env = gymnasium.make("envkit/SqlDeskPostgres-v1", sandbox=backend, render_mode="ansi")
+    env = gymnasium.make("envkit/SqlDeskPostgres-v2", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()
 

@@ -177,6 +177,22 @@ def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, desk: 
     assert (reward, said[:14]) == (0.0, "fresh database")
 
 
+@pytest.mark.parametrize(
+    ("name", "sql"),
+    [
+        ("list-above", "SELECT name FROM products WHERE price >= {bound}"),
+        ("list-above", "SELECT name FROM products WHERE price > {bound} + 1"),
+        ("sorted", "SELECT name FROM products ORDER BY price DESC"),
+        ("sorted", "SELECT name FROM products ORDER BY price DESC, name DESC"),
+    ],
+)
+def test_near_misses_pass_at_no_visit(env: SqlDeskEnv, name: str, sql: str) -> None:
+    bound = str(STARTERS[name].hidden["reference"]).rpartition(" > ")[2]
+    for seed in range(12):
+        env.reset(seed=seed, options={"task": STARTERS[name].id})
+        assert env.step(f"```sql\n{sql.format(bound=bound)}\n```")[1] == 0, seed
+
+
 def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
     for name in ("list-above", "none"):
         reference = str(STARTERS[name].hidden["reference"])
@@ -336,7 +352,7 @@ def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> N
 
 
 def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
-    env = gymnasium.make("envkit/SqlDesk-v1", sandbox=backend, render_mode="ansi")
+    env = gymnasium.make("envkit/SqlDesk-v2", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()
 
