@@ -65,8 +65,8 @@ class Domain:
 
         Args:
             seed: decides all draws.
-            edges: sizes that tell a bound from its neighbour. Where they are given, even none, things have few
-                sizes, these among them: what takes a bound for inside, or leaves ties to chance, shows.
+            edges: sizes that tell a bound from its neighbour. Where they are given, even none, things have
+                few sizes, these among them: what takes a bound for inside, or leaves ties to chance, shows.
         """
         draw = random.Random(f"{self.things} {seed}")
         names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
