@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import platform
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -13,7 +12,7 @@ from envkit.errors import TaskFileError
 from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
 from envkit.mining.miner import mine
-from envkit.mining.recipe import build_from_recipe, read_recipe, spread_order
+from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
 from envkit.mining.subjects import Subject
 from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir, cache_folder
@@ -112,9 +111,8 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:
     """Tasks by what they are made from: package versions, the code that mines, and what runs and reads it."""
-    python = ".".join(platform.python_version_tuple()[:2])
     grammars = (f"{name}=={version_of(name)}" for name in ("tree-sitter", "tree-sitter-python"))
-    key = hashlib.sha256("\n".join([python, *grammars, *inputs]).encode())
+    key = hashlib.sha256("\n".join([python_version(), *grammars, *inputs]).encode())
     for package in ("envkit.mining", "envkit.grading"):
         folder = resources.files(package)
         for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):

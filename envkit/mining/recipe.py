@@ -63,7 +63,7 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
         "schema": SCHEMA,
         "split": tasks[0].split,
         # Another Python may answer a call or two otherwise, and so choose other rows.
-        "python": _python(),
+        "python": python_version(),
         "seed": seed,
         "per_function": per_function,
         "max_chars": max_chars,
@@ -172,15 +172,15 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     return tasks
 
 
-def _python() -> str:
+def python_version() -> str:
     """The version that decides what calls answer."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
 def _changed(recipe: Mapping[str, JSON]) -> str:
     """What may have, since a recipe was made."""
-    if (made := recipe["python"]) != _python():
-        return f"Python (it was made with {made}, this is {_python()}), or the code that mines,"
+    if (made := recipe["python"]) != python_version():
+        return f"Python (it was made with {made}, this is {python_version()}), or the code that mines,"
     return "the code that mines"
 
 
