@@ -103,8 +103,8 @@ class Prefill:
     def bring(self, prompts: slice) -> None:
         """Say which prompts the next forward pass brings; all, unless said."""
         self._piece = prompts
-        self.here = range(prompts.start, prompts.stop)
-        self.rectangle = Rectangle(range(len(self.here)), len(self.here), self._device)
+        #: The wave's prompt of each row that is brought.
+        self.prompts: Sequence[int] = range(prompts.start, prompts.stop)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         if layer == len(self.keys) and key.shape == value.shape:
@@ -195,23 +195,25 @@ class Decode:
         self._piece, prompts = rows, self._prompts_R[rows]
         whole = len(prompts) == len(self._prompts_R)
         first, last = (0, len(self._left) - 1) if whole else (prompts[0], prompts[-1])
+        #: The wave's prompt of each row that is brought.
+        self.prompts = [self._left[each] for each in prompts]
+        #: The prompts left that this is about, and the rows' places among them.
         self._here = slice(first, last + 1)
-        #: The wave's prompts that this is about, and the rows' places among them.
-        self.here = self._left[self._here]
-        self.rectangle = Rectangle([each - first for each in prompts], len(self.here), self._bias_NP.device)
+        count = last + 1 - first
+        self._rectangle = Rectangle([each - first for each in prompts], count, self._bias_NP.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         total, heads, fresh, size = query.shape
         kv, now = key.shape[1], self.used + key.shape[2]
         share, longest = heads // kv, self._bias_NP.shape[1]
-        rectangle, here = self.rectangle, self._here
+        rectangle, here = self._rectangle, self._here
         keys, values = self._keys[layer][self._piece], self._values[layer][self._piece]
         keys[:, :, self.used : now], values[:, :, self.used : now] = key, value
 
         def fold(by_row: Tensor) -> Tensor:
             """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once for all."""
             if rectangle.is_whole:
-                folded = by_row.view(len(self.here), -1, *by_row.shape[1:])
+                folded = by_row.view(-1, rectangle.widest, *by_row.shape[1:])
             else:
                 folded = rectangle.fold(by_row)
             return folded.transpose(1, 2).flatten(2, 3)

@@ -1,10 +1,10 @@
-"""A model's linear layers as sampling wants them: fewer and larger, and with an adapter of each prompt's own.
+"""A model's linear layers as sampling wants them: fewer and larger, and with an adapter of each row's own.
 
 Layers that read the same input become one matrix product. LoRA updates are added beside the base's weights,
 never into them, as the learner does: so the weights are shared with the learner, adapters change at no cost,
 and rows with different adapters are one batch.
 
-Shapes: B rows, S tokens, M adapters, R their largest rank.
+Shapes: B rows, S tokens, M adapters, N of them at work, R their largest rank.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from envkit.engine.packed import Packed
 from envkit.engine.rectangle import Rectangle
 from envkit.errors import ContractError, ModelError
 
@@ -78,14 +79,17 @@ class Linears:
     Args:
         model: a transformers model. It keeps its modules and shares its weights, which are moved: those of
             layers that become one product lie side by side.
+        plain: see `envkit.engine.packed.Packed`; else a CPU's memory holds the weights twice.
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, plain: bool = False) -> None:
         #: The rewritten model.
         self.model: Any = sharing(model)
         self._products: list[tuple[_Product, list[str]]] = []
-        #: The adapter of each prompt of the next forward pass, and its rows; or the adapter of all of them.
-        self.chosen: int | tuple[Tensor, Rectangle] = 0
+        self._device, self._count = model.device, 0
+        #: The adapter of all rows of the next forward pass; or the N at work, all in order if ``None``, and
+        #: which rows each has.
+        self.chosen: int | tuple[Tensor | None, Rectangle] = 0
         theirs: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
@@ -96,7 +100,7 @@ class Linears:
             }
             for names in _groups(children):
                 paths = [f"{parent}.{name}" if parent else name for name in names]
-                product = _Product(self, [theirs[path] for path in paths])
+                product = _Product(self, [theirs[path] for path in paths], plain=plain)
                 self._products.append((product, paths))
                 for number, name in enumerate(names):
                     setattr(module, name, _Part(product, number))
@@ -118,8 +122,20 @@ class Linears:
                 if (expected := shapes.get(path)) != found:
                     here = "no linear layer below its head" if expected is None else f"{expected} here"
                     raise ModelError(f"an adapter changes {path}, {found} in size, which is {here}")
+        self._count = len(adapters)
         for product, paths in self._products:
             product.load([[adapter.get(path) for path in paths] for adapter in adapters])
+
+    def choose(self, adapters_B: Sequence[int]) -> None:
+        """Say the adapter of each row of the next forward pass."""
+        present = sorted({*adapters_B})
+        if len(present) == 1:
+            [self.chosen] = present
+            return
+        places = {adapter: place for place, adapter in enumerate(present)}
+        # Where all are at work, none is copied.
+        at_work = torch.tensor(present, device=self._device) if len(present) < self._count else None
+        self.chosen = at_work, Rectangle([places[each] for each in adapters_B], len(present), self._device)
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
@@ -142,9 +158,10 @@ class _Product:
     Args:
         owner: says which adapters are chosen.
         layers: their weights become parts of one.
+        plain: see `Linears`.
     """
 
-    def __init__(self, owner: Linears, layers: Sequence[nn.Linear]) -> None:
+    def __init__(self, owner: Linears, layers: Sequence[nn.Linear], *, plain: bool) -> None:
         self._owner = owner
         self.sizes = [layer.out_features for layer in layers]
         self.width = layers[0].in_features
@@ -152,10 +169,11 @@ class _Product:
         for layer, part in zip(layers, self._split(self._weight, 0), strict=True):
             layer.weight.data = part
         biases: list[Any] = [layer.bias for layer in layers]
-        self._bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
-        if self._bias is not None:
-            for bias, part in zip(biases, self._split(self._bias, 0), strict=True):
-                bias.data = part
+        bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
+        if bias is not None:
+            for own, part in zip(biases, self._split(bias, 0), strict=True):
+                own.data = part
+        self._base = Packed(self._weight, bias, [layer.weight for layer in layers], plain=plain)
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
         self._seen: Tensor | None = None
@@ -193,18 +211,21 @@ class _Product:
         return cast("Sequence[Tensor]", torch.split(whole, self.sizes, dim))
 
     def _compute(self, x_BSI: Tensor) -> Tensor:
-        out_BSO = linear(x_BSI, self._weight, self._bias)
+        out_BSO = self._base(x_BSI)
         chosen = self._owner.chosen
         if self._downs_MRI is None or self._ups_MOR is None:
             return out_BSO
         if isinstance(chosen, int):
             update = linear(linear(x_BSI.float(), self._downs_MRI[chosen]), self._ups_MOR[chosen])
         else:
-            adapters, rectangle = chosen
-            by_prompt = rectangle.fold(x_BSI.float())
-            inner = torch.bmm(by_prompt.flatten(1, 2), self._downs_MRI[adapters].transpose(1, 2))
-            update = torch.bmm(inner, self._ups_MOR[adapters].transpose(1, 2))
-            update = rectangle.unfold(update.view(*by_prompt.shape[:-1], -1))
+            at_work, rectangle = chosen
+            downs_NRI, ups_NOR = (
+                stack if at_work is None else stack[at_work] for stack in (self._downs_MRI, self._ups_MOR)
+            )
+            by_adapter = rectangle.fold(x_BSI.float())
+            inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
+            update = torch.bmm(inner, ups_NOR.transpose(1, 2))
+            update = rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
         return (out_BSO + update).to(out_BSO.dtype)
 
 

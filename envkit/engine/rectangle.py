@@ -1,4 +1,4 @@
-"""Rows of several prompts as a rectangle of prompts and rows, and back."""
+"""Rows of several prompts, or adapters, as a rectangle of these and their rows, and back."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 
 @final
 class Rectangle:
-    """Folds rows into as many for each prompt, and back: what a prompt lacks repeats any row.
+    """Folds rows into as many for each owner, and back: what an owner lacks repeats any row.
 
-    Shapes: R rows in any order, N prompts, W rows of the prompt that has the most.
+    Shapes: R rows in any order, N owners, W rows of the owner that has the most.
 
     Args:
-        prompts_R: number of each row's prompt.
-        prompts: N; some may have no row.
+        owners_R: number of each row's owner.
+        owners: N; some may have no row.
         device: where the rows are.
     """
 
-    def __init__(self, prompts_R: Sequence[int], prompts: int, device: torch.device | str = "cpu") -> None:
-        rows_of: list[list[int]] = [[] for _ in range(prompts)]
-        for row, prompt in enumerate(prompts_R):
-            rows_of[prompt].append(row)
+    def __init__(self, owners_R: Sequence[int], owners: int, device: torch.device | str = "cpu") -> None:
+        rows_of: list[list[int]] = [[] for _ in range(owners)]
+        for row, owner in enumerate(owners_R):
+            rows_of[owner].append(row)
         self.widest = max(map(len, rows_of))
         slots = [row for mine in rows_of for row in [*mine, *[-1] * (self.widest - len(mine))]]
         places = {row: place for place, row in enumerate(slots)}
         #: Whether the rows are a rectangle as they stand.
-        self.is_whole = slots == [*range(len(prompts_R))]
+        self.is_whole = slots == [*range(len(owners_R))]
         # Tensors only: of numbers, whoever compiles what follows would make a part of the code.
-        self._rows_NW = torch.tensor(slots, device=device).clamp(min=0).view(prompts, self.widest)
-        self._places_R = torch.tensor([places[row] for row in range(len(prompts_R))], device=device)
+        self._rows_NW = torch.tensor(slots, device=device).clamp(min=0).view(owners, self.widest)
+        self._places_R = torch.tensor([places[row] for row in range(len(owners_R))], device=device)
 
     def fold(self, by_row: Tensor) -> Tensor:
         """(R, ...) -> (N, W, ...)."""

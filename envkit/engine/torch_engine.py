@@ -15,6 +15,7 @@ from envkit.engine.attention import Decode, Own, Prefill, register
 from envkit.engine.compiled import compiled_blocks
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
+from envkit.engine.packed import Packed
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
 from envkit.engine.waves import Asked, places, waves
@@ -90,8 +91,8 @@ class TorchEngine(AdapterEngine):
     give equal bits (same machine, build, threads).
 
     Args:
-        model: the model to sample from, without adapters. Its weights are shared and its modules left alone;
-            see `envkit.engine.lora.Linears`.
+        model: the model to sample from, without adapters. Its modules are left alone and its weights shared;
+            on a CPU there is a copy beside them (see `envkit.engine.packed`).
         stop_ids: ids that end a turn.
         max_rows: requests decoded together, where memory allows it.
         decode: the text of ids, special tokens included; without it there are no stop strings.
@@ -109,13 +110,14 @@ class TorchEngine(AdapterEngine):
         decode: Callable[[Sequence[int]], str] | None = None,
         torch_compile: bool = False,
     ) -> None:
-        self._linears = Linears(model)
+        self._linears = Linears(model, plain=torch_compile)
         rewritten = self._linears.model
         rewritten.set_attn_implementation(register(outside=torch_compile))
         rewritten.eval()
         self._decoder = rewritten.get_decoder()
-        self._head = rewritten.get_output_embeddings()
-        self._device = self._head.weight.device
+        head = rewritten.get_output_embeddings()
+        self._head = Packed(head.weight, head.bias, [head.weight])
+        self._device = head.weight.device
         #: Tokens that the model tells apart by where they stand.
         self._longest: int = (
             getattr(model.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize
@@ -348,11 +350,7 @@ class TorchEngine(AdapterEngine):
         self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
     ) -> Tensor:
         """Hidden states (B, S, width); ``adapters`` has a number for each of the wave's prompts."""
-        chosen = [adapters[prompt] for prompt in layout.here]
-        mixed = len(set(chosen)) > 1
-        self._linears.chosen = (
-            (torch.tensor(chosen, device=self._device), layout.rectangle) if mixed else chosen[0]
-        )
+        self._linears.choose([adapters[prompt] for prompt in layout.prompts])
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib
 import json
+import multiprocessing
 import os
 import shutil
 import tempfile
@@ -67,6 +68,7 @@ class VLLMEngine(AdapterEngine):
         if not rank:
             raise ContractError(f"lora_r is {lora_r}; vLLM takes adapters of rank {_RANKS[-1]} at most")
         threads = torch.get_num_threads()
+        others = set(multiprocessing.active_children())
         try:
             with _variables(threads):
                 self._vllm, self._request, self._died = _imported()
@@ -90,6 +92,7 @@ class VLLMEngine(AdapterEngine):
             raise ModelError(f"{ref.id}: vLLM does not serve it ({str(error)[:300]})") from error
         finally:
             torch.set_num_threads(threads)  # vLLM leaves one, and the learner is in this process
+        self._processes = set(multiprocessing.active_children()) - others
         self._rank = rank
         self._stop = sorted(set(stop_ids))
         #: What vLLM calls each adapter, by number; ``None`` for the base.
@@ -127,6 +130,8 @@ class VLLMEngine(AdapterEngine):
         """End vLLM's processes; see `envkit.engine.protocol.AdapterEngine.close`."""
         self._clean()
         self._llm.llm_engine.engine_core.shutdown()
+        for process in self._processes:
+            process.join()  # vLLM kills what does not end within five seconds, and does not wait for that
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         if not requests:

@@ -62,7 +62,7 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
         value = torch.eye(size)[[path[-1] for path in own]][:, None, None].expand(count, 2, 1, size)
         out = layout.attend(0, zeros(count, 4, 1, size), zeros(count, 2, 1, size), value, 1.0)
         layout.advance()
-        assert [layout.here[0], layout.here[-1]] == [min(prompts), max(prompts)]
+        assert layout.prompts == prompts
         for prompt, path, weights in zip(prompts, own, out[:, 0, 3], strict=True):
             assert seen(weights) == [*range(int(lengths[prompt])), *path]
     assert {*prompts} == {1, 2}
