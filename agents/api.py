@@ -18,6 +18,7 @@ from envkit.agents.completions import (
     Failure,
     Message,
     Reply,
+    cut_off,
     digest_of,
     following,
     most_of,
@@ -193,6 +194,9 @@ class ApiAgent:
             seconds = time.monotonic() - began
             if not isinstance(found, Failure):
                 found = read_reply(found, most, seconds, tools=bool(self._tools))
+            elif found.too_long and place.turn > 0:
+                # It fitted when it began. Were its episode void, a model would gain by talking much.
+                found = cut_off(found, seconds)
             if isinstance(found, Reply):
                 hold.usd = self._price.of(found.usage)
                 self._calls.answered(call, found)

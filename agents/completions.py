@@ -49,6 +49,7 @@ class Failure:
         paid: the provider may ask for money for it.
         passing: trying again may help.
         of_one: if it is refused, this request may be the only one that is.
+        too_long: it is refused because the conversation does not fit the model.
         after_s: seconds that the provider wants to be left alone, ``None`` if it does not say.
     """
 
@@ -56,6 +57,7 @@ class Failure:
     paid: bool = False
     passing: bool = True
     of_one: bool = False
+    too_long: bool = False
     after_s: float | None = None
 
 
@@ -98,6 +100,12 @@ def following(messages: Sequence[Message], observation: str) -> list[Message]:
         {"role": "tool", "tool_call_id": call["id"], "content": text}
         for call, text in zip(calls, texts, strict=True)
     ]
+
+
+def cut_off(failure: Failure, seconds: float) -> Reply:
+    """What it means that a conversation has grown too long to be read: the model has no more to say in it."""
+    told: Message = {"role": "assistant", "content": _NOTHING}
+    return Reply("", "length", Usage(seconds=seconds), told, failure.reason)
 
 
 def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | Failure:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -28,6 +29,11 @@ _PAID = {408, 502, 504, 524}
 _FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt", "data_inspection_failed"}
 #: Statuses of what may be wrong with one request alone, as one that is too long for the model.
 _OF_ONE = {400, 413, 422}
+#: How providers say that a conversation does not fit the model; few have a code for it.
+_TOO_LONG = re.compile(
+    r"context[ _](?:length|window|size|limit)|prompt is too long|input token count\b.*\bexceeds",
+    re.IGNORECASE,
+)
 
 
 class ProviderError(UsageError):
@@ -137,7 +143,9 @@ class Endpoint:
             reason = f"there is no model {card.model!r} ({words}); check model and base_url"
         else:
             reason = f"the request is refused ({words})"
-        return Failure(f"{card.base_url}: {reason}", passing=False, of_one=status in _OF_ONE)
+        of_one = status in _OF_ONE
+        too_long = of_one and _TOO_LONG.search(f"{error.code} {error.type} {words}") is not None
+        return Failure(f"{card.base_url}: {reason}", passing=False, of_one=of_one, too_long=too_long)
 
     def _line(self, text: str) -> str:
         """One line, without the key, of bounded length."""

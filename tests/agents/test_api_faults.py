@@ -141,6 +141,41 @@ def test_what_one_conversation_is_refused_for_ends_no_other(
     assert f"refused ({status}: too long)" in str(answers[1])
 
 
+TOO_LONG = [
+    ("too long", "context_length_exceeded"),
+    ("This model's maximum context length is 512 tokens. However, you requested 600 tokens.", None),
+    ("prompt is too long: 200534 tokens > 200000 maximum", None),
+    ("input length and `max_tokens` exceed context limit: 178959 + 64000 > 200000", None),
+    ("The input token count (1048577) exceeds the maximum number of tokens allowed (1048575).", None),
+    ("the request exceeds the available context size (4096 tokens), try increasing it", None),
+]
+
+
+@pytest.mark.parametrize(("words", "code"), TOO_LONG, ids=range(len(TOO_LONG)))
+def test_a_conversation_that_grows_too_long_is_cut_off(
+    serve: Callable[[Say], Api], playing: Playing, words: str, code: str | None
+) -> None:
+    """A void would be left out of account, and a model that talks too much would gain by it."""
+    api = serve(lambda body, n: refusal(400, words, code) if n else completion("much"))
+    with playing(api.url) as agent:
+        session = begin(agent)
+        assert turn(agent, "seen", session).text == "much"
+        for _ in range(2):
+            cut = turn(agent, "go on", session)
+            assert (cut.text, cut.stop, cut.usage.completion_tokens) == ("", "length", 0)
+    assert playing.budget.spent_usd > 0.0
+    spent = playing.budget.spent_usd
+    with playing(api.url) as again:
+        session = begin(again)
+        assert [turn(again, seen, session).stop for seen in ("seen", "go on", "go on")] == [
+            "stop",
+            "length",
+            "length",
+        ]
+    assert len(api.asked) == 3
+    assert playing.budget.spent_usd == spent
+
+
 def test_one_refusal_after_the_other_ends_the_run(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: refusal(400, "no credit") if n else completion("x"))
 
