@@ -79,12 +79,16 @@ class CodeEditor:
     def act(self, action: str) -> str:
         """Carry out the actions of one message; what could not be done is said, not raised."""
         seen: list[str] = []
-        for item in parse(action):
+        actions = parse(action)
+        blocks = [item for item in actions if isinstance(item, Rewrite)]
+        for item in actions:
             try:
                 seen.append(self._do(item))
             except EditError as error:
                 seen.append(f"Not done. {error}")
-                break  # later actions of the message rely on this one
+                # Later actions rely on this one; but a python block before the last may be an illustration.
+                if not any(item is block for block in blocks[:-1]):
+                    break
         return "\n".join(seen)
 
     def read(self) -> str:

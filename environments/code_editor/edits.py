@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import Replace, Rewrite
+from envkit.environments.code_editor.needs import with_needs
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 
 
@@ -49,12 +50,14 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
 def apply_rewrite(source: str, edit: Rewrite) -> str:
     """Put each function or class of ``edit.source`` in the place of the one with its name.
 
-    Whatever else stands in the block (calls, imports) is left out. A function without a docstring
-    keeps the one it had. In a file that is no Python, where a definition ends can only be guessed: the
-    first guess that makes it Python counts.
+    What these need of the rest of the block (imports, constants, new functions) comes before them; all else,
+    such as a call to show how it works, is left out. A function without a docstring keeps the one it had. In
+    a file that is no Python, where a definition ends can only be guessed: the first guess that makes it
+    Python counts.
 
     Raises:
-        EditError: no definition in the block, none of that name in the file, or several.
+        EditError: no definition in the block, none with a name in the file, or a name that stands there
+            several times.
     """
     block = textwrap.dedent(edit.source)
     problem = syntax_problem(block)
@@ -67,17 +70,26 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
     if not offered:
         raise EditError("The python block defines no function; write the whole function, with its def line.")
     broken = syntax_problem(source) is not None
+    placed: list[str] = []
     for item in offered:
-        if broken and (mended := _mended(source, item.name, textwrap.dedent(item.lines(block)))):
+        new = textwrap.dedent(item.lines(block))
+        if broken and (mended := _mended(source, item.name, new)):
             source = mended
+        elif targets := find(source, item.name):
+            if len(targets) > 1:
+                raise EditError(f"{item.name} stands {len(targets)} times in {_file(source)}.")
+            source = _put(source, targets[0], new)
+        else:
             continue
-        targets = find(source, item.name)
-        if len(targets) != 1:
-            known = ", ".join(other.name for other in definitions(source)) or "nothing"
-            found = f"stands {len(targets)} times" if targets else "is not"
-            raise EditError(f"{item.name} {found} in the file, which defines: {known}.")
-        source = _put(source, targets[0], textwrap.dedent(item.lines(block)))
-    return source
+        placed.append(item.name)
+    if not placed:
+        names = ", ".join(item.name for item in offered)
+        raise EditError(f"{names} is not in {_file(source)}.")
+    return with_needs(source, block, placed)
+
+
+def _file(source: str) -> str:
+    return f"the file, which defines: {', '.join(item.name for item in definitions(source)) or 'nothing'}"
 
 
 def _mended(source: str, name: str, new: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,7 @@ from typing import TypeAlias, TypeGuard
 
 from envkit.types import JSON
 
+_MAPPINGS = ("dict", "Counter", "defaultdict", "OrderedDict")
 #: See `order`: what kind of value, its size, its text, and the ranks of its items.
 _Rank: TypeAlias = "tuple[int, float, str, tuple[_Rank, ...]]"
 
@@ -28,6 +30,12 @@ class NumericPolicy:
     abs_tol: float = 1e-12
     int_as_float: bool = False
 
+    def close(self, expected: float, actual: float) -> bool:
+        """Whether two floats count as equal."""
+        if math.isnan(expected) or math.isnan(actual):
+            return math.isnan(expected) and math.isnan(actual)
+        return math.isclose(expected, actual, rel_tol=self.rel_tol, abs_tol=self.abs_tol)
+
 
 #: Floats within rounding, all else exact.
 STRICT = NumericPolicy()
@@ -40,12 +48,18 @@ class Leniency:
     Args:
         any_order: how deep the order of lists does not matter: 0 it does, 1 in the outermost, 2 also in its
             items, and so on.
-        sequences: whether tuples and lists stand for each other, as in JSON.
+        repeats: whether it matters, in the outermost list whose order does not, how often an item occurs.
+        sequences: whether tuples and lists stand for each other, as in JSON; sets too, where order does not
+            matter.
+        mappings: whether dicts, Counters, defaultdicts and OrderedDicts stand for each other, as ``==`` has
+            them.
         arguments: whether what became of the arguments counts; it does anyway where the value is ``None``.
     """
 
     any_order: int = 0
+    repeats: bool = True
     sequences: bool = False
+    mappings: bool = False
     arguments: bool = True
 
 
@@ -90,15 +104,15 @@ def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
             left, right = float(left), float(right)
         except OverflowError:
             return False
-        if math.isnan(left) or math.isnan(right):
-            return math.isnan(left) and math.isnan(right)
-        return math.isclose(left, right, rel_tol=policy.rel_tol, abs_tol=policy.abs_tol)
+        return policy.close(left, right)
     if isinstance(expected, Mapping):
         if not isinstance(actual, Mapping) or expected.get("t") == "opaque":
             return False
         kind, wanted, found = expected.get("t"), expected.get("v"), actual.get("v")
         if not isinstance(actual.get("t"), str) or kind != actual.get("t"):
             return False
+        if kind == "complex":
+            return _equal_complex(str(wanted), str(found), policy)
         if kind in ("set", "frozenset") and _has_items(wanted) and _has_items(found):
             wanted, found = sorted(wanted, key=order), sorted(found, key=order)
         return equal(wanted, found, policy)
@@ -109,6 +123,14 @@ def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
             and all(equal(one, other, policy) for one, other in zip(expected, actual, strict=True))
         )
     return type(expected) is type(actual) and expected == actual
+
+
+def _equal_complex(expected: str, actual: str, policy: NumericPolicy) -> bool:
+    try:
+        left, right = complex(expected), complex(actual)
+    except ValueError:
+        return False
+    return policy.close(left.real, right.real) and policy.close(left.imag, right.imag)
 
 
 def _has_items(value: JSON) -> TypeGuard[Sequence[JSON]]:
@@ -158,13 +180,21 @@ def relaxed(value: JSON, leniency: Leniency) -> JSON:
 
 def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
     if isinstance(value, Mapping):
-        if not leniency.sequences or value.get("t") != "tuple":
+        kind, inner = value.get("t"), value.get("v")
+        if leniency.mappings and kind in _MAPPINGS and _has_items(inner):
+            return {"t": "dict", "v": sorted(inner, key=order)}
+        if not leniency.sequences or (kind != "tuple" and not (kind == "set" and depth > 0)):
             return value
-        value = value.get("v")
-    if not isinstance(value, Sequence) or isinstance(value, str):
+        value = inner
+    if not _has_items(value):
         return value
     items = [_relaxed(item, leniency, depth - 1) for item in value]
-    return sorted(items, key=order) if depth > 0 else items
+    if depth <= 0:
+        return items
+    items.sort(key=order)
+    if leniency.repeats or depth < leniency.any_order:
+        return items
+    return [item for item, _ in itertools.groupby(items, canonical)]
 
 
 def opaque(value: JSON) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Sequence
 
 import pytest
@@ -109,6 +110,18 @@ TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
         (TUPLE, [3, [2, 1]], Leniency(sequences=True), True),
         (TUPLE, [[2, 1], 3], Leniency(any_order=1, sequences=True), True),
         ({"t": "set", "v": [1]}, [1], Leniency(sequences=True), False),
+        (encode({1, 2}), encode((2, 1)), Leniency(any_order=1, sequences=True), True),
+        (encode({1, 2}), encode((2, 1, 2)), Leniency(any_order=1, sequences=True), False),
+        (encode({1, 2}), encode((2, 1, 2)), Leniency(any_order=1, repeats=False, sequences=True), True),
+        (encode({1, 2}), encode((2, 1, 3)), Leniency(any_order=1, repeats=False, sequences=True), False),
+        ([[1], [1, 1]], [[1, 1], [1]], Leniency(any_order=2, repeats=False), True),
+        ([[1]], [[1, 1]], Leniency(any_order=2, repeats=False), False),
+        (encode(Counter("aab")), encode({"b": 1, "a": 2}), Leniency(), False),
+        (encode(Counter("aab")), encode({"b": 1, "a": 2}), Leniency(mappings=True), True),
+        (encode(OrderedDict(b=1, a=2)), encode(defaultdict(int, a=2, b=1)), Leniency(mappings=True), True),
+        (encode(Counter("aab")), encode({"b": 1, "a": 1}), Leniency(mappings=True), False),
+        (encode([Counter("a")]), encode([{"a": 1}]), Leniency(mappings=True), True),
+        (encode({}), [], Leniency(mappings=True), False),
         (None, [], Leniency(any_order=1, sequences=True), False),
     ],
 )

@@ -83,7 +83,7 @@ class Edited:
                 "killers": [call.to_json() for call in calls],
                 "fresh": 0,
                 "policy": asdict(PYTHON),
-                "leniency": asdict(Leniency(arguments=False)),
+                "leniency": asdict(Leniency(mappings=True, arguments=False)),
                 "tests": looks.program,
                 "looks": [place.to_json() for place in looks.places],
                 "weakness": WEAKNESS if looks.weak else "",

@@ -18,6 +18,7 @@ from envkit.environments.code_editor.formats.stated import (
     Stated,
     asserted,
     collected,
+    forms,
     statements,
     unwritten,
 )
@@ -59,6 +60,7 @@ def _problem(config: Path) -> Stated:
         source=folder.name,
         operator="unwritten",
         metadata={},
+        forms=forms(tests, name),
     )
 
 

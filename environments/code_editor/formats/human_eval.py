@@ -15,6 +15,7 @@ from envkit.environments.code_editor.formats.stated import (
     Stated,
     asserted,
     collected,
+    forms,
     statements,
     with_docstring_calls,
 )
@@ -32,7 +33,8 @@ def read(path: Path) -> Imported:
 def _problem(row: Row) -> Stated:
     name, task_id, test = row.text("entry_point"), row.text("task_id"), row.text("test")
     prompt, body = row.text("prompt").rstrip(), row.text("canonical_solution").strip("\n").rstrip()
-    known = asserted(statements(test), "candidate")
+    tests = statements(test)
+    known = asserted(tests, "candidate")
     return Stated(
         id=task_id,
         said="",  # the file says it
@@ -44,4 +46,5 @@ def _problem(row: Row) -> Stated:
         source=name,
         operator="unwritten",
         metadata={},
+        forms=forms(tests, "candidate"),
     )

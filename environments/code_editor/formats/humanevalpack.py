@@ -15,6 +15,7 @@ from envkit.environments.code_editor.formats.stated import (
     Stated,
     asserted,
     collected,
+    forms,
     statements,
     with_docstring_calls,
 )
@@ -36,7 +37,8 @@ def _problem(row: Row) -> Stated:
     )
     said, bug = row.text("docstring", ""), row.text("bug_type")
     tests = statements(test)
-    known = asserted(tests, name) or asserted(tests, "candidate")
+    called = name if asserted(tests, name) else "candidate"
+    known = asserted(tests, called)
     return Stated(
         id=task_id,
         said=said,
@@ -48,4 +50,5 @@ def _problem(row: Row) -> Stated:
         source=name,
         operator=bug,
         metadata={},
+        forms=forms(tests, called),
     )

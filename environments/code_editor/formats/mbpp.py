@@ -16,6 +16,7 @@ from envkit.environments.code_editor.formats.stated import (
     Stated,
     asserted,
     collected,
+    forms,
     statements,
     unwritten,
 )
@@ -56,4 +57,5 @@ def _problem(row: Row) -> Stated:
         source=str(number),
         operator="unwritten",
         metadata={},
+        forms=forms(tests, called[0]),
     )

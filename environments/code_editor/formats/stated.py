@@ -24,6 +24,9 @@ PYTHON = NumericPolicy(rel_tol=1e-6, abs_tol=1e-6, int_as_float=True)
 #: Calls drawn anew at each visit, beside the known ones.
 FRESH_CALLS = 160
 _MAX_SHOWN, _MAX_EXAMPLE = 3, 200
+_UNIQUE = frozenset({"set", "frozenset"})
+_UNORDERED = _UNIQUE | {"sorted", "Counter"}
+_FORMS = _UNORDERED | {"list", "tuple"}
 _ANY_ORDER = re.compile(
     r"\bin any order\b|\bany order\b|\border (?:of|does|do)[^.]*not matter", re.IGNORECASE
 )
@@ -62,6 +65,7 @@ class Stated:
         metadata: further public facts.
         numbers: when two numbers are equal.
         json: whether answers are compared as JSON, which has no tuples.
+        forms: what the benchmark's tests make of each answer before they compare it; see `forms`.
     """
 
     id: str
@@ -76,6 +80,7 @@ class Stated:
     metadata: Mapping[str, JSON]
     numbers: NumericPolicy = PYTHON
     json: bool = False
+    forms: frozenset[str] = frozenset()
 
     def task(self, benchmark: str) -> Task:
         """See `Problem`."""
@@ -149,7 +154,13 @@ def _task(benchmark: str, problem: Stated) -> Task:
     if problem.wrong == problem.right:
         raise LeftOut("without a difference between wrong and right")
     parameters = parameters_of(problem.right, problem.function)
-    order = 1 if _ANY_ORDER.search(problem.said) else 0
+    leniency = Leniency(
+        any_order=1 if _ANY_ORDER.search(problem.said) or not _UNORDERED.isdisjoint(problem.forms) else 0,
+        repeats=_UNIQUE.isdisjoint(problem.forms),
+        sequences=problem.json or bool(problem.forms),
+        mappings=True,
+        arguments=False,  # a judge that compares what a call gives never looks at them
+    )
     return Task(
         id=f"{benchmark}/{problem.id}",
         split="heldout",
@@ -174,8 +185,7 @@ def _task(benchmark: str, problem: Stated) -> Task:
             "killers": [call.to_json() for call in calls],
             "fresh": FRESH_CALLS,
             "policy": asdict(problem.numbers),
-            # A judge that compares what a call gives never looks at its arguments.
-            "leniency": asdict(Leniency(any_order=order, sequences=problem.json, arguments=False)),
+            "leniency": asdict(leniency),
         },
     )
 
@@ -222,6 +232,27 @@ def asserted(statements: Sequence[ast.stmt], function: str) -> list[Example]:
     """The calls of a function in test code whose arguments are literals, with what they should give."""
     values = dict(_compared(statements))
     return [Example(call, values.get(call.source(function))) for call in calls_in(statements, function)]
+
+
+def forms(statements: Sequence[ast.stmt], function: str) -> frozenset[str]:
+    r"""What test code makes of a function's answers, such as ``set``; empty where it takes one as it is.
+
+    >>> sorted(forms(ast.parse("assert set(f(1)) == {1}\nassert sorted(f(2)) == [1, 2]").body, "f"))
+    ['set', 'sorted']
+    """
+    nodes = [node for statement in statements for node in ast.walk(statement)]
+    calls = [node for node in nodes if isinstance(node, ast.Call)]
+    asked = {call for call in calls if _called(call) == function}
+    made = [_called(call) for call in calls if len(call.args) == 1 and call.args[0] in asked]
+    return frozenset(made) if len(made) == len(asked) and _FORMS.issuperset(made) else frozenset()
+
+
+def _called(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case _:
+            return ""
 
 
 def _compared(statements: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:

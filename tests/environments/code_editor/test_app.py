@@ -79,6 +79,21 @@ def test_a_function_is_rewritten_and_keeps_its_docstring(editor: CodeEditor) -> 
     assert editor.observe() == 'def double(x):\n    """Twice."""\n    return x + x'
 
 
+def test_an_illustration_before_the_answer_does_not_discard_it(editor: CodeEditor) -> None:
+    shown, answer = "```python\nprint(double(2))\n```", "```python\ndef double(x):\n    return x + x\n```"
+    assert editor.act(f"{shown}\n{answer}\nsubmit").startswith(
+        "Not done. The python block defines no function"
+    )
+    assert "return x + x" in editor.read()
+    assert editor.submitted
+
+
+def test_nothing_follows_a_last_block_that_is_refused(editor: CodeEditor) -> None:
+    editor.act("```python\ndef double(x):\n    return x + x\n```\n```python\nprint(1)\n```\nsubmit")
+    assert "return x + x" in editor.read()
+    assert not editor.submitted
+
+
 def test_search_and_replace(editor: CodeEditor) -> None:
     editor.act("<<<<<<< SEARCH\n    return helper(x) * 3\n=======\n    return 2 * x\n>>>>>>> REPLACE")
     assert "return 2 * x" in editor.read()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +19,7 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.formats import FORMATS
 from envkit.environments.code_editor.formats.debugbench import PRELUDE
-from envkit.environments.code_editor.formats.stated import FRESH_CALLS
+from envkit.environments.code_editor.formats.stated import FRESH_CALLS, forms
 from envkit.studies.heldout import require_heldout
 
 # Tiny files of our own, in each format.
@@ -430,6 +431,66 @@ def test_an_mbpp_item_keeps_its_imports_and_its_def_line(tmp_path: Path) -> None
     assert "\r" not in str(task.hidden["reference"])
     sanitized = {key: value for key, value in SENTENCE.items() if key != "text"} | {"prompt": "The mean."}
     assert only("mbpp", lines(tmp_path / "sanitized.jsonl", sanitized)).prompt == "The mean."
+
+
+WAYS = {
+    "with an import": "from math import fsum\ndef mean(a, b):\n    return fsum([a, b]) / 2",
+    "with a helper": "def halved(a):\n    return a / 2\ndef mean(a, b):\n    return halved(a + b)",
+    "with a constant": "HALF = 0.5\n\ndef mean(a, b):\n    return (a + b) * HALF\n\nprint(mean(1, 2))",
+}
+
+
+@pytest.mark.parametrize("code", WAYS.values(), ids=WAYS.keys())
+@pytest.mark.parametrize("name", ["human-eval", "mbpp", "exercism"])
+def test_a_function_may_be_written_with_more_than_itself(
+    name: str, code: str, tmp_path: Path, backend: SandboxBackend
+) -> None:
+    written = WRITTEN | {
+        "prompt": "def mean(a, b):\n    'The mean.'\n",
+        "canonical_solution": "    return (a + b) / 2\n",
+        "entry_point": "mean",
+        "test": "def check(candidate):\n    assert candidate(1, 2) == 1.5\n",
+    }
+    practice = {
+        ".meta/config.json": PRACTICE[".meta/config.json"],
+        ".meta/example.py": "def mean(a, b):\n    return (a + b) / 2\n",
+        ".docs/instructions.md": "The mean.",
+        "bob.py": "def mean(a, b):\n    pass\n",
+        "bob_test.py": "assert mean(1, 2) == 1.5\n",
+    }
+    paths = {
+        "human-eval": lambda: lines(tmp_path / "written.jsonl", written),
+        "mbpp": lambda: lines(tmp_path / "mbpp.jsonl", SENTENCE),
+        "exercism": lambda: folder(tmp_path / "bob", practice) and tmp_path,
+    }
+    task = only(name, paths[name]())
+    [one] = played(backend, [task], oracle({task.id: [f"```python\n{code}\n```", "submit"]})).values()
+    assert one.solved, one.info
+
+
+def test_answers_may_differ_in_what_the_tests_take_away(tmp_path: Path, backend: SandboxBackend) -> None:
+    shared = {
+        "code": "def shared(a, b):\n    return tuple(set(a) & set(b))",
+        "test_list": ["assert set(shared((3, 4, 5), (5, 4, 7))) == set((4, 5))"],
+    }
+    task = only("mbpp", lines(tmp_path / "mbpp.jsonl", SENTENCE | shared))
+    ways = {
+        "[x for x in reversed(a) if x in b]": True,
+        "{*a} & {*b}": True,
+        "[x for x in a if x in b][:1]": False,
+        "list(a)": False,
+    }
+    for group, (way, right) in enumerate(ways.items()):
+        said = f"```python\ndef shared(a, b):\n    return {way}\n```"
+        [one] = played(backend, [task], oracle({task.id: [said, "submit"]}), group).values()
+        assert one.solved is right, way
+
+
+def test_an_answer_is_taken_as_it_is_where_one_test_does() -> None:
+    tests = ["assert set(f(1)) == {1}", "assert tuple(f(2)) == (1,)", "assert f(3) == [1]"]
+    assert forms(ast.parse("\n".join(tests[:2])).body, "f") == {"set", "tuple"}
+    assert forms(ast.parse("\n".join(tests)).body, "f") == frozenset()
+    assert forms(ast.parse("assert sum(f(1)) == 1").body, "f") == frozenset()
 
 
 def test_mbpp_items_that_assert_on_other_than_one_function_are_left_out(tmp_path: Path) -> None:
