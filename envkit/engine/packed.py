@@ -17,10 +17,10 @@ _ROWS: Final = 256
 class Packed:
     """`torch.nn.functional.linear` with a weight and a bias of its own.
 
-    oneDNN would lay the weight out anew at every product, which takes longer than the product where rows are
-    few: a decode step's products take 1.2 to 2 times as long in bfloat16, and 2 to 4 times in float32. What
-    does better are two operations that torch's compiler has for frozen weights; where torch or the machine
-    lacks them, and on a GPU, products are plain.
+    oneDNN would lay the weight out anew at every product, which shows where rows are few: a decode step's
+    products take 1.5 times as long in bfloat16 and twice as long in float32 (``ONLY=products make bench
+    SECTION=train``). The copy is for two operations that torch's compiler has for frozen weights; where torch
+    or the machine lacks them, and on a GPU, products are plain.
 
     Args:
         weight: (out, in).

@@ -5,6 +5,7 @@
     learner          loss and gradient of one group: a prompt of 512 tokens, 16 answers of 64
     step             a whole step: 16 episodes of one turn (prompt about 500, answer 64), gradient, update
     multi-turn step  the same with three turns (prompt about 300, between answers about 60 tokens)
+    products         a decode step's matrix products, of 1 row and of 32, 8 times
     adapters         64 answers of 16 tokens to 32 prompts of 20, each prompt with an adapter of its own
     engine start     a process from its start to the first token, weights on disk
 
@@ -34,6 +35,7 @@ from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapting
 from train_generate import VLLM_PYTHON, generating, starting
 from train_learn import learning
+from train_products import multiplying
 from train_shared import GROUP, NEW, ROUNDS, asked, dtype
 from train_steps import stepping, turning
 
@@ -47,6 +49,7 @@ OPERATIONS: Final[Mapping[str, Operation]] = {
     "learner": learning,
     "step": stepping,
     "multi-turn step": turning,
+    "products": multiplying,
     "adapters": adapting,
     "engine start": starting,
 }
@@ -58,6 +61,8 @@ RATIOS: Final = {
     "learner_vs_trl": Ratio("learner", "TRL", "envkit", 5.0),
     "step_vs_trl": Ratio("step", "TRL", "envkit", 5.0),
     "multiturn_step_vs_trl": Ratio("multi-turn step", "TRL", "envkit", 2.5),
+    "products1_vs_plain": Ratio("products", "1 rows, as they are", "1 rows, copied", None),
+    "products32_vs_plain": Ratio("products", "32 rows, as they are", "32 rows, copied", None),
     "adapters32_vs_base": Ratio("adapters", "base", "32 of rank 4", 0.7),
     "adapters32_vs_sequential": Ratio("adapters", "32 one after another", "32 of rank 4", 5.0),
     "adapters32_r16_vs_base": Ratio("adapters", "base", "32 of rank 16", None),

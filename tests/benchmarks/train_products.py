@@ -1,0 +1,45 @@
+"""All products of a decode step, with the weights as they are and with the copies that the engine keeps."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Generator, Sequence
+
+import tiny
+import torch
+from side_by_side import Ways
+from torch import nn
+from train_shared import dtype
+
+from envkit.engine.packed import Packed
+from envkit.models import DEFAULT_MODEL, resolve
+
+TIMES = 8
+
+
+@contextlib.contextmanager
+def multiplying() -> Generator[Ways]:
+    """One row and 32, 8 times through every linear layer of the model; each layer reads the same."""
+    model = tiny.plain(resolve(DEFAULT_MODEL), dtype())
+    weights = [layer.weight.data for layer in model.modules() if isinstance(layer, nn.Linear)]
+    generator = torch.Generator().manual_seed(0)
+
+    def ours(products: Sequence[Packed], rows: int) -> Callable[[], None]:
+        inputs = {
+            weight.shape[1]: torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
+            for weight in weights
+        }
+
+        def measure() -> None:
+            with torch.no_grad():
+                for _ in range(TIMES):
+                    for product, weight in zip(products, weights, strict=True):
+                        product(inputs[weight.shape[1]])
+
+        return measure
+
+    yield {
+        f"{rows} rows, {way}": ours([Packed(weight, None, [weight], plain=plain) for weight in weights], rows)
+        for rows in (1, 32)
+        for way, plain in (("as they are", True), ("copied", False))
+    }
