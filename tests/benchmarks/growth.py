@@ -7,8 +7,8 @@
     waves        256 answers of 64 tokens to 16 prompts of 150, with an adapter: 64, 128 or 256 rows at a
                  time, and those compiled
 
-Nothing here has a bar. Gradients are checked by `train.py`. ``ONLY``, ``ROUNDS`` and ``DTYPE`` as there;
-writes ``runs/bench/growth.json`` and ``.md``.
+Nothing here has a bar. ``prompt 1024`` takes more than 24 GB, for TRL's padded rows. Gradients are checked by
+`train.py`. ``ONLY``, ``ROUNDS`` and ``DTYPE`` as there; writes ``runs/bench/growth.json`` and ``.md``.
 """
 
 from __future__ import annotations
