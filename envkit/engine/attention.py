@@ -72,13 +72,12 @@ class Prefill:
     Args:
         prompts: N.
         longest: P, the padded length.
-        device: where they are.
     """
 
-    def __init__(self, prompts: int, longest: int, device: torch.device | str = "cpu") -> None:
+    def __init__(self, prompts: int, longest: int) -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
-        self._prompts, self._longest, self._device = prompts, longest, device
+        self._prompts, self._longest = prompts, longest
         self.bring(slice(0, prompts))
 
     @classmethod
@@ -88,7 +87,7 @@ class Prefill:
         theirs = [(prefill, number) for prefill, number, _ in prompts]
         if longest == first._longest and theirs == [(first, number) for number in range(len(first.keys[0]))]:
             return first
-        made = cls(len(prompts), longest, first._device)
+        made = cls(len(prompts), longest)
 
         def joined(rows: Iterable[Tensor]) -> Tensor:
             return torch.stack([pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])

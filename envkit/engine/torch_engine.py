@@ -313,7 +313,7 @@ class TorchEngine(AdapterEngine):
     def _prefill(self, prompts: Sequence[Request]) -> tuple[Prefill, Tensor]:
         """Keys and values of all prompts, and the logits (N, V) after each one's last token."""
         longest = max(len(request.prompt_ids) for request in prompts)
-        prefix = Prefill(len(prompts), longest, self._device)
+        prefix = Prefill(len(prompts), longest)
         adapters = [request.adapter for request in prompts]
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)

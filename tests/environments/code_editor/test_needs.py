@@ -102,7 +102,7 @@ def test_several_functions_share_what_they_need() -> None:
     assert written(block, source).startswith("import re\n\n\ndef g")
 
 
-def test_a_hostile_block_takes_no_longer_than_its_length_asks() -> None:
+def test_what_needs_a_lot_of_one_another_comes_whole() -> None:
     names = "".join(f"a{index} = b\n" for index in range(3_000))
     many = "".join(f"b = a{index}\n" for index in range(3_000))
     found = written(f"{names}{many}def f(a):\n    return b\n", "def f(a):\n    return 0\n")
