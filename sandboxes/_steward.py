@@ -64,8 +64,8 @@ def move_out(user: int, folder: str) -> None:
     checked(LIBC.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbid new privileges")
     # So that its files in /proc are the user's, who enters the namespaces by them.
     checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
+    group = os.getegid()  # asked for now: a new namespace knows no group until its map is written
     checked(LIBC.unshare(NEWUSER | NEWNS), "unshare users and mounts")
-    group = os.getegid()
     # Under the same ids as outside, so that whoever enters later is no root there.
     for name, text in (
         ("setgroups", "deny"),
