@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from html.parser import HTMLParser
 from pathlib import Path
 
+import golden
 import pytest
 
 from envkit.bench import tables
@@ -52,6 +53,10 @@ class Outline(HTMLParser):
 def _pages(run: ReportData) -> tuple[str, str]:
     files = render(run)
     return files["report.html"].decode(), files["report.md"].decode()
+
+
+def test_golden_report(run: ReportData) -> None:
+    golden.expect("report", asdict(summarise(run)))
 
 
 def test_every_table_cell_stands_in_both_files(run: ReportData) -> None:

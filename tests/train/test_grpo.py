@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import golden
 import pytest
 import tiny
 import torch
@@ -100,6 +101,12 @@ def episodes(folder: Path) -> list[Trajectory]:
 
 def timeless(metrics: Sequence[StepMetrics]) -> list[StepMetrics]:
     return [dataclasses.replace(each, rollout_s=0.0, learn_s=0.0) for each in metrics]
+
+
+def test_golden_two_steps(make: Make, tmp_path: Path) -> None:
+    metrics = train(make(tmp_path), until=2)
+    played = [trajectory_to_json(each) for each in episodes(tmp_path)]
+    golden.expect("train", {"metrics": [dataclasses.asdict(each) for each in metrics], "episodes": played})
 
 
 @pytest.mark.parametrize("seed", [0, 1])

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, final
 
+import golden
 import gymnasium
 import pytest
 from gymnasium.utils.env_checker import check_env
@@ -21,12 +22,13 @@ from envkit import (
     TaskFileError,
     registry,
 )
-from envkit.agents.scripted import noop, oracle
+from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
 from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.env import FRESH_CALLS
 from envkit.mining.taskfile import write_tasks
+from envkit.store import trajectory_to_json
 
 Tasks = Mapping[str, Task]
 NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
@@ -59,6 +61,20 @@ def env(backend: SandboxBackend, starters: Tasks) -> Iterator[CodeEditorEnv]:
     made = CodeEditorEnv(tasks=list(starters.values()), sandbox=backend)
     yield made
     made.close()
+
+
+def test_golden_trajectories(backend: SandboxBackend, starters: Tasks) -> None:
+    """An agent that looks, answers wrongly in several ways and solves every other task."""
+    tasks = [*starters.values()]
+
+    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+        right = oracle_action(tasks[key.group])
+        return ("view", "no action", right if key.group % 2 == 0 else right.replace("return", "raise"))[turn]
+
+    keys = [EpisodeKey(3, 0, group, 0, task.id) for group, task in enumerate(tasks)]
+    with Rollouts(lambda: CodeEditorEnv(tasks=tasks, sandbox=backend)) as rollouts:
+        played = rollouts.play(ScriptedAgent("scripted", say), keys)
+        golden.expect("trajectories", [trajectory_to_json(each) for each in played])
 
 
 def ending(env: CodeEditorEnv, *actions: str, task: str = "starter/overlap", seed: int = 5) -> dict[str, Any]:
