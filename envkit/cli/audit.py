@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from envkit.cli.parts import DEFAULT_ENVIRONMENT, Json, SandboxName, proved_backend
+from envkit.cli.options import DEFAULT_ENVIRONMENT, Json, SandboxName, proved_backend
 from envkit.cli.ui import emit, live, out
 
 

@@ -10,7 +10,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from envkit.cli.parts import (
+from envkit.cli.options import (
     DEFAULT_ENVIRONMENT,
     RUNS,
     EnvName,

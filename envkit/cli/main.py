@@ -9,7 +9,7 @@ import warnings
 import typer
 from rich.markup import escape
 
-from envkit.cli import audit, bench, inspect, new, play, sandbox, tasks, train, view
+from envkit.cli import audit, bench, info, new, play, sandbox, tasks, train, view
 from envkit.cli.ui import err
 from envkit.errors import EnvkitError, StoreError, UsageError
 
@@ -32,8 +32,8 @@ def options(
     _verbose = verbose
 
 
-app.command("list")(inspect.list_)
-app.command()(inspect.doctor)
+app.command("list")(info.list_)
+app.command()(info.doctor)
 app.command()(train.demo)
 app.command()(new.new)
 app.command()(play.play)
@@ -47,7 +47,7 @@ app.command()(bench.bench)
 app.command()(bench.rescore)
 app.command()(bench.leaderboard)
 app.command()(bench.prices)
-app.command()(inspect.report)
+app.command()(info.report)
 app.command()(view.view)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from envkit.cli.parts import Json
+from envkit.cli.options import Json
 from envkit.cli.ui import emit, out
 
 

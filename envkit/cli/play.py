@@ -13,9 +13,9 @@ from rich.panel import Panel
 from rich.rule import Rule
 from rich.text import Text
 
-from envkit.cli.lastlook import LastLook
-from envkit.cli.shown import changes, ending, opening, pretty
-from envkit.cli.typed import WORDS, asker, read_action
+from envkit.cli.action_input import WORDS, asker, read_action
+from envkit.cli.capture import CapturingBackend
+from envkit.cli.render import changes, ending, opening, pretty
 from envkit.cli.ui import out
 from envkit.env import Env
 
@@ -34,9 +34,9 @@ def play(
     """
     from envkit import registry
 
-    backend = LastLook(registry.sandbox_backend())
+    backend = CapturingBackend(registry.sandbox_backend())
     game = registry.make(env, tasks, backend, max_turns=max_turns)
-    backend.watches = True
+    backend.capturing = True
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         backend.paths = game.task.files
@@ -55,7 +55,7 @@ def play(
             _say(pretty(observation))
         measured = [item.name for item in game.checks if not (item.weight or item.gate)]
         found = ending(reward, info, turns, measured)
-        _say([Rule(style="dim"), *found, *changes(game.task.files, backend.found)])
+        _say([Rule(style="dim"), *found, *changes(game.task.files, backend.files)])
     finally:
         game.close()
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from envkit.cli.parts import Json
+from envkit.cli.options import Json
 from envkit.cli.ui import emit, err, out
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from envkit.cli.parts import DEFAULT_ENVIRONMENT, EnvName, Json, SandboxName, proved_backend
+from envkit.cli.options import DEFAULT_ENVIRONMENT, EnvName, Json, SandboxName, proved_backend
 from envkit.cli.ui import emit, interruptible, live, out
 from envkit.errors import UsageError
 

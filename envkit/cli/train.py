@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.markup import escape
 
-from envkit.cli.parts import (
+from envkit.cli.options import (
     DEFAULT_ENVIRONMENT,
     RUNS,
     EnvName,

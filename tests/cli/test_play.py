@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from envkit.cli.lastlook import LastLook
-from envkit.cli.shown import changes, ending, opening, pretty
-from envkit.cli.typed import read_action
+from envkit.cli.action_input import read_action
+from envkit.cli.capture import CapturingBackend
+from envkit.cli.render import changes, ending, opening, pretty
 from envkit.environments.code_editor.actions import HELP, parse
 from envkit.registry import sandbox_backend
 from envkit.sandbox import PYTHON_OPTIONS
@@ -181,20 +181,20 @@ def test_changes_are_diffs_of_what_was_there_before() -> None:
 
 
 def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
-    backend = LastLook(sandbox_backend())
+    backend = CapturingBackend(sandbox_backend())
     backend.paths = ["a", "b", "bytes", "link"]
     with backend.create() as sandbox:  # as tasks are made
         sandbox.write("a", b"nothing")
-    backend.watches = True
+    backend.capturing = True
     with backend.create() as sandbox:
         sandbox.write("a", b"one")
         sandbox.write("bytes", b"\xff")
         link = "import os; os.symlink('a', 'link')"
         assert sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", link]).ok
-        assert backend.found == {}
+        assert backend.files == {}
         with backend.create() as other:
             other.write("a", b"two")
-    assert backend.found == {"a": "one", "b": ""}
+    assert backend.files == {"a": "one", "b": ""}
 
 
 def test_a_terminal_obeys_nothing_that_was_observed() -> None:

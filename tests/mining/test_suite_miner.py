@@ -13,7 +13,7 @@ import pytest
 from shop import FILES, lay_out
 
 from envkit.audit.watched import Watched
-from envkit.cli.lastlook import LastLook
+from envkit.cli.capture import CapturingBackend
 from envkit.errors import UsageError
 from envkit.grading import Grade, canonical, grade_suite
 from envkit.mining.checkout import SETTINGS, Checkout
@@ -282,7 +282,7 @@ def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBacken
 
 def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
     bounded = ZygoteBackend(["toolz"], space=Space(total_bytes=2**24, files=500))
-    for around in (Watched(bounded), LastLook(bounded)):
+    for around in (Watched(bounded), CapturingBackend(bounded)):
         found = with_pytest(around)
         assert {"toolz", "pytest"} < {*found.packages}
         assert found.space == bounded.space

@@ -13,7 +13,7 @@ _MOST_BYTES: Final = 2**20
 
 
 @final
-class LastLook(SandboxBackend):
+class CapturingBackend(SandboxBackend):
     """Sandboxes of another backend; files of the first are read just before it is closed.
 
     Args:
@@ -26,11 +26,11 @@ class LastLook(SandboxBackend):
         self.packages, self.space = inner.packages, inner.space
         self._is_first = True
         #: Set once the tasks are made: the next sandbox is the episode's.
-        self.watches = False
+        self.capturing = False
         #: Paths to look at.
         self.paths: Collection[str] = ()
         #: Path -> the text that was found there, empty where it is gone; missing where that cannot be told.
-        self.found: dict[str, str] = {}
+        self.files: dict[str, str] = {}
 
     def available(self) -> str | None:
         return self._inner.available()
@@ -40,7 +40,7 @@ class LastLook(SandboxBackend):
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()
-        if self.watches and self._is_first:
+        if self.capturing and self._is_first:
             self._is_first, close = False, sandbox.close
 
             def closing() -> None:
@@ -57,6 +57,6 @@ class LastLook(SandboxBackend):
             # It cannot where an agent has linked or filled it, or the sandbox is broken.
             with contextlib.suppress(UsageError, UnicodeDecodeError, SandboxError):
                 try:
-                    self.found[path] = sandbox.read(path, _MOST_BYTES).decode()
+                    self.files[path] = sandbox.read(path, _MOST_BYTES).decode()
                 except FileNotFoundError:
-                    self.found[path] = ""
+                    self.files[path] = ""

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from envkit import registry
-from envkit.cli.parts import Json
+from envkit.cli.options import Json
 from envkit.cli.ui import emit, out
 from envkit.errors import EnvkitError
 
