@@ -195,7 +195,7 @@ def check(
     """Play the oracle, which must earn 1, and the no-op, which must earn 0, on every task."""
     from envkit import registry
     from envkit.mining.taskfile import read_tasks
-    from envkit.studies.verify import verify
+    from envkit.studies.validate_tasks import validate_tasks
 
     kind = registry.environment(env)
 
@@ -210,7 +210,8 @@ def check(
             }
         )
         broken = {
-            name: verify(kind, tasks, backend, display, go_on, seed=seed) for name, tasks in sets.items()
+            name: validate_tasks(kind, tasks, backend, display, go_on, seed=seed)
+            for name, tasks in sets.items()
         }
         if not go_on():
             raise UsageError("stopped before every task was checked; run it again")

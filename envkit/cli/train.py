@@ -132,7 +132,9 @@ def train(
         display.say(f"run folder: {escape(str(run.path))}")
         # Before this, Ctrl-C has nothing to save and stops at once.
         with interruptible() as go_on:
-            work = seeds.Seeds if run.manifest.get("kind") == seeds.KIND else before_after.BeforeAfter
+            work = (
+                seeds.MultiSeedStudy if run.manifest.get("kind") == seeds.KIND else before_after.BeforeAfter
+            )
             reports = work(run, kinds, backend, display, go_on).run()
             stopped = not go_on()
     done(run.path, reports, as_json, stopped=stopped)

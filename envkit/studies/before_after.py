@@ -22,11 +22,11 @@ from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.exam import ARMS, Exam
+from envkit.studies.env_eval import ARMS, EnvEval
 from envkit.studies.machine import use_threads
-from envkit.studies.spent import Stopwatch, training_seconds
 from envkit.studies.study import parts_of, reopen, share
-from envkit.studies.warm_start import apart, demonstrations, imitate
+from envkit.studies.timing import Stopwatch, training_seconds
+from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
 from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, Trainer
@@ -73,14 +73,14 @@ class BeforeAfter:
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         most = share(study.plan.heldout_tasks, len(kinds))
-        self._exams = [
-            Exam(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, go_on)
+        self._evals = [
+            EnvEval(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, go_on)
             for kind, part in parts_of(run, kinds).items()
         ]
-        self._imitated = {kind: apart(tasks)[0] for kind, tasks in study.train.items()}
+        self._sft_tasks = {kind: split_for_warm_start(tasks)[0] for kind, tasks in study.train.items()}
         #: The tasks that RL visits.
-        self._practice = {
-            kind: self._practised(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
+        self._rl_tasks = {
+            kind: self._rl_tasks_of(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
         }
         use_threads(manifest["threads"])
         ref = resolve(manifest["model"], display.say)
@@ -91,9 +91,9 @@ class BeforeAfter:
             Policy.of(ref, config) if sibling_of is None else sibling_of.policy.sibling(config.seed)
         )
 
-    def _practised(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
+    def _rl_tasks_of(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
         config = self._plan.train
-        kept = apart(tasks)[1] if config.sft_examples else list(tasks)
+        kept = split_for_warm_start(tasks)[1] if config.sft_examples else list(tasks)
         if config.curriculum_tasks:
             kept = kept[: share(config.curriculum_tasks, environments)]
         return kept if environments == 1 else [_of(kind, task) for task in kept]
@@ -107,14 +107,14 @@ class BeforeAfter:
         if whole := self._run.manifest.get("part_of"):
             raise StoreError(f"{self._run.path} is part of {whole}, whose seeds go on together; resume that")
         with self._run.locked(), contextlib.closing(self.policy):
-            return self.report(whole=self.begin() and self._practise() and self.finish())
+            return self.report(whole=self.begin() and self._train_rl() and self.finish())
 
     # Each part of a run returns False when the user asked to stop.
 
     def begin(self) -> bool:
         """All that comes before RL."""
         return (
-            (not self._evaluates or all(exam.controls() for exam in self._exams))
+            (not self._evaluates or all(env_eval.controls() for env_eval in self._evals))
             and self._evaluate("base")
             and (not self._is_warm() or (self._sft() and self._evaluate("SFT")))
             and self._estimate()
@@ -136,15 +136,15 @@ class BeforeAfter:
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
         origins = {name: self._origin(name) for name in ARMS}
-        return [exam.report(origins, warnings) for exam in self._exams]
+        return [env_eval.report(origins, warnings) for env_eval in self._evals]
 
-    def adopt(self, other: BeforeAfter) -> None:
+    def copy_shared_results(self, other: BeforeAfter) -> None:
         """Take over what another seed's run has found that depends on no seed.
 
         Estimates of difficulty with their time: this adapter needed them too.
         """
-        for own, theirs in zip(self._exams, other._exams, strict=True):
-            own.adopt(theirs)
+        for own, theirs in zip(self._evals, other._evals, strict=True):
+            own.copy_shared_results(theirs)
         if self._is_warm() or self._run.records("difficulty"):
             return
         with self._run.journal("difficulty") as journal, self._run.journal("phases") as phases:
@@ -188,16 +188,16 @@ class BeforeAfter:
     def _scalars(self) -> Scalars:
         return Scalars(self._run.path / "tensorboard")
 
-    def makers(self) -> dict[str, EnvFactory]:
+    def env_factories(self) -> dict[str, EnvFactory]:
         """What makes the environment of each task that RL visits."""
         turns, found = self._plan.train.max_turns, dict[str, EnvFactory]()
-        for kind, tasks in self._practice.items():
+        for kind, tasks in self._rl_tasks.items():
             make = functools.partial(kind, tasks=tasks, sandbox=self._backend, max_turns=turns)
             found |= {task.id: make for task in tasks}
         return found
 
     def _evaluate(self, arm: str) -> bool:
-        return not self._evaluates or all(exam.evaluate(self.policy, arm) for exam in self._exams)
+        return not self._evaluates or all(env_eval.evaluate(self.policy, arm) for env_eval in self._evals)
 
     def _sft(self) -> bool:
         folder = self._run.path / "sft"
@@ -217,7 +217,9 @@ class BeforeAfter:
                 scalars.add("sft", step, {"loss": loss})
                 return self._go_on()
 
-            whole = imitate(self.policy, self._imitated, self._backend, config, self._display, on_loss)
+            whole = run_warm_start(
+                self.policy, self._sft_tasks, self._backend, config, self._display, on_loss
+            )
             if whole:  # a resumed run takes what it finds under this name
                 save_adapter(self.policy, folder)
                 watch.lap()
@@ -227,12 +229,12 @@ class BeforeAfter:
         """How hard RL's tasks are for the policy as it is now, task by task in ``difficulty.jsonl``."""
         config = self._plan.train
         known = {record["task"] for record in self._run.records("difficulty")}
-        total, done = sum(map(len, self._practice.values())), len(known)
+        total, done = sum(map(len, self._rl_tasks.values())), len(known)
         if not config.curriculum_tasks or done == total:
             return True
         self._display.phase(_ESTIMATE, total)
         with Stopwatch(self._run, _ESTIMATE) as watch, self._run.journal("difficulty") as journal:
-            for kind, tasks in self._practice.items():
+            for kind, tasks in self._rl_tasks.items():
                 left = [task for task in tasks if task.id not in known]
                 shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
                 limits = config.max_completion_length, config.stop_strings
@@ -246,8 +248,8 @@ class BeforeAfter:
                         return False
         return True
 
-    def _practise(self) -> bool:
-        with Rollouts(self.makers()) as rollouts, self.training(rollouts) as (trainer, go_on):
+    def _train_rl(self) -> bool:
+        with Rollouts(self.env_factories()) as rollouts, self.training(rollouts) as (trainer, go_on):
             trainer.resume()
             if not trainer.is_done():
                 self._display.phase("reinforcement learning", self._plan.train.max_steps)
@@ -261,11 +263,11 @@ class BeforeAfter:
         """What trains, not yet resumed, and what is to be told of each of its steps.
 
         Args:
-            rollouts: of environments that pose the tasks of `makers`.
+            rollouts: of environments that pose the tasks of `env_factories`.
             at_once: how many adapters have shared the time of the step that is told of.
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
-        tasks = [task for own in self._practice.values() for task in own]
+        tasks = [task for own in self._rl_tasks.values() for task in own]
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,

@@ -26,19 +26,19 @@ from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, write_atomic
-from envkit.studies.arms import Arms
-from envkit.studies.casting import (
-    Cast,
+from envkit.studies.agent_factory import (
+    AgentFactory,
     model_of,
     outputs,
     require_usable,
     runs_here,
 )
+from envkit.studies.build_report import build_report, flat_settings
+from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import faster_dtype, machine, use_threads
 from envkit.studies.provenance import code_digest, commit, require_code
-from envkit.studies.publish import flat, publish
-from envkit.studies.verify import verify
+from envkit.studies.validate_tasks import validate_tasks
 from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
@@ -77,7 +77,7 @@ def start(
     table = load_prices(prices)
     spec = _with_lengths(spec)
     played = [
-        (one.name, kind, tasks_of(kind, one, backend, display))
+        (one.name, kind, load_tasks(kind, one, backend, display))
         for one in spec.environments
         for kind in [registry.environment(one.name)]
     ]
@@ -151,7 +151,7 @@ def _compute(models: bool) -> tuple[int, str]:
     return use_threads(), faster_dtype()
 
 
-def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
+def load_tasks(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
     """The tasks that a spec names, what was recorded on them, and how many items are none, by reason.
 
     On items of others both controls are played first, since nothing else tells whether they can be graded:
@@ -174,7 +174,7 @@ def tasks_of(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, di
     left_out = Counter(found.left_out)
     if theirs:
         # With the seed of the run, whose own controls then find these grades made.
-        broken = verify(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
+        broken = validate_tasks(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
         if void := next((one for one in broken if one.void), None):
             raise SandboxError(f"{spec.tasks}: {void}; start again")
         unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
@@ -264,7 +264,7 @@ class Bench:
         self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
         if began["models"]:
             use_threads(threads)
-        self._cast = Cast(self._spec, began, load_prices(prices_of(run)), display)
+        self._agents = AgentFactory(self._spec, began, load_prices(prices_of(run)), display)
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
@@ -292,9 +292,9 @@ class Bench:
             )
         with self._run.locked():
             for row in self.rows:
-                self._cast.require_unchanged(row)
+                self._agents.require_unchanged(row)
                 for _, part in self.parts:
-                    self._cast.count_spent(row, part)
+                    self._agents.count_spent(row, part)
             refusals: list[UsageError] = []
             pages = [self._play(kind, part, refusals) for kind, part in self.parts]
         if refusals:
@@ -305,10 +305,10 @@ class Bench:
         """Play and report one environment; what refuses a row joins ``refusals``, and the next is asked."""
         require_code(kind, part)
         tasks = self.tasks(part)
-        arms = Arms(part, tasks, self._display, self._go_on)
+        arms = EvalRunner(part, tasks, self._display, self._go_on)
         cut: list[str] = []
         stopped = False
-        with Rollouts(self.maker(kind, tasks)) as rollouts:
+        with Rollouts(self.env_factory(kind, tasks)) as rollouts:
             for row in self.rows:
                 if arms.finished(row.name, row.samples or 1):
                     continue
@@ -316,7 +316,7 @@ class Bench:
                 if stopped:
                     break
                 try:
-                    with self._cast.agent(row, part, kind, tasks) as agent:
+                    with self._agents.agent(row, part, kind, tasks) as agent:
                         stopped = not arms.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # it holds its base, and the next row's may be another
                 except UsageError as error:  # a provider's, or the budget's: it touches no other row
@@ -325,7 +325,7 @@ class Bench:
                     cut.append(str(error))
         if stopped:
             cut.append("stopped by the user")
-        return self.publish(kind, part, "; ".join(dict.fromkeys(cut)))
+        return self.report(kind, part, "; ".join(dict.fromkeys(cut)))
 
     def tasks(self, part: RunFolder) -> list[Task]:
         """The tasks of an environment, as the run began with them.
@@ -338,15 +338,15 @@ class Bench:
             raise StoreError(f"{part.path / _TASKS}: not the tasks that the run began with")
         return tasks
 
-    def maker(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
+    def env_factory(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
         """Makes an environment's environments."""
         return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._spec.max_turns)
 
-    def publish(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
+    def report(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
         """Write an environment's report of what has been played; ``cut`` says why that is not all."""
         spec, tasks = self._spec, self.tasks(part)
         facts = cast("Mapping[str, JSON]", encode(spec))
-        arms = Arms(part, tasks, self._display, self._go_on)
+        arms = EvalRunner(part, tasks, self._display, self._go_on)
         rows: list[Arm] = []
         told: list[str] = []
         for row in self.rows:
@@ -356,12 +356,12 @@ class Bench:
                     f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
                     "in no number: those that end first are no fair sample."
                 )
-            origin = self._cast.origin(row, part, {episode.key for episode in counted})
+            origin = self._agents.origin(row, part, {episode.key for episode in counted})
             expected = SCRIPTS.get(row.script)
-            if arm := arms.arm(row.name, self._cast.describe(row), counted, expected, origin):
+            if arm := arms.arm(row.name, self._agents.describe(row), counted, expected, origin):
                 rows.append(arm)
-                told += self._cast.asked_otherwise(row)
-        path, _ = publish(
+                told += self._agents.differences_from_training(row)
+        path, _ = build_report(
             part,
             kind,
             self._backend,
@@ -371,7 +371,7 @@ class Bench:
             max_turns=spec.max_turns,
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),
-            config=flat({name: value for name, value in facts.items() if name not in _TABLES}),
+            config=flat_settings({name: value for name, value in facts.items() if name not in _TABLES}),
             warnings=(
                 *((f"The run ended early ({cut}); this is what there is.",) if cut else ()),
                 *told,

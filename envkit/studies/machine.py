@@ -33,7 +33,7 @@ def _card() -> str:
     return torch.cuda.get_device_name()
 
 
-def on_this_machine(config: TrainConfig) -> TrainConfig:
+def resolve_dtype(config: TrainConfig) -> TrainConfig:
     """The configuration with what it leaves to the machine filled in."""
     if config.dtype != "auto":
         return config

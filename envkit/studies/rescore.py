@@ -13,8 +13,8 @@ from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.arms import seconds_of
 from envkit.studies.bench import Bench, prices_of
+from envkit.studies.eval_runner import seconds_of
 from envkit.studies.provenance import code_digest, commit
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
@@ -74,14 +74,14 @@ def rescore(
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):
                     shutil.copyfile(file, new.path / file.name)
-            with Rollouts(stored.maker(kind, stored.tasks(part))) as rollouts:
+            with Rollouts(stored.env_factory(kind, stored.tasks(part))) as rollouts:
                 for row in stored.rows:
                     for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
                         change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
                         ends.append((change, change.before != change.after))
         again = Bench(run, backend, display, go_on)
         for kind, part in again.parts:
-            again.publish(kind, part, "" if go_on() else "stopped by the user")
+            again.report(kind, part, "" if go_on() else "stopped by the user")
     return Rescored(run, len(ends), tuple(change for change, differs in ends if differs))
 
 

@@ -66,7 +66,7 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
 
 
 @final
-class Seeds:
+class MultiSeedStudy:
     """One run of the study.
 
     Args:
@@ -104,7 +104,7 @@ class Seeds:
             StoreError: another process is at work in the run folder.
         """
         with self._run.locked(), contextlib.closing(self._studies[0].policy):
-            whole = self._begin() and self._practise() and all(study.finish() for study in self._studies)
+            whole = self._begin() and self._train_rl() and all(study.finish() for study in self._studies)
             return [page for study in self._studies for page in study.report(whole=whole)]
 
     def _begin(self) -> bool:
@@ -112,20 +112,20 @@ class Seeds:
         if not first.begin():
             return False
         for other in others:
-            other.adopt(first)
+            other.copy_shared_results(first)
         return all(other.begin() for other in others)
 
-    def _practise(self) -> bool:
-        makers: dict[str, EnvFactory] = {}
+    def _train_rl(self) -> bool:
+        factories: dict[str, EnvFactory] = {}
         for study in self._studies:
-            makers |= study.makers()
+            factories |= study.env_factories()
         trainers: list[GRPOTrainer] = []
 
         def at_once() -> int:
             return sum(not trainer.is_done() for trainer in trainers)
 
         with contextlib.ExitStack() as held:
-            rollouts = held.enter_context(Rollouts(makers))
+            rollouts = held.enter_context(Rollouts(factories))
             told: list[Callable[[StepMetrics], bool]] = []
             for study in self._studies:
                 trainer, go_on = held.enter_context(study.training(rollouts, at_once))

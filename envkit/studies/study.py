@@ -17,10 +17,10 @@ from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import machine, on_this_machine, use_threads
+from envkit.studies.machine import machine, resolve_dtype, use_threads
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, measure, plan
 from envkit.studies.provenance import code_digest, commit, require_code
-from envkit.studies.warm_start import apart, demonstrations
+from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.policy import Policy
 from envkit.types import JSON, Task
@@ -83,7 +83,7 @@ def prepare(
     for kind in train:
         require_heldout(heldout[kind], learnt)
     threads = use_threads()
-    config = on_this_machine(config)
+    config = resolve_dtype(config)
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
@@ -97,7 +97,7 @@ def prepare(
             ],
         )
     budget = DEFAULT_MINUTES if minutes is None else minutes
-    imitated = sum(len(apart(tasks)[0]) for tasks in train.values())
+    imitated = sum(len(split_for_warm_start(tasks)[0]) for tasks in train.values())
     measured = sum(map(len, heldout.values())) if evaluate else 0
     sized = plan(budget, speed, lengths, config, measured, imitated)
     if minutes is None:

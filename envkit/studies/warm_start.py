@@ -14,7 +14,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
-from envkit.studies.machine import on_this_machine
+from envkit.studies.machine import resolve_dtype
 from envkit.train import sft
 from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
@@ -24,7 +24,7 @@ from envkit.train.practice import require_trainable
 from envkit.types import Task
 
 
-def apart(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
     """The tasks for the warm start and those for RL, by function.
 
     What the warm start has imitated, RL could earn by recall: it then sharpens what is known by heart
@@ -61,7 +61,7 @@ def demonstrations(
         env.close()
 
 
-def imitate(
+def run_warm_start(
     policy: Policy,
     tasks: Mapping[type[Env], Sequence[Task]],
     backend: SandboxBackend,
@@ -125,7 +125,7 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
-    config = replace(on_this_machine(config), engine="torch", torch_compile=False)  # nothing is sampled
+    config = replace(resolve_dtype(config), engine="torch", torch_compile=False)  # nothing is sampled
     policy = Policy.of(resolve(config.model, display.say), config)
     losses: list[float] = []
 
@@ -133,7 +133,7 @@ def warm_start(
         losses.append(loss)
         return go_on()
 
-    if not imitate(policy, {kind: tasks}, backend, config, display, on_loss):
+    if not run_warm_start(policy, {kind: tasks}, backend, config, display, on_loss):
         return []
     save_adapter(policy, folder)
     return losses

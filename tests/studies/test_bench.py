@@ -32,8 +32,8 @@ from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
+from envkit.studies.agent_factory import AgentFactory
 from envkit.studies.bench import Bench, differences, start
-from envkit.studies.casting import Cast
 from envkit.studies.rescore import rescore
 from envkit.types import Task
 
@@ -148,8 +148,8 @@ def test_what_an_adapter_was_trained_with_is_told_where_it_differs(
 ) -> None:
     def told(trained: RunFolder) -> list[str]:
         row = AgentSpec("a", model="m", adapter=str(trained.path / "adapter"))
-        cast = Cast(spec(row), {"machine": {"dtype": "float32"}}, load_prices(), Silent())
-        return cast.asked_otherwise(spec(row).of(row))
+        factory = AgentFactory(spec(row), {"machine": {"dtype": "float32"}}, load_prices(), Silent())
+        return factory.differences_from_training(spec(row).of(row))
 
     [said] = told(trained_with(tmp_path, **{setting: then}))
     assert said == f"a was trained with {setting} {then}, and is asked with {now}."
@@ -339,7 +339,7 @@ def test_a_provider_that_does_not_answer_makes_voids_which_are_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     impatient = functools.partial(ApiAgent, backoff=Backoff(attempts=3, first_s=0.01))
-    monkeypatch.setattr("envkit.studies.casting.ApiAgent", impatient)
+    monkeypatch.setattr("envkit.studies.agent_factory.ApiAgent", impatient)
     lost, right = tasks[2].prompt, solver(tasks)
 
     def say(body: Body, number: int) -> Any:

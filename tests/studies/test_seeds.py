@@ -23,8 +23,8 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies import seeds
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.spent import training_seconds
 from envkit.studies.study import prepare
+from envkit.studies.timing import training_seconds
 from envkit.train.config import TrainConfig
 from envkit.types import Task
 
@@ -64,7 +64,7 @@ def start(root: Path, model: Path, **settings: Any) -> RunFolder:
 
 def go_on(run: RunFolder, backend: SandboxBackend, polls: int = 10**6) -> list[Path]:
     polled = count()
-    return seeds.Seeds(run, [CodeEditorEnv], backend, Silent(), lambda: next(polled) < polls).run()
+    return seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), lambda: next(polled) < polls).run()
 
 
 def adapter(run: RunFolder, seed: int) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from envkit.errors import ModelError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
-from envkit.studies.machine import machine, on_this_machine
+from envkit.studies.machine import machine, resolve_dtype
 from envkit.studies.plan import measure
 from envkit.train import loss, sft
 from envkit.train.checkpoint import CheckpointStore
@@ -268,5 +268,5 @@ def test_a_card_imitates_estimates_and_is_timed(ref: ModelRef, device: str) -> N
     )
     assert rate > same
     assert measure(policy).row_s > 0
-    assert on_this_machine(config).dtype == "bfloat16"
+    assert resolve_dtype(config).dtype == "bfloat16"
     assert machine(1, "bfloat16", device).card == torch.cuda.get_device_name()

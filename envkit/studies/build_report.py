@@ -28,11 +28,11 @@ from envkit.mining.taskfile import digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.provenance import code_digest
-from envkit.studies.spent import phases
+from envkit.studies.timing import phases
 from envkit.types import Outcome, Task, Trajectory
 
 
-def publish(
+def build_report(
     run: RunFolder,
     kind: type[Env],
     backend: SandboxBackend,
@@ -65,7 +65,7 @@ def publish(
     manifest = run.manifest
     names = {arm.name for arm in arms}
     trained = training or run
-    metrics = _taken(trained.records("metrics"))
+    metrics = _latest_steps(trained.records("metrics"))
     spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
     played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
     drawn = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
@@ -104,7 +104,7 @@ def publish(
     return write_report(data, run.path, overwrite=True), data
 
 
-def flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
+def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
     """Settings as a report has them: what holds several values is text, or an entry for each."""
     found: dict[str, Scalar] = {}
     for name, value in settings.items():
@@ -115,7 +115,7 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Scalar]:
     return found
 
 
-def _taken(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _latest_steps(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """Of a log of steps, those that led to where training is now.
 
     A run that was killed or stopped, and resumed, repeats the steps after its last checkpoint.

@@ -11,7 +11,7 @@ from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.prices import load_prices
 from envkit.store import RunFolder
-from envkit.studies.casting import Cast
+from envkit.studies.agent_factory import AgentFactory
 
 HERE = {"cpu": "one", "cores": 2, "threads": 2, "dtype": "float32", "card": ""}
 
@@ -37,7 +37,7 @@ def seconds(run: RunFolder, adapter: Path, machine: dict[str, object] = HERE) ->
     row = AgentSpec("mine", adapter=str(adapter))
     spec = BenchSpec((EnvironmentSpec("code-editor"),), (row,))
     began = {"models": {"smollm2-135m-q4": "d"}, "adapters": {"mine": "a"}, "machine": machine}
-    return Cast(spec, began, load_prices(), Silent()).origin(spec.of(row), run, ()).training_seconds
+    return AgentFactory(spec, began, load_prices(), Silent()).origin(spec.of(row), run, ()).training_seconds
 
 
 def test_the_newest_checkpoint_has_taken_all_of_training(trained: RunFolder) -> None:

@@ -8,8 +8,8 @@ import pytest
 
 from envkit.bench.data import Phase
 from envkit.store import RunFolder
-from envkit.studies import spent
-from envkit.studies.spent import Stopwatch, phases, training_seconds
+from envkit.studies import timing
+from envkit.studies.timing import Stopwatch, phases, training_seconds
 
 
 class Clock:
@@ -22,7 +22,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
-    monkeypatch.setattr(spent, "time", made)
+    monkeypatch.setattr(timing, "time", made)
     return made
 
 

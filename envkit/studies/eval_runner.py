@@ -17,12 +17,12 @@ from envkit.bench.spec import EVALUATION_SEED
 from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.store import RunFolder
-from envkit.studies.spent import Stopwatch
+from envkit.studies.timing import Stopwatch
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 
 @final
-class Arms:
+class EvalRunner:
     """Plays arms of a run and reads back what was played.
 
     Args:
@@ -47,7 +47,7 @@ class Arms:
         """The episodes on record; of one that was played again, the last."""
         return list({t.key: t for t in self._run.trajectories(f"eval-{arm}")}.values())
 
-    def adopt(self, other: Arms, arm: str) -> None:
+    def copy_shared_results(self, other: EvalRunner, arm: str) -> None:
         """Take over what another run has played of an arm, where nothing of it was played here."""
         if not self._run.records(f"eval-{arm}"):
             with self._run.journal(f"eval-{arm}") as journal:

@@ -15,10 +15,10 @@ from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
-from envkit.studies.arms import Arms
+from envkit.studies.build_report import build_report, flat_settings
+from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.plan import Plan
-from envkit.studies.publish import flat, publish
-from envkit.studies.verify import broken_of, controls
+from envkit.studies.validate_tasks import controls, faults_of
 from envkit.train.config import to_mapping
 from envkit.train.policy import Policy
 from envkit.types import Task
@@ -39,7 +39,7 @@ _DIFFERENCES = (
 
 
 @final
-class Exam:
+class EnvEval:
     """Plays an environment's held-out tasks, and reports.
 
     Args:
@@ -66,7 +66,7 @@ class Exam:
     ) -> None:
         self._run, self._part, self._kind, self._tasks = run, part, kind, tasks
         self._plan, self._backend = plan, backend
-        self._arms = Arms(part, tasks, display, go_on)
+        self._arms = EvalRunner(part, tasks, display, go_on)
 
     def _make_env(self) -> Env:
         return self._kind(tasks=self._tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
@@ -83,17 +83,17 @@ class Exam:
             for agent, wanted in controls(self._kind, self._tasks):
                 if not self._arms.play(rollouts, agent, agent.name, samples=1):
                     return False
-                broken = broken_of(agent.name, wanted, self._arms.played(agent.name))
+                broken = faults_of(agent.name, wanted, self._arms.played(agent.name))
                 if void := next((one for one in broken if one.void), None):
                     raise SandboxError(str(void))
                 if broken:
                     raise TrainingError(f"{broken[0]}; the task or its oracle is broken, make them again")
         return True
 
-    def adopt(self, other: Exam) -> None:
+    def copy_shared_results(self, other: EnvEval) -> None:
         """Take over the arms that no training has a part in, from the same exam of another run."""
         for arm in ("oracle", "no-op", "base"):
-            self._arms.adopt(other._arms, arm)
+            self._arms.copy_shared_results(other._arms, arm)
 
     def evaluate(self, policy: Policy, arm: str) -> bool:
         """Play what is missing of the policy as it is now; returns whether the arm is complete."""
@@ -132,7 +132,7 @@ class Exam:
         ]
         config, fault = self._plan.train, self._part.manifest.get("unaudited")
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
-        path, _ = publish(
+        path, _ = build_report(
             self._part,
             self._kind,
             self._backend,
@@ -144,7 +144,7 @@ class Exam:
             title=f"{self._kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={
-                **flat(to_mapping(config)),
+                **flat_settings(to_mapping(config)),
                 "eval_temperature": self._plan.eval_temperature,
                 "environments": str(self._run.manifest.get("environment", self._kind.id)),
             },

@@ -29,8 +29,8 @@ from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, weights_digest
 from envkit.prices import PriceTable
 from envkit.store import RunFolder
-from envkit.studies.spent import training_seconds
-from envkit.studies.verify import controls
+from envkit.studies.timing import training_seconds
+from envkit.studies.validate_tasks import controls
 from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ _UNSAID: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0
 
 
 @final
-class Cast:
+class AgentFactory:
     """Makes the agents of a run.
 
     Args:
@@ -181,7 +181,7 @@ class Cast:
             return "outputs recorded elsewhere, graded here"
         return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
 
-    def asked_otherwise(self, row: AgentSpec) -> list[str]:
+    def differences_from_training(self, row: AgentSpec) -> list[str]:
         """In which settings a row, with all fields filled in, differs from what its adapter was trained with.
 
         A sentence for each. None where the adapter does not lie in the run folder that trained it.
@@ -253,7 +253,7 @@ class Cast:
             names.append(f"arm-{number}" if row.adapter else None)
             if row.adapter:
                 policy.add(Path(row.adapter), f"arm-{number}")
-                for sentence in self.asked_otherwise(self._spec.of(row)):
+                for sentence in self.differences_from_training(self._spec.of(row)):
                     self._display.say(escape(sentence))
         policy.serve(names)
         return policy

@@ -17,7 +17,7 @@ _AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Broken:
+class TaskFault:
     """A task that a control agent earns the wrong reward on.
 
     Args:
@@ -44,10 +44,10 @@ class Broken:
         )
 
 
-def broken_of(control: str, expected: float, played: Iterable[Trajectory]) -> list[Broken]:
+def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> list[TaskFault]:
     """What is wrong with tasks, where a control has earned ``expected`` on sound ones."""
     return [
-        Broken(
+        TaskFault(
             each.key.task,
             control,
             each.reward,
@@ -65,7 +65,7 @@ def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent
     return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.idle), 0.0)]
 
 
-def verify(
+def validate_tasks(
     kind: type[Env],
     tasks: Sequence[Task],
     backend: SandboxBackend,
@@ -73,7 +73,7 @@ def verify(
     go_on: Callable[[], bool],
     *,
     seed: int,
-) -> list[Broken]:
+) -> list[TaskFault]:
     """Play both controls on every task.
 
     Args:
@@ -91,7 +91,7 @@ def verify(
     def make_env() -> Env:
         return kind(tasks=tasks, sandbox=backend, max_turns=1)
 
-    broken: list[Broken] = []
+    broken: list[TaskFault] = []
     with Rollouts(make_env) as rollouts:
         for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
@@ -100,6 +100,6 @@ def verify(
                 if not go_on():
                     return broken
                 played = rollouts.play(agent, wanted[start : start + _AT_ONCE])
-                broken += broken_of(agent.name, expected, played)
+                broken += faults_of(agent.name, expected, played)
                 display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")
     return broken
