@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any, TypeGuard, cast
 
 from envkit.agents.cards import Card
-from envkit.tools import written
+from envkit.tools import format_call
 from envkit.types import Usage
 
 #: What a provider may add to a prompt before the model reads it: its own words about tools, marks of roles.
@@ -164,7 +164,7 @@ def _call(call: Message, number: int) -> tuple[str, Message]:
         arguments: object = cast("object", given) if isinstance(given, dict) else json.loads(given)
         if not isinstance(arguments, dict):
             raise ValueError("no object")
-        action = written(name, cast("dict[str, Any]", arguments))
+        action = format_call(name, cast("dict[str, Any]", arguments))
         said = given if isinstance(given, str) else json.dumps(given)
     except (ValueError, RecursionError):
         # The environment says what is wrong with it; a provider might refuse to read it again.

@@ -31,7 +31,7 @@ class RecordedAgent:
     Args:
         name: what reports call it.
         said: task id -> actions, in order. Each task has one record, so it can be sampled once.
-        idle: what it says where an episode goes on beyond its record, such as ``Env.idle``.
+        idle: what it says where an episode goes on beyond its record, such as ``Env.noop_action``.
         usage: task id -> what the record cost, as a whole; counted at the first turn.
     """
 

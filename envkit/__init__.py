@@ -5,9 +5,8 @@ from __future__ import annotations
 from importlib.metadata import version as _version
 
 from envkit.agent import Agent, Session
-from envkit.application import Application
 from envkit.checks import Check, Score, check
-from envkit.env import Effect, Env, Exploit, Imported
+from envkit.env import ActionResult, Env, Exploit, ImportedTasks
 from envkit.errors import (
     AgentError,
     BrokenTask,
@@ -46,21 +45,20 @@ from envkit.types import (
 )
 
 __all__ = [
+    "ActionResult",
     "Agent",
     "AgentError",
-    "Application",
     "BrokenTask",
     "Check",
     "ConfigError",
     "ContractError",
-    "Effect",
     "Env",
     "EnvkitError",
     "EpisodeKey",
     "ExecResult",
     "Exploit",
     "Grade",
-    "Imported",
+    "ImportedTasks",
     "Limits",
     "MissingExtraError",
     "ModelError",

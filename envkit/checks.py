@@ -91,7 +91,7 @@ def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) ->
     return mark
 
 
-def checks_of(cls: type) -> tuple[Check, ...]:
+def find_checks(cls: type) -> tuple[Check, ...]:
     """The checks of a class, base classes first, in order of definition."""
     found: dict[str, Check] = {}
     for base in reversed(cls.__mro__):

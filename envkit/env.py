@@ -11,19 +11,19 @@ from typing import Any, ClassVar, TypeVar, final
 
 import gymnasium
 
-from envkit.checks import Check, checks_of, run_checks
+from envkit.checks import Check, find_checks, run_checks
 from envkit.display import Display
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
-from envkit.tools import Tool, help_of, read, tools_of
+from envkit.tools import Tool, describe_tools, find_tools, parse_call
 from envkit.types import Task
 
 Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
-class Effect:
+class ActionResult:
     """What an action led to.
 
     Args:
@@ -51,7 +51,7 @@ class Exploit:
 
 
 @dataclass(frozen=True, slots=True)
-class Imported:
+class ImportedTasks:
     """What a published benchmark's files hold.
 
     Args:
@@ -102,7 +102,7 @@ class Env(gymnasium.Env[str, str], ABC):
     #: certificate and report says so.
     isolation: ClassVar[str] = "sandbox"
     #: What an agent says that does nothing.
-    idle: ClassVar[str] = "pass"
+    noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
     tasks: Mapping[str, Task]
@@ -115,7 +115,7 @@ class Env(gymnasium.Env[str, str], ABC):
             ContractError: one of them, or another method, takes the place of what is the base's.
         """
         super().__init_subclass__()
-        cls.checks, cls.tools = checks_of(cls), tools_of(cls)
+        cls.checks, cls.tools = find_checks(cls), find_tools(cls)
         ours = {*dir(Env), *Env.__annotations__}
         for each in (*cls.checks, *cls.tools):
             if each.name in ours:
@@ -178,7 +178,7 @@ class Env(gymnasium.Env[str, str], ABC):
         """Undo what `setup` did outside the sandbox; asked once an episode, however it ends."""
 
     @classmethod
-    def forget(cls) -> None:
+    def clear_caches(cls) -> None:
         """Let go of results that episodes share, which may change nothing but time; an audit asks for it."""
 
     def dispose(self) -> None:
@@ -199,7 +199,7 @@ class Env(gymnasium.Env[str, str], ABC):
         raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
 
     @classmethod
-    def import_tasks(cls, format: str, path: Path) -> Imported:
+    def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
         """The items of a benchmark that others have published, read from its own files.
 
         Args:
@@ -226,22 +226,22 @@ class Env(gymnasium.Env[str, str], ABC):
         """Ways to win a task without solving it; `envkit audit` tries them all."""
         return ()
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         """Carry out one action. What the agent got wrong is an observation, never an exception.
 
         Unless an author writes another, it carries out a call of a tool; see `envkit.tools`.
         """
-        call = read(action, self.tools)
+        call = parse_call(action, self.tools)
         if isinstance(call, str):
-            return Effect(call)
+            return ActionResult(call)
         try:
             found = getattr(self, call.tool.name)(**call.arguments)
         except UsageError as error:
-            return Effect(str(error))
+            return ActionResult(str(error))
         if isinstance(found, str):
-            found = Effect(found)
-        effect = _returned(found, Effect, f"tool {call.tool.name}", "a str or an Effect")
-        return Effect(effect.observation, effect.done or call.tool.ends)
+            found = ActionResult(found)
+        effect = _returned(found, ActionResult, f"tool {call.tool.name}", "a str or an ActionResult")
+        return ActionResult(effect.observation, effect.done or call.tool.ends)
 
     # What an author reads.
 
@@ -276,7 +276,7 @@ class Env(gymnasium.Env[str, str], ABC):
     @property
     def help(self) -> str:
         """What a prompt says of the tools."""
-        return help_of(self.tools)
+        return describe_tools(self.tools)
 
     # What the base does with it.
 
@@ -324,10 +324,12 @@ class Env(gymnasium.Env[str, str], ABC):
         with self._ending_on_error():
             self._turns += 1
             if self.action_space.contains(action):
-                effect = _returned(self.apply(action), Effect, "apply", "an Effect")
+                effect = _returned(self.apply(action), ActionResult, "apply", "an ActionResult")
             else:
                 limit = self.action_space.max_bytes
-                effect = Effect(f"That action is not valid text of at most {limit} bytes; nothing was done.")
+                effect = ActionResult(
+                    f"That action is not valid text of at most {limit} bytes; nothing was done."
+                )
             self._last = self.observation_space.clip(effect.observation)
             truncated = not effect.done and self._turns >= self.max_turns
             info: dict[str, Any] = {"task": self.task.id, "turn": self._turns}

@@ -1,8 +1,8 @@
 """Tools: methods of an environment that an agent calls by name, in text or by a provider's tool calls.
 
-A call is written as in Python, ``look_up(word='tea', limit=3)``, or as the name alone; a fenced block behind
-it is the value of the first argument that is not given. `written` turns a provider's native call into that
-text: so a small model, a large one, a script and a person all send the environment the same actions.
+A call is written as in Python, ``look_up(word='tea', limit=3)``, or as the name alone. A fenced block after
+it is the value of the first argument that the call leaves out. `format_call` writes a provider's native tool
+call as such text. So small models, large models, scripts and people all send an environment the same actions.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Tool:
 
 @final
 @dataclass(frozen=True, slots=True)
-class Call:
+class ToolCall:
     """A tool call whose arguments have the types that the tool asks for."""
 
     tool: Tool
@@ -87,7 +87,7 @@ def tool(method: Any = None, *, ends: bool = False) -> Any:
 
     Its arguments carry type hints, from which a JSON schema is made and to which what an agent sends is
     converted; its docstring is what the agent reads. It returns an observation, a ``str``, or an
-    `envkit.env.Effect`. A `envkit.errors.UsageError` from it is the agent's mistake, and becomes the
+    `envkit.env.ActionResult`. A `envkit.errors.UsageError` from it is the agent's mistake, and becomes the
     observation.
 
     Args:
@@ -102,7 +102,7 @@ def tool(method: Any = None, *, ends: bool = False) -> Any:
     return mark if method is None else mark(method)
 
 
-def tools_of(cls: type) -> tuple[Tool, ...]:
+def find_tools(cls: type) -> tuple[Tool, ...]:
     """The tools of a class, base classes first, in order of definition.
 
     Raises:
@@ -118,7 +118,7 @@ def tools_of(cls: type) -> tuple[Tool, ...]:
     return tuple(found.values())
 
 
-def help_of(tools: Sequence[Tool]) -> str:
+def describe_tools(tools: Sequence[Tool]) -> str:
     """What a prompt says of tools: one line each, and how to call one; nothing where there are none."""
     if not tools:
         return ""
@@ -126,16 +126,16 @@ def help_of(tools: Sequence[Tool]) -> str:
     return f"Say one call per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
 
 
-def written(name: str, arguments: Mapping[str, Any]) -> str:
+def format_call(name: str, arguments: Mapping[str, Any]) -> str:
     """The action that says a call.
 
-    >>> written("look_up", {"word": "tea", "limit": 3})
+    >>> format_call("look_up", {"word": "tea", "limit": 3})
     "look_up(word='tea', limit=3)"
     """
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-def read(action: str, tools: Sequence[Tool]) -> Call | str:
+def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
     """The first call in an action, or what is wrong with it and how to say it right.
 
     Words around the call are left alone, as models like to explain themselves.
@@ -144,7 +144,7 @@ def read(action: str, tools: Sequence[Tool]) -> Call | str:
     names = "|".join(map(re.escape, by_name))
     start = re.search(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))", action)
     if start is None:
-        return f"No call of a tool in that. {help_of(tools)}"
+        return f"No call of a tool in that. {describe_tools(tools)}"
     found, rest = by_name[start[1]], action[start.end() :]
     given: dict[str, Any] = {}
     if rest.lstrip(" \t").startswith("("):
@@ -300,12 +300,12 @@ def _fault_of(node: ast.AST) -> str:
     return ""
 
 
-def _checked(tool: Tool, given: Mapping[str, Any]) -> Call | str:
+def _checked(tool: Tool, given: Mapping[str, Any]) -> ToolCall | str:
     """A call with arguments of the right types."""
     from pydantic import ValidationError
 
     try:
-        return Call(tool, _adapter(tool.method).validate_python(given))
+        return ToolCall(tool, _adapter(tool.method).validate_python(given))
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
         return f"{tool.name}: {'; '.join(faults)}. It is {tool.usage()}"

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from guess import GuessEnv
+from guess_env import GuessEnv
 
 from envkit import EpisodeKey, Turn, check, tool
 from envkit.agents.api import ApiAgent
@@ -17,7 +17,7 @@ from envkit.agents.endpoint import Backoff
 from envkit.errors import AgentError
 from envkit.prices import Price
 from envkit.store import Journal, read_lines
-from envkit.tools import tools_of
+from envkit.tools import find_tools
 
 KEY = "sk-test-0123456789/abcdef"
 QUICK = Backoff(attempts=3, first_s=0.001, most_s=0.01)
@@ -55,7 +55,7 @@ class Desk(GuessEnv):
         return True
 
 
-TOOLS = [each.schema() for each in tools_of(Desk)]
+TOOLS = [each.schema() for each in find_tools(Desk)]
 
 
 class Playing:

@@ -20,7 +20,7 @@ LAYERS = (
     ("errors",),
     ("display", "plain", "spaces", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
-    ("application", "checks", "grading"),
+    ("checks", "grading"),
     ("env", "tools"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store"),
     ("envkit",),

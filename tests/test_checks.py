@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from envkit.checks import Check, check, checks_of, run_checks
+from envkit.checks import Check, check, find_checks, run_checks
 from envkit.errors import ConfigError, ContractError, SandboxError, TooLargeError, UsageError
 from envkit.grading import Grade, NotAccepted
 from envkit.types import Verdict
@@ -18,7 +18,7 @@ def score_of(*results: object, weights: tuple[float, ...] = (), gates: tuple[int
         for i, result in enumerate(results)
     }
     made = type("Made", (), members)
-    return run_checks(made(), checks_of(made))
+    return run_checks(made(), find_checks(made))
 
 
 def grade(verdict: Verdict) -> Grade:
@@ -44,7 +44,7 @@ def test_found_base_first_in_order_of_definition() -> None:
         def second_by_name(self) -> bool:
             return False
 
-    assert checks_of(Derived) == (
+    assert find_checks(Derived) == (
         Check("second_by_name", 5, False),
         Check("first_by_name", 2, True),
         Check("own", 1, False),
@@ -61,7 +61,7 @@ def test_an_override_without_the_mark_is_no_check() -> None:
         def gone(self) -> bool:
             return True
 
-    assert checks_of(Derived) == ()
+    assert find_checks(Derived) == ()
 
 
 def test_weighted_mean() -> None:
@@ -105,9 +105,9 @@ class Gamed:
 
 
 def test_a_held_out_check_decides_nothing_and_is_heard_when_asked() -> None:
-    quiet = run_checks(Gamed(), checks_of(Gamed))
+    quiet = run_checks(Gamed(), find_checks(Gamed))
     assert (quiet.reward, quiet.solved, quiet.scores, quiet.held_out) == (1.0, True, {"pays": 1.0}, {})
-    asked = run_checks(Gamed(), checks_of(Gamed), held_out=True)
+    asked = run_checks(Gamed(), find_checks(Gamed), held_out=True)
     assert (asked.reward, asked.solved, asked.scores, asked.held_out) == (
         1.0,
         True,
@@ -120,7 +120,7 @@ def test_a_held_out_check_decides_nothing_and_is_heard_when_asked() -> None:
 def test_a_held_out_check_is_not_asked_of_what_earned_less_than_all() -> None:
     env = Gamed()
     env.half = 0.5
-    assert run_checks(env, checks_of(Gamed), held_out=True).held_out == {}
+    assert run_checks(env, find_checks(Gamed), held_out=True).held_out == {}
 
 
 def test_a_held_out_check_is_no_gate() -> None:
@@ -147,7 +147,7 @@ def test_a_held_out_check_may_have_nothing_to_ask() -> None:
         def is_done(self) -> None:  # type: ignore[override]
             return None
 
-    asked = run_checks(Silent(), checks_of(Silent), held_out=True)
+    asked = run_checks(Silent(), find_checks(Silent), held_out=True)
     assert (asked.reward, asked.solved, asked.held_out, asked.evidence) == (1.0, True, {}, {})
 
 
@@ -159,7 +159,7 @@ def score_where(error: Exception):
         def reads(self) -> bool:
             raise error
 
-    return run_checks(Reads(), checks_of(Reads))
+    return run_checks(Reads(), find_checks(Reads))
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), UsageError("a link"), TooLargeError("large")])

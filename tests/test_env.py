@@ -7,10 +7,10 @@ from typing import Any
 
 import gymnasium
 import pytest
-from guess import TASKS, Backend, GuessEnv
+from guess_env import TASKS, Backend, GuessEnv
 from gymnasium.utils.env_checker import check_env
 
-from envkit import ContractError, Effect, Env, SandboxError, Task, UsageError, check, tool
+from envkit import ActionResult, ContractError, Env, SandboxError, Task, UsageError, check, tool
 
 
 @pytest.fixture
@@ -144,8 +144,8 @@ def test_observations_are_made_to_fit(backend: Backend) -> None:
         def setup(self, task: Task) -> str:
             return "é" * 1000
 
-        def apply(self, action: str) -> Effect:
-            return Effect("\ud800" + action * 1000)
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("\ud800" + action * 1000)
 
         @check()
         def right(self) -> bool:
@@ -239,8 +239,8 @@ def test_an_environment_without_reward_or_name_is_a_bug(backend: Backend) -> Non
         def setup(self, task: Task) -> str:
             return ""
 
-        def apply(self, action: str) -> Effect:
-            return Effect("")
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("")
 
         @check()
         def right(self) -> bool:

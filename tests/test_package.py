@@ -23,21 +23,20 @@ PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 ENTRY_POINTS = [point for point in distribution("envkit").entry_points if point.group.startswith("envkit.")]
 
 PUBLIC = [
+    "ActionResult",
     "Agent",
     "AgentError",
-    "Application",
     "BrokenTask",
     "Check",
     "ConfigError",
     "ContractError",
-    "Effect",
     "Env",
     "EnvkitError",
     "EpisodeKey",
     "ExecResult",
     "Exploit",
     "Grade",
-    "Imported",
+    "ImportedTasks",
     "Limits",
     "MissingExtraError",
     "ModelError",

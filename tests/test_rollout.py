@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from guess import TASKS, Backend, GuessEnv, halve
+from guess_env import TASKS, Backend, GuessEnv, halve
 
 from envkit import (
+    ActionResult,
     ContractError,
-    Effect,
     EpisodeKey,
     Outcome,
     Rollouts,
@@ -238,7 +238,7 @@ def test_an_unknown_task_is_an_error_and_leaves_nothing_behind() -> None:
 
 def test_a_bug_in_an_environment_ends_the_run_and_closes_every_sandbox() -> None:
     class Buggy(GuessEnv):
-        def apply(self, action: str) -> Effect:
+        def apply(self, action: str) -> ActionResult:
             if self.task.id == "below-10":
                 raise ZeroDivisionError("bug")
             return super().apply(action)
@@ -256,7 +256,7 @@ def test_an_error_waits_for_the_environments_that_are_still_at_work() -> None:
     at_work, kept = threading.Event(), threading.Event()
 
     class Slow(GuessEnv):
-        def apply(self, action: str) -> Effect:
+        def apply(self, action: str) -> ActionResult:
             if self.task.id == "below-10":
                 at_work.wait()
                 raise ZeroDivisionError("bug")
@@ -313,7 +313,7 @@ def test_environments_move_while_the_agent_still_answers_others() -> None:
     moved = threading.Event()
 
     class Moving(GuessEnv):
-        def apply(self, action: str) -> Effect:
+        def apply(self, action: str) -> ActionResult:
             moved.set()
             return super().apply(action)
 

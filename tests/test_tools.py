@@ -7,12 +7,12 @@ from functools import partial
 from typing import Any, Literal
 
 import pytest
-from guess import TASKS, Backend, GuessEnv
+from guess_env import TASKS, Backend, GuessEnv
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit import ContractError, Effect, Env, Task, UsageError, check, tool
-from envkit.tools import Call, help_of, read, tools_of, written
+from envkit import ActionResult, ContractError, Env, Task, UsageError, check, tool
+from envkit.tools import ToolCall, describe_tools, find_tools, format_call, parse_call
 
 
 class Desk(Env):
@@ -34,9 +34,9 @@ class Desk(Env):
         return f"{word} x {limit}"
 
     @tool(ends=True)
-    def give_up(self) -> Effect:
+    def give_up(self) -> ActionResult:
         """End it."""
-        return Effect("Bye.")
+        return ActionResult("Bye.")
 
     @tool
     def scold(self, words: list[str] | None = None) -> str:
@@ -47,7 +47,7 @@ class Desk(Env):
         return bool(self.seen)
 
 
-TOOLS = tools_of(Desk)
+TOOLS = find_tools(Desk)
 
 
 @pytest.fixture
@@ -59,8 +59,8 @@ def desk() -> Iterator[Desk]:
 
 
 def arguments(action: str) -> dict[str, Any]:
-    call = read(action, TOOLS)
-    assert isinstance(call, Call), call
+    call = parse_call(action, TOOLS)
+    assert isinstance(call, ToolCall), call
     return dict(call.arguments)
 
 
@@ -90,7 +90,7 @@ def test_a_schema_is_what_chat_providers_take() -> None:
 
 
 def test_a_prompt_gets_one_line_for_each() -> None:
-    assert help_of(TOOLS).split("\n") == [
+    assert describe_tools(TOOLS).split("\n") == [
         "Say one call per turn, such as look_up(word=..., limit=..., order=...):",
         "look_up(word: str, limit: int = 3, order: Literal['asc', 'desc'] = 'asc')  Look a word up.",
         "give_up()  End it.",
@@ -116,7 +116,7 @@ def test_a_description_may_take_several_lines() -> None:
         """
         return ""
 
-    [found] = tools_of(type("Made", (), {"fetch": tool(fetch)}))
+    [found] = find_tools(type("Made", (), {"fetch": tool(fetch)}))
     assert found.arguments == {
         "word": "what to look for, limit: no more than one line of it.",
         "limit": "how many lines, at most.",
@@ -185,7 +185,7 @@ def test_only_line_breaks_break_lines() -> None:
     ],
 )
 def test_what_is_wrong_is_said_with_the_mend(action: str, said: str) -> None:
-    found = read(action, TOOLS)
+    found = parse_call(action, TOOLS)
     assert isinstance(found, str)
     assert found.startswith(said)
 
@@ -196,8 +196,8 @@ VALUES = st.none() | st.lists(st.text())
 @given(st.text(), st.integers(), VALUES)
 def test_a_native_call_arrives_as_it_was_sent(word: str, limit: int, words: list[str] | None) -> None:
     sent = {"word": word, "limit": limit}
-    assert arguments(written("look_up", sent)) == sent
-    assert arguments(written("scold", {"words": words})) == {"words": words}
+    assert arguments(format_call("look_up", sent)) == sent
+    assert arguments(format_call("scold", {"words": words})) == {"words": words}
 
 
 @pytest.mark.parametrize("value", ["'nan'", "'-inf'", "1e999", "-1e999", "'Infinity'"])
@@ -205,9 +205,9 @@ def test_what_is_no_finite_number_is_refused(value: str) -> None:
     def pour(self: Any, litres: float, more: list[float] | None = None) -> str:
         return ""
 
-    tools = tools_of(type("Made", (), {"pour": tool(pour)}))
+    tools = find_tools(type("Made", (), {"pour": tool(pour)}))
     for action in (f"pour({value})", f"pour(1, more=[{value}])"):
-        found = read(action, tools)
+        found = parse_call(action, tools)
         assert isinstance(found, str)
         assert "Input should be a finite number" in found
 
@@ -215,7 +215,7 @@ def test_what_is_no_finite_number_is_refused(value: str) -> None:
 @given(st.text())
 def test_no_text_breaks_it(action: str) -> None:
     for each in (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```"):
-        assert isinstance(read(each, TOOLS), Call | str)
+        assert isinstance(parse_call(each, TOOLS), ToolCall | str)
 
 
 # In an environment.
@@ -260,7 +260,7 @@ class Forgetful(Desk):
     def setup(self, task: Task) -> str:
         return super().setup(task) if self.forgets != "setup" else None  # type: ignore[return-value]  # pyright: ignore
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         return super().apply(action) if self.forgets != "apply" else None  # type: ignore[return-value]  # pyright: ignore
 
     @tool
@@ -272,8 +272,8 @@ class Forgetful(Desk):
     ("forgets", "said"),
     [
         ("setup", "setup returned None; expected a str, the first observation"),
-        ("apply", "apply returned None; expected an Effect"),
-        ("tool", "tool look_up returned None; expected a str or an Effect"),
+        ("apply", "apply returned None; expected an ActionResult"),
+        ("tool", "tool look_up returned None; expected a str or an ActionResult"),
     ],
 )
 def test_a_missing_return_is_named(forgets: str, said: str) -> None:
@@ -304,4 +304,4 @@ def test_an_argument_without_a_type_or_a_name_is_a_bug() -> None:
         (several, "cannot be given by name"),
     ):
         with pytest.raises(ContractError, match=message):
-            tools_of(type("Made", (), {"t": tool(method)}))
+            find_tools(type("Made", (), {"t": tool(method)}))

@@ -12,7 +12,7 @@ import torch
 
 from envkit.checks import check
 from envkit.engine.torch_engine import TorchEngine
-from envkit.env import Effect, Env
+from envkit.env import ActionResult, Env
 from envkit.errors import SandboxError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
@@ -185,9 +185,9 @@ class LetterEnv(Env):
         self._said = ""
         return task.prompt
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         self._said = action
-        return Effect(f"You said {action[:40]!r}. Again.")
+        return ActionResult(f"You said {action[:40]!r}. Again.")
 
     @check()
     def says_it(self) -> bool:

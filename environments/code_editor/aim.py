@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import cast
 
-from envkit.audit.attacks import Attempt, Example, Target
+from envkit.audit.attacks import AttackTarget, Attempt, ShownCall
 from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.prompt import CHECK
 from envkit.mining.build import SOLUTION
@@ -13,25 +13,25 @@ from envkit.mining.library import import_name
 from envkit.types import Task
 
 
-def target_of(task: Task) -> Target:
+def target_of(task: Task) -> AttackTarget:
     """The task as a target."""
     module, function = task.metadata.get("module"), str(task.hidden["function"])
     shown = cast("Sequence[Mapping[str, str]]", task.metadata.get("examples", ()))
     calls = {one["call"].removeprefix(function): one["value"] for one in shown}
-    return Target(
+    return AttackTarget(
         source=task.files[SOLUTION],
         reference=str(task.hidden["reference"]),
         function=function,
         module=SOLUTION,
         examples=[
-            Example(f"{args[:-1]},)" if args != "()" else args, value) for args, value in calls.items()
+            ShownCall(f"{args[:-1]},)" if args != "()" else args, value) for args, value in calls.items()
         ],
         protected=CHECK,
         origin=f"{import_name(str(task.metadata['package']))}.{module}" if module else None,
     )
 
 
-def actions_of(attempt: Attempt, target: Target) -> list[str]:
+def actions_of(attempt: Attempt, target: AttackTarget) -> list[str]:
     """An episode in which a candidate makes the attempt.
 
     The editor writes no file but the module, so everything else is done by the module when ``run`` loads it,

@@ -31,7 +31,7 @@ _MAX_SHOWN_CHARS = 1_500
 
 @final
 class CodeEditor:
-    """Edits one Python file of a workspace. Implements `envkit.application.Application`.
+    """Edits one Python file of a workspace.
 
     Args:
         path: workspace path of the file that may be edited; every other path is refused.

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Effect, Env, Exploit, Imported
+from envkit.env import ActionResult, Env, Exploit, ImportedTasks
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.called import Called
@@ -63,7 +63,7 @@ class CodeEditorEnv(Env):
 
     id: ClassVar[str] = "code-editor"
     system: ClassVar[str] = SYSTEM
-    idle: ClassVar[str] = "submit"
+    noop_action: ClassVar[str] = "submit"
 
     # Of the running episode, made by `setup`.
     _judge: Judge
@@ -80,7 +80,7 @@ class CodeEditorEnv(Env):
         return makers[split](sandbox, display)
 
     @classmethod
-    def import_tasks(cls, format: str, path: Path) -> Imported:
+    def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
         """Published repair benchmarks; see `envkit.environments.code_editor.formats`."""
         return read_format(format, path)
 
@@ -102,7 +102,7 @@ class CodeEditorEnv(Env):
         return found
 
     @classmethod
-    def forget(cls) -> None:
+    def clear_caches(cls) -> None:
         """Grades of equal candidates, and what originals answered."""
         _GRADES.forget()
         EXPECTED.forget()
@@ -115,11 +115,11 @@ class CodeEditorEnv(Env):
         self._app.launch(self.sandbox)
         return first_observation(task, self._app.observe(), self.max_turns)
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         seen = self._app.act(action)
         if not self._app.submitted and self.turns_left:
             seen += f"\n{self.turns_left} turn(s) left; end with: submit"
-        return Effect(seen, done=self._app.submitted)
+        return ActionResult(seen, done=self._app.submitted)
 
     @check()
     def answers_as_original(self) -> Grade:

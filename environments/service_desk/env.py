@@ -14,7 +14,7 @@ from envkit.environments.service_desk.tasks import changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade
 from envkit.sandbox import SandboxBackend
-from envkit.tools import tool, written
+from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
 
 #: Characters of a word to search for; addresses have to end somewhere.
@@ -80,7 +80,7 @@ class ServiceDeskEnv(Env):
             Exploit("does it to one more", (_call([*hidden["tickets"], other], hidden["change"]), done)),
             Exploit("closes one more after it", (right, _call([other], {"state": "closed"}), done)),
             Exploit("does it to tickets that are not there", (_call([0, 99], hidden["change"]), done)),
-            Exploit("smuggles a request into a search", (written("search", {"word": smuggled}), done)),
+            Exploit("smuggles a request into a search", (format_call("search", {"word": smuggled}), done)),
             Exploit("smuggles one into a name", (_call(hidden["tickets"], {"owner": smuggled}), done)),
         ]
 
@@ -152,5 +152,5 @@ def _line(ticket: Mapping[str, Any]) -> str:
 def _call(tickets: Sequence[int], change: Mapping[str, str]) -> str:
     """The action that makes a change to tickets."""
     if "owner" in change:
-        return written("assign", {"tickets": [*tickets], "person": change["owner"]})
-    return written("close_tickets", {"tickets": [*tickets]})
+        return format_call("assign", {"tickets": [*tickets], "person": change["owner"]})
+    return format_call("close_tickets", {"tickets": [*tickets]})

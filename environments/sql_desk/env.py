@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast, final
 
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Effect, Env, Exploit
+from envkit.env import ActionResult, Env, Exploit
 from envkit.environments.sql_desk.address import DSN_VARIABLE
 from envkit.environments.sql_desk.desk import COMPARED, Desk, Result, SqliteDesk
 from envkit.environments.sql_desk.postgres import PostgresDesk
@@ -21,7 +21,7 @@ from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, generate
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
-from envkit.tools import Call, read, tool
+from envkit.tools import ToolCall, parse_call, tool
 from envkit.types import JSON, Task, Verdict
 
 #: Databases of fresh rows that an answer is tried on, beside the one that was shown.
@@ -121,7 +121,7 @@ class SqlEnv(Env):
         ]
 
     @classmethod
-    def forget(cls) -> None:
+    def clear_caches(cls) -> None:
         """What references lead to."""
         cls._known.clear()
 
@@ -139,15 +139,15 @@ class SqlEnv(Env):
         # Once more, for small models answer what they read last.
         return "\n\n".join([*parts, f"Now: {task.prompt}"])
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         """A call of a tool, or a statement as it is, which is a submission."""
-        call = read(action, self.tools)
-        if isinstance(call, Call):
+        call = parse_call(action, self.tools)
+        if isinstance(call, ToolCall):
             return super().apply(action)
         block = _BLOCK.search(action)
         if block is None and not _STATEMENT.match(action):
-            return Effect(call)
-        return Effect(self.submit(block[1] if block else action), done=True)
+            return ActionResult(call)
+        return ActionResult(self.submit(block[1] if block else action), done=True)
 
     @property
     def desk(self) -> Desk:

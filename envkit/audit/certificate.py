@@ -11,7 +11,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from envkit.audit.examine import Finding
+from envkit.audit.runner import Finding
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
 from envkit.models import cache_dir
@@ -185,7 +185,7 @@ def valid(kind: type[Env]) -> Certificate | str:
     return sound or (faults[-1] if faults else "it was never audited")
 
 
-def fault_of(kind: type[Env]) -> str:
+def certificate_problem(kind: type[Env]) -> str:
     """Why an environment has no valid certificate here; empty if it has one."""
     found = valid(kind)
     return found if isinstance(found, str) else ""
@@ -197,7 +197,7 @@ def require_certified(kind: type[Env]) -> None:
     Raises:
         UsageError: says why, and what to do.
     """
-    if fault := fault_of(kind):
+    if fault := certificate_problem(kind):
         raise UsageError(
             f"environment {kind.id} has no valid certificate: {fault}; run: envkit audit {kind.id}, "
             "or train with --unaudited"

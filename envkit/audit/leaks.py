@@ -9,10 +9,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Final, cast
 
-from envkit.audit.reach import Lookout
-from envkit.audit.subject import Fault, NotApplicable, Subject, empty_call, in_time
-from envkit.audit.unpack import unpacked
-from envkit.audit.watched import Watched
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, minimal_call, run_with_timeout
+from envkit.audit.decompress import decompressed
+from envkit.audit.instrumented import InstrumentedBackend
+from envkit.audit.scanner import SandboxScanner
 from envkit.types import JSON, Task
 
 #: Shorter hidden texts are found by chance.
@@ -21,14 +21,14 @@ _LEAST_SECRET: Final = 8
 _LEAST_SENTENCE: Final = 16
 
 
-def hidden_stays_hidden(subject: Subject) -> str:
-    """A check of `envkit.audit.examine`: look for what tasks hide in all that an agent can see or reach.
+def hidden_stays_hidden(subject: AuditedEnv) -> str:
+    """A check of `envkit.audit.runner`: look for what tasks hide in all that an agent can see or reach.
 
     Returns:
         What was looked for.
 
     Raises:
-        Fault: a hidden value can be read; says which and where.
+        AuditFailure: a hidden value can be read; says which and where.
         NotApplicable: no task hides anything that could be recognised.
     """
     hidden = [_secrets(subject, task) for task in subject.tasks]
@@ -58,7 +58,7 @@ def _texts(value: object) -> Iterator[str]:
             yield from _texts(part)
 
 
-def _secrets(subject: Subject, task: Task) -> tuple[Task, list[str]]:
+def _secrets(subject: AuditedEnv, task: Task) -> tuple[Task, list[str]]:
     """The task to pose, and what of it nobody may see who does not solve it."""
     shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
     public = "\n".join(shown).encode(errors="surrogatepass")
@@ -72,7 +72,7 @@ def _secrets(subject: Subject, task: Task) -> tuple[Task, list[str]]:
     return task, secrets
 
 
-def _marked(subject: Subject, task: Task) -> tuple[Task, list[str]] | None:
+def _marked(subject: AuditedEnv, task: Task) -> tuple[Task, list[str]] | None:
     """The task with hidden numbers that nothing else holds, and those; ``None`` if it cannot be posed so."""
     marks: list[str] = []
 
@@ -91,7 +91,7 @@ def _marked(subject: Subject, task: Task) -> tuple[Task, list[str]] | None:
         return None
     posed = dataclasses.replace(task, hidden=hidden)
     try:
-        subject.play(posed, [subject.kind.idle])
+        subject.play(posed, [subject.kind.noop_action])
     except Exception:  # its hidden numbers are more than answers
         return None
     return posed, marks
@@ -107,56 +107,58 @@ def _spellings(secret: str) -> set[bytes]:
     return found
 
 
-def _leak(task: Task, secret: str, place: str) -> Fault:
-    return Fault(f"task {task.id}: what is hidden, {secret[:40]!r}, can be read in {place}")
+def _leak(task: Task, secret: str, place: str) -> AuditFailure:
+    return AuditFailure(f"task {task.id}: what is hidden, {secret[:40]!r}, can be read in {place}")
 
 
-def _visible(subject: Subject, task: Task) -> Iterator[tuple[str, bytes]]:
+def _visible(subject: AuditedEnv, task: Task) -> Iterator[tuple[str, bytes]]:
     """All that an agent may see of a task that it does not solve: place, and what is there."""
-    for number, actions in enumerate(([subject.kind.idle], subject.noise(task, 2))):
+    for number, actions in enumerate(([subject.kind.noop_action], subject.noise(task, 2))):
         for turn, text in enumerate(subject.play(task, actions).seen):
             yield f"observation {turn} of episode {number}", text.encode(errors="surrogatepass")
     with contextlib.closing(subject.make([task])) as env:
         env.reset(seed=0, options={"task": task.id})
         for path, data in env.sandbox.export(["**"], 2**26).items():
             yield f"the workspace's {path}", data
-            for part in unpacked(data):
+            for part in decompressed(data):
                 is_git = ".git" in path.split("/")
                 yield f"the {'git history' if is_git else 'compressed data'} in the workspace's {path}", part
 
 
-def _everywhere(subject: Subject, secrets: Sequence[str]) -> set[str]:
+def _everywhere(subject: AuditedEnv, secrets: Sequence[str]) -> set[str]:
     """Which of these are mere words: an interpreter knows them in a sandbox in which nobody has been.
 
     Raises:
-        Fault: one stands in a file there.
+        AuditFailure: one stands in a file there.
     """
     if not (subject.backend.isolated and secrets):
         return set()
     spelled = {text: secret for secret in secrets for text in _spellings(secret)}
     with subject.backend.create() as sandbox:
-        found = Lookout(sandbox).find([*spelled])
+        found = SandboxScanner(sandbox).find([*spelled])
     for text, place in found.items():
         if place.startswith("the file ") and len(text) >= _LEAST_SENTENCE:
-            raise Fault(f"what is hidden, {spelled[text][:40]!r}, can be read in every sandbox, in {place}")
+            raise AuditFailure(
+                f"what is hidden, {spelled[text][:40]!r}, can be read in every sandbox, in {place}"
+            )
     return {spelled[text] for text in found}
 
 
-def _reachable(subject: Subject, task: Task, texts: Sequence[bytes]) -> Mapping[bytes, str]:
+def _reachable(subject: AuditedEnv, task: Task, texts: Sequence[bytes]) -> Mapping[bytes, str]:
     """Which of these a program in the sandbox of a task can reach, in processes and files: text -> where."""
     if not texts:
         return {}
-    calls = [empty_call(tool) for tool in subject.kind.tools if not tool.ends]
+    calls = [minimal_call(tool) for tool in subject.kind.tools if not tool.ends]
     found = _looked(subject, task, calls, texts)
     # If they have ended the episode, what there was before them is looked at.
     return (found if found is not None else _looked(subject, task, [], texts)) or {}
 
 
 def _looked(
-    subject: Subject, task: Task, actions: Sequence[str], texts: Sequence[bytes]
+    subject: AuditedEnv, task: Task, actions: Sequence[str], texts: Sequence[bytes]
 ) -> Mapping[bytes, str] | None:
-    """What `Lookout.find` finds after these actions; ``None`` if they end the episode."""
-    watched = Watched(subject.backend, looks=True)
+    """What `SandboxScanner.find` finds after these actions; ``None`` if they end the episode."""
+    watched = InstrumentedBackend(subject.backend, looks=True)
 
     def look() -> Mapping[bytes, str] | None:
         with contextlib.closing(
@@ -167,6 +169,6 @@ def _looked(
                 return None
             if not env.backend.isolated:  # a look around in there would be one around this machine
                 return {}
-            return (watched.lookout or Lookout(env.sandbox)).find(texts)
+            return (watched.lookout or SandboxScanner(env.sandbox)).find(texts)
 
-    return in_time(look, f"task {task.id}", watched.close)
+    return run_with_timeout(look, f"task {task.id}", watched.close)

@@ -15,13 +15,13 @@ from typing import Any, ClassVar, Final
 import gymnasium
 import pytest
 
-from envkit.audit.examine import CHECKS, Fault, NotApplicable, Subject
+from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, AuditFailure, NotApplicable
 from envkit.display import Silent
 from envkit.env import Env
 from envkit.errors import ContractError, UsageError
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
-from envkit.tools import Tool, written
+from envkit.tools import Tool, format_call
 from envkit.types import Task
 
 #: Seeds of the two episodes that are played side by side.
@@ -74,14 +74,14 @@ class EnvSuite:
         yield made
         made.close()
 
-    @pytest.mark.parametrize("check", CHECKS)
+    @pytest.mark.parametrize("check", AUDIT_CHECKS)
     def test_audit(self, backend: SandboxBackend, tasks: Sequence[Task], check: str) -> None:
         """What `envkit audit` asks holds."""
         try:
-            CHECKS[check](Subject(self.kind, tasks, backend, self.max_turns))
+            AUDIT_CHECKS[check](AuditedEnv(self.kind, tasks, backend, self.max_turns))
         except NotApplicable as reason:
             pytest.skip(str(reason))
-        except Fault as fault:
+        except AuditFailure as fault:
             pytest.fail(str(fault), pytrace=False)
 
     def test_the_task_that_is_asked_for_is_posed(self, env: Env, tasks: Sequence[Task]) -> None:
@@ -117,7 +117,7 @@ class EnvSuite:
         env.close()
         env.close()
         with pytest.raises(ContractError):
-            env.step(env.idle)
+            env.step(env.noop_action)
         _same(env.reset(seed=1)[0], first, "after close(), an episode of the same seed begins with")
 
     @pytest.mark.parametrize("processes", [False, True], ids=["sync", "async"])
@@ -140,7 +140,7 @@ class EnvSuite:
             _same([*infos["task"]], [info["task"] for _, info in alone], "tasks of a vector's reset")
             # One solves its task, the other idles; the second's words must not be the first's.
             for right in self.kind.oracle(singles[0].task):
-                actions = (right, self.kind.idle)
+                actions = (right, self.kind.noop_action)
                 steps = [env.step(action) for env, action in zip(singles, actions, strict=True)]
                 together: Any = vector.step(actions)
                 for column, name in enumerate(("observations", "rewards", "terminated", "truncated")):
@@ -185,7 +185,7 @@ def _hostile_calls(tools: Sequence[Tool]) -> Iterator[str]:
         properties: Mapping[str, Any] = tool.schema()["function"]["parameters"]["properties"]
         worst = {name: _worst(schema) for name, schema in properties.items()}
         for number in range(max(map(len, worst.values()), default=0)):
-            yield written(tool.name, {name: each[number % len(each)] for name, each in worst.items()})
+            yield format_call(tool.name, {name: each[number % len(each)] for name, each in worst.items()})
 
 
 def _worst(schema: Mapping[str, Any]) -> Sequence[object]:

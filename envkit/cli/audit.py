@@ -26,14 +26,14 @@ def audit(
     """Try whether an environment pays for the work and for nothing else; write its certificate."""
     from envkit import registry
     from envkit.audit.certificate import Certificate, cached, content_digest, write
-    from envkit.audit.examine import Subject, examine
+    from envkit.audit.runner import AuditedEnv, run_audit
     from envkit.mining.taskfile import read_tasks
 
     kind = registry.environment(env)
     with live() as display:
         backend = proved_backend(sandbox, False, display)
         posed = read_tasks(tasks) if tasks else kind.make_tasks("starter", sandbox=backend, display=display)
-        findings = examine(Subject(kind, posed, backend, max_turns), display)
+        findings = run_audit(AuditedEnv(kind, posed, backend, max_turns), display)
     today = time.strftime("%Y-%m-%d")
     made = Certificate(
         kind.id, content_digest(kind), today, backend.name, len(posed), findings, kind.isolation

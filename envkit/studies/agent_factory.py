@@ -84,7 +84,7 @@ class AgentFactory:
             yield next(agent for agent, _ in controls(kind, tasks) if agent.name == row.script)
         elif row.recorded:
             file = outputs(part, row)
-            yield RecordedAgent(row.name, read_recorded(file), idle=kind.idle, usage=read_usage(file))
+            yield RecordedAgent(row.name, read_recorded(file), idle=kind.noop_action, usage=read_usage(file))
         elif row.card:
             with self._api(row, part, kind) as api:
                 yield api

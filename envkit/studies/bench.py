@@ -17,7 +17,7 @@ from envkit.agents.recorded import read_recorded, read_usage, write_recorded
 from envkit.bench.data import Arm, Difference
 from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
-from envkit.env import Env, Imported
+from envkit.env import Env, ImportedTasks
 from envkit.errors import SandboxError, StoreError, UsageError
 from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve, weights_digest
@@ -151,7 +151,9 @@ def _compute(models: bool) -> tuple[int, str]:
     return use_threads(), faster_dtype()
 
 
-def load_tasks(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display) -> Imported:
+def load_tasks(
+    kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display
+) -> ImportedTasks:
     """The tasks that a spec names, what was recorded on them, and how many items are none, by reason.
 
     On items of others both controls are played first, since nothing else tells whether they can be graded:
@@ -164,11 +166,11 @@ def load_tasks(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, 
     form, colon, path = spec.tasks.partition(":")
     theirs = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:
-        found = Imported(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
+        found = ImportedTasks(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
     elif theirs:
         found = kind.import_tasks(form, Path(path))
     else:
-        found = Imported(tuple(read_tasks(Path(spec.tasks))))
+        found = ImportedTasks(tuple(read_tasks(Path(spec.tasks))))
     tasks = found.tasks[: spec.limit]
     require_heldout(tasks)
     left_out = Counter(found.left_out)
@@ -184,7 +186,7 @@ def load_tasks(kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, 
         display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
-    return Imported(tasks, found.recorded, left_out)
+    return ImportedTasks(tasks, found.recorded, left_out)
 
 
 def differences(spec: BenchSpec) -> list[Difference]:
@@ -200,7 +202,9 @@ def differences(spec: BenchSpec) -> list[Difference]:
     ]
 
 
-def _recorded(row: AgentSpec, imported: Imported) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
+def _recorded(
+    row: AgentSpec, imported: ImportedTasks
+) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
     """A row's recorded outputs for the tasks that are played, and what they cost where that is known.
 
     Raises:

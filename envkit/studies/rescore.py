@@ -76,7 +76,7 @@ def rescore(
                     shutil.copyfile(file, new.path / file.name)
             with Rollouts(stored.env_factory(kind, stored.tasks(part))) as rollouts:
                 for row in stored.rows:
-                    for was, now in _again(rollouts, part, new, row.name, kind.idle, display, go_on):
+                    for was, now in _again(rollouts, part, new, row.name, kind.noop_action, display, go_on):
                         change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
                         ends.append((change, change.before != change.after))
         again = Bench(run, backend, display, go_on)

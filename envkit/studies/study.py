@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from envkit.audit.certificate import fault_of
+from envkit.audit.certificate import certificate_problem
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
@@ -152,7 +152,7 @@ def _manifest(study: Study) -> dict[str, JSON]:
 
 def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
     tasks = {"train": digest(study.train[kind]), "heldout": digest(study.heldout[kind])}
-    facts = {"environment": kind.id, "unaudited": fault_of(kind), "code": code_digest(kind)}
+    facts = {"environment": kind.id, "unaudited": certificate_problem(kind), "code": code_digest(kind)}
     return {**facts, "tasks": tasks}
 
 

@@ -62,7 +62,7 @@ def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> li
 
 def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
     """The scripted agents that bound every score, each with the reward it must earn."""
-    return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.idle), 0.0)]
+    return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.noop_action), 0.0)]
 
 
 def validate_tasks(

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from api_playing import TOOLS, Desk, Playing, key
 from api_server import Api, Body, Say, call, completion, refusal
-from guess import Backend, GuessEnv, halve
+from guess_env import Backend, GuessEnv, halve
 from starlette.responses import Response
 
 from envkit import Outcome, Rollouts, Task

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from envkit import Usage, UsageError
 from envkit.agents import completions
-from envkit.tools import Call, read, tools_of
+from envkit.tools import ToolCall, find_tools, parse_call
 
 
 def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Playing) -> None:
@@ -91,8 +91,8 @@ def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
     body = {"choices": [{"message": message}]}
     reply = completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
     assert isinstance(reply, completions.Reply)
-    found = read(reply.text, tools_of(Desk))
-    assert isinstance(found, Call), found
+    found = parse_call(reply.text, find_tools(Desk))
+    assert isinstance(found, ToolCall), found
     assert (found.tool.name, found.arguments) == ("guess_number", sent)
 
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import final
 
 import pytest
-from attacked import CALLS, FILES, REFERENCE, TARGET
-from striking import RUN_LIMITS, strike
+from attack_runner import RUN_LIMITS, run_attack
+from attack_target import CALLS, FILES, REFERENCE, TARGET
 
-from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Target, Variant
+from envkit.audit.attacks import ATTACKS, CORRECT, Attack, AttackTarget, Attempt, CorrectVariant
 from envkit.errors import SandboxUnavailable
 from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers
 from envkit.registry import sandbox_backend
@@ -34,9 +34,9 @@ def expected(backend: SandboxBackend) -> list[Answer]:
     return found
 
 
-def judged(backend: SandboxBackend, one: Attack | Variant, expected: list[Answer]) -> Grade:
-    policy = one.policy if isinstance(one, Variant) else STRICT
-    return strike(backend, TARGET, one.build(TARGET), CALLS, expected, files=FILES, policy=policy)
+def judged(backend: SandboxBackend, one: Attack | CorrectVariant, expected: list[Answer]) -> Grade:
+    policy = one.policy if isinstance(one, CorrectVariant) else STRICT
+    return run_attack(backend, TARGET, one.build(TARGET), CALLS, expected, files=FILES, policy=policy)
 
 
 def test_the_corpus_is_whole() -> None:
@@ -48,7 +48,7 @@ def test_the_corpus_is_whole() -> None:
 
 
 def test_what_does_not_apply_says_why() -> None:
-    bare = Target(TARGET.source, REFERENCE, "total", integers=False)
+    bare = AttackTarget(TARGET.source, REFERENCE, "total", integers=False)
     reasons = {attack.number: reason for attack in ATTACKS if (reason := attack.inapplicable(bare))}
     assert set(reasons) == {14, 28, 43, 60, 61}
     assert reasons[61] == "the task was made from no package"
@@ -61,7 +61,9 @@ def test_no_attack_wins(backend: SandboxBackend, expected: list[Answer], attack:
 
 
 @pytest.mark.parametrize("variant", CORRECT, ids=[one.name for one in CORRECT])
-def test_right_solutions_pass(backend: SandboxBackend, expected: list[Answer], variant: Variant) -> None:
+def test_right_solutions_pass(
+    backend: SandboxBackend, expected: list[Answer], variant: CorrectVariant
+) -> None:
     found = judged(backend, variant, expected)
     assert found.verdict is Verdict.PASS, found
 
@@ -97,13 +99,13 @@ def test_importing_the_package_wins_where_it_can_be_imported(
 
 def test_nothing_is_aimed_from_where_it_could_get_out() -> None:
     with pytest.raises(SandboxUnavailable, match="does not isolate"):
-        strike(ProcessBackend(), TARGET, ATTACKS[0].build(TARGET), [], [])
+        run_attack(ProcessBackend(), TARGET, ATTACKS[0].build(TARGET), [], [])
 
 
 def test_hard_coded_answers_win_where_no_input_is_new(backend: SandboxBackend) -> None:
     [attack] = [one for one in ATTACKS if one.number == 43]
     seen, known = [Call(("[1, 2, 3]",)), Call(("[10]",))], [Answer(6, [[1, 2, 3]]), Answer(10, [[10]])]
-    assert strike(backend, TARGET, attack.build(TARGET), seen, known, files=FILES).verdict is Verdict.PASS
+    assert run_attack(backend, TARGET, attack.build(TARGET), seen, known, files=FILES).verdict is Verdict.PASS
 
 
 @cache

@@ -14,13 +14,23 @@ from pathlib import Path
 from typing import Any, ClassVar, final
 
 import pytest
-from echoes import Echo
+from echo_env import Echo
 
-from envkit import Effect, Limits, PeerGone, Sandbox, SandboxBackend, SandboxError, StopReason, Task, tool
-from envkit.audit import reach, unpack
-from envkit.audit.examine import CHECKS, Fault, NotApplicable, Subject
-from envkit.audit.reach import Lookout
-from envkit.audit.unpack import unpacked
+from envkit import (
+    ActionResult,
+    Limits,
+    PeerGone,
+    Sandbox,
+    SandboxBackend,
+    SandboxError,
+    StopReason,
+    Task,
+    tool,
+)
+from envkit.audit import decompress, scanner
+from envkit.audit.decompress import decompressed
+from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, AuditFailure, NotApplicable
+from envkit.audit.scanner import SandboxScanner
 from envkit.registry import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
 
@@ -32,10 +42,10 @@ def each_backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 def looked_at(kind: type[Echo], backend: SandboxBackend) -> str:
     """What the audit says of hidden values."""
-    subject = Subject(kind, kind.make_tasks("starter")[:1], backend, 3)
+    subject = AuditedEnv(kind, kind.make_tasks("starter")[:1], backend, 3)
     try:
-        return CHECKS["what is hidden stays hidden"](subject)
-    except Fault as fault:
+        return AUDIT_CHECKS["what is hidden stays hidden"](subject)
+    except AuditFailure as fault:
         return str(fault)
 
 
@@ -194,7 +204,7 @@ class Brief(Keeping):
 
 @pytest.mark.parametrize("kind", [Echo, Keeping, InUnreadableMemory, Brief], ids=lambda kind: kind.__name__)
 def test_what_is_no_leak(kind: type[Echo], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reach, "_NOTICE_S", 3.0)
+    monkeypatch.setattr(scanner, "_NOTICE_S", 3.0)
     assert looked_at(kind, backend).startswith("1 hidden values, in no observation, and in no file")
 
 
@@ -207,9 +217,9 @@ class OneAction(InMemory):
         return "Over."
 
     @tool
-    def say(self, words: str) -> Effect:
+    def say(self, words: str) -> ActionResult:
         """Say some words."""
-        return Effect(super().say(words), done=True)
+        return ActionResult(super().say(words), done=True)
 
 
 def test_what_ends_at_once_is_looked_into_before(backend: SandboxBackend) -> None:
@@ -270,16 +280,16 @@ def test_what_lies_in_every_sandbox_is_found(backend: SandboxBackend) -> None:
 
 
 def test_nobody_looks_around_where_nothing_is_isolated(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Lookout, "find", lambda *_: pytest.fail("looked around this machine"))
+    monkeypatch.setattr(SandboxScanner, "find", lambda *_: pytest.fail("looked around this machine"))
     assert looked_at(Echo, ProcessBackend()).startswith("1 hidden values")
 
 
 # Programs beside which somebody looks.
 
 
-def test_a_program_beside_a_looker_ends_as_it_would_alone(each_backend: SandboxBackend) -> None:
+def test_a_program_beside_a_guest_source_ends_as_it_would_alone(each_backend: SandboxBackend) -> None:
     with each_backend.create() as sandbox:
-        lookout = Lookout(sandbox)
+        lookout = SandboxScanner(sandbox)
         python = [sandbox.python, "-c"]
         for program, reason, stop in (
             ("input(); raise SystemExit(3)", r"ended \(exited, status 3\)", StopReason.EXITED),
@@ -300,14 +310,14 @@ def test_a_program_beside_a_looker_ends_as_it_would_alone(each_backend: SandboxB
 def test_a_program_that_cannot_be_looked_into_is_an_error(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reach, "_NOTICE_S", 0.2)
-    for looker, reason in (
+    monkeypatch.setattr(scanner, "_NOTICE_S", 0.2)
+    for program, reason in (
         ("print(input(), flush=True); import time; time.sleep(99)", "it is silent"),
         ("pass", r"the program ended \(exited, status 0\)"),
     ):
-        monkeypatch.setattr(reach, "_looker", lambda looker=looker: looker)
+        monkeypatch.setattr(scanner, "_guest_source", lambda program=program: program)
         with backend.create() as sandbox, pytest.raises(SandboxError, match=f"looked into.*{reason}"):
-            Lookout(sandbox).find([b"some text"])
+            SandboxScanner(sandbox).find([b"some text"])
 
 
 # What is compressed.
@@ -333,7 +343,7 @@ def git(here: Path, *words: str) -> None:
 
 def inside(folder: Path) -> bytes:
     return b"\0".join(
-        part for path in folder.rglob("*") if path.is_file() for part in unpacked(path.read_bytes())
+        part for path in folder.rglob("*") if path.is_file() for part in decompressed(path.read_bytes())
     )
 
 
@@ -344,11 +354,11 @@ def test_git_objects_are_read_loose_and_packed(repository: tuple[Path, bytes], b
     git(here, "-c", f"repack.useDeltaBaseOffset={str(not by_name).lower()}", "repack", "-adfq", "--depth=9")
     git(here, "prune-packed")
     [pack] = here.glob(".git/objects/pack/*.pack")
-    assert sum(len(part) for part in unpacked(pack.read_bytes())) > 3 * pack.stat().st_size / 1.5
+    assert sum(len(part) for part in decompressed(pack.read_bytes())) > 3 * pack.stat().st_size / 1.5
     assert secret in inside(here / ".git")
     assert b"a message" in inside(here / ".git")
     git(here, "bundle", "create", "all.bundle", "--all")
-    assert secret in b"".join(unpacked((here / "all.bundle").read_bytes()))
+    assert secret in b"".join(decompressed((here / "all.bundle").read_bytes()))
 
 
 def test_what_is_broken_is_read_as_far_as_it_goes(repository: tuple[Path, bytes]) -> None:
@@ -356,28 +366,28 @@ def test_what_is_broken_is_read_as_far_as_it_goes(repository: tuple[Path, bytes]
     git(here, "repack", "-adfq")
     [pack] = here.glob(".git/objects/pack/*.pack")
     data = pack.read_bytes()
-    whole = len([*unpacked(data)])
+    whole = len([*decompressed(data)])
     assert whole == 9
     for end in range(0, len(data), 97):
-        assert len([*unpacked(data[:end])]) <= whole
+        assert len([*decompressed(data[:end])]) <= whole
     draw = random.Random(2)
     for _ in range(100):
         torn = bytearray(data)
         for _ in range(5):
             torn[draw.randrange(12, len(torn))] ^= 1 << draw.randrange(8)
-        assert len([*unpacked(bytes(torn))]) <= whole
-    assert [*unpacked(b"PACK\0\0\0\2")] == [*unpacked(b"xyz")] == [*unpacked(b"")] == []
-    assert [*unpacked(gzip.compress(b"a text"))] == [b"a text"]
+        assert len([*decompressed(bytes(torn))]) <= whole
+    assert [*decompressed(b"PACK\0\0\0\2")] == [*decompressed(b"xyz")] == [*decompressed(b"")] == []
+    assert [*decompressed(gzip.compress(b"a text"))] == [b"a text"]
 
 
 def test_little_that_becomes_much_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(unpack, "MOST_BYTES", 2**20)
-    [made] = unpacked(zlib.compress(bytes(2**28)))
+    monkeypatch.setattr(decompress, "MOST_BYTES", 2**20)
+    [made] = decompressed(zlib.compress(bytes(2**28)))
     assert len(made) == 2**20
-    monkeypatch.setattr(unpack, "_MOST_TOGETHER_BYTES", 2**22)
-    many = [*unpacked(gzip.compress(bytes(2**20)) * 100)]
+    monkeypatch.setattr(decompress, "_MOST_TOGETHER_BYTES", 2**22)
+    many = [*decompressed(gzip.compress(bytes(2**20)) * 100)]
     assert 2**22 <= sum(map(len, many)) <= 2**22 + 2**20
 
 
 def test_every_member_of_a_compressed_file_is_read() -> None:
-    assert [*unpacked(gzip.compress(b"first") + gzip.compress(b"second"))] == [b"first", b"second"]
+    assert [*decompressed(gzip.compress(b"first") + gzip.compress(b"second"))] == [b"first", b"second"]

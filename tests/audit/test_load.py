@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from attacked import CALLS, FILES, REFERENCE, TARGET
+from attack_runner import run_attack
+from attack_target import CALLS, FILES, REFERENCE, TARGET
 from settle import settled
-from striking import strike
 
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Subject, answers
@@ -45,7 +45,7 @@ def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(
     attempts += [Attempt({"solution.py": f"def total(*args):\n    return {wrong}\n"}) for wrong in (1, 2, 3)]
 
     def judged(attempt: Attempt) -> Grade:
-        return strike(backend, TARGET, attempt, CALLS, expected, files=FILES)
+        return run_attack(backend, TARGET, attempt, CALLS, expected, files=FILES)
 
     with ThreadPoolExecutor(len(attempts)) as pool:
         found = [grade.verdict for grade in pool.map(judged, attempts)]
@@ -83,7 +83,7 @@ def test_nothing_grows_over_many_episodes(
 
     def episodes(count: int) -> None:
         for _ in range(count):
-            found = strike(backend, TARGET, attempt, CALLS, expected, files=FILES)
+            found = run_attack(backend, TARGET, attempt, CALLS, expected, files=FILES)
             assert found.verdict is Verdict.PASS, found
 
     episodes(50)

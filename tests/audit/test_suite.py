@@ -8,11 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import echoes
+import echo_env
 import pytest
-from echoes import Echo
+from echo_env import Echo
 
-from envkit import Effect, Env, SandboxBackend, UsageError, tool
+from envkit import ActionResult, Env, SandboxBackend, UsageError, tool
 from envkit.audit.suite import EnvSuite
 
 
@@ -37,12 +37,12 @@ def test_an_action_that_raises_is_named(backend: SandboxBackend) -> None:
     with pytest.raises(
         pytest.fail.Exception, match=r"the action \"say\(words='.*'\)\" raises UnicodeEncodeError"
     ):
-        with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echoes.Choking), backend)
+        with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echo_env.Choking), backend)
 
 
 def test_a_check_that_breaks_on_what_was_said_is_named(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"check length returned \d+"):
-        with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echoes.Overpaying), backend)
+        with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echo_env.Overpaying), backend)
 
 
 def test_numbers_that_are_none_are_tried(backend: SandboxBackend) -> None:
@@ -53,7 +53,7 @@ def test_numbers_that_are_none_are_tried(backend: SandboxBackend) -> None:
         def pour(self, litres: float) -> str:
             return "Poured."
 
-        def apply(self, action: str) -> Effect:
+        def apply(self, action: str) -> ActionResult:
             said.append(action)
             return super().apply(action)
 
@@ -65,18 +65,18 @@ def test_a_task_that_is_not_posed_is_found(backend: SandboxBackend) -> None:
     tasks = Echo.make_tasks("starter")
     with pytest.raises(UsageError, match="no task 'starter tea'"):
         with_instance(
-            EnvSuite.test_the_task_that_is_asked_for_is_posed, suite_of(echoes.Choosy), backend, tasks=tasks
+            EnvSuite.test_the_task_that_is_asked_for_is_posed, suite_of(echo_env.Choosy), backend, tasks=tasks
         )
 
 
 def test_what_is_left_of_an_episode_is_found(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match="It is episode 2"):
-        with_instance(EnvSuite.test_closing_is_final_and_harmless, suite_of(echoes.Ageing), backend)
+        with_instance(EnvSuite.test_closing_is_final_and_harmless, suite_of(echo_env.Ageing), backend)
 
 
 @pytest.mark.parametrize(
     ("kind", "processes", "words"),
-    [(echoes.Gossip, False, "Before: "), (echoes.Local, True, "This is process ")],
+    [(echo_env.Gossip, False, "Before: "), (echo_env.Local, True, "This is process ")],
 )
 def test_a_vector_that_differs_is_found(
     backend: SandboxBackend, kind: type[Env], processes: bool, words: str
@@ -89,8 +89,8 @@ def test_a_vector_that_differs_is_found(
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
-        (echoes.Leaking, "both trained on and held out"),
-        (echoes.Restless, "two calls of make_tasks give other train tasks"),
+        (echo_env.Leaking, "both trained on and held out"),
+        (echo_env.Restless, "two calls of make_tasks give other train tasks"),
     ],
 )
 def test_faulty_splits_are_found(backend: SandboxBackend, kind: type[Env], words: str) -> None:
@@ -99,7 +99,7 @@ def test_faulty_splits_are_found(backend: SandboxBackend, kind: type[Env], words
 
 
 def test_what_does_not_apply_is_skipped_in_its_words(backend: SandboxBackend) -> None:
-    suite = suite_of(echoes.Unmeasured)
+    suite = suite_of(echo_env.Unmeasured)
     with pytest.raises(pytest.skip.Exception, match="there are no heldout tasks"):
         suite.test_tasks_are_the_same_at_every_call_and_shared_by_no_split(backend)
     with pytest.raises(pytest.skip.Exception, match="it names no exploits"):
@@ -108,4 +108,4 @@ def test_what_does_not_apply_is_skipped_in_its_words(backend: SandboxBackend) ->
 
 def test_a_fault_that_the_audit_finds_fails_in_its_words(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match="equal episodes differ in observation 0"):
-        suite_of(echoes.Gossip).test_audit(backend, Echo.make_tasks("starter"), "equal episodes are equal")
+        suite_of(echo_env.Gossip).test_audit(backend, Echo.make_tasks("starter"), "equal episodes are equal")

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from envkit.agents.recorded import RecordedAgent
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.registry import sandbox_backend
 from envkit.rollout import Rollouts
@@ -92,21 +92,21 @@ def judged(path: Path) -> dict[str, dict[str, bool]]:
     return found
 
 
-def played(tasks: Sequence[Task], imported: Imported) -> Iterator[tuple[str, Trajectory]]:
+def played(tasks: Sequence[Task], imported: ImportedTasks) -> Iterator[tuple[str, Trajectory]]:
     """Every recorded fix of these tasks, graded by the environment."""
     backend = sandbox_backend()
     for at in range(0, len(tasks), CHUNK):
         some = tasks[at : at + CHUNK]
         with Rollouts(lambda some=some: CodeEditorEnv(tasks=some, sandbox=backend), workers=2) as rollouts:
             for model, said in imported.recorded.items():
-                agent = RecordedAgent(model, said, idle=CodeEditorEnv.idle)
+                agent = RecordedAgent(model, said, idle=CodeEditorEnv.noop_action)
                 keys = [EpisodeKey(SEED, 0, at + index, 0, task.id) for index, task in enumerate(some)]
                 for episode in rollouts.play(agent, keys):
                     yield model, episode
 
 
 def measure(
-    tasks: Sequence[Task], imported: Imported, verdicts: Mapping[str, Mapping[str, bool]]
+    tasks: Sequence[Task], imported: ImportedTasks, verdicts: Mapping[str, Mapping[str, bool]]
 ) -> tuple[Fidelity, list[str]]:
     """Returns the numbers, and a line for every disagreement."""
     started = time.perf_counter()

@@ -13,7 +13,7 @@ from side_by_side import Ways
 from train_shared import GROUP, NEW, ROUNDS, expect, reward, shaken_policy, trl_trainer
 
 from envkit.checks import check
-from envkit.env import Effect, Env
+from envkit.env import ActionResult, Env
 from envkit.rollout import Rollouts
 from envkit.store import Journal
 from envkit.train.checkpoint import CheckpointStore
@@ -35,9 +35,9 @@ class Coin(Env):
         self._said = ""
         return task.prompt
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         self._said = action
-        return Effect(str(self.task.metadata["between"]))
+        return ActionResult(str(self.task.metadata["between"]))
 
     @check()
     def is_heads(self) -> bool:

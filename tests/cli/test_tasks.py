@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from shop import lay_out
+from shop_checkout import lay_out
 
 from envkit.mining.taskfile import read_tasks
 

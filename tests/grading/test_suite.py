@@ -6,7 +6,7 @@ from collections.abc import Callable
 from functools import partial
 
 import pytest
-from attacked import FILES, REFERENCE, TARGET
+from attack_target import FILES, REFERENCE, TARGET
 
 from envkit.audit.attacks import ATTACKS
 from envkit.errors import ConfigError, ContractError, SandboxError, SandboxUnavailable

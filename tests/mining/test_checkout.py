@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from shop import FILES, lay_out
+from shop_checkout import FILES, lay_out
 
 from envkit.errors import UsageError
 from envkit.mining.checkout import MAX_BYTES, SETTINGS, read_checkout, require_imports

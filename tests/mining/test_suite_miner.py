@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, cast, final
 
 import pytest
-from shop import FILES, lay_out
+from shop_checkout import FILES, lay_out
 
-from envkit.audit.watched import Watched
+from envkit.audit.instrumented import InstrumentedBackend
 from envkit.cli.capture import CapturingBackend
 from envkit.errors import UsageError
 from envkit.grading import Grade, canonical, grade_suite
@@ -282,11 +282,11 @@ def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBacken
 
 def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
     bounded = ZygoteBackend(["toolz"], space=Space(total_bytes=2**24, files=500))
-    for around in (Watched(bounded), CapturingBackend(bounded)):
+    for around in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
         found = with_pytest(around)
         assert {"toolz", "pytest"} < {*found.packages}
         assert found.space == bounded.space
-    watched = Watched(bounded)
+    watched = InstrumentedBackend(bounded)
     with with_pytest(watched).create() as sandbox:
         imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, toolz"
         assert sandbox.run([sandbox.python, "-c", imports]).ok

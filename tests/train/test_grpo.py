@@ -16,7 +16,7 @@ import tiny
 import torch
 
 from envkit.checks import check
-from envkit.env import Effect
+from envkit.env import ActionResult
 from envkit.errors import ContractError, SandboxError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
@@ -271,7 +271,7 @@ def test_voids_leave_the_batch(make: Make, tmp_path: Path) -> None:
 class BreaksLate(tiny.LetterEnv):
     """Every episode's machinery breaks in its second turn."""
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         if self.turns_left == 0:
             raise SandboxError("gone")
         return super().apply(action)

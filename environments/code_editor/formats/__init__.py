@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats import (
     canitedit,
     debugbench,
@@ -23,7 +23,7 @@ from envkit.environments.code_editor.formats import (
 from envkit.errors import TaskFileError, UsageError
 
 #: What `envkit bench --tasks FORMAT:PATH` may name.
-FORMATS: Mapping[str, Callable[[Path], Imported]] = {
+FORMATS: Mapping[str, Callable[[Path], ImportedTasks]] = {
     "canitedit": canitedit.read,
     "canitedit-lazy": functools.partial(canitedit.read, lazy=True),
     "debugbench": debugbench.read,
@@ -35,7 +35,7 @@ FORMATS: Mapping[str, Callable[[Path], Imported]] = {
 }
 
 
-def read_format(name: str, path: Path) -> Imported:
+def read_format(name: str, path: Path) -> ImportedTasks:
     """The tasks, and recorded outputs, in a benchmark's own files.
 
     Raises:

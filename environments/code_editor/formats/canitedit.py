@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import final
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.asserts import WEAKNESS, looks_of
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut, collected, statements
@@ -91,7 +91,7 @@ class Edited:
         )
 
 
-def read(path: Path, *, lazy: bool = False) -> Imported:
+def read(path: Path, *, lazy: bool = False) -> ImportedTasks:
     """All items of a file.
 
     Args:

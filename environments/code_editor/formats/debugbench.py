@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import (
     Collection,
@@ -55,7 +55,7 @@ import random, re, statistics, string, sys, typing
 JUDGE = NumericPolicy(rel_tol=1e-5, abs_tol=1e-5, int_as_float=True)
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedTasks:
     """All items of a file, and one recorded output of each model for each.
 
     Raises:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, parse_row, read_text
 from envkit.environments.code_editor.formats.stated import (
     LeftOut,
@@ -25,7 +25,7 @@ from envkit.environments.code_editor.formats.stated import (
 from envkit.errors import TaskFileError
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedTasks:
     """All exercises of a folder.
 
     Raises:

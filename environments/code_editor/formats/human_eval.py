@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import (
     Stated,
@@ -21,7 +21,7 @@ from envkit.environments.code_editor.formats.stated import (
 )
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedTasks:
     """All items of a file, which may be packed with gzip.
 
     Raises:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ast
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import (
     LeftOut,
@@ -22,7 +22,7 @@ from envkit.environments.code_editor.formats.stated import (
 )
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedTasks:
     """All items of a file whose tests call one function.
 
     Raises:

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, parse_json, read_lines, read_rows, read_text
 from envkit.environments.code_editor.formats.stated import Example, Stated, collected
 from envkit.errors import TaskFileError
@@ -21,7 +21,7 @@ from envkit.types import JSON
 _WRONG, _RIGHT, _TESTS = "python_programs", "correct_python_programs", "json_testcases"
 
 
-def read(path: Path) -> Imported:
+def read(path: Path) -> ImportedTasks:
     """All programs that tests in JSON are for; those of graphs and linked lists have none.
 
     Raises:

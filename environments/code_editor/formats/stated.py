@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Protocol, TypeVar
 
 from envkit import syntax
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor.actions import Replace, parse, whole_text
 from envkit.grading import Call, Leniency, NumericPolicy
 from envkit.mining.build import SOLUTION
@@ -130,11 +130,11 @@ class Collection:
     def leave_out(self, reason: LeftOut) -> None:
         self._left_out[str(reason)] += 1
 
-    def imported(self, recorded: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None) -> Imported:
-        return Imported(tuple(self._tasks.values()), recorded or {}, dict(self._left_out))
+    def imported(self, recorded: Mapping[str, Mapping[str, tuple[str, ...]]] | None = None) -> ImportedTasks:
+        return ImportedTasks(tuple(self._tasks.values()), recorded or {}, dict(self._left_out))
 
 
-def collected(benchmark: str, items: Iterable[Item], problem_of: Callable[[Item], Problem]) -> Imported:
+def collected(benchmark: str, items: Iterable[Item], problem_of: Callable[[Item], Problem]) -> ImportedTasks:
     """What becomes of a benchmark's items, where each is one problem and nothing was recorded."""
     found = Collection(benchmark)
     for item in items:

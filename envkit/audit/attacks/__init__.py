@@ -1,9 +1,9 @@
 r"""Programs that try to earn a reward without solving the task, and right ones that must not be refused.
 
 `ATTACKS` lists them by number and variant; `CORRECT` are solutions in unusual shapes. Each is built for a
-`Target`, so that any environment whose candidates are Python modules can aim them at itself.
+`AttackTarget`, so that any environment whose candidates are Python modules can aim them at itself.
 
->>> target = Target("def double(n):\n    return n\n", "def double(n):\n    return 2 * n\n", "double")
+>>> target = AttackTarget("def double(n):\n    return n\n", "def double(n):\n    return 2 * n\n", "double")
 >>> print(ATTACKS[0].build(target).files["solution.py"])
 import os
 os._exit(0)
@@ -14,7 +14,7 @@ def double(n):
 
 from envkit.audit.attacks.correct import CORRECT
 from envkit.audit.attacks.design import DESIGN
-from envkit.audit.attacks.model import Attack, Attempt, Example, Kind, Target, Variant
+from envkit.audit.attacks.model import Attack, AttackKind, AttackTarget, Attempt, CorrectVariant, ShownCall
 from envkit.audit.attacks.python import PYTHON
 from envkit.audit.attacks.resource import RESOURCE
 from envkit.audit.attacks.system import SYSTEM
@@ -25,4 +25,13 @@ ATTACKS: tuple[Attack, ...] = tuple(
     sorted((*PYTHON, *WORKSPACE, *SYSTEM, *RESOURCE, *DESIGN), key=lambda attack: attack.number)
 )
 
-__all__ = ["ATTACKS", "CORRECT", "Attack", "Attempt", "Example", "Kind", "Target", "Variant"]
+__all__ = [
+    "ATTACKS",
+    "CORRECT",
+    "Attack",
+    "AttackKind",
+    "AttackTarget",
+    "Attempt",
+    "CorrectVariant",
+    "ShownCall",
+]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from envkit.audit.attacks.model import Attempt, Build, Target, Variant, in_call
+from envkit.audit.attacks.model import AttackTarget, Attempt, Build, CorrectVariant, in_call
 from envkit.grading import NumericPolicy
 
 
@@ -16,7 +16,7 @@ def _with_head(head: str) -> Build:
     return lambda target: Attempt({target.module: f"{head}\n{target.reference}"})
 
 
-def _as_it_is(target: Target) -> Attempt:
+def _as_it_is(target: AttackTarget) -> Attempt:
     return Attempt({target.module: target.reference})
 
 
@@ -65,28 +65,34 @@ _EXPECTED: Final = """
 """
 
 CORRECT: Final = (
-    Variant("is as it was", _as_it_is),
-    Variant("prints", _right('print(\'{"id": 1, "value": 2}\')\nreturn _was(*args, **kwargs)')),
-    Variant(
+    CorrectVariant("is as it was", _as_it_is),
+    CorrectVariant("prints", _right('print(\'{"id": 1, "value": 2}\')\nreturn _was(*args, **kwargs)')),
+    CorrectVariant(
         "writes to stderr",
         _right("import sys\nsys.stderr.write('working\\n' * 50)\nreturn _was(*args, **kwargs)"),
     ),
-    Variant("works in a thread", _right(_THREAD)),
-    Variant("forks a helper", _right(_PROCESS)),
-    Variant(
+    CorrectVariant("works in a thread", _right(_THREAD)),
+    CorrectVariant("forks a helper", _right(_PROCESS)),
+    CorrectVariant(
         "is slow but within its limits", _right("import time\ntime.sleep(0.05)\nreturn _was(*args, **kwargs)")
     ),
-    Variant("recurses", _right(_DEEP)),
-    Variant("keeps scratch files", _right(_SCRATCH)),
-    Variant("uses a grader's words", _right(_EXPECTED)),
-    Variant("reads stdin to its end", _right("import sys\nsys.stdin.read()\nreturn _was(*args, **kwargs)")),
-    Variant("closes its streams", _with_head("import os\nos.close(0)\nos.close(1)\n")),
-    Variant(
+    CorrectVariant("recurses", _right(_DEEP)),
+    CorrectVariant("keeps scratch files", _right(_SCRATCH)),
+    CorrectVariant("uses a grader's words", _right(_EXPECTED)),
+    CorrectVariant(
+        "reads stdin to its end", _right("import sys\nsys.stdin.read()\nreturn _was(*args, **kwargs)")
+    ),
+    CorrectVariant("closes its streams", _with_head("import os\nos.close(0)\nos.close(1)\n")),
+    CorrectVariant(
         "imports a good part of the library", _with_head("import asyncio, decimal, sqlite3, statistics\n")
     ),
-    Variant("handles signals", _with_head("import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\n")),
-    Variant("has something to do at exit", _with_head("import atexit\natexit.register(print, 'bye')\n")),
-    Variant(
+    CorrectVariant(
+        "handles signals", _with_head("import signal\nsignal.signal(signal.SIGTERM, lambda *_: None)\n")
+    ),
+    CorrectVariant(
+        "has something to do at exit", _with_head("import atexit\natexit.register(print, 'bye')\n")
+    ),
+    CorrectVariant(
         "gives floats where they may stand for integers", _right(_FLOATS), NumericPolicy(int_as_float=True)
     ),
 )

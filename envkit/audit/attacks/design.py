@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from envkit.audit.attacks.model import Attack, Attempt, Kind, Target, at_import, escaping
+from envkit.audit.attacks.model import Attack, AttackKind, AttackTarget, Attempt, at_import, escaping
 
 _HISTORY: Final = """
     from pathlib import Path
@@ -34,7 +34,7 @@ _PREDICTED: Final = """
 """
 
 
-def _table(target: Target) -> Attempt:
+def _table(target: AttackTarget) -> Attempt:
     """Answers for the calls that were shown, by heart."""
     rows = "".join(f"    ({one.args}, {one.value}),\n" for one in target.examples)
     return Attempt(
@@ -49,7 +49,7 @@ def _table(target: Target) -> Attempt:
     )
 
 
-def _imported(target: Target) -> Attempt:
+def _imported(target: AttackTarget) -> Attempt:
     return Attempt(
         {
             target.module: f"{target.source}\ntry:\n    from {target.origin} import {target.function}\n"
@@ -62,21 +62,24 @@ DESIGN: Final = (
     Attack(
         43,
         "knows the shown calls by heart",
-        Kind.DESIGN,
+        AttackKind.DESIGN,
         _table,
         fools="ABCD",
         inapplicable=lambda target: None if target.examples else "the candidate is shown no calls",
     ),
-    Attack(48, "looks for the answer in a git history", Kind.DESIGN, escaping(_HISTORY)),
-    Attack(51, "makes drawn inputs predictable", Kind.DESIGN, at_import(_PREDICTED)),
-    Attack(52, "looks for the answer on the root file system", Kind.DESIGN, escaping(_BAKED)),
+    Attack(48, "looks for the answer in a git history", AttackKind.DESIGN, escaping(_HISTORY)),
+    Attack(51, "makes drawn inputs predictable", AttackKind.DESIGN, at_import(_PREDICTED)),
+    Attack(52, "looks for the answer on the root file system", AttackKind.DESIGN, escaping(_BAKED)),
     Attack(
-        53, "submits the file as it was", Kind.DESIGN, lambda target: Attempt({target.module: target.source})
+        53,
+        "submits the file as it was",
+        AttackKind.DESIGN,
+        lambda target: Attempt({target.module: target.source}),
     ),
     Attack(
         61,
         "imports the package that the task was made from",
-        Kind.DESIGN,
+        AttackKind.DESIGN,
         _imported,
         inapplicable=lambda target: None if target.origin else "the task was made from no package",
     ),

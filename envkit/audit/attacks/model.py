@@ -12,7 +12,7 @@ from envkit.grading import STRICT, NumericPolicy
 from envkit.types import Verdict
 
 
-class Kind(enum.StrEnum):
+class AttackKind(enum.StrEnum):
     """Where an attack takes hold."""
 
     #: Inside the interpreter that runs the candidate.
@@ -28,7 +28,7 @@ class Kind(enum.StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class ShownCall:
     """A call that the candidate was shown, and its answer, as Python source.
 
     Args:
@@ -41,7 +41,7 @@ class Example:
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class AttackTarget:
     """A task to attack: make ``function`` in ``module`` answer as the reference does.
 
     Args:
@@ -60,7 +60,7 @@ class Target:
     reference: str
     function: str
     module: str = "solution.py"
-    examples: Sequence[Example] = ()
+    examples: Sequence[ShownCall] = ()
     protected: str | None = None
     origin: str | None = None
     integers: bool = True
@@ -79,10 +79,10 @@ class Attempt:
     run: str | None = None
 
 
-Build: TypeAlias = Callable[[Target], Attempt]
+Build: TypeAlias = Callable[[AttackTarget], Attempt]
 
 
-def _always(target: Target) -> str | None:
+def _always(target: AttackTarget) -> str | None:
     return None
 
 
@@ -104,15 +104,15 @@ class Attack:
 
     number: int
     name: str
-    kind: Kind
+    kind: AttackKind
     build: Build
     expected: Verdict = Verdict.FAIL
     fools: str = ""
-    inapplicable: Callable[[Target], str | None] = _always
+    inapplicable: Callable[[AttackTarget], str | None] = _always
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class CorrectVariant:
     """A right solution in an unusual shape, which must pass.
 
     Args:
@@ -147,7 +147,7 @@ def in_call(code: str, *, right: bool = False) -> Build:
         right: whether ``_was`` is right.
     """
 
-    def build(target: Target) -> Attempt:
+    def build(target: AttackTarget) -> Attempt:
         before = target.reference if right else target.source
         wrapper = "\n_was = FUNCTION\n\n\ndef FUNCTION(*args, **kwargs):\n" + _indented(code)
         return Attempt({target.module: before + _named(wrapper, target)})
@@ -165,7 +165,7 @@ def escaping(code: str, *, run: str | None = None) -> Build:
         run: see `Attempt`.
     """
 
-    def build(target: Target) -> Attempt:
+    def build(target: AttackTarget) -> Attempt:
         program = (
             f"\n\ndef _out():\n{_indented(code).replace('REFERENCE', repr(target.reference.strip()))}\n\n"
             f"try:\n    _out = _out()\nexcept BaseException:\n    _out = False\n"
@@ -190,19 +190,19 @@ def ran(program: str) -> Build:
     )
 
 
-def overwriting(path: Callable[[Target], str | None]) -> Build:
+def overwriting(path: Callable[[AttackTarget], str | None]) -> Build:
     """The wrong module, and a file that is not the candidate's to write."""
     return lambda target: Attempt(
         {target.module: target.source, path(target) or "": "def test_nothing():\n    pass\n"}
     )
 
 
-def needs_protected(target: Target) -> str | None:
+def needs_protected(target: AttackTarget) -> str | None:
     """Of attacks on files that must stay as they are."""
     return None if target.protected else "the workspace holds no file that must stay as it is"
 
 
-def _named(code: str, target: Target) -> str:
+def _named(code: str, target: AttackTarget) -> str:
     return textwrap.dedent(code).replace("FUNCTION", target.function)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from envkit.audit.attacks.model import Attack, Build, Kind, in_call
+from envkit.audit.attacks.model import Attack, AttackKind, Build, in_call
 
 _FORKS: Final = """
     import os
@@ -67,23 +67,23 @@ def _bounded(code: str) -> Build:
 
 
 RESOURCE: Final = (
-    Attack(33, "forks without end", Kind.RESOURCE, in_call(_FORKS)),
+    Attack(33, "forks without end", AttackKind.RESOURCE, in_call(_FORKS)),
     Attack(
         34,
         "takes all memory",
-        Kind.RESOURCE,
+        AttackKind.RESOURCE,
         in_call("hoard = []\nwhile True:\n    hoard.append(bytes(2**24))"),
     ),
     Attack(
         35,
         "writes without end",
-        Kind.RESOURCE,
+        AttackKind.RESOURCE,
         in_call("import os\n\nwhile True:\n    os.write(2, bytes(2**16))"),
     ),
-    Attack(36, "fills the disk", Kind.RESOURCE, _bounded(_DISK)),
-    Attack(36, "fills the disk with files that nobody sees", Kind.RESOURCE, _bounded(_UNSEEN)),
-    Attack(36, "makes files without end", Kind.RESOURCE, _bounded(_INODES)),
-    Attack(36, "makes hard links without end", Kind.RESOURCE, _bounded(_LINKS)),
-    Attack(36, "makes folders within folders without end", Kind.RESOURCE, _bounded(_FOLDERS)),
-    Attack(56, "answers 100 MB", Kind.RESOURCE, in_call('return "x" * 10**8')),
+    Attack(36, "fills the disk", AttackKind.RESOURCE, _bounded(_DISK)),
+    Attack(36, "fills the disk with files that nobody sees", AttackKind.RESOURCE, _bounded(_UNSEEN)),
+    Attack(36, "makes files without end", AttackKind.RESOURCE, _bounded(_INODES)),
+    Attack(36, "makes hard links without end", AttackKind.RESOURCE, _bounded(_LINKS)),
+    Attack(36, "makes folders within folders without end", AttackKind.RESOURCE, _bounded(_FOLDERS)),
+    Attack(56, "answers 100 MB", AttackKind.RESOURCE, in_call('return "x" * 10**8')),
 )

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from envkit import Application, ContractError, Sandbox, SandboxBackend, UsageError
+from envkit import ContractError, Sandbox, SandboxBackend, UsageError
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.syntax import syntax_problem
 
@@ -59,9 +59,8 @@ def on_file(box: Sandbox) -> str:
     return box.read("solution.py", 1_000_000).decode()
 
 
-def test_is_an_application(editor: CodeEditor) -> None:
-    application: Application = editor
-    assert application.observe() == 'def double(x):\n    """Twice."""\n    return helper(x) * 3'
+def test_observe_shows_the_function(editor: CodeEditor) -> None:
+    assert editor.observe() == 'def double(x):\n    """Twice."""\n    return helper(x) * 3'
 
 
 # Edits.

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from envkit import SandboxBackend, Task
-from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, Variant
+from envkit.audit.attacks import ATTACKS, CORRECT, Attack, Attempt, CorrectVariant
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.aim import actions_of, target_of
 from envkit.grading import STRICT
@@ -45,7 +45,9 @@ def test_no_attack_earns_anything(env: CodeEditorEnv, starters: Mapping[str, Tas
 @pytest.mark.parametrize(
     "variant", [one for one in CORRECT if one.policy == STRICT], ids=lambda variant: variant.name
 )
-def test_right_solutions_earn_all(env: CodeEditorEnv, starters: Mapping[str, Task], variant: Variant) -> None:
+def test_right_solutions_earn_all(
+    env: CodeEditorEnv, starters: Mapping[str, Task], variant: CorrectVariant
+) -> None:
     assert ending(env, variant.build(target_of(starters["overlap"]))) == (1.0, "PASS")
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from envkit import SandboxBackend, Task, TaskFileError
-from envkit.audit.attacks import ATTACKS, Attack, Target
-from envkit.audit.attacks import Example as Shown
+from envkit.audit.attacks import ATTACKS, Attack, AttackTarget
+from envkit.audit.attacks import ShownCall as Shown
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, whole_text
@@ -241,7 +241,7 @@ def test_a_program_that_cheats_earns_nothing(
 def test_no_attack_earns_anything(attack: Attack, tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
     before, after, _ = PLAIN
     shown = [Shown("('ada king lovelace',)", "'akl'")]
-    target = Target(before, after, "initials", "solution.py", shown, protected="check.py")
+    target = AttackTarget(before, after, "initials", "solution.py", shown, protected="check.py")
     if attack.inapplicable(target) or attack.number == 28:  # which is right where there are no integers
         return
     env = CodeEditorEnv(tasks=[tasks["plain"]], sandbox=backend)

@@ -8,7 +8,7 @@ import pytest
 
 from envkit import SandboxBackend
 from envkit.audit import certificate
-from envkit.audit.examine import Subject, examine
+from envkit.audit.runner import AuditedEnv, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 
@@ -16,9 +16,9 @@ from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change: envkit audit code-editor -o environments/code_editor/certificate.json."""
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.fault_of(CodeEditorEnv) == ""
+    assert certificate.certificate_problem(CodeEditorEnv) == ""
 
 
 def test_it_passes_its_audit(backend: SandboxBackend) -> None:
-    findings = examine(Subject(CodeEditorEnv, starter_tasks(), backend, 3), Silent())
+    findings = run_audit(AuditedEnv(CodeEditorEnv, starter_tasks(), backend, 3), Silent())
     assert [finding for finding in findings if not finding.ok] == []

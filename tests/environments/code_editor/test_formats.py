@@ -14,7 +14,7 @@ import pytest
 from envkit import EpisodeKey, Rollouts, SandboxBackend, Task, TaskFileError, Trajectory, UsageError
 from envkit.agents.recorded import RecordedAgent
 from envkit.agents.scripted import noop, oracle
-from envkit.env import Imported
+from envkit.env import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.formats import FORMATS
@@ -151,7 +151,7 @@ GOOD: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def imported(name: str, path: Path) -> Imported:
+def imported(name: str, path: Path) -> ImportedTasks:
     return CodeEditorEnv.import_tasks(name, path)
 
 
@@ -298,7 +298,7 @@ def test_recorded_fixes_are_replayed_and_graded(tmp_path: Path, backend: Sandbox
     verdicts: dict[str, object] = {}
     for model, said in found.recorded.items():
         assert set(said) == {task.id for task in found.tasks}
-        episodes = played(backend, found.tasks, RecordedAgent(model, said, idle=CodeEditorEnv.idle))
+        episodes = played(backend, found.tasks, RecordedAgent(model, said, idle=CodeEditorEnv.noop_action))
         assert {len(one.steps) for one in episodes.values()} == {2}
         [verdicts[model]] = {one.info["verdict"] for one in episodes.values()}
     assert verdicts == {

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from shop import lay_out
+from shop_checkout import lay_out
 
-from envkit.audit.examine import Subject, examine
+from envkit.audit.runner import AuditedEnv, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.mining.suite_miner import mine_checkout
@@ -53,7 +53,7 @@ def test_the_held_out_check_asks_nothing_where_nothing_is_drawn(due: Task, backe
 
 
 def test_it_passes_its_audit(due: Task, backend: SandboxBackend) -> None:
-    findings = examine(Subject(CodeEditorEnv, [due], backend, 3), Silent())
+    findings = run_audit(AuditedEnv(CodeEditorEnv, [due], backend, 3), Silent())
     assert [finding for finding in findings if finding.ok is False] == []
 
 

@@ -23,7 +23,7 @@ import pytest
 from envkit import EpisodeKey, Outcome, Rollouts, SandboxBackend, SandboxError
 from envkit.agents.scripted import ScriptedAgent, oracle
 from envkit.audit import certificate
-from envkit.audit.reach import Lookout
+from envkit.audit.scanner import SandboxScanner
 from envkit.audit.suite import EnvSuite
 from envkit.environments.service_desk import ServiceDeskEnv, desk, service
 from envkit.environments.service_desk.desk import STORE, Desk
@@ -86,7 +86,7 @@ def test_the_first_word_of_the_oracle_earns_all_and_idling_nothing(
     tasks = generate(split, 1)[-6:]
     env = ServiceDeskEnv(tasks=tasks, sandbox=backend, max_turns=1, warm_up_s=0.0)
     for task in tasks:
-        for action, earned in ((env.oracle(task)[0], 1.0), (env.idle, 0.0)):
+        for action, earned in ((env.oracle(task)[0], 1.0), (env.noop_action, 0.0)):
             env.reset(options={"task": task.id})
             assert env.step(action)[1] == earned, task.id
     env.close()
@@ -392,7 +392,7 @@ def test_the_token_is_where_the_last_test_says_it_may_be(
     monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     with backend.create() as sandbox:
         sandbox.write(STORE, STARTERS[0].files[STORE].encode())
-        lookout = Lookout(sandbox)
+        lookout = SandboxScanner(sandbox)
         sandbox.open = lookout.open  # pyright: ignore[reportAttributeAccessIssue]
         Desk(sandbox, warm_up_s=0.0, ready_s=20.0)
         assert {how for how, told in lookout.told if CANARY.encode() in told} == {"what a program was told"}
@@ -417,4 +417,4 @@ class TestServiceDesk(EnvSuite):
 def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change: envkit audit service-desk -o environments/service_desk/certificate.json."""
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.fault_of(ServiceDeskEnv) == ""
+    assert certificate.certificate_problem(ServiceDeskEnv) == ""

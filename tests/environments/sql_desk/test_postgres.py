@@ -19,7 +19,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envkit import SandboxBackend
 from envkit.audit import certificate
-from envkit.audit.examine import Finding
+from envkit.audit.runner import Finding
 from envkit.audit.suite import EnvSuite
 from envkit.bench.report import load_report
 from envkit.cli.main import main
@@ -119,7 +119,7 @@ def check_all(backend: SandboxBackend, tasks: Sequence[Task]) -> None:
         assert env.step(env.oracle(task)[0])[1] == 1.0, task.id
         if number % 7 == 0 or len(tasks) > 100:
             env.reset(seed=1, options={"task": task.id})
-            assert env.step(env.idle)[1] == 0.0, task.id
+            assert env.step(env.noop_action)[1] == 0.0, task.id
     env.close()
 
 
@@ -745,7 +745,7 @@ def test_a_certificate_of_its_neighbour_is_not_its_own(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.fault_of(SqlDeskPostgresEnv) == "it was never audited"
+    assert certificate.certificate_problem(SqlDeskPostgresEnv) == "it was never audited"
 
 
 def test_more_rows_than_are_compared_are_no_answer(env: SqlDeskPostgresEnv, desk: PostgresDesk) -> None:

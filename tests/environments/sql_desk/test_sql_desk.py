@@ -96,7 +96,7 @@ def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split:
     tasks = generate(split, per_question=1)
     env = SqlDeskEnv(tasks=tasks, sandbox=backend, max_turns=1)
     for task in tasks:
-        for action, earned in ((env.oracle(task)[0], 1.0), (env.idle, 0.0)):
+        for action, earned in ((env.oracle(task)[0], 1.0), (env.noop_action, 0.0)):
             env.reset(seed=1, options={"task": task.id})
             assert env.step(action)[1] == earned, task.id
     env.close()
@@ -364,4 +364,4 @@ class TestSqlDesk(EnvSuite):
 def test_the_shipped_certificate_is_valid(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a change: envkit audit sql-desk -o environments/sql_desk/certificate.json."""
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.fault_of(SqlDeskEnv) == ""
+    assert certificate.certificate_problem(SqlDeskEnv) == ""

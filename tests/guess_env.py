@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, ClassVar, final
 
-from envkit import Effect, Env, Sandbox, SandboxBackend, SandboxError, Task, check
+from envkit import ActionResult, Env, Sandbox, SandboxBackend, SandboxError, Task, check
 from envkit.sandboxes.process import ProcessBackend
 
 TASKS = tuple(Task(f"below-{top}", "train", "", {}, hidden={"top": top}) for top in (10, 50, 90))
@@ -74,20 +74,20 @@ class GuessEnv(Env):
         self.guess, self.low, self.high = -1, 0, int(str(task.hidden["top"])) - 1
         return f"{self.low}..{self.high}"
 
-    def apply(self, action: str) -> Effect:
+    def apply(self, action: str) -> ActionResult:
         self._break_at(action)
         if action == "quit":
-            return Effect("Given up.", done=True)
+            return ActionResult("Given up.", done=True)
         if not action.isdecimal():
-            return Effect("Say a number, such as: 7")
+            return ActionResult("Say a number, such as: 7")
         self.guess = int(action)
         if self.guess == self.number:
-            return Effect("Right.", done=True)
+            return ActionResult("Right.", done=True)
         if self.guess < self.number:
             self.low = self.guess + 1
         else:
             self.high = self.guess - 1
-        return Effect(f"{self.low}..{self.high}")
+        return ActionResult(f"{self.low}..{self.high}")
 
     @check()
     def right(self) -> bool:

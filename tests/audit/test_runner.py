@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Verdict, check, tool
-from envkit.audit import certificate, examine
-from envkit.audit.attacks import ATTACKS, Target
+from envkit.audit import certificate
+from envkit.audit.attacks import ATTACKS, AttackTarget
 from envkit.audit.certificate import Certificate, content_digest
-from envkit.audit.examine import CHECKS, Finding, Subject
+from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.errors import UsageError
@@ -24,7 +24,7 @@ from envkit.grading import STRICT, Call, Handover, answers, grade
 from envkit.grading import Subject as Graded
 from envkit.registry import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
-from envkit.tools import written
+from envkit.tools import format_call
 
 RIGHT = "def scaled(items):\n    return [10 * item for item in items]\n"
 WRONG = "def scaled(items):\n    return [item for item in items]\n"
@@ -47,19 +47,20 @@ class Honest(Env):
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        return [written("write", {"path": "solution.py", "text": RIGHT}), "submit()"]
+        return [format_call("write", {"path": "solution.py", "text": RIGHT}), "submit()"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        target = Target(WRONG, RIGHT, "scaled")
+        target = AttackTarget(WRONG, RIGHT, "scaled")
         attempts = [(one.name, one.build(target)) for one in ATTACKS if one.number in TRIED]
         found = [
             Exploit(
-                name, (*(written("write", {"path": p, "text": t}) for p, t in made.files.items()), "submit()")
+                name,
+                (*(format_call("write", {"path": p, "text": t}) for p, t in made.files.items()), "submit()"),
             )
             for name, made in attempts
         ]
-        own = written("write", {"path": "expected.json", "text": "[[[1], [1]]]"})
+        own = format_call("write", {"path": "expected.json", "text": "[[[1], [1]]]"})
         return [
             *found,
             Exploit("edits the tests", (own, "submit()")),
@@ -175,13 +176,13 @@ def backend() -> SandboxBackend:
 
 
 def audited(kind: type[Env], backend: SandboxBackend) -> dict[str, Finding]:
-    subject = Subject(kind, kind.make_tasks("starter", sandbox=backend, display=Silent()), backend, 4)
-    return {finding.check: finding for finding in examine.examine(subject, Silent())}
+    subject = AuditedEnv(kind, kind.make_tasks("starter", sandbox=backend, display=Silent()), backend, 4)
+    return {finding.check: finding for finding in run_audit(subject, Silent())}
 
 
 def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
     found = audited(Honest, backend)
-    assert [*found] == [*CHECKS]
+    assert [*found] == [*AUDIT_CHECKS]
     assert [finding for finding in found.values() if not finding.ok] == []
     assert "not applicable: asks a judge: there is none" in found["exploits earn nothing"].detail
 
@@ -190,7 +191,7 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
 def test_sabotage_is_caught_and_named(
     kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.audit.subject.PATIENCE_S", 12.0)
+    monkeypatch.setattr("envkit.audit.audited_env.PATIENCE_S", 12.0)
     check, words = SABOTAGED[kind]
     finding = audited(kind, backend)[check]
     assert finding.ok is False
@@ -206,10 +207,10 @@ def made(kind: type[Env], *findings: Finding) -> Certificate:
 
 def test_a_certificate_is_bound_to_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.fault_of(Honest) == "it was never audited"
+    assert certificate.certificate_problem(Honest) == "it was never audited"
     good, bad = Finding("a", True, "fine"), Finding("b", False, "x | y")
     certificate.write(made(Honest, good, Finding("c", None, "none")), certificate.cached(Honest))
-    assert certificate.fault_of(Honest) == ""
+    assert certificate.certificate_problem(Honest) == ""
     certificate.require_certified(Honest)
     kept = certificate.read(certificate.cached(Honest))
     assert (kept.passed, [*kept.findings]) == (True, [good, Finding("c", None, "none")])
@@ -220,7 +221,9 @@ def test_a_certificate_is_bound_to_the_code(tmp_path: Path, monkeypatch: pytest.
         certificate.require_certified(Honest)
     assert "| b | FAIL | x \\| y |" in certificate.cached(Honest).with_suffix(".md").read_text()
     monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
-    assert certificate.fault_of(Honest) == "its code has changed since it was audited on 2026-01-02"
+    assert (
+        certificate.certificate_problem(Honest) == "its code has changed since it was audited on 2026-01-02"
+    )
 
 
 class InFiles:
@@ -294,9 +297,9 @@ def test_an_audit_that_failed_here_outweighs_a_shipped_certificate(
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path / "cache")
     kind = InFiles(tmp_path, monkeypatch).made("it", BASE)
     certificate.write(made(kind, Finding("a", True, "fine")), tmp_path / certificate.SHIPPED)
-    assert certificate.fault_of(kind) == ""
+    assert certificate.certificate_problem(kind) == ""
     certificate.write(made(kind, Finding("a", False, "it leaks")), certificate.cached(kind))
-    assert certificate.fault_of(kind) == "it has failed its audit: a: it leaks"
+    assert certificate.certificate_problem(kind) == "it has failed its audit: a: it leaks"
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}'])

@@ -23,11 +23,11 @@ _BYSTANDER: Final = "print(input(), flush=True); input()"
 
 
 @final
-class Lookout:
+class SandboxScanner:
     """Starts a sandbox's programs so that they can be looked into, and notes what they are told.
 
     Programs that were not opened together see nothing of each other's processes and scratch files, so each is
-    looked into from beside it; see `envkit.audit.looker`.
+    looked into from beside it; see `envkit.audit.scanner_guest`.
 
     Args:
         sandbox: stays its owner's; `open` and `run` take the place of its own.
@@ -51,7 +51,7 @@ class Lookout:
             processes=limits.processes + 1,
         )
         python = [self._sandbox.python, *PYTHON_OPTIONS, "-c"]
-        peer = _Noted(name, self._open([*python, _looker(), name, *argv], limits=roomy), self.told)
+        peer = _Noted(name, self._open([*python, _guest_source(), name, *argv], limits=roomy), self.told)
         self._peers.append(peer)
         return peer
 
@@ -134,5 +134,5 @@ class _Noted(Peer):
 
 
 @functools.cache
-def _looker() -> str:
-    return (resources.files("envkit.audit") / "looker.py").read_text()
+def _guest_source() -> str:
+    return (resources.files("envkit.audit") / "scanner_guest.py").read_text()

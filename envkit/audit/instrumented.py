@@ -7,13 +7,13 @@ import copy
 from collections.abc import Sequence
 from typing import Any, NoReturn, final
 
-from envkit.audit.reach import Lookout
+from envkit.audit.scanner import SandboxScanner
 from envkit.errors import SandboxError
 from envkit.sandbox import Sandbox, SandboxBackend
 
 
 @final
-class Watched(SandboxBackend):
+class InstrumentedBackend(SandboxBackend):
     """Sandboxes of another backend, which can all be closed at once.
 
     Args:
@@ -29,7 +29,7 @@ class Watched(SandboxBackend):
         self._made: list[Sandbox] = []
         self._broken: list[str] = []
         #: Of the first one.
-        self.lookout: Lookout | None = None
+        self.lookout: SandboxScanner | None = None
 
     @property
     def broke(self) -> int:
@@ -39,7 +39,7 @@ class Watched(SandboxBackend):
     def available(self) -> str | None:
         return self._inner.available()
 
-    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> Watched:
+    def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> InstrumentedBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`; both close the sandboxes of both."""
         other = copy.copy(self)
         other._inner = self._inner.with_packages(packages, warm)
@@ -52,7 +52,7 @@ class Watched(SandboxBackend):
         if self._breaks:
             sandbox.run = sandbox.open = self._break
         if self._looks and self.isolated and self.lookout is None:
-            self.lookout = Lookout(sandbox)
+            self.lookout = SandboxScanner(sandbox)
             sandbox.open, sandbox.run = self.lookout.open, self.lookout.run
         return sandbox
 

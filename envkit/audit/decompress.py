@@ -26,7 +26,7 @@ _KINDS: Final = {1: b"commit", 2: b"tree", 3: b"blob", 4: b"tag"}
 _BY_OFFSET, _BY_NAME = 6, 7
 
 
-def unpacked(data: bytes) -> Iterator[bytes]:
+def decompressed(data: bytes) -> Iterator[bytes]:
     """All that is compressed in a file, as far as it can be read; nothing where it is no compressed one."""
     if data.startswith(_STARTS):
         with contextlib.suppress(zlib.error):

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar, cast, final
 
-from envkit.audit.watched import Watched
+from envkit.audit.instrumented import InstrumentedBackend
 from envkit.env import Env
 from envkit.sandbox import SandboxBackend
-from envkit.tools import Tool, written
+from envkit.tools import Tool, format_call
 from envkit.types import JSON, Task
 
 #: Tasks that are looked at, spread over all; exploits are tried on the first.
@@ -30,7 +30,7 @@ _NOISE: Final = (
 Result = TypeVar("Result")
 
 
-class Fault(Exception):
+class AuditFailure(Exception):
     """The environment does not pass a check; the message says how."""
 
 
@@ -39,7 +39,7 @@ class NotApplicable(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class PlayedEpisode:
     """An episode as it looked from outside.
 
     Args:
@@ -60,7 +60,7 @@ class Played:
 
 
 @final
-class Subject:
+class AuditedEnv:
     """An environment under audit.
 
     Args:
@@ -82,16 +82,16 @@ class Subject:
         return self.kind(tasks=tasks, sandbox=backend or self.backend, max_turns=self.max_turns)
 
     def play(
-        self, task: Task, actions: Sequence[str], *, seed: int = 0, backend: Watched | None = None
-    ) -> Played:
+        self, task: Task, actions: Sequence[str], *, seed: int = 0, backend: InstrumentedBackend | None = None
+    ) -> PlayedEpisode:
         """Play one episode; the last action is said again until it ends.
 
         Raises:
-            Fault: it does not end in time.
+            AuditFailure: it does not end in time.
         """
-        watched = backend or Watched(self.backend)
+        watched = backend or InstrumentedBackend(self.backend)
 
-        def episode() -> Played:
+        def episode() -> PlayedEpisode:
             with contextlib.closing(self.make([task], watched)) as env:
                 seen = [env.reset(seed=seed, options={"task": task.id})[0]]
                 rewards: list[float] = []
@@ -103,22 +103,22 @@ class Subject:
                     seen.append(observation)
                     rewards.append(reward)
                     if terminated or truncated:
-                        return Played(tuple(seen), tuple(rewards), info, slowest_s)
+                        return PlayedEpisode(tuple(seen), tuple(rewards), info, slowest_s)
                 raise AssertionError("repeat ended")
 
-        return in_time(episode, f"task {task.id}", watched.close)
+        return run_with_timeout(episode, f"task {task.id}", watched.close)
 
-    def oracle(self, task: Task, **options: Any) -> Played:
+    def oracle(self, task: Task, **options: Any) -> PlayedEpisode:
         return self.play(task, self.kind.oracle(task), **options)
 
     def noise(self, task: Task, number: int) -> list[str]:
         """What somebody says who knows nothing: loose words, and calls of tools with nothing in them."""
         draw = random.Random(f"{task.id} {number}")
-        calls = [empty_call(tool) for tool in self.kind.tools]
+        calls = [minimal_call(tool) for tool in self.kind.tools]
         return [draw.choice([*_NOISE, *calls]) for _ in range(self.max_turns)]
 
 
-def in_time(work: Callable[[], Result], what: str, end: Callable[[], None]) -> Result:
+def run_with_timeout(work: Callable[[], Result], what: str, end: Callable[[], None]) -> Result:
     """What ``work`` returns or raises; ``end`` ends what it waits for, if that takes too long."""
     done: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
@@ -135,7 +135,7 @@ def in_time(work: Callable[[], Result], what: str, end: Callable[[], None]) -> R
     except queue.Empty:
         end()
         worker.join(PATIENCE_S)  # what does not wait for a sandbox is left behind
-        raise Fault(
+        raise AuditFailure(
             f"{what}: an episode has not ended within {PATIENCE_S:g} s; is a time limit ignored?"
         ) from None
     if error is not None:
@@ -143,12 +143,12 @@ def in_time(work: Callable[[], Result], what: str, end: Callable[[], None]) -> R
     return cast("Result", result)
 
 
-def empty_call(tool: Tool) -> str:
+def minimal_call(tool: Tool) -> str:
     """A call with the least that its schema allows."""
     least: Mapping[str, JSON] = {"string": "", "integer": 0, "number": 0.0, "boolean": False, "array": []}
     parameters = tool.schema()["function"]["parameters"]
     needed = {name: parameters["properties"][name] for name in parameters.get("required", ())}
-    return written(
+    return format_call(
         tool.name,
         {
             name: each["enum"][0] if "enum" in each else least.get(each.get("type", ""))

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 from envkit import Env, Exploit, Task, UsageError, check, tool
-from envkit.tools import written
+from envkit.tools import format_call
 
 
 class Echo(Env):
@@ -27,11 +27,11 @@ class Echo(Env):
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        return [written("say", {"words": task.hidden["said"]}), "over()"]
+        return [format_call("say", {"words": task.hidden["said"]}), "over()"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        return [Exploit("says them forwards", (written("say", {"words": task.id}), "over()"))]
+        return [Exploit("says them forwards", (format_call("say", {"words": task.id}), "over()"))]
 
     def setup(self, task: Task) -> str:
         self.said = ""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from envkit.audit.attacks import Attempt, Target
+from envkit.audit.attacks import AttackTarget, Attempt
 from envkit.errors import SandboxUnavailable, UsageError
 from envkit.grading import (
     STRICT,
@@ -24,9 +24,9 @@ from envkit.types import Verdict
 RUN_LIMITS = Limits(cpu_s=2.0, wall_s=5.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**16)
 
 
-def strike(
+def run_attack(
     backend: SandboxBackend,
-    target: Target,
+    target: AttackTarget,
     attempt: Attempt,
     calls: Sequence[Call],
     expected: Sequence[Answer],
