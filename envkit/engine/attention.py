@@ -52,17 +52,12 @@ def _attention(
     return layout.attend(module.layer_idx, query, key, value, scale), None
 
 
-def register(*, outside: bool = False) -> str:
-    """Register with transformers' attention interface; returns the implementation's name.
-
-    Args:
-        outside: for a model that is compiled, which is to call the layouts as they are.
-    """
+def register() -> str:
+    """Register with transformers' attention interface; returns the implementation's name."""
     from transformers import AttentionInterface
 
-    name = f"{NAME}_outside" if outside else NAME
-    AttentionInterface.register(name, torch.compiler.disable(_attention) if outside else _attention)
-    return name
+    AttentionInterface.register(NAME, _attention)
+    return NAME
 
 
 @final
@@ -147,7 +142,7 @@ def require_plain(model: Any) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Own:
+class RowCache:
     """What one row has added behind its prompt: keys and values (K, L, D) of L tokens, by layer."""
 
     keys: list[Tensor]
@@ -245,7 +240,7 @@ class Decode:
                 self._hide(row, self.used + length, self.used + max(lengths))
         self.used += max(lengths)
 
-    def recall(self, rows: Sequence[Own]) -> None:
+    def recall(self, rows: Sequence[RowCache]) -> None:
         """Begin with what each row has added before. Called first, if at all."""
         longest = max(map(len, rows))
         for row, own in enumerate(rows):
@@ -258,7 +253,7 @@ class Decode:
                 self._hide(row, len(own), longest)
         self.used = longest
 
-    def own(self, row: int) -> Own:
+    def own(self, row: int) -> RowCache:
         """A copy of what a row has added so far."""
         if self._own_bias_RT is None:
             chosen: Any = slice(0, self.used)
@@ -267,7 +262,7 @@ class Decode:
         keys, values = (
             [part[row, :, chosen].clone() for part in parts] for parts in (self._keys, self._values)
         )
-        return Own(keys, values)
+        return RowCache(keys, values)
 
     def arrange(self, rows: Sequence[int]) -> None:
         """Go on with these rows, in this order; one that is named several times has branched."""
@@ -311,7 +306,7 @@ def rows_of(table_SE: Tensor, index: Tensor) -> Tensor:
 
 
 @final
-class Packed:
+class PackedTree:
     """A training batch in one sequence of S tokens: a prompt of P, then a tree; a path sees it and itself.
 
     Paths attend as a padded batch over prompt and own keys, so that the work is R * C * (P + C) for R paths

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from envkit.engine.packed import Packed
+from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.rectangle import Rectangle
 from envkit.errors import ContractError, ModelError
 
@@ -79,10 +79,9 @@ class Linears:
     Args:
         model: a transformers model. It keeps its modules and shares its weights, which are moved: those of
             layers that become one product lie side by side.
-        plain: see `envkit.engine.packed.Packed`; else a CPU's memory holds the weights twice.
     """
 
-    def __init__(self, model: Any, *, plain: bool = False) -> None:
+    def __init__(self, model: Any) -> None:
         #: The rewritten model.
         self.model: Any = sharing(model)
         self._products: list[tuple[_Product, list[str]]] = []
@@ -100,7 +99,7 @@ class Linears:
             }
             for names in _groups(children):
                 paths = [f"{parent}.{name}" if parent else name for name in names]
-                product = _Product(self, [theirs[path] for path in paths], plain=plain)
+                product = _Product(self, [theirs[path] for path in paths])
                 self._products.append((product, paths))
                 for number, name in enumerate(names):
                     setattr(module, name, _Part(product, number))
@@ -158,10 +157,9 @@ class _Product:
     Args:
         owner: says which adapters are chosen.
         layers: their weights become parts of one.
-        plain: see `Linears`.
     """
 
-    def __init__(self, owner: Linears, layers: Sequence[nn.Linear], *, plain: bool) -> None:
+    def __init__(self, owner: Linears, layers: Sequence[nn.Linear]) -> None:
         self._owner = owner
         self.sizes = [layer.out_features for layer in layers]
         self.width = layers[0].in_features
@@ -173,7 +171,7 @@ class _Product:
         if bias is not None:
             for own, part in zip(biases, self._split(bias, 0), strict=True):
                 own.data = part
-        self._base = Packed(self._weight, bias, [layer.weight for layer in layers], plain=plain)
+        self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
         self._seen: Tensor | None = None

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Decode, Own, Prefill, register
-from envkit.engine.compiled import compiled_blocks
+from envkit.engine.attention import Decode, Prefill, RowCache, register
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
-from envkit.engine.packed import Packed
+from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
 from envkit.engine.waves import Asked, places, waves
@@ -34,7 +32,7 @@ class _Held:
     prefix: Prefill
     prompt: int
     prompt_length: int
-    own: Own
+    own: RowCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,14 +90,10 @@ class TorchEngine(AdapterEngine):
 
     Args:
         model: the model to sample from, without adapters. Its modules are left alone and its weights shared;
-            on a CPU there is a copy beside them (see `envkit.engine.packed`).
+            on a CPU there is a copy beside them (see `envkit.engine.prepacked`).
         stop_ids: ids that end a turn.
         max_rows: requests decoded together, where memory allows it.
         decode: the text of ids, special tokens included; without it there are no stop strings.
-        torch_compile: whether to compile what the model does between two layers' attention, on first use.
-
-    Raises:
-        ModelError: it cannot be compiled.
     """
 
     def __init__(
@@ -108,15 +102,14 @@ class TorchEngine(AdapterEngine):
         stop_ids: Sequence[int],
         max_rows: int = 256,
         decode: Callable[[Sequence[int]], str] | None = None,
-        torch_compile: bool = False,
     ) -> None:
-        self._linears = Linears(model, plain=torch_compile)
+        self._linears = Linears(model)
         rewritten = self._linears.model
-        rewritten.set_attn_implementation(register(outside=torch_compile))
+        rewritten.set_attn_implementation(register())
         rewritten.eval()
         self._decoder = rewritten.get_decoder()
         head = rewritten.get_output_embeddings()
-        self._head = Packed(head.weight, head.bias, [head.weight])
+        self._head = PrepackedLinear(head.weight, head.bias, [head.weight])
         self._device = head.weight.device
         #: Tokens that the model tells apart by where they stand.
         self._longest: int = (
@@ -127,9 +120,8 @@ class TorchEngine(AdapterEngine):
         #: By adapter and ids.
         self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
         self._adapters = 0
-        with compiled_blocks(rewritten) if torch_compile else nullcontext():
-            #: What keys and values of one token take.
-            self._token_bytes = self._bytes_of_a_token()
+        #: What keys and values of one token take.
+        self._token_bytes = self._bytes_of_a_token()
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """Take over these adapters, in place of all before; see `envkit.engine.lora.updates_of`.

@@ -32,8 +32,8 @@ from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, Trainer
 from envkit.train.metrics import StepMetrics
 from envkit.train.policy import Policy
-from envkit.train.practice import Practice
-from envkit.train.scalars import Scalars
+from envkit.train.rollouts import RolloutCollector
+from envkit.train.tensorboard import TensorBoardWriter
 from envkit.train.trl_backend import TRLTrainer
 from envkit.types import Task
 
@@ -185,8 +185,8 @@ class BeforeAfter:
         alarm = CheckpointStore(self._run.path / "checkpoints").alarm()
         return [alarm] if alarm else []
 
-    def _scalars(self) -> Scalars:
-        return Scalars(self._run.path / "tensorboard")
+    def _scalars(self) -> TensorBoardWriter:
+        return TensorBoardWriter(self._run.path / "tensorboard")
 
     def env_factories(self) -> dict[str, EnvFactory]:
         """What makes the environment of each task that RL visits."""
@@ -276,8 +276,8 @@ class BeforeAfter:
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
-            practice = Practice(self.policy, tasks, rollouts, config, episodes, estimates)
-            trainer = kind(practice, metrics, store)
+            collector = RolloutCollector(self.policy, tasks, rollouts, config, episodes, estimates)
+            trainer = kind(collector, metrics, store)
 
             def go_on(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())

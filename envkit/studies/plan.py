@@ -16,7 +16,7 @@ from envkit.errors import UsageError
 from envkit.train.config import TrainConfig
 from envkit.train.demonstration import Demonstration
 from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import Row, pack
+from envkit.train.packing import TrainingRow, pack
 from envkit.train.policy import Policy
 
 #: Budget of the demo, in minutes.
@@ -93,7 +93,7 @@ def measure(policy: Policy) -> Speed:
     prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
     nothing, ones = (0.0,) * _ANSWER, (1.0,) * _ANSWER
-    rows = [Row(ids[-_ANSWER:], (True,) * _ANSWER, nothing, ones) for ids in prompts]
+    rows = [TrainingRow(ids[-_ANSWER:], (True,) * _ANSWER, nothing, ones) for ids in prompts]
     batch = pack(prompts[0], rows, policy.device)
     settings, size = TrainConfig(), StepSize(len(rows) * _ANSWER, len(rows))
 

@@ -23,7 +23,7 @@ from envkit.studies.study import Study, start_part
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer
 from envkit.train.metrics import StepMetrics
-from envkit.train.together import resume_together, train_together
+from envkit.train.multi_seed import resume_seeds, train_seeds
 
 #: Kind of run that this is.
 KIND: Final = "before-after-seeds"
@@ -132,9 +132,9 @@ class MultiSeedStudy:
                 assert isinstance(trainer, GRPOTrainer)  # `start` allows no other backend
                 trainers.append(trainer)
                 told.append(go_on)
-            resume_together(trainers)
+            resume_seeds(trainers)
             if not all(trainer.is_done() for trainer in trainers):
-                steps = trainers[0].practice.config.max_steps
+                steps = trainers[0].collector.config.max_steps
                 self._display.phase(f"reinforcement learning, {len(trainers)} seeds", steps)
-                train_together(trainers, lambda number, metrics: told[number](metrics))
+                train_seeds(trainers, lambda number, metrics: told[number](metrics))
             return all(trainer.is_done() for trainer in trainers)

@@ -20,7 +20,7 @@ from envkit.train.checkpoint import save_adapter
 from envkit.train.config import TrainConfig
 from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
-from envkit.train.practice import require_trainable
+from envkit.train.rollouts import require_trainable
 from envkit.types import Task
 
 
@@ -125,7 +125,7 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
-    config = replace(resolve_dtype(config), engine="torch", torch_compile=False)  # nothing is sampled
+    config = replace(resolve_dtype(config), engine="torch")  # nothing is sampled
     policy = Policy.of(resolve(config.model, display.say), config)
     losses: list[float] = []
 

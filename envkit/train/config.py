@@ -25,8 +25,6 @@ class TrainConfig:
             are not promised to resume to the bit.
         dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             one that this machine multiplies faster. The adapter is float32 always.
-        torch_compile: whether engine ``"torch"`` compiles the model, which takes a C++ compiler and a minute.
-            Runs are then not promised to resume to the bit.
         device: where base and adapter are: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU, whose runs are not
             promised to resume to the bit. TRL, of which the warm start is made, then asks for a C compiler.
         seed: root of every random draw.
@@ -81,7 +79,6 @@ class TrainConfig:
     backend: str = "envkit"
     engine: str = "torch"
     dtype: str = "auto"
-    torch_compile: bool = False
     device: str = "cpu"
     seed: int = 0
     max_turns: int = 1
@@ -146,10 +143,6 @@ class TrainConfig:
             raise ConfigError(
                 f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "
                 "must be empty"
-            )
-        if self.engine == "vllm" and self.torch_compile:
-            raise ConfigError(
-                "torch_compile is true; with engine 'vllm', which does its own, it must be false"
             )
         if self.engine == "vllm" and self.device != "cpu":
             raise ConfigError(
@@ -223,6 +216,12 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; names file and field.
     """
+    if values.get("torch_compile", False) is not False:
+        raise ConfigError(
+            f"{where}: torch_compile is {values['torch_compile']!r}; this option was removed "
+            "and the model is never compiled; begin the run again without it"
+        )
+    values = {key: value for key, value in values.items() if key != "torch_compile"}
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")

@@ -10,7 +10,7 @@ import torch
 
 from envkit.train.demonstration import Demonstration
 from envkit.train.loss import logprobs
-from envkit.train.packing import Row, pack
+from envkit.train.packing import TrainingRow, pack
 from envkit.train.policy import Policy
 
 
@@ -47,7 +47,7 @@ def solve_rates(
             yield 0.0
             continue
         nothing = (0.0,) * len(ids)
-        row = Row(ids, (True,) * len(ids), nothing, nothing)
+        row = TrainingRow(ids, (True,) * len(ids), nothing, nothing)
         batch = pack(prompt, [row], policy.device)
         with torch.no_grad():
             found = float(logprobs(policy.model, batch, temperature).sum())

@@ -20,25 +20,25 @@ from torch import Tensor
 from envkit.errors import TrainingError
 from envkit.store import Journal
 from envkit.train.checkpoint import CheckpointStore
-from envkit.train.lessons import Lesson, lessons
+from envkit.train.groups import TrainingGroup, training_groups
 from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.metrics import Learned, StepMetrics, alarm_of, step_metrics
-from envkit.train.packing import Batch, chunks, pack
-from envkit.train.practice import Played, Practice
+from envkit.train.packing import PackedBatch, chunks, pack
+from envkit.train.rollouts import RolloutCollector, StepRollouts
 
 
 class Trainer(ABC):
     """A policy in training and how far it has come; a subclass takes the steps.
 
     Args:
-        practice: plays the episodes; its policy is trained in place, as its configuration says.
+        collector: plays the episodes; its policy is trained in place, as its configuration says.
         metrics: journal of what every step did.
         store: where checkpoints go.
     """
 
-    def __init__(self, practice: Practice, metrics: Journal, store: CheckpointStore) -> None:
-        self.practice, self._metrics, self.store = practice, metrics, store
-        self._policy, self._config = practice.policy, practice.config
+    def __init__(self, collector: RolloutCollector, metrics: Journal, store: CheckpointStore) -> None:
+        self.collector, self._metrics, self.store = collector, metrics, store
+        self._policy, self._config = collector.policy, collector.config
         self._optimizer = torch.optim.AdamW(
             self._policy.trainable(), lr=self._config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
@@ -60,7 +60,7 @@ class Trainer(ABC):
         if state is None:
             return False
         self.step, self.alarm = int(state["step"]), self.store.alarm()
-        self.practice.curriculum.restore(state["curriculum"])
+        self.collector.curriculum.restore(state["curriculum"])
         return True
 
     def train(self, go_on: Callable[[StepMetrics], bool]) -> None:
@@ -105,7 +105,7 @@ class Trainer(ABC):
 
     def save(self) -> None:
         """Write a checkpoint of the present step."""
-        curriculum = self.practice.curriculum.state()
+        curriculum = self.collector.curriculum.state()
         state = {"step": self.step, "curriculum": curriculum, "alarm": self.alarm}
         self.store.save(self.step, self._policy, self._optimizer, state)
 
@@ -115,18 +115,18 @@ class GRPOTrainer(Trainer):
     """The loop itself; see the module."""
 
     def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
-        while not self.is_done() and took(self.learn(self.practice.play(self.step))):
+        while not self.is_done() and took(self.learn(self.collector.collect(self.step))):
             pass
 
-    def learn(self, played: Played) -> StepMetrics:
+    def learn(self, played: StepRollouts) -> StepMetrics:
         """Take one step, from the episodes that were played for it."""
         started = time.monotonic()
         size = StepSize(len(played.sampled_logprobs()), len(played.valid()))
-        taught = lessons(played, self._config.shaping)
+        taught = training_groups(played, self._config.shaping)
         learned = self._learn(taught, size)
         return step_metrics(self.step + 1, played, taught, learned, time.monotonic() - started)
 
-    def _learn(self, taught: Sequence[Lesson], size: StepSize) -> Learned:
+    def _learn(self, taught: Sequence[TrainingGroup], size: StepSize) -> Learned:
         """One optimizer step over the groups that have a gradient; others may tell how far the policy went.
 
         ``size`` counts the unmixed ones too, so that a step with few mixed groups moves less.
@@ -137,7 +137,7 @@ class GRPOTrainer(Trainer):
         loss = drift = kl = norm = 0.0
         clipped = trained = seen = 0
         for lesson in taught:
-            learns = lesson.teaches or config.beta > 0
+            learns = lesson.has_gradient or config.beta > 0
             if not learns and not config.needs_reference:
                 continue
             for chunk in chunks(lesson.prompt, lesson.rows, config.max_tokens_per_forward):
@@ -158,7 +158,7 @@ class GRPOTrainer(Trainer):
         self._optimizer.zero_grad(set_to_none=True)
         return Learned(loss, norm, drift / max(seen, 1), kl / max(seen, 1), clipped / max(trained, 1))
 
-    def _reference(self, batch: Batch) -> Tensor | None:
+    def _reference(self, batch: PackedBatch) -> Tensor | None:
         """What the model without its adapter gives, where it is needed."""
         if not self._config.needs_reference:
             return None

@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Packed, rows_of
+from envkit.engine.attention import PackedTree, rows_of
 from envkit.train.config import TrainConfig
-from envkit.train.packing import Batch
+from envkit.train.packing import PackedBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class LossTerms:
     kl: float
 
 
-def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
+def logprobs(model: Any, batch: PackedBatch, temperature: float) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
 
     Logits are computed only where they predict a trained token, once for all rows that have it there: the
@@ -59,7 +59,7 @@ def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
         input_ids=batch.ids_1S,
         position_ids=batch.positions_1S,
         use_cache=False,
-        layout=Packed(batch.prompt, batch.paths, batch.ids_1S.device),
+        layout=PackedTree(batch.prompt, batch.paths, batch.ids_1S.device),
     ).last_hidden_state[0]
     logits_KV = model.get_output_embeddings()(rows_of(hidden_SE, batch.sources_K)).float()
     if temperature != 1:
@@ -69,7 +69,7 @@ def logprobs(model: Any, batch: Batch, temperature: float) -> Tensor:
 
 
 def policy_loss(
-    new_N: Tensor, batch: Batch, size: StepSize, config: TrainConfig, reference_N: Tensor | None = None
+    new_N: Tensor, batch: PackedBatch, size: StepSize, config: TrainConfig, reference_N: Tensor | None = None
 ) -> LossTerms:
     """The batch's share of the step's loss.
 
@@ -122,7 +122,7 @@ def divergence(new: Tensor, reference: Tensor) -> Tensor:
     return gap.exp() - gap - 1
 
 
-def token_weights(batch: Batch, size: StepSize, config: TrainConfig) -> Tensor:
+def token_weights(batch: PackedBatch, size: StepSize, config: TrainConfig) -> Tensor:
     """How much each trained token counts, shape (N,).
 
     ``grpo``: all episodes alike (arXiv:2402.03300). ``dr_grpo``: all tokens alike, over what all episodes
@@ -138,7 +138,7 @@ def token_weights(batch: Batch, size: StepSize, config: TrainConfig) -> Tensor:
     return torch.full_like(batch.advantages_N, 1 / size.tokens)
 
 
-def _correction(new_N: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
+def _correction(new_N: Tensor, batch: PackedBatch, config: TrainConfig) -> Tensor:
     """Weights that make up for an engine whose probabilities are not quite the learner's.
 
     The ratio of the two, cut off at ``importance_sampling_clip_max`` (``*_truncate``), or 0 beyond it
@@ -151,12 +151,12 @@ def _correction(new_N: Tensor, batch: Batch, config: TrainConfig) -> Tensor:
     return ratio_N.clamp(max=most) if measure == "truncate" else ratio_N.where(ratio_N <= most, 0.0)
 
 
-def _row_sums(values_N: Tensor, batch: Batch) -> Tensor:
+def _row_sums(values_N: Tensor, batch: PackedBatch) -> Tensor:
     """Each row's sum, at each of its tokens."""
     sums_R = values_N.new_zeros(batch.rows).index_add(0, batch.rows_N, values_N)
     return rows_of(sums_R[:, None], batch.rows_N)[:, 0]
 
 
-def _row_lengths(batch: Batch) -> Tensor:
+def _row_lengths(batch: PackedBatch) -> Tensor:
     """How many trained tokens each row has, at each of them."""
     return _row_sums(torch.ones_like(batch.old_logprobs_N), batch)

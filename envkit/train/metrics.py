@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from envkit.train.config import TrainConfig
-from envkit.train.lessons import Lesson
-from envkit.train.practice import Played
+from envkit.train.groups import TrainingGroup
+from envkit.train.rollouts import StepRollouts
 
 #: How rarely an alarm may come of chance alone, where just `TrainConfig.max_hacked` of tasks are hacked.
 _FALSE_ALARMS = 0.05
@@ -64,7 +64,7 @@ class Learned(NamedTuple):
 
 
 def step_metrics(
-    step: int, played: Played, taught: Sequence[Lesson], learned: Learned, learn_s: float
+    step: int, played: StepRollouts, taught: Sequence[TrainingGroup], learned: Learned, learn_s: float
 ) -> StepMetrics:
     """What a step did, all told."""
     valid, logged, rejected = played.valid(), played.sampled_logprobs(), played.rejected()

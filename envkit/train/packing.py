@@ -20,7 +20,7 @@ from envkit.types import Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class TrainingRow:
     """What one trajectory adds after the shared prompt.
 
     Args:
@@ -40,14 +40,14 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class PackedBatch:
     """One packed forward pass. S tokens, N trained tokens of R rows, K distinct ones among them.
 
     Args:
         ids_1S: token ids.
         positions_1S: how many tokens each one sees before it.
         prompt: tokens of the prompt, which come first.
-        paths: places in S, one list for each way through the tree; see `envkit.engine.attention.Packed`.
+        paths: places in S, one list for each way through the tree; see `envkit.engine.attention.PackedTree`.
         sources_K: places in S whose hidden states predict trained tokens.
         targets_K: the ids of those tokens.
         which_N: which of those each trained token is.
@@ -70,7 +70,7 @@ class Batch:
     rows: int
 
 
-def row_of(trajectory: Trajectory, advantages: Sequence[float]) -> Row:
+def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> TrainingRow:
     """The trained row of a token-exact trajectory, given one advantage per turn.
 
     Raises:
@@ -100,15 +100,17 @@ def row_of(trajectory: Trajectory, advantages: Sequence[float]) -> Row:
         trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
         logprobs += [0.0] * len(seen) + list(tokens.logprobs)
         weights += [0.0] * len(seen) + [advantage] * len(tokens.completion_ids)
-    return Row(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights), kept)
+    return TrainingRow(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights), kept)
 
 
-def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Iterator[list[Row]]:
+def chunks(
+    prompt: Sequence[int], rows: Sequence[TrainingRow], max_tokens: int
+) -> Iterator[list[TrainingRow]]:
     """Split rows so that each part, packed, stays within ``max_tokens``; one row at the least.
 
     Attention reads every row in full, up to four times as many tokens: it keeps a quarter as much of each.
     """
-    chunk: list[Row] = []
+    chunk: list[TrainingRow] = []
     tree = _Tree(prompt)
     longest = 0
     # Of like length, for they are padded to one in attention; then those that begin alike.
@@ -124,7 +126,9 @@ def chunks(prompt: Sequence[int], rows: Sequence[Row], max_tokens: int) -> Itera
         yield chunk
 
 
-def pack(prompt: Sequence[int], rows: Sequence[Row], device: torch.device | str = "cpu") -> Batch:
+def pack(
+    prompt: Sequence[int], rows: Sequence[TrainingRow], device: torch.device | str = "cpu"
+) -> PackedBatch:
     """Lay out the prompt, and behind it what the rows add, where the model is."""
     tree = _Tree(prompt)
     number_of: dict[tuple[int, int], int] = {}  # by place and the id that is predicted there
@@ -140,7 +144,7 @@ def pack(prompt: Sequence[int], rows: Sequence[Row], device: torch.device | str 
                 advantages.append(row.advantages[index])
                 owners.append(owner)
     distinct = torch.tensor([*number_of], dtype=torch.long, device=device).view(-1, 2)
-    return Batch(
+    return PackedBatch(
         ids_1S=torch.tensor(tree.ids, device=device)[None],
         positions_1S=torch.tensor(tree.positions, device=device)[None],
         prompt=len(prompt),
@@ -166,11 +170,11 @@ class _Tree:
         self._parents = [*range(-1, len(prompt) - 1)]
         self._children: dict[tuple[int, int], int] = {}
 
-    def add(self, row: Row) -> list[int]:
+    def add(self, row: TrainingRow) -> list[int]:
         """Take in a row; returns the place before each of its tokens, which predicts it."""
         return self._before(row, self._place)
 
-    def missing(self, row: Row) -> int:
+    def missing(self, row: TrainingRow) -> int:
         """How many tokens the row would add, or a few more if it branches."""
         unknown = len(self.ids)
         found: list[int] = []
@@ -187,7 +191,7 @@ class _Tree:
         ends = {*range(self._prompt, len(self.ids))} - {*self._parents}
         return [self._path(end) for end in sorted(ends)]
 
-    def _before(self, row: Row, place: Callable[[int, int], int]) -> list[int]:
+    def _before(self, row: TrainingRow, place: Callable[[int, int], int]) -> list[int]:
         """The place before each token; ``place`` says that of a token behind another."""
         context, last, before = [self._prompt - 1], list[int](), list[int]()
         for index, token in enumerate(row.ids):

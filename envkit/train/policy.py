@@ -36,7 +36,6 @@ class Policy:
         dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
         device: where base and adapter are, ``"cpu"`` or ``"cuda"``.
         engine: who samples, ``"torch"`` or ``"vllm"``.
-        torch_compile: see `TorchEngine`.
         seed: of the adapter's initial weights.
 
     Raises:
@@ -54,7 +53,6 @@ class Policy:
         dtype: str = "float32",
         device: str = "cpu",
         engine: str = "torch",
-        torch_compile: bool = False,
         seed: int = 0,
     ) -> None:
         try:
@@ -80,7 +78,7 @@ class Policy:
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(base, stops, decode=self._decode, torch_compile=torch_compile)
+            else TorchEngine(base, stops, decode=self._decode)
         )
         self._base, self._lora = base, (lora_r, lora_alpha)
         self._begin(seed)
@@ -95,7 +93,6 @@ class Policy:
             dtype=config.dtype,
             device=config.device,
             engine=config.engine,
-            torch_compile=config.torch_compile,
             seed=config.seed,
         )
 

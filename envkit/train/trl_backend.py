@@ -20,11 +20,11 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
 from envkit.train.config import TrainConfig
+from envkit.train.groups import TrainingGroup, training_groups
 from envkit.train.grpo import Trainer, require_finite
-from envkit.train.lessons import Lesson, lessons
 from envkit.train.loss import divergence
 from envkit.train.metrics import Learned, StepMetrics, step_metrics
-from envkit.train.packing import Row
+from envkit.train.packing import TrainingRow
 from envkit.train.sft import on_one_device, remove_printer
 
 
@@ -83,7 +83,7 @@ class TRLTrainer(Trainer):
         from datasets import Dataset
         from transformers import TrainerCallback
 
-        owner, library, practice, config, policy = self, trl, self.practice, self._config, self._policy
+        owner, library, collector, config, policy = self, trl, self.collector, self._config, self._policy
         base: Any = library.GRPOTrainer
 
         def metrics_of(trainer: Any, logs: Mapping[str, Any]) -> StepMetrics:
@@ -103,8 +103,8 @@ class TRLTrainer(Trainer):
             above: Any = base
 
             def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
-                self.played = practice.play(owner.step)
-                self.taught = lessons(self.played, config.shaping)
+                self.played = collector.collect(owner.step)
+                self.taught = training_groups(self.played, config.shaping)
                 self.began = time.monotonic()
                 self.drift = self.kl = self.trained = 0.0
                 size = config.num_generations
@@ -173,14 +173,14 @@ class TRLTrainer(Trainer):
         return trainer
 
 
-def _padded(taught: Sequence[Lesson], rows: int, pad_id: int) -> dict[str, Tensor]:
+def _padded(taught: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str, Tensor]:
     """All groups as TRL lays them out: one row per episode, prompts padded left, the rest right.
 
     Voids, and groups for which there was no task, are rows without a trained token, so that TRL finds as many
     rows as it expects.
     """
     flat = [(lesson.prompt, row) for lesson in taught for row in lesson.rows]
-    flat = flat or [((pad_id,), Row((pad_id,), (False,), (0.0,), (0.0,)))]
+    flat = flat or [((pad_id,), TrainingRow((pad_id,), (False,), (0.0,), (0.0,)))]
     prompts = [torch.tensor(prompt) for prompt, _ in flat]
     missing = rows - len(flat)
 

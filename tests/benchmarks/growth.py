@@ -5,7 +5,7 @@
     turns N      a whole step of 16 episodes of N turns, as in `train.py`
     adapters N   64 answers of 16 tokens to 32 prompts of 20, which share N adapters of rank 4
     waves        256 answers of 64 tokens to 16 prompts of 150, with an adapter: 64, 128 or 256 rows at a
-                 time, and those compiled
+                 time
 
 Nothing here has a bar. ``prompt 1024`` takes more than 24 GB, for TRL's padded rows. Gradients are checked by
 `train.py`. ``ONLY``, ``ROUNDS`` and ``DTYPE`` as there; writes ``runs/bench/growth.json`` and ``.md``.
@@ -58,7 +58,6 @@ RATIOS: Final = {
         f"waves of {more}, vs {less}": Ratio("waves", f"{less} rows", f"{more} rows", None)
         for less, more in pairwise(WAVES)
     },
-    "waves compiled": Ratio("waves", f"{WAVES[-1]} rows", f"{WAVES[-1]} rows, compiled", None),
 }
 
 

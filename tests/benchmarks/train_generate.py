@@ -139,12 +139,10 @@ def generating(length: int) -> Generator[Ways]:
 
 @contextlib.contextmanager
 def waving() -> Generator[Ways]:
-    """A step's worth of answers with an adapter, so many rows at a time, and compiled."""
+    """A step's worth of answers with an adapter, so many rows at a time."""
     policy = shaken_policy()
     adapter = updates_of(policy.model, "default")
     engines = {f"{rows} rows": TorchEngine(tiny.plain(policy.ref, dtype()), [], rows) for rows in WAVES}
-    compiled = TorchEngine(tiny.plain(policy.ref, dtype()), [], WAVES[-1], torch_compile=True)
-    engines[f"{WAVES[-1]} rows, compiled"] = compiled
     requests = [
         Request(tiny.prompt(150, seed=group), (group, row))
         for group in range(WAVES[-1] // GROUP)

@@ -16,7 +16,7 @@ from train_shared import GROUP, NEW, shaken_policy, trl_trainer
 
 from envkit.train.config import TrainConfig
 from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import Row, pack
+from envkit.train.packing import TrainingRow, pack
 
 PROMPT = 512
 
@@ -29,7 +29,7 @@ def learning(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bool =
         trainer = trl_trainer(policy, "A prompt that no step reads.", Path(folder))
         prompt = tiny.prompt(prompt_tokens, seed=1)
         rows = [
-            Row(tiny.prompt(NEW, seed=10 + row), (True,) * NEW, (-8.0,) * NEW, ((-1.0) ** row,) * NEW)
+            TrainingRow(tiny.prompt(NEW, seed=10 + row), (True,) * NEW, (-8.0,) * NEW, ((-1.0) ** row,) * NEW)
             for row in range(group)
         ]
         size, settings, batch = StepSize(group * NEW, group), TrainConfig(), pack(prompt, rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Generator, Sequence
 
 import tiny
@@ -11,7 +12,7 @@ from side_by_side import Ways
 from torch import nn
 from train_shared import dtype
 
-from envkit.engine.packed import Packed
+from envkit.engine.prepacked import PrepackedLinear
 from envkit.models import DEFAULT_MODEL, resolve
 
 TIMES = 8
@@ -24,7 +25,7 @@ def multiplying() -> Generator[Ways]:
     weights = [layer.weight.data for layer in model.modules() if isinstance(layer, nn.Linear)]
     generator = torch.Generator().manual_seed(0)
 
-    def ours(products: Sequence[Packed], rows: int) -> Callable[[], None]:
+    def through(products: Sequence[Callable[[torch.Tensor], torch.Tensor]], rows: int) -> Callable[[], None]:
         inputs = {
             weight.shape[1]: torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
             for weight in weights
@@ -38,8 +39,10 @@ def multiplying() -> Generator[Ways]:
 
         return measure
 
+    plain = [functools.partial(nn.functional.linear, weight=weight) for weight in weights]
+    copied = [PrepackedLinear(weight, None, [weight]) for weight in weights]
     yield {
-        f"{rows} rows, {way}": ours([Packed(weight, None, [weight], plain=plain) for weight in weights], rows)
+        f"{rows} rows, {way}": through(products, rows)
         for rows in (1, 32)
-        for way, plain in (("as they are", True), ("copied", False))
+        for way, products in (("as they are", plain), ("copied", copied))
     }

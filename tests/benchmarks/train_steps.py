@@ -20,7 +20,7 @@ from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer
 from envkit.train.policy import Policy
-from envkit.train.practice import Practice
+from envkit.train.rollouts import RolloutCollector
 from envkit.types import Task
 
 TURNS = 3
@@ -62,7 +62,7 @@ def our_trainer(
     rollouts = Rollouts(lambda: Coin(tasks=tasks, sandbox=tiny.MemoryBackend(), max_turns=max_turns))
     metrics, episodes = (Journal(folder / name) for name in ("metrics.jsonl", "episodes.jsonl"))
     store = CheckpointStore(folder / "checkpoints")
-    return GRPOTrainer(Practice(policy, tasks, rollouts, config, episodes), metrics, store)
+    return GRPOTrainer(RolloutCollector(policy, tasks, rollouts, config, episodes), metrics, store)
 
 
 @contextlib.contextmanager
@@ -75,7 +75,7 @@ def stepping() -> Generator[Ways]:
         mine = our_trainer(policy, words, Path(ours_in))
 
         def ours() -> None:
-            expect(mine.learn(mine.practice.play(mine.step)).completion_tokens, GROUP * NEW)
+            expect(mine.learn(mine.collector.collect(mine.step)).completion_tokens, GROUP * NEW)
 
         def theirs() -> None:
             trainer.train()
@@ -97,7 +97,7 @@ def turning(turns: int = TURNS) -> Generator[Ways]:
         seen = torch.tensor(policy.renderer.following(between, closed=False)).repeat(GROUP, 1)
 
         def ours() -> None:
-            expect(mine.learn(mine.practice.play(mine.step)).completion_tokens, turns * GROUP * NEW)
+            expect(mine.learn(mine.collector.collect(mine.step)).completion_tokens, turns * GROUP * NEW)
 
         def theirs() -> None:
             ids, sampled = prompt, [torch.zeros_like(prompt)]

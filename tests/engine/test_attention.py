@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from envkit.engine.attention import Decode, Packed, Prefill
+from envkit.engine.attention import Decode, PackedTree, Prefill
 
 
 def zeros(batch: int, heads: int, tokens: int, size: int) -> Tensor:
@@ -36,7 +36,7 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
         zeros(1, 2, total, total),
         torch.eye(total).expand(1, 2, -1, -1),
     )
-    out = Packed(prompt, paths).attend(0, query, key, value, 1.0)
+    out = PackedTree(prompt, paths).attend(0, query, key, value, 1.0)
     assert out.shape == (1, total, 4, total)
     for place in range(prompt):
         assert seen(out[0, place, 0]) == list(range(place + 1))
@@ -79,7 +79,7 @@ def test_equal_gradients_have_equal_bits_however_many_threads_add_them_up() -> N
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(1, heads, total, 64, generator=generator) for heads in (9, 3, 3)]
     weight = torch.randn(1, total, 9, 64, generator=generator)
-    layout, threads = Packed(prompt, paths), torch.get_num_threads()
+    layout, threads = PackedTree(prompt, paths), torch.get_num_threads()
 
     def gradients() -> list[Tensor]:
         leaves = [part.clone().requires_grad_() for part in parts]

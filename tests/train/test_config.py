@@ -40,8 +40,7 @@ from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"device": "tpu"}, "device is 'tpu'; expected one of: cpu, cuda"),
         ({"device": "cuda", "engine": "vllm"}, "device is 'cuda'; with engine 'vllm'"),
-        ({"torch_compile": 1}, "torch_compile is 1; expected bool"),
-        ({"torch_compile": True, "engine": "vllm"}, "torch_compile is true; with engine 'vllm'"),
+        ({"torch_compile": True}, "torch_compile is True; this option was removed"),
         ({"stop_strings": "x"}, "stop_strings is 'x'; expected a list"),
         ({"stop_strings": ["x", 1]}, r"stop_strings\[1\] is 1; expected str"),
         ({"stop_strings": ["x", ""]}, "stop_strings has an empty one"),
@@ -86,6 +85,10 @@ def test_round_trip() -> None:
 
 def test_the_defaults_are_in_range() -> None:
     assert from_mapping({}, "x") == TrainConfig()
+
+
+def test_a_manifest_written_before_torch_compile_was_removed_still_reads() -> None:
+    assert from_mapping({"torch_compile": False, "seed": 3}, "manifest.json") == TrainConfig(seed=3)
 
 
 def test_toml(tmp_path: Path) -> None:

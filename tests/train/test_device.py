@@ -34,9 +34,9 @@ from envkit.train.difficulty import solve_rates
 from envkit.train.grpo import GRPOTrainer, Trainer
 from envkit.train.loss import StepSize, logprobs, policy_loss
 from envkit.train.metrics import StepMetrics
-from envkit.train.packing import Row, pack
+from envkit.train.packing import TrainingRow, pack
 from envkit.train.policy import Policy
-from envkit.train.practice import Practice
+from envkit.train.rollouts import RolloutCollector
 from envkit.train.trl_backend import TRLTrainer
 
 cuda = [
@@ -48,9 +48,9 @@ oncuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])
 PROMPT = tiny.prompt(20, seed=1)
 #: Alike at first, of several lengths, and one that forgets.
 ROWS = [
-    Row((5, 6, 7, 8), (True,) * 4, (-1.0,) * 4, (0.5,) * 4),
-    Row((5, 6, 9), (True,) * 3, (-2.0,) * 3, (-0.5,) * 3),
-    Row((5, 6, 7, 8, 10, 11), (True, True, False, True, True, True), (-1.0,) * 6, (1.0,) * 6, {4: 1}),
+    TrainingRow((5, 6, 7, 8), (True,) * 4, (-1.0,) * 4, (0.5,) * 4),
+    TrainingRow((5, 6, 9), (True,) * 3, (-2.0,) * 3, (-0.5,) * 3),
+    TrainingRow((5, 6, 7, 8, 10, 11), (True, True, False, True, True, True), (-1.0,) * 6, (1.0,) * 6, {4: 1}),
 ]
 CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
 TASKS = tiny.letter_tasks("abcdefg")
@@ -216,8 +216,10 @@ def run(ref: ModelRef, tmp_path: Path) -> Iterator[Any]:
                 stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")
             )
             config = dataclasses.replace(CONFIG, device=device)
-            practice = Practice(tiny.policy(ref, seed=5, device=device), TASKS, rollouts, config, episodes)
-            trainer = kind(practice, metrics, CheckpointStore(folder / "checkpoints"))
+            collector = RolloutCollector(
+                tiny.policy(ref, seed=5, device=device), TASKS, rollouts, config, episodes
+            )
+            trainer = kind(collector, metrics, CheckpointStore(folder / "checkpoints"))
             seen: list[StepMetrics] = []
 
             def go_on(metrics: StepMetrics) -> bool:

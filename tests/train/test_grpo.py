@@ -23,11 +23,11 @@ from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.config import TrainConfig
+from envkit.train.groups import training_groups
 from envkit.train.grpo import GRPOTrainer
-from envkit.train.lessons import lessons
 from envkit.train.metrics import StepMetrics
 from envkit.train.policy import Policy
-from envkit.train.practice import Played, Practice
+from envkit.train.rollouts import RolloutCollector, StepRollouts
 from envkit.types import Outcome, Task, Trajectory
 
 CONFIG = tiny.TRAINING
@@ -60,8 +60,8 @@ def make(ref: ModelRef) -> Iterator[Make]:
             metrics, episodes = (
                 stack.enter_context(Journal(folder / name)) for name in ("metrics.jsonl", "episodes.jsonl")
             )
-            practice = Practice(policy, tasks, rollouts, config, episodes)
-            return GRPOTrainer(practice, metrics, CheckpointStore(folder / "checkpoints"))
+            collector = RolloutCollector(policy, tasks, rollouts, config, episodes)
+            return GRPOTrainer(collector, metrics, CheckpointStore(folder / "checkpoints"))
 
         yield trainer
 
@@ -222,13 +222,13 @@ def test_a_shaped_reward_teaches_where_none_is_earned_and_is_not_reported(make: 
     played, size = episodes(tmp_path / "shaped"), CONFIG.num_generations
     groups = [played[start : start + size] for start in range(0, len(played), size)]
     assert shaped.mixed == 0
-    for group, lesson in zip(groups, lessons(Played(groups, 0.0), shaping), strict=True):
+    for group, lesson in zip(groups, training_groups(StepRollouts(groups, 0.0), shaping), strict=True):
         said = [trajectory.scores["has_an_e"] for trajectory in group]
         wanted = [0.5 * (each - sum(said) / size) for each in said]
         assert [row.advantages[0] for row in lesson.rows] == pytest.approx(wanted)
         assert [row.advantages[-1] for row in lesson.rows] == pytest.approx(wanted)
         caught = [dataclasses.replace(t, info={**t.info, "verdict": "TAMPERED"}) for t in group]
-        assert not lessons(Played([caught], 0.0), shaping)[0].teaches
+        assert not training_groups(StepRollouts([caught], 0.0), shaping)[0].has_gradient
 
 
 @pytest.mark.parametrize(
@@ -386,10 +386,10 @@ def test_one_rejected_task_is_no_alarm(
 def test_an_alarm_is_clear(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hacked: int, asked: int, ends: bool
 ) -> None:
-    def rejected(self: Played) -> list[bool]:
+    def rejected(self: StepRollouts) -> list[bool]:
         return [number < hacked for number in range(asked)]
 
-    monkeypatch.setattr(Played, "rejected", rejected)
+    monkeypatch.setattr(StepRollouts, "rejected", rejected)
     trainer = make(tmp_path / "run", dataclasses.replace(CONFIG, max_steps=1))
     train(trainer)
     assert bool(trainer.alarm) == ends

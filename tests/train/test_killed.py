@@ -24,7 +24,7 @@ def train(folder: Path, model: Path) -> None:
     from envkit.store import Journal
     from envkit.train.checkpoint import CheckpointStore
     from envkit.train.grpo import GRPOTrainer
-    from envkit.train.practice import Practice
+    from envkit.train.rollouts import RolloutCollector
 
     torch.set_num_threads(1)
     config = dataclasses.replace(tiny.TRAINING, max_steps=_STEPS, save_steps=3)
@@ -37,7 +37,7 @@ def train(folder: Path, model: Path) -> None:
         Journal(folder / "episodes.jsonl") as episodes,
     ):
         store = CheckpointStore(folder / "checkpoints")
-        trainer = GRPOTrainer(Practice(policy, tasks, rollouts, config, episodes), metrics, store)
+        trainer = GRPOTrainer(RolloutCollector(policy, tasks, rollouts, config, episodes), metrics, store)
         trainer.resume()
         print(trainer.step, flush=True)
         trainer.train(lambda _: True)

@@ -16,7 +16,7 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.train.config import TrainConfig
 from envkit.train.loss import LossTerms, StepSize, logprobs, policy_loss
-from envkit.train.packing import Batch, Row, chunks, pack
+from envkit.train.packing import PackedBatch, TrainingRow, chunks, pack
 from envkit.train.policy import Policy
 
 EPSILON, TEMPERATURE, LONGEST = 0.2, 0.8, 24
@@ -48,10 +48,10 @@ def policy(ref: ModelRef) -> Policy:
     return tiny.policy(ref, shaken=0.1)
 
 
-def rows() -> list[Row]:
+def rows() -> list[TrainingRow]:
     """Rows of one and of two turns, some twice, some that begin alike."""
     generator = torch.Generator().manual_seed(0)
-    made: list[Row] = []
+    made: list[TrainingRow] = []
     for index, (first, seen, second) in enumerate([(5, 0, 0), (1, 4, 7), (12, 3, 1), (8, 0, 0), (3, 6, 2)]):
         ids = tiny.prompt(first + seen + second, seed=100 + index)
         trained = (True,) * first + (False,) * seen + (True,) * second
@@ -59,14 +59,14 @@ def rows() -> list[Row]:
         advantage = (0.75, -0.25, 0.5, -0.6, -0.4)[index]
         # A second turn has an advantage of its own, once of the other sign.
         advantages = (advantage,) * first + (0.0,) * seen + (advantage - 0.6,) * second
-        made.append(Row(ids, trained, old, advantages))
+        made.append(TrainingRow(ids, trained, old, advantages))
     like_the_third = replace(made[2], ids=(*made[2].ids[:6], *tiny.prompt(10, seed=99)))
     return [*made, made[0], made[3], made[0], like_the_third]
 
 
-def near(policy: Policy, rows: Sequence[Row]) -> list[Row]:
+def near(policy: Policy, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
     """The rows with old log-probabilities around the present ones, on both sides of the clip range."""
-    batch, moved = pack(PROMPT, rows), list[Row]()
+    batch, moved = pack(PROMPT, rows), list[TrainingRow]()
     with torch.no_grad():
         new = iter(logprobs(policy.model, batch, TEMPERATURE).tolist())
     for index, row in enumerate(rows):
@@ -77,7 +77,7 @@ def near(policy: Policy, rows: Sequence[Row]) -> list[Row]:
     return [first[row.ids] for row in moved]  # duplicates were sampled from one distribution
 
 
-def padded(rows: Sequence[Row]) -> dict[str, torch.Tensor]:
+def padded(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
     """The rows as TRL lays them out: one per line, prompts left, completions padded on the right."""
     lines = [torch.tensor(row.ids) for row in rows]
     return {
@@ -117,7 +117,7 @@ def gradients(policy: Policy) -> list[torch.Tensor]:
 
 
 def ours(
-    policy: Policy, rows: Sequence[Row], max_tokens: int, settings: TrainConfig = SETTINGS
+    policy: Policy, rows: Sequence[TrainingRow], max_tokens: int, settings: TrainConfig = SETTINGS
 ) -> tuple[float, list[torch.Tensor]]:
     size = StepSize(sum(sum(row.trained) for row in rows), len(rows))
     total = 0.0
@@ -161,7 +161,7 @@ def test_a_branch_is_trained_as_a_row_of_its_own(policy: Policy) -> None:
         logprobs=two_turns.logprobs[:12],
         advantages=two_turns.advantages[:12],
     )
-    tail = Row(
+    tail = TrainingRow(
         two_turns.ids[:5] + two_turns.ids[12:],
         (False,) * 5 + two_turns.trained[12:],
         (0.0,) * 5 + two_turns.logprobs[12:],
@@ -218,7 +218,7 @@ def trl_trainer(policy: Policy, settings: TrainConfig, batch_size: int, folder: 
 
 
 def assert_trls(
-    policy: Policy, settings: TrainConfig, group: Sequence[Row], folder: Path, prepare: Any
+    policy: Policy, settings: TrainConfig, group: Sequence[TrainingRow], folder: Path, prepare: Any
 ) -> None:
     whole, pieces = (ours(policy, group, max_tokens, settings) for max_tokens in (10_000, 60))
     policy.model.set_attn_implementation("sdpa")
@@ -275,9 +275,9 @@ def test_corrections_weigh_the_loss_as_trls_do(
     assert_trls(policy, settings, near(policy, rows()), tmp_path, prepare)
 
 
-def batch_of(old: Sequence[float], advantages: Sequence[float]) -> Batch:
+def batch_of(old: Sequence[float], advantages: Sequence[float]) -> PackedBatch:
     """A batch of which only the numbers of the loss matter."""
-    return pack((0,), [Row((1,) * len(old), (True,) * len(old), tuple(old), tuple(advantages))])
+    return pack((0,), [TrainingRow((1,) * len(old), (True,) * len(old), tuple(old), tuple(advantages))])
 
 
 def by_hand(new: torch.Tensor, advantages: Sequence[float]) -> LossTerms:
@@ -309,7 +309,7 @@ def test_engine_and_learner_agree_along_training(policy: Policy) -> None:
         policy.sync()
         drawn = policy.engine.generate(asked, Sampling(TEMPERATURE, 8))
         group = [
-            Row(c.ids, (True,) * len(c.ids), c.logprobs, (1.0 - row % 3,) * len(c.ids))
+            TrainingRow(c.ids, (True,) * len(c.ids), c.logprobs, (1.0 - row % 3,) * len(c.ids))
             for row, c in enumerate(drawn)
         ]
         batch = pack(PROMPT, group)
@@ -328,7 +328,9 @@ def test_engine_and_learner_of_the_real_model_agree() -> None:
     policy.sync()
     prompt = policy.renderer.first("Say it.", "def mean(values):\n    return sum(values) // len(values)")
     drawn = policy.engine.generate([Request(prompt, (row,)) for row in range(4)], Sampling(1.0, 8))
-    batch = pack(prompt, [Row(c.ids, (True,) * len(c.ids), c.logprobs, (1.0,) * len(c.ids)) for c in drawn])
+    batch = pack(
+        prompt, [TrainingRow(c.ids, (True,) * len(c.ids), c.logprobs, (1.0,) * len(c.ids)) for c in drawn]
+    )
     new = logprobs(policy.model, batch, 1.0).detach()
     assert float((new - batch.old_logprobs_N).abs().max()) < 1e-3
     assert float((new - batch.old_logprobs_N).abs().mean()) < 1e-4

@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envkit.errors import ContractError
-from envkit.train.packing import Batch, Row, chunks, pack, row_of
+from envkit.train.packing import PackedBatch, TrainingRow, chunks, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
 
 
-def row(ids: str, advantage: float = 1.0, trained: str | None = None) -> Row:
+def row(ids: str, advantage: float = 1.0, trained: str | None = None) -> TrainingRow:
     """A row of letters; ``trained`` marks sampled ones with ``x``."""
     marks = tuple(mark == "x" for mark in (trained or "x" * len(ids)))
     old, advantages = (tuple(value * mark for mark in marks) for value in (-0.5, advantage))
-    return Row(tuple(map(ord, ids)), marks, old, advantages)
+    return TrainingRow(tuple(map(ord, ids)), marks, old, advantages)
 
 
 def turn(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], logprobs: tuple[float, ...]) -> Turn:
@@ -31,7 +31,9 @@ def trajectory(*turns: Turn) -> Trajectory:
 
 
 def test_a_row_is_all_that_follows_the_first_prompt() -> None:
-    made = row_of(trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), [0.25, -0.5])
+    made = training_row(
+        trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), [0.25, -0.5]
+    )
     assert made.ids == (3, 4, 5, 6, 7)
     assert made.trained == (True, True, False, False, True)
     assert made.logprobs == (-0.3, -0.4, 0.0, 0.0, -0.7)
@@ -40,14 +42,14 @@ def test_a_row_is_all_that_follows_the_first_prompt() -> None:
 
 def test_a_turn_without_tokens_cannot_be_trained() -> None:
     with pytest.raises(ContractError, match="records no tokens"):
-        row_of(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
+        training_row(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
 
 
 def test_a_turn_that_forgets_makes_a_branch() -> None:
     first = turn((1, 2), (3, 4), (-0.3, -0.4))
     second = Turn("", Tokens((5,), (6,), (-0.6,), kept=3))
     third = Turn("", Tokens((7,), (8,), (-0.8,), kept=2))
-    made = row_of(trajectory(first, second, third), [1.0, 1.0, 1.0])
+    made = training_row(trajectory(first, second, third), [1.0, 1.0, 1.0])
     assert made.ids == (3, 4, 5, 6, 7, 8)
     assert made.kept == {2: 1, 4: 0}
 
@@ -55,7 +57,7 @@ def test_a_turn_that_forgets_makes_a_branch() -> None:
 def test_what_an_episode_began_with_is_not_forgotten() -> None:
     turns = turn((1, 2), (3,), (-0.3,)), Turn("", Tokens((5,), (6,), (-0.6,), kept=1))
     with pytest.raises(ContractError, match="turn 1 of agent a keeps 1 ids of its context"):
-        row_of(trajectory(*turns), [1.0, 1.0])
+        training_row(trajectory(*turns), [1.0, 1.0])
 
 
 rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12)
@@ -71,7 +73,7 @@ def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limi
         assert len(chunk) == 1 or pack((0,) * prompt, chunk).ids_1S.shape[1] <= limit
 
 
-def context(batch: Batch, place: int) -> list[int]:
+def context(batch: PackedBatch, place: int) -> list[int]:
     """The ids that a place sees, itself included."""
     prompt = [*range(batch.prompt)]
     ways = {tuple([*prompt, *path][: int(batch.positions_1S[0, place]) + 1]) for path in batch.paths or [[]]}

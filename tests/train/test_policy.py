@@ -15,7 +15,7 @@ from envkit.errors import ModelError
 from envkit.models import ModelRef
 from envkit.train.checkpoint import load_adapter
 from envkit.train.loss import logprobs
-from envkit.train.packing import Row, pack
+from envkit.train.packing import TrainingRow, pack
 from envkit.train.policy import BASE, Policy
 
 PROMPT = tiny.prompt(9, seed=2)
@@ -24,7 +24,9 @@ PROMPT = tiny.prompt(9, seed=2)
 def scores(policy: Policy) -> torch.Tensor:
     ids = tiny.prompt(7, seed=3)
     with torch.no_grad():
-        return logprobs(policy.model, pack(PROMPT, [Row(ids, (True,) * 7, (0.0,) * 7, (1.0,) * 7)]), 1.0)
+        return logprobs(
+            policy.model, pack(PROMPT, [TrainingRow(ids, (True,) * 7, (0.0,) * 7, (1.0,) * 7)]), 1.0
+        )
 
 
 def test_a_new_adapter_changes_nothing(ref: ModelRef) -> None:
@@ -45,7 +47,7 @@ def test_other_families_are_sampled_and_learned_from_as_they_are(tmp_path: Path,
     torch.testing.assert_close(torch.tensor(plain.logprobs), expected, rtol=1e-4, atol=1e-4)
     policy.sync()
     [adapted] = policy.engine.generate(asked, Sampling(1.0, 5))
-    row = Row(adapted.ids, (True,) * 5, adapted.logprobs, (1.0,) * 5)
+    row = TrainingRow(adapted.ids, (True,) * 5, adapted.logprobs, (1.0,) * 5)
     with torch.no_grad():
         learned = logprobs(policy.model, pack(PROMPT, [row]), 1.0)
     torch.testing.assert_close(torch.tensor(adapted.logprobs), learned, rtol=1e-4, atol=1e-4)

@@ -20,7 +20,7 @@ from envkit.train.config import TrainConfig
 from envkit.train.grpo import GRPOTrainer
 from envkit.train.metrics import StepMetrics
 from envkit.train.policy import Policy
-from envkit.train.practice import Practice
+from envkit.train.rollouts import RolloutCollector
 from envkit.train.trl_backend import TRLTrainer
 
 CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
@@ -48,8 +48,8 @@ def make(ref: ModelRef, tmp_path: Path) -> Iterator[Make]:
             metrics, episodes = (
                 stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")
             )
-            practice = Practice(policy, TASKS, rollouts, config, episodes)
-            return kind(practice, metrics, CheckpointStore(folder / "checkpoints"))
+            collector = RolloutCollector(policy, TASKS, rollouts, config, episodes)
+            return kind(collector, metrics, CheckpointStore(folder / "checkpoints"))
 
         yield trainer
 

@@ -10,7 +10,7 @@ from envkit.errors import MissingExtraError, StoreError
 
 
 @final
-class Scalars:
+class TensorBoardWriter:
     """Writes numbers by step: ``tensorboard --logdir runs`` shows them. Use as a context manager.
 
     A resumed run adds a file of its own; the steps that it repeats replace the old ones.

@@ -14,7 +14,7 @@ _ROWS: Final = 256
 
 
 @final
-class Packed:
+class PrepackedLinear:
     """`torch.nn.functional.linear` with a weight and a bias of its own.
 
     oneDNN would lay the weight out anew at every product, which shows where rows are few: a decode step's
@@ -26,14 +26,11 @@ class Packed:
         weight: (out, in).
         bias: (out,), or none.
         parts: the parameters that lie in ``weight``; when they are changed in place, the copy is made again.
-        plain: make no copy; for what is to be compiled.
     """
 
-    def __init__(
-        self, weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor], *, plain: bool = False
-    ) -> None:
+    def __init__(self, weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> None:
         self._weight, self._bias, self._parts = weight, bias, parts
-        self._copied = not plain and _can_copy(weight)
+        self._copied = _can_copy(weight)
         self._copy: Any = None
         self._version = -1
 

@@ -1,4 +1,4 @@
-"""Practice: which tasks to visit, the episodes of a step, and what they say before anything is learned."""
+"""Collecting rollouts: pick the tasks of one step and play a group of episodes of each."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 
 @dataclass(frozen=True, slots=True)
-class Played:
+class StepRollouts:
     """The episodes of one step, and what they say before anything is learned.
 
     Args:
@@ -55,7 +55,7 @@ class Played:
 
 
 @final
-class Practice:
+class RolloutCollector:
     """Picks tasks, plays a group of episodes of each, and logs every one.
 
     Args:
@@ -83,11 +83,11 @@ class Practice:
         self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
         self.curriculum = Curriculum(tasks, config.seed, estimates)
 
-    def play(self, step: int) -> Played:
+    def collect(self, step: int) -> StepRollouts:
         """Play one group per picked task with the weights as they are now."""
-        return play_together([self], step)[0]
+        return collect_all([self], step)[0]
 
-    def deal(self, step: int) -> list[EpisodeKey]:
+    def episode_keys(self, step: int) -> list[EpisodeKey]:
         """The episodes of a step, group by group."""
         config = self.config
         return [
@@ -96,7 +96,7 @@ class Practice:
             for row in range(config.num_generations)
         ]
 
-    def take(self, played: Sequence[Trajectory], seconds: float) -> Played:
+    def record(self, played: Sequence[Trajectory], seconds: float) -> StepRollouts:
         """Log what was dealt and is played now, and learn how hard its tasks are."""
         size = self.config.num_generations
         groups = [[*played[start : start + size]] for start in range(0, len(played), size)]
@@ -106,19 +106,19 @@ class Practice:
             valid, key = [t for t in group if t.outcome is not Outcome.VOID], group[0].key
             self.curriculum.record(key.step, key.task, sum(t.solved for t in valid), len(valid))
         self._episodes.sync()  # logged before use
-        return Played(groups, seconds)
+        return StepRollouts(groups, seconds)
 
 
-def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
+def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepRollouts]:
     """Play one step of each, all episodes in one batch, with the weights as they are now.
 
     Args:
-        practices: of siblings; their configurations differ in seeds only, all of them distinct. The first
+        collectors: of siblings; their configurations differ in seeds only, all of them distinct. The first
             one's rollouts play, and know the tasks of all.
         step: the same for all.
     """
     started = time.monotonic()
-    first, *others = practices
+    first, *others = collectors
     config, engine = first.config, first.policy.engine
     first.policy.sync(*(other.policy for other in others))
     agent = LocalAgent(
@@ -127,19 +127,19 @@ def play_together(practices: Sequence[Practice], step: int) -> list[Played]:
         first.policy.renderer,
         Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings),
         config.max_turns,
-        adapter={each.config.seed: number for number, each in enumerate(practices)},
+        adapter={each.config.seed: number for number, each in enumerate(collectors)},
         max_context_length=config.max_context_length,
     )
-    hands = [each.deal(step) for each in practices]
+    hands = [each.episode_keys(step) for each in collectors]
     every = config.alarm_steps
     is_asked = every > 0 and (step + 1) % every == 0
     keys = [key for hand in hands for key in hand]
     played = iter(first.rollouts.play(agent, keys, held_out=is_asked))
     engine.forget()  # episodes that ended before their last turn
-    seconds = (time.monotonic() - started) / len(practices)
-    taken: list[Played] = []
-    for each, hand in zip(practices, hands, strict=True):
-        taken.append(each.take([*itertools.islice(played, len(hand))], seconds))
+    seconds = (time.monotonic() - started) / len(collectors)
+    taken: list[StepRollouts] = []
+    for each, hand in zip(collectors, hands, strict=True):
+        taken.append(each.record([*itertools.islice(played, len(hand))], seconds))
     return taken
 
 

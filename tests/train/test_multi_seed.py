@@ -21,8 +21,8 @@ from envkit.store import Journal, read_lines
 from envkit.train.checkpoint import CheckpointStore
 from envkit.train.grpo import GRPOTrainer
 from envkit.train.metrics import StepMetrics
-from envkit.train.practice import Played, Practice
-from envkit.train.together import resume_together, train_together
+from envkit.train.multi_seed import resume_seeds, train_seeds
+from envkit.train.rollouts import RolloutCollector, StepRollouts
 
 CONFIG = dataclasses.replace(tiny.TRAINING, seed=0)
 TASKS = tiny.letter_tasks("abcdefg")
@@ -53,8 +53,8 @@ def make(ref: ModelRef) -> Iterator[Make]:
                 metrics, episodes = (
                     stack.enter_context(Journal(own / name)) for name in ("metrics.jsonl", "episodes.jsonl")
                 )
-                practice = Practice(policy, TASKS, rollouts, config, episodes)
-                made.append(GRPOTrainer(practice, metrics, CheckpointStore(own / "checkpoints")))
+                collector = RolloutCollector(policy, TASKS, rollouts, config, episodes)
+                made.append(GRPOTrainer(collector, metrics, CheckpointStore(own / "checkpoints")))
             return made
 
         yield trainers
@@ -67,12 +67,12 @@ def train(trainers: Sequence[GRPOTrainer]) -> list[list[StepMetrics]]:
         metrics[number].append(one)
         return True
 
-    train_together(trainers, go_on)
+    train_seeds(trainers, go_on)
     return metrics
 
 
 def weights(trainers: Sequence[GRPOTrainer]) -> list[list[torch.Tensor]]:
-    return [tiny.weights(trainer.practice.policy) for trainer in trainers]
+    return [tiny.weights(trainer.collector.policy) for trainer in trainers]
 
 
 def test_siblings_have_one_base_and_an_adapter_each(ref: ModelRef, tmp_path: Path) -> None:
@@ -117,12 +117,12 @@ def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -
     straight = make(tmp_path / "straight")
     train(straight)
     folder = tmp_path / "stopped"
-    train_together(make(folder), lambda _, metrics: metrics.step < 3)
+    train_seeds(make(folder), lambda _, metrics: metrics.step < 3)
     # As if the process had been killed when the first had saved its third step, and no other.
     for seed in SEEDS[1:]:
         shutil.rmtree(folder / str(seed) / "checkpoints" / "step-000003")
     again = make(folder)
-    resume_together(again)
+    resume_seeds(again)
     assert [trainer.step for trainer in again] == [2, 2, 2]
     train(again)
     for one, other in zip(weights(again), weights(straight), strict=True):
@@ -130,10 +130,10 @@ def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -
 
 
 def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> None:
-    train_together(make(tmp_path), lambda *_: False)
+    train_seeds(make(tmp_path), lambda *_: False)
     shutil.rmtree(tmp_path / "6" / "checkpoints")
     again = make(tmp_path)
-    resume_together(again)
+    resume_seeds(again)
     assert [trainer.step for trainer in again] == [0, 0, 0]
 
 
@@ -141,12 +141,12 @@ def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path
     train(make(tmp_path))
     shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000004")
     again = make(tmp_path)
-    resume_together(again)
+    resume_seeds(again)
     assert [trainer.store.steps()[-1] for trainer in again] == [3, 3, 3]
     checkpoints = tmp_path / "6" / "checkpoints"
     (checkpoints / "step-000003").rename(checkpoints / "step-000001")
     with pytest.raises(StoreError, match="the checkpoints of 3 seeds are of no common step"):
-        resume_together(make(tmp_path))
+        resume_seeds(make(tmp_path))
 
 
 def test_one_whose_step_fails_is_ended_and_the_others_go_on(
@@ -155,7 +155,7 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     trainers = make(tmp_path)
     learn = GRPOTrainer.learn
 
-    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
         if trainer is trainers[1] and trainer.step == 2:
             raise TrainingError("the gradient is not finite")
         return learn(trainer, played)
@@ -164,7 +164,7 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
     assert trainers[1].alarm == "the gradient is not finite"
     again = make(tmp_path)
-    resume_together(again)
+    resume_seeds(again)
     assert [(one.step, one.alarm) for one in again] == [(4, ""), (2, "the gradient is not finite"), (4, "")]
 
 
@@ -175,7 +175,7 @@ def test_before_an_end_is_on_record_the_others_have_saved(
     trainers, learn = make(tmp_path, save_steps=9), GRPOTrainer.learn
     wrote: list[tuple[int, int, bool]] = []
 
-    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
         metrics = learn(trainer, played)
         if trainer is not trainers[0] or trainer.step != 2:
             return metrics
@@ -209,9 +209,9 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
 ) -> None:
     learn = GRPOTrainer.learn
 
-    def failing(trainer: GRPOTrainer, played: Played) -> StepMetrics:
+    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
         metrics = learn(trainer, played)
-        if trainer.practice.config.seed == SEEDS[2] or trainer.step != 2:
+        if trainer.collector.config.seed == SEEDS[2] or trainer.step != 2:
             return metrics
         if fails == "by an error":
             raise TrainingError("the gradient is not finite")
@@ -238,19 +238,19 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
         train(make(tmp_path, save_steps=2))
     monkeypatch.undo()
     again = make(tmp_path, save_steps=2)
-    resume_together(again)
+    resume_seeds(again)
     assert [(trainer.step, trainer.alarm) for trainer in again] == [(2, "")] * 3
     assert [trainer.store.steps()[-1] for trainer in again] == [2, 2, 2]
 
 
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
     trainers = make(tmp_path)
-    train_together(trainers, lambda _, metrics: metrics.step < 2)
+    train_seeds(trainers, lambda _, metrics: metrics.step < 2)
     trainers[1].stop("collapsed")
     metrics = train(trainers)
     assert [[one.step for one in own] for own in metrics] == [[3, 4], [], [3, 4]]
     again = make(tmp_path)
-    resume_together(again)
+    resume_seeds(again)
     assert [(trainer.step, trainer.alarm) for trainer in again] == [(4, ""), (2, "collapsed"), (4, "")]
     assert train(again) == [[], [], []]
 

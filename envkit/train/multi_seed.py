@@ -7,10 +7,10 @@ from collections.abc import Callable, Sequence
 from envkit.errors import StoreError, TrainingError
 from envkit.train.grpo import GRPOTrainer, Trainer
 from envkit.train.metrics import StepMetrics
-from envkit.train.practice import play_together
+from envkit.train.rollouts import collect_all
 
 
-def resume_together(trainers: Sequence[Trainer]) -> None:
+def resume_seeds(trainers: Sequence[Trainer]) -> None:
     """Go on from the newest step that all have saved; whoever an alarm has ended before stays ended.
 
     What only some have saved beyond it is discarded, alarms of later steps included: it will be done again,
@@ -41,25 +41,25 @@ def _newest_common(trainers: Sequence[Trainer]) -> int:
     return max(common, default=0)
 
 
-def train_together(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMetrics], bool]) -> None:
+def train_seeds(trainers: Sequence[GRPOTrainer], go_on: Callable[[int, StepMetrics], bool]) -> None:
     """Train several adapters of one base at once: what all of them sample is one batch, step by step.
 
     One whose step fails is ended by an alarm; the others go on.
 
     Args:
-        trainers: see `play_together`; all have come equally far, but for those that an alarm has ended.
+        trainers: see `collect_all`; all have come equally far, but for those that an alarm has ended.
         go_on: asked after each step of each, with its number among them, as `Trainer.train` does. Once it
             says False, all end after this step.
 
     Raises:
         TrainingError: two have one seed, which tells their episodes apart.
     """
-    seeds = [trainer.practice.config.seed for trainer in trainers]
+    seeds = [trainer.collector.config.seed for trainer in trainers]
     if len({*seeds}) < len(seeds):
         raise TrainingError(f"adapters with the seeds {seeds} cannot be trained at once: give each its own")
     wanted = True
     while wanted and (left := [trainer for trainer in trainers if not trainer.is_done()]):
-        played = play_together([trainer.practice for trainer in left], left[0].step)
+        played = collect_all([trainer.collector for trainer in left], left[0].step)
         learned: list[tuple[GRPOTrainer, StepMetrics]] = []
         failed: list[tuple[GRPOTrainer, str]] = []
         for trainer, own in zip(left, played, strict=True):

@@ -7,29 +7,29 @@ from dataclasses import dataclass
 
 from envkit.errors import ContractError
 from envkit.train.advantages import turn_advantages
-from envkit.train.packing import Row, row_of
-from envkit.train.practice import Played
+from envkit.train.packing import TrainingRow, training_row
+from envkit.train.rollouts import StepRollouts
 from envkit.types import Outcome, Trajectory, Verdict
 
 
 @dataclass(frozen=True, slots=True)
-class Lesson:
+class TrainingGroup:
     """One group to learn from.
 
     Args:
         prompt: ids that all its episodes began with.
         rows: what each of them added.
         mixed: whether their rewards differ, without shaping.
-        teaches: whether they do with it; if not, none has a gradient but by ``beta``.
+        has_gradient: whether they do with it; if not, none has a gradient but by ``beta``.
     """
 
     prompt: tuple[int, ...]
-    rows: list[Row]
+    rows: list[TrainingRow]
     mixed: bool
-    teaches: bool
+    has_gradient: bool
 
 
-def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
+def training_groups(played: StepRollouts, shaping: Mapping[str, float]) -> list[TrainingGroup]:
     """Every group that has a valid episode, in order.
 
     Args:
@@ -39,7 +39,7 @@ def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
     Raises:
         ContractError: an environment began episodes of one group with different observations.
     """
-    found: list[Lesson] = []
+    found: list[TrainingGroup] = []
     for group in played.groups:
         valid = [t for t in group if t.outcome is not Outcome.VOID]
         if not valid:
@@ -51,9 +51,9 @@ def lessons(played: Played, shaping: Mapping[str, float]) -> list[Lesson]:
                 f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
                 "observations; what reset() shows must follow from task and seed"
             )
-        rows = [row_of(t, row) for t, row in zip(valid, advantages, strict=True)]
+        rows = [training_row(t, row) for t, row in zip(valid, advantages, strict=True)]
         mixed = len({t.reward for t in valid}) > 1
-        found.append(Lesson(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
+        found.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
     return found
 
 
