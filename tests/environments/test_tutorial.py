@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from installed import install, run
 
-PAGE = (Path(__file__).parents[2] / "environments" / "README.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 #: Step by step: its text, and its blocks as pairs of language and text.
 STEPS = [
     (text, re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
