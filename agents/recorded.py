@@ -11,7 +11,7 @@ from typing import cast, final
 
 from envkit.agent import Session
 from envkit.errors import ContractError, TaskFileError, UsageError
-from envkit.mining.taskfile import write_once
+from envkit.taskfile import write_once
 from envkit.types import EpisodeKey, Turn, Usage
 
 _FIELDS = ("task", "actions", "usage")

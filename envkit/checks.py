@@ -17,7 +17,7 @@ from envkit.errors import (
     TaskFileError,
     UsageError,
 )
-from envkit.grading import Grade, NotAccepted
+from envkit.grading import Grade, SubmissionRejected
 from envkit.types import Verdict
 
 _MARK = "__envkit_check__"
@@ -72,9 +72,10 @@ def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) ->
     It takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out one may return
     ``None`` where it has nothing to ask, and then counts as not asked.
 
-    What an agent has left may be unreadable, and a check need not mind: a `NotAccepted` that it raises is its
-    grade, a ``FileNotFoundError`` or `UsageError` is a FAIL with that error's words as evidence. Others end
-    the run, as bugs do; so do those kinds of `UsageError` that tell of the setup, such as `ConfigError`.
+    What an agent has left may be unreadable, and a check need not mind: a `SubmissionRejected` that it
+    raises is its grade, a ``FileNotFoundError`` or `UsageError` is a FAIL with that error's words as
+    evidence. Others end the run, as bugs do; so do those kinds of `UsageError` that tell of the setup, such
+    as `ConfigError`.
 
     Raises:
         ContractError: the weight is negative or not finite, or a held-out check is a gate.
@@ -152,7 +153,7 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
         result = getattr(env, item.name)()
     except (ConfigError, MissingExtraError, ModelError, RegistryError, TaskFileError):
         raise  # no candidate has a part in these
-    except NotAccepted as refused:
+    except SubmissionRejected as refused:
         result = Grade(refused.verdict, refused.evidence, 0, 0)
     except (FileNotFoundError, UsageError) as error:
         result = Grade(Verdict.FAIL, str(error), 0, 0)

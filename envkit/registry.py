@@ -13,7 +13,7 @@ import gymnasium
 from envkit.display import Silent
 from envkit.env import Env
 from envkit.errors import RegistryError, SandboxUnavailable
-from envkit.mining.taskfile import read_tasks
+from envkit.taskfile import read_tasks
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend

@@ -9,14 +9,14 @@ from envkit.errors import SandboxUnavailable, UsageError
 from envkit.grading import (
     STRICT,
     Answer,
-    Call,
     Grade,
-    Handover,
-    NotAccepted,
     NumericPolicy,
-    Subject,
+    Program,
+    Submission,
+    SubmissionRejected,
     grade,
 )
+from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
@@ -56,10 +56,10 @@ def run_attack(
             sandbox.write(path, data)
         try:
             _carry_out(sandbox, attempt)
-            taken = Handover([target.module], shown).collect(sandbox)
-        except NotAccepted as refused:
+            taken = Submission([target.module], shown).collect(sandbox)
+        except SubmissionRejected as refused:
             return Grade(refused.verdict, refused.evidence, 0, len(calls))
-    return grade(backend, Subject(taken, target.module, target.function), calls, expected, policy)
+    return grade(backend, Program(taken, target.module, target.function), calls, expected, policy)
 
 
 def _carry_out(sandbox: Sandbox, attempt: Attempt) -> None:
@@ -67,6 +67,6 @@ def _carry_out(sandbox: Sandbox, attempt: Attempt) -> None:
         for path, text in attempt.files.items():
             sandbox.write(path, text.encode())
     except UsageError as error:
-        raise NotAccepted(Verdict.TAMPERED, str(error)) from None
+        raise SubmissionRejected(Verdict.TAMPERED, str(error)) from None
     if attempt.run is not None:
         sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", attempt.run], limits=RUN_LIMITS)

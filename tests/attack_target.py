@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from envkit.audit.attacks import AttackTarget, ShownCall
-from envkit.grading import Call
+from envkit.inputs.call import Call
 
 REFERENCE = "def total(items, start=0):\n    for item in items:\n        start += item\n    return start\n"
 TESTS = """\

@@ -6,7 +6,7 @@ import pytest
 
 from envkit.checks import Check, check, find_checks, run_checks
 from envkit.errors import ConfigError, ContractError, SandboxError, TooLargeError, UsageError
-from envkit.grading import Grade, NotAccepted
+from envkit.grading import Grade, SubmissionRejected
 from envkit.types import Verdict
 
 
@@ -171,7 +171,7 @@ def test_what_cannot_be_read_is_a_failure(error: Exception) -> None:
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.TAMPERED])
 def test_what_a_handover_does_not_accept_is_graded_so(verdict: Verdict) -> None:
-    score = score_where(NotAccepted(verdict, "because"))
+    score = score_where(SubmissionRejected(verdict, "because"))
     assert (score.reward, score.verdict, score.evidence) == (0.0, verdict, {"reads": "because"})
 
 

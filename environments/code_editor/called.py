@@ -12,10 +12,11 @@ from envkit.environments.code_editor.judge import EXPECTED, REFERENCE_LIMITS, co
 from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
-from envkit.grading import Answer, Call, Grade, Leniency, NumericPolicy, Subject, answerable
-from envkit.mining.alike import alike_calls
+from envkit.grading import Answer, Grade, Leniency, NumericPolicy, Program, answerable
+from envkit.inputs.call import Call
+from envkit.inputs.generate import generated_calls
+from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.build import SOLUTION
-from envkit.mining.inputs import fresh_calls
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
@@ -77,9 +78,9 @@ class Called:
             raise BrokenTask(f"task {self._task.id}: the original answers none of {len(calls)} calls")
         return asked, answered
 
-    def _subject(self, source: bytes) -> Subject:
+    def _subject(self, source: bytes) -> Program:
         modules = tuple(cast("Sequence[str]", self._task.hidden["modules"]))
-        return Subject({SOLUTION: source}, SOLUTION, self._function, modules)
+        return Program({SOLUTION: source}, SOLUTION, self._function, modules)
 
 
 def hidden_calls(task: Task, seed: int, count: int) -> list[Call]:
@@ -88,9 +89,9 @@ def hidden_calls(task: Task, seed: int, count: int) -> list[Call]:
     examples = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
     if _is_stated(task):
         names = cast("Sequence[str]", task.hidden["parameters"])
-        fresh = alike_calls(examples, seed, cast("int", task.hidden["fresh"]), task.prompt, names)
+        fresh = generated_calls(examples, seed, cast("int", task.hidden["fresh"]), task.prompt, names)
     else:
-        fresh = fresh_calls(examples, seed=seed, count=count)
+        fresh = perturbed_calls(examples, seed=seed, count=count)
     return [*pinned, *fresh, *(call for call in examples if call not in pinned)]
 
 

@@ -24,7 +24,7 @@ from envkit.environments.code_editor.suites import Suited
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.environments.code_editor.tested import Tested
 from envkit.errors import SandboxError
-from envkit.grading import Grade, Handover
+from envkit.grading import Grade, Submission
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -147,10 +147,10 @@ class CodeEditorEnv(Env):
         """The file that the agent may change, as it is now.
 
         Raises:
-            NotAccepted: it is no plain file any more, or one beside it is not as it was.
+            SubmissionRejected: it is no plain file any more, or one beside it is not as it was.
         """
         judge = self._judge
-        return Handover([judge.path], judge.beside()).collect(self.sandbox)[judge.path]
+        return Submission([judge.path], judge.beside()).collect(self.sandbox)[judge.path]
 
     def _graded(self, count: int, seed: int) -> Grade:
         judge, source = self._judge, self._handed_over()

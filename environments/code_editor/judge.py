@@ -9,17 +9,8 @@ from typing import Protocol
 
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.shared import Shared
-from envkit.grading import (
-    GRADING_LIMITS,
-    Answer,
-    Call,
-    Grade,
-    Leniency,
-    NumericPolicy,
-    Subject,
-    canonical,
-    grade,
-)
+from envkit.grading import GRADING_LIMITS, Answer, Grade, Leniency, NumericPolicy, Program, canonical, grade
+from envkit.inputs.call import Call
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -77,7 +68,7 @@ def hidden_digest(task: Task) -> bytes:
 
 def compare(
     backend: SandboxBackend,
-    subject: Subject,
+    subject: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
     policies: Mapping[NumericPolicy, Sequence[int]],

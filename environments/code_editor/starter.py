@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import Any
 
 from envkit.grading import NumericPolicy
+from envkit.inputs.doctests import docstring_calls, modules_of
 from envkit.mining.build import SOLUTION, edit_between
-from envkit.mining.doctests import docstring_calls, modules_of
 from envkit.types import Task
 
 

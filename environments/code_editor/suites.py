@@ -1,4 +1,4 @@
-"""Judging by a checkout's own pytest suite; see `envkit.mining.suite_miner`, which makes such tasks."""
+"""Judging by a checkout's own pytest suite; see `envkit.mining.suite.miner`, which makes such tasks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.judge import hidden_digest
 from envkit.grading import Grade, grade_suite
 from envkit.grading.suite import WEAKNESS
-from envkit.mining.suite_batch import with_pytest
+from envkit.mining.suite.run_variants import with_pytest
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 

@@ -12,11 +12,11 @@ from envkit.errors import TaskFileError
 from envkit.mining.duplicates import resembling
 from envkit.mining.library import version_of
 from envkit.mining.miner import mine
+from envkit.mining.package_functions import PackageFunction
 from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
-from envkit.mining.subjects import Subject
-from envkit.mining.taskfile import read_tasks, write_tasks
 from envkit.models import cache_dir, cache_folder
 from envkit.sandbox import SandboxBackend
+from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task
 
 #: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
@@ -77,7 +77,7 @@ def mine_packages(
     return spread_order(found, seed)
 
 
-def _nothing(subject: Subject) -> bool:
+def _nothing(subject: PackageFunction) -> bool:
     return False
 
 
@@ -113,7 +113,7 @@ def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) ->
     """Tasks by what they are made from: package versions, the code that mines, and what runs and reads it."""
     grammars = (f"{name}=={version_of(name)}" for name in ("tree-sitter", "tree-sitter-python"))
     key = hashlib.sha256("\n".join([python_version(), *grammars, *inputs]).encode())
-    for package in ("envkit.mining", "envkit.grading"):
+    for package in ("envkit.mining", "envkit.inputs", "envkit.inputs.rules", "envkit.grading"):
         folder = resources.files(package)
         for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):
             key.update(folder.joinpath(file).read_bytes())

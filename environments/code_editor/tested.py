@@ -11,7 +11,8 @@ from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.app import CodeEditor
 from envkit.environments.code_editor.judge import EXPECTED, REFERENCE_LIMITS, compare, hidden_digest
 from envkit.environments.code_editor.prompt import CHECK, check_script
-from envkit.grading import Answer, Call, Grade, Leniency, NumericPolicy, Subject, answers
+from envkit.grading import Answer, Grade, Leniency, NumericPolicy, Program, answers
+from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
@@ -74,8 +75,8 @@ class Tested:
             found.setdefault(policy, []).append(place)
         return found
 
-    def _subject(self, source: bytes) -> Subject:
+    def _subject(self, source: bytes) -> Program:
         """A form of the program, and the test program without what it should see."""
         worker = resources.files("envkit.environments.code_editor").joinpath(_LOOK).read_bytes()
         tests = str(self._task.hidden["tests"]).encode()
-        return Subject({look.PROGRAM: source, look.TESTS: tests, _LOOK: worker}, _LOOK, look.look.__name__)
+        return Program({look.PROGRAM: source, look.TESTS: tests, _LOOK: worker}, _LOOK, look.look.__name__)

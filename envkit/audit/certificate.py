@@ -23,7 +23,7 @@ SHIPPED: Final = "certificate.json"
 #: Files of an environment's package that may decide what it does.
 _SUFFIXES: Final = (".py", ".json", ".jsonl", ".toml", ".txt", ".sql", ".csv")
 #: Files of envkit that make rewards of what an environment finds; mining draws the hidden calls.
-_GRADERS: Final = ("checks.py", "env.py", "tools.py", "grading/*.py", "mining/*.py")
+_GRADERS: Final = ("checks.py", "env.py", "tools.py", "grading/*.py", "inputs/**/*.py", "mining/**/*.py")
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ def audit(
     from envkit import registry
     from envkit.audit.certificate import Certificate, cached, content_digest, write
     from envkit.audit.runner import AuditedEnv, run_audit
-    from envkit.mining.taskfile import read_tasks
+    from envkit.taskfile import read_tasks
 
     kind = registry.environment(env)
     with live() as display:

@@ -53,7 +53,7 @@ def mine(
     from envkit.environments.code_editor.tasksets import mine_packages
     from envkit.mining.difficulty import difficulty_of
     from envkit.mining.recipe import make_recipe, recipe_text
-    from envkit.mining.taskfile import digest, write_once, write_tasks
+    from envkit.taskfile import digest, write_once, write_tasks
 
     if split not in ("train", "heldout"):
         raise UsageError(f"--split is {split!r}; expected train or heldout")
@@ -131,9 +131,9 @@ def _mined(
 ) -> tuple[list[Task], dict[str, int]]:
     """A checkout's tasks in an order that is spread over functions, and what was left out."""
     from envkit.environments.code_editor.tasksets import heldout_recipe
-    from envkit.mining.duplicates import shapes_of
+    from envkit.mining.duplicates import fingerprints_of
     from envkit.mining.recipe import spread_order
-    from envkit.mining.suite_miner import mine_checkout
+    from envkit.mining.suite.miner import mine_checkout
 
     expected = 0
 
@@ -152,7 +152,7 @@ def _mined(
         per_function=per_function,
         max_chars=max_chars,
         packages=packages,
-        shapes=shapes_of(heldout_recipe()["packages"]) if split == "train" else (),
+        shapes=fingerprints_of(heldout_recipe()["packages"]) if split == "train" else (),
         progress=progress,
     )
     left_out = {
@@ -172,7 +172,7 @@ def build(
 ) -> None:
     """Make the tasks of a recipe again, and refuse if they do not come out as they were."""
     from envkit.mining.recipe import build_from_recipe, read_recipe
-    from envkit.mining.taskfile import digest, write_tasks
+    from envkit.taskfile import digest, write_tasks
 
     wanted = read_recipe(recipe)
     with live() as display:
@@ -194,8 +194,8 @@ def check(
 ) -> None:
     """Play the oracle, which must earn 1, and the no-op, which must earn 0, on every task."""
     from envkit import registry
-    from envkit.mining.taskfile import read_tasks
     from envkit.studies.validate_tasks import validate_tasks
+    from envkit.taskfile import read_tasks
 
     kind = registry.environment(env)
 

@@ -216,7 +216,7 @@ def _tasks(
     *,
     need_heldout: bool = True,
 ) -> tuple[Sequence[Task], Sequence[Task]]:
-    from envkit.mining.taskfile import read_tasks
+    from envkit.taskfile import read_tasks
 
     def load(file: Path | None, split: str) -> Sequence[Task]:
         return read_tasks(file) if file else kind.make_tasks(split, sandbox=backend, display=display)

@@ -11,18 +11,8 @@ from envkit.grading.compare import (
     order,
     show,
 )
-from envkit.grading.handover import RESERVED, Handover, NotAccepted
-from envkit.grading.oracle import (
-    GRADING_LIMITS,
-    Answer,
-    Call,
-    Grade,
-    Subject,
-    answerable,
-    answers,
-    grade,
-    same,
-)
+from envkit.grading.oracle import GRADING_LIMITS, Answer, Grade, Program, answerable, answers, grade, same
+from envkit.grading.submission import RESERVED, Submission, SubmissionRejected
 from envkit.grading.suite import PYTEST, grade_suite, outcomes, pytest_modules
 
 __all__ = [
@@ -32,13 +22,12 @@ __all__ = [
     "RESERVED",
     "STRICT",
     "Answer",
-    "Call",
     "Grade",
-    "Handover",
     "Leniency",
-    "NotAccepted",
     "NumericPolicy",
-    "Subject",
+    "Program",
+    "Submission",
+    "SubmissionRejected",
     "answerable",
     "answers",
     "canonical",

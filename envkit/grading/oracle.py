@@ -5,44 +5,19 @@ from __future__ import annotations
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from typing import cast, final
 
 from envkit.errors import ContractError, SandboxError
 from envkit.grading.compare import EXACT, STRICT, Leniency, NumericPolicy, equal, opaque, relaxed, show
-from envkit.grading.handover import NotAccepted, refuse_reserved
+from envkit.grading.submission import SubmissionRejected, reject_reserved
+from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
 #: One function import and a few dozen calls of small functions.
 GRADING_LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**20)
-
-
-@dataclass(frozen=True, slots=True)
-class Call:
-    """One call to make: arguments as Python source, evaluated freshly for each call.
-
-    Args:
-        args: positional arguments; literals, lambdas, or names from `Subject.modules`.
-        kwargs: keyword arguments, likewise.
-    """
-
-    args: tuple[str, ...]
-    kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
-
-    def source(self, function: str) -> str:
-        """The call as a person would write it; for a method, see `Subject`."""
-        function = function.replace(".", "().")
-        return f"{function}({', '.join([*self.args, *(f'{k}={v}' for k, v in self.kwargs.items())])})"
-
-    def to_json(self) -> JSON:
-        return [list(self.args), dict(self.kwargs)]
-
-    @staticmethod
-    def from_json(data: JSON) -> Call:
-        args, kwargs = cast("tuple[list[str], dict[str, str]]", data)
-        return Call(tuple(args), dict(kwargs))
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +34,7 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class Program:
     """The code under question.
 
     Args:
@@ -95,7 +70,7 @@ class Grade:
 class _Conversation:
     """Asks one call at a time, so that a candidate never sees the inputs still to come."""
 
-    def __init__(self, sandbox: Sandbox, subject: Subject, limits: Limits) -> None:
+    def __init__(self, sandbox: Sandbox, subject: Program, limits: Limits) -> None:
         for path, data in subject.files.items():
             sandbox.write(path, data)
         worker = resources.files("envkit.grading").joinpath("worker.py").read_text()
@@ -136,7 +111,7 @@ class _Conversation:
 
 
 def answers(
-    backend: SandboxBackend, subject: Subject, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
+    backend: SandboxBackend, subject: Program, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
 ) -> list[Answer]:
     """Run trusted code (an original, or a mutant of one) and return its answers.
 
@@ -163,7 +138,7 @@ def answers(
 
 def answerable(
     backend: SandboxBackend,
-    subject: Subject,
+    subject: Program,
     calls: Sequence[Call],
     limits: Limits = GRADING_LIMITS,
     deaths: int = 3,
@@ -198,7 +173,7 @@ def answerable(
 
 def grade(
     backend: SandboxBackend,
-    subject: Subject,
+    subject: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
     policy: NumericPolicy = STRICT,
@@ -219,9 +194,9 @@ def grade(
     try:
         with backend.create() as sandbox:
             found = _judge(sandbox, subject, calls, expected, policy, limits, leniency)
-            refuse_reserved(sandbox, subject.files)
+            reject_reserved(sandbox, subject.files)
             return found
-    except NotAccepted as refused:
+    except SubmissionRejected as refused:
         return Grade(refused.verdict, refused.evidence, 0, len(calls))
     except SandboxError as error:
         return Grade(Verdict.INFRA, str(error), 0, len(calls))
@@ -229,7 +204,7 @@ def grade(
 
 def _judge(
     sandbox: Sandbox,
-    subject: Subject,
+    subject: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
     policy: NumericPolicy,

@@ -16,8 +16,8 @@ from pathlib import PurePosixPath
 from typing import Final, cast
 
 from envkit.errors import ConfigError, ContractError, SandboxError
-from envkit.grading.handover import NotAccepted, refuse_reserved
 from envkit.grading.oracle import Grade
+from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
@@ -67,7 +67,7 @@ def outcomes(
         token, result = _run(sandbox, files, tests, limits)
     try:
         return _reported(token, result)
-    except NotAccepted as refused:
+    except SubmissionRejected as refused:
         said = result.stderr[-500:].decode(errors="replace").strip()
         raise SandboxError(f"the suite did not run to its end: {refused.evidence} {said}".rstrip()) from None
 
@@ -86,7 +86,7 @@ def grade_suite(
 
     Args:
         backend: makes a sandbox that holds `PYTEST`.
-        files: the candidate's, from `Handover.collect`.
+        files: the candidate's, from `Submission.collect`.
         tests: the suite, which overwrites files of the same path.
         wanted: ids of the tests that must pass, by `outcomes` of the reference.
 
@@ -103,9 +103,9 @@ def grade_suite(
     try:
         with backend.create() as sandbox:
             token, result = _run(sandbox, files, tests, limits)
-            refuse_reserved(sandbox, tests)
+            reject_reserved(sandbox, tests)
         found = _reported(token, result)
-    except NotAccepted as refused:
+    except SubmissionRejected as refused:
         return Grade(refused.verdict, refused.evidence, 0, total, WEAKNESS)
     except SandboxError as error:
         return Grade(Verdict.INFRA, str(error), 0, total, WEAKNESS)
@@ -143,20 +143,20 @@ def _reported(token: str, result: ExecResult) -> dict[str, str]:
     """The outcomes, if the program ended well and reported them as it should.
 
     Raises:
-        NotAccepted: it did not.
+        SubmissionRejected: it did not.
     """
     if not result.ok:
         ended = result.stop if result.exit is None else f"{result.stop}, status {result.exit}"
-        raise NotAccepted(Verdict.FAIL, f"the tests' process ended early ({ended})")
+        raise SubmissionRejected(Verdict.FAIL, f"the tests' process ended early ({ended})")
     if not result.stdout:
-        raise NotAccepted(Verdict.FAIL, "the tests' process ended early and reported nothing")
+        raise SubmissionRejected(Verdict.FAIL, "the tests' process ended early and reported nothing")
     try:
         [line] = result.stdout.splitlines()
         report: object = json.loads(line)
     except (ValueError, RecursionError):
-        raise NotAccepted(Verdict.TAMPERED, "wrote something beside the tests' report") from None
+        raise SubmissionRejected(Verdict.TAMPERED, "wrote something beside the tests' report") from None
     fields = cast("dict[str, object]", report) if isinstance(report, dict) else {}
     found = fields.get("outcomes")
     if fields.get("token") != token or not isinstance(found, dict):
-        raise NotAccepted(Verdict.TAMPERED, "forged the tests' report")
+        raise SubmissionRejected(Verdict.TAMPERED, "forged the tests' report")
     return {str(test): str(outcome) for test, outcome in cast("dict[object, object]", found).items()}

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Sequence
 from dataclasses import asdict
 
-from envkit.grading import STRICT, Answer, Call, opaque, show
-from envkit.mining.doctests import modules_of
-from envkit.mining.inputs import fresh_calls
+from envkit.grading import STRICT, Answer, opaque, show
+from envkit.inputs.call import Call
+from envkit.inputs.doctests import modules_of
+from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.mutations import Mutation
-from envkit.mining.subjects import Subject
+from envkit.mining.package_functions import PackageFunction
 from envkit.types import JSON, Task
 
 #: Path of the module in a task's workspace.
@@ -25,15 +26,15 @@ _MAX_SHOWN = 3
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
 
 
-def known_calls(subject: Subject) -> list[Call]:
+def known_calls(subject: PackageFunction) -> list[Call]:
     """The examples, then the shipped tests; no more of each than tell something new."""
     return [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
 
 
-def calls_of(subject: Subject, seed: int) -> list[Call]:
+def calls_of(subject: PackageFunction, seed: int) -> list[Call]:
     """The calls that mining asks: the known ones, then generated ones."""
     known = known_calls(subject)
-    return known + fresh_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
+    return known + perturbed_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
 
 
 def mutation_id(mutation: Mutation) -> str:
@@ -43,7 +44,7 @@ def mutation_id(mutation: Mutation) -> str:
 
 
 def build_task(
-    subject: Subject,
+    subject: PackageFunction,
     split: str,
     mutation: Mutation,
     killers: Sequence[int],

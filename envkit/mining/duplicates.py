@@ -9,11 +9,11 @@ import tokenize
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
-from envkit.mining.subjects import Subject, subjects
+from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.syntax import parse
 
 #: Runs of tokens that a function is made of.
-Shape: TypeAlias = frozenset[tuple[str, ...]]
+Fingerprint: TypeAlias = frozenset[tuple[str, ...]]
 
 #: Functions that share more than this part of their runs count as one.
 THRESHOLD = 0.8
@@ -21,11 +21,11 @@ _RUN = 4
 _KEPT = frozenset(dir(builtins))
 
 
-def shape(function: ast.FunctionDef) -> Shape:
+def fingerprint(function: ast.FunctionDef) -> Fingerprint:
     r"""A function without names, annotations and docstring, as runs of tokens.
 
     >>> [one, other] = ast.parse("def f(a): return a + 1\ndef g(x: int): return x + 1").body
-    >>> shape(one) == shape(other)
+    >>> fingerprint(one) == fingerprint(other)
     True
     """
     bare = _Anonymous().visit(parse(ast.unparse(function)).body[0])
@@ -35,31 +35,31 @@ def shape(function: ast.FunctionDef) -> Shape:
     return frozenset(tuple(tokens[at : at + _RUN]) for at in range(max(1, len(tokens) - _RUN + 1)))
 
 
-def similarity(one: Shape, other: Shape) -> float:
+def similarity(one: Fingerprint, other: Fingerprint) -> float:
     """Jaccard index of two shapes, from 0 (nothing shared) to 1 (equal)."""
     return len(one & other) / len(one | other)
 
 
-def resembling(packages: Iterable[str]) -> Callable[[Subject], bool]:
+def resembling(packages: Iterable[str]) -> Callable[[PackageFunction], bool]:
     """Whether a subject is a near-duplicate of a function of these (held-out) packages.
 
     Raises:
         UsageError: a package is not installed, so that nothing can be said.
     """
-    shapes = shapes_of(packages)
-    return lambda subject: is_near(shape(subject.slice.node), shapes)
+    shapes = fingerprints_of(packages)
+    return lambda subject: is_near(fingerprint(subject.slice.node), shapes)
 
 
-def shapes_of(packages: Iterable[str]) -> set[Shape]:
+def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:
     """The shapes of these packages' functions.
 
     Raises:
         UsageError: a package is not installed.
     """
-    return {shape(other.slice.node) for package in packages for other in subjects(package)}
+    return {fingerprint(other.slice.node) for package in packages for other in package_functions(package)}
 
 
-def is_near(own: Shape, others: Iterable[Shape]) -> bool:
+def is_near(own: Fingerprint, others: Iterable[Fingerprint]) -> bool:
     """Whether a function counts as one with any of others."""
     return any(similarity(own, other) > THRESHOLD for other in others)
 

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from envkit.mining.duplicates import Shape, shape
+from envkit.mining.duplicates import Fingerprint, fingerprint
 from envkit.syntax import parse
 
 
@@ -20,14 +20,14 @@ class Function:
         first_line: 1-based, decorators included.
         last_line: 1-based, inclusive.
         text: its lines.
-        shape: what `envkit.mining.duplicates` compares.
+        fingerprint: what `envkit.mining.duplicates` compares.
     """
 
     qualname: str
     first_line: int
     last_line: int
     text: str
-    shape: Shape
+    fingerprint: Fingerprint
 
 
 def functions(source: str) -> list[Function]:
@@ -56,4 +56,4 @@ def _within(body: list[ast.stmt], prefix: str) -> Iterator[tuple[str, ast.Functi
 def _function(name: str, node: ast.FunctionDef, lines: list[str]) -> Function:
     first = min([node.lineno, *(one.lineno for one in node.decorator_list)])
     last = node.end_lineno or node.lineno
-    return Function(name, first, last, "\n".join(lines[first - 1 : last]), shape(node))
+    return Function(name, first, last, "\n".join(lines[first - 1 : last]), fingerprint(node))

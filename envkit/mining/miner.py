@@ -6,13 +6,12 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
-from envkit.grading import Answer, Call, canonical, opaque, same
-from envkit.mining.batch import Batch
+from envkit.grading import Answer, canonical, opaque, same
+from envkit.inputs.call import Call
 from envkit.mining.build import build_task, calls_of, known_calls
-from envkit.mining.language import Language
-from envkit.mining.mutations import Mutation, spread
-from envkit.mining.python import PYTHON
-from envkit.mining.subjects import Subject, require_split
+from envkit.mining.mutations import Mutation, mutations, spread
+from envkit.mining.package_functions import PackageFunction, package_functions, require_split
+from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
@@ -41,7 +40,7 @@ class _Mutant:
 class _Trial:
     """A function with the mutants that are still in the race, and what the original answered."""
 
-    subject: Subject
+    subject: PackageFunction
     calls: Sequence[Call]
     mutants: Sequence[_Mutant]
     original: Sequence[Answer | None] = ()
@@ -56,10 +55,9 @@ def mine(
     backend: SandboxBackend,
     per_function: int = 6,
     max_chars: int = 700,
-    exclude: Callable[[Subject], bool] | None = None,
+    exclude: Callable[[PackageFunction], bool] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
-    language: Language = PYTHON,
 ) -> list[Task]:
     """Make repair tasks of a package's functions.
 
@@ -75,21 +73,20 @@ def mine(
         exclude: subjects to leave out, near-duplicates of held-out functions for instance.
         progress: called with (functions done, functions in all, tasks so far).
         workers: sandboxes at work at once.
-        language: of the package.
 
     Raises:
         UsageError: the package is not installed, or not for this split.
         SandboxError: the machinery failed.
     """
     require_split(package, split)
-    found = language.grammar.subjects(package, max_chars)
+    found = package_functions(package, max_chars)
     chosen = [one for one in found if exclude is None or not exclude(one)]
     chunks = [chosen[at : at + _PER_SANDBOX] for at in range(0, len(chosen), _PER_SANDBOX)]
     tasks: list[Task] = []
     done = 0
 
-    def make(chunk: Sequence[Subject]) -> list[Task]:
-        return _mine_chunk(chunk, seed, split, backend, per_function, language)
+    def make(chunk: Sequence[PackageFunction]) -> list[Task]:
+        return _mine_chunk(chunk, seed, split, backend, per_function)
 
     with ThreadPoolExecutor(workers) as pool:
         for chunk, some in zip(chunks, pool.map(make, chunks), strict=True):
@@ -101,22 +98,21 @@ def mine(
 
 
 def _mine_chunk(
-    chunk: Sequence[Subject],
+    chunk: Sequence[PackageFunction],
     seed: int,
     split: str,
     backend: SandboxBackend,
     per_function: int,
-    language: Language,
 ) -> list[Task]:
     trials: list[_Trial] = []
     for subject in chunk:
         text = subject.slice.text
-        changes = language.grammar.mutations(text, subject.slice.function)
+        changes = mutations(text, subject.slice.function)
         every = [_Mutant(one, one.apply(text)) for one in changes]
         tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{subject.source}")
         trials.append(_Trial(subject, calls_of(subject, seed), tried))
     survivors: list[_Trial] = []
-    for trial, (original, *rows) in zip(trials, _ask(backend, trials, language), strict=True):
+    for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
         usable = _usable(original, trial.subject)
         alive = [
             replace(one, killers=killers)
@@ -129,7 +125,7 @@ def _mine_chunk(
     # Another process, another hash seed, the calls from last to first: what depends on any of them is no
     # ground for a reward.
     tasks: list[Task] = []
-    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, language, again=True), strict=True):
+    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
             continue
         for one, row in zip(trial.mutants, rows, strict=True):
@@ -141,23 +137,23 @@ def _mine_chunk(
 
 
 def _ask(
-    backend: SandboxBackend, trials: Sequence[_Trial], language: Language, *, again: bool = False
+    backend: SandboxBackend, trials: Sequence[_Trial], *, again: bool = False
 ) -> list[list[list[Answer | None]]]:
     """Answers in the order of ``trial.calls``, in whichever order they were asked."""
     turn = -1 if again else 1
     batches = [
-        Batch(
+        VariantBatch(
             trial.subject.slice.function,
             [trial.subject.slice.text, *(mutant.text for mutant in trial.mutants)],
             trial.calls[::turn],
         )
         for trial in trials
     ]
-    found = language.runner.answers(backend, batches, 2 if again else 1) if batches else []
+    found = variant_answers(backend, batches, 2 if again else 1) if batches else []
     return [[row[::turn] for row in rows] for rows in found]
 
 
-def _usable(original: Sequence[Answer | None], subject: Subject) -> tuple[int, ...]:
+def _usable(original: Sequence[Answer | None], subject: PackageFunction) -> tuple[int, ...]:
     """The calls, by index, whose answers may serve as expectations; none for an unfit function."""
     if None in original:  # one that hangs on a generated call would do so again at each visit
         return ()

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from tree_sitter import Node
 
 #: Operator, first byte, end byte, new text.
-Change: TypeAlias = tuple[str, int, int, str]
+Replacement: TypeAlias = tuple[str, int, int, str]
 
 _COMPARISONS = {
     "<": ("<=", ">"),
@@ -115,7 +115,7 @@ def _role(node: Node, parent: Node) -> str | None:
     return parent.field_name_for_child(places[0])
 
 
-def changes_of(node: Node, scope: dict[str, Name]) -> Iterator[Change]:
+def changes_of(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
     """Every change that starts from this node."""
     kind = node.type
     if kind == "identifier":
@@ -127,13 +127,13 @@ def changes_of(node: Node, scope: dict[str, Name]) -> Iterator[Change]:
         yield from _dropped(node, scope)
 
 
-def _comparison(node: Node) -> Iterator[Change]:
+def _comparison(node: Node) -> Iterator[Replacement]:
     for operator in node.children_by_field_name("operators"):
         for new in _COMPARISONS.get(text_of(operator), ()):
             yield ("comparison", operator.start_byte, operator.end_byte, new)
 
 
-def _arithmetic(node: Node) -> Iterator[Change]:
+def _arithmetic(node: Node) -> Iterator[Replacement]:
     left, right = child(node, "left"), child(node, "right")
     operator = child(node, "operator")
     suffix = "=" if node.type == "augmented_assignment" else ""
@@ -151,7 +151,7 @@ def _arithmetic(node: Node) -> Iterator[Change]:
         )
 
 
-def _constant(node: Node) -> Iterator[Change]:
+def _constant(node: Node) -> Iterator[Replacement]:
     parent = node.parent
     if parent and parent.type in ("subscript", "slice", "unary_operator"):
         return  # an index, or a sign: the index operator knows them
@@ -171,16 +171,16 @@ def _integer(text: str) -> int | None:
         return None
 
 
-def _truth(node: Node) -> Iterator[Change]:
+def _truth(node: Node) -> Iterator[Replacement]:
     yield ("boolean", node.start_byte, node.end_byte, "False" if node.type == "true" else "True")
 
 
-def _boolean(node: Node) -> Iterator[Change]:
+def _boolean(node: Node) -> Iterator[Replacement]:
     operator = child(node, "operator")
     yield ("boolean", operator.start_byte, operator.end_byte, "or" if text_of(operator) == "and" else "and")
 
 
-def _condition(node: Node) -> Iterator[Change]:
+def _condition(node: Node) -> Iterator[Replacement]:
     if node.type == "conditional_expression":
         condition = node.named_children[1]
     else:
@@ -191,12 +191,12 @@ def _condition(node: Node) -> Iterator[Change]:
         yield ("negation", condition.start_byte, condition.end_byte, new)
 
 
-def _not(node: Node) -> Iterator[Change]:
+def _not(node: Node) -> Iterator[Replacement]:
     argument = child(node, "argument")
     yield ("negation", node.start_byte, argument.start_byte, "")
 
 
-def _index(node: Node) -> Iterator[Change]:
+def _index(node: Node) -> Iterator[Replacement]:
     for place in node.children_by_field_name("subscript"):
         if place.type == "slice":
             for bound in place.named_children:
@@ -205,7 +205,7 @@ def _index(node: Node) -> Iterator[Change]:
             yield from _off_by_one(place)
 
 
-def _off_by_one(node: Node) -> Iterator[Change]:
+def _off_by_one(node: Node) -> Iterator[Replacement]:
     text = text_of(node)
     start, end = node.start_byte, node.end_byte
     signed = node.type == "unary_operator" and text[1:].isdigit()
@@ -224,7 +224,7 @@ def _off_by_one(node: Node) -> Iterator[Change]:
         yield ("index", left.end_byte, end, "")
 
 
-def _call(node: Node) -> Iterator[Change]:
+def _call(node: Node) -> Iterator[Replacement]:
     arguments = child(node, "arguments")
     function = text_of(child(node, "function"))
     given = [arg for arg in arguments.named_children if arg.type not in ("keyword_argument", "comment")]
@@ -241,7 +241,7 @@ def _call(node: Node) -> Iterator[Change]:
             yield ("arguments", one.start_byte, other.end_byte, new)
 
 
-def _loop(node: Node) -> Iterator[Change]:
+def _loop(node: Node) -> Iterator[Replacement]:
     """``return`` right after a loop moves into it: the loop is cut short."""
     following, body = node.next_named_sibling, node.child_by_field_name("body")
     if following is None or body is None or following.type != "return_statement":
@@ -251,12 +251,12 @@ def _loop(node: Node) -> Iterator[Change]:
         yield ("return", start, following.start_byte, " " * body.start_point.column)
 
 
-def _jump(node: Node) -> Iterator[Change]:
+def _jump(node: Node) -> Iterator[Replacement]:
     new = "continue" if node.type == "break_statement" else "break"
     yield ("return", node.start_byte, node.end_byte, new)
 
 
-def _wrong_variable(node: Node, scope: dict[str, Name]) -> Iterator[Change]:
+def _wrong_variable(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
     name, parent = text_of(node), node.parent
     if name not in scope or parent is None or not _is_read(node, parent):
         return
@@ -283,7 +283,7 @@ def _is_read(node: Node, parent: Node) -> bool:
     return written.get(parent.type, "?") != _role(node, parent) and parent.type not in binding
 
 
-def _dropped(node: Node, scope: dict[str, Name]) -> Iterator[Change]:
+def _dropped(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
     parent = node.parent
     if parent is None or parent.type != "block" or node.start_point.row != node.end_point.row:
         return
@@ -325,7 +325,7 @@ def _rebinds(assignment: Node, scope: dict[str, Name]) -> bool:
     )
 
 
-_BY_TYPE: dict[str, tuple[Callable[[Node], Iterator[Change]], ...]] = {
+_BY_TYPE: dict[str, tuple[Callable[[Node], Iterator[Replacement]], ...]] = {
     "comparison_operator": (_comparison,),
     "binary_operator": (_arithmetic,),
     "augmented_assignment": (_arithmetic,),

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
-from envkit.mining.batch import Batch, batch_answers
 from envkit.mining.build import build_task, calls_of, mutation_id
 from envkit.mining.library import version_of
 from envkit.mining.mutations import mutations
-from envkit.mining.subjects import Subject, subjects
-from envkit.mining.taskfile import digest
+from envkit.mining.package_functions import PackageFunction, package_functions
+from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
+from envkit.taskfile import digest
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
@@ -146,11 +146,11 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     found = [
         (subject, some)
         for package in cast("Mapping[str, str]", recipe["packages"])
-        for subject in subjects(package)
+        for subject in package_functions(package)
         if (some := wanted.get((package, subject.qualname)))
     ]
 
-    def make(some: Sequence[tuple[Subject, list[_Row]]]) -> list[Task]:
+    def make(some: Sequence[tuple[PackageFunction, list[_Row]]]) -> list[Task]:
         return _rebuild(some, seed, split, backend)
 
     chunks = [found[at : at + _PER_SANDBOX] for at in range(0, len(found), _PER_SANDBOX)]
@@ -195,16 +195,16 @@ def _require_versions(packages: Mapping[str, str]) -> None:
 
 
 def _rebuild(
-    found: Sequence[tuple[Subject, list[_Row]]], seed: int, split: str, backend: SandboxBackend
+    found: Sequence[tuple[PackageFunction, list[_Row]]], seed: int, split: str, backend: SandboxBackend
 ) -> list[Task]:
     calls = [calls_of(subject, seed) for subject, _ in found]
     batches = [
-        Batch(subject.slice.function, [subject.slice.text], some[: len(subject.examples)])
+        VariantBatch(subject.slice.function, [subject.slice.text], some[: len(subject.examples)])
         for (subject, _), some in zip(found, calls, strict=True)
     ]
     tasks: list[Task] = []
     for (subject, rows), some, [original] in zip(
-        found, calls, batch_answers(backend, batches, 1), strict=True
+        found, calls, variant_answers(backend, batches, 1), strict=True
     ):
         known = mutations(subject.slice.text, subject.slice.function)
         by_id = {mutation_id(mutation): mutation for mutation in known}

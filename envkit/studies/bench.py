@@ -19,7 +19,6 @@ from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, En
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
 from envkit.errors import SandboxError, StoreError, UsageError
-from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
@@ -39,6 +38,7 @@ from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import faster_dtype, machine, use_threads
 from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.validate_tasks import validate_tasks
+from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"

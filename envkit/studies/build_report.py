@@ -24,11 +24,11 @@ from envkit.bench.data import (
 from envkit.bench.report import write_report
 from envkit.bench.spec import EVALUATION_SEED
 from envkit.env import Env
-from envkit.mining.taskfile import digest
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.provenance import code_digest
 from envkit.studies.timing import phases
+from envkit.taskfile import digest
 from envkit.types import Outcome, Task, Trajectory
 
 

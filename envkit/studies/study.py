@@ -12,7 +12,6 @@ from envkit.audit.certificate import certificate_problem
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
-from envkit.mining.taskfile import digest, read_tasks, write_tasks
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
@@ -21,6 +20,7 @@ from envkit.studies.machine import machine, resolve_dtype, use_threads
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, measure, plan
 from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
+from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.train.config import TrainConfig, from_mapping, to_mapping
 from envkit.train.policy import Policy
 from envkit.types import JSON, Task

@@ -15,7 +15,8 @@ from attack_target import CALLS, FILES, REFERENCE, TARGET
 
 from envkit.audit.attacks import ATTACKS, CORRECT, Attack, AttackTarget, Attempt, CorrectVariant
 from envkit.errors import SandboxUnavailable
-from envkit.grading import STRICT, Answer, Call, Grade, Subject, answers
+from envkit.grading import STRICT, Answer, Grade, Program, answers
+from envkit.inputs.call import Call
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.sandboxes.process import ProcessBackend
@@ -29,7 +30,7 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 @pytest.fixture(scope="module")
 def expected(backend: SandboxBackend) -> list[Answer]:
-    found = answers(backend, Subject({"solution.py": REFERENCE.encode()}, "solution.py", "total"), CALLS)
+    found = answers(backend, Program({"solution.py": REFERENCE.encode()}, "solution.py", "total"), CALLS)
     assert len(found) == len(CALLS)
     return found
 

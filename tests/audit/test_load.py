@@ -15,7 +15,7 @@ from attack_target import CALLS, FILES, REFERENCE, TARGET
 from settle import settled
 
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
-from envkit.grading import Answer, Grade, Subject, answers
+from envkit.grading import Answer, Grade, Program, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.sandboxes import _cgroup, _nursery, _temporary
@@ -34,7 +34,7 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 @pytest.fixture(scope="module")
 def expected(backend: SandboxBackend) -> list[Answer]:
-    return answers(backend, Subject({"solution.py": REFERENCE.encode()}, "solution.py", "total"), CALLS)
+    return answers(backend, Program({"solution.py": REFERENCE.encode()}, "solution.py", "total"), CALLS)
 
 
 def test_a_flood_and_a_fork_bomb_among_eight_spoil_no_other_verdict(

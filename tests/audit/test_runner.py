@@ -20,8 +20,9 @@ from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor.env import CodeEditorEnv
 from envkit.errors import UsageError
-from envkit.grading import STRICT, Call, Handover, answers, grade
-from envkit.grading import Subject as Graded
+from envkit.grading import STRICT, Submission, answers, grade
+from envkit.grading import Program as Graded
+from envkit.inputs.call import Call
 from envkit.registry import sandbox_backend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.tools import format_call
@@ -88,7 +89,7 @@ class Honest(Env):
         expected = answers(
             self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
         )
-        taken = Handover(["solution.py"]).collect(self.sandbox)
+        taken = Submission(["solution.py"]).collect(self.sandbox)
         return grade(self.backend, Graded(taken, "solution.py", "scaled"), calls, expected, STRICT)
 
 
@@ -152,7 +153,7 @@ class EditableTests(Honest):
     def right(self) -> Grade | bool | float:
         cases = json.loads(self.sandbox.read("expected.json", 10_000))
         calls = [Call.from_json([[repr(given)], {}]) for given, _ in cases]
-        taken = Handover(["solution.py"]).collect(self.sandbox)
+        taken = Submission(["solution.py"]).collect(self.sandbox)
         found = answers(self.backend, Graded(taken, "solution.py", "scaled"), calls)
         return [answer.value for answer in found] == [wanted for _, wanted in cases]
 
@@ -287,7 +288,7 @@ def test_a_certificate_of_ours_is_bound_to_its_folder_and_to_mining(
     monkeypatch.setattr(Path, "read_bytes", lambda path: files.append(path) or read(path))
     content_digest(kind)
     found = {(path.parent.name, path.name) for path in files}
-    assert {("code_editor", "heldout.json"), ("formats", "asserts.py"), ("mining", "inputs.py")} <= found
+    assert {("code_editor", "heldout.json"), ("formats", "asserts.py"), ("inputs", "perturb.py")} <= found
     assert ("sql_desk", "env.py") not in found
 
 

@@ -73,7 +73,7 @@ def test_bad_input_is_one_clear_line_and_exit_2(
     tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     from envkit.environments.code_editor import starter_tasks
-    from envkit.mining.taskfile import write_tasks
+    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "good.jsonl", [replace(starter_tasks()[0], split="heldout")], seed=0)
     (tmp_path / "empty.jsonl").touch()
@@ -110,7 +110,7 @@ def test_a_recipe_is_mined_and_built_again(tmp_path: Path) -> None:
 
 def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
     from envkit.environments.code_editor import starter_tasks
-    from envkit.mining.taskfile import write_tasks
+    from envkit.taskfile import write_tasks
 
     good, other = starter_tasks()[:2]
     write_tasks(tmp_path / "good.jsonl", [good, other], seed=0)
@@ -135,7 +135,7 @@ def test_an_unsafe_sandbox_is_refused(tmp_path: Path) -> None:
 
 def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
     from envkit.environments.code_editor import starter_tasks
-    from envkit.mining.taskfile import write_tasks
+    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", [replace(t, split="heldout") for t in starter_tasks()[:3]], seed=0)
     done = envkit("eval", "--agent", "oracle", "--heldout", "tasks.jsonl", "--json", cwd=tmp_path)
@@ -150,7 +150,7 @@ def test_eval_of_a_script_writes_a_report(tmp_path: Path) -> None:
 
 def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:
     from envkit.environments.code_editor import starter_tasks
-    from envkit.mining.taskfile import write_tasks
+    from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", starter_tasks()[:3], seed=0)
     done = envkit("eval", "--agent", "oracle", "--heldout", "tasks.jsonl", cwd=tmp_path)

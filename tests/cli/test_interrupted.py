@@ -19,8 +19,8 @@ import pytest
 import tiny
 
 from envkit.environments.code_editor import starter_tasks
-from envkit.mining.taskfile import write_tasks
 from envkit.store import RunFolder, read_lines
+from envkit.taskfile import write_tasks
 
 ENVKIT = [sys.executable, "-m", "envkit.cli"]
 TRAIN = ["train", "--tasks", "train.jsonl", "--heldout", "heldout.jsonl", "--config"]

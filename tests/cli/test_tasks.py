@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from shop_checkout import lay_out
 
-from envkit.mining.taskfile import read_tasks
+from envkit.taskfile import read_tasks
 
 
 def envkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

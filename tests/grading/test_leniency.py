@@ -10,17 +10,17 @@ import pytest
 from envkit.grading import (
     STRICT,
     Answer,
-    Call,
     Grade,
     Leniency,
     NumericPolicy,
-    Subject,
+    Program,
     answerable,
     answers,
     grade,
     same,
 )
 from envkit.grading.worker import encode
+from envkit.inputs.call import Call
 from envkit.sandbox import Limits, SandboxBackend
 from envkit.types import JSON, Verdict
 
@@ -38,8 +38,8 @@ CALLS = (Call(("[1, 2]",)), Call(("[3]",)), Call((), {"items": "[]"}))
 EXPECTED = (Answer(2, [[1, 2]]), Answer(1, [[3]]), Answer(0, [[]]))
 
 
-def subject(source: str, function: str = "Counter.count") -> Subject:
-    return Subject({"solution.py": source.encode()}, "solution.py", function)
+def subject(source: str, function: str = "Counter.count") -> Program:
+    return Program({"solution.py": source.encode()}, "solution.py", function)
 
 
 def judge(backend: SandboxBackend, source: str, leniency: Leniency | None = None) -> Grade:

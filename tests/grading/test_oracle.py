@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import pytest
 
 from envkit.errors import ContractError, SandboxError
-from envkit.grading import Answer, Call, Grade, Subject, answers, grade
+from envkit.grading import Answer, Grade, Program, answers, grade
+from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
@@ -16,8 +17,8 @@ CALLS = (Call(("[1, 2, 3]",)), Call(("[10]",), {"start": "5"}), Call(("[]",)))
 LIMITS = Limits(cpu_s=1.0, wall_s=5.0, memory_bytes=128 * 2**20, processes=8, output_bytes=2**18)
 
 
-def subject(source: str, modules: tuple[str, ...] = (), function: str = "total") -> Subject:
-    return Subject({"solution.py": source.encode()}, "solution.py", function, modules)
+def subject(source: str, modules: tuple[str, ...] = (), function: str = "total") -> Program:
+    return Program({"solution.py": source.encode()}, "solution.py", function, modules)
 
 
 def judge(backend: SandboxBackend, source: str, calls: Sequence[Call] = CALLS) -> Grade:

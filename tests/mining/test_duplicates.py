@@ -5,8 +5,8 @@ from __future__ import annotations
 import ast
 from collections.abc import Callable
 
-from envkit.mining.duplicates import THRESHOLD, resembling, shape, similarity
-from envkit.mining.subjects import subjects
+from envkit.mining.duplicates import THRESHOLD, fingerprint, resembling, similarity
+from envkit.mining.package_functions import package_functions
 
 ONE = '''
 def total(items: list[int], start: int = 0) -> int:
@@ -33,7 +33,7 @@ def total(items):
 
 
 def likeness(one: str, other: str) -> float:
-    shapes = [shape(node) for node in ast.parse(one + other).body if isinstance(node, ast.FunctionDef)]
+    shapes = [fingerprint(node) for node in ast.parse(one + other).body if isinstance(node, ast.FunctionDef)]
     return similarity(*shapes)
 
 
@@ -58,7 +58,7 @@ def test_copies_of_held_out_functions_are_recognised(install: Callable[..., None
     install("held-out", "1", {"held_out/__init__.py": held})
     install("training", "1", {"training/__init__.py": copied + new})
     resembles = resembling(["held-out"])
-    assert {one.slice.function: resembles(one) for one in subjects("training")} == {
+    assert {one.slice.function: resembles(one) for one in package_functions("training")} == {
         "total": True,
         "distinct": False,
     }
@@ -66,4 +66,4 @@ def test_copies_of_held_out_functions_are_recognised(install: Callable[..., None
 
 def test_a_held_out_function_itself_would_be_recognised() -> None:
     resembles = resembling(["toolz"])
-    assert all(resembles(one) for one in subjects("toolz"))
+    assert all(resembles(one) for one in package_functions("toolz"))

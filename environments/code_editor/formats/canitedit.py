@@ -22,7 +22,8 @@ from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.asserts import WEAKNESS, looks_of
 from envkit.environments.code_editor.formats.rows import Row, read_rows
 from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut, collected, statements
-from envkit.grading import Call, Leniency
+from envkit.grading import Leniency
+from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION
 from envkit.types import JSON, Task
 

@@ -21,8 +21,8 @@ from envkit.environments.code_editor.formats.stated import (
     parameters_of,
     said_so,
 )
-from envkit.grading import Call, NumericPolicy
-from envkit.mining.inputs import literal
+from envkit.grading import NumericPolicy
+from envkit.inputs.call import Call, literal
 from envkit.types import JSON
 
 #: The class whose method a solution is.

@@ -14,8 +14,7 @@ from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.rows import Row, parse_json, read_lines, read_rows, read_text
 from envkit.environments.code_editor.formats.stated import Example, Stated, collected
 from envkit.errors import TaskFileError
-from envkit.grading import Call
-from envkit.mining.inputs import literal
+from envkit.inputs.call import Call, literal
 from envkit.types import JSON
 
 _WRONG, _RIGHT, _TESTS = "python_programs", "correct_python_programs", "json_testcases"

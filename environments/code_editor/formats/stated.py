@@ -12,9 +12,10 @@ from typing import Protocol, TypeVar
 from envkit import syntax
 from envkit.env import ImportedTasks
 from envkit.environments.code_editor.actions import Replace, parse, whole_text
-from envkit.grading import Call, Leniency, NumericPolicy
+from envkit.grading import Leniency, NumericPolicy
+from envkit.inputs.call import Call
+from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
 from envkit.mining.build import SOLUTION
-from envkit.mining.doctests import calls_in, docstring_calls, modules_of
 from envkit.types import JSON, Task
 
 Item = TypeVar("Item")

@@ -27,8 +27,8 @@ from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starte
 from envkit.environments.code_editor.actions import whole_text
 from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.env import FRESH_CALLS
-from envkit.mining.taskfile import write_tasks
 from envkit.store import trajectory_to_json
+from envkit.taskfile import write_tasks
 
 Tasks = Mapping[str, Task]
 NAMES = [str(task.metadata["function"]) for task in starter_tasks()]

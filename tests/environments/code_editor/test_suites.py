@@ -10,7 +10,7 @@ from shop_checkout import lay_out
 from envkit.audit.runner import AuditedEnv, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.mining.suite_miner import mine_checkout
+from envkit.mining.suite.miner import mine_checkout
 from envkit.sandbox import SandboxBackend
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.types import Task

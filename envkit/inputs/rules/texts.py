@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
 from typing import Any
 
-from envkit.mining.rule import Place, Rule, cells
-from envkit.mining.shapes import form
+from envkit.inputs.rules.rule import ArgKey, Rule, cells
+from envkit.inputs.shapes import form
 
 #: Digits of the numbers that dates and times are made of.
 _WIDTH = 2
 
 
-def text_rules(place: Place, seen: Sequence[Any]) -> Iterator[Rule]:
+def text_rules(place: ArgKey, seen: Sequence[Any]) -> Iterator[Rule]:
     """Candidates for an argument that is a text, or lists of texts.
 
     Args:

@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from envkit.mining.rule import Arguments, Place, Rule, cells, fitted, is_list, mapped
+from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, cells, fitted, is_list, mapped
 
 _INDEX = re.compile(r"\b(?:index\w*|indices|nodes?|labell?ed|numbered|range|permutation)\b", re.IGNORECASE)
 _GUARANTEE = re.compile(r"guarante|\bexists? in\b", re.IGNORECASE)
@@ -45,7 +45,7 @@ def rules_between(examples: Sequence[Arguments], said: str) -> Iterator[Rule]:
             yield _parents(items)
 
 
-def _as_long(one: Place, other: Place) -> Rule:
+def _as_long(one: ArgKey, other: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         first, second = arguments[one], arguments[other]
         length = len(rng.choice((first, second)))
@@ -55,7 +55,7 @@ def _as_long(one: Place, other: Place) -> Rule:
     return Rule(f"len({one}) == len({other})", lambda a: len(a[one]) == len(a[other]), mend)
 
 
-def _rearranged(one: Place, other: Place) -> Rule:
+def _rearranged(one: ArgKey, other: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         base = arguments[one]
         mixed = list(base)
@@ -69,14 +69,14 @@ def _rearranged(one: Place, other: Place) -> Rule:
     return Rule(f"{other} rearranges {one}", lambda a: sorted(a[one]) == sorted(a[other]), mend)
 
 
-def _ordered_pair(one: Place, other: Place) -> Rule:
+def _ordered_pair(one: ArgKey, other: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         arguments[one], arguments[other] = arguments[other], arguments[one]
 
     return Rule(f"{one} <= {other}", lambda a: a[one] <= a[other], mend)
 
 
-def _count_rules(number: Place, items: Place, examples: Sequence[Arguments]) -> Iterator[Rule]:
+def _count_rules(number: ArgKey, items: ArgKey, examples: Sequence[Arguments]) -> Iterator[Rule]:
     """An integer that counts items, or is at most their count."""
     if len({len(example[items]) for example in examples}) > 1:
         counts: list[tuple[str, Callable[[int], int]]] = [
@@ -104,7 +104,7 @@ def _count_rules(number: Place, items: Place, examples: Sequence[Arguments]) -> 
         )
 
 
-def _among(number: Place, items: Place) -> Rule:
+def _among(number: ArgKey, items: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         arguments[number] = rng.choice(arguments[items])
 
@@ -112,7 +112,7 @@ def _among(number: Place, items: Place) -> Rule:
 
 
 def _pointer_rules(
-    items: Place, whole: Sequence[Place], sized: Sequence[Place], examples: Sequence[Arguments]
+    items: ArgKey, whole: Sequence[ArgKey], sized: Sequence[ArgKey], examples: Sequence[Arguments]
 ) -> Iterator[Rule]:
     """Integers in a list that name one of ``n`` things, or one of the items of a list."""
     known = [cells(example[items]) for example in examples]
@@ -142,7 +142,7 @@ def _pointer_rules(
         )
 
 
-def _parents(items: Place) -> Rule:
+def _parents(items: ArgKey) -> Rule:
     """That a list gives each node's parent, -1 for the root, which comes first."""
 
     def holds(arguments: Arguments) -> bool:

@@ -11,9 +11,10 @@ from collections.abc import Sequence
 import pytest
 
 from envkit.errors import SandboxError
-from envkit.grading import Answer, Call
-from envkit.mining.batch import Batch, batch_answers
-from envkit.mining.batch_worker import said
+from envkit.grading import Answer
+from envkit.inputs.call import Call
+from envkit.mining.run_variants import VariantBatch, variant_answers
+from envkit.mining.run_variants_worker import said
 from envkit.sandbox import SandboxBackend
 
 ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
@@ -22,7 +23,7 @@ ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
 def ask(
     backend: SandboxBackend, *variants: str, calls: Sequence[Call] = ONE_TO_THREE, hash_seed: int = 1
 ) -> list[list[Answer | None]]:
-    [rows] = batch_answers(backend, [Batch("f", variants, calls)], hash_seed)
+    [rows] = variant_answers(backend, [VariantBatch("f", variants, calls)], hash_seed)
     return rows
 
 
@@ -39,16 +40,16 @@ def test_every_variant_answers_every_call(backend: SandboxBackend) -> None:
 
 
 def test_batches_are_kept_apart(backend: SandboxBackend) -> None:
-    one = Batch("f", [GOOD], ONE_TO_THREE)
-    other = Batch(
+    one = VariantBatch("f", [GOOD], ONE_TO_THREE)
+    other = VariantBatch(
         "g", ["def g(x, y):\n    return y(x)\n"] * 2, [Call(("[2, 1]",), {"y": "operator.itemgetter(0)"})]
     )
-    assert batch_answers(backend, [one, other, one], 1) == [
+    assert variant_answers(backend, [one, other, one], 1) == [
         [[Answer(1, []), Answer(2, []), Answer(3, [])]],
         [[Answer(2, [[2, 1]])]] * 2,
         [[Answer(1, []), Answer(2, []), Answer(3, [])]],
     ]
-    assert batch_answers(backend, [], 1) == []
+    assert variant_answers(backend, [], 1) == []
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from shop_checkout import FILES, lay_out
 
 from envkit.errors import UsageError
-from envkit.mining.checkout import MAX_BYTES, SETTINGS, read_checkout, require_imports
+from envkit.mining.suite.checkout import MAX_BYTES, SETTINGS, read_checkout, require_imports
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 

@@ -6,11 +6,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from envkit.grading import Answer, Call, Handover, NotAccepted, Subject, grade
+from envkit.grading import Answer, Program, Submission, SubmissionRejected, grade
+from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-HANDOVER = Handover(["a.py", "sub/b.py"], {"tests.py": b"given"}, limit_bytes=100)
+HANDOVER = Submission(["a.py", "sub/b.py"], {"tests.py": b"given"}, limit_bytes=100)
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def sandbox(backend: SandboxBackend) -> Iterator[Sandbox]:
 
 
 def refused(sandbox: Sandbox) -> tuple[Verdict, str]:
-    with pytest.raises(NotAccepted) as found:
+    with pytest.raises(SubmissionRejected) as found:
         HANDOVER.collect(sandbox)
     return found.value.verdict, found.value.evidence
 
@@ -62,7 +63,7 @@ def test_what_is_amiss_is_said(sandbox: Sandbox, program: str, verdict: Verdict,
 
 def test_a_right_answer_beside_a_forged_verdict_is_tampering(backend: SandboxBackend) -> None:
     source = b"def f():\n    open('verdict.json', 'w').write('{}')\n    return 1\n"
-    found = grade(backend, Subject({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
+    found = grade(backend, Program({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
     assert (found.verdict, found.passed) == (Verdict.TAMPERED, 0)
     assert "verdict.json was written" in found.evidence
 
@@ -72,15 +73,15 @@ FORGES = "def f():\n    open('data/junit-sample.xml', 'a').write(' ')\n    retur
 
 
 def test_what_the_host_has_written_itself_is_not_forged(backend: SandboxBackend) -> None:
-    handover = Handover(["a.py"], SAMPLE)
+    handover = Submission(["a.py"], SAMPLE)
     with backend.create() as made:
         for path, data in {"a.py": b"1", **SAMPLE}.items():
             made.write(path, data)
         assert handover.collect(made) == {"a.py": b"1"}
         made.write("data/junit-sample.xml", b"<forged/>")
-        with pytest.raises(NotAccepted, match=r"data/junit-sample.xml was written") as found:
+        with pytest.raises(SubmissionRejected, match=r"data/junit-sample.xml was written") as found:
             handover.collect(made)
     assert found.value.verdict is Verdict.TAMPERED
     for source, verdict in (("def f():\n    return 1\n", Verdict.PASS), (FORGES, Verdict.TAMPERED)):
-        subject = Subject({"a.py": source.encode(), **SAMPLE}, "a.py", "f")
+        subject = Program({"a.py": source.encode(), **SAMPLE}, "a.py", "f")
         assert grade(backend, subject, [Call(())], [Answer(1, [])]).verdict is verdict

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, final
 
-from envkit.grading import Call
+from envkit.inputs.call import Call, exact_type, literal
 from envkit.syntax import parse, parse_expression
 
 #: How far an integer may grow beyond the examples' largest, so that run times stay small.
@@ -15,7 +15,7 @@ _GROWTH = 12
 _ENDLESS = ("count(", "cycle(", "repeat(", "iter(int", "iter(lambda")
 
 
-def fresh_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count: int) -> list[Call]:
+def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count: int) -> list[Call]:
     """Up to ``count`` distinct calls near the examples, none of them an example itself.
 
     Each call is a pure function of (examples, seed, index): one or two literal arguments of an
@@ -24,8 +24,8 @@ def fresh_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count: in
     alphabet. Lambdas and other callables stay as they are. Fewer than ``count`` calls come back
     when the examples leave no room.
 
-    >>> calls = fresh_calls([Call(("[3, 1, 2]",))], seed=0, count=2)
-    >>> calls == fresh_calls([Call(("[3, 1, 2]",))], seed=0, count=2), len(calls)
+    >>> calls = perturbed_calls([Call(("[3, 1, 2]",))], seed=0, count=2)
+    >>> calls == perturbed_calls([Call(("[3, 1, 2]",))], seed=0, count=2), len(calls)
     (True, 2)
     """
     # An endless argument is safe only beside the arguments that its author chose.
@@ -109,29 +109,6 @@ def _vary_source(source: str, pool: _Pool, rng: random.Random) -> str:
     return (raw[: node.col_offset] + new.encode() + raw[node.end_col_offset :]).decode()
 
 
-def literal(value: Any) -> str:
-    """``repr`` that does not depend on hash order.
-
-    >>> literal({"b", "a"})
-    "{'a', 'b'}"
-    """
-    kind = _type(value)
-    if kind is dict:
-        return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
-    if kind not in (set, list, tuple):
-        return repr(value)
-    parts: list[str] = [literal(item) for item in value]
-    if kind is set:
-        return "{" + ", ".join(sorted(parts)) + "}" if parts else "set()"
-    if kind is list:
-        return f"[{', '.join(parts)}]"
-    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
-
-
-def _type(value: object) -> type:
-    return type(value)
-
-
 def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
     """A value of the same type, usually close to ``value``."""
     if isinstance(value, bool):
@@ -145,7 +122,7 @@ def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
         text = value if isinstance(value, str) else value.decode("latin-1")
         text = _vary_text(text, pool, rng)
         return text if isinstance(value, str) else text.encode("latin-1", "ignore")
-    kind = _type(value)
+    kind = exact_type(value)
     if kind in (list, tuple):
         items = _vary_items(list(value), pool, rng)
         return items if kind is list else tuple(items)

@@ -8,8 +8,8 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from envkit.mining.rule import Arguments, Place, Rule, cells, fitted, known_by
-from envkit.mining.rules_of_lists import in_order_by_chance, orders
+from envkit.inputs.rules.lists import in_order_by_chance, orders
+from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, cells, fitted, known_by
 
 _GRAPH = re.compile(r"\b(?:tree|graph|edges?|roads?|nodes?|cities|connect\w*)\b", re.IGNORECASE)
 _SQUARE = re.compile(r"\bn ?x ?n\b|square|matrix", re.IGNORECASE)
@@ -17,7 +17,7 @@ _SQUARE = re.compile(r"\bn ?x ?n\b|square|matrix", re.IGNORECASE)
 _MAX_RECORD = 4
 
 
-def table_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
+def table_rules(place: ArgKey, seen: Sequence[Any], said: str) -> Iterator[Rule]:
     """Candidates for an argument that is a list of rows.
 
     Args:
@@ -52,7 +52,7 @@ def table_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
         )
 
 
-def _equal_rows(place: Place) -> Rule:
+def _equal_rows(place: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         rows = arguments[place]
         width = max(1, len(rng.choice(rows)))
@@ -65,7 +65,7 @@ def _equal_rows(place: Place) -> Rule:
     )
 
 
-def _square(place: Place) -> Rule:
+def _square(place: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         rows = arguments[place]
         arguments[place] = [fitted(row, len(rows), cells(rows), rng) for row in rows]
@@ -73,7 +73,7 @@ def _square(place: Place) -> Rule:
     return Rule(f"square: {place}", lambda a: all(len(row) == len(a[place]) for row in a[place]), mend)
 
 
-def _symmetric(place: Place) -> Rule:
+def _symmetric(place: ArgKey) -> Rule:
     def holds(arguments: Arguments) -> bool:
         rows = arguments[place]
         return all(rows[i][j] == rows[j][i] for i, j in itertools.combinations(range(len(rows)), 2))
@@ -86,7 +86,7 @@ def _symmetric(place: Place) -> Rule:
     return Rule(f"symmetric: {place}", holds, mend)
 
 
-def _same_cells(place: Place, seen: Sequence[Any]) -> Rule | None:
+def _same_cells(place: ArgKey, seen: Sequence[Any]) -> Rule | None:
     """That a table has the cells of the examples' in other places; ``None`` where they do not."""
     base = seen[0]
     known, lengths = sorted(map(known_by, cells(base))), [len(row) for row in base]
@@ -104,7 +104,7 @@ def _same_cells(place: Place, seen: Sequence[Any]) -> Rule | None:
     return Rule(f"the same cells: {place}", holds, mend) if all(holds({place: v}) for v in seen) else None
 
 
-def _order_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
+def _order_rules(place: ArgKey, seen: Sequence[Any], said: str) -> Iterator[Rule]:
     """Cells in order from row to row, along rows, along columns."""
     if not in_order_by_chance([cells(value) for value in seen], said):
         for name, arrange in orders():
@@ -137,7 +137,7 @@ def _order_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]
         )
 
 
-def _columns(place: Place, first: int, last: int, *, strict: bool) -> Rule:
+def _columns(place: ArgKey, first: int, last: int, *, strict: bool) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         for row in arguments[place]:
             if row[first] > row[last]:
@@ -155,7 +155,7 @@ def _columns(place: Place, first: int, last: int, *, strict: bool) -> Rule:
 # Graphs: pairs of neighbours, or for each node the list of its neighbours.
 
 
-def _graph_rules(place: Place) -> Iterator[Rule]:
+def _graph_rules(place: ArgKey) -> Iterator[Rule]:
     def tree(arguments: Arguments, rng: random.Random) -> None:
         count, low = len(arguments[place]) + 1, rng.choice((0, 1))
         names = rng.sample(range(low, low + count), count)

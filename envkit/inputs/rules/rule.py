@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
 #: Name or place of an argument.
-Place: TypeAlias = int | str
+ArgKey: TypeAlias = int | str
 #: An argument's place -> its value.
-Arguments: TypeAlias = dict[Place, Any]
+Arguments: TypeAlias = dict[ArgKey, Any]
 Holds: TypeAlias = Callable[[Arguments], bool]
 Mend: TypeAlias = Callable[[Arguments, random.Random], None]
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import TaskFileError
-from envkit.mining.taskfile import SCHEMA, digest, read_tasks, write_tasks
+from envkit.taskfile import SCHEMA, digest, read_tasks, write_tasks
 from envkit.types import Task
 
 

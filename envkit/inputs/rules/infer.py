@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from envkit.mining.rule import Arguments, Rule, cells, is_list, keeps
-from envkit.mining.rules_between import rules_between
-from envkit.mining.rules_of_lists import list_rules, number_rules, same_items
-from envkit.mining.rules_of_tables import table_rules
-from envkit.mining.rules_of_texts import text_rules
+from envkit.inputs.rules.between import rules_between
+from envkit.inputs.rules.lists import list_rules, number_rules, same_items
+from envkit.inputs.rules.rule import Arguments, Rule, cells, is_list, keeps
+from envkit.inputs.rules.tables import table_rules
+from envkit.inputs.rules.texts import text_rules
 
 
-def rules_of(examples: Sequence[Arguments], said: str = "") -> list[Rule]:
+def infer_rules(examples: Sequence[Arguments], said: str = "") -> list[Rule]:
     """The rules that all examples keep to, in the order in which they should be mended.
 
     Rules are few of a kind that problem statements state, and examples show: better one too many, which
@@ -21,7 +21,7 @@ def rules_of(examples: Sequence[Arguments], said: str = "") -> list[Rule]:
         examples: at least one; each has the same arguments.
         said: what the task says in words; some rules are believed only where it hints at them.
 
-    >>> [rule.name for rule in rules_of([{"a": [2, 3], "b": [7, 5]}, {"a": [9], "b": [1]}])][-1]
+    >>> [rule.name for rule in infer_rules([{"a": [2, 3], "b": [7, 5]}, {"a": [9], "b": [1]}])][-1]
     'len(a) == len(b)'
     """
     candidates = [*_rules_of_each(examples, said), *rules_between(examples, said)]

@@ -13,10 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from envkit.grading import Call
-from envkit.mining.alike import alike_calls
-from envkit.mining.constraints import rules_of
-from envkit.mining.inputs import literal
+from envkit.inputs.call import Call, literal
+from envkit.inputs.generate import generated_calls
+from envkit.inputs.rules.infer import infer_rules
 
 Values = dict[str, Any]
 
@@ -38,15 +37,15 @@ def asked(examples: list[Values], said: str = "", count: int = 80, seed: int = 1
     calls = [Call((), {name: literal(value) for name, value in one.items()}) for one in examples]
     return [
         {name: ast.literal_eval(source) for name, source in call.kwargs.items()}
-        for call in alike_calls(calls, seed, count, said)
+        for call in generated_calls(calls, seed, count, said)
     ]
 
 
 @given(st.lists(st.tuples(literals, literals), min_size=1, max_size=3), st.integers(0, 99))
 def test_calls_are_pure_valid_and_new_for_any_literals(rows: list[tuple[Any, Any]], seed: int) -> None:
     examples = [Call((literal(one), literal(other))) for one, other in rows]
-    calls = alike_calls(examples, seed, 6, names=["nums", "k"])
-    assert calls == alike_calls(examples, seed, 6, names=["nums", "k"])
+    calls = generated_calls(examples, seed, 6, names=["nums", "k"])
+    assert calls == generated_calls(examples, seed, 6, names=["nums", "k"])
     sources = [call.source("f") for call in (*examples, *calls)]
     assert len(set(sources)) == len({call.source("f") for call in examples}) + len(calls)
     assert all(len(call.args) == 2 and not call.kwargs for call in calls)
@@ -61,7 +60,7 @@ def test_arguments_keep_their_places_however_examples_give_them() -> None:
         (Call((word, number)), Call((), {"b": "3", "a": "'cde'"})),
         (Call((word,), {"b": number}), Call(("'cde'", "3"))),
     ):
-        calls = alike_calls((first, second), 0, 40, names=["a", "b"])
+        calls = generated_calls((first, second), 0, 40, names=["a", "b"])
         assert len(calls) == 40
         for call in calls:
             given = dict(zip(["a", "b"], call.args, strict=False)) | dict(call.kwargs)
@@ -71,8 +70,8 @@ def test_arguments_keep_their_places_however_examples_give_them() -> None:
 
 def test_calls_do_not_depend_on_the_order_of_sets() -> None:
     code = (
-        "from envkit.grading import Call; from envkit.mining.alike import alike_calls\n"
-        "print(alike_calls([Call((\"{'b', 'a', 'cd'}\", \"{'x': 1, 'y': 2}\"))], 3, 20))"
+        "from envkit.inputs.call import Call; from envkit.inputs.generate import generated_calls\n"
+        "print(generated_calls([Call((\"{'b', 'a', 'cd'}\", \"{'x': 1, 'y': 2}\"))], 3, 20))"
     )
     runs = [
         subprocess.run(
@@ -240,15 +239,15 @@ def test_calls_go_from_near_to_far() -> None:
 
 
 def test_a_mended_rule_is_named() -> None:
-    names = [rule.name for rule in rules_of([{"a": [2, 3], "k": 1}, {"a": [9], "k": 1}])]
+    names = [rule.name for rule in infer_rules([{"a": [2, 3], "k": 1}, {"a": [9], "k": 1}])]
     assert "k <= len(a)" in names
     assert "k == len(a)" not in names
 
 
 def test_calls_with_other_than_literals_are_left_out_of_account() -> None:
     examples = [Call(("lambda x: x", "[1]")), Call(("3", "[4, 5]")), Call(("2", "[7]"))]
-    found = alike_calls(examples, 0, 20)
+    found = generated_calls(examples, 0, 20)
     assert found
     assert all("lambda" not in call.source("f") for call in found)
-    assert alike_calls(examples[:1], 0, 20) == []
-    assert alike_calls([], 0, 20) == []
+    assert generated_calls(examples[:1], 0, 20) == []
+    assert generated_calls([], 0, 20) == []

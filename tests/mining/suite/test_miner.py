@@ -5,9 +5,8 @@ from __future__ import annotations
 import ast
 import hashlib
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, cast
 
 import pytest
 from shop_checkout import FILES, lay_out
@@ -16,21 +15,16 @@ from envkit.audit.instrumented import InstrumentedBackend
 from envkit.cli.capture import CapturingBackend
 from envkit.errors import UsageError
 from envkit.grading import Grade, canonical, grade_suite
-from envkit.mining.checkout import SETTINGS, Checkout
-from envkit.mining.duplicates import shape
-from envkit.mining.functions import Function
-from envkit.mining.language import Grammar, Language
-from envkit.mining.mutations import OPERATORS, Mutation
-from envkit.mining.python import PYTHON
-from envkit.mining.subjects import Subject
-from envkit.mining.suite_batch import suite_runs, with_pytest
-from envkit.mining.suite_miner import Mined, mine_checkout, split_of
-from envkit.mining.taskfile import digest, read_tasks, write_tasks
+from envkit.mining.duplicates import fingerprint
+from envkit.mining.suite.checkout import SETTINGS, read_checkout
+from envkit.mining.suite.miner import Mined, mine_checkout, split_of
+from envkit.mining.suite.run_variants import run_suite_variants, with_pytest
 from envkit.sandbox import SandboxBackend, Space
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
+from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import Task, Verdict
 
 STABLE = (
@@ -120,7 +114,7 @@ def test_a_copy_of_a_held_out_function_is_not_trained_on(
     assert "shop.prices.cheapest" in {task.metadata["qualname"] for task in heldout.tasks}
     [due] = [node for node in ast.parse(FILES["src/shop/basket.py"].replace("\n        ", "\n")).body
              if isinstance(node, ast.FunctionDef) and node.name == "due"]  # fmt: skip
-    found = mined(root, backend, per_function=1, shapes=[shape(due)])
+    found = mined(root, backend, per_function=1, shapes=[fingerprint(due)])
     assert found.duplicates == ("shop.basket.due", "shop.stock.lowest")
     assert "due" not in {task.metadata["function"] for task in found.tasks}
 
@@ -187,11 +181,11 @@ def test_a_mutant_on_which_the_suite_does_not_end_is_no_task(tmp_path: Path, bac
         "def f(n):\n    steps = 0\n    while n > 0:\n        n -= 2\n        steps += 1\n    return steps\n"
     )
     (root / "test_loops.py").write_text("from loops import f\n\n\ndef test_f():\n    assert f(4) == 2\n")
-    checkout = PYTHON.grammar.checkout(root)
-    fitted = PYTHON.runner.fitted(backend, checkout, ())
+    checkout = read_checkout(root)
+    fitted = with_pytest(backend)
     loop = checkout.code["loops.py"].replace("n -= 2", "n += 2")
     died = "import os\nos._exit(0)\n"
-    right, hung, gone = suite_runs(
+    right, hung, gone = run_suite_variants(
         fitted, checkout, [{}, {"loops.py": loop}, {"loops.py": died}], hash_seed=1, cpu_s=1
     )
     assert right.outcomes == {"test_loops.py::test_f": "passed"}
@@ -211,10 +205,10 @@ def test_a_variant_spoils_no_other(tmp_path: Path, backend: SandboxBackend) -> N
         "import os\n\n\ndef test_f(tmp_path):\n    (tmp_path / 'a').mkdir()\n    os.chmod(tmp_path, 0o500)\n"
     )
     (root / "test_eats.py").write_text(f"from eats import f\n{locks}    assert f(4) == 4\n")
-    checkout = PYTHON.grammar.checkout(root)
-    fitted = PYTHON.runner.fitted(backend, checkout, ())
+    checkout = read_checkout(root)
+    fitted = with_pytest(backend)
     eats = "def f(n):\n    kept = []\n    while n:\n        kept.append(bytearray(10**7))\n    return n\n"
-    ran = suite_runs(fitted, checkout, [{}, {"eats.py": eats}, {}], hash_seed=1, cpu_s=10)
+    ran = run_suite_variants(fitted, checkout, [{}, {"eats.py": eats}, {}], hash_seed=1, cpu_s=10)
     assert [one.outcomes for one in ran] == [
         {"test_eats.py::test_f": word} for word in ("passed", "failed", "passed")
     ]
@@ -243,7 +237,7 @@ def test_a_suite_that_cannot_grade_says_so(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("envkit.mining.suite_miner._SUITE_CPU_S", 1.0)  # it takes all of it
+    monkeypatch.setattr("envkit.mining.suite.miner._SUITE_CPU_S", 1.0)  # it takes all of it
     root = lay_out(tmp_path, {name: text})
     with pytest.raises(UsageError, match=message) as raised:
         mined(root, backend)
@@ -293,26 +287,3 @@ def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
         watched.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             sandbox.write("a.txt", b"")
-
-
-def test_the_language_is_a_plugin(root: Path, backend: SandboxBackend) -> None:
-    @final
-    class OnlyComparisons(Grammar):
-        """Another grammar: the miner asks it, and nothing else, what there is and what may change."""
-
-        def subjects(self, package: str, max_chars: int) -> list[Subject]:
-            return []
-
-        def checkout(self, root: Path) -> Checkout:
-            return replace(PYTHON.grammar.checkout(root), version="of another language")
-
-        def functions(self, source: str) -> list[Function]:
-            return [one for one in PYTHON.grammar.functions(source) if one.qualname == "Stock.take"]
-
-        def mutations(self, source: str, function: str) -> list[Mutation]:
-            return [one for one in PYTHON.grammar.mutations(source, function) if one.operator == OPERATORS[0]]
-
-    found = mined(root, backend, language=Language("other", OnlyComparisons(), PYTHON.runner))
-    assert {one.metadata["function"] for one in found.tasks} == {"Stock.take"}
-    facts = {(one.metadata["version"], one.metadata["operator"]) for one in found.tasks}
-    assert facts == {("of another language", "comparison")}

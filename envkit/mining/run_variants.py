@@ -9,8 +9,9 @@ from importlib import resources
 from typing import Any
 
 from envkit.errors import SandboxError
-from envkit.grading import Answer, Call
-from envkit.mining.doctests import modules_of
+from envkit.grading import Answer
+from envkit.inputs.call import Call
+from envkit.inputs.doctests import modules_of
 from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend
 
 #: Lines of Python that one call may run: some ten milliseconds.
@@ -21,7 +22,7 @@ _ACCIDENTS = ("MemoryError", "Unencodable")
 
 
 @dataclass(frozen=True, slots=True)
-class Batch:
+class VariantBatch:
     """Variants of one function and what to ask each of them.
 
     The variants are trusted: originals and their mutants, never an agent's code.
@@ -37,8 +38,8 @@ class Batch:
     calls: Sequence[Call]
 
 
-def batch_answers(
-    backend: SandboxBackend, batches: Sequence[Batch], hash_seed: int
+def variant_answers(
+    backend: SandboxBackend, batches: Sequence[VariantBatch], hash_seed: int
 ) -> list[list[list[Answer | None]]]:
     """What each variant of each batch answers to each call: ``answers[batch][variant][call]``.
 
@@ -61,7 +62,7 @@ def batch_answers(
         "memory_bytes": _LIMITS.memory_bytes // 2,
         "batches": [_described(batch) for batch in batches],
     }
-    program = _source("envkit.mining", "batch_worker.py")
+    program = _source("envkit.mining", "run_variants_worker.py")
     with backend.create() as sandbox:
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
@@ -74,7 +75,7 @@ def batch_answers(
     return [[_row(json.loads(next(said)), len(batch.calls)) for _ in batch.variants] for batch in batches]
 
 
-def _described(batch: Batch) -> dict[str, Any]:
+def _described(batch: VariantBatch) -> dict[str, Any]:
     return {
         "function": batch.function,
         "modules": modules_of(batch.calls),

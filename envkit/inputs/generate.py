@@ -7,11 +7,10 @@ import copy
 import random
 from collections.abc import Sequence
 
-from envkit.grading import Call
-from envkit.mining.constraints import rules_of
-from envkit.mining.inputs import literal
-from envkit.mining.rule import Arguments, Place, Rule, keeps
-from envkit.mining.shapes import Shape, sample, shape_of, vary
+from envkit.inputs.call import Call, literal
+from envkit.inputs.rules.infer import infer_rules
+from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, keeps
+from envkit.inputs.shapes import Shape, sample, shape_of, vary
 from envkit.syntax import parse_expression
 
 #: Tries per call that is wanted; arguments that cannot be mended are dropped.
@@ -20,15 +19,15 @@ _TRIES = 12
 _SHARES = (0.4, 0.2, 0.25, 0.15)
 
 
-def alike_calls(
+def generated_calls(
     examples: Sequence[Call], seed: int, count: int, said: str = "", names: Sequence[str] = ()
 ) -> list[Call]:
     """Up to ``count`` distinct calls that the examples' author could have written, none an example itself.
 
-    `envkit.mining.inputs.fresh_calls` stays near the examples. This one goes further and is more careful, for
-    functions of a problem statement: those demand what a docstring's seldom do, such as distinct items or two
-    lists of one length. What all examples show is kept. Each call is a pure function of the arguments and its
-    number. Near ones come first, long ones last.
+    `envkit.inputs.perturb.perturbed_calls` stays near the examples. This one goes further and is more
+    careful, for functions of a problem statement: those demand what a docstring's seldom do, such as distinct
+    items or two lists of one length. What all examples show is kept. Each call is a pure function of the
+    arguments and its number. Near ones come first, long ones last.
 
     Args:
         examples: calls; those whose arguments are not all literals are left out of account.
@@ -37,7 +36,7 @@ def alike_calls(
         said: what the task says in words.
         names: of the positional parameters, where they are known; some names tell what is meant.
 
-    >>> calls = alike_calls([Call(("[2, 5, 9]", "3")), Call(("[1, 4]", "2"))], seed=0, count=20)
+    >>> calls = generated_calls([Call(("[2, 5, 9]", "3")), Call(("[1, 4]", "2"))], seed=0, count=20)
     >>> len(calls), all(int(call.args[1]) == call.args[0].count(",") + 1 for call in calls)
     (20, True)
     """
@@ -48,7 +47,7 @@ def alike_calls(
     # In one order, for a call's first arguments are given by place.
     known = [{place: each[place] for place in first} for _, each in read if each.keys() == first.keys()]
     shapes = {place: shape_of([arguments[place] for arguments in known]) for place in known[0]}
-    rules = rules_of(known, said)
+    rules = infer_rules(known, said)
     seen = {_call(arguments, positional).source("") for arguments in known}
     found: list[Call] = []
     for phase in range(len(_SHARES)):
@@ -81,7 +80,7 @@ def _call(arguments: Arguments, positional: int) -> Call:
     return Call(tuple(source for _, source in sources[:positional]), dict(sources[positional:]))
 
 
-def _fresh(base: Arguments, shapes: dict[Place, Shape], rng: random.Random, phase: int) -> Arguments:
+def _fresh(base: Arguments, shapes: dict[ArgKey, Shape], rng: random.Random, phase: int) -> Arguments:
     """Arguments near the base in the first phase, then new ones, larger from phase to phase."""
     if phase > 0:
         return {place: sample(shape, rng, phase - 1) for place, shape in shapes.items()}

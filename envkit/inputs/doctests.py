@@ -11,7 +11,7 @@ import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from typing import final
 
-from envkit.grading import Call
+from envkit.inputs.call import Call
 from envkit.syntax import parse
 
 #: Standard-library modules that arguments may name.

@@ -6,9 +6,9 @@ import ast
 
 import pytest
 
-from envkit.grading import Call
-from envkit.mining.doctests import calls_in, docstring_calls, modules_of
-from envkit.mining.hints import hinted_calls
+from envkit.inputs.call import Call
+from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
+from envkit.inputs.type_hints import type_hint_calls
 
 
 def found(docstring: str) -> list[str]:
@@ -84,7 +84,7 @@ def test_calls_in_assertions() -> None:
 def test_calls_from_hints(signature: str, possible: bool) -> None:
     [node] = ast.parse(f"def f({signature}): pass").body
     assert isinstance(node, ast.FunctionDef)
-    calls = hinted_calls(node)
+    calls = type_hint_calls(node)
     assert bool(calls) is possible
     for call in calls:
         for source in call.args:

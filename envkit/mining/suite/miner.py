@@ -13,14 +13,12 @@ from envkit.errors import SandboxError, UsageError
 from envkit.grading import grade_suite, outcomes
 from envkit.grading.suite import SUITE_LIMITS
 from envkit.mining.build import edit_between, mutation_id
-from envkit.mining.checkout import Checkout
 from envkit.mining.difficulty import difficulty
-from envkit.mining.duplicates import Shape, is_near
-from envkit.mining.functions import Function
-from envkit.mining.language import Language
-from envkit.mining.mutations import Mutation, spread
-from envkit.mining.python import PYTHON
-from envkit.mining.suite_batch import Ran
+from envkit.mining.duplicates import Fingerprint, is_near
+from envkit.mining.functions import Function, functions
+from envkit.mining.mutations import Mutation, mutations, spread
+from envkit.mining.suite.checkout import Checkout, read_checkout, require_imports
+from envkit.mining.suite.run_variants import SuiteRun, run_suite_variants, with_pytest
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -102,10 +100,9 @@ def mine_checkout(
     per_function: int = 6,
     max_chars: int = 700,
     packages: Sequence[str] = (),
-    shapes: Iterable[Shape] = (),
+    shapes: Iterable[Fingerprint] = (),
     progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
-    language: Language = PYTHON,
 ) -> Mined:
     """Make repair tasks of a checkout's functions and methods.
 
@@ -114,7 +111,7 @@ def mine_checkout(
     the mutant in a sandbox of its own.
 
     Args:
-        root: folder with the project's sources and its suite; see `envkit.mining.checkout.read_checkout`.
+        root: folder with the project's sources and its suite; see `read_checkout`.
         seed: decides the choice of mutants.
         split: ``"train"`` or ``"heldout"``; modules are dealt out by `split_of`.
         backend: where the suite runs; one of its kind that holds pytest is made.
@@ -124,18 +121,18 @@ def mine_checkout(
         shapes: functions whose near-duplicates are left out.
         progress: called with (variants run, variants in all, tasks so far).
         workers: sandboxes at work at once.
-        language: of the checkout.
 
     Raises:
         UsageError: it cannot be mined; the message says why.
         SandboxError: the machinery failed.
     """
-    checkout = language.grammar.checkout(root)
-    fitted = language.runner.fitted(backend, checkout, packages)
-    stable, flaky, failing, used_s = _tests(checkout, fitted, language)
+    checkout = read_checkout(root)
+    require_imports(checkout, packages)
+    fitted = with_pytest(backend, packages)
+    stable, flaky, failing, used_s = _tests(checkout, fitted)
     cpu_s = min(_SUITE_CPU_S, max(_FLOOR_S, _SLOWER * used_s))
-    sites, duplicates = _sites(checkout, split, max_chars, shapes, language)
-    mutants = [one for site in sites for one in _mutants(checkout, site, seed, per_function, language)]
+    sites, duplicates = _sites(checkout, split, max_chars, shapes)
+    mutants = [one for site in sites for one in _mutants(checkout, site, seed, per_function)]
     total, run = len(mutants), 0
 
     def tell(found: int, more: int = 0) -> None:
@@ -146,7 +143,7 @@ def mine_checkout(
 
     def told(some: Sequence[_Mutant], hash_seed: int = 0) -> list[_Mutant]:
         variants = [{one.site.path: one.text} for one in some]
-        ran = language.runner.runs(fitted, checkout, variants, hash_seed=hash_seed, cpu_s=cpu_s)
+        ran = run_suite_variants(fitted, checkout, variants, hash_seed=hash_seed, cpu_s=cpu_s)
         return [
             _Mutant(one.site, one.mutation, one.text, _killers(stable, found))
             for one, found in zip(some, ran, strict=True)
@@ -155,7 +152,7 @@ def mine_checkout(
     def confirmed(some: Sequence[_Mutant]) -> list[Task]:
         again = told(some, 1)
         return [
-            _task(checkout, one, split, stable, packages, language)
+            _task(checkout, one, split, stable, packages)
             for one, other in zip(some, again, strict=True)
             if one.killers == other.killers and _fails(checkout, one, fitted, stable)
         ]
@@ -185,16 +182,14 @@ def _chunks(mutants: Sequence[_Mutant]) -> list[Sequence[_Mutant]]:
 
 
 def _tests(
-    checkout: Checkout, backend: SandboxBackend, language: Language
+    checkout: Checkout, backend: SandboxBackend
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], float]:
     """Tests that pass on the checkout always, at times, and never; and the CPU seconds of the longest run."""
     runs: list[Mapping[str, str]] = []
     said, used_s = "", 0.0
     for hash_seed, count in _RUNS:
         unchanged: list[Mapping[str, str]] = [{}] * count
-        for ran in language.runner.runs(
-            backend, checkout, unchanged, hash_seed=hash_seed, cpu_s=_SUITE_CPU_S
-        ):
+        for ran in run_suite_variants(backend, checkout, unchanged, hash_seed=hash_seed, cpu_s=_SUITE_CPU_S):
             said = " ".join(ran.said.split())[-300:]
             if ran.outcomes is None:
                 raise UsageError(
@@ -218,7 +213,7 @@ def _tests(
 
 
 def _sites(
-    checkout: Checkout, split: str, max_chars: int, shapes: Iterable[Shape], language: Language
+    checkout: Checkout, split: str, max_chars: int, shapes: Iterable[Fingerprint]
 ) -> tuple[list[_Site], tuple[str, ...]]:
     """The split's functions, and those left out as near-duplicates."""
     modules = {
@@ -237,25 +232,28 @@ def _sites(
     duplicates: list[str] = []
     # Held-out ones first: what resembles them is not trained on.
     for name in sorted(modules, key=lambda name: (splits[name], name)):
-        for function in language.grammar.functions(checkout.code[modules[name]]):
+        for function in _functions(checkout.code[modules[name]]):
             site = _Site(name, modules[name], function)
-            if is_near(function.shape, seen):
+            if is_near(function.fingerprint, seen):
                 duplicates += [site.qualname] if splits[name] == split else []
                 continue
-            seen.append(function.shape)
+            seen.append(function.fingerprint)
             if splits[name] == split and len(function.text) <= max_chars:
                 sites.append(site)
     return sites, tuple(duplicates)
 
 
-def _mutants(
-    checkout: Checkout, site: _Site, seed: int, per_function: int, language: Language
-) -> list[_Mutant]:
+def _functions(source: str) -> list[Function]:
+    """Functions and methods of a module; none if the module is not valid Python."""
+    try:
+        return functions(source)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+
+
+def _mutants(checkout: Checkout, site: _Site, seed: int, per_function: int) -> list[_Mutant]:
     text = checkout.code[site.path]
-    every = [
-        _Mutant(site, one, one.apply(text))
-        for one in language.grammar.mutations(text, site.function.qualname)
-    ]
+    every = [_Mutant(site, one, one.apply(text)) for one in mutations(text, site.function.qualname)]
     return _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{site.qualname}")
 
 
@@ -264,7 +262,7 @@ def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
     return [known[one] for one in spread([*known], count, seed)]
 
 
-def _killers(stable: Sequence[str], ran: Ran) -> tuple[str, ...]:
+def _killers(stable: Sequence[str], ran: SuiteRun) -> tuple[str, ...]:
     """Tests that a mutant fails; none where the suite does not end, for then nothing tells which do."""
     found = ran.outcomes
     return () if found is None else tuple(test for test in stable if found.get(test) != "passed")
@@ -294,7 +292,6 @@ def _task(
     split: str,
     stable: Sequence[str],
     packages: Sequence[str],
-    language: Language,
 ) -> Task:
     site, mutation = mutant.site, mutant.mutation
     original = checkout.code[site.path]
@@ -309,7 +306,7 @@ def _task(
         prompt=f"{site.path} has a bug, and tests of {checkout.name} fail.",
         files={**{path: checkout.code[path] for path in shown}, site.path: mutant.text},
         metadata={
-            "language": language.name,
+            "language": "python",
             "package": checkout.name,
             "version": checkout.version,
             "commit": checkout.commit,

@@ -9,7 +9,17 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from envkit.mining.rule import HINTED, UNASKED, Arguments, Place, Rule, cells, fitted, is_list, known_by
+from envkit.inputs.rules.rule import (
+    HINTED,
+    UNASKED,
+    ArgKey,
+    Arguments,
+    Rule,
+    cells,
+    fitted,
+    is_list,
+    known_by,
+)
 
 _DISTINCT = re.compile(r"\b(?:distinct|unique|different|no duplicate|permutation|strictly)", re.IGNORECASE)
 _ORDERED = re.compile(r"sorted|ascending|descending|increasing|decreasing|in order", re.IGNORECASE)
@@ -22,7 +32,7 @@ _MANY, _CODES = 8, ({0, 1, 2}, {-1, 0, 1})
 Items = list[Any]
 
 
-def number_rules(place: Place, seen: Sequence[Any]) -> Iterator[Rule]:
+def number_rules(place: ArgKey, seen: Sequence[Any]) -> Iterator[Rule]:
     """Candidates for an argument that is a number, or lists of numbers."""
     known = [cell for value in seen for cell in cells(value)]
     for lowest in (1, 0):
@@ -32,7 +42,7 @@ def number_rules(place: Place, seen: Sequence[Any]) -> Iterator[Rule]:
             yield Rule(f"codes: {place}", lambda a, codes=codes: all(c in codes for c in cells(a[place])))
 
 
-def list_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
+def list_rules(place: ArgKey, seen: Sequence[Any], said: str) -> Iterator[Rule]:
     """Candidates for an argument that is a list.
 
     Args:
@@ -51,7 +61,7 @@ def list_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
         yield Rule(f"digits: {place}", lambda arguments: all(item in range(10) for item in arguments[place]))
 
 
-def same_items(place: Place, seen: Sequence[Any]) -> Rule | None:
+def same_items(place: ArgKey, seen: Sequence[Any]) -> Rule | None:
     """That an argument has the items of the examples in another order; ``None`` where they do not."""
     base = list(seen[0])
     known = sorted(base, key=known_by)
@@ -68,7 +78,7 @@ def same_items(place: Place, seen: Sequence[Any]) -> Rule | None:
     return Rule(f"the same items: {place}", holds, mend) if all(holds({place: v}) for v in seen) else None
 
 
-def ordered(place: Place, name: str, arrange: Callable[[Items], Items]) -> Rule:
+def ordered(place: ArgKey, name: str, arrange: Callable[[Items], Items]) -> Rule:
     """That a list is as ``arrange`` would leave it."""
 
     def mend(arguments: Arguments, rng: random.Random) -> None:
@@ -110,7 +120,7 @@ def _distinct_by_chance(seen: Sequence[Any]) -> bool:
     return chance >= UNASKED
 
 
-def _order_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]:
+def _order_rules(place: ArgKey, seen: Sequence[Any], said: str) -> Iterator[Rule]:
     if rule := same_items(place, seen):
         yield rule
         return
@@ -122,14 +132,14 @@ def _order_rules(place: Place, seen: Sequence[Any], said: str) -> Iterator[Rule]
         yield ordered(place, "distinct", once)
 
 
-def _fixed_length(place: Place, length: int) -> Rule:
+def _fixed_length(place: ArgKey, length: int) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         arguments[place] = fitted(arguments[place], length, arguments[place], rng)
 
     return Rule(f"{length} items: {place}", lambda arguments: len(arguments[place]) == length, mend)
 
 
-def _even(place: Place) -> Rule:
+def _even(place: ArgKey) -> Rule:
     def mend(arguments: Arguments, rng: random.Random) -> None:
         items = arguments[place]
         arguments[place] = fitted(items, len(items) + 1, items, rng)

@@ -13,7 +13,7 @@ from envkit.types import Verdict
 RESERVED = ("**/reward.txt", "**/reward.json", "**/verdict.txt", "**/verdict.json", "**/junit*.xml")
 
 
-class NotAccepted(Exception):
+class SubmissionRejected(Exception):
     """A workspace that is graded no further, with the verdict and its evidence."""
 
     def __init__(self, verdict: Verdict, evidence: str) -> None:
@@ -22,7 +22,7 @@ class NotAccepted(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Handover:
+class Submission:
     """What an environment takes from an agent's workspace.
 
     Args:
@@ -41,39 +41,39 @@ class Handover:
         """The files, read without following a symlink.
 
         Raises:
-            NotAccepted: TAMPERED where a file has become something else, a protected one has changed or a
-                reserved one is there; FAIL where one is missing or too large.
+            SubmissionRejected: TAMPERED if a file is no longer a regular file, a protected one has changed
+                or a reserved one is there; FAIL where one is missing or too large.
             SandboxError: the machinery failed.
         """
-        refuse_reserved(sandbox, self.protected, self.reserved)
+        reject_reserved(sandbox, self.protected, self.reserved)
         for path, given in self.protected.items():
             try:
                 same = sandbox.read(path, len(given)) == given
             except (FileNotFoundError, UsageError):
                 same = False
             if not same:
-                raise NotAccepted(Verdict.TAMPERED, f"{path} was changed; it may only be read")
+                raise SubmissionRejected(Verdict.TAMPERED, f"{path} was changed; it may only be read")
         return {path: self._read(sandbox, path) for path in self.files}
 
     def _read(self, sandbox: Sandbox, path: str) -> bytes:
         try:
             return sandbox.read(path, self.limit_bytes)
         except FileNotFoundError:
-            raise NotAccepted(Verdict.FAIL, f"{path} is missing") from None
+            raise SubmissionRejected(Verdict.FAIL, f"{path} is missing") from None
         except TooLargeError as error:
-            raise NotAccepted(Verdict.FAIL, str(error)) from None
+            raise SubmissionRejected(Verdict.FAIL, str(error)) from None
         except UsageError as error:
-            raise NotAccepted(Verdict.TAMPERED, str(error)) from None
+            raise SubmissionRejected(Verdict.TAMPERED, str(error)) from None
 
 
-def refuse_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequence[str] = RESERVED) -> None:
-    """See `Handover.reserved`.
+def reject_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequence[str] = RESERVED) -> None:
+    """See `Submission.reserved`.
 
     Args:
         given: what the host has written itself, workspace path -> content, such as a suite's own samples.
 
     Raises:
-        NotAccepted: TAMPERED where one is there; FAIL where there are too many files to tell.
+        SubmissionRejected: TAMPERED where one is there; FAIL where there are too many files to tell.
     """
     try:
         limit_bytes = 2**20 + sum(map(len, given.values()))
@@ -82,6 +82,8 @@ def refuse_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequ
     except TooLargeError:
         forged = ["a large file"]
     except UsageError as error:
-        raise NotAccepted(Verdict.FAIL, str(error)) from None
+        raise SubmissionRejected(Verdict.FAIL, str(error)) from None
     if forged:
-        raise NotAccepted(Verdict.TAMPERED, f"{forged[0]} was written under a name that is the grader's")
+        raise SubmissionRejected(
+            Verdict.TAMPERED, f"{forged[0]} was written under a name that is the grader's"
+        )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ast
 
-from envkit.grading import Call
+from envkit.inputs.call import Call
 from envkit.syntax import parse_expression
 
 _ANY_VALUE = ("3", "'ab'", "[1, 2]", "None")
@@ -25,7 +25,7 @@ _SETS = {"set", "Set", "frozenset", "FrozenSet"}
 _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
-def hinted_calls(function: ast.FunctionDef) -> list[Call]:
+def type_hint_calls(function: ast.FunctionDef) -> list[Call]:
     """Calls that fit the type hints of a function; empty where a parameter has none we know."""
     spec = function.args
     required = spec.args[: len(spec.args) - len(spec.defaults)]

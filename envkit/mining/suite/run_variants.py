@@ -11,7 +11,7 @@ from typing import Any, Final, cast
 
 from envkit.errors import SandboxError
 from envkit.grading import PYTEST, pytest_modules
-from envkit.mining.checkout import Checkout, is_test
+from envkit.mining.suite.checkout import Checkout, is_test
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
 
 #: For one process; each variant has a CPU limit of its own.
@@ -21,7 +21,7 @@ _LIMITS: Final = Limits(
 
 
 @dataclass(frozen=True, slots=True)
-class Ran:
+class SuiteRun:
     """What a suite said of one variant.
 
     Args:
@@ -51,14 +51,14 @@ def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> Sandbo
     return backend.with_packages(wanted, pytest_modules())
 
 
-def suite_runs(
+def run_suite_variants(
     backend: SandboxBackend,
     checkout: Checkout,
     variants: Sequence[Mapping[str, str]],
     *,
     hash_seed: int,
     cpu_s: float,
-) -> list[Ran]:
+) -> list[SuiteRun]:
     """Run the suite on each variant, each in a folder and process of its own.
 
     The variants are trusted: the checkout's own code and its mutants, never an agent's.
@@ -75,7 +75,7 @@ def suite_runs(
     """
     job = {
         "runner": _source("envkit.grading", "suite_worker.py"),
-        "reader": _source("envkit.mining", "batch_worker.py"),
+        "reader": _source("envkit.mining", "run_variants_worker.py"),
         "packages": PACKAGES,
         "warm": pytest_modules(),
         "hash_seed": str(hash_seed),
@@ -86,7 +86,7 @@ def suite_runs(
         "tests": [path for path in checkout.tests if is_test(path)],
         "variants": [dict(one) for one in variants],
     }
-    program = _source("envkit.mining", "suite_batch_worker.py")
+    program = _source("envkit.mining.suite", "run_variants_worker.py")
     with backend.create() as sandbox:
         argv = [sandbox.python, *PYTHON_OPTIONS, "-c", program]
         result = sandbox.run(argv, stdin=json.dumps(job).encode(), limits=_LIMITS)
@@ -97,13 +97,13 @@ def suite_runs(
     return [_ran(json.loads(line)) for line in lines]
 
 
-def _ran(found: Mapping[str, Any]) -> Ran:
+def _ran(found: Mapping[str, Any]) -> SuiteRun:
     outcomes = found["outcomes"]
     if isinstance(outcomes, dict):
         outcomes = {str(test): str(word) for test, word in cast("dict[object, object]", outcomes).items()}
     else:
         outcomes = None
-    return Ran(outcomes, float(found["cpu_s"]), str(found["said"]))
+    return SuiteRun(outcomes, float(found["cpu_s"]), str(found["said"]))
 
 
 def _source(package: str, name: str) -> str:

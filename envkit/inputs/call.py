@@ -1,0 +1,59 @@
+"""A call of a function, with its arguments as Python source."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from envkit.types import JSON
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One call to make: arguments as Python source, evaluated freshly for each call.
+
+    Args:
+        args: positional arguments; literals, lambdas, or names from `Program.modules`.
+        kwargs: keyword arguments, likewise.
+    """
+
+    args: tuple[str, ...]
+    kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def source(self, function: str) -> str:
+        """The call as a person would write it; for a method, see `Program`."""
+        function = function.replace(".", "().")
+        return f"{function}({', '.join([*self.args, *(f'{k}={v}' for k, v in self.kwargs.items())])})"
+
+    def to_json(self) -> JSON:
+        return [list(self.args), dict(self.kwargs)]
+
+    @staticmethod
+    def from_json(data: JSON) -> Call:
+        args, kwargs = cast("tuple[list[str], dict[str, str]]", data)
+        return Call(tuple(args), dict(kwargs))
+
+
+def literal(value: Any) -> str:
+    """``repr`` that does not depend on hash order.
+
+    >>> literal({"b", "a"})
+    "{'a', 'b'}"
+    """
+    kind = exact_type(value)
+    if kind is dict:
+        return "{" + ", ".join(f"{literal(key)}: {literal(item)}" for key, item in value.items()) + "}"
+    if kind not in (set, list, tuple):
+        return repr(value)
+    parts: list[str] = [literal(item) for item in value]
+    if kind is set:
+        return "{" + ", ".join(sorted(parts)) + "}" if parts else "set()"
+    if kind is list:
+        return f"[{', '.join(parts)}]"
+    return f"({', '.join(parts)}{',' if len(parts) == 1 else ''})"
+
+
+def exact_type(value: object) -> type:
+    """The type of a value of any type."""
+    return type(value)
