@@ -12,18 +12,18 @@ from typing import Any, Self, final
 
 from envkit.agent import Session
 from envkit.agents.budget import Budget, BudgetError
-from envkit.agents.calls import Calls, Place, Recorded
+from envkit.agents.call_journal import CallJournal, RecordedCalls, RequestId
 from envkit.agents.cards import Card
-from envkit.agents.completions import (
-    Failure,
+from envkit.agents.chat_completions import (
     Message,
     Reply,
-    cut_off,
-    digest_of,
-    following,
-    most_of,
+    RequestFailure,
+    context_overflow_reply,
+    max_usage,
+    observation_messages,
     read_reply,
-    request_of,
+    request_body,
+    request_digest,
 )
 from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
 from envkit.engine.protocol import uniforms
@@ -95,8 +95,8 @@ class ApiAgent:
         self._tools = tools if card.mode == "tools" else ()
         self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
         self._backoff = backoff
-        self._recorded = Recorded(recorded)
-        self._calls = Calls(journal, self._recorded)
+        self._recorded = RecordedCalls(recorded)
+        self._calls = CallJournal(journal, self._recorded)
         self._endpoint = Endpoint(card)
         budget.count(sum(map(price.of, self._recorded.usages)), journal.path)
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
@@ -126,7 +126,7 @@ class ApiAgent:
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Conversation):
             raise ContractError(f"agent {self.name} was given a session of another agent")
-        session.messages += following(session.messages, observation)
+        session.messages += observation_messages(session.messages, observation)
         self._waiting[self._pool.submit(self._answer, session)] = session
 
     def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
@@ -160,8 +160,8 @@ class ApiAgent:
     def _answer(self, session: _Conversation) -> Reply | AgentError:
         """The reply to a conversation, recorded or asked for as often as it takes."""
         limits = (self._temperature, self._max_completion_tokens)
-        request = request_of(self._card, session.messages, self._tools, *limits)
-        place = Place(session.key, session.turn, digest_of(self._card, request))
+        request = request_body(self._card, session.messages, self._tools, *limits)
+        place = RequestId(session.key, session.turn, request_digest(self._card, request))
         if recorded := self._recorded.replies.get(place):
             return recorded
         key, backoff, failures = session.key, self._backoff, 0
@@ -171,37 +171,37 @@ class ApiAgent:
             if isinstance(found, Reply):
                 self._refusals = 0
                 return found
-            if found.of_one and self._refusals < _MOST_REFUSALS:
+            if found.single_request and self._refusals < _MOST_REFUSALS:
                 self._refusals += 1
                 return AgentError(f"agent {self.name}: {found.reason}")
-            if not found.passing:
+            if not found.retryable:
                 raise ProviderError(f"agent {self.name}: {found.reason}")
             failures += 1
             if failures >= backoff.attempts:
                 return AgentError(f"agent {self.name}: no answer to {failures} requests: {found.reason}")
-            self._closing.wait(backoff.delay_s(failures, found.after_s, float(draws[failures])))
+            self._closing.wait(backoff.delay_s(failures, found.retry_after_s, float(draws[failures])))
 
-    def _asked(self, place: Place, request: Mapping[str, Any]) -> Reply | Failure:
+    def _asked(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
         """One request: held against the budget, journaled, made, journaled and paid for."""
-        most = most_of(self._card, request)
+        most = max_usage(self._card, request)
         with self._budget.hold(self._price.of(most)) as hold:
             if self._closing.is_set():
                 hold.usd = 0.0
-                return Failure("it is closed", passing=False)
+                return RequestFailure("it is closed", retryable=False)
             call = self._calls.asked(place, most)
             began = time.monotonic()
             found = self._endpoint.ask(request)
             seconds = time.monotonic() - began
-            if not isinstance(found, Failure):
+            if not isinstance(found, RequestFailure):
                 found = read_reply(found, most, seconds, tools=bool(self._tools))
-            elif found.too_long and place.turn > 0:
+            elif found.context_overflow and place.turn > 0:
                 # It fitted when it began. Were its episode void, a model would gain by talking much.
-                found = cut_off(found, seconds)
+                found = context_overflow_reply(found, seconds)
             if isinstance(found, Reply):
                 hold.usd = self._price.of(found.usage)
                 self._calls.answered(call, found)
             else:
-                usage = replace(most if found.paid else Usage(), seconds=seconds)
+                usage = replace(most if found.billed else Usage(), seconds=seconds)
                 hold.usd = self._price.of(usage)
                 self._calls.failed(call, found.reason, usage)
             return found

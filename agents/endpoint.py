@@ -13,7 +13,7 @@ from email.utils import parsedate_to_datetime
 from typing import TYPE_CHECKING, Any, Final, cast, final
 
 from envkit.agents.cards import Card
-from envkit.agents.completions import Failure
+from envkit.agents.chat_completions import RequestFailure
 from envkit.errors import MissingExtraError, UsageError
 
 if TYPE_CHECKING:
@@ -54,14 +54,14 @@ class Backoff:
     first_s: float = 2.0
     most_s: float = 120.0
 
-    def delay_s(self, failures: int, after_s: float | None, draw: float) -> float:
+    def delay_s(self, failures: int, retry_after_s: float | None, draw: float) -> float:
         """Seconds to wait after so many failures; ``draw`` in [0, 1) spreads those who failed together.
 
         >>> [Backoff().delay_s(failures, None, 0.5) for failures in (1, 2, 3)]
         [1.5, 3.0, 6.0]
         """
         own_s = self.first_s * 2 ** (failures - 1) * (0.5 + draw / 2)
-        return min(max(own_s, after_s or 0.0), self.most_s)
+        return min(max(own_s, retry_after_s or 0.0), self.most_s)
 
 
 @final
@@ -89,7 +89,7 @@ class Endpoint:
     def close(self) -> None:
         self._client.close()
 
-    def ask(self, request: Mapping[str, Any]) -> object | Failure:
+    def ask(self, request: Mapping[str, Any]) -> object | RequestFailure:
         """The decoded body of the answer, freed of the key and of what is not text, or what went wrong."""
         import httpx2
         import openai
@@ -105,27 +105,27 @@ class Endpoint:
                 for piece in answer.iter_bytes():
                     data += piece
                     if len(data) > _LIMIT_BYTES:
-                        return Failure(f"an answer of more than {_LIMIT_BYTES} bytes", paid=True)
+                        return RequestFailure(f"an answer of more than {_LIMIT_BYTES} bytes", billed=True)
                     if time.monotonic() > give_up_at:
                         return self._late()
         except (openai.APITimeoutError, httpx2.TimeoutException) as error:
             sent = not isinstance(error.__cause__, httpx2.ConnectTimeout | httpx2.PoolTimeout)
-            return self._late(paid=sent)
+            return self._late(billed=sent)
         except (openai.APIConnectionError, httpx2.RequestError, OSError) as error:
             cause = error.__cause__ if isinstance(error, openai.APIConnectionError) else error
             sent = not isinstance(cause, httpx2.ConnectError)
-            return Failure(self._line(f"no connection ({type(cause).__name__}: {cause})"), paid=sent)
+            return RequestFailure(self._line(f"no connection ({type(cause).__name__}: {cause})"), billed=sent)
         except openai.APIStatusError as error:
             return self._refused(error)
         try:
             return self._clean(json.loads(data, parse_constant=_refuse))
         except (ValueError, RecursionError) as error:
-            return Failure(self._line(f"an answer that is not JSON ({error})"), paid=True)
+            return RequestFailure(self._line(f"an answer that is not JSON ({error})"), billed=True)
 
-    def _late(self, *, paid: bool = True) -> Failure:
-        return Failure(f"no answer within {self._card.timeout_s:g} s", paid)
+    def _late(self, *, billed: bool = True) -> RequestFailure:
+        return RequestFailure(f"no answer within {self._card.timeout_s:g} s", billed)
 
-    def _refused(self, error: openai.APIStatusError) -> object | Failure:
+    def _refused(self, error: openai.APIStatusError) -> object | RequestFailure:
         card, status, said = self._card, error.status_code, error.body
         if isinstance(said, dict):
             said = cast("dict[str, object]", said).get("message", cast("object", said))
@@ -134,8 +134,8 @@ class Endpoint:
             choice: dict[str, object] = {"message": {}, "finish_reason": "content_filter"}
             return {"choices": [choice], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
         if (status in _PASSING or status >= 500) and error.code != "insufficient_quota":
-            after_s = retry_after_s(error.response.headers, time.time())
-            return Failure(words, paid=status in _PAID, after_s=after_s)
+            wanted_s = retry_after_s(error.response.headers, time.time())
+            return RequestFailure(words, billed=status in _PAID, retry_after_s=wanted_s)
         if status in (401, 403):
             whose = f"the key in {card.key_env}" if card.key_env else "a request without a key (see key_env)"
             reason = f"{whose} is refused ({status}); check that it may use {card.model}"
@@ -143,9 +143,14 @@ class Endpoint:
             reason = f"there is no model {card.model!r} ({words}); check model and base_url"
         else:
             reason = f"the request is refused ({words})"
-        of_one = status in _OF_ONE
-        too_long = of_one and _TOO_LONG.search(f"{error.code} {error.type} {words}") is not None
-        return Failure(f"{card.base_url}: {reason}", passing=False, of_one=of_one, too_long=too_long)
+        single_request = status in _OF_ONE
+        said_too_long = _TOO_LONG.search(f"{error.code} {error.type} {words}") is not None
+        return RequestFailure(
+            f"{card.base_url}: {reason}",
+            retryable=False,
+            single_request=single_request,
+            context_overflow=single_request and said_too_long,
+        )
 
     def _line(self, text: str) -> str:
         """One line, without the key, of bounded length."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
+from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -14,10 +14,19 @@ Data = TypeVar("Data")
 _CONTAINERS: dict[Any, str] = {tuple: "a list", Mapping: "a table"}
 
 
+#: Key of a field's metadata.
+_STORED_AS = "stored as"
+
+
+def stored_as(key: str) -> Mapping[str, str]:
+    """Metadata for a dataclass field whose key in plain data is not its name."""
+    return {_STORED_AS: key}
+
+
 def encode(value: object) -> object:
     """Plain data that `decode` takes back; floats that are not finite become ``None``."""
     if is_dataclass(value) and not isinstance(value, type):
-        return {entry.name: encode(getattr(value, entry.name)) for entry in fields(value)}
+        return {_key(entry): encode(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, tuple):
         return [encode(each) for each in cast("tuple[object, ...]", value)]
     if isinstance(value, Mapping):
@@ -59,11 +68,21 @@ def _decode(kind: Any, value: object, where: str) -> object:
 
 
 def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -> object:
-    known = {entry.name: entry for entry in fields(kind)}
+    known = {_key(entry): entry for entry in fields(kind)}
     if unknown := content.keys() - known.keys():
         raise ValueError(f"{where} has the unknown field {min(unknown)!r}")
-    for name, entry in known.items():
-        if name not in content and entry.default is MISSING and entry.default_factory is MISSING:
-            raise ValueError(f"{where} lacks the field {name!r}")
+    for key, entry in known.items():
+        if key not in content and entry.default is MISSING and entry.default_factory is MISSING:
+            raise ValueError(f"{where} lacks the field {key!r}")
     hints = get_type_hints(kind)
-    return kind(**{name: _decode(hints[name], each, f"{where}.{name}") for name, each in content.items()})
+    return kind(
+        **{
+            known[key].name: _decode(hints[known[key].name], each, f"{where}.{key}")
+            for key, each in content.items()
+        }
+    )
+
+
+def _key(entry: Field[Any]) -> str:
+    """Name of a field in plain data; see `stored_as`."""
+    return str(entry.metadata.get(_STORED_AS, entry.name))

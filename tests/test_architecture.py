@@ -162,7 +162,7 @@ def test_every_error_is_in_the_tree() -> None:
         ("envkit.errors", "from envkit.store import RunFolder"),
         ("envkit.env", "def late():\n    from envkit import registry"),
         ("envkit.agents.local", "import envkit.environments.code_editor.env"),
-        ("envkit.bench.run", "from envkit.train import grpo"),
+        ("envkit.bench.evaluation", "from envkit.train import grpo"),
         ("envkit.cli.main", "from agents.local import LocalAgent"),
         ("envkit.cli.main", "from . import ui"),
         ("envkit.models", "try:\n    import torch\nexcept ImportError:\n    pass"),

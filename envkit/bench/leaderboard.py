@@ -11,33 +11,30 @@ from typing import Any, Final
 
 from markupsafe import Markup
 
-from envkit.bench import charts, tables
-from envkit.bench.board import TWO_CORES, Board, Section, items_of, most_tasks, usd_per_solved
-from envkit.bench.data import Item
+from envkit.bench import svg_charts, tables
+from envkit.bench.leaderboard_data import (
+    TWO_CORES,
+    Leaderboard,
+    Section,
+    items_of,
+    most_tasks,
+    usd_per_solved,
+)
+from envkit.bench.leaderboard_table import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
+from envkit.bench.number_text import NONE, NOT_KNOWN, dollars, number, percent, share
 from envkit.bench.published import load_published
 from envkit.bench.report import curves_of, templates
-from envkit.bench.rows import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
+from envkit.bench.report_data import TaskResult
+from envkit.bench.report_text import EXACT, FEW_CLUSTERS, NEAR_EDGE, row_warnings
 from envkit.bench.stats import LEVEL, POWER, RESAMPLES
 from envkit.bench.tables import Table
-from envkit.bench.words import (
-    EXACT,
-    FEW_CLUSTERS,
-    NEAR_EDGE,
-    NONE,
-    NOT_KNOWN,
-    dollars,
-    doubts,
-    number,
-    percent,
-    share,
-)
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
 _NAME: Final = "leaderboard"
 
 
-def write_leaderboard(board: Board, folder: Path) -> Path:
+def write_leaderboard(board: Leaderboard, folder: Path) -> Path:
     """Write ``leaderboard.html``, ``.md`` and ``.csv`` in place of older ones; returns the page's path.
 
     Raises:
@@ -52,11 +49,11 @@ def write_leaderboard(board: Board, folder: Path) -> Path:
     return folder / f"{_NAME}.html"
 
 
-def render(board: Board) -> dict[str, bytes]:
+def render(board: Leaderboard) -> dict[str, bytes]:
     """The three files by name. A pure function: an equal board gives equal bytes."""
     script = resources.files("envkit.bench").joinpath(f"{_NAME}.js").read_text("utf-8")
     page: dict[str, Any] = {
-        "board": board,
+        "leaderboard": board,
         "title": f"Leaderboard: {', '.join(section.conditions.environment for section in board.sections)}",
         "sections": [_shown(section, index) for index, section in enumerate(board.sections)],
         "warnings": _warnings(board),
@@ -87,7 +84,7 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
         "break_even": _break_even(section),
         "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
         "provenance": provenance(section),
-        "matrix": [(task, [_square(item) for item in found]) for task, found in items_of(section)],
+        "matrix": [(task, [_square(result) for result in found]) for task, found in items_of(section)],
         "matrix_head": [row.name for row in section.contestants],
         "learning": [
             (run, curves_of(report, f"s{index}-{number}-"))
@@ -104,7 +101,7 @@ def _lead(section: Section) -> str:
         return "No agent was measured on all tasks."
     first, *others = section.whole
     rates = [share(row.summary.solve_rate.interval) for row in section.whole[:2]]
-    if not any(item.solved for item in first.arm.items):
+    if not any(result.solved for result in first.measured.results):
         return "No agent solved anything."
     if not others:
         said = f"{first.name} solves {rates[0]}."
@@ -129,11 +126,11 @@ def _lead(section: Section) -> str:
     return said
 
 
-def _square(item: Item | None) -> tuple[str, int]:
+def _square(result: TaskResult | None) -> tuple[str, int]:
     """A cell of the matrix: what it says, and its shade from 0 to 4; -1 where nothing was measured."""
-    if item is None or not item.samples:
+    if result is None or not result.samples:
         return NONE, -1
-    return f"{item.solved}/{item.samples}", round(4 * item.solved / item.samples)
+    return f"{result.solved}/{result.samples}", round(4 * result.solved / result.samples)
 
 
 def _break_even(section: Section) -> Table:
@@ -165,7 +162,7 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     rows = section.contestants
     made: dict[str, Markup] = {}
     spots = [
-        charts.Spot(
+        svg_charts.Spot(
             series,
             row.name,
             row.cost.per_solved.estimate,
@@ -182,9 +179,9 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     if spots:
         said = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
         title = "Solved tasks in percent, over dollars per solved task"
-        made["pareto"] = charts.scatter(f"s{index}-pareto", title, said, spots, "$")
+        made["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, said, spots, "$")
     lines = [
-        charts.Curve(
+        svg_charts.Curve(
             series,
             row.name,
             tuple((rate.k, 100 * rate.interval.estimate) for rate in row.curve if rate.interval),
@@ -194,17 +191,17 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     lines = [curve for curve in lines if curve.points]
     if any(len(curve.points) > 1 for curve in lines):
         said = "; ".join(f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines)
-        made["curves"] = charts.curves(f"s{index}-curves", "pass@k in percent, over k", said, lines)
+        made["curves"] = svg_charts.curves(f"s{index}-curves", "pass@k in percent, over k", said, lines)
     return made
 
 
-def _warnings(board: Board) -> list[str]:
+def _warnings(board: Leaderboard) -> list[str]:
     found: list[str] = []
     for section in board.sections:
         environment = section.conditions.environment
         for row in section.rows:
-            found += [f"{environment}: {text}" for text in doubts(row.name, row.arm, row.summary)]
-            if short := most_tasks(section.rows) - len(row.arm.items):
+            found += [f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)]
+            if short := most_tasks(section.rows) - len(row.measured.results):
                 found.append(
                     f"{environment}: {row.name} was not measured on {short} of the tasks, and is ranked "
                     "behind those that were."
@@ -215,7 +212,7 @@ def _warnings(board: Board) -> list[str]:
                 f"{environment}: with {most} source functions, intervals that are not exact are too narrow."
             )
         reports = {row.report.run: row.report for row in section.rows}
-        machines = {row.report.machine for row in section.rows if row.arm.origin.kind == "local"}
+        machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
         differing = len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1
         if board.machine and differing:
             found.append(
@@ -229,7 +226,7 @@ def _warnings(board: Board) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _method(board: Board) -> list[str]:
+def _method(board: Leaderboard) -> list[str]:
     hours = board.machine or (
         f"{TWO_CORES} where they ran on 2 cores and no card, and are not priced elsewhere unless --machine "
         "names whose hours"

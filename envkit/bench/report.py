@@ -10,10 +10,10 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from envkit.bench import charts, tables, words
-from envkit.bench.data import ReportData
-from envkit.bench.summary import Summary, by_operator, summarise
-from envkit.bench.text import visible
+from envkit.bench import number_text, report_text, svg_charts, tables
+from envkit.bench.report_data import ReportData
+from envkit.bench.summary import Summary, rates_by_operator, summarise
+from envkit.bench.visible_text import visible
 from envkit.errors import StoreError
 from envkit.store import write_atomic
 
@@ -26,11 +26,11 @@ def render(data: ReportData) -> dict[str, bytes]:
     summary = summarise(data)
     page: dict[str, Any] = {
         "data": data,
-        "headline": words.headline(data, summary),
-        "warnings": words.warnings(data, summary),
-        "method": words.method(summary),
-        "limits": words.limits(data, summary),
-        "arms": tables.arms(data, summary),
+        "headline": report_text.headline(data, summary),
+        "warnings": report_text.warnings(data, summary),
+        "method": report_text.method(summary),
+        "limits": report_text.limits(data, summary),
+        "results": tables.results(data, summary),
         "differences": tables.differences(summary),
         "operators": tables.operators(data, summary),
         "training": tables.training(data),
@@ -101,22 +101,25 @@ def load_report(folder: Path) -> ReportData:
 
 
 def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
-    contestants = [(arm.name, arm.solve_rate.interval) for arm in summary.arms if not arm.control]
+    contestants = [(row.name, row.solve_rate.interval) for row in summary.rows if not row.control]
     rows = [
-        charts.Bar(i, name, 100 * rate.estimate, 100 * rate.low, 100 * rate.high, words.share(rate))
+        svg_charts.Bar(i, name, 100 * rate.estimate, 100 * rate.low, 100 * rate.high, number_text.share(rate))
         for i, (name, rate) in enumerate(contestants)
         if rate is not None
     ]
     made: dict[str, Markup] = {}
     if rows:
         said = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
-        made["arms"] = charts.bars("arms", "pass@1 on held-out tasks", said, rows)
+        made["results"] = svg_charts.bars("results", "pass@1 on held-out tasks", said, rows)
     if summary.operators:
-        first = by_operator([arm for arm in data.arms if arm.expected is None])  # pass@1, whatever `ks` are
+        # pass@1, whichever ks the tables show.
+        first = rates_by_operator([row for row in data.rows if row.expected is None])
         grid = [(entry.operator, [100 * rate for rate in entry.rates[0]]) for entry in first]
-        said = "One row per kind of task, one marker per arm; the table below has the numbers."
+        said = "One row per kind of task, one marker per row; the table below has the numbers."
         names = [name for name, _ in contestants]
-        made["operators"] = charts.dots("operators", "pass@1 by kind of task, in percent", said, names, grid)
+        made["operators"] = svg_charts.dots(
+            "operators", "pass@1 by kind of task, in percent", said, names, grid
+        )
     return made | curves_of(data)
 
 
@@ -134,7 +137,9 @@ def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
     for key, (title, curve) in panels.items():
         if seen := [(float(step), value) for step, value in curve if math.isfinite(value)]:
             said = "Dots: each step. Line: moving mean."
-            made[key] = charts.line(prefix + key, title, said, seen, unit_interval=key in ("reward", "mixed"))
+            made[key] = svg_charts.line(
+                prefix + key, title, said, seen, unit_interval=key in ("reward", "mixed")
+            )
     return made
 
 
@@ -150,7 +155,7 @@ def templates() -> jinja2.Environment:
         keep_trailing_newline=True,
     )
     environment.filters["unbroken"] = _unbroken
-    environment.filters["dollars"] = words.dollars
+    environment.filters["dollars"] = number_text.dollars
     environment.filters["md"] = _markdown_text
     environment.filters["fence"] = _markdown_fence
     return environment

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from envkit.bench.data import Arm, Difference, Item, ReportData
+from envkit.bench.report_data import Difference, ReportData, Row, TaskResult
 from envkit.bench.stats import (
     Interval,
     cluster_sd,
@@ -15,11 +15,12 @@ from envkit.bench.stats import (
     pass_at_k,
     rate_interval,
 )
+from envkit.plain import stored_as
 
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """pass@k of one arm.
+    """pass@k of one row.
 
     Args:
         k: size of the draw.
@@ -33,11 +34,11 @@ class Rate:
 
 
 @dataclass(frozen=True, slots=True)
-class ArmSummary:
-    """One arm in numbers.
+class RowSummary:
+    """One row in numbers.
 
     Args:
-        name: the arm's name.
+        name: the row's name.
         control: it has an expected result and is no contestant.
         tasks: tasks with at least one graded sample.
         rates: one per k asked for.
@@ -64,10 +65,10 @@ class DifferenceSummary:
     """A paired difference of pass@1.
 
     Args:
-        pair: which arms, and what their difference means.
-        interval: in [-1, 1]; ``None`` when no task was measured in both arms.
+        pair: which rows, and what their difference means.
+        interval: in [-1, 1]; ``None`` when no task was measured in both rows.
         tasks: tasks measured in both.
-        unpaired: tasks measured in one arm only, left out.
+        unpaired: tasks measured in one row only, left out.
         detectable: true difference found with 80 % power, from the observed spread; infinity where there
             was none.
     """
@@ -98,55 +99,57 @@ class OperatorSummary:
 class Summary:
     """All that is computed from a `ReportData`."""
 
-    arms: tuple[ArmSummary, ...]
+    rows: tuple[RowSummary, ...] = field(metadata=stored_as("arms"))
     differences: tuple[DifferenceSummary, ...]
     operators: tuple[OperatorSummary, ...]
 
 
 def summarise(data: ReportData) -> Summary:
     """Compute every number of the report; equal data gives equal numbers."""
-    arms = {arm.name: arm for arm in data.arms}
+    rows = {row.name: row for row in data.rows}
     return Summary(
-        arms=tuple(of_arm(arm, data.ks) for arm in data.arms),
-        differences=tuple(of_pair(pair, arms[pair.arm], arms[pair.against]) for pair in data.differences),
-        operators=by_operator([arm for arm in data.arms if arm.expected is None], data.ks),
+        rows=tuple(summarise_row(row, data.ks) for row in data.rows),
+        differences=tuple(
+            summarise_difference(pair, rows[pair.row], rows[pair.against]) for pair in data.differences
+        ),
+        operators=rates_by_operator([row for row in data.rows if row.expected is None], data.ks),
     )
 
 
-def of_arm(arm: Arm, ks: Sequence[int]) -> ArmSummary:
-    """One arm in numbers; ``ks`` are those of its rates."""
-    solved = sum(item.solved for item in arm.items)
-    written = sum(item.completion_tokens for item in arm.items)
-    solve_rate = _rate(arm.items, 1)
-    return ArmSummary(
-        name=arm.name,
-        control=arm.expected is not None,
+def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
+    """One row in numbers; ``ks`` are those of its rates."""
+    solved = sum(result.solved for result in row.results)
+    written = sum(result.completion_tokens for result in row.results)
+    solve_rate = _rate(row.results, 1)
+    return RowSummary(
+        name=row.name,
+        control=row.expected is not None,
         tasks=solve_rate.tasks,
-        rates=tuple(_rate(arm.items, k) for k in ks),
+        rates=tuple(_rate(row.results, k) for k in ks),
         solve_rate=solve_rate,
         tokens_per_solve=written / solved if solved else math.nan,
-        seconds=sum(item.seconds for item in arm.items),
-        samples=sum(item.samples for item in arm.items),
-        voids=sum(item.voids for item in arm.items),
+        seconds=sum(result.seconds for result in row.results),
+        samples=sum(result.samples for result in row.results),
+        voids=sum(result.voids for result in row.results),
     )
 
 
-def _rate(items: Sequence[Item], k: int) -> Rate:
-    kept = [item for item in items if item.samples >= k]
+def _rate(items: Sequence[TaskResult], k: int) -> Rate:
+    kept = [result for result in items if result.samples >= k]
     if not kept:
         return Rate(k, None, 0)
-    values = pass_at_k([item.samples for item in kept], [item.solved for item in kept], k)
-    return Rate(k, rate_interval(values, [item.source for item in kept]), len(kept))
+    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
+    return Rate(k, rate_interval(values, [result.source for result in kept]), len(kept))
 
 
-def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
-    """The paired difference of two arms' pass@1, over the tasks that both were measured on."""
-    first, second = solve_rates(arm.items), solve_rates(against.items)
+def summarise_difference(pair: Difference, row: Row, against: Row) -> DifferenceSummary:
+    """The paired difference of two rows' pass@1, over the tasks that both were measured on."""
+    first, second = solve_rates(row.results), solve_rates(against.results)
     common = sorted(first.keys() & second.keys())
     unpaired = len(first.keys() ^ second.keys())
     if not common:
         return DifferenceSummary(pair, None, 0, unpaired, math.inf)
-    source = {item.task: item.source for item in arm.items}
+    source = {result.task: result.source for result in row.results}
     clusters = [source[task] for task in common]
     a, b = [first[task] for task in common], [second[task] for task in common]
     interval = paired_interval(a, b, clusters)
@@ -156,30 +159,30 @@ def of_pair(pair: Difference, arm: Arm, against: Arm) -> DifferenceSummary:
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 
-def by_operator(arms: Sequence[Arm], ks: Sequence[int] = (1,)) -> tuple[OperatorSummary, ...]:
+def rates_by_operator(rows: Sequence[Row], ks: Sequence[int] = (1,)) -> tuple[OperatorSummary, ...]:
     """Rates on the tasks of every kind, in its order, for each of the ``ks``."""
     tasks: dict[str, set[str]] = {}
-    for item in (item for arm in arms for item in arm.items if item.operator and item.samples):
-        tasks.setdefault(item.operator, set()).add(item.task)
-    rates = [[_pass_rates(arm.items, k) for arm in arms] for k in ks]
+    for result in (result for row in rows for result in row.results if result.operator and result.samples):
+        tasks.setdefault(result.operator, set()).add(result.task)
+    rates = [[_pass_rates(row.results, k) for row in rows] for k in ks]
     return tuple(
         OperatorSummary(
-            operator, len(posed), tuple(tuple(_mean_of(arm, posed) for arm in found) for found in rates)
+            operator, len(posed), tuple(tuple(_mean_of(row, posed) for row in found) for found in rates)
         )
         for operator, posed in sorted(tasks.items())
     )
 
 
-def solve_rates(items: Sequence[Item]) -> dict[str, float]:
+def solve_rates(items: Sequence[TaskResult]) -> dict[str, float]:
     """Share of graded samples that solved it, by task; tasks without a graded sample are left out."""
-    return {item.task: item.solved / item.samples for item in items if item.samples}
+    return {result.task: result.solved / result.samples for result in items if result.samples}
 
 
-def _pass_rates(items: Sequence[Item], k: int) -> dict[str, float]:
+def _pass_rates(items: Sequence[TaskResult], k: int) -> dict[str, float]:
     """pass@k by task; tasks with fewer graded samples are left out."""
-    kept = [item for item in items if item.samples >= k]
-    values = pass_at_k([item.samples for item in kept], [item.solved for item in kept], k)
-    return {item.task: float(value) for item, value in zip(kept, values, strict=True)}
+    kept = [result for result in items if result.samples >= k]
+    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
+    return {result.task: float(value) for result, value in zip(kept, values, strict=True)}
 
 
 def _mean_of(rates: dict[str, float], tasks: set[str]) -> float:

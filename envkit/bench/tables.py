@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from envkit.bench.data import Machine, ReportData, Scalar, TrainPoint
+from envkit.bench.number_text import MINUS, NONE, bounds, number, percent, points
+from envkit.bench.report_data import Machine, ReportData, Scalar, TrainPoint
 from envkit.bench.stats import LEVEL
-from envkit.bench.summary import ArmSummary, DifferenceSummary, OperatorSummary, Summary
-from envkit.bench.words import MINUS, NONE, bounds, number, percent, points
+from envkit.bench.summary import DifferenceSummary, OperatorSummary, RowSummary, Summary
 
 _TRAINING_ROWS = 12
 _INTERVAL = f"{100 * LEVEL:g} % interval"
@@ -32,28 +32,28 @@ class Table:
     text_columns: int = 1
 
 
-def arms(data: ReportData, summary: Summary) -> Table:
-    """One row per arm, controls last."""
+def results(data: ReportData, summary: Summary) -> Table:
+    """One row per row, controls last."""
     rates = [cell for k in data.ks for cell in (f"pass@{k} %", _INTERVAL)]
-    order = sorted(summary.arms, key=lambda arm: arm.control)
+    order = sorted(summary.rows, key=lambda row: row.control)
     return Table(
         "Solve rates on the held-out tasks",
         ("Arm", "Tasks", *rates, "Tokens per solve", "Seconds", "Voids"),
-        tuple(_arm_row(arm) for arm in order),
+        tuple(_result_row(row) for row in order),
     )
 
 
-def _arm_row(arm: ArmSummary) -> tuple[str, ...]:
-    name = f"{arm.name} (control)" if arm.control else arm.name
+def _result_row(row: RowSummary) -> tuple[str, ...]:
+    name = f"{row.name} (control)" if row.control else row.name
     cells: list[str] = []
-    for rate in arm.rates:
+    for rate in row.rates:
         if rate.interval is None:
             cells += [NONE, NONE]
             continue
-        partial = "" if rate.tasks == arm.tasks else f" ({rate.tasks} tasks)"
+        partial = "" if rate.tasks == row.tasks else f" ({rate.tasks} tasks)"
         cells += [percent(rate.interval.estimate), bounds(rate.interval) + partial]
-    cost = (number(arm.tokens_per_solve, 0), number(arm.seconds, 0))
-    return (name, number(arm.tasks, 0), *cells, *cost, number(arm.voids, 0))
+    cost = (number(row.tokens_per_solve, 0), number(row.seconds, 0))
+    return (name, number(row.tasks, 0), *cells, *cost, number(row.voids, 0))
 
 
 def differences(summary: Summary) -> Table:
@@ -68,7 +68,7 @@ def differences(summary: Summary) -> Table:
 
 
 def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
-    name = f"{entry.pair.arm} {MINUS} {entry.pair.against}"
+    name = f"{entry.pair.row} {MINUS} {entry.pair.against}"
     interval = entry.interval
     if interval is None:
         return (name, entry.pair.meaning, NONE, NONE, NONE, NONE, "0", NONE)
@@ -86,7 +86,7 @@ def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
 
 def operators(data: ReportData, summary: Summary) -> Table:
     """Rates per kind of task and contestant."""
-    return operators_of(summary.operators, [arm.name for arm in data.arms if arm.expected is None], data.ks)
+    return operators_of(summary.operators, [row.name for row in data.rows if row.expected is None], data.ks)
 
 
 def operators_of(found: Sequence[OperatorSummary], names: Sequence[str], ks: Sequence[int] = (1,)) -> Table:

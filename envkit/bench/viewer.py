@@ -16,9 +16,9 @@ from importlib import resources
 from operator import attrgetter
 from typing import TYPE_CHECKING, Any, cast
 
-from envkit.bench.episodes import Entry, Episodes
-from envkit.bench.spelling import Piece, Speller, speller_of
-from envkit.bench.text import visible
+from envkit.bench.episode_index import EpisodeEntry, EpisodeIndex
+from envkit.bench.token_text import TokenDecoder, TokenText, token_decoder
+from envkit.bench.visible_text import visible
 from envkit.errors import EnvkitError, MissingExtraError, StoreError, UsageError
 from envkit.store import RunFolder
 from envkit.types import Tokens, Turn
@@ -47,7 +47,7 @@ _FILES = {
     "/viewer.css": ("viewer.css", "text/css"),
     "/viewer.js": ("viewer.js", "text/javascript"),
     "/viewer_episode.js": ("viewer_episode.js", "text/javascript"),
-    "/viewer_text.js": ("viewer_text.js", "text/javascript"),
+    "/viewer_diff.js": ("viewer_diff.js", "text/javascript"),
 }
 
 #: What the page says of a run, from its manifest.
@@ -117,7 +117,7 @@ def make_app(run: RunFolder) -> Starlette:
         from starlette.routing import Route
     except ImportError as error:
         raise MissingExtraError(error.name or "starlette", "serve") from error
-    episodes = Episodes(run)
+    episodes = EpisodeIndex(run)
     manifest = run.manifest
     models = _models(manifest)
 
@@ -173,9 +173,9 @@ def make_app(run: RunFolder) -> Starlette:
     )
 
 
-def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[Entry]) -> Mapping[str, Any]:
+def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[EpisodeEntry]) -> Mapping[str, Any]:
     """The run and all its episodes, as the page's list wants them: a row each, names of columns once."""
-    columns = [field.name for field in fields(Entry)]
+    columns = [field.name for field in fields(EpisodeEntry)]
     row = attrgetter(*columns)
     return {
         "run": visible(name),
@@ -186,7 +186,7 @@ def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[Entry]) -
 
 
 def _models(manifest: Mapping[str, Any]) -> list[str]:
-    """Models that may have made a run's tokens, by the names that `speller_of` takes."""
+    """Models that may have made a run's tokens, by the names that `token_decoder` takes."""
     several = manifest.get("models")  # of a benchmark's rows
     if isinstance(several, Mapping):
         return [str(name) for name in cast("Mapping[Any, Any]", several)]
@@ -200,7 +200,7 @@ def _turn(turn: Turn, models: Sequence[str]) -> Mapping[str, Any]:
 
 def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, Any]:
     """The sampled tokens, with their texts or the reason why there are none."""
-    pieces: list[Piece] | None = None
+    pieces: list[TokenText] | None = None
     why = "" if models else "the run's manifest names no model"
     for model in models:
         speller = _speller(model)
@@ -222,10 +222,10 @@ def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, An
 
 
 @functools.lru_cache(maxsize=4)
-def _speller(model: str) -> Speller | str:
+def _speller(model: str) -> TokenDecoder | str:
     """The speller, or why there is none."""
     try:
-        return speller_of(model)
+        return token_decoder(model)
     except UsageError as error:
         return str(error)
 

@@ -1,6 +1,6 @@
 // One episode as elements. Whatever a record holds goes on screen as text nodes, never as markup.
 
-import { changes, diffLines, onlyBlock } from "./viewer_text.js";
+import { changes, diffLines, onlyBlock } from "./viewer_diff.js";
 
 /** Lower bounds of a sampled token's probability; a less likely one has a stronger colour. */
 const BANDS = [

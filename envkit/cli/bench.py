@@ -398,10 +398,10 @@ def write_board(
     against: str | None = None,
 ) -> Path:
     """Write the leaderboard of some runs into a folder; returns the page's path."""
-    from envkit.bench.board import make_board
     from envkit.bench.leaderboard import write_leaderboard
+    from envkit.bench.leaderboard_data import make_leaderboard
     from envkit.bench.report import load_reports
     from envkit.prices import load_prices
 
     reports = [report for run in runs for report in load_reports(run)]
-    return write_leaderboard(make_board(reports, load_prices(prices), machine, against), output)
+    return write_leaderboard(make_leaderboard(reports, load_prices(prices), machine, against), output)

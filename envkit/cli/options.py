@@ -67,8 +67,9 @@ def heard(report: Path, as_json: bool, run: Path) -> dict[str, Any]:
         run: the run's folder, where the report is, or a folder inside if it is one of several.
     """
     from envkit.bench.report import load_report
+    from envkit.bench.report_text import headline
     from envkit.bench.summary import summarise
-    from envkit.bench.words import headline
+    from envkit.plain import encode
 
     data = load_report(report.parent)
     summary = summarise(data)
@@ -78,4 +79,4 @@ def heard(report: Path, as_json: bool, run: Path) -> dict[str, Any]:
         for sentence in headline(data, summary):
             out.print(sentence, markup=False)
         out.print(f"report: {report}", soft_wrap=True, markup=False)
-    return {"environment": data.environment, "report": str(report), "summary": summary}
+    return {"environment": data.environment, "report": str(report), "summary": encode(summary)}

@@ -14,13 +14,13 @@ from rich.markup import escape
 from envkit.agent import Agent
 from envkit.agents.api import ApiAgent
 from envkit.agents.budget import Budget
-from envkit.agents.calls import Recorded
+from envkit.agents.call_journal import RecordedCalls
 from envkit.agents.cards import Card, load_card
 from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
 from envkit.agents.scripted import random_edits
-from envkit.bench.data import Origin
+from envkit.bench.report_data import Origin
 from envkit.bench.spec import AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
@@ -131,7 +131,7 @@ class AgentFactory:
         """Count what a row has spent before, so that no other spends it again."""
         if row.card:
             price = self._card(row).price_in(self._prices)
-            usages = Recorded(part.records(_calls(row))).usages
+            usages = RecordedCalls(part.records(_calls(row))).usages
             self._budget.count(sum(map(price.of, usages)), part.path / f"{_calls(row)}.jsonl")
 
     def origin(self, row: AgentSpec, part: RunFolder, counted: Container[EpisodeKey]) -> Origin:
@@ -140,7 +140,7 @@ class AgentFactory:
         if row.card:
             card = self._card(row)
             # Not those that were under way when a run was killed: they are nothing that the agent did.
-            usages = [u for key, u in Recorded(part.records(_calls(row))).ended if key in counted]
+            usages = [u for key, u in RecordedCalls(part.records(_calls(row))).ended if key in counted]
             return Origin(
                 "live",
                 card.model,

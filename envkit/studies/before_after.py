@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
-from envkit.bench.data import Origin
+from envkit.bench.report_data import Origin
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError

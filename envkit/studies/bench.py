@@ -14,7 +14,7 @@ from rich.markup import escape
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
-from envkit.bench.data import Arm, Difference
+from envkit.bench.report_data import Difference, Row
 from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
@@ -351,7 +351,7 @@ class Bench:
         spec, tasks = self._spec, self.tasks(part)
         facts = cast("Mapping[str, JSON]", encode(spec))
         arms = EvalRunner(part, tasks, self._display, self._go_on)
-        rows: list[Arm] = []
+        rows: list[Row] = []
         told: list[str] = []
         for row in self.rows:
             counted = arms.counted(row.name, row.samples or 1)

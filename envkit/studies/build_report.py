@@ -10,18 +10,18 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.audit.certificate import valid
-from envkit.bench.data import (
-    Arm,
+from envkit.bench.report import write_report
+from envkit.bench.report_data import (
     Conditions,
     Difference,
-    Example,
+    Excerpt,
     LossPoint,
     Machine,
     ReportData,
+    Row,
     Scalar,
     TrainPoint,
 )
-from envkit.bench.report import write_report
 from envkit.bench.spec import EVALUATION_SEED
 from envkit.env import Env
 from envkit.sandbox import SandboxBackend
@@ -37,7 +37,7 @@ def build_report(
     kind: type[Env],
     backend: SandboxBackend,
     tasks: Sequence[Task],
-    arms: Sequence[Arm],
+    arms: Sequence[Row],
     differences: Sequence[Difference],
     *,
     training: RunFolder | None = None,
@@ -84,8 +84,8 @@ def build_report(
         model_digest=manifest["model_digest"],
         heldout_digest=digest(tasks),
         machine=Machine(**manifest["machine"]),
-        arms=tuple(arms),
-        differences=tuple(d for d in differences if {d.arm, d.against} <= names),
+        rows=tuple(arms),
+        differences=tuple(d for d in differences if {d.row, d.against} <= names),
         ks=ks,
         training=tuple(
             TrainPoint(m["step"], m["reward"], m["mixed"], m["loss"], m["completion_tokens"] / m["rollout_s"])
@@ -140,14 +140,14 @@ def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
     return sorted({why for note in noted for why in cast("dict[str, str]", note).values()})
 
 
-def _examples(arm: str, played: Sequence[Trajectory]) -> list[Example]:
+def _examples(arm: str, played: Sequence[Trajectory]) -> list[Excerpt]:
     """The last turn, which the verdict is on, of one solved and one failed episode of an arm."""
     ends = (Outcome.SOLVED, Outcome.FAILED)
     chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
     return [
-        Example(
+        Excerpt(
             task=t.key.task,
-            arm=arm,
+            row=arm,
             prompt=t.steps[-1].observation,
             completion=t.steps[-1].turn.text,
             verdict=str(t.info.get("verdict", "")),

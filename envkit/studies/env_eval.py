@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from envkit.agents.local import LocalAgent
-from envkit.bench.data import Difference, Origin
+from envkit.bench.report_data import Difference, Origin
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env

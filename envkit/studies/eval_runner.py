@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 from envkit.agent import Agent
-from envkit.bench.data import (
-    Arm,
+from envkit.bench.evaluation import complete_chunks, episode_keys, evaluate, task_results
+from envkit.bench.report_data import (
     Origin,
+    Row,
 )
-from envkit.bench.run import evaluate, items, keys, whole
 from envkit.bench.spec import EVALUATION_SEED
 from envkit.display import Display
 from envkit.rollout import Rollouts
@@ -73,8 +73,8 @@ class EvalRunner:
             return len(evaluate(rollouts, agent, wanted, journal, done, progress)) == len(wanted)
 
     def counted(self, arm: str, samples: int) -> list[Trajectory]:
-        """The episodes on record that can be in a rate; see `whole`."""
-        return whole(self.played(arm), self._keys(samples))
+        """The episodes on record that can be in a rate; see `complete_chunks`."""
+        return complete_chunks(self.played(arm), self._keys(samples))
 
     def arm(
         self,
@@ -83,15 +83,15 @@ class EvalRunner:
         counted: Sequence[Trajectory],
         expected: float | None = None,
         origin: Origin = Origin(),
-    ) -> Arm | None:
+    ) -> Row | None:
         """The arm as the report wants it, of its `counted` episodes, or ``None`` where there are none."""
         if not counted:
             return None
         seconds = seconds_of(self._run, f"eval-{name}")
-        return Arm(name, description, items(counted, self._tasks, seconds), expected, origin)
+        return Row(name, description, task_results(counted, self._tasks, seconds), expected, origin)
 
     def _keys(self, samples: int) -> list[EpisodeKey]:
-        return keys(self._tasks, samples, EVALUATION_SEED)
+        return episode_keys(self._tasks, samples, EVALUATION_SEED)
 
 
 def seconds_of(run: RunFolder, journal: str) -> Mapping[EpisodeKey, float]:

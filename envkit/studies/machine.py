@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from envkit.bench.data import Machine
+from envkit.bench.report_data import Machine
 from envkit.train.config import TrainConfig
 
 

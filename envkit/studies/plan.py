@@ -9,7 +9,7 @@ from statistics import mean
 
 import torch
 
-from envkit.bench.run import CHUNK
+from envkit.bench.evaluation import CHUNK
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError

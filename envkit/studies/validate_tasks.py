@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
-from envkit.bench.run import keys
+from envkit.bench.evaluation import episode_keys
 from envkit.display import Display
 from envkit.env import Env
 from envkit.rollout import Rollouts
@@ -95,7 +95,7 @@ def validate_tasks(
     with Rollouts(make_env) as rollouts:
         for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
-            wanted = keys(tasks, 1, seed)
+            wanted = episode_keys(tasks, 1, seed)
             for start in range(0, len(wanted), _AT_ONCE):
                 if not go_on():
                     return broken

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from starlette.responses import Response
 
 from envkit import Turn, Usage, UsageError
-from envkit.agents import completions
+from envkit.agents import chat_completions
 from envkit.agents.budget import Budget, BudgetError
 from envkit.agents.cards import Card
 from envkit.errors import AgentError
@@ -85,8 +85,8 @@ def test_what_a_server_bills_beyond_its_limit_is_paid_and_said(
 def test_no_text_has_more_tokens_than_bytes(system: str, seen: str, most: int) -> None:
     card = Card("n", "m", "https://h/v1", "", price="m")
     messages = [{"role": "system", "content": system}, {"role": "user", "content": seen}]
-    request = completions.request_of(card, messages, TOOLS, 1.0, most)
-    found = completions.most_of(card, request)
+    request = chat_completions.request_body(card, messages, TOOLS, 1.0, most)
+    found = chat_completions.max_usage(card, request)
     words = [system, seen, *(f"{each['function']}" for each in TOOLS)]
     assert found.prompt_tokens >= sum(len(text.encode()) for text in words)
     assert found.completion_tokens == most

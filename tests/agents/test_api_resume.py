@@ -19,7 +19,7 @@ from api_playing import PRICE, TOOLS, Playing, begin, heard, key, play_three, tu
 from api_server import Api, Body, Say, call, completion
 from starlette.responses import Response
 
-from envkit.agents.calls import Recorded
+from envkit.agents.call_journal import RecordedCalls
 from envkit.errors import AgentError, StoreError
 
 
@@ -148,7 +148,7 @@ def test_what_failed_is_asked_again_and_its_cost_is_kept(
 )
 def test_a_journal_of_something_else_is_refused(record: dict[str, Any]) -> None:
     with pytest.raises(StoreError, match=r"record 1 of the calls is not of a call"):
-        Recorded([record])
+        RecordedCalls([record])
 
 
 def test_answers_under_way_are_kept_when_the_run_ends(serve: Callable[[Say], Api], playing: Playing) -> None:

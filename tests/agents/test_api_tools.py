@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envkit import Usage, UsageError
-from envkit.agents import completions
+from envkit.agents import chat_completions
 from envkit.tools import ToolCall, find_tools, parse_call
 
 
@@ -89,8 +89,8 @@ def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
     sent = {"number": number, "why": why}
     message = {"content": "give_up", "tool_calls": [call("guess_number", sent), call("give_up", {}, 1)]}
     body = {"choices": [{"message": message}]}
-    reply = completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
-    assert isinstance(reply, completions.Reply)
+    reply = chat_completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
+    assert isinstance(reply, chat_completions.Reply)
     found = parse_call(reply.text, find_tools(Desk))
     assert isinstance(found, ToolCall), found
     assert (found.tool.name, found.arguments) == ("guess_number", sent)

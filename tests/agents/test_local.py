@@ -16,7 +16,7 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.errors import ContractError
 from envkit.models import DEFAULT_MODEL, resolve
-from envkit.train.packing import Batch, pack, row_of
+from envkit.train.packing import PackedBatch, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 
@@ -105,7 +105,7 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
             )
             assert [i for i in tokens.prompt_ids if i in ends] == [i for i in expected if i in ends]
         if records:
-            row_trained = row_of(
+            row_trained = training_row(
                 Trajectory(key(row), "e", "policy", tuple(records), Outcome.FAILED), [1.0] * len(records)
             )
             first = tokens_of(records[0].turn).prompt_ids
@@ -140,7 +140,9 @@ def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[st
         history += tokens.prompt_ids
         assert request.prompt_ids == history
         history += tokens.completion_ids
-    row = row_of(Trajectory(key(0), "e", "policy", tuple(records), Outcome.FAILED), [1.0] * len(records))
+    row = training_row(
+        Trajectory(key(0), "e", "policy", tuple(records), Outcome.FAILED), [1.0] * len(records)
+    )
     assert {*row.kept.values()} <= {0}
     batch = pack(first, [row])
     # What each sampled token is predicted from is what the engine was asked with, and drew before it.
@@ -151,7 +153,7 @@ def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[st
             assert (*request.prompt_ids, *drawn[:offset]) in seen_in(batch, token)
 
 
-def seen_in(batch: Batch, token: int) -> set[tuple[int, ...]]:
+def seen_in(batch: PackedBatch, token: int) -> set[tuple[int, ...]]:
     """All that is seen where this token is predicted."""
     found: set[tuple[int, ...]] = set()
     for place, target in zip(batch.sources_K.tolist(), batch.targets_K.tolist(), strict=True):

@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from envkit.bench.data import (
-    Arm,
+from envkit.bench.report_data import (
     Difference,
-    Example,
-    Item,
+    Excerpt,
     LossPoint,
     Machine,
     Phase,
     ReportData,
+    Row,
+    TaskResult,
     TrainPoint,
 )
 
 OPERATORS = ("comparison", "wrong variable")
 
 
-def _arm(name: str, description: str, solved_of_8: tuple[int, ...], expected: float | None = None) -> Arm:
+def _arm(name: str, description: str, solved_of_8: tuple[int, ...], expected: float | None = None) -> Row:
     """An arm whose task ``t`` solves ``solved_of_8[t % len]`` of 8 samples."""
     items = tuple(
-        Item(
+        TaskResult(
             task=f"lib.f{t // 2}.{t}",
             source=f"lib.f{t // 2}",
             operator=OPERATORS[t % 2],
@@ -34,7 +34,7 @@ def _arm(name: str, description: str, solved_of_8: tuple[int, ...], expected: fl
         )
         for t in range(80)
     )
-    return Arm(name, description, items, expected)
+    return Row(name, description, items, expected)
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def run() -> ReportData:
         model_digest="sha256:aa11",
         heldout_digest="sha256:bb22",
         machine=Machine("A CPU", 2, 2, "float32"),
-        arms=(
+        rows=(
             _arm("base", "the untouched model", (0, 0, 1, 0, 0)),
             _arm("SFT", "after the warm start", (2, 4, 3, 5, 1)),
             _arm("SFT+RL", "after reinforcement learning", (3, 4, 2, 5, 1)),
@@ -65,7 +65,7 @@ def run() -> ReportData:
         training=tuple(TrainPoint(s, s / 40, 0.5, -0.01, 500.0 + s) for s in range(1, 31)),
         sft=tuple(LossPoint(s, 1 / s) for s in range(1, 11)),
         phases=(Phase("evaluate", 60.0, 1234), Phase("train", 180.0, 56789)),
-        examples=(Example("lib.f0.0", "SFT+RL", "Mend f.", "def f(): ...", "PASS"),),
+        examples=(Excerpt("lib.f0.0", "SFT+RL", "Mend f.", "def f(): ...", "PASS"),),
         config={"seed": 0, "learning_rate": 1e-4, "unsafe": False, "beta": None},
         warnings=("Stopped early by the user.",),
         limits=("Mutants are not the bugs that people write.",),

@@ -13,25 +13,25 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from boards import arm, report
+from sample_reports import arm, report
 
-from envkit.bench.board import make_board
-from envkit.bench.data import Origin, ReportData
 from envkit.bench.leaderboard import render, write_leaderboard
+from envkit.bench.leaderboard_data import make_leaderboard
+from envkit.bench.leaderboard_table import HEAD, line
+from envkit.bench.number_text import NONE, bounds, percent
 from envkit.bench.published import load_published
-from envkit.bench.rows import HEAD, line
-from envkit.bench.words import NONE, bounds, percent
+from envkit.bench.report_data import Origin, ReportData
 from envkit.prices import load_prices
 
 
 @pytest.fixture(scope="module")
 def files() -> dict[str, str]:
-    board = make_board([report(), report("bench-2", "sql-desk", voids=3)], load_prices(), "cpu-2-cores")
+    board = make_leaderboard([report(), report("bench-2", "sql-desk", voids=3)], load_prices(), "cpu-2-cores")
     return {name: content.decode() for name, content in render(board).items()}
 
 
 def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
-    board = make_board([report()], load_prices(), "cpu-2-cores")
+    board = make_leaderboard([report()], load_prices(), "cpu-2-cores")
     for row in board.sections[0].rows:
         cells = line(row, board.sections[0].reference)
         assert len(cells) == len(HEAD)
@@ -44,8 +44,8 @@ def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
 
 def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
     found = report()
-    trained = replace(found.arms[3], origin=replace(found.arms[3].origin, training_seconds=math.nan))
-    made = make_board([replace(found, arms=(*found.arms[:3], trained, found.arms[4]))], load_prices())
+    trained = replace(found.rows[3], origin=replace(found.rows[3].origin, training_seconds=math.nan))
+    made = make_leaderboard([replace(found, rows=(*found.rows[:3], trained, found.rows[4]))], load_prices())
     rows = made.sections[0].rows
     shown = {row.name: line(row, "")[HEAD.index("Training $")].text for row in rows}
     assert shown == {
@@ -57,7 +57,7 @@ def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
 
 
 def test_seconds_are_those_of_answers() -> None:
-    rows = make_board([report()], load_prices()).sections[0].rows
+    rows = make_leaderboard([report()], load_prices()).sections[0].rows
     shown = {row.name: line(row, "")[HEAD.index("s per episode")].text for row in rows}
     assert shown == {
         **dict.fromkeys(("big & <b>bold</b>", "SFT+RL", "base"), "2.00"),
@@ -73,15 +73,15 @@ def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -
     assert float(first["pass_at_1"]) == int(first["solved"]) / int(first["samples"])
     assert float(first["usd_total"]) == pytest.approx(1.44)
     assert rows[1]["usd_total"] == ""
-    hostile = replace(report(), arms=(replace(report().arms[2], name="=1+1"),))
-    made = render(make_board([hostile], load_prices(), "cpu-2-cores"))["leaderboard.csv"].decode()
+    hostile = replace(report(), rows=(replace(report().rows[2], name="=1+1"),))
+    made = render(make_leaderboard([hostile], load_prices(), "cpu-2-cores"))["leaderboard.csv"].decode()
     assert "'=1+1" in made
     assert ",=1+1" not in made
 
 
 def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str]) -> None:
     rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
-    made = make_board([report()], load_prices())
+    made = make_leaderboard([report()], load_prices())
     contestants = {row.name: row for row in made.sections[0].contestants}
     for name, row in contestants.items():
         known = {rate.k: rate.interval for rate in row.curve}
@@ -97,8 +97,8 @@ def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str
         assert all(f">{cell}</td>" in files["leaderboard.html"] for cell in cells)
         plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
         assert f"\n| {name} | {' | '.join(cells)} |\n" in plain
-    once = replace(report(), arms=tuple(arm for arm in report().arms if arm.name in ("oracle", "gpt-4-0613")))
-    page = render(make_board([once], load_prices()))
+    once = replace(report(), rows=tuple(arm for arm in report().rows if arm.name in ("oracle", "gpt-4-0613")))
+    page = render(make_leaderboard([once], load_prices()))
     assert "one of k tries" not in page["leaderboard.md"].decode()
     assert b"pass_at_2" not in page["leaderboard.csv"]
 
@@ -135,16 +135,16 @@ def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
 
 def head_of(*reports: ReportData, machine: str | None = None) -> str:
     """What a board says before its tables."""
-    page = render(make_board(reports, load_prices(), machine))["leaderboard.md"].decode()
+    page = render(make_leaderboard(reports, load_prices(), machine))["leaderboard.md"].decode()
     return re.sub(r"\\\\(?=[<*|_])", "", page[: page.index("## code-editor")])
 
 
 def test_what_a_reader_must_know_is_said_first() -> None:
     broken = report(voids=5)
-    lying = replace(broken.arms[0], items=tuple(replace(item, solved=0) for item in broken.arms[0].items))
-    short = replace(broken.arms[2], items=broken.arms[2].items[:50])
-    arms, early = (lying, short, broken.arms[3]), ("The run ended early (why).",)
-    head = head_of(replace(broken, arms=arms, warnings=early, isolation="external"))
+    lying = replace(broken.rows[0], results=tuple(replace(item, solved=0) for item in broken.rows[0].results))
+    short = replace(broken.rows[2], results=broken.rows[2].results[:50])
+    arms, early = (lying, short, broken.rows[3]), ("The run ended early (why).",)
+    head = head_of(replace(broken, rows=arms, warnings=early, isolation="external"))
     assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
     assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
     assert "code-editor: base was not measured on 10 of the tasks, and is ranked behind" in head
@@ -154,7 +154,7 @@ def test_what_a_reader_must_know_is_said_first() -> None:
 
 
 def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None:
-    first, second = (replace(report(run, tasks=20), arms=report(tasks=20).arms[:3]) for run in ("one", "two"))
+    first, second = (replace(report(run, tasks=20), rows=report(tasks=20).rows[:3]) for run in ("one", "two"))
     elsewhere = replace(second, machine=replace(second.machine, cpu="B CPU"))
     assert "different machines" not in head_of(first, second, machine="cpu-2-cores")
     assert "different machines" not in head_of(first, elsewhere)
@@ -178,8 +178,8 @@ def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None
 )
 def test_the_lead_says_no_more_than_was_measured(rates: dict[str, float], said: str) -> None:
     rows = [arm(name, Origin("local", "m"), rate, tasks=20) for name, rate in rates.items()]
-    controls = report(tasks=20).arms[:2]
-    page = render(make_board([replace(report(), arms=(*controls, *rows))], load_prices()))
+    controls = report(tasks=20).rows[:2]
+    page = render(make_leaderboard([replace(report(), rows=(*controls, *rows))], load_prices()))
     [_, lead] = page["leaderboard.md"].decode().split("## code-editor\n\n", 1)
     assert re.match(said, lead.partition("\n")[0])
 
@@ -196,7 +196,7 @@ def test_published_rows_are_apart_and_sourced(files: dict[str, str]) -> None:
 
 
 def test_equal_boards_give_equal_bytes_and_files_are_replaced_whole(tmp_path: Path) -> None:
-    board = make_board([report()], load_prices(), "cpu-2-cores")
+    board = make_leaderboard([report()], load_prices(), "cpu-2-cores")
     assert render(board) == render(board)
     page = write_leaderboard(board, tmp_path)
     assert write_leaderboard(board, tmp_path) == page

@@ -6,12 +6,12 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
-from boards import report
 from browser import Watched, browser, watched
 from playwright.sync_api import Browser, Page, expect
+from sample_reports import report
 
-from envkit.bench.board import make_board
 from envkit.bench.leaderboard import write_leaderboard
+from envkit.bench.leaderboard_data import make_leaderboard
 from envkit.prices import load_prices
 
 
@@ -24,7 +24,7 @@ def chromium() -> Generator[Browser]:
 @pytest.fixture(scope="module")
 def page_url(tmp_path_factory: pytest.TempPathFactory) -> str:
     reports = [report(), report("bench-2", "sql-desk", voids=3)]
-    board = make_board(reports, load_prices(), "cpu-2-cores")
+    board = make_leaderboard(reports, load_prices(), "cpu-2-cores")
     return write_leaderboard(board, tmp_path_factory.mktemp("board")).as_uri()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import html
 import re
-from dataclasses import asdict, replace
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,15 +12,17 @@ import golden
 import pytest
 
 from envkit.bench import tables
-from envkit.bench.data import Arm, Example, Item, ReportData
+from envkit.bench.number_text import points
 from envkit.bench.report import load_report, render, write_report
-from envkit.bench.summary import of_arm, summarise
-from envkit.bench.words import doubts, headline, points, warnings
+from envkit.bench.report_data import Excerpt, ReportData, Row, TaskResult
+from envkit.bench.report_text import headline, row_warnings, warnings
+from envkit.bench.summary import summarise, summarise_row
 from envkit.errors import StoreError
+from envkit.plain import encode
 
 VOID_TAGS = {"meta"}
 #: Ten tasks, each solved in half of ten samples.
-ITEMS = tuple(Item(str(task), str(task), "", samples=10, solved=5) for task in range(10))
+ITEMS = tuple(TaskResult(str(task), str(task), "", samples=10, solved=5) for task in range(10))
 
 
 class Outline(HTMLParser):
@@ -56,14 +58,14 @@ def _pages(run: ReportData) -> tuple[str, str]:
 
 
 def test_golden_report(run: ReportData) -> None:
-    golden.expect("report", asdict(summarise(run)))
+    golden.expect("report", encode(summarise(run)))
 
 
 def test_every_table_cell_stands_in_both_files(run: ReportData) -> None:
     page, markdown = _pages(run)
     summary = summarise(run)
     shown = [
-        tables.arms(run, summary),
+        tables.results(run, summary),
         tables.differences(summary),
         tables.operators(run, summary),
         tables.training(run),
@@ -104,17 +106,17 @@ def test_the_headline_names_every_contestant(run: ReportData) -> None:
     lead, other = headline(some, summarise(some))
     assert lead.startswith("SFT+RL solves")
     assert re.fullmatch(r"SFT solves 37\.5 % of 80 held-out tasks \[[\d.]+, [\d.]+\]\.", other)
-    controls = replace(run, arms=run.arms[3:], differences=())
+    controls = replace(run, rows=run.rows[3:], differences=())
     assert headline(controls, summarise(controls))[0].startswith("oracle solves 100.0 %")
 
 
 def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
-    base, oracle = run.arms[0], run.arms[3]
-    nothing = replace(run, arms=(), differences=())
+    base, oracle = run.rows[0], run.rows[3]
+    nothing = replace(run, rows=(), differences=())
     assert headline(nothing, summarise(nothing)) == ("Nothing was measured: the run has no evaluation.",)
-    one = replace(run, arms=(base, oracle), differences=())
+    one = replace(run, rows=(base, oracle), differences=())
     assert headline(one, summarise(one))[0].startswith("base solves 2.5 % of 80 held-out tasks [")
-    unmeasured = replace(run, arms=(base, replace(run.arms[1], items=()), replace(run.arms[2], items=())))
+    unmeasured = replace(run, rows=(base, replace(run.rows[1], results=()), replace(run.rows[2], results=())))
     assert headline(unmeasured, summarise(unmeasured))[0].startswith("SFT+RL was not measured, against 2.5 %")
     for each in (nothing, one, unmeasured):
         Outline(_pages(each)[0])
@@ -122,18 +124,18 @@ def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
 
 def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
     assert warnings(run, summarise(run)) == run.warnings
-    oracle = run.arms[3]
-    broken = replace(oracle, items=(replace(oracle.items[0], solved=7), *oracle.items[1:]))
-    voided = replace(run.arms[1], items=tuple(replace(item, voids=1) for item in run.arms[1].items))
-    few = replace(run.arms[2], items=run.arms[2].items[:10])
-    troubled = replace(run, isolation="external", arms=(run.arms[0], voided, few, broken))
+    oracle = run.rows[3]
+    broken = replace(oracle, results=(replace(oracle.results[0], solved=7), *oracle.results[1:]))
+    voided = replace(run.rows[1], results=tuple(replace(item, voids=1) for item in run.rows[1].results))
+    few = replace(run.rows[2], results=run.rows[2].results[:10])
+    troubled = replace(run, isolation="external", rows=(run.rows[0], voided, few, broken))
     found = "\n".join(warnings(troubled, summarise(troubled)))
     assert "outside the sandbox (isolation: external)" in found
     assert "The control oracle solved 99.8 % instead of 100.0 %" in found
     assert "SFT: 80 of 720 samples were lost" in found
     assert "SFT+RL minus base: 70 tasks measured in only one" in found
     assert "SFT+RL minus SFT: with 5 source functions" in found
-    alike = replace(troubled, arms=(run.arms[0], replace(few, name="SFT"), few, broken))
+    alike = replace(troubled, rows=(run.rows[0], replace(few, name="SFT"), few, broken))
     found = "\n".join(warnings(alike, summarise(alike)))
     assert "base minus SFT: with 5 source functions" in found
     assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
@@ -142,25 +144,25 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
 @pytest.mark.parametrize(
     ("arm", "said"),
     [
-        (Arm("a", "", ITEMS), []),
-        (Arm("a", "", (replace(ITEMS[0], voids=1), *ITEMS[1:])), []),  # 1 of 101
+        (Row("a", "", ITEMS), []),
+        (Row("a", "", (replace(ITEMS[0], voids=1), *ITEMS[1:])), []),  # 1 of 101
         (
-            Arm("a", "", (replace(ITEMS[0], voids=2), *ITEMS[1:])),
+            Row("a", "", (replace(ITEMS[0], voids=2), *ITEMS[1:])),
             ["a there: 2 of 102 samples were lost to broken machinery or to a provider that did not answer"],
         ),
-        (Arm("a", "", (replace(ITEMS[0], cut_off=5), *ITEMS[1:])), []),
+        (Row("a", "", (replace(ITEMS[0], cut_off=5), *ITEMS[1:])), []),
         (
-            Arm("a", "", (replace(ITEMS[0], cut_off=6), *ITEMS[1:])),
+            Row("a", "", (replace(ITEMS[0], cut_off=6), *ITEMS[1:])),
             ["a there: 6 of 100 samples were cut off at the limit of tokens"],
         ),
-        (Arm("a", "", ITEMS, expected=0.5), []),
-        (Arm("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
-        (Arm("a", "", (replace(ITEMS[0], cut_off=9), *ITEMS[1:]), expected=0.5), []),
-        (Arm("a", "", ()), []),
+        (Row("a", "", ITEMS, expected=0.5), []),
+        (Row("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
+        (Row("a", "", (replace(ITEMS[0], cut_off=9), *ITEMS[1:]), expected=0.5), []),
+        (Row("a", "", ()), []),
     ],
 )
-def test_what_an_arm_s_own_numbers_warn_of(arm: Arm, said: list[str]) -> None:
-    found = doubts("a there", arm, of_arm(arm, (1,)))
+def test_what_an_arm_s_own_numbers_warn_of(arm: Row, said: list[str]) -> None:
+    found = row_warnings("a there", arm, summarise_row(arm, (1,)))
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
@@ -197,14 +199,14 @@ def test_html_is_accessible(run: ReportData) -> None:
 
 def test_hostile_text_stays_text(run: ReportData) -> None:
     hostile = '</pre><script>alert("1")</script>|`*_x_*[a](b)\n````\n# h\u202e'
-    items = (Item(hostile, hostile, hostile, 1, 1),)
+    items = (TaskResult(hostile, hostile, hostile, 1, 1),)
     odd = replace(
         run,
         title=hostile,
         command=hostile,
-        arms=(Arm(hostile, hostile, items),),
+        rows=(Row(hostile, hostile, items),),
         differences=(),
-        examples=(Example(hostile, hostile, hostile, hostile, hostile),),
+        examples=(Excerpt(hostile, hostile, hostile, hostile, hostile),),
         config={hostile: hostile},
         warnings=(hostile,),
     )

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from envkit.bench.data import Arm, Difference, Item, ReportData
+from envkit.bench.report_data import Difference, ReportData, Row, TaskResult
+from envkit.bench.report_text import headline
 from envkit.bench.summary import summarise
-from envkit.bench.words import headline
 
 
 def test_an_arm_in_numbers(run: ReportData) -> None:
-    base, sft, _, oracle = summarise(run).arms
+    base, sft, _, oracle = summarise(run).rows
     assert sft.solve_rate.interval is not None
     assert sft.solve_rate.interval.estimate == pytest.approx(15 / 40)  # (2+4+3+5+1) of 5 x 8
     assert sft.solve_rate.interval.clusters == 40
@@ -27,11 +27,11 @@ def test_an_arm_in_numbers(run: ReportData) -> None:
 
 def test_voids_leave_every_rate_but_are_counted(run: ReportData) -> None:
     items = (
-        Item("a", "f", "", 8, 4),
-        Item("b", "g", "", 6, 3, voids=2),
-        Item("c", "h", "", 0, 0, voids=8),
+        TaskResult("a", "f", "", 8, 4),
+        TaskResult("b", "g", "", 6, 3, voids=2),
+        TaskResult("c", "h", "", 0, 0, voids=8),
     )
-    (arm,) = summarise(replace(run, arms=(Arm("x", "", items),), differences=())).arms
+    (arm,) = summarise(replace(run, rows=(Row("x", "", items),), differences=())).rows
     assert arm.solve_rate.interval is not None
     assert (arm.solve_rate.interval.estimate, arm.tasks) == (0.5, 2)
     assert arm.rates[1].tasks == 1  # only task a has 8 graded samples
@@ -53,9 +53,9 @@ def test_differences_pair_by_task(run: ReportData) -> None:
 
 
 def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: ReportData) -> None:
-    base = run.arms[0]
+    base = run.rows[0]
     pairs = (Difference("twin", "base", ""),)
-    data = replace(run, arms=(base, replace(base, name="twin")), differences=pairs)
+    data = replace(run, rows=(base, replace(base, name="twin")), differences=pairs)
     (entry,) = summarise(data).differences
     assert entry.detectable == math.inf
     (said,) = headline(data, summarise(data))
@@ -64,10 +64,10 @@ def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: Repor
 
 
 def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> None:
-    nothing = replace(run.arms[0], items=tuple(replace(item, solved=0) for item in run.arms[0].items))
-    data = replace(run, arms=(nothing, run.arms[3]), differences=(Difference("oracle", "base", ""),))
+    nothing = replace(run.rows[0], results=tuple(replace(item, solved=0) for item in run.rows[0].results))
+    data = replace(run, rows=(nothing, run.rows[3]), differences=(Difference("oracle", "base", ""),))
     summary = summarise(data)
-    for arm, ends in zip(summary.arms, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
+    for arm, ends in zip(summary.rows, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
         for rate in arm.rates:
             assert rate.interval is not None
             assert rate.interval.exact
@@ -79,14 +79,14 @@ def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> No
 
 
 def test_tasks_of_one_arm_only_are_left_out_and_counted(run: ReportData) -> None:
-    base, sft, *_ = run.arms
-    short = replace(sft, items=sft.items[:60])
+    base, sft, *_ = run.rows
+    short = replace(sft, results=sft.results[:60])
     (entry,) = summarise(
-        replace(run, arms=(base, short), differences=(Difference("SFT", "base", ""),))
+        replace(run, rows=(base, short), differences=(Difference("SFT", "base", ""),))
     ).differences
     assert (entry.tasks, entry.unpaired) == (60, 20)
     (none,) = summarise(
-        replace(run, arms=(base, replace(sft, items=())), differences=(Difference("SFT", "base", ""),))
+        replace(run, rows=(base, replace(sft, results=())), differences=(Difference("SFT", "base", ""),))
     ).differences
     assert (none.interval, none.tasks, none.unpaired) == (None, 0, 80)
 
@@ -100,8 +100,8 @@ def test_rates_by_operator(run: ReportData) -> None:
     assert first[1] == pytest.approx(15 / 40)  # 80 tasks walk through all five values
     assert eighth[0] == pytest.approx(8 / 40)  # one task in five is solved once in its eight samples
     assert len(first) == len(eighth) == 3  # the control is no contestant
-    base, sft, *_ = run.arms
+    base, sft, *_ = run.rows
     partial = summarise(
-        replace(run, arms=(base, replace(sft, items=sft.items[:1])), differences=())
+        replace(run, rows=(base, replace(sft, results=sft.results[:1])), differences=())
     ).operators
     assert math.isnan(partial[1].rates[0][1])

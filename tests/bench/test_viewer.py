@@ -14,16 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import make_run
 import pytest
+import sample_runs
 from browser import Watched, browser, watched
-from make_run import HOSTILE, played, turn
 from playwright.sync_api import Browser, Locator, Page, expect
+from sample_runs import HOSTILE, played, turn
 
-from envkit.bench.episodes import Episodes
-from envkit.bench.spelling import speller_of
-from envkit.bench.text import visible
+from envkit.bench.episode_index import EpisodeIndex
+from envkit.bench.token_text import token_decoder
 from envkit.bench.viewer import make_app
+from envkit.bench.visible_text import visible
 from envkit.errors import MissingExtraError, ModelError, StoreError
 from envkit.store import RunFolder, trajectory_to_json
 from envkit.types import Outcome, Tokens
@@ -56,7 +56,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator([make_run.SEEN, make_run.ANSWER], trainer)
+    tokenizer.train_from_iterator([sample_runs.SEEN, sample_runs.ANSWER], trainer)
     folder = tmp_path_factory.mktemp("model")
     tokenizer.save(str(folder / "tokenizer.json"))
     return folder
@@ -64,7 +64,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def sampled(model: Path, text: str) -> Tokens:
     """The tokens of a text and the likely end of the turn; of the text, one in five is unlikely."""
-    tokenizer = speller_of(str(model))._tokenizer
+    tokenizer = token_decoder(str(model))._tokenizer
     ids, end = tokenizer.encode(text).ids, tokenizer.token_to_id("<|end|>")
     logprobs = (*(-3.5 if i % 5 == 4 else -0.01 for i in range(len(ids))), -0.01)
     return Tokens(tuple(range(9)), (*ids, end), logprobs)
@@ -88,7 +88,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
         turn(text=FENCED_DIFF),
         turn(UNIFIED, SEARCH, stop="length"),
         turn("\n".join(f"line {i}" for i in range(40)), SPOKEN, 0.5, sampled(model, SPOKEN)),
-        turn(reward=0.5, tokens=sampled(model, make_run.ANSWER)),
+        turn(reward=0.5, tokens=sampled(model, sample_runs.ANSWER)),
     ]
     other = Tokens((1, 2), (5, 6, 7), (-0.1, -0.2, -0.3))
     trained = [played(TASK, turns=steps, agent="trained"), played("ids/only", turns=[turn(tokens=other)])]
@@ -99,7 +99,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
         "eval-oracle": [played(TASK)],
         "episodes": training,
     }
-    return make_run.make(tmp_path_factory.mktemp("runs"), journals, str(model))
+    return sample_runs.make(tmp_path_factory.mktemp("runs"), journals, str(model))
 
 
 @contextmanager
@@ -248,7 +248,7 @@ def test_turns_are_shown_as_recorded(seen: Watched, url: str) -> None:
     expect(turns(page).nth(0).locator("details")).to_have_attribute("open", "")
     expect(turns(page).nth(1).locator("details")).not_to_have_attribute("open", "")
     first, second = turns(page).nth(0).locator(".action pre"), turns(page).nth(1).locator(".action pre")
-    assert turns(page).nth(0).locator(".observation pre").text_content() == make_run.SEEN
+    assert turns(page).nth(0).locator(".observation pre").text_content() == sample_runs.SEEN
     assert first.text_content() == FENCED_DIFF
     expect(first.locator("del")).to_have_text("-        found -= number\n")
     expect(first.locator("ins")).to_have_text("+        found += number\n")
@@ -277,7 +277,7 @@ def test_what_an_answer_changes_is_computed_from_the_two_blocks(seen: Watched, u
     expect(last.locator("del")).to_have_text("        found -= number\n")
     expect(last.locator("ins")).to_have_text("        found += number\n")
     kept = last.locator(".action .l.plain").all_text_contents()
-    assert "".join(kept) == make_run.CODE.replace("        found {} number\n", "")
+    assert "".join(kept) == sample_runs.CODE.replace("        found {} number\n", "")
 
 
 def test_tokens_are_coloured_by_probability(seen: Watched, url: str, model: Path) -> None:
@@ -310,7 +310,7 @@ def test_tokens_are_coloured_by_probability(seen: Watched, url: str, model: Path
 def test_tokens_that_cannot_be_spelled_are_ids_and_a_reason(seen: Watched, url: str) -> None:
     page = seen.page
     go(page, f"{url}#eval-SFT%2BRL/2")
-    assert page.locator(".action pre").text_content() == make_run.ANSWER
+    assert page.locator(".action pre").text_content() == sample_runs.ANSWER
     page.locator("[data-view=tokens]").click()
     expect(page.locator(".tokens [role=option]")).to_have_text(["5 ", "6 ", "7 "])
     expect(page.locator(".note")).to_contain_text("does not spell the recorded text with these ids")
@@ -364,7 +364,7 @@ def test_axe_finds_nothing_grave(chromium: Browser, url: str, tmp_path: Path, wi
 
 
 def test_ten_thousand_episodes(seen: Watched, tmp_path: Path) -> None:
-    run = make_run.large(tmp_path, 10_000)
+    run = sample_runs.large(tmp_path, 10_000)
     with view(str(run.path)) as (_, address):
         page = seen.page
         go(page, address)
@@ -384,7 +384,7 @@ def test_ten_thousand_episodes(seen: Watched, tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_written_shows_more_when_loaded_again(seen: Watched, tmp_path: Path) -> None:
-    run = make_run.make(tmp_path, {"eval-base": [played("one")]})
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     path = run.path / "eval-base.jsonl"
     with view(str(run.path)) as (_, address):
         page = seen.page
@@ -407,12 +407,12 @@ def test_a_run_that_is_being_written_shows_more_when_loaded_again(seen: Watched,
 
 
 def test_a_run_of_several_environments(seen: Watched, tmp_path: Path, model: Path) -> None:
-    run = make_run.make(tmp_path, {})
+    run = sample_runs.make(tmp_path, {})
     manifest = json.loads((run.path / "manifest.json").read_text())
     (run.path / "manifest.json").write_text(
         json.dumps({**manifest, "models": {"absent": "", str(model): ""}})
     )
-    steps = [turn(tokens=sampled(model, make_run.ANSWER))]
+    steps = [turn(tokens=sampled(model, sample_runs.ANSWER))]
     for name, task in (("code-editor", "one"), ("sql-desk", "two")):
         part = run.part(name, {"kind": "bench-part"})
         (part.path / "tasks.jsonl").write_text('{"format": "no journal"}\n')
@@ -422,14 +422,14 @@ def test_a_run_of_several_environments(seen: Watched, tmp_path: Path, model: Pat
         page = seen.page
         go(page, f"{address}#sql-desk%2Feval-base/1")
         expect(page.locator("article h2")).to_have_text("two")
-        assert page.locator(".tokens").text_content() == f"{make_run.ANSWER}<|end|>"
+        assert page.locator(".tokens").text_content() == f"{sample_runs.ANSWER}<|end|>"
         expect(page.locator("#count")).to_have_text("2 episodes, 2 solved")
         page.locator("select[name=env]").select_option("code-editor")
         expect(page.locator(".row .task")).to_have_text(["one"])
 
 
 def test_a_run_without_episodes_and_a_server_that_is_gone(chromium: Browser, tmp_path: Path) -> None:
-    run = make_run.make(tmp_path, {})
+    run = sample_runs.make(tmp_path, {})
     with watched(chromium) as seen:
         with view(str(run.path)) as (_, address):
             go(seen.page, address)
@@ -551,7 +551,7 @@ def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_p
         assert f"cannot listen on 127.0.0.1:{port}: Address already in use" in refused(
             str(run.path), "--port", str(port)
         )
-    corrupt = make_run.make(tmp_path, {"eval-base": [played("one")]})
+    corrupt = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     with (corrupt.path / "eval-base.jsonl").open("a") as file:
         file.write("{torn\n")
     assert "eval-base.jsonl:2: not JSON" in refused(str(corrupt.path))
@@ -564,8 +564,8 @@ def test_an_absent_extra_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_index_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    run = make_run.make(tmp_path, {"eval-base": [played("one"), played("two", row=1)]})
-    episodes = Episodes(run)
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one"), played("two", row=1)]})
+    episodes = EpisodeIndex(run)
     parsed: list[bytes] = []
     loads = json.loads
     monkeypatch.setattr(json, "loads", lambda line: parsed.append(line) or loads(line))
@@ -591,17 +591,17 @@ def test_the_index_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mo
     ],
 )
 def test_a_broken_record_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
-    run = make_run.make(tmp_path, {"eval-base": [played("one")]})
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     record = {"schema": 1, **trajectory_to_json(played("two")), **change}
     with (run.path / "eval-base.jsonl").open("a") as file:
         file.write(f"{json.dumps(record)}\n")
     with pytest.raises(StoreError, match=f"eval-base.jsonl:2: .*{said}"):
-        Episodes(run)
+        EpisodeIndex(run)
 
 
 def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
-    run = make_run.make(tmp_path, {"eval-base": [played("one"), played("two")]})
-    episodes = Episodes(run)
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one"), played("two")]})
+    episodes = EpisodeIndex(run)
     path = run.path / "eval-base.jsonl"
     path.rename(path.with_suffix(".old"))
     with run.journal("eval-base") as journal:
@@ -612,7 +612,7 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_pieces_spell_the_text_or_there_are_none(model: Path) -> None:
-    speller = speller_of(str(model))
+    speller = token_decoder(str(model))
     for text in (SPOKEN, HOSTILE.replace("\ud800", ""), "\N{REPLACEMENT CHARACTER}" * 3 + "x", ""):
         ids = speller._tokenizer.encode(text).ids
         pieces = speller.spell(ids, text)
@@ -628,10 +628,10 @@ def test_pieces_spell_the_text_or_there_are_none(model: Path) -> None:
 @pytest.mark.parametrize("name", ["no-such-model", "owner/name", "..", "a\0b", "", "x" * 5000])
 def test_a_tokenizer_that_is_not_here_is_not_fetched(name: str) -> None:
     with pytest.raises(ModelError, match="is not on this machine"):
-        speller_of(name)
+        token_decoder(name)
 
 
 def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="not a tokenizer"):
-        speller_of(str(tmp_path))
+        token_decoder(str(tmp_path))

@@ -12,13 +12,13 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.append(str(Path(__file__).parents[1]))  # for boards.py and browser.py
+sys.path.append(str(Path(__file__).parents[1]))  # for sample_reports.py and browser.py
 
-import boards
+import sample_reports
 from browser import browser, watched
 
-from envkit.bench.board import make_board
 from envkit.bench.leaderboard import write_leaderboard
+from envkit.bench.leaderboard_data import make_leaderboard
 from envkit.bench.report import load_reports, write_report
 from envkit.prices import load_prices
 
@@ -33,14 +33,16 @@ def main() -> None:
         for name in ("code-editor", "sql-desk"):
             run = Path(folder) / name
             run.mkdir()
-            write_report(boards.report(name, name, TASKS), run)
+            write_report(sample_reports.report(name, name, TASKS), run)
             runs.append(run)
         built, ready, complaints = [], [], []
         with browser() as launched:
             for _ in range(ROUNDS):
                 began = time.perf_counter()
                 reports = [report for run in runs for report in load_reports(run)]
-                page = write_leaderboard(make_board(reports, load_prices(), "cpu-2-cores"), Path(folder))
+                page = write_leaderboard(
+                    make_leaderboard(reports, load_prices(), "cpu-2-cores"), Path(folder)
+                )
                 built.append(time.perf_counter() - began)
                 with watched(launched) as seen:
                     began = time.perf_counter()

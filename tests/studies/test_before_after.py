@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
 from envkit.bench.report import load_report
+from envkit.bench.report_text import warnings
 from envkit.bench.summary import summarise
-from envkit.bench.words import warnings
 from envkit.display import Silent
 from envkit.engine.chat import ChatRenderer
 from envkit.environments.code_editor import CodeEditorEnv, judge, starter_tasks
@@ -93,15 +93,15 @@ def test_it_runs_to_a_report_with_every_arm(
     [page] = study(run, backend).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")
-    assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+    assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
     assert [point.step for point in data.training] == [1, 2]
     assert not data.warnings
-    assert all(item.samples == 8 for item in data.arms[2].items)
-    assert all(item.seconds > 0 for arm in data.arms for item in arm.items)
+    assert all(item.samples == 8 for item in data.rows[2].results)
+    assert all(item.seconds > 0 for arm in data.rows for item in arm.results)
     assert data.isolation == "sandbox"
     assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
     assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
-    assert {arm.origin.digest for arm in data.arms if arm.expected is None} == {data.model_digest}
+    assert {arm.origin.digest for arm in data.rows if arm.expected is None} == {data.model_digest}
 
 
 def test_without_a_warm_start_there_is_no_arm_for_it(
@@ -111,10 +111,10 @@ def test_without_a_warm_start_there_is_no_arm_for_it(
     run = begin(tmp_path, model, **settings)
     study(run, backend).run()
     data = load_report(run.path)
-    assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "RL"]
+    assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "RL"]
     assert [pair.meaning for pair in data.differences] == ["RL"]
     assert (data.config["stop_strings"], data.config["shaping.edits_a_little"]) == ("'e', '\\n'", 0.2)
-    assert data.arms[2].origin.stop_strings == ("e", "\n")
+    assert data.rows[2].origin.stop_strings == ("e", "\n")
     for journal in ("episodes", "eval-base", "eval-RL"):
         turns = [t.steps[0].turn for t in run.trajectories(journal)]
         assert "stop" in {turn.stop for turn in turns}
@@ -140,7 +140,7 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     told, again = ({one.name: one.tokens for one in load_report(run.path).phases} for run in (whole, stopped))
     assert told == again
     assert told["evaluate base"] == sum(
-        item.completion_tokens for item in load_report(whole.path).arms[2].items
+        item.completion_tokens for item in load_report(whole.path).rows[2].results
     )
 
 
@@ -185,8 +185,8 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
     for page, tasks in zip(pages, (3, 3), strict=True):
         data = load_report(page.parent)
         assert data.environment == page.parent.name
-        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
-        assert {len(arm.items) for arm in data.arms} == {tasks}
+        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert {len(arm.results) for arm in data.rows} == {tasks}
         assert [point.step for point in data.training] == [1, 2]
         assert not data.warnings
         assert {phase.name for phase in data.phases} > {
@@ -220,7 +220,7 @@ def test_a_run_that_collapses_is_reported_as_far_as_it_came(
     for _ in range(2):  # nothing is left to do the second time
         study(run, backend).run()
         data = load_report(run.path)
-        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
         (warning,) = data.warnings
         assert warning.startswith("Training ended early: step 1: the policy has collapsed")
         assert [point.step for point in data.training] == [1]
@@ -323,7 +323,7 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
     failing.broken = False
     study(run, failing).run()
     data = load_report(run.path)
-    assert [sum(item.voids for item in arm.items) for arm in data.arms] == [0] * 5
+    assert [sum(item.voids for item in arm.results) for arm in data.rows] == [0] * 5
     assert data.isolation == "none"
     assert any("isolation: none" in text for text in warnings(data, summarise(data)))
 
@@ -374,7 +374,7 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
     run = start_study(tmp_path, planned)
     [page] = study(run, backend).run()
     data = load_report(run.path)
-    assert data.arms == ()
+    assert data.rows == ()
     assert "The run was told not to evaluate." in data.warnings
     assert "Nothing was measured" in page.read_text()
     assert (run.path / "checkpoints" / "step-000001" / "adapter_model.safetensors").exists()

@@ -11,8 +11,8 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from envkit.bench.board import make_board
-from envkit.bench.episodes import Episodes
+from envkit.bench.episode_index import EpisodeIndex
+from envkit.bench.leaderboard_data import make_leaderboard
 from envkit.bench.report import load_report, load_reports
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
@@ -78,11 +78,11 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
     first, second = (load_report(page.parent) for page in pages)
     for data in (first, second):
-        assert [arm.name for arm in data.arms] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
         assert [point.step for point in data.training] == [1, 2]
         assert not data.warnings
     # The base answers for both, and its time is counted once.
-    assert first.arms[2].items == second.arms[2].items
+    assert first.rows[2].results == second.rows[2].results
     phases = [{phase.name for phase in data.phases} for data in (first, second)]
     assert phases[0] - phases[1] == {"evaluate oracle", "evaluate no-op", "evaluate base"}
     assert {"SFT warm start", "reinforcement learning", "evaluate SFT+RL"} <= phases[1]
@@ -92,9 +92,9 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [{t.key.seed for t in own} for own in played] == [{3}, {8}]
     # Whatever reads the whole run finds both, and tells them apart.
     assert [data.run for data in load_reports(run.path)] == [f"{run.id}/seed-{seed}" for seed in SEEDS]
-    journals = {entry.journal for entry in Episodes(run).refresh()}
+    journals = {entry.journal for entry in EpisodeIndex(run).refresh()}
     assert {"seed-3/episodes", "seed-8/episodes", "seed-8/eval-SFT+RL"} <= journals
-    [section] = make_board(load_reports(run.path), load_prices(), "cpu-2-cores").sections
+    [section] = make_leaderboard(load_reports(run.path), load_prices(), "cpu-2-cores").sections
     assert [row.name for row in section.rows].count("base") == 1
     assert len([row for row in section.rows if row.name.startswith("SFT+RL · ")]) == 2
     assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0

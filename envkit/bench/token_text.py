@@ -19,7 +19,7 @@ _LONGEST = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class TokenText:
     """What one token adds to the text.
 
     Args:
@@ -32,7 +32,7 @@ class Piece:
 
 
 @final
-class Speller:
+class TokenDecoder:
     """Spells token ids with one tokenizer.
 
     Args:
@@ -44,7 +44,7 @@ class Speller:
         marks = tokenizer.get_added_tokens_decoder()
         self._special = frozenset(id for id, token in marks.items() if token.special)
 
-    def spell(self, ids: Sequence[int], text: str) -> list[Piece] | None:
+    def spell(self, ids: Sequence[int], text: str) -> list[TokenText] | None:
         """One piece per id, or ``None`` if together they do not say ``text``: another tokenizer made them."""
         try:
             pieces = self._pieces(ids)
@@ -53,13 +53,13 @@ class Speller:
         said = "".join(piece.text for piece in pieces if not piece.special)
         return pieces if said == text else None
 
-    def _pieces(self, ids: Sequence[int]) -> list[Piece]:
-        pieces: list[Piece] = []
+    def _pieces(self, ids: Sequence[int]) -> list[TokenText]:
+        pieces: list[TokenText] = []
         start = read = 0  # the pieces before are decoded again: what a token says may depend on them
         for end, id in enumerate(ids, start=1):
             before, now = self._decode(ids[start:read]), self._decode(ids[start:end])
             is_part = now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids) and end - read < _LONGEST
-            pieces.append(Piece("" if is_part else now[len(before) :], id in self._special))
+            pieces.append(TokenText("" if is_part else now[len(before) :], id in self._special))
             if not is_part:
                 start, read = read, end
         return pieces
@@ -68,7 +68,7 @@ class Speller:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
-def speller_of(model: str) -> Speller:
+def token_decoder(model: str) -> TokenDecoder:
     """The speller of a model that a run names. Only this machine is looked at, never a model hub.
 
     Raises:
@@ -81,7 +81,7 @@ def speller_of(model: str) -> Speller:
         raise MissingExtraError(error.name or "tokenizers", "train") from error
     path = _file(model)
     try:
-        return Speller(Tokenizer.from_file(str(path)))
+        return TokenDecoder(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises nothing narrower
         raise ModelError(f"{path}: not a tokenizer ({error})") from error
 

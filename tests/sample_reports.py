@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from random import Random
 
-from envkit.bench.data import Arm, Conditions, Item, Machine, Origin, ReportData, TrainPoint
+from envkit.bench.report_data import Conditions, Machine, Origin, ReportData, Row, TaskResult, TrainPoint
 
 OPERATORS = ("comparison", "wrong variable", "off by one")
 CONDITIONS = Conditions("code-editor", "c0de", "7a5c5", 1, 1)
@@ -21,11 +21,11 @@ def arm(
     samples: int = 4,
     voids: int = 0,
     seed: int = 0,
-) -> Arm:
+) -> Row:
     """An arm that solves about ``rate`` of its tries, 1,000 tokens read and 100 written for each."""
     rng = Random(f"{name} {seed}")
     items = tuple(
-        Item(
+        TaskResult(
             task=f"lib.f{t // 2}.{t}",
             source=f"lib.f{t // 2}",
             operator=OPERATORS[t % 3],
@@ -39,7 +39,7 @@ def arm(
         for t in range(tasks)
     )
     expected = {"oracle": 1.0, "no-op": 0.0}.get(name)
-    return Arm(name, f"what {name} is", items, expected, origin)
+    return Row(name, f"what {name} is", items, expected, origin)
 
 
 def report(
@@ -70,7 +70,7 @@ def report(
         model_digest="d19e57" * 10,
         heldout_digest=CONDITIONS.tasks,
         machine=Machine("A CPU", 2, 2, "bfloat16"),
-        arms=arms,
+        rows=arms,
         training=tuple(TrainPoint(s, s / 40, 0.5, -0.01, 500.0) for s in range(1, 21)),
         conditions=replace(CONDITIONS, environment=environment),
         commit="0.1.0 abc1234",

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from envkit.agent import Agent
-from envkit.bench.data import Item
+from envkit.bench.report_data import TaskResult
 from envkit.rollout import Rollouts
 from envkit.store import Journal, trajectory_to_json
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
@@ -14,14 +14,14 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 #: Evaluation episodes live at a step that no training run reaches.
 EVALUATION_STEP = 2**23
 
-#: Episodes that are played at once.
+#: EpisodeIndex that are played at once.
 CHUNK = 128
 
 #: (episodes done, episodes in all, solved so far); returns False to stop.
 OnProgress = Callable[[int, int, int], bool]
 
 
-def keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
+def episode_keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
     """One key per task and sample. They do not depend on the agent, so arms pair exactly."""
     return [
         EpisodeKey(seed, EVALUATION_STEP, group, row, task.id)
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         rollouts: plays them.
         agent: who answers.
-        wanted: from `keys`.
+        wanted: from `episode_keys`.
         journal: every finished episode is appended before it is returned, and if the agent is refused.
         done: graded trajectories of an earlier, interrupted evaluation of the same agent.
         on_progress: called after every chunk.
@@ -80,7 +80,9 @@ def evaluate(
     return [found[key] for key in wanted if key in found]
 
 
-def whole(played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK) -> list[Trajectory]:
+def complete_chunks(
+    played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK
+) -> list[Trajectory]:
     """The trajectories of chunks that have all of theirs, in the order of ``wanted``; see `evaluate`.
 
     Where an agent was refused within a chunk, those are on record that ended before: they are the short ones,
@@ -91,9 +93,9 @@ def whole(played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int
     return [found[key] for asked in chunks if all(key in found for key in asked) for key in asked]
 
 
-def items(
+def task_results(
     trajectories: Iterable[Trajectory], tasks: Sequence[Task], seconds: Mapping[EpisodeKey, float]
-) -> tuple[Item, ...]:
+) -> tuple[TaskResult, ...]:
     """One item per task that has an episode, in task order; voids counted apart.
 
     Args:
@@ -104,13 +106,13 @@ def items(
     by_task: dict[str, list[Trajectory]] = {}
     for trajectory in trajectories:
         by_task.setdefault(trajectory.key.task, []).append(trajectory)
-    return tuple(_item(task, by_task[task.id], seconds) for task in tasks if task.id in by_task)
+    return tuple(_task_result(task, by_task[task.id], seconds) for task in tasks if task.id in by_task)
 
 
-def _item(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey, float]) -> Item:
+def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey, float]) -> TaskResult:
     graded = [t for t in played if t.outcome is not Outcome.VOID]
     usages = [step.turn.usage for t in graded for step in t.steps]
-    return Item(
+    return TaskResult(
         task=task.id,
         source=task.source,
         operator=str(task.metadata.get("operator", "")),

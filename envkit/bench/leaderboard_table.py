@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from envkit.bench.board import Board, Row, Section
+from envkit.bench.leaderboard_data import Leaderboard, RankedRow, Section
+from envkit.bench.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 from envkit.bench.stats import Interval
 from envkit.bench.tables import Table
-from envkit.bench.words import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 
 #: Where answers come from, in words.
 KINDS: Final = {
@@ -46,17 +46,17 @@ HEAD: Final = (
 TEXT_COLUMNS: Final = 2
 
 
-def line(row: Row, reference: str) -> tuple[Cell, ...]:
+def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
     """A row as cells under `HEAD`; ``reference`` is the name of the row that others are compared with."""
     summary, cost = row.summary, row.cost
     played = summary.samples + summary.voids
-    answered = row.arm.origin.kind in ("local", "live")  # of the others it is the time of our grading
+    answered = row.measured.origin.kind in ("local", "live")  # of the others it is the time of our grading
     seconds = summary.seconds / played if played and answered else math.nan
-    tried = sorted({item.samples + item.voids for item in row.arm.items})
+    tried = sorted({result.samples + result.voids for result in row.measured.results})
     tries = str(tried[0]) if len(tried) == 1 else f"{tried[0]}{NONE}{tried[-1]}"
     return (
         Cell(row.name),
-        Cell(KINDS[row.arm.origin.kind]),
+        Cell(KINDS[row.measured.origin.kind]),
         _solves(row),
         *_compared(row, reference),
         _per_solved(row),
@@ -69,12 +69,12 @@ def line(row: Row, reference: str) -> tuple[Cell, ...]:
     )
 
 
-def _solves(row: Row) -> Cell:
+def _solves(row: RankedRow) -> Cell:
     rate = row.summary.solve_rate.interval
     return Cell(NONE) if rate is None else Cell(percent(rate.estimate), rate.estimate, bounds(rate))
 
 
-def _compared(row: Row, reference: str) -> tuple[Cell, Cell]:
+def _compared(row: RankedRow, reference: str) -> tuple[Cell, Cell]:
     if row.versus is None or row.versus.difference.interval is None:
         return Cell("reference" if row.name == reference else NONE), Cell(NONE)
     interval, adjusted = row.versus.difference.interval, row.versus.adjusted
@@ -84,7 +84,7 @@ def _compared(row: Row, reference: str) -> tuple[Cell, Cell]:
     )
 
 
-def _per_solved(row: Row) -> Cell:
+def _per_solved(row: RankedRow) -> Cell:
     found = row.cost.per_solved
     if found is None:
         return Cell(NONE)
@@ -94,7 +94,7 @@ def _per_solved(row: Row) -> Cell:
     return Cell(dollars(found.estimate), found.estimate, f"[{dollars(found.low)}, {high}]")
 
 
-def _training(row: Row) -> Cell:
+def _training(row: RankedRow) -> Cell:
     if math.isnan(row.training_usd):
         return Cell(NOT_KNOWN)
     return Cell(dollars(row.training_usd) if row.training_usd else NONE, row.training_usd)
@@ -122,7 +122,7 @@ def _ks(sections: Sequence[Section]) -> tuple[int, ...]:
     return tuple(sorted({rate.k for row in rows for rate in row.curve if rate.k > 1 and rate.interval}))
 
 
-def _rates(row: Row, ks: Sequence[int]) -> list[Interval | None]:
+def _rates(row: RankedRow, ks: Sequence[int]) -> list[Interval | None]:
     known = {rate.k: rate.interval for rate in row.curve}
     return [known.get(k) for k in ks]
 
@@ -137,8 +137,8 @@ def provenance(section: Section) -> Table:
     return Table("Where each row comes from", head, rows, text_columns=len(head))
 
 
-def _provenance(row: Row) -> tuple[str, ...]:
-    report, origin = row.report, row.arm.origin
+def _provenance(row: RankedRow) -> tuple[str, ...]:
+    report, origin = row.report, row.measured.origin
     heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
     length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
     stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
@@ -157,7 +157,7 @@ def _provenance(row: Row) -> tuple[str, ...]:
     )
 
 
-def as_csv(board: Board) -> str:
+def as_csv(board: Leaderboard) -> str:
     """One line per row, numbers as numbers."""
     text, ks = io.StringIO(), _ks(board.sections)
     writer = csv.writer(text, lineterminator="\n")
@@ -180,18 +180,18 @@ def as_csv(board: Board) -> str:
 
 
 def _values(
-    section: Section, row: Row, ks: Sequence[int], origin: tuple[str, ...]
+    section: Section, row: RankedRow, ks: Sequence[int], origin: tuple[str, ...]
 ) -> list[str | float | None]:
-    rate, versus, cost, items = row.summary.solve_rate.interval, row.versus, row.cost, row.arm.items
+    rate, versus, cost, items = row.summary.solve_rate.interval, row.versus, row.cost, row.measured.results
     difference = versus.difference.interval if versus else None
     per = cost.per_solved
     return [
         section.conditions.environment,
         row.name,
-        row.arm.origin.kind,
+        row.measured.origin.kind,
         row.summary.tasks,
         row.summary.samples,
-        sum(item.solved for item in items),
+        sum(result.solved for result in items),
         row.summary.voids,
         *((rate.estimate, rate.low, rate.high, rate.clusters) if rate else (None,) * 4),
         *(end for at_k in _rates(row, ks) for end in _ends(at_k)),
@@ -201,9 +201,9 @@ def _values(
         *_ends(per),
         cost.total_usd,
         row.training_usd,
-        sum(item.prompt_tokens for item in items),
-        sum(item.cached_tokens for item in items),
-        sum(item.completion_tokens for item in items),
+        sum(result.prompt_tokens for result in items),
+        sum(result.cached_tokens for result in items),
+        sum(result.completion_tokens for result in items),
         row.summary.seconds,
         section.conditions.digest,
         *origin[1:],

@@ -41,27 +41,27 @@ class Reply:
 
 
 @dataclass(frozen=True, slots=True)
-class Failure:
+class RequestFailure:
     """A request without a usable answer.
 
     Args:
         reason: for people, one line, without the key.
-        paid: the provider may ask for money for it.
-        passing: trying again may help.
-        of_one: if it is refused, this request may be the only one that is.
-        too_long: it is refused because the conversation does not fit the model.
-        after_s: seconds that the provider wants to be left alone, ``None`` if it does not say.
+        billed: the provider may ask for money for it.
+        retryable: trying again may help.
+        single_request: if it is refused, this request may be the only one that is.
+        context_overflow: it is refused because the conversation does not fit the model.
+        retry_after_s: seconds that the provider wants to be left alone, ``None`` if it does not say.
     """
 
     reason: str
-    paid: bool = False
-    passing: bool = True
-    of_one: bool = False
-    too_long: bool = False
-    after_s: float | None = None
+    billed: bool = False
+    retryable: bool = True
+    single_request: bool = False
+    context_overflow: bool = False
+    retry_after_s: float | None = None
 
 
-def request_of(
+def request_body(
     card: Card,
     messages: Sequence[Message],
     tools: Sequence[Mapping[str, Any]],
@@ -78,19 +78,19 @@ def request_of(
     return body
 
 
-def digest_of(card: Card, request: Mapping[str, Any]) -> str:
+def request_digest(card: Card, request: Mapping[str, Any]) -> str:
     """Equal for equal requests to the same place."""
     text = json.dumps([card.base_url, request], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def most_of(card: Card, request: Mapping[str, Any]) -> Usage:
+def max_usage(card: Card, request: Mapping[str, Any]) -> Usage:
     """The most tokens that a request can cost: no token is shorter than a byte."""
     text = json.dumps(request, ensure_ascii=False)
     return Usage(len(text.encode()) + ADDED_TOKENS, int(request[card.token_limit]))
 
 
-def following(messages: Sequence[Message], observation: str) -> list[Message]:
+def observation_messages(messages: Sequence[Message], observation: str) -> list[Message]:
     """The messages that bring an observation: to the tool that the last message called, else the user's."""
     calls: list[Message] = messages[-1].get("tool_calls", [])
     if not calls:
@@ -102,13 +102,13 @@ def following(messages: Sequence[Message], observation: str) -> list[Message]:
     ]
 
 
-def cut_off(failure: Failure, seconds: float) -> Reply:
+def context_overflow_reply(failure: RequestFailure, seconds: float) -> Reply:
     """What it means that a conversation has grown too long to be read: the model has no more to say in it."""
     told: Message = {"role": "assistant", "content": _NOTHING}
     return Reply("", "length", Usage(seconds=seconds), told, failure.reason)
 
 
-def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | Failure:
+def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | RequestFailure:
     """What an answer says.
 
     Args:
@@ -123,7 +123,7 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
         calls = [_call(dict(call), i) for i, call in enumerate(message.get("tool_calls") or ()) if tools]
         text = _text(message.get("content")) or _text(message.get("refusal"))
     except (LookupError, TypeError, ValueError, AttributeError):
-        return Failure(f"not a chat completion: {body!r:.200}", paid=True)
+        return RequestFailure(f"not a chat completion: {body!r:.200}", billed=True)
     told: Message = {"role": "assistant", "content": text or _NOTHING}
     if finish == "content_filter":
         text, told["content"] = "", _NOTHING

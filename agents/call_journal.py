@@ -8,14 +8,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, final
 
-from envkit.agents.completions import Reply
+from envkit.agents.chat_completions import Reply
 from envkit.errors import StoreError
 from envkit.store import Journal
 from envkit.types import EpisodeKey, Usage
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
+class RequestId:
     """What a call is for: a turn of an episode, and the digest of the request."""
 
     key: EpisodeKey
@@ -24,7 +24,7 @@ class Place:
 
 
 @dataclass(frozen=True, slots=True)
-class Call:
+class ApiCall:
     """One request.
 
     Args:
@@ -33,13 +33,13 @@ class Call:
         repeated: an earlier run was cut off while it waited for the answer to the same request.
     """
 
-    place: Place
+    place: RequestId
     attempt: int
     repeated: bool = field(default=False, compare=False)
 
 
 @final
-class Recorded:
+class RecordedCalls:
     """What the records of a journal of calls say.
 
     Raises:
@@ -47,11 +47,11 @@ class Recorded:
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
-        self.replies: dict[Place, Reply] = {}
+        self.replies: dict[RequestId, Reply] = {}
         #: Requests by episode and turn.
         self.attempts: Counter[tuple[EpisodeKey, int]] = Counter()
-        #: Calls without an answer, and the most that each may have cost.
-        self.cut_off: dict[Call, Usage] = {}
+        #: CallJournal without an answer, and the most that each may have cost.
+        self.cut_off: dict[ApiCall, Usage] = {}
         #: What those with an answer, or a failure, have cost, and in which episode.
         self.ended: list[tuple[EpisodeKey, Usage]] = []
         for number, record in enumerate(records, start=1):
@@ -67,8 +67,8 @@ class Recorded:
 
     def _add(self, record: Mapping[str, Any]) -> None:
         (what,) = record.keys() & {"asked", "answered", "failed"}
-        place = Place(EpisodeKey(**record[what]["key"]), record[what]["turn"], record["digest"])
-        call = Call(place, record[what]["attempt"])
+        place = RequestId(EpisodeKey(**record[what]["key"]), record[what]["turn"], record["digest"])
+        call = ApiCall(place, record[what]["attempt"])
         if what == "asked":
             self.attempts[place.key, place.turn] += 1
             self.cut_off[call] = Usage(**record["most"])
@@ -83,7 +83,7 @@ class Recorded:
 
 
 @final
-class Calls:
+class CallJournal:
     """Writes a journal of calls. Thread-safe.
 
     Args:
@@ -91,31 +91,31 @@ class Calls:
         recorded: what it holds already.
     """
 
-    def __init__(self, journal: Journal, recorded: Recorded) -> None:
+    def __init__(self, journal: Journal, recorded: RecordedCalls) -> None:
         self._journal, self._lock = journal, threading.Lock()
         self._attempts = recorded.attempts.copy()
         self._cut_off = {call.place for call in recorded.cut_off}
 
-    def asked(self, place: Place, most: Usage) -> Call:
+    def asked(self, place: RequestId, most: Usage) -> ApiCall:
         """Record that a request is about to be made, which may cost ``most``."""
         with self._lock:
-            call = Call(place, self._attempts[place.key, place.turn], place in self._cut_off)
+            call = ApiCall(place, self._attempts[place.key, place.turn], place in self._cut_off)
             self._attempts[place.key, place.turn] += 1
             self._cut_off.discard(place)
             self._append("asked", call, {"most": asdict(most)})
         return call
 
-    def answered(self, call: Call, reply: Reply) -> None:
+    def answered(self, call: ApiCall, reply: Reply) -> None:
         """Record the answer, with all that is needed to go on from it."""
         with self._lock:
             self._append("answered", call, asdict(reply))
 
-    def failed(self, call: Call, reason: str, usage: Usage) -> None:
+    def failed(self, call: ApiCall, reason: str, usage: Usage) -> None:
         """Record that there is no answer, and what that may have cost."""
         with self._lock:
             self._append("failed", call, {"reason": reason, "usage": asdict(usage)})
 
-    def _append(self, what: str, call: Call, more: Mapping[str, Any]) -> None:
+    def _append(self, what: str, call: ApiCall, more: Mapping[str, Any]) -> None:
         place = call.place
         which = {"key": asdict(place.key), "turn": place.turn, "attempt": call.attempt}
         mark = {"repeated": True} if call.repeated else {}

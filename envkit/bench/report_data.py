@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast
 
-from envkit.plain import decode, encode
+from envkit.plain import decode, encode, stored_as
 
 Scalar: TypeAlias = str | int | float | bool | None
 
@@ -16,8 +16,8 @@ SCHEMA = 1
 
 
 @dataclass(frozen=True, slots=True)
-class Item:
-    """What one arm did on one held-out task.
+class TaskResult:
+    """What one row did on one held-out task.
 
     Args:
         task: the task's id.
@@ -28,7 +28,7 @@ class Item:
         voids: samples lost to broken machinery.
         completion_tokens: tokens written over the graded samples.
         prompt_tokens: tokens read over them.
-        seconds: share of the arm's wall time, grading and voids included, so that items add up to it.
+        seconds: share of the row's wall time, grading and voids included, so that items add up to it.
         cached_tokens: those of ``prompt_tokens`` that a provider found in its cache.
         cut_off: graded samples with a turn that ended at its limit of tokens.
     """
@@ -55,7 +55,7 @@ class Item:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where an arm's answers come from, and what they are paid by.
+    """Where a row's answers come from, and what they are paid by.
 
     Args:
         kind: ``"script"``, ``"local"`` (a model on this machine), ``"live"`` (a provider asked during the
@@ -95,7 +95,7 @@ class Origin:
 
 
 @dataclass(frozen=True, slots=True)
-class Arm:
+class Row:
     """One row of the comparison.
 
     Args:
@@ -108,26 +108,26 @@ class Arm:
 
     name: str
     description: str
-    items: tuple[Item, ...]
+    results: tuple[TaskResult, ...] = field(metadata=stored_as("items"))
     expected: float | None = None
     origin: Origin = Origin()
 
     def __post_init__(self) -> None:
-        if len({item.task for item in self.items}) != len(self.items):
-            raise ValueError(f"arm {self.name} has two items for one task; merge their samples into one item")
+        if len({result.task for result in self.results}) != len(self.results):
+            raise ValueError(f"row {self.name} has two results for one task; merge their samples")
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A comparison to report: ``arm`` minus ``against``, paired by task.
+    """A comparison to report: ``row`` minus ``against``, paired by task.
 
     Args:
-        arm: name of the arm that should be better.
-        against: name of the arm that it is measured against.
+        row: name of the row that should be better.
+        against: name of the row that it is measured against.
         meaning: subject of the sentence in the report ("RL's own part").
     """
 
-    arm: str
+    row: str = field(metadata=stored_as("arm"))
     against: str
     meaning: str
 
@@ -169,7 +169,7 @@ class Phase:
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class Excerpt:
     """The last turn of an episode, to read: what was asked, what the model wrote and what grading said.
 
     Args:
@@ -177,7 +177,7 @@ class Example:
     """
 
     task: str
-    arm: str
+    row: str = field(metadata=stored_as("arm"))
     prompt: str
     completion: str
     verdict: str
@@ -187,7 +187,7 @@ class Example:
     def title(self) -> str:
         """Which episode it is, what came of it, and which turn is shown where there were several."""
         turn = [f"turn {self.turns} of {self.turns}"] if self.turns > 1 else []
-        return " · ".join([self.task, self.arm, *turn, self.verdict])
+        return " · ".join([self.task, self.row, *turn, self.verdict])
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,9 +252,9 @@ class ReportData:
         model_digest: digest of those weights.
         heldout_digest: digest of the held-out tasks that were played.
         machine: hardware.
-        arms: in order of presentation, names unique.
+        rows: in order of presentation, names unique.
         differences: the first one makes the headline.
-        ks: which pass@k the tables of arms and of kinds show; charts and differences use pass@1.
+        ks: which pass@k the tables of rows and of kinds show; charts and differences use pass@1.
         training: reinforcement learning, by step.
         sft: supervised warm start, by logged step.
         phases: in order of time.
@@ -278,13 +278,13 @@ class ReportData:
     model_digest: str
     heldout_digest: str
     machine: Machine
-    arms: tuple[Arm, ...] = ()
+    rows: tuple[Row, ...] = field(default=(), metadata=stored_as("arms"))
     differences: tuple[Difference, ...] = ()
     ks: tuple[int, ...] = (1, 8)
     training: tuple[TrainPoint, ...] = ()
     sft: tuple[LossPoint, ...] = ()
     phases: tuple[Phase, ...] = ()
-    examples: tuple[Example, ...] = ()
+    examples: tuple[Excerpt, ...] = ()
     config: Mapping[str, Scalar] = field(default_factory=dict[str, Scalar])
     warnings: tuple[str, ...] = ()
     limits: tuple[str, ...] = ()
@@ -293,12 +293,12 @@ class ReportData:
     certificate: str = ""
 
     def __post_init__(self) -> None:
-        names = [arm.name for arm in self.arms]
+        names = [row.name for row in self.rows]
         if len(set(names)) != len(names):
-            raise ValueError(f"arm names must be unique; found {', '.join(names)}")
+            raise ValueError(f"row names must be unique; found {', '.join(names)}")
         for pair in self.differences:
-            if missing := {pair.arm, pair.against} - set(names):
-                raise ValueError(f"a difference names {min(missing)}; the arms are {', '.join(names)}")
+            if missing := {pair.row, pair.against} - set(names):
+                raise ValueError(f"a difference names {min(missing)}; the rows are {', '.join(names)}")
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks is {self.ks}; expected at least one k, each at least 1")
 

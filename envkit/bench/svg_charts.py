@@ -12,7 +12,17 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from envkit.bench.svg import SERIES, figure, label, marker, nice_ticks, short, tag, tick_label, x_axis
+from envkit.bench.svg_elements import (
+    SERIES,
+    figure,
+    label,
+    marker,
+    nice_ticks,
+    short,
+    tag,
+    tick_label,
+    x_axis,
+)
 
 WIDTH = 720.0
 

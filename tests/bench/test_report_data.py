@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from envkit.bench.data import Arm, Difference, Item, ReportData, TrainPoint
+from envkit.bench.report_data import Difference, ReportData, Row, TaskResult, TrainPoint
 
 
 def test_round_trip(run: ReportData) -> None:
@@ -71,10 +71,10 @@ def test_what_is_no_report_is_refused(text: str) -> None:
 
 
 def test_arms_and_tasks_are_unique(run: ReportData) -> None:
-    item = Item("t", "f", "", 1, 0)
-    with pytest.raises(ValueError, match="two items for one task"):
-        Arm("a", "", (item, item))
+    item = TaskResult("t", "f", "", 1, 0)
+    with pytest.raises(ValueError, match="two results for one task"):
+        Row("a", "", (item, item))
     with pytest.raises(ValueError, match="unique"):
-        replace(run, arms=(run.arms[0], run.arms[0]), differences=())
+        replace(run, rows=(run.rows[0], run.rows[0]), differences=())
     with pytest.raises(ValueError, match="names ghost"):
         replace(run, differences=(Difference("ghost", "base", ""),))

@@ -6,19 +6,19 @@ import math
 from dataclasses import replace
 
 import pytest
-from boards import CONDITIONS, arm, report
+from sample_reports import CONDITIONS, arm, report
 
-from envkit.bench.board import TWO_CORES, Board, make_board, usd_per_solved
-from envkit.bench.data import Machine, Origin, ReportData
-from envkit.bench.rows import provenance
+from envkit.bench.leaderboard_data import TWO_CORES, Leaderboard, make_leaderboard, usd_per_solved
+from envkit.bench.leaderboard_table import provenance
+from envkit.bench.report_data import Machine, Origin, ReportData
 from envkit.errors import UsageError
 from envkit.prices import Price, PriceTable
 
 TABLE = PriceTable("2026-01-01", "a test", {"gpt-5.6": Price(4.0, 20.0, 0.4)}, {"box": 3.6})
 
 
-def board(*reports: ReportData, against: str | None = None) -> Board:
-    return make_board(reports, TABLE, "box", against)
+def board(*reports: ReportData, against: str | None = None) -> Leaderboard:
+    return make_leaderboard(reports, TABLE, "box", against)
 
 
 def test_rows_are_ranked_and_controls_come_last() -> None:
@@ -73,8 +73,8 @@ def test_a_run_that_is_named_twice_counts_once() -> None:
 
 def test_a_control_that_fails_in_one_run_is_not_hidden_by_another() -> None:
     other = report("two")
-    failing = replace(other.arms[0], items=tuple(replace(item, solved=0) for item in other.arms[0].items))
-    [section] = board(report("one"), replace(other, arms=(failing, *other.arms[1:]))).sections
+    failing = replace(other.rows[0], results=tuple(replace(item, solved=0) for item in other.rows[0].results))
+    [section] = board(report("one"), replace(other, rows=(failing, *other.rows[1:]))).sections
     rates = {row.name: row.summary.solve_rate.interval for row in section.rows if "oracle" in row.name}
     assert {name: rate.estimate for name, rate in rates.items() if rate} == {
         "oracle": 1.0,
@@ -88,7 +88,7 @@ def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> N
     live, local = rows["big & <b>bold</b>"], rows["SFT+RL"]
     # 240 tries of 1,000 tokens at $4 and 100 at $20 per million.
     assert live.cost.total_usd == pytest.approx(240 * (1000 * 4 + 100 * 20) / 1e6)
-    solved = sum(item.solved for item in live.arm.items)
+    solved = sum(item.solved for item in live.measured.results)
     assert usd_per_solved(live) == pytest.approx(live.cost.total_usd / solved)
     # 240 tries of 2 s at $3.60 an hour, and 1,200 s of training.
     assert local.cost.total_usd == pytest.approx(240 * 2 * 0.001)
@@ -96,17 +96,17 @@ def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> N
 
 
 def test_cached_tokens_are_paid_as_such() -> None:
-    live = report().arms[4]
+    live = report().rows[4]
     cached = replace(
-        live, items=tuple(replace(item, cached_tokens=item.prompt_tokens) for item in live.items)
+        live, results=tuple(replace(item, cached_tokens=item.prompt_tokens) for item in live.results)
     )
-    [section] = board(replace(report(), arms=(cached,))).sections
+    [section] = board(replace(report(), rows=(cached,))).sections
     assert section.rows[0].cost.total_usd == pytest.approx(240 * (1000 * 0.4 + 100 * 20) / 1e6)
 
 
 def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
     unpriced = arm("mystery", Origin("live", "no-such-model"), 0.95)
-    [section] = board(replace(report(), arms=(*report().arms, unpriced))).sections
+    [section] = board(replace(report(), rows=(*report().rows, unpriced))).sections
     rows = {row.name: row for row in section.rows}
     assert "no price for 'no-such-model'" in rows["mystery"].cost.basis
     assert rows["gpt-4-0613"].cost.basis == "its tokens were not recorded"
@@ -118,10 +118,10 @@ def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
 
 
 def test_every_row_says_how_it_was_sampled() -> None:
-    base = report().arms[2]
+    base = report().rows[2]
     stopped = replace(base, name="stopped", origin=replace(base.origin, stop_strings=("\n",)))
     bound = replace(base, name="bound", origin=replace(base.origin, max_context_length=512))
-    [section] = board(replace(report(), arms=(base, stopped, bound))).sections
+    [section] = board(replace(report(), rows=(base, stopped, bound))).sections
     table = provenance(section)
     sampling = {row[0]: row[table.head.index("Sampling")] for row in table.rows}
     assert sampling == {
@@ -137,7 +137,7 @@ def test_every_row_says_its_own_model_and_weights_whatever_it_is_priced_as() -> 
         arm("one", Origin("local", "small", digest="1" * 64), 0.5),
         arm("other", Origin("local", "large", digest="2" * 64), 0.5),
     )
-    [section] = board(replace(report(), arms=arms)).sections
+    [section] = board(replace(report(), rows=arms)).sections
     table = provenance(section)
     models = {row[0]: row[table.head.index("Model")] for row in table.rows}
     assert models == {"live": "provider/m", "one": f"small {'1' * 12}", "other": f"large {'2' * 12}"}
@@ -164,14 +164,14 @@ def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
 
 def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
     local, short = Origin("local", "m"), arm("short", Origin("local", "m"), 0.9)
-    short = replace(short, items=short.items[:20])
+    short = replace(short, results=short.results[:20])
     arms = (arm("best", local, 0.5), arm("worst", local, 0.1), short)
-    [section] = board(replace(report(), arms=arms)).sections
+    [section] = board(replace(report(), rows=arms)).sections
     assert [row.name for row in section.rows] == ["best", "worst", "short"]
     assert [row.name for row in section.whole] == ["best", "worst"]
     assert section.lead_p < 0.01  # of the best against the worst
     assert [row.name for row in section.rows if row.dominated] == ["worst"]
-    [section] = board(replace(report(), arms=(arms[0], short))).sections
+    [section] = board(replace(report(), rows=(arms[0], short))).sections
     assert math.isnan(section.lead_p)
 
 
@@ -185,7 +185,7 @@ def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
 def test_answers_that_a_killed_run_had_are_paid_for_by_the_time_they_took() -> None:
     served = Origin("live", "mine", machine="box", seconds=4800.0)
     arms = [arm("going on", served, 0.5), arm("at once", replace(served, seconds=10.0), 0.5)]
-    [section] = board(replace(report(), arms=tuple(arms))).sections
+    [section] = board(replace(report(), rows=tuple(arms))).sections
     costs = {row.name: row.cost.total_usd for row in section.rows}
     # 240 tries of 2 s at $3.60 an hour, if their calls took no longer.
     assert costs == {"going on": pytest.approx(4.8), "at once": pytest.approx(0.48)}
@@ -193,14 +193,14 @@ def test_answers_that_a_killed_run_had_are_paid_for_by_the_time_they_took() -> N
 
 def test_a_row_whose_calls_gave_no_answer_is_paid_for_all_the_same() -> None:
     lost = replace(arm("lost", Origin("live", "gpt-5.6", prompt_tokens=10**6), 0.0))
-    items = tuple(replace(item, completion_tokens=0, prompt_tokens=0) for item in lost.items)
-    [section] = board(replace(report(), arms=(replace(lost, items=items),))).sections
+    items = tuple(replace(item, completion_tokens=0, prompt_tokens=0) for item in lost.results)
+    [section] = board(replace(report(), rows=(replace(lost, results=items),))).sections
     assert section.rows[0].cost.total_usd == pytest.approx(4.0)
 
 
 def test_mcnemar_is_for_single_tries_only() -> None:
     once = [arm(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))]
-    [section] = board(replace(report(), arms=tuple(once)), against="b").sections
+    [section] = board(replace(report(), rows=tuple(once)), against="b").sections
     first = section.rows[0].versus
     assert first is not None
     assert 0 < first.mcnemar < 0.001
@@ -223,15 +223,15 @@ def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
 
 
 def test_a_row_that_solves_nothing_never_pays_off() -> None:
-    trained = arm("SFT+RL", replace(report().arms[3].origin), 0.0)
-    [section] = board(replace(report(), arms=(report().arms[4], trained))).sections
+    trained = arm("SFT+RL", replace(report().rows[3].origin), 0.0)
+    [section] = board(replace(report(), rows=(report().rows[4], trained))).sections
     assert math.isinf(usd_per_solved(section.rows[1]))
     assert [pair.solved_tasks for pair in section.break_even] == [math.inf]
 
 
 def test_unknown_training_cost_is_not_called_free() -> None:
-    origin = replace(report().arms[3].origin, training_seconds=math.nan)
-    [section] = board(replace(report(), arms=(report().arms[4], arm("SFT+RL", origin, 0.5)))).sections
+    origin = replace(report().rows[3].origin, training_seconds=math.nan)
+    [section] = board(replace(report(), rows=(report().rows[4], arm("SFT+RL", origin, 0.5)))).sections
     assert math.isnan(section.rows[1].training_usd)
     [found] = section.break_even
     assert found.saves_usd > 0
@@ -240,7 +240,7 @@ def test_unknown_training_cost_is_not_called_free() -> None:
 
 def test_an_adapter_whose_episodes_are_not_priced_is_not_said_to_never_pay_off() -> None:
     elsewhere = replace(report(), machine=replace(report().machine, cores=64))
-    [section] = make_board([elsewhere], TABLE).sections
+    [section] = make_leaderboard([elsewhere], TABLE).sections
     [found] = section.break_even
     assert math.isnan(found.saves_usd)
     assert math.isnan(found.solved_tasks)
@@ -248,7 +248,7 @@ def test_an_adapter_whose_episodes_are_not_priced_is_not_said_to_never_pay_off()
 
 def test_a_machine_without_a_price_is_refused() -> None:
     with pytest.raises(UsageError, match="no price for machine 'abacus'; there is: box"):
-        make_board([report()], TABLE, "abacus")
+        make_leaderboard([report()], TABLE, "abacus")
 
 
 @pytest.mark.parametrize(
@@ -267,7 +267,7 @@ def test_hours_are_those_of_the_machine_that_a_row_ran_on_unless_another_is_name
         replace(TABLE, machines={TWO_CORES: 0.05, "box": 3.6}),
     )
     for named, basis in ((None, said), ("box", "hours of box at $3.6")):
-        [section] = make_board([elsewhere], priced, named).sections
+        [section] = make_leaderboard([elsewhere], priced, named).sections
         rows = {row.name: row for row in section.rows}
         assert rows["SFT+RL"].cost.basis.startswith(basis)
         known = basis.startswith("hours")

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from envkit.bench.charts import Bar, Curve, Spot, bars, curves, dots, line, moving_mean, scatter
-from envkit.bench.svg import nice_ticks
+from envkit.bench.svg_charts import Bar, Curve, Spot, bars, curves, dots, line, moving_mean, scatter
+from envkit.bench.svg_elements import nice_ticks
 
 
 def _floats(elements: list[ET.Element], attribute: str) -> list[float]:

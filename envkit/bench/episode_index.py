@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
 
-from envkit.bench.run import EVALUATION_STEP
+from envkit.bench.evaluation import EVALUATION_STEP
 from envkit.errors import StoreError
 from envkit.store import SCHEMA, RunFolder, trajectory_from_json
 from envkit.types import Trajectory
@@ -19,7 +19,7 @@ _Record = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Entry:
+class EpisodeEntry:
     """One episode, as a list shows it.
 
     Args:
@@ -58,16 +58,17 @@ class _Read:
 
     inode: int
     end: int = 0
-    entries: list[Entry] = field(default_factory=list[Entry])
+    entries: list[EpisodeEntry] = field(default_factory=list[EpisodeEntry])
     offsets: list[int] = field(default_factory=list[int])
 
 
 @final
-class Episodes:
+class EpisodeIndex:
     """An index over every journal of a run that holds episodes, of a run that is being written too.
 
     A run of several environments or seeds has a part for each, a folder inside, whose journals belong to it.
-    Journals are read once, line by line; of an episode only its `Entry` and its place are kept. Thread-safe.
+    Journals are read once, line by line. Of an episode only its `EpisodeEntry` and its offset are
+    kept. Thread-safe.
 
     Args:
         run: the folder.
@@ -82,7 +83,7 @@ class Episodes:
         self._lock = threading.Lock()
         self.refresh()
 
-    def refresh(self) -> list[Entry]:
+    def refresh(self) -> list[EpisodeEntry]:
         """Read what was added since the last time; returns all entries, journal by journal.
 
         A last line without its newline is still being written, or is what a killed writer left; it is left
@@ -130,7 +131,7 @@ class Episodes:
                 read.end += len(line)
         self._read[name] = read
 
-    def load(self, journal: str, line: int) -> tuple[Entry, Trajectory, _Record] | None:
+    def load(self, journal: str, line: int) -> tuple[EpisodeEntry, Trajectory, _Record] | None:
         """One whole episode with its record, or ``None`` if the index knows none there.
 
         Raises:
@@ -171,7 +172,7 @@ def _parsed(line: bytes, path: Path, number: int) -> _Record:
     return cast("dict[str, Any]", record)
 
 
-def _understood(record: _Record, journal: str, path: Path, number: int) -> tuple[Entry, Trajectory]:
+def _understood(record: _Record, journal: str, path: Path, number: int) -> tuple[EpisodeEntry, Trajectory]:
     if (found := record.get("schema")) != SCHEMA:
         raise StoreError(f"{path}:{number}: schema is {found!r}; this version of envkit reads {SCHEMA}")
     try:
@@ -184,12 +185,12 @@ def _understood(record: _Record, journal: str, path: Path, number: int) -> tuple
     return entry, trajectory
 
 
-def _entry(journal: str, line: int, record: _Record, trajectory: Trajectory) -> Entry:
+def _entry(journal: str, line: int, record: _Record, trajectory: Trajectory) -> EpisodeEntry:
     key = trajectory.key
     name = journal.rpartition("/")[2]
     arm = name.removeprefix("eval-") if name.startswith("eval-") else record.get("phase", name)
     usages = [step.turn.usage for step in trajectory.steps]
-    return Entry(
+    return EpisodeEntry(
         journal=journal,
         line=line,
         arm=str(arm),

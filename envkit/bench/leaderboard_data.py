@@ -8,17 +8,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
-from envkit.bench.data import Arm, Conditions, Difference, Item, ReportData
+from envkit.bench.report_data import Conditions, Difference, ReportData, Row, TaskResult
 from envkit.bench.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
 from envkit.bench.summary import (
-    ArmSummary,
     DifferenceSummary,
     OperatorSummary,
     Rate,
-    by_operator,
-    of_arm,
-    of_pair,
+    RowSummary,
+    rates_by_operator,
     solve_rates,
+    summarise_difference,
+    summarise_row,
 )
 from envkit.errors import UnpricedError, UsageError
 from envkit.prices import PriceTable
@@ -43,7 +43,7 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
-class Versus:
+class Comparison:
     """A row beside the row of reference: itself minus that one, paired by task.
 
     Args:
@@ -60,13 +60,13 @@ class Versus:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class RankedRow:
     """One agent on one environment.
 
     Args:
         name: unique within the section.
         report: the report it comes from.
-        arm: its raw numbers.
+        measured: its raw numbers.
         summary: these, averaged.
         curve: pass@k for k = 1, 2, 4 and so on, as far as every task has samples.
         cost: in dollars.
@@ -77,12 +77,12 @@ class Row:
 
     name: str
     report: ReportData
-    arm: Arm
-    summary: ArmSummary
+    measured: Row
+    summary: RowSummary
     curve: tuple[Rate, ...]
     cost: Cost
     training_usd: float
-    versus: Versus | None = None
+    versus: Comparison | None = None
     dominated: bool = False
 
 
@@ -123,26 +123,26 @@ class Section:
 
     conditions: Conditions
     reference: str
-    rows: tuple[Row, ...]
+    rows: tuple[RankedRow, ...]
     lead_p: float
     operators: tuple[OperatorSummary, ...]
     break_even: tuple[BreakEven, ...]
 
     @property
-    def contestants(self) -> tuple[Row, ...]:
+    def contestants(self) -> tuple[RankedRow, ...]:
         """Rows that are no controls."""
-        return tuple(row for row in self.rows if row.arm.expected is None)
+        return tuple(row for row in self.rows if row.measured.expected is None)
 
     @property
-    def whole(self) -> tuple[Row, ...]:
+    def whole(self) -> tuple[RankedRow, ...]:
         """The contestants that were measured on all tasks that any row was."""
         most = most_tasks(self.rows)
         measured = (row for row in self.contestants if row.summary.solve_rate.interval)
-        return tuple(row for row in measured if len(row.arm.items) == most)
+        return tuple(row for row in measured if len(row.measured.results) == most)
 
 
 @dataclass(frozen=True, slots=True)
-class Board:
+class Leaderboard:
     """The whole leaderboard.
 
     Args:
@@ -157,18 +157,18 @@ class Board:
     machine: str | None
 
 
-def make_board(
+def make_leaderboard(
     reports: Sequence[ReportData],
     prices: PriceTable,
     machine: str | None = None,
     against: str | None = None,
-) -> Board:
+) -> Leaderboard:
     """Put the rows of reports side by side.
 
     Args:
         reports: at least one; those of one environment must have been measured under equal conditions.
         prices: dollars of tokens and hours.
-        machine: name in the price table of the hardware that local models ran on; see `Board`.
+        machine: name in the price table of the hardware that local models ran on; see `Leaderboard`.
         against: name of the row that all others of its section are compared with; by default the last
             that has an adapter, or the first at all.
 
@@ -182,62 +182,62 @@ def make_board(
         groups.setdefault(report.environment, []).append(report)
     sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
     rows = [row for section in sections for row in section.contestants]
-    if against is not None and not any(against in (row.name, row.arm.name) for row in rows):
+    if against is not None and not any(against in (row.name, row.measured.name) for row in rows):
         names = dict.fromkeys(row.name for row in rows)
         raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
-    return Board(tuple(sections), prices, machine)
+    return Leaderboard(tuple(sections), prices, machine)
 
 
 def _section(
     reports: Sequence[ReportData], prices: PriceTable, machine: str | None, against: str | None
 ) -> Section:
     conditions = _common(reports)
-    rows: list[Row] = []
+    rows: list[RankedRow] = []
     # What one seed of a run has played for others too stands in their reports, and is one row.
-    arms = {
-        (report.run.partition("/")[0], arm): report for report in reversed(reports) for arm in report.arms
+    reports_by_row = {
+        (report.run.partition("/")[0], row): report for report in reversed(reports) for row in report.rows
     }
-    taken = Counter(arm.name for _, arm in arms)
+    taken = Counter(row.name for _, row in reports_by_row)
     seen = set[str]()
     for report in reports:
-        for arm in report.arms:
-            if not arm.items or arms[report.run.partition("/")[0], arm] is not report:
+        for row in report.rows:
+            if not row.results or reports_by_row[report.run.partition("/")[0], row] is not report:
                 continue  # nothing of it was played, or it was listed before
-            if arm.name in seen and _is_sound(arm):
+            if row.name in seen and _is_sound(row):
                 continue  # a control that does as it must is the same in every run
-            lone = taken[arm.name] == 1 or (arm.name not in seen and _is_sound(arm))
-            seen.add(arm.name)
-            name = arm.name if lone else f"{arm.name} · {report.run}"
-            rows.append(_row(name, report, arm, prices, machine))
-    contestants = [row for row in rows if row.arm.expected is None]
+            lone = taken[row.name] == 1 or (row.name not in seen and _is_sound(row))
+            seen.add(row.name)
+            name = row.name if lone else f"{row.name} · {report.run}"
+            rows.append(_row(name, report, row, prices, machine))
+    contestants = [row for row in rows if row.measured.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants
     most = most_tasks(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
-    ranked = sorted(_pareto(compared), key=lambda row: (len(row.arm.items) < most, -_solves(row)))
-    controls = [row for row in rows if row.arm.expected is not None]
+    ranked = sorted(_pareto(compared), key=lambda row: (len(row.measured.results) < most, -_solves(row)))
+    controls = [row for row in rows if row.measured.expected is not None]
     section = Section(
         conditions=conditions,
         reference=reference.name if reference else "",
         rows=(*ranked, *controls),
         lead_p=math.nan,
-        operators=by_operator([row.arm for row in ranked]),
+        operators=rates_by_operator([row.measured for row in ranked]),
         break_even=_break_even(ranked),
     )
     if len(section.whole) < 2:
         return section
     first, second, *_ = section.whole
-    return replace(section, lead_p=_p_value(*_paired(first.arm, second.arm)))
+    return replace(section, lead_p=_p_value(*_paired(first.measured, second.measured)))
 
 
-def most_tasks(rows: Sequence[Row]) -> int:
+def most_tasks(rows: Sequence[RankedRow]) -> int:
     """Tasks of the row that was measured on the most."""
-    return max((len(row.arm.items) for row in rows), default=0)
+    return max((len(row.measured.results) for row in rows), default=0)
 
 
-def _is_sound(arm: Arm) -> bool:
+def _is_sound(row: Row) -> bool:
     """Whether it is a control that did as it must."""
-    rate = of_arm(arm, (1,)).solve_rate.interval
-    return arm.expected is not None and rate is not None and rate.estimate == arm.expected
+    rate = summarise_row(row, (1,)).solve_rate.interval
+    return row.expected is not None and rate is not None and rate.estimate == row.expected
 
 
 def _common(reports: Sequence[ReportData]) -> Conditions:
@@ -268,21 +268,21 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
     return wanted
 
 
-def _row(name: str, report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> Row:
-    least = min((item.samples for item in arm.items if item.samples), default=1)
+def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> RankedRow:
+    least = min((result.samples for result in row.results if result.samples), default=1)
     ks = [2**power for power in range(least.bit_length())]
-    summary = of_arm(arm, ks)
-    cost, training_usd = _cost(report, arm, prices, machine), _training_usd(report, arm, prices, machine)
-    return Row(name, report, arm, summary, summary.rates, cost, training_usd)
+    summary = summarise_row(row, ks)
+    cost, training_usd = _cost(report, row, prices, machine), _training_usd(report, row, prices, machine)
+    return RankedRow(name, report, row, summary, summary.rates, cost, training_usd)
 
 
-def _hours(report: ReportData, arm: Arm, machine: str | None) -> str:
+def _hours(report: ReportData, row: Row, machine: str | None) -> str:
     """Name in the price table of the machine whose hours a row pays for.
 
     Raises:
         UnpricedError: nobody has named it, and the report's machine is not `TWO_CORES`.
     """
-    if named := arm.origin.machine or machine:
+    if named := row.origin.machine or machine:
         return named
     own = report.machine
     if own.cores == 2 and not own.card:
@@ -293,36 +293,36 @@ def _hours(report: ReportData, arm: Arm, machine: str | None) -> str:
     )
 
 
-def _training_usd(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> float:
-    seconds = arm.origin.training_seconds
+def _training_usd(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> float:
+    seconds = row.origin.training_seconds
     if seconds == 0:
         return 0.0
     try:
-        return seconds / 3600 * prices.hourly_usd(_hours(report, arm, machine))
+        return seconds / 3600 * prices.hourly_usd(_hours(report, row, machine))
     except UnpricedError:
         return math.nan
 
 
-def _cost(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None) -> Cost:
-    origin = arm.origin
+def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> Cost:
+    origin = row.origin
     if origin.kind == "script":
         return Cost(math.nan, None, "a script costs nothing worth counting")
     by_hours = origin.kind == "local" or bool(origin.machine)
     try:
         if by_hours:
-            hours = _hours(report, arm, machine)
+            hours = _hours(report, row, machine)
             hourly_usd = prices.hourly_usd(hours)
-            costs = [item.seconds * hourly_usd / 3600 for item in arm.items]
+            costs = [result.seconds * hourly_usd / 3600 for result in row.results]
             paid = origin.seconds * hourly_usd / 3600  # answers that a killed run had took no time again
             basis = f"hours of {hours} at ${hourly_usd:g}"
         else:
-            if not any(item.completion_tokens for item in arm.items) and not origin.prompt_tokens:
+            if not any(result.completion_tokens for result in row.results) and not origin.prompt_tokens:
                 return Cost(math.nan, None, "its tokens were not recorded")
             priced_as = origin.price or origin.model
             price = prices.of(priced_as)
             costs = [
-                price.cost_usd(item.prompt_tokens, item.completion_tokens, item.cached_tokens)
-                for item in arm.items
+                price.cost_usd(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
+                for result in row.results
             ]
             paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
             basis = f"tokens of {priced_as} at ${price.input:g} and ${price.output:g} per million"
@@ -331,45 +331,47 @@ def _cost(report: ReportData, arm: Arm, prices: PriceTable, machine: str | None)
     # Calls without a graded answer belong to no task: all carry them alike.
     lost = max(paid - sum(costs), 0.0) / len(costs)
     costs = [cost + lost for cost in costs]
-    clusters = [item.source for item in arm.items]
-    return Cost(sum(costs), ratio_interval(costs, [item.solved for item in arm.items], clusters), basis)
+    clusters = [result.source for result in row.results]
+    return Cost(sum(costs), ratio_interval(costs, [result.solved for result in row.results], clusters), basis)
 
 
-def _reference(rows: Sequence[Row], against: str | None) -> Row | None:
-    named = [row for row in rows if against == row.name] or [row for row in rows if against == row.arm.name]
+def _reference(rows: Sequence[RankedRow], against: str | None) -> RankedRow | None:
+    named = [row for row in rows if against == row.name] or [
+        row for row in rows if against == row.measured.name
+    ]
     if len(named) > 1:
         names = ", ".join(row.name for row in named)
         raise UsageError(f"there are several rows {against!r}; name one of: {names}")
-    trained = [row for row in rows if row.arm.origin.adapter]
+    trained = [row for row in rows if row.measured.origin.adapter]
     return next(iter([*named, *trained[-1:], *rows]), None)
 
 
-def _compared(rows: Sequence[Row], reference: Row) -> list[Row]:
+def _compared(rows: Sequence[RankedRow], reference: RankedRow) -> list[RankedRow]:
     others = [row for row in rows if row is not reference]
-    tested = [(row, *_test(row.arm, reference.arm)) for row in others]
+    tested = [(row, *_test(row.measured, reference.measured)) for row in others]
     adjusted = holm([p_value for _, _, p_value, _ in tested])
     judged = {
-        row.name: Versus(difference, p_value, raised, mcnemar)
+        row.name: Comparison(difference, p_value, raised, mcnemar)
         for (row, difference, p_value, mcnemar), raised in zip(tested, adjusted, strict=True)
     }
     return [replace(row, versus=judged.get(row.name)) for row in rows]
 
 
-def _test(arm: Arm, reference: Arm) -> tuple[DifferenceSummary, float, float]:
+def _test(row: Row, reference: Row) -> tuple[DifferenceSummary, float, float]:
     """The paired difference, its p-value, and McNemar's where each task was tried once."""
-    difference = of_pair(Difference(arm.name, reference.name, ""), arm, reference)
-    a, b, sources = _paired(arm, reference)
-    once = all(item.samples <= 1 for item in (*arm.items, *reference.items))
+    difference = summarise_difference(Difference(row.name, reference.name, ""), row, reference)
+    a, b, sources = _paired(row, reference)
+    once = all(result.samples <= 1 for result in (*row.results, *reference.results))
     only_a = sum(x > y for x, y in zip(a, b, strict=True))
     only_b = sum(x < y for x, y in zip(a, b, strict=True))
     exact = mcnemar_exact(only_a, only_b) if once and a else math.nan
     return difference, _p_value(a, b, sources), exact
 
 
-def _paired(arm: Arm, reference: Arm) -> tuple[list[float], list[float], list[str]]:
+def _paired(row: Row, reference: Row) -> tuple[list[float], list[float], list[str]]:
     """Rates of both on the tasks that both were measured on, and the tasks' sources."""
-    first, second = solve_rates(arm.items), solve_rates(reference.items)
-    source = {item.task: item.source for item in arm.items}
+    first, second = solve_rates(row.results), solve_rates(reference.results)
+    source = {result.task: result.source for result in row.results}
     common = sorted(first.keys() & second.keys())
     return [first[task] for task in common], [second[task] for task in common], [source[t] for t in common]
 
@@ -378,29 +380,30 @@ def _p_value(a: list[float], b: list[float], sources: list[str]) -> float:
     return permutation_p(a, b, sources) if a else 1.0
 
 
-def _pareto(rows: Sequence[Row]) -> list[Row]:
+def _pareto(rows: Sequence[RankedRow]) -> list[RankedRow]:
     """The rows with those marked that another beats on cost and solve rate, on no fewer tasks."""
 
-    def beaten(row: Row) -> bool:
+    def beaten(row: RankedRow) -> bool:
         mine, solves = usd_per_solved(row), _solves(row)
         return any(
             usd_per_solved(other) <= mine
             and _solves(other) >= solves
             and (usd_per_solved(other), _solves(other)) != (mine, solves)
             for other in rows
-            if math.isfinite(usd_per_solved(other)) and len(other.arm.items) >= len(row.arm.items)
+            if math.isfinite(usd_per_solved(other))
+            and len(other.measured.results) >= len(row.measured.results)
         )
 
     return [replace(row, dominated=beaten(row)) for row in rows]
 
 
-def _break_even(rows: Sequence[Row]) -> tuple[BreakEven, ...]:
+def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
     found: list[BreakEven] = []
     for trained in rows:
-        if not trained.arm.origin.adapter:
+        if not trained.measured.origin.adapter:
             continue
         for other in rows:
-            if other.arm.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
+            if other.measured.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
                 own = trained.cost.per_solved.estimate if trained.cost.per_solved else math.nan
                 saves = usd_per_solved(other) - own
                 after = math.inf if saves <= 0 else trained.training_usd / saves
@@ -409,18 +412,18 @@ def _break_even(rows: Sequence[Row]) -> tuple[BreakEven, ...]:
     return tuple(found)
 
 
-def usd_per_solved(row: Row) -> float:
+def usd_per_solved(row: RankedRow) -> float:
     """Dollars per solved episode; infinite where nothing is solved, or the cost not known."""
     return row.cost.per_solved.estimate if row.cost.per_solved else math.inf
 
 
-def _solves(row: Row) -> float:
+def _solves(row: RankedRow) -> float:
     interval = row.summary.solve_rate.interval
     return interval.estimate if interval else -1.0
 
 
-def items_of(section: Section) -> list[tuple[str, list[Item | None]]]:
+def items_of(section: Section) -> list[tuple[str, list[TaskResult | None]]]:
     """Every task of a section with what each contestant did on it."""
-    by_row = [{item.task: item for item in row.arm.items} for row in section.contestants]
-    tasks = dict.fromkeys(item.task for row in section.contestants for item in row.arm.items)
+    by_row = [{result.task: result for result in row.measured.results} for row in section.contestants]
+    tasks = dict.fromkeys(result.task for row in section.contestants for result in row.measured.results)
     return [(task, [found.get(task) for found in by_row]) for task in tasks]
