@@ -1,7 +1,6 @@
 """The whole training loop: pick tasks, play, compare within groups, take a gradient step.
 
-`envkit train` adds evaluation, a warm start, a curriculum, checkpoints and a report around this.
-Run it with `python examples/rl_loop.py`; the reward rises within a few minutes on two CPU cores.
+`envkit train` adds evaluation, a warm start, a curriculum, checkpoints and a report.
 """
 
 import torch
