@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
@@ -10,7 +11,8 @@ from typing import Any
 from envkit.display import Display
 from envkit.errors import TaskFileError
 from envkit.mining.duplicates import resembling
-from envkit.mining.library import version_of
+from envkit.mining.fetch import fetch
+from envkit.mining.library import is_installed, version_of
 from envkit.mining.miner import mine
 from envkit.mining.package_functions import PackageFunction
 from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
@@ -77,12 +79,25 @@ def mine_packages(
     return spread_order(found, seed)
 
 
+def _require_packages(display: Display) -> None:
+    """Download the pinned packages unless this environment has all of them.
+
+    Raises:
+        UsageError: they cannot be downloaded.
+    """
+    with resources.as_file(resources.files("envkit.environments.code_editor") / "packages.txt") as pinned:
+        names = re.findall(r"^([\w-]+)==", pinned.read_text(), re.M)
+        if not all(map(is_installed, names)):
+            fetch(pinned, display.say)
+
+
 def _nothing(subject: PackageFunction) -> bool:
     return False
 
 
 def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
     """The train tasks, mined at first use and then read from the cache."""
+    _require_packages(display)
 
     def make() -> list[Task]:
         return mine_packages(
@@ -101,6 +116,7 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
     Raises:
         TaskFileError: a package of another version is installed, or the digest does not come out.
     """
+    _require_packages(display)
 
     def make() -> list[Task]:
         display.say("making the held-out tasks from their recipe, once")

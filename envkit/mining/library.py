@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 
 from envkit.errors import UsageError
+from envkit.mining.fetch import fetched_folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +36,7 @@ def installed(package: str) -> Library:
         UsageError: it is not installed here, or holds no Python source.
     """
     name = import_name(package)
-    spec = importlib.util.find_spec(name)
+    spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(fetched_folder())])
     folders = list(spec.submodule_search_locations or ()) if spec else []
     modules: dict[str, str] = {}
     for folder in map(Path, folders):
@@ -49,6 +52,11 @@ def installed(package: str) -> Library:
     return Library(package, version_of(package), modules)
 
 
+def is_installed(package: str) -> bool:
+    """True if a distribution of that name can be imported here."""
+    return any(importlib.metadata.distributions(name=package))
+
+
 def version_of(package: str) -> str:
     """The installed version.
 
@@ -59,9 +67,10 @@ def version_of(package: str) -> str:
 
 
 def _distribution(package: str) -> importlib.metadata.Distribution:
+    path = [*sys.path, str(fetched_folder())]
     try:
-        return importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
+        return next(iter(importlib.metadata.distributions(name=package, path=path)))
+    except StopIteration:
         raise UsageError(
             f"package {package!r} is not installed, so nothing can be mined from it; "
             f"install it with: pip install {package}"

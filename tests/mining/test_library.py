@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from envkit.errors import UsageError
-from envkit.mining.library import import_name, installed
+from envkit.mining.fetch import fetch, fetched_folder
+from envkit.mining.library import import_name, installed, version_of
 
 
 def test_a_package_is_read_without_its_tests(tiny: str) -> None:
@@ -38,6 +40,36 @@ def test_a_file_that_is_not_utf_8_keeps_no_other_from_being_read(
     [old] = tmp_path.rglob("old.py")
     old.write_bytes(b"# caf\xe9")
     assert set(installed("latin").modules) == {"latin", "latin.old"}
+
+
+@pytest.mark.slow
+def test_pinned_packages_are_downloaded_once_and_mined_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    pinned = tmp_path / "packages.txt"
+    pinned.write_text(
+        "iniconfig==2.1.0 --hash=sha256:9deba5723312380e77435581c6bf4935c94cbfab9b1ed33ef8d238ea168eb760\n"
+    )
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    with pytest.raises(UsageError, match="not installed"):
+        version_of("iniconfig")
+    said: list[str] = []
+    fetch(pinned, said.append)
+    fetch(pinned, said.append)
+    assert len(said) == 1
+    assert version_of("iniconfig") == "2.1.0"
+    assert "iniconfig" in installed("iniconfig").modules
+
+
+@pytest.mark.slow
+def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    pinned = tmp_path / "packages.txt"
+    pinned.write_text(f"iniconfig==2.1.0 --hash=sha256:{'0' * 64}\n")
+    with pytest.raises(UsageError, match="could not download"):
+        fetch(pinned, print)
+    assert not fetched_folder().exists()
 
 
 def test_a_missing_package_is_named_with_its_cure() -> None:
