@@ -1,4 +1,4 @@
-"""Frozen dataclasses as plain data (JSON, TOML) and back; what does not fit is named by its place."""
+"""Convert frozen dataclasses to plain data (JSON, TOML) and back; errors name the field."""
 
 from __future__ import annotations
 
@@ -6,15 +6,13 @@ import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import Any, Protocol, TypeVar, cast, get_args, get_origin, get_type_hints, runtime_checkable
 
 Data = TypeVar("Data")
 
-#: What TOML and JSON call them.
+#: Container types by the names that TOML and JSON users know.
 _CONTAINERS: dict[Any, str] = {tuple: "a list", Mapping: "a table"}
-
-
-#: Key of a field's metadata.
+#: Key of a dataclass field's metadata; see `stored_as`.
 _STORED_AS = "stored as"
 
 
@@ -23,48 +21,84 @@ def stored_as(key: str) -> Mapping[str, str]:
     return {_STORED_AS: key}
 
 
+@runtime_checkable
+class HasPlainForm(Protocol):
+    """A dataclass that chooses its own plain form instead of a table of its fields."""
+
+    def to_plain(self) -> object:
+        """Return the plain data."""
+        ...
+
+    @classmethod
+    def from_plain(cls, value: object) -> object:
+        """Make an instance of plain data.
+
+        Raises:
+            ValueError: the data has another form.
+        """
+        ...
+
+
 def encode(value: object) -> object:
-    """Plain data that `decode` takes back; floats that are not finite become ``None``."""
+    """Plain data that `decode` takes back. Infinite floats and NaN become ``None``."""
+    if isinstance(value, HasPlainForm):
+        return value.to_plain()
     if is_dataclass(value) and not isinstance(value, type):
         return {_key(entry): encode(getattr(value, entry.name)) for entry in fields(value)}
     if isinstance(value, tuple):
-        return [encode(each) for each in cast("tuple[object, ...]", value)]
+        return [encode(item) for item in cast("tuple[object, ...]", value)]
     if isinstance(value, Mapping):
-        return {key: encode(each) for key, each in cast("Mapping[str, object]", value).items()}
+        return {key: encode(item) for key, item in cast("Mapping[str, object]", value).items()}
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def decode(kind: type[Data], value: object, where: str) -> Data:
-    """``value`` as the dataclass ``kind``; ``None`` where a float belongs is NaN.
+    """Build the dataclass ``kind`` from plain data; ``None`` in place of a float becomes NaN.
+
+    Args:
+        kind: the dataclass.
+        value: the plain data.
+        where: name of the data in error messages, ``"spec"`` for instance.
 
     Raises:
-        ValueError: a field is missing, unknown or of the wrong type; the message begins with its place,
-            inside ``where``.
+        ValueError: a field is missing, unknown or of the wrong type. The message begins with its path, such
+            as ``spec.agents[0]``.
     """
     return cast("Data", _decode(kind, value, where))
 
 
 def _decode(kind: Any, value: object, where: str) -> object:
+    if kind is object:  # any plain data
+        return value
+    if _has_plain_form(kind):
+        try:
+            return kind.from_plain(value)
+        except ValueError as error:
+            raise ValueError(f"{where} is {value!r:.60}; {error}") from None
     if is_dataclass(kind) and isinstance(value, dict):
         return _decode_fields(cast("type[Any]", kind), cast("dict[str, object]", value), where)
     if get_origin(kind) is tuple and isinstance(value, list | tuple):
-        inner, entries = get_args(kind)[0], cast("list[object]", value)
-        return tuple(_decode(inner, each, f"{where}[{i}]") for i, each in enumerate(entries))
+        item_kind, items = get_args(kind)[0], cast("list[object]", value)
+        return tuple(_decode(item_kind, item, f"{where}[{i}]") for i, item in enumerate(items))
     if get_origin(kind) is Mapping and isinstance(value, dict):
-        inner, content = get_args(kind)[1], cast("dict[str, object]", value)
-        return {key: _decode(inner, each, f"{where}.{key}") for key, each in content.items()}
+        item_kind, table = get_args(kind)[1], cast("dict[str, object]", value)
+        return {key: _decode(item_kind, item, f"{where}.{key}") for key, item in table.items()}
     kinds = get_args(kind) if isinstance(kind, UnionType) else (kind,)
-    some = [each for each in kinds if each is not NoneType]
-    if len(some) == 1 < len(kinds) and value is not None:  # one that may be left out
-        return _decode(some[0], value, where)
+    not_none = [member for member in kinds if member is not NoneType]
+    if len(not_none) == 1 < len(kinds) and value is not None:  # an optional field
+        return _decode(not_none[0], value, where)
     if type(value) in kinds:  # exact: True is no int here
         return value
-    if float in kinds and type(value) is int and abs(value) < 2**1023:  # a larger one is no float
+    if float in kinds and type(value) is int and abs(value) < 2**1023:  # a larger int overflows a float
         return float(value)
     if kind is float and value is None:
         return math.nan
     name = _CONTAINERS.get(get_origin(kind)) or getattr(kind, "__name__", kind)
     raise ValueError(f"{where} is {value!r:.60}; expected {name}")
+
+
+def _has_plain_form(kind: object) -> bool:
+    return isinstance(kind, type) and issubclass(kind, HasPlainForm)
 
 
 def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -> object:
@@ -77,8 +111,8 @@ def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -
     hints = get_type_hints(kind)
     return kind(
         **{
-            known[key].name: _decode(hints[known[key].name], each, f"{where}.{key}")
-            for key, each in content.items()
+            known[key].name: _decode(hints[known[key].name], item, f"{where}.{key}")
+            for key, item in content.items()
         }
     )
 

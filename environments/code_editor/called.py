@@ -85,8 +85,8 @@ class Called:
 
 def hidden_calls(task: Task, seed: int, count: int) -> list[Call]:
     """The calls that a visit is graded on: pinned ones first, since they fail fastest."""
-    pinned = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["killers"])]
-    examples = [Call.from_json(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
+    pinned = [Call.from_plain(item) for item in cast("Sequence[JSON]", task.hidden["killers"])]
+    examples = [Call.from_plain(item) for item in cast("Sequence[JSON]", task.hidden["examples"])]
     if _is_stated(task):
         names = cast("Sequence[str]", task.hidden["parameters"])
         fresh = generated_calls(examples, seed, cast("int", task.hidden["fresh"]), task.prompt, names)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import doctest
 import inspect
 import re
@@ -12,6 +11,7 @@ from typing import Any
 from envkit.grading import NumericPolicy
 from envkit.inputs.doctests import docstring_calls, modules_of
 from envkit.mining.build import SOLUTION, edit_between
+from envkit.mining.hidden import RepairHidden, to_json
 from envkit.types import Task
 
 
@@ -40,15 +40,17 @@ def _task(function: Callable[..., Any], operator: str, right: str, wrong: str) -
             "source": f"starter:{name}",
             "examples": [{"call": item.source.strip(), "value": item.want.strip()} for item in examples],
         },
-        hidden={
-            "reference": reference,
-            "function": name,
-            "modules": list(modules_of(calls)),
-            "examples": [call.to_json() for call in calls],
-            "killers": [call.to_json() for call in calls],
-            "policy": dataclasses.asdict(NumericPolicy()),
-            "edit": edit_between(mutant, reference),
-        },
+        hidden=to_json(
+            RepairHidden(
+                reference=reference,
+                function=name,
+                modules=modules_of(calls),
+                examples=tuple(calls),
+                killers=tuple(calls),
+                policy=NumericPolicy(),
+                edit=edit_between(mutant, reference),
+            )
+        ),
     )
 
 

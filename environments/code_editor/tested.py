@@ -47,7 +47,7 @@ class Tested:
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         hidden = self._task.hidden
-        calls = [Call.from_json(item) for item in cast("Sequence[JSON]", hidden["killers"])]
+        calls = [Call.from_plain(item) for item in cast("Sequence[JSON]", hidden["killers"])]
         expected = EXPECTED.get(self.visit(count, seed), lambda: self._expected(calls, backend))
         leniency = Leniency(**cast("dict[str, Any]", hidden["leniency"]))
         return compare(backend, self._subject(source), calls, expected, self._policies(), leniency)

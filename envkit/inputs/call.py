@@ -26,13 +26,19 @@ class Call:
         function = function.replace(".", "().")
         return f"{function}({', '.join([*self.args, *(f'{k}={v}' for k, v in self.kwargs.items())])})"
 
-    def to_json(self) -> JSON:
+    def to_plain(self) -> JSON:
+        """See `envkit.plain.HasPlainForm`."""
         return [list(self.args), dict(self.kwargs)]
 
-    @staticmethod
-    def from_json(data: JSON) -> Call:
-        args, kwargs = cast("tuple[list[str], dict[str, str]]", data)
-        return Call(tuple(args), dict(kwargs))
+    @classmethod
+    def from_plain(cls, value: object) -> Call:
+        """See `envkit.plain.HasPlainForm`."""
+        parts = cast("list[object]", value) if isinstance(value, list) else []
+        if len(parts) == 2 and isinstance(parts[0], list) and isinstance(parts[1], dict):
+            args, kwargs = cast("list[str]", parts[0]), cast("dict[str, str]", parts[1])
+            if all(type(source) is str for source in (*args, *kwargs.values())):
+                return cls(tuple(args), dict(kwargs))
+        raise ValueError("expected [[SOURCE, ...], {NAME: SOURCE, ...}]")
 
 
 def literal(value: Any) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import asdict
 
 from envkit.grading import STRICT, Answer, opaque, show
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import modules_of
 from envkit.inputs.perturb import perturbed_calls
+from envkit.mining.hidden import Edit, RepairHidden, RepairSite, to_json
 from envkit.mining.mutations import Mutation
 from envkit.mining.package_functions import PackageFunction
 from envkit.types import JSON, Task
@@ -82,20 +82,18 @@ def build_task(
             "source": subject.source,
             "examples": _shown(function, calls[:known], original, pinned),
         },
-        hidden={
-            "reference": reference,
-            "function": function,
-            "modules": list(modules_of([*subject.examples, *subject.tests])),
-            "examples": [call.to_json() for call in (*subject.examples, *subject.tests)],
-            "killers": [calls[index].to_json() for index in pinned],
-            "policy": asdict(STRICT),
-            "edit": edit_between(mutant, reference),
-            "site": {
-                "bytes": [mutation.start_byte, mutation.end_byte],
-                "line": mutation.line,
-                "killers": pinned,
-            },
-        },
+        hidden=to_json(
+            RepairHidden(
+                reference=reference,
+                function=function,
+                modules=modules_of([*subject.examples, *subject.tests]),
+                examples=(*subject.examples, *subject.tests),
+                killers=tuple(calls[index] for index in pinned),
+                policy=STRICT,
+                edit=edit_between(mutant, reference),
+                site=RepairSite((mutation.start_byte, mutation.end_byte), mutation.line, tuple(pinned)),
+            )
+        ),
     )
 
 
@@ -129,11 +127,11 @@ def _shown_answer(call: Call, answer: Answer) -> str:
     return show(answer.value, _MAX_SOURCE)
 
 
-def edit_between(mutant: str, reference: str) -> dict[str, JSON]:
+def edit_between(mutant: str, reference: str) -> Edit:
     r"""The smallest whole-line edit from mutant to reference whose searched text occurs once.
 
     >>> edit_between("a\nb\nc\n", "a\nx\nc\n")
-    {'search': 'b', 'replace': 'x'}
+    Edit(search='b', replace='x')
     """
     old, new = mutant.split("\n"), reference.split("\n")
     start = 0
@@ -146,7 +144,7 @@ def edit_between(mutant: str, reference: str) -> dict[str, JSON]:
     while True:
         search = "\n".join(old[before : len(old) - after])
         if search.strip() and mutant.count(search) == 1:
-            return {"search": search, "replace": "\n".join(new[before : len(new) - after])}
+            return Edit(search, "\n".join(new[before : len(new) - after]))
         # Context above first, then below, alternately.
         if before and start - before <= tail - after:
             before -= 1

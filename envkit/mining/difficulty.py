@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Final, cast
+from typing import Final
 
 from envkit.mining.build import MAX_KILLERS
 from envkit.mining.functions import functions
-from envkit.types import JSON, Task
+from envkit.mining.hidden import RepairHidden, read_hidden
+from envkit.types import Task
 
 #: From the slips that a line shows by itself to those that only what it does shows, or what is not there.
 _VISIBLE: Final = (
@@ -52,12 +52,10 @@ def difficulty_of(task: Task) -> float:
     said = task.metadata.get("difficulty")
     if isinstance(said, float):
         return said
-    site = cast("Mapping[str, JSON]", task.hidden["site"])
-    tells = len(cast("Sequence[int]", site["killers"]))
-    function = str(task.hidden["function"])
+    hidden = read_hidden(RepairHidden, task)
     lines = next(
-        one.last_line - one.first_line + 1
-        for one in functions(str(task.hidden["reference"]))
-        if one.qualname == function
+        found.last_line - found.first_line + 1
+        for found in functions(hidden.reference)
+        if found.qualname == hidden.function
     )
-    return difficulty(str(task.metadata["operator"]), lines, tells, MAX_KILLERS)
+    return difficulty(str(task.metadata["operator"]), lines, len(hidden.killers), MAX_KILLERS)

@@ -12,6 +12,7 @@ from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
 from envkit.mining.build import build_task, calls_of, mutation_id
+from envkit.mining.hidden import RepairHidden, read_hidden
 from envkit.mining.library import version_of
 from envkit.mining.mutations import mutations
 from envkit.mining.package_functions import PackageFunction, package_functions
@@ -54,8 +55,10 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
     """
     rows: list[JSON] = []
     for task in tasks:
-        site = cast("Mapping[str, JSON]", task.hidden["site"])
-        rows.append([*task.id.split("/"), site["killers"]])
+        site = read_hidden(RepairHidden, task).site
+        if site is None:
+            raise TaskFileError(f"task {task.id} was not mined from a package; a recipe cannot describe it")
+        rows.append([*task.id.split("/"), list(site.killers)])
     versions = {(str(task.metadata["package"]), str(task.metadata["version"])) for task in tasks}
     if not tasks:
         raise TaskFileError("there are no tasks to make a recipe of")

@@ -79,7 +79,7 @@ def _described(batch: VariantBatch) -> dict[str, Any]:
     return {
         "function": batch.function,
         "modules": modules_of(batch.calls),
-        "calls": [call.to_json() for call in batch.calls],
+        "calls": [call.to_plain() for call in batch.calls],
         "variants": list(batch.variants),
     }
 

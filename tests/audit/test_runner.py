@@ -85,7 +85,7 @@ class Honest(Env):
     @check()
     def right(self) -> Grade | bool | float:
         draw = random.Random(self.visit_seed)
-        calls = [Call.from_json([[repr([draw.randrange(99) for _ in range(4)])], {}]) for _ in range(5)]
+        calls = [Call.from_plain([[repr([draw.randrange(99) for _ in range(4)])], {}]) for _ in range(5)]
         expected = answers(
             self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
         )
@@ -152,7 +152,7 @@ class EditableTests(Honest):
     @check()
     def right(self) -> Grade | bool | float:
         cases = json.loads(self.sandbox.read("expected.json", 10_000))
-        calls = [Call.from_json([[repr(given)], {}]) for given, _ in cases]
+        calls = [Call.from_plain([[repr(given)], {}]) for given, _ in cases]
         taken = Submission(["solution.py"]).collect(self.sandbox)
         found = answers(self.backend, Graded(taken, "solution.py", "scaled"), calls)
         return [answer.value for answer in found] == [wanted for _, wanted in cases]

@@ -234,5 +234,5 @@ def test_broken_machinery_is_neither_pass_nor_fail() -> None:
 
 def test_calls_survive_json() -> None:
     call = Call(("[1]", "lambda x: x"), {"key": "len"})
-    assert Call.from_json(call.to_json()) == call
+    assert Call.from_plain(call.to_plain()) == call
     assert call.source("f") == "f([1], lambda x: x, key=len)"

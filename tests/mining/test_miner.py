@@ -25,7 +25,7 @@ def verdict(backend: SandboxBackend, task: Task, source: str) -> Verdict:
     def subject(text: object) -> Program:
         return Program({SOLUTION: str(text).encode()}, SOLUTION, str(task.hidden["function"]), modules)
 
-    calls = [Call.from_json(one) for one in cast("Sequence[Any]", task.hidden["killers"])]
+    calls = [Call.from_plain(one) for one in cast("Sequence[Any]", task.hidden["killers"])]
     expected = answers(backend, subject(task.hidden["reference"]), calls)
     assert len(expected) == len(calls)
     return grade(backend, subject(source), calls, expected).verdict

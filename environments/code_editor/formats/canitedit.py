@@ -81,7 +81,7 @@ class Edited:
                 "parameters": ["place", "source"],
                 "modules": [],
                 "examples": [],
-                "killers": [call.to_json() for call in calls],
+                "killers": [call.to_plain() for call in calls],
                 "fresh": 0,
                 "policy": asdict(PYTHON),
                 "leniency": asdict(Leniency(mappings=True, arguments=False)),

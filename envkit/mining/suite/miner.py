@@ -16,6 +16,7 @@ from envkit.mining.build import edit_between, mutation_id
 from envkit.mining.difficulty import difficulty
 from envkit.mining.duplicates import Fingerprint, is_near
 from envkit.mining.functions import Function, functions
+from envkit.mining.hidden import Suite, SuiteHidden, SuiteSite, to_json
 from envkit.mining.mutations import Mutation, mutations, spread
 from envkit.mining.suite.checkout import Checkout, read_checkout, require_imports
 from envkit.mining.suite.run_variants import SuiteRun, run_suite_variants, with_pytest
@@ -322,21 +323,21 @@ def _task(
             "graded_by": GRADED_BY,
             "difficulty": round(score, 4),
         },
-        hidden={
-            "function": site.function.qualname,
-            # Back to the original, whose digest is known.
-            "edit": edit_between(mutant.text, original),
-            "suite": {
-                # All that the agent does not see; none of it can be changed by the agent.
-                "files": {
-                    path: text
-                    for path, text in {**checkout.code, **checkout.tests}.items()
-                    if path not in shown
-                },
-                "wanted": list(stable),
-                "killers": list(mutant.killers),
-                "packages": list(packages),
-            },
-            "site": {"bytes": [mutation.start_byte, mutation.end_byte], "line": mutation.line},
-        },
+        hidden=to_json(
+            SuiteHidden(
+                function=site.function.qualname,
+                edit=edit_between(mutant.text, original),
+                suite=Suite(
+                    files={
+                        path: text
+                        for path, text in {**checkout.code, **checkout.tests}.items()
+                        if path not in shown
+                    },
+                    wanted=tuple(stable),
+                    killers=mutant.killers,
+                    packages=tuple(packages),
+                ),
+                site=SuiteSite((mutation.start_byte, mutation.end_byte), mutation.line),
+            )
+        ),
     )

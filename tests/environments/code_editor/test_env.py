@@ -263,7 +263,7 @@ def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
     assert hidden_calls(task, 1, FRESH_CALLS) == hidden_calls(task, 1, FRESH_CALLS)
     assert hidden_calls(task, 1, FRESH_CALLS) != hidden_calls(task, 2, FRESH_CALLS)
     pinned: Any = task.hidden["killers"]
-    assert [call.to_json() for call in hidden_calls(task, 1, FRESH_CALLS)[: len(pinned)]] == pinned
+    assert [call.to_plain() for call in hidden_calls(task, 1, FRESH_CALLS)[: len(pinned)]] == pinned
 
 
 def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
@@ -271,7 +271,7 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
     reference = "def f(n):\n    return n + 1\n"
     known = [[[str(n)], {}] for n in (2, 3, 987_654_321)]
     task = solution_of("f", reference, examples=known, killers=known[:1])
-    assert [call.to_json() for call in hidden_calls(task, 1, FRESH_CALLS)][-2:] == known[1:]
+    assert [call.to_plain() for call in hidden_calls(task, 1, FRESH_CALLS)][-2:] == known[1:]
     env = CodeEditorEnv(tasks=[task], sandbox=backend)
     wrong = "```python\ndef f(n):\n    return n + (n != 987654321)\n```"
     assert ending(env, wrong, "submit", task="own/task")["reward"] == 0.0

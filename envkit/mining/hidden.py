@@ -1,0 +1,138 @@
+"""The hidden fields of repair tasks, typed: what only the grader on the host may know.
+
+`envkit.types.Task.hidden` is plain JSON, since every environment has fields of its own. A miner builds one of
+the classes here and stores `to_json` of it; a grader gets the class back with `read_hidden`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TypeVar, cast, final
+
+from envkit.errors import TaskFileError
+from envkit.grading import NumericPolicy
+from envkit.inputs.call import Call
+from envkit.plain import decode, encode
+from envkit.types import JSON, Task
+
+Hidden = TypeVar("Hidden")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """The edit that repairs a task's file.
+
+    Args:
+        search: whole lines that occur once in the broken file.
+        replace: the lines to put there.
+    """
+
+    search: str
+    replace: str
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RepairSite:
+    """Location of a mined bug.
+
+    Args:
+        bytes: start and end of the mutated text in the reference, in UTF-8 bytes; the end is exclusive.
+        line: 1-based line of the reference.
+        killers: indices of the mining calls that `RepairHidden.killers` were taken from.
+    """
+
+    bytes: tuple[int, ...]
+    line: int
+    killers: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class RepairHidden:
+    """Hidden fields of a task whose function is graded by calls; see `envkit.mining.miner`.
+
+    Args:
+        reference: text of the original module.
+        function: name of the function that is called.
+        modules: standard-library modules that the calls' arguments name.
+        examples: all calls known for the function: the public examples, then those of shipped tests.
+        killers: pinned calls that the broken function answers differently, as in "kills the mutant".
+        policy: when two numbers are equal.
+        edit: the repair.
+        site: location of the bug; ``None`` for tasks that were written by hand.
+    """
+
+    reference: str
+    function: str
+    modules: tuple[str, ...]
+    examples: tuple[Call, ...]
+    killers: tuple[Call, ...]
+    policy: NumericPolicy
+    edit: Edit
+    site: RepairSite | None = None
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """The tests that grade a checkout's task.
+
+    Args:
+        files: workspace path -> text of all files that the agent does not see.
+        wanted: ids of the tests that must pass.
+        killers: ids of the tests that the bug fails.
+        packages: distributions that the tests need beside pytest.
+    """
+
+    files: Mapping[str, str]
+    wanted: tuple[str, ...]
+    killers: tuple[str, ...]
+    packages: tuple[str, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SuiteSite:
+    """Location of a bug in a checkout's file; see `RepairSite` for the fields."""
+
+    bytes: tuple[int, ...]
+    line: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class SuiteHidden:
+    """Hidden fields of a task that a pytest suite grades; see `envkit.mining.suite.miner`.
+
+    Args:
+        function: ``name`` or ``Class.name`` of the broken function.
+        edit: the repair.
+        suite: the tests.
+        site: location of the bug.
+    """
+
+    function: str
+    edit: Edit
+    suite: Suite
+    site: SuiteSite
+
+
+def read_hidden(kind: type[Hidden], task: Task) -> Hidden:
+    """Build ``kind`` from a task's hidden fields.
+
+    Raises:
+        TaskFileError: a field is missing, unknown or of the wrong type; the message names task and field.
+    """
+    try:
+        return decode(kind, task.hidden, "hidden")
+    except ValueError as error:
+        raise TaskFileError(f"task {task.id}: {error}; make the task file again") from error
+
+
+def to_json(hidden: object) -> Mapping[str, JSON]:
+    """A task's ``hidden`` of one of the classes above; fields that are ``None`` are left out."""
+    fields = cast("Mapping[str, JSON]", encode(hidden))
+    return {name: value for name, value in fields.items() if value is not None}
