@@ -29,7 +29,7 @@ from envkit.errors import (
 from envkit.grading import Grade
 from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
-from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Sandbox, SandboxBackend, Space, StopReason
+from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Quota, Sandbox, SandboxBackend, StopReason
 from envkit.spaces import Utf8
 from envkit.tools import Tool, tool
 from envkit.types import (
@@ -65,6 +65,7 @@ __all__ = [
     "Outcome",
     "Peer",
     "PeerGone",
+    "Quota",
     "RegistryError",
     "Rollouts",
     "Sandbox",
@@ -73,7 +74,6 @@ __all__ = [
     "SandboxUnavailable",
     "Score",
     "Session",
-    "Space",
     "StepRecord",
     "StopReason",
     "StoreError",

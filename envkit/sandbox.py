@@ -38,7 +38,7 @@ class Limits:
         memory_bytes: memory of the tree (address space per process where there is no cgroup).
         processes: processes and threads alive at once in the tree.
         output_bytes: bytes kept of stdout and stderr each; one byte more stops the command.
-        disk_bytes: size of any one file the command writes; for all together see `Space`.
+        disk_bytes: size of any one file the command writes; for all together see `Quota`.
     """
 
     cpu_s: float = 5.0
@@ -50,7 +50,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Space:
+class Quota:
     """What all files of one workspace may take together, over all commands. What exceeds it fails (ENOSPC).
 
     A workspace that is bounded lies in memory, and what a command writes there counts as its memory while it
@@ -151,7 +151,7 @@ class Sandbox(Protocol):
 
         Raises:
             UsageError: the path is absolute, leaves the workspace or runs through a symlink.
-            TooLargeError: the workspace is full; see `SandboxBackend.space`.
+            TooLargeError: the workspace is full; see `SandboxBackend.quota`.
         """
         ...
 
@@ -251,7 +251,7 @@ class SandboxBackend(Protocol):
     #: Distributions that programs can import from `PACKAGES`; none unless asked for.
     packages: Sequence[str] = ()
     #: What bounds each workspace; ``None`` where nothing does.
-    space: Space | None = None
+    quota: Quota | None = None
 
     def available(self) -> str | None:
         """``None`` when usable here, else one line that says what is missing and how to mend it."""

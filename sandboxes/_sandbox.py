@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Self
 
 from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
-from envkit.sandboxes import _cgroup
-from envkit.sandboxes._supervise import Supervisor, Tree
-from envkit.sandboxes._temporary import reap
-from envkit.sandboxes._workspace import File, Workspace
+from envkit.sandboxes._lease import reap
+from envkit.sandboxes._linux import cgroup
+from envkit.sandboxes._supervisor import Supervisor, Tree
+from envkit.sandboxes._workspace.files import File, Workspace
 
 if TYPE_CHECKING:
-    from envkit.sandboxes._spaces import Layer
+    from envkit.sandboxes._workspace.mounts import SnapshotLayer
 
 #: What no word of a command can hold.
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
@@ -37,7 +37,7 @@ class Snapshot:
     """
 
     files: Mapping[str, File]
-    layer: Layer | None = None
+    layer: SnapshotLayer | None = None
 
     def share(self) -> Snapshot:
         """The same, for another sandbox to close."""
@@ -208,7 +208,7 @@ def reap_leftovers() -> list[str]:
     """Remove temporary folders whose owner is dead, and the control groups named after them."""
     names = reap(Path(tempfile.gettempdir()))
     for name in names:
-        _cgroup.remove_leftovers(name)
+        cgroup.remove_leftovers(name)
     return names
 
 

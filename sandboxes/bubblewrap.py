@@ -3,11 +3,11 @@
 From root, bubblewrap is started as user 65534 (nobody), so that even a process that breaks out of its
 namespaces has no rights on the host. From an ordinary user it runs in an unprivileged user namespace.
 
-The workspace is a file system of a given size in memory (see `envkit.sandboxes._spaces`), and so is each
-folder for scratch files, which are empty for each command.
+The workspace is a file system of a given size in memory (see `envkit.sandboxes._workspace.mounts`), and so
+is each folder for scratch files, which are empty for each command.
 
 Memory, processes and CPU time are bounded by a control group where one can be made. Elsewhere memory
-is bounded per process (address space), processes by the namespace's own count (Linux 5.14), and CPU
+is bounded per process (address quota), processes by the namespace's own count (Linux 5.14), and CPU
 time by adding up the tree.
 """
 
@@ -23,11 +23,11 @@ from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend, Space
-from envkit.sandboxes import _bwrap, _proc, _seccomp
-from envkit.sandboxes._cgroup import Cgroup
-from envkit.sandboxes._child import Child, launch
-from envkit.sandboxes._image import (
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, Sandbox, SandboxBackend
+from envkit.sandboxes._linux import bwrap, procfs, seccomp
+from envkit.sandboxes._linux.cgroup import Cgroup
+from envkit.sandboxes._linux.child import Child, launch
+from envkit.sandboxes._rootfs.rootfs import (
     ENVIRONMENT,
     NOBODY,
     PYTHON,
@@ -36,16 +36,16 @@ from envkit.sandboxes._image import (
     WORKSPACE,
     image,
 )
-from envkit.sandboxes._placed import PlaceSandbox
 from envkit.sandboxes._sandbox import FolderSandbox, machinery
-from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._supervisor import Ending, Tree, Usage
+from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
 #: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
 #: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
 #: Folders that are empty for each command, and what each of them holds at most.
 _SCRATCH: Final = ("/tmp", "/dev/shm")
-_SCRATCH_SPACE: Final = Space(SCRATCH_BYTES, SCRATCH_FILES)
+_SCRATCH_SPACE: Final = Quota(SCRATCH_BYTES, SCRATCH_FILES)
 #: Names of control groups.
 _NUMBERS: Final = itertools.count()
 
@@ -56,15 +56,15 @@ class BubblewrapBackend(SandboxBackend):
 
     Args:
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
-        space: what each workspace may hold.
+        quota: what each workspace may hold.
     """
 
     name = "bubblewrap"
     isolated = True
 
-    def __init__(self, packages: Sequence[str] = (), space: Space = Space()) -> None:
-        self.packages, self.space = tuple(packages), space
-        self._space = space
+    def __init__(self, packages: Sequence[str] = (), quota: Quota = Quota()) -> None:
+        self.packages, self.quota = tuple(packages), quota
+        self._quota = quota
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -74,29 +74,29 @@ class BubblewrapBackend(SandboxBackend):
         except SandboxUnavailable as error:
             return str(error)
         except SandboxError as error:
-            return " ".join(f"{error}; {_bwrap.remedy()}".split())
+            return " ".join(f"{error}; {bwrap.remedy()}".split())
         if not result.ok:
-            return f"a trivial program in bubblewrap ended by {result.stop}; {_bwrap.remedy()}"
+            return f"a trivial program in bubblewrap ended by {result.stop}; {bwrap.remedy()}"
         return None
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> BubblewrapBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`."""
-        return BubblewrapBackend([*dict.fromkeys((*self.packages, *packages))], self._space)
+        return BubblewrapBackend([*dict.fromkeys((*self.packages, *packages))], self._quota)
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
         with machinery("make a sandbox"):
-            return _BubblewrapSandbox(user, image(user, self.packages), self._space)
+            return _BubblewrapSandbox(user, image(user, self.packages), self._quota)
 
 
 @final
-class _BubblewrapSandbox(PlaceSandbox):
-    def __init__(self, user: int, root: Path, space: Space) -> None:
-        self._bwrap = _bwrap.bwrap(user)
-        super().__init__(user, space)
+class _BubblewrapSandbox(MountedSandbox):
+    def __init__(self, user: int, root: Path, quota: Quota) -> None:
+        self._bwrap = bwrap.find(user)
+        super().__init__(user, quota)
         self._user, self._root = user, root
-        self._folder = self._place.steward.folder
+        self._folder = self._mount.helper.folder
         self._namespaces = _namespaces(root)
 
     @property
@@ -105,29 +105,29 @@ class _BubblewrapSandbox(PlaceSandbox):
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        parents = _bwrap.group_parents()
+        parents = bwrap.group_parents()
         with contextlib.ExitStack() as held:
             group = None
             if parents:
                 group = Cgroup(parents, f"{self._folder.name}-{next(_NUMBERS)}", limits)
                 held.callback(group.close)
-            entering = [*_bwrap.as_user(self._user), *self._place.entering()]
-            bwrap = [*entering, str(self._bwrap), *self._namespaces]
-            bwrap += ["--bind", self._place.path, WORKSPACE, "--chdir", WORKSPACE]
+            entering = [*bwrap.as_user(self._user), *self._mount.entering()]
+            start = [*entering, str(self._bwrap), *self._namespaces]
+            start += ["--bind", self._mount.path, WORKSPACE, "--chdir", WORKSPACE]
             for folder in _SCRATCH:  # bubblewrap's own would be bounded in bytes only
-                place = self._place.steward.mount(_SCRATCH_SPACE)
+                place = self._mount.helper.mount(_SCRATCH_SPACE)
                 os.close(place.root)
                 held.callback(place.close)
-                bwrap += ["--bind", place.path, folder]
+                start += ["--bind", place.path, folder]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
             # One more process than asked for: the namespace's process 1.
             processes = limits.processes + 1 if group is None else None
-            bounds = _proc.prlimit(limits, memory=group is None, processes=processes)
+            bounds = procfs.prlimit(limits, memory=group is None, processes=processes)
             try:
-                forbidden = _seccomp.descriptor()
+                forbidden = seccomp.descriptor()
                 try:
-                    setup = [*bwrap, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
+                    setup = [*start, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
                     command = [*setup, "--", *_GATE, *bounds, *argv]
                     child = launch(command, ENVIRONMENT, self._folder, theirs, forbidden)
                 finally:
@@ -139,7 +139,7 @@ class _BubblewrapSandbox(PlaceSandbox):
             init = int(json.loads(status.readline())["child-pid"])
             pidfd = os.pidfd_open(init)
             held.callback(os.close, pidfd)
-            family = _proc.family(init)
+            family = procfs.family(init)
             if len(family) < 2:  # process 1, and the command that waits at its gate
                 raise UnenforceableLimit("cpu_s: this kernel lists no child processes (CONFIG_PROC_CHILDREN)")
             if group is not None:
@@ -148,7 +148,7 @@ class _BubblewrapSandbox(PlaceSandbox):
             return _BubblewrapTree(child, init, pidfd, status, group, held)
 
     def _another(self) -> FolderSandbox:
-        return _BubblewrapSandbox(self._user, self._root, self._space)
+        return _BubblewrapSandbox(self._user, self._root, self._quota)
 
 
 @final
@@ -173,7 +173,7 @@ class _BubblewrapTree(Tree):
     def usage(self) -> Usage:
         if self._group is not None:
             return Usage(self._group.cpu_s(), self._group.out_of_memory())
-        self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(_proc.family(self._init)))
+        self._seen_cpu_s = max(self._seen_cpu_s, procfs.cpu_s(procfs.family(self._init)))
         return Usage(self._seen_cpu_s)
 
     def end(self) -> Ending:
@@ -183,7 +183,7 @@ class _BubblewrapTree(Tree):
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             # The kernel reports process 1 as dead only after it has killed and reaped all others.
-            if not _bwrap.readable(self._pidfd):
+            if not bwrap.readable(self._pidfd):
                 raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
             _, cpu_s = self._child.reap()
             self._seen_cpu_s = max(self._seen_cpu_s, cpu_s)
@@ -215,8 +215,8 @@ def _namespaces(root: Path) -> list[str]:
 
 def _await_gate(child: Child) -> None:
     """Return once the namespaces are set up and the command waits at the gate."""
-    if _bwrap.readable(child.stdout.fileno()) and os.read(child.stdout.fileno(), 1) == b"\n":
+    if bwrap.readable(child.stdout.fileno()) and os.read(child.stdout.fileno(), 1) == b"\n":
         return
     os.set_blocking(child.stderr.fileno(), False)
     reason = (child.stderr.read() or b"").decode(errors="replace").strip()
-    raise SandboxError(f"bubblewrap did not start: {reason or f'silent for {_bwrap.PATIENCE_MS // 1000} s'}")
+    raise SandboxError(f"bubblewrap did not start: {reason or f'silent for {bwrap.PATIENCE_MS // 1000} s'}")

@@ -1,8 +1,8 @@
 """Isolation by Docker: hardened containers, and in each a worker that starts commands without an ``exec``.
 
 The image is the very root folder that bubblewrap uses, imported: one Python interpreter and its standard
-library, no registry asked; `envkit.sandboxes._images` has others. Commands get their pipes through a UNIX
-socket, so that starting one costs a fork instead of an ``exec`` by the daemon.
+library, no registry asked; `envkit.sandboxes._docker.images` has others. Commands get their pipes through a
+UNIX socket, so that starting one costs a fork instead of an ``exec`` by the daemon.
 """
 
 from __future__ import annotations
@@ -14,17 +14,18 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
-from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend, Space
-from envkit.sandboxes import _docker_engine, _images
-from envkit.sandboxes._docker_container import Container, DockerTree
-from envkit.sandboxes._docker_engine import docker_errors, known_runtime
-from envkit.sandboxes._docker_reap import labels, reap
-from envkit.sandboxes._image import PYTHON
+from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, SandboxBackend
+from envkit.sandboxes._docker import engine as docker_engine
+from envkit.sandboxes._docker import images
+from envkit.sandboxes._docker.cleanup import labels, reap
+from envkit.sandboxes._docker.container import Container, DockerTree
+from envkit.sandboxes._docker.engine import docker_errors, known_runtime
+from envkit.sandboxes._docker.volumes import Volume, VolumePool
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._rootfs.rootfs import PYTHON
 from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
-from envkit.sandboxes._supervise import Tree
-from envkit.sandboxes._temporary import Lease
-from envkit.sandboxes._volumes import Shelf, Volume
-from envkit.sandboxes._workspace import Workspace
+from envkit.sandboxes._supervisor import Tree
+from envkit.sandboxes._workspace.files import Workspace
 
 #: What holds where an argument of the backend does not say.
 IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
@@ -36,15 +37,15 @@ class DockerBackend(SandboxBackend):
 
     Args:
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
-        image: a kind of `envkit.sandboxes._images.KINDS`, made on first use; by default what the variable
-            ``ENVKIT_DOCKER_IMAGE`` says, or ``host``.
+        image: a kind of `envkit.sandboxes._docker.images.KINDS`, made on first use; by default what
+            the variable ``ENVKIT_DOCKER_IMAGE`` says, or ``host``.
         runtime: the engine's name of the runtime that runs containers; by default what the variable
             ``ENVKIT_DOCKER_RUNTIME`` says, or the engine's own choice. It must let a container connect to
             a socket of the host, and pass descriptors both ways, as runc and crun do. gVisor's ``runsc``
             connects if registered with ``--host-uds=open``, and takes descriptors, but hands none out (its
             issue 11695), and shows inside neither a process's end by descriptor nor any count of CPU time
             or memory by which limits could be held: no command starts in it.
-        space: what each workspace may hold. Files count as memory of the container whose command wrote
+        quota: what each workspace may hold. Files count as memory of the container whose command wrote
             them, for as long as that container is used: until `reset`, or the end.
 
     Raises:
@@ -59,13 +60,13 @@ class DockerBackend(SandboxBackend):
         packages: Sequence[str] = (),
         image: str | None = None,
         runtime: str | None = None,
-        space: Space = Space(),
+        quota: Quota = Quota(),
     ) -> None:
-        self.packages, self.space = tuple(packages), space
-        self._space = space
+        self.packages, self.quota = tuple(packages), quota
+        self._quota = quota
         self.image = image or os.environ.get(IMAGE_VARIABLE) or "host"
         self.runtime = runtime or os.environ.get(RUNTIME_VARIABLE) or None
-        _images.require_kind(self.image)
+        images.require_kind(self.image)
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
@@ -86,19 +87,19 @@ class DockerBackend(SandboxBackend):
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> DockerBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`."""
         held = [*dict.fromkeys((*self.packages, *packages))]
-        return DockerBackend(held, self.image, self.runtime, self._space)
+        return DockerBackend(held, self.image, self.runtime, self._quota)
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with machinery("make a sandbox"):
-            client, user = _docker_engine.answering(os.getpid()), _docker_engine.user()
+            client, user = docker_engine.answering(os.getpid()), docker_engine.user()
             _reap_once(os.getpid())
             with docker_errors("make an image"):
-                made = _images.get(client, self.image, user, self.packages)
-            shelf = _shelf(client, made.tag, self.runtime, user, self._space)
+                made = images.get(client, self.image, user, self.packages)
+            shelf = _pool(client, made.tag, self.runtime, user, self._quota)
             with docker_errors("hold a workspace"), known_runtime(self.runtime):
                 volume = shelf.take()
-            return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._space)
+            return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._quota)
 
 
 @final
@@ -113,9 +114,9 @@ class _DockerSandbox(FolderSandbox):
         user: int,
         runtime: str | None,
         volume: Volume,
-        space: Space,
+        quota: Quota,
     ) -> None:
-        super().__init__(Workspace(volume.root, user if user != os.geteuid() else None, space))
+        super().__init__(Workspace(volume.root, user if user != os.geteuid() else None, quota))
         self._backend = backend
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
@@ -174,9 +175,9 @@ class _DockerSandbox(FolderSandbox):
 
 
 @functools.cache
-def _shelf(client: Any, tag: str, runtime: str | None, user: int, space: Space) -> Shelf:
+def _pool(client: Any, tag: str, runtime: str | None, user: int, quota: Quota) -> VolumePool:
     """This process's, for its client is its own."""
-    return Shelf(client, tag, runtime, user, space, labels)
+    return VolumePool(client, tag, runtime, user, quota, labels)
 
 
 @functools.cache
@@ -186,12 +187,12 @@ def _reap_once(pid: int) -> None:
 
 def build(
     kinds: Sequence[str], *, base: str | None = None, force: bool = False
-) -> tuple[_images.Image, dict[str, str]]:
+) -> tuple[images.Image, dict[str, str]]:
     """Make an image ahead of need: the first of these kinds that can be made and runs Python.
 
     Args:
-        kinds: of `envkit.sandboxes._images.KINDS`.
-        base: see `envkit.sandboxes._images.get`.
+        kinds: of `envkit.sandboxes._docker.images.KINDS`.
+        base: see `envkit.sandboxes._docker.images.get`.
         force: make it anew.
 
     Returns:
@@ -201,12 +202,12 @@ def build(
         ConfigError: no such kind, or a base for another kind than ``dockerfile``.
         SandboxUnavailable: none can be made, or Docker cannot be reached.
     """
-    client = _docker_engine.answering(os.getpid())
+    client = docker_engine.answering(os.getpid())
     passed_over: dict[str, str] = {}
     for kind in kinds:
         try:
             with docker_errors("make an image"):
-                made = _images.get(client, kind, _docker_engine.user(), base=base, force=force)
+                made = images.get(client, kind, docker_engine.user(), base=base, force=force)
         except SandboxUnavailable as error:
             passed_over[kind] = str(error)
             continue
@@ -217,11 +218,11 @@ def build(
 
 
 def reap_images() -> list[str]:
-    """Remove images that nothing uses any more; see `envkit.sandboxes._images.reap`.
+    """Remove images that nothing uses any more; see `envkit.sandboxes._docker.images.reap`.
 
     Raises:
         SandboxUnavailable: Docker cannot be reached.
     """
-    client = _docker_engine.client(os.getpid())
+    client = docker_engine.client(os.getpid())
     with docker_errors("look through images"):
-        return _images.reap(client, _docker_engine.user())
+        return images.reap(client, docker_engine.user())

@@ -19,12 +19,12 @@ from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
-from envkit.sandboxes import _proc
-from envkit.sandboxes._child import Child, launch
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._linux import procfs
+from envkit.sandboxes._linux.child import Child, launch
 from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
-from envkit.sandboxes._supervise import Ending, Tree, Usage
-from envkit.sandboxes._temporary import Lease
-from envkit.sandboxes._workspace import Workspace
+from envkit.sandboxes._supervisor import Ending, Tree, Usage
+from envkit.sandboxes._workspace.files import Workspace
 
 _MARK: Final = "ENVKIT_TREE"
 _PATIENCE_S = 30.0
@@ -52,7 +52,7 @@ class ProcessBackend(SandboxBackend):
 
 @final
 class _ProcessSandbox(FolderSandbox):
-    """Its workspace is a folder on disk, which nothing bounds: `SandboxBackend.space` is ``None``."""
+    """Its workspace is a folder on disk, which nothing bounds: `SandboxBackend.quota` is ``None``."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease, self._folder = lease, lease.path / "work"
@@ -75,7 +75,7 @@ class _ProcessSandbox(FolderSandbox):
             "PYTHONDONTWRITEBYTECODE": "1",
             _MARK: mark,
         }
-        command = [*_proc.prlimit(limits, memory=True), *argv]
+        command = [*procfs.prlimit(limits, memory=True), *argv]
         return _ProcessTree(launch(command, environment, workspace), mark)
 
     def _another(self) -> FolderSandbox:
@@ -96,8 +96,8 @@ class _ProcessTree(Tree):
         self._seen_cpu_s = 0.0
 
     def usage(self) -> Usage:
-        family = _proc.family(self._child.pid)
-        self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(family))
+        family = procfs.family(self._child.pid)
+        self._seen_cpu_s = max(self._seen_cpu_s, procfs.cpu_s(family))
         return Usage(self._seen_cpu_s, processes=len(family))
 
     def end(self) -> Ending:

@@ -17,14 +17,14 @@ from collections.abc import Sequence
 from typing import final
 
 from envkit.errors import SandboxError, SandboxUnavailable
-from envkit.sandbox import Limits, Sandbox, SandboxBackend, Space
-from envkit.sandboxes import _bwrap, _proc
-from envkit.sandboxes._child import pipes
-from envkit.sandboxes._image import PYTHON
-from envkit.sandboxes._nursery import PROGRAM, Keeper, Nursery, nursery
-from envkit.sandboxes._placed import PlaceSandbox
+from envkit.sandbox import Limits, Quota, Sandbox, SandboxBackend
+from envkit.sandboxes._linux import bwrap, procfs
+from envkit.sandboxes._linux.child import pipes
+from envkit.sandboxes._rootfs.rootfs import PYTHON
 from envkit.sandboxes._sandbox import FolderSandbox, machinery
-from envkit.sandboxes._supervise import Ending, Tree, Usage
+from envkit.sandboxes._supervisor import Ending, Tree, Usage
+from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
+from envkit.sandboxes._zygote.host import PROGRAM, InitProcess, Zygote, shared_zygote
 
 
 @final
@@ -35,17 +35,17 @@ class ZygoteBackend(SandboxBackend):
         packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
             Of those, the zygote imports beforehand what ``warm`` names.
         warm: modules.
-        space: what each workspace may hold.
+        quota: what each workspace may hold.
     """
 
     name = "zygote"
     isolated = True
 
     def __init__(
-        self, packages: Sequence[str] = (), warm: Sequence[str] = (), space: Space = Space()
+        self, packages: Sequence[str] = (), warm: Sequence[str] = (), quota: Quota = Quota()
     ) -> None:
-        self.packages, self._warm, self.space = tuple(packages), tuple(warm), space
-        self._space = space
+        self.packages, self._warm, self.quota = tuple(packages), tuple(warm), quota
+        self._quota = quota
 
     def available(self) -> str | None:
         """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
@@ -55,25 +55,25 @@ class ZygoteBackend(SandboxBackend):
         except SandboxUnavailable as error:
             return str(error)
         except SandboxError as error:
-            return " ".join(f"{error}; {_bwrap.remedy()}".split())
-        return None if result.ok else f"a trivial program ended by {result.stop}; {_bwrap.remedy()}"
+            return " ".join(f"{error}; {bwrap.remedy()}".split())
+        return None if result.ok else f"a trivial program ended by {result.stop}; {bwrap.remedy()}"
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> ZygoteBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`."""
         held, imported = dict.fromkeys((*self.packages, *packages)), dict.fromkeys((*self._warm, *warm))
-        return ZygoteBackend([*held], [*imported], self._space)
+        return ZygoteBackend([*held], [*imported], self._quota)
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         with machinery("make a sandbox"):
-            return _ZygoteSandbox(nursery(os.getpid(), self.packages, self._warm), self._space)
+            return _ZygoteSandbox(shared_zygote(os.getpid(), self.packages, self._warm), self._quota)
 
 
 @final
-class _ZygoteSandbox(PlaceSandbox):
-    def __init__(self, nursery: Nursery, space: Space) -> None:
-        super().__init__(nursery.user, space)
-        self._nursery = nursery
+class _ZygoteSandbox(MountedSandbox):
+    def __init__(self, zygote: Zygote, quota: Quota) -> None:
+        super().__init__(zygote.user, quota)
+        self._zygote = zygote
 
     @property
     def python(self) -> str:
@@ -81,31 +81,31 @@ class _ZygoteSandbox(PlaceSandbox):
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        workspace = self._place.tree()
+        workspace = self._mount.tree()
         try:
-            return _ZygoteTree(self._nursery.keeper(), workspace, argv, limits)
+            return _ZygoteTree(self._zygote.init_process(), workspace, argv, limits)
         finally:
             os.close(workspace)
 
     def _another(self) -> FolderSandbox:
-        return _ZygoteSandbox(self._nursery, self._space)
+        return _ZygoteSandbox(self._zygote, self._quota)
 
 
 @final
 class _ZygoteTree(Tree):
-    """A command and all that it starts, below their keeper.
+    """A command and all that it starts, below their init.
 
     Args:
-        keeper: one that waits; this ends it.
+        init: one that waits; this ends it.
         workspace: descriptor of a mount that is attached nowhere yet; stays the caller's.
         argv: the command.
         limits: of the command.
     """
 
-    def __init__(self, keeper: Keeper, workspace: int, argv: Sequence[str], limits: Limits) -> None:
-        self._keeper = keeper
-        is_counted = keeper.group is not None
-        bounds = _proc.rlimits(
+    def __init__(self, init: InitProcess, workspace: int, argv: Sequence[str], limits: Limits) -> None:
+        self._init = init
+        is_counted = init.group is not None
+        bounds = procfs.rlimits(
             limits, memory=not is_counted, processes=None if is_counted else limits.processes
         )
         start = [PYTHON, *PROGRAM]
@@ -116,14 +116,14 @@ class _ZygoteTree(Tree):
             "program": argv[len(start)] if is_program else None,
         }
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            ours.callback(keeper.end)
+            ours.callback(init.end)
             kept, given = pipes(ours, theirs)
-            keeper.start(job, limits, [*given, workspace])
-            super().__init__(kept, keeper.ending())
+            init.start(job, limits, [*given, workspace])
+            super().__init__(kept, init.ending())
             ours.pop_all()
 
     def usage(self) -> Usage:
-        return self._keeper.usage()
+        return self._init.usage()
 
     def end(self) -> Ending:
-        return self._keeper.end()
+        return self._init.end()

@@ -51,7 +51,7 @@ PUBLIC = [
     "SandboxUnavailable",
     "Score",
     "Session",
-    "Space",
+    "Quota",
     "StepRecord",
     "StopReason",
     "StoreError",

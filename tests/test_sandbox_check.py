@@ -7,7 +7,7 @@ import pytest
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check import CASES, ESSENTIAL, require_isolation, self_check
-from envkit.sandbox_check.space import SPACE
+from envkit.sandbox_check.quota import QUOTA
 from envkit.sandbox_check.suite import SandboxSuite
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
@@ -26,7 +26,7 @@ BROKEN_WITHOUT_ISOLATION = {
     "reaches no keyring",
     "bounds scratch space",
     "sweeps scratch files between commands",
-    *SPACE,
+    *QUOTA,
 }
 
 

@@ -25,7 +25,7 @@ class InstrumentedBackend(SandboxBackend):
     def __init__(self, inner: SandboxBackend, *, breaks: bool = False, looks: bool = False) -> None:
         self._inner, self._breaks, self._looks = inner, breaks, looks
         self.name, self.isolated = inner.name, inner.isolated
-        self.packages, self.space = inner.packages, inner.space
+        self.packages, self.quota = inner.packages, inner.quota
         self._made: list[Sandbox] = []
         self._broken: list[str] = []
         #: Of the first one.

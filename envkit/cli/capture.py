@@ -23,7 +23,7 @@ class CapturingBackend(SandboxBackend):
     def __init__(self, inner: SandboxBackend) -> None:
         self._inner = inner
         self.name, self.isolated = inner.name, inner.isolated
-        self.packages, self.space = inner.packages, inner.space
+        self.packages, self.quota = inner.packages, inner.quota
         self._is_first = True
         #: Set once the tasks are made: the next sandbox is the episode's.
         self.capturing = False

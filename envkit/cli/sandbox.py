@@ -19,7 +19,7 @@ app = typer.Typer(no_args_is_help=True, help="Try sandboxes, make their images, 
 
 
 class _From(enum.StrEnum):
-    """What an image is made from; but for ``auto``, `envkit.sandboxes._images.KINDS`."""
+    """What an image is made from; but for ``auto``, `envkit.sandboxes._docker.images.KINDS`."""
 
     AUTO = "auto"
     HOST = "host"
@@ -83,7 +83,7 @@ def build(
 ) -> None:
     """Make the image of Docker's sandboxes ahead of need, and run Python in it."""
     from envkit.sandboxes import docker
-    from envkit.sandboxes._images import KINDS
+    from envkit.sandboxes._docker.images import KINDS
 
     if base is not None and source is not _From.DOCKERFILE:
         raise ConfigError(f"--base is for --from dockerfile; found --from {source}")

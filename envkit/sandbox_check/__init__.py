@@ -11,15 +11,15 @@ from typing import Final
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check.commands import COMMANDS
+from envkit.sandbox_check.context import Case, CheckContext, Finding, attempt
 from envkit.sandbox_check.files import FILES
 from envkit.sandbox_check.isolation import ISOLATION
-from envkit.sandbox_check.lab import Case, Finding, Lab, attempt
 from envkit.sandbox_check.life import LIFE
 from envkit.sandbox_check.limits import LIMITS
-from envkit.sandbox_check.space import SPACE
+from envkit.sandbox_check.quota import QUOTA
 
 #: What must hold -> how it is tried.
-CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **SPACE, **LIFE}
+CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **QUOTA, **LIFE}
 
 #: What must hold before hostile code may run: a second's work.
 ESSENTIAL: Final[dict[str, Case]] = {
@@ -56,8 +56,8 @@ def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[
     Raises:
         SandboxUnavailable: the backend cannot make a sandbox here.
     """
-    with Lab.open(backend) as lab:
-        return [attempt(name, case, lab) for name, case in cases.items()]
+    with CheckContext.open(backend) as context:
+        return [attempt(name, case, context) for name, case in cases.items()]
 
 
 def require_isolation(backend: SandboxBackend) -> None:

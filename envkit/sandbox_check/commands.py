@@ -6,7 +6,7 @@ import json
 from typing import Final
 
 from envkit.sandbox import Limits, StopReason
-from envkit.sandbox_check.lab import Case, Lab, refused, unless
+from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
 #: What a command may find in its environment; more could hold a secret.
 _VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
@@ -19,99 +19,101 @@ os._exit(0)
 """
 
 
-def _runs(lab: Lab) -> str:
-    result = lab.python("import sys; print(sys.stdin.read()[::-1]); sys.exit(7)", stdin=b"abc")
+def _runs(context: CheckContext) -> str:
+    result = context.python("import sys; print(sys.stdin.read()[::-1]); sys.exit(7)", stdin=b"abc")
     return unless(result.exit == 7 and result.stdout == b"cba\n", result)
 
 
-def _home_is_workspace(lab: Lab) -> str:
-    return unless(lab.seen["home"] == lab.seen["cwd"], (lab.seen["home"], lab.seen["cwd"]))
+def _home_is_workspace(context: CheckContext) -> str:
+    return unless(context.seen["home"] == context.seen["cwd"], (context.seen["home"], context.seen["cwd"]))
 
 
-def _environment(lab: Lab) -> str:
-    found = [name for name in lab.seen["environment"] if not name.startswith(("PYTHON", "ENVKIT_"))]
+def _environment(context: CheckContext) -> str:
+    found = [name for name in context.seen["environment"] if not name.startswith(("PYTHON", "ENVKIT_"))]
     return unless(set(found) <= _VARIABLES, found)
 
 
-def _arguments(lab: Lab) -> str:
+def _arguments(context: CheckContext) -> str:
     given = ["with space", "quote'\"`", "$HOME", "*", "", "ünï\ncode", "-v"]
     code = "import json, sys; print(json.dumps(sys.argv[1:]))"
-    result = lab.sandbox.run([lab.sandbox.python, "-Xutf8", "-ISc", code, *given])
+    result = context.sandbox.run([context.sandbox.python, "-Xutf8", "-ISc", code, *given])
     return unless(result.ok and json.loads(result.stdout) == given, result)
 
 
-def _impossible_words(lab: Lab) -> str:
-    python = lab.sandbox.python
+def _impossible_words(context: CheckContext) -> str:
+    python = context.sandbox.python
     words = ("a\0b", "\ud800")
     passed = [
-        word for word in words if not refused(lambda word=word: lab.sandbox.run([python, "-c", "", word]))
+        word for word in words if not refused(lambda word=word: context.sandbox.run([python, "-c", "", word]))
     ]
     return unless(not passed, passed)
 
 
-def _no_stdin(lab: Lab) -> str:
-    result = lab.python("import sys; print(repr(sys.stdin.read()))")
+def _no_stdin(context: CheckContext) -> str:
+    result = context.python("import sys; print(repr(sys.stdin.read()))")
     return unless(result.stdout == b"''\n", result)
 
 
-def _unread_stdin(lab: Lab) -> str:
-    result = lab.python("pass", stdin=bytes(2**20))
+def _unread_stdin(context: CheckContext) -> str:
+    result = context.python("pass", stdin=bytes(2**20))
     return unless(result.ok, result)
 
 
-def _large_stdin(lab: Lab) -> str:
-    result = lab.python("import sys; print(len(sys.stdin.buffer.read()))", stdin=bytes(2**20))
+def _large_stdin(context: CheckContext) -> str:
+    result = context.python("import sys; print(len(sys.stdin.buffer.read()))", stdin=bytes(2**20))
     return unless(result.stdout == b"1048576\n", result)
 
 
-def _streams(lab: Lab) -> str:
-    result = lab.python("import os; os.write(1, b'o\\0\\xff'); os.write(2, b'e')")
+def _streams(context: CheckContext) -> str:
+    result = context.python("import os; os.write(1, b'o\\0\\xff'); os.write(2, b'e')")
     return unless((result.stdout, result.stderr) == (b"o\0\xff", b"e"), result)
 
 
-def _silent(lab: Lab) -> str:
-    result = lab.python("pass")
+def _silent(context: CheckContext) -> str:
+    result = context.python("pass")
     return unless(result.ok and (result.stdout, result.stderr) == (b"", b""), result)
 
 
-def _failed(lab: Lab) -> str:
-    result = lab.python("raise SystemExit(42)")
+def _failed(context: CheckContext) -> str:
+    result = context.python("raise SystemExit(42)")
     return unless((result.stop, result.exit) == (StopReason.EXITED, 42) and not result.ok, result)
 
 
-def _signaled(lab: Lab) -> str:
-    result = lab.python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+def _signaled(context: CheckContext) -> str:
+    result = context.python("import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     return unless((result.stop, result.exit) == (StopReason.SIGNALED, None), result)
 
 
-def _missing(lab: Lab) -> str:
-    result = lab.sandbox.run(["no-such-command"])
+def _missing(context: CheckContext) -> str:
+    result = context.sandbox.run(["no-such-command"])
     return unless((not result.ok and b"no-such-command" in result.stderr) or result.exit == 127, result)
 
 
-def _same_hashes(lab: Lab) -> str:
-    first, second = (lab.sandbox.run([lab.sandbox.python, "-c", "print(hash('a'))"]).stdout for _ in "ab")
+def _same_hashes(context: CheckContext) -> str:
+    first, second = (
+        context.sandbox.run([context.sandbox.python, "-c", "print(hash('a'))"]).stdout for _ in "ab"
+    )
     return unless(first == second, (first, second))
 
 
-def _cpu_time(lab: Lab) -> str:
+def _cpu_time(context: CheckContext) -> str:
     burn = "import time\nend = time.process_time() + 0.2\nwhile time.process_time() < end: pass"
-    used = lab.python(burn).cpu_s
+    used = context.python(burn).cpu_s
     return unless(0.1 <= used <= 2, f"{used} CPU seconds for 0.2")
 
 
-def _wall_time(lab: Lab) -> str:
-    took = lab.python("import time; time.sleep(0.2)").wall_s
+def _wall_time(context: CheckContext) -> str:
+    took = context.python("import time; time.sleep(0.2)").wall_s
     return unless(took >= 0.2, f"{took} seconds for 0.2")
 
 
-def _lingering(lab: Lab) -> str:
-    result = lab.python(_LINGER, limits=Limits(wall_s=30))
+def _lingering(context: CheckContext) -> str:
+    result = context.python(_LINGER, limits=Limits(wall_s=30))
     return unless(result.ok and result.stdout == b"done\n" and result.wall_s < 25, result)
 
 
-def _many(lab: Lab) -> str:
-    results = [lab.python(f"print({number})").stdout for number in range(10)]
+def _many(context: CheckContext) -> str:
+    results = [context.python(f"print({number})").stdout for number in range(10)]
     return unless(results == [f"{number}\n".encode() for number in range(10)], results)
 
 

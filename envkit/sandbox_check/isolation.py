@@ -6,7 +6,7 @@ import platform
 import sys
 from typing import Final
 
-from envkit.sandbox_check.lab import Case, Lab, unless
+from envkit.sandbox_check.context import Case, CheckContext, unless
 
 _DEVICES: Final = {
     *("null", "zero", "full", "random", "urandom", "tty", "ptmx", "pts", "shm", "mqueue", "console", "core"),
@@ -14,35 +14,35 @@ _DEVICES: Final = {
 }
 
 
-def _same_python(lab: Lab) -> str:
-    found, expected = lab.seen["version"], list(sys.version_info[:2])
+def _same_python(context: CheckContext) -> str:
+    found, expected = context.seen["version"], list(sys.version_info[:2])
     return unless(found == expected, f"Python {found} inside, {expected} outside")
 
 
 def _sees_no(key: str, innocent: object) -> Case:
-    return lambda lab: unless(lab.seen[key] == innocent, lab.seen[key])
+    return lambda context: unless(context.seen[key] == innocent, context.seen[key])
 
 
-def _other_user(lab: Lab) -> str:
-    return unless(lab.seen["uid"] != 0, "user id 0")
+def _other_user(context: CheckContext) -> str:
+    return unless(context.seen["uid"] != 0, "user id 0")
 
 
-def _no_host_processes(lab: Lab) -> str:
-    count = lab.seen["processes"]
+def _no_host_processes(context: CheckContext) -> str:
+    count = context.seen["processes"]
     return unless(count <= 4, f"{count} processes in /proc")
 
 
-def _no_host_environment(lab: Lab) -> str:
-    names = lab.seen["environment"]
+def _no_host_environment(context: CheckContext) -> str:
+    names = context.seen["environment"]
     return unless(not any(name.startswith("CANARY_") for name in names), names)
 
 
-def _no_host_name(lab: Lab) -> str:
-    return unless(lab.seen["host"] != platform.node(), lab.seen["host"])
+def _no_host_name(context: CheckContext) -> str:
+    return unless(context.seen["host"] != platform.node(), context.seen["host"])
 
 
-def _no_devices(lab: Lab) -> str:
-    found = set(lab.seen["devices"]) - _DEVICES
+def _no_devices(context: CheckContext) -> str:
+    found = set(context.seen["devices"]) - _DEVICES
     return unless(not found, sorted(found))
 
 

@@ -13,7 +13,7 @@ from typing import Final
 
 from envkit.errors import ContractError
 from envkit.sandbox import Limits, Peer, PeerGone
-from envkit.sandbox_check.lab import Case, Lab, refused, unless
+from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
 #: A workspace lies no deeper than this among temporary files.
 _DEPTH: Final = 3
@@ -44,8 +44,8 @@ print(sorted(found))
 """
 
 
-def _open(lab: Lab, code: str) -> Peer:
-    return lab.sandbox.open([lab.sandbox.python, "-ISuc", code], limits=Limits(wall_s=30))
+def _open(context: CheckContext, code: str) -> Peer:
+    return context.sandbox.open([context.sandbox.python, "-ISuc", code], limits=Limits(wall_s=30))
 
 
 def _gone(peer: Peer, line: bytes = b"", timeout_s: float = 10.0) -> PeerGone | None:
@@ -59,15 +59,15 @@ def _gone(peer: Peer, line: bytes = b"", timeout_s: float = 10.0) -> PeerGone | 
     return None
 
 
-def _peer(lab: Lab) -> str:
-    peer = _open(lab, "while True: print(input()[::-1])")
+def _peer(context: CheckContext) -> str:
+    peer = _open(context, "while True: print(input()[::-1])")
     answers = [peer.ask(line, 5.0) for line in (b"abc", b"", "ä".encode())]
     ended = peer.close()
     return unless(answers[:2] == [b"cba", b""] and not ended.ok, (answers, ended))
 
 
-def _long_lines(lab: Lab) -> str:
-    peer = _open(lab, "while True: print(input())")
+def _long_lines(context: CheckContext) -> str:
+    peer = _open(context, "while True: print(input())")
     line = b"x" * 200_000
     try:
         return unless(peer.ask(line, 10.0) == line, "another line")
@@ -75,8 +75,8 @@ def _long_lines(lab: Lab) -> str:
         peer.close()
 
 
-def _one_line(lab: Lab) -> str:
-    peer = _open(lab, "while True: print(input())")
+def _one_line(context: CheckContext) -> str:
+    peer = _open(context, "while True: print(input())")
     try:
         return f"asked two lines at once: {peer.ask(b'a' + bytes([10]) + b'b', 5.0)!r}"
     except ContractError:
@@ -85,39 +85,39 @@ def _one_line(lab: Lab) -> str:
         peer.close()
 
 
-def _peer_ends(lab: Lab) -> str:
-    gone = _gone(_open(lab, "raise SystemExit(3)"))
+def _peer_ends(context: CheckContext) -> str:
+    gone = _gone(_open(context, "raise SystemExit(3)"))
     return unless(gone is not None and not gone.tampered and "3" in gone.reason, gone)
 
 
-def _peer_silent(lab: Lab) -> str:
-    gone = _gone(_open(lab, "import time; time.sleep(60)"), timeout_s=0.3)
+def _peer_silent(context: CheckContext) -> str:
+    gone = _gone(_open(context, "import time; time.sleep(60)"), timeout_s=0.3)
     return unless(gone is not None and not gone.tampered, gone)
 
 
-def _forged(lab: Lab) -> str:
-    gone = _gone(_open(lab, "input(); print('one\\ntwo')"))
+def _forged(context: CheckContext) -> str:
+    gone = _gone(_open(context, "input(); print('one\\ntwo')"))
     return unless(gone is not None and gone.tampered, gone)
 
 
-def _unasked(lab: Lab) -> str:
-    peer = _open(lab, "print('unasked'); open('said', 'w'); input(); print('asked')")
+def _unasked(context: CheckContext) -> str:
+    peer = _open(context, "print('unasked'); open('said', 'w'); input(); print('asked')")
     for _ in range(1000):
-        if "said" in lab.sandbox.export(["said"], 0):
+        if "said" in context.sandbox.export(["said"], 0):
             break
         time.sleep(0.01)
     gone = _gone(peer)
     return unless(gone is not None and gone.tampered, gone)
 
 
-def _peer_closes(lab: Lab) -> str:
-    peer = _open(lab, "while True: print(input())")
+def _peer_closes(context: CheckContext) -> str:
+    peer = _open(context, "while True: print(input())")
     first, second = peer.close(), peer.close()
     return unless(first == second and _gone(peer) is not None, (first, second))
 
 
-def _snapshot(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _snapshot(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.write("kept", b"1")
         name = sandbox.snapshot()
         peer = sandbox.open([sandbox.python, "-c", "input(); input()"])
@@ -133,8 +133,8 @@ def _snapshot(lab: Lab) -> str:
             return unless(restored == {"kept": b"1"} and not empty, (restored, empty))
 
 
-def _modes(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _modes(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.run([sandbox.python, "-c", "import os; open('tool', 'w'); os.chmod('tool', 0o750)"])
         name = sandbox.snapshot()
         sandbox.reset()
@@ -143,8 +143,8 @@ def _modes(lab: Lab) -> str:
     return unless(result.stdout == b"0o100750\n", result)
 
 
-def _fork(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _fork(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.write("a/b", b"1")
         peer = sandbox.open([sandbox.python, "-ISuc", "while True: print(input())"])
         with sandbox.fork() as fork:
@@ -153,9 +153,9 @@ def _fork(lab: Lab) -> str:
         return unless((said, found, peer.ask(b"on", 5.0)) == (b"1\n", {"a/b": b"1"}, b"on"), (said, found))
 
 
-def _forks_apart(lab: Lab) -> str:
+def _forks_apart(context: CheckContext) -> str:
     code = "import os; os.unlink('gone'); open('kept', 'a').write('x'); open('new', 'w').write('y')"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         for name in ("kept", "gone", "d/deep"):
             sandbox.write(name, b"1")
         first = sandbox.snapshot()
@@ -169,8 +169,8 @@ def _forks_apart(lab: Lab) -> str:
     return unless(found == expected, found)
 
 
-def _forks_of_the_past(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _forks_of_the_past(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         sandbox.write("file", b"2")
@@ -180,8 +180,8 @@ def _forks_of_the_past(lab: Lab) -> str:
     return unless(found == [{"file": b"1"}, {"file": b"2", "later": b""}], found)
 
 
-def _forks_live_on(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _forks_live_on(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         fork = sandbox.fork(first)
@@ -194,8 +194,8 @@ def _forks_live_on(lab: Lab) -> str:
     return unless((said, found) == (b"2\n", [{"file": b"1"}] * 2), (said, found))
 
 
-def _parents_live_on(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _parents_live_on(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         for change in (sandbox.reset, lambda: None):
@@ -208,9 +208,9 @@ def _parents_live_on(lab: Lab) -> str:
     return unless(said == b"1\n", said)
 
 
-def _deleted_comes_back(lab: Lab) -> str:
+def _deleted_comes_back(context: CheckContext) -> str:
     code = "import os, shutil; shutil.rmtree('d'); os.mkdir('d'); open('d/other', 'w'); os.unlink('file')"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         for name in ("file", "d/a", "d/e/b"):
             sandbox.write(name, b"1")
         first = sandbox.snapshot()
@@ -225,17 +225,17 @@ def _deleted_comes_back(lab: Lab) -> str:
     return ""
 
 
-def _modes_in_a_fork(lab: Lab) -> str:
+def _modes_in_a_fork(context: CheckContext) -> str:
     code = "import os; os.mkdir('d'); open('d/tool', 'w'); os.chmod('d/tool', 0o750)"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         sandbox.run([sandbox.python, "-c", code])
         with sandbox.fork() as fork:
             result = fork.run([fork.python, "-c", "import os; print(oct(os.stat('d/tool').st_mode))"])
     return unless(result.stdout == b"0o100750\n", result)
 
 
-def _only_files_in_a_fork(lab: Lab) -> str:
-    with lab.backend.create() as sandbox:
+def _only_files_in_a_fork(context: CheckContext) -> str:
+    with context.backend.create() as sandbox:
         sandbox.run([sandbox.python, "-c", _MARKS])
         first = sandbox.snapshot()
         with sandbox.fork(first) as fork, fork.fork() as child:
@@ -244,32 +244,32 @@ def _only_files_in_a_fork(lab: Lab) -> str:
     return unless(found == [b"[('d', []), ('d/file', []), ('plain', [])]\n"] * 3, found)
 
 
-def _empties(lab: Lab) -> str:
+def _empties(context: CheckContext) -> str:
     code = "import os; os.makedirs('.a/b'); os.mkfifo('f'); os.symlink('/', 's'); os.chmod('.a', 0)"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         sandbox.run([sandbox.python, "-c", code])
         sandbox.reset()
         result = sandbox.run([sandbox.python, "-c", "import os; print(os.listdir())"])
     return unless(result.stdout == b"[]\n", result)
 
 
-def _unknown_snapshot(lab: Lab) -> str:
-    if not refused(lambda: lab.sandbox.fork("no-such-snapshot").close()):
+def _unknown_snapshot(context: CheckContext) -> str:
+    if not refused(lambda: context.sandbox.fork("no-such-snapshot").close()):
         return "a fork of nothing"
-    return unless(refused(lambda: lab.sandbox.reset("no-such-snapshot")), "a reset to nothing")
+    return unless(refused(lambda: context.sandbox.reset("no-such-snapshot")), "a reset to nothing")
 
 
-def _scratch_is_swept(lab: Lab) -> str:
+def _scratch_is_swept(context: CheckContext) -> str:
     name = f"left-{secrets.token_hex(8)}"
-    lab.python(f"open('/tmp/{name}', 'w')")
-    result = lab.python(f"import os; print(os.path.exists('/tmp/{name}'))")
+    context.python(f"open('/tmp/{name}', 'w')")
+    result = context.python(f"import os; print(os.path.exists('/tmp/{name}'))")
     Path(tempfile.gettempdir(), name).unlink(missing_ok=True)
     return unless(result.stdout == b"False\n", result)
 
 
-def _side_by_side(lab: Lab) -> str:
+def _side_by_side(context: CheckContext) -> str:
     def one(number: int) -> bytes:
-        with lab.backend.create() as sandbox:
+        with context.backend.create() as sandbox:
             sandbox.write("number", str(number).encode())
             return sandbox.run([sandbox.python, "-c", "print(open('number').read())"]).stdout
 
@@ -278,27 +278,27 @@ def _side_by_side(lab: Lab) -> str:
     return unless(found == [f"{number}\n".encode() for number in range(4)], found)
 
 
-def _threads_may_end(lab: Lab) -> str:
+def _threads_may_end(context: CheckContext) -> str:
     with ThreadPoolExecutor(1) as pool:
-        sandbox = pool.submit(lab.backend.create).result()
+        sandbox = pool.submit(context.backend.create).result()
         peer = pool.submit(sandbox.open, [sandbox.python, "-ISuc", "while True: print(input())"]).result()
     with sandbox:
         return unless(peer.ask(b"a", 5.0) == b"a", "another answer")
 
 
-def _two_at_once(lab: Lab) -> str:
-    peer = _open(lab, "while True: print(input())")
+def _two_at_once(context: CheckContext) -> str:
+    peer = _open(context, "while True: print(input())")
     try:
         first = peer.ask(b"a", 5.0)
-        result = lab.python("print(1)")
+        result = context.python("print(1)")
         return unless((first, result.stdout, peer.ask(b"b", 5.0)) == (b"a", b"1\n", b"b"), result)
     finally:
         peer.close()
 
 
-def _no_traces(lab: Lab) -> str:
+def _no_traces(context: CheckContext) -> str:
     name = f"trace-{secrets.token_hex(8)}"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         sandbox.write(name, b"")
         sandbox.run([sandbox.python, "-c", "import os; os.makedirs('/'.join('d' * 200)); os.chmod('d', 0)"])
     sandbox.close()
@@ -312,8 +312,8 @@ def _no_traces(lab: Lab) -> str:
     return unless(not left, left)
 
 
-def _closes_while_running(lab: Lab) -> str:
-    sandbox = lab.backend.create()
+def _closes_while_running(context: CheckContext) -> str:
+    sandbox = context.backend.create()
     peer = sandbox.open([sandbox.python, "-c", "input(); import time; time.sleep(60)"])
     sandbox.close()
     with contextlib.suppress(PeerGone):

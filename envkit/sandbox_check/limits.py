@@ -6,7 +6,7 @@ import time
 from typing import Final
 
 from envkit.sandbox import Limits, StopReason
-from envkit.sandbox_check.lab import BRIEF, MIB, Case, Lab, unless
+from envkit.sandbox_check.context import BRIEF, MIB, Case, CheckContext, unless
 
 _DAEMON: Final = """
 import os, sys, time
@@ -61,36 +61,36 @@ print(made)
 _HOARD: Final = "data = bytearray()\nfor _ in range(1024): data += bytes(2**20)"
 
 
-def _wall(lab: Lab) -> str:
+def _wall(context: CheckContext) -> str:
     for wall_s in (0.25, 1.0, 4.0):  # until it is long enough for the daemon to be up
-        result = lab.python(_DAEMON, limits=Limits(wall_s=wall_s))
-        if lab.sandbox.export(["beat"], MIB):
+        result = context.python(_DAEMON, limits=Limits(wall_s=wall_s))
+        if context.sandbox.export(["beat"], MIB):
             break
-    beats = len(lab.sandbox.read("beat", MIB))
+    beats = len(context.sandbox.read("beat", MIB))
     time.sleep(0.05)
-    later = len(lab.sandbox.read("beat", MIB))
+    later = len(context.sandbox.read("beat", MIB))
     return unless(result.stop is StopReason.WALL and later == beats, (result, f"{later - beats} more beats"))
 
 
-def _stubborn(lab: Lab) -> str:
-    result = lab.python(_STUBBORN, limits=Limits(wall_s=0.5))
+def _stubborn(context: CheckContext) -> str:
+    result = context.python(_STUBBORN, limits=Limits(wall_s=0.5))
     return unless(result.stop is StopReason.WALL, result)
 
 
-def _cpu(lab: Lab) -> str:
-    result = lab.python("while True: pass", limits=Limits(cpu_s=0.1))
+def _cpu(context: CheckContext) -> str:
+    result = context.python("while True: pass", limits=Limits(cpu_s=0.1))
     return unless(result.stop is StopReason.CPU, result)
 
 
-def _cpu_of_all(lab: Lab) -> str:
-    result = lab.python(_BURNING_CHILDREN, limits=Limits(cpu_s=0.4))
+def _cpu_of_all(context: CheckContext) -> str:
+    result = context.python(_BURNING_CHILDREN, limits=Limits(cpu_s=0.4))
     return unless(result.stop is StopReason.CPU and result.cpu_s < 4, result)
 
 
 def _flood(stream: int) -> Case:
-    def case(lab: Lab) -> str:
+    def case(context: CheckContext) -> str:
         code = f"import os\nwhile True: os.write({stream}, b'x' * 65536)"
-        result = lab.python(code, limits=Limits(output_bytes=1000))
+        result = context.python(code, limits=Limits(output_bytes=1000))
         kept = result.stdout if stream == 1 else result.stderr
         return unless(
             result.stop is StopReason.OUTPUT and result.truncated and len(kept) == 1000,
@@ -100,51 +100,51 @@ def _flood(stream: int) -> Case:
     return case
 
 
-def _output_to_the_byte(lab: Lab) -> str:
-    whole = lab.python("print('x' * 999)", limits=Limits(output_bytes=1000))
-    more = lab.python("print('x' * 1000)", limits=Limits(output_bytes=1000))
+def _output_to_the_byte(context: CheckContext) -> str:
+    whole = context.python("print('x' * 999)", limits=Limits(output_bytes=1000))
+    more = context.python("print('x' * 1000)", limits=Limits(output_bytes=1000))
     return unless(whole.ok and not whole.truncated and more.truncated, (whole.stop, more.stop))
 
 
-def _memory(lab: Lab) -> str:
-    result = lab.python(f"bytearray({256 * MIB}); print('got it')")
+def _memory(context: CheckContext) -> str:
+    result = context.python(f"bytearray({256 * MIB}); print('got it')")
     return unless(not result.ok and b"got it" not in result.stdout, result)
 
 
-def _after_memory(lab: Lab) -> str:
-    lab.python(_HOARD)
-    return unless(lab.python("print(1)").ok, "a sandbox that runs nothing more")
+def _after_memory(context: CheckContext) -> str:
+    context.python(_HOARD)
+    return unless(context.python("print(1)").ok, "a sandbox that runs nothing more")
 
 
-def _file(lab: Lab) -> str:
-    result = lab.python(f"open('big', 'wb').write(bytes({2 * MIB}))")
-    size = len(lab.sandbox.read("big", 4 * MIB))
+def _file(context: CheckContext) -> str:
+    result = context.python(f"open('big', 'wb').write(bytes({2 * MIB}))")
+    size = len(context.sandbox.read("big", 4 * MIB))
     return unless(not result.ok and size <= MIB, (result, f"{size} bytes written"))
 
 
-def _scratch(lab: Lab) -> str:
-    made = lab.python(_SCRATCH).stdout.split()
+def _scratch(context: CheckContext) -> str:
+    made = context.python(_SCRATCH).stdout.split()
     return unless(len(made) == 2 and int(made[0]) < 99 and int(made[1]) < 19_999, f"{made} MB, files in /tmp")
 
 
-def _processes(lab: Lab) -> str:
-    made = len(lab.python(_FORKS).stdout.splitlines())
+def _processes(context: CheckContext) -> str:
+    made = len(context.python(_FORKS).stdout.splitlines())
     return unless(0 < made < BRIEF.processes, f"{made} forks with a limit of {BRIEF.processes} processes")
 
 
-def _after_forks(lab: Lab) -> str:
-    lab.python(_FORKS)
-    return unless(lab.python("print(1)").ok, "a sandbox that runs nothing more")
+def _after_forks(context: CheckContext) -> str:
+    context.python(_FORKS)
+    return unless(context.python("print(1)").ok, "a sandbox that runs nothing more")
 
 
-def _no_core(lab: Lab) -> str:
-    result = lab.python("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
+def _no_core(context: CheckContext) -> str:
+    result = context.python("import resource; print(resource.getrlimit(resource.RLIMIT_CORE))")
     return unless(result.stdout == b"(0, 0)\n", result)
 
 
-def _files_open(lab: Lab) -> str:
+def _files_open(context: CheckContext) -> str:
     code = "files = []\ntry:\n    while len(files) < 5000: files.append(open('/dev/null'))\n"
-    result = lab.python(f"{code}except OSError: pass\nprint(len(files))")
+    result = context.python(f"{code}except OSError: pass\nprint(len(files))")
     return unless(result.ok and int(result.stdout) < 5000, result)
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check import CASES
-from envkit.sandbox_check.lab import Lab, attempt
+from envkit.sandbox_check.context import CheckContext, attempt
 
 
 class SandboxSuite:
@@ -25,13 +25,13 @@ class SandboxSuite:
 
     @pytest.fixture(scope="class")
     @classmethod
-    def lab(cls, backend: SandboxBackend) -> Generator[Lab]:
+    def context(cls, backend: SandboxBackend) -> Generator[CheckContext]:
         """The sandbox that the cases share."""
-        with Lab.open(backend) as opened:
+        with CheckContext.open(backend) as opened:
             yield opened
 
     @pytest.mark.parametrize("case", CASES)
-    def test_sandbox(self, lab: Lab, case: str) -> None:
+    def test_sandbox(self, context: CheckContext, case: str) -> None:
         """What ought to hold does."""
-        found = attempt(case, CASES[case], lab)
+        found = attempt(case, CASES[case], context)
         assert found.ok, found.detail

@@ -18,10 +18,12 @@ from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Program, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
-from envkit.sandboxes import _cgroup, _nursery, _temporary
-from envkit.sandboxes._image import NOBODY
-from envkit.sandboxes._nursery import nursery
-from envkit.sandboxes._spaces import spaces
+from envkit.sandboxes import _lease
+from envkit.sandboxes._linux import cgroup
+from envkit.sandboxes._rootfs.rootfs import NOBODY
+from envkit.sandboxes._workspace.mounts import shared_mounts
+from envkit.sandboxes._zygote import host as zygote_host
+from envkit.sandboxes._zygote.host import shared_zygote
 from envkit.types import Verdict
 
 USER = os.geteuid() or NOBODY
@@ -56,14 +58,14 @@ def held(prefix: str, owner: str) -> dict[str, int]:
     """What leases of this prefix, and control groups of this owner, could leave behind."""
     gc.collect()
     folders = [*Path(tempfile.gettempdir()).glob(f"{prefix}*")]
-    steward = spaces(os.getpid(), USER)._steward
-    assert steward is not None
+    helper = shared_mounts(os.getpid(), USER)._helper
+    assert helper is not None
     groups = [*Path("/sys/fs/cgroup").rglob(f"{owner}*")]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "mounts": Path("/proc/self/mounts").read_text().count("envkit-lease"),
-        "workspaces": Path(f"/proc/{steward.pid}/mounts").read_text().count(f" {steward.folder}/"),
+        "workspaces": Path(f"/proc/{helper.pid}/mounts").read_text().count(f" {helper.folder}/"),
         "control groups": len(groups),
         "folders": len(folders),
     }
@@ -78,7 +80,7 @@ def test_nothing_grows_over_many_episodes(
     backend: SandboxBackend, expected: list[Answer], cycles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"envkit-lease-{secrets.token_hex(4)}-"  # others may be at work on this machine
-    monkeypatch.setattr(_temporary, "_PREFIX", prefix)
+    monkeypatch.setattr(_lease, "_PREFIX", prefix)
     attempt = CORRECT[0].build(TARGET)
 
     def episodes(count: int) -> None:
@@ -89,10 +91,10 @@ def test_nothing_grows_over_many_episodes(
     episodes(50)
     # Control groups are named after a lease of all sandboxes; a zygote keeps some ready.
     is_zygote = backend.name == "zygote"
-    lease = (nursery(os.getpid(), (), ()) if is_zygote else spaces(os.getpid(), USER)).lease
+    lease = (shared_zygote(os.getpid(), (), ()) if is_zygote else shared_mounts(os.getpid(), USER)).lease
     owner = f"{lease.path.name}-"
     before, resident = settled(lambda: held(prefix, owner)), resident_bytes()
-    ready = _nursery._SPARES * len(_cgroup.parents()) if is_zygote else 0
+    ready = zygote_host._PREFORKED * len(cgroup.parents()) if is_zygote else 0
     assert (before["control groups"], before["folders"], before["workspaces"]) == (ready, 0, 0)
     episodes(cycles)
     assert settled(lambda: held(prefix, owner)) == before

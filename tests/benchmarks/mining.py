@@ -40,7 +40,7 @@ class Counting(SandboxBackend):
     def __init__(self, backend: SandboxBackend) -> None:
         self._backend = backend
         self.name, self.isolated = backend.name, backend.isolated
-        self.packages, self.space = backend.packages, backend.space
+        self.packages, self.quota = backend.packages, backend.quota
         self.used_s: list[float] = []
 
     def available(self) -> str | None:

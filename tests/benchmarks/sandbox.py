@@ -29,9 +29,10 @@ from side_by_side import Measures, Ratio, compare
 
 from envkit.grading import PYTEST, pytest_modules
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Sandbox
-from envkit.sandboxes import _docker_engine, _images
-from envkit.sandboxes._image import NOBODY, PYTHON, WORKSPACE
-from envkit.sandboxes._spaces import spaces
+from envkit.sandboxes._docker import engine as docker_engine
+from envkit.sandboxes._docker import images
+from envkit.sandboxes._rootfs.rootfs import NOBODY, PYTHON, WORKSPACE
+from envkit.sandboxes._workspace.mounts import shared_mounts
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -139,8 +140,8 @@ class Containers:
     """Docker as `docker-py` gives it, hardened as this project's own containers are."""
 
     def __init__(self, folder: Path) -> None:
-        self._client: Any = _docker_engine.client(os.getpid())
-        self._tag = _images.get(self._client, "host", NOBODY, PYTEST).tag
+        self._client: Any = docker_engine.client(os.getpid())
+        self._tag = images.get(self._client, "host", NOBODY, PYTEST).tag
         self._folder = folder
         self.live: Any = self._create([PYTHON, "-c", "import signal; signal.pause()"])
         self.live.start()
@@ -251,8 +252,8 @@ def measures() -> Generator[Measures]:
 
 def main() -> None:
     with measures() as wanted:
-        version = _docker_engine.client(os.getpid()).version()["Version"]
-        copies = spaces(os.getpid(), os.geteuid() or NOBODY).copies()
+        version = docker_engine.client(os.getpid()).version()["Version"]
+        copies = shared_mounts(os.getpid(), os.geteuid() or NOBODY).copies()
         facts = {"docker": version, "snapshots": f"copied: {copies}" if copies else "laid beneath"}
         compare("sandbox", wanted, RATIOS, ROUNDS, facts)
 

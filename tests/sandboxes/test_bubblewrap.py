@@ -14,8 +14,8 @@ import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import Limits, Sandbox, StopReason
-from envkit.sandboxes import _bwrap, _cgroup, _proc
-from envkit.sandboxes._temporary import reap
+from envkit.sandboxes._lease import reap
+from envkit.sandboxes._linux import bwrap, cgroup, procfs
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 
 MIB = 2**20
@@ -49,14 +49,14 @@ def sandbox(bubblewrap: BubblewrapBackend) -> Sandbox:
 
 @pytest.fixture
 def no_cgroups(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_cgroup, "parents", lambda: ())
+    monkeypatch.setattr(cgroup, "parents", lambda: ())
 
 
 def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
     return sandbox.run([sandbox.python, "-ISc", code], limits=limits)
 
 
-needs_cgroups = pytest.mark.skipif(not _cgroup.parents(), reason="no writable control groups here")
+needs_cgroups = pytest.mark.skipif(not cgroup.parents(), reason="no writable control groups here")
 
 
 @needs_cgroups
@@ -101,7 +101,7 @@ def test_without_control_groups_every_limit_still_holds(sandbox: Sandbox) -> Non
 def test_a_limit_that_cannot_be_enforced_is_refused_by_name(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_bwrap.platform, "release", lambda: "5.10.0-28-amd64")
+    monkeypatch.setattr(bwrap.platform, "release", lambda: "5.10.0-28-amd64")
     with pytest.raises(UnenforceableLimit, match="processes"):
         python(sandbox, "pass")
 
@@ -109,7 +109,7 @@ def test_a_limit_that_cannot_be_enforced_is_refused_by_name(
 def test_a_kernel_that_hides_child_processes_is_refused(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_proc, "family", lambda pid: [pid])
+    monkeypatch.setattr(procfs, "family", lambda pid: [pid])
     with pytest.raises(UnenforceableLimit, match="CONFIG_PROC_CHILDREN"):
         python(sandbox, "pass")
 
@@ -153,33 +153,33 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
             trainer.kill()
     assert running
     for pidfd in running:
-        assert _bwrap.readable(pidfd)
+        assert bwrap.readable(pidfd)
         os.close(pidfd)
     folder = Path(tempfile.gettempdir())
     os.utime(folder / name, (0, 0))
     assert name in reap(folder)  # as the next trainer does when it starts
-    _cgroup.remove_leftovers(name)
+    cgroup.remove_leftovers(name)
     assert not groups(name)
 
 
 def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
-    _bwrap.bwrap.cache_clear()
+    monkeypatch.setattr(bwrap, "_candidates", lambda: iter(()))
+    bwrap.find.cache_clear()
     assert "apt install bubblewrap" in str(BubblewrapBackend().available())
     with pytest.raises(SandboxUnavailable):
         BubblewrapBackend().create()
-    _bwrap.bwrap.cache_clear()
+    bwrap.find.cache_clear()
 
 
 def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "bwrap"
     old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
     old.chmod(0o755)
-    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter([old]))
-    _bwrap.bwrap.cache_clear()
+    monkeypatch.setattr(bwrap, "_candidates", lambda: iter([old]))
+    bwrap.find.cache_clear()
     with pytest.raises(SandboxUnavailable, match=r"version 0\.6"):
-        _bwrap.bwrap(os.geteuid())
-    _bwrap.bwrap.cache_clear()
+        bwrap.find(os.geteuid())
+    bwrap.find.cache_clear()
 
 
 def groups(name: str) -> list[str]:

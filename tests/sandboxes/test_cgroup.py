@@ -7,24 +7,24 @@ from pathlib import Path
 import pytest
 
 from envkit.sandbox import Limits
-from envkit.sandboxes import _cgroup
-from envkit.sandboxes._cgroup import Cgroup
+from envkit.sandboxes._linux import cgroup
+from envkit.sandboxes._linux.cgroup import Cgroup
 
 
 def test_version_2_uses_the_nearest_group_that_hands_controllers_down(tmp_path: Path) -> None:
     (tmp_path / "user/session").mkdir(parents=True)
     for folder, handed in (("user/session", ""), ("user", "cpu memory pids"), ("", "cpu memory pids")):
         (tmp_path / folder / "cgroup.subtree_control").write_text(handed)
-    found = list(_cgroup._places("0::/user/session\n", tmp_path))
+    found = list(cgroup._places("0::/user/session\n", tmp_path))
     assert found == [(tmp_path / "user",), (tmp_path,)]
 
 
 def test_version_1_needs_all_three_controllers(tmp_path: Path) -> None:
     three = "4:memory:/a\n3:cpu,cpuacct:/\n2:pids:/b\n0::/\n"
-    assert list(_cgroup._places(three, tmp_path)) == [
+    assert list(cgroup._places(three, tmp_path)) == [
         (tmp_path / "memory/a", tmp_path / "pids/b", tmp_path / "cpuacct")
     ]
-    assert list(_cgroup._places("4:memory:/a\n", tmp_path)) == []
+    assert list(cgroup._places("4:memory:/a\n", tmp_path)) == []
 
 
 def test_version_2_files_are_written_and_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,4 +48,4 @@ def test_version_2_files_are_written_and_read(tmp_path: Path, monkeypatch: pytes
 def test_a_place_where_no_group_can_be_made_is_not_used(found: tuple[Path, ...], tmp_path: Path) -> None:
     places = found or (tmp_path / "file",)
     (tmp_path / "file").write_text("")
-    assert not _cgroup._usable(places)
+    assert not cgroup._usable(places)

@@ -20,11 +20,14 @@ import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.registry import sandbox_backend
-from envkit.sandbox import Limits, PeerGone, Sandbox, SandboxBackend, Space, StopReason
-from envkit.sandboxes import _bwrap, _docker_engine, _nursery, _volumes
+from envkit.sandbox import Limits, PeerGone, Quota, Sandbox, SandboxBackend, StopReason
 from envkit.sandboxes import docker as module
-from envkit.sandboxes._docker_reap import HOST, LEASE
-from envkit.sandboxes._temporary import Lease
+from envkit.sandboxes._docker import engine as docker_engine
+from envkit.sandboxes._docker import volumes
+from envkit.sandboxes._docker.cleanup import HOST, LEASE
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._linux import bwrap
+from envkit.sandboxes._zygote import host as zygote_host
 
 TRAINER = """
 import time
@@ -45,13 +48,13 @@ def sandbox(docker: SandboxBackend) -> Iterator[Sandbox]:
 
 
 def containers() -> set[str]:
-    client = _docker_engine.client(os.getpid())
+    client = docker_engine.client(os.getpid())
     ours = {"label": LEASE}
     return {one.name for one in client.containers.list(all=True, filters=ours, ignore_removed=True)}
 
 
 def named_volumes() -> set[str]:
-    return {one.name for one in _docker_engine.client(os.getpid()).volumes.list()}
+    return {one.name for one in docker_engine.client(os.getpid()).volumes.list()}
 
 
 def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
@@ -137,7 +140,7 @@ def test_what_cannot_be_swept_goes_with_its_container(sandbox: Sandbox) -> None:
 def test_a_socket_may_lie_deeper_than_a_sockets_path_may_be_long(tmp_path: Path) -> None:
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     folder.mkdir(parents=True)
-    with _volumes.listening(folder):
+    with volumes.listening(folder):
         assert (folder / "socket").is_socket()
     assert [*folder.iterdir()] == []
 
@@ -170,7 +173,7 @@ def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
             trainer.kill()
     # The worker notices that the other end of its socket is gone; whoever comes next clears up.
     for each in (name, holder):
-        ended = _docker_engine.client(os.getpid()).containers.get(each).wait(timeout=30)
+        ended = docker_engine.client(os.getpid()).containers.get(each).wait(timeout=30)
         assert ended["StatusCode"] == 0
     assert {name, holder} <= {*module.reap()}
     assert not {name, holder} & containers()
@@ -194,7 +197,7 @@ def test_a_killed_holder_of_the_workspace_is_a_sandbox_error(docker: SandboxBack
 
 
 def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> None:
-    made = module.DockerBackend(space=Space(2**20, 64))  # of whose kind there are none yet
+    made = module.DockerBackend(quota=Quota(2**20, 64))  # of whose kind there are none yet
     before, volumes = containers(), named_volumes()
     sandboxes = [made.create() for _ in range(9)]
     assert len(containers() - before) == 2
@@ -203,12 +206,12 @@ def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> Non
         sandbox.close()
     assert len(containers() - before) == 1
     assert len(named_volumes() - volumes) == 8
-    shelf = module._shelf(
-        _docker_engine.client(os.getpid()),
+    shelf = module._pool(
+        docker_engine.client(os.getpid()),
         sandboxes[8]._tag,
         None,
         sandboxes[8]._user,
-        made.space,  # type: ignore[attr-defined]
+        made.quota,  # type: ignore[attr-defined]
     )
     shelf.close()
     assert len(containers() - before) == 1  # which one sandbox uses
@@ -222,15 +225,15 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
         [made] = sandbox._made  # type: ignore[attr-defined]
         tag = made._container.image.tags[0]
     labels = {LEASE: str(tmp_path / "gone"), HOST: platform.node()}
-    left = _docker_engine.client(os.getpid()).containers.run(
+    left = docker_engine.client(os.getpid()).containers.run(
         tag, ["/usr/bin/python3", "-c", "import time; time.sleep(600)"], detach=True, labels=labels
     )
-    for keeper in (tmp_path / "gone", tmp_path):  # by accident without its container
-        labels[LEASE] = str(keeper)
-        _docker_engine.client(os.getpid()).volumes.create(f"left-{keeper.name}", labels=labels)
+    for owner in (tmp_path / "gone", tmp_path):  # by accident without its container
+        labels[LEASE] = str(owner)
+        docker_engine.client(os.getpid()).volumes.create(f"left-{owner.name}", labels=labels)
     with contextlib.closing(Lease(tmp_path)) as lease:
         labels[LEASE] = str(lease.path)
-        kept = _docker_engine.client(os.getpid()).volumes.create(labels=labels)
+        kept = docker_engine.client(os.getpid()).volumes.create(labels=labels)
         assert left.name in module.reap()
         assert left.name not in containers()
         assert not {"left-gone", f"left-{tmp_path.name}"} & named_volumes()
@@ -241,13 +244,13 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
 def test_docker_stands_in_where_there_is_no_bubblewrap(
     docker: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_bwrap, "_candidates", lambda: iter(()))
-    monkeypatch.setattr(_nursery, "_made", _nursery._made.__wrapped__)  # a zygote that runs would go on
-    _bwrap.bwrap.cache_clear()
+    monkeypatch.setattr(bwrap, "_candidates", lambda: iter(()))
+    monkeypatch.setattr(zygote_host, "_made", zygote_host._made.__wrapped__)  # a zygote that runs would go on
+    bwrap.find.cache_clear()
     try:
         assert sandbox_backend().name == "docker"
     finally:
-        _bwrap.bwrap.cache_clear()
+        bwrap.find.cache_clear()
 
 
 # docker-py forgets to close a socket that does not connect.
@@ -255,7 +258,7 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
 def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
-    monkeypatch.setattr(_docker_engine, "client", functools.cache(_docker_engine.client.__wrapped__))
+    monkeypatch.setattr(docker_engine, "client", functools.cache(docker_engine.client.__wrapped__))
     said = str(module.DockerBackend().available())
     assert "cannot reach Docker" in said
     assert "is dockerd running" in said
@@ -292,7 +295,7 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
     with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
         folder = Path(name)
         monkeypatch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for where, cached in ((_docker_engine, "client"), (module, "_reap_once")):
+        for where, cached in ((docker_engine, "client"), (module, "_reap_once")):
             monkeypatch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         backend = module.DockerBackend()
         with engine(folder, signal.SIGKILL):
@@ -313,7 +316,7 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
                     assert python(other, "print(1)").stdout == b"1\n"
                 sandbox.close()
                 owned = {"label": f"{HOST}={platform.node()}"}
-                left = _docker_engine.client(os.getpid()).containers.list(all=True, filters=owned)
+                left = docker_engine.client(os.getpid()).containers.list(all=True, filters=owned)
                 # Of what holds workspaces, the one that is there for the next sandbox.
-                assert [_volumes.HOLDS in one.labels for one in left] == [True]
+                assert [volumes.HOLDS in one.labels for one in left] == [True]
         gc.collect()  # sockets that did not connect, while the warning about them is off

@@ -13,14 +13,16 @@ import pytest
 from settle import settled
 
 from envkit.errors import SandboxError
-from envkit.sandbox import PYTHON_OPTIONS, Sandbox, SandboxBackend, Space
+from envkit.sandbox import PYTHON_OPTIONS, Quota, Sandbox, SandboxBackend
 from envkit.sandbox_check import CASES
-from envkit.sandbox_check.lab import Lab, attempt
+from envkit.sandbox_check.context import CheckContext, attempt
 from envkit.sandbox_check.suite import SandboxSuite
-from envkit.sandboxes import _bwrap, _placed, _spaces
-from envkit.sandboxes._image import NOBODY
-from envkit.sandboxes._placed import PlaceSandbox
-from envkit.sandboxes._workspace import PAGE_BYTES
+from envkit.sandboxes._linux import bwrap
+from envkit.sandboxes._rootfs.rootfs import NOBODY
+from envkit.sandboxes._workspace import mounted_sandbox
+from envkit.sandboxes._workspace import mounts as workspace_mounts
+from envkit.sandboxes._workspace.files import PAGE_BYTES
+from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
 MIB = 2**20
 USER = os.geteuid() or NOBODY
@@ -34,7 +36,7 @@ class Forking(SandboxBackend):
     isolated = True
 
     def __init__(self, backend: SandboxBackend) -> None:
-        self.name, self.space = backend.name, backend.space
+        self.name, self.quota = backend.name, backend.quota
         self._backend = backend
 
     def available(self) -> str | None:
@@ -65,18 +67,18 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_spaces.Spaces]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
     """A steward of this test's own, before it has started."""
-    made = _spaces.Spaces(USER)
-    monkeypatch.setattr(_placed, "spaces", lambda *_: made)
+    made = workspace_mounts.WorkspaceMounts(USER)
+    monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
     made.close()
 
 
 @pytest.fixture(autouse=True)
 def lays_snapshots_beneath(bubblewrap: SandboxBackend) -> None:
-    why = _spaces.spaces(os.getpid(), USER).copies()
-    if why and _bwrap._kernel() < (6, 6):
+    why = workspace_mounts.shared_mounts(os.getpid(), USER).copies()
+    if why and bwrap._kernel() < (6, 6):
         pytest.skip(f"snapshots are copied here: {why}")
 
 
@@ -92,10 +94,10 @@ def mounted(sandbox: Sandbox) -> list[str]:
     return [about.split()[0], *about.split()[2].split(",")]
 
 
-def places(spaces: _spaces.Spaces) -> int:
+def places(spaces: workspace_mounts.WorkspaceMounts) -> int:
     """How many file systems its steward has mounted."""
-    assert spaces._steward is not None
-    table = Path(f"/proc/{spaces._steward.pid}/mounts").read_text()
+    assert spaces._helper is not None
+    table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return sum(f" {spaces.lease.path}/" in line for line in table.splitlines())
 
 
@@ -105,7 +107,7 @@ def shared_memory() -> int:
 
 
 def test_a_fork_lies_over_what_it_begins_with_and_names_nothing_of_the_host(
-    backend: SandboxBackend, fresh: _spaces.Spaces
+    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     with backend.create() as sandbox:
         sandbox.write("file", b"1")
@@ -118,7 +120,7 @@ def test_a_fork_lies_over_what_it_begins_with_and_names_nothing_of_the_host(
 
 
 def test_what_a_fork_has_mounted_goes_with_it_and_what_lies_beneath_with_the_last(
-    backend: SandboxBackend, fresh: _spaces.Spaces
+    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
     sandbox.write("file", b"1")
@@ -194,14 +196,14 @@ def test_a_folder_of_a_snapshot_is_moved_by_copying_it(backend: SandboxBackend) 
 
 
 def test_a_snapshot_of_more_than_a_quarter_of_the_space_is_copied(backend: SandboxBackend) -> None:
-    room = Space(4 * MIB, 400)
+    room = Quota(4 * MIB, 400)
     for count, size, kind in (
         (4, MIB // 4, "overlay"),
         (5, MIB // 4, "tmpfs"),
         (99, 0, "overlay"),
         (100, 0, "tmpfs"),
     ):
-        with type(backend)(space=room).create() as sandbox:  # type: ignore[call-arg]
+        with type(backend)(quota=room).create() as sandbox:  # type: ignore[call-arg]
             for number in range(count):
                 sandbox.write(str(number), bytes(size))
             first = sandbox.snapshot()
@@ -215,7 +217,7 @@ def test_a_snapshot_of_more_than_a_quarter_of_the_space_is_copied(backend: Sandb
 @pytest.mark.parametrize("files", [2, 3, 7, 8, 9, 12, 16])
 def test_there_may_be_room_for_hardly_a_file(backend: SandboxBackend, files: int) -> None:
     fill = "try:\n for n in range(99): open(str(n), 'w').close()\nexcept OSError: print(n)"
-    with type(backend)(space=Space(MIB, files)).create() as sandbox:  # type: ignore[call-arg]
+    with type(backend)(quota=Quota(MIB, files)).create() as sandbox:  # type: ignore[call-arg]
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         sandbox.reset(first)
@@ -230,7 +232,7 @@ def test_there_may_be_room_for_hardly_a_file(backend: SandboxBackend, files: int
 def test_there_may_be_room_for_hardly_a_byte(backend: SandboxBackend, total_bytes: int) -> None:
     most = -(-total_bytes // PAGE_BYTES) * PAGE_BYTES
     fill = "for n in range(9): print(os.write(os.open(str(n), os.O_WRONLY | os.O_CREAT), bytes(4096)))"
-    with type(backend)(space=Space(total_bytes, 99)).create() as sandbox:  # type: ignore[call-arg]
+    with type(backend)(quota=Quota(total_bytes, 99)).create() as sandbox:  # type: ignore[call-arg]
         sandbox.write("file", b"1")
         sandbox.reset(sandbox.snapshot())
         found = program(sandbox, f"import os\n{fill}")
@@ -240,23 +242,30 @@ def test_there_may_be_room_for_hardly_a_byte(backend: SandboxBackend, total_byte
 
 @pytest.mark.parametrize("case", ABOUT_SNAPSHOTS)
 def test_where_nothing_can_be_laid_beneath_snapshots_are_copied(
-    backend: SandboxBackend, fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch, case: str
+    backend: SandboxBackend,
+    fresh: workspace_mounts.WorkspaceMounts,
+    monkeypatch: pytest.MonkeyPatch,
+    case: str,
 ) -> None:
-    monkeypatch.setattr(_spaces._Steward, "copies", "it is forbidden here")
+    monkeypatch.setattr(workspace_mounts._MountHelper, "copies", "it is forbidden here")
     assert fresh.copies() == "it is forbidden here"
-    with Lab.open(backend) as lab:
-        assert attempt(case, CASES[case], lab).detail == ""
-        with lab.sandbox.fork() as fork:
+    with CheckContext.open(backend) as context:
+        assert attempt(case, CASES[case], context).detail == ""
+        with context.sandbox.fork() as fork:
             assert mounted(fork)[0] == "tmpfs"
 
 
 def test_a_kernel_that_lays_nothing_over_another_says_so(
-    fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+    fresh: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = _spaces.resources.files("envkit.sandboxes").joinpath("_steward.py").read_text()
+    read = (
+        workspace_mounts.resources.files("envkit.sandboxes._workspace")
+        .joinpath("guest_mount_helper.py")
+        .read_text()
+    )
     assert "userxattr" in read
     source = Source(read.replace("userxattr", "no-such-option"))
-    monkeypatch.setattr(_spaces.resources, "files", lambda _: source)
+    monkeypatch.setattr(workspace_mounts.resources, "files", lambda _: source)
     assert "mount overlay on over: Invalid argument" in str(fresh.copies())
     assert places(fresh) == 0  # nothing is left of the attempt
 
@@ -268,7 +277,7 @@ class Source:
         self._text = text
 
     def joinpath(self, name: str) -> Source:
-        assert name == "_steward.py"
+        assert name == "guest_mount_helper.py"
         return self
 
     def read_text(self) -> str:
@@ -276,14 +285,14 @@ class Source:
 
 
 def test_a_dead_stewards_snapshots_are_lost_and_taken_for_no_others(
-    backend: SandboxBackend, fresh: _spaces.Spaces
+    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
     sandbox.write("file", b"1")
     first = sandbox.snapshot()
-    dying = os.pidfd_open(fresh._steward.pid)  # type: ignore[union-attr]
+    dying = os.pidfd_open(fresh._helper.pid)  # type: ignore[union-attr]
     signal.pidfd_send_signal(dying, signal.SIGKILL)
-    assert _bwrap.readable(dying)
+    assert bwrap.readable(dying)
     os.close(dying)
     with backend.create() as other, backend.create() as another:  # whose names are those of the lost ones
         for each in (other, another):
@@ -301,13 +310,13 @@ def test_a_dead_stewards_snapshots_are_lost_and_taken_for_no_others(
 
 
 def test_a_failed_fork_leaves_nothing(
-    backend: SandboxBackend, fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with backend.create() as sandbox:
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         before, held = places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))
-        for broken in itertools.product((PlaceSandbox._begin, PlaceSandbox._another), (first, None)):
+        for broken in itertools.product((MountedSandbox._begin, MountedSandbox._another), (first, None)):
             with monkeypatch.context() as patched:
                 patched.setattr(type(sandbox), broken[0].__name__, fail)
                 with pytest.raises(SandboxError, match="on purpose"):

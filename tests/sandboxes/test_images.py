@@ -25,8 +25,10 @@ from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 from envkit.sandbox import PACKAGES, SandboxBackend
 from envkit.sandbox_check import CASES, Case, Finding, self_check
 from envkit.sandbox_check.isolation import ISOLATION
-from envkit.sandboxes import _docker_engine, _image, _images, _root
 from envkit.sandboxes import docker as module
+from envkit.sandboxes._docker import engine as docker_engine
+from envkit.sandboxes._docker import images
+from envkit.sandboxes._rootfs import guest_build, rootfs
 from envkit.sandboxes.docker import DockerBackend
 
 needs_engine = pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
@@ -56,7 +58,7 @@ def envkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 @pytest.fixture(scope="module")
 def shared(docker: SandboxBackend) -> Any:
     """A client of the machine's own engine."""
-    return _docker_engine.client(os.getpid())
+    return docker_engine.client(os.getpid())
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,7 @@ def engine(shared: Any) -> Iterator[Path]:
             (folder / runtime).write_text(program)
             (folder / runtime).chmod(0o755)
         patch.setenv("DOCKER_HOST", f"unix://{folder}/sock")
-        for where, cached in ((_docker_engine, "client"), (module, "_reap_once")):
+        for where, cached in ((docker_engine, "client"), (module, "_reap_once")):
             patch.setattr(where, cached, functools.cache(getattr(where, cached).__wrapped__))
         command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
         command += [
@@ -94,7 +96,7 @@ def engine(shared: Any) -> Iterator[Path]:
                 await_answer(process, folder)
                 yield folder
             finally:
-                client = _docker_engine.client(os.getpid())
+                client = docker_engine.client(os.getpid())
                 for container in client.containers.list(all=True, ignore_removed=True):
                     container.remove(force=True, v=True)  # or the engine would wait for them
                 client.close()
@@ -116,18 +118,18 @@ def await_answer(process: subprocess.Popen[bytes], folder: Path) -> None:
 
 @pytest.fixture
 def client(engine: Path) -> Any:
-    return _docker_engine.client(os.getpid())
+    return docker_engine.client(os.getpid())
 
 
 @pytest.fixture(scope="module")
 def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """An image that has what the Dockerfile asks of a base, and things that a sandbox must not have."""
     root = tmp_path_factory.mktemp("base") / "root"
-    _root.build(root)
+    guest_build.build(root)
     for tool in ("bash", "ldd"):
         path = Path(str(shutil.which(tool))).resolve()
         shutil.copy2(path, root / "usr/bin" / tool)
-    for library in _root._shared_libraries([root / "usr/bin/bash"]):
+    for library in guest_build._shared_libraries([root / "usr/bin/bash"]):
         shutil.copy2(library, root / "usr/lib" / library.name)
     (root / "etc").mkdir()
     (root / "etc/passwd").write_text("root:x:0:0::/:/bin/sh\n")
@@ -136,8 +138,8 @@ def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     (packages / "__init__.py").touch()
     archive = root.with_name("base.tar")
     with tarfile.open(archive, "w") as file:
-        file.add(root, ".", filter=_images._as_root)
-    api = _docker_engine.client(os.getpid()).api
+        file.add(root, ".", filter=images._as_root)
+    api = docker_engine.client(os.getpid()).api
     api.import_image_from_file(str(archive), repository="base", tag="local")
     api.tag("base:local", "base", "mirror")
     return "base:local"
@@ -159,10 +161,10 @@ def entries(client: Any, tag: str) -> set[str]:
 def test_the_dockerfile_takes_python_and_nothing_else_out_of_a_base(client: Any, base: str) -> None:
     made, passed_over = module.build(["dockerfile"], base=base)
     assert (made.kind, made.made, passed_over) == ("dockerfile", True, {})
-    assert made.tag.startswith(f"envkit-sandbox:dockerfile-{_images._VERSION}-")
+    assert made.tag.startswith(f"envkit-sandbox:dockerfile-{images._VERSION}-")
     found = client.images.get(made.tag)
     assert (found.id, found.attrs["Size"]) == (made.id, made.size_bytes)
-    assert found.labels[_images._BASE] == base
+    assert found.labels[images._BASE] == base
     host = module.build(["host"])[0]
     assert entries(client, made.tag) - {"/.dockerenv"} == entries(client, host.tag) - {"/.dockerenv"}
     assert broken_promises("dockerfile", ISOLATION) == []
@@ -174,7 +176,7 @@ def test_an_image_that_is_there_is_taken_unless_another_base_is_named(client: An
     assert module.build(["dockerfile"], base=base)[0].made is False
     assert module.build(["dockerfile"])[0].id == first.id  # and no registry is asked
     assert module.build(["dockerfile"], base="base:mirror")[0].made is True
-    assert client.images.get(first.tag).labels[_images._BASE] == "base:mirror"
+    assert client.images.get(first.tag).labels[images._BASE] == "base:mirror"
     assert module.build(["dockerfile"], base="base:mirror", force=True)[0].made is True
 
 
@@ -192,8 +194,8 @@ def test_packages_are_laid_over_an_image_of_any_kind(base: str, kind: str) -> No
 
 @needs_engine
 def test_a_base_with_another_python_is_refused(base: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = _images._VERSION
-    monkeypatch.setattr(_images, "_VERSION", "3.99")
+    found = images._VERSION
+    monkeypatch.setattr(images, "_VERSION", "3.99")
     with pytest.raises(SandboxUnavailable, match=rf"base image holds Python {found}; expected 3\.99"):
         module.build(["dockerfile"], base=base)
 
@@ -213,7 +215,7 @@ def test_a_registry_that_does_not_answer_is_given_up(shared: Any, monkeypatch: p
     with socket.create_server(("127.0.0.1", 0)) as silent:
         base = f"127.0.0.1:{silent.getsockname()[1]}/python:3"
         with pytest.raises(SandboxUnavailable, match=f"cannot pull {base}: .*[Tt]imed? ?out"):
-            _images._pull(shared, base)
+            images._pull(shared, base)
 
 
 @needs_engine
@@ -245,17 +247,17 @@ def test_images_out_of_date_go_once_nothing_uses_them(
     client: Any, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(_image, "_BUILD", "an older one")
-        old = _images.get(client, "host", _docker_engine.user()).tag  # nothing runs in it
-        patch.setattr(_images, "_interpreter", lambda: Path("/usr/bin/env"))  # stands for another one
-        other = _images.get(client, "host", _docker_engine.user(), ("iniconfig",)).tag
-        patch.setattr(_images, "_interpreter", lambda: Path("/gone/python3"))
-        gone = _images.get(client, "host", _docker_engine.user(), ("pluggy",)).tag
+        patch.setattr(rootfs, "_BUILD", "an older one")
+        old = images.get(client, "host", docker_engine.user()).tag  # nothing runs in it
+        patch.setattr(images, "_interpreter", lambda: Path("/usr/bin/env"))  # stands for another one
+        other = images.get(client, "host", docker_engine.user(), ("iniconfig",)).tag
+        patch.setattr(images, "_interpreter", lambda: Path("/gone/python3"))
+        gone = images.get(client, "host", docker_engine.user(), ("pluggy",)).tag
     current = module.build(["host"])[0].tag
     assert current != old
-    layered = _images.get(client, "dockerfile", _docker_engine.user(), ("pluggy",), base=base).tag
+    layered = images.get(client, "dockerfile", docker_engine.user(), ("pluggy",), base=base).tag
     replaced = client.images.get(layered).id
-    _images.get(client, "dockerfile", _docker_engine.user(), ("pluggy",), base=base, force=True)
+    images.get(client, "dockerfile", docker_engine.user(), ("pluggy",), base=base, force=True)
     user = client.containers.create(old, ["/usr/bin/python3"])
     removed = json.loads(envkit("sandbox", "reap", "--json").stdout)["images"]
     assert gone in removed
@@ -266,7 +268,7 @@ def test_images_out_of_date_go_once_nothing_uses_them(
     left = {tag for image in client.images.list() for tag in image.tags}
     assert {other, current, layered, base} <= left
     assert not left & {old, gone}
-    assert client.images.list(filters={"dangling": True, "label": _images._STAGE}) == []
+    assert client.images.list(filters={"dangling": True, "label": images._STAGE}) == []
     assert module.reap_images() == []
 
 
@@ -334,37 +336,37 @@ def test_an_unknown_kind_of_image_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_names_tell_apart_what_is_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ("host", "dockerfile", "debian")
-    names = {_images.name(kind, packages) for kind in kinds for packages in ((), ("iniconfig",))}
+    names = {images.name(kind, packages) for kind in kinds for packages in ((), ("iniconfig",))}
     assert len(names) == 6
-    assert {_images.name(kind) for kind in kinds} < names
-    text = _images._text
-    monkeypatch.setattr(_images, "_text", lambda file: text(file) + "#")
-    monkeypatch.setattr(_image, "_BUILD", "another")
-    assert not names & {_images.name(kind) for kind in kinds}
+    assert {images.name(kind) for kind in kinds} < names
+    text = images._text
+    monkeypatch.setattr(images, "_text", lambda file: text(file) + "#")
+    monkeypatch.setattr(rootfs, "_BUILD", "another")
+    assert not names & {images.name(kind) for kind in kinds}
 
 
 def test_debian_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_images, "_RELEASES", {})
+    monkeypatch.setattr(images, "_RELEASES", {})
     with pytest.raises(SandboxUnavailable, match="no release of Debian has Python"):
-        _images._bootstrapped(tmp_path)
-    monkeypatch.setattr(_images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
+        images._bootstrapped(tmp_path)
+    monkeypatch.setattr(images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(SandboxUnavailable, match="apt install mmdebstrap"):
-        _images._bootstrapped(tmp_path)
+        images._bootstrapped(tmp_path)
 
 
 @pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs mmdebstrap")
 def test_a_mirror_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
+    monkeypatch.setattr(images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(SandboxUnavailable, match=r"cannot fetch Debian's bookworm: E: .*deb\.debian\.org"):
-        _images._bootstrapped(tmp_path)
+        images._bootstrapped(tmp_path)
 
 
 @pytest.mark.nightly
 @needs_engine
 @pytest.mark.usefixtures("engine")
-@pytest.mark.skipif(sys.version_info[:2] not in _images._RELEASES, reason="Debian has no such Python")
+@pytest.mark.skipif(sys.version_info[:2] not in images._RELEASES, reason="Debian has no such Python")
 def test_debians_python_keeps_every_promise() -> None:
     made, passed_over = module.build(["debian"])
     assert (made.kind, passed_over) == ("debian", {})
@@ -380,7 +382,7 @@ def test_the_python_of_a_base_keeps_every_promise(base: str) -> None:
 
 def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "docker", None)
-    monkeypatch.setattr(_docker_engine, "client", _docker_engine.client.__wrapped__)
+    monkeypatch.setattr(docker_engine, "client", docker_engine.client.__wrapped__)
     for reap in (module.reap, module.reap_images):
         with pytest.raises(MissingExtraError, match=r"\.\[docker\]"):
             reap()

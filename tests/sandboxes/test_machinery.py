@@ -13,7 +13,10 @@ import pytest
 
 from envkit.errors import SandboxError
 from envkit.sandbox import SandboxBackend
-from envkit.sandboxes import _bwrap, _cgroup, _nursery, _placed, bubblewrap, process, zygote
+from envkit.sandboxes import bubblewrap, process, zygote
+from envkit.sandboxes._linux import bwrap, cgroup
+from envkit.sandboxes._workspace import mounted_sandbox
+from envkit.sandboxes._zygote import host as zygote_host
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
@@ -22,8 +25,8 @@ BACKENDS = (ProcessBackend, BubblewrapBackend, ZygoteBackend)
 #: Of each backend, what its sandboxes are made with, and its commands started with.
 MADE: dict[type[SandboxBackend], tuple[Any, str]] = {
     ProcessBackend: (process, "Lease"),
-    BubblewrapBackend: (_placed, "Workspace"),
-    ZygoteBackend: (zygote, "nursery"),
+    BubblewrapBackend: (mounted_sandbox, "Workspace"),
+    ZygoteBackend: (zygote, "shared_zygote"),
 }
 STARTED: dict[type[SandboxBackend], tuple[Any, str]] = {
     ProcessBackend: (process, "launch"),
@@ -59,15 +62,15 @@ def test_a_command_that_cannot_be_started(
 
 
 def test_a_control_group_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(_bwrap, "group_parents", lambda: (tmp_path,))
-    monkeypatch.setattr(_cgroup.Cgroup, "__init__", refusing(errno.ENOSPC))
-    monkeypatch.setattr(_nursery, "_made", _nursery._made.__wrapped__)  # whose forks all lack a group
+    monkeypatch.setattr(bwrap, "group_parents", lambda: (tmp_path,))
+    monkeypatch.setattr(cgroup.Cgroup, "__init__", refusing(errno.ENOSPC))
+    monkeypatch.setattr(zygote_host, "_made", zygote_host._made.__wrapped__)  # whose forks all lack a group
     for kind in (BubblewrapBackend, ZygoteBackend):
         with kind().create() as sandbox:
             with pytest.raises(SandboxError, match=r"cannot start a command: .*No space left"):
                 sandbox.run([sandbox.python, "-c", "pass"])
             if isinstance(sandbox, zygote._ZygoteSandbox):
-                sandbox._nursery.close()
+                sandbox._zygote.close()
 
 
 @pytest.mark.parametrize("kind", BACKENDS)

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import UsageError
-from envkit.sandboxes import _workspace
-from envkit.sandboxes._temporary import empty
-from envkit.sandboxes._workspace import Workspace
+from envkit.sandboxes._lease import empty
+from envkit.sandboxes._workspace import files as workspace_files
+from envkit.sandboxes._workspace.files import Workspace
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def test_a_symlink_swapped_in_during_export_is_not_followed(
             (folder / "a").symlink_to(secret)
         return found
 
-    monkeypatch.setattr(_workspace.os, "stat", swap_after_looking)
+    monkeypatch.setattr(workspace_files.os, "stat", swap_after_looking)
     assert workspace.export(["**"], 100) == {}
 
 
@@ -155,7 +155,7 @@ def test_size_caps_hold_for_one_file_for_the_total_and_for_sparse_files(
 def test_too_many_files_and_too_deep_folders_are_refused(
     workspace: Workspace, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_workspace, "MAX_ENTRIES", 10)
+    monkeypatch.setattr(workspace_files, "MAX_ENTRIES", 10)
     for number in range(11):
         workspace.write(str(number), b"")
     with pytest.raises(UsageError, match="entries"):

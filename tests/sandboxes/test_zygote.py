@@ -16,8 +16,12 @@ import pytest
 
 from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
-from envkit.sandboxes import _bwrap, _cgroup, _nursery, _placed, _spaces, zygote
-from envkit.sandboxes._temporary import reap
+from envkit.sandboxes import zygote
+from envkit.sandboxes._lease import reap
+from envkit.sandboxes._linux import bwrap, cgroup
+from envkit.sandboxes._workspace import mounted_sandbox
+from envkit.sandboxes._workspace import mounts as workspace_mounts
+from envkit.sandboxes._zygote import host as zygote_host
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
@@ -27,7 +31,7 @@ from envkit.sandboxes.zygote import ZygoteBackend
 sandbox = ZygoteBackend().create()
 peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
 peer.ask(b"up", 30)
-print(sandbox._nursery.lease.path.name, peer._tree._keeper.pid, flush=True)
+print(sandbox._zygote.lease.path.name, peer._tree._init.pid, flush=True)
 time.sleep(600)
 """
 #: Programs, and arguments, on which a fork and a new interpreter must agree to the byte.
@@ -105,10 +109,10 @@ def sandbox(zygote: ZygoteBackend) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_nursery.Nursery]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[zygote_host.Zygote]:
     """A nursery of this test's own, before its zygote has started."""
-    made = _nursery.Nursery()
-    monkeypatch.setattr(zygote, "nursery", lambda *_: made)
+    made = zygote_host.Zygote()
+    monkeypatch.setattr(zygote, "shared_zygote", lambda *_: made)
     yield made
     made.close()
 
@@ -211,10 +215,10 @@ def few_descriptors() -> Iterator[None]:
 
 @pytest.mark.usefixtures("few_descriptors")
 def test_descriptors_in_flight_stop_no_other_command(
-    fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
+    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steward = _spaces.Spaces(fresh.user)
-    monkeypatch.setattr(_placed, "spaces", lambda *_: steward)
+    steward = workspace_mounts.WorkspaceMounts(fresh.user)
+    monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: steward)
     with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
         peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
         assert peer.ask(b"go", 10) == b"full"
@@ -243,7 +247,7 @@ def test_sets_have_the_same_order_in_every_zygote_and_out_of_it(bubblewrap: Bubb
     assert len(said) == 1
 
 
-@pytest.mark.skipif(not _cgroup.parents(), reason="elsewhere memory is bounded per process")
+@pytest.mark.skipif(not cgroup.parents(), reason="elsewhere memory is bounded per process")
 def test_less_memory_than_a_command_needs_to_wait_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(UnenforceableLimit, match="memory_bytes: 65536 is less than"):
         program(sandbox, "pass", Limits(memory_bytes=2**16))
@@ -294,7 +298,7 @@ def test_a_command_sees_its_own_workspace_alone(zygote: ZygoteBackend) -> None:
 def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
     peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", "while True: print(input(), flush=True)"])
     assert peer.ask(b"up", 10) == b"up"
-    os.kill(peer._tree._keeper._zygote._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
+    os.kill(peer._tree._init._zygote._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
 
     def ask_until_it_is_dead() -> None:
         while True:
@@ -308,30 +312,30 @@ def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: S
 
 
 def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(sandbox: Sandbox) -> None:
-    keeper = sandbox._nursery.keeper()  # type: ignore[attr-defined]
+    init = sandbox._zygote.init_process()  # type: ignore[attr-defined]
     job = {"argv": ["true"], "rlimits": [], "program": None}
     with open(os.devnull, "r+b") as null:
         with pytest.raises(SandboxError, match=r"cannot confine a command: .*mount"):
-            keeper.start(job, Limits(), [null.fileno()] * 4)
-        keeper.end()
+            init.start(job, Limits(), [null.fileno()] * 4)
+        init.end()
     assert program(sandbox, "pass").ok
 
 
 def test_a_zygote_that_does_not_start_says_why(
-    fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
+    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ZygoteBackend().create() as sandbox:
         with monkeypatch.context() as patched:
-            patched.setattr(_nursery, "_namespaces", lambda root: ["--ro-bind", "/nowhere", "/"])
+            patched.setattr(zygote_host, "_namespaces", lambda root: ["--ro-bind", "/nowhere", "/"])
             with pytest.raises(SandboxError, match="nowhere"):
                 program(sandbox, "pass")
         assert program(sandbox, "pass").ok
 
 
 def test_without_control_groups_every_limit_still_holds(
-    fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
+    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cgroup, "parents", lambda: ())
+    monkeypatch.setattr(cgroup, "parents", lambda: ())
     forks = """
 import os, time
 made = 0
@@ -351,10 +355,10 @@ os.write(1, b"%d" % made)
 
 
 def test_an_old_kernel_without_control_groups_is_refused(
-    fresh: _nursery.Nursery, monkeypatch: pytest.MonkeyPatch
+    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_cgroup, "parents", lambda: ())
-    monkeypatch.setattr(_bwrap.platform, "release", lambda: "5.10.0-28-amd64")
+    monkeypatch.setattr(cgroup, "parents", lambda: ())
+    monkeypatch.setattr(bwrap.platform, "release", lambda: "5.10.0-28-amd64")
     with ZygoteBackend().create() as sandbox, pytest.raises(UnenforceableLimit, match="processes"):
         program(sandbox, "pass")
 
@@ -367,13 +371,13 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
             running = os.pidfd_open(int(pid))
         finally:
             trainer.kill()
-    assert _bwrap.readable(running)
+    assert bwrap.readable(running)
     os.close(running)
     folder = Path(tempfile.gettempdir())
     os.utime(folder / name, (0, 0))
     assert name in reap(folder)  # as the next trainer does when it starts
     for _ in range(100):  # what was made ahead takes a moment longer to die
-        _cgroup.remove_leftovers(name)
+        cgroup.remove_leftovers(name)
         if not (left := [*Path("/sys/fs/cgroup").rglob(f"{name}-*")]):
             break
         time.sleep(0.05)

@@ -19,7 +19,7 @@ from envkit.mining.duplicates import fingerprint
 from envkit.mining.suite.checkout import SETTINGS, read_checkout
 from envkit.mining.suite.miner import Mined, mine_checkout, split_of
 from envkit.mining.suite.run_variants import run_suite_variants, with_pytest
-from envkit.sandbox import SandboxBackend, Space
+from envkit.sandbox import Quota, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.sandboxes.process import ProcessBackend
@@ -266,20 +266,20 @@ def test_a_sandbox_without_room_for_pytest_is_refused(root: Path) -> None:
 
 @pytest.mark.parametrize("kind", [BubblewrapBackend, ZygoteBackend, DockerBackend])
 def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBackend]) -> None:
-    bounded = kind(["toolz"], space=Space(total_bytes=2**24, files=500))
+    bounded = kind(["toolz"], quota=Quota(total_bytes=2**24, files=500))
     found = with_pytest(bounded, ["annotated-types"])
     assert isinstance(found, kind)
-    assert found.space == bounded.space
+    assert found.quota == bounded.quota
     assert {"toolz", "pytest", "annotated-types"} < {*found.packages}
     assert with_pytest(found) is found
 
 
 def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
-    bounded = ZygoteBackend(["toolz"], space=Space(total_bytes=2**24, files=500))
+    bounded = ZygoteBackend(["toolz"], quota=Quota(total_bytes=2**24, files=500))
     for around in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
         found = with_pytest(around)
         assert {"toolz", "pytest"} < {*found.packages}
-        assert found.space == bounded.space
+        assert found.quota == bounded.quota
     watched = InstrumentedBackend(bounded)
     with with_pytest(watched).create() as sandbox:
         imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, toolz"

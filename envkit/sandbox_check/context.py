@@ -41,7 +41,7 @@ class Finding:
 
 
 @final
-class Lab:
+class CheckContext:
     """What the cases share: a sandbox, and things on the host that must stay out of its sight."""
 
     def __init__(
@@ -58,7 +58,7 @@ class Lab:
 
     @classmethod
     @contextlib.contextmanager
-    def open(cls, backend: SandboxBackend) -> Generator[Lab]:
+    def open(cls, backend: SandboxBackend) -> Generator[CheckContext]:
         name = f"CANARY_{secrets.token_hex(8)}"
         with (
             tempfile.NamedTemporaryFile(prefix=name) as canary,
@@ -147,13 +147,13 @@ print(json.dumps({
 """
 
 #: Tries what must hold; returns what it found instead, or nothing.
-Case: TypeAlias = Callable[[Lab], str]
+Case: TypeAlias = Callable[[CheckContext], str]
 
 
-def attempt(name: str, case: Case, lab: Lab) -> Finding:
+def attempt(name: str, case: Case, context: CheckContext) -> Finding:
     """Run one case; what it raises is a finding too."""
     try:
-        detail = case(lab)
+        detail = case(context)
     except Exception as error:  # whatever a backend raises that it should not
         detail = f"{type(error).__name__}: {error}"
     return Finding(name, not detail, detail)

@@ -15,10 +15,12 @@ import pytest
 from settle import settled
 
 from envkit.errors import SandboxError, TooLargeError, UnenforceableLimit, UsageError
-from envkit.sandbox import PYTHON_OPTIONS, Sandbox, SandboxBackend, Space
-from envkit.sandboxes import _bwrap, _placed, _spaces
-from envkit.sandboxes._image import NOBODY
-from envkit.sandboxes._user import as_user
+from envkit.sandbox import PYTHON_OPTIONS, Quota, Sandbox, SandboxBackend
+from envkit.sandboxes._linux import bwrap
+from envkit.sandboxes._rootfs.rootfs import NOBODY
+from envkit.sandboxes._workspace import mounted_sandbox
+from envkit.sandboxes._workspace import mounts as workspace_mounts
+from envkit.sandboxes._workspace.file_user import as_user
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
@@ -30,7 +32,7 @@ first = BACKEND().create()
 first.write("file", b"1")
 sandbox = first.fork()
 assert sandbox.run([sandbox.python, "-P", "-S", "-c", "open('file')"]).ok
-print(sandbox._place.steward.pid, flush=True)
+print(sandbox._mount.helper.pid, flush=True)
 time.sleep(600)
 """
 #: Its parent's sandbox is not for it to end, nor to use.
@@ -63,10 +65,10 @@ def kind(request: pytest.FixtureRequest) -> type[BubblewrapBackend | ZygoteBacke
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[_spaces.Spaces]:
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
     """A steward of this test's own, before it has started."""
-    made = _spaces.Spaces(USER)
-    monkeypatch.setattr(_placed, "spaces", lambda *_: made)
+    made = workspace_mounts.WorkspaceMounts(USER)
+    monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
     made.close()
 
@@ -79,26 +81,26 @@ def source(text: str, kind: type) -> str:
     return text.replace("KIND", kind.name).replace("BACKEND", kind.__name__)
 
 
-def mounts(spaces: _spaces.Spaces) -> list[str]:
+def mounts(spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
     """What its steward has mounted for workspaces."""
-    assert spaces._steward is not None
-    table = Path(f"/proc/{spaces._steward.pid}/mounts").read_text()
+    assert spaces._helper is not None
+    table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
 
 
 @pytest.mark.parametrize("bounds", [(0, 10), (-1, 10), (2**20, 1), (2**20, 0)])
 def test_a_space_that_would_mean_no_bound_is_refused(bounds: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="no room"):
-        Space(*bounds)
+        Quota(*bounds)
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "docker", "zygote"])
 def test_a_backend_may_give_more_or_less_room(request: pytest.FixtureRequest, name: str) -> None:
     made = type(request.getfixturevalue(name))
     fill = "import os\nfor n in range(100): open(str(n), 'wb').write(bytes(2**16)); print(n, flush=True)"
-    for space, fit in ((Space(2**20, 1000), 16), (Space(2**22, 1000), 64), (Space(2**24, 11), 10)):
-        backend: SandboxBackend = made(space=space)
-        assert backend.space == space
+    for space, fit in ((Quota(2**20, 1000), 16), (Quota(2**22, 1000), 64), (Quota(2**24, 11), 10)):
+        backend: SandboxBackend = made(quota=space)
+        assert backend.quota == space
         with backend.create() as sandbox:
             found = program(sandbox, fill)
             assert (len(found.stdout.split()), b"No space left" in found.stderr) == (fit, True)
@@ -107,7 +109,7 @@ def test_a_backend_may_give_more_or_less_room(request: pytest.FixtureRequest, na
 
 
 def test_workspaces_are_mounted_nowhere_on_the_host_and_unmounted_once(
-    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces
+    kind: type[BubblewrapBackend | ZygoteBackend], fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     before = Path("/proc/self/mounts").read_text()
     first, second = kind().create(), kind().create()
@@ -134,14 +136,14 @@ def test_a_command_sees_no_other_workspace_among_its_mounts(
 
 
 def test_a_killed_steward_is_a_sandbox_error_and_another_takes_its_place(
-    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces
+    kind: type[BubblewrapBackend | ZygoteBackend], fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = kind().create()
     sandbox.write("file", b"1")
     held = settled(lambda: len(os.listdir("/proc/self/fd")))
-    dying = os.pidfd_open(fresh._steward.pid)  # type: ignore[union-attr]
+    dying = os.pidfd_open(fresh._helper.pid)  # type: ignore[union-attr]
     signal.pidfd_send_signal(dying, signal.SIGKILL)
-    assert _bwrap.readable(dying)
+    assert bwrap.readable(dying)
     os.close(dying)
     for _ in range(2):
         with pytest.raises(SandboxError, match="lost"):
@@ -162,7 +164,7 @@ def test_the_steward_goes_with_a_killed_trainer(kind: type[BubblewrapBackend | Z
             steward = os.pidfd_open(int(trainer.stdout.readline()))
         finally:
             trainer.kill()
-    assert _bwrap.readable(steward)
+    assert bwrap.readable(steward)
     os.close(steward)
 
 
@@ -174,10 +176,12 @@ def test_a_fork_of_ours_leaves_the_workspace_alone(kind: type[BubblewrapBackend 
 
 
 def test_where_nothing_of_a_size_can_be_mounted_the_backend_says_so(
-    kind: type[BubblewrapBackend | ZygoteBackend], fresh: _spaces.Spaces, monkeypatch: pytest.MonkeyPatch
+    kind: type[BubblewrapBackend | ZygoteBackend],
+    fresh: workspace_mounts.WorkspaceMounts,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
-        patched.setattr(_spaces.sys, "executable", "/bin/false")
+        patched.setattr(workspace_mounts.sys, "executable", "/bin/false")
         with pytest.raises(UnenforceableLimit, match="space: no file system of a given size"):
             kind().create()
         assert "space: " in str(kind().available())
@@ -185,11 +189,11 @@ def test_where_nothing_of_a_size_can_be_mounted_the_backend_says_so(
 
 
 def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, bubblewrap: SandboxBackend) -> None:
-    monkeypatch.setattr(_spaces.shutil, "which", lambda _: None)
-    _spaces.nsenter.cache_clear()
+    monkeypatch.setattr(workspace_mounts.shutil, "which", lambda _: None)
+    workspace_mounts.nsenter.cache_clear()
     with bubblewrap.create() as sandbox, pytest.raises(SandboxError, match="apt install util-linux"):
         program(sandbox, "pass")
-    _spaces.nsenter.cache_clear()
+    workspace_mounts.nsenter.cache_clear()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as somebody else")
@@ -216,12 +220,12 @@ def test_threads_that_change_at_once_leave_the_process_as_it_was() -> None:
     code = """if True:
         import ctypes, threading
         from concurrent.futures import ThreadPoolExecutor
-        from envkit.sandboxes import _user
+        from envkit.sandboxes._workspace import file_user
         start = threading.Barrier(8)
         for _ in range(40):  # new threads, which change all at once
-            _user._here = threading.local()
+            file_user._here = threading.local()
             with ThreadPoolExecutor(8) as pool:
-                list(pool.map(lambda _: (start.wait(), _user._become(65534)), range(8)))
+                list(pool.map(lambda _: (start.wait(), file_user._become(65534)), range(8)))
             assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
     """
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -229,7 +233,7 @@ def test_threads_that_change_at_once_leave_the_process_as_it_was() -> None:
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts as root")
 def test_who_may_not_act_as_another_user_is_told() -> None:
-    code = "from envkit.sandboxes._user import as_user\nas_user(65533, lambda: 1)"
+    code = "from envkit.sandboxes._workspace.file_user import as_user\nas_user(65533, lambda: 1)"
     other = [
         "setpriv",
         "--bounding-set=-all",

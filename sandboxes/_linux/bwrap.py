@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable, UnenforceableLimit
-from envkit.sandboxes import _cgroup
-from envkit.sandboxes._image import reachable
+from envkit.sandboxes._linux import cgroup
+from envkit.sandboxes._rootfs.rootfs import reachable
 
 PATIENCE_MS: Final = 30_000
 #: Since then `--disable-userns` exists; without it sandboxed code reaches far more of the kernel.
@@ -36,7 +36,7 @@ def command(user: int) -> list[str]:
     Raises:
         SandboxUnavailable: something for it is not installed; names the command that mends it.
     """
-    return [*as_user(user), str(bwrap(user))]
+    return [*as_user(user), str(find(user))]
 
 
 def group_parents() -> tuple[Path, ...]:
@@ -45,7 +45,7 @@ def group_parents() -> tuple[Path, ...]:
     Raises:
         UnenforceableLimit: neither is to be had.
     """
-    parents = _cgroup.parents()
+    parents = cgroup.parents()
     if not parents and _kernel() < (5, 14):
         raise UnenforceableLimit("processes: needs Linux 5.14, or a writable control group (pids, memory)")
     return parents
@@ -81,7 +81,7 @@ def _kernel() -> tuple[int, ...]:
 
 
 @cache
-def bwrap(user: int) -> Path:
+def find(user: int) -> Path:
     """The first ``bwrap`` that is new enough and that ``user`` may run: the system's, else the wheel's.
 
     Raises:

@@ -1,7 +1,7 @@
 """The images that Docker sandboxes run in: how each kind is made, found again and cleared away.
 
-All hold the same (`envkit.sandboxes._root`): one Python with its standard library, a shell, ``prlimit``. They
-differ in whose Python it is, and in what making them takes:
+All hold what `envkit.sandboxes._rootfs.guest_build` copies: Python with its standard library, a shell and
+``prlimit``. They differ in where Python comes from:
 
 host        the one that runs this program; no registry, no network
 dockerfile  that of a base image, ``python:3.X-slim`` unless told otherwise, from a registry or already here
@@ -33,8 +33,8 @@ from typing import Any, Final
 
 from envkit.errors import ConfigError, SandboxUnavailable
 from envkit.sandbox import PACKAGES
-from envkit.sandboxes import _image
-from envkit.sandboxes._temporary import Lease
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._rootfs import rootfs
 
 #: From what an image can be made, in the order in which ``auto`` tries.
 KINDS: Final = ("dockerfile", "host", "debian")
@@ -95,14 +95,14 @@ def name(kind: str, packages: Sequence[str] = ()) -> str:
     """
     require_kind(kind)
     if kind == "host":
-        recipe = _image.root_name(packages).rpartition("-")[2]
+        recipe = rootfs.root_name(packages).rpartition("-")[2]
     else:
         parts = [
             kind,
-            _text("images/Dockerfile"),
-            _text("_root.py"),
+            _text("_docker", "Dockerfile"),
+            _text("_rootfs", "guest_build.py"),
             _DEBIAN_PACKAGES,
-            *_image.versions(packages),
+            *rootfs.versions(packages),
         ]
         recipe = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"{_REPOSITORY}:{kind}-{_VERSION}-{recipe}"
@@ -140,7 +140,7 @@ def get(
     if not force and (found := _find(client, tag, base)):
         return _described(kind, tag, found, False, began)
     below = get(client, kind, user, base=base, force=force).tag if packages and kind != "host" else None
-    folder = _image.cache(user)
+    folder = rootfs.cache(user)
     try:
         with _one_at_a_time(folder):
             found = None if force else _find(client, tag, base)
@@ -179,17 +179,17 @@ def _make(
     if kind == "host":
         archive = scratch / "image.tar"
         with tarfile.open(archive, "w") as file:
-            file.add(_image.image(user, packages), ".", filter=_as_root)
+            file.add(rootfs.image(user, packages), ".", filter=_as_root)
         _import(client, archive, labels, tag)
         return
     context = scratch / "context"
     context.mkdir()
     if packages:
         dockerfile = f"FROM {base}\nCOPY packages {PACKAGES}\n"
-        _image.copy_packages(packages, context / "packages")
+        rootfs.copy_packages(packages, context / "packages")
     else:
-        dockerfile = _text("images/Dockerfile")
-        (context / "_root.py").write_text(_text("_root.py"))
+        dockerfile = _text("_docker", "Dockerfile")
+        (context / "guest_build.py").write_text(_text("_rootfs", "guest_build.py"))
         if kind == "debian":
             base = _import(client, _bootstrapped(scratch), {_STAGE: kind})
         else:
@@ -213,7 +213,7 @@ def reap(client: Any, user: int) -> list[str]:
     from docker.errors import APIError
 
     removed: list[str] = []
-    with _one_at_a_time(_image.cache(user)):  # a build under way needs what it has made so far
+    with _one_at_a_time(rootfs.cache(user)):  # a build under way needs what it has made so far
         stages = client.images.list(filters={"label": _STAGE, "dangling": True})
         ours = client.images.list(filters={"label": f"{_HOST}={platform.node()}"})
         for image in [*stages, *(image for image in ours if _is_old(image))]:
@@ -361,5 +361,5 @@ def _as_root(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 @functools.cache
-def _text(file: str) -> str:
-    return resources.files("envkit.sandboxes").joinpath(file).read_text()
+def _text(package: str, file: str) -> str:
+    return resources.files(f"envkit.sandboxes.{package}").joinpath(file).read_text()

@@ -11,8 +11,8 @@ from collections.abc import Generator
 from typing import Any, cast
 
 from envkit.errors import MissingExtraError, SandboxUnavailable
-from envkit.sandboxes._image import NOBODY
-from envkit.sandboxes._volumes import PATIENCE_S
+from envkit.sandboxes._docker.volumes import PATIENCE_S
+from envkit.sandboxes._rootfs.rootfs import NOBODY
 
 
 def user() -> int:

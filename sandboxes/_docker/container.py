@@ -14,13 +14,13 @@ from typing import Any, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import PYTHON_OPTIONS, Limits
-from envkit.sandboxes import _proc, _seccomp
-from envkit.sandboxes._child import memory, pipes
-from envkit.sandboxes._docker_engine import docker_errors, known_runtime
-from envkit.sandboxes._docker_reap import labels
-from envkit.sandboxes._image import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
-from envkit.sandboxes._supervise import Ending, Tree, Usage
-from envkit.sandboxes._volumes import CONTROL, PATIENCE_S, accept, listening
+from envkit.sandboxes._docker.cleanup import labels
+from envkit.sandboxes._docker.engine import docker_errors, known_runtime
+from envkit.sandboxes._docker.volumes import CONTROL, PATIENCE_S, accept, listening
+from envkit.sandboxes._linux import procfs, seccomp
+from envkit.sandboxes._linux.child import memory, pipes
+from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
+from envkit.sandboxes._supervisor import Ending, Tree, Usage
 
 #: Memory and processes of the worker itself.
 _WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
@@ -35,7 +35,7 @@ class Container:
         tag: the image.
         lease: the owner's lease folder.
         folder: a new folder for the socket.
-        workspace: how it gets that; see `envkit.sandboxes._volumes.Volume`.
+        workspace: how it gets that; see `envkit.sandboxes._docker.volumes.Volume`.
         user: who commands run as.
         limits: ``memory_bytes`` and ``processes`` bound the container.
         runtime: what runs it, if not the engine's own choice.
@@ -54,7 +54,7 @@ class Container:
     ) -> None:
         folder.mkdir(mode=0o711)
         memory = limits.memory_bytes + _WORKER_BYTES
-        worker = resources.files("envkit.sandboxes").joinpath("_worker.py").read_text()
+        worker = resources.files("envkit.sandboxes._docker").joinpath("guest_worker.py").read_text()
         self._socket: socket.socket | None = None
         with docker_errors("make a container"), known_runtime(runtime), listening(folder) as listener:
             self._container: Any = client.containers.create(
@@ -70,7 +70,7 @@ class Container:
                 cap_drop=["ALL"],
                 # To become another user, and to kill what runs as it.
                 cap_add=["SETUID", "SETGID", "KILL"],
-                security_opt=["no-new-privileges", f"seccomp={_seccomp.profile()}"],
+                security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
                 pids_limit=limits.processes + _WORKER_PROCESSES,
                 mem_limit=memory,
                 memswap_limit=memory,
@@ -147,7 +147,7 @@ class DockerTree(Tree):
     ) -> None:
         self._container, self._idle = container, idle
         self._seen = Usage(0.0)
-        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*_proc.rlimits(limits).values()]}
+        request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*procfs.rlimits(limits).values()]}
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             theirs.callback(os.close, job := memory(json.dumps(request).encode()))
             kept, given = pipes(ours, theirs)

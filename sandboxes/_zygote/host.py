@@ -22,27 +22,27 @@ from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
-from envkit.sandboxes import _bwrap, _cgroup, _proc, _seccomp
-from envkit.sandboxes._cgroup import Cgroup
-from envkit.sandboxes._child import launch, memory
-from envkit.sandboxes._image import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
+from envkit.sandboxes._linux.cgroup import Cgroup
+from envkit.sandboxes._linux.child import launch, memory
+from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
 from envkit.sandboxes._sandbox import temporary
-from envkit.sandboxes._supervise import Ending, Usage
-from envkit.sandboxes._temporary import Lease
+from envkit.sandboxes._supervisor import Ending, Usage
 
 #: How Python is asked to run a program that a fork can run as well.
 PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
 #: Keepers made ahead: as many as rollouts have threads.
-_SPARES: Final = 2
+_PREFORKED: Final = 2
 #: Names of control groups, also of a zygote that takes the place of another.
 _NUMBERS: Final = itertools.count()
-_PATIENCE_S: Final = _bwrap.PATIENCE_MS / 1000
+_PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
 #: How long process 1 is given to kill all others before it is killed itself, which takes longer.
 _GRACE_MS: Final = 200
 
 
 @final
-class Nursery:
+class Zygote:
     """This process's zygote, replaced when it dies, and a folder that gives its control groups their name.
 
     Thread-safe.
@@ -54,10 +54,10 @@ class Nursery:
     def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
-        self._command, self._root = _bwrap.command(self.user), image(self.user, packages)
+        self._command, self._root = bwrap.command(self.user), image(self.user, packages)
         self._warm = warm
         self._lock = threading.Lock()
-        self._zygote: _Zygote | None = None
+        self._zygote: _ZygoteProcess | None = None
         self.lease = Lease(temporary())
         atexit.register(self.close)
         if not reachable(self.lease.path, self.user):
@@ -65,7 +65,7 @@ class Nursery:
                 f"user {self.user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
             )
 
-    def keeper(self) -> Keeper:
+    def init_process(self) -> InitProcess:
         """One that waits for its job; the caller ends it.
 
         Raises:
@@ -78,9 +78,9 @@ class Nursery:
             if self._zygote is None or self._zygote.dead:
                 if self._zygote is not None:
                     self._zygote.close()
-                self._zygote = _Zygote(self._command, self._root, self.lease.path, self._warm)
+                self._zygote = _ZygoteProcess(self._command, self._root, self.lease.path, self._warm)
             zygote = self._zygote
-        return zygote.keeper()
+        return zygote.init_process()
 
     def close(self) -> None:
         """End the zygote, and with it every command; remove the folder. Idempotent."""
@@ -89,26 +89,26 @@ class Nursery:
         with self._lock:
             if self._zygote is not None:
                 self._zygote.close()
-        _cgroup.remove_leftovers(self.lease.path.name)  # of commands that still ran
+        cgroup.remove_leftovers(self.lease.path.name)  # of commands that still ran
         self.lease.close()
 
 
 _MAKING = threading.Lock()
 
 
-def nursery(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Nursery:
+def shared_zygote(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
     """This process's for some packages; keyed by pid too, for a fork of it must have its own."""
     with _MAKING:
         return _made(pid, packages, warm)
 
 
 @functools.cache
-def _made(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Nursery:
-    return Nursery(packages, warm)
+def _made(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
+    return Zygote(packages, warm)
 
 
 @final
-class Keeper:
+class InitProcess:
     """The process 1 of one command's namespaces: the kernel kills all in them when it dies.
 
     Args:
@@ -123,7 +123,7 @@ class Keeper:
 
     def __init__(
         self,
-        zygote: _Zygote,
+        zygote: _ZygoteProcess,
         number: int,
         pidfd: int,
         control: socket.socket,
@@ -144,7 +144,7 @@ class Keeper:
             raise
 
     def start(self, job: dict[str, Any], limits: Limits, pipes: Sequence[int]) -> None:
-        """Give it its job and return when that is begun; see `envkit.sandboxes._zygote.prepare`.
+        """Give it its job and return when that is begun; see `envkit.sandboxes._zygote.guest.prepare`.
 
         The descriptors, of three pipes and the workspace, stay the caller's.
 
@@ -169,7 +169,7 @@ class Keeper:
         """What the command and all that it started have used."""
         if self.group is not None:
             return Usage(self.group.cpu_s() - self._cpu_before_s, self.group.out_of_memory())
-        self._seen_cpu_s = max(self._seen_cpu_s, _proc.cpu_s(_proc.family(self.pid)))
+        self._seen_cpu_s = max(self._seen_cpu_s, procfs.cpu_s(procfs.family(self.pid)))
         return Usage(self._seen_cpu_s)
 
     def end(self) -> Ending:
@@ -204,7 +204,7 @@ class Keeper:
             if grace_ms:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
-            if _bwrap.readable(self._control.fileno(), grace_ms):
+            if bwrap.readable(self._control.fileno(), grace_ms):
                 said = self._control.recv(16)
                 return int(struct.unpack("i", said)[0]) if len(said) == 4 else None
         return None
@@ -213,7 +213,7 @@ class Keeper:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
         # The kernel reports a process 1 as dead only after it has killed and reaped all others.
-        if not _bwrap.readable(self.pidfd):
+        if not bwrap.readable(self.pidfd):
             raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
 
     def _bury(self) -> None:
@@ -248,8 +248,8 @@ class Keeper:
 
 
 @final
-class _Zygote:
-    """A running `envkit.sandboxes._zygote`. Thread-safe.
+class _ZygoteProcess:
+    """A running `envkit.sandboxes._zygote.guest`. Thread-safe.
 
     Args:
         bwrap: the command that starts bubblewrap.
@@ -259,21 +259,21 @@ class _Zygote:
     """
 
     def __init__(self, bwrap: Sequence[str], root: Path, folder: Path, warm: Sequence[str]) -> None:
-        source = resources.files("envkit.sandboxes").joinpath("_zygote.py").read_text()
+        source = resources.files("envkit.sandboxes._zygote").joinpath("guest.py").read_text()
         workers = resources.files("envkit.grading")
         trusted = [workers.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
         preparation = {
             "programs": trusted,
             "packages": PACKAGES,
             "modules": [*warm],
-            "forbidden": _seccomp.program().hex(),
+            "forbidden": seccomp.program().hex(),
         }
         self.dead = False
         self._said = ""  # its last words
         self._name = folder.name
         self._lock = threading.Lock()
         self._unreaped: list[int] = []
-        self._spares: queue.SimpleQueue[Keeper] = queue.SimpleQueue()
+        self._preforked: queue.SimpleQueue[InitProcess] = queue.SimpleQueue()
         self._maker = ThreadPoolExecutor(1, "keepers")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
@@ -286,25 +286,25 @@ class _Zygote:
         finally:
             os.close(prepared)
             theirs.close()
-        for _ in range(_SPARES):
+        for _ in range(_PREFORKED):
             self._later(self._prepare)
 
-    def keeper(self) -> Keeper:
+    def init_process(self) -> InitProcess:
         """One made ahead, if there is.
 
         Another is made in its stead once it has ended, beside whatever comes then rather than beside its
         work; or at once if it was the last, for more is then going on at the same time.
         """
         try:
-            found = self._spares.get_nowait()
+            found = self._preforked.get_nowait()
         except queue.Empty:
             found = self._make()
-        if self._spares.empty():
+        if self._preforked.empty():
             self._later(self._prepare)
         return found
 
     def ended(self, clear_away: Callable[[], object]) -> None:
-        """Have what is left of a keeper cleared away, and another one made."""
+        """Have what is left of a init cleared away, and another one made."""
         self._later(clear_away)
         self._later(self._prepare)
 
@@ -332,17 +332,17 @@ class _Zygote:
         with self._lock:
             self._bury()
         self._maker.shutdown(wait=True)
-        while not self._spares.empty():
+        while not self._preforked.empty():
             with contextlib.suppress(SandboxError):
-                self._spares.get().end()
+                self._preforked.get().end()
 
     def _prepare(self) -> None:
-        if self._spares.qsize() < _SPARES:
+        if self._preforked.qsize() < _PREFORKED:
             with contextlib.suppress(OSError, SandboxError):  # whoever asks next meets the same, and says so
-                self._spares.put(self._make())
+                self._preforked.put(self._make())
 
-    def _make(self) -> Keeper:
-        parents = _bwrap.group_parents()
+    def _make(self) -> InitProcess:
+        parents = bwrap.group_parents()
         with contextlib.ExitStack() as ours, contextlib.ExitStack() as theirs:
             control, given = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             ours.enter_context(control)
@@ -351,14 +351,14 @@ class _Zygote:
             if parents:
                 group = Cgroup(parents, f"{self._name}-{next(_NUMBERS)}")
                 ours.callback(group.close)
-                for door in group.doors():
+                for door in group.join_descriptors():
                     theirs.callback(os.close, door)
                     passed.append(door)
             dead = [str(self._unreaped.pop()) for _ in range(min(len(self._unreaped), 64))]
             answer, [pidfd] = self._ask(" ".join(["fork", *dead]), passed)
             ours.pop_all()
-            theirs.close()  # so that the death of the keeper is the end of its socket
-            return Keeper(self, int(answer["pid"]), pidfd, control, group)
+            theirs.close()  # so that the death of the init is the end of its socket
+            return InitProcess(self, int(answer["pid"]), pidfd, control, group)
 
     def _ask(self, request: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a request; returns the answer and the descriptors that came with it.

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Final
 
 from envkit.errors import ContractError, TooLargeError
-from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Sandbox, Space
-from envkit.sandbox_check.lab import MIB, Case, Lab, unless
+from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Quota, Sandbox
+from envkit.sandbox_check.context import MIB, Case, CheckContext, unless
 
 #: What a program writes beyond the bound before it gives up, so that it is no danger where nothing holds.
 _BEYOND_MIB: Final = 16
@@ -103,60 +103,60 @@ for name in os.listdir(): os.unlink(name)
 """
 
 
-def _space(lab: Lab) -> Space:
-    if lab.backend.space is None:
+def _quota(context: CheckContext) -> Quota:
+    if context.backend.quota is None:
         raise ContractError("nothing bounds what a workspace holds, so nobody tries")
-    return lab.backend.space
+    return context.backend.quota
 
 
-def _run(sandbox: Sandbox, space: Space, code: str, most: int) -> ExecResult:
+def _run(sandbox: Sandbox, quota: Quota, code: str, most: int) -> ExecResult:
     # Files may count as memory; here the workspace is to be full before that is.
-    memory_bytes = space.total_bytes + 256 * MIB
+    memory_bytes = quota.total_bytes + 256 * MIB
     limits = Limits(
-        cpu_s=30, wall_s=60, memory_bytes=memory_bytes, processes=16, disk_bytes=space.total_bytes // 16 + MIB
+        cpu_s=30, wall_s=60, memory_bytes=memory_bytes, processes=16, disk_bytes=quota.total_bytes // 16 + MIB
     )
     program = _FULL + code.replace("MOST", str(most))
     return sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", program], limits=limits)
 
 
 def _bytes(code: str) -> Case:
-    def case(lab: Lab) -> str:
-        space = _space(lab)
-        most = space.total_bytes // MIB + _BEYOND_MIB
-        with lab.backend.create() as sandbox:
-            found = _run(sandbox, space, code, most)
+    def case(context: CheckContext) -> str:
+        quota = _quota(context)
+        most = quota.total_bytes // MIB + _BEYOND_MIB
+        with context.backend.create() as sandbox:
+            found = _run(sandbox, quota, code, most)
             taken, ended = found.stdout.split() or (b"0", b"")
-            return unless(ended == b"ENOSPC" and 0 < int(taken) <= space.total_bytes, found)
+            return unless(ended == b"ENOSPC" and 0 < int(taken) <= quota.total_bytes, found)
 
     return case
 
 
 def _files(code: str) -> Case:
-    def case(lab: Lab) -> str:
-        space = _space(lab)
-        with lab.backend.create() as sandbox:
-            found = _run(sandbox, space, code, space.files + _BEYOND_FILES)
+    def case(context: CheckContext) -> str:
+        quota = _quota(context)
+        with context.backend.create() as sandbox:
+            found = _run(sandbox, quota, code, quota.files + _BEYOND_FILES)
             taken, ended = found.stdout.split() or (b"0", b"")
-            return unless(ended == b"ENOSPC" and 0 < int(taken) <= space.files, found)
+            return unless(ended == b"ENOSPC" and 0 < int(taken) <= quota.files, found)
 
     return case
 
 
-def _adds_up(lab: Lab) -> str:
-    space = _space(lab)
-    half = space.total_bytes // MIB // 2 + 1
-    with lab.backend.create() as sandbox:
-        first = _run(sandbox, space, _MANY_FILES, half)
-        second = _run(sandbox, space, _MANY_FILES.replace("full-", "more-"), half)
+def _adds_up(context: CheckContext) -> str:
+    quota = _quota(context)
+    half = quota.total_bytes // MIB // 2 + 1
+    with context.backend.create() as sandbox:
+        first = _run(sandbox, quota, _MANY_FILES, half)
+        second = _run(sandbox, quota, _MANY_FILES.replace("full-", "more-"), half)
     kept = int(first.stdout.split()[0]) + int(second.stdout.split()[0])
-    return unless(b"ENOSPC" in second.stdout and kept <= space.total_bytes, (first, second))
+    return unless(b"ENOSPC" in second.stdout and kept <= quota.total_bytes, (first, second))
 
 
-def _full_for_the_host(lab: Lab) -> str:
-    space = _space(lab)
-    with lab.backend.create() as sandbox:
+def _full_for_the_host(context: CheckContext) -> str:
+    quota = _quota(context)
+    with context.backend.create() as sandbox:
         sandbox.write("kept", b"1")
-        _run(sandbox, space, _MANY_FILES, space.total_bytes // MIB + _BEYOND_MIB)
+        _run(sandbox, quota, _MANY_FILES, quota.total_bytes // MIB + _BEYOND_MIB)
         try:
             sandbox.write("more", bytes(2 * MIB))
         except TooLargeError:
@@ -166,15 +166,15 @@ def _full_for_the_host(lab: Lab) -> str:
     return "the host wrote into a full workspace"
 
 
-def _usable_again(lab: Lab) -> str:
-    space = _space(lab)
-    with lab.backend.create() as sandbox:
+def _usable_again(context: CheckContext) -> str:
+    quota = _quota(context)
+    with context.backend.create() as sandbox:
         for code, most in (
-            (_MANY_FILES, space.total_bytes // MIB + _BEYOND_MIB),
-            (_EMPTY_FILES, space.files + _BEYOND_FILES),
-            (_FOLDERS, space.files + _BEYOND_FILES),
+            (_MANY_FILES, quota.total_bytes // MIB + _BEYOND_MIB),
+            (_EMPTY_FILES, quota.files + _BEYOND_FILES),
+            (_FOLDERS, quota.files + _BEYOND_FILES),
         ):
-            _run(sandbox, space, code, most)
+            _run(sandbox, quota, code, most)
             sandbox.reset()
             sandbox.write("new", b"1")
             found = sandbox.run([sandbox.python, "-c", "import os; print(os.listdir())"])
@@ -187,19 +187,19 @@ def _usable_again(lab: Lab) -> str:
 def _fork(beginning: str, before: str, code: str, *, files: bool = False) -> Case:
     """A parent makes ``beginning``; then its fork runs ``before``, and takes what it can get."""
 
-    def case(lab: Lab) -> str:
-        space = _space(lab)
-        whole, beyond = (space.files, _BEYOND_FILES) if files else (space.total_bytes, _BEYOND_MIB * MIB)
+    def case(context: CheckContext) -> str:
+        quota = _quota(context)
+        whole, beyond = (quota.files, _BEYOND_FILES) if files else (quota.total_bytes, _BEYOND_MIB * MIB)
         unit = 1 if files else MIB
         began = whole // unit // 8
-        with lab.backend.create() as sandbox:
-            _run(sandbox, space, beginning, began)
+        with context.backend.create() as sandbox:
+            _run(sandbox, quota, beginning, began)
             name = sandbox.snapshot()
             with sandbox.fork(name) as fork:
                 for _ in range(2):
                     if before:
-                        _run(fork, space, before, began)
-                    found = _run(fork, space, code, (whole + beyond) // unit)
+                        _run(fork, quota, before, began)
+                    found = _run(fork, quota, code, (whole + beyond) // unit)
                     taken, ended = found.stdout.split() or (b"0", b"")
                     kept = 0 if before is _DELETE else began * unit
                     if ended != b"ENOSPC" or not whole // 2 < kept + int(taken) <= whole:
@@ -210,12 +210,12 @@ def _fork(beginning: str, before: str, code: str, *, files: bool = False) -> Cas
     return case
 
 
-def _snapshots_fit(lab: Lab) -> str:
-    space = _space(lab)
+def _snapshots_fit(context: CheckContext) -> str:
+    quota = _quota(context)
     holes = "for number in range(64): os.truncate(os.open(f'hole-{number}', os.O_WRONLY | os.O_CREAT), MOST)"
-    with lab.backend.create() as sandbox:
+    with context.backend.create() as sandbox:
         sandbox.write("kept", b"1")
-        _run(sandbox, space, holes, space.total_bytes // 32)
+        _run(sandbox, quota, holes, quota.total_bytes // 32)
         try:
             name = sandbox.snapshot()
         except TooLargeError:
@@ -224,7 +224,7 @@ def _snapshots_fit(lab: Lab) -> str:
         return unless(sandbox.read("kept", 1) == b"1", "another file")
 
 
-SPACE: Final[dict[str, Case]] = {
+QUOTA: Final[dict[str, Case]] = {
     "bounds what all files hold": _bytes(_MANY_FILES),
     "bounds what deleted files hold": _bytes(_NO_NAME),
     "bounds what sparse files hold": _bytes(_HOLES),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable
-from envkit.sandboxes import _docker_engine
-from envkit.sandboxes._docker_engine import docker_errors
+from envkit.sandboxes._docker import engine as docker_engine
+from envkit.sandboxes._docker.engine import docker_errors
 
 #: Labels of what is ours: the lease folder of the process that owns it, and the host that this lives on.
 LEASE: Final = "envkit.lease"
@@ -30,7 +30,7 @@ def reap() -> list[str]:
         SandboxUnavailable: Docker cannot be reached.
     """
     names: list[str] = []
-    client = _docker_engine.client(os.getpid())
+    client = docker_engine.client(os.getpid())
     with docker_errors("list containers"):
         ours = {"label": f"{HOST}={platform.node()}"}
         found = client.containers.list(all=True, filters=ours, ignore_removed=True)

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from envkit.errors import SandboxUnavailable
-from envkit.sandboxes._child import memory
+from envkit.sandboxes._linux.child import memory
 
 #: Namespaces bound what these reach: the sandbox's own network has nothing but a loopback device. All other
 #: families lead elsewhere, AF_VSOCK for one to the hypervisor whatever the namespace.

@@ -1,7 +1,7 @@
 """The host's half of workspaces that are bounded: each a file system in memory of its own.
 
-They are mounted by a process in namespaces of its own (`envkit.sandboxes._steward`), with no more rights on
-the host than sandboxed code has. The host sees them through descriptors only.
+They are mounted by `envkit.sandboxes._workspace.guest_mount_helper`, a process in namespaces of its own,
+with no more rights on the host than sandboxed code has. The host sees them through descriptors only.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
-from envkit.sandbox import Space
-from envkit.sandboxes import _bwrap
-from envkit.sandboxes._child import launch
-from envkit.sandboxes._image import reachable
+from envkit.sandbox import Quota
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._linux import bwrap
+from envkit.sandboxes._linux.child import launch
+from envkit.sandboxes._rootfs.rootfs import reachable
 from envkit.sandboxes._sandbox import temporary
-from envkit.sandboxes._temporary import Lease
 
-_PATIENCE_S: Final = _bwrap.PATIENCE_MS / 1000
+_PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
 
 
 @final
-class Place:
+class Mount:
     """Where one workspace lies. Whoever asked for it closes it.
 
     Args:
@@ -40,14 +40,14 @@ class Place:
         root: descriptor of the folder; the caller's.
     """
 
-    def __init__(self, steward: _Steward, name: str, root: int) -> None:
-        self.steward, self.name, self.root = steward, name, root
+    def __init__(self, steward: _MountHelper, name: str, root: int) -> None:
+        self.helper, self.name, self.root = steward, name, root
         self._closed = False
 
     @property
     def path(self) -> str:
         """The folder, in the steward's namespace of mounts."""
-        return str(self.steward.folder / self.name)
+        return str(self.helper.folder / self.name)
 
     def tree(self) -> int:
         """Descriptor of a mount of it that is attached nowhere yet; the caller closes it.
@@ -55,7 +55,7 @@ class Place:
         Raises:
             SandboxError: the steward is dead, and the workspace lost.
         """
-        return self.steward.ask(f"tree {self.name}", 1)[0]
+        return self.helper.ask(f"tree {self.name}", 1)[0]
 
     def entering(self) -> list[str]:
         """The command prefix that runs a program where ``path`` is.
@@ -63,9 +63,9 @@ class Place:
         Raises:
             SandboxError: the steward is dead, and the workspace lost.
         """
-        self.steward.require()
+        self.helper.require()
         # By its pid, not by descriptors, which would be open in the program as well.
-        where = ("--target", str(self.steward.pid), "--user", "--mount")
+        where = ("--target", str(self.helper.pid), "--user", "--mount")
         return [nsenter(), *where, "--preserve-credentials", "--"]
 
     def freeze(self) -> None:
@@ -74,18 +74,18 @@ class Place:
         Raises:
             SandboxError: the steward is dead, or somebody has a file open to write.
         """
-        self.steward.ask(f"freeze {self.name}")
+        self.helper.ask(f"freeze {self.name}")
 
     def close(self) -> None:
         """Unmount it; the memory is free once no program runs in it. Idempotent."""
         if not self._closed:
             self._closed = True
             with contextlib.suppress(SandboxError):  # with a dead steward it is unmounted already
-                self.steward.ask(f"drop {self.name}")
+                self.helper.ask(f"drop {self.name}")
 
 
 @final
-class Layer:
+class SnapshotLayer:
     """Files that lie beneath workspaces and change no more. Thread-safe.
 
     Args:
@@ -93,7 +93,7 @@ class Layer:
             workspace lies above it either.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Mount) -> None:
         self.place = place
         self._lock = threading.Lock()
         self._held = 1
@@ -113,7 +113,7 @@ class Layer:
 
 
 @final
-class Spaces:
+class WorkspaceMounts:
     """This process's steward, replaced when it dies. Thread-safe.
 
     Args:
@@ -123,11 +123,11 @@ class Spaces:
     def __init__(self, user: int) -> None:
         self._user, self._pid = user, os.getpid()
         self._lock = threading.Lock()
-        self._steward: _Steward | None = None
+        self._helper: _MountHelper | None = None
         self.lease = Lease(temporary())
         atexit.register(self.close)
 
-    def place(self, space: Space) -> Place:
+    def place(self, quota: Quota) -> Mount:
         """An empty one, which holds no more than ``space``.
 
         Raises:
@@ -135,7 +135,7 @@ class Spaces:
             SandboxUnavailable: sandboxed code could not reach it.
             SandboxError: the steward does not start, or died meanwhile.
         """
-        return self._living().mount(space)
+        return self._living().mount(quota)
 
     def copies(self) -> str | None:
         """Why snapshots are copied into workspaces here; ``None`` where they are laid beneath.
@@ -150,35 +150,35 @@ class Spaces:
         if os.getpid() != self._pid:  # a fork of ours, which owns nothing of this
             return
         with self._lock:
-            if self._steward is not None:
-                self._steward.close()
+            if self._helper is not None:
+                self._helper.close()
         self.lease.close()
 
-    def _living(self) -> _Steward:
+    def _living(self) -> _MountHelper:
         if not reachable(self.lease.path, self._user):
             raise SandboxUnavailable(
                 f"user {self._user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
             )
         with self._lock:
-            if self._steward is None or self._steward.dead:
-                if self._steward is not None:
-                    self._steward.close()
-                self._steward = _Steward(self._user, self.lease.path)
-            return self._steward
+            if self._helper is None or self._helper.dead:
+                if self._helper is not None:
+                    self._helper.close()
+                self._helper = _MountHelper(self._user, self.lease.path)
+            return self._helper
 
 
 _MAKING = threading.Lock()
 
 
-def spaces(pid: int, user: int) -> Spaces:
+def shared_mounts(pid: int, user: int) -> WorkspaceMounts:
     """This process's; keyed by pid too, for a fork of it must have its own."""
     with _MAKING:
         return _made(pid, user)
 
 
 @functools.cache
-def _made(pid: int, user: int) -> Spaces:
-    return Spaces(user)
+def _made(pid: int, user: int) -> WorkspaceMounts:
+    return WorkspaceMounts(user)
 
 
 @functools.cache
@@ -195,8 +195,8 @@ def nsenter() -> str:
 
 
 @final
-class _Steward:
-    """A running `envkit.sandboxes._steward`. Thread-safe.
+class _MountHelper:
+    """A running `envkit.sandboxes._workspace.guest_mount_helper`. Thread-safe.
 
     Args:
         user: who it is.
@@ -209,7 +209,7 @@ class _Steward:
         self._lock = threading.Lock()
         self._closed = False
         self._numbers = itertools.count()
-        source = resources.files("envkit.sandboxes").joinpath("_steward.py").read_text()
+        source = resources.files("envkit.sandboxes._workspace").joinpath("guest_mount_helper.py").read_text()
         # Nothing of this process's environment but what its interpreter may need to find its libraries.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -223,7 +223,7 @@ class _Steward:
         except (SandboxError, OSError) as error:
             self.close()
             raise UnenforceableLimit(
-                f"space: no file system of a given size can be mounted here ({error}); {_bwrap.remedy()}"
+                f"space: no file system of a given size can be mounted here ({error}); {bwrap.remedy()}"
             ) from error
 
     @property
@@ -249,7 +249,7 @@ class _Steward:
 
     @functools.cached_property
     def copies(self) -> str | None:
-        """See `Spaces.copies`."""
+        """See `WorkspaceMounts.copies`."""
         try:
             self.ask("try")
         except SandboxError as error:
@@ -257,7 +257,7 @@ class _Steward:
             return str(error)
         return None
 
-    def mount(self, space: Space, lower: Place | None = None) -> Place:
+    def mount(self, quota: Quota, lower: Mount | None = None) -> Mount:
         """A place that holds no more than ``space``; the caller closes it.
 
         Args:
@@ -268,8 +268,8 @@ class _Steward:
         """
         name = str(next(self._numbers))
         word = f"make {name}" if lower is None else f"lay {name} {lower.name}"
-        [root] = self.ask(f"{word} {space.total_bytes} {space.files}", 1)
-        return Place(self, name, root)
+        [root] = self.ask(f"{word} {quota.total_bytes} {quota.files}", 1)
+        return Mount(self, name, root)
 
     def ask(self, request: str, descriptors: int = 0) -> list[int]:
         """Send a request; returns the descriptors that it is answered with.

@@ -1,4 +1,4 @@
-"""Copies a Python interpreter into a folder to be used as root; run as ``python3 _root.py FOLDER VERSION``.
+"""Builds a sandbox's root folder from a Python interpreter: ``python3 guest_build.py FOLDER VERSION``.
 
 It imports nothing of this package: images run it inside another root, to copy the interpreter of that one.
 """

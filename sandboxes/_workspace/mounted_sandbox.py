@@ -7,17 +7,17 @@ from collections.abc import Mapping
 from typing import Final
 
 from envkit.errors import TooLargeError
-from envkit.sandbox import Space
+from envkit.sandbox import Quota
 from envkit.sandboxes._sandbox import FolderSandbox, Snapshot
-from envkit.sandboxes._spaces import Layer, Place, spaces
-from envkit.sandboxes._workspace import PAGE_BYTES, File, Workspace
+from envkit.sandboxes._workspace.files import PAGE_BYTES, File, Workspace
+from envkit.sandboxes._workspace.mounts import Mount, SnapshotLayer, shared_mounts
 
 #: A snapshot is laid beneath workspaces if it takes no more than one of so many parts of their space. The
 #: rest is enough to change or delete all of it.
 _PARTS: Final = 4
 
 
-class PlaceSandbox(FolderSandbox):
+class MountedSandbox(FolderSandbox):
     """A sandbox whose workspace is a mount. To begin anew it takes another, and leaves the old one as it is.
 
     A snapshot is laid beneath, if it takes no more than a quarter of the space: it counts in full there, and
@@ -26,13 +26,13 @@ class PlaceSandbox(FolderSandbox):
 
     Args:
         user: host user that sandboxed code runs as.
-        space: what the workspace may hold.
+        quota: what the workspace may hold.
     """
 
-    def __init__(self, user: int, space: Space) -> None:
-        self._owner, self._space = user if user != os.geteuid() else None, space
-        self._place = spaces(os.getpid(), user).place(space)
-        super().__init__(self._workspace_in(self._place))
+    def __init__(self, user: int, quota: Quota) -> None:
+        self._owner, self._quota = user if user != os.geteuid() else None, quota
+        self._mount = shared_mounts(os.getpid(), user).place(quota)
+        super().__init__(self._workspace_in(self._mount))
 
     def _keep(self) -> Snapshot:
         kept = super()._keep()
@@ -42,26 +42,26 @@ class PlaceSandbox(FolderSandbox):
     def _begin(self, snapshot: Snapshot) -> None:
         lower = None if snapshot.layer is None else snapshot.layer.place
         # Of the one who has mounted what lies beneath: names are of no use to another.
-        fresh = (lower or self._place).steward.mount(self._space, lower)
-        old, self._place = self._place, fresh
+        fresh = (lower or self._mount).helper.mount(self._quota, lower)
+        old, self._mount = self._mount, fresh
         self._workspace.close()
-        self._workspace = self._workspace_in(self._place)
+        self._workspace = self._workspace_in(self._mount)
         old.close()
         self._workspace.fill(snapshot.files)
 
     def _vacate(self) -> None:
-        self._place.close()
+        self._mount.close()
 
-    def _workspace_in(self, place: Place) -> Workspace:
-        return Workspace(place.root, self._owner, self._space)
+    def _workspace_in(self, place: Mount) -> Workspace:
+        return Workspace(place.root, self._owner, self._quota)
 
-    def _layer(self, files: Mapping[str, File]) -> Layer | None:
+    def _layer(self, files: Mapping[str, File]) -> SnapshotLayer | None:
         """One with these files; ``None`` where they are to be copied instead."""
-        total_bytes, count = self._space.total_bytes // _PARTS, self._space.files // _PARTS
-        if total_bytes < PAGE_BYTES or count < 2 or self._place.steward.copies is not None:
+        total_bytes, count = self._quota.total_bytes // _PARTS, self._quota.files // _PARTS
+        if total_bytes < PAGE_BYTES or count < 2 or self._mount.helper.copies is not None:
             return None
-        part = Space(total_bytes, count)
-        place = self._place.steward.mount(part)
+        part = Quota(total_bytes, count)
+        place = self._mount.helper.mount(part)
         workspace = Workspace(place.root, self._owner, part)
         try:
             workspace.fill(files)
@@ -74,4 +74,4 @@ class PlaceSandbox(FolderSandbox):
             raise
         finally:
             workspace.close()
-        return Layer(place)
+        return SnapshotLayer(place)

@@ -22,9 +22,9 @@ from typing import Final
 
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox import PACKAGES
-from envkit.sandboxes._root import PYTHON as PYTHON
-from envkit.sandboxes._root import WORKSPACE, build, make_readable
-from envkit.sandboxes._temporary import Lease, reap
+from envkit.sandboxes._lease import Lease, reap
+from envkit.sandboxes._rootfs.guest_build import PYTHON as PYTHON
+from envkit.sandboxes._rootfs.guest_build import WORKSPACE, build, make_readable
 
 #: Who sandboxed code runs as where we are root.
 NOBODY = 65534

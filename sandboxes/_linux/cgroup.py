@@ -120,7 +120,7 @@ class Cgroup:
             for pid in pids:
                 (folder / "cgroup.procs").write_text(str(pid))
 
-    def doors(self) -> list[int]:
+    def join_descriptors(self) -> list[int]:
         """Descriptors at which a process of one thread moves itself in, by writing 0; the caller closes them.
 
         In version 1 that spares the whole system a lock that `add` takes, which every fork has to wait for.

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import final
 
 from envkit.errors import SandboxError, TooLargeError, UsageError
-from envkit.sandbox import Space
-from envkit.sandboxes._temporary import empty, open_entry
-from envkit.sandboxes._user import as_user
+from envkit.sandbox import Quota
+from envkit.sandboxes._lease import empty, open_entry
+from envkit.sandboxes._workspace.file_user import as_user
 
 MAX_ENTRIES = 20_000
 MAX_DEPTH = 64
@@ -44,11 +44,11 @@ class Workspace:
         root: descriptor of an existing empty folder, which it closes in the end.
         owner: host user and group id that it works as, and that all files belong to; ``None`` for this
             process's own.
-        space: what holds for the folder; ``None`` where nothing does.
+        quota: what holds for the folder; ``None`` where nothing does.
     """
 
-    def __init__(self, root: int, owner: int | None, space: Space | None = None) -> None:
-        self._root, self._owner, self._space = root, owner, space
+    def __init__(self, root: int, owner: int | None, quota: Quota | None = None) -> None:
+        self._root, self._owner, self._quota = root, owner, quota
 
     def write(self, path: str, data: bytes, mode: int = 0o644) -> None:
         """See `envkit.sandbox.Sandbox.write`."""
@@ -80,7 +80,7 @@ class Workspace:
         Raises:
             TooLargeError: more than there is room for, as holes and hard links may be once they are filled.
         """
-        most = MAX_SNAPSHOT_BYTES if self._space is None else min(MAX_SNAPSHOT_BYTES, self._space.total_bytes)
+        most = MAX_SNAPSHOT_BYTES if self._quota is None else min(MAX_SNAPSHOT_BYTES, self._quota.total_bytes)
         every = re.compile("", re.DOTALL)
         return as_user(self._owner, lambda: self._files(every, most, PAGE_BYTES))
 
@@ -211,10 +211,10 @@ class Workspace:
 
     def _refusal(self, path: str, error: OSError) -> UsageError | SandboxError:
         """A name that cannot be, or was taken away meanwhile, is the asker's fault; a full disk is ours."""
-        if error.errno == errno.ENOSPC and self._space is not None:
+        if error.errno == errno.ENOSPC and self._quota is not None:
             return TooLargeError(
-                f"cannot write {path!r}: the workspace may hold {self._space.total_bytes} bytes in "
-                f"{self._space.files} files and folders, and is full"
+                f"cannot write {path!r}: the workspace may hold {self._quota.total_bytes} bytes in "
+                f"{self._quota.files} files and folders, and is full"
             )
         theirs = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
         kind = UsageError if error.errno is None or error.errno in theirs else SandboxError

@@ -2,8 +2,8 @@
 
 The engine mounts such a volume for the first container that has it, and unmounts it after the last: all files
 are gone then. So a container of its own has them all, in which nothing runs but a few trusted lines
-(`envkit.sandboxes._holder`). It passes descriptors of the folders to the host. One holds several volumes,
-made ahead, so that hardly any sandbox waits for it. No volume is used twice.
+(`envkit.sandboxes._docker.guest_volumes`). It passes descriptors of the folders to the host. One holds
+several volumes, made ahead, so that hardly any sandbox waits for it. No volume is used twice.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from envkit.errors import SandboxError
-from envkit.sandbox import PYTHON_OPTIONS, Space
-from envkit.sandboxes import _bwrap, _seccomp
-from envkit.sandboxes._image import PYTHON, WORKSPACE
+from envkit.sandbox import PYTHON_OPTIONS, Quota
+from envkit.sandboxes._lease import Lease
+from envkit.sandboxes._linux import bwrap, seccomp
+from envkit.sandboxes._rootfs.rootfs import PYTHON, WORKSPACE
 from envkit.sandboxes._sandbox import temporary
-from envkit.sandboxes._temporary import Lease
 
 #: Where a container finds the socket to the host.
 CONTROL: Final = "/run/envkit"
@@ -47,7 +47,7 @@ class Volume:
         root: descriptor of its folder; the caller's.
     """
 
-    def __init__(self, holder: _Holder, mount: Any, root: int) -> None:
+    def __init__(self, holder: _VolumeContainer, mount: Any, root: int) -> None:
         self._holder, self.mount, self.root = holder, mount, root
         self._pid, self._closed = os.getpid(), False
 
@@ -59,7 +59,7 @@ class Volume:
 
 
 @final
-class Shelf:
+class VolumePool:
     """Volumes of one kind. Thread-safe; owned by this process, and closed with it.
 
     Args:
@@ -67,7 +67,7 @@ class Shelf:
         tag: an image with the sandbox's Python.
         runtime: what runs containers, if not the engine's own choice.
         user: host user that sandboxed code runs as.
-        space: what each volume may hold.
+        quota: what each volume may hold.
         labels: those of what belongs to the owner of a lease folder.
     """
 
@@ -77,14 +77,14 @@ class Shelf:
         tag: str,
         runtime: str | None,
         user: int,
-        space: Space,
+        quota: Quota,
         labels: Callable[[Path], Mapping[str, str]],
     ) -> None:
-        self._kind = (client, tag, runtime, user, space)
+        self._kind = (client, tag, runtime, user, quota)
         self._labels = labels
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._holder: _Holder | None = None
+        self._holder: _VolumeContainer | None = None
         self._numbers = itertools.count()
         self._lease = Lease(temporary())
         atexit.register(self.close)
@@ -101,7 +101,7 @@ class Shelf:
                 self._holder.retire()
                 self._holder = None
             if self._holder is None:
-                self._holder = _Holder(*self._kind, self._lease.path, self._labels(self._lease.path))
+                self._holder = _VolumeContainer(*self._kind, self._lease.path, self._labels(self._lease.path))
             return self._holder.take()
 
     def close(self) -> None:
@@ -116,7 +116,7 @@ class Shelf:
 
 
 @final
-class _Holder:
+class _VolumeContainer:
     """A container that keeps volumes mounted; it goes when it is retired and none is taken any more."""
 
     def __init__(
@@ -125,7 +125,7 @@ class _Holder:
         tag: str,
         runtime: str | None,
         user: int,
-        space: Space,
+        quota: Quota,
         folder: Path,
         labels: Mapping[str, str],
     ) -> None:
@@ -133,7 +133,7 @@ class _Holder:
 
         self._lock = threading.Lock()
         self._taken, self._retired = 0, False
-        bounds = f"size={space.total_bytes},nr_inodes={space.files}"
+        bounds = f"size={quota.total_bytes},nr_inodes={quota.files}"
         owned = f"uid={user},gid={user},mode=700,nosuid,nodev"
         options = {"type": "tmpfs", "device": "tmpfs", "o": f"{bounds},{owned}"}
         places = [f"/spaces/{number}" for number in range(_VOLUMES)]
@@ -143,7 +143,7 @@ class _Holder:
             how: Any = DriverConfig("local", options)
             return Mount(target, name, type="volume", no_copy=True, driver_config=how, labels=dict(labels))
 
-        source = resources.files("envkit.sandboxes").joinpath("_holder.py").read_text()
+        source = resources.files("envkit.sandboxes._docker").joinpath("guest_volumes.py").read_text()
         with listening(folder) as listener:
             self._container: Any = client.containers.create(
                 tag,
@@ -156,7 +156,7 @@ class _Holder:
                 ipc_mode="none",
                 read_only=True,
                 cap_drop=["ALL"],
-                security_opt=["no-new-privileges", f"seccomp={_seccomp.profile()}"],
+                security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
                 pids_limit=_HOLDER_PROCESSES,
                 mem_limit=_HOLDER_BYTES,
                 volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
@@ -187,7 +187,7 @@ class _Holder:
     @property
     def dead(self) -> bool:
         """Whether it holds nothing any more."""
-        return _bwrap.readable(self._socket.fileno(), 0)  # it says nothing, so this is the end
+        return bwrap.readable(self._socket.fileno(), 0)  # it says nothing, so this is the end
 
     def take(self) -> Volume:
         """One of those that are ``left``."""

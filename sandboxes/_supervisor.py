@@ -14,7 +14,7 @@ from typing import IO, Final, final
 
 from envkit.errors import ContractError, SandboxError
 from envkit.sandbox import ExecResult, Limits, PeerGone, StopReason
-from envkit.sandboxes._child import Pipes
+from envkit.sandboxes._linux.child import Pipes
 
 _CHUNK_BYTES = 65536
 #: Longest and shortest time between two looks at what a tree has used.

@@ -1,0 +1,1 @@
+"""Docker: the engine, images, containers and the volumes that hold workspaces."""

@@ -1,0 +1,1 @@
+"""Linux mechanisms that several backends use: bubblewrap, control groups, system call filters, processes."""

@@ -1,0 +1,1 @@
+"""Workspaces: file systems of a fixed size in memory, and safe access to the files in them."""

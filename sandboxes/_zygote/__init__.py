@@ -1,0 +1,1 @@
+"""The zygote: a warm Python process in bubblewrap that forks commands."""
