@@ -12,7 +12,7 @@ import gymnasium
 
 from envkit.display import Silent
 from envkit.env import Env
-from envkit.errors import RegistryError, SandboxUnavailable
+from envkit.errors import RegistryError
 from envkit.taskfile import read_tasks
 
 if TYPE_CHECKING:
@@ -102,16 +102,19 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
 
     Raises:
         RegistryError: no such backend.
-        SandboxUnavailable: it cannot run here; the message names the command that mends it.
+        SandboxUnavailable: it cannot run here. The message names the likely cause and the command that mends
+            it; its notes hold the error of each backend that was tried.
     """
+    from envkit.sandbox_check.diagnosis import unavailable
+
     if name != "auto":
         backend = cast("SandboxBackend", load("sandbox", name)())
         if problem := backend.available():
-            raise SandboxUnavailable(f"sandbox {name!r}: {problem}")
+            raise unavailable({name: problem})
         return backend
     known = names("sandbox")
     order = [n for n in _PREFERENCE if n in known] + [n for n in known if n not in _PREFERENCE]
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for candidate in order:
         backend = cast("SandboxBackend", load("sandbox", candidate)())
         if not backend.isolated:
@@ -119,8 +122,8 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
         problem = backend.available()
         if problem is None:
             return backend
-        problems.append(f"{candidate}: {problem}")
-    raise SandboxUnavailable("no sandbox can isolate code here; " + "; ".join(problems))
+        problems[candidate] = problem
+    raise unavailable(problems)
 
 
 def register_gymnasium() -> None:

@@ -1,4 +1,4 @@
-"""What every backend shares whose workspace the host reaches as a folder."""
+"""The base of all backends' sandboxes: files, snapshots and commands in one workspace."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from envkit.errors import SandboxError, UsageError
+from envkit.lease import reap
 from envkit.sandbox import ExecResult, Limits, Peer, Sandbox
-from envkit.sandboxes._lease import reap
 from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._supervisor import Supervisor, Tree
 from envkit.sandboxes._workspace.files import File, Workspace
@@ -23,36 +23,36 @@ from envkit.sandboxes._workspace.files import File, Workspace
 if TYPE_CHECKING:
     from envkit.sandboxes._workspace.mounts import SnapshotLayer
 
-#: What no word of a command can hold.
+#: Characters that no argument of a command can hold.
 _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a workspace may begin with.
+    """The content of a workspace at one time.
 
     Args:
-        files: to be written into it, in path order.
-        layer: lies beneath it, where workspaces are mounts.
+        files: to copy into a workspace, in path order.
+        layer: a read-only file system to mount beneath a workspace, if workspaces are mounts.
     """
 
     files: Mapping[str, File]
     layer: SnapshotLayer | None = None
 
     def share(self) -> Snapshot:
-        """The same, for another sandbox to close."""
+        """The same snapshot, for another sandbox, which closes it as well."""
         if self.layer is not None:
             self.layer.share()
         return self
 
     def close(self) -> None:
-        """Let go of it; called once by each who holds it."""
+        """Release it. Each sandbox that holds it calls this once."""
         if self.layer is not None:
             self.layer.close()
 
 
 class FolderSandbox(ABC):
-    """A `envkit.sandbox.Sandbox` whose subclass says how a command starts, and where the workspace lies.
+    """A `envkit.sandbox.Sandbox`. Subclasses start commands and decide where the workspace lies.
 
     Args:
         workspace: an empty one; the sandbox closes it.
@@ -73,19 +73,19 @@ class FolderSandbox(ABC):
         """Start a command in the workspace under ``limits``."""
 
     @abstractmethod
-    def _another(self) -> FolderSandbox:
-        """An empty sandbox of the same kind."""
+    def _new(self) -> FolderSandbox:
+        """Create an empty sandbox of the same kind."""
 
     @abstractmethod
-    def _vacate(self) -> None:
-        """Remove the place where the workspace lay. Idempotent."""
+    def _remove_workspace(self) -> None:
+        """Remove the mount or folder that held the workspace. Idempotent."""
 
-    def _keep(self) -> Snapshot:
-        """The workspace's present files; the caller closes them."""
+    def _take_snapshot(self) -> Snapshot:
+        """Snapshot the workspace's present files; the caller closes it."""
         return Snapshot(self._workspace.keep())
 
-    def _begin(self, snapshot: Snapshot) -> None:
-        """Have the workspace begin anew; nothing runs in it."""
+    def _restore(self, snapshot: Snapshot) -> None:
+        """Replace the workspace's content. Nothing runs in it meanwhile."""
         self._workspace.restore(snapshot.files)
 
     def write(self, path: str, data: bytes) -> None:
@@ -111,31 +111,31 @@ class FolderSandbox(ABC):
     def snapshot(self) -> str:
         """See `envkit.sandbox.Sandbox.snapshot`."""
         name = f"snapshot-{len(self._snapshots)}"
-        self._snapshots[name] = self._keep()
+        self._snapshots[name] = self._take_snapshot()
         return name
 
     def fork(self, snapshot: str | None = None) -> Sandbox:
         """See `envkit.sandbox.Sandbox.fork`."""
-        beginning = self._keep() if snapshot is None else self._known(snapshot).share()
+        start = self._take_snapshot() if snapshot is None else self._known(snapshot).share()
         try:
-            with machinery("make a sandbox"):
-                made = self._another()
+            with system_errors("make a sandbox"):
+                fork = self._new()
             try:
-                made._begin(beginning)
+                fork._restore(start)
                 for name, known in self._snapshots.items():
-                    made._snapshots[name] = known.share()
+                    fork._snapshots[name] = known.share()
             except BaseException:
-                made.close()
+                fork.close()
                 raise
-            return made
+            return fork
         finally:
-            beginning.close()
+            start.close()
 
     def reset(self, snapshot: str | None = None) -> None:
         """See `envkit.sandbox.Sandbox.reset`."""
-        beginning = Snapshot({}) if snapshot is None else self._known(snapshot)
+        start = Snapshot({}) if snapshot is None else self._known(snapshot)
         self._kill()
-        self._begin(beginning)
+        self._restore(start)
 
     def close(self) -> None:
         """See `envkit.sandbox.Sandbox.close`."""
@@ -143,7 +143,7 @@ class FolderSandbox(ABC):
         self._workspace.close()
         while self._snapshots:
             self._snapshots.popitem()[1].close()
-        self._vacate()
+        self._remove_workspace()
 
     def __enter__(self) -> Self:
         return self
@@ -160,36 +160,39 @@ class FolderSandbox(ABC):
         return self._snapshots[snapshot]
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
-        for word in argv:
-            # Words of an agent's, perhaps: what no system can start is not the machinery's failure.
-            if _IMPOSSIBLE.search(word):
-                raise UsageError(f"{word[:40]!r} holds a NUL or half a surrogate pair; no command takes that")
-        self._workspace.admit()
-        with machinery("start a command"):
+        for argument in argv:
+            # An agent may have written it, so this is its mistake and not broken machinery.
+            if _IMPOSSIBLE.search(argument):
+                raise UsageError(
+                    f"{argument[:40]!r} holds a NUL or half a surrogate pair, which no command can take; "
+                    "remove it"
+                )
+        with system_errors("start a command"):
+            self._workspace.admit()
             tree = self._start(argv, limits)
             try:
                 supervisor = Supervisor(tree, limits)
-            except BaseException:  # nobody would keep it to its limits
+            except BaseException:  # without a supervisor nothing would enforce the limits
                 tree.end()
                 tree.release()
                 raise
-        self._running = [each for each in self._running if not each.closed]
+        self._running = [running for running in self._running if not running.closed]
         self._running.append(supervisor)
         return supervisor
 
     def _kill(self) -> None:
         for supervisor in self._running:
-            with contextlib.suppress(SandboxError):  # it died on its own, which is what we want
+            with contextlib.suppress(SandboxError):  # it died before, which is what we want
                 supervisor.close()
         self._running.clear()
 
 
 @contextlib.contextmanager
-def machinery(doing: str) -> Generator[None]:
-    """What the system refuses here, such as open files, processes or space, is no part of a command's doing.
+def system_errors(doing: str) -> Generator[None]:
+    """Turn each ``OSError`` into a `SandboxError`, because no command caused it.
 
     Raises:
-        SandboxError: in place of each ``OSError``.
+        SandboxError: the system refused something, such as open files, processes or space.
     """
     try:
         yield
@@ -198,14 +201,14 @@ def machinery(doing: str) -> Generator[None]:
 
 
 def temporary() -> Path:
-    """The folder for temporary files, without what dead processes of ours have left in it."""
+    """The folder for temporary files; on the first call removes what killed processes left there."""
     parent = Path(tempfile.gettempdir())
     _reap_once(parent)
     return parent
 
 
 def reap_leftovers() -> list[str]:
-    """Remove temporary folders whose owner is dead, and the control groups named after them."""
+    """Remove temporary folders whose owner is dead, and the control groups that are named after them."""
     names = reap(Path(tempfile.gettempdir()))
     for name in names:
         cgroup.remove_leftovers(name)

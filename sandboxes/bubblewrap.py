@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Final, final
 
-from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import bwrap, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
@@ -36,7 +36,7 @@ from envkit.sandboxes._rootfs.rootfs import (
     WORKSPACE,
     image,
 )
-from envkit.sandboxes._sandbox import FolderSandbox, machinery
+from envkit.sandboxes._sandbox import FolderSandbox, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
@@ -71,12 +71,10 @@ class BubblewrapBackend(SandboxBackend):
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
-        except SandboxUnavailable as error:
-            return str(error)
         except SandboxError as error:
-            return " ".join(f"{error}; {bwrap.remedy()}".split())
+            return " ".join(str(error).split())
         if not result.ok:
-            return f"a trivial program in bubblewrap ended by {result.stop}; {bwrap.remedy()}"
+            return f"a trivial program in bubblewrap ended: {result.stop} {result.stderr[-300:]!r}"
         return None
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> BubblewrapBackend:
@@ -86,7 +84,7 @@ class BubblewrapBackend(SandboxBackend):
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
-        with machinery("make a sandbox"):
+        with system_errors("make a sandbox"):
             return _BubblewrapSandbox(user, image(user, self.packages), self._quota)
 
 
@@ -147,7 +145,7 @@ class _BubblewrapSandbox(MountedSandbox):
             os.write(child.stdin.fileno(), b"\n")
             return _BubblewrapTree(child, init, pidfd, status, group, held)
 
-    def _another(self) -> FolderSandbox:
+    def _new(self) -> FolderSandbox:
         return _BubblewrapSandbox(self._user, self._root, self._quota)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from envkit.errors import MissingExtraError, SandboxError, SandboxUnavailable
+from envkit.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, SandboxBackend
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import images
@@ -21,9 +22,8 @@ from envkit.sandboxes._docker.cleanup import labels, reap
 from envkit.sandboxes._docker.container import Container, DockerTree
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._docker.volumes import Volume, VolumePool
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._rootfs.rootfs import PYTHON
-from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
 from envkit.sandboxes._supervisor import Tree
 from envkit.sandboxes._workspace.files import Workspace
 
@@ -91,7 +91,7 @@ class DockerBackend(SandboxBackend):
 
     def create(self) -> FolderSandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        with machinery("make a sandbox"):
+        with system_errors("make a sandbox"):
             client, user = docker_engine.answering(os.getpid()), docker_engine.user()
             _reap_once(os.getpid())
             with docker_errors("make an image"):
@@ -144,10 +144,10 @@ class _DockerSandbox(FolderSandbox):
         finally:
             super().close()
 
-    def _another(self) -> FolderSandbox:
+    def _new(self) -> FolderSandbox:
         return self._backend.create()
 
-    def _vacate(self) -> None:
+    def _remove_workspace(self) -> None:
         self._volume.close()
         self._lease.close()
 

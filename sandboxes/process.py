@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.lease import Lease
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import Child, launch
-from envkit.sandboxes._sandbox import FolderSandbox, machinery, temporary
+from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.files import Workspace
 
@@ -46,7 +46,7 @@ class ProcessBackend(SandboxBackend):
         missing = self.available()
         if missing is not None:
             raise SandboxUnavailable(missing)
-        with machinery("make a sandbox"):
+        with system_errors("make a sandbox"):
             return _ProcessSandbox(Lease(temporary()))
 
 
@@ -78,10 +78,10 @@ class _ProcessSandbox(FolderSandbox):
         command = [*procfs.prlimit(limits, memory=True), *argv]
         return _ProcessTree(launch(command, environment, workspace), mark)
 
-    def _another(self) -> FolderSandbox:
+    def _new(self) -> FolderSandbox:
         return _ProcessSandbox(Lease(temporary()))
 
-    def _vacate(self) -> None:
+    def _remove_workspace(self) -> None:
         self._lease.close()
 
 

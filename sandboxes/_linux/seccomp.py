@@ -89,9 +89,11 @@ def program() -> bytes:
     """
     try:
         import pyseccomp
-    except (ImportError, RuntimeError) as error:  # the second: no libseccomp
+    except ImportError as error:
+        raise SandboxUnavailable("pyseccomp is not installed; pip install pyseccomp") from error
+    except RuntimeError as error:  # pyseccomp finds no libseccomp
         raise SandboxUnavailable(
-            f"no filter for system calls ({error}); apt install libseccomp2, and: pip install pyseccomp"
+            f"the library that filters system calls is missing ({error}); apt install libseccomp2"
         ) from error
     library: Any = pyseccomp
     filtered = library.SyscallFilter(library.ALLOW)
@@ -104,7 +106,7 @@ def program() -> bytes:
             filtered.add_rule(library.ERRNO(rule.error), rule.call, *arguments)
         except OSError as error:
             raise SandboxUnavailable(
-                f"libseccomp knows no system call {rule.call} ({error}); install a newer libseccomp2"
+                f"libseccomp knows no system call {rule.call} ({error}); apt install libseccomp2"
             ) from error
     with tempfile.TemporaryFile() as file:
         filtered.export_bpf(file)

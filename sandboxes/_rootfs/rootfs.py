@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Final
 
 from envkit.errors import SandboxUnavailable
+from envkit.lease import Lease, reap
 from envkit.sandbox import PACKAGES
-from envkit.sandboxes._lease import Lease, reap
 from envkit.sandboxes._rootfs.guest_build import PYTHON as PYTHON
 from envkit.sandboxes._rootfs.guest_build import WORKSPACE, build, make_readable
 

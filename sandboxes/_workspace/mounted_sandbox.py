@@ -34,12 +34,12 @@ class MountedSandbox(FolderSandbox):
         self._mount = shared_mounts(os.getpid(), user).place(quota)
         super().__init__(self._workspace_in(self._mount))
 
-    def _keep(self) -> Snapshot:
-        kept = super()._keep()
+    def _take_snapshot(self) -> Snapshot:
+        kept = super()._take_snapshot()
         layer = self._layer(kept.files)
         return kept if layer is None else Snapshot({}, layer)
 
-    def _begin(self, snapshot: Snapshot) -> None:
+    def _restore(self, snapshot: Snapshot) -> None:
         lower = None if snapshot.layer is None else snapshot.layer.place
         # Of the one who has mounted what lies beneath: names are of no use to another.
         fresh = (lower or self._mount).helper.mount(self._quota, lower)
@@ -49,7 +49,7 @@ class MountedSandbox(FolderSandbox):
         old.close()
         self._workspace.fill(snapshot.files)
 
-    def _vacate(self) -> None:
+    def _remove_workspace(self) -> None:
         self._mount.close()
 
     def _workspace_in(self, place: Mount) -> Workspace:

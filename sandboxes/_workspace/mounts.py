@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.lease import Lease
 from envkit.sandbox import Quota
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._linux import bwrap
 from envkit.sandboxes._linux.child import launch
 from envkit.sandboxes._rootfs.rootfs import reachable
@@ -223,7 +223,7 @@ class _MountHelper:
         except (SandboxError, OSError) as error:
             self.close()
             raise UnenforceableLimit(
-                f"space: no file system of a given size can be mounted here ({error}); {bwrap.remedy()}"
+                f"quota: no file system of a fixed size can be mounted here ({error}); see: envkit doctor"
             ) from error
 
     @property

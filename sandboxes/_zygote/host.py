@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.lease import Lease
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
 from envkit.sandboxes._linux.child import launch, memory

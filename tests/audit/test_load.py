@@ -14,11 +14,11 @@ from attack_runner import run_attack
 from attack_target import CALLS, FILES, REFERENCE, TARGET
 from settle import settled
 
+from envkit import lease as leases
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
 from envkit.grading import Answer, Grade, Program, answers
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
-from envkit.sandboxes import _lease
 from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._rootfs.rootfs import NOBODY
 from envkit.sandboxes._workspace.mounts import shared_mounts
@@ -80,7 +80,7 @@ def test_nothing_grows_over_many_episodes(
     backend: SandboxBackend, expected: list[Answer], cycles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     prefix = f"envkit-lease-{secrets.token_hex(4)}-"  # others may be at work on this machine
-    monkeypatch.setattr(_lease, "_PREFIX", prefix)
+    monkeypatch.setattr(leases, "_PREFIX", prefix)
     attempt = CORRECT[0].build(TARGET)
 
     def episodes(count: int) -> None:

@@ -200,7 +200,7 @@ def test_a_sandbox_is_tried_and_what_it_does_not_hold_is_named(tmp_path: Path) -
 
 
 def test_what_a_killed_run_left_is_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from envkit.sandboxes._lease import Lease
+    from envkit.lease import Lease
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     lease = Lease(tmp_path)

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
+from envkit.lease import reap
 from envkit.sandbox import Limits, Sandbox, StopReason
-from envkit.sandboxes._lease import reap
 from envkit.sandboxes._linux import bwrap, cgroup, procfs
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 

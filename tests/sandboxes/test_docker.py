@@ -19,13 +19,13 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import SandboxError, SandboxUnavailable
+from envkit.lease import Lease
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Limits, PeerGone, Quota, Sandbox, SandboxBackend, StopReason
 from envkit.sandboxes import docker as module
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker import volumes
 from envkit.sandboxes._docker.cleanup import HOST, LEASE
-from envkit.sandboxes._lease import Lease
 from envkit.sandboxes._linux import bwrap
 from envkit.sandboxes._zygote import host as zygote_host
 

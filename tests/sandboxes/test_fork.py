@@ -316,7 +316,7 @@ def test_a_failed_fork_leaves_nothing(
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         before, held = places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))
-        for broken in itertools.product((MountedSandbox._begin, MountedSandbox._another), (first, None)):
+        for broken in itertools.product((MountedSandbox._restore, MountedSandbox._new), (first, None)):
             with monkeypatch.context() as patched:
                 patched.setattr(type(sandbox), broken[0].__name__, fail)
                 with pytest.raises(SandboxError, match="on purpose"):

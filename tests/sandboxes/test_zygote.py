@@ -15,9 +15,9 @@ from pathlib import Path
 import pytest
 
 from envkit.errors import SandboxError, UnenforceableLimit
+from envkit.lease import reap
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 from envkit.sandboxes import zygote
-from envkit.sandboxes._lease import reap
 from envkit.sandboxes._linux import bwrap, cgroup
 from envkit.sandboxes._workspace import mounted_sandbox
 from envkit.sandboxes._workspace import mounts as workspace_mounts

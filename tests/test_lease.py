@@ -8,12 +8,12 @@ import sys
 import time
 from pathlib import Path
 
-from envkit.sandboxes._lease import Lease, reap
+from envkit.lease import Lease, reap
 
 OWNER = """
 import sys, time
 from pathlib import Path
-from envkit.sandboxes._lease import Lease
+from envkit.lease import Lease
 lease = Lease(Path(sys.argv[1]))
 (lease.path / "file").write_text("x")
 print(lease.path, flush=True)

@@ -1,4 +1,4 @@
-"""Private temporary folders that hold a lease, so that those of killed processes can be reaped."""
+"""Temporary folders that are locked while their owner lives, so that later runs can remove abandoned ones."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from pathlib import Path
 from typing import final
 
 _PREFIX = "envkit-lease-"
-#: Lies in every leased folder, and is made under its lock: a folder without it is somebody's own.
+#: A file in every leased folder, created under the lock. A folder without it is not ours, whatever its name.
 _MARK = ".envkit-lease"
-#: A folder is locked a moment after it is made; one younger than this is never taken for a leftover.
+#: Folders younger than this are never removed, because a folder is locked a moment after it is created.
 _GRACE_S = 60.0
 _OPEN_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 @final
 class Lease:
-    """A fresh folder, locked for as long as its owner lives.
+    """A fresh temporary folder, locked for as long as its owner lives.
 
-    The lock is the lease: the kernel drops it when the owner dies, however it dies, and it means the
-    same across process-id namespaces, reboots and machines that share the folder. A pid does not.
+    The kernel releases the lock when the owner dies, however it dies. Unlike a process id, the lock means the
+    same across process-id namespaces, reboots and machines that share the folder.
 
     Args:
-        parent: where to make it, an existing folder.
+        parent: an existing folder to create it in.
     """
 
     def __init__(self, parent: Path) -> None:
@@ -35,11 +35,11 @@ class Lease:
         self._lock = os.open(self.path, _OPEN_FOLDER)
         fcntl.flock(self._lock, fcntl.LOCK_EX)
         os.close(os.open(_MARK, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self._lock))
-        # Another uid (the one that sandboxed code runs as) may walk through, not list.
+        # Sandboxed code may run as another uid: it may walk through the folder, but not list it.
         os.fchmod(self._lock, 0o711)
 
     def close(self) -> None:
-        """Remove the folder with all in it. Idempotent."""
+        """Remove the folder and everything in it. Idempotent."""
         if self._lock < 0:
             return
         empty(self._lock)
@@ -49,12 +49,12 @@ class Lease:
 
 
 def reap(parent: Path) -> list[str]:
-    """Remove this user's folders in ``parent`` whose owner is dead; returns their names."""
+    """Remove this user's leased folders in ``parent`` whose owner is dead; returns their names."""
     names: list[str] = []
     for entry in os.scandir(parent):
         if not entry.name.startswith(_PREFIX) or not entry.is_dir(follow_symlinks=False):
             continue
-        with contextlib.suppress(OSError):  # someone else was quicker, or it is in use
+        with contextlib.suppress(OSError):  # another process removed it first, or its owner lives
             folder = os.open(entry.path, _OPEN_FOLDER)
             try:
                 found = os.fstat(folder)
@@ -73,14 +73,15 @@ def reap(parent: Path) -> list[str]:
 def empty(folder: int) -> None:
     """Remove everything in an open folder, however deep, unreadable or hostile the tree.
 
-    Works without recursion and with two open folders at most: what is nested is first moved up to
-    ``folder``, so no path grows long and no symlink is followed.
+    Neither recurses nor keeps more than two folders open: nested folders are first moved up into ``folder``,
+    so no path grows long and no symlink is followed.
 
     Args:
         folder: descriptor of the folder, which itself stays.
     """
     os.fchmod(folder, 0o700)
-    fresh, moved = os.urandom(8).hex(), 0  # no name that a hostile program has foreseen and taken
+    # A random prefix, because a hostile program could have created any name that it can predict.
+    fresh, moved = os.urandom(8).hex(), 0
     while True:
         names = os.listdir(folder)
         if not names:
@@ -93,7 +94,8 @@ def empty(folder: int) -> None:
             try:
                 for nested in os.listdir(child):
                     if _is_folder(nested, child):
-                        os.close(open_entry(nested, child, os.O_RDONLY | os.O_DIRECTORY))  # now writable
+                        # Opening it makes it writable, which a rename of a folder needs.
+                        os.close(open_entry(nested, child, os.O_RDONLY | os.O_DIRECTORY))
                         moved += 1
                         os.rename(nested, f"{fresh}-{moved}", src_dir_fd=child, dst_dir_fd=folder)
                     else:
@@ -104,9 +106,9 @@ def empty(folder: int) -> None:
 
 
 def open_entry(name: str, folder: int, flags: int) -> int:
-    """Open one regular file or folder without following a symlink or waking a device or FIFO.
+    """Open a regular file or folder without following a symlink or opening a device or FIFO.
 
-    Permissions that hostile code took away from its owner are given back first.
+    Restores the owner's permissions first, because hostile code may have removed them.
 
     Args:
         name: a single path component.
@@ -114,9 +116,9 @@ def open_entry(name: str, folder: int, flags: int) -> int:
         flags: as for ``os.open``, without ``O_CREAT``; with ``O_DIRECTORY`` for a folder.
 
     Raises:
-        NotADirectoryError: it is something else.
+        NotADirectoryError: it is neither, or not the kind that ``flags`` ask for.
     """
-    # O_PATH pins the inode without opening it; only then is it safe to ask what it is.
+    # O_PATH pins the inode without opening it. Only then can its type be checked without a race.
     pinned = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=folder)
     try:
         mode = os.fstat(pinned).st_mode
