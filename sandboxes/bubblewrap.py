@@ -34,7 +34,7 @@ from envkit.sandboxes._rootfs.rootfs import (
     SCRATCH_BYTES,
     SCRATCH_FILES,
     WORKSPACE,
-    image,
+    root_folder,
 )
 from envkit.sandboxes._sandbox import FolderSandbox, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
@@ -85,7 +85,7 @@ class BubblewrapBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
         with system_errors("make a sandbox"):
-            return _BubblewrapSandbox(user, image(user, self.packages), self._quota)
+            return _BubblewrapSandbox(user, root_folder(user, self.packages), self._quota)
 
 
 @final

@@ -121,6 +121,8 @@ def diagnose(machine: Machine, problems: Mapping[str, str]) -> Diagnosis:
                 f"{filtered} or a chroot forbids namespaces here ({step}: {error})",
                 "exit (run envkit outside the chroot, container or service that confines it)",
             )
+        case _:
+            pass
     if any("Linux 5." in text for text in errors):
         return Diagnosis(
             f"the kernel ({machine.kernel}) is too old to bound processes without a control group that this "

@@ -35,6 +35,7 @@ from envkit.errors import ConfigError, SandboxUnavailable
 from envkit.lease import Lease
 from envkit.sandbox import PACKAGES
 from envkit.sandboxes._rootfs import rootfs
+from envkit.sandboxes._rootfs.packages import copy_packages, versions
 
 #: From what an image can be made, in the order in which ``auto`` tries.
 KINDS: Final = ("dockerfile", "host", "debian")
@@ -102,7 +103,7 @@ def name(kind: str, packages: Sequence[str] = ()) -> str:
             _text("_docker", "Dockerfile"),
             _text("_rootfs", "guest_build.py"),
             _DEBIAN_PACKAGES,
-            *rootfs.versions(packages),
+            *versions(packages),
         ]
         recipe = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     return f"{_REPOSITORY}:{kind}-{_VERSION}-{recipe}"
@@ -179,14 +180,14 @@ def _make(
     if kind == "host":
         archive = scratch / "image.tar"
         with tarfile.open(archive, "w") as file:
-            file.add(rootfs.image(user, packages), ".", filter=_as_root)
+            file.add(rootfs.root_folder(user, packages), ".", filter=_as_root)
         _import(client, archive, labels, tag)
         return
     context = scratch / "context"
     context.mkdir()
     if packages:
         dockerfile = f"FROM {base}\nCOPY packages {PACKAGES}\n"
-        rootfs.copy_packages(packages, context / "packages")
+        copy_packages(packages, context / "packages")
     else:
         dockerfile = _text("_docker", "Dockerfile")
         (context / "guest_build.py").write_text(_text("_rootfs", "guest_build.py"))

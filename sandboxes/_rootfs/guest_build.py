@@ -1,6 +1,6 @@
 """Builds a sandbox's root folder from a Python interpreter: ``python3 guest_build.py FOLDER VERSION``.
 
-It imports nothing of this package: images run it inside another root, to copy the interpreter of that one.
+The host imports it to copy its own interpreter. Docker builds run it in a base image, to copy that image's.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from py_compile import PycInvalidationMode
 PYTHON = "/usr/bin/python3"
 WORKSPACE = "/workspace"
 
-#: What a program needs neither to run nor to import: third-party packages, wheels, tests, tools.
+#: Files that no sandboxed program needs: third-party packages, wheels, tests, tools.
 _LEFT_OUT = shutil.ignore_patterns(
     *("site-packages", "dist-packages", "ensurepip", "test", "tests", "idlelib", "tkinter", "turtledemo"),
     *("_tkinter.*", "config-*", "*.opt-1.pyc", "*.opt-2.pyc", "sitecustomize*", "usercustomize*"),
@@ -26,19 +26,19 @@ _ZONES = Path("/usr/share/zoneinfo")  # the data behind the standard library's `
 
 
 def build(root: Path) -> None:
-    """Copy the running interpreter and its standard library, a shell and ``prlimit``.
+    """Copy the running interpreter, its standard library, a shell and ``prlimit``.
 
     Args:
-        root: a folder that is not there yet.
+        root: the folder to create.
 
     Raises:
-        OSError: something is missing, or there is no room.
-        subprocess.SubprocessError: the loader's listing failed.
+        OSError: a program or library is missing, or the disk is full.
+        subprocess.SubprocessError: ``ldd`` did not end.
     """
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
     for folder in ("usr/bin", "usr/lib", "usr/share", "proc", "dev", "tmp", WORKSPACE[1:]):
         (root / folder).mkdir(parents=True)
-    # One flat library folder under every name that a loader's default search path knows.
+    # One flat library folder, under every name in the loader's default search path.
     for link, target in {"lib": "usr/lib", "lib64": "usr/lib", "usr/lib64": "lib", "bin": "usr/bin"}.items():
         (root / link).symlink_to(target)
     python = root / PYTHON[1:]
@@ -50,12 +50,12 @@ def build(root: Path) -> None:
         shutil.copy2(tool, root / "usr/bin" / name)
     standard = root / "usr/lib" / library.name
     shutil.copytree(library, standard, ignore=_LEFT_OUT, ignore_dangling_symlinks=True)
-    # Some distributions ship no bytecode, and nothing could be written beside a module later.
+    # Compiled now, because some distributions ship no bytecode and the root is read-only later.
     compileall.compile_dir(
         standard, quiet=2, stripdir=str(root), invalidation_mode=PycInvalidationMode.TIMESTAMP
     )
     libraries = _shared_libraries([binary, *tools, *standard.glob("lib-dynload/*.so")])
-    # The C library loads this one only when a thread is ended, and aborts where it is not there.
+    # The C library loads this one when a thread ends, and aborts if it is missing. ldd does not list it.
     unwinder = (path.with_name("libgcc_s.so.1") for path in libraries if path.name.startswith("libc.so"))
     for shared in (*libraries, *filter(Path.exists, unwinder)):
         shutil.copy2(shared, root / "usr/lib" / shared.name)
@@ -65,7 +65,7 @@ def build(root: Path) -> None:
 
 
 def make_readable(root: Path) -> None:
-    """Let the sandbox's user read all of it, whatever the umask was here."""
+    """Make a tree readable for every user, whatever the umask."""
     for folder, _, names in os.walk(root):
         for path in (folder, *(os.path.join(folder, name) for name in names)):
             if not os.path.islink(path):
@@ -80,15 +80,15 @@ def _tool(name: str) -> Path:
 
 
 def _shared_libraries(programs: list[Path]) -> list[Path]:
-    """What the loader would load for these programs, the loader included."""
+    """Shared libraries of these programs, including the loader."""
     listing = subprocess.run(["ldd", *map(str, programs)], capture_output=True, text=True, timeout=60)
     if listing.returncode != 0:
-        raise OSError(f"ldd says: {listing.stderr.strip()}")
+        raise OSError(f"ldd failed: {listing.stderr.strip()}")
     return [Path(path) for path in sorted(set(re.findall(r"\s(/\S+\.so\S*) \(0x", listing.stdout)))]
 
 
 def main(folder: str, version: str) -> None:
-    """Make the root folder, if this Python is of the version (such as ``3.13``) that is wanted."""
+    """Build the root folder, if this Python has the wanted version (such as ``3.13``)."""
     found = ".".join(map(str, sys.version_info[:2]))
     if found != version:
         raise SystemExit(f"the base image holds Python {found}; expected {version}, as on the host")

@@ -31,7 +31,7 @@ class MountedSandbox(FolderSandbox):
 
     def __init__(self, user: int, quota: Quota) -> None:
         self._owner, self._quota = user if user != os.geteuid() else None, quota
-        self._mount = shared_mounts(os.getpid(), user).place(quota)
+        self._mount = shared_mounts(os.getpid(), user).mount(quota)
         super().__init__(self._workspace_in(self._mount))
 
     def _take_snapshot(self) -> Snapshot:

@@ -127,7 +127,7 @@ class WorkspaceMounts:
         self.lease = Lease(temporary())
         atexit.register(self.close)
 
-    def place(self, quota: Quota) -> Mount:
+    def mount(self, quota: Quota) -> Mount:
         """An empty one, which holds no more than ``space``.
 
         Raises:

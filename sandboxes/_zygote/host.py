@@ -26,7 +26,7 @@ from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
 from envkit.sandboxes._linux.child import launch, memory
-from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, image, reachable
+from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, reachable, root_folder
 from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervisor import Ending, Usage
 
@@ -54,7 +54,7 @@ class Zygote:
     def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
-        self._command, self._root = bwrap.command(self.user), image(self.user, packages)
+        self._command, self._root = bwrap.command(self.user), root_folder(self.user, packages)
         self._warm = warm
         self._lock = threading.Lock()
         self._zygote: _ZygoteProcess | None = None

@@ -1,0 +1,140 @@
+"""Sandboxes of an ordinary user, whose uid and gid differ from each other and from 65534.
+
+As root, everything here would work even if a path failed for everyone else. So root starts these programs as
+another user, on a copy of the sources that this user can read.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyseccomp
+import pytest
+
+import envkit
+from envkit.sandboxes._rootfs import rootfs
+
+UID, GID = (4242, 4243) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
+SOURCES = Path(envkit.__file__).parent
+#: All that sandboxes and their checks need of envkit.
+PARTS = ("errors.py", "lease.py", "sandbox.py", "sandbox_check")
+CHECK = """
+import json, sys
+from envkit.sandbox_check import ESSENTIAL, self_check
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]]()
+failed = [f"{f.name}: {f.detail}" for f in self_check(backend, ESSENTIAL) if not f.ok]
+print(json.dumps([backend.available(), *failed]))
+"""
+MOUNT = """
+import os
+from envkit.sandbox import Quota
+from envkit.sandboxes._workspace.mounts import shared_mounts
+mounts = shared_mounts(os.getpid(), os.geteuid())
+mount = mounts.mount(Quota(2**20, 16))
+owner = os.fstat(mount.root)
+print(owner.st_uid, owner.st_gid, os.fstatvfs(mount.root).f_blocks * os.fstatvfs(mount.root).f_frsize)
+"""
+
+
+@dataclass(frozen=True)
+class OrdinaryUser:
+    """Runs Python programs as another user, with a home folder of its own.
+
+    Args:
+        folder: holds the sources and the home.
+        python: an interpreter that the user can run.
+    """
+
+    folder: Path
+    python: str
+
+    def run(self, code: str, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        prefix: list[str] = []
+        if os.geteuid() == 0:
+            prefix = ["setpriv", f"--reuid={UID}", f"--regid={GID}", "--clear-groups", "--inh-caps=-all"]
+        variables = {
+            "PATH": os.environ["PATH"],
+            "PYTHONPATH": str(self.folder / "sources"),
+            "HOME": str(self.folder / "home"),
+            "TMPDIR": str(self.folder / "tmp"),
+            **environment,
+        }
+        return subprocess.run(
+            [*prefix, self.python, "-c", code, *arguments],
+            env={name: value for name, value in variables.items() if value},
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=180,
+        )
+
+
+@pytest.fixture(scope="module")
+def user() -> Iterator[OrdinaryUser]:
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        package = folder / "sources/envkit"
+        package.mkdir(parents=True)
+        (package / "__init__.py").touch()
+        for part in PARTS:
+            copy = shutil.copytree if (SOURCES / part).is_dir() else shutil.copy
+            copy(SOURCES / part, package / part)
+        shutil.copytree(Path(sys.modules["envkit.sandboxes"].__path__[0]), package / "sandboxes")
+        (package / "grading").mkdir()
+        (package / "grading/__init__.py").touch()
+        for worker in ("worker.py", "suite_worker.py"):
+            shutil.copy(SOURCES / "grading" / worker, package / "grading")
+        shutil.copy(Path(pyseccomp.__file__), folder / "sources")
+        for owned in ("home", "tmp"):
+            (folder / owned).mkdir()
+            if os.geteuid() == 0:
+                os.chown(folder / owned, UID, GID)
+        subprocess.run(["chmod", "-R", "a+rX", str(folder / "sources")], check=True)
+        python = Path(sys.executable).resolve()
+        if not rootfs.reachable(python, UID):  # such as one in root's home
+            python = rootfs.root_folder(UID) / "usr/bin/python3"
+        yield OrdinaryUser(folder, str(python))
+
+
+def test_the_mount_helper_keeps_the_users_uid_and_gid(user: OrdinaryUser) -> None:
+    done = user.run(MOUNT)
+    assert done.stdout.split() == [str(UID), str(GID), str(2**20)], done
+
+
+@pytest.mark.parametrize("backend", ["bubblewrap", "zygote"])
+def test_sandboxes_isolate(user: OrdinaryUser, backend: str) -> None:
+    done = user.run(CHECK, backend)
+    assert done.returncode == 0, done
+    assert json.loads(done.stdout) == [None], done
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="changes the sources back")
+def test_a_helper_that_asks_for_its_group_too_late_is_noticed(user: OrdinaryUser) -> None:
+    helper = user.folder / "sources/envkit/sandboxes/_workspace/guest_mount_helper.py"
+    good = helper.read_text()
+    line = next(line for line in good.splitlines() if line.strip().startswith("group = os.getegid()"))
+    after = next(line for line in good.splitlines() if "LIBC.unshare(NEWUSER | NEWNS)" in line)
+    helper.write_text(good.replace(f"{line}\n", "").replace(after, f"{after}\n{line}"))
+    try:
+        done = user.run(MOUNT)
+        assert "Operation not permitted" in done.stderr, done
+    finally:
+        helper.write_text(good)
+
+
+def test_a_user_without_a_home_is_told_where_to_put_the_cache(user: OrdinaryUser) -> None:
+    done = user.run(CHECK, "bubblewrap", HOME="", XDG_CACHE_HOME="")
+    if os.geteuid() == 0:  # this user is in no list of accounts
+        assert "set XDG_CACHE_HOME" in done.stderr + done.stdout, done
+    assert "RuntimeError" not in done.stderr
