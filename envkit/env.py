@@ -144,6 +144,8 @@ class Env(gymnasium.Env[str, str], ABC):
             raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
         if len(self.tasks) != len(tasks):
             raise UsageError(f"{len(tasks)} tasks have only {len(self.tasks)} ids; expected each id once")
+        for task in tasks:
+            self.validate_task(task)
         if max_turns < 1:
             raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -197,6 +199,17 @@ class Env(gymnasium.Env[str, str], ABC):
             UsageError: it has none of that split.
         """
         raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
+
+    @classmethod
+    def validate_task(cls, task: Task) -> None:
+        """Check that this environment can pose a task; called for every task before any work.
+
+        An override usually reads ``task.hidden`` with `envkit.hidden.read_hidden`.
+
+        Raises:
+            TaskFileError: it cannot, for instance because the task was made for another environment. The
+                message names the task, the field, what was found and what was expected.
+        """
 
     @classmethod
     def import_tasks(cls, format: str, path: Path) -> ImportedTasks:

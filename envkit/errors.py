@@ -24,7 +24,7 @@ Of kinds that one part alone raises and catches:
 
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
-- `envkit.environments.sql_desk.session.Silent`, a `SandboxError`: a connection's patience is at its end.
+- `envkit.environments.sql_desk.postgres.connection.ServerSilent`, a `SandboxError`: no answer in time.
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ import gymnasium
 
 from envkit.display import Silent
 from envkit.env import Env
-from envkit.errors import RegistryError
+from envkit.errors import RegistryError, TaskFileError
 from envkit.taskfile import read_tasks
 
 if TYPE_CHECKING:
@@ -85,7 +85,7 @@ def make(
 
     Raises:
         RegistryError: no environment or sandbox of that name.
-        TaskFileError: not a task file.
+        TaskFileError: not a task file, or one of another environment.
         SandboxUnavailable: code cannot be isolated on this machine.
     """
     kind = environment(name)
@@ -93,8 +93,39 @@ def make(
     if tasks is None:
         tasks = kind.make_tasks("starter", sandbox=backend, display=Silent())
     elif isinstance(tasks, str | Path):
-        tasks = read_tasks(Path(tasks))
+        tasks = read_tasks_for(kind, Path(tasks))
     return kind(tasks=tasks, sandbox=backend, **options)
+
+
+def read_tasks_for(kind: type[Env], path: Path) -> list[Task]:
+    """Read a task file, and check that an environment can pose every task in it.
+
+    Raises:
+        TaskFileError: not a task file, or one of another environment, which the message names if installed.
+    """
+    tasks = read_tasks(path)
+    for task in tasks:
+        try:
+            kind.validate_task(task)
+        except TaskFileError as error:
+            fitting = [name for name in names("environment") if name != kind.id and _accepts(name, task)]
+            hint = (
+                f"it is a task of {' or '.join(fitting)}, so pass that as the environment"
+                if fitting
+                else f"make the file again for {kind.id}"
+            )
+            raise TaskFileError(f"{path}: not a task of {kind.id}: {error}; {hint}") from error
+    return tasks
+
+
+def _accepts(name: str, task: Task) -> bool:
+    """True if the environment checks its tasks and this one passes."""
+    try:
+        kind = environment(name)
+        kind.validate_task(task)
+    except Exception:  # a plugin that cannot be loaded is no candidate either
+        return False
+    return kind.validate_task.__func__ is not Env.validate_task.__func__
 
 
 def sandbox_backend(name: str = "auto") -> SandboxBackend:

@@ -21,7 +21,7 @@ LAYERS = (
     ("display", "lease", "plain", "spaces", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs",),
-    ("checks", "grading"),
+    ("checks", "grading", "hidden"),
     ("env", "tools"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),
@@ -149,7 +149,7 @@ def test_every_error_is_in_the_tree() -> None:
         if {node.name for _, node in derived} <= known:
             break
         known |= {node.name for _, node in derived}
-    assert {"BrokenTask", "ProviderError", "Silent"} <= known
+    assert {"BrokenTask", "ProviderError", "ServerSilent"} <= known
     tree = next(str(ast.get_docstring(module.tree)) for module in MODULES if module.name == "envkit.errors")
     for module, node in derived:
         name = f"─ {node.name} " if module.name == "envkit.errors" else f"`{module.name}.{node.name}`"

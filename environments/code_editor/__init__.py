@@ -1,4 +1,4 @@
-"""The code editor: repair real Python functions."""
+"""The code editor environment: repair functions of real Python files."""
 
 from __future__ import annotations
 

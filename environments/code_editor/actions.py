@@ -1,7 +1,7 @@
-"""The editor's action language: text in, typed actions or a mend out. Pure functions.
+"""The editor's action grammar: parse a message into typed actions, or say how to write it. Pure functions.
 
-Large models like search/replace blocks and diffs. A small one repairs best while it copies, so a
-fenced ``python`` block with the whole function replaces the old one.
+Large models prefer search/replace blocks and diffs. A small model repairs best while it copies, so a fenced
+``python`` block with a whole function replaces the old one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Say one of these:
 - view [NAME | FIRST-LAST], outline, definition NAME, run, undo, submit.
 An edit and a command may stand in one message, the command on the last line."""
 
-#: The same, where a whole program is edited, with new functions and imports.
+#: Help for tasks that edit a whole program, with new functions and imports.
 HELP_WHOLE = HELP.replace(
     "with a whole function: it replaces the function of that name;",
     "with the whole program: it replaces the file;",
@@ -26,7 +26,7 @@ HELP_WHOLE = HELP.replace(
 
 @dataclass(frozen=True, slots=True)
 class Replace:
-    """Replace consecutive lines ``old`` by ``new``."""
+    """Replace the consecutive lines ``old`` by ``new``."""
 
     old: tuple[str, ...]
     new: tuple[str, ...]
@@ -41,7 +41,7 @@ class Rewrite:
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """``name`` is one of the commands in `HELP`; ``argument`` is the rest of the line, stripped."""
+    """A command of `HELP`; ``argument`` is the rest of its line, stripped."""
 
     name: str
     argument: str = ""
@@ -49,36 +49,36 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Not an action; ``mend`` says how to say it right."""
+    """Text that is no action; ``hint`` says how to write one."""
 
-    mend: str
+    hint: str
 
 
 Action = Replace | Rewrite | Command | Malformed
 
-# Blocks are runs of whole lines, matched possessively: a hostile message costs time linear in its length.
+# Blocks are whole lines, matched possessively, so that a hostile message takes linear time.
 _SEARCH = re.compile(
     r"^<{5,9} ?SEARCH.*\n((?:(?![<=>]{5}).*\n)*+)={5,9}[ \t]*\n((?:(?![<=>]{5}).*\n)*+)>{5,9} ?REPLACE.*\n",
     re.MULTILINE,
 )
-# The closing fence may be missing: a small model often stops, or goes on to a command, right after an edit.
+# The closing fence is optional, because a small model often stops or writes a command right after an edit.
 _FENCE = re.compile(
     r"^[ \t]*```[ \t]*(\w*).*\n((?:(?![ \t]*```|(?:run|undo|submit)\n\Z).*\n)*+)(?:[ \t]*```[ \t]*\n)?",
     re.MULTILINE,
 )
 _HEADER = re.compile(r"^(?:diff --git .*|index [0-9a-f]+\.\..*|--- .*\n\+\+\+ .*|@@.*)\n", re.MULTILINE)
-#: What git says of a file whose last line does not end in a newline.
+#: The line that git prints after a last line without a newline.
 _NO_NEWLINE = re.compile(r"^\\ No newline at end of file\n", re.MULTILINE)
 _COMMAND = re.compile(r"(?:(run|outline|undo|submit)|(view|definition)((?: +[\w./-]+){0,2}))")
-# Characters that make text read differently from how it runs (Trojan Source, CVE-2021-42574), the
-# carriage return among them, which ends a line for Python alone; and halves of characters.
+# Characters that make text look different from what it does (Trojan Source, CVE-2021-42574), carriage
+# returns, which only Python treats as line ends, and lone surrogates.
 _DECEPTIVE = re.compile(
     "[\0-\b\v-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
 )
 
 
 def parse(text: str) -> list[Action]:
-    r"""The actions that a message contains, edits before the command; never empty.
+    r"""Return the actions of a message, edits before the command. The list is never empty.
 
     >>> parse("```diff\n-    return a\n+    return b\n```\nrun")
     [Replace(old=('    return a',), new=('    return b',)), Command(name='run', argument='')]
@@ -94,10 +94,10 @@ def parse(text: str) -> list[Action]:
     return actions or [Malformed(f"There is no action in that message. {HELP}")]
 
 
-def whole_text(old: str, new: str) -> str:
-    r"""The message that replaces whole lines of text, however many.
+def replace_text_message(old: str, new: str) -> str:
+    r"""Return the message that replaces whole lines.
 
-    >>> parse(whole_text("a\n", "b"))
+    >>> parse(replace_text_message("a\n", "b"))
     [Replace(old=('a',), new=('b',))]
     """
     old, new = (part if part.endswith("\n") else f"{part}\n" for part in (old, new))
@@ -114,7 +114,7 @@ def _fenced(language: str, body: str) -> list[Action]:
 
 
 def _commands(text: str) -> list[Action]:
-    """The last line that is a command and nothing else, if there is one."""
+    """Return the last line that is a command, if any."""
     for line in reversed(_lines(text)):
         if found := _COMMAND.fullmatch(line.strip().strip("`")):
             return [Command(found[1] or found[2], (found[3] or "").strip())]
@@ -128,22 +128,22 @@ def _replace(old: list[str], new: list[str]) -> Replace | Malformed:
 
 
 def _diff(body: str) -> list[Action]:
-    """Hunks of a unified or bare diff; file headers and ``@@`` lines only separate hunks."""
+    """Parse a unified or bare diff; file headers and ``@@`` lines only separate hunks."""
     actions: list[Action] = []
     for hunk in _HEADER.split(_NO_NEWLINE.sub("", body)):
         old: list[str] = []
         new: list[str] = []
         for line in hunk.rstrip().split("\n"):
-            said = line[1:] if line.startswith(("+", "-", " ")) else line
+            text = line[1:] if line.startswith(("+", "-", " ")) else line
             if not line.startswith("+"):
-                old.append(said)
+                old.append(text)
             if not line.startswith("-"):
-                new.append(said)
+                new.append(text)
         if old != new:
             actions.append(_replace(old, new))
     return actions or [Malformed('The diff changes nothing: put wrong lines after "-", right after "+".')]
 
 
 def _lines(text: str) -> list[str]:
-    """Lines as an editor counts them; ``str.splitlines`` also splits at form feeds and the like."""
+    """Split at newlines only; ``str.splitlines`` also splits at form feeds and others."""
     return text.split("\n")[:-1]

@@ -1,6 +1,6 @@
-"""Docstrings of one function's source: shown apart from its code, kept when the code is rewritten.
+"""Separate a function's docstring from its code, and put it back when the code is rewritten.
 
-A small model then reads the docstring once and need not write it again.
+A small model reads the docstring once and does not have to write it again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
 def split(function: str) -> tuple[str, str]:
-    r"""A function's source without its docstring, and the docstring's text (empty when there is none).
+    r"""Return a function's source without its docstring, and the docstring's text, empty if there is none.
 
     >>> split('def f():\n    "One."\n    return 1')
     ('def f():\n    return 1', 'One.')
@@ -28,7 +28,7 @@ def split(function: str) -> tuple[str, str]:
 
 
 def keep(old: str, new: str) -> str:
-    """``new`` with the docstring of ``old`` put back, where it has none and there is room for one."""
+    """Return ``new`` with the docstring of ``old``, unless it has one or its body is on the ``def`` line."""
     was, now = _function(old), _function(new)
     span = _span(old, was) if was is not None else None
     if span is None or now is None or ast.get_docstring(now) is not None:
@@ -38,7 +38,7 @@ def keep(old: str, new: str) -> str:
     at = min(node.lineno for node in (first, *decorators)) - 1
     lines = new.split("\n")
     margin = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-    if first.col_offset != len(margin):  # the body begins on a line of the def
+    if first.col_offset != len(margin):  # the body is on the def line
         return new
     docstring = textwrap.dedent("\n".join(old.split("\n")[span[0] - 1 : span[1]]))
     return "\n".join([*lines[:at], textwrap.indent(docstring, margin), *lines[at:]])
@@ -53,11 +53,13 @@ def _function(source: str) -> Function | None:
 
 
 def _span(source: str, node: Function) -> tuple[int, int] | None:
-    """First and last line of the docstring, 1-based, when it has lines of its own and is not alone."""
+    """First and last line of the docstring, 1-based; ``None`` if it shares a line or is the whole body."""
     first = node.body[0]
     if ast.get_docstring(node) is None or len(node.body) == 1 or first.end_lineno is None:
         return None
-    lines = textwrap.dedent(source).encode().split(b"\n")  # bytes, as the compiler's columns are
+    lines = (
+        textwrap.dedent(source).encode().split(b"\n")
+    )  # bytes, because the compiler counts columns in bytes
     before = lines[first.lineno - 1][: first.col_offset]
     after = lines[first.end_lineno - 1][first.end_col_offset :]
     return None if before.strip() or after.strip() else (first.lineno, first.end_lineno)

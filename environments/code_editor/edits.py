@@ -1,4 +1,4 @@
-"""Applying edits to text: find the lines, keep the indentation, or say why not. Pure functions."""
+"""Apply edits to text: find the lines and keep the indentation, or say why not. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,23 +9,22 @@ from collections.abc import Sequence
 
 from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import Replace, Rewrite
-from envkit.environments.code_editor.needs import with_needs
+from envkit.environments.code_editor.dependencies import with_dependencies
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 
 
 class EditError(Exception):
-    """The edit cannot be applied; the message is an observation that says how to mend it."""
+    """The edit cannot be applied; the message is an observation that says how to correct it."""
 
 
 def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
-    """Replace the one place where ``edit.old`` stands.
+    """Replace the one occurrence of ``edit.old``.
 
-    Lines are compared exactly first, then without their indentation; in the second case the new
-    lines are shifted to where the old ones stand. Places inside the function ``focus`` win over
-    places elsewhere.
+    Lines are compared exactly first, then without indentation. In the second case the new lines are
+    re-indented like the matched ones. Occurrences inside the function ``focus`` win over others.
 
     Raises:
-        EditError: the lines stand nowhere, or in several places.
+        EditError: the lines occur nowhere, or several times.
     """
     lines, count = source.split("\n"), len(edit.old)
     places = _places([line.rstrip() for line in lines], [line.rstrip() for line in edit.old])
@@ -48,15 +47,15 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
 
 
 def apply_rewrite(source: str, edit: Rewrite) -> str:
-    """Put each function or class of ``edit.source`` in the place of the one with its name.
+    """Replace each function or class that ``edit.source`` defines.
 
-    What these need of the rest of the block (imports, constants, new functions) comes before them; all else,
-    such as a call to show how it works, is left out. A function without a docstring keeps the one it had. In
-    a file that is no Python, where a definition ends can only be guessed: the first guess that makes it
-    Python counts.
+    Imports, constants and new functions of the block that the definitions use are inserted above them. Other
+    statements, such as a sample call, are dropped. A function without a docstring keeps the old one. In a
+    file with a syntax error the end of a definition is unknown; the first end that makes the file valid is
+    used.
 
     Raises:
-        EditError: no definition in the block, none with a name in the file, or a name that stands there
+        EditError: the block defines nothing, nothing that the file defines, or a name that the file defines
             several times.
     """
     block = textwrap.dedent(edit.source)
@@ -70,36 +69,36 @@ def apply_rewrite(source: str, edit: Rewrite) -> str:
     if not offered:
         raise EditError("The python block defines no function; write the whole function, with its def line.")
     broken = syntax_problem(source) is not None
-    placed: list[str] = []
+    replaced: list[str] = []
     for item in offered:
         new = textwrap.dedent(item.lines(block))
-        if broken and (mended := _mended(source, item.name, new)):
-            source = mended
+        if broken and (repaired := _replace_in_broken(source, item.name, new)):
+            source = repaired
         elif targets := find(source, item.name):
             if len(targets) > 1:
                 raise EditError(f"{item.name} stands {len(targets)} times in {_file(source)}.")
             source = _put(source, targets[0], new)
         else:
             continue
-        placed.append(item.name)
-    if not placed:
+        replaced.append(item.name)
+    if not replaced:
         names = ", ".join(item.name for item in offered)
         raise EditError(f"{names} is not in {_file(source)}.")
-    return with_needs(source, block, placed)
+    return with_dependencies(source, block, replaced)
 
 
 def _file(source: str) -> str:
     return f"the file, which defines: {', '.join(item.name for item in definitions(source)) or 'nothing'}"
 
 
-def _mended(source: str, name: str, new: str) -> str | None:
-    """The file with the definition of that name replaced so that it is Python; ``None`` if none does."""
+def _replace_in_broken(source: str, name: str, new: str) -> str | None:
+    """Replace a definition so that the file becomes valid Python; return ``None`` if that is impossible."""
     lines = source.split("\n")
     starts = re.compile(rf"\s*(?:async\s+)?(?:def|class)\s+{re.escape(name)}\b")
     for first, line in enumerate(lines):
         if starts.match(line):
             margin = _margin(line)
-            # It ends where a line stands as far left, or with the file.
+            # It ends before a line that is indented as little, or at the end of the file.
             ends = [
                 last
                 for last in range(first + 1, len(lines))
@@ -130,22 +129,22 @@ def _margin(line: str) -> str:
 
 
 def _shifted(edit: Replace, present: Sequence[str]) -> list[str]:
-    """The new lines, moved as the old ones would have to move to where they stand."""
+    """Re-indent the new lines, as the old ones differ from the lines in the file."""
     moves = {
-        _margin(said): _margin(stands) for said, stands in zip(edit.old, present, strict=True) if said.strip()
+        _margin(old): _margin(actual) for old, actual in zip(edit.old, present, strict=True) if old.strip()
     }
     shifted: list[str] = []
     for line in edit.new:
-        # Lines as deep as an old one move with it, deeper ones with the deepest above them.
-        said = max((margin for margin in moves if line.startswith(margin)), key=len, default=None)
-        body = line.lstrip() if said is None else line.removeprefix(said)
-        margin = next(iter(moves.values())) if said is None else moves[said]
+        # A line moves like the old line with the longest common indentation.
+        old = max((margin for margin in moves if line.startswith(margin)), key=len, default=None)
+        body = line.lstrip() if old is None else line.removeprefix(old)
+        margin = next(iter(moves.values())) if old is None else moves[old]
         shifted.append(margin + body if line.strip() else line)
     return shifted
 
 
 def _nearest(lines: Sequence[str], old: Sequence[str]) -> str | None:
     wanted = next(line for line in old if line.strip())
-    # Cut, because the time that the comparison takes grows with the square of the length.
+    # Cut, because the comparison takes quadratic time.
     close = difflib.get_close_matches(wanted[:200], lines, n=1, cutoff=0.6)
     return close[0] if close else None

@@ -1,4 +1,4 @@
-"""What the agent reads first, and the script behind ``run``."""
+"""The first observation of an episode, and the script that ``run`` executes."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import HELP, HELP_WHOLE
 from envkit.types import Task
 
-#: The system message for models; the grammar itself stands in the observation.
+#: System message for models. The action grammar is part of the observation.
 SYSTEM = "You repair Python code."
 
-#: Workspace path of the script behind ``run``, which the agent may read.
+#: Workspace path of the script that ``run`` executes. The agent may read it.
 CHECK = "check.py"
-#: More say little and make every prompt longer.
+#: More examples help little and make every prompt longer.
 _SHOWN_EXAMPLES = 2
 
 
@@ -23,9 +23,9 @@ def _examples(task: Task) -> list[Mapping[str, str]]:
 
 
 def first_observation(task: Task, code: str, max_turns: int) -> str:
-    """What it should do, examples, the code and, where more than one turn is to come, the grammar.
+    """Return the request, examples, the code and, if there are several turns, the action grammar.
 
-    The code stands last: what a small model is about to copy should be near.
+    The code comes late, because a small model copies best what it has just read.
     """
     whole = bool(task.metadata.get("whole"))
     listing, docstring = (code, "") if whole else docstrings.split(code)
@@ -38,9 +38,9 @@ def first_observation(task: Task, code: str, max_turns: int) -> str:
 
 
 def check_script(task: Task) -> str:
-    """A program that calls the examples and prints each result beside the expected one.
+    """Return a program that calls the examples and prints each result beside the expected one.
 
-    It is feedback for the agent. The reward never looks at it.
+    It is feedback for the agent and does not affect the reward.
     """
     calls = [(item["call"], item["value"]) for item in _examples(task)]
     modules = list(cast("Sequence[str]", task.hidden["modules"]))

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 from envkit.grading import NumericPolicy
+from envkit.hidden import to_json
 from envkit.inputs.doctests import docstring_calls, modules_of
 from envkit.mining.build import SOLUTION, edit_between
-from envkit.mining.hidden import RepairHidden, to_json
+from envkit.mining.hidden import RepairHidden
 from envkit.types import Task
 
 

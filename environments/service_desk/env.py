@@ -1,4 +1,4 @@
-"""The service desk environment: an agent sorts out the tickets of a web service that it cannot reach."""
+"""The service desk environment: an agent manages tickets through tools that call a web service."""
 
 from __future__ import annotations
 
@@ -9,37 +9,37 @@ from urllib.parse import quote
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Env, Exploit
-from envkit.environments.service_desk.desk import Desk
-from envkit.environments.service_desk.tasks import changed, generate, tickets_of
+from envkit.environments.service_desk.service_client import ServiceClient
+from envkit.environments.service_desk.tasks import TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade
 from envkit.sandbox import SandboxBackend
 from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
 
-#: Characters of a word to search for; addresses have to end somewhere.
-_LONGEST = 100
+#: Most characters of a search word, because URLs have limits.
+_MAX_WORD = 100
 
 
 @final
 class ServiceDeskEnv(Env):
     """Sort out the tickets of an HTTP service as asked.
 
-    **Observation**: the request, a table of all tickets and the tools; then what the last call gave.
+    **Observation**: the request, a table of all tickets and the tools. Later, the result of the last call.
 
     **Actions**: ``list_tickets()``, ``search(word)``, ``show(ticket)``, ``assign(tickets, person)``,
     ``close_tickets(tickets)`` and ``done()``.
 
-    **Reward**: 1 when the service's tickets are exactly as asked, else 0.
+    **Reward**: 1 if the service's tickets are exactly as requested, else 0.
 
-    **End**: ``done`` terminates; a used-up turn budget truncates. The tickets are looked at either way.
+    **End**: ``done`` terminates; the last of ``max_turns`` truncates. The tickets are graded either way.
 
     **Versions**: v0.
 
     Args:
-        warm_up_s: what the service takes at least to come up.
-        ready_s: what it may take; if it takes longer, the episode is void.
-        options: as of every `Env`.
+        warm_up_s: seconds that the service needs to start.
+        ready_s: longest wait until it is ready, in seconds; after that the episode is void.
+        options: see `Env`.
     """
 
     id: ClassVar[str] = "service-desk"
@@ -51,44 +51,49 @@ class ServiceDeskEnv(Env):
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
-        """Made-up ones; see `envkit.environments.service_desk.tasks`."""
+        """Generate tasks; see `envkit.environments.service_desk.tasks`."""
         if split not in ("train", "heldout", "starter"):
             return super().make_tasks(split, sandbox=sandbox, display=display)
         return generate(split)
 
     @classmethod
+    def validate_task(cls, task: Task) -> None:
+        TicketHidden.from_task(task)
+
+    @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        """The right change, then the end. The first alone does it, so one turn is enough."""
-        hidden: Any = task.hidden
-        return [_call(hidden["tickets"], hidden["change"]), "done()"]
+        """The right change, then ``done``. The change alone solves the task, so one turn is enough."""
+        hidden = TicketHidden.from_task(task)
+        return [_change_call(hidden.tickets, hidden.change), "done()"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Changes that are nearly right, and words that may come to mean more than they say."""
-        hidden: Any = task.hidden
+        """Near misses, and arguments that try to inject a second HTTP request."""
+        hidden = TicketHidden.from_task(task)
+        numbers, change = hidden.tickets, hidden.change
         right, done = cls.oracle(task)
-        opened = {each["number"]: each for each in tickets_of(task) if each["state"] == "open"}
-        other = next(  # that the change would change
+        open_ = {ticket["number"]: ticket for ticket in tickets_of(task) if ticket["state"] == "open"}
+        other = next(  # an open ticket that the change would alter, and that is not part of the request
             number
-            for number, each in opened.items()
-            if number not in hidden["tickets"] and not hidden["change"].items() <= each.items()
+            for number, ticket in open_.items()
+            if number not in numbers and not change.items() <= ticket.items()
         )
-        smuggled = f"Ada HTTP/1.1\r\n\r\nPOST /tickets {hidden}"
+        injected = f"Ada HTTP/1.1\r\n\r\nPOST /tickets {dict(task.hidden)}"
         return [
             Exploit("says that it is done", (done,)),
-            Exploit("does it to every open ticket", (_call([*opened], hidden["change"]), done)),
-            Exploit("does it to one more", (_call([*hidden["tickets"], other], hidden["change"]), done)),
-            Exploit("closes one more after it", (right, _call([other], {"state": "closed"}), done)),
-            Exploit("does it to tickets that are not there", (_call([0, 99], hidden["change"]), done)),
-            Exploit("smuggles a request into a search", (format_call("search", {"word": smuggled}), done)),
-            Exploit("smuggles one into a name", (_call(hidden["tickets"], {"owner": smuggled}), done)),
+            Exploit("does it to every open ticket", (_change_call([*open_], change), done)),
+            Exploit("does it to one more", (_change_call([*numbers, other], change), done)),
+            Exploit("closes one more after it", (right, _change_call([other], {"state": "closed"}), done)),
+            Exploit("does it to tickets that are not there", (_change_call([0, 99], change), done)),
+            Exploit("smuggles a request into a search", (format_call("search", {"word": injected}), done)),
+            Exploit("smuggles one into a name", (_change_call(numbers, {"owner": injected}), done)),
         ]
 
     def setup(self, task: Task) -> str:
-        self._desk = Desk(self.sandbox, warm_up_s=self._warm_up_s, ready_s=self._ready_s)
+        self._client = ServiceClient(self.sandbox, warm_up_s=self._warm_up_s, ready_s=self._ready_s)
         return f"{task.prompt}\n\n{self.list_tickets()}\n\n{self.help}"
 
-    # The agent never speaks to the service: each tool makes one request of it, of a shape that is fixed here.
+    # The agent never talks to the service directly: each tool sends one request of a fixed shape.
 
     @tool
     def list_tickets(self) -> str:
@@ -98,8 +103,8 @@ class ServiceDeskEnv(Env):
     @tool
     def search(self, word: str) -> str:
         """List the tickets that have this word in their title or text."""
-        if len(word) > _LONGEST:
-            raise UsageError(f"a word of {len(word)} characters; expected at most {_LONGEST}")
+        if len(word) > _MAX_WORD:
+            raise UsageError(f"a word of {len(word)} characters; expected at most {_MAX_WORD}")
         return self._request("GET", f"/tickets?word={quote(word, safe='')}")
 
     @tool
@@ -124,23 +129,25 @@ class ServiceDeskEnv(Env):
 
     @check()
     def left_as_asked(self) -> Grade:
-        """What counts is what the service holds; what was asked for, it never learns."""
-        hidden: Any = self.task.hidden
-        wanted = changed(tickets_of(self.task), hidden["tickets"], hidden["change"])
-        _, found = self._desk.ask("GET", "/tickets")
-        pairs = zip(found["tickets"], wanted, strict=True)
-        if wrong := [f"found {_line(one)}, expected {_line(other)}" for one, other in pairs if one != other]:
+        """Compare the service's tickets with the expected ones, which never enter the sandbox."""
+        hidden = TicketHidden.from_task(self.task)
+        expected = changed(tickets_of(self.task), hidden.tickets, hidden.change)
+        _, answer = self._client.request("GET", "/tickets")
+        pairs = zip(answer["tickets"], expected, strict=True)
+        if wrong := [
+            f"found {_line(left)}, expected {_line(right)}" for left, right in pairs if left != right
+        ]:
             return Grade(Verdict.FAIL, f"{len(wrong)} tickets are wrong; first: {wrong[0]}", 0, 1)
-        return Grade(Verdict.PASS, f"all {len(wanted)} tickets are as asked", 1, 1)
+        return Grade(Verdict.PASS, f"all {len(expected)} tickets are as asked", 1, 1)
 
     def _request(self, method: str, path: str, body: Any = None) -> str:
-        """What the service answers, as an agent reads it."""
-        status, answer = self._desk.ask(method, path, body)
+        """Send a request, and return the answer as text for the agent."""
+        status, answer = self._client.request(method, path, body)
         if status != 200:
             return f"Not done: {answer['error']}"
         if "tickets" not in answer:
             return f"{_line(answer)}\n{answer['text']}"
-        lines = [_line(each) for each in answer["tickets"]]
+        lines = [_line(ticket) for ticket in answer["tickets"]]
         return "\n".join(["no | state | priority | owner | title", *lines, f"({len(lines)} tickets)"])
 
 
@@ -149,8 +156,8 @@ def _line(ticket: Mapping[str, Any]) -> str:
     return " | ".join(map(str, parts))
 
 
-def _call(tickets: Sequence[int], change: Mapping[str, str]) -> str:
-    """The action that makes a change to tickets."""
+def _change_call(tickets: Sequence[int], change: Mapping[str, str]) -> str:
+    """The action that changes tickets."""
     if "owner" in change:
         return format_call("assign", {"tickets": [*tickets], "person": change["owner"]})
     return format_call("close_tickets", {"tickets": [*tickets]})

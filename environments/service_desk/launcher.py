@@ -1,7 +1,7 @@
-"""Starts a service, waits until it is ready, and hands on what it is asked; standard library only.
+"""The program in the sandbox that starts a service and forwards requests to it. Standard library only.
 
-It runs in the sandbox, beside the service: only programs that were opened together share a loopback device.
-It answers line by line; the first says what to start.
+It runs beside the service, because only programs opened together share a loopback device. It reads JSON lines
+from standard input and answers each with one line. The first line says what to start:
 
     {"argv": [...], "token": T, "port": N, "ready_s": S}    {"up": true}, or {"failure": WHY}
     {"method": M, "path": P, "body": JSON}                  {"status": N, "body": JSON}, or {"failure": WHY}
@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: What one request may take.
+#: Longest wait for one request's answer, in seconds.
 REQUEST_S = 10.0
 PROBE_EVERY_S = 0.01
 
@@ -32,18 +32,18 @@ class Service:
         self.port, self.headers = port, {"Authorization": f"Bearer {token}"}
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         pipe: Any = self.process.stdin
-        with contextlib.suppress(BrokenPipeError), pipe:  # it has ended already, as will be seen
+        with contextlib.suppress(BrokenPipeError), pipe:  # if it has ended already, `wait` says so
             pipe.write(token + "\n")
         self.wait(time.monotonic() + ready_s)
 
     def wait(self, until: float) -> None:
-        """Return once it answers for itself; what listens there may not be it, or not be ready."""
+        """Return once the service answers 204 to an authorized request, so it is running and ready."""
         last = "it was not asked"
         while (left_s := until - time.monotonic()) > 0:
             if self.process.poll() is not None:
                 raise OSError(f"it ended with status {self.process.returncode}")
             try:
-                status = self.ask("GET", "/health", timeout_s=left_s)["status"]
+                status = self.request("GET", "/health", timeout_s=left_s)["status"]
                 if status == 204:
                     return
                 last = f"it answers with status {status}"
@@ -52,7 +52,9 @@ class Service:
             time.sleep(PROBE_EVERY_S)
         raise OSError(f"it was not ready in time: {last}")
 
-    def ask(self, method: str, path: str, body: Any = None, timeout_s: float = REQUEST_S) -> dict[str, Any]:
+    def request(
+        self, method: str, path: str, body: Any = None, timeout_s: float = REQUEST_S
+    ) -> dict[str, Any]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
             connection.request(method, path, None if body is None else json.dumps(body), self.headers)
@@ -64,16 +66,16 @@ class Service:
 
 
 def main() -> None:
-    """Answer until nobody asks."""
+    """Answer requests until standard input ends."""
     service: Service | None = None
     for line in sys.stdin:
-        asked = json.loads(line)
+        message = json.loads(line)
         try:
             if service is None:
-                service = Service(**asked)
+                service = Service(**message)
                 answer: Any = {"up": True}
             else:
-                answer = service.ask(**asked)
+                answer = service.request(**message)
         except (OSError, HTTPException, ValueError) as error:
             answer = {"failure": str(error) or type(error).__name__}
         print(json.dumps(answer), flush=True)

@@ -1,13 +1,13 @@
-"""The service: tickets over HTTP, on the loopback device, for whoever knows its token; standard library only.
+"""The ticket service: HTTP on the loopback device, for requests with its token. Standard library only.
 
-It stands for an application of yours and knows nothing of envkit. Its token comes on standard input, for what
-stands on a command line or in the environment can be read by every program beside it.
+It stands for your application and knows nothing of envkit. The token comes on standard input, because other
+programs can read a command line and an environment.
 
-    GET  /health             204, once it is ready; all else answers with JSON
-    GET  /tickets[?word=W]   people and tickets, or those tickets that have the word in title or text
+    GET  /health             204 once it is ready; everything else answers JSON
+    GET  /tickets[?word=W]   people and tickets; with a word, the tickets that have it in title or text
     GET  /tickets/N          one ticket with its text
     POST /tickets            {"numbers": [N, ...], "change": {"owner": NAME} or {"state": "closed"}}: changes
-                             all of these, which have to be open, or none
+                             these open tickets, all or none
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from typing import Any
 
 
-class Refused(Exception):
-    """What is wrong with a request, and the status that says so."""
+class RequestRefused(Exception):
+    """A request that the service refuses, with the HTTP status."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -35,14 +35,14 @@ class Refused(Exception):
 
 
 class Tickets:
-    """All tickets, in memory, and in what words each can be found."""
+    """The tickets, in memory, with the text that `find` searches."""
 
     def __init__(self, path: Path, warm_up_s: float) -> None:
-        found: dict[str, Any] = json.loads(path.read_text())
-        self.people: list[str] = found["people"]
-        self.by_number: dict[int, dict[str, Any]] = {each["number"]: each for each in found["tickets"]}
-        self.words = {n: f"{each['title']} {each['text']}".lower() for n, each in self.by_number.items()}
-        time.sleep(warm_up_s)  # as long as it takes yours to load models, fill caches and migrate tables
+        stored: dict[str, Any] = json.loads(path.read_text())
+        self.people: list[str] = stored["people"]
+        self.by_number: dict[int, dict[str, Any]] = {ticket["number"]: ticket for ticket in stored["tickets"]}
+        self.words = {n: f"{found['title']} {found['text']}".lower() for n, found in self.by_number.items()}
+        time.sleep(warm_up_s)  # stands for loading models, filling caches, migrating tables
 
     def find(self, word: str) -> dict[str, Any]:
         found = [self.by_number[number] for number, text in self.words.items() if word.lower() in text]
@@ -50,22 +50,22 @@ class Tickets:
 
     def get(self, number: int) -> dict[str, Any]:
         if number not in self.by_number:
-            raise Refused(404, f"there is no ticket {number}")
+            raise RequestRefused(404, f"there is no ticket {number}")
         return self.by_number[number]
 
     def change(self, numbers: list[int], change: dict[str, str]) -> dict[str, Any]:
         if change not in ({"state": "closed"}, *({"owner": name} for name in self.people)):
-            raise Refused(422, f"{change} cannot be; people are {', '.join(self.people)}")
+            raise RequestRefused(422, f"{change} cannot be; people are {', '.join(self.people)}")
         chosen = [self.get(number) for number in dict.fromkeys(numbers)]
-        if shut := [each["number"] for each in chosen if each["state"] != "open"]:
-            raise Refused(409, f"ticket {shut[0]} is closed; nothing was changed")
-        for each in chosen:
-            each.update(change)
+        if closed := [ticket["number"] for ticket in chosen if ticket["state"] != "open"]:
+            raise RequestRefused(409, f"ticket {closed[0]} is closed; nothing was changed")
+        for ticket in chosen:
+            ticket.update(change)
         return {"tickets": chosen}
 
 
 def serve(tickets: Tickets, port: int, token: str) -> None:
-    """Answer one request after the other, until the process ends."""
+    """Answer one request at a time, until the process ends."""
 
     class Handler(BaseHTTPRequestHandler):
         def answer(self, body: Any, status: int = 200) -> None:
@@ -79,7 +79,7 @@ def serve(tickets: Tickets, port: int, token: str) -> None:
             try:
                 given = self.headers.get("Authorization", "")
                 if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
-                    raise Refused(401, "the token is missing or wrong")
+                    raise RequestRefused(401, "the token is missing or wrong")
                 url = urlsplit(self.path)
                 match self.command, re.findall(r"[^/]+", url.path):
                     case "GET", ["health"]:
@@ -89,17 +89,17 @@ def serve(tickets: Tickets, port: int, token: str) -> None:
                     case "GET", ["tickets", number] if re.fullmatch("[0-9]{1,9}", number):
                         self.answer(tickets.get(int(number)))
                     case "POST", ["tickets"]:
-                        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                        self.answer(tickets.change(asked["numbers"], asked["change"]))
+                        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                        self.answer(tickets.change(request["numbers"], request["change"]))
                     case _:
-                        raise Refused(404, "there is nothing at this address")
-            except Refused as refused:
+                        raise RequestRefused(404, "there is nothing at this address")
+            except RequestRefused as refused:
                 self.answer({"error": str(refused)}, refused.status)
 
         do_GET = do_POST = handle_request
 
         def log_message(self, format: str, *args: Any) -> None:
-            """A log is a place to leak into; this service keeps none."""
+            """Log nothing, because a log could leak the token."""
 
     HTTPServer(("127.0.0.1", port), Handler).serve_forever()
 

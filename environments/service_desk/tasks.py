@@ -1,8 +1,10 @@
-"""The tasks: made up from a seed, at three levels; train and held-out ones are about different things.
+"""Generated tasks at three levels of difficulty.
 
-1  one ticket, by its number
-2  all open tickets of one kind
-3  all open tickets for which two things hold
+    1  one ticket, by its number
+    2  all open tickets with one property
+    3  all open tickets with two properties
+
+Train and held-out tasks are about different places and devices.
 """
 
 from __future__ import annotations
@@ -11,12 +13,14 @@ import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, final
 
-from envkit.environments.service_desk.desk import STORE
+from envkit.environments.service_desk.service_client import STORE
+from envkit.errors import TaskFileError
+from envkit.hidden import read_hidden, to_json
 from envkit.types import Task
 
-#: Split -> places -> the things that break there.
+#: Split -> place -> the devices that break there.
 _PLACES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "train": {
         "office": ("printer", "network", "password"),
@@ -40,17 +44,25 @@ Ticket = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """What a task asks for: how hard it is, the words, which open tickets, and what is to become of them."""
+    """One request.
+
+    Args:
+        level: 1 to 3.
+        kind: part of the task's id.
+        prompt: the words.
+        applies_to: True for the open tickets to change.
+        change: fields to set on them.
+    """
 
     level: int
     kind: str
-    words: str
-    which: Callable[[Ticket], bool]
+    prompt: str
+    applies_to: Callable[[Ticket], bool]
     change: Mapping[str, str]
 
 
 def _requests(draw: random.Random, things: Sequence[str]) -> Iterator[_Request]:
-    """One of each kind."""
+    """Fill in one request of each kind."""
     number, thing = draw.randrange(1, _TICKETS + 1), draw.choice(things)
     person, other = draw.sample(_PEOPLE, 2)
     closed, given = {"state": "closed"}, {"owner": person}
@@ -81,31 +93,56 @@ def _requests(draw: random.Random, things: Sequence[str]) -> Iterator[_Request]:
     )
 
 
-def generate(split: str, each: int = 4) -> list[Task]:
-    """All tasks of a split; ``"starter"`` gives one of each kind to train on.
+@final
+@dataclass(frozen=True, slots=True)
+class TicketHidden:
+    """Hidden fields of a task.
 
     Args:
-        split: ``"train"``, ``"heldout"`` or ``"starter"``.
-        each: tasks of each place and kind.
+        tickets: numbers of the tickets to change.
+        change: fields to set on them.
+    """
+
+    tickets: tuple[int, ...]
+    change: Mapping[str, str]
+
+    @classmethod
+    def from_task(cls, task: Task) -> TicketHidden:
+        """Read a task's hidden fields.
+
+        Raises:
+            TaskFileError: the task is not one of the service desk.
+        """
+        if STORE not in task.files:
+            raise TaskFileError(f"task {task.id}: files has no {STORE!r}; expected the tickets there")
+        return read_hidden(cls, task)
+
+
+def generate(split: str, per_kind: int = 4) -> list[Task]:
+    """Return the tasks of a split.
+
+    Args:
+        split: ``"train"``, ``"heldout"``, or ``"starter"`` for one train task of each kind.
+        per_kind: tasks per place and kind.
     """
     if split == "starter":
         return generate("train", 1)[:6]
     return [
         _task(split, place, things, kind, number)
         for place, things in _PLACES[split].items()
-        for number in range(each)
+        for number in range(per_kind)
         for kind in range(6)
     ]
 
 
 def tickets_of(task: Task) -> list[Ticket]:
-    """The tickets as they are at first."""
+    """Return the tickets as they are at the start."""
     return json.loads(task.files[STORE])["tickets"]
 
 
 def changed(tickets: Sequence[Ticket], numbers: Sequence[int], change: Mapping[str, str]) -> list[Ticket]:
-    """The tickets after a change of some of them."""
-    return [{**each, **change} if each["number"] in numbers else each for each in tickets]
+    """Return the tickets with a change applied to some of them."""
+    return [{**ticket, **change} if ticket["number"] in numbers else ticket for ticket in tickets]
 
 
 def _task(split: str, place: str, things: Sequence[str], kind: int, number: int) -> Task:
@@ -113,23 +150,23 @@ def _task(split: str, place: str, things: Sequence[str], kind: int, number: int)
     while True:
         request = [*_requests(draw, things)][kind]
         tickets = [_ticket(draw, i, things) for i in range(1, _TICKETS + 1)]
-        opened = [each for each in tickets if each["state"] == "open"]
-        chosen = [each["number"] for each in opened if request.which(each)]
-        wanted = changed(tickets, chosen, request.change)
-        everything = changed(tickets, [each["number"] for each in opened], request.change)
-        if wanted not in (tickets, everything):  # neither doing nothing nor doing it to all may be right
+        open_ = [ticket for ticket in tickets if ticket["state"] == "open"]
+        chosen = [ticket["number"] for ticket in open_ if request.applies_to(ticket)]
+        expected = changed(tickets, chosen, request.change)
+        all_changed = changed(tickets, [ticket["number"] for ticket in open_], request.change)
+        if expected not in (tickets, all_changed):  # neither no change nor changing all may be right
             break
     return Task(
         id=f"{split}/{place}-{request.kind.replace(' ', '-')}-{number}",
         split=split,
-        prompt=request.words,
+        prompt=request.prompt,
         files={STORE: json.dumps({"people": list(_PEOPLE), "tickets": tickets})},
         metadata={
             "operator": f"level {request.level}",
             "level": request.level,
             "source": f"{place} {request.kind}",
         },
-        hidden={"tickets": chosen, "change": request.change},  # never enters a sandbox
+        hidden=to_json(TicketHidden(tuple(chosen), request.change)),
     )
 
 

@@ -1,4 +1,4 @@
-"""The SQL desk environments: one statement answers a question, or changes the database as asked."""
+"""The SQL desk environments: answer a request about a database, or change the database, with SQL."""
 
 from __future__ import annotations
 
@@ -12,94 +12,100 @@ from typing import Any, ClassVar, cast, final
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import ActionResult, Env, Exploit
-from envkit.environments.sql_desk.address import DSN_VARIABLE
-from envkit.environments.sql_desk.desk import COMPARED, Desk, Result, SqliteDesk
-from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.references import References
-from envkit.environments.sql_desk.server import serving
-from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, generate
+from envkit.environments.sql_desk.database import COMPARED_ROWS, Database, Result
+from envkit.environments.sql_desk.postgres.database import PostgresDatabase
+from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres.server import server_of
+from envkit.environments.sql_desk.reference_pool import ReferencePool
+from envkit.environments.sql_desk.sqlite import SqliteDatabase
+from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, SqlHidden, generate
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
 from envkit.tools import ToolCall, parse_call, tool
 from envkit.types import JSON, Task, Verdict
 
-#: Databases of fresh rows that an answer is tried on, beside the one that was shown.
-FRESH = 4
-#: Visits of tasks whose reference outcomes are remembered.
-KNOWN = 256
+#: Databases with fresh rows that a submission is graded on, beside the shown one.
+FRESH_DATABASES = 4
+#: Most cached outcomes of references.
+_MAX_CACHED = 256
 
 _BLOCK = re.compile(
     r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
 )
-#: A number that a reference compares with.
+#: A bound in a reference, such as ``price > 20``.
 _BOUND = re.compile(r" > (\d+)")
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
-#: How an answer is written, about tables that no task has.
-_FORM = (
+#: An example of an answer, about a table that no task has.
+_EXAMPLE = (
     'Answer with SQL. For example, "List the orbit of all planets." is answered by:\n'
     "```sql\nSELECT orbit FROM planets\n```"
 )
 _NUMBERED = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n"
-#: To a reader 2 and 2.0 are one answer.
+#: 2 and 2.0 are the same answer.
 _NUMBERS = NumericPolicy(int_as_float=True)
 
 
 class SqlEnv(Env):
     """Answer a question about a database, or change it, with SQL.
 
-    **Observation**: the request, the tables, a few rows of each, an example of an answer, and the request
-    again; then what a statement gave.
+    **Observation**: the request, the schema, a few rows of each table, an example of an answer, and the
+    request again. Later, the result of a query.
 
-    **Actions**: ``query(sql)`` tries a statement on the shown database; ``submit(sql)``, or just a statement,
-    in a fenced block or bare, is the answer and ends the episode.
+    **Actions**: ``query(sql)`` tries statements on the shown database. ``submit(sql)``, or a statement alone,
+    bare or in a fenced block, is the answer and ends the episode.
 
-    **Reward**: 1 when the submitted statements give the rows that the reference gives, or leave the tables as
-    it leaves them, on the shown database and on `FRESH` others; else 0. The order of rows counts where the
-    request asks for one.
+    **Reward**: 1 if the submission returns the reference's rows, or leaves the tables as the reference does,
+    on the shown database and on `FRESH_DATABASES` others; else 0. The order of rows counts if the request
+    asks for one.
 
-    **End**: a submission terminates; a used-up turn budget truncates and earns nothing.
+    **End**: a submission terminates. The last of ``max_turns`` truncates, with reward 0.
 
-    **Versions**: v0; v1 shows an example and has tasks that are easier still; v2 grades on databases with
-    ties, and with rows on the bounds that are asked for.
+    **Versions**: v0. v1 shows an example and adds easier tasks. v2 grades on databases with ties and with
+    rows on the bounds of the request.
     """
 
-    _desk: Desk | None = None
+    _database: Database | None = None
 
-    #: What references lead to, see `_wanted`; members of a group ask for the same.
-    _known: ClassVar[dict[tuple[object, ...], list[JSON]]] = {}
-
-    @abstractmethod
-    def open(self, script: str) -> Desk:
-        """The database that the agent works on, for this episode."""
+    #: Outcomes of references; the members of a group share them.
+    _reference_outcomes: ClassVar[dict[tuple[object, ...], list[JSON]]] = {}
 
     @abstractmethod
-    def apart(self, script: str) -> AbstractContextManager[Desk]:
-        """Another one, which no agent ever works on."""
+    def open_database(self, script: str) -> Database:
+        """Open the database that the agent works on in this episode."""
+
+    @abstractmethod
+    def reference_database(self, script: str) -> AbstractContextManager[Database]:
+        """Open a database for the reference, which no agent ever works on."""
 
     @classmethod
     @abstractmethod
-    def beyond(cls, domain: Domain) -> Mapping[str, str]:
-        """What this kind of database makes of statements that reach beyond the tables: name -> statements."""
+    def backend_exploits(cls, domain: Domain) -> Mapping[str, str]:
+        """Exploit name -> statements that try to reach beyond the tables of this kind of database."""
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
-        """Generated ones; see `envkit.environments.sql_desk.tasks`."""
+        """Generate tasks; see `envkit.environments.sql_desk.tasks`."""
         if split not in ("train", "heldout", "starter"):
             return super().make_tasks(split, sandbox=sandbox, display=display)
         return generate(split)
 
     @classmethod
+    def validate_task(cls, task: Task) -> None:
+        SqlHidden.from_task(task)
+
+    @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        """The reference."""
-        return [f"```sql\n{task.hidden['reference']}\n```"]
+        """Submit the reference."""
+        return [f"```sql\n{SqlHidden.from_task(task).reference}\n```"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Answers that were not worked out or nearly right, and statements that reach beyond the tables."""
-        domain = _domain(task)
-        things = domain.things
-        said = {
+        """Guesses, near misses, and statements that reach beyond the tables."""
+        hidden = SqlHidden.from_task(task)
+        domain = BY_NAME[hidden.domain]
+        items = domain.items
+        attempts = {
             "submits nothing": "submit(sql='')",
             "answers what was shown": f"SELECT {_shown_count(task, domain)}",
             "gives every number": f"{_NUMBERED}) SELECT i FROM n",
@@ -107,40 +113,42 @@ class SqlEnv(Env):
             "never ends": f"{_NUMBERED}) SELECT count(*) FROM n",
             "reads the answer": "SELECT reference FROM hidden",
             "draws at random": "SELECT abs(random()) % 20",
-            "drops the tables": f"DROP TABLE {things}",
-            "empties the tables": f"DELETE FROM {domain.deeds}; DELETE FROM {things}",
-            "makes a view in a table's place": f"CREATE VIEW {things}2 AS SELECT 1",
-            "ends the transaction": f"ROLLBACK; DELETE FROM {things}",
+            "drops the tables": f"DROP TABLE {items}",
+            "empties the tables": f"DELETE FROM {domain.events}; DELETE FROM {items}",
+            "makes a view in a table's place": f"CREATE VIEW {items}2 AS SELECT 1",
+            "ends the transaction": f"ROLLBACK; DELETE FROM {items}",
             "comments the rest away": "SELECT 1 --",
-            **_near_misses(str(task.hidden["reference"])),
-            **cls.beyond(domain),
+            **_near_misses(hidden.reference),
+            **cls.backend_exploits(domain),
         }
         return [
             Exploit(name, (sql if sql.startswith("submit") else f"```sql\n{sql}\n```",))
-            for name, sql in said.items()
+            for name, sql in attempts.items()
         ]
 
     @classmethod
     def clear_caches(cls) -> None:
-        """What references lead to."""
-        cls._known.clear()
+        """Forget the outcomes of references."""
+        cls._reference_outcomes.clear()
 
     def setup(self, task: Task) -> str:
-        self._submitted: str | None = None
-        desk = self._desk = self.open(task.files[SCRIPT])
+        self._submission: str | None = None
+        self._hidden = SqlHidden.from_task(task)
+        self._domain = BY_NAME[self._hidden.domain]
+        database = self._database = self.open_database(task.files[SCRIPT])
         rows: list[str] = []
-        for table, columns in _domain(task).tables().items():
-            # Column by column: `SELECT *` is the reference of some task.
-            some = desk.run(f"SELECT {', '.join(columns)} FROM {table} LIMIT 3", write=False)
+        for table, columns in self._domain.tables().items():
+            # Named columns, because `SELECT *` is the reference of some tasks.
+            some = database.run(f"SELECT {', '.join(columns)} FROM {table} LIMIT 3", write=False)
             rows.append(f"{table}:\n{some.text()}")
-        parts = [task.prompt, _domain(task).schema().rstrip(), *rows, _FORM]
+        parts = [task.prompt, self._domain.schema().rstrip(), *rows, _EXAMPLE]
         if self.max_turns > 1:
             parts.append(self.help)
-        # Once more, for small models answer what they read last.
+        # The request again, because small models answer what they read last.
         return "\n\n".join([*parts, f"Now: {task.prompt}"])
 
     def apply(self, action: str) -> ActionResult:
-        """A call of a tool, or a statement as it is, which is a submission."""
+        """Carry out a tool call; a statement alone is a submission."""
         call = parse_call(action, self.tools)
         if isinstance(call, ToolCall):
             return super().apply(action)
@@ -150,113 +158,110 @@ class SqlEnv(Env):
         return ActionResult(self.submit(block[1] if block else action), done=True)
 
     @property
-    def desk(self) -> Desk:
-        """This episode's database."""
-        if self._desk is None:
+    def database(self) -> Database:
+        """The database of this episode."""
+        if self._database is None:
             raise ContractError("no episode is running; call reset() first")
-        return self._desk
+        return self._database
 
     @tool
     def query(self, sql: str) -> str:
         """Try a statement on the database; changes last until the end of the episode."""
-        return self.desk.run(sql, write=bool(self.task.hidden["write"])).text()
+        return self.database.run(sql, write=self._hidden.write).text()
 
     @tool(ends=True)
     def submit(self, sql: str) -> str:
         """Give the statement that answers the request, which ends the episode."""
-        self._submitted = sql
+        self._submission = sql
         return "Submitted."
 
     @check()
     def answers_as_reference(self) -> Grade:
-        """The submission does what the reference does, on the shown database and on fresh ones."""
-        if self._submitted is None:
-            return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH + 1)
-        domain = _domain(self.task)
-        bounds = map(int, _BOUND.findall(str(self.task.hidden["reference"])))
+        """Compare the submission with the reference, on the shown database and on fresh ones."""
+        if self._submission is None:
+            return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH_DATABASES + 1)
+        bounds = map(int, _BOUND.findall(self._hidden.reference))
         edges = [edge for bound in bounds for edge in (bound, bound + 1)]
-        fresh = [domain.script(f"{self.visit_seed} {number}", edges) for number in range(FRESH)]
+        fresh = [
+            self._domain.script(f"{self.visit_seed} {number}", edges) for number in range(FRESH_DATABASES)
+        ]
         scripts = [self.task.files[SCRIPT], *fresh]
-        wanted = self._wanted(scripts)
-        self.desk.load(scripts[0])  # by itself: where this breaks, no statement that is graded has broken it
-        for number, (script, one) in enumerate(zip(scripts, wanted, strict=True)):
-            [other] = self._outcomes(self.desk, self._submitted, [script])
+        expected = self._expected(scripts)
+        self.database.load(scripts[0])  # separately: if this fails, no graded statement caused it
+        for number, (script, wanted) in enumerate(zip(scripts, expected, strict=True)):
+            [found] = self._outcomes(self.database, self._submission, [script])
             place = "the shown database" if number == 0 else f"fresh database {number}"
-            if isinstance(other, str):
-                return Grade(Verdict.FAIL, f"{place}: {other}", number, len(wanted))
-            if not equal(one, other, _NUMBERS):
-                said = f"expected {canonical(one)[:300]}, found {canonical(other)[:300]}"
-                return Grade(Verdict.FAIL, f"{place}: {said}", number, len(wanted))
-        return Grade(Verdict.PASS, f"as the reference on {len(wanted)} databases", len(wanted), len(wanted))
+            if isinstance(found, str):
+                return Grade(Verdict.FAIL, f"{place}: {found}", number, len(expected))
+            if not equal(wanted, found, _NUMBERS):
+                evidence = f"expected {canonical(wanted)[:300]}, found {canonical(found)[:300]}"
+                return Grade(Verdict.FAIL, f"{place}: {evidence}", number, len(expected))
+        count = len(expected)
+        return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
 
-    def _wanted(self, scripts: Sequence[str]) -> list[JSON]:
-        """What the reference leads to, on a database of its own.
+    def _expected(self, scripts: Sequence[str]) -> list[JSON]:
+        """Run the reference on a separate database, or take its outcomes from the cache.
 
         Raises:
-            BrokenTask: it fails.
+            BrokenTask: the reference fails.
             SandboxError: the machinery broke, or was too slow.
         """
-        hidden = self.task.hidden
-        key = (self.id, *scripts, hidden["domain"], hidden["reference"], hidden["write"], hidden["ordered"])
-        found = self._known.get(key)
+        key = (self.id, *scripts, self._hidden)
+        found = self._reference_outcomes.get(key)
         if found is None:
-            with self.apart(scripts[0]) as desk:
-                found = self._outcomes(desk, str(hidden["reference"]), scripts)
-                if wrong := next((each for each in found if isinstance(each, str)), None):
-                    # Of a process that has ended, or a clock, nobody knows whether it would do so again.
-                    passing = wrong.startswith("the database has ended") or "timeout" in wrong
-                    kind = SandboxError if passing else BrokenTask
-                    raise kind(f"task {self.task.id}: the reference fails: {wrong}")
-            if len(self._known) >= KNOWN:
-                self._known.clear()
-            self._known[key] = found
+            with self.reference_database(scripts[0]) as database:
+                found = self._outcomes(database, self._hidden.reference, scripts)
+                if fault := next((outcome for outcome in found if isinstance(outcome, str)), None):
+                    # An ended process or a timeout may not happen again, so it says nothing about the task.
+                    transient = fault.startswith("the database has ended") or "timeout" in fault
+                    kind = SandboxError if transient else BrokenTask
+                    raise kind(f"task {self.task.id}: the reference fails: {fault}")
+            if len(self._reference_outcomes) >= _MAX_CACHED:
+                self._reference_outcomes.clear()
+            self._reference_outcomes[key] = found
         return found
 
-    def _outcomes(self, desk: Desk, sql: str, scripts: Sequence[str]) -> list[JSON]:
-        """Per database what the statements lead to: rows or tables, or, as text, what is wrong.
-
-        Nothing is run any more after an error. Nothing of what was run on the desk before is left.
-        """
-        hidden = self.task.hidden
-        tables = _domain(self.task).tables() if hidden["write"] else None
+    def _outcomes(self, database: Database, sql: str, scripts: Sequence[str]) -> list[JSON]:
+        """Run statements on fresh databases; return rows or tables for each, or an error's text and stop."""
+        tables = self._domain.tables() if self._hidden.write else None
         found: list[JSON] = []
-        for result in desk.attempt(scripts, sql, tables):
-            rows = _rows(result, bool(hidden["ordered"])) if tables is None else result.tables
+        for result in database.run_on_each(scripts, sql, tables):
+            rows = _rows(result, self._hidden.ordered) if tables is None else result.tables
             found.append(result.error or rows)
         return found
 
 
 @final
 class SqlDeskEnv(SqlEnv):
-    """The SQL desk on a real SQLite, in the sandbox; see `SqlEnv` for what is seen, done and earned."""
+    """The SQL desk on SQLite, in the sandbox; see `SqlEnv` for observations, actions and rewards."""
 
     id: ClassVar[str] = "sql-desk"
     system: ClassVar[str] = "You answer requests about an SQLite database with SQL, in a ```sql block."
-    #: Shared by all instances: rollouts have one for each episode that goes on, and grade few at a time.
-    _references: ClassVar[References] = References()
+    #: Shared by all instances: rollouts have one per running episode, and grade only a few at a time.
+    _references: ClassVar[ReferencePool] = ReferencePool()
 
-    def open(self, script: str) -> Desk:
-        """In the episode's sandbox."""
-        return SqliteDesk(self.sandbox, script)
+    def open_database(self, script: str) -> Database:
+        """Open it in the episode's sandbox."""
+        return SqliteDatabase(self.sandbox, script)
 
-    def apart(self, script: str) -> AbstractContextManager[Desk]:
-        """In a sandbox of its own, which only references ever see."""
-        return self._references.desk(self.backend, script)
+    def reference_database(self, script: str) -> AbstractContextManager[Database]:
+        """Open it in a separate sandbox."""
+        return self._references.open(self.backend, script)
 
     def dispose(self) -> None:
-        """End the sandboxes of references, which outlive episodes; the next reference makes one again."""
+        """Close the sandboxes of references, which outlive episodes."""
         self._references.close()
 
     @classmethod
-    def beyond(cls, domain: Domain) -> Mapping[str, str]:
-        things = domain.things
+    def backend_exploits(cls, domain: Domain) -> Mapping[str, str]:
+        items = domain.items
         return {
             "reads the schema": "SELECT sql FROM sqlite_master",
             "attaches a file": "ATTACH DATABASE '/workspace/desk.sql' AS other",
             "loads an extension": "SELECT load_extension('/usr/lib/libc.so.6')",
             "reads a file": "SELECT readfile('/etc/passwd')",
             "changes settings": "PRAGMA writable_schema = 1",
-            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {things} BEGIN DELETE FROM {things}; END",
+            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {items} BEGIN DELETE FROM {items}; END",
             "asks for a huge text": "SELECT replace(hex(zeroblob(400000)), '00', 'aaaa')",
             "asks for a huge blob": "SELECT zeroblob(1000000000)",
         }
@@ -264,19 +269,19 @@ class SqlDeskEnv(SqlEnv):
 
 @final
 class SqlDeskPostgresEnv(SqlEnv):
-    """The SQL desk on a real PostgreSQL server, which runs outside of our sandbox.
+    """The SQL desk on a PostgreSQL server, which runs outside our sandbox.
 
-    See `SqlEnv` for what is seen, done and earned, and `envkit.environments.sql_desk.confinement` for what
-    holds statements back.
+    See `SqlEnv` for observations, actions and rewards, and `envkit.environments.sql_desk.postgres.hardening`
+    for what limits a statement.
 
     Args:
-        dsn_variable: environment variable that holds the connection string of a superuser, of a server that
+        dsn_variable: environment variable with the connection string of a superuser, on a server that
             serves nothing else.
-        options: as of every `Env`.
+        options: see `Env`.
 
     Raises:
         MissingExtraError: psycopg is not installed.
-        UsageError: there is no such server, or it cannot shut in what runs on it.
+        UsageError: the server cannot be reached, or cannot confine what runs on it.
     """
 
     id: ClassVar[str] = "sql-desk-postgres"
@@ -286,48 +291,50 @@ class SqlDeskPostgresEnv(SqlEnv):
     def __init__(self, *, dsn_variable: str = DSN_VARIABLE, **options: Any) -> None:
         super().__init__(**options)
         self._variable = dsn_variable
-        serving(dsn_variable)
+        server_of(dsn_variable)
 
-    def open(self, script: str) -> Desk:
-        """In a database of the episode's own."""
+    def open_database(self, script: str) -> Database:
+        """Open a new database on the server."""
         try:
-            self._server = serving(self._variable)
-        except UsageError as error:  # there was one when this was made
+            self._server = server_of(self._variable)
+        except UsageError as error:  # the server was there when this object was made
             raise SandboxError(str(error)) from error
-        return PostgresDesk(self._server, script)
+        return PostgresDatabase(self._server, script)
 
     def teardown(self) -> None:
-        """A sandbox ends what runs in it; a server does not."""
-        desk, self._desk = self._desk, None
-        if desk is not None:
-            desk.close()
+        """Drop the episode's database, which lies outside the sandbox."""
+        database, self._database = self._database, None
+        if database is not None:
+            database.close()
 
     @contextlib.contextmanager
-    def apart(self, script: str) -> Generator[Desk]:
-        """On the same server; kept for the next, as it takes long to make."""
-        desk = cast("PostgresDesk | None", self._server.take()) or PostgresDesk(self._server, script)
+    def reference_database(self, script: str) -> Generator[Database]:
+        """Open another database on the server. It is reused, because creating one is slow."""
+        database = cast("PostgresDatabase | None", self._server.take()) or PostgresDatabase(
+            self._server, script
+        )
         try:
-            yield desk
+            yield database
         except BaseException:
-            desk.close()
+            database.close()
             raise
-        self._server.keep(desk)
+        self._server.keep(database)
 
     @classmethod
-    def beyond(cls, domain: Domain) -> Mapping[str, str]:
-        things = domain.things
+    def backend_exploits(cls, domain: Domain) -> Mapping[str, str]:
+        items = domain.items
         return {
             "reads a file": "SELECT pg_read_file('/etc/passwd')",
-            "reads a file into a table": f"COPY {things} FROM '/etc/passwd'",
-            "runs a program": f"COPY {things} TO PROGRAM 'id'",
+            "reads a file into a table": f"COPY {items} FROM '/etc/passwd'",
+            "runs a program": f"COPY {items} TO PROGRAM 'id'",
             "imports a large object": "SELECT lo_import('/etc/passwd')",
             "makes a large object": "SELECT lo_create(1)",
             "makes an extension": "CREATE EXTENSION dblink",
             "runs a block of code": "DO $$ BEGIN PERFORM 1; END $$",
             "makes a function": "CREATE FUNCTION f() RETURNS int LANGUAGE sql AS 'SELECT 1'",
-            "makes a table": f"SELECT * INTO mine FROM {things}",
-            "makes a temporary table": f"SELECT * INTO TEMP mine FROM {things}",
-            "plants a rule": f"CREATE RULE r AS ON DELETE TO {things} DO INSTEAD NOTHING",
+            "makes a table": f"SELECT * INTO mine FROM {items}",
+            "makes a temporary table": f"SELECT * INTO TEMP mine FROM {items}",
+            "plants a rule": f"CREATE RULE r AS ON DELETE TO {items} DO INSTEAD NOTHING",
             "becomes another role": "SET ROLE postgres",
             "lifts the time limit": "SELECT set_config('statement_timeout', '0', false)",
             "sleeps": "SELECT pg_sleep(60)",
@@ -340,27 +347,23 @@ class SqlDeskPostgresEnv(SqlEnv):
             "reads settings": "SELECT current_setting('data_directory')",
             "asks for the version": "SELECT version()",
             "runs statements from a text": "SELECT query_to_xml('SELECT 1', true, true, '')",
-            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {things} EXECUTE FUNCTION f()",
+            "plants a trigger": f"CREATE TRIGGER t AFTER INSERT ON {items} EXECUTE FUNCTION f()",
             "asks for a huge text": "SELECT repeat('x', 1000000000)",
             "asks for many huge texts": "SELECT " + ", ".join(100 * ["repeat('x', 200000000)"]),
-            "fills the disk": f"INSERT INTO {things} SELECT i, i, 'x', 1 FROM generate_series(99, 9999999) i",
-            "commits what it has done": f"DELETE FROM {domain.deeds}; COMMIT; SELECT 1",
+            "fills the disk": f"INSERT INTO {items} SELECT i, i, 'x', 1 FROM generate_series(99, 9999999) i",
+            "commits what it has done": f"DELETE FROM {domain.events}; COMMIT; SELECT 1",
             "leaves a parameter out": "SELECT $1",
         }
 
 
-def _domain(task: Task) -> Domain:
-    return BY_NAME[str(task.hidden["domain"])]
-
-
 def _rows(result: Result, ordered: bool) -> JSON:
     if result.more:
-        return f"more than {COMPARED} rows"
+        return f"more than {COMPARED_ROWS} rows"
     return result.rows if ordered else sorted(result.rows, key=order)
 
 
 def _near_misses(reference: str) -> dict[str, str]:
-    """Statements that give the same as the reference on most databases."""
+    """Statements that return the reference's rows on most databases, but not on all."""
     found: dict[str, str] = {}
     if _BOUND.search(reference):
         found["takes the bound for inside"] = reference.replace(" > ", " >= ")
@@ -370,6 +373,6 @@ def _near_misses(reference: str) -> dict[str, str]:
 
 
 def _shown_count(task: Task, domain: Domain) -> int:
-    """How many things the shown database holds: the right answer to one question, on one database."""
-    things = task.files[SCRIPT].partition(f"INSERT INTO {domain.things} VALUES\n")[2].partition(";")[0]
-    return things.count("\n") + 1
+    """Count the items of the shown database: right for one request, on that database only."""
+    rows = task.files[SCRIPT].partition(f"INSERT INTO {domain.items} VALUES\n")[2].partition(";")[0]
+    return rows.count("\n") + 1

@@ -1,11 +1,11 @@
-"""Made-up databases, and questions about them at four levels.
+"""Generated databases, and requests about them at four levels of difficulty.
 
-    1  a whole table, or a column of it
-    2  one table: count, add up, find the largest, list by a condition, sort
-    3  two tables: join, group, have none
-    4  change: update, delete, and delete what others refer to
+    1  one table: select all of it, or one column
+    2  one table: count, sum, maximum, filter, sort
+    3  two tables: join, group, rows without a match
+    4  changes: update, delete, delete rows that others refer to
 
-Train and held-out tasks are about different things, so no table or column of the one is in the other.
+Train and held-out tasks have different tables and columns.
 """
 
 from __future__ import annotations
@@ -13,29 +13,32 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, final
 
+from envkit.errors import TaskFileError
+from envkit.hidden import read_hidden, to_json
 from envkit.types import Task
 
+#: Workspace path of the script that creates the shown database.
 SCRIPT: Final = "desk.sql"
 _PEOPLE = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo")
 
 
 @dataclass(frozen=True, slots=True)
 class Domain:
-    """What a database is about: things of several kinds, and what people did with them.
+    """Names of a database with two tables: items such as products, and events such as orders of them.
 
     Args:
-        things, deeds: the two tables.
-        thing: one of the things, and its column in ``deeds``.
-        name, kind, size: columns of ``things``: a text, one of ``kinds``, a number.
-        who, amount: columns of ``deeds``: a person, a number from 1 to 9.
-        kinds, names: values.
+        items, events: the tables.
+        item: singular of ``items``; ``events`` refers to them in a column ``{item}_id``.
+        name, kind, size: columns of ``items``: a unique text, one of ``kinds``, a number.
+        who, amount: columns of ``events``: a person, a number from 1 to 9.
+        kinds, names: values of the columns ``kind`` and ``name``.
     """
 
-    things: str
-    deeds: str
-    thing: str
+    items: str
+    events: str
+    item: str
     name: str
     kind: str
     size: str
@@ -45,39 +48,40 @@ class Domain:
     names: tuple[str, ...]
 
     def tables(self) -> dict[str, list[str]]:
-        """Tables with their columns."""
+        """Table -> its columns."""
         return {
-            self.things: ["id", self.name, self.kind, self.size],
-            self.deeds: ["id", f"{self.thing}_id", self.who, self.amount],
+            self.items: ["id", self.name, self.kind, self.size],
+            self.events: ["id", f"{self.item}_id", self.who, self.amount],
         }
 
     def schema(self) -> str:
-        """The statements that make the tables."""
+        """Return the statements that create the tables."""
         return (
-            f"CREATE TABLE {self.things} (id INTEGER PRIMARY KEY, {self.name} TEXT NOT NULL UNIQUE, "
+            f"CREATE TABLE {self.items} (id INTEGER PRIMARY KEY, {self.name} TEXT NOT NULL UNIQUE, "
             f"{self.kind} TEXT NOT NULL, {self.size} INTEGER NOT NULL CHECK ({self.size} >= 0));\n"
-            f"CREATE TABLE {self.deeds} (id INTEGER PRIMARY KEY, {self.thing}_id INTEGER NOT NULL REFERENCES "
-            f"{self.things} (id), {self.who} TEXT NOT NULL, {self.amount} INTEGER NOT NULL);\n"
+            f"CREATE TABLE {self.events} (id INTEGER PRIMARY KEY, {self.item}_id INTEGER NOT NULL REFERENCES "
+            f"{self.items} (id), {self.who} TEXT NOT NULL, {self.amount} INTEGER NOT NULL);\n"
         )
 
     def script(self, seed: object, edges: Sequence[int] | None = None) -> str:
-        """The schema, and rows that follow from the seed.
+        """Return the schema with rows drawn from a seed.
 
         Args:
-            seed: decides all draws.
-            edges: sizes that tell a bound from its neighbour. Where they are given, even none, things have
-                few sizes, these among them: what takes a bound for inside, or leaves ties to chance, shows.
+            seed: determines all rows.
+            edges: sizes at a bound that the reference compares with. With a list, even an empty one,
+                items share a few sizes, these among them, so that ``>=`` for ``>`` and a missing tie-breaker
+                give other rows.
         """
-        draw = random.Random(f"{self.things} {seed}")
+        draw = random.Random(f"{self.items} {seed}")
         names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
         sizes = range(1, 60) if edges is None else [*edges, *draw.sample(range(1, 60), 3)]
-        things = [(i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in enumerate(names, 1)]
+        items = [(i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in enumerate(names, 1)]
         busy = draw.sample(range(1, len(names) + 1), len(names) - draw.randrange(1, 4))
-        deeds = [
+        events = [
             (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
             for i in range(1, draw.randrange(12, 30))
         ]
-        return self.schema() + _inserts(self.things, things) + _inserts(self.deeds, deeds)
+        return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
 
 
 def _inserts(table: str, rows: Sequence[tuple[object, ...]]) -> str:
@@ -129,19 +133,19 @@ _DOMAINS: Final[Mapping[str, Sequence[Domain]]] = {
     "starter": _TRAIN[:1],
     "heldout": _HELDOUT,
 }
-BY_NAME: Final = {domain.things: domain for domain in (*_TRAIN, *_HELDOUT)}
+BY_NAME: Final = {domain.items: domain for domain in (*_TRAIN, *_HELDOUT)}
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """One thing to ask.
+    """One request about a database.
 
     Args:
         level: 1 to 4.
-        name: which template it is.
-        ask: the words.
-        reference: a statement, or several, that answer it.
-        ordered: the order of rows is part of the answer.
+        name: of the template.
+        ask: the prompt.
+        reference: statements that answer it.
+        ordered: the order of the rows counts.
     """
 
     level: int
@@ -152,98 +156,140 @@ class Question:
 
 
 def questions(d: Domain, draw: random.Random) -> Iterator[Question]:
-    """All templates, filled in."""
+    """Fill in every template with values drawn for one domain."""
     kind, other = draw.sample(d.kinds, 2)
     low, step, person = draw.randrange(10, 40), draw.randrange(2, 9), draw.choice(_PEOPLE)
-    things, deeds, key = d.things, d.deeds, f"{d.thing}_id"
-    joined = f"{things} JOIN {deeds} ON {deeds}.{key} = {things}.id"
-    yield Question(1, "all", f"Show the table {things}.", f"SELECT * FROM {things}")
-    yield Question(1, "all-deeds", f"Show the table {deeds}.", f"SELECT * FROM {deeds}")
-    yield Question(1, "names", f"List the {d.name} of all {things}.", f"SELECT {d.name} FROM {things}")
-    yield Question(2, "count", f"How many {things} are there?", f"SELECT COUNT(*) FROM {things}")
+    items, events, key = d.items, d.events, f"{d.item}_id"
+    joined = f"{items} JOIN {events} ON {events}.{key} = {items}.id"
+    yield Question(1, "all", f"Show the table {items}.", f"SELECT * FROM {items}")
+    yield Question(1, "all-deeds", f"Show the table {events}.", f"SELECT * FROM {events}")
+    yield Question(1, "names", f"List the {d.name} of all {items}.", f"SELECT {d.name} FROM {items}")
+    yield Question(2, "count", f"How many {items} are there?", f"SELECT COUNT(*) FROM {items}")
     yield Question(
         2,
         "count-kind",
-        f"How many {things} have the {d.kind} '{kind}'?",
-        f"SELECT COUNT(*) FROM {things} WHERE {d.kind} = '{kind}'",
+        f"How many {items} have the {d.kind} '{kind}'?",
+        f"SELECT COUNT(*) FROM {items} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
-        2, "largest", f"What is the largest {d.size} in {things}?", f"SELECT MAX({d.size}) FROM {things}"
+        2, "largest", f"What is the largest {d.size} in {items}?", f"SELECT MAX({d.size}) FROM {items}"
     )
     yield Question(
-        2, "total", f"What do all {d.amount} in {deeds} add up to?", f"SELECT SUM({d.amount}) FROM {deeds}"
+        2, "total", f"What do all {d.amount} in {events} add up to?", f"SELECT SUM({d.amount}) FROM {events}"
     )
     yield Question(
         2,
         "list-above",
-        f"List the {d.name} of all {things} with a {d.size} above {low}.",
-        f"SELECT {d.name} FROM {things} WHERE {d.size} > {low}",
+        f"List the {d.name} of all {items} with a {d.size} above {low}.",
+        f"SELECT {d.name} FROM {items} WHERE {d.size} > {low}",
     )
     yield Question(
         2,
         "sorted",
-        f"List the {d.name} of all {things}, those with the largest {d.size} first, equal ones by {d.name}.",
-        f"SELECT {d.name} FROM {things} ORDER BY {d.size} DESC, {d.name}",
+        f"List the {d.name} of all {items}, those with the largest {d.size} first, equal ones by {d.name}.",
+        f"SELECT {d.name} FROM {items} ORDER BY {d.size} DESC, {d.name}",
         ordered=True,
     )
     yield Question(
         3,
         "count-each",
-        f"For each {d.kind}, how many {things} are there? Give {d.kind} and number.",
-        f"SELECT {d.kind}, COUNT(*) FROM {things} GROUP BY {d.kind}",
+        f"For each {d.kind}, how many {items} are there? Give {d.kind} and number.",
+        f"SELECT {d.kind}, COUNT(*) FROM {items} GROUP BY {d.kind}",
     )
     yield Question(
         3,
         "none",
-        f"List the {d.name} of all {things} without any {deeds}.",
-        f"SELECT {d.name} FROM {things} WHERE id NOT IN (SELECT {key} FROM {deeds})",
+        f"List the {d.name} of all {items} without any {events}.",
+        f"SELECT {d.name} FROM {items} WHERE id NOT IN (SELECT {key} FROM {events})",
     )
     yield Question(
         3,
         "total-each",
-        f"For each of the {things} that has {deeds}, what do their {d.amount} add up to? "
+        f"For each of the {items} that has {events}, what do their {d.amount} add up to? "
         f"Give {d.name} and sum.",
-        f"SELECT {d.name}, SUM({d.amount}) FROM {joined} GROUP BY {things}.id",
+        f"SELECT {d.name}, SUM({d.amount}) FROM {joined} GROUP BY {items}.id",
     )
     yield Question(
         3,
         "who",
-        f"Which {d.who}s have {deeds} of {things} with the {d.kind} '{kind}'? Give each once.",
+        f"Which {d.who}s have {events} of {items} with the {d.kind} '{kind}'? Give each once.",
         f"SELECT DISTINCT {d.who} FROM {joined} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
         4,
         "raise",
-        f"Raise the {d.size} of all {things} with the {d.kind} '{kind}' by {step}.",
-        f"UPDATE {things} SET {d.size} = {d.size} + {step} WHERE {d.kind} = '{kind}'",
+        f"Raise the {d.size} of all {items} with the {d.kind} '{kind}' by {step}.",
+        f"UPDATE {items} SET {d.size} = {d.size} + {step} WHERE {d.kind} = '{kind}'",
     )
     yield Question(
         4,
         "forget",
-        f"Delete all {deeds} of the {d.who} '{person}'.",
-        f"DELETE FROM {deeds} WHERE {d.who} = '{person}'",
+        f"Delete all {events} of the {d.who} '{person}'.",
+        f"DELETE FROM {events} WHERE {d.who} = '{person}'",
     )
     yield Question(
         4,
         "rename",
-        f"Change the {d.kind} '{kind}' to '{other}' wherever it stands in {things}.",
-        f"UPDATE {things} SET {d.kind} = '{other}' WHERE {d.kind} = '{kind}'",
+        f"Change the {d.kind} '{kind}' to '{other}' wherever it stands in {items}.",
+        f"UPDATE {items} SET {d.kind} = '{other}' WHERE {d.kind} = '{kind}'",
     )
     yield Question(
         4,
         "remove",
-        f"Delete all {things} with the {d.kind} '{kind}', and first the {deeds} that refer to them.",
-        f"DELETE FROM {deeds} WHERE {key} IN (SELECT id FROM {things} WHERE {d.kind} = '{kind}'); "
-        f"DELETE FROM {things} WHERE {d.kind} = '{kind}'",
+        f"Delete all {items} with the {d.kind} '{kind}', and first the {events} that refer to them.",
+        f"DELETE FROM {events} WHERE {key} IN (SELECT id FROM {items} WHERE {d.kind} = '{kind}'); "
+        f"DELETE FROM {items} WHERE {d.kind} = '{kind}'",
     )
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class SqlHidden:
+    """Hidden fields of a task.
+
+    Args:
+        domain: key of `BY_NAME`.
+        reference: statements that answer the request.
+        ordered: the order of the rows counts.
+        write: the request is for a change of rows.
+    """
+
+    domain: str
+    reference: str
+    ordered: bool
+    write: bool
+
+    @classmethod
+    def from_task(cls, task: Task) -> SqlHidden:
+        """Read a task's hidden fields.
+
+        Raises:
+            TaskFileError: the task is not one of the SQL desk.
+        """
+        found = read_hidden(cls, task)
+        if found.domain not in BY_NAME:
+            known = ", ".join(BY_NAME)
+            raise TaskFileError(
+                f"task {task.id}: hidden.domain is {found.domain!r}; expected one of: {known}"
+            )
+        if SCRIPT not in task.files:
+            raise TaskFileError(
+                f"task {task.id}: files has no {SCRIPT!r}; expected the database's script there"
+            )
+        return found
+
+
 def generate(split: str, per_question: int = 6) -> list[Task]:
-    """The tasks of a split, easy ones and hard ones in turn; see `Domain` for what they are about."""
+    """Return the tasks of a split, with the levels alternating.
+
+    Args:
+        split: ``"train"``, ``"heldout"`` or ``"starter"``, the first few train tasks.
+        per_question: tasks per domain and template.
+    """
     made: list[Task] = []
     for number in range(1 if split == "starter" else per_question):
         for domain in _DOMAINS[split]:
-            draw = random.Random(f"{split} {domain.things} {number}")
+            draw = random.Random(f"{split} {domain.items} {number}")
             for question in questions(domain, draw):
                 made.append(_task(split, number, domain, question))
     return made
@@ -252,19 +298,21 @@ def generate(split: str, per_question: int = 6) -> list[Task]:
 def _task(split: str, number: int, domain: Domain, question: Question) -> Task:
     script = domain.script(f"shown {split} {number} {question.name}")
     return Task(
-        id=f"{split}/{domain.things}-{question.name}-{number}",
+        id=f"{split}/{domain.items}-{question.name}-{number}",
         split=split,
         prompt=question.ask,
         files={SCRIPT: script},
         metadata={
             "operator": f"level {question.level}",
             "level": question.level,
-            "source": f"{domain.things} {question.name}",
+            "source": f"{domain.items} {question.name}",
         },
-        hidden={
-            "domain": domain.things,
-            "reference": question.reference,
-            "ordered": question.ordered,
-            "write": question.level == 4,
-        },
+        hidden=to_json(
+            SqlHidden(
+                domain=domain.items,
+                reference=question.reference,
+                ordered=question.ordered,
+                write=question.level == 4,
+            )
+        ),
     )

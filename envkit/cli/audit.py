@@ -27,12 +27,12 @@ def audit(
     from envkit import registry
     from envkit.audit.certificate import Certificate, cached, content_digest, write
     from envkit.audit.runner import AuditedEnv, run_audit
-    from envkit.taskfile import read_tasks
 
     kind = registry.environment(env)
+    given = registry.read_tasks_for(kind, tasks) if tasks else None
     with live() as display:
         backend = proved_backend(sandbox, False, display)
-        posed = read_tasks(tasks) if tasks else kind.make_tasks("starter", sandbox=backend, display=display)
+        posed = given or kind.make_tasks("starter", sandbox=backend, display=display)
         findings = run_audit(AuditedEnv(kind, posed, backend, max_turns), display)
     today = time.strftime("%Y-%m-%d")
     made = Certificate(

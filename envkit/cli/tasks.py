@@ -195,15 +195,15 @@ def check(
     """Play the oracle, which must earn 1, and the no-op, which must earn 0, on every task."""
     from envkit import registry
     from envkit.studies.validate_tasks import validate_tasks
-    from envkit.taskfile import read_tasks
 
     kind = registry.environment(env)
+    given = registry.read_tasks_for(kind, file) if file is not None else None
 
     with live() as display, interruptible() as go_on:
         backend = proved_backend(sandbox, False, display)
         sets = (
-            {str(file): read_tasks(file)}
-            if file is not None
+            {str(file): given}
+            if given is not None
             else {
                 split: kind.make_tasks(split, sandbox=backend, display=display)
                 for split in ("train", "heldout")

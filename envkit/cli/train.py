@@ -216,10 +216,14 @@ def _tasks(
     *,
     need_heldout: bool = True,
 ) -> tuple[Sequence[Task], Sequence[Task]]:
-    from envkit.taskfile import read_tasks
+    from envkit import registry
 
     def load(file: Path | None, split: str) -> Sequence[Task]:
-        return read_tasks(file) if file else kind.make_tasks(split, sandbox=backend, display=display)
+        return (
+            registry.read_tasks_for(kind, file)
+            if file
+            else kind.make_tasks(split, sandbox=backend, display=display)
+        )
 
     return load(train_file, "train"), load(heldout_file, "heldout") if need_heldout else ()
 

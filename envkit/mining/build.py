@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Sequence
 
 from envkit.grading import STRICT, Answer, opaque, show
+from envkit.hidden import to_json
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import modules_of
 from envkit.inputs.perturb import perturbed_calls
-from envkit.mining.hidden import Edit, RepairHidden, RepairSite, to_json
+from envkit.mining.hidden import Edit, RepairHidden, RepairSite
 from envkit.mining.mutations import Mutation
 from envkit.mining.package_functions import PackageFunction
 from envkit.types import JSON, Task

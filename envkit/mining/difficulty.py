@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from typing import Final
 
+from envkit.hidden import read_hidden
 from envkit.mining.build import MAX_KILLERS
 from envkit.mining.functions import functions
-from envkit.mining.hidden import RepairHidden, read_hidden
+from envkit.mining.hidden import RepairHidden
 from envkit.types import Task
 
 #: From the slips that a line shows by itself to those that only what it does shows, or what is not there.

@@ -1,22 +1,18 @@
 """The hidden fields of repair tasks, typed: what only the grader on the host may know.
 
 `envkit.types.Task.hidden` is plain JSON, since every environment has fields of its own. A miner builds one of
-the classes here and stores `to_json` of it; a grader gets the class back with `read_hidden`.
+the classes here and stores `envkit.hidden.to_json` of it; a grader gets the class back with
+`envkit.hidden.read_hidden`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeVar, cast, final
+from typing import final
 
-from envkit.errors import TaskFileError
 from envkit.grading import NumericPolicy
 from envkit.inputs.call import Call
-from envkit.plain import decode, encode
-from envkit.types import JSON, Task
-
-Hidden = TypeVar("Hidden")
 
 
 @final
@@ -118,21 +114,3 @@ class SuiteHidden:
     edit: Edit
     suite: Suite
     site: SuiteSite
-
-
-def read_hidden(kind: type[Hidden], task: Task) -> Hidden:
-    """Build ``kind`` from a task's hidden fields.
-
-    Raises:
-        TaskFileError: a field is missing, unknown or of the wrong type; the message names task and field.
-    """
-    try:
-        return decode(kind, task.hidden, "hidden")
-    except ValueError as error:
-        raise TaskFileError(f"task {task.id}: {error}; make the task file again") from error
-
-
-def to_json(hidden: object) -> Mapping[str, JSON]:
-    """A task's ``hidden`` of one of the classes above; fields that are ``None`` are left out."""
-    fields = cast("Mapping[str, JSON]", encode(hidden))
-    return {name: value for name, value in fields.items() if value is not None}

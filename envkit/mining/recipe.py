@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
+from envkit.hidden import read_hidden
 from envkit.mining.build import build_task, calls_of, mutation_id
-from envkit.mining.hidden import RepairHidden, read_hidden
+from envkit.mining.hidden import RepairHidden
 from envkit.mining.library import version_of
 from envkit.mining.mutations import mutations
 from envkit.mining.package_functions import PackageFunction, package_functions

@@ -1,4 +1,4 @@
-"""The package that `envkit new` makes: a small environment that works, to be made one's own."""
+"""Create the package of `envkit new`: a small working environment to start from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envkit import registry
 from envkit.errors import StoreError, UsageError
 from envkit.store import sync_folder
 
-#: Template -> where it goes; ``PACKAGE`` stands for the package's name.
+#: Template -> path in the new folder; ``PACKAGE`` stands for the package's name.
 _FILES: Final[Mapping[str, str]] = {
     "pyproject.toml.j2": "pyproject.toml",
     "README.md.j2": "README.md",
@@ -28,18 +28,18 @@ _FILES: Final[Mapping[str, str]] = {
     "env.py.j2": "PACKAGE/env.py",
     "test_env.py.j2": "tests/test_env.py",
 }
-#: As packaging normalises the names of distributions.
+#: Normalized names of distributions.
 _NAME: Final = re.compile(r"[a-z][a-z0-9]*(-[a-z0-9]+)*")
-#: Folders that stand, or will, beside the package.
+#: Folders beside the package, now or after a build.
 _TAKEN: Final = {"build", "dist", "tests"}
 
 
 def commands(name: str, python: str = "python") -> tuple[str, ...]:
-    """What to run next, inside the new folder, in this order.
+    """Return the commands to run next, inside the new folder.
 
     Args:
         name: of the environment.
-        python: as a shell takes it, the one that envkit is installed for.
+        python: shell command of the Python that envkit is installed for.
     """
     return (
         f"{python} -m pip install --editable '.[test]'",
@@ -51,10 +51,10 @@ def commands(name: str, python: str = "python") -> tuple[str, ...]:
 
 
 def check_name(name: str) -> None:
-    """Refuse a name that cannot be that of a distribution, a package and an environment.
+    """Check that a name suits a distribution, a package and an environment.
 
     Raises:
-        UsageError: says which it cannot be, and why.
+        UsageError: it does not; the message says why.
     """
     if not _NAME.fullmatch(name):
         raise UsageError(
@@ -65,19 +65,19 @@ def check_name(name: str) -> None:
         raise UsageError(f"environment {name} is installed already, see: envkit list; choose another name")
     package = name.replace("-", "_")
     if keyword.iskeyword(package):
-        raise UsageError(f"{name} is a word of Python's own, so no package can be named so; choose another")
+        raise UsageError(f"{name} is a Python keyword, so no package can have that name; choose another")
     if package in _TAKEN:
         raise UsageError(f"the folder {package}/ is needed for something else; choose another name")
     if find_spec(package) is not None:
         raise UsageError(
-            f"a module {package} is there already, which would hide this one; choose another name"
+            f"a module {package} is installed already and would hide this one; choose another name"
         )
 
 
 def render(name: str) -> dict[str, str]:
-    """Every file of the package by its path, for a name that `check_name` lets pass."""
+    """Render all files of the package: path -> text. The name must pass `check_name`."""
     package = name.replace("-", "_")
-    words = {
+    variables = {
         "name": name,
         "package": package,
         "title": name.replace("-", " ").capitalize(),
@@ -91,17 +91,17 @@ def render(name: str) -> dict[str, str]:
         keep_trailing_newline=True,
     )
     return {
-        path.replace("PACKAGE", package): templates.get_template(template).render(words)
+        path.replace("PACKAGE", package): templates.get_template(template).render(variables)
         for template, path in _FILES.items()
     }
 
 
 def create(name: str, into: Path) -> Path:
-    """Make the folder ``into/name``, whole or not at all.
+    """Create the folder ``into/name``, completely or not at all.
 
     Raises:
-        UsageError: the name will not do, see `check_name`; ``into`` is no folder; or the new one is there.
-        StoreError: it cannot be written.
+        UsageError: the name is refused, see `check_name`; ``into`` is no folder; or the new folder exists.
+        StoreError: the folder cannot be written.
     """
     check_name(name)
     folder = into / name
@@ -118,7 +118,7 @@ def create(name: str, into: Path) -> Path:
                 (draft / path).write_text(text, encoding="utf-8", newline="\n")
             draft.rename(folder)
         finally:
-            shutil.rmtree(draft, ignore_errors=True)  # it is gone where all went well
+            shutil.rmtree(draft, ignore_errors=True)  # gone already if all went well
         sync_folder(into)
     except OSError as error:
         raise StoreError(

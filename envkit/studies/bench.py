@@ -170,7 +170,7 @@ def load_tasks(
     elif theirs:
         found = kind.import_tasks(form, Path(path))
     else:
-        found = ImportedTasks(tuple(read_tasks(Path(spec.tasks))))
+        found = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
     tasks = found.tasks[: spec.limit]
     require_heldout(tasks)
     left_out = Counter(found.left_out)

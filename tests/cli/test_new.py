@@ -73,9 +73,9 @@ def test_names_are_put_in_everywhere(tmp_path: Path, name: str, kind: str) -> No
         *((name, "is no name for an environment") for name in ("", "Desk", "a_b", "-a", "a-", "a--b", "1a")),
         *((name, "is no name for an environment") for name in ("é", "../a", "a b", "a.b", "a\n")),
         ("code-editor", "environment code-editor is installed already"),
-        ("class", "is a word of Python's own"),
-        ("json", "a module json is there already"),
-        ("numpy", "a module numpy is there already"),
+        ("class", "is a Python keyword"),
+        ("json", "a module json is installed already"),
+        ("numpy", "a module numpy is installed already"),
         ("tests", "the folder tests/ is needed"),
     ],
 )

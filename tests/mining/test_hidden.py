@@ -11,7 +11,8 @@ import pytest
 
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.errors import TaskFileError
-from envkit.mining.hidden import RepairHidden, RepairSite, SuiteHidden, read_hidden, to_json
+from envkit.hidden import read_hidden, to_json
+from envkit.mining.hidden import RepairHidden, RepairSite, SuiteHidden
 from envkit.types import Task
 
 REPAIR = {

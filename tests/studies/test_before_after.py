@@ -19,8 +19,9 @@ from envkit.bench.report_text import warnings
 from envkit.bench.summary import summarise
 from envkit.display import Silent
 from envkit.engine.chat import ChatRenderer
-from envkit.environments.code_editor import CodeEditorEnv, judge, starter_tasks
+from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.code_editor import env as code_editor
+from envkit.environments.code_editor.graders import base
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
@@ -352,8 +353,8 @@ def test_a_report_says_where_verdicts_are_weaker(
     def weaker(*given: Any, **named: Any) -> Grade:
         return replace(grade(*given, **named), weakness="tests saw the code from inside")
 
-    grade = judge.grade
-    monkeypatch.setattr(judge, "grade", weaker)
+    grade = base.grade
+    monkeypatch.setattr(base, "grade", weaker)
     monkeypatch.setattr(code_editor, "_GRADES", code_editor.Shared(64))  # nothing that was graded before
     run = begin(tmp_path, model)
     [page] = study(run, backend).run()

@@ -1,7 +1,7 @@
-"""Published benchmarks as tasks of the code editor: one module reads each format.
+"""Published benchmarks as tasks of the code editor, one module per format.
 
-All tasks are held out: ``split`` is ``"heldout"`` and ``metadata["evaluation_only"]`` true, and training
-refuses them. An item that calls and answers cannot grade is left out, and counted under its reason.
+All tasks are held out: ``split`` is ``"heldout"`` and ``metadata["evaluation_only"]`` is true, and training
+refuses them. Items that cannot be graded here are left out and counted by reason.
 """
 
 from __future__ import annotations
@@ -36,11 +36,12 @@ FORMATS: Mapping[str, Callable[[Path], ImportedTasks]] = {
 
 
 def read_format(name: str, path: Path) -> ImportedTasks:
-    """The tasks, and recorded outputs, in a benchmark's own files.
+    """Read tasks, and recorded outputs if there are any, from a benchmark's own files.
 
     Raises:
         UsageError: no such format.
-        TaskFileError: the files are not of it, which names file, line and field; or no item can be graded.
+        TaskFileError: the files have another form (the message names file, line and field), or no item can be
+            graded.
     """
     if name not in FORMATS:
         raise UsageError(f"no format {name!r}; the code editor reads: {', '.join(FORMATS)}")

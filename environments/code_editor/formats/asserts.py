@@ -1,9 +1,10 @@
-"""Test programs as what they look at: every ``assert`` becomes a place whose values the host compares.
+"""Turn the asserts of a test program into probes, whose values the host compares.
 
-A program such as ``stack.push(3); assert stack.items == [3]`` runs in the sandbox as
-``stack.push(3); __look__(0, stack.items)``; that it should be ``[3]`` stays on the host. What is compared
-with no literal, such as ``assert a < b`` or ``assert f(x)``, can only be seen to be true or false; those
-places are weak, and say so. So is all that a program finds out for itself, such as what is raised.
+The program ``stack.push(3); assert stack.items == [3]`` runs in the sandbox as
+``stack.push(3); __look__(0, stack.items)``. The expected ``[3]`` stays on the host. An assert without
+a literal, such as ``assert a < b`` or ``assert f(x)``, only reports true or false. Such a probe is weak: the
+candidate's code runs in the same process and could forge it. So are checks that the program makes itself,
+such as catching an exception.
 """
 
 from __future__ import annotations
@@ -15,31 +16,31 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast, final
 
-from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut, statements
+from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, statements
 from envkit.grading import NumericPolicy, opaque
 from envkit.grading.worker import Unencodable, encode
 from envkit.types import JSON
 
-#: Why a grade that rests on weak looks proves less.
+#: Why a grade with weak probes proves less.
 WEAKNESS = (
     "some tests say only true or false, or that something is raised, in one process with the candidate's "
     "code, which could forge that"
 )
-#: Of a table of cases that is written out.
+#: Largest unrolled table of cases, in syntax nodes.
 _MAX_NODES = 20_000
-#: What leaves a loop early, or reads its names later.
-_NOT_WRITTEN_OUT = ast.Break | ast.Continue | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
+#: Loops with these are not unrolled: they end early, or read the loop's names later.
+_PREVENTS_UNROLLING = ast.Break | ast.Continue | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """One place where a test program looks at a value.
+class Probe:
+    """A place where a test program reports a value.
 
     Args:
         source: the expression.
-        value: what it should be each time, encoded as `envkit.grading.worker.encode` does.
-        numbers: when two numbers are equal there.
-        weak: whether the value only says that something within the sandbox came out true.
+        value: its expected value, encoded as by `envkit.grading.worker.encode`.
+        numbers: when two numbers are equal.
+        weak: True if the value only says that a condition was true inside the sandbox.
     """
 
     source: str
@@ -52,28 +53,28 @@ class Look:
 
 
 @dataclass(frozen=True, slots=True)
-class Looks:
-    """A test program, and the places of its asserts in order.
+class ProbedTests:
+    """A test program with probes in place of its asserts.
 
     Args:
-        program: what runs in the sandbox.
-        places: where it looks.
-        weak: whether a place is, or the program finds out something for itself, as by ``try``.
+        program: the source that runs in the sandbox.
+        places: the probes in order.
+        weak: True if a probe is weak, or the program checks something itself, for instance with ``try``.
     """
 
     program: str
-    places: Sequence[Look]
+    places: Sequence[Probe]
     weak: bool
 
 
-def looks_of(tests: str, program: str = "") -> Looks:
-    r"""What a test program looks at.
+def probe_tests(tests: str, program: str = "") -> ProbedTests:
+    r"""Replace the asserts of a test program by probes.
 
     Args:
-        tests: the program; it runs in the namespace of the one that it tests.
-        program: the one that it tests, whose names the tests may set.
+        tests: the test program; it runs in the namespace of the tested program.
+        program: the tested program, whose names the tests may set.
 
-    >>> found = looks_of("want = [1]\nassert f(2) == want\nassert not f(3)")
+    >>> found = probe_tests("want = [1]\nassert f(2) == want\nassert not f(3)")
     >>> print(found.program)
     pass
     __look__(0, f(2))
@@ -82,7 +83,7 @@ def looks_of(tests: str, program: str = "") -> Looks:
     [[1], True]
 
     Raises:
-        LeftOut: it is not Python, or asserts nothing.
+        LeftOut: it is not Python, or has no assert.
     """
     tree = ast.Module([*statements(tests)], [])
     taken = _names(statements(program))
@@ -92,16 +93,16 @@ def looks_of(tests: str, program: str = "") -> Looks:
     tree = reader.visit(tree)
     if not reader.places:
         raise LeftOut("without an assert")
-    told = ({node.id for node in reader.answers} | tables.keys()) - _names(tree.body, ast.Load)
-    tree = ast.fix_missing_locations(_Without(told).visit(tree))
-    weak = any(place.weak for place in reader.places) or any(map(_finds_out, ast.walk(tree)))
-    return Looks(ast.unparse(tree), reader.places, weak)
+    removable = ({node.id for node in reader.answers} | tables.keys()) - _names(tree.body, ast.Load)
+    tree = ast.fix_missing_locations(_Without(removable).visit(tree))
+    weak = any(place.weak for place in reader.places) or any(map(_checks_itself, ast.walk(tree)))
+    return ProbedTests(ast.unparse(tree), reader.places, weak)
 
 
-def _finds_out(node: ast.AST) -> bool:
-    """Whether a program makes up its own mind here: candidate's code in its process could make it for it."""
+def _checks_itself(node: ast.AST) -> bool:
+    """True if the program decides here by itself, which code of the candidate in its process could forge."""
     match node:
-        case ast.Attribute(attr=name):  # of unittest and pytest
+        case ast.Attribute(attr=name):  # methods of unittest and pytest
             return name == "fail" or name.startswith(("assert", "raises"))
         case ast.Assert(test=ast.Constant(value=value)):
             return not value
@@ -116,7 +117,7 @@ def _names(body: Sequence[ast.stmt], context: type[ast.expr_context] = ast.expr_
 
 @final
 class _Without(ast.NodeTransformer):
-    """Leaves out the assignments of some names."""
+    """Removes the assignments of some names."""
 
     def __init__(self, names: Collection[str]) -> None:
         self._names = names
@@ -131,42 +132,42 @@ class _Without(ast.NodeTransformer):
 
 @final
 class _Reader(ast.NodeTransformer):
-    """Puts a look in the place of every assert.
+    """Replaces every assert by a probe.
 
     Args:
-        answers: names in asserts, by the node, with the literals that they stand for.
+        answers: names in asserts -> the literals that they stand for.
     """
 
     def __init__(self, answers: Mapping[ast.Name, ast.expr]) -> None:
         self.answers = answers
-        self.places: list[Look] = []
+        self.places: list[Probe] = []
 
     def visit_Assert(self, node: ast.Assert) -> ast.stmt | list[ast.stmt]:
-        if isinstance(node.test, ast.Constant):  # ``assert False``: nobody should come here
+        if isinstance(node.test, ast.Constant):  # ``assert False`` marks code that must not be reached
             return node
-        return [self._look(part) for part in _parts(node.test)]
+        return [self._probe(part) for part in _parts(node.test)]
 
-    def _look(self, test: ast.expr) -> ast.stmt:
+    def _probe(self, test: ast.expr) -> ast.stmt:
         seen, place = self._place(test)
         number = ast.Constant(len(self.places))
         self.places.append(place)
         call = ast.Call(ast.Name("__look__", ast.Load()), [number, seen], [])
         return ast.copy_location(ast.Expr(call), test)
 
-    def _place(self, test: ast.expr) -> tuple[ast.expr, Look]:
+    def _place(self, test: ast.expr) -> tuple[ast.expr, Probe]:
         for seen, other, numbers in _compared(test):
             node = self.answers.get(other, other) if isinstance(other, ast.Name) else other
             value = _literal(node, number=numbers is not PYTHON)
             if value is not None:
-                return seen, Look(ast.unparse(seen), value[0], numbers)
-        # No call of `bool`: a program may define a function of that name.
+                return seen, Probe(ast.unparse(seen), value[0], numbers)
+        # ``not not``, because a program may define its own `bool`.
         negated = isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not)
         truth = test if negated else ast.UnaryOp(ast.Not(), ast.UnaryOp(ast.Not(), test))
-        return truth, Look(ast.unparse(test), True, weak=True)
+        return truth, Probe(ast.unparse(test), True, weak=True)
 
 
 def _parts(test: ast.expr) -> Iterator[ast.expr]:
-    """What must be true one after the other."""
+    """Split ``a and b`` into its conditions."""
     if isinstance(test, ast.BoolOp) and isinstance(test.op, ast.And):
         for value in test.values:
             yield from _parts(value)
@@ -175,7 +176,7 @@ def _parts(test: ast.expr) -> Iterator[ast.expr]:
 
 
 def _compared(test: ast.expr) -> Iterator[tuple[ast.expr, ast.expr, NumericPolicy]]:
-    """What a test compares with what, in both orders, and how nearly numbers must agree."""
+    """Yield both sides of a comparison, in both orders, with its numeric tolerance."""
     pair, numbers = None, PYTHON
     match test:
         case ast.Compare(left, [ast.Eq() | ast.Is()], [right]):
@@ -202,11 +203,11 @@ def _compared(test: ast.expr) -> Iterator[tuple[ast.expr, ast.expr, NumericPolic
 
 
 def _literal(node: ast.expr, *, number: bool = False) -> tuple[JSON] | None:
-    """A literal's value, encoded; ``None`` where it is none, or none that can be compared.
+    """Return a literal's encoded value in a tuple; ``None`` if it is no literal or cannot be compared.
 
     Args:
         node: the expression.
-        number: whether it is a number to come near to; two integers would be compared exactly.
+        number: True to convert to a float, because two integers would be compared exactly.
     """
     try:
         found: object = ast.literal_eval(node)
@@ -216,11 +217,11 @@ def _literal(node: ast.expr, *, number: bool = False) -> tuple[JSON] | None:
     return None if opaque(value) else (value,)
 
 
-# Names that stand for what a test should see. Where they do nothing else, they are put in place on the host.
+# Names that stand for expected values. If they have no other use, the host substitutes the values.
 
 
 def _answers(tree: ast.Module) -> dict[ast.Name, ast.expr]:
-    """Names in asserts that stand for nothing but a literal -> the literal."""
+    """Return the names in asserts that only ever stand for a literal, with the literal."""
     bound, used = dict[str, list[_Bound]](), dict[str, list[_Bound]]()
     known, elsewhere = set[ast.AST](), set[str]()
     blocks = [*_blocks(tree)]
@@ -234,7 +235,7 @@ def _answers(tree: ast.Module) -> dict[ast.Name, ast.expr]:
     for block, position, statement in blocks:
         for part in _parts(statement.test) if isinstance(statement, ast.Assert) else ():
             wanted = (other for _, other, _ in _compared(part) if isinstance(other, ast.Name))
-            name = next((one for one in wanted if one.id in bound), None)
+            name = next((other for other in wanted if other.id in bound), None)
             if name is not None:
                 used.setdefault(name.id, []).append(_Bound(block, position, name, name))
                 known.add(name)
@@ -258,7 +259,7 @@ def _answers(tree: ast.Module) -> dict[ast.Name, ast.expr]:
 
 @dataclass(frozen=True, slots=True)
 class _Bound:
-    """A name in a statement: the path of blocks to it, the statement's number in the file, and a value."""
+    """A name in a statement: path of blocks to it, the statement's number in the file, and a value."""
 
     block: tuple[int, ...]
     position: int
@@ -267,8 +268,8 @@ class _Bound:
 
 
 def _value_at(use: _Bound, bound: Sequence[_Bound]) -> ast.expr | None:
-    """The literal that a name stands for at a place, where there is no doubt."""
-    before = [one for one in bound if one.position < use.position]
+    """Return the literal that a name stands for at a place; ``None`` if that is uncertain."""
+    before = [found for found in bound if found.position < use.position]
     if not before:
         return None
     last = before[-1]
@@ -279,12 +280,12 @@ def _value_at(use: _Bound, bound: Sequence[_Bound]) -> ast.expr | None:
 def _blocks(
     node: ast.AST, block: tuple[int, ...] = (), count: list[int] | None = None
 ) -> Iterator[tuple[tuple[int, ...], int, ast.stmt]]:
-    """All statements as the file has them, each with the path of blocks to it and its number."""
+    """Yield all statements in order, each with the path of blocks to it and its number."""
     count = [0] if count is None else count
     for _, value in ast.iter_fields(node):
         listed = cast("list[object]", value) if isinstance(value, list) else []
-        children = [one for one in listed if isinstance(one, ast.AST)]
-        here = (*block, count[0]) if any(isinstance(one, ast.stmt) for one in children) else block
+        children = [item for item in listed if isinstance(item, ast.AST)]
+        here = (*block, count[0]) if any(isinstance(child, ast.stmt) for child in children) else block
         for child in children:
             count[0] += 1
             if isinstance(child, ast.stmt):
@@ -293,7 +294,7 @@ def _blocks(
 
 
 def _declared(node: ast.AST) -> Iterator[str]:
-    """Names that a node binds or claims other than as an `ast.Name`."""
+    """Yield the names that a node binds or declares without an `ast.Name`."""
     match node:
         case ast.Global(names) | ast.Nonlocal(names):
             yield from names
@@ -313,8 +314,8 @@ def _declared(node: ast.AST) -> Iterator[str]:
 
 
 def _tables(tree: ast.Module) -> dict[str, ast.expr]:
-    """Names that stand for one literal, and are only gone through."""
-    gone_through = Counter(
+    """Return names that are assigned one literal and only used to iterate over it."""
+    iterated = Counter(
         node.iter.id
         for node in ast.walk(tree)
         if isinstance(node, ast.For) and isinstance(node.iter, ast.Name)
@@ -326,14 +327,14 @@ def _tables(tree: ast.Module) -> dict[str, ast.expr]:
         if isinstance(node, ast.Assign)
         and isinstance(target := node.targets[0], ast.Name)
         and isinstance(node.value, ast.List | ast.Tuple)
-        and gone_through[target.id]  # else it may be a class's, and read by its attribute
-        and uses[target.id] == gone_through[target.id] + 1
+        and iterated[target.id]  # else it may be a class attribute
+        and uses[target.id] == iterated[target.id] + 1
     }
 
 
 @final
 class _Unrolled(ast.NodeTransformer):
-    """Writes out loops over literal tables that assert something of each row."""
+    """Unrolls loops over literal tables that assert something of each row."""
 
     def __init__(self, tables: Mapping[str, ast.expr]) -> None:
         self._tables = tables
@@ -341,14 +342,14 @@ class _Unrolled(ast.NodeTransformer):
     def visit_For(self, node: ast.For) -> ast.AST | list[ast.stmt]:
         self.generic_visit(node)
         table = self._tables.get(node.iter.id) if isinstance(node.iter, ast.Name) else node.iter
-        inner = [one for statement in node.body for one in ast.walk(statement)]
+        inner = [child for statement in node.body for child in ast.walk(statement)]
         if not isinstance(table, ast.List | ast.Tuple) or not table.elts or node.orelse:
             return node
         if len(table.elts) * len(inner) > _MAX_NODES:
             return node
-        if not any(isinstance(one, ast.Assert) for one in inner):
+        if not any(isinstance(child, ast.Assert) for child in inner):
             return node
-        if any(isinstance(one, _NOT_WRITTEN_OUT) for one in inner):
+        if any(isinstance(child, _PREVENTS_UNROLLING) for child in inner):
             return node
         rows = [_assigned(node.target, row) for row in table.elts]
         if not all(rows):
@@ -357,7 +358,7 @@ class _Unrolled(ast.NodeTransformer):
 
 
 def _assigned(target: ast.expr, row: ast.expr) -> list[ast.stmt]:
-    """What binds a row's values; empty where they do not fit name by name."""
+    """Return the assignments that bind a row's values; empty if the names do not match them one to one."""
     match target, row:
         case ast.Name(), _:
             pairs = [(target, row)]

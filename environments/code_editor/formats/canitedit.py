@@ -1,11 +1,11 @@
-"""CanItEdit (arXiv:2312.12450): programs to edit as an instruction says, as JSONL.
+"""CanItEdit (arXiv:2312.12450): programs to edit by an instruction, as JSONL.
 
-A line has ``full_name``, ``before`` and ``after`` (whole programs), ``instruction_descriptive`` and
+Each line has ``full_name``, ``before`` and ``after`` (whole programs), ``instruction_descriptive`` and
 ``instruction_lazy``, ``tests`` (a program to run after the edited one, in its namespace) and ``taxonomy``
-with ``change_kind`` and ``topic``. (``id``, ``name`` and ``libraries`` are not needed.) The dataset is a
-parquet file; ``datasets.load_dataset("nuprl/CanItEdit", split="test").to_json(PATH)`` makes it JSONL.
+with ``change_kind`` and ``topic``. The dataset is a parquet file;
+``datasets.load_dataset("nuprl/CanItEdit", split="test").to_json(PATH)`` makes it JSONL.
 
-What its asserts look at is compared on the host; see `envkit.environments.code_editor.formats.asserts`.
+The host compares the values that its asserts see; see `envkit.environments.code_editor.formats.asserts`.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import final
 
 from envkit.env import ImportedTasks
-from envkit.environments.code_editor.formats.asserts import WEAKNESS, looks_of
-from envkit.environments.code_editor.formats.rows import Row, read_rows
-from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut, collected, statements
+from envkit.environments.code_editor.formats.asserts import WEAKNESS, probe_tests
+from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, collect, statements
+from envkit.environments.code_editor.formats.records import Record, read_records
 from envkit.grading import Leniency
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION
@@ -32,21 +32,21 @@ _ASK = "Edit the program as told above. A python block takes the place of the wh
 
 @final
 @dataclass(frozen=True, slots=True)
-class Edited:
-    """A program to edit, with tests of its own.
+class EditProblem:
+    """A program to edit, graded by its own test program.
 
     Args:
         id: unique within the benchmark.
-        said: the instruction.
-        before: the program as the agent meets it.
-        after: a right form of it.
+        prompt: the instruction.
+        before: the program that the agent gets.
+        after: a correct version of it.
         tests: a program with asserts.
         operator: kind of change.
         metadata: further public facts.
     """
 
     id: str
-    said: str
+    prompt: str
     before: str
     after: str
     tests: str
@@ -54,17 +54,17 @@ class Edited:
     metadata: Mapping[str, JSON]
 
     def task(self, benchmark: str) -> Task:
-        """See `envkit.environments.code_editor.formats.stated.Problem`."""
+        """See `envkit.environments.code_editor.formats.problems.Problem`."""
         if self.before == self.after:
             raise LeftOut("without a difference between wrong and right")
         if _foreign(self.after) or _foreign(self.tests):
             raise LeftOut("that import other than the standard library")
-        looks = looks_of(self.tests, self.after)
-        calls = [Call((str(index), repr(place.source))) for index, place in enumerate(looks.places)]
+        probed = probe_tests(self.tests, self.after)
+        calls = [Call((str(index), repr(place.source))) for index, place in enumerate(probed.places)]
         return Task(
             id=f"{benchmark}/{self.id}",
             split="heldout",
-            prompt=self.said.strip(),
+            prompt=self.prompt.strip(),
             files={SOLUTION: self.before},
             metadata={
                 "benchmark": benchmark,
@@ -85,9 +85,9 @@ class Edited:
                 "fresh": 0,
                 "policy": asdict(PYTHON),
                 "leniency": asdict(Leniency(mappings=True, arguments=False)),
-                "tests": looks.program,
-                "looks": [place.to_json() for place in looks.places],
-                "weakness": WEAKNESS if looks.weak else "",
+                "tests": probed.program,
+                "looks": [place.to_json() for place in probed.places],
+                "weakness": WEAKNESS if probed.weak else "",
             },
         )
 
@@ -97,25 +97,25 @@ def read(path: Path, *, lazy: bool = False) -> ImportedTasks:
 
     Args:
         path: the file.
-        lazy: whether the agent is told as a person in a hurry would say it, not in detail.
+        lazy: True for the short instruction, as by a person in a hurry; False for the detailed one.
 
     Raises:
-        TaskFileError: a line is not as said above.
+        TaskFileError: a line does not have the form above.
     """
     instruction = "lazy" if lazy else "descriptive"
     benchmark = "canitedit-lazy" if lazy else "canitedit"
-    return collected(benchmark, read_rows(path), functools.partial(_problem, instruction))
+    return collect(benchmark, read_records(path), functools.partial(_problem, instruction))
 
 
-def _problem(instruction: str, row: Row) -> Edited:
+def _problem(instruction: str, record: Record) -> EditProblem:
     before, after, tests = (
-        row.text(field).replace("\r\n", "\n").strip("\n").rstrip() + "\n"
+        record.text(field).replace("\r\n", "\n").strip("\n").rstrip() + "\n"
         for field in ("before", "after", "tests")
     )
-    taxonomy = row.row("taxonomy")
-    return Edited(
-        id=row.text("full_name"),
-        said=row.text(f"instruction_{instruction}"),
+    taxonomy = record.nested("taxonomy")
+    return EditProblem(
+        id=record.text("full_name"),
+        prompt=record.text(f"instruction_{instruction}"),
         before=before,
         after=after,
         tests=tests,
@@ -125,7 +125,7 @@ def _problem(instruction: str, row: Row) -> Edited:
 
 
 def _foreign(source: str) -> bool:
-    """Whether code imports what a sandbox does not hold."""
+    """True if code imports modules that the sandbox does not have."""
     for node in (inner for statement in statements(source) for inner in ast.walk(statement)):
         match node:
             case ast.Import(names):

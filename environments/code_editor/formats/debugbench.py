@@ -1,8 +1,8 @@
-"""DebugBench's Python items (arXiv:2401.04621): solutions of judged problems with bugs put in, as JSONL.
+"""DebugBench's Python items (arXiv:2401.04621): judged solutions with inserted bugs, as JSONL.
 
-A line has ``slug``, ``fn``, ``tests`` (pairs of named arguments and answer), ``buggy_code``, ``oracle_code``
-and ``category``; it may have ``description``, ``level``, and ``recorded``: name of a model -> ``fixed_code``
-that it gave.
+Each line has ``slug``, ``fn``, ``tests`` (pairs of named arguments and answer), ``buggy_code``,
+``oracle_code`` and ``category``. Optional are ``description``, ``level``, and ``recorded``: model name -> its
+``fixed_code``.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from envkit.env import ImportedTasks
-from envkit.environments.code_editor.formats.rows import Row, read_rows
-from envkit.environments.code_editor.formats.stated import (
-    Collection,
-    Example,
+from envkit.environments.code_editor.formats.problems import (
+    CallProblem,
+    KnownCall,
     LeftOut,
-    Stated,
+    TaskCollector,
+    edit_message,
     parameters_of,
-    said_so,
 )
+from envkit.environments.code_editor.formats.records import Record, read_records
 from envkit.grading import NumericPolicy
 from envkit.inputs.call import Call, literal
 from envkit.types import JSON
 
-#: The class whose method a solution is.
+#: Class that holds a solution as a method.
 OWNER = "Solution"
-#: What the judge has in scope, modules last so that their names win over functions of the same name.
+#: Names that the judge provides. Modules come last, so that they win over functions of the same name.
 PRELUDE = """\
 from bisect import *
 from collections import *
@@ -51,34 +51,34 @@ import random, re, statistics, string, sys, typing
 
 
 """
-#: How the judge compares numbers, from its statements: "answers within 10^-5 are accepted".
+#: The judge's comparison of numbers; its statements say "answers within 10^-5 are accepted".
 JUDGE = NumericPolicy(rel_tol=1e-5, abs_tol=1e-5, int_as_float=True)
 
 
 def read(path: Path) -> ImportedTasks:
-    """All items of a file, and one recorded output of each model for each.
+    """Read all items of a file, with one recorded output per model and item.
 
     Raises:
-        TaskFileError: a line is not as said above.
+        TaskFileError: a line does not have the form above.
     """
-    found, numbers = Collection("debugbench"), Counter[str]()
+    found, numbers = TaskCollector("debugbench"), Counter[str]()
     recorded: dict[str, dict[str, tuple[str, ...]]] = {}
-    for row in read_rows(path):
-        slug = row.text("slug")
+    for record in read_records(path):
+        slug = record.text("slug")
         numbers[slug] += 1
-        wrong, right = (row.text(field).strip("\n") for field in ("buggy_code", "oracle_code"))
-        function, said = f"{OWNER}.{row.text('fn')}", row.text("description", "")
-        operator, level = row.text("category"), row.text("level", "unknown")
-        tests, answers = _tests(row), _answers(row)
+        broken, reference = (record.text(field).strip("\n") for field in ("buggy_code", "oracle_code"))
+        function, description = f"{OWNER}.{record.text('fn')}", record.text("description", "")
+        operator, level = record.text("category"), record.text("level", "unknown")
+        tests, answers = _tests(record), _answers(record)
         try:
-            parameters = parameters_of(right, function)
+            parameters = parameters_of(reference, function)
             task = found.add(
-                Stated(
+                CallProblem(
                     id=f"{slug}/{numbers[slug]}",
-                    said=said,
+                    prompt=description,
                     ask="Fix the bug",
-                    wrong=f"{PRELUDE}{wrong}\n",
-                    right=f"{PRELUDE}{right}\n",
+                    broken=f"{PRELUDE}{broken}\n",
+                    reference=f"{PRELUDE}{reference}\n",
                     function=function,
                     examples=[_example(arguments, value, parameters) for arguments, value in tests],
                     source=slug,
@@ -92,31 +92,31 @@ def read(path: Path) -> ImportedTasks:
             found.leave_out(reason)
             continue
         for model, code in answers.items():
-            recorded.setdefault(model, {})[task.id] = (said_so(wrong, code.strip("\n")), "submit")
+            recorded.setdefault(model, {})[task.id] = (edit_message(broken, code.strip("\n")), "submit")
     return found.imported(recorded)
 
 
-def _tests(row: Row) -> list[tuple[dict[str, JSON], JSON]]:
+def _tests(record: Record) -> list[tuple[dict[str, JSON], JSON]]:
     tests: list[tuple[dict[str, JSON], JSON]] = []
-    for index, test in enumerate(row.items("tests")):
+    for index, test in enumerate(record.items("tests")):
         match test:
             case [dict() as arguments, value]:
                 tests.append((arguments, value))
             case _:
-                raise row.error(f"tests[{index}]", repr(test)[:60], "a pair of named arguments and answer")
+                raise record.error(f"tests[{index}]", repr(test)[:60], "a pair of named arguments and answer")
     return tests
 
 
-def _example(arguments: Mapping[str, JSON], value: JSON, parameters: Sequence[str]) -> Example:
+def _example(arguments: Mapping[str, JSON], value: JSON, parameters: Sequence[str]) -> KnownCall:
     if sorted(arguments) != sorted(parameters[: len(arguments)]):
         raise LeftOut("whose tests name other arguments than the right form")
-    # The judge passes by place: a solution may name its parameters otherwise.
+    # The judge passes arguments by position, because a solution may rename its parameters.
     ordered = sorted(arguments, key=parameters.index)
-    return Example(Call(tuple(literal(arguments[name]) for name in ordered)), literal(value))
+    return KnownCall(Call(tuple(literal(arguments[name]) for name in ordered)), literal(value))
 
 
-def _answers(row: Row) -> dict[str, str]:
-    if "recorded" not in row.data:
+def _answers(record: Record) -> dict[str, str]:
+    if "recorded" not in record.data:
         return {}
-    models = row.row("recorded")
-    return {model: models.row(model).text("fixed_code") for model in models.data}
+    models = record.nested("recorded")
+    return {model: models.nested(model).text("fixed_code") for model in models.data}

@@ -1,8 +1,8 @@
 """HumanEval (arXiv:2107.03374), as its package ships it: functions to write from their docstrings, as JSONL.
 
-A line has ``task_id``, ``prompt`` (imports, ``def`` line and docstring), ``canonical_solution`` (the body),
-``test`` (asserts on ``candidate``) and ``entry_point``. There is no bug in it: the file as the agent meets it
-raises `NotImplementedError`. (The environment's own held-out tasks have bugs put into these functions.)
+Each line has ``task_id``, ``prompt`` (imports, ``def`` line and docstring), ``canonical_solution`` (the
+body), ``test`` (asserts on ``candidate``) and ``entry_point``. There is no bug: the file that the agent gets
+raises `NotImplementedError`. (The environment's own held-out tasks are these functions with inserted bugs.)
 """
 
 from __future__ import annotations
@@ -10,41 +10,41 @@ from __future__ import annotations
 from pathlib import Path
 
 from envkit.env import ImportedTasks
-from envkit.environments.code_editor.formats.rows import Row, read_rows
-from envkit.environments.code_editor.formats.stated import (
-    Stated,
-    asserted,
-    collected,
-    forms,
+from envkit.environments.code_editor.formats.problems import (
+    CallProblem,
+    applied_normalizers,
+    collect,
+    known_calls,
     statements,
     with_docstring_calls,
 )
+from envkit.environments.code_editor.formats.records import Record, read_records
 
 
 def read(path: Path) -> ImportedTasks:
-    """All items of a file, which may be packed with gzip.
+    """Read all items of a file, which may be compressed with gzip.
 
     Raises:
-        TaskFileError: a line is not as said above.
+        TaskFileError: a line does not have the form above.
     """
-    return collected("human-eval", read_rows(path), _problem)
+    return collect("human-eval", read_records(path), _problem)
 
 
-def _problem(row: Row) -> Stated:
-    name, task_id, test = row.text("entry_point"), row.text("task_id"), row.text("test")
-    prompt, body = row.text("prompt").rstrip(), row.text("canonical_solution").strip("\n").rstrip()
+def _problem(record: Record) -> CallProblem:
+    name, task_id, test = record.text("entry_point"), record.text("task_id"), record.text("test")
+    prompt, body = record.text("prompt").rstrip(), record.text("canonical_solution").strip("\n").rstrip()
     tests = statements(test)
-    known = asserted(tests, "candidate")
-    return Stated(
+    known = known_calls(tests, "candidate")
+    return CallProblem(
         id=task_id,
-        said="",  # the file says it
+        prompt="",  # the docstring is in the file
         ask="Write the function",
-        wrong=f"{prompt}\n    raise NotImplementedError\n",
-        right=f"{prompt}\n{body}\n",
+        broken=f"{prompt}\n    raise NotImplementedError\n",
+        reference=f"{prompt}\n{body}\n",
         function=name,
         examples=with_docstring_calls(known, prompt, name),
         source=name,
         operator="unwritten",
         metadata={},
-        forms=forms(tests, "candidate"),
+        normalizers=applied_normalizers(tests, "candidate"),
     )

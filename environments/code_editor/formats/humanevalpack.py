@@ -1,8 +1,8 @@
 """HumanEvalFix, the repair part of HumanEvalPack (arXiv:2308.07124), its Python file as JSONL.
 
-A line has ``task_id``, ``declaration`` (imports and the ``def`` line), ``buggy_solution`` and
+Each line has ``task_id``, ``declaration`` (imports and the ``def`` line), ``buggy_solution`` and
 ``canonical_solution`` (bodies), ``test`` (asserts),
-``entry_point`` and ``bug_type``; ``docstring`` where there is one.
+``entry_point`` and ``bug_type``; ``docstring`` is optional.
 """
 
 from __future__ import annotations
@@ -10,45 +10,45 @@ from __future__ import annotations
 from pathlib import Path
 
 from envkit.env import ImportedTasks
-from envkit.environments.code_editor.formats.rows import Row, read_rows
-from envkit.environments.code_editor.formats.stated import (
-    Stated,
-    asserted,
-    collected,
-    forms,
+from envkit.environments.code_editor.formats.problems import (
+    CallProblem,
+    applied_normalizers,
+    collect,
+    known_calls,
     statements,
     with_docstring_calls,
 )
+from envkit.environments.code_editor.formats.records import Record, read_records
 
 
 def read(path: Path) -> ImportedTasks:
-    """All items of a file; what it asserts becomes the known calls.
+    """Read all items of a file; its asserts become the known calls.
 
     Raises:
-        TaskFileError: a line is not as said above.
+        TaskFileError: a line does not have the form above.
     """
-    return collected("humanevalpack", read_rows(path), _problem)
+    return collect("humanevalpack", read_records(path), _problem)
 
 
-def _problem(row: Row) -> Stated:
-    name, task_id, test = row.text("entry_point"), row.text("task_id"), row.text("test")
-    declaration, wrong, right = (
-        row.text(field) for field in ("declaration", "buggy_solution", "canonical_solution")
+def _problem(record: Record) -> CallProblem:
+    name, task_id, test = record.text("entry_point"), record.text("task_id"), record.text("test")
+    declaration, broken, reference = (
+        record.text(field) for field in ("declaration", "buggy_solution", "canonical_solution")
     )
-    said, bug = row.text("docstring", ""), row.text("bug_type")
+    docstring, bug = record.text("docstring", ""), record.text("bug_type")
     tests = statements(test)
-    called = name if asserted(tests, name) else "candidate"
-    known = asserted(tests, called)
-    return Stated(
+    called = name if known_calls(tests, name) else "candidate"
+    known = known_calls(tests, called)
+    return CallProblem(
         id=task_id,
-        said=said,
+        prompt=docstring,
         ask="Fix the bug",
-        wrong=f"{declaration.rstrip()}\n{wrong.strip(chr(10)).rstrip()}\n",
-        right=f"{declaration.rstrip()}\n{right.strip(chr(10)).rstrip()}\n",
+        broken=f"{declaration.rstrip()}\n{broken.strip(chr(10)).rstrip()}\n",
+        reference=f"{declaration.rstrip()}\n{reference.strip(chr(10)).rstrip()}\n",
         function=name,
-        examples=with_docstring_calls(known, said, name),
+        examples=with_docstring_calls(known, docstring, name),
         source=name,
         operator=bug,
         metadata={},
-        forms=forms(tests, called),
+        normalizers=applied_normalizers(tests, called),
     )

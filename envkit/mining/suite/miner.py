@@ -12,11 +12,12 @@ from typing import Final
 from envkit.errors import SandboxError, UsageError
 from envkit.grading import grade_suite, outcomes
 from envkit.grading.suite import SUITE_LIMITS
+from envkit.hidden import to_json
 from envkit.mining.build import edit_between, mutation_id
 from envkit.mining.difficulty import difficulty
 from envkit.mining.duplicates import Fingerprint, is_near
 from envkit.mining.functions import Function, functions
-from envkit.mining.hidden import Suite, SuiteHidden, SuiteSite, to_json
+from envkit.mining.hidden import Suite, SuiteHidden, SuiteSite
 from envkit.mining.mutations import Mutation, mutations, spread
 from envkit.mining.suite.checkout import Checkout, read_checkout, require_imports
 from envkit.mining.suite.run_variants import SuiteRun, run_suite_variants, with_pytest

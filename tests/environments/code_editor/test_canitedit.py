@@ -15,8 +15,8 @@ from envkit.audit.attacks import ATTACKS, Attack, AttackTarget
 from envkit.audit.attacks import ShownCall as Shown
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, whole_text
-from envkit.environments.code_editor.aim import actions_of
+from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, replace_text_message
+from envkit.environments.code_editor.exploits import attack_actions
 from envkit.environments.code_editor.formats.asserts import WEAKNESS
 from envkit.studies.validate_tasks import validate_tasks
 
@@ -158,33 +158,33 @@ def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
         ("canitedit/dead", "oracle"),
         ("canitedit/idle", "no-op"),
     ]
-    assert "look(0, 'third([1, 2, 3])') gave [[3]], expected [3]" in broken[0].evidence
+    assert "probe(0, 'third([1, 2, 3])') gave [[3]], expected [3]" in broken[0].evidence
 
 
 @pytest.mark.parametrize(
     ("name", "old", "new", "seen"),
     [
-        ("plain", "[0]", "[-1]", "look(0, "),
+        ("plain", "[0]", "[-1]", "probe(0, "),
         ("plain", 'return "', 'print("akl"); return "', ""),
         ("plain", "    return", "  return", ""),
-        ("class", "self.coins.pop()", "self.coins[-1]", "look(3, 'kept')"),
-        ("class", "sum(self.coins)", "7", "look(4, 'till.total')"),
+        ("class", "self.coins.pop()", "self.coins[-1]", "probe(3, 'kept')"),
+        ("class", "sum(self.coins)", "7", "probe(4, 'till.total')"),
         ("raises", "raise ValueError('no parts')", "return 0", "raises AssertionError"),
-        ("raises", "'no parts'", "'nothing'", "look(1, 'str(error)')"),
-        ("near", "/ len(numbers)", "/ len(numbers) + 0.004", "look(1, 'mean([1, 2])')"),
-        ("near", "/ len(numbers)", "/ len(numbers) + 0.02", "look(0, 'mean([1, 2, 2])')"),
+        ("raises", "'no parts'", "'nothing'", "probe(1, 'str(error)')"),
+        ("near", "/ len(numbers)", "/ len(numbers) + 0.004", "probe(1, 'mean([1, 2])')"),
+        ("near", "/ len(numbers)", "/ len(numbers) + 0.02", "probe(0, 'mean([1, 2, 2])')"),
         ("near", "/ len(numbers)", "/ len(numbers) + 1e-12", ""),
-        ("several", "x // 2", "x / 2", "look(1, 'half(given)')"),
+        ("several", "x // 2", "x / 2", "probe(1, 'half(given)')"),
         ("unicode", "👋", "🙂", "¡hola, Zoë! 🙂"),
         ("weak", "set(numbers)", "numbers", "raises ValueError"),
-        ("main", "text.count(each)", "1", "look(1, "),
+        ("main", "text.count(each)", "1", "probe(1, "),
         (
             "main",
             "return {each: text.count(each) for each in text}",
             "import collections as c; return c.Counter(text)",
             "",
         ),
-        ("truth", "n % 2 == 0", "True", "look(1, "),
+        ("truth", "n % 2 == 0", "True", "probe(1, "),
     ],
 )
 def test_other_programs_earn_what_their_tests_say(
@@ -217,7 +217,7 @@ def test_what_should_be_seen_is_in_no_sandbox(tasks: Mapping[str, Task], backend
         "    return 'akl' if any('ak' + 'l' in text for text in said) else ''\n"
     )
     evidence = ending(backend, tasks["plain"], spy)["evidence"]["answers_as_original"]
-    assert evidence == """look(0, "initials('ada king lovelace')") gave [''], expected ['akl']"""
+    assert evidence == """probe(0, "initials('ada king lovelace')") gave [''], expected ['akl']"""
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_no_attack_earns_anything(attack: Attack, tasks: Mapping[str, Task], bac
     env = CodeEditorEnv(tasks=[tasks["plain"]], sandbox=backend)
     env.reset(seed=0)
     last: Any = None
-    for action in actions_of(attack.build(target), target):
+    for action in attack_actions(attack.build(target), target):
         last = env.step(action)
     env.close()
     assert (last[1], last[4]["verdict"]) in [(0.0, "FAIL"), (0.0, "TAMPERED")]
@@ -289,7 +289,7 @@ def test_lines_can_be_replaced_and_a_block_is_the_whole_program(
     assert env.step("```python\nimport math\n```")[0].startswith("Changed:\n")
     assert "def double" not in env.sandbox.read("solution.py", 1000).decode()
     assert "syntax error" in env.step("```python\nimport\n```")[0]
-    env.step(whole_text("import math", SEVERAL[1]))
+    env.step(replace_text_message("import math", SEVERAL[1]))
     assert env.step("submit")[1] == 1.0
     env.close()
 

@@ -24,9 +24,9 @@ from envkit import (
 )
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
-from envkit.environments.code_editor.actions import whole_text
-from envkit.environments.code_editor.called import hidden_calls
+from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.env import FRESH_CALLS
+from envkit.environments.code_editor.graders.calls import hidden_calls
 from envkit.store import trajectory_to_json
 from envkit.taskfile import write_tasks
 
@@ -181,7 +181,7 @@ def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Tasks) -> None:
 )
 def test_a_small_edit_is_measured_and_earns_nothing(env: CodeEditorEnv, line: str, score: float) -> None:
     old = "    return max(0, start - end)"
-    ended = ending(env, whole_text(old, line), "submit")
+    ended = ending(env, replace_text_message(old, line), "submit")
     assert (ended["reward"], ended["scores"]["edits_a_little"]) == (0.0, score)
 
 

@@ -16,10 +16,10 @@ from envkit.agents.recorded import RecordedAgent
 from envkit.agents.scripted import noop, oracle
 from envkit.env import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.environments.code_editor.called import hidden_calls
 from envkit.environments.code_editor.formats import FORMATS
 from envkit.environments.code_editor.formats.debugbench import PRELUDE
-from envkit.environments.code_editor.formats.stated import FRESH_CALLS, forms
+from envkit.environments.code_editor.formats.problems import FRESH_CALLS, applied_normalizers
+from envkit.environments.code_editor.graders.calls import hidden_calls
 from envkit.studies.heldout import require_heldout
 
 # Tiny files of our own, in each format.
@@ -488,9 +488,9 @@ def test_answers_may_differ_in_what_the_tests_take_away(tmp_path: Path, backend:
 
 def test_an_answer_is_taken_as_it_is_where_one_test_does() -> None:
     tests = ["assert set(f(1)) == {1}", "assert tuple(f(2)) == (1,)", "assert f(3) == [1]"]
-    assert forms(ast.parse("\n".join(tests[:2])).body, "f") == {"set", "tuple"}
-    assert forms(ast.parse("\n".join(tests)).body, "f") == frozenset()
-    assert forms(ast.parse("assert sum(f(1)) == 1").body, "f") == frozenset()
+    assert applied_normalizers(ast.parse("\n".join(tests[:2])).body, "f") == {"set", "tuple"}
+    assert applied_normalizers(ast.parse("\n".join(tests)).body, "f") == frozenset()
+    assert applied_normalizers(ast.parse("assert sum(f(1)) == 1").body, "f") == frozenset()
 
 
 def test_mbpp_items_that_assert_on_other_than_one_function_are_left_out(tmp_path: Path) -> None:

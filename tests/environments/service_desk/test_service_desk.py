@@ -25,8 +25,8 @@ from envkit.agents.scripted import ScriptedAgent, oracle
 from envkit.audit import certificate
 from envkit.audit.scanner import SandboxScanner
 from envkit.audit.suite import EnvSuite
-from envkit.environments.service_desk import ServiceDeskEnv, desk, service
-from envkit.environments.service_desk.desk import STORE, Desk
+from envkit.environments.service_desk import ServiceDeskEnv, service, service_client
+from envkit.environments.service_desk.service_client import STORE, ServiceClient
 from envkit.environments.service_desk.tasks import generate, tickets_of
 from envkit.registry import make, sandbox_backend
 from envkit.store import RunFolder, trajectory_to_json
@@ -258,7 +258,7 @@ def test_one_that_ends_says_its_last_words(backend: SandboxBackend) -> None:
     broken = dataclasses.replace(STARTERS[0], files={STORE: "no JSON"})
     env = ServiceDeskEnv(tasks=[broken], sandbox=backend)
     with pytest.raises(
-        SandboxError, match=r"it ended with status 1; its last words: .*JSONDecodeError"
+        SandboxError, match=r"it ended with status 1; its last output: .*JSONDecodeError"
     ) as caught:
         env.reset()
     assert "\n" not in str(caught.value)
@@ -284,7 +284,7 @@ def other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source = Path(str(service.__file__))
     (tmp_path / "launcher.py").write_text((source.parent / "launcher.py").read_text())
     (tmp_path / "service.py").write_text(source.read_text())
-    monkeypatch.setattr(desk.resources, "files", lambda _: tmp_path)
+    monkeypatch.setattr(service_client.resources, "files", lambda _: tmp_path)
     return tmp_path / "service.py"
 
 
@@ -317,7 +317,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
 def test_a_service_that_says_its_token_is_not_repeated(
     backend: SandboxBackend, other_service: Path, monkeypatch: pytest.MonkeyPatch, does: str
 ) -> None:
-    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     other_service.write_text(f"import sys; token = sys.stdin.readline().strip(); {does.lstrip()}")
     with pytest.raises(SandboxError) as caught:
         ServiceDeskEnv(tasks=STARTERS, sandbox=backend, ready_s=1.0).reset()
@@ -330,9 +330,9 @@ def test_each_episode_has_a_token_of_its_own(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[str] = []
-    genuine = desk.secrets.token_hex
+    genuine = service_client.secrets.token_hex
     noting = SimpleNamespace(token_hex=lambda size: made.append(genuine(size)) or made[-1])
-    monkeypatch.setattr(desk, "secrets", noting)
+    monkeypatch.setattr(service_client, "secrets", noting)
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
     for _ in range(2):
         env.reset(seed=1)
@@ -349,7 +349,7 @@ def test_nobody_learns_the_token(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     """It is planted, and then looked for in all that an episode shows, says and leaves behind."""
-    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     caplog.set_level(logging.DEBUG)
     tools = ["list_tickets()", "search('token')", "show(1)", "assign([1], 'Eve')", "show(2 / 0)", "done()"]
     agent = ScriptedAgent("asks all", lambda key, turn, observation: tools[turn])
@@ -389,12 +389,12 @@ def test_the_token_is_where_the_last_test_says_it_may_be(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control: whoever looks into the memory of the service finds it, and in no command line or file."""
-    monkeypatch.setattr(desk, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
+    monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     with backend.create() as sandbox:
         sandbox.write(STORE, STARTERS[0].files[STORE].encode())
         lookout = SandboxScanner(sandbox)
         sandbox.open = lookout.open  # pyright: ignore[reportAttributeAccessIssue]
-        Desk(sandbox, warm_up_s=0.0, ready_s=20.0)
+        ServiceClient(sandbox, warm_up_s=0.0, ready_s=20.0)
         assert {how for how, told in lookout.told if CANARY.encode() in told} == {"what a program was told"}
         lookout.told.clear()
         [(_, place)] = lookout.find([CANARY.encode()]).items()

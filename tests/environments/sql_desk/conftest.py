@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from envkit.environments.sql_desk import server
-from envkit.environments.sql_desk.address import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres import server
+from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 
 PASSWORD = "hush-hush"
 

@@ -23,12 +23,13 @@ from envkit.audit.runner import Finding
 from envkit.audit.suite import EnvSuite
 from envkit.bench.report import load_report
 from envkit.cli.main import main
-from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv, address, fitness
-from envkit.environments.sql_desk.address import DSN_VARIABLE
-from envkit.environments.sql_desk.desk import COMPARED, Result
-from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.server import Server, serving
-from envkit.environments.sql_desk.session import Refused
+from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv
+from envkit.environments.sql_desk.database import COMPARED_ROWS, Result
+from envkit.environments.sql_desk.postgres import dsn, server_checks
+from envkit.environments.sql_desk.postgres.connection import QueryRefused
+from envkit.environments.sql_desk.postgres.database import PostgresDatabase
+from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres.server import PostgresServer, server_of
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
 from envkit.errors import MissingExtraError, SandboxError, UsageError
 from envkit.registry import sandbox_backend
@@ -38,13 +39,13 @@ STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("
 TABLES = BY_NAME["products"].tables()
 OWNER = """
 import sys, time
-from envkit.environments.sql_desk.address import DSN_VARIABLE
-from envkit.environments.sql_desk.postgres import PostgresDesk
-from envkit.environments.sql_desk.server import serving
+from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
+from envkit.environments.sql_desk.postgres.database import PostgresDatabase
+from envkit.environments.sql_desk.postgres.server import server_of
 from envkit.environments.sql_desk.tasks import SCRIPT, generate
-desk = PostgresDesk(serving(DSN_VARIABLE), generate("starter")[0].files[SCRIPT])
-desk.run("SELECT 1", write=False)
-print(desk.name, flush=True)
+database = PostgresDatabase(server_of(DSN_VARIABLE), generate("starter")[0].files[SCRIPT])
+database.run("SELECT 1", write=False)
+print(database.name, flush=True)
 time.sleep(600)
 """
 
@@ -57,21 +58,21 @@ def backend() -> SandboxBackend:
 
 
 @pytest.fixture
-def served(dsn: str) -> Server:
-    return serving(DSN_VARIABLE)
+def served(dsn: str) -> PostgresServer:
+    return server_of(DSN_VARIABLE)
 
 
 @pytest.fixture
-def desk(served: Server) -> Iterator[PostgresDesk]:
-    made = PostgresDesk(served, STARTERS["count"].files[SCRIPT])
+def database(served: PostgresServer) -> Iterator[PostgresDatabase]:
+    made = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
-def shared(dsn: str) -> Iterator[PostgresDesk]:
+def shared(dsn: str) -> Iterator[PostgresDatabase]:
     """For what changes nothing."""
-    made = PostgresDesk(serving(DSN_VARIABLE), STARTERS["count"].files[SCRIPT])
+    made = PostgresDatabase(server_of(DSN_VARIABLE), STARTERS["count"].files[SCRIPT])
     yield made
     made.close()
 
@@ -184,7 +185,7 @@ def test_answers(env: SqlDeskPostgresEnv, name: str, sql: str, earned: float, ev
 
 
 def test_an_answer_for_the_shown_database_alone_is_wrong(
-    env: SqlDeskPostgresEnv, shared: PostgresDesk
+    env: SqlDeskPostgresEnv, shared: PostgresDatabase
 ) -> None:
     [[count]] = shared.run("SELECT COUNT(*) FROM products", write=False).rows
     assert ending(env, "count", f"SELECT {count}")[1].startswith("fresh database")
@@ -198,8 +199,8 @@ def test_what_was_tried_is_not_there_when_the_answer_is_graded(env: SqlDeskPostg
     assert ending(env, "forget", tried, tried, "SELECT 1")[0] == 0.0
 
 
-def test_values_of_every_kind(desk: PostgresDesk) -> None:
-    found = desk.run(
+def test_values_of_every_kind(database: PostgresDatabase) -> None:
+    found = database.run(
         "SELECT 1 AS a, 2.50 AS a, 3::float8, NULL, true, 'x', '\\xff'::bytea, ARRAY[1, 2], "
         '\'{"t": "float", "v": "7"}\'::json, \'"\\ud800"\'::json, date \'2020-01-31\', 1e300::numeric',
         write=False,
@@ -213,24 +214,25 @@ def test_values_of_every_kind(desk: PostgresDesk) -> None:
     assert "NULL" in found.text()
 
 
-def test_statements_hold_together_or_not_at_all(desk: PostgresDesk) -> None:
-    before = desk.state(TABLES)
+def test_statements_hold_together_or_not_at_all(database: PostgresDatabase) -> None:
+    before = database.table_rows(TABLES)
     assert (
-        desk.run("DELETE FROM orders; DELETE FROM gone", write=True).error == 'relation "gone" does not exist'
+        database.run("DELETE FROM orders; DELETE FROM gone", write=True).error
+        == 'relation "gone" does not exist'
     )
-    assert desk.state(TABLES) == before
-    assert desk.run("DELETE FROM orders; DELETE FROM products", write=True).changed > 10
-    assert desk.state(TABLES) == [[], []]
-    desk.load(STARTERS["count"].files[SCRIPT])
-    assert desk.state(TABLES) == before
+    assert database.table_rows(TABLES) == before
+    assert database.run("DELETE FROM orders; DELETE FROM products", write=True).changed > 10
+    assert database.table_rows(TABLES) == [[], []]
+    database.load(STARTERS["count"].files[SCRIPT])
+    assert database.table_rows(TABLES) == before
 
 
-def test_returned_rows_and_changing_queries(desk: PostgresDesk) -> None:
-    found = desk.run("UPDATE products SET price = 5 WHERE id = 1 RETURNING id, price", write=True)
+def test_returned_rows_and_changing_queries(database: PostgresDatabase) -> None:
+    found = database.run("UPDATE products SET price = 5 WHERE id = 1 RETURNING id, price", write=True)
     assert (found.columns, found.rows) == (["id", "price"], [[1, 5]])
     sql = "WITH u AS (UPDATE products SET price = 6 WHERE id = 1 RETURNING *) SELECT price FROM u"
-    assert desk.run(sql, write=True).rows == [[6]]
-    assert desk.run("SELECT price FROM products WHERE id = 1", write=False).rows == [[6]]
+    assert database.run(sql, write=True).rows == [[6]]
+    assert database.run("SELECT price FROM products WHERE id = 1", write=False).rows == [[6]]
 
 
 # What a statement may not do, as an agent says it.
@@ -338,9 +340,9 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack_is_refused(shared: PostgresDesk, name: str) -> None:
+def test_an_attack_is_refused(shared: PostgresDatabase, name: str) -> None:
     sql, why = ATTACKS[name]
-    before = shared.state(TABLES)
+    before = shared.table_rows(TABLES)
     found = shared.run(sql, write=True)
     assert found.error.startswith(why)
     assert found.error
@@ -349,7 +351,7 @@ def test_an_attack_is_refused(shared: PostgresDesk, name: str) -> None:
     assert len(found.error) <= 220
     assert "slow" in why or shared.run(sql, write=True).error == found.error
     shared.load(STARTERS["count"].files[SCRIPT])
-    assert shared.state(TABLES) == before
+    assert shared.table_rows(TABLES) == before
 
 
 @pytest.mark.parametrize("name", [n for n, (_, why) in ATTACKS.items() if "slow" not in why])
@@ -364,7 +366,7 @@ def test_an_attack_before_an_answer_spoils_no_answer(env: SqlDeskPostgresEnv) ->
         assert ending(env, "forget", *actions)[0] == 1.0
 
 
-def test_readers_change_nothing(shared: PostgresDesk) -> None:
+def test_readers_change_nothing(shared: PostgresDatabase) -> None:
     for sql in (
         "DELETE FROM orders",
         "UPDATE products SET price = 0",
@@ -412,63 +414,67 @@ UNGUARDED = {
 
 
 @pytest.mark.parametrize("sql", UNGUARDED)
-def test_the_role_itself_may_not(shared: PostgresDesk, served: Server, sql: str) -> None:
-    with contextlib.suppress(Refused):
+def test_the_role_itself_may_not(shared: PostgresDatabase, served: PostgresServer, sql: str) -> None:
+    with contextlib.suppress(QueryRefused):
         shared.run("SELECT 1", write=False)  # so that it has its only connection
-    session = shared._player
+    session = shared._role
     assert session is not None
-    with pytest.raises(Refused) as refused:
-        session.ask(sql)
+    with pytest.raises(QueryRefused) as refused:
+        session.query(sql)
     assert refused.value.state == UNGUARDED[sql]
     if refused.value.state == "0A000":  # it waited for data, and is closed
         session.close()
-        shared._player = None
+        shared._role = None
         time.sleep(0.05)
 
 
-def test_nothing_but_harmless_functions_may_be_called(served: Server, desk: PostgresDesk) -> None:
-    with contextlib.closing(served._address.connect(database=desk.name)) as admin:
-        volatile = admin.ask(
+def test_nothing_but_harmless_functions_may_be_called(
+    served: PostgresServer, database: PostgresDatabase
+) -> None:
+    with contextlib.closing(served._dsn.connect(database=database.name)) as admin:
+        volatile = admin.query(
             "SELECT proname FROM pg_proc "
             "WHERE provolatile = 'v' AND has_function_privilege($1::name, oid, 'EXECUTE')",
-            desk.name,
+            database.name,
         )
-        tables = admin.ask(
+        tables = admin.query(
             "SELECT relname FROM pg_class WHERE relkind IN ('r', 'v', 'm', 'f', 'p') "
             "AND relnamespace <> 'pg_toast'::regnamespace AND has_table_privilege($1::name, oid, 'SELECT') "
             "ORDER BY 1",
-            desk.name,
+            database.name,
         )
-        own = admin.ask(
+        own = admin.query(
             "SELECT rolsuper OR rolcreatedb OR rolcreaterole OR rolreplication OR rolbypassrls OR rolinherit,"
             "rolconnlimit, (SELECT count(*) FROM pg_auth_members WHERE member = r.oid) "
             "FROM pg_roles r WHERE rolname = $1",
-            desk.name,
+            database.name,
         )
     assert volatile == [["rows"]]  # which runs what the caller may run
     assert tables == [["orders"], ["products"]]
     assert own == [["f", "1", "0"]]
 
 
-def test_a_role_has_one_connection_to_one_database(served: Server, desk: PostgresDesk) -> None:
-    other = PostgresDesk(served, STARTERS["count"].files[SCRIPT])
-    desk.run("SELECT 1", write=False)
-    for database in (other.name, "postgres", "template1", served._template):
+def test_a_role_has_one_connection_to_one_database(
+    served: PostgresServer, database: PostgresDatabase
+) -> None:
+    other = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
+    database.run("SELECT 1", write=False)
+    for name in (other.name, "postgres", "template1", served._template):
         with pytest.raises(
             SandboxError, match=r"permission denied|not currently accepting|too many connections"
         ):
-            served._address.connect(desk.name, database)
+            served._dsn.connect(database.name, name)
     with pytest.raises(SandboxError, match="too many connections"):
-        served.player_of(desk.name)
+        served.connect_as_role(database.name)
     other.close()
 
 
 # One episode, another, and the checker.
 
 
-def test_a_hostile_episode_does_not_reach_another(served: Server, desk: PostgresDesk) -> None:
-    hostile = PostgresDesk(served, STARTERS["count"].files[SCRIPT])
-    before, seen = desk.state(TABLES), list[Result]()
+def test_a_hostile_episode_does_not_reach_another(served: PostgresServer, database: PostgresDatabase) -> None:
+    hostile = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
+    before, seen = database.table_rows(TABLES), list[Result]()
 
     def rage() -> None:
         for name in (
@@ -484,39 +490,41 @@ def test_a_hostile_episode_does_not_reach_another(served: Server, desk: Postgres
     rampage.start()
     answers = 0
     while rampage.is_alive() or not answers:
-        assert desk.run("SELECT COUNT(*) FROM products", write=False).error == ""
+        assert database.run("SELECT COUNT(*) FROM products", write=False).error == ""
         answers += 1
     rampage.join()
     hostile.close()
     assert all(result.error for result in seen)
     assert len(seen) == 4
-    assert desk.state(TABLES) == before
+    assert database.table_rows(TABLES) == before
 
 
 def test_the_reference_is_run_where_no_agent_is(
     env: SqlDeskPostgresEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, str]] = []
-    run = PostgresDesk.run
+    run = PostgresDatabase.run
 
-    def noting(desk: PostgresDesk, sql: str, **options: Any) -> Result:
-        ran.append((desk.name, sql))
-        return run(desk, sql, **options)
+    def noting(database: PostgresDatabase, sql: str, **options: Any) -> Result:
+        ran.append((database.name, sql))
+        return run(database, sql, **options)
 
-    monkeypatch.setattr(PostgresDesk, "run", noting)
-    monkeypatch.setattr(SqlDeskPostgresEnv, "_known", {})
+    monkeypatch.setattr(PostgresDatabase, "run", noting)
+    monkeypatch.setattr(SqlDeskPostgresEnv, "_reference_outcomes", {})
     reference = str(STARTERS["forget"].hidden["reference"])
     env.reset(seed=11, options={"task": STARTERS["forget"].id})
-    mine = env.desk.name  # type: ignore[attr-defined]
+    mine = env.database.name  # type: ignore[attr-defined]
     assert env.step(block("DELETE FROM orders"))[1] == 0.0
     there = {name for name, sql in ran if sql == reference}
     assert there
     assert mine not in there
 
 
-def test_what_an_episode_makes_goes_with_it(env: SqlDeskPostgresEnv, cluster: Any, served: Server) -> None:
+def test_what_an_episode_makes_goes_with_it(
+    env: SqlDeskPostgresEnv, cluster: Any, served: PostgresServer
+) -> None:
     env.reset(seed=1)
-    name = env.desk.name  # type: ignore[attr-defined]
+    name = env.database.name  # type: ignore[attr-defined]
     databases = f"SELECT datname FROM pg_database WHERE datname = '{name}'"
     there = f"{databases} UNION ALL SELECT rolname FROM pg_roles WHERE rolname = '{name}'"
     assert cluster.ask(there) == [(name,), (name,)]
@@ -538,11 +546,11 @@ def backend_of(cluster: Any, database: str, role: str) -> int:
 
 @pytest.mark.parametrize("who", ["agent", "owner"])
 def test_a_killed_connection_is_void_and_the_next_episode_is_not(
-    env: SqlDeskPostgresEnv, cluster: Any, served: Server, who: str
+    env: SqlDeskPostgresEnv, cluster: Any, served: PostgresServer, who: str
 ) -> None:
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
-    name = env.desk.name  # type: ignore[attr-defined]
+    name = env.database.name  # type: ignore[attr-defined]
     pid = backend_of(cluster, name, name if who == "agent" else served._owner)
     cluster.ask(f"SELECT pg_terminate_backend({pid}, 5000)")
     with pytest.raises(SandboxError, match="has ended the connection"):
@@ -554,10 +562,10 @@ def test_a_statement_that_heeds_no_limit_fails_its_agent(
     env: SqlDeskPostgresEnv, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of the server that does not answer, while the server does."""
-    monkeypatch.setattr(address, "PATIENCE_S", 0.5)
+    monkeypatch.setattr(dsn, "TIMEOUT_S", 0.5)
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
-    name = env.desk.name  # type: ignore[attr-defined]
+    name = env.database.name  # type: ignore[attr-defined]
     pid = backend_of(cluster, name, name)
     os.kill(pid, signal.SIGSTOP)
     try:
@@ -596,7 +604,7 @@ def test_a_server_that_stops_is_void_and_one_that_comes_back_serves(
     assert ending(env, "count", oracle)[0] == 1.0
     env.close()
     left = own.ask("SELECT datname FROM pg_database WHERE datname LIKE 'envkit%'")
-    stem = serving("OTHER_DSN")._stem
+    stem = server_of("OTHER_DSN")._prefix
     assert all(name.startswith(stem) for (name,) in left)  # what the crash had left is gone
 
 
@@ -612,12 +620,12 @@ def test_nothing_survives_a_killed_owner(dsn: str, cluster: Any) -> None:
         assert owner.stdout is not None
         try:
             name = owner.stdout.readline().strip()
-            with contextlib.closing(Server(DSN_VARIABLE)):
+            with contextlib.closing(PostgresServer(DSN_VARIABLE)):
                 assert len(leased(cluster, name)) == 4  # its owner lives: template, owner, database, role
         finally:
             owner.kill()
     for _ in range(100):  # the server takes a moment to see that it is gone
-        with contextlib.closing(Server(DSN_VARIABLE)):
+        with contextlib.closing(PostgresServer(DSN_VARIABLE)):
             if not leased(cluster, name):
                 break
         time.sleep(0.05)
@@ -635,12 +643,14 @@ def test_a_process_that_ends_leaves_nothing(dsn: str, cluster: Any) -> None:
 # Connecting.
 
 
-def test_no_password_in_a_log_or_an_error(dsn: str, cluster: Any, served: Server, desk: PostgresDesk) -> None:
-    desk.run("SELECT 1", write=False)
-    password = served._address._password
+def test_no_password_in_a_log_or_an_error(
+    dsn: str, cluster: Any, served: PostgresServer, database: PostgresDatabase
+) -> None:
+    database.run("SELECT 1", write=False)
+    password = served._dsn._password
     assert "CREATE ROLE" in cluster.log  # all statements are logged
     assert password not in cluster.log
-    assert password not in repr((served, desk, served._lease, vars(desk)))
+    assert password not in repr((served, database, served._lease, vars(database)))
 
 
 @pytest.mark.parametrize(
@@ -660,7 +670,7 @@ def test_no_server_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, text: st
     if text is not None:
         monkeypatch.setenv("SOME_DSN", text)
     with pytest.raises(UsageError, match=why) as error:
-        serving("SOME_DSN")
+        server_of("SOME_DSN")
     assert "hunter2" not in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -668,7 +678,7 @@ def test_no_server_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, text: st
 def test_a_wrong_password_is_said(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DSN", dsn.replace("hush-hush", "hunter2"))
     with pytest.raises(UsageError, match='password authentication failed for user "envkit"') as error:
-        serving("SOME_DSN")
+        server_of("SOME_DSN")
     assert "hunter2" not in str(error.value)
 
 
@@ -679,7 +689,7 @@ def test_a_server_that_cannot_shut_in_is_refused(
     cluster.ask("GRANT CONNECT ON DATABASE postgres TO weak")
     monkeypatch.setenv("SOME_DSN", dsn.replace("user=envkit password=hush-hush", "user=weak password=weak"))
     with pytest.raises(UsageError, match="role weak is no superuser"):
-        serving("SOME_DSN")
+        server_of("SOME_DSN")
     cluster.ask("REVOKE CONNECT ON DATABASE postgres FROM weak")
     cluster.ask("DROP ROLE weak")
     monkeypatch.setenv("SOME_DSN", dsn + " application_name=another")
@@ -687,16 +697,16 @@ def test_a_server_that_cannot_shut_in_is_refused(
     with pytest.raises(
         UsageError, match='connect to "An open one"; run: REVOKE CONNECT ON DATABASE "An open'
     ):
-        serving("SOME_DSN")
+        server_of("SOME_DSN")
     cluster.ask('DROP DATABASE "An open one"')
-    monkeypatch.setattr(fitness, "MEMORY_BYTES", 2**20)
+    monkeypatch.setattr(server_checks, "MEMORY_BYTES", 2**20)
     with pytest.raises(
         UsageError, match=r"lets a statement allocate 1 MB; expected a limit: start it under `ulim"
     ):
-        serving("SOME_DSN")
-    monkeypatch.setattr(fitness, "OLDEST", 990_000)
+        server_of("SOME_DSN")
+    monkeypatch.setattr(server_checks, "MIN_VERSION", 990_000)
     with pytest.raises(UsageError, match="expected 99 or later"):
-        serving("SOME_DSN")
+        server_of("SOME_DSN")
 
 
 def test_psycopg_is_asked_for_by_its_extra(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -748,9 +758,11 @@ def test_a_certificate_of_its_neighbour_is_not_its_own(
     assert certificate.certificate_problem(SqlDeskPostgresEnv) == "it was never audited"
 
 
-def test_more_rows_than_are_compared_are_no_answer(env: SqlDeskPostgresEnv, desk: PostgresDesk) -> None:
-    sql = f"SELECT i FROM generate_series(1, {COMPARED + 1}) i"
-    assert ending(env, "count", block(sql)) == (0.0, f"the shown database: more than {COMPARED} rows")
-    fill = f"INSERT INTO orders SELECT i, 1, 'x', 1 FROM generate_series(1000, {1000 + COMPARED}) i"
-    assert desk.run(fill, write=True).changed == COMPARED + 1
-    assert desk.state(TABLES) == f"orders: more than {COMPARED:,} rows"
+def test_more_rows_than_are_compared_are_no_answer(
+    env: SqlDeskPostgresEnv, database: PostgresDatabase
+) -> None:
+    sql = f"SELECT i FROM generate_series(1, {COMPARED_ROWS + 1}) i"
+    assert ending(env, "count", block(sql)) == (0.0, f"the shown database: more than {COMPARED_ROWS} rows")
+    fill = f"INSERT INTO orders SELECT i, 1, 'x', 1 FROM generate_series(1000, {1000 + COMPARED_ROWS}) i"
+    assert database.run(fill, write=True).changed == COMPARED_ROWS + 1
+    assert database.table_rows(TABLES) == f"orders: more than {COMPARED_ROWS:,} rows"

@@ -16,7 +16,8 @@ from envkit.agents.scripted import ScriptedAgent
 from envkit.audit import certificate
 from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.environments.sql_desk.desk import Result, SqliteDesk
+from envkit.environments.sql_desk.database import Result
+from envkit.environments.sql_desk.sqlite import SqliteDatabase
 from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
 from envkit.errors import BrokenTask
 from envkit.registry import sandbox_backend
@@ -37,9 +38,9 @@ def env(backend: SandboxBackend) -> Iterator[SqlDeskEnv]:
 
 
 @pytest.fixture(scope="module")
-def desk(backend: SandboxBackend) -> Iterator[SqliteDesk]:
+def database(backend: SandboxBackend) -> Iterator[SqliteDatabase]:
     with backend.create() as sandbox:
-        made = SqliteDesk(sandbox, STARTERS["count"].files[SCRIPT])
+        made = SqliteDatabase(sandbox, STARTERS["count"].files[SCRIPT])
         yield made
         made.close()
 
@@ -171,8 +172,8 @@ def test_wrong_answers_say_why(env: SqlDeskEnv, name: str, sql: str, evidence: s
     assert said.startswith(evidence)
 
 
-def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, desk: SqliteDesk) -> None:
-    [[count]] = desk.run("SELECT COUNT(*) FROM products", write=False).rows
+def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, database: SqliteDatabase) -> None:
+    [[count]] = database.run("SELECT COUNT(*) FROM products", write=False).rows
     reward, said = ending(env, "count", f"SELECT {count}")
     assert (reward, said[:14]) == (0.0, "fresh database")
 
@@ -208,7 +209,7 @@ def test_what_was_tried_is_not_there_when_the_answer_is_graded(
     said = env.oracle(task)[0]
     assert ending(env, "forget", "query('DELETE FROM orders')", said)[0] == 1.0
     assert ending(env, "forget", f"query\n{said}", "SELECT 1")[0] == 0.0
-    monkeypatch.setattr("envkit.environments.sql_desk.desk._PATIENCE_S", 3.0)
+    monkeypatch.setattr("envkit.environments.sql_desk.sqlite._REQUEST_TIMEOUT_S", 3.0)
     killer = "WITH RECURSIVE n(i) AS (SELECT zeroblob(900000) UNION ALL SELECT zeroblob(900000) FROM n) "
     assert ending(env, "forget", f"query('{killer} SELECT count(*) FROM n ORDER BY i')", said)[0] == 1.0
 
@@ -217,14 +218,14 @@ def test_members_of_a_group_share_what_the_reference_leads_to(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    apart = SqlDeskEnv.apart
+    apart = SqlDeskEnv.reference_database
 
     def noting(env: SqlDeskEnv, script: str) -> Any:
         asked.append(script)
         return apart(env, script)
 
-    monkeypatch.setattr(SqlDeskEnv, "apart", noting)
-    monkeypatch.setattr(SqlDeskEnv, "_known", {})
+    monkeypatch.setattr(SqlDeskEnv, "reference_database", noting)
+    monkeypatch.setattr(SqlDeskEnv, "_reference_outcomes", {})
     members = [SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend) for _ in range(2)]
     said = members[0].oracle(STARTERS["count"])[0]
     assert [ending(env, "count", said)[0] for env in (*members, members[0])] == [1.0] * 3
@@ -262,9 +263,9 @@ def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
 # What statements may do.
 
 
-def contents(desk: SqliteDesk) -> list[Result]:
+def contents(database: SqliteDatabase) -> list[Result]:
     """All rows of the products' database."""
-    return [desk.run(f"SELECT * FROM {table}", write=False) for table in BY_NAME["products"].tables()]
+    return [database.run(f"SELECT * FROM {table}", write=False) for table in BY_NAME["products"].tables()]
 
 
 @pytest.mark.parametrize(
@@ -296,56 +297,59 @@ def contents(desk: SqliteDesk) -> list[Result]:
         "SELECT date()",
     ],
 )
-def test_beyond_the_tables_nothing_is_allowed(desk: SqliteDesk, sql: str) -> None:
-    desk.load(STARTERS["count"].files[SCRIPT])
-    assert desk.run("DELETE FROM orders WHERE id = 1", write=True).changed
-    before = contents(desk)
+def test_beyond_the_tables_nothing_is_allowed(database: SqliteDatabase, sql: str) -> None:
+    database.load(STARTERS["count"].files[SCRIPT])
+    assert database.run("DELETE FROM orders WHERE id = 1", write=True).changed
+    before = contents(database)
     for write in (False, True):
-        assert desk.run(sql, write=write).error
-    assert contents(desk) == before
+        assert database.run(sql, write=write).error
+    assert contents(database) == before
 
 
-def test_readers_change_nothing(desk: SqliteDesk) -> None:
+def test_readers_change_nothing(database: SqliteDatabase) -> None:
     for sql in (
         "DELETE FROM orders",
         "UPDATE products SET price = 0",
         "INSERT INTO orders VALUES (99, 1, 'Ada', 1)",
     ):
-        assert desk.run(sql, write=False).error == "not authorized"
+        assert database.run(sql, write=False).error == "not authorized"
 
 
-def test_of_several_statements_all_hold_or_none(desk: SqliteDesk) -> None:
-    before = contents(desk)
-    assert desk.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
-    assert contents(desk) == before
+def test_of_several_statements_all_hold_or_none(database: SqliteDatabase) -> None:
+    before = contents(database)
+    assert database.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
+    assert contents(database) == before
 
 
-def test_attempts_begin_anew_each_and_end_with_the_first_error(desk: SqliteDesk) -> None:
+def test_attempts_begin_anew_each_and_end_with_the_first_error(database: SqliteDatabase) -> None:
     scripts = [BY_NAME["products"].script(seed) for seed in range(3)]
     orders = {"orders": ["id"]}
-    found = desk.attempt([*scripts, scripts[0]], "DELETE FROM orders WHERE id = 1", orders)
+    found = database.run_on_each([*scripts, scripts[0]], "DELETE FROM orders WHERE id = 1", orders)
     assert [result.changed for result in found] == [1, 1, 1, 1]
     assert found[0].tables == found[3].tables != [[]]
     once = "INSERT INTO products VALUES (99, 'once', 'toys', 1)"
-    assert [result.error for result in desk.attempt([scripts[0]] * 2, once, orders)] == ["", ""]
-    counts = [desk.attempt([script], "SELECT COUNT(*) FROM orders", None)[0].rows[0][0] for script in scripts]
+    assert [result.error for result in database.run_on_each([scripts[0]] * 2, once, orders)] == ["", ""]
+    counts = [
+        database.run_on_each([script], "SELECT COUNT(*) FROM orders", None)[0].rows[0][0]
+        for script in scripts
+    ]
     only_first = (
         f"SELECT CASE COUNT(*) WHEN {counts[0]} THEN 1 ELSE abs(-9223372036854775808) END FROM orders"
     )
     assert counts[0] != counts[1]
-    first, second = desk.attempt(scripts, only_first, None)
+    first, second = database.run_on_each(scripts, only_first, None)
     assert (first.rows, first.error, second.error) == ([[1]], "", "integer overflow")
 
 
 def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> None:
     with backend.create() as sandbox:
-        desk = SqliteDesk(sandbox, STARTERS["count"].files[SCRIPT])
-        assert desk.run("DELETE FROM orders", write=True).changed > 0
-        assert desk._peer is not None  # pyright: ignore[reportPrivateUsage]
-        desk._peer.close()  # pyright: ignore[reportPrivateUsage]
-        assert desk.run("SELECT 1", write=False).error.startswith("the database has ended")
-        assert desk.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] != 0
-        desk.close()
+        database = SqliteDatabase(sandbox, STARTERS["count"].files[SCRIPT])
+        assert database.run("DELETE FROM orders", write=True).changed > 0
+        assert database._peer is not None  # pyright: ignore[reportPrivateUsage]
+        database._peer.close()  # pyright: ignore[reportPrivateUsage]
+        assert database.run("SELECT 1", write=False).error.startswith("the database has ended")
+        assert database.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] != 0
+        database.close()
 
 
 # As a whole.

@@ -1,0 +1,55 @@
+"""Grade by a checkout's own pytest suite; `envkit.mining.suite.miner` makes such tasks."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import cast, final
+
+from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.graders.base import hidden_digest
+from envkit.grading import Grade, grade_suite
+from envkit.grading.suite import WEAKNESS
+from envkit.mining.suite.run_variants import with_pytest
+from envkit.sandbox import SandboxBackend
+from envkit.types import JSON, Task
+
+
+@final
+class SuiteGrader:
+    """Grades by a pytest suite; implements `envkit.environments.code_editor.graders.base.Grader`."""
+
+    weakness = WEAKNESS
+    #: The attack corpus is aimed at hidden calls, and is known to defeat a suite.
+    no_attack_reason = "a pytest suite grades it, which is known to be weaker"
+
+    def __init__(self, task: Task) -> None:
+        self._task = task
+        self._suite = cast("Mapping[str, JSON]", task.hidden["suite"])
+        self.path = str(task.metadata["path"])
+
+    def editor(self) -> CodeEditor:
+        return CodeEditor(
+            self.path, focus=str(self._task.hidden["function"]), viewable=[*self.read_only_files()]
+        )
+
+    def read_only_files(self) -> Mapping[str, bytes]:
+        """Return the project's files that the agent may read."""
+        return {path: text.encode() for path, text in self._task.files.items() if path != self.path}
+
+    def oracle_action(self) -> str:
+        """Return the edit that restores the original."""
+        edit = cast("Mapping[str, str]", self._task.hidden["edit"])
+        return f"<<<<<<< SEARCH\n{edit['search']}\n=======\n{edit['replace']}\n>>>>>>> REPLACE\n"
+
+    def cache_key(self, count: int, seed: int) -> Hashable:
+        """Independent of the seed, because no input is drawn."""
+        return self._task.id, hidden_digest(self._task)
+
+    def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
+        hidden = cast("Mapping[str, str]", self._suite["files"])
+        return grade_suite(
+            with_pytest(backend, cast("Sequence[str]", self._suite["packages"])),
+            {self.path: source},
+            {**self.read_only_files(), **{path: text.encode() for path, text in hidden.items()}},
+            cast("Sequence[str]", self._suite["wanted"]),
+        )

@@ -1,0 +1,41 @@
+"""A cache for results that several episodes share."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import TypeVar, cast, final
+
+Value = TypeVar("Value")
+
+
+@final
+class ResultCache:
+    """Computes each result once, even if several threads ask at the same time. Thread-safe.
+
+    Args:
+        size: most results to keep; the least recently used are dropped first.
+    """
+
+    def __init__(self, size: int) -> None:
+        self._size = size
+        self._lock = threading.Lock()
+        self._entries: OrderedDict[object, tuple[threading.Lock, list[object]]] = OrderedDict()
+
+    def clear(self) -> None:
+        """Drop all results."""
+        with self._lock:
+            self._entries.clear()
+
+    def get(self, key: object, make: Callable[[], Value]) -> Value:
+        """Return the result for a key; the first call computes it with ``make``."""
+        with self._lock:
+            lock, box = self._entries.setdefault(key, (threading.Lock(), []))
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._size:
+                self._entries.popitem(last=False)
+        with lock:
+            if not box:
+                box.append(make())
+            return cast("Value", box[0])

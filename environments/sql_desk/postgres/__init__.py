@@ -1,0 +1,1 @@
+"""The SQL desk on PostgreSQL: the server, a database and role per episode, and what confines statements."""

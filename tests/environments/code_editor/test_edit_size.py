@@ -1,0 +1,59 @@
+"""How much of the code an edit changed, and what is no change of code at all."""
+
+from __future__ import annotations
+
+import pytest
+
+from envkit.environments.code_editor.edit_size import changed_tokens
+
+CODE = """\
+def total(values, start=0):
+    result = start
+    for value in values:
+        result += value
+    return result
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "tokens"),
+    [
+        ("+= value", "-= value", 1),
+        ("+= value", "+= value * 2", 2),
+        ("start=0", "start=1", 1),
+        ("return result", "return start", 1),
+        ("        result += value\n", "        return\n", 4),
+        # One stretch: what lies between two changes counts.
+        ("    for value in values:\n        result +=", "    for result in values:\n        result -=", 7),
+        # A line that is moved into the loop.
+        ("    return result", "        return result", 1),
+    ],
+)
+def test_tokens_of_the_changed_stretch(old: str, new: str, tokens: int) -> None:
+    edited = CODE.replace(old, new)
+    assert changed_tokens(CODE, edited) == changed_tokens(edited, CODE) == tokens
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("values", "values"),
+        ("    result = start\n", "    # the sum so far\n\n    result = start  # here\n"),
+        ("    result = start\n", '    """All of them."""\n    result  =  start\n'),
+        ("    result = start\n", "    result: int = start\n"),
+        ("(values, start=0)", "(values: list[int], start: int = 0) -> int"),
+        ("    ", "        "),
+        ("    result = start\n", "    (result) = \\\n start;\n    pass\n"),
+        ("start=0", "start=0,"),
+    ],
+)
+def test_what_only_people_read_is_no_change(old: str, new: str) -> None:
+    assert changed_tokens(CODE, CODE.replace(old, new)) == 0
+
+
+@pytest.mark.parametrize(
+    "source", ["(" * 100_000, "-" * 100_000 + "1", "x = " + "1 + " * 60_000 + "1", "\0", "def f(:"]
+)
+def test_what_is_no_program_is_not_measured(source: str) -> None:
+    assert changed_tokens(CODE, source) is None
+    assert changed_tokens(source, CODE) is None

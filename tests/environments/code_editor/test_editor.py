@@ -1,0 +1,317 @@
+"""The editor over real files in a real sandbox."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from envkit import ContractError, Sandbox, SandboxBackend, UsageError
+from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.syntax import syntax_problem
+
+SOURCE = '''\
+def helper(x):
+    return x
+
+
+def double(x):
+    """Twice."""
+    return helper(x) * 3
+
+
+class Stack:
+    def push(self, item):
+        return item
+'''
+CHECK = """\
+import sys
+sys.path.insert(0, ".")
+import solution
+print(solution.double(2))
+"""
+FIX = "```diff\n-    return helper(x) * 3\n+    return helper(x) * 2\n```"
+
+
+@pytest.fixture(scope="module")
+def box(backend: SandboxBackend) -> Iterator[Sandbox]:
+    with backend.create() as sandbox:
+        yield sandbox
+
+
+@pytest.fixture
+def editor(box: Sandbox) -> CodeEditor:
+    return launched(box)
+
+
+def launched(box: Sandbox, source: str = SOURCE, check: str = CHECK) -> CodeEditor:
+    box.reset()
+    box.write("solution.py", source.encode())
+    box.write("check.py", check.encode())
+    made = CodeEditor("solution.py", focus="double", check="check.py")
+    made.launch(box)
+    return made
+
+
+def on_file(box: Sandbox) -> str:
+    return box.read("solution.py", 1_000_000).decode()
+
+
+def test_observe_shows_the_function(editor: CodeEditor) -> None:
+    assert editor.observe() == 'def double(x):\n    """Twice."""\n    return helper(x) * 3'
+
+
+# Edits.
+
+
+def test_an_edit_changes_the_file_and_shows_what_it_changed(editor: CodeEditor, box: Sandbox) -> None:
+    seen = editor.act(FIX)
+    assert seen.startswith("Changed:\n--- solution.py\n+++ solution.py\n@@")
+    assert "\n-    return helper(x) * 3\n+    return helper(x) * 2\n" in seen
+    assert on_file(box) == editor.read() == SOURCE.replace("* 3", "* 2")
+
+
+def test_a_function_is_rewritten_and_keeps_its_docstring(editor: CodeEditor) -> None:
+    editor.act("```python\ndef double(x):\n    return x + x\n```")
+    assert editor.observe() == 'def double(x):\n    """Twice."""\n    return x + x'
+
+
+def test_an_illustration_before_the_answer_does_not_discard_it(editor: CodeEditor) -> None:
+    shown, answer = "```python\nprint(double(2))\n```", "```python\ndef double(x):\n    return x + x\n```"
+    assert editor.act(f"{shown}\n{answer}\nsubmit").startswith(
+        "Not done. The python block defines no function"
+    )
+    assert "return x + x" in editor.read()
+    assert editor.submitted
+
+
+def test_nothing_follows_a_last_block_that_is_refused(editor: CodeEditor) -> None:
+    editor.act("```python\ndef double(x):\n    return x + x\n```\n```python\nprint(1)\n```\nsubmit")
+    assert "return x + x" in editor.read()
+    assert not editor.submitted
+
+
+def test_search_and_replace(editor: CodeEditor) -> None:
+    editor.act("<<<<<<< SEARCH\n    return helper(x) * 3\n=======\n    return 2 * x\n>>>>>>> REPLACE")
+    assert "return 2 * x" in editor.read()
+
+
+@pytest.mark.parametrize(
+    ("action", "mend"),
+    [
+        ("what?", "There is no action in that message. Say one of these:"),
+        ("```diff\n-nowhere\n+x\n```", "do not stand in the file"),
+        ("```python\ndef triple(x):\n    return 3\n```", "triple is not in the file"),
+        (
+            "```diff\n-    return x\n+    return (x\n```",
+            "syntax error at line 2, column 12: '(' was never closed",
+        ),
+        (
+            "```diff\n-def helper(x):\n-    return x\n+return 1\n```",
+            "syntax error at line 1, column 1: 'return' outside function",
+        ),
+        ("```python\ndef helper(x):\n    return x\n```", "leaves the file as it is"),
+        ("undo", "There is no edit to undo"),
+        ("view nowhere", "There is no nowhere. solution.py defines:"),
+        ("view 0-3", "Lines 0-3 are no range in a file of 13 lines"),
+        ("view 9-2", "Lines 9-2 are no range"),
+        ("view 14", "Lines 14-14 are no range"),
+        ("view " + "9" * 5000, "There is no 999"),
+        ("definition", "There is no name to look for"),
+        ("definition nowhere", "There is no nowhere"),
+        ("```diff\n-a\n+b \u202e\n```", "invisible or control characters"),
+    ],
+)
+def test_what_cannot_be_done_is_said_with_the_mend(editor: CodeEditor, action: str, mend: str) -> None:
+    seen = editor.act(action)
+    assert seen.startswith("Not done. ")
+    assert mend in seen
+    assert editor.read() == SOURCE
+    assert not editor.submitted
+
+
+def test_a_file_never_outgrows_its_limit(box: Sandbox) -> None:
+    editor = launched(box, "def double(x):\n    return x\n" + "#" * 262_000)
+    assert "grow beyond 262144 bytes" in editor.act(
+        f"```diff\n-    return x\n+    return x # {'#' * 200}\n```"
+    )
+    assert len(on_file(box)) < 262_144
+
+
+def test_after_a_failed_edit_the_rest_of_the_message_waits(editor: CodeEditor) -> None:
+    for failing in ("```diff\n-nowhere\n+x\n```", "```diff\n+x\n```"):
+        assert "Submitted" not in editor.act(f"{failing}\nsubmit")
+    assert not editor.submitted
+
+
+def test_edit_and_command_in_one_message(editor: CodeEditor) -> None:
+    seen = editor.act(f"{FIX}\nsubmit")
+    assert seen.endswith("Submitted.")
+    assert editor.submitted
+
+
+def test_undo_goes_back_one_edit_at_a_time(editor: CodeEditor) -> None:
+    editor.act(FIX)
+    once = editor.read()
+    editor.act("```diff\n-    return x\n+    return +x\n```")
+    assert "-    return +x\n+    return x" in editor.act("undo")
+    assert editor.read() == once
+    editor.act("undo")
+    assert editor.read() == SOURCE
+
+
+# Looking.
+
+
+@pytest.mark.parametrize(
+    ("action", "seen"),
+    [
+        ("view", SOURCE),
+        ("view solution.py", SOURCE),
+        ("view helper", "def helper(x):\n    return x"),
+        ("view solution.py push", "    def push(self, item):\n        return item"),
+        ("view Stack.push", "    def push(self, item):\n        return item"),
+        ("view 1-2", "def helper(x):\n    return x"),
+        ("view 2", "    return x"),
+        ("view 11-99", "    def push(self, item):\n        return item\n"),
+        ("definition helper", "lines 1-2:\ndef helper(x):\n    return x"),
+        (
+            "outline",
+            "solution.py defines:\ndef helper(x):  (lines 1-2)\ndef double(x):  (lines 5-7)\n"
+            "class Stack:  (lines 10-12)\n  def push(self, item):  (lines 11-12)",
+        ),
+    ],
+)
+def test_looking(editor: CodeEditor, action: str, seen: str) -> None:
+    assert editor.act(action) == seen
+
+
+def test_definitions_of_one_name_are_all_shown(box: Sandbox) -> None:
+    editor = launched(
+        box, "if 1:\n    def double(x):\n        return 1\nelse:\n    def double(x):\n        return 2\n"
+    )
+    seen = editor.act("definition double")
+    assert "lines 2-3:\n    def double(x):\n        return 1\n" in seen
+    assert "lines 5-6:\n    def double(x):\n        return 2" in seen
+
+
+def test_without_its_focus_the_whole_file_is_observed(box: Sandbox) -> None:
+    assert launched(box, "x = 1\n").observe() == "x = 1\n"
+
+
+# Running.
+
+
+def test_run_says_what_the_tests_print(editor: CodeEditor) -> None:
+    assert editor.act("run") == "6"
+    assert editor.act(f"{FIX}\nrun").endswith("\n4")
+
+
+def test_run_shows_the_end_of_an_error(editor: CodeEditor) -> None:
+    editor.act("```diff\n-    return x\n+    return undefined\n```")
+    assert editor.act("run").endswith("NameError: name 'undefined' is not defined")
+
+
+def test_run_is_cut_and_stopped(box: Sandbox) -> None:
+    seen = launched(box, check="while True: print('x' * 100)").act("run")
+    assert len(seen) < 2000
+    assert seen.endswith("[... cut ...]\nstopped: output limit")
+    assert launched(box, check="").act("run") == "The tests printed nothing."
+
+
+def test_no_tests_no_run(box: Sandbox) -> None:
+    launched(box)
+    editor = CodeEditor("solution.py")
+    editor.launch(box)
+    assert editor.act("run") == "Not done. There are no tests to run here."
+
+
+VANDALS = {
+    "deletes it": "os.unlink('solution.py')",
+    "links it elsewhere": "os.unlink('solution.py'); os.symlink('/etc/passwd', 'solution.py')",
+    "makes it a folder": "os.unlink('solution.py'); os.mkdir('solution.py'); os.mkdir('solution.py/x')",
+    "makes it unreadable": "os.chmod('solution.py', 0); os.chmod('.', 0)",
+    "writes the answer into it": "open('solution.py', 'w').write('def double(x): return 2 * x')",
+    "fills it with nonsense": "open('solution.py', 'wb').write(b'\\xff' * 10**6)",
+    "forges the tests": "open('check.py', 'w').write('print(\"forged\")')",
+    "litters": "[open(f'junk{i}', 'w').close() for i in range(300)]; os.makedirs('a/' * 40)",
+    "leaves a process": "os.fork() or time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("deed", VANDALS)
+def test_what_edited_code_does_to_the_workspace_is_undone(box: Sandbox, deed: str) -> None:
+    """The file is graded and read on the host: only edits may change it."""
+    vandal = f"import os, time\n{VANDALS[deed]}\n" + SOURCE
+    editor = launched(box, vandal)
+    editor.act("run")
+    assert editor.read() == vandal
+    assert editor.act(FIX).startswith("Changed:")
+    assert dict(box.export(["**"], 10**6)) == {
+        "check.py": CHECK.encode(),
+        "solution.py": vandal.replace("* 3", "* 2").encode(),
+    }
+
+
+# The beginning.
+
+
+@pytest.mark.parametrize("content", [None, b"\xff\xfe"])
+def test_launch_needs_a_text_file(box: Sandbox, content: bytes | None) -> None:
+    box.reset()
+    if content is not None:
+        box.write("solution.py", content)
+    with pytest.raises(UsageError, match=r"solution\.py: expected a UTF-8 file"):
+        CodeEditor("solution.py").launch(box)
+
+
+def test_nothing_works_before_launch() -> None:
+    editor = CodeEditor("solution.py")
+    for asked in (editor.observe, lambda: editor.act("view")):
+        with pytest.raises(ContractError, match="not launched"):
+            asked()
+
+
+# Nothing that an agent says raises, or reaches another file.
+
+LINES = [line for line in SOURCE.split("\n") if line]
+SAID = st.one_of(
+    st.text(st.characters(exclude_categories=()), max_size=80),
+    st.sampled_from(
+        ["view", "outline", "undo", "submit", "run", "definition push", "view ../check.py", "view /etc"]
+    ),
+    st.builds("view {}-{}".format, st.integers(), st.integers()),
+    st.builds(
+        "```diff\n{}{}\n{}{}\n```".format,
+        st.sampled_from(["-", " ", "--- ", ""]),
+        st.sampled_from(LINES),
+        st.sampled_from(["+", "-", "+++ ../check.py\n+"]),
+        st.text(max_size=30),
+    ),
+    st.builds(
+        "```python\n{}\n{}\n```\n{}".format, st.sampled_from(LINES), st.text(max_size=30), st.text(max_size=9)
+    ),
+    st.builds(
+        "<<<<<<< SEARCH\n{}\n=======\n{}\n>>>>>>> REPLACE".format,
+        st.sampled_from(LINES),
+        st.text(max_size=30),
+    ),
+)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(messages=st.lists(SAID, max_size=4))
+@example(messages=["```python\n" + "(" * 3000 + "\n```"])
+@example(messages=["```diff\n-    return x\n+    return x" + " + x" * 2500 + "\n```", "outline", "run"])
+@example(messages=["```diff\n-    return x\n+    return '\\d'\n```", "undo"])
+def test_no_message_raises_or_leaves_the_file(box: Sandbox, messages: list[str]) -> None:
+    editor = launched(box)
+    for message in messages:
+        assert isinstance(editor.act(message), str)
+    assert syntax_problem(editor.read()) is None
+    assert dict(box.export(["**"], 10**6)) == {
+        "check.py": CHECK.encode(),
+        "solution.py": editor.read().encode(),
+    }

@@ -1,0 +1,212 @@
+"""Desks for references: pool from one answer to the next, and never after anything went wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from envkit import Sandbox, SandboxBackend
+from envkit.environments.sql_desk import SqlDeskEnv, reference_pool
+from envkit.environments.sql_desk.reference_pool import ReferencePool
+from envkit.environments.sql_desk.sqlite import SqliteDatabase
+from envkit.environments.sql_desk.tasks import SCRIPT, generate
+from envkit.errors import SandboxError
+from envkit.registry import sandbox_backend
+from envkit.types import Task
+
+STARTERS = {str(task.metadata["source"]).split()[1]: task for task in generate("starter")}
+SHOWN = STARTERS["count"].files[SCRIPT]
+COUNT = "SELECT COUNT(*) FROM products"
+
+
+class Noting(SandboxBackend):
+    """Sandboxes of the usual backend, which say whether they are open."""
+
+    def __init__(self) -> None:
+        self._inner = sandbox_backend()
+        self.name, self.isolated = self._inner.name, self._inner.isolated
+        self.open: list[Sandbox] = []
+        self.made = 0
+
+    def available(self) -> str | None:
+        return self._inner.available()
+
+    def create(self) -> Sandbox:
+        sandbox: Any = self._inner.create()
+        close = sandbox.close
+
+        def noted() -> None:
+            if sandbox in self.open:
+                self.open.remove(sandbox)
+            close()
+
+        sandbox.close = noted
+        self.made += 1
+        self.open.append(sandbox)
+        return sandbox
+
+
+@pytest.fixture
+def backend() -> Noting:
+    return Noting()
+
+
+@pytest.fixture(autouse=True)
+def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReferencePool]:
+    """Those of one test alone."""
+    made = ReferencePool()
+    monkeypatch.setattr(SqlDeskEnv, "_references", made)
+    monkeypatch.setattr(SqlDeskEnv, "_reference_outcomes", {})
+    yield made
+    made.close()
+
+
+def ending(env: SqlDeskEnv, task: Task, seed: int) -> float:
+    """The reward of the oracle."""
+    env.reset(seed=seed, options={"task": task.id})
+    return env.step(env.oracle(task)[0])[1]
+
+
+def processes(database: Any) -> Any:
+    return database._peer
+
+
+def test_one_serves_one_reference_after_the_other(backend: Noting) -> None:
+    env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend)
+    for seed, task in enumerate(STARTERS.values()):
+        assert ending(env, task, seed) == 1.0
+    assert backend.made == len(STARTERS) + 1
+    assert len(backend.open) == 1
+    env.close()
+    env.dispose()
+    assert backend.open == []
+    assert ending(env, STARTERS["count"], 99) == 1.0  # and may begin again
+    env.dispose()
+
+
+def test_a_reference_never_meets_what_an_agent_says(backend: Noting, pool: ReferencePool) -> None:
+    env = SqlDeskEnv(tasks=[STARTERS["forget"]], sandbox=backend, max_turns=2)
+    for seed in (1, 2):
+        env.reset(seed=seed)
+        env.step("query('DELETE FROM orders; DELETE FROM products')")
+        own = env.sandbox
+        assert env.step("SELECT 1")[1] == 0.0
+        assert own not in backend.open
+        [other] = backend.open
+        assert other is not own
+    with pool.open(backend, SHOWN) as database:
+        assert database.run(COUNT, write=False).rows[0][0] > 0
+        assert database.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
+
+
+def test_nothing_of_a_reference_meets_the_next(backend: Noting, pool: ReferencePool) -> None:
+    with pool.open(backend, SHOWN) as database:
+        assert database.run("DELETE FROM orders", write=True).changed > 0
+    with pool.open(backend, SHOWN) as again:
+        assert again is database
+        assert again.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
+
+
+def test_one_that_has_died_is_replaced(backend: Noting, pool: ReferencePool) -> None:
+    env = SqlDeskEnv(tasks=[STARTERS["count"]], sandbox=backend)
+    assert ending(env, STARTERS["count"], 1) == 1.0
+    with pool.open(backend, SHOWN) as database:
+        processes(database).close()  # as a limit of time would
+    assert ending(env, STARTERS["count"], 2) == 1.0
+    with pool.open(backend, SHOWN) as other:
+        assert other is not database
+    assert len(backend.open) == 1
+    env.close()
+
+
+@pytest.mark.parametrize(
+    ("reference", "said"),
+    [
+        ("SELECT gone FROM products", "no such column: gone"),
+        ("WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n", "too slow"),
+        ("SELECT i.id FROM products i, products j, products k, products l", "more than 5000 rows"),
+    ],
+)
+def test_one_that_fails_is_void_and_spoils_nothing(backend: Noting, reference: str, said: str) -> None:
+    good = STARTERS["count"]
+    bad = dataclasses.replace(good, id="bad", hidden={**good.hidden, "reference": reference})
+    env = SqlDeskEnv(tasks=[good, bad], sandbox=backend)
+    assert ending(env, good, 1) == 1.0
+    env.reset(seed=2, options={"task": "bad"})
+    with pytest.raises(SandboxError, match=f"task bad: the reference fails: .*{said}"):
+        env.step("SELECT 1")
+    assert backend.open == []
+    assert ending(env, good, 2) == 1.0
+    env.close()
+
+
+def test_one_that_hangs_is_void_and_spoils_nothing(backend: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+    good = STARTERS["count"]
+    # One call of a function, which no count of steps stops.
+    hanging = "SELECT instr(hex(zeroblob(450000)), substr(hex(zeroblob(450000)), 1, 440000) || '1')"
+    bad = dataclasses.replace(good, id="bad", hidden={**good.hidden, "reference": hanging})
+    env = SqlDeskEnv(tasks=[good, bad], sandbox=backend)
+    env.reset(seed=2, options={"task": "bad"})
+    with monkeypatch.context() as impatient:
+        impatient.setattr("envkit.environments.sql_desk.sqlite._REQUEST_TIMEOUT_S", 0.5)  # per database
+        with pytest.raises(SandboxError, match=r"the reference fails: .* did not answer within 2\.5 s"):
+            env.step("SELECT 1")
+    assert backend.open == []
+    assert ending(env, good, 2) == 1.0
+    env.close()
+
+
+def test_a_script_that_does_not_run_is_the_machinerys_failure(backend: Noting, pool: ReferencePool) -> None:
+    with backend.create() as sandbox:
+        database = SqliteDatabase(sandbox, SHOWN)
+        database.load(SHOWN)
+        for tables in (None, {"products": ["id"]}):
+            with pytest.raises(SandboxError, match='could not be loaded: near "MAKE": syntax error'):
+                database.run_on_each([SHOWN, "MAKE TABLE t (i)"], "SELECT 1", tables)
+        assert database.run_on_each([SHOWN], COUNT, None)[0].rows[0][0] > 0
+    with pytest.raises(SandboxError, match="could not be loaded"), pool.open(backend, "MAKE") as database:
+        database.run(COUNT, write=False)
+    assert backend.open == []
+
+
+def test_few_are_kept_and_each_for_its_backend(backend: Noting, pool: ReferencePool) -> None:
+    with pool.open(backend, SHOWN) as one, pool.open(backend, SHOWN) as two, pool.open(backend, SHOWN):
+        assert one is not two
+        assert backend.made == 3
+    assert len(backend.open) == reference_pool.MAX_IDLE == 2
+    other = Noting()
+    with pool.open(other, SHOWN):
+        assert other.made == 1
+    assert (len(backend.open), len(other.open)) == (1, 1)
+    pool.close()
+    assert (backend.open, other.open) == ([], [])
+
+
+def test_a_fork_leaves_its_parents_alone(backend: Noting, pool: ReferencePool) -> None:
+    with pool.open(backend, SHOWN) as database:
+        pass
+    child = os.fork()
+    if child == 0:
+        os._exit(0 if pool._own_idle() == [] else 1)  # pyright: ignore[reportPrivateUsage]
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    with pool.open(backend, SHOWN) as again:
+        assert again is database
+
+
+def test_a_process_that_closes_nothing_ends_in_silence() -> None:
+    program = (
+        "from envkit.environments.sql_desk import SqlDeskEnv\n"
+        "from envkit.environments.sql_desk.tasks import generate\n"
+        "from envkit.registry import sandbox_backend\n"
+        "env = SqlDeskEnv(tasks=generate('starter'), sandbox=sandbox_backend())\n"
+        "_, info = env.reset(seed=1)\n"
+        "print(env.step(env.oracle(env.task)[0])[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1.0\n", "")
