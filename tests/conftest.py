@@ -29,6 +29,22 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
+#: Fixtures of engines that a change rarely touches. Their tests are slow by what they ask for.
+ENGINES = {"docker", "dsn", "chromium"}
+#: Backends beside the default one, as test parameters and as classes of tests name them.
+OTHER_BACKENDS = {"docker", "bubblewrap"}
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark tests of other engines and backends as slow: `make test` tries the default backend only."""
+    for item in items:
+        assert isinstance(item, pytest.Function)
+        chosen = [str(value) for value in item.callspec.params.values()] if hasattr(item, "callspec") else []
+        if not ENGINES.isdisjoint(item.fixturenames) or not OTHER_BACKENDS.isdisjoint(chosen):
+            item.add_marker(pytest.mark.slow)
+
+
 @pytest.fixture(scope="session")
 def backend() -> SandboxBackend:
     """Real isolation; a machine without any cannot run these tests, and the error says what mends it."""
