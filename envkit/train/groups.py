@@ -1,4 +1,4 @@
-"""What a step's episodes teach: by group, each turn beside the same turn of the others."""
+"""Training groups: the rollouts of one task visit as rows of tokens with advantages."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from envkit.types import Outcome, Trajectory, Verdict
 
 @dataclass(frozen=True, slots=True)
 class TrainingGroup:
-    """One group to learn from.
+    """One group of episodes, ready to train on.
 
     Args:
-        prompt: ids that all its episodes began with.
-        rows: what each of them added.
-        mixed: whether their rewards differ, without shaping.
-        has_gradient: whether they do with it; if not, none has a gradient but by ``beta``.
+        prompt: token ids that all episodes begin with.
+        rows: each episode's tokens after the prompt.
+        mixed: True if the unshaped rewards differ.
+        has_gradient: True if an advantage is not zero. Otherwise only ``beta`` gives a gradient.
     """
 
     prompt: tuple[int, ...]
@@ -29,22 +29,22 @@ class TrainingGroup:
     has_gradient: bool
 
 
-def training_groups(played: StepRollouts, shaping: Mapping[str, float]) -> list[TrainingGroup]:
-    """Every group that has a valid episode, in order.
+def training_groups(rollouts: StepRollouts, shaping: Mapping[str, float]) -> list[TrainingGroup]:
+    """Turn rollout groups into training rows with advantages. Groups without a valid episode are left out.
 
     Args:
-        played: the episodes.
+        rollouts: the episodes of one step.
         shaping: see `TrainConfig.shaping`.
 
     Raises:
-        ContractError: an environment began episodes of one group with different observations.
+        ContractError: episodes of one group began with different observations.
     """
-    found: list[TrainingGroup] = []
-    for group in played.groups:
+    groups: list[TrainingGroup] = []
+    for group in rollouts.groups:
         valid = [t for t in group if t.outcome is not Outcome.VOID]
         if not valid:
             continue
-        advantages = turn_advantages([_rewards(t, shaping) for t in valid])
+        advantages = turn_advantages([_shaped_rewards(t, shaping) for t in valid])
         prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
         if len(prompts) > 1:
             raise ContractError(
@@ -53,14 +53,14 @@ def training_groups(played: StepRollouts, shaping: Mapping[str, float]) -> list[
             )
         rows = [training_row(t, row) for t, row in zip(valid, advantages, strict=True)]
         mixed = len({t.reward for t in valid}) > 1
-        found.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
-    return found
+        groups.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
+    return groups
 
 
-def _rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:
-    """An episode's rewards, turn by turn; what shapes them comes with the last, and not for a cheat."""
+def _shaped_rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:
+    """Rewards of each turn. Shaping is added to the last one, unless the episode tampered."""
     *before, last = [step.reward for step in trajectory.steps]
     if trajectory.info.get("verdict") == Verdict.TAMPERED.value:
         return [*before, last]
-    scores = trajectory.scores  # those of another environment lack the check
+    scores = trajectory.scores  # an environment without the check has no score for it
     return [*before, last + sum(weight * scores.get(name, 0.0) for name, weight in shaping.items())]

@@ -1,4 +1,4 @@
-"""What a step of training says of itself, and when that must end the run."""
+"""Metrics of a training step, and the alarms that end a run."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from envkit.train.config import TrainConfig
 from envkit.train.groups import TrainingGroup
 from envkit.train.rollouts import StepRollouts
 
-#: How rarely an alarm may come of chance alone, where just `TrainConfig.max_hacked` of tasks are hacked.
+#: Significance level of the hacking alarm: false alarms if exactly `TrainConfig.max_hacked` are hacked.
 _FALSE_ALARMS = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class StepMetrics:
-    """What one step did.
+    """Metrics of one training step.
 
     Args:
         step: 1-based.
         reward: mean over episodes that are not void, without `TrainConfig.shaping`.
-        mixed: share of groups with more than one outcome; without shaping only they teach.
-        void: share of episodes whose machinery broke.
+        mixed: share of groups whose rewards differ. Without shaping, only these have a gradient.
+        void: share of episodes that the sandbox or the agent's provider failed.
         loss: the step's loss.
         grad_norm: before clipping.
-        drift: mean |log-probability in the learner - when sampled| per token, in nats.
-        kl: mean estimated divergence from the model without its adapter per token, in nats; 0 unless ``beta``
-            or ``max_kl`` asks for it.
+        drift: mean |learner log-probability - sampled log-probability| per token, in nats.
+        kl: mean estimated KL divergence from the model without its adapter per token, in nats; 0 unless
+            ``beta`` or ``max_kl`` is set.
         clipped: share of trained tokens outside the clip range.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
-        asked: tasks whose solved episodes were put to the held-out checks.
-        hacked: share of those where a check rejects most of them.
+        asked: tasks whose solved episodes ran the held-out checks.
+        hacked: share of those tasks where a held-out check rejects most solved episodes.
         rollout_s, learn_s: wall seconds.
     """
 
@@ -53,8 +53,8 @@ class StepMetrics:
     learn_s: float
 
 
-class Learned(NamedTuple):
-    """What an optimizer step says of itself; see `StepMetrics`."""
+class UpdateMetrics(NamedTuple):
+    """The part of `StepMetrics` that the optimizer step gives."""
 
     loss: float
     grad_norm: float
@@ -64,54 +64,54 @@ class Learned(NamedTuple):
 
 
 def step_metrics(
-    step: int, played: StepRollouts, taught: Sequence[TrainingGroup], learned: Learned, learn_s: float
+    step: int, rollouts: StepRollouts, groups: Sequence[TrainingGroup], update: UpdateMetrics, learn_s: float
 ) -> StepMetrics:
-    """What a step did, all told."""
-    valid, logged, rejected = played.valid(), played.sampled_logprobs(), played.rejected()
-    episodes = sum(map(len, played.groups))
+    """The metrics of one step, from its rollouts and its update."""
+    valid, logged, rejected = rollouts.valid(), rollouts.sampled_logprobs(), rollouts.rejected()
+    episodes = sum(map(len, rollouts.groups))
     return StepMetrics(
         step=step,
         reward=sum(t.reward for t in valid) / max(len(valid), 1),
-        mixed=sum(lesson.mixed for lesson in taught) / max(len(played.groups), 1),
+        mixed=sum(group.mixed for group in groups) / max(len(rollouts.groups), 1),
         void=1 - len(valid) / max(episodes, 1),
-        **learned._asdict(),
+        **update._asdict(),
         entropy=-sum(logged) / max(len(logged), 1),
         completion_tokens=len(logged),
         asked=len(rejected),
         hacked=sum(rejected) / max(len(rejected), 1),
-        rollout_s=played.seconds,
+        rollout_s=rollouts.seconds,
         learn_s=learn_s,
     )
 
 
 def alarm_of(metrics: StepMetrics, config: TrainConfig) -> str:
-    """Why training must not go on, as far as one step shows it; empty if nothing is wrong."""
+    """The reason why this step must end the run; empty if nothing is wrong."""
     advice = "lower learning_rate, or raise beta"
     if metrics.completion_tokens and metrics.entropy < config.min_entropy:
         return (
             f"step {metrics.step}: the policy has collapsed, with an entropy of {metrics.entropy:.2g} nats "
-            f"per token (min_entropy is {config.min_entropy:g}): it tries nothing else any more; {advice}"
+            f"per token (min_entropy is {config.min_entropy:g}): it always samples the same answers; {advice}"
         )
     if config.max_kl is not None and metrics.kl > config.max_kl:
         return (
-            f"step {metrics.step}: the policy has left its base, {metrics.kl:.2g} nats per token away "
+            f"step {metrics.step}: the policy is {metrics.kl:.2g} nats per token away from its base "
             f"(max_kl is {config.max_kl:g}); {advice}"
         )
     if _is_hacked(metrics, config.max_hacked):
         return (
             f"step {metrics.step}: {metrics.hacked:.0%} of {metrics.asked} solved tasks fail a held-out "
-            f"check (max_hacked is {config.max_hacked:g}): the reward is won without the work; look at them "
-            "in episodes.jsonl, and mend the checks"
+            f"check (max_hacked is {config.max_hacked:g}): the policy earns the reward without solving the "
+            "task; read these episodes in episodes.jsonl and fix the checks"
         )
     return ""
 
 
-def _is_hacked(metrics: StepMetrics, most: float) -> bool:
-    """Whether more than this share of the tasks is hacked: clearly so, for a step has few."""
-    if metrics.hacked <= most:
+def _is_hacked(metrics: StepMetrics, limit: float) -> bool:
+    """True if significantly more than this share of tasks is hacked; a step has few tasks."""
+    if metrics.hacked <= limit:
         return False
     import scipy.stats
 
     library: Any = scipy.stats
     hacked = round(metrics.hacked * metrics.asked)
-    return bool(library.binomtest(hacked, metrics.asked, most, alternative="greater").pvalue < _FALSE_ALARMS)
+    return bool(library.binomtest(hacked, metrics.asked, limit, alternative="greater").pvalue < _FALSE_ALARMS)

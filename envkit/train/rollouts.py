@@ -21,49 +21,49 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 @dataclass(frozen=True, slots=True)
 class StepRollouts:
-    """The episodes of one step, and what they say before anything is learned.
+    """The episodes of one training step.
 
     Args:
-        groups: group by group.
-        seconds: wall time, or its share of the wall time of all that were played together.
+        groups: one list of episodes per task visit.
+        seconds: wall time; if several seeds were sampled together, this seed's share of it.
     """
 
     groups: list[list[Trajectory]]
     seconds: float
 
     def valid(self) -> list[Trajectory]:
-        """Those that are not void."""
+        """The episodes that are not void."""
         return [t for group in self.groups for t in group if t.outcome is not Outcome.VOID]
 
     def rejected(self) -> list[bool]:
-        """Whether held-out checks reject most solved episodes of a group, of each where they were asked.
+        """For each group that ran held-out checks: True if they reject most of its solved episodes.
 
-        Episodes of one group go the same way, so that many of them say no more than a few.
+        One vote per group, because episodes of one group tend to agree.
         """
-        found: list[bool] = []
+        votes: list[bool] = []
         for group in self.groups:
-            told = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in group]
-            agreed = [min(scores.values()) == 1 for scores in told if scores]
-            if agreed:
-                found.append(agreed.count(False) > len(agreed) / 2)
-        return found
+            checked = [cast("Mapping[str, float]", t.info.get("held_out", {})) for t in group]
+            passes = [min(scores.values()) == 1 for scores in checked if scores]
+            if passes:
+                votes.append(passes.count(False) > len(passes) / 2)
+        return votes
 
     def sampled_logprobs(self) -> list[float]:
-        """Of all tokens of the valid ones."""
+        """Log-probabilities of all sampled tokens of the valid episodes."""
         steps = [step for t in self.valid() for step in t.steps]
-        return [each for step in steps if step.turn.tokens for each in step.turn.tokens.logprobs]
+        return [logprob for step in steps if step.turn.tokens for logprob in step.turn.tokens.logprobs]
 
 
 @final
 class RolloutCollector:
-    """Picks tasks, plays a group of episodes of each, and logs every one.
+    """Picks tasks, plays a group of episodes of each, and logs every episode.
 
     Args:
-        policy: plays.
-        tasks: train tasks; evaluation-only ones are refused.
-        rollouts: plays the episodes.
+        policy: samples the actions.
+        tasks: training tasks.
+        rollouts: runs the episodes.
         config: hyperparameters.
-        episodes: journal that every episode is appended to before its gradient is used.
+        episodes: journal; every episode is written to it before its gradient is used.
         estimates: solve rates before training, by task id; see `Curriculum`.
 
     Raises:
@@ -84,11 +84,11 @@ class RolloutCollector:
         self.curriculum = Curriculum(tasks, config.seed, estimates)
 
     def collect(self, step: int) -> StepRollouts:
-        """Play one group per picked task with the weights as they are now."""
+        """Pick the tasks of a step and play one group of each with the current weights."""
         return collect_all([self], step)[0]
 
     def episode_keys(self, step: int) -> list[EpisodeKey]:
-        """The episodes of a step, group by group."""
+        """Keys of the step's episodes, group by group."""
         config = self.config
         return [
             EpisodeKey(config.seed, step, group, row, task)
@@ -96,10 +96,10 @@ class RolloutCollector:
             for row in range(config.num_generations)
         ]
 
-    def record(self, played: Sequence[Trajectory], seconds: float) -> StepRollouts:
-        """Log what was dealt and is played now, and learn how hard its tasks are."""
+    def record(self, episodes: Sequence[Trajectory], seconds: float) -> StepRollouts:
+        """Log finished episodes, in the order of `episode_keys`, and update the curriculum."""
         size = self.config.num_generations
-        groups = [[*played[start : start + size]] for start in range(0, len(played), size)]
+        groups = [[*episodes[start : start + size]] for start in range(0, len(episodes), size)]
         for group in groups:
             for trajectory in group:
                 self._episodes.append({"phase": "rl", **trajectory_to_json(trajectory)})
@@ -110,11 +110,11 @@ class RolloutCollector:
 
 
 def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepRollouts]:
-    """Play one step of each, all episodes in one batch, with the weights as they are now.
+    """Collect one step of every collector, with all episodes in one batch.
 
     Args:
-        collectors: of siblings; their configurations differ in seeds only, all of them distinct. The first
-            one's rollouts play, and know the tasks of all.
+        collectors: their policies are siblings, and their configurations differ only in the seed. The first
+            one's ``rollouts`` runs all episodes and knows the tasks of all.
         step: the same for all.
     """
     started = time.monotonic()
@@ -127,27 +127,26 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
         first.policy.renderer,
         Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings),
         config.max_turns,
-        adapter={each.config.seed: number for number, each in enumerate(collectors)},
+        adapter={collector.config.seed: number for number, collector in enumerate(collectors)},
         max_context_length=config.max_context_length,
     )
-    hands = [each.episode_keys(step) for each in collectors]
-    every = config.alarm_steps
-    is_asked = every > 0 and (step + 1) % every == 0
-    keys = [key for hand in hands for key in hand]
-    played = iter(first.rollouts.play(agent, keys, held_out=is_asked))
-    engine.forget()  # episodes that ended before their last turn
+    keys_by_collector = [collector.episode_keys(step) for collector in collectors]
+    runs_held_out = config.alarm_steps > 0 and (step + 1) % config.alarm_steps == 0
+    keys = [key for keys in keys_by_collector for key in keys]
+    episodes = iter(first.rollouts.play(agent, keys, held_out=runs_held_out))
+    engine.forget()  # KV state of episodes that ended before their last turn
     seconds = (time.monotonic() - started) / len(collectors)
-    taken: list[StepRollouts] = []
-    for each, hand in zip(collectors, hands, strict=True):
-        taken.append(each.record([*itertools.islice(played, len(hand))], seconds))
-    return taken
+    return [
+        collector.record([*itertools.islice(episodes, len(keys))], seconds)
+        for collector, keys in zip(collectors, keys_by_collector, strict=True)
+    ]
 
 
 def require_trainable(tasks: Iterable[Task]) -> None:
     """Refuse tasks that are not for training.
 
     Raises:
-        TrainingError: one is of another split, or for evaluation only.
+        TrainingError: a task belongs to another split or is for evaluation only.
     """
     for task in tasks:
         if task.split != "train" or task.metadata.get("evaluation_only"):

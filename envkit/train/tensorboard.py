@@ -1,4 +1,4 @@
-"""Training curves for TensorBoard, beside the journals that everything else reads."""
+"""TensorBoard event files of a training run. The journals stay the source of every report."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from envkit.errors import MissingExtraError, StoreError
 
 @final
 class TensorBoardWriter:
-    """Writes numbers by step: ``tensorboard --logdir runs`` shows them. Use as a context manager.
+    """Writes scalars by step; ``tensorboard --logdir runs`` shows them. Use as a context manager.
 
-    A resumed run adds a file of its own; the steps that it repeats replace the old ones.
+    A resumed run adds a file. The steps that it repeats replace the old ones.
 
     Args:
-        folder: where the event files go; made if it is not there.
+        folder: where the event files go; created if missing.
 
     Raises:
         MissingExtraError: tensorboard is not installed.
@@ -34,7 +34,7 @@ class TensorBoardWriter:
             raise StoreError(f"cannot write {folder}: {error.strerror}") from error
 
     def add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
-        """Note the values of one step as ``phase/name``."""
+        """Write the values of one step as ``phase/name``."""
         for name, value in values.items():
             self._writer.add_scalar(f"{phase}/{name}", value, step)
 

@@ -1,7 +1,7 @@
-"""The same training by TRL: its GRPOTrainer learns from episodes that are played here.
+"""The TRL backend: TRL's GRPOTrainer takes the optimizer steps, on episodes that envkit plays.
 
-For what TRL can and this project's own loop cannot: several processes, and its other tools. Slower on one
-machine, for it reads a group's prompt once per episode.
+Use it for TRL's tools. It is slower than `envkit.train.grpo` on one machine, because it runs the prompt
+through the model once per episode instead of once per group.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import logging
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import Any, final
 
 import torch
@@ -19,25 +19,26 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
+from envkit.errors import TrainingError
 from envkit.train.config import TrainConfig
 from envkit.train.groups import TrainingGroup, training_groups
-from envkit.train.grpo import Trainer, require_finite
+from envkit.train.grpo import OnStep, Trainer, require_finite
 from envkit.train.loss import divergence
-from envkit.train.metrics import Learned, StepMetrics, step_metrics
+from envkit.train.metrics import StepMetrics, UpdateMetrics, step_metrics
 from envkit.train.packing import TrainingRow
 from envkit.train.sft import on_one_device, remove_printer
 
 
 def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
-    """The configuration in TRL's words: arguments of its ``GRPOConfig``.
+    """Translate the configuration into arguments of TRL's ``GRPOConfig``.
 
-    One group at a time is in memory, and all of a step's groups make one gradient. What TRL has no word for
-    (curriculum, warm start, guards) is done outside of it.
+    One group at a time is in memory, and all groups of a step make one gradient. Curriculum, warm start and
+    alarms have no counterpart in TRL and run outside of it.
 
     Args:
-        config: this project's.
-        folder: where TRL may write; nothing is, as long as nothing goes wrong.
-        steps: how many to take.
+        config: envkit's configuration.
+        folder: TRL's output folder; it stays empty unless TRL fails.
+        steps: steps to take.
     """
     return {
         "output_dir": folder,
@@ -55,7 +56,7 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
         "scale_rewards": "none",
         "max_grad_norm": config.max_grad_norm,
         "seed": config.seed,
-        # The model is in its dtype already, and sampling knows of no autocast.
+        # The model has its dtype already, and sampling does not use autocast.
         "bf16": False,
         "gradient_checkpointing": False,
         "use_cpu": config.device == "cpu",
@@ -68,17 +69,22 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
 
 @final
 class TRLTrainer(Trainer):
-    """As `envkit.train.grpo.GRPOTrainer`, with TRL's learner."""
+    """Trains like `envkit.train.grpo.GRPOTrainer`, with TRL's optimizer steps."""
 
-    def _steps(self, took: Callable[[StepMetrics], bool]) -> None:
+    def train(self, on_step: OnStep) -> None:
+        if self.is_done():
+            return
         with tempfile.TemporaryDirectory() as folder, _quiet():
             self._policy.model.set_attn_implementation("sdpa")
             try:
-                self._trainer(folder, took).train()
+                self._trl_trainer(folder, on_step).train()
+            except TrainingError as error:
+                self.fail(str(error))
             finally:
                 self._policy.use_layout_attention()
 
-    def _trainer(self, folder: str, took: Callable[[StepMetrics], bool]) -> Any:
+    def _trl_trainer(self, folder: str, on_step: OnStep) -> Any:
+        """TRL's trainer, changed to play episodes with envkit and to end its run as ``on_step`` decides."""
         import trl
         from datasets import Dataset
         from transformers import TrainerCallback
@@ -87,7 +93,7 @@ class TRLTrainer(Trainer):
         base: Any = library.GRPOTrainer
 
         def metrics_of(trainer: Any, logs: Mapping[str, Any]) -> StepMetrics:
-            learned = Learned(
+            update = UpdateMetrics(
                 loss=float(logs["loss"]),
                 grad_norm=float(logs["grad_norm"]),
                 drift=trainer.drift / max(trainer.trained, 1.0),
@@ -95,26 +101,26 @@ class TRLTrainer(Trainer):
                 clipped=float(logs.get("clip_ratio/region_mean", logs.get("cispo_clip_ratio", 0.0))),
             )
             learn_s = time.monotonic() - trainer.began
-            return step_metrics(self.step + 1, trainer.played, trainer.taught, learned, learn_s)
+            return step_metrics(self.step + 1, trainer.rollouts, trainer.groups, update, learn_s)
 
         class Hooked(base):
-            """Has episodes played where TRL would sample, and keeps what it says of them."""
+            """Plays episodes where TRL would sample, and adds up the metrics of its losses."""
 
             above: Any = base
 
             def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
-                self.played = collector.collect(owner.step)
-                self.taught = training_groups(self.played, config.shaping)
+                self.rollouts = collector.collect(owner.step)
+                self.groups = training_groups(self.rollouts, config.shaping)
                 self.began = time.monotonic()
                 self.drift = self.kl = self.trained = 0.0
                 size = config.num_generations
                 rows = config.groups_per_step * size
-                # These count every row alike, those that only fill up as well.
-                alike = config.loss_type in ("grpo", "dr_grpo")
-                self.scale = rows / max(len(self.played.valid()), 1) if alike else 1.0
-                # TRL shuffles the rows; a resumed run must do it as a straight one does.
+                # These losses divide by the number of rows, padding rows included.
+                per_row = config.loss_type in ("grpo", "dr_grpo")
+                self.scale = rows / max(len(self.rollouts.valid()), 1) if per_row else 1.0
+                # TRL shuffles the rows; a resumed run must shuffle like an uninterrupted one.
                 torch.manual_seed(int(seeds((config.seed, owner.step)).generate_state(1)[0]))
-                padded = _padded(self.taught, rows, policy.renderer.stop_id)
+                padded = _padded(self.groups, rows, policy.renderer.stop_id)
                 batch = {name: part.to(policy.device) for name, part in padded.items()}
                 if config.needs_reference:
                     with torch.no_grad(), policy.model.disable_adapter():
@@ -144,15 +150,15 @@ class TRLTrainer(Trainer):
                 return loss * self.scale
 
         class Steps(TrainerCallback):
-            """Refuses a step that would break the weights, and passes on what TRL says of the others."""
+            """Refuses a step whose gradient is not finite; reports, logs and saves the others."""
 
             def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-                gradients = [each.grad for each in policy.trainable() if each.grad is not None]
+                gradients = [p.grad for p in policy.trainable() if p.grad is not None]
                 require_finite(float(torch.nn.utils.get_total_norm(gradients)), owner.step + 1)
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
                 if "grad_norm" in logs:  # the summary at the end has none
-                    control.should_training_stop |= not took(metrics_of(trainer, logs))
+                    control.should_training_stop |= not owner.finish_step(metrics_of(trainer, logs), on_step)
 
         arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))
         on_one_device(arguments)
@@ -173,13 +179,12 @@ class TRLTrainer(Trainer):
         return trainer
 
 
-def _padded(taught: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str, Tensor]:
-    """All groups as TRL lays them out: one row per episode, prompts padded left, the rest right.
+def _padded(groups: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str, Tensor]:
+    """All groups in TRL's layout: one row per episode, prompts padded left, completions padded right.
 
-    Voids, and groups for which there was no task, are rows without a trained token, so that TRL finds as many
-    rows as it expects.
+    TRL expects a fixed number of rows. Void episodes and missing groups become rows without a trained token.
     """
-    flat = [(lesson.prompt, row) for lesson in taught for row in lesson.rows]
+    flat = [(group.prompt, row) for group in groups for row in group.rows]
     flat = flat or [((pad_id,), TrainingRow((pad_id,), (False,), (0.0,), (0.0,)))]
     prompts = [torch.tensor(prompt) for prompt, _ in flat]
     missing = rows - len(flat)
@@ -195,7 +200,7 @@ def _padded(taught: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str
         "prompt_mask": left([torch.ones_like(prompt) for prompt in prompts], 0),
         "completion_ids": right([row.ids for _, row in flat], pad_id),
         "completion_mask": right([[1] * len(row.ids) for _, row in flat], 0),
-        "tool_mask": right([[int(yes) for yes in row.trained] for _, row in flat], 0),
+        "tool_mask": right([[int(trained) for trained in row.trained] for _, row in flat], 0),
         "old_per_token_logps": right([row.logprobs for _, row in flat], 0.0),
         "advantages": right([row.advantages for _, row in flat], 0.0).float(),
     }
@@ -203,25 +208,25 @@ def _padded(taught: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str
         for name, part in batch.items():
             kept = part[:1].expand(missing, -1)
             batch[name] = torch.cat([part, torch.zeros_like(kept) if "mask" in name else kept])
-        batch["prompt_mask"][-missing:, -1] = 1  # a row must see something
+        batch["prompt_mask"][-missing:, -1] = 1  # a row must attend to something
     batch["num_items_in_batch"] = batch["tool_mask"].sum()
     return batch
 
 
 def _groups(batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor]]:
-    """Parts of ``size`` rows, as TRL's loss gets them."""
+    """Split the batch into parts of ``size`` rows, the unit of TRL's loss."""
     rows = {name: part for name, part in batch.items() if part.dim() > 1}
     for start in range(0, len(rows["prompt_ids"]), size):
         yield {name: part[start : start + size] for name, part in rows.items()}
 
 
 def _never(**_: Any) -> list[float]:
-    raise AssertionError("TRL asked for a reward; episodes bring theirs")
+    raise AssertionError("TRL asked for a reward; episodes carry their own")
 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None]:
-    """TRL and transformers warn of things that are as they should be here."""
+    """Silence warnings of TRL and transformers that do not apply here."""
     names = ("trl", "transformers", "accelerate")
     levels = {name: logging.getLogger(name).level for name in names}
     for name in names:

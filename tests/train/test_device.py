@@ -222,12 +222,12 @@ def run(ref: ModelRef, tmp_path: Path) -> Iterator[Any]:
             trainer = kind(collector, metrics, CheckpointStore(folder / "checkpoints"))
             seen: list[StepMetrics] = []
 
-            def go_on(metrics: StepMetrics) -> bool:
+            def on_step(metrics: StepMetrics) -> bool:
                 seen.append(metrics)
                 return metrics.step != until
 
             trainer.resume()
-            trainer.train(go_on)
+            trainer.train(on_step)
             return trainer, seen
 
         yield trained

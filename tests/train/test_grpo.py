@@ -69,11 +69,11 @@ def make(ref: ModelRef) -> Iterator[Make]:
 def train(trainer: GRPOTrainer, until: int | None = None) -> list[StepMetrics]:
     seen: list[StepMetrics] = []
 
-    def go_on(metrics: StepMetrics) -> bool:
+    def on_step(metrics: StepMetrics) -> bool:
         seen.append(metrics)
         return metrics.step != until
 
-    trainer.train(go_on)
+    trainer.train(on_step)
     return seen
 
 
@@ -307,7 +307,7 @@ def test_one_visit_with_different_prompts_is_refused(make: Make, tmp_path: Path)
     ("guard", "reason"),
     [
         ({"min_entropy": 100.0}, "step 1: the policy has collapsed, with an entropy of .*min_entropy is 100"),
-        ({"max_kl": 1e-9}, "step [23]: the policy has left its base, .*max_kl is 1e-09"),
+        ({"max_kl": 1e-9}, "step [23]: the policy is .* nats per token away from its base .*max_kl is 1e-09"),
     ],
 )
 def test_a_collapse_ends_the_run_for_good(

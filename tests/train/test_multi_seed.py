@@ -63,11 +63,11 @@ def make(ref: ModelRef) -> Iterator[Make]:
 def train(trainers: Sequence[GRPOTrainer]) -> list[list[StepMetrics]]:
     metrics: list[list[StepMetrics]] = [[] for _ in trainers]
 
-    def go_on(number: int, one: StepMetrics) -> bool:
+    def on_step(number: int, one: StepMetrics) -> bool:
         metrics[number].append(one)
         return True
 
-    train_seeds(trainers, go_on)
+    train_seeds(trainers, on_step)
     return metrics
 
 
@@ -145,7 +145,7 @@ def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path
     assert [trainer.store.steps()[-1] for trainer in again] == [3, 3, 3]
     checkpoints = tmp_path / "6" / "checkpoints"
     (checkpoints / "step-000003").rename(checkpoints / "step-000001")
-    with pytest.raises(StoreError, match="the checkpoints of 3 seeds are of no common step"):
+    with pytest.raises(StoreError, match="the checkpoints of 3 seeds have no step in common"):
         resume_seeds(make(tmp_path))
 
 
@@ -153,14 +153,14 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainers = make(tmp_path)
-    learn = GRPOTrainer.learn
+    update = GRPOTrainer.update
 
-    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
         if trainer is trainers[1] and trainer.step == 2:
             raise TrainingError("the gradient is not finite")
-        return learn(trainer, played)
+        return update(trainer, rollouts)
 
-    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
     assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
     assert trainers[1].alarm == "the gradient is not finite"
     again = make(tmp_path)
@@ -172,11 +172,11 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
 def test_before_an_end_is_on_record_the_others_have_saved(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    trainers, learn = make(tmp_path, save_steps=9), GRPOTrainer.learn
+    trainers, update = make(tmp_path, save_steps=9), GRPOTrainer.update
     wrote: list[tuple[int, int, bool]] = []
 
-    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
-        metrics = learn(trainer, played)
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+        metrics = update(trainer, rollouts)
         if trainer is not trainers[0] or trainer.step != 2:
             return metrics
         if fails == "by an error":
@@ -195,7 +195,7 @@ def test_before_an_end_is_on_record_the_others_have_saved(
         return SEEDS[[one.store for one in trainers].index(store)]
 
     keep, close = CheckpointStore.save, CheckpointStore.end
-    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
     monkeypatch.setattr(CheckpointStore, "save", save)
     monkeypatch.setattr(CheckpointStore, "end", end)
     train(trainers)
@@ -207,10 +207,10 @@ def test_before_an_end_is_on_record_the_others_have_saved(
 def test_two_that_end_in_one_step_end_together_or_not_at_all(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    learn = GRPOTrainer.learn
+    update = GRPOTrainer.update
 
-    def failing(trainer: GRPOTrainer, played: StepRollouts) -> StepMetrics:
-        metrics = learn(trainer, played)
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+        metrics = update(trainer, rollouts)
         if trainer.collector.config.seed == SEEDS[2] or trainer.step != 2:
             return metrics
         if fails == "by an error":
@@ -231,7 +231,7 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
         keep(store, step, *given)
 
     keep, close = CheckpointStore.save, CheckpointStore.end
-    monkeypatch.setattr(GRPOTrainer, "learn", failing)
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
     monkeypatch.setattr(CheckpointStore, "end", killed)
     monkeypatch.setattr(CheckpointStore, "save", unsaved)
     with pytest.raises(Killed):
@@ -246,7 +246,7 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
 def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
     trainers = make(tmp_path)
     train_seeds(trainers, lambda _, metrics: metrics.step < 2)
-    trainers[1].stop("collapsed")
+    trainers[1].fail("collapsed")
     metrics = train(trainers)
     assert [[one.step for one in own] for own in metrics] == [[3, 4], [], [3, 4]]
     again = make(tmp_path)
@@ -256,5 +256,5 @@ def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Pat
 
 
 def test_seeds_tell_them_apart(make: Make, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the seeds \[5, 5\] cannot be trained at once"):
+    with pytest.raises(TrainingError, match=r"seeds \[5, 5\] are not distinct"):
         train(make(tmp_path, [5, 5]))

@@ -57,11 +57,11 @@ def make(ref: ModelRef, tmp_path: Path) -> Iterator[Make]:
 def train(trainer: Any, until: int | None = None) -> list[StepMetrics]:
     seen: list[StepMetrics] = []
 
-    def go_on(metrics: StepMetrics) -> bool:
+    def on_step(metrics: StepMetrics) -> bool:
         seen.append(metrics)
         return metrics.step != until
 
-    trainer.train(go_on)
+    trainer.train(on_step)
     return seen
 
 
@@ -166,4 +166,4 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_the_weight
 def test_a_run_far_from_its_base_is_ended(make: Make, ref: ModelRef) -> None:
     trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, max_kl=1e-9))
     assert len(train(trainer)) == 2  # in the first step it is the base
-    assert "the policy has left its base" in trainer.alarm
+    assert "nats per token away from its base" in trainer.alarm
