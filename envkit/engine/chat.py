@@ -1,8 +1,8 @@
-"""Chat rendering that only ever appends: each turn adds ids, no id is ever made twice.
+"""Append-only chat rendering: each turn adds token ids, and no text is tokenized twice.
 
-The chat template is rendered with place-holders and cut into the text around them. Those
-pieces may hold special tokens; what an environment or a person says is encoded with special
-tokens disabled, so a file that contains ``<|im_end|>`` stays text.
+The chat template is rendered once with placeholders and cut at them. The pieces between may hold special
+tokens. Observations are encoded with special tokens disabled, so a file that contains ``<|im_end|>`` stays
+text.
 """
 
 from __future__ import annotations
@@ -11,12 +11,13 @@ from collections.abc import Sequence
 from typing import Any, final
 
 from envkit.errors import ModelError
+from envkit.models import model_errors
 
-# Place-holders that no template produces by itself and no tokenizer rule trims.
+# Placeholders that no template contains and no tokenizer trims.
 _SYSTEM, _FIRST, _ANSWER, _NEXT = (f"\u2402{part}\u2403" for part in ("system", "first", "answer", "next"))
 
-#: For templates that say what day it is: a run resumed tomorrow must ask what it asked today.
-_ONE_DAY = "{% macro strftime_now(format) %}01 January 2025{% endmacro %}{{ '' }}"
+#: Fixes the date in templates that print it: a run resumed tomorrow must render the same prompts.
+_FIXED_DATE = "{% macro strftime_now(format) %}01 January 2025{% endmacro %}{{ '' }}"
 
 
 @final
@@ -27,7 +28,7 @@ class ChatRenderer:
         tokenizer: a transformers tokenizer with a chat template.
 
     Raises:
-        ModelError: no chat template, no end-of-turn token, or a template that is not a plain
+        ModelError: there is no chat template or end-of-turn token, or the template is invalid or not a plain
             sequence of system, user and assistant turns.
     """
 
@@ -40,7 +41,7 @@ class ChatRenderer:
             {"role": "assistant", "content": _ANSWER},
             {"role": "user", "content": _NEXT},
         ]
-        # What a model is asked to answer behind may differ from what its templates show before an old answer.
+        # The generation prompt may differ from what the template puts before an earlier answer.
         opening, after_system, before_answer = _cut(tokenizer, messages[:2])
         *_, before_next, before_next_answer = _cut(tokenizer, messages)
         self._tokenizer = tokenizer
@@ -61,36 +62,37 @@ class ChatRenderer:
         return tuple(self._tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True))
 
     def first(self, system: str, observation: str) -> tuple[int, ...]:
-        """Ids of a new conversation up to where the answer begins, its system message included."""
+        """Ids of system message and first observation, up to where the answer begins."""
         before = (*self._opening, *self._plain(system), *self._after_system)
         return (*before, *self._plain(observation), *self._before_answer)
 
     def following(self, observation: str, *, closed: bool) -> tuple[int, ...]:
-        """Ids to append after an answer; ``closed`` says whether it ended with the end-of-turn id."""
+        """Ids to append after an answer; ``closed`` is True if it ended with the end-of-turn id."""
         close = () if closed else (self.stop_id,)
         return (*close, *self._before_next, *self._plain(observation), *self._before_next_answer)
 
     def answer(self, text: str) -> tuple[int, ...]:
-        """Ids of a given answer, closed: what supervised training imitates."""
+        """Ids of a given answer with its end-of-turn id, for supervised training."""
         return (*self._plain(text), self.stop_id)
 
     def text(self, ids: tuple[int, ...]) -> str:
-        """The text of sampled ids, special tokens left out."""
+        """The text of sampled ids, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:
-    """The template's text around the messages' contents, up to where the model answers.
+    """Render the template and split it at the messages' contents, up to the generation prompt.
 
     Raises:
-        ModelError: the template leaves one out.
+        ModelError: the template fails, or leaves out a message.
     """
-    template = _ONE_DAY + str(tokenizer.get_chat_template())
-    text = str(
-        tokenizer.apply_chat_template(
-            messages, chat_template=template, tokenize=False, add_generation_prompt=True
+    with model_errors("the chat template fails on a system, user and assistant message"):
+        template = _FIXED_DATE + str(tokenizer.get_chat_template())
+        text = str(
+            tokenizer.apply_chat_template(
+                messages, chat_template=template, tokenize=False, add_generation_prompt=True
+            )
         )
-    )
     pieces: list[str] = []
     for message in messages:
         before, found, text = text.partition(message["content"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, final
@@ -10,7 +9,7 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Decode, Prefill, RowCache, register
+from envkit.engine.attention import Decode, Prefill, RowCache, context_length, register
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
 from envkit.engine.prepacked import PrepackedLinear
@@ -112,9 +111,7 @@ class TorchEngine(AdapterEngine):
         self._head = PrepackedLinear(head.weight, head.bias, [head.weight])
         self._device = head.weight.device
         #: Tokens that the model tells apart by where they stand.
-        self._longest: int = (
-            getattr(model.config.get_text_config(), "max_position_embeddings", 0) or sys.maxsize
-        )
+        self._longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
         #: By adapter and ids.

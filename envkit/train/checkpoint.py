@@ -1,9 +1,8 @@
-"""Checkpoints: whole or absent, the newest few kept."""
+"""Checkpoints of a training run, written whole or not at all; the newest two are kept."""
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import re
@@ -17,9 +16,12 @@ import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
+from envkit.models import model_errors
 from envkit.store import whole_folder, write_atomic
+from envkit.train.adapter_folder import MANIFEST, damaged_files, manifest_files, write_manifest
 from envkit.train.policy import Policy
 
+#: How many checkpoints are kept.
 _KEPT = 2
 _ALARM = "alarm.txt"
 _STEP = re.compile(r"step-(\d{6,})")
@@ -27,28 +29,28 @@ _STEP = re.compile(r"step-(\d{6,})")
 
 @final
 class CheckpointStore:
-    """``checkpoints/step-000010`` folders: PEFT adapter, optimizer state, loop state, manifest.
+    """Folders like ``step-000010`` with adapter (PEFT), optimizer state, loop state and manifest.
 
-    Whoever sees one sees it whole, with a manifest that has digests of all other files.
+    A checkpoint appears under its name only when it is complete. Its manifest has the digests of all files.
 
     Args:
-        folder: made when first written to.
+        folder: where the checkpoints go; created with the first one.
     """
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
 
     def steps(self) -> list[int]:
-        """Steps with a whole checkpoint, ascending."""
+        """Steps with a complete checkpoint, ascending."""
         found = (_STEP.fullmatch(path.parent.name) for path in self._folder.glob("step-*/manifest.json"))
         return sorted(int(match[1]) for match in found if match)
 
     def path(self, step: int) -> Path:
-        """Where the checkpoint of a step is, or would be."""
+        """Folder of the checkpoint of a step, whether or not it exists."""
         return self._folder / f"step-{step:06d}"
 
     def alarm(self) -> str:
-        """Why training ended with the newest checkpoint, before it was done; else empty."""
+        """The alarm that ended training at the newest checkpoint, or an empty text."""
         if not (steps := self.steps()):
             return ""
         if (late := self.path(steps[-1]) / _ALARM).exists():
@@ -56,34 +58,32 @@ class CheckpointStore:
         return str(_state(self.path(steps[-1])).get("alarm", ""))
 
     def end(self, reason: str) -> None:
-        """Put on record that the step after the newest checkpoint failed, and why."""
+        """Record why the step after the newest checkpoint failed."""
         write_atomic(self.path(self.steps()[-1]) / _ALARM, reason.encode())
 
     def ended(self) -> int:
-        """The step that training ended in, where there is an `alarm`: it was taken, or it failed."""
+        """The step of the `alarm`: the newest step taken, or the failed one after it."""
         newest = self.steps()[-1]
         return newest + (self.path(newest) / _ALARM).exists()
 
     def save(
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
     ) -> Path:
-        """Write a checkpoint; an existing one of the same step is kept as it is.
+        """Write a checkpoint. An existing one of the same step is kept unchanged.
 
         Raises:
             StoreError: the disk refused; older checkpoints are untouched.
         """
         final_path = self.path(step)
-        if (final_path / "manifest.json").exists():
+        if (final_path / MANIFEST).exists():
             return final_path
+        self._require_manifests()
         try:
-            with _making(final_path) as making:
+            with _new_folder(final_path) as making:
                 policy.save_adapter(making)
                 torch.save(optimizer.state_dict(), making / "optimizer.pt")
                 (making / "state.json").write_text(json.dumps(state))
-                files = sorted(path for path in making.rglob("*") if path.is_file())
-                digests = {str(path.relative_to(making)): _digest(path) for path in files}
-                manifest = {"step": step, "model": policy.ref.id, "base": policy.ref.digest, "files": digests}
-                (making / "manifest.json").write_text(json.dumps(manifest, indent=1))
+                write_manifest(making, {"step": step, "model": policy.ref.id, "base": policy.ref.digest})
         except StoreError as error:
             raise StoreError(f"{error}; older checkpoints are untouched") from error
         for old in self.steps()[:-_KEPT]:
@@ -91,17 +91,17 @@ class CheckpointStore:
         return final_path
 
     def discard_after(self, step: int) -> None:
-        """Remove checkpoints of later steps than this, and the record of one that failed.
+        """Remove the checkpoints of later steps, and the record of a failed step after this one.
 
         Raises:
             StoreError: one cannot be removed.
         """
         try:
             (self.path(step) / _ALARM).unlink(missing_ok=True)
-            for later in (each for each in self.steps() if each > step):
-                going = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
-                os.rename(self.path(later), going)  # at once, not file by file
-                shutil.rmtree(going)
+            for later in (saved for saved in self.steps() if saved > step):
+                doomed = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
+                os.rename(self.path(later), doomed)  # at once, not file by file
+                shutil.rmtree(doomed)
         except OSError as error:
             raise StoreError(f"cannot remove checkpoints in {self._folder}: {error}") from error
 
@@ -109,31 +109,43 @@ class CheckpointStore:
         """Restore the newest checkpoint; ``None`` if there is none.
 
         Raises:
-            StoreError: a file is missing, unreadable or not as the manifest says, or the checkpoint is
-                of another base model. Older checkpoints are not tried in its place.
+            StoreError: a file is missing, damaged or unreadable, or the checkpoint is of another base model.
+                Older checkpoints are not tried instead.
         """
+        self._require_manifests()
         steps = self.steps()
         if not steps:
             return None
         folder = self.path(steps[-1])
         try:
-            manifest = json.loads((folder / "manifest.json").read_bytes())
-            base, files = str(manifest["base"]), dict(manifest["files"])
-            wrong = [name for name, digest in files.items() if _digest(folder / name) != digest]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            base, damaged = str(manifest["base"]), damaged_files(folder, dict(manifest["files"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             why = f"{type(error).__name__}: {error}"
             raise StoreError(f"checkpoint {folder} cannot be read ({why}); delete it") from error
-        if wrong:
-            raise StoreError(f"{folder / wrong[0]} is not as its manifest says: corrupt; delete {folder}")
+        if damaged:
+            raise StoreError(
+                f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+            )
         if base != policy.ref.digest:
             raise StoreError(f"{folder} was trained on weights {base[:12]}, not {policy.ref.id}'s")
         load_adapter(policy, folder)
         optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
         return _state(folder)
 
+    def _require_manifests(self) -> None:
+        """Refuse a checkpoint folder without its manifest, before training reaches that step again.
+
+        Raises:
+            StoreError: there is one.
+        """
+        for path in sorted(self._folder.glob("step-*")):
+            if not (path / MANIFEST).exists():
+                raise StoreError(f"checkpoint {path} has no {MANIFEST}, so it is incomplete; delete it")
+
 
 def _state(folder: Path) -> dict[str, Any]:
-    """What a checkpoint says of the loop.
+    """The state of the training loop in a checkpoint.
 
     Raises:
         StoreError: it cannot be read.
@@ -145,18 +157,19 @@ def _state(folder: Path) -> dict[str, Any]:
 
 
 def save_adapter(policy: Policy, folder: Path) -> None:
-    """Write the policy's adapter to a new folder, whole or not at all.
+    """Write the policy's adapter and its manifest to a new folder, whole or not at all.
 
     Raises:
         StoreError: the disk refused, or the folder is there already.
     """
-    with _making(folder) as making:
+    with _new_folder(folder) as making:
         policy.save_adapter(making)
+        write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest})
 
 
 @contextlib.contextmanager
-def _making(folder: Path) -> Generator[Path]:
-    """As `whole_folder`; torch and safetensors, who write here, have own errors for a full disk."""
+def _new_folder(folder: Path) -> Generator[Path]:
+    """Like `whole_folder`, for writers that report a full disk with errors of their own."""
     try:
         with whole_folder(folder) as making:
             yield making
@@ -165,22 +178,23 @@ def _making(folder: Path) -> Generator[Path]:
 
 
 def load_adapter(policy: Policy, folder: Path) -> None:
-    """Put a saved adapter's weights into the policy's adapter.
+    """Load a saved adapter's weights into the policy's adapter.
 
     Raises:
-        StoreError: they cannot be read.
+        StoreError: a file is missing, damaged or unreadable.
     """
     from peft import set_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     file = folder / "adapter_model.safetensors"
     try:
+        damaged = damaged_files(folder, manifest_files(folder))
         weights: dict[str, torch.Tensor] = load_file(file)
-    except (OSError, SafetensorError) as error:
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
         raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
-    set_peft_model_state_dict(policy.model, weights)
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+    if damaged:
+        raise StoreError(
+            f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+        )
+    with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
+        set_peft_model_state_dict(policy.model, weights)

@@ -117,13 +117,14 @@ class TrainConfig:
         for field, least in _LEAST.items():
             if getattr(self, field) < least:
                 raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        for field, most in _MOST.items():
+            if getattr(self, field) > most:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at most {most}")
         if 0 < self.sft_examples < self.sft_batch_size:
             raise ConfigError(
                 f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
                 f"{self.sft_batch_size}"
             )
-        if self.seed >= 2**32:  # numpy takes no more
-            raise ConfigError(f"seed is {self.seed}; it must be less than 2**32")
         for field in _POSITIVE:
             if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} is {value}; it must be positive and finite")
@@ -207,6 +208,19 @@ _LEAST = {
     "max_context_length": 0,
     "save_steps": 1,
     "max_tokens_per_forward": 1,
+}
+#: Upper bounds. Larger values only run out of memory, or never end.
+_MOST = {
+    "seed": 2**32 - 1,  # numpy's limit
+    "max_turns": 10_000,
+    "lora_r": 1024,
+    "lora_alpha": 2**16,
+    "sft_examples": 10**6,
+    "sft_batch_size": 4096,
+    "groups_per_step": 4096,
+    "num_generations": 4096,
+    "max_completion_length": 2**17,
+    "max_tokens_per_forward": 2**20,
 }
 
 

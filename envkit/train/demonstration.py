@@ -1,4 +1,4 @@
-"""A demonstration: what the oracle answers to an environment's first observation."""
+"""A demonstration: the oracle's answer to an environment's first observation."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One right answer to learn from, or to look up the chance of.
+    """One correct answer, to train on or to estimate difficulty with.
 
     Args:
         system: the environment's system message.
         observation: its first observation.
-        answer: the right action.
+        answer: the correct action.
     """
 
     system: str

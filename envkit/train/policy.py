@@ -1,47 +1,45 @@
-"""The policy: a base model, one LoRA adapter to train, and an engine that samples from both."""
+"""The policy: a base model, one LoRA adapter in training, and an engine that samples from both."""
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import json
 import warnings
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 
-from envkit.engine.attention import register, require_plain
+from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.lora import sharing, updates_of
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
-from envkit.errors import MissingExtraError, ModelError
-from envkit.models import ModelRef
+from envkit.errors import ModelError
+from envkit.models import ModelRef, model_errors
+from envkit.train.adapter_folder import BASE, require_fit
+from envkit.train.base_model import add_lora, load_base
 from envkit.train.config import TrainConfig
-
-#: File in an adapter's folder that names the weights it was trained on.
-BASE = "base.json"
+from envkit.train.memory import require_memory
 
 
 @final
 class Policy:
-    """Holds the weights. The learner trains ``model``'s adapter; the engine samples from the same base.
+    """Owns the weights. The trainer changes the adapter of ``model``; the engine samples from the same base.
 
     Args:
         ref: the base model.
         lora_r, lora_alpha: see `envkit.train.config.TrainConfig`.
-        dtype: of the base, ``"float32"`` or ``"bfloat16"``; the adapter is float32.
-        device: where base and adapter are, ``"cpu"`` or ``"cuda"``.
-        engine: who samples, ``"torch"`` or ``"vllm"``.
+        dtype: of the base, ``"float32"`` or ``"bfloat16"``. The adapter is always float32.
+        device: of base and adapter, ``"cpu"`` or ``"cuda"``.
+        engine: ``"torch"`` or ``"vllm"``.
         seed: of the adapter's initial weights.
 
     Raises:
-        ModelError: the folder does not load as a causal language model, or as one that is not plain (see
-            `envkit.engine.attention.require_plain`), or torch finds no such device, or its memory is too
-            small.
+        ModelError: see `envkit.train.base_model.load_base`; or torch finds no such device, or the model does
+            not fit into its memory.
     """
 
     def __init__(
@@ -55,37 +53,31 @@ class Policy:
         engine: str = "torch",
         seed: int = 0,
     ) -> None:
-        try:
-            from safetensors import SafetensorError
-            from transformers import AutoModelForCausalLM, AutoTokenizer
-            from transformers.utils import logging
-        except ImportError as error:
-            raise MissingExtraError(error.name or "transformers", "train") from error
-        self.ref, self.device = ref, _found(device)
-        logging.disable_progress_bar()  # the display shows progress; this would break its lines
-        try:
-            base: Any = AutoModelForCausalLM.from_pretrained(ref.path, dtype=getattr(torch, dtype))
-            self.tokenizer: Any = AutoTokenizer.from_pretrained(ref.path)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            raise ModelError(f"{ref.path}: not a causal language model ({str(error)[:200]})") from error
-        require_plain(base)
+        self.ref, self.device = ref, _find_device(device)
+        base, self.tokenizer = load_base(ref, dtype)
+        with model_errors(f"{ref.path}: the tokenizer cannot be used"):
+            self.renderer = ChatRenderer(self.tokenizer)
         try:
             base.to(self.device)
         except torch.OutOfMemoryError as error:
-            raise ModelError(f"{ref.id} does not fit into the memory of the card ({error})") from error
-        self.renderer = ChatRenderer(self.tokenizer)
+            raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
+        self._base, self._lora = base, (lora_r, lora_alpha)
+        self._add_adapter(seed)
         stops = [self.renderer.stop_id]
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
             else TorchEngine(base, stops, decode=self._decode)
         )
-        self._base, self._lora = base, (lora_r, lora_alpha)
-        self._begin(seed)
 
     @classmethod
     def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
-        """A new policy, as a configuration whose dtype is chosen wants it."""
+        """Make a new policy from a configuration whose dtype is not ``"auto"``.
+
+        Raises:
+            ConfigError: it would not fit into this machine's memory; see `envkit.train.memory`.
+        """
+        require_memory(ref, config)
         return cls(
             ref,
             lora_r=config.lora_r,
@@ -97,65 +89,57 @@ class Policy:
         )
 
     def sibling(self, seed: int) -> Policy:
-        """A policy with a new adapter of its own; base weights and engine are the same."""
+        """Make a policy with a new adapter on the same base, sampled by the same engine."""
         made = copy.copy(self)
-        made._begin(seed)
+        made._add_adapter(seed)
         return made
 
-    def _begin(self, seed: int) -> None:
-        """Put a new adapter on the base."""
-        from peft import LoraConfig, get_peft_model
-
-        r, alpha = self._lora
-        torch.manual_seed(seed)
-        # all-linear: LoRA Without Regret (2025); never lm_head.
-        config = LoraConfig(
-            r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
-        )
-        # PEFT reads a property of transformers' by a name that has been replaced.
-        with warnings.catch_warnings(action="ignore", category=FutureWarning):
-            self.model: Any = get_peft_model(sharing(self._base), config)
+    def _add_adapter(self, seed: int) -> None:
+        self.model: Any = add_lora(sharing(self._base), *self._lora, seed)
         self.use_layout_attention()
 
     def add(self, adapter: Path, name: str) -> None:
-        """Load a saved adapter beside the one in training, under a name of its own; see `serve`.
+        """Load a saved adapter beside the one in training, under its own name; see `serve`.
 
         Raises:
-            ModelError: it is not one for this base.
+            ModelError: it is damaged or does not fit this base.
         """
-        _require_fit(adapter, self.ref)
-        with warnings.catch_warnings(action="ignore", category=FutureWarning), _loading(adapter, self.ref):
+        require_fit(adapter, self.ref)
+        with (
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            model_errors(f"{adapter}: not an adapter for {self.ref.id}"),
+        ):
             self.model.load_adapter(
                 str(adapter), adapter_name=name, is_trainable=False, torch_device=str(self.device)
             )
-        self._require_all_of(adapter, name)
+        self._require_same_tensors(adapter, name)
         self.use_layout_attention()
 
     def serve(self, names: Sequence[str | None]) -> None:
         """Give the engine adapters that were added, numbered in this order; ``None`` is the base alone."""
         self.engine.load([{} if name is None else updates_of(self.model, name) for name in names])
 
-    def _require_all_of(self, adapter: Path, name: str) -> None:
-        """PEFT says nothing of weights that it finds no place for, as of a model with more layers.
+    def _require_same_tensors(self, adapter: Path, name: str) -> None:
+        """Refuse a file with missing or extra tensors, such as one for more layers. PEFT ignores them.
 
         Raises:
-            ModelError: there are any, or some are missing.
+            ModelError: see above.
         """
-        from peft import get_peft_model_state_dict as own_weights  # pyright: ignore[reportUnknownVariableType]
+        from peft import get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
         from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
-        with _loading(adapter, self.ref):
+        with model_errors(f"{adapter}: not an adapter for {self.ref.id}"):
             saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
-        own: dict[str, Any] = own_weights(self.model, adapter_name=name)
-        if amiss := saved.keys() ^ own.keys():
+            loaded: dict[str, Any] = get_peft_model_state_dict(self.model, adapter_name=name)
+        if differing := saved.keys() ^ loaded.keys():
             raise ModelError(
-                f"{adapter}: not an adapter for {self.ref.id}: {min(amiss)} is in only one of them"
+                f"{adapter}: not an adapter for {self.ref.id}: {min(differing)} is in only one of them"
             )
 
     def use_layout_attention(self) -> None:
-        """Switch the learner's model to packed attention (another trainer may have changed it)."""
+        """Switch the trained model to packed attention, after TRL's trainer has changed it."""
         self.model.set_attn_implementation(register())
-        # Never train mode: dropout would make the sampling policy another than the trained one.
+        # Never train mode: with dropout, the trained policy would not be the one that sampled.
         self.model.eval()
 
     def trainable(self) -> list[torch.nn.Parameter]:
@@ -166,21 +150,21 @@ class Policy:
         return str(self.tokenizer.decode(ids))
 
     def close(self) -> None:
-        """End the engine; it samples no more."""
+        """Close the engine. It cannot sample afterwards."""
         self.engine.close()
 
     def sync(self, *siblings: Policy) -> None:
-        """Give the engine the adapter as it is now, and behind it those of siblings."""
+        """Give the engine the current adapter as number 0, and those of siblings after it."""
         self.engine.load([updates_of(policy.model, "default") for policy in (self, *siblings)])
 
     def save_adapter(self, folder: Path) -> None:
-        """Write the adapter as a PEFT folder, with a note of the weights that it belongs to."""
+        """Write the adapter as a PEFT folder, with the digest of its base model."""
         self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
         (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
 
 
-def _found(device: str) -> torch.device:
-    """The device of that name.
+def _find_device(device: str) -> torch.device:
+    """The torch device of that name.
 
     Raises:
         ModelError: torch finds none.
@@ -191,46 +175,3 @@ def _found(device: str) -> torch.device:
             "that fits the driver, or use device 'cpu'"
         )
     return torch.device(device)
-
-
-@contextlib.contextmanager
-def _loading(adapter: Path, ref: ModelRef) -> Generator[None]:
-    """What PEFT and safetensors raise, as ours."""
-    from safetensors import SafetensorError
-
-    try:
-        yield
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{adapter}: not an adapter for {ref.id} ({str(error)[:200]})") from error
-
-
-def _require_fit(adapter: Path, ref: ModelRef) -> None:
-    """Refuse an adapter of other weights, or one that is not a plain LoRA.
-
-    The engine adds LoRA's update to the base and knows no other kind; it would sample from wrong weights.
-
-    Raises:
-        ModelError: it is one of them, or its settings cannot be read.
-    """
-    try:
-        settings: dict[str, Any] = json.loads((adapter / "adapter_config.json").read_bytes())
-        note = adapter / BASE
-        base: dict[str, str] = json.loads(note.read_bytes()) if note.exists() else {}
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{adapter}: not an adapter ({error}); expected a PEFT folder") from error
-    plain = {
-        "peft_type": "LORA",
-        "use_dora": False,
-        "bias": "none",
-        "lora_bias": False,
-        "modules_to_save": None,
-        "trainable_token_indices": None,
-    }
-    for key, wanted in plain.items():
-        if (found := settings.get(key, wanted)) != wanted and found:
-            raise ModelError(f"{adapter}: {key} is {found!r}; expected {wanted!r}, a plain LoRA adapter")
-    if base and base["digest"] != ref.digest:
-        raise ModelError(
-            f"{adapter} was trained on {base['model']} with weights {base['digest'][:12]}, and {ref.id} has "
-            f"{ref.digest[:12]}; name its own base with --model"
-        )

@@ -1,4 +1,4 @@
-"""The supervised warm start on known answers, with TRL's SFTTrainer."""
+"""The warm start: supervised fine-tuning on known answers with TRL's SFTTrainer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from envkit.errors import MissingExtraError
+from envkit.engine.attention import context_length
+from envkit.errors import MissingExtraError, ModelError
 from envkit.train.config import TrainConfig
 from envkit.train.demonstration import Demonstration
 from envkit.train.policy import Policy
@@ -17,17 +18,23 @@ from envkit.train.policy import Policy
 OnStep = Callable[[int, int, float], bool]
 
 
-def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, on_step: OnStep) -> int:
-    """Imitate answers, one pass over what is shown.
+def train(
+    policy: Policy, demonstrations: Sequence[Demonstration], config: TrainConfig, on_step: OnStep
+) -> int:
+    """Train the policy on demonstrations, one pass over all of them.
 
     Args:
         policy: its adapter is trained in place.
-        shown: right answers; the seed decides their order.
+        demonstrations: correct answers; the seed decides their order.
         config: the ``sft_*`` fields and the seed.
         on_step: called after every step.
 
     Returns:
-        Steps done.
+        The number of steps taken.
+
+    Raises:
+        ModelError: a demonstration is longer than the model's context.
+        MissingExtraError: TRL is not installed.
     """
     try:
         from datasets import Dataset
@@ -35,20 +42,21 @@ def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, o
         from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
     except ImportError as error:
         raise MissingExtraError(error.name or "trl", "train") from error
-    steps = len(shown) // config.sft_batch_size
+    steps = len(demonstrations) // config.sft_batch_size
     if steps == 0:
         return 0
 
-    class Watch(TrainerCallback):
+    class StepReporter(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
             if logs and "loss" in logs and not on_step(state.global_step, steps, float(logs["loss"])):
                 control.should_training_stop = True
 
-    # Small pieces: as fast on a CPU as the whole batch at once, and a quarter of the memory.
+    # Micro-batches are as fast on a CPU as the whole batch, and take a quarter of the memory.
     micro = math.gcd(config.sft_batch_size, 4)
-    rows = [_row(policy, one) for one in shown]
+    rows = [_row(policy, demonstration) for demonstration in demonstrations]
+    _require_fit(policy, rows)
     with (
-        # TRL calls transformers' arguments by names that are to be replaced.
+        # TRL uses deprecated names of transformers' arguments.
         warnings.catch_warnings(action="ignore", category=FutureWarning),
         tempfile.TemporaryDirectory(prefix="envkit-sft-") as scratch,
     ):
@@ -83,7 +91,7 @@ def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, o
                 args=arguments,
                 train_dataset=Dataset.from_list(rows),
                 processing_class=policy.tokenizer,
-                callbacks=[Watch()],
+                callbacks=[StepReporter()],
             )
             remove_printer(trainer)
             trainer.train()
@@ -92,20 +100,34 @@ def train(policy: Policy, shown: Sequence[Demonstration], config: TrainConfig, o
     return int(trainer.state.global_step)
 
 
-def _row(policy: Policy, shown: Demonstration) -> dict[str, list[int]]:
-    """One demonstration as token ids; only the answer's tokens carry a loss."""
-    prompt = policy.renderer.first(shown.system, shown.observation)
-    answer = policy.renderer.answer(shown.answer)
+def _row(policy: Policy, demonstration: Demonstration) -> dict[str, list[int]]:
+    """Token ids and labels of a demonstration; only the answer's tokens have a loss."""
+    prompt = policy.renderer.first(demonstration.system, demonstration.observation)
+    answer = policy.renderer.answer(demonstration.answer)
     return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
 
 
+def _require_fit(policy: Policy, rows: Sequence[dict[str, list[int]]]) -> None:
+    """Refuse demonstrations that the model cannot read whole.
+
+    Raises:
+        ModelError: the longest exceeds the model's context.
+    """
+    limit, longest = context_length(policy.model.config), max(len(row["input_ids"]) for row in rows)
+    if longest > limit:
+        raise ModelError(
+            f"a demonstration has {longest} tokens, but the context of {policy.ref.id} has {limit}; use a "
+            "model with a longer context"
+        )
+
+
 def on_one_device(arguments: Any) -> None:
-    """Keep a trainer to the policy's device: TRL refuses to begin where it sees several cards."""
+    """Restrict a trainer to one GPU: TRL refuses to start if it sees several."""
     arguments._n_gpu = min(arguments.n_gpu, 1)
 
 
 def remove_printer(trainer: Any) -> None:
-    """The trainer prints a dict per step; the progress display shows the same, better."""
+    """Remove the callback that prints a dict per step; envkit's progress display shows the same."""
     from transformers.trainer_callback import PrinterCallback
 
     trainer.remove_callback(PrinterCallback)

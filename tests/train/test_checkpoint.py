@@ -15,9 +15,9 @@ import pytest
 import tiny
 import torch
 
-from envkit.errors import StoreError
+from envkit.errors import ModelError, StoreError
 from envkit.models import ModelRef
-from envkit.train.checkpoint import CheckpointStore
+from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.train.policy import Policy
 
 STATE = {"step": 1, "curriculum": {"solved": [0.1, 1 / 3]}}
@@ -247,3 +247,34 @@ def test_another_base_model_is_refused(policy: Policy, tmp_path: Path) -> None:
     other.ref = ModelRef("other", other.ref.path, "0" * 64)
     with pytest.raises(StoreError, match=r"was trained on weights [0-9a-f]{12}, not other's"):
         store.load(other, torch.optim.AdamW(other.trainable()))
+
+
+def test_a_checkpoint_without_its_manifest_is_refused_before_training(policy: Policy, tmp_path: Path) -> None:
+    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store.save(1, policy, optimizer, STATE)
+    (store.save(2, policy, optimizer, STATE) / "manifest.json").unlink()
+    with pytest.raises(StoreError, match=r"step-000002 has no manifest\.json, .*; delete it"):
+        store.load(policy, optimizer)
+    with pytest.raises(StoreError, match=r"step-000002 has no manifest\.json, .*; delete it"):
+        store.save(2, policy, optimizer, STATE)
+
+
+def test_a_flipped_byte_in_a_saved_adapter_is_noticed(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
+    folder = tmp_path / "sft"
+    save_adapter(policy, folder)
+    load_adapter(fresh, folder)
+    file = folder / "adapter_model.safetensors"
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(StoreError, match=r"adapter_model\.safetensors differs from its manifest: .*; delete"):
+        load_adapter(fresh, folder)
+    with pytest.raises(ModelError, match=r"adapter_model\.safetensors differs from its manifest"):
+        fresh.add(folder, "damaged")
+
+
+def test_an_adapter_from_before_manifests_still_loads(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
+    save_adapter(policy, tmp_path / "sft")
+    (tmp_path / "sft" / "manifest.json").unlink()
+    load_adapter(fresh, tmp_path / "sft")
+    assert tiny.equal(tiny.weights(policy), tiny.weights(fresh))

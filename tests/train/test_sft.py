@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from envkit.engine.attention import NAME
+from envkit.errors import ModelError
 from envkit.models import ModelRef
 from envkit.train import sft
 from envkit.train.config import TrainConfig
@@ -108,3 +110,9 @@ def test_packed_attention_is_back_after_an_error(policy: Policy) -> None:
         sft.train(policy, SHOWN, CONFIG, on_step)
     assert policy.model.config._attn_implementation == NAME
     assert not policy.model.training
+
+
+def test_a_demonstration_longer_than_the_context_is_refused_first(tmp_path: Path) -> None:
+    policy = tiny.policy(tiny.make(tmp_path, max_position_embeddings=8))
+    with pytest.raises(ModelError, match=r"a demonstration has \d+ tokens, but the context of .* has 8; use"):
+        sft.train(policy, SHOWN, CONFIG, lambda *_: pytest.fail("it trained"))

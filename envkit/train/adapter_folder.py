@@ -1,0 +1,106 @@
+"""Adapter folders: PEFT files, the base model's digest, and a manifest that reveals damaged files."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+from envkit.errors import ModelError
+from envkit.models import ModelRef
+
+#: File with the id and digest of the weights that the adapter was trained on.
+BASE = "base.json"
+#: File with the digests of all other files.
+MANIFEST = "manifest.json"
+
+#: Highest rank of an adapter that is loaded. PEFT allocates what its settings say.
+_MAX_RANK = 4096
+#: Settings of a plain LoRA adapter. The engine adds LoRA's update to the base and supports nothing else.
+_PLAIN = {
+    "peft_type": "LORA",
+    "use_dora": False,
+    "bias": "none",
+    "lora_bias": False,
+    "modules_to_save": None,
+    "trainable_token_indices": None,
+}
+
+
+def write_manifest(folder: Path, facts: Mapping[str, Any]) -> None:
+    """Write the digests of all files in a folder, beside ``facts``, to its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    digests = {str(path.relative_to(folder)): file_digest(path) for path in files}
+    (folder / MANIFEST).write_text(json.dumps({**facts, "files": digests}, indent=1))
+
+
+def manifest_files(folder: Path) -> dict[str, str]:
+    """File digests of a folder's manifest; empty if it has no manifest of envkit's.
+
+    Raises:
+        OSError: the manifest cannot be read.
+        ValueError: it is not JSON.
+    """
+    if not (folder / MANIFEST).exists():
+        return {}
+    manifest: object = json.loads((folder / MANIFEST).read_bytes())
+    files = cast("dict[str, Any]", manifest).get("files") if isinstance(manifest, dict) else None
+    return cast("dict[str, str]", files) if isinstance(files, dict) else {}
+
+
+def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
+    """Names of files that differ from their digests.
+
+    Raises:
+        OSError: a file is missing or cannot be read.
+    """
+    return [name for name, digest in digests.items() if file_digest(folder / name) != digest]
+
+
+def require_fit(folder: Path, ref: ModelRef) -> None:
+    """Refuse an adapter that is damaged, not a plain LoRA, or trained on other weights.
+
+    Raises:
+        ModelError: see above; says which.
+    """
+    try:
+        settings: object = json.loads((folder / "adapter_config.json").read_bytes())
+        note = folder / BASE
+        base: object = json.loads(note.read_bytes()) if note.exists() else None
+        damaged = damaged_files(folder, manifest_files(folder))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{folder}: not an adapter ({error}); expected a PEFT folder") from error
+    if damaged:
+        raise ModelError(f"{folder / damaged[0]} differs from its manifest: the file is damaged")
+    if not isinstance(settings, dict):
+        found = str(cast("Any", settings))[:40]
+        raise ModelError(f"{folder / 'adapter_config.json'}: found {found}; expected a JSON object")
+    values = cast("dict[str, Any]", settings)
+    for key, wanted in _PLAIN.items():
+        if (found := values.get(key, wanted)) != wanted and found:
+            raise ModelError(f"{folder}: {key} is {found!r}; expected {wanted!r}, a plain LoRA adapter")
+    ranks = [values.get("r"), *_values(values.get("rank_pattern"))]
+    if wrong := [rank for rank in ranks if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK]:
+        raise ModelError(f"{folder}: the rank is {wrong[0]!r}; expected a number from 1 to {_MAX_RANK}")
+    if base is None:
+        return
+    if not isinstance(base, dict) or not {"model", "digest"} <= cast("dict[str, Any]", base).keys():
+        raise ModelError(f"{folder / BASE}: expected the keys 'model' and 'digest' of the base model")
+    trained_on = cast("dict[str, Any]", base)
+    if trained_on["digest"] != ref.digest:
+        raise ModelError(
+            f"{folder} was trained on {trained_on['model']} with weights {str(trained_on['digest'])[:12]}, "
+            f"and {ref.id} has {ref.digest[:12]}; name its own base with --model"
+        )
+
+
+def _values(pattern: Any) -> list[Any]:
+    return [*cast("dict[str, Any]", pattern).values()] if isinstance(pattern, dict) else []
+
+
+def file_digest(path: Path) -> str:
+    """sha256 of a file, hex."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
