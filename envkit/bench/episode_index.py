@@ -8,7 +8,7 @@ import threading
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 from envkit.bench.evaluation import EVALUATION_STEP
 from envkit.errors import StoreError
@@ -16,6 +16,8 @@ from envkit.store import SCHEMA, RunFolder, trajectory_from_json
 from envkit.types import Trajectory
 
 _Record = Mapping[str, Any]
+#: Longest line that is read. An episode takes some kB per turn.
+_MAX_LINE_BYTES: Final = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +108,8 @@ class EpisodeIndex:
         # Checkpoints have one as well, and come and go.
         parts = (manifest.parent for manifest in manifests if manifest.parent.parent.name != "checkpoints")
         folders = (self._folder, *parts)
-        found = (path for folder in folders for path in folder.glob("*.jsonl"))
+        # A FIFO or a device of that name would block the reader, or never end.
+        found = (path for folder in folders for path in folder.glob("*.jsonl") if path.is_file())
         return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
 
     def _path(self, journal: str) -> Path:
@@ -119,9 +122,7 @@ class EpisodeIndex:
             if read is None or read.inode != status.st_ino or status.st_size < read.end:
                 read = _Read(status.st_ino)
             file.seek(read.end)
-            for line in file:
-                if not line.endswith(b"\n"):
-                    break
+            while (line := file.readline(_MAX_LINE_BYTES)).endswith(b"\n"):
                 number = len(read.entries) + 1
                 record = _parsed(line, path, number)
                 if number == 1 and not {"key", "steps", "outcome"} <= record.keys():
@@ -129,6 +130,11 @@ class EpisodeIndex:
                 read.entries.append(_understood(record, name, path, number)[0])
                 read.offsets.append(read.end)
                 read.end += len(line)
+            if len(line) == _MAX_LINE_BYTES:
+                raise StoreError(
+                    f"{path}:{len(read.entries) + 1}: the line is longer than {_MAX_LINE_BYTES >> 20} MiB; "
+                    "this is no journal of episodes: move it out of the run folder"
+                )
         self._read[name] = read
 
     def load(self, journal: str, line: int) -> tuple[EpisodeEntry, Trajectory, _Record] | None:

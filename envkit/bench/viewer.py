@@ -1,14 +1,19 @@
-"""A local page to read the episodes of a run, served to this machine alone.
+"""A local web page to read the episodes of a run, for the person who started it.
 
-What it shows was written by models and by the code that they were given: hostile, until shown otherwise. It
-goes out as JSON with invisible characters spelled out, the page puts it on screen as text and nothing else,
-and a strict content security policy stands behind that. Requests for another host's name are refused, so that
-no page of the web can read a run by having its own name lead here (DNS rebinding).
+Access: the server listens on 127.0.0.1 only. Every request must carry the token in the address that was
+printed, so other users of the machine get 403. A request for another host name is refused, so that no web page
+can read a run through a DNS name that points here (DNS rebinding).
+
+Content: models, and code that models were shown, wrote what the page shows. It is treated as hostile. It is sent
+as JSON with invisible characters escaped, shown as text only, and a strict content security policy blocks
+scripts that are not ours.
 """
 
 from __future__ import annotations
 
 import functools
+import hmac
+import secrets
 import socket
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, fields
@@ -67,7 +72,8 @@ def serve(run: RunFolder, port: int, ready: Callable[[str], None]) -> None:
         UsageError: the port is taken.
         StoreError: the run cannot be read.
     """
-    app = make_app(run)
+    token = secrets.token_urlsafe(32)
+    app = make_app(run, token)
     try:
         import uvicorn
     except ImportError as error:
@@ -77,7 +83,7 @@ def serve(run: RunFolder, port: int, ready: Callable[[str], None]) -> None:
     )
     with _listening(port) as listening:
         try:
-            ready(f"http://{_HOST}:{listening.getsockname()[1]}/")
+            ready(f"http://{_HOST}:{listening.getsockname()[1]}/{token}/")
             uvicorn.Server(config).run([listening])
         except KeyboardInterrupt:
             return
@@ -98,11 +104,12 @@ def _listening(port: int) -> socket.socket:
     return made
 
 
-def make_app(run: RunFolder) -> Starlette:
-    """The page and its data as an ASGI application.
+def make_app(run: RunFolder, token: str) -> Starlette:
+    """Build the page and its data as an ASGI application.
 
     Args:
         run: the folder; its journals are indexed now.
+        token: first part of every path; a request without it gets 403.
 
     Raises:
         MissingExtraError: starlette is not installed.
@@ -114,7 +121,7 @@ def make_app(run: RunFolder) -> Starlette:
         from starlette.middleware.base import BaseHTTPMiddleware
         from starlette.middleware.trustedhost import TrustedHostMiddleware
         from starlette.responses import JSONResponse, Response
-        from starlette.routing import Route
+        from starlette.routing import Mount, Route
     except ImportError as error:
         raise MissingExtraError(error.name or "starlette", "serve") from error
     episodes = EpisodeIndex(run)
@@ -148,23 +155,29 @@ def make_app(run: RunFolder) -> Starlette:
     def page(name: str, kind: str, request: Request) -> Response:
         return Response(resources.files("envkit.bench").joinpath(name).read_bytes(), media_type=kind)
 
-    async def guard(request: Request, go_on: Callable[[Request], Awaitable[Response]]) -> Response:
-        response = await go_on(request)
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.scope["path"].split("/")[1]
+        if hmac.compare_digest(given.encode(errors="replace"), token.encode()):
+            response = await answer(request)
+        else:
+            message = "the address lacks this server's token; open the whole address that envkit view printed"
+            response = JSONResponse({"error": message}, 403)
         response.headers.update(_HEADERS)
         return response
 
     async def failed(request: Request, error: Exception) -> Response:
         return JSONResponse({"error": visible(str(error))}, 500)
 
+    routes = [
+        Route("/api/run", listing, methods=["GET"]),
+        Route("/api/episodes/{journal:path}/{line:int}", episode, methods=["GET"]),
+        *(
+            Route(path, functools.partial(page, name, kind), methods=["GET"])
+            for path, (name, kind) in _FILES.items()
+        ),
+    ]
     return Starlette(
-        routes=[
-            Route("/api/run", listing, methods=["GET"]),
-            Route("/api/episodes/{journal:path}/{line:int}", episode, methods=["GET"]),
-            *(
-                Route(path, functools.partial(page, name, kind), methods=["GET"])
-                for path, (name, kind) in _FILES.items()
-            ),
-        ],
+        routes=[Mount(f"/{token}", routes=routes)],
         middleware=[
             Middleware(BaseHTTPMiddleware, dispatch=guard),
             Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"], www_redirect=False),

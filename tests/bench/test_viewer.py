@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Generator, Iterator
+import threading
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -456,11 +458,15 @@ def test_the_rig_notices(chromium: Browser) -> None:
 # Without a browser.
 
 
+def port_of(url: str) -> str:
+    return url.split("/")[2].rpartition(":")[2]
+
+
 def answer(url: str, path: str, method: str = "GET", **headers: str) -> tuple[int, dict[str, str], bytes]:
-    host = url.removeprefix("http://").rstrip("/")
+    host, token = url.removeprefix("http://").rstrip("/").split("/")
     connection = http.client.HTTPConnection(host, timeout=30)
     try:
-        connection.putrequest(method, path, skip_host="Host" in headers)
+        connection.putrequest(method, f"/{token}{path}", skip_host="Host" in headers)
         for name, value in headers.items():
             connection.putheader(name, value)
         connection.endheaders()
@@ -472,7 +478,7 @@ def answer(url: str, path: str, method: str = "GET", **headers: str) -> tuple[in
 
 @pytest.mark.parametrize("path", ["/", "/api/run", "/api/episodes/eval-base/1", "/viewer.js"])
 def test_only_this_machine_by_its_own_name_is_answered(url: str, path: str) -> None:
-    port = url.rstrip("/").rpartition(":")[2]
+    port = port_of(url)
     for host in ("127.0.0.1", f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST"):
         status, headers, _ = answer(url, path, Host=host)
         assert status == 200
@@ -495,6 +501,25 @@ def test_only_this_machine_by_its_own_name_is_answered(url: str, path: str) -> N
         assert status == 400, host
         assert b"eval-base" not in body
         assert "default-src 'none'" in headers["content-security-policy"]
+
+
+@pytest.mark.parametrize("path", ["", "api/run", "api/episodes/eval-base/1", "viewer.js", "//", "%00/"])
+@pytest.mark.parametrize("change", [lambda token: "", lambda token: token[:-1], lambda token: f"{token}x"])
+def test_requests_without_the_token_get_403(url: str, path: str, change: Callable[[str], str]) -> None:
+    base, token = url.rstrip("/").rsplit("/", 1)
+    wrong = change(token)
+    status, headers, body = answer(f"{base}/{wrong or 'api'}/", f"/{path}")
+    assert status == 403
+    assert b"eval-base" not in body
+    assert b"open the whole address that envkit view printed" in body
+    assert "default-src 'none'" in headers["content-security-policy"]
+
+
+def test_every_server_has_its_own_token(run: RunFolder, url: str) -> None:
+    with view(str(run.path)) as (_, other):
+        tokens = {address.rstrip("/").rsplit("/", 1)[1] for address in (url, other)}
+    assert len(tokens) == 2
+    assert all(len(token) >= 40 for token in tokens)
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
@@ -523,7 +548,7 @@ def test_it_listens_on_loopback_and_ends_cleanly_on_ctrl_c(run: RunFolder) -> No
     with view(str(run.path)) as (process, url):
         assert url.startswith("http://127.0.0.1:")
         assert answer(url, "/")[0] == 200
-        port = int(url.rstrip("/").rpartition(":")[2])
+        port = int(port_of(url))
         hex_ports = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
         assert {place for place in hex_ports if place.endswith(f":{port:04X}")} == {f"0100007F:{port:04X}"}
         process.send_signal(signal.SIGINT)
@@ -560,7 +585,7 @@ def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_p
 def test_an_absent_extra_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     with pytest.raises(MissingExtraError, match=r"pip install --editable '\.\[serve\]'"):
-        make_app(run)
+        make_app(run, "token")
 
 
 def test_the_index_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -596,6 +621,27 @@ def test_a_broken_record_is_named(tmp_path: Path, change: dict[str, Any], said: 
     with (run.path / "eval-base.jsonl").open("a") as file:
         file.write(f"{json.dumps(record)}\n")
     with pytest.raises(StoreError, match=f"eval-base.jsonl:2: .*{said}"):
+        EpisodeIndex(run)
+
+
+def test_a_fifo_or_a_device_named_like_a_journal_is_skipped(tmp_path: Path) -> None:
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
+    os.mkfifo(run.path / "eval-pipe.jsonl")
+    (run.path / "eval-zero.jsonl").symlink_to("/dev/zero")
+    read: list[str] = []
+    reader = threading.Thread(
+        target=lambda: read.extend(entry.task for entry in EpisodeIndex(run).refresh()), daemon=True
+    )
+    reader.start()
+    reader.join(timeout=60)
+    assert read == ["one"]
+
+
+def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+    run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
+    with (run.path / "eval-huge.jsonl").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(StoreError, match=r"eval-huge.jsonl:1: the line is longer than 64 MiB"):
         EpisodeIndex(run)
 
 
