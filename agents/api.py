@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from types import TracebackType
@@ -33,6 +33,8 @@ from envkit.store import Journal
 from envkit.types import EpisodeKey, Turn, Usage
 
 _BACKOFF = Backoff()
+#: Seconds between two reports of retries. Many conversations usually fail at once.
+_RETRY_REPORTS_S = 30.0
 #: Conversations refused one after the other, without an answer between, before it is taken to be all.
 _MOST_REFUSALS = 16
 
@@ -66,7 +68,9 @@ class ApiAgent:
         journal: for this agent's calls alone.
         tools: schemas of the environment's tools (`envkit.tools.Tool.schema`), offered if the card says so.
         recorded: the journal's records, to go on from.
-        backoff: how requests that failed are tried again.
+        backoff: how failed requests are retried.
+        on_retry: called with one line for people when a request failed and will be sent again: at the first
+            failure, then at most every 30 s. Runs in a thread of the agent's.
 
     Raises:
         UsageError: the key is missing, or the card offers tools and there are none.
@@ -87,6 +91,7 @@ class ApiAgent:
         tools: Sequence[Mapping[str, Any]] = (),
         recorded: Iterable[Mapping[str, Any]] = (),
         backoff: Backoff = _BACKOFF,
+        on_retry: Callable[[str], None] = lambda line: None,
     ) -> None:
         if card.mode == "tools" and not tools:
             raise UsageError(f'card {card.name} offers tools, and there are none; set mode = "text"')
@@ -94,7 +99,8 @@ class ApiAgent:
         self._card, self._price, self._budget = card, price, budget
         self._tools = tools if card.mode == "tools" else ()
         self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
-        self._backoff = backoff
+        self._backoff, self._on_retry = backoff, on_retry
+        self._quiet_until, self._retry_lock = 0.0, threading.Lock()
         self._recorded = RecordedCalls(recorded)
         self._calls = CallJournal(journal, self._recorded)
         self._endpoint = Endpoint(card)
@@ -179,7 +185,20 @@ class ApiAgent:
             failures += 1
             if failures >= backoff.attempts:
                 return AgentError(f"agent {self.name}: no answer to {failures} requests: {found.reason}")
-            self._closing.wait(backoff.delay_s(failures, found.retry_after_s, float(draws[failures])))
+            delay_s = backoff.delay_s(failures, found.retry_after_s, float(draws[failures]))
+            self._report_retry(found, failures, delay_s)
+            self._closing.wait(delay_s)
+
+    def _report_retry(self, failure: RequestFailure, failures: int, delay_s: float) -> None:
+        now = time.monotonic()
+        with self._retry_lock:
+            if now < self._quiet_until:
+                return
+            self._quiet_until = now + _RETRY_REPORTS_S
+        self._on_retry(
+            f"{self.name}: request {failures} of at most {self._backoff.attempts} to {self._card.base_url} "
+            f"failed: {failure.reason}. The next follows in {delay_s:.0f} s."
+        )
 
     def _asked(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
         """One request: held against the budget, journaled, made, journaled and paid for."""

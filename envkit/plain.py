@@ -109,12 +109,14 @@ def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -
         if key not in content and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{where} lacks the field {key!r}")
     hints = get_type_hints(kind)
-    return kind(
-        **{
-            known[key].name: _decode(hints[known[key].name], item, f"{where}.{key}")
-            for key, item in content.items()
-        }
-    )
+    values = {
+        known[key].name: _decode(hints[known[key].name], item, f"{where}.{key}")
+        for key, item in content.items()
+    }
+    try:
+        return kind(**values)
+    except ValueError as error:  # a range that the class checks
+        raise ValueError(f"{where}: {error}") from error
 
 
 def _key(entry: Field[Any]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,6 +73,7 @@ class Playing:
         backoff: Backoff = QUICK,
         budget: Budget | None = None,
         most: int = 50,
+        on_retry: Callable[[str], None] = lambda line: None,
         tools: Sequence[Mapping[str, Any]] = (),
         price: Price = PRICE,
         **changes: Any,
@@ -94,6 +95,7 @@ class Playing:
                 tools=tools,
                 recorded=recorded,
                 backoff=backoff,
+                on_retry=on_retry,
             ) as agent,
         ):
             yield agent

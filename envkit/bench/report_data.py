@@ -4,15 +4,41 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from envkit.plain import decode, encode, stored_as
 
 Scalar: TypeAlias = str | int | float | bool | None
 
 SCHEMA = 1
+
+#: Where answers can come from; see `Origin`.
+KINDS: Final = ("local", "live", "recorded", "script")
+#: Samples of one task, tokens, and values of a curve beyond these come from a damaged file.
+_MAX_SAMPLES, _MAX_COUNT, _MAX_AMOUNT = 2**16, 2**53, 1e15
+
+
+def _require_counts(data: object, *names: str) -> None:
+    for name in names:
+        if not 0 <= (value := getattr(data, name)) <= _MAX_COUNT:
+            raise ValueError(f"{name} is {value}; expected a whole number from 0 to 2**53")
+
+
+def _require_amounts(data: object, *names: str, or_nan: bool = False) -> None:
+    for name in names:
+        value: float = getattr(data, name)
+        if not (0 <= value <= _MAX_AMOUNT or (or_nan and math.isnan(value))):
+            raise ValueError(f"{name} is {value}; expected a number from 0 to {_MAX_AMOUNT:g}")
+
+
+def _require_drawable(data: object, *names: str) -> None:
+    for name in names:
+        value: float = getattr(data, name)
+        if math.isfinite(value) and abs(value) > _MAX_AMOUNT:
+            raise ValueError(f"{name} is {value}; expected at most {_MAX_AMOUNT:g} in size")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +72,13 @@ class TaskResult:
     cut_off: int = 0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.solved <= self.samples or self.voids < 0:
+        if not 0 <= self.solved <= self.samples <= _MAX_SAMPLES or not 0 <= self.voids <= _MAX_SAMPLES:
             raise ValueError(
                 f"task {self.task}: {self.solved} solved of {self.samples} samples, {self.voids} voids; "
-                "expected 0 <= solved <= samples and voids >= 0"
+                f"expected 0 <= solved <= samples, voids >= 0, and none above {_MAX_SAMPLES}"
             )
+        _require_counts(self, "completion_tokens", "prompt_tokens", "cached_tokens", "cut_off")
+        _require_amounts(self, "seconds")
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +121,20 @@ class Origin:
     price: str = ""
     digest: str = ""
 
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise ValueError(f"kind is {self.kind!r}; expected one of: {', '.join(KINDS)}")
+        _require_counts(
+            self,
+            "max_completion_length",
+            "max_context_length",
+            "prompt_tokens",
+            "completion_tokens",
+            "cached_tokens",
+        )
+        _require_amounts(self, "seconds")
+        _require_amounts(self, "training_seconds", "temperature", or_nan=True)
+
 
 @dataclass(frozen=True, slots=True)
 class Row:
@@ -115,6 +157,8 @@ class Row:
     def __post_init__(self) -> None:
         if len({result.task for result in self.results}) != len(self.results):
             raise ValueError(f"row {self.name} has two results for one task; merge their samples")
+        if self.expected is not None and not 0 <= self.expected <= 1:
+            raise ValueError(f"expected is {self.expected}; it must lie between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +194,9 @@ class TrainPoint:
     loss: float
     tokens_per_s: float
 
+    def __post_init__(self) -> None:
+        _require_drawable(self, "step", "reward", "mixed_share", "loss", "tokens_per_s")
+
 
 @dataclass(frozen=True, slots=True)
 class LossPoint:
@@ -157,6 +204,9 @@ class LossPoint:
 
     step: int
     loss: float
+
+    def __post_init__(self) -> None:
+        _require_drawable(self, "step", "loss")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,6 +216,10 @@ class Phase:
     name: str
     seconds: float
     tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _require_counts(self, "tokens")
+        _require_amounts(self, "seconds")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,12 @@
 """A local web page to read the episodes of a run, for the person who started it.
 
-Access: the server listens on 127.0.0.1 only. Every request must carry the token in the address that was
-printed, so other users of the machine get 403. A request for another host name is refused, so that no web page
-can read a run through a DNS name that points here (DNS rebinding).
+Access: the server listens on 127.0.0.1 only. Every request must carry the token in the printed address, so
+other users of the machine get 403. Requests for another host name are refused, because a web page could
+otherwise read a run through a DNS name that points here (DNS rebinding).
 
-Content: models, and code that models were shown, wrote what the page shows. It is treated as hostile. It is sent
-as JSON with invisible characters escaped, shown as text only, and a strict content security policy blocks
-scripts that are not ours.
+Content: the text was written by models and by the code that they were given, and is treated as hostile. It is
+sent as JSON with invisible characters escaped and shown as text only. A strict content security policy blocks
+every script that is not ours.
 """
 
 from __future__ import annotations

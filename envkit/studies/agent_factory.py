@@ -123,6 +123,7 @@ class AgentFactory:
                 journal=journal,
                 tools=[tool.schema() for tool in kind.tools],
                 recorded=recorded,
+                on_retry=lambda line: self._display.say(escape(line)),
             ) as agent,
         ):
             yield agent

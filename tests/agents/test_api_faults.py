@@ -84,6 +84,20 @@ def test_an_answer_that_breaks_off_is_one_without_connection(
     assert failed["usage"]["completion_tokens"] == 50, "it may have to be paid for"
 
 
+def test_a_retry_is_reported_after_the_first_failure_and_not_for_every_conversation(playing: Playing) -> None:
+    lines: list[str] = []
+    with playing("http://127.0.0.1:9/v1", on_retry=lines.append) as agent:
+        for row in range(3):
+            agent.submit(begin(agent, row), "seen")
+        while agent.collect():
+            pass
+    [line] = lines
+    assert line.startswith(
+        "api: request 1 of at most 3 to http://127.0.0.1:9/v1 failed: no connection (ConnectError: "
+    )
+    assert line.endswith(". The next follows in 0 s.")
+
+
 def test_nobody_there_is_void_and_free(playing: Playing) -> None:
     with playing("http://127.0.0.1:9/v1") as agent:
         assert "no answer to 3 requests: no connection (ConnectError: " in str(heard(agent))
