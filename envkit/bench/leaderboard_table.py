@@ -13,6 +13,7 @@ from envkit.bench.leaderboard_data import Leaderboard, RankedRow, Section
 from envkit.bench.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 from envkit.bench.stats import Interval
 from envkit.bench.tables import Table
+from envkit.bench.visible_text import visible
 
 #: Where answers come from, in words.
 KINDS: Final = {
@@ -220,4 +221,5 @@ def _safe(value: str | float | None) -> str:
         return ""
     if not isinstance(value, str):
         return repr(value)
+    value = visible(value)
     return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value
