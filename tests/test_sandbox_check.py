@@ -30,6 +30,7 @@ BROKEN_WITHOUT_ISOLATION = {
 }
 
 
+@pytest.mark.slow
 class TestBubblewrap(SandboxSuite):
     @pytest.fixture(scope="class")
     @classmethod

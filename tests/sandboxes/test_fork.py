@@ -54,6 +54,7 @@ class TestForksOfZygote(SandboxSuite):
         return Forking(zygote)
 
 
+@pytest.mark.nightly  # the same mounts as the zygote's, whose forks are tried whole
 class TestForksOfBubblewrap(SandboxSuite):
     @pytest.fixture(scope="class")
     @classmethod
