@@ -51,7 +51,7 @@ check: setup ## lint, format and types
 	.venv/bin/pyright --pythonpath .venv/bin/python
 
 bench: setup ## time things side by side: SECTION=imports (the default), mining, steps, train, growth, leaderboard (needs Chromium), sandbox (needs dockerd)
-	@.venv/bin/python tests/benchmarks/$(or $(SECTION),imports).py
+	@.venv/bin/python benchmarks/$(or $(SECTION),imports).py
 
 .venv/ready: pyproject.toml $(TASK_PACKAGES) $(BUBBLEWRAP)
 	@python=$(or $(PYTHON),false)

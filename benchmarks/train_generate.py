@@ -25,7 +25,7 @@ from envkit.models import DEFAULT_MODEL, resolve
 
 ROWS: Final = 32
 WAVES: Final = (64, 128, 256)
-VLLM_PYTHON: Final = Path(__file__).parents[2] / ".venv-vllm" / "bin" / "python"
+VLLM_PYTHON: Final = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 class VLLM:

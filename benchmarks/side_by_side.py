@@ -18,7 +18,7 @@ from typing import Any, TypeAlias
 
 from envkit.store import write_atomic
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 #: (operation, way) -> what to time.
 Measures: TypeAlias = Mapping[tuple[str, str], Callable[[], object]]

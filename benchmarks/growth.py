@@ -20,7 +20,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Final
 
-sys.path.append(str(Path(__file__).parents[1]))  # for tiny.py
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
 from train_adapters import adapting

@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-sys.path.append(str(Path(__file__).parents[1]))  # for sample_reports.py and browser.py
+sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for sample_reports.py and browser.py
 
 import sample_reports
 from browser import browser, watched

@@ -29,7 +29,7 @@ from envkit.registry import sandbox_backend
 from envkit.rollout import Rollouts
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 HALVES = ("development", "reported")
 #: Episodes that are open at once; each has a sandbox.
 CHUNK = 32

