@@ -107,6 +107,7 @@ class Env(gymnasium.Env[str, str], ABC):
     tools: ClassVar[tuple[Tool, ...]] = ()
     tasks: Mapping[str, Task]
     max_turns: int
+    _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
         """Find the class's checks and tools.
@@ -144,8 +145,11 @@ class Env(gymnasium.Env[str, str], ABC):
             raise UsageError(f"{type(self).__name__} was given no tasks; expected at least one")
         if len(self.tasks) != len(tasks):
             raise UsageError(f"{len(tasks)} tasks have only {len(self.tasks)} ids; expected each id once")
-        for task in tasks:
-            self.validate_task(task)
+        # Rollouts make one environment per running episode from the same tasks; one check is enough.
+        if tasks is not type(self)._validated_tasks:
+            for task in tasks:
+                self.validate_task(task)
+            type(self)._validated_tasks = tasks
         if max_turns < 1:
             raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:

@@ -19,12 +19,14 @@ from envkit.environments.code_editor.graders.base import EXPECTED_ANSWERS, Grade
 from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.environments.code_editor.graders.program import ProgramGrader
 from envkit.environments.code_editor.graders.pytest_suite import SuiteGrader
+from envkit.environments.code_editor.hidden import ProgramHidden, hidden_of
 from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
 from envkit.errors import SandboxError
 from envkit.grading import Grade, Submission
+from envkit.mining.hidden import SuiteHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -83,6 +85,10 @@ class CodeEditorEnv(Env):
     def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
         """Read a published benchmark; see `envkit.environments.code_editor.formats`."""
         return read_format(format, path)
+
+    @classmethod
+    def validate_task(cls, task: Task) -> None:
+        hidden_of(task)
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
@@ -165,10 +171,17 @@ class CodeEditorEnv(Env):
 
 
 def grader_for(task: Task) -> Grader:
-    """Choose the grader from the kind of the task's hidden fields."""
-    if "suite" in task.hidden:
-        return SuiteGrader(task)
-    return ProgramGrader(task) if "looks" in task.hidden else CallGrader(task)
+    """Choose the grader by the kind of the task's hidden fields.
+
+    Raises:
+        TaskFileError: the task is not one of the code editor.
+    """
+    hidden = hidden_of(task)
+    if isinstance(hidden, SuiteHidden):
+        return SuiteGrader(task, hidden)
+    if isinstance(hidden, ProgramHidden):
+        return ProgramGrader(task, hidden)
+    return CallGrader(task, hidden)
 
 
 def oracle_action(task: Task) -> str:

@@ -37,20 +37,23 @@ def first_observation(task: Task, code: str, max_turns: int) -> str:
     return "\n".join(part for part in parts if part)
 
 
-def check_script(task: Task) -> str:
+def check_script(task: Task, modules: Sequence[str]) -> str:
     """Return a program that calls the examples and prints each result beside the expected one.
 
     It is feedback for the agent and does not affect the reward.
+
+    Args:
+        task: its examples are called.
+        modules: names that the examples may use beside the file's own.
     """
     calls = [(item["call"], item["value"]) for item in _examples(task)]
-    modules = list(cast("Sequence[str]", task.hidden["modules"]))
     return f"""\
 import sys
 
 sys.path.insert(0, ".")
 import solution
 
-names = {{name: __import__(name) for name in {modules!r}}} | vars(solution)
+names = {{name: __import__(name) for name in {list(modules)!r}}} | vars(solution)
 for call, expected in {calls!r}:
     try:
         got = eval(call, names)

@@ -13,7 +13,7 @@ import ast
 import copy
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import cast, final
 
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, statements
@@ -47,9 +47,6 @@ class Probe:
     value: JSON
     numbers: NumericPolicy = PYTHON
     weak: bool = False
-
-    def to_json(self) -> JSON:
-        return {"value": self.value, "numbers": asdict(self.numbers)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ import ast
 import functools
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import final
 
@@ -22,7 +22,9 @@ from envkit.env import ImportedTasks
 from envkit.environments.code_editor.formats.asserts import WEAKNESS, probe_tests
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut, collect, statements
 from envkit.environments.code_editor.formats.records import Record, read_records
+from envkit.environments.code_editor.hidden import ExpectedValue, ProgramHidden
 from envkit.grading import Leniency
+from envkit.hidden import to_json
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION
 from envkit.types import JSON, Task
@@ -75,20 +77,22 @@ class EditProblem:
                 "whole": True,
                 **self.metadata,
             },
-            hidden={
-                "reference": self.after,
-                "function": "look",
-                "parameters": ["place", "source"],
-                "modules": [],
-                "examples": [],
-                "killers": [call.to_plain() for call in calls],
-                "fresh": 0,
-                "policy": asdict(PYTHON),
-                "leniency": asdict(Leniency(mappings=True, arguments=False)),
-                "tests": probed.program,
-                "looks": [place.to_json() for place in probed.places],
-                "weakness": WEAKNESS if probed.weak else "",
-            },
+            hidden=to_json(
+                ProgramHidden(
+                    reference=self.after,
+                    killers=tuple(calls),
+                    leniency=Leniency(mappings=True, arguments=False),
+                    tests=probed.program,
+                    looks=tuple(ExpectedValue(place.value, place.numbers) for place in probed.places),
+                    weakness=WEAKNESS if probed.weak else "",
+                    function="look",
+                    parameters=("place", "source"),
+                    modules=(),
+                    examples=(),
+                    fresh=0,
+                    policy=PYTHON,
+                )
+            ),
         )
 
 

@@ -6,13 +6,15 @@ import ast
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from envkit import syntax
 from envkit.env import ImportedTasks
 from envkit.environments.code_editor.actions import Replace, parse, replace_text_message
+from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.grading import Leniency, NumericPolicy
+from envkit.hidden import to_json
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
 from envkit.mining.build import SOLUTION
@@ -179,17 +181,19 @@ def _task(benchmark: str, problem: CallProblem) -> Task:
             "examples": _shown(problem),
             **problem.metadata,
         },
-        hidden={
-            "reference": problem.reference,
-            "function": problem.function,
-            "parameters": parameters,
-            "modules": list(modules_of(calls)),
-            "examples": [call.to_plain() for call in calls],
-            "killers": [call.to_plain() for call in calls],
-            "fresh": FRESH_CALLS,
-            "policy": asdict(problem.numbers),
-            "leniency": asdict(leniency),
-        },
+        hidden=to_json(
+            ProblemHidden(
+                reference=problem.reference,
+                function=problem.function,
+                parameters=tuple(parameters),
+                modules=modules_of(calls),
+                examples=tuple(calls),
+                killers=tuple(calls),
+                fresh=FRESH_CALLS,
+                policy=problem.numbers,
+                leniency=leniency,
+            )
+        ),
     )
 
 

@@ -1,10 +1,10 @@
-"""Judging by a test program, which runs without what it should see; `formats.asserts` reads such programs."""
+"""Grade by a test program that runs without its expected values; `formats.asserts` prepares it."""
 
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
 from importlib import resources
-from typing import Any, cast, final
+from typing import cast, final
 
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.editor import CodeEditor
@@ -15,9 +15,9 @@ from envkit.environments.code_editor.graders.base import (
     grade_calls,
     hidden_digest,
 )
+from envkit.environments.code_editor.hidden import ProgramHidden
 from envkit.environments.code_editor.prompt import CHECK, check_script
-from envkit.grading import Answer, Grade, Leniency, NumericPolicy, Program, answers
-from envkit.inputs.call import Call
+from envkit.grading import Answer, Grade, NumericPolicy, Program, answers
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
@@ -27,63 +27,58 @@ _PROBE = "probe.py"
 
 @final
 class ProgramGrader:
-    """Implements `envkit.environments.code_editor.graders.base.Grader`."""
+    """Grades by a test program; implements `envkit.environments.code_editor.graders.base.Grader`."""
 
     path = SOLUTION
     no_attack_reason = "it attacks by a function, and the task asks for a program"
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._looks = cast("Sequence[Mapping[str, JSON]]", task.hidden["looks"])
-        self.weakness = str(task.hidden["weakness"])
+    def __init__(self, task: Task, hidden: ProgramHidden) -> None:
+        self._task, self._hidden = task, hidden
+        self.weakness = hidden.weakness
 
     def editor(self) -> CodeEditor:
         return CodeEditor(SOLUTION, check=CHECK, whole=True)
 
     def read_only_files(self) -> Mapping[str, bytes]:
-        return {CHECK: check_script(self._task).encode()}
+        return {CHECK: check_script(self._task, self._hidden.modules).encode()}
 
     def oracle_action(self) -> str:
-        return replace_text_message(self._task.files[SOLUTION], str(self._task.hidden["reference"]))
+        return replace_text_message(self._task.files[SOLUTION], self._hidden.reference)
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        """Nothing is drawn."""
+        """Independent of the seed, because no input is drawn."""
         return self._task.id, hidden_digest(self._task)
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
-        hidden = self._task.hidden
-        calls = [Call.from_plain(item) for item in cast("Sequence[JSON]", hidden["killers"])]
-        expected = EXPECTED_ANSWERS.get(self.cache_key(count, seed), lambda: self._expected(calls, backend))
-        leniency = Leniency(**cast("dict[str, Any]", hidden["leniency"]))
-        return grade_calls(backend, self._subject(source), calls, expected, self._policies(), leniency)
+        hidden = self._hidden
+        expected = EXPECTED_ANSWERS.get(self.cache_key(count, seed), lambda: self._expected(backend))
+        return grade_calls(
+            backend, self._program(source), hidden.killers, expected, self._policies(), hidden.leniency
+        )
 
-    def _expected(self, calls: Sequence[Call], backend: SandboxBackend) -> Sequence[Answer]:
-        """What each place should see: its value, as often as the original came by.
+    def _expected(self, backend: SandboxBackend) -> Sequence[Answer]:
+        """Return the expected values of each probe: one for each time that the original reaches it.
 
-        Where the original raised, or died, nothing gives what is expected, the original included; so it fails
-        as it should.
+        If the original raises or dies, nothing can match, the original included, so the task's check fails.
         """
-        reference = self._subject(str(self._task.hidden["reference"]).encode())
-        seen = answers(backend, reference, calls, REFERENCE_LIMITS)
+        reference = self._program(self._hidden.reference.encode())
+        seen = answers(backend, reference, self._hidden.killers, REFERENCE_LIMITS)
         found: list[Answer] = []
-        for place, one in enumerate(self._looks):
+        for place, expected in enumerate(self._hidden.looks):
             values = seen[place].value if place < len(seen) else None
             times = len(values) if isinstance(values, list) else 1
-            found.append(Answer(value=[one["value"]] * times))
+            found.append(Answer(value=[cast("JSON", expected.value)] * times))
         return found
 
     def _policies(self) -> Mapping[NumericPolicy, Sequence[int]]:
-        """When two numbers are equal -> the places where it holds."""
+        """Numeric policy -> the probes that use it."""
         found: dict[NumericPolicy, list[int]] = {}
-        for place, one in enumerate(self._looks):
-            policy = NumericPolicy(**cast("dict[str, Any]", one["numbers"]))
-            found.setdefault(policy, []).append(place)
+        for place, expected in enumerate(self._hidden.looks):
+            found.setdefault(expected.numbers, []).append(place)
         return found
 
-    def _subject(self, source: bytes) -> Program:
-        """A form of the program, and the test program without what it should see."""
+    def _program(self, source: bytes) -> Program:
+        """The edited program with the test program, which holds no expected values."""
         worker = resources.files("envkit.environments.code_editor.graders").joinpath(_PROBE).read_bytes()
-        tests = str(self._task.hidden["tests"]).encode()
-        return Program(
-            {probe.PROGRAM: source, probe.TESTS: tests, _PROBE: worker}, _PROBE, probe.probe.__name__
-        )
+        files = {probe.PROGRAM: source, probe.TESTS: self._hidden.tests.encode(), _PROBE: worker}
+        return Program(files, _PROBE, probe.probe.__name__)

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
-from typing import cast, final
+from collections.abc import Hashable, Mapping
+from typing import final
 
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.graders.base import hidden_digest
 from envkit.grading import Grade, grade_suite
 from envkit.grading.suite import WEAKNESS
+from envkit.mining.hidden import SuiteHidden
 from envkit.mining.suite.run_variants import with_pytest
 from envkit.sandbox import SandboxBackend
-from envkit.types import JSON, Task
+from envkit.types import Task
 
 
 @final
@@ -22,15 +23,12 @@ class SuiteGrader:
     #: The attack corpus is aimed at hidden calls, and is known to defeat a suite.
     no_attack_reason = "a pytest suite grades it, which is known to be weaker"
 
-    def __init__(self, task: Task) -> None:
-        self._task = task
-        self._suite = cast("Mapping[str, JSON]", task.hidden["suite"])
+    def __init__(self, task: Task, hidden: SuiteHidden) -> None:
+        self._task, self._hidden = task, hidden
         self.path = str(task.metadata["path"])
 
     def editor(self) -> CodeEditor:
-        return CodeEditor(
-            self.path, focus=str(self._task.hidden["function"]), viewable=[*self.read_only_files()]
-        )
+        return CodeEditor(self.path, focus=self._hidden.function, viewable=[*self.read_only_files()])
 
     def read_only_files(self) -> Mapping[str, bytes]:
         """Return the project's files that the agent may read."""
@@ -38,18 +36,18 @@ class SuiteGrader:
 
     def oracle_action(self) -> str:
         """Return the edit that restores the original."""
-        edit = cast("Mapping[str, str]", self._task.hidden["edit"])
-        return f"<<<<<<< SEARCH\n{edit['search']}\n=======\n{edit['replace']}\n>>>>>>> REPLACE\n"
+        edit = self._hidden.edit
+        return f"<<<<<<< SEARCH\n{edit.search}\n=======\n{edit.replace}\n>>>>>>> REPLACE\n"
 
     def cache_key(self, count: int, seed: int) -> Hashable:
         """Independent of the seed, because no input is drawn."""
         return self._task.id, hidden_digest(self._task)
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
-        hidden = cast("Mapping[str, str]", self._suite["files"])
+        suite = self._hidden.suite
         return grade_suite(
-            with_pytest(backend, cast("Sequence[str]", self._suite["packages"])),
+            with_pytest(backend, suite.packages),
             {self.path: source},
-            {**self.read_only_files(), **{path: text.encode() for path, text in hidden.items()}},
-            cast("Sequence[str]", self._suite["wanted"]),
+            {**self.read_only_files(), **{path: text.encode() for path, text in suite.files.items()}},
+            suite.wanted,
         )

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
 
+_LOST = "the PostgreSQL server has ended the connection"
+
+
 class QueryRefused(Exception):
     """The server refused a statement.
 
@@ -122,14 +125,14 @@ class PostgresConnection:
             found = self._last()
         except psycopg.Error:
             self.close()
-            raise SandboxError("the PostgreSQL server has ended the connection") from None
+            raise SandboxError(f"{_LOST}; is it still running?") from None
         if found.status == ExecStatus.FATAL_ERROR:
             state = (found.error_field(DiagnosticField.SQLSTATE) or b"").decode()
             message = (found.error_field(DiagnosticField.MESSAGE_PRIMARY) or b"").decode(errors="replace")
             # 08: connection lost; 57P: the server shuts down, or an administrator ended the connection.
             if not state or (state.startswith(("08", "57P")) and state != "08P01"):
                 self.close()
-                raise SandboxError(f"the PostgreSQL server has ended the connection ({state or 'no reason'})")
+                raise SandboxError(f"{_LOST} ({state or 'no reason'}); is it still running?")
             raise QueryRefused(state, message)
         if found.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY):
             self.close()  # COPY waits for data, which nobody sends

@@ -25,8 +25,9 @@ from envkit import (
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.environments.code_editor import CodeEditorEnv, oracle_action, starter_tasks
 from envkit.environments.code_editor.actions import replace_text_message
-from envkit.environments.code_editor.env import FRESH_CALLS
-from envkit.environments.code_editor.graders.calls import hidden_calls
+from envkit.environments.code_editor.env import FRESH_CALLS, grader_for
+from envkit.environments.code_editor.graders.calls import CallGrader
+from envkit.inputs.call import Call
 from envkit.store import trajectory_to_json
 from envkit.taskfile import write_tasks
 
@@ -87,9 +88,21 @@ def ending(env: CodeEditorEnv, *actions: str, task: str = "starter/overlap", see
     return {"reward": step[1], **step[4]}
 
 
+def hidden_calls(task: Task, seed: int, count: int) -> list[Call]:
+    grader = grader_for(task)
+    assert isinstance(grader, CallGrader)
+    return grader.hidden_calls(seed, count)
+
+
 def solution_of(function: str, source: str, **hidden: Any) -> Task:
     """A task whose file is already right."""
-    facts = {"function": function, "reference": source, "modules": [], "edit": {"search": "", "replace": ""}}
+    facts = {
+        "function": function,
+        "reference": source,
+        "modules": [],
+        "edit": {"search": "", "replace": ""},
+        "policy": {"rel_tol": 1e-9, "abs_tol": 1e-12, "int_as_float": False},
+    }
     return Task("own/task", "train", "", {"solution.py": source}, {"examples": []}, {**facts, **hidden})
 
 

@@ -16,10 +16,10 @@ from envkit.agents.recorded import RecordedAgent
 from envkit.agents.scripted import noop, oracle
 from envkit.env import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.code_editor.env import grader_for
 from envkit.environments.code_editor.formats import FORMATS
 from envkit.environments.code_editor.formats.debugbench import PRELUDE
 from envkit.environments.code_editor.formats.problems import FRESH_CALLS, applied_normalizers
-from envkit.environments.code_editor.graders.calls import hidden_calls
 from envkit.studies.heldout import require_heldout
 
 # Tiny files of our own, in each format.
@@ -395,13 +395,14 @@ def test_answers_in_any_order_are_right_where_it_is_said(tmp_path: Path, backend
 
 def test_hidden_calls_keep_what_the_examples_show(tmp_path: Path) -> None:
     task = only("debugbench", lines(tmp_path / "bugs.jsonl", ITEM))
-    calls = hidden_calls(task, 5, 0)
+    grader: Any = grader_for(task)
+    calls = grader.hidden_calls(5, 0)
     assert len(calls) == FRESH_CALLS + 3
     for call in calls:
         nums, k = (json.loads(source) for source in call.args)
         assert 1 <= k <= len(nums)
         assert min(nums) >= 1
-    assert hidden_calls(task, 6, 0) != calls
+    assert grader.hidden_calls(6, 0) != calls
 
 
 # The other formats.

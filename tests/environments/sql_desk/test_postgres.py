@@ -594,9 +594,11 @@ def test_a_server_that_stops_is_void_and_one_that_comes_back_serves(
     assert ending(env, "count", oracle)[0] == 1.0
     env.reset(seed=4, options={"task": STARTERS["count"].id})
     own.stop()
-    with pytest.raises(SandboxError):
+    with pytest.raises(
+        SandboxError, match=r"PostgreSQL server has ended the connection.*is it still running"
+    ):
         env.step(oracle)
-    with pytest.raises(SandboxError):
+    with pytest.raises(SandboxError, match=r"cannot connect to PostgreSQL.*OTHER_DSN names the server"):
         env.reset(seed=4)
     with pytest.raises(UsageError, match=r"cannot connect to PostgreSQL.*OTHER_DSN"):
         SqlDeskPostgresEnv(tasks=[*STARTERS.values()], sandbox=backend, dsn_variable="OTHER_DSN")

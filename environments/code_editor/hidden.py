@@ -1,0 +1,110 @@
+"""The hidden fields of the code editor's tasks, typed: one dataclass for each way of grading."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias, final
+
+from envkit.errors import TaskFileError
+from envkit.grading import Leniency, NumericPolicy
+from envkit.hidden import read_hidden
+from envkit.inputs.call import Call
+from envkit.mining.build import SOLUTION
+from envkit.mining.hidden import RepairHidden, SuiteHidden
+from envkit.types import Task
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProblemHidden:
+    """Hidden fields of a published benchmark's problem that calls grade; see `formats.problems`.
+
+    Args:
+        reference: a correct version of the file.
+        function: the called function; ``Class.method`` for a method.
+        parameters: names of its positional parameters.
+        modules: standard-library modules that the calls' arguments name.
+        examples: the known calls.
+        killers: calls that are always made.
+        fresh: how many calls to draw.
+        policy: when two numbers are equal.
+        leniency: what else two right answers may differ in.
+    """
+
+    reference: str
+    function: str
+    parameters: tuple[str, ...]
+    modules: tuple[str, ...]
+    examples: tuple[Call, ...]
+    killers: tuple[Call, ...]
+    fresh: int
+    policy: NumericPolicy
+    leniency: Leniency
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ExpectedValue:
+    """What one probe of a test program should see.
+
+    Args:
+        value: encoded as by `envkit.grading.worker.encode`.
+        numbers: when two numbers are equal.
+    """
+
+    value: object
+    numbers: NumericPolicy
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ProgramHidden:
+    """Hidden fields of a program that a test program grades; see `formats.asserts`.
+
+    Args:
+        reference: a correct version of the program.
+        killers: one call per probe, with its number and its expression.
+        leniency: what two right values may differ in beside numbers.
+        tests: the test program, with probes in place of its asserts.
+        looks: the expected values, by probe.
+        weakness: why the grade proves less than hidden calls do; may be empty.
+        function, parameters, modules, examples, fresh, policy: constant; part of the stored form only.
+    """
+
+    reference: str
+    killers: tuple[Call, ...]
+    leniency: Leniency
+    tests: str
+    looks: tuple[ExpectedValue, ...]
+    weakness: str
+    function: str
+    parameters: tuple[str, ...]
+    modules: tuple[str, ...]
+    examples: tuple[Call, ...]
+    fresh: int
+    policy: NumericPolicy
+
+
+CodeHidden: TypeAlias = RepairHidden | ProblemHidden | ProgramHidden | SuiteHidden
+
+#: A field that only one kind of task has -> the kind. Mined tasks of packages have none of these.
+_KIND_OF: Mapping[str, type[Any]] = {
+    "suite": SuiteHidden,
+    "looks": ProgramHidden,
+    "parameters": ProblemHidden,
+}
+
+
+def hidden_of(task: Task) -> CodeHidden:
+    """Read a task's hidden fields.
+
+    Raises:
+        TaskFileError: the task is not one of the code editor.
+    """
+    kind = next((kind for field, kind in _KIND_OF.items() if field in task.hidden), RepairHidden)
+    found: CodeHidden = read_hidden(kind, task)
+    path = task.metadata.get("path") if isinstance(found, SuiteHidden) else SOLUTION
+    if path not in task.files:
+        raise TaskFileError(f"task {task.id}: files has no {path!r}; expected the file to edit there")
+    return found
