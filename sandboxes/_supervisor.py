@@ -1,4 +1,4 @@
-"""Watches one process tree: feeds and reads its pipes, and ends it where it passes a limit."""
+"""Supervises one process tree: feeds and reads its pipes, and ends it when it exceeds a limit."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from envkit.sandbox import ExecResult, Limits, PeerGone, StopReason
 from envkit.sandboxes._linux.child import Pipes
 
 _CHUNK_BYTES = 65536
-#: Longest and shortest time between two looks at what a tree has used.
-_LOOK_S: Final = (0.01, 0.25)
+#: Shortest and longest time between two checks of the tree's usage.
+_CHECK_S: Final = (0.01, 0.25)
 _CPUS = os.cpu_count() or 1
 
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a running tree has used up to now.
+    """Resources that a running tree has used so far.
 
     Args:
         cpu_s: CPU seconds.
-        out_of_memory: the kernel has killed a process of it for memory.
-        processes: how many are alive, 0 where the kernel bounds them.
+        out_of_memory: the kernel has killed one of its processes because memory ran out.
+        processes: number of living processes; 0 if the kernel limits them.
     """
 
     cpu_s: float
@@ -43,8 +43,8 @@ class Ending:
 
     Args:
         code: exit status, or minus the signal that ended the command.
-        usage: its last state.
-        peak_memory_bytes: 0 where unknown.
+        usage: its total usage.
+        peak_memory_bytes: 0 if unknown.
     """
 
     code: int
@@ -53,49 +53,49 @@ class Ending:
 
 
 class Tree(ABC):
-    """A started command with all that it starts. Owned by one `Supervisor`, which releases it.
+    """A running command and its descendants. Owned by one `Supervisor`, which releases it.
 
     Args:
-        pipes: the other ends of the command's stdin, stdout and stderr, unbuffered.
-        pidfd: a descriptor that is readable once the command has ended.
+        pipes: the host's ends of the command's stdin, stdout and stderr, unbuffered.
+        pidfd: a descriptor that becomes readable when the command ends.
     """
 
     def __init__(self, pipes: Pipes, pidfd: int) -> None:
         self.pipes, self.pidfd = pipes, pidfd
 
     def release(self) -> None:
-        """Close the descriptor and the pipes. Called once, when it has ended."""
+        """Close the descriptor and the pipes. Called once, after the end."""
         os.close(self.pidfd)
         for pipe in self.pipes:
-            pipe.close()  # unbuffered, so this writes nothing that could fail
+            pipe.close()  # unbuffered, so closing writes nothing and cannot fail
 
     @abstractmethod
     def usage(self) -> Usage:
-        """What it has used up to now."""
+        """Resources used so far."""
 
     @abstractmethod
     def end(self) -> Ending:
-        """Kill what still lives and return once everything is dead. Called once.
+        """Kill all its processes and return once they are dead. Called once.
 
         Raises:
-            SandboxError: the machinery died, so there is no telling what the command did.
+            SandboxError: the sandbox's machinery died, so the command's result is unknown.
         """
 
 
 @final
 class Supervisor:
-    """Runs a tree to its end (`run`), or talks with it line by line (a `envkit.sandbox.Peer`).
+    """Runs a tree to its end (`run`), or exchanges lines with it (as an `envkit.sandbox.Peer`).
 
     Args:
         tree: just started; the supervisor ends it.
-        limits: counted from now on.
+        limits: of the command; time counts from now.
     """
 
     def __init__(self, tree: Tree, limits: Limits) -> None:
         self._tree, self._limits = tree, limits
         self._began = time.monotonic()
         self._deadline = self._began + limits.wall_s
-        self._look_at = min(self._began + _LOOK_S[0], self._deadline)
+        self._check_at = min(self._began + _CHECK_S[0], self._deadline)
         self._stop: StopReason | None = None
         self.closed = self._exited = self._truncated = False
         self._result: ExecResult | None = None
@@ -114,7 +114,7 @@ class Supervisor:
             self._selector.register(source, selectors.EVENT_READ, action)
 
     def run(self, stdin: bytes) -> ExecResult:
-        """Feed ``stdin``, wait for the end, and say what happened."""
+        """Feed ``stdin`` and wait for the end."""
         self._send(stdin)
         self._pump(lambda: self._exited or not self._unsent)
         self._stdin.close()
@@ -124,7 +124,7 @@ class Supervisor:
     def ask(self, line: bytes, timeout_s: float) -> bytes:
         """See `envkit.sandbox.Peer.ask`."""
         if b"\n" in line:
-            raise ContractError("a peer is asked one line at a time, and this one holds a newline")
+            raise ContractError("a peer is asked one line at a time; found a newline in the line")
         if self.closed:
             raise PeerGone("the program has ended")
         self._pump(lambda: True)
@@ -148,10 +148,10 @@ class Supervisor:
         raise PeerGone(f"{ended} {result.stderr[-500:].decode(errors='replace')}".strip())
 
     def close(self) -> ExecResult:
-        """Kill the whole tree if it still runs, and say how it ended. Idempotent.
+        """Kill the whole tree if it still runs, and return its result. Idempotent.
 
         Raises:
-            SandboxError: the machinery died.
+            SandboxError: the sandbox's machinery died.
         """
         if self._result is not None:
             return self._result
@@ -182,7 +182,7 @@ class Supervisor:
         return self._result
 
     def _judge(self, ending: Ending) -> StopReason:
-        # Judged from the final counters too, so that no verdict depends on when we last looked.
+        # From the final counters, so that the verdict does not depend on the time of the last check.
         if ending.usage.out_of_memory:
             return StopReason.MEMORY
         if self._stop is not None:
@@ -192,19 +192,19 @@ class Supervisor:
         return StopReason.EXITED if ending.code >= 0 else StopReason.SIGNALED
 
     def _pump(self, done: Callable[[], bool], until: float = math.inf) -> None:
-        """Move bytes until ``done``, a limit is passed, or the monotonic clock says ``until``."""
+        """Move bytes until ``done``, a limit is exceeded, or the monotonic clock reaches ``until``."""
         while True:
-            wait_s = 0.0 if done() else max(0.0, min(until - time.monotonic(), self._patience()))
+            wait_s = 0.0 if done() else max(0.0, min(until - time.monotonic(), self._check_limits()))
             for key, _ in self._selector.select(wait_s):
                 key.data()
             if done() or self._stop is not None or time.monotonic() >= until:
                 return
 
-    def _patience(self) -> float:
-        """Look at the limits, if it is time to; returns for how many seconds there is no need to."""
+    def _check_limits(self) -> float:
+        """Check the limits if a check is due; returns the seconds until the next one."""
         now = time.monotonic()
-        if now < self._look_at:
-            return self._look_at - now
+        if now < self._check_at:
+            return self._check_at - now
         usage, left_s = self._tree.usage(), self._deadline - now
         cpu_left_s = self._limits.cpu_s - usage.cpu_s
         if usage.out_of_memory:
@@ -216,10 +216,10 @@ class Supervisor:
         elif usage.processes > self._limits.processes:
             self._stop = StopReason.SIGNALED
         else:
-            shortest, longest = _LOOK_S
-            patience_s = min(left_s, max(shortest, min(longest, cpu_left_s / _CPUS)))
-            self._look_at = now + patience_s
-            return patience_s
+            shortest, longest = _CHECK_S
+            next_s = min(left_s, max(shortest, min(longest, cpu_left_s / _CPUS)))
+            self._check_at = now + next_s
+            return next_s
         return 0.0
 
     def _notice_exit(self) -> None:
@@ -228,7 +228,7 @@ class Supervisor:
 
     def _send(self, data: bytes) -> None:
         self._unsent = memoryview(data)
-        self._write()  # most fits into the pipe at once
+        self._write()  # often all of it fits into the pipe
         if self._unsent:
             self._selector.register(self._stdin, selectors.EVENT_WRITE, self._feed)
 
@@ -242,7 +242,7 @@ class Supervisor:
             sent = os.write(self._stdin.fileno(), self._unsent[:_CHUNK_BYTES])
         except BlockingIOError:
             return
-        except OSError:  # nobody reads it any more, which a program is free to do
+        except OSError:  # the program has closed its stdin, which it may do
             sent = len(self._unsent)
         self._unsent = self._unsent[sent:]
 
@@ -251,13 +251,13 @@ class Supervisor:
             self._selector.unregister(pipe)
 
     def _drain(self) -> None:
-        """Take what lies in the pipes. They may never say EOF: an escaped process can hold them open."""
+        """Read what is in the pipes. Does not wait for EOF, because an escaped process can hold them open."""
         for pipe, kept in ((self._stdout, self._out), (self._stderr, self._err)):
             while not self._truncated and self._receive(pipe, kept):
                 pass
 
     def _receive(self, pipe: IO[bytes], kept: bytearray) -> bytes | None:
-        """Read once into ``kept``: ``b""`` at the end of the stream, ``None`` when there is nothing yet."""
+        """Read once into ``kept``; returns ``b""`` at the end of the stream, ``None`` if there is no data."""
         room = self._limits.output_bytes - len(kept)
         try:
             data = os.read(pipe.fileno(), min(_CHUNK_BYTES, room + 1))

@@ -1,14 +1,13 @@
-"""Isolation by bubblewrap: own namespaces, a root with nothing but Python, no network, a system call filter.
+"""Isolation by bubblewrap: new namespaces, a root folder with only Python, no network, a system call filter.
 
-From root, bubblewrap is started as user 65534 (nobody), so that even a process that breaks out of its
-namespaces has no rights on the host. From an ordinary user it runs in an unprivileged user namespace.
+If envkit runs as root, bubblewrap runs as user 65534 (nobody), so that even a process that breaks out of its
+namespaces has no rights on the host. For an ordinary user it runs as that user.
 
-The workspace is a file system of a given size in memory (see `envkit.sandboxes._workspace.mounts`), and so
-is each folder for scratch files, which are empty for each command.
+The workspace is a file system of a fixed size in memory (see `envkit.sandboxes._workspace.mounts`), and so
+is each scratch folder, which is empty at the start of each command.
 
-Memory, processes and CPU time are bounded by a control group where one can be made. Elsewhere memory
-is bounded per process (address quota), processes by the namespace's own count (Linux 5.14), and CPU
-time by adding up the tree.
+A control group limits memory, processes and CPU time, if one can be created. Otherwise memory is limited per
+process (address space), processes by the user namespace (Linux 5.14), and CPU time by adding up the tree.
 """
 
 from __future__ import annotations
@@ -40,13 +39,14 @@ from envkit.sandboxes._sandbox import FolderSandbox, system_errors
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
-#: Where each command waits, inside, until it is in its control group. Should we die before we say go, it
-#: reads the end of its stdin and stops; behind bubblewrap's own --block-fd it would run on as an orphan.
+#: Each command waits in this shell, inside the sandbox, until it is in its control group. If envkit dies
+#: before that, the shell reads the end of its stdin and stops. With bubblewrap's own --block-fd the command
+#: would run as an orphan.
 _GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
-#: Folders that are empty for each command, and what each of them holds at most.
+#: Folders that are empty at the start of each command, and their limit.
 _SCRATCH: Final = ("/tmp", "/dev/shm")
-_SCRATCH_SPACE: Final = Quota(SCRATCH_BYTES, SCRATCH_FILES)
-#: Names of control groups.
+_SCRATCH_QUOTA: Final = Quota(SCRATCH_BYTES, SCRATCH_FILES)
+#: Numbers in the names of control groups.
 _NUMBERS: Final = itertools.count()
 
 
@@ -55,8 +55,8 @@ class BubblewrapBackend(SandboxBackend):
     """Runs code in Linux namespaces made by ``bwrap``.
 
     Args:
-        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
-        quota: what each workspace may hold.
+        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
+        quota: limit of each workspace.
     """
 
     name = "bubblewrap"
@@ -67,7 +67,7 @@ class BubblewrapBackend(SandboxBackend):
         self._quota = quota
 
     def available(self) -> str | None:
-        """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
+        """See `envkit.sandbox.SandboxBackend.available`; runs Python in a sandbox to find out."""
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
@@ -99,7 +99,7 @@ class _BubblewrapSandbox(MountedSandbox):
 
     @property
     def python(self) -> str:
-        """See `envkit.sandbox.Sandbox.python`; the host's own version."""
+        """See `envkit.sandbox.Sandbox.python`; the same version as the host's."""
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
@@ -112,14 +112,14 @@ class _BubblewrapSandbox(MountedSandbox):
             entering = [*bwrap.as_user(self._user), *self._mount.entering()]
             start = [*entering, str(self._bwrap), *self._namespaces]
             start += ["--bind", self._mount.path, WORKSPACE, "--chdir", WORKSPACE]
-            for folder in _SCRATCH:  # bubblewrap's own would be bounded in bytes only
-                place = self._mount.helper.mount(_SCRATCH_SPACE)
-                os.close(place.root)
-                held.callback(place.close)
-                start += ["--bind", place.path, folder]
+            for folder in _SCRATCH:  # bubblewrap's --tmpfs would limit bytes only, not files
+                scratch = self._mount.helper.mount(_SCRATCH_QUOTA)
+                os.close(scratch.root)
+                held.callback(scratch.close)
+                start += ["--bind", scratch.path, folder]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
-            # One more process than asked for: the namespace's process 1.
+            # One more process than asked for, because the namespace's init process counts as well.
             processes = limits.processes + 1 if group is None else None
             bounds = procfs.prlimit(limits, memory=group is None, processes=processes)
             try:
@@ -138,7 +138,7 @@ class _BubblewrapSandbox(MountedSandbox):
             pidfd = os.pidfd_open(init)
             held.callback(os.close, pidfd)
             family = procfs.family(init)
-            if len(family) < 2:  # process 1, and the command that waits at its gate
+            if len(family) < 2:  # the init process, and the shell that waits at the gate
                 raise UnenforceableLimit("cpu_s: this kernel lists no child processes (CONFIG_PROC_CHILDREN)")
             if group is not None:
                 group.add(family)
@@ -151,7 +151,7 @@ class _BubblewrapSandbox(MountedSandbox):
 
 @final
 class _BubblewrapTree(Tree):
-    """A process namespace: the kernel kills all in it when its process 1, ``init``, dies."""
+    """A command in a process namespace. The kernel kills all its processes when ``init``, its pid 1, dies."""
 
     def __init__(
         self,
@@ -180,7 +180,7 @@ class _BubblewrapTree(Tree):
             ran_out = self._child.has_ended()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
-            # The kernel reports process 1 as dead only after it has killed and reaped all others.
+            # The kernel reports the init process as dead only after it has killed and reaped all others.
             if not bwrap.readable(self._pidfd):
                 raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
             _, cpu_s = self._child.reap()
@@ -190,10 +190,10 @@ class _BubblewrapTree(Tree):
 
 
 def _exit_code(status: IO[bytes]) -> int:
-    """What bubblewrap says about its command: the exit status, or minus the signal that ended it.
+    """The command's exit status as bubblewrap reports it, or minus the signal that ended it.
 
-    bubblewrap, like a shell, reports a signal as 128 plus its number, so a status of 129 to 192 reads
-    as a signal here, whichever it was.
+    Like a shell, bubblewrap reports a signal as 128 plus its number. So an exit status of 129 to 192 is taken
+    for a signal.
     """
     for line in status.read().splitlines():
         code = json.loads(line).get("exit-code")
@@ -212,7 +212,11 @@ def _namespaces(root: Path) -> list[str]:
 
 
 def _await_gate(child: Child) -> None:
-    """Return once the namespaces are set up and the command waits at the gate."""
+    """Wait until the namespaces are set up and the command waits at the gate.
+
+    Raises:
+        SandboxError: quotes what bubblewrap printed.
+    """
     if bwrap.readable(child.stdout.fileno()) and os.read(child.stdout.fileno(), 1) == b"\n":
         return
     os.set_blocking(child.stderr.fileno(), False)

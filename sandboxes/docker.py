@@ -1,8 +1,8 @@
-"""Isolation by Docker: hardened containers, and in each a worker that starts commands without an ``exec``.
+"""Isolation by Docker: hardened containers, each with a worker that forks commands.
 
-The image is the very root folder that bubblewrap uses, imported: one Python interpreter and its standard
-library, no registry asked; `envkit.sandboxes._docker.images` has others. Commands get their pipes through a
-UNIX socket, so that starting one costs a fork instead of an ``exec`` by the daemon.
+By default the image is imported from the root folder that bubblewrap uses: Python and its standard library,
+without a registry. `envkit.sandboxes._docker.images` has other kinds. Commands get their pipes through a UNIX
+socket, so starting one takes a fork instead of an ``exec`` by the daemon.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
 from envkit.sandboxes._supervisor import Tree
 from envkit.sandboxes._workspace.files import Workspace
 
-#: What holds where an argument of the backend does not say.
+#: Environment variables with defaults for the backend's arguments.
 IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
 
 
@@ -36,20 +36,19 @@ class DockerBackend(SandboxBackend):
     """Runs code in containers of a Docker engine on this machine.
 
     Args:
-        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
-        image: a kind of `envkit.sandboxes._docker.images.KINDS`, made on first use; by default what
-            the variable ``ENVKIT_DOCKER_IMAGE`` says, or ``host``.
-        runtime: the engine's name of the runtime that runs containers; by default what the variable
-            ``ENVKIT_DOCKER_RUNTIME`` says, or the engine's own choice. It must let a container connect to
-            a socket of the host, and pass descriptors both ways, as runc and crun do. gVisor's ``runsc``
-            connects if registered with ``--host-uds=open``, and takes descriptors, but hands none out (its
-            issue 11695), and shows inside neither a process's end by descriptor nor any count of CPU time
-            or memory by which limits could be held: no command starts in it.
-        quota: what each workspace may hold. Files count as memory of the container whose command wrote
-            them, for as long as that container is used: until `reset`, or the end.
+        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
+        image: one of `envkit.sandboxes._docker.images.KINDS`, built on first use. Defaults to the variable
+            ``ENVKIT_DOCKER_IMAGE``, or ``host``.
+        runtime: name of the container runtime. Defaults to the variable ``ENVKIT_DOCKER_RUNTIME``, or the
+            engine's default. It must let a container connect to a socket of the host and pass descriptors
+            both ways, as runc and crun do. gVisor's ``runsc`` does not work: registered with
+            ``--host-uds=open`` it connects and accepts descriptors, but sends none (its issue 11695). It
+            also has neither process descriptors nor counters of CPU time and memory, which limits need.
+        quota: limit of each workspace. Files count as memory of the container whose command wrote
+            them, until `reset` or `close` removes that container.
 
     Raises:
-        ConfigError: no such kind of image.
+        ConfigError: there is no such kind of image.
     """
 
     name = "docker"
@@ -69,7 +68,7 @@ class DockerBackend(SandboxBackend):
         images.require_kind(self.image)
 
     def available(self) -> str | None:
-        """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a container."""
+        """See `envkit.sandbox.SandboxBackend.available`; runs Python in a container to find out."""
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", "pass"])
@@ -82,7 +81,11 @@ class DockerBackend(SandboxBackend):
                 f"{error}; perhaps the runtime {self.runtime!r} does not let a container connect to a socket "
                 "of the host and pass descriptors through it, as runc and crun do"
             )
-        return None if result.ok else f"a trivial program in Docker ended by {result.stop}"
+        return (
+            None
+            if result.ok
+            else f"a trivial program in Docker ended: {result.stop} {result.stderr[-300:]!r}"
+        )
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> DockerBackend:
         """See `envkit.sandbox.SandboxBackend.with_packages`."""
@@ -96,15 +99,15 @@ class DockerBackend(SandboxBackend):
             _reap_once(os.getpid())
             with docker_errors("make an image"):
                 made = images.get(client, self.image, user, self.packages)
-            shelf = _pool(client, made.tag, self.runtime, user, self._quota)
-            with docker_errors("hold a workspace"), known_runtime(self.runtime):
-                volume = shelf.take()
+            pool = _pool(client, made.tag, self.runtime, user, self._quota)
+            with docker_errors("make a workspace"), known_runtime(self.runtime):
+                volume = pool.acquire()
             return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._quota)
 
 
 @final
 class _DockerSandbox(FolderSandbox):
-    """A volume as workspace, in a container for every tree that runs at once."""
+    """A sandbox with a volume as workspace and one container per command that runs at the same time."""
 
     def __init__(
         self,
@@ -121,18 +124,18 @@ class _DockerSandbox(FolderSandbox):
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
         self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
-        #: Containers that run nothing, by the limits that they were made with.
+        #: Containers that run nothing, by their limits on memory and processes.
         self._idle: dict[tuple[int, int], list[Container]] = {}
         self._made: list[Container] = []
         self._numbers = itertools.count()
 
     @property
     def python(self) -> str:
-        """See `envkit.sandbox.Sandbox.python`; the host's own version."""
+        """See `envkit.sandbox.Sandbox.python`; the same version as the host's."""
         return PYTHON
 
     def reset(self, snapshot: str | None = None) -> None:
-        """See `envkit.sandbox.Sandbox.reset`; the containers go too, with all that their kernel keeps."""
+        """See `envkit.sandbox.Sandbox.reset`; also removes the containers and their kernel objects."""
         super().reset(snapshot)
         self._remove_containers()
 
@@ -169,14 +172,14 @@ class _DockerSandbox(FolderSandbox):
         )
         self._made.append(container)
         found, _ = container.ask("where")
-        if found["device"] != self._device:  # the engine has mounted it anew
+        if found["device"] != self._device:  # the engine has mounted it again, empty
             raise SandboxError("the container that held the workspace died, and the files are lost")
         return container
 
 
 @functools.cache
 def _pool(client: Any, tag: str, runtime: str | None, user: int, quota: Quota) -> VolumePool:
-    """This process's, for its client is its own."""
+    """This process's pool; its client is never shared with a fork."""
     return VolumePool(client, tag, runtime, user, quota, labels)
 
 
@@ -188,19 +191,19 @@ def _reap_once(pid: int) -> None:
 def build(
     kinds: Sequence[str], *, base: str | None = None, force: bool = False
 ) -> tuple[images.Image, dict[str, str]]:
-    """Make an image ahead of need: the first of these kinds that can be made and runs Python.
+    """Build an image ahead of time: the first of these kinds that can be built and runs Python.
 
     Args:
         kinds: of `envkit.sandboxes._docker.images.KINDS`.
         base: see `envkit.sandboxes._docker.images.get`.
-        force: make it anew.
+        force: build it even if it exists.
 
     Returns:
-        The image, and of each kind that was passed over the reason.
+        The image, and the reason for each kind that was skipped, by kind.
 
     Raises:
-        ConfigError: no such kind, or a base for another kind than ``dockerfile``.
-        SandboxUnavailable: none can be made, or Docker cannot be reached.
+        ConfigError: there is no such kind, or ``base`` is given for another kind than ``dockerfile``.
+        SandboxUnavailable: none can be built, or Docker cannot be reached.
     """
     client = docker_engine.answering(os.getpid())
     passed_over: dict[str, str] = {}
@@ -213,12 +216,12 @@ def build(
             continue
         if (problem := DockerBackend(image=kind).available()) is None:
             return made, passed_over
-        passed_over[kind] = f"{made.tag} is of no use: {problem}"
+        passed_over[kind] = f"{made.tag} does not work: {problem}"
     raise SandboxUnavailable("; ".join(f"no image from {kind}: {why}" for kind, why in passed_over.items()))
 
 
 def reap_images() -> list[str]:
-    """Remove images that nothing uses any more; see `envkit.sandboxes._docker.images.reap`.
+    """Remove outdated images; see `envkit.sandboxes._docker.images.reap`.
 
     Raises:
         SandboxUnavailable: Docker cannot be reached.

@@ -1,7 +1,7 @@
-"""No isolation: a child process under resource limits, for development where nothing better runs.
+"""No isolation: a child process under resource limits, for development on machines without a sandbox.
 
-UNSAFE. The code runs as this very user, with this user's files, processes and network. It can leave
-its process tree if it means to. Use it only with code that you would run yourself.
+UNSAFE. The code runs as the current user, with this user's files, processes and network, and it can leave its
+process tree. Use it only with code that you would run yourself.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class ProcessBackend(SandboxBackend):
 
 @final
 class _ProcessSandbox(FolderSandbox):
-    """Its workspace is a folder on disk, which nothing bounds: `SandboxBackend.quota` is ``None``."""
+    """A sandbox whose workspace is a folder on disk without a limit: `SandboxBackend.quota` is ``None``."""
 
     def __init__(self, lease: Lease) -> None:
         self._lease, self._folder = lease, lease.path / "work"
@@ -87,7 +87,7 @@ class _ProcessSandbox(FolderSandbox):
 
 @final
 class _ProcessTree(Tree):
-    """Every process that still carries the mark in its environment: a daemon does, unless it hides."""
+    """All processes with the mark in their environment. A daemon has it too, unless it removes it."""
 
     def __init__(self, child: Child, mark: str) -> None:
         super().__init__(child.pipes, os.pidfd_open(child.pid))

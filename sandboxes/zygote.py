@@ -1,12 +1,12 @@
-"""Isolation by bubblewrap, commands forked from a warm interpreter, in a fraction of the time.
+"""Isolation by bubblewrap, with commands forked from a warm interpreter, which is several times faster.
 
-One zygote per process of ours lives in bubblewrap's namespaces. To each command it gives namespaces of its
-own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter for each. Needs a machine
-that lets user namespaces nest.
+Each process of envkit has one zygote, which lives in bubblewrap's namespaces. The zygote gives each command
+namespaces of its own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter each time.
+The machine must allow nested user namespaces.
 
-Its commands are of one user, so that what the kernel counts for a user they can use up for one another; an
-episode that meets this breaks, and is played again. A program whose workspace has, at its top, a name of a
-module that was imported beforehand gets an interpreter of its own.
+All commands run as one user, so one can use up what the kernel counts per user. An episode that meets this
+breaks (void) and is played again. If the workspace's top folder holds a file named like a module that the
+zygote has imported, the program gets a new interpreter, because it must import that file instead.
 """
 
 from __future__ import annotations
@@ -32,10 +32,9 @@ class ZygoteBackend(SandboxBackend):
     """Runs code in Linux namespaces that are forked from a warm interpreter in ``bwrap``.
 
     Args:
-        packages: see `envkit.sandbox.SandboxBackend.packages`; pure Python ones that are installed here.
-            Of those, the zygote imports beforehand what ``warm`` names.
-        warm: modules.
-        quota: what each workspace may hold.
+        packages: installed pure Python distributions; see `envkit.sandbox.SandboxBackend.packages`.
+        warm: modules of these packages that the zygote imports ahead.
+        quota: limit of each workspace.
     """
 
     name = "zygote"
@@ -48,7 +47,7 @@ class ZygoteBackend(SandboxBackend):
         self._quota = quota
 
     def available(self) -> str | None:
-        """See `envkit.sandbox.SandboxBackend.available`; really runs Python in a sandbox."""
+        """See `envkit.sandbox.SandboxBackend.available`; runs Python in a sandbox to find out."""
         try:
             with self.create() as sandbox:
                 result = sandbox.run([sandbox.python, *PROGRAM, "pass"])
@@ -75,11 +74,11 @@ class _ZygoteSandbox(MountedSandbox):
 
     @property
     def python(self) -> str:
-        """See `envkit.sandbox.Sandbox.python`; the host's own version."""
+        """See `envkit.sandbox.Sandbox.python`; the same version as the host's."""
         return PYTHON
 
     def _start(self, argv: Sequence[str], limits: Limits) -> Tree:
-        workspace = self._mount.tree()
+        workspace = self._mount.clone()
         try:
             return _ZygoteTree(self._zygote.init_process(), workspace, argv, limits)
         finally:
@@ -91,11 +90,11 @@ class _ZygoteSandbox(MountedSandbox):
 
 @final
 class _ZygoteTree(Tree):
-    """A command and all that it starts, below their init.
+    """A command and its descendants, below their init process.
 
     Args:
-        init: one that waits; this ends it.
-        workspace: descriptor of a mount that is attached nowhere yet; stays the caller's.
+        init: a waiting init process; the tree ends it.
+        workspace: descriptor of a detached mount; the caller closes it.
         argv: the command.
         limits: of the command.
     """

@@ -139,7 +139,7 @@ TABLE: dict[str, tuple[Machine, dict[str, str], str, str]] = {
     ),
     "no memory": (
         Machine(),
-        failing("the zygote cannot do that: [Errno 12] Cannot allocate memory"),
+        failing("the zygote cannot fork: [Errno 12] Cannot allocate memory"),
         "out of memory",
         "free -h",
     ),

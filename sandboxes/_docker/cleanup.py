@@ -1,4 +1,4 @@
-"""Whose each container and volume of ours is, and the removal of those whose owner is dead."""
+"""Labels containers and volumes with their owner, and removes those whose owner is dead."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from envkit.errors import SandboxUnavailable
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker.engine import docker_errors
 
-#: Labels of what is ours: the lease folder of the process that owns it, and the host that this lives on.
+#: Labels of our containers and volumes: the owner's lease folder, and the host that the owner runs on.
 LEASE: Final = "envkit.lease"
 HOST: Final = "envkit.host"
 
 
 def labels(lease: Path) -> dict[str, str]:
-    """Those of what belongs to the owner of a lease folder."""
+    """Labels of a container or volume that belongs to the owner of a lease folder."""
     return {LEASE: str(lease), HOST: platform.node()}
 
 
 def reap() -> list[str]:
-    """Remove the containers and volumes on this host whose owner is dead; returns the containers' names.
+    """Remove containers and volumes on this host whose owner is dead; returns the containers' names.
 
     Raises:
         SandboxUnavailable: Docker cannot be reached.
@@ -34,13 +34,13 @@ def reap() -> list[str]:
     with docker_errors("list containers"):
         ours = {"label": f"{HOST}={platform.node()}"}
         found = client.containers.list(all=True, filters=ours, ignore_removed=True)
-        # Newest first: what holds a volume is older than those that have it, and goes after them.
-        for container in sorted(found, key=lambda one: one.attrs["Created"], reverse=True):
+        # Newest first, because a container that holds volumes is older than those that use them.
+        for container in sorted(found, key=lambda container: container.attrs["Created"], reverse=True):
             if not _is_held(container.labels[LEASE]):
                 with contextlib.suppress(SandboxUnavailable), docker_errors("remove a container"):
-                    container.remove(force=True, v=True)  # unless someone else was quicker
+                    container.remove(force=True, v=True)  # fails if another process was faster
                     names.append(container.name)
-        # Of a container that somebody else has removed.
+        # Volumes whose container somebody else has removed.
         for volume in client.volumes.list(filters={**ours, "dangling": True}):
             if not _is_held(volume.attrs["Labels"][LEASE]):
                 with contextlib.suppress(SandboxUnavailable), docker_errors("remove a volume"):
@@ -54,7 +54,7 @@ def _is_held(lease: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError:
-        return True  # another user's
+        return True  # another user's folder, so its owner cannot be known to be dead
     try:
         fcntl.flock(folder, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

@@ -1,4 +1,4 @@
-"""Containers in which a worker starts commands: a fork for each, where the engine would take an ``exec``."""
+"""Containers with a worker that forks commands, which is faster than an ``exec`` by the engine."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ class Container:
         tag: the image.
         lease: the owner's lease folder.
         folder: a new folder for the socket.
-        workspace: how it gets that; see `envkit.sandboxes._docker.volumes.Volume`.
-        user: who commands run as.
-        limits: ``memory_bytes`` and ``processes`` bound the container.
-        runtime: what runs it, if not the engine's own choice.
+        workspace: the mount of `envkit.sandboxes._docker.volumes.Volume`.
+        user: the user that commands run as.
+        limits: its ``memory_bytes`` and ``processes`` limit the container.
+        runtime: name of the container runtime; ``None`` for the engine's default.
     """
 
     def __init__(
@@ -68,7 +68,7 @@ class Container:
                 ipc_mode="private",
                 read_only=True,
                 cap_drop=["ALL"],
-                # To become another user, and to kill what runs as it.
+                # The worker becomes another user for commands, and kills that user's processes.
                 cap_add=["SETUID", "SETGID", "KILL"],
                 security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
                 pids_limit=limits.processes + _WORKER_PROCESSES,
@@ -76,11 +76,11 @@ class Container:
                 memswap_limit=memory,
                 shm_size=SCRATCH_BYTES,
                 tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"},
-                # What the kernel keeps for a container would outlive the command that put it there.
+                # No System V memory or queues, because they would outlive the command that created them.
                 sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
                 volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
                 mounts=[workspace],
-                # A flood would otherwise fill the host's disk with JSON.
+                # Otherwise a flood of output would fill the host's disk with JSON.
                 log_config={"type": "none"},
                 labels=labels(lease),
             )
@@ -99,7 +99,7 @@ class Container:
         """Send a request to the worker; returns its answer and the descriptors that came with it.
 
         Raises:
-            SandboxError: the worker is gone, or silent; it is asked nothing more.
+            SandboxError: the worker is gone or does not answer. Later requests fail too.
         """
         if self._socket is None:
             raise SandboxError("the container died earlier")
@@ -107,7 +107,7 @@ class Container:
             socket.send_fds(self._socket, [word.encode()], descriptors)
             data, passed, _, _ = socket.recv_fds(self._socket, 2**16, 1, socket.MSG_CMSG_CLOEXEC)
         except BaseException as error:
-            self._hang_up()  # a late answer would be taken for that to the next question
+            self._hang_up()  # a late answer would be taken for that to the next request
             if not isinstance(error, OSError):
                 raise
             raise SandboxError(f"the container's worker does not answer: {error}") from error
@@ -117,36 +117,36 @@ class Container:
         return cast("dict[str, Any]", json.loads(data)), passed
 
     def ran_out_of_memory(self) -> bool:
-        """Whether the kernel killed something in it for memory, as the engine saw it."""
+        """True if the engine reports that the kernel killed a process of it because memory ran out."""
         try:
             with docker_errors("look at a container"):
-                self._container.wait(timeout=PATIENCE_S)  # the engine learns of its end a moment later
+                self._container.wait(timeout=PATIENCE_S)  # the engine notices the end with a delay
                 self._container.reload()
         except SandboxUnavailable:
             return False
         return bool(self._container.attrs["State"]["OOMKilled"])
 
     def remove(self) -> None:
-        """Kill it, whatever it does, and return when it is gone. Idempotent."""
+        """Kill and remove the container. Idempotent."""
         self._hang_up()
         with contextlib.suppress(SandboxUnavailable), docker_errors("remove a container"):
             self._container.remove(force=True)
 
     def _hang_up(self) -> None:
         if self._socket is not None:
-            self._socket.close()  # upon which the worker ends, and the container with it
+            self._socket.close()  # the worker then ends, and the container with it
             self._socket = None
 
 
 @final
 class DockerTree(Tree):
-    """What runs in a container beside its worker."""
+    """The processes of a container other than its worker."""
 
     def __init__(
         self, container: Container, argv: Sequence[str], limits: Limits, idle: list[Container]
     ) -> None:
         self._container, self._idle = container, idle
-        self._seen = Usage(0.0)
+        self._last_usage = Usage(0.0)
         request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*procfs.rlimits(limits).values()]}
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
             theirs.callback(os.close, job := memory(json.dumps(request).encode()))
@@ -159,23 +159,23 @@ class DockerTree(Tree):
         try:
             found, _ = self._container.ask("usage")
         except SandboxError:
-            # Process 1 dies of hunger too, where a command has taken care not to die first.
+            # A command can make the kernel kill the worker instead of itself when memory runs out.
             if not self._container.ran_out_of_memory():
                 raise
-            self._seen = Usage(self._seen.cpu_s, out_of_memory=True)
+            self._last_usage = Usage(self._last_usage.cpu_s, out_of_memory=True)
         else:
-            self._seen = Usage(found["cpu_s"], found["oom"])
-        return self._seen
+            self._last_usage = Usage(found["cpu_s"], found["oom"])
+        return self._last_usage
 
     def end(self) -> Ending:
         try:
             found, _ = self._container.ask("end")
         except SandboxError:
-            hungry = self._seen.out_of_memory or self._container.ran_out_of_memory()
+            ran_out = self._last_usage.out_of_memory or self._container.ran_out_of_memory()
             self._container.remove()
-            if not hungry:
+            if not ran_out:
                 raise
-            return Ending(-signal.SIGKILL, Usage(self._seen.cpu_s, out_of_memory=True))
+            return Ending(-signal.SIGKILL, Usage(self._last_usage.cpu_s, out_of_memory=True))
         if found["clean"]:
             self._idle.append(self._container)
         else:

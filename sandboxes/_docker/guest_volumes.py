@@ -1,15 +1,15 @@
-"""Holds folders in a container for as long as the host is there; run as ``python -P -S -c SOURCE``.
+"""Keeps volumes mounted in a container until the host goes away; run as ``python -P -S -c SOURCE``.
 
-    argv  path of the host's UNIX socket; folders
+    argv  path of the host's UNIX socket; folders at which the volumes are mounted
 
-The host gets a descriptor of each folder, in order, and sends nothing.
+Passes a descriptor of each folder to the host, in order. The host sends nothing.
 """
 
 from __future__ import annotations
 
 
 def main(path: str, folders: list[str]) -> None:
-    """Serve the host until it goes away."""
+    """Pass the descriptors, then wait until the host closes the socket."""
     import os
     import socket
 

@@ -1,27 +1,31 @@
-"""Starts and ends commands inside a container, as its process 1; run as ``python -P -S -c SOURCE``.
+"""Starts and ends commands in a container, as its init process; run as ``python -P -S -c SOURCE``.
 
-    argv     path of the host's UNIX socket, user id that commands run as
+    argv     path of the host's UNIX socket; id of the user that runs commands
+
+Requests of the host, and the answers:
+
     "run"    comes with descriptors: a file that holds {"argv": [...], "env": {...}, "rlimits": [[KIND,
-             BOUND], ...]}, then stdin, stdout and stderr; answered by {} with a descriptor that is readable
-             once the command has ended
-    "where"  is answered by {"device": NUMBER} of the workspace's file system
-    "usage"  is answered by {"cpu_s": S, "oom": BOOL}
-    "end"    is answered by {"code": CODE or null, "clean": BOOL, "cpu_s": S, "oom": BOOL} once all other
-             processes are dead; clean says whether their scratch files are gone
+             BOUND], ...]}, then stdin, stdout and stderr. Answer: {} with a descriptor that is readable once
+             the command has ended
+    "where"  {"device": NUMBER} of the workspace's file system
+    "usage"  {"cpu_s": S, "oom": BOOL}
+    "end"    kills all other processes, then {"code": CODE or null, "clean": BOOL, "cpu_s": S, "oom": BOOL};
+             "clean" is true if their scratch files are gone
 
-One command at a time. Commands run as another user, and nothing in the container may signal process 1, so
-none of them can reach the socket or this program. When the host goes away it ends, and the container with it.
+One command runs at a time. Commands run as another user, and no process in the container may signal the init
+process, so a command can reach neither the socket nor this program. When the host goes away, this program
+ends, and the container with it.
 """
 
 from __future__ import annotations
 
-TYPE_CHECKING = False  # `typing` itself would take longer to import than all the rest
+TYPE_CHECKING = False  # importing `typing` would take longer than everything else here
 if TYPE_CHECKING:
     from typing import Any
 
 
 def counters() -> tuple[float, int]:
-    """CPU seconds used, and processes killed for memory, by all that ran in this container."""
+    """CPU seconds used by all processes of this container, and how many of them ran out of memory."""
 
     def table(path: str) -> dict[str, int]:
         try:
@@ -55,7 +59,7 @@ def start(request: dict[str, Any], pipes: list[int], user: int) -> int:
         for kind, bound in request["rlimits"]:
             resource.setrlimit(kind, (bound, bound))
         with open("/proc/self/oom_score_adj", "w") as score:
-            score.write("1000")  # before process 1
+            score.write("1000")  # the kernel kills the command before the init process
         become(user)
         os.chdir("/workspace")
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
@@ -67,7 +71,7 @@ def start(request: dict[str, Any], pipes: list[int], user: int) -> int:
 
 
 def become(user: int) -> None:
-    """Turn into the user that commands run as; the capabilities go with it."""
+    """Become the user that runs commands. This drops the capabilities too."""
     import os
 
     os.setgroups([])
@@ -76,15 +80,15 @@ def become(user: int) -> None:
 
 
 class Command:
-    """The running command, or the last one."""
+    """The running command, or the last one that ran."""
 
     def __init__(self) -> None:
         self.pid = 0
-        #: Its exit status (minus the signal), once it has ended by itself.
+        #: Exit status, or minus the signal that ended it, once it has ended by itself.
         self.code: int | None = None
 
     def reap(self) -> None:
-        """Take in the dead, orphans too: until then they count against the container's processes."""
+        """Reap dead processes, orphans too. Until then they count against the container's limit."""
         import os
 
         try:
@@ -98,7 +102,7 @@ class Command:
             pass
 
     def kill(self) -> None:
-        """Kill every other process here and wait until all are dead."""
+        """Kill every other process of the container and wait until all are dead."""
         import contextlib
         import os
         import signal
@@ -112,7 +116,7 @@ class Command:
 
 
 def sweep(user: int) -> bool:
-    """Empty the scratch folders, as the user whom their content belongs to; whether that worked."""
+    """Empty the scratch folders, as the user that commands run as. True if they are empty afterwards."""
     import os
     import shutil
 

@@ -1,13 +1,13 @@
-"""The images that Docker sandboxes run in: how each kind is made, found again and cleared away.
+"""Builds, finds and removes the images of Docker sandboxes.
 
 All hold what `envkit.sandboxes._rootfs.guest_build` copies: Python with its standard library, a shell and
 ``prlimit``. They differ in where Python comes from:
 
-host        the one that runs this program; no registry, no network
-dockerfile  that of a base image, ``python:3.X-slim`` unless told otherwise, from a registry or already here
-debian      Debian's own, fetched by ``mmdebstrap`` from a mirror; no registry, and nothing of this machine's
+host        the interpreter that runs this program; needs neither registry nor network
+dockerfile  a base image, by default ``python:3.X-slim``, from a registry or already in the engine
+debian      Debian's package, fetched by ``mmdebstrap`` from a mirror; needs no registry
 
-An image's name ends in a digest of what it is made of: one that would be made otherwise today is not found.
+An image's name ends in a digest of all that goes into it, so an outdated image is not found.
 """
 
 from __future__ import annotations
@@ -37,21 +37,21 @@ from envkit.sandbox import PACKAGES
 from envkit.sandboxes._rootfs import rootfs
 from envkit.sandboxes._rootfs.packages import copy_packages, versions
 
-#: From what an image can be made, in the order in which ``auto`` tries.
+#: Kinds of images, in the order in which ``auto`` tries them.
 KINDS: Final = ("dockerfile", "host", "debian")
 
 _REPOSITORY: Final = "envkit-sandbox"
-#: Labels: what kind it is, its packages, its base, whose Python asked for it and on which host. Containers
-#: inherit them, and must not be taken for sandboxes by them.
+#: Labels: kind, packages, base, and the interpreter and host that it was built for. Containers inherit these
+#: labels, so no label of a sandbox may be among them.
 _KIND, _PACKAGES, _BASE = "envkit.image.kind", "envkit.image.packages", "envkit.image.base"
 _PYTHON, _HOST = "envkit.image.python", "envkit.image.host"
-#: Marks what a build needs on its way; also written in the Dockerfile.
+#: Label of intermediate images of a build; the Dockerfile sets it too.
 _STAGE: Final = "envkit.image.stage"
-#: For all of a download or a build.
+#: Limit on a whole download or build.
 _PATIENCE_S: Final = 600
-#: Which of Debian's releases has which Python.
+#: Debian's release with each version of Python.
 _RELEASES: Final = {(3, 11): "bookworm", (3, 13): "trixie"}
-_DEBIAN_PACKAGES: Final = "python3,dash,util-linux,libc-bin,bash,tzdata"  # ldd is a script of bash's
+_DEBIAN_PACKAGES: Final = "python3,dash,util-linux,libc-bin,bash,tzdata"  # ldd is a bash script
 _COLOUR: Final = re.compile(r"\x1b\[[0-9;]*m")
 _VERSION: Final = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
@@ -63,10 +63,10 @@ class Image:
     Args:
         kind: one of `KINDS`.
         tag: its name.
-        id: the digest of its content, as the engine gives it.
+        id: digest of its content, from the engine.
         size_bytes: its size.
-        made: it was not there before.
-        seconds: how long finding or making it took.
+        made: it was built by this call.
+        seconds: time to find or build it.
     """
 
     kind: str
@@ -78,20 +78,20 @@ class Image:
 
 
 def require_kind(kind: str) -> None:
-    """Refuse what is none of `KINDS`.
+    """Raise if a kind is unknown.
 
     Raises:
-        ConfigError: says what there is.
+        ConfigError: lists the kinds.
     """
     if kind not in KINDS:
         raise ConfigError(f"Docker image {kind!r}; expected one of {', '.join(KINDS)}")
 
 
 def name(kind: str, packages: Sequence[str] = ()) -> str:
-    """The tag of the image that would be made now.
+    """Tag of the image that would be built now.
 
     Raises:
-        ConfigError: no such kind.
+        ConfigError: there is no such kind.
         SandboxUnavailable: a package cannot be put into an image.
     """
     require_kind(kind)
@@ -118,19 +118,19 @@ def get(
     base: str | None = None,
     force: bool = False,
 ) -> Image:
-    """The image of a kind, made if it is not there. Of several processes that want the same, one makes it.
+    """The image of a kind, built if it does not exist. If several processes want it, one builds it.
 
     Args:
-        client: of the engine.
+        client: the Docker client.
         kind: one of `KINDS`.
-        user: who sandboxed code runs as.
-        packages: distributions to copy into it, of those that are installed here.
-        base: for ``dockerfile``, the image whose Python is taken; it replaces one that was made from another.
-        force: make it anew.
+        user: the user that sandboxed code runs as.
+        packages: installed distributions to copy into it.
+        base: for ``dockerfile``, the image that Python comes from. Replaces an image from another base.
+        force: build it even if it exists.
 
     Raises:
-        ConfigError: no such kind, or a base for another kind than ``dockerfile``.
-        SandboxUnavailable: it cannot be made; the message says what to do.
+        ConfigError: there is no such kind, or ``base`` is given for another kind than ``dockerfile``.
+        SandboxUnavailable: it cannot be built; the message says what to do.
         docker.errors.DockerException: the engine fails.
     """
     from requests.exceptions import RequestException
@@ -149,10 +149,10 @@ def get(
                 with contextlib.closing(Lease(folder)) as lease:
                     _make(client, kind, tag, user, packages, below or base, lease.path, force)
                 found = client.images.get(tag)
-    except RequestException:  # of the engine's; to Python it is an OSError too
+    except RequestException:  # the engine's, which is an OSError as well
         raise
     except OSError as error:
-        raise SandboxUnavailable(f"cannot make the image {tag} in {folder}: {error}") from error
+        raise SandboxUnavailable(f"cannot build the image {tag} in {folder}: {error}") from error
     return _described(kind, tag, found, made, began)
 
 
@@ -170,7 +170,7 @@ def _make(
     scratch: Path,
     force: bool,
 ) -> None:
-    """Make an image; ``base`` is what it starts from, if that was said, and ``scratch`` an empty folder."""
+    """Build an image from ``base`` (``None`` for the kind's default), in the empty folder ``scratch``."""
     labels = {
         _KIND: kind,
         _PACKAGES: " ".join(sorted(set(packages))),
@@ -201,12 +201,12 @@ def _make(
 
 
 def reap(client: Any, user: int) -> list[str]:
-    """Remove what builds left, and this host's images that nothing uses and nobody would find any more.
+    """Remove intermediate images of builds, and outdated images of this host.
 
-    An image is kept that a container uses, or that another interpreter asked for which is still here.
+    Keeps an image that a container uses, or that was built for another interpreter which still exists.
 
     Returns:
-        The names of the images, or short ids where they have none.
+        The names of the images, or short ids if they have no name.
 
     Raises:
         docker.errors.DockerException: the engine fails.
@@ -214,24 +214,24 @@ def reap(client: Any, user: int) -> list[str]:
     from docker.errors import APIError
 
     removed: list[str] = []
-    with _one_at_a_time(rootfs.cache(user)):  # a build under way needs what it has made so far
+    with _one_at_a_time(rootfs.cache(user)):  # not during a build, which needs its intermediate images
         stages = client.images.list(filters={"label": _STAGE, "dangling": True})
         ours = client.images.list(filters={"label": f"{_HOST}={platform.node()}"})
         for image in [*stages, *(image for image in ours if _is_old(image))]:
-            with contextlib.suppress(APIError):  # a container uses it, or it went with another one
+            with contextlib.suppress(APIError):  # a container uses it, or it is gone already
                 client.images.remove(image.id)
                 removed.append((image.tags or [image.short_id])[0])
     return removed
 
 
 def _is_old(image: Any) -> bool:
-    """Whether it was made for an interpreter that is no more, or in a way that is no longer this one's."""
-    asked_for_by = Path(image.labels[_PYTHON])
-    if asked_for_by != _interpreter() and asked_for_by.exists():
+    """True if its interpreter is gone, or if the image would be built differently now."""
+    built_for = Path(image.labels[_PYTHON])
+    if built_for != _interpreter() and built_for.exists():
         return False
     try:
         return name(image.labels[_KIND], image.labels[_PACKAGES].split()) not in image.tags
-    except (ConfigError, SandboxUnavailable):  # a kind or a package that is no more
+    except (ConfigError, SandboxUnavailable):  # the kind or a package no longer exists
         return True
 
 
@@ -240,7 +240,7 @@ def _interpreter() -> Path:
 
 
 def _find(client: Any, tag: str, base: str | None) -> Any:
-    """The image of that name, or nothing; one made from another base is not it."""
+    """The image of that name, or ``None``. With ``base``, an image from another base does not count."""
     from docker.errors import ImageNotFound
 
     try:
@@ -261,7 +261,7 @@ def _one_at_a_time(folder: Path) -> Generator[None]:
 
 
 def _pull(client: Any, base: str) -> None:
-    """Fetch an image from its registry, unless it is here."""
+    """Fetch an image from its registry, unless the engine has it."""
     from docker.errors import DockerException, ImageNotFound
     from requests.exceptions import RequestException
 
@@ -269,21 +269,21 @@ def _pull(client: Any, base: str) -> None:
         client.images.get(base)
         return
     try:
-        client.api.inspect_distribution(base)  # within the client's patience, which a pull does not keep to
+        client.api.inspect_distribution(base)  # respects the client's timeout, which a pull does not
         _follow(client.api.pull(base, stream=True, decode=True))
     except (DockerException, RequestException) as error:
         said = getattr(error, "explanation", None) or error
         raise SandboxUnavailable(
             f"cannot pull {base}: {said}; bring it here (docker pull, docker load), name another with "
-            "--base, or make the image without a registry: envkit sandbox build --from host"
+            "--base, or build the image without a registry: envkit sandbox build --from host"
         ) from error
 
 
 def _bootstrapped(scratch: Path) -> Path:
-    """An archive with Debian's Python and what that needs, unpacked and never configured."""
+    """An archive with Debian's Python and its dependencies, unpacked but not configured."""
     if (release := _RELEASES.get(sys.version_info[:2])) is None:
         raise SandboxUnavailable(
-            f"no release of Debian has Python {_VERSION}; make the image from this machine's: "
+            f"no release of Debian has Python {_VERSION}; build the image from this machine's: "
             "envkit sandbox build --from host"
         )
     archive = scratch / "debian.tar"
@@ -303,7 +303,7 @@ def _bootstrapped(scratch: Path) -> Path:
 
 
 def _import(client: Any, archive: Path, labels: Mapping[str, str], tag: str | None = None) -> str:
-    """Turn an archive of a root into an image; returns its id."""
+    """Import an archive of a root file system as an image; returns its id."""
     repository, _, version = (tag or "").partition(":")
     changes = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
     said = client.api.import_image_from_file(
@@ -342,7 +342,7 @@ def _build(
 
 
 def _follow(lines: Iterable[Any]) -> None:
-    """Wait for the end of what the engine does, which it reports line by line."""
+    """Wait until the engine has finished, reading its report line by line."""
     from docker.errors import DockerException
 
     deadline, said = time.monotonic() + _PATIENCE_S, ""
@@ -350,7 +350,7 @@ def _follow(lines: Iterable[Any]) -> None:
         if "error" in line:
             raise DockerException(f"{line['error']} {said}".strip())
         words = _COLOUR.sub("", str(line.get("stream", ""))).strip()
-        said = said if words.startswith("--->") else words or said  # not the engine's own remarks
+        said = said if words.startswith("--->") else words or said
         if time.monotonic() > deadline:
             raise DockerException(f"not done after {_PATIENCE_S} s")
 

@@ -1,9 +1,10 @@
-"""Workspaces for containers: volumes in memory of a given size, and a container that keeps them mounted.
+"""Workspaces for containers: volumes of a fixed size in memory, and containers that keep them mounted.
 
-The engine mounts such a volume for the first container that has it, and unmounts it after the last: all files
-are gone then. So a container of its own has them all, in which nothing runs but a few trusted lines
-(`envkit.sandboxes._docker.guest_volumes`). It passes descriptors of the folders to the host. One holds
-several volumes, made ahead, so that hardly any sandbox waits for it. No volume is used twice.
+The engine mounts such a volume for the first container that uses it and unmounts it after the last, which
+deletes its files. So a volume container uses it for as long as the sandbox lives. Only trusted code runs
+there (`envkit.sandboxes._docker.guest_volumes`), which passes descriptors of the folders to the host. A
+volume container holds several volumes, created ahead, so that few sandboxes wait for one. No volume is used
+twice.
 """
 
 from __future__ import annotations
@@ -27,48 +28,48 @@ from envkit.sandboxes._linux import bwrap, seccomp
 from envkit.sandboxes._rootfs.rootfs import PYTHON, WORKSPACE
 from envkit.sandboxes._sandbox import temporary
 
-#: Where a container finds the socket to the host.
+#: Folder in a container that holds the socket to the host.
 CONTROL: Final = "/run/envkit"
 PATIENCE_S: Final = 30.0
-#: Label of a container that holds workspaces: how many.
+#: Label of a volume container: how many volumes it holds.
 HOLDS: Final = "envkit.holds"
 _VOLUMES: Final = 8
-#: Memory and processes of a container that only holds; what starts it has several threads.
-_HOLDER_BYTES, _HOLDER_PROCESSES = 64 * 2**20, 16
+#: Memory and processes of a volume container; the runtime that starts it has several threads.
+_CONTAINER_BYTES, _CONTAINER_PROCESSES = 64 * 2**20, 16
 
 
 @final
 class Volume:
-    """One workspace. Whoever took it closes it.
+    """The volume of one workspace. Its owner closes it.
 
     Args:
-        holder: what keeps it mounted.
-        mount: how a container gets it, as `docker` wants to be told.
-        root: descriptor of its folder; the caller's.
+        container: the volume container that keeps it mounted.
+        mount: the `docker.types.Mount` with which another container uses it.
+        root: descriptor of its folder; the owner closes it.
     """
 
-    def __init__(self, holder: _VolumeContainer, mount: Any, root: int) -> None:
-        self._holder, self.mount, self.root = holder, mount, root
+    def __init__(self, container: _VolumeContainer, mount: Any, root: int) -> None:
+        self._container, self.mount, self.root = container, mount, root
         self._pid, self._closed = os.getpid(), False
 
     def close(self) -> None:
-        """Give it up; with the last one the container goes as well. Idempotent."""
-        if not self._closed and os.getpid() == self._pid:  # a fork of ours owns nothing of this
+        """Release the volume. The last one to be released removes the volume container. Idempotent."""
+        if not self._closed and os.getpid() == self._pid:  # a fork of this process does not own it
             self._closed = True
-            self._holder.release()
+            self._container.release()
 
 
 @final
 class VolumePool:
-    """Volumes of one kind. Thread-safe; owned by this process, and closed with it.
+    """Volumes of one kind, for all sandboxes of this process. Closed when the process exits. Thread-safe.
 
     Args:
         client: the Docker client.
         tag: an image with the sandbox's Python.
-        runtime: what runs containers, if not the engine's own choice.
+        runtime: name of the container runtime; ``None`` for the engine's default.
         user: host user that sandboxed code runs as.
-        quota: what each volume may hold.
-        labels: those of what belongs to the owner of a lease folder.
+        quota: limit of each volume.
+        labels: gives the labels for the owner of a lease folder.
     """
 
     def __init__(
@@ -84,40 +85,42 @@ class VolumePool:
         self._labels = labels
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._holder: _VolumeContainer | None = None
+        self._current: _VolumeContainer | None = None
         self._numbers = itertools.count()
         self._lease = Lease(temporary())
         atexit.register(self.close)
 
-    def take(self) -> Volume:
-        """An empty one.
+    def acquire(self) -> Volume:
+        """An empty volume; the caller closes it.
 
         Raises:
-            SandboxError: the container that would hold it does not start.
+            SandboxError: the volume container does not start.
             docker.errors.DockerException: the engine refuses.
         """
         with self._lock:
-            if self._holder is not None and (self._holder.dead or not self._holder.left):
-                self._holder.retire()
-                self._holder = None
-            if self._holder is None:
-                self._holder = _VolumeContainer(*self._kind, self._lease.path, self._labels(self._lease.path))
-            return self._holder.take()
+            if self._current is not None and (self._current.dead or not self._current.unused):
+                self._current.retire()
+                self._current = None
+            if self._current is None:
+                self._current = _VolumeContainer(
+                    *self._kind, self._lease.path, self._labels(self._lease.path)
+                )
+            return self._current.acquire()
 
     def close(self) -> None:
-        """Give up what nobody has taken. Idempotent."""
-        if os.getpid() != self._pid:  # a fork of ours, which owns nothing of this
+        """Release the volumes that no sandbox uses. Idempotent."""
+        if os.getpid() != self._pid:  # a fork of this process does not own them
             return
         with self._lock:
-            if self._holder is not None:
-                self._holder.retire()
-                self._holder = None
+            if self._current is not None:
+                self._current.retire()
+                self._current = None
         self._lease.close()
 
 
 @final
 class _VolumeContainer:
-    """A container that keeps volumes mounted; it goes when it is retired and none is taken any more."""
+    """A container that keeps volumes mounted. It is removed once it is retired and none is in use."""
 
     def __init__(
         self,
@@ -132,14 +135,14 @@ class _VolumeContainer:
         from docker.types import DriverConfig, Mount
 
         self._lock = threading.Lock()
-        self._taken, self._retired = 0, False
+        self._acquired, self._retired = 0, False
         bounds = f"size={quota.total_bytes},nr_inodes={quota.files}"
         owned = f"uid={user},gid={user},mode=700,nosuid,nodev"
         options = {"type": "tmpfs", "device": "tmpfs", "o": f"{bounds},{owned}"}
         places = [f"/spaces/{number}" for number in range(_VOLUMES)]
 
         def mount(target: str, name: str | None) -> Any:
-            # Without a copy of what the image has there, which would come with its owner and mode.
+            # no_copy: the engine would otherwise copy owner and mode of the image's folder.
             how: Any = DriverConfig("local", options)
             return Mount(target, name, type="volume", no_copy=True, driver_config=how, labels=dict(labels))
 
@@ -157,8 +160,8 @@ class _VolumeContainer:
                 read_only=True,
                 cap_drop=["ALL"],
                 security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
-                pids_limit=_HOLDER_PROCESSES,
-                mem_limit=_HOLDER_BYTES,
+                pids_limit=_CONTAINER_PROCESSES,
+                mem_limit=_CONTAINER_BYTES,
                 volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
                 mounts=[mount(place, None) for place in places],
                 log_config={"type": "none"},
@@ -172,45 +175,45 @@ class _VolumeContainer:
             except BaseException as error:
                 self._remove()
                 if isinstance(error, OSError):
-                    raise SandboxError(f"a container of {tag} does not hold a workspace: {error}") from error
+                    raise SandboxError(f"a container of {tag} cannot mount a workspace: {error}") from error
                 raise
         if len(roots) < _VOLUMES:
             self._remove()
             raise SandboxError(f"a container of {tag} passes no descriptors, and its workspace is lost")
         mounted = self._container.attrs["Mounts"]
         names = {found["Destination"]: found["Name"] for found in mounted if "Name" in found}
-        self.left = [
+        self.unused = [
             Volume(self, mount(WORKSPACE, names[place]), root)
             for place, root in zip(places, roots, strict=True)
         ]
 
     @property
     def dead(self) -> bool:
-        """Whether it holds nothing any more."""
-        return bwrap.readable(self._socket.fileno(), 0)  # it says nothing, so this is the end
+        """True if the container has ended."""
+        return bwrap.readable(self._socket.fileno(), 0)  # it sends nothing, so readable means closed
 
-    def take(self) -> Volume:
-        """One of those that are ``left``."""
+    def acquire(self) -> Volume:
+        """One of the ``unused`` volumes."""
         with self._lock:
-            self._taken += 1
-            return self.left.pop()
+            self._acquired += 1
+            return self.unused.pop()
 
     def release(self) -> None:
-        """Count one as given up that was taken."""
+        """Count one acquired volume as released."""
         with self._lock:
-            self._taken -= 1
-            self._leave()
+            self._acquired -= 1
+            self._remove_if_unused()
 
     def retire(self) -> None:
-        """Give up those that nobody took; called once."""
+        """Close the unused volumes; the container goes with the last one in use. Called once."""
         with self._lock:
-            while self.left:
-                os.close(self.left.pop().root)
+            while self.unused:
+                os.close(self.unused.pop().root)
             self._retired = True
-            self._leave()
+            self._remove_if_unused()
 
-    def _leave(self) -> None:
-        if self._retired and not self._taken:
+    def _remove_if_unused(self) -> None:
+        if self._retired and not self._acquired:
             self._socket.close()
             self._remove()
 
@@ -218,19 +221,21 @@ class _VolumeContainer:
         from docker.errors import DockerException
         from requests.exceptions import RequestException
 
-        with contextlib.suppress(DockerException, RequestException):  # an engine that is away: see `reap`
+        with contextlib.suppress(
+            DockerException, RequestException
+        ):  # if the engine is away, a later `reap` removes it
             self._container.remove(force=True, v=True)
 
 
 @contextlib.contextmanager
 def listening(folder: Path) -> Generator[socket.socket]:
-    """A socket in a folder, for one who comes first; afterwards nobody else can."""
+    """A socket in a folder, which accepts one connection and is then removed."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
-            # By way of the descriptor, because the path itself may be longer than a socket's may be.
+            # Through the descriptor, because a socket's path must be shorter than this one may be.
             listener.bind(f"/proc/self/fd/{handle}/socket")
-            os.chmod(folder / "socket", 0o666)  # the worker has no right to pass over file modes
+            os.chmod(folder / "socket", 0o666)  # the worker lacks the capability to override file modes
             listener.listen(1)
             listener.settimeout(PATIENCE_S)
             yield listener
@@ -240,10 +245,10 @@ def listening(folder: Path) -> Generator[socket.socket]:
 
 
 def accept(listener: socket.socket, container: Any) -> socket.socket:
-    """The connection of what runs in a container.
+    """Accept the connection of the program that runs in a container.
 
     Raises:
-        TimeoutError: it does not come.
+        TimeoutError: it does not connect.
         SandboxError: the container has ended.
     """
     deadline = time.monotonic() + PATIENCE_S

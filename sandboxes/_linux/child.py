@@ -16,9 +16,14 @@ Pipes: TypeAlias = tuple[IO[bytes], IO[bytes], IO[bytes]]
 
 
 def pipes(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[Pipes, list[int]]:
-    """Pipes for a command that somebody else starts: our ends, unbuffered, and its descriptors.
+    """Create pipes for the stdin, stdout and stderr of a command that another process starts.
 
-    Each stack closes its side; what is handed on is popped off.
+    Args:
+        ours: stack that closes the host's ends.
+        theirs: stack that closes the command's ends.
+
+    Returns:
+        The host's ends, unbuffered, and the command's descriptors.
     """
     kept: list[IO[bytes]] = []
     given: list[int] = []
@@ -33,7 +38,7 @@ def pipes(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[Pip
 
 
 def memory(data: bytes) -> int:
-    """Descriptor of a file in memory, at its start; the caller closes it."""
+    """Descriptor of a file in memory that holds ``data``, at its start; the caller closes it."""
     file = os.memfd_create("envkit", os.MFD_CLOEXEC)
     os.write(file, data)
     os.lseek(file, 0, os.SEEK_SET)
@@ -42,13 +47,13 @@ def memory(data: bytes) -> int:
 
 @final
 class Child:
-    """A child process in a session of its own, with three unbuffered pipes.
+    """A child process in its own session, with unbuffered pipes for stdin, stdout and stderr.
 
     Args:
         argv: the command.
         env: its whole environment.
         cwd: its working directory.
-        inherit: descriptors that it gets as well.
+        inherit: further descriptors that it inherits.
     """
 
     def __init__(self, argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int) -> None:
@@ -62,7 +67,7 @@ class Child:
             env=dict(env),
             cwd=cwd,
             pass_fds=inherit,
-            # Ctrl-C in a terminal is for the trainer's process group, not for this one.
+            # A new session, so that Ctrl-C in a terminal reaches the trainer only.
             start_new_session=True,
         )
         self.pid = self._process.pid
@@ -71,17 +76,17 @@ class Child:
         self.stdin, self.stdout, self.stderr = self.pipes
 
     def has_ended(self) -> bool:
-        """Whether it ended by itself; leaves it to be reaped."""
+        """True if it has ended; does not reap it."""
         return os.waitid(os.P_PID, self.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
 
     def reap(self) -> tuple[int, float]:
-        """Wait for its end: exit code (minus the signal), and CPU seconds of it and all that it reaped."""
+        """Wait for its end; returns exit code (or minus the signal) and CPU seconds with reaped children."""
         _, status, used = os.wait4(self.pid, 0)
         self._process.returncode = os.waitstatus_to_exitcode(status)
         return self._process.returncode, used.ru_utime + used.ru_stime
 
     def discard(self) -> None:
-        """Kill it and close its pipes, unless it was reaped before."""
+        """Kill it and close its pipes, unless it has been reaped."""
         if self._process.returncode is None:
             self._process.kill()
             for pipe in self.pipes:
@@ -91,12 +96,12 @@ class Child:
 
 def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int) -> Child:
     """Start a `Child`, from any thread."""
-    # bubblewrap's --die-with-parent means the parent *thread*: start everything from one that lives on.
+    # bubblewrap's --die-with-parent means the parent *thread*, so everything starts from one that lives on.
     job = _launcher(os.getpid()).submit(Child, argv, env, cwd, *inherit)
     try:
         return job.result()
     except KeyboardInterrupt:
-        # Not before it is done, for the caller closes next what it inherits.
+        # Wait for the thread, because the caller is about to close descriptors that the child inherits.
         if not job.cancel() and job.exception() is None:
             job.result().discard()
         raise
@@ -104,5 +109,5 @@ def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int
 
 @cache
 def _launcher(pid: int) -> ThreadPoolExecutor:
-    """This process's launching thread; keyed by pid because a fork leaves threads behind."""
+    """This process's launching thread. Keyed by pid, because a fork does not have it."""
     return ThreadPoolExecutor(max_workers=1, thread_name_prefix=f"launcher-{pid}")

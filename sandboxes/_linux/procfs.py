@@ -1,4 +1,4 @@
-"""What the kernel says about a process tree where there is no control group."""
+"""Reads a process tree from /proc, and limits processes, on machines without control groups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _OPEN_FILES = 256
 
 
 def family(pid: int) -> list[int]:
-    """A process and all its living descendants that were not orphaned out of its reach."""
+    """A process and its living descendants, except orphans that were reparented to another process."""
     found = [pid]
     for member in found:  # grows while we walk
         with contextlib.suppress(OSError):
@@ -25,11 +25,11 @@ def family(pid: int) -> list[int]:
 
 
 def cpu_s(pids: list[int]) -> float:
-    """CPU seconds of these processes and of the children that they have reaped."""
+    """CPU seconds of these processes and of their reaped children."""
     ticks = 0
     for pid in pids:
         with contextlib.suppress(OSError), open(f"/proc/{pid}/stat", "rb") as stat:
-            # The name in parentheses may hold anything; fields 14 to 17 are utime, stime and the children's.
+            # The name in parentheses may hold any character. Fields 14 to 17: utime, stime, the children's.
             ticks += sum(map(int, stat.read().rpartition(b")")[2].split()[11:15]))
     return ticks / _TICKS
 
@@ -37,15 +37,15 @@ def cpu_s(pids: list[int]) -> float:
 def rlimits(
     limits: Limits, *, memory: bool = False, processes: int | None = None
 ) -> dict[str, tuple[int, int]]:
-    """What holds for every process, whatever bounds the tree: name -> kind and bound.
+    """Resource limits of each process of a command, by name: kind and value.
 
     Args:
-        limits: what was asked for.
-        memory: bound the address space, for want of a control group.
-        processes: bound the processes of the user, who must have none outside the sandbox's namespace.
+        limits: of the command.
+        memory: limit the address space too, because there is no control group.
+        processes: limit the user's processes too; the user must have none outside the sandbox's namespace.
     """
     wanted = {
-        # A backstop: the supervisor counts the whole tree's time.
+        # A backstop, because the supervisor counts the whole tree's time.
         "cpu": (resource.RLIMIT_CPU, math.ceil(limits.cpu_s) + 1),
         "fsize": (resource.RLIMIT_FSIZE, limits.disk_bytes),
         "nofile": (resource.RLIMIT_NOFILE, _OPEN_FILES),
@@ -59,12 +59,12 @@ def rlimits(
 
 
 def prlimit(limits: Limits, *, memory: bool = False, processes: int | None = None) -> list[str]:
-    """The command prefix that puts a program under `rlimits`; each holds per process."""
+    """The command prefix that starts a program under `rlimits`."""
     wanted = rlimits(limits, memory=memory, processes=processes)
     return ["prlimit", *(f"--{name}={bound}" for name, (_, bound) in wanted.items()), "--"]
 
 
 def _within(kind: int, bound: int) -> int:
-    """Where the host itself is held to less, less it is."""
+    """Lower a value to this process's own hard limit, which no child can exceed."""
     _, ceiling = resource.getrlimit(kind)
     return bound if ceiling == resource.RLIM_INFINITY else min(bound, ceiling)

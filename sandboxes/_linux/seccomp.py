@@ -1,4 +1,4 @@
-"""The system calls that sandboxed code may not make: as a program for bubblewrap, as a profile for Docker."""
+"""The filter of system calls for sandboxed code: a BPF program for bubblewrap, a JSON profile for Docker."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any, Final
 from envkit.errors import SandboxUnavailable
 from envkit.sandboxes._linux.child import memory
 
-#: Namespaces bound what these reach: the sandbox's own network has nothing but a loopback device. All other
-#: families lead elsewhere, AF_VSOCK for one to the hypervisor whatever the namespace.
+#: Allowed socket families. Network namespaces confine them: the sandbox has only a loopback device. Other
+#: families are not confined; AF_VSOCK, for example, reaches the hypervisor from any namespace.
 _FAMILIES: Final = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6, socket.AF_NETLINK)
 _LAST_FAMILY: Final = 64
 _CLONE_NEWUSER: Final = 0x10000000
-#: Calls on things that no namespace holds (keyrings, handles of files), on other processes' memory, and on
-#: parts of the kernel that programs of this kind never need.
+#: Forbidden calls: on objects outside all namespaces (keyrings, file handles), on other processes' memory,
+#: and on parts of the kernel that sandboxed programs never need.
 _FORBIDDEN: Final = (
     *("add_key", "keyctl", "request_key", "open_by_handle_at", "name_to_handle_at"),
     *("ptrace", "process_vm_readv", "process_vm_writev", "kcmp", "pidfd_getfd"),
@@ -33,7 +33,7 @@ _FORBIDDEN: Final = (
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
-    """A call that fails with ``error``: always, or where ``op`` ``value`` holds for an argument (from 0)."""
+    """A call that fails with ``error``: always, or if argument ``argument`` compares as ``op value``."""
 
     call: str
     error: int
@@ -46,12 +46,13 @@ def _rules() -> Iterator[_Rule]:
     for call in _FORBIDDEN:
         yield _Rule(call, errno.EPERM)
     yield _Rule("clone", errno.EPERM, "MASKED_EQ", _CLONE_NEWUSER)
-    yield _Rule("clone3", errno.ENOSYS)  # its flags lie in memory; C libraries then fall back on clone
+    yield _Rule("clone3", errno.ENOSYS)  # a filter cannot read its flags; C libraries then use clone
     for family in range(_LAST_FAMILY):
         if family not in _FAMILIES:
             yield _Rule("socket", errno.EAFNOSUPPORT, "EQ", family)
     yield _Rule("socket", errno.EAFNOSUPPORT, "GE", _LAST_FAMILY)
-    # What weighs on another process: process 1 of the sandbox, of the same user, has to do its work.
+    # No change of another process's priority or limits, because the sandbox's init process runs as the same
+    # user and must be able to do its work.
     for call in ("sched_setaffinity", "sched_setattr", "sched_setparam", "sched_setscheduler", "prlimit64"):
         yield _Rule(call, errno.EPERM, "NE", 0)
     for call, one_process in (("setpriority", 0), ("ioprio_set", 1)):
@@ -60,7 +61,7 @@ def _rules() -> Iterator[_Rule]:
 
 
 def profile() -> str:
-    """The rules as a profile for ``docker --security-opt seccomp=``; all that is not forbidden is allowed."""
+    """The rules as a profile for ``docker --security-opt seccomp=``; everything else is allowed."""
     calls: list[dict[str, Any]] = []
     for rule in _rules():
         entry: dict[str, Any] = {"names": [rule.call], "action": "SCMP_ACT_ERRNO", "errnoRet": rule.error}
@@ -72,20 +73,20 @@ def profile() -> str:
 
 
 def descriptor() -> int:
-    """A descriptor to pass to ``bwrap --seccomp``, which reads it to its end; the caller closes it.
+    """A descriptor for ``bwrap --seccomp``; the caller closes it.
 
     Raises:
-        SandboxUnavailable: libseccomp is not there, or too old.
+        SandboxUnavailable: libseccomp is missing or too old.
     """
     return memory(program())
 
 
 @cache
 def program() -> bytes:
-    """The filter as BPF; a call of another architecture's numbering kills its process.
+    """The rules as a BPF program. A call with another architecture's numbering kills its process.
 
     Raises:
-        SandboxUnavailable: libseccomp is not there, or too old.
+        SandboxUnavailable: libseccomp is missing or too old.
     """
     try:
         import pyseccomp

@@ -1,7 +1,8 @@
-"""Work on files as another user, done by threads that have become that user for good.
+"""Does file operations as another user, in threads that switch to that user and never back.
 
-A thread that acts as ``nobody`` has none of root's rights over files, whatever it meets among hostile ones.
-And nobody else can write where no other user exists: in a file system of that user's own namespace.
+Root must not touch hostile files with root's rights. A thread that acts as ``nobody`` has none of them,
+whatever links or devices it meets. It is also the only user that can write to a workspace, because that file
+system belongs to a user namespace in which no other user exists.
 """
 
 from __future__ import annotations
@@ -18,28 +19,28 @@ from envkit.errors import SandboxError
 
 _GET_DUMPABLE, _SET_DUMPABLE = 3, 4  # from <linux/prctl.h>
 _THREADS: Final = 8
-_NOBODY_YET: Final = ctypes.c_uint(-1)
+_NO_USER: Final = ctypes.c_uint(-1)
 _here = threading.local()
 
 T = TypeVar("T")
 
 
 def as_user(user: int | None, job: Callable[[], T]) -> T:
-    """Do ``job`` with the rights over files of a host user and group, and return its result.
+    """Call ``job`` with the file permissions of a host user and group, and return its result.
 
     Args:
-        user: user and group id; ``None`` for this process's own, and this thread.
-        job: raises whatever it likes.
+        user: user and group id; ``None`` to call it in this thread, as this process's user.
+        job: the operation; its exceptions are passed on.
 
     Raises:
         SandboxError: this process may not become that user.
     """
     if user is None:
         return job()
-    done = _clerks(os.getpid()).submit(_work, user, job)
+    done = _workers(os.getpid()).submit(_work, user, job)
     try:
         return done.result()
-    finally:  # an interrupt must not have the caller close what is still worked on
+    finally:  # after an interrupt, the caller must not close a folder that the thread still uses
         wait([done])
 
 
@@ -51,27 +52,27 @@ def _work(user: int, job: Callable[[], T]) -> T:
 
 
 def _become(user: int) -> None:
-    """Only the rights over files, and of this thread only; those of a whole process are another call."""
+    """Switch the file permissions of this thread only; ``setuid`` would switch the whole process."""
     libc = ctypes.CDLL(None)
-    with _becoming(os.getpid()):  # or one would take what another has not yet given back for the rule
+    with _switching(os.getpid()):  # one at a time: each reads and restores a flag of the whole process
         dumps = libc.prctl(_GET_DUMPABLE, 0, 0, 0, 0)
         for change in (libc.setfsgid, libc.setfsuid):
             change(ctypes.c_uint(user))
-            if change(_NOBODY_YET) != user:  # neither says whether it worked
+            if change(_NO_USER) != user:  # the calls report no error, only the current id
                 raise SandboxError(
                     f"this process may not act as user {user}; run it as root, or as another user"
                 )
-        if dumps == 1:  # which the kernel takes away from the process, and it did not ask for that
+        if dumps == 1:  # the kernel has cleared the process's dumpable flag; set it again
             libc.prctl(_SET_DUMPABLE, 1, 0, 0, 0)
 
 
 @cache
-def _becoming(pid: int) -> threading.Lock:
-    """One at a time; keyed by pid because a fork may find a lock held by a thread that it does not have."""
+def _switching(pid: int) -> threading.Lock:
+    """A lock. Keyed by pid, because after a fork it could be held by a thread that the fork lacks."""
     return threading.Lock()
 
 
 @cache
-def _clerks(pid: int) -> ThreadPoolExecutor:
-    """This process's threads; keyed by pid because a fork leaves threads behind."""
-    return ThreadPoolExecutor(_THREADS, f"clerk-{pid}")
+def _workers(pid: int) -> ThreadPoolExecutor:
+    """This process's threads. Keyed by pid, because a fork has none of them."""
+    return ThreadPoolExecutor(_THREADS, f"file-user-{pid}")

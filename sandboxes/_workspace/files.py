@@ -1,4 +1,4 @@
-"""The host's side of a workspace: files that hostile code may have made, handled without trusting one."""
+"""Reads and writes workspace files from the host, trusting nothing that hostile code left there."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
 
 @dataclass(frozen=True, slots=True)
 class File:
-    """One kept file: its bytes, and its permission bits."""
+    """Content and permission bits of one file in a snapshot."""
 
     data: bytes
     mode: int
@@ -35,16 +35,16 @@ class File:
 
 @final
 class Workspace:
-    """A folder in which every path is walked from its descriptor, one component at a time.
+    """A folder whose paths are walked from its descriptor, one component at a time.
 
-    No symlink is followed, nothing but regular files and folders is opened, and names that are not
-    UTF-8 are left out of listings.
+    Follows no symlink, opens only regular files and folders, and leaves names that are not UTF-8 out of
+    listings.
 
     Args:
-        root: descriptor of an existing empty folder, which it closes in the end.
-        owner: host user and group id that it works as, and that all files belong to; ``None`` for this
-            process's own.
-        quota: what holds for the folder; ``None`` where nothing does.
+        root: descriptor of an existing empty folder; `close` closes it.
+        owner: host user and group id that owns all files and for whom they are opened; ``None`` for this
+            process's user.
+        quota: limit of the folder; ``None`` if it has none.
     """
 
     def __init__(self, root: int, owner: int | None, quota: Quota | None = None) -> None:
@@ -75,25 +75,28 @@ class Workspace:
         return {path: file.data for path, file in found.items()}
 
     def keep(self) -> Mapping[str, File]:
-        """Every regular file, for `restore`.
+        """All regular files, for `restore`.
 
         Raises:
-            TooLargeError: more than there is room for, as holes and hard links may be once they are filled.
+            TooLargeError: they need more space than a workspace has. Copies of sparse files and hard links
+                take more than the originals.
         """
-        most = MAX_SNAPSHOT_BYTES if self._quota is None else min(MAX_SNAPSHOT_BYTES, self._quota.total_bytes)
+        limit_bytes = (
+            MAX_SNAPSHOT_BYTES if self._quota is None else min(MAX_SNAPSHOT_BYTES, self._quota.total_bytes)
+        )
         every = re.compile("", re.DOTALL)
-        return as_user(self._owner, lambda: self._files(every, most, PAGE_BYTES))
+        return as_user(self._owner, lambda: self._files(every, limit_bytes, PAGE_BYTES))
 
     def restore(self, files: Mapping[str, File]) -> None:
-        """Make ``files`` the only content."""
+        """Replace the content with ``files``."""
         as_user(self._owner, lambda: empty(self._root))
         self.fill(files)
 
     def fill(self, files: Mapping[str, File]) -> None:
-        """Write ``files``, in path order, where there is nothing yet.
+        """Write ``files`` into an empty workspace, in path order.
 
         Raises:
-            TooLargeError: there is no room for all of them.
+            TooLargeError: the workspace is too small for them.
         """
 
         def fill() -> None:
@@ -108,11 +111,11 @@ class Workspace:
         as_user(self._owner, fill)
 
     def admit(self) -> None:
-        """Open the folder to its owner again, whatever hostile code made of its mode."""
+        """Restore the owner's permissions on the folder, because hostile code may have removed them."""
         os.fchmod(self._root, 0o700)
 
     def close(self) -> None:
-        """Let go of the folder; whoever made it removes it. Idempotent."""
+        """Close the descriptor; the folder's creator removes the folder. Idempotent."""
         if self._root >= 0:
             os.close(self._root)
             self._root = -1
@@ -124,13 +127,13 @@ class Workspace:
         try:
             if _kind(name, folder) not in (None, stat.S_IFREG):
                 raise UsageError(f"cannot write {path!r}: what lies there is not a regular file")
-            # A new file, then a rename: whatever lies under that name is replaced, never opened.
+            # A new file, then a rename, so that an existing file is replaced and never opened.
             with open(os.open(fresh, _CREATE, 0o600, dir_fd=folder), "wb") as file:
                 file.write(data)
                 os.fchmod(file.fileno(), mode)
             os.rename(fresh, name, src_dir_fd=folder, dst_dir_fd=folder)
         except OSError as error:
-            with contextlib.suppress(OSError):  # half of it takes room as well
+            with contextlib.suppress(OSError):  # a partial file takes space too
                 os.unlink(fresh, dir_fd=folder)
             raise self._refusal(path, error) from error
         finally:
@@ -145,25 +148,25 @@ class Workspace:
             raise self._refusal(path, error) from error
 
     def _files(self, wanted: re.Pattern[str], limit_bytes: int, block_bytes: int = 1) -> dict[str, File]:
-        """The files that match; each counts as whole blocks against the limit."""
+        """The files that match. Each counts as whole blocks against the limit."""
         found: dict[str, File] = {}
         left = limit_bytes
         for path, name, folder in self._scan():
             if wanted.match(path):
-                with contextlib.suppress(FileNotFoundError):  # gone since it was listed
+                with contextlib.suppress(FileNotFoundError):  # removed since it was listed
                     found[path] = _read(path, name, folder, max(left, 0))
                     left -= -(-len(found[path].data) // block_bytes) * block_bytes
         return dict(sorted(found.items()))
 
     def _scan(self) -> Iterator[tuple[str, str, int]]:
-        """Path, name and folder descriptor of each regular file; the descriptor closes on the next step."""
+        """Yield path, name and folder of each regular file; the descriptor is valid until the next one."""
         pending: list[tuple[str, ...]] = [()]
         seen = 0
         while pending:
             folders = pending.pop()
             try:
                 here = self._walk("/".join(folders), folders)
-            except FileNotFoundError:  # gone since it was listed
+            except FileNotFoundError:  # removed since it was listed
                 continue
             try:
                 with os.scandir(here) as entries:
@@ -210,14 +213,21 @@ class Workspace:
         return here
 
     def _refusal(self, path: str, error: OSError) -> UsageError | SandboxError:
-        """A name that cannot be, or was taken away meanwhile, is the asker's fault; a full disk is ours."""
+        """The error for a failed write: the caller's fault for an impossible name, else broken machinery."""
         if error.errno == errno.ENOSPC and self._quota is not None:
             return TooLargeError(
                 f"cannot write {path!r}: the workspace may hold {self._quota.total_bytes} bytes in "
-                f"{self._quota.files} files and folders, and is full"
+                f"{self._quota.files} files and folders, and is full; delete files or reset the sandbox"
             )
-        theirs = {errno.ENOENT, errno.ENOTDIR, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ELOOP}
-        kind = UsageError if error.errno is None or error.errno in theirs else SandboxError
+        impossible_names = {
+            errno.ENOENT,
+            errno.ENOTDIR,
+            errno.EEXIST,
+            errno.EISDIR,
+            errno.ENAMETOOLONG,
+            errno.ELOOP,
+        }
+        kind = UsageError if error.errno is None or error.errno in impossible_names else SandboxError
         return kind(f"cannot write {path!r} into the workspace: {error}")
 
 
@@ -230,7 +240,7 @@ def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
         raise FileNotFoundError(errno.ENOENT, "no such regular file in the workspace", path) from error
     with open(descriptor, "rb") as file:
         found = os.fstat(descriptor)
-        # The size is only a first look: a program may still be writing.
+        # Checked again after reading, because a program may still be writing to the file.
         data = file.read(limit_bytes + 1) if found.st_size <= limit_bytes else None
     if data is None or len(data) > limit_bytes:
         raise TooLargeError(
@@ -240,7 +250,7 @@ def _read(path: str, name: str, folder: int, limit_bytes: int) -> File:
 
 
 def _kind(name: str, folder: int) -> int | None:
-    """File type bits of an entry, ``None`` if there is none."""
+    """File type bits of an entry, ``None`` if it does not exist."""
     try:
         return stat.S_IFMT(os.stat(name, dir_fd=folder, follow_symlinks=False).st_mode)
     except FileNotFoundError:

@@ -1,19 +1,22 @@
-"""Mounts workspaces where only sandboxes see them; run as ``python -I -S -c SOURCE`` by this very user.
+"""Mounts workspaces in its own namespaces, where only sandboxes see them; run as ``python -I -S -c SOURCE``.
 
-    argv          descriptor of the host's socket; user id to be; folder to mount below
-    at its start  says "ok", once its namespaces of users and of mounts may be entered
+    argv          descriptor of the host's socket; id of the user to run as; folder to mount in
+    at the start  sends "ok" once its user and mount namespaces can be entered
+
+Requests of the host, with a name N for each mount:
+
     "make N BYTES FILES"
-                  mounts an empty file system in memory; answered with a descriptor of its folder
-    "freeze N"    lets nothing in it change any more
-    "lay N LOWER BYTES FILES"
-                  mounts one that begins with what the frozen LOWER holds, which counts as well; answered
-                  likewise
-    "tree N"      is answered with a descriptor of a detached mount of it, to be attached once, anywhere
-    "drop N"      unmounts it; it is gone with the last who uses it or lies over it
-    "try"         lays one over another, which a kernel may refuse or do by halves, and drops both
+                  mounts an empty file system in memory; the answer has a descriptor of its folder
+    "freeze N"    remounts it read-only
+    "overlay N LOWER BYTES FILES"
+                  mounts one that starts with the files of the frozen mount LOWER, which count as well; the
+                  answer has a descriptor of its folder
+    "clone N"     the answer has a descriptor of a detached copy of the mount, to attach once
+    "unmount N"   unmounts it; it lives on while a process uses it or a mount lies over it
+    "probe"       mounts one over another to find out if the kernel can, then unmounts both
 
-Each answer begins with "ok", or with "!" and a reason. What is mounted lives in namespaces of this process's
-own, which no other process on the host is in. So nothing is left of it when all who use it are dead.
+Each answer begins with "ok", or with "!" and a reason. No other process of the host is in these namespaces,
+so the mounts vanish when the helper and all sandboxes that use them are dead.
 """
 
 from __future__ import annotations
@@ -29,20 +32,20 @@ import sys
 NEWNS, NEWUSER = 0x20000, 1 << 28
 READ_ONLY, NOSUID, NODEV, REMOUNT, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 16384, 1 << 19, 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
-OPEN_TREE, HERE, CLONE = 428, -100, 1  # the call has one number on all machines
+OPEN_TREE, HERE, CLONE = 428, -100, 1  # the same number on all architectures
 
-#: Where changes of what is frozen are mounted until they are laid over it, and their two folders.
+#: Where the upper file system of an overlay is mounted meanwhile, and the two folders in it.
 CHANGES, UPPER, WORK = "changes", "changes/upper", "changes/work"
-#: Folders that a file system of changes has for itself: its own, those two, and one that the kernel makes.
+#: Folders that an upper file system itself needs: its root, those two, and one that the kernel creates.
 OWN_FILES = 4
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 def checked(result: int, doing: str) -> int:
-    """A C function's result.
+    """Return a C function's result.
 
     Raises:
-        OSError: it failed.
+        OSError: the function failed.
     """
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{doing}: {os.strerror(ctypes.get_errno())}")
@@ -56,17 +59,17 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def move_out(user: int, folder: str) -> None:
-    """Become ``user``, in namespaces of this process's own."""
+    """Become ``user`` in new user and mount namespaces."""
     if os.geteuid() != user:
         os.setgroups([])
         os.setresgid(user, user, user)
         os.setresuid(user, user, user)
     checked(LIBC.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbid new privileges")
-    # So that its files in /proc are the user's, who enters the namespaces by them.
+    # So that its files in /proc belong to the user, who enters the namespaces through them.
     checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
-    group = os.getegid()  # asked for now: a new namespace knows no group until its map is written
+    group = os.getegid()  # before unshare: in a new user namespace all ids read 65534 until they are mapped
     checked(LIBC.unshare(NEWUSER | NEWNS), "unshare users and mounts")
-    # Under the same ids as outside, so that whoever enters later is no root there.
+    # The same ids as outside, so that a process that enters later is not root there.
     for name, text in (
         ("setgroups", "deny"),
         ("uid_map", f"{user} {user} 1"),
@@ -75,19 +78,21 @@ def move_out(user: int, folder: str) -> None:
         file = os.open(f"/proc/self/{name}", os.O_WRONLY)
         os.write(file, text.encode())
         os.close(file)
-    # What the host unmounts goes here as well, and would be kept otherwise.
+    # The host's unmounts must reach this namespace, or it would keep those file systems alive.
     mount("none", "/", "none", RECURSIVE | SLAVE)
     mount("tmpfs", folder, "tmpfs", NOSUID | NODEV, f"size=1m,nr_inodes=0,mode=711,{owned(user, group)}")
-    os.chdir(folder)  # for names that say nothing of the host, where commands find them among their mounts
+    os.chdir(
+        folder
+    )  # relative names, because commands can read mount options, which must not show host paths
 
 
 def owned(user: int, group: int) -> str:
-    """Whose a file system's own folder is."""
+    """Mount options for the owner of a file system's root folder."""
     return f"uid={user},gid={group}"
 
 
 def make(name: str, size: int, files: int) -> None:
-    """Mount an empty file system that holds no more than so many bytes and files."""
+    """Mount an empty file system of at most ``size`` bytes and ``files`` files."""
     os.mkdir(name)
     try:
         bounds = f"size={size},nr_inodes={files},mode=700"
@@ -97,11 +102,11 @@ def make(name: str, size: int, files: int) -> None:
         raise
 
 
-def lay(name: str, lower: str, size: int, files: int) -> None:
-    """Mount a file system that begins as ``lower``; see "lay" above."""
+def overlay(name: str, lower: str, size: int, files: int) -> None:
+    """Mount a file system that starts with the files of ``lower``; see "overlay" above."""
     below = os.statvfs(lower)
     size -= (below.f_blocks - below.f_bfree) * below.f_frsize
-    if size < 1:  # which would be no bound at all
+    if size < 1:  # a size of 0 would mean no limit
         raise OSError(f"{lower} leaves no room for changes")
     make(CHANGES, size, files - (below.f_files - below.f_ffree) + OWN_FILES)
     try:
@@ -116,63 +121,69 @@ def lay(name: str, lower: str, size: int, files: int) -> None:
             os.rmdir(name)
             raise
     finally:
-        drop(CHANGES)  # what is mounted keeps it, and nobody else can reach it
+        unmount(CHANGES)  # the overlay keeps it alive, and no path leads to it any more
 
 
-def drop(name: str) -> None:
-    """Unmount a file system, at once or with the last who uses it."""
+def unmount(name: str) -> None:
+    """Unmount a file system now. It is freed with its last user."""
     checked(LIBC.umount2(name.encode(), DETACH), "unmount")
     os.rmdir(name)
 
 
-def attempt() -> None:
-    """Lay one file system over another; see "try" above."""
+def probe() -> None:
+    """Try an overlay; see "probe" above.
+
+    Raises:
+        OSError: the kernel cannot mount one, or what is deleted in it comes back.
+    """
     make("below", 1 << 20, 16)
     try:
         os.mkdir("below/folder")
         os.mkdir("below/folder/nested")
-        lay("over", "below", 1 << 20, 64)
+        overlay("over", "below", 1 << 20, 64)
         try:
             os.rmdir("over/folder/nested")
             os.rmdir("over/folder")
-            os.mkdir("over/folder")  # which hides what is below by an attribute: in memory since Linux 6.6
+            # Hides the folder below by an extended attribute, which tmpfs supports since Linux 6.6.
+            os.mkdir("over/folder")
             if os.listdir("over/folder"):
-                raise OSError("what was removed comes back")
+                raise OSError("a deleted folder comes back")
         finally:
-            drop("over")
+            unmount("over")
     finally:
-        drop("below")
+        unmount("below")
 
 
 def answer(word: str, arguments: list[str]) -> list[int]:
-    """Do what the host asks for; returns what it gets for it."""
+    """Handle a request of the host; returns the descriptors of the answer."""
     match word, arguments:
         case "make", [name, size, files]:
             make(name, int(size), int(files))
             return [os.open(name, os.O_RDONLY | os.O_DIRECTORY)]
         case "freeze", [name]:
             mount("none", name, "none", REMOUNT | READ_ONLY | NOSUID | NODEV)
-        case "lay", [name, lower, size, files]:
-            lay(name, lower, int(size), int(files))
+        case "overlay", [name, lower, size, files]:
+            overlay(name, lower, int(size), int(files))
             return [os.open(name, os.O_RDONLY | os.O_DIRECTORY)]
-        case "tree", [name]:
+        case "clone", [name]:
             tree = LIBC.syscall(OPEN_TREE, HERE, name.encode(), CLONE | os.O_CLOEXEC)
             return [checked(tree, "open_tree (Linux 5.2)")]
-        case "drop", [name]:
-            drop(name)
-        case "try", []:
-            attempt()
+        case "unmount", [name]:
+            unmount(name)
+        case "probe", []:
+            probe()
         case _:
             raise OSError(f"no such request: {word} {arguments}")
     return []
 
 
 def main() -> None:
-    """Serve the host until it goes away."""
+    """Answer the host's requests until it closes the socket."""
     descriptor, user, folder = sys.argv[1:]
     host = socket.socket(fileno=int(descriptor))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # What commands may have in flight between sockets counts against the whole user, and they may have less.
+    # A high limit on open files, because descriptors that commands have in flight between sockets count
+    # against all processes of the user. Commands have a lower limit, so they cannot use this one up.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
@@ -180,18 +191,20 @@ def main() -> None:
     except OSError as error:
         host.send(f"!{error}".encode())
         return
-    LIBC.prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)  # a fork of the host's may hold the socket open
+    LIBC.prctl(
+        SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0
+    )  # the socket alone is not enough: a fork of the host may hold it open
     host.send(b"ok")
     while request := host.recv(4096):
         word, *arguments = request.decode().split()
         given: list[int] = []
         try:
             given = answer(word, arguments)
-            said = b"ok"
+            reply = b"ok"
         except OSError as error:
-            said = f"!{error}".encode()
+            reply = f"!{error}".encode()
         try:
-            socket.send_fds(host, [said], given)
+            socket.send_fds(host, [reply], given)
         except OSError as error:
             host.send(f"!{error}".encode())
         for opened in given:

@@ -1,4 +1,4 @@
-"""What the backends share whose workspaces are file systems of a size, mounted one by one."""
+"""The base of sandboxes whose workspace is a mounted file system of a fixed size."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from envkit.sandboxes._sandbox import FolderSandbox, Snapshot
 from envkit.sandboxes._workspace.files import PAGE_BYTES, File, Workspace
 from envkit.sandboxes._workspace.mounts import Mount, SnapshotLayer, shared_mounts
 
-#: A snapshot is laid beneath workspaces if it takes no more than one of so many parts of their space. The
-#: rest is enough to change or delete all of it.
-_PARTS: Final = 4
+#: A snapshot becomes a layer beneath workspaces if it takes at most this fraction of the quota. The rest
+#: suffices to change or delete every file of it.
+_LAYER_FRACTION: Final = 4
 
 
 class MountedSandbox(FolderSandbox):
-    """A sandbox whose workspace is a mount. To begin anew it takes another, and leaves the old one as it is.
+    """A sandbox whose workspace is a mount. `reset` replaces the mount instead of emptying it.
 
-    A snapshot is laid beneath, if it takes no more than a quarter of the space: it counts in full there, and
-    each of its files that changes counts once more. Others are copied, and all are where this machine cannot
-    lay one file system over another.
+    A snapshot of at most a quarter of the quota is mounted as a read-only layer beneath workspaces, by
+    overlayfs. It counts in full against the quota, and each of its files that changes counts once more.
+    Larger snapshots are copied. So are all snapshots if this machine has no usable overlayfs.
 
     Args:
         user: host user that sandboxed code runs as.
-        quota: what the workspace may hold.
+        quota: limit of the workspace.
     """
 
     def __init__(self, user: int, quota: Quota) -> None:
@@ -40,8 +40,8 @@ class MountedSandbox(FolderSandbox):
         return kept if layer is None else Snapshot({}, layer)
 
     def _restore(self, snapshot: Snapshot) -> None:
-        lower = None if snapshot.layer is None else snapshot.layer.place
-        # Of the one who has mounted what lies beneath: names are of no use to another.
+        lower = None if snapshot.layer is None else snapshot.layer.mount
+        # From the helper that mounted the layer, because another helper knows no mount of that name.
         fresh = (lower or self._mount).helper.mount(self._quota, lower)
         old, self._mount = self._mount, fresh
         self._workspace.close()
@@ -52,26 +52,26 @@ class MountedSandbox(FolderSandbox):
     def _remove_workspace(self) -> None:
         self._mount.close()
 
-    def _workspace_in(self, place: Mount) -> Workspace:
-        return Workspace(place.root, self._owner, self._quota)
+    def _workspace_in(self, mount: Mount) -> Workspace:
+        return Workspace(mount.root, self._owner, self._quota)
 
     def _layer(self, files: Mapping[str, File]) -> SnapshotLayer | None:
-        """One with these files; ``None`` where they are to be copied instead."""
-        total_bytes, count = self._quota.total_bytes // _PARTS, self._quota.files // _PARTS
+        """A layer with these files; ``None`` if they are to be copied instead."""
+        total_bytes, count = self._quota.total_bytes // _LAYER_FRACTION, self._quota.files // _LAYER_FRACTION
         if total_bytes < PAGE_BYTES or count < 2 or self._mount.helper.copies is not None:
             return None
         part = Quota(total_bytes, count)
-        place = self._mount.helper.mount(part)
-        workspace = Workspace(place.root, self._owner, part)
+        mount = self._mount.helper.mount(part)
+        workspace = Workspace(mount.root, self._owner, part)
         try:
             workspace.fill(files)
-            place.freeze()
+            mount.freeze()
         except TooLargeError:
-            place.close()
+            mount.close()
             return None
         except BaseException:
-            place.close()
+            mount.close()
             raise
         finally:
             workspace.close()
-        return SnapshotLayer(place)
+        return SnapshotLayer(mount)

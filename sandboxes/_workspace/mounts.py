@@ -1,7 +1,7 @@
-"""The host's half of workspaces that are bounded: each a file system in memory of its own.
+"""Workspaces as file systems of a fixed size in memory, mounted by a helper process.
 
-They are mounted by `envkit.sandboxes._workspace.guest_mount_helper`, a process in namespaces of its own,
-with no more rights on the host than sandboxed code has. The host sees them through descriptors only.
+The helper (`envkit.sandboxes._workspace.guest_mount_helper`) lives in its own user and mount namespaces and
+has no more rights on the host than sandboxed code. The host reaches the workspaces through descriptors only.
 """
 
 from __future__ import annotations
@@ -32,89 +32,88 @@ _PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
 
 @final
 class Mount:
-    """Where one workspace lies. Whoever asked for it closes it.
+    """One mounted file system. Its owner closes it.
 
     Args:
-        steward: who mounted it.
-        name: how the steward calls it.
-        root: descriptor of the folder; the caller's.
+        helper: the process that mounted it.
+        name: its name in requests to the helper.
+        root: descriptor of its folder; the owner closes it.
     """
 
-    def __init__(self, steward: _MountHelper, name: str, root: int) -> None:
-        self.helper, self.name, self.root = steward, name, root
+    def __init__(self, helper: _MountHelper, name: str, root: int) -> None:
+        self.helper, self.name, self.root = helper, name, root
         self._closed = False
 
     @property
     def path(self) -> str:
-        """The folder, in the steward's namespace of mounts."""
+        """Path of its folder in the helper's mount namespace."""
         return str(self.helper.folder / self.name)
 
-    def tree(self) -> int:
-        """Descriptor of a mount of it that is attached nowhere yet; the caller closes it.
+    def clone(self) -> int:
+        """Descriptor of a detached copy of the mount, to be attached elsewhere; the caller closes it.
 
         Raises:
-            SandboxError: the steward is dead, and the workspace lost.
+            SandboxError: the helper is dead, and the workspace lost.
         """
-        return self.helper.ask(f"tree {self.name}", 1)[0]
+        return self.helper.ask(f"clone {self.name}", 1)[0]
 
     def entering(self) -> list[str]:
-        """The command prefix that runs a program where ``path`` is.
+        """The command prefix that runs a program in the helper's namespaces, where ``path`` exists.
 
         Raises:
-            SandboxError: the steward is dead, and the workspace lost.
+            SandboxError: the helper is dead, and the workspace lost.
         """
         self.helper.require()
-        # By its pid, not by descriptors, which would be open in the program as well.
+        # By pid and not by descriptors, because the program would inherit those.
         where = ("--target", str(self.helper.pid), "--user", "--mount")
         return [nsenter(), *where, "--preserve-credentials", "--"]
 
     def freeze(self) -> None:
-        """Let nothing in it change any more.
+        """Remount it read-only.
 
         Raises:
-            SandboxError: the steward is dead, or somebody has a file open to write.
+            SandboxError: the helper is dead, or a program has a file open for writing.
         """
         self.helper.ask(f"freeze {self.name}")
 
     def close(self) -> None:
-        """Unmount it; the memory is free once no program runs in it. Idempotent."""
+        """Unmount it. The memory is freed once no program uses it. Idempotent."""
         if not self._closed:
             self._closed = True
-            with contextlib.suppress(SandboxError):  # with a dead steward it is unmounted already
-                self.helper.ask(f"drop {self.name}")
+            with contextlib.suppress(SandboxError):  # a dead helper's mounts are gone already
+                self.helper.ask(f"unmount {self.name}")
 
 
 @final
 class SnapshotLayer:
-    """Files that lie beneath workspaces and change no more. Thread-safe.
+    """A read-only file system beneath workspaces, with a reference count. Thread-safe.
 
     Args:
-        place: a frozen one, unmounted when the last who holds this has closed it. The memory is free once no
-            workspace lies above it either.
+        mount: a frozen mount. The last `close` unmounts it. Its memory is freed once no workspace lies above.
     """
 
-    def __init__(self, place: Mount) -> None:
-        self.place = place
+    def __init__(self, mount: Mount) -> None:
+        self.mount = mount
         self._lock = threading.Lock()
-        self._held = 1
+        self._references = 1
 
     def share(self) -> None:
-        """Count one more who holds it."""
+        """Add a reference."""
         with self._lock:
-            self._held += 1
+            self._references += 1
 
     def close(self) -> None:
-        """Count one less."""
+        """Drop a reference."""
         with self._lock:
-            self._held -= 1
-            if self._held:
+            self._references -= 1
+            if self._references:
                 return
-        self.place.close()
+        self.mount.close()
 
 
 @final
 class WorkspaceMounts:
-    """This process's steward, replaced when it dies. Thread-safe.
+    """This process's mount helper, replaced when it dies. Thread-safe.
 
     Args:
         user: host user that sandboxed code runs as.
@@ -128,26 +127,26 @@ class WorkspaceMounts:
         atexit.register(self.close)
 
     def mount(self, quota: Quota) -> Mount:
-        """An empty one, which holds no more than ``space``.
+        """Mount an empty file system of at most ``quota``; the caller closes it.
 
         Raises:
-            UnenforceableLimit: this machine lets nobody mount a file system of a size.
+            UnenforceableLimit: file systems of a fixed size cannot be mounted on this machine.
             SandboxUnavailable: sandboxed code could not reach it.
-            SandboxError: the steward does not start, or died meanwhile.
+            SandboxError: the helper does not start, or has just died.
         """
         return self._living().mount(quota)
 
     def copies(self) -> str | None:
-        """Why snapshots are copied into workspaces here; ``None`` where they are laid beneath.
+        """The reason that snapshots are copied here; ``None`` if they become layers.
 
         Raises:
-            SandboxError: as for `place`.
+            SandboxError: as for `mount`.
         """
         return self._living().copies
 
     def close(self) -> None:
-        """End the steward and remove the folder. Idempotent."""
-        if os.getpid() != self._pid:  # a fork of ours, which owns nothing of this
+        """End the helper and remove its folder. Idempotent."""
+        if os.getpid() != self._pid:  # a fork of this process does not own it
             return
         with self._lock:
             if self._helper is not None:
@@ -171,7 +170,7 @@ _MAKING = threading.Lock()
 
 
 def shared_mounts(pid: int, user: int) -> WorkspaceMounts:
-    """This process's; keyed by pid too, for a fork of it must have its own."""
+    """This process's mount helper. Keyed by pid, because a fork needs its own."""
     with _MAKING:
         return _made(pid, user)
 
@@ -183,7 +182,7 @@ def _made(pid: int, user: int) -> WorkspaceMounts:
 
 @functools.cache
 def nsenter() -> str:
-    """The program that enters namespaces.
+    """Path of ``nsenter``.
 
     Raises:
         SandboxUnavailable: it is not installed.
@@ -199,8 +198,8 @@ class _MountHelper:
     """A running `envkit.sandboxes._workspace.guest_mount_helper`. Thread-safe.
 
     Args:
-        user: who it is.
-        folder: where it mounts workspaces, an existing one that ``user`` can reach.
+        user: the user that it runs as.
+        folder: an existing folder that ``user`` can reach, in which it mounts workspaces.
     """
 
     def __init__(self, user: int, folder: Path) -> None:
@@ -210,7 +209,7 @@ class _MountHelper:
         self._closed = False
         self._numbers = itertools.count()
         source = resources.files("envkit.sandboxes._workspace").joinpath("guest_mount_helper.py").read_text()
-        # Nothing of this process's environment but what its interpreter may need to find its libraries.
+        # Of this process's environment, only what the interpreter may need to find its libraries.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
@@ -228,19 +227,19 @@ class _MountHelper:
 
     @property
     def pid(self) -> int:
-        """Its process, which no other can take the number of before `close`."""
+        """Its process id. Not reused before `close`, because only that reaps the process."""
         return self._child.pid
 
     @property
     def dead(self) -> bool:
-        """Whether it does nothing more."""
+        """True if it has ended."""
         return self._closed or self._child.has_ended()
 
     def require(self) -> None:
-        """Raise unless it lives.
+        """Raise if it is dead, or belongs to another process.
 
         Raises:
-            SandboxError: it is dead.
+            SandboxError: it cannot be used.
         """
         if os.getpid() != self._pid:
             raise SandboxError("this sandbox belongs to the process that forked this one; make another")
@@ -251,31 +250,32 @@ class _MountHelper:
     def copies(self) -> str | None:
         """See `WorkspaceMounts.copies`."""
         try:
-            self.ask("try")
+            self.ask("probe")
         except SandboxError as error:
             self.require()
             return str(error)
         return None
 
     def mount(self, quota: Quota, lower: Mount | None = None) -> Mount:
-        """A place that holds no more than ``space``; the caller closes it.
+        """Mount a file system of at most ``quota``; the caller closes it.
 
         Args:
-            lower: a frozen place with which it begins, and which counts as well; it is empty without one.
+            quota: its limit.
+            lower: a frozen mount whose files it starts with, which count as well; ``None`` for an empty one.
 
         Raises:
-            SandboxError: the steward is dead, or cannot.
+            SandboxError: the helper is dead, or the kernel refuses.
         """
         name = str(next(self._numbers))
-        word = f"make {name}" if lower is None else f"lay {name} {lower.name}"
+        word = f"make {name}" if lower is None else f"overlay {name} {lower.name}"
         [root] = self.ask(f"{word} {quota.total_bytes} {quota.files}", 1)
         return Mount(self, name, root)
 
     def ask(self, request: str, descriptors: int = 0) -> list[int]:
-        """Send a request; returns the descriptors that it is answered with.
+        """Send a request; returns the descriptors of the answer.
 
         Raises:
-            SandboxError: it is dead or silent, and is asked nothing more; or it says why it cannot.
+            SandboxError: it refuses and says why; or it is dead or silent, and later requests fail too.
         """
         with self._lock:
             self.require()
@@ -287,7 +287,7 @@ class _MountHelper:
                 raise SandboxError(f"the process that mounts workspaces does not answer: {error}") from error
             except SandboxError:
                 raise
-            except BaseException:  # a late answer would be taken for that to the next question
+            except BaseException:  # a late answer would be taken for that to the next request
                 self._end()
                 raise
 
@@ -297,18 +297,18 @@ class _MountHelper:
             self._end()
 
     def _receive(self, descriptors: int) -> list[int]:
-        said, passed, _, _ = socket.recv_fds(self._socket, 4096, descriptors, socket.MSG_CMSG_CLOEXEC)
-        if said == b"ok" and len(passed) == descriptors:
+        reply, passed, _, _ = socket.recv_fds(self._socket, 4096, descriptors, socket.MSG_CMSG_CLOEXEC)
+        if reply == b"ok" and len(passed) == descriptors:
             return passed
-        for one in passed:
-            os.close(one)
-        reason = said[1:].decode(errors="replace") or self._last_words()
+        for descriptor in passed:
+            os.close(descriptor)
+        reason = reply[1:].decode(errors="replace") or self._stderr()
         raise SandboxError(f"cannot mount a workspace: {reason}")
 
-    def _last_words(self) -> str:
+    def _stderr(self) -> str:
         os.set_blocking(self._child.stderr.fileno(), False)
-        said = (self._child.stderr.read() or b"").decode(errors="replace").strip()
-        return said[-500:] or "it died"
+        text = (self._child.stderr.read() or b"").decode(errors="replace").strip()
+        return text[-500:] or "the mount helper died"
 
     def _end(self) -> None:
         if self._closed:

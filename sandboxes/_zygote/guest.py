@@ -1,23 +1,25 @@
-"""Forks commands out of a warm interpreter; run as ``python -P -S -c SOURCE`` as process 1 of a namespace.
+"""The zygote, which forks commands from a warm interpreter; run as ``python -P -S -c SOURCE``, as pid 1.
 
-    argv    descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
-            compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
-            filter of a command's system calls, BPF in hexadecimal}; bytes of each scratch folder
-    "fork"  comes with a socket for control and with descriptors at which to enter control groups, and maybe
-            with pids after spaces, of processes that are dead and to be reaped; answered by {"pid": PID} with
-            a descriptor that is readable once that process is dead, or by {"failure": REASON}
-    "reap"  with such a pid after a space is answered by {"cpu_s": S}
+    argv        descriptor of the host's socket; descriptor of a file that holds {"programs": [SOURCE, ...] to
+                compile now, "modules": [NAME, ...] to import now, "packages": PATH of those, "forbidden": the
+                filter of a command's system calls, BPF in hexadecimal}; bytes of each scratch folder
 
-What is forked is the process 1 of fresh namespaces, and by that one the command's process, both before there
-is a command. The latter builds their view of the file system, says "ready" at the control socket, and waits
-there for its job (see `prepare`). Then it gives up all rights, says "up" and becomes the command: by an
-``exec`` or, where it is a Python program for an isolated interpreter, as it is, for then it differs little
-from a new interpreter: some of the standard library is imported. What goes wrong before "up" it says too,
-after an exclamation mark. When the command ends, or on SIGTERM, process 1 kills all that is left, and only
-then says the command's status, in four bytes.
+Requests of the host:
 
-A command reaches neither this process nor any other command. But it is of the same user as its own process
-1, so nothing that is said about it after "up" is trusted.
+    "fork PIDS" comes with a control socket and descriptors through which to join control groups. PIDS, which
+                may be empty, are dead children to reap. Answer: {"pid": PID} with a descriptor that becomes
+                readable when that process is dead, or {"failure": REASON}
+    "reap PID"  reaps a dead child. Answer: {"cpu_s": S}
+
+A fork is the init process of new namespaces. It forks the command's process, before there is a command.
+That process builds its view of the file system, sends "ready" on the control socket and waits there for its
+job (see `prepare`). Then it drops all privileges, sends "up" and becomes the command: by an ``exec``, or, for
+a Python program, by running it as it is, because it differs little from a new interpreter. An error before
+"up" is sent too, after an exclamation mark. When the command ends, or on SIGTERM, the init process kills all
+remaining processes, and only then sends the command's status in four bytes.
+
+A command can reach neither this process nor another command. But it runs as the same user as its own init
+process, so the host trusts nothing that arrives after "up".
 """
 
 from __future__ import annotations
@@ -34,12 +36,12 @@ import socket
 import struct
 import sys
 
-TYPE_CHECKING = False  # `typing` itself would take longer to import than all the rest
+TYPE_CHECKING = False  # importing `typing` would take longer than everything else here
 if TYPE_CHECKING:
     from types import CodeType
     from typing import Any
 
-#: What programs of this kind import most, or long. Not ``random``, whose state all forks would share.
+#: Modules that programs often import, or that load slowly. Not ``random``: all forks would share its state.
 WARM = (
     *("abc", "bisect", "collections", "collections.abc", "contextlib", "copy", "dataclasses", "decimal"),
     *("enum", "fractions", "functools", "heapq", "importlib", "itertools", "math", "operator", "re"),
@@ -53,19 +55,19 @@ NOBODY = 65534
 CAPABILITY_VERSION = 0x20080522
 GET_FLAGS, SET_FLAGS, UP, INTERFACE = 0x8913, 0x8914, 1, "16sh14x"
 
-MOVE_MOUNT, HERE, OF_DESCRIPTOR = 429, -100, 4  # the call has one number on all machines
-#: Most files in each scratch folder.
+MOVE_MOUNT, HERE, OF_DESCRIPTOR = 429, -100, 4  # the same number on all architectures
+#: Limit of files in each scratch folder.
 SCRATCH_FILES = 16000
 LIBC = ctypes.CDLL(None, use_errno=True)
-#: Programs of the host's own, by source.
+#: The host's own programs, compiled, by source.
 COMPILED: dict[str, CodeType] = {}
 
 
 def checked(result: int, doing: str) -> None:
-    """Raise what a C function has left in errno.
+    """Raise the error in errno if a C function failed.
 
     Raises:
-        OSError: ``result`` says that it failed.
+        OSError: ``result`` is negative.
     """
     if result < 0:
         raise OSError(ctypes.get_errno(), f"{doing}: {os.strerror(ctypes.get_errno())}")
@@ -78,23 +80,23 @@ def mount(source: str, target: str, kind: str, flags: int, options: str = "") ->
 
 
 def confine(scratch_bytes: int) -> None:
-    """Build this process's own view: empty scratch folders, its namespaces' own /proc, network, terminals."""
+    """Set up the command's view: loopback network, empty scratch folders, its own terminals and /proc."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
         _, flags = struct.unpack(INTERFACE, fcntl.ioctl(asking, GET_FLAGS, struct.pack(INTERFACE, b"lo", 0)))
         fcntl.ioctl(asking, SET_FLAGS, struct.pack(INTERFACE, b"lo", flags | UP))
     mount("none", "/", "none", RECURSIVE | PRIVATE)
-    # Over what was there. It stays covered, for want of the right to unmount.
+    # Mounted over the zygote's. The command cannot uncover them, because it may not unmount.
     scratch = f"size={scratch_bytes},nr_inodes={SCRATCH_FILES},mode=1777"
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, scratch)
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
     mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
-    # Of process 1 a command could set what weighs on its work, for they are of one user.
+    # Hides the init process's files: a command of the same user could set its priority through them.
     mount("tmpfs", "/proc/1", "tmpfs", NOSUID | NODEV | READ_ONLY, "mode=0")
 
 
 def enter_own_users() -> None:
-    """Enter a user namespace that owns none of the others."""
+    """Enter a user namespace that owns no other namespace, so its capabilities do not count in them."""
     checked(LIBC.unshare(NEWUSER), "unshare users")
     own = f"{NOBODY} 0 1".encode()
     for name, text in (("setgroups", b"deny"), ("uid_map", own), ("gid_map", own)):
@@ -103,22 +105,22 @@ def enter_own_users() -> None:
         os.close(file)
 
 
-def give_up_rights() -> None:
-    """Drop all capabilities, with no way back, and let no process of the same user look inside or trace."""
+def drop_privileges() -> None:
+    """Drop all capabilities for good, and forbid processes of the same user to read or trace this one."""
     checked(LIBC.capset(struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)), "drop capabilities")
     checked(LIBC.prctl(SET_DUMPABLE, 0, 0, 0, 0), "become undumpable")
     checked(LIBC.prctl(SET_NO_NEW_PRIVS, 1, 0, 0, 0), "forbid new privileges")
 
 
 def filter_calls(forbidden: bytes) -> None:
-    """Refuse system calls from now on, as a BPF program says."""
+    """Filter this process's system calls by a BPF program."""
     rules = ctypes.create_string_buffer(forbidden, len(forbidden))
     program = struct.pack("HxxxxxxP", len(forbidden) // 8, ctypes.addressof(rules))
     checked(LIBC.prctl(SET_SECCOMP, FILTER, program, 0, 0), "filter system calls")
 
 
 def reap(command: int) -> int | None:
-    """Take in the dead; returns the command's exit status, or minus its signal, if it is among them."""
+    """Reap dead processes; returns the command's status (or minus its signal) if it is one of them."""
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
@@ -128,15 +130,15 @@ def reap(command: int) -> int | None:
             return os.waitstatus_to_exitcode(status) if pid else None
 
 
-def keep(control: socket.socket, doors: list[int], scratch_bytes: int, forbidden: bytes) -> CodeType:
-    """Be process 1 of a command's namespaces; its child becomes the command.
+def run_init(control: socket.socket, groups: list[int], scratch_bytes: int, forbidden: bytes) -> CodeType:
+    """Run as the init process of a command's namespaces; its child becomes the command.
 
     Returns only in the child; see `prepare`.
     """
-    os.setsid()  # or its niceness, as far as the kernel groups it by sessions, would be everyone's
-    for door in doors:
-        os.write(door, b"0")
-        os.close(door)
+    os.setsid()  # because the kernel groups scheduling by session (autogroup)
+    for group in groups:
+        os.write(group, b"0")
+        os.close(group)
     checked(LIBC.unshare(NEWNS | NEWCGROUP | NEWIPC | NEWNET), "unshare")
     secured, securing = os.pipe()
     awaited = {signal.SIGCHLD, signal.SIGTERM}
@@ -146,7 +148,7 @@ def keep(control: socket.socket, doors: list[int], scratch_bytes: int, forbidden
         signal.pthread_sigmask(signal.SIG_UNBLOCK, awaited)
         os.close(securing)
         return prepare(control, secured, scratch_bytes, forbidden)
-    give_up_rights()
+    drop_privileges()
     os.close(securing)
     status = None
     while status is None and signal.sigwait(awaited) == signal.SIGCHLD:
@@ -161,14 +163,15 @@ def keep(control: socket.socket, doors: list[int], scratch_bytes: int, forbidden
 
 
 def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden: bytes) -> CodeType:
-    """Be the command's process before there is a command, and then become it.
+    """Prepare the command's process, wait for the command, and become it.
 
-    Not before ``secured`` is at its end: then process 1 has no rights left that could be abused.
+    Waits until ``secured`` is closed, because then the init process has dropped its privileges, which the
+    command could abuse otherwise.
 
-    The job is {"argv": [...], "rlimits": [[KIND, BOUND], ...], "program": SOURCE or null} in a file, whose
-    descriptor comes first; then stdin, stdout, stderr and the workspace, a mount that is attached nowhere.
+    The job comes as descriptors: a file that holds {"argv": [...], "rlimits": [[KIND, BOUND], ...],
+    "program": SOURCE or null}, then stdin, stdout, stderr, and the workspace, a detached mount.
 
-    Returns the program, if the command is one that is to run in this interpreter.
+    Returns the program, if the command is a program to run in this interpreter.
     """
     try:
         confine(scratch_bytes)
@@ -177,17 +180,17 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden:
         os.read(secured, 1)
         control.send(b"ready")
         word, passed, _, _ = socket.recv_fds(control, 16, 5)
-        if not word:  # the host is gone, or has no use for this
+        if not word:  # the host is gone, or does not need this process
             os._exit(0)
-        asked, *pipes, workspace = passed
-        with open(asked, "rb") as file:
+        job_file, *pipes, workspace = passed
+        with open(job_file, "rb") as file:
             job: dict[str, Any] = json.load(file)
         for target, pipe in enumerate(pipes):
             os.dup2(pipe, target)
         moved = LIBC.syscall(MOVE_MOUNT, workspace, b"", HERE, b"/workspace", OF_DESCRIPTOR)
         checked(moved, "mount the workspace")
         enter_own_users()
-        give_up_rights()
+        drop_privileges()
         filter_calls(forbidden)
         control.send(b"up")
     except BaseException as error:
@@ -198,7 +201,7 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden:
 
 
 def rehearse() -> None:
-    """Do what a first program will do, so that the pages which that takes are this process's own by then."""
+    """Do what typical programs do first, so that the memory pages for it are copied ahead of time."""
     scope: dict[str, Any] = {}
     exec(compile("class C:\n def f(self, *a, **k): return [*a]", "<string>", "exec"), scope)
     said = json.dumps({"id": "0", "args": ["[1, 2.5, 'x']"], "kwargs": {}, "value": scope["C"]().f(1, None)})
@@ -210,14 +213,14 @@ def rehearse() -> None:
 
 
 def become(job: dict[str, Any]) -> CodeType:
-    """Turn into the command; where that is Python, returns what is left to do."""
+    """Become the command. Returns the program if it runs in this interpreter."""
     program = job["program"]
     try:
         os.closerange(3, 4096)
         for kind, bound in job["rlimits"]:
             resource.setrlimit(kind, (bound, bound))
         os.chdir("/workspace")
-        # A program that puts the workspace on its path must find there what a new interpreter would.
+        # A program that puts the workspace on its path must import from there what a new interpreter would.
         if program is not None and not any(name.partition(".")[0] in sys.modules for name in os.listdir()):
             checked(LIBC.prctl(SET_DUMPABLE, 1, 0, 0, 0), "become dumpable")
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -232,7 +235,7 @@ def become(job: dict[str, Any]) -> CodeType:
 
 
 def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType:
-    """Fork when the host asks for it, until it goes away; returns in a command that is Python."""
+    """Answer the host's requests until it closes the socket. Returns only in a fork that runs a program."""
     home = os.open("/proc/self/ns/pid", os.O_RDONLY)
     while True:
         request, passed, _, _ = socket.recv_fds(host, 4096, 8)
@@ -248,15 +251,15 @@ def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType
             continue
         child, failure = -1, ""
         try:
-            checked(LIBC.unshare(NEWPID), "unshare processes")  # of the next child, not of this process
+            checked(LIBC.unshare(NEWPID), "unshare processes")  # for the next child, not for this process
             child = os.fork()
         except OSError as error:
             failure = str(error)
         if child == 0:
             os.close(host.detach())
             os.close(home)
-            control, *doors = passed
-            return keep(socket.socket(fileno=control), doors, scratch_bytes, forbidden)
+            control, *groups = passed
+            return run_init(socket.socket(fileno=control), groups, scratch_bytes, forbidden)
         checked(LIBC.setns(home, NEWPID), "return to the own namespace")
         for descriptor in passed:
             os.close(descriptor)
@@ -267,7 +270,7 @@ def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType
 
 
 def introduce(host: socket.socket, child: int) -> str:
-    """Give the host hold of a new process; where that fails, end the process and return the reason."""
+    """Send the host the descriptor of a new process. If that fails, kill it and return the reason."""
     try:
         handle = os.pidfd_open(child)
         try:
@@ -282,12 +285,13 @@ def introduce(host: socket.socket, child: int) -> str:
 
 
 def main() -> CodeType:
-    """Warm up, then serve."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # which process 1 is deaf to
-    # What commands may have in flight between sockets counts against the whole user, and they may have less.
+    """Import and compile, then serve. Returns only in a fork that runs a program."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # the kernel ignores it for pid 1; forks inherit the default
+    # A high limit on open files, because descriptors that commands have in flight between sockets count
+    # against all processes of the user. Commands have a lower limit, so they cannot use this one up.
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    os.environ.pop("PWD", None)  # bubblewrap's own addition
+    os.environ.pop("PWD", None)  # bubblewrap sets it
     for name in WARM:
         importlib.import_module(name)
     host, prepared, scratch_bytes = map(int, sys.argv[1:])
@@ -299,16 +303,16 @@ def main() -> CodeType:
     sys.path.append(preparation["packages"])
     for name in preparation["modules"]:
         importlib.import_module(name)
-    sys.path[:] = path  # a program finds what is imported, and nothing else there
-    gc.freeze()  # a collection in a fork would copy every page
+    sys.path[:] = path  # programs can use the imported modules, but import nothing else from there
+    gc.freeze()  # a garbage collection in a fork would copy every memory page
     return serve(socket.socket(fileno=host), scratch_bytes, bytes.fromhex(preparation["forbidden"]))
 
 
 def leave(known: set[str]) -> None:
-    """End the interpreter as it would end by itself, but without tidying up what the program never touched.
+    """End the interpreter as it ends by itself, but skip modules that the program did not import.
 
     Args:
-        known: names of modules that were there before the program.
+        known: names of modules that were imported before the program ran.
     """
     import atexit
 
@@ -317,7 +321,7 @@ def leave(known: set[str]) -> None:
     if "threading" in sys.modules:
         sys.modules["threading"]._shutdown()
     atexit._run_exitfuncs()  # pyright: ignore[reportPrivateUsage]
-    # Objects of the program's end while the names that they use are still there.
+    # Delete the program's objects while the names that their __del__ methods use still exist.
     for name in ["__main__", *(name for name in sys.modules if name not in known)]:
         sys.modules.pop(name, None)
     gc.collect()
@@ -326,7 +330,7 @@ def leave(known: set[str]) -> None:
         try:
             if stream is not None and not stream.closed:
                 stream.flush()
-        except OSError as error:  # what an interpreter says and does that cannot write its last words
+        except OSError as error:  # as an interpreter does if it cannot flush its output
             os.write(2, f"Exception ignored in: {stream!r}\n{type(error).__name__}: {error}\n".encode())
             status = 120
     LIBC.fflush(None)

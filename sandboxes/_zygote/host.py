@@ -1,4 +1,4 @@
-"""The host's half of the zygote: one warm process in bubblewrap, and what it has forked ahead of need."""
+"""The host's side of the zygote: starts it, asks it for forks, and keeps some init processes ready."""
 
 from __future__ import annotations
 
@@ -30,22 +30,22 @@ from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH
 from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervisor import Ending, Usage
 
-#: How Python is asked to run a program that a fork can run as well.
+#: Options of a Python command that a fork of the zygote can run itself, without an ``exec``.
 PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
-#: Keepers made ahead: as many as rollouts have threads.
+#: Init processes forked ahead: as many as rollouts have threads.
 _PREFORKED: Final = 2
-#: Names of control groups, also of a zygote that takes the place of another.
+#: Numbers of control groups. Shared by all zygotes, because one that replaces another uses the same prefix.
 _NUMBERS: Final = itertools.count()
 _PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
-#: How long process 1 is given to kill all others before it is killed itself, which takes longer.
+#: Time for an init process to kill all others before it is killed itself, which takes longer.
 _GRACE_MS: Final = 200
 
 
 @final
 class Zygote:
-    """This process's zygote, replaced when it dies, and a folder that gives its control groups their name.
+    """This process's zygote, replaced when it dies. Thread-safe.
 
-    Thread-safe.
+    Its control groups are named after its lease.
 
     Args:
         packages, warm: see `envkit.sandboxes.zygote.ZygoteBackend`.
@@ -66,11 +66,11 @@ class Zygote:
             )
 
     def init_process(self) -> InitProcess:
-        """One that waits for its job; the caller ends it.
+        """An init process that waits for a command; the caller ends it.
 
         Raises:
-            UnenforceableLimit: this machine can bound neither processes nor CPU time.
-            SandboxError: the zygote does not start, or what it forks does not come up.
+            UnenforceableLimit: this machine can limit neither processes nor CPU time.
+            SandboxError: the zygote or its fork does not start.
         """
         if os.getpid() != self._pid:
             raise SandboxError("this sandbox belongs to the process that forked this one; make another")
@@ -83,13 +83,13 @@ class Zygote:
         return zygote.init_process()
 
     def close(self) -> None:
-        """End the zygote, and with it every command; remove the folder. Idempotent."""
-        if os.getpid() != self._pid:  # a fork of ours, which owns nothing of this
+        """End the zygote and all its commands, and remove the folder. Idempotent."""
+        if os.getpid() != self._pid:  # a fork of this process does not own it
             return
         with self._lock:
             if self._zygote is not None:
                 self._zygote.close()
-        cgroup.remove_leftovers(self.lease.path.name)  # of commands that still ran
+        cgroup.remove_leftovers(self.lease.path.name)  # of commands that were still running
         self.lease.close()
 
 
@@ -97,7 +97,7 @@ _MAKING = threading.Lock()
 
 
 def shared_zygote(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
-    """This process's for some packages; keyed by pid too, for a fork of it must have its own."""
+    """This process's zygote for these packages. Keyed by pid, because a fork needs its own."""
     with _MAKING:
         return _made(pid, packages, warm)
 
@@ -109,16 +109,14 @@ def _made(pid: int, packages: Sequence[str], warm: Sequence[str]) -> Zygote:
 
 @final
 class InitProcess:
-    """The process 1 of one command's namespaces: the kernel kills all in them when it dies.
+    """The init process (pid 1) of one command's namespaces. Its death makes the kernel kill all others there.
 
     Args:
         zygote: its parent.
-        number: its pid there.
-        pidfd: its descriptor.
-        control: the socket to it.
-        group: the control group that it enters, where there are any.
-
-    It owns the last three.
+        number: its pid in the zygote's namespace.
+        pidfd: its process descriptor; owned by this object.
+        control: the socket to it; owned by this object.
+        group: the control group that it has joined; owned by this object. ``None`` if there are none here.
     """
 
     def __init__(
@@ -140,13 +138,16 @@ class InitProcess:
             self._expect(b"ready")
         except BaseException:
             with contextlib.suppress(SandboxError):
-                self._bury()
+                self._discard()
             raise
 
     def start(self, job: dict[str, Any], limits: Limits, pipes: Sequence[int]) -> None:
-        """Give it its job and return when that is begun; see `envkit.sandboxes._zygote.guest.prepare`.
+        """Start its command and return once that is confined; see `envkit.sandboxes._zygote.guest.prepare`.
 
-        The descriptors, of three pipes and the workspace, stay the caller's.
+        Args:
+            job: the command, as that function describes it.
+            limits: of the command.
+            pipes: descriptors of three pipes and the workspace; the caller closes them.
 
         Raises:
             SandboxError: it is dead, or the command cannot be confined.
@@ -162,26 +163,26 @@ class InitProcess:
                 raise SandboxError(f"the zygote's fork is gone: {error}") from error
 
     def ending(self) -> int:
-        """A descriptor that is readable once the command has ended; the caller closes it."""
+        """A descriptor that becomes readable when the command ends; the caller closes it."""
         return os.dup(self._control.fileno())
 
     def usage(self) -> Usage:
-        """What the command and all that it started have used."""
+        """Resources that the command and its descendants have used."""
         if self.group is not None:
             return Usage(self.group.cpu_s() - self._cpu_before_s, self.group.out_of_memory())
         self._seen_cpu_s = max(self._seen_cpu_s, procfs.cpu_s(procfs.family(self.pid)))
         return Usage(self._seen_cpu_s)
 
     def end(self) -> Ending:
-        """Kill what lives, and return when it is dead. Called once.
+        """Kill the command and its descendants, and return when all are dead. Called once.
 
         Raises:
-            SandboxError: processes do not die, or the zygote did.
+            SandboxError: processes do not die, or the zygote has died.
         """
         try:
             status = self._ended()
-            asked = status is None or self.group is None
-            if asked:  # its parent must say what became of it, and can only if it lives
+            is_reaped = status is None or self.group is None
+            if is_reaped:  # its CPU time is known only from its parent, when that reaps it
                 self._kill()
                 self._seen_cpu_s = max(self._seen_cpu_s, self._zygote.reap(self._number))
             ending = Ending(
@@ -192,34 +193,34 @@ class InitProcess:
         except BaseException:
             self._release()
             raise
-        self._zygote.ended(self._release if asked else self._bury)
+        self._zygote.ended(self._release if is_reaped else self._discard)
         return ending
 
     def _ended(self) -> int | None:
-        """Have it kill all but itself; returns the command's status or minus the signal that ended it.
+        """Let it kill all other processes; returns the command's status, or minus the signal that ended it.
 
-        ``None`` if it cannot say: it died, or was kept from its work.
+        ``None`` if it does not answer, because it died or was kept from its work.
         """
         for grace_ms in (0, _GRACE_MS):
             if grace_ms:
                 with contextlib.suppress(ProcessLookupError):
                     signal.pidfd_send_signal(self.pidfd, signal.SIGTERM)
             if bwrap.readable(self._control.fileno(), grace_ms):
-                said = self._control.recv(16)
-                return int(struct.unpack("i", said)[0]) if len(said) == 4 else None
+                status = self._control.recv(16)
+                return int(struct.unpack("i", status)[0]) if len(status) == 4 else None
         return None
 
     def _kill(self) -> None:
         with contextlib.suppress(ProcessLookupError):
             signal.pidfd_send_signal(self.pidfd, signal.SIGKILL)
-        # The kernel reports a process 1 as dead only after it has killed and reaped all others.
+        # The kernel reports an init process as dead only after it has killed and reaped all others.
         if not bwrap.readable(self.pidfd):
             raise SandboxError("a killed sandbox did not die; its processes may hang in the kernel")
 
-    def _bury(self) -> None:
+    def _discard(self) -> None:
         try:
             self._kill()
-            self._zygote.leave(self._number)
+            self._zygote.reap_later(self._number)
         finally:
             self._release()
 
@@ -233,17 +234,17 @@ class InitProcess:
         try:
             group.bound(limits)
             self._cpu_before_s = group.cpu_s()
-        except OSError as error:  # busy with more than that
-            least = f"memory_bytes: {limits.memory_bytes} is less than a command holds before it starts"
-            raise UnenforceableLimit(f"{least} ({error})") from error
+        except OSError as error:  # the group holds more than that already
+            found = f"memory_bytes: {limits.memory_bytes} is less than a command holds before it starts"
+            raise UnenforceableLimit(f"{found} ({error}); raise it") from error
 
     def _expect(self, word: bytes) -> None:
         try:
-            said = self._control.recv(4096)
+            reply = self._control.recv(4096)
         except OSError as error:
-            raise SandboxError(f"the zygote's fork is silent: {error}") from error
-        if said != word:
-            reason = said[1:].decode(errors="replace") if said[:1] == b"!" else "its fork died"
+            raise SandboxError(f"the zygote's fork does not answer: {error}") from error
+        if reply != word:
+            reason = reply[1:].decode(errors="replace") if reply[:1] == b"!" else "its fork died"
             raise SandboxError(f"the zygote cannot confine a command: {reason}")
 
 
@@ -253,9 +254,9 @@ class _ZygoteProcess:
 
     Args:
         bwrap: the command that starts bubblewrap.
-        root: the image.
-        folder: where it starts; control groups are named after it.
-        warm: third-party modules to import beforehand.
+        root: the root folder.
+        folder: its working directory; control groups are named after it.
+        warm: third-party modules to import first.
     """
 
     def __init__(self, bwrap: Sequence[str], root: Path, folder: Path, warm: Sequence[str]) -> None:
@@ -269,12 +270,12 @@ class _ZygoteProcess:
             "forbidden": seccomp.program().hex(),
         }
         self.dead = False
-        self._said = ""  # its last words
+        self._stderr = ""  # what it printed before it died
         self._name = folder.name
         self._lock = threading.Lock()
         self._unreaped: list[int] = []
         self._preforked: queue.SimpleQueue[InitProcess] = queue.SimpleQueue()
-        self._maker = ThreadPoolExecutor(1, "keepers")
+        self._worker = ThreadPoolExecutor(1, "zygote-fork")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
         prepared = memory(json.dumps(preparation).encode())
@@ -290,10 +291,10 @@ class _ZygoteProcess:
             self._later(self._prepare)
 
     def init_process(self) -> InitProcess:
-        """One made ahead, if there is.
+        """An init process that was forked ahead, or else a new one.
 
-        Another is made in its stead once it has ended, beside whatever comes then rather than beside its
-        work; or at once if it was the last, for more is then going on at the same time.
+        Its replacement is forked when it has ended, so that forking does not compete with its command. If it
+        was the last one, its replacement is forked at once, because several commands run at the same time.
         """
         try:
             found = self._preforked.get_nowait()
@@ -303,19 +304,19 @@ class _ZygoteProcess:
             self._later(self._prepare)
         return found
 
-    def ended(self, clear_away: Callable[[], object]) -> None:
-        """Have what is left of a init cleared away, and another one made."""
-        self._later(clear_away)
+    def ended(self, clean_up: Callable[[], object]) -> None:
+        """Clean up after an init process and fork a replacement, both in the background."""
+        self._later(clean_up)
         self._later(self._prepare)
 
     def _later(self, job: Callable[[], object]) -> None:
         try:
-            self._maker.submit(job)
-        except RuntimeError:  # this is being closed
+            self._worker.submit(job)
+        except RuntimeError:  # the executor is shut down
             job()
 
     def reap(self, number: int) -> float:
-        """Reap a dead fork; returns the CPU seconds that it and its children have used.
+        """Reap a dead fork; returns the CPU seconds that it and its descendants used.
 
         Raises:
             SandboxError: the zygote is dead.
@@ -323,22 +324,22 @@ class _ZygoteProcess:
         answer, _ = self._ask(f"reap {number}")
         return float(answer["cpu_s"])
 
-    def leave(self, number: int) -> None:
-        """Have a dead fork reaped with the next request for one."""
+    def reap_later(self, number: int) -> None:
+        """Reap a dead fork together with the next request for a fork."""
         self._unreaped.append(number)
 
     def close(self) -> None:
-        """Kill it, and with it all that it has forked. Idempotent."""
+        """Kill it and all its forks. Idempotent."""
         with self._lock:
-            self._bury()
-        self._maker.shutdown(wait=True)
+            self._discard()
+        self._worker.shutdown(wait=True)
         while not self._preforked.empty():
             with contextlib.suppress(SandboxError):
                 self._preforked.get().end()
 
     def _prepare(self) -> None:
         if self._preforked.qsize() < _PREFORKED:
-            with contextlib.suppress(OSError, SandboxError):  # whoever asks next meets the same, and says so
+            with contextlib.suppress(OSError, SandboxError):  # the next caller gets the same error
                 self._preforked.put(self._make())
 
     def _make(self) -> InitProcess:
@@ -351,57 +352,57 @@ class _ZygoteProcess:
             if parents:
                 group = Cgroup(parents, f"{self._name}-{next(_NUMBERS)}")
                 ours.callback(group.close)
-                for door in group.join_descriptors():
-                    theirs.callback(os.close, door)
-                    passed.append(door)
+                for descriptor in group.join_descriptors():
+                    theirs.callback(os.close, descriptor)
+                    passed.append(descriptor)
             dead = [str(self._unreaped.pop()) for _ in range(min(len(self._unreaped), 64))]
             answer, [pidfd] = self._ask(" ".join(["fork", *dead]), passed)
             ours.pop_all()
-            theirs.close()  # so that the death of the init is the end of its socket
+            theirs.close()  # so that the socket ends when the init process dies
             return InitProcess(self, int(answer["pid"]), pidfd, control, group)
 
     def _ask(self, request: str, descriptors: Sequence[int] = ()) -> tuple[dict[str, Any], list[int]]:
         """Send a request; returns the answer and the descriptors that came with it.
 
         Raises:
-            SandboxError: the zygote is gone, or silent; it is asked nothing more.
+            SandboxError: the zygote is gone or does not answer. Later requests fail too.
         """
         with self._lock:
             if self.dead:
-                raise SandboxError(f"the zygote died: {self._said}".rstrip(": "))
+                raise SandboxError(f"the zygote died: {self._stderr}".rstrip(": "))
             try:
                 socket.send_fds(self._socket, [request.encode()], descriptors)
                 data, passed, _, _ = socket.recv_fds(self._socket, 4096, 1, socket.MSG_CMSG_CLOEXEC)
             except OSError as error:
-                if error.errno != errno.ETOOMANYREFS:  # of which it knows nothing
-                    self._bury()
-                raise SandboxError(f"the zygote does not answer: {error} {self._said}".rstrip()) from error
-            except BaseException:  # a late answer would be taken for that to the next question
-                self._bury()
+                if error.errno != errno.ETOOMANYREFS:  # the request was never sent
+                    self._discard()
+                raise SandboxError(f"the zygote does not answer: {error} {self._stderr}".rstrip()) from error
+            except BaseException:  # a late answer would be taken for that to the next request
+                self._discard()
                 raise
             if not data:
-                self._bury()
-                raise SandboxError(f"the zygote died: {self._said}".rstrip(": "))
+                self._discard()
+                raise SandboxError(f"the zygote died: {self._stderr}".rstrip(": "))
         answer = cast("dict[str, Any]", json.loads(data))
         if failure := answer.get("failure"):
-            raise SandboxError(f"the zygote cannot do that: {failure}")
+            raise SandboxError(f"the zygote cannot fork: {failure}")
         return answer, passed
 
-    def _bury(self) -> None:
+    def _discard(self) -> None:
         if self.dead:
             return
         self.dead = True
         self._socket.close()
         os.set_blocking(self._child.stderr.fileno(), False)
-        self._said = (self._child.stderr.read() or b"").decode(errors="replace").strip()[-500:]
+        self._stderr = (self._child.stderr.read() or b"").decode(errors="replace").strip()[-500:]
         self._child.discard()
 
 
 def _pid_of(pidfd: int) -> int:
-    """The process behind a descriptor, by its number here.
+    """The pid, in this namespace, of a process descriptor.
 
     Raises:
-        SandboxError: it is dead.
+        SandboxError: the process is dead.
     """
     for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines():
         name, _, value = line.partition(":")
@@ -412,7 +413,7 @@ def _pid_of(pidfd: int) -> int:
 
 def _namespaces(root: Path) -> list[str]:
     return [
-        # With rights inside them, which the zygote's forks give up before they run anything.
+        # With capabilities in the namespaces, which its forks drop before they run a command.
         *("--unshare-all", "--unshare-user", "--cap-add", "ALL", "--as-pid-1"),
         *("--uid", "0", "--gid", "0", "--hostname", "sandbox"),
         *("--die-with-parent", "--new-session"),

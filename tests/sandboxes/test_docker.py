@@ -36,7 +36,7 @@ sandbox = DockerBackend().create()
 peer = sandbox.open([sandbox.python, "-uc", "print(input()); import time; time.sleep(600)"])
 peer.ask(b"up", 30)
 made, held = sandbox._made[0]._container.name, sandbox._volume
-print(made, sandbox._lease.path, held._holder._container.name, held.mount["Source"], flush=True)
+print(made, sandbox._lease.path, held._container._container.name, held.mount["Source"], flush=True)
 time.sleep(600)
 """
 
@@ -185,7 +185,7 @@ def test_a_killed_holder_of_the_workspace_is_a_sandbox_error(docker: SandboxBack
     sandbox = docker.create()
     sandbox.write("file", b"1")
     assert python(sandbox, "open('file')").ok
-    sandbox._volume._holder._container.kill()  # type: ignore[attr-defined]
+    sandbox._volume._container._container.kill()  # type: ignore[attr-defined]
     assert python(sandbox, "open('file')").ok  # its own container has the workspace as well
     sandbox.reset()
     with pytest.raises(SandboxError, match="files are lost"):
@@ -206,14 +206,14 @@ def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> Non
         sandbox.close()
     assert len(containers() - before) == 1
     assert len(named_volumes() - volumes) == 8
-    shelf = module._pool(
+    pool = module._pool(
         docker_engine.client(os.getpid()),
         sandboxes[8]._tag,
         None,
         sandboxes[8]._user,
         made.quota,  # type: ignore[attr-defined]
     )
-    shelf.close()
+    pool.close()
     assert len(containers() - before) == 1  # which one sandbox uses
     sandboxes[8].close()
     assert (containers(), named_volumes()) == (before, volumes)

@@ -182,9 +182,9 @@ def test_where_nothing_of_a_size_can_be_mounted_the_backend_says_so(
 ) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(workspace_mounts.sys, "executable", "/bin/false")
-        with pytest.raises(UnenforceableLimit, match="space: no file system of a given size"):
+        with pytest.raises(UnenforceableLimit, match="quota: no file system of a fixed size"):
             kind().create()
-        assert "space: " in str(kind().available())
+        assert "quota: " in str(kind().available())
     assert kind().available() is None
 
 
