@@ -1,8 +1,14 @@
-"""RL environments around real applications, and the loop that trains small models on them."""
+"""RL environments around real applications, and the loop that trains small models on them.
+
+`train`, `evaluate`, `bench`, `load_adapter` and their like are loaded from `envkit.api` when they are first
+used, so that ``import envkit`` stays fast and needs no PyTorch.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
 from envkit.checks import Check, Score, check
@@ -27,6 +33,7 @@ from envkit.errors import (
     UsageError,
 )
 from envkit.grading import Grade
+from envkit.registry import make
 from envkit.registry import register_gymnasium as _register_gymnasium
 from envkit.rollout import Rollouts
 from envkit.sandbox import ExecResult, Limits, Peer, PeerGone, Quota, Sandbox, SandboxBackend, StopReason
@@ -44,17 +51,71 @@ from envkit.types import (
     Verdict,
 )
 
+if TYPE_CHECKING:
+    from envkit.api import (
+        Adapter,
+        BenchResult,
+        EvalResult,
+        Report,
+        RescoreResult,
+        SFTResult,
+        TrainResult,
+        bench,
+        evaluate,
+        leaderboard,
+        load_adapter,
+        rescore,
+        resume_bench,
+        resume_train,
+        sft,
+        spec_of,
+        train,
+    )
+    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.train.config import TrainConfig
+
+#: Names that are loaded when they are first used, by the module that defines them.
+_LAZY = {
+    "envkit.api": (
+        "Adapter",
+        "BenchResult",
+        "EvalResult",
+        "Report",
+        "RescoreResult",
+        "SFTResult",
+        "TrainResult",
+        "bench",
+        "evaluate",
+        "leaderboard",
+        "load_adapter",
+        "rescore",
+        "resume_bench",
+        "resume_train",
+        "sft",
+        "spec_of",
+        "train",
+    ),
+    "envkit.bench.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
+    "envkit.train.config": ("TrainConfig",),
+}
+
 __all__ = [
     "ActionResult",
+    "Adapter",
     "Agent",
     "AgentError",
+    "AgentSpec",
+    "BenchResult",
+    "BenchSpec",
     "BrokenTask",
     "Check",
     "ConfigError",
     "ContractError",
     "Env",
+    "EnvironmentSpec",
     "EnvkitError",
     "EpisodeKey",
+    "EvalResult",
     "ExecResult",
     "Exploit",
     "Grade",
@@ -67,7 +128,10 @@ __all__ = [
     "PeerGone",
     "Quota",
     "RegistryError",
+    "Report",
+    "RescoreResult",
     "Rollouts",
+    "SFTResult",
     "Sandbox",
     "SandboxBackend",
     "SandboxError",
@@ -82,6 +146,8 @@ __all__ = [
     "Tokens",
     "TooLargeError",
     "Tool",
+    "TrainConfig",
+    "TrainResult",
     "TrainingError",
     "Trajectory",
     "Turn",
@@ -92,10 +158,33 @@ __all__ = [
     "Utf8",
     "Verdict",
     "__version__",
+    "bench",
     "check",
+    "evaluate",
+    "leaderboard",
+    "load_adapter",
+    "make",
+    "rescore",
+    "resume_bench",
+    "resume_train",
+    "sft",
+    "spec_of",
     "tool",
+    "train",
 ]
 
 __version__ = _version("envkit")
 
 _register_gymnasium()
+
+
+def __getattr__(name: str) -> Any:
+    """Load a name of the Python interface when it is first used (PEP 562)."""
+    for module, names in _LAZY.items():
+        if name in names:
+            return getattr(_import_module(module), name)
+    raise AttributeError(f"module 'envkit' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -23,6 +23,14 @@ def expect(name: str, found: Any) -> None:
     assert json.loads(text) == json.loads(path.read_text())
 
 
+def expect_text(name: str, found: str) -> None:
+    """Compare a text with the golden file of that name, line by line."""
+    path = FOLDER / f"{name}.txt"
+    if os.environ.get("GOLDEN") == "write":
+        path.write_text(found)
+    assert found.splitlines() == path.read_text().splitlines()
+
+
 def _steady(data: Any) -> Any:
     match data:
         case dict():

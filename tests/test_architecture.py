@@ -29,12 +29,16 @@ LAYERS = (
     ("agents", "environments", "sandboxes"),
     ("bench", "train"),
     ("studies",),
+    ("api",),
     ("cli",),
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 #: Layers whose parts do not import each other.
 SIBLINGS = (("agents", "environments", "sandboxes"), ("bench", "train"))
+
+#: ``import envkit`` offers names that stand to its right; it loads them when they are first used.
+LOADED_ON_USE = ("envkit.api", "envkit.bench.spec", "envkit.train.config")
 
 #: Slow to import and absent from a plain install. Studies stand on train and load only with it.
 HEAVY = {"peft", "torch", "transformers", "trl"}
@@ -93,7 +97,7 @@ def forbidden(module: Module) -> list[str]:
         top = name.partition(".")[0]
         if top in ("", "agents", "environments", "sandboxes"):
             found.append(f"{where} imports {name}; write envkit.{name.lstrip('.')}")
-        elif top == "envkit":
+        elif top == "envkit" and not (part == "envkit" and name in LOADED_ON_USE):
             other = part_of(name)
             siblings = part != other and any(part in group and other in group for group in SIBLINGS)
             if siblings or RANK.get(other, len(LAYERS)) > RANK[part]:
@@ -119,7 +123,11 @@ def test_parts_do_not_import_each_other_in_a_ring() -> None:
     graph: dict[str, set[str]] = {}
     for module in MODULES:
         part = part_of(module.name)
-        named = [name for _, name in imports(module.tree, lazy=True)]
+        named = [
+            name
+            for _, name in imports(module.tree, lazy=True)
+            if not (part == "envkit" and name in LOADED_ON_USE)
+        ]
         graph.setdefault(part, set()).update(part_of(n) for n in named if n.partition(".")[0] == "envkit")
         graph[part].discard(part)
     try:

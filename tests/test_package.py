@@ -24,15 +24,21 @@ ENTRY_POINTS = [point for point in distribution("envkit").entry_points if point.
 
 PUBLIC = [
     "ActionResult",
+    "Adapter",
     "Agent",
     "AgentError",
+    "AgentSpec",
+    "BenchResult",
+    "BenchSpec",
     "BrokenTask",
     "Check",
     "ConfigError",
     "ContractError",
     "Env",
+    "EnvironmentSpec",
     "EnvkitError",
     "EpisodeKey",
+    "EvalResult",
     "ExecResult",
     "Exploit",
     "Grade",
@@ -45,7 +51,10 @@ PUBLIC = [
     "PeerGone",
     "Quota",
     "RegistryError",
+    "Report",
+    "RescoreResult",
     "Rollouts",
+    "SFTResult",
     "Sandbox",
     "SandboxBackend",
     "SandboxError",
@@ -60,6 +69,8 @@ PUBLIC = [
     "Tokens",
     "TooLargeError",
     "Tool",
+    "TrainConfig",
+    "TrainResult",
     "TrainingError",
     "Trajectory",
     "Turn",
@@ -70,8 +81,19 @@ PUBLIC = [
     "Utf8",
     "Verdict",
     "__version__",
+    "bench",
     "check",
+    "evaluate",
+    "leaderboard",
+    "load_adapter",
+    "make",
+    "rescore",
+    "resume_bench",
+    "resume_train",
+    "sft",
+    "spec_of",
     "tool",
+    "train",
 ]
 
 
@@ -92,11 +114,18 @@ def test_version_is_that_of_pyproject() -> None:
     assert envkit.__version__ == PYPROJECT["project"]["version"]
 
 
-@pytest.mark.parametrize("module", ["envkit", "envkit.cli.main"])
+@pytest.mark.parametrize("module", ["envkit", "envkit.api", "envkit.cli.main"])
 def test_import_loads_nothing_heavy(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert {"peft", "torch", "transformers", "trl"}.isdisjoint(loaded.split())
+
+
+def test_import_loads_no_command_line_and_no_interface() -> None:
+    """`envkit.train` and its like are loaded when they are first used."""
+    code = "import sys, envkit; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert {"rich", "typer", "envkit.api", "envkit.studies"}.isdisjoint(loaded.split())
 
 
 @pytest.mark.parametrize("point", ENTRY_POINTS, ids=[f"{point.group}:{point.name}" for point in ENTRY_POINTS])

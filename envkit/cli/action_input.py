@@ -1,4 +1,4 @@
-"""What a player types: lines that become one action, or a word to the game itself."""
+"""Read a player's actions from the terminal: one line, or a block of several lines."""
 
 from __future__ import annotations
 
@@ -10,43 +10,43 @@ from typing import Final
 
 _OPENS: Final = re.compile(r"[ \t]*```|<{5,9} ?SEARCH")
 _CLOSES: Final = re.compile(r"[ \t]*```[ \t]*$|>{5,9} ?REPLACE")
-#: Words that no environment sees, unless it has a tool of that name: what is typed -> what it asks for.
-WORDS: Final = {"help": "help", "?": "help", "quit": "quit", "exit": "quit"}
+#: Words that the game itself understands, unless the environment has a tool of that name.
+COMMANDS: Final = {"help": "help", "?": "help", "quit": "quit", "exit": "quit"}
 
-#: Gives the next line, or ``None`` at end of input; told whether the action has begun.
-Ask = Callable[[bool], str | None]
+#: Returns the next line, or ``None`` at end of input. The argument is True inside an action.
+ReadLine = Callable[[bool], str | None]
 
 
-def asker() -> Ask:
-    """Asks a person for lines, with a prompt where there is a person."""
-    is_person = sys.stdin.isatty()
-    if is_person:
+def input_reader() -> ReadLine:
+    """Return a function that reads lines from stdin, with a prompt if stdin is a terminal."""
+    is_terminal = sys.stdin.isatty()
+    if is_terminal:
         with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  (arrow keys, and lines of before)
+            import readline  # noqa: F401  # pyright: ignore[reportUnusedImport]  (arrow keys and history)
 
-    def ask(more: bool) -> str | None:
+    def read_line(inside_action: bool) -> str | None:
         try:
-            return input(("  " if more else "> ") if is_person else "")
+            return input(("  " if inside_action else "> ") if is_terminal else "")
         except EOFError:
             return None
 
-    return ask
+    return read_line
 
 
-def read_action(ask: Ask) -> str | None:
-    """One action, without the empty line that ends a block; ``None`` at end of input."""
+def read_action(read_line: ReadLine) -> str | None:
+    """Read one action, without the empty line that ends a block; ``None`` at end of input."""
     lines: list[str] = []
-    open_block = False
+    in_block = False
     while True:
-        line = ask(bool(lines))
+        line = read_line(bool(lines))
         if line is None:
             return "\n".join(lines) or None
-        if not open_block and not line.strip():
+        if not in_block and not line.strip():
             if lines:
                 return "\n".join(lines)
             continue
-        opens = not open_block and _OPENS.match(line)
-        open_block = bool(opens) or (open_block and not _CLOSES.match(line))
+        opens = not in_block and _OPENS.match(line)
+        in_block = bool(opens) or (in_block and not _CLOSES.match(line))
         if not lines and not opens:
             return line
         lines.append(line)

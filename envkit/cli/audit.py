@@ -1,4 +1,4 @@
-"""The command that puts an environment to the test."""
+"""The command that audits an environment."""
 
 from __future__ import annotations
 
@@ -9,30 +9,35 @@ from typing import Annotated
 import typer
 from rich.markup import escape
 
-from envkit.cli.options import DEFAULT_ENVIRONMENT, Json, SandboxName, proved_backend
-from envkit.cli.ui import emit, live, out
+from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
+from envkit.api.display import open_display
+from envkit.cli.options import EnvArgument, Json, SandboxName
+from envkit.cli.ui import emit, out
 
 
 def audit(
-    env: Annotated[str, typer.Argument(help="Environment name from `envkit list`.")] = DEFAULT_ENVIRONMENT,
-    tasks: Annotated[Path | None, typer.Option(help="Task file; default: its starters.")] = None,
-    output: Annotated[
-        Path | None, typer.Option("-o", "--output", help="Certificate to write; default: in the cache.")
+    env: EnvArgument = DEFAULT_ENVIRONMENT,
+    tasks: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Tasks to audit with. Default: the environment's starters."),
     ] = None,
-    max_turns: Annotated[int, typer.Option(min=1, help="Actions per episode.")] = 3,
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", metavar="FILE", help="Certificate to write. Default: in the cache."),
+    ] = None,
+    max_turns: Annotated[int, typer.Option(metavar="N", help="Actions per episode, at most.")] = 3,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Try whether an environment pays for the work and for nothing else; write its certificate."""
+    """Audit an environment: check that it rewards the work and no exploit, and write its certificate."""
     from envkit import registry
     from envkit.audit.certificate import Certificate, cached, content_digest, write
     from envkit.audit.runner import AuditedEnv, run_audit
 
     kind = registry.environment(env)
-    given = registry.read_tasks_for(kind, tasks) if tasks else None
-    with live() as display:
-        backend = proved_backend(sandbox, False, display)
-        posed = given or kind.make_tasks("starter", sandbox=backend, display=display)
+    with open_display("rich") as display:
+        backend = isolated_backend(sandbox, display)
+        posed = load_tasks(kind, tasks, "starter", backend, display)
         findings = run_audit(AuditedEnv(kind, posed, backend, max_turns), display)
     today = time.strftime("%Y-%m-%d")
     made = Certificate(

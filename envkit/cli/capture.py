@@ -1,4 +1,4 @@
-"""Files of an episode's sandbox as they were when it ended, by which time the sandbox is gone."""
+"""A sandbox backend that keeps an episode's files as they were just before its sandbox was closed."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from typing import Any, Final, final
 from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 
-_MOST_BYTES: Final = 2**20
+_MAX_FILE_BYTES: Final = 2**20
 
 
 @final
 class CapturingBackend(SandboxBackend):
-    """Sandboxes of another backend; files of the first are read just before it is closed.
+    """Wraps another backend; reads files of the first captured sandbox before it closes.
 
     Args:
-        inner: makes them.
+        inner: the backend that makes the sandboxes.
     """
 
     def __init__(self, inner: SandboxBackend) -> None:
@@ -25,38 +25,38 @@ class CapturingBackend(SandboxBackend):
         self.name, self.isolated = inner.name, inner.isolated
         self.packages, self.quota = inner.packages, inner.quota
         self._is_first = True
-        #: Set once the tasks are made: the next sandbox is the episode's.
+        #: Set it once the tasks are made: the next sandbox is then the episode's.
         self.capturing = False
-        #: Paths to look at.
+        #: Paths to read.
         self.paths: Collection[str] = ()
-        #: Path -> the text that was found there, empty where it is gone; missing where that cannot be told.
+        #: Path -> its text, empty if the file was deleted. Unreadable files are missing.
         self.files: dict[str, str] = {}
 
     def available(self) -> str | None:
         return self._inner.available()
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
-        return self._inner.with_packages(packages, warm)  # for graders; the episode's own sandbox has none
+        return self._inner.with_packages(packages, warm)  # for graders; the episode's sandbox has none
 
     def create(self) -> Sandbox:
         sandbox: Any = self._inner.create()
         if self.capturing and self._is_first:
             self._is_first, close = False, sandbox.close
 
-            def closing() -> None:
+            def read_and_close() -> None:
                 try:
-                    self._look(sandbox)
+                    self._read_files(sandbox)
                 finally:
                     close()
 
-            sandbox.close = closing
+            sandbox.close = read_and_close
         return sandbox
 
-    def _look(self, sandbox: Sandbox) -> None:
+    def _read_files(self, sandbox: Sandbox) -> None:
         for path in self.paths:
-            # It cannot where an agent has linked or filled it, or the sandbox is broken.
+            # Unreadable if the agent replaced it by a link or a huge file, or if the sandbox broke.
             with contextlib.suppress(UsageError, UnicodeDecodeError, SandboxError):
                 try:
-                    self.files[path] = sandbox.read(path, _MOST_BYTES).decode()
+                    self.files[path] = sandbox.read(path, _MAX_FILE_BYTES).decode()
                 except FileNotFoundError:
                     self.files[path] = ""

@@ -1,28 +1,26 @@
-"""Commands that look: what is installed, whether this machine is ready, what a run found."""
+"""Commands that inform: list what is installed, check this machine, rebuild a report."""
 
 from __future__ import annotations
 
 import os
 import platform
 from importlib.util import find_spec
-from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import typer
 from rich.markup import escape
-from rich.table import Table
 
 from envkit import registry
-from envkit.cli.options import Json
+from envkit.cli.options import Json, RunArgument
 from envkit.cli.ui import emit, out
 from envkit.errors import EnvkitError
 
-#: What only those need who run a model here, to train it or to ask it.
+#: Packages that only local models need, to train or to sample.
 _MODELS: Final = ("torch", "transformers", "peft", "trl")
 
 
 def list_(as_json: Json = False) -> None:
-    """List the environments and sandboxes that are installed, and the agents that can be named."""
+    """List installed environments and sandboxes, scripted agents, and cards of API models."""
     from envkit.agents.cards import shipped_cards
     from envkit.bench.spec import SCRIPTS
 
@@ -36,7 +34,9 @@ def list_(as_json: Json = False) -> None:
 
 
 def doctor(as_json: Json = False) -> None:
-    """Say whether this machine is ready, and the command that mends what is not."""
+    """Check whether this machine is ready; print the command that mends what is not."""
+    from rich.table import Table
+
     from envkit.models import DEFAULT_MODEL, cache_dir
     from envkit.sandbox_check import self_check
 
@@ -53,9 +53,9 @@ def doctor(as_json: Json = False) -> None:
     except EnvkitError as error:
         rows.append(("sandbox", False, str(error)))
     for package in _MODELS:
-        there = find_spec(package) is not None
+        installed = find_spec(package) is not None
         missing = "only for models that run here; in envkit's clone: pip install --editable '.[train]'"
-        rows.append((package, there, "installed" if there else missing))
+        rows.append((package, installed, "installed" if installed else missing))
     cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
     rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))
     ready = all(ok for name, ok, _ in rows if name not in _MODELS)
@@ -71,11 +71,8 @@ def doctor(as_json: Json = False) -> None:
         raise typer.Exit(1)
 
 
-def report(
-    run: Annotated[Path, typer.Argument(help="A run folder.")],
-    as_json: Json = False,
-) -> None:
-    """Build a run's report again from its recorded numbers."""
+def report(run: RunArgument, as_json: Json = False) -> None:
+    """Rebuild a run's report from its recorded numbers."""
     from envkit.bench.report import load_report, report_folders, write_report
 
     paths = [write_report(load_report(folder), folder, overwrite=True) for folder in report_folders(run)]

@@ -1,88 +1,157 @@
-"""The ``envkit`` command: where every subcommand hangs, and where errors become one line."""
+"""The ``envkit`` command: its subcommands, exit codes, and errors in one line.
+
+Exit codes: 0 done, 1 failed, 2 bad input or storage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+"""
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import traceback
 import warnings
-from types import FrameType
+from typing import Any
 
 import typer
+import typer.main
 from rich.markup import escape
 
+from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
 from envkit.cli import audit, bench, info, new, play, sandbox, tasks, train, view
-from envkit.cli.ui import err
+from envkit.cli.help import Command, Group
+from envkit.cli.ui import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
 
 app = typer.Typer(
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     help="RL environments around real applications, and the loop that trains small models on them.",
 )
 
 _verbose = False
+#: Set by a shell that asks for completions.
+_COMPLETION = "_ENVKIT_COMPLETE"
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from envkit import __version__
+
+        out.print(f"envkit {__version__}", markup=False)
+        raise typer.Exit
 
 
 @app.callback()
 def options(
-    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the trace of an error."),
+    verbose: bool = typer.Option(False, "--verbose", "-v", help="Show the traceback of an error."),
+    version: bool = typer.Option(
+        False, "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+    ),
 ) -> None:
     """Options of every command."""
     global _verbose
     _verbose = verbose
 
 
-app.command("list")(info.list_)
-app.command()(info.doctor)
-app.command()(train.demo)
-app.command()(new.new)
-app.command()(play.play)
-app.command()(audit.audit)
-app.add_typer(tasks.app, name="tasks")
-app.add_typer(sandbox.app, name="sandbox")
-app.command()(train.sft)
-app.command()(train.train)
-app.command("eval")(bench.evaluate)
-app.command()(bench.bench)
-app.command()(bench.rescore)
-app.command()(bench.leaderboard)
-app.command()(bench.prices)
-app.command()(info.report)
-app.command()(view.view)
+_START, _BUILD, _TRAIN, _MEASURE = "Start here", "Environments and tasks", "Train", "Measure"
 
-
-#: The signals that ended this command.
-_ended_by: list[int] = []
-
-
-def _terminate(number: int, frame: FrameType | None) -> None:
-    """End the command as Ctrl-C does, so that sandboxes are removed on the way out."""
-    _ended_by.append(number)
-    raise KeyboardInterrupt
+app.command("list", cls=Command, rich_help_panel=_START)(info.list_)
+app.command(cls=Command, rich_help_panel=_START)(info.doctor)
+app.command(cls=Command, rich_help_panel=_START)(train.demo)
+app.command(cls=Command, rich_help_panel=_START)(play.play)
+app.command(cls=Command, rich_help_panel=_BUILD)(new.new)
+app.command(cls=Command, rich_help_panel=_BUILD)(audit.audit)
+app.add_typer(tasks.app, cls=Group, name="tasks", rich_help_panel=_BUILD)
+app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
+app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
+app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
+app.command("eval", cls=Command, rich_help_panel=_MEASURE)(bench.evaluate)
+app.command(cls=Command, rich_help_panel=_MEASURE)(bench.bench)
+app.command(cls=Command, rich_help_panel=_MEASURE)(bench.rescore)
+app.command(cls=Command, rich_help_panel=_MEASURE)(bench.leaderboard)
+app.command(cls=Command, rich_help_panel=_MEASURE)(bench.prices)
+app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
+app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)
 
 
 def main() -> None:
-    """Run the command line: 0 done, 1 failed, 2 bad input or storage, 128 + N ended by signal N."""
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        if signal.getsignal(number) == signal.SIG_DFL:  # `nohup` has SIGHUP ignored, and it stays so
-            signal.signal(number, _terminate)
+    """Run the command line and exit with its code; see the module's exit codes."""
     warnings.filterwarnings("ignore", module=r"(transformers|trl|peft|torch)(\..*)?")
-    try:
-        app()
-    except EnvkitError as error:
-        if _verbose:
-            raise
-        # Escaped: "envkit[train]" is text, not a style.
-        err.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
-        # A folder that cannot be written or read is the person's to mend, as bad input is.
-        sys.exit(2 if isinstance(error, UsageError | StoreError) else 1)
-    except KeyboardInterrupt:
-        err.print("interrupted")
-        sys.exit(130)
-    finally:
-        # The process is about to end, and what it clears away on its way out must not be cut short.
+    with handling_signals(raise_interrupted):
+        code = run(sys.argv[1:])
+        # The process is about to end: its clean-up must not be cut short.
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        if _ended_by:  # typer exits with 130 after any interrupt
-            sys.exit(128 + _ended_by[0])
+        sys.exit(code)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command line; returns its exit code. Every error is one line on stderr."""
+    global _verbose
+    _verbose = False
+    try:
+        command = typer.main.get_command(app)
+        if _COMPLETION in os.environ:  # a shell asks what could be typed next
+            command.main(arguments, prog_name="envkit")
+        # Not `command.main`: it would turn every interrupt into exit code 130.
+        with command.make_context("envkit", arguments) as context:
+            command.invoke(context)
+        return 0
+    except typer.Exit as end:
+        return end.exit_code
+    except typer.TyperException as error:
+        return _bad_command_line(error)
+    except BrokenPipeError:
+        # The reader of our output is gone, as in `envkit list | head -1`. Python flushes stdout once more.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
+    except (EnvkitError, OSError, MemoryError, RecursionError) as error:
+        return _fail(*_line_and_code(error))
+    except KeyboardInterrupt as error:
+        number = error.signal if isinstance(error, Interrupted) else signal.SIGINT
+        err.print(f"interrupted by {number.name}")
+        return 128 + number
+    except Exception as error:
+        name = type(error).__name__
+        return _fail(
+            f"this is a fault in envkit, not in your input: {name}: {error}; run it again as `envkit -v ...` "
+            "for the traceback, and report it",
+            1,
+        )
+
+
+def _line_and_code(error: Exception) -> tuple[str, int]:
+    """The message and the exit code of an error that has a known cause."""
+    match error:
+        case UsageError() | StoreError():
+            return str(error), 2  # a folder that cannot be read or written is the user's to mend
+        case EnvkitError():
+            return str(error), 1
+        case OSError():
+            place = f"{error.filename}: " if error.filename else ""
+            return f"{place}{error.strerror or error}", 2
+        case MemoryError():
+            return "out of memory; try a smaller model, smaller sizes, or a higher memory limit", 1
+        case _:
+            return "something is nested too deeply to be read (RecursionError); check the input files", 2
+
+
+def _bad_command_line(error: typer.TyperException) -> int:
+    """Report a command line that typer refuses; without any arguments, the help was printed."""
+    message = error.format_message()
+    context: Any = getattr(error, "ctx", None)
+    path = context.command_path if context is not None else "envkit"
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(message)
+        return 2
+    return _fail(f"{message.rstrip('.')}; see: {path} --help", error.exit_code)
+
+
+def _fail(line: str, code: int) -> int:
+    """Print an error, after its traceback with ``-v``; returns the exit code."""
+    if _verbose:
+        traceback.print_exc()
+    # Escaped, because "envkit[train]" is text and not a style. One line, whatever the message holds.
+    err.print(f"[red]error:[/] {escape(' '.join(line.split()))}", soft_wrap=True)
+    return code

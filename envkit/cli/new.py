@@ -1,4 +1,4 @@
-"""The command that makes a new environment's package."""
+"""The command that creates a new environment's package."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from envkit.cli.ui import emit, out
 
 
 def new(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="Of the environment, such as ticket-desk.")],
-    into: Annotated[Path, typer.Option(help="Folder to make it in.")] = Path(),
+    name: Annotated[str, typer.Argument(metavar="NAME", help="The environment's name, such as ticket-desk.")],
+    into: Annotated[
+        Path, typer.Option(metavar="FOLDER", help="Where its folder is made.", show_default="this folder")
+    ] = Path(),
     as_json: Json = False,
 ) -> None:
-    """Make a package with a small environment that works, to be made your own."""
+    """Create a package with a small working environment, ready to be made your own."""
     from envkit.scaffold import commands, create
 
     folder = create(name, into)
-    # A shell's own python may be another, which knows no envkit.
+    # `python` in the user's shell may be another interpreter, without envkit.
     then = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
     if as_json:
         emit({"folder": str(folder), "next": then})

@@ -1,82 +1,139 @@
-"""Options and steps that several commands share."""
+"""Options that several commands share, with their completion in a shell, and how results are printed."""
 
 from __future__ import annotations
 
 import shlex
+import signal
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
-from envkit.cli.ui import emit, out
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from envkit.display import Display
-    from envkit.sandbox import SandboxBackend
-
-#: The environment that is meant where none is named.
-DEFAULT_ENVIRONMENT = "code-editor"
-
-#: Where run folders go unless said.
-RUNS = Path("runs")
-
-EnvName = Annotated[str, typer.Option("--env", help="Environment name from `envkit list`.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
-Root = Annotated[Path, typer.Option("--root", help="Where run folders go.")]
-Unsafe = Annotated[bool, typer.Option("--unsafe", help="Allow a sandbox that does not isolate.")]
-SandboxName = Annotated[str, typer.Option("--sandbox", help="auto, or a name from `envkit list`.")]
+from envkit.api.results import Report
+from envkit.cli.ui import out
+from envkit.errors import UsageError
+from envkit.plain import encode
 
 
-def proved_backend(name: str, unsafe: bool, display: Display) -> SandboxBackend:
-    """The sandbox, its isolation proved before anything runs in it.
-
-    Raises:
-        SandboxError: it does not isolate.
-        RegistryError: there is none of that name.
-    """
+def complete_environments(incomplete: str) -> list[str]:
+    """Names of installed environments that begin so."""
     from envkit import registry
-    from envkit.sandbox_check import require_isolation
 
-    backend = registry.sandbox_backend(name)
-    if unsafe and not backend.isolated:
-        display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
-        return backend
-    require_isolation(backend)
-    return backend
+    return _beginning(incomplete, registry.names("environment"))
+
+
+def complete_sandboxes(incomplete: str) -> list[str]:
+    """Names of installed sandboxes that begin so."""
+    from envkit import registry
+
+    return _beginning(incomplete, ["auto", *registry.names("sandbox")])
+
+
+def complete_cards(incomplete: str) -> list[str]:
+    """Names of shipped cards that begin so."""
+    from envkit.agents.cards import shipped_cards
+
+    return _beginning(incomplete, shipped_cards())
+
+
+def complete_runs(incomplete: str) -> list[str]:
+    """Run folders in ``runs/``, or in the folder that was typed, newest first."""
+    folder = Path(incomplete.rpartition("/")[0] or ".") if "/" in incomplete else Path("runs")
+    found = sorted((path.parent for path in folder.glob("*/manifest.json")), reverse=True)
+    return _beginning(incomplete, map(str, found))
+
+
+def _beginning(start: str, words: Iterable[str]) -> list[str]:
+    return [word for word in words if word.startswith(start)]
+
+
+EnvName = Annotated[
+    str,
+    typer.Option(
+        "--env",
+        metavar="NAME",
+        help="Environment: a name from `envkit list`.",
+        autocompletion=complete_environments,
+    ),
+]
+EnvArgument = Annotated[
+    str,
+    typer.Argument(
+        metavar="ENVIRONMENT", help="A name from `envkit list`.", autocompletion=complete_environments
+    ),
+]
+RunArgument = Annotated[
+    Path, typer.Argument(metavar="RUN", help="A run folder.", autocompletion=complete_runs)
+]
+Resume = Annotated[
+    Path | None,
+    typer.Option(metavar="RUN", help="Continue an interrupted run.", autocompletion=complete_runs),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
+Root = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Where the run folder is made.")]
+SandboxName = Annotated[
+    str,
+    typer.Option(
+        "--sandbox",
+        metavar="NAME",
+        help="auto, or a name from `envkit list`.",
+        autocompletion=complete_sandboxes,
+    ),
+]
 
 
 def command_line() -> str:
-    """What was typed, for reports to say."""
+    """The command as it was typed, for reports."""
     return shlex.join(["envkit", *sys.argv[1:]])
 
 
-def done(run: Path, reports: Sequence[Path], as_json: bool, *, stopped: bool) -> None:
-    """Say what a run found and where its reports are."""
-    found = [heard(report, as_json, run) for report in reports]
-    if as_json:
-        emit({"run": str(run), "stopped": stopped, "reports": found})
+def require_absent(path: Path) -> None:
+    """Refuse an output file that exists, before any work.
 
-
-def heard(report: Path, as_json: bool, run: Path) -> dict[str, Any]:
-    """What a report says, as plain data for ``--json``; otherwise it is said to a person at once.
-
-    Args:
-        run: the run's folder, where the report is, or a folder inside if it is one of several.
+    Raises:
+        UsageError: something is there.
     """
-    from envkit.bench.report import load_report
-    from envkit.bench.report_text import headline
-    from envkit.bench.summary import summarise
-    from envkit.plain import encode
+    if path.exists() or path.is_symlink():
+        raise UsageError(f"{path} exists; choose another name, nothing is overwritten")
 
-    data = load_report(report.parent)
-    summary = summarise(data)
-    if not as_json:
-        if report.parent != run:
-            out.print(str(report.parent.relative_to(run)), style="bold", markup=False)
-        for sentence in headline(data, summary):
+
+def require_at_least(least: int, **options: int) -> None:
+    """Refuse numbers that are too small.
+
+    Raises:
+        UsageError: an option is less than ``least``.
+    """
+    for name, value in options.items():
+        if value < least:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+
+
+def print_reports(run: Path, reports: Iterable[Report]) -> None:
+    """Print the headline of each report and where it is."""
+    for report in reports:
+        folder = report.page.parent
+        if folder != run:  # one of several
+            out.print(str(folder.relative_to(run)), style="bold", markup=False)
+        for sentence in report.headline:
             out.print(sentence, markup=False)
-        out.print(f"report: {report}", soft_wrap=True, markup=False)
-    return {"environment": data.environment, "report": str(report), "summary": encode(summary)}
+        out.print(f"report: {report.page}", soft_wrap=True, markup=False)
+
+
+def reports_as_data(reports: Iterable[Report]) -> list[dict[str, Any]]:
+    """Reports as plain data, for ``--json``."""
+    return [
+        {"environment": report.environment, "report": str(report.page), "summary": encode(report.summary)}
+        for report in reports
+    ]
+
+
+def exit_if_stopped(stopped_by: signal.Signals | None) -> None:
+    """End with the exit code of a stopped process: 130 after Ctrl-C, 143 after SIGTERM.
+
+    Raises:
+        typer.Exit: a signal stopped the run.
+    """
+    if stopped_by is not None:
+        raise typer.Exit(128 + stopped_by)

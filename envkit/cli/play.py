@@ -1,91 +1,116 @@
-"""Play an episode by hand."""
+"""The command that lets a person play an episode."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import RenderableType
-from rich.panel import Panel
-from rich.rule import Rule
-from rich.text import Text
 
-from envkit.cli.action_input import WORDS, asker, read_action
-from envkit.cli.capture import CapturingBackend
-from envkit.cli.render import changes, ending, opening, pretty
+from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
+from envkit.cli.action_input import COMMANDS, input_reader, read_action
+from envkit.cli.options import EnvArgument, require_at_least
 from envkit.cli.ui import out
-from envkit.env import Env
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+    from envkit.env import Env
 
 
 def play(
-    env: Annotated[str, typer.Argument(help="Environment name from `envkit list`.")] = "code-editor",
-    task: Annotated[str | None, typer.Option(help="Task id; default: a random one.")] = None,
-    tasks: Annotated[Path | None, typer.Option("--tasks", help="Task file; default: starters.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, help="Seed of task and hidden inputs.")] = None,
-    max_turns: Annotated[int, typer.Option(min=1, help="Actions until the end.")] = 10,
+    env: EnvArgument = DEFAULT_ENVIRONMENT,
+    task: Annotated[
+        str | None, typer.Option(metavar="ID", help="Task to play. Default: a random one.")
+    ] = None,
+    tasks: Annotated[
+        Path | None,
+        typer.Option("--tasks", metavar="FILE", help="Task file. Default: the environment's starters."),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(metavar="SEED", help="Seed of the task and its hidden inputs.")
+    ] = None,
+    max_turns: Annotated[int, typer.Option(metavar="N", help="Actions until the episode ends.")] = 10,
 ) -> None:
     """Play one episode yourself.
 
-    A line is an action. One that opens a block (``` or <<<<<<< SEARCH) goes on until an empty line after
-    the block. `help` or `?` shows the actions again, `quit` or Ctrl-D gives up; neither is a turn.
+    Each line is one action. A line that opens a block (``` or <<<<<<< SEARCH) begins a longer action, which
+    ends with an empty line after the block. `help` or `?` prints the actions again, `quit` or Ctrl-D gives
+    up; neither uses up a turn.
     """
-    from envkit import registry
+    from rich.panel import Panel
+    from rich.rule import Rule
+    from rich.text import Text
 
+    from envkit import registry
+    from envkit.cli.capture import CapturingBackend
+    from envkit.cli.render import changes, ending, opening, pretty
+    from envkit.display import Silent
+
+    require_at_least(1, max_turns=max_turns)
+    require_at_least(0, seed=seed or 0)
+    kind = registry.environment(env)
     backend = CapturingBackend(registry.sandbox_backend())
-    game = registry.make(env, tasks, backend, max_turns=max_turns)
+    posed = load_tasks(kind, tasks, "starter", backend, Silent())
+    game = kind(tasks=posed, sandbox=backend, max_turns=max_turns)
     backend.capturing = True
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         backend.paths = game.task.files
-        _say([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
-        _say([Text("A line is an action; a block ends with an empty line; help; quit.", style="dim")])
-        _say(opening(observation))
+        _print([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
+        _print([Text("Each line is one action; a block ends with an empty line; help; quit.", style="dim")])
+        _print(opening(observation))
         first, turns, ended, reward = observation, 0, False, 0.0
         while not ended:
-            _say([_counter(game, turns)])
-            action = _action(game, first)
+            _print([_turn_counter(game, turns)])
+            action = _read_action(game, first)
             if action is None:
-                _say([Text("given up", style="bold")])
+                _print([Text("given up", style="bold")])
                 return
             observation, reward, terminated, truncated, info = game.step(action)
             turns, ended = turns + 1, terminated or truncated
-            _say(pretty(observation))
+            _print(pretty(observation))
         measured = [item.name for item in game.checks if not (item.weight or item.gate)]
-        found = ending(reward, info, turns, measured)
-        _say([Rule(style="dim"), *found, *changes(game.task.files, backend.files)])
+        result = ending(reward, info, turns, measured)
+        _print([Rule(style="dim"), *result, *changes(game.task.files, backend.files)])
     finally:
         game.close()
 
 
-def _action(game: Env, first: str) -> str | None:
-    """What the player does next; ``None`` for nothing any more.
+def _read_action(game: Env, first: str) -> str | None:
+    """Read the player's next action; ``None`` when they give up.
 
     Args:
-        game: which is asked nothing but what its actions are.
-        first: its first observation, where an environment without tools tells its own language.
+        game: the running environment.
+        first: its first observation, which explains the actions of an environment without tools.
     """
-    ask = asker()
-    own = {tool.name for tool in game.tools}
-    while (action := read_action(ask)) is not None:
-        if not sys.stdin.isatty():  # where nobody sees what was typed
-            _say([Text(f"> {action}", style="dim")])
-        word = None if action.strip() in own else WORDS.get(action.strip())
-        if word == "quit":
+    from rich.text import Text
+
+    from envkit.cli.render import pretty
+
+    read_line = input_reader()
+    tools = {tool.name for tool in game.tools}
+    while (action := read_action(read_line)) is not None:
+        if not sys.stdin.isatty():  # piped input is not on screen yet
+            _print([Text(f"> {action}", style="dim")])
+        command = None if action.strip() in tools else COMMANDS.get(action.strip())
+        if command == "quit":
             return None
-        if word is None:
+        if command is None:
             return action
-        _say([Text(game.help)] if game.tools else pretty(first))
+        _print([Text(game.help)] if game.tools else pretty(first))
     return None
 
 
-def _counter(game: Env, turns: int) -> RenderableType:
+def _turn_counter(game: Env, turns: int) -> RenderableType:
+    from rich.rule import Rule
+
     left = f"{game.turns_left} left" if game.turns_left > 1 else "the last"
     return Rule(f"turn {turns + 1} of {game.max_turns}, {left}", align="left", style="dim")
 
 
-def _say(pieces: Sequence[RenderableType]) -> None:
+def _print(pieces: Sequence[RenderableType]) -> None:
     for piece in pieces:
         out.print(piece)

@@ -1,4 +1,4 @@
-"""Commands about sandboxes: try them, make Docker's images, clear away what killed runs left behind."""
+"""Commands on sandboxes: check one, build Docker's images, remove what killed runs left behind."""
 
 from __future__ import annotations
 
@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.markup import escape
 
-from envkit.cli.options import Json
+from envkit.cli.help import Command
+from envkit.cli.options import Json, complete_sandboxes
 from envkit.cli.ui import emit, err, out
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 
 if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
 
-app = typer.Typer(no_args_is_help=True, help="Try sandboxes, make their images, and clear away leftovers.")
+app = typer.Typer(no_args_is_help=True, help="Check sandboxes, build their images, remove leftovers.")
 
 
 class _From(enum.StrEnum):
-    """What an image is made from; but for ``auto``, `envkit.sandboxes._docker.images.KINDS`."""
+    """Source of an image: ``auto``, or one of `envkit.sandboxes._docker.images.KINDS`."""
 
     AUTO = "auto"
     HOST = "host"
@@ -27,23 +28,29 @@ class _From(enum.StrEnum):
     DEBIAN = "debian"
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
-    name: Annotated[str, typer.Argument(help="auto, or a name from `envkit list`.")] = "auto",
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="auto, or a name from `envkit list`.", autocompletion=complete_sandboxes
+        ),
+    ] = "auto",
     runtime: Annotated[
-        str | None, typer.Option(help="Docker only: what runs its containers, such as runsc.")
+        str | None,
+        typer.Option(metavar="NAME", help="Docker only: the container runtime, such as runsc."),
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Try whether a sandbox isolates, holds its limits and does its job, case by case."""
+    """Check that a sandbox isolates code, enforces its limits and keeps its protocol, case by case."""
     from envkit.registry import sandbox_backend
     from envkit.sandbox_check import self_check
 
-    backend = sandbox_backend(name) if runtime is None else _docker_under(runtime, name)
+    backend = sandbox_backend(name) if runtime is None else _docker_with(runtime, name)
     findings = self_check(backend)
     failed = [finding for finding in findings if not finding.ok]
     if as_json:
-        cases = [{"name": one.name, "ok": one.ok, "detail": one.detail} for one in findings]
+        cases = [{"name": case.name, "ok": case.ok, "detail": case.detail} for case in findings]
         emit({"sandbox": backend.name, "isolated": backend.isolated, "cases": cases})
     else:
         for finding in failed:
@@ -53,59 +60,60 @@ def check(
         raise typer.Exit(1)
 
 
-def _docker_under(runtime: str, name: str) -> SandboxBackend:
+def _docker_with(runtime: str, name: str) -> SandboxBackend:
     from envkit.sandboxes.docker import DockerBackend
 
     if name != "docker":
-        raise ConfigError(f"--runtime is for docker; found sandbox {name!r}: envkit sandbox check docker")
+        raise ConfigError(f"--runtime is only for docker, found {name!r}; use: envkit sandbox check docker")
     backend = DockerBackend(runtime=runtime)
     if problem := backend.available():
         raise SandboxUnavailable(f"sandbox {name!r}: {problem}")
     return backend
 
 
-@app.command()
+@app.command(cls=Command)
 def build(
     source: Annotated[
         _From,
         typer.Option(
             "--from",
-            help="dockerfile: Python from a registry. host: the one that runs this. debian: Debian's, from a "
-            "mirror. auto: the first of them that works.",
+            metavar="SOURCE",
+            help="Where the image's Python comes from. dockerfile: an image registry. host: this machine's "
+            "Python. debian: a Debian mirror. auto: the first of these that works.",
         ),
     ] = _From.AUTO,
     base: Annotated[
         str | None,
-        typer.Option(help="The image whose Python --from dockerfile takes; by default python:3.X-slim."),
+        typer.Option(metavar="IMAGE", help="Base image for --from dockerfile. Default: python:3.X-slim."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make it anew, although it is there.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Build the image even if it exists.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Make the image of Docker's sandboxes ahead of need, and run Python in it."""
+    """Build the image of Docker sandboxes ahead of time, and run Python in it."""
     from envkit.sandboxes import docker
     from envkit.sandboxes._docker.images import KINDS
 
     if base is not None and source is not _From.DOCKERFILE:
-        raise ConfigError(f"--base is for --from dockerfile; found --from {source}")
+        raise ConfigError(f"--base needs --from dockerfile, found --from {source}; leave --base out")
     kinds = KINDS if source is _From.AUTO else (source.value,)
     made, passed_over = docker.build(kinds, base=base, force=force)
     if as_json:
         emit({"image": made, "passed_over": passed_over})
         return
     for kind, problem in passed_over.items():
-        err.print(f"not from {kind}: {escape(problem)}", soft_wrap=True)
-    done = f"made in {made.seconds:.1f} s" if made.made else "was there already"
-    line = f"{made.tag} from {made.kind}: {done}, {made.size_bytes / 1e6:.0f} MB, {made.id}"
+        err.print(f"{kind} does not work: {escape(problem)}", soft_wrap=True)
+    built = f"built in {made.seconds:.1f} s" if made.made else "exists already"
+    line = f"{made.tag} from {made.kind}: {built}, {made.size_bytes / 1e6:.0f} MB, {made.id}"
     out.print(line, soft_wrap=True, markup=False)
     if docker.DockerBackend().image != made.kind:
         out.print(f"to use it: export {docker.IMAGE_VARIABLE}={made.kind}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def reap(as_json: Json = False) -> None:
-    """Remove folders, control groups and containers whose owner is dead, and images that are out of date.
+    """Remove folders, control groups and containers of dead processes, and outdated images.
 
-    Every run does so at its start, but for the images.
+    Every run does this at its start, except for the images.
     """
     from envkit.sandboxes import docker
     from envkit.sandboxes._sandbox import reap_leftovers
@@ -115,7 +123,7 @@ def reap(as_json: Json = False) -> None:
         removed["containers"] = docker.reap()
         removed["images"] = docker.reap_images()
     except (SandboxUnavailable, MissingExtraError) as error:
-        err.print(f"Docker not looked at: {escape(str(error))}", soft_wrap=True)
+        err.print(f"Docker was skipped: {escape(str(error))}", soft_wrap=True)
     if as_json:
         emit(removed)
         return

@@ -1,4 +1,4 @@
-"""Commands on task files."""
+"""Commands on task files: mine tasks, build them from a recipe, check them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from envkit.cli.options import DEFAULT_ENVIRONMENT, EnvName, Json, SandboxName, proved_backend
-from envkit.cli.ui import emit, interruptible, live, out
+from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
+from envkit.api.display import open_display
+from envkit.cli.help import Command
+from envkit.cli.options import EnvName, Json, SandboxName, require_absent, require_at_least
+from envkit.cli.ui import emit, out
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
@@ -17,27 +20,32 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
-app = typer.Typer(no_args_is_help=True, help="Make and look at task files.")
+app = typer.Typer(no_args_is_help=True, help="Mine, build and check task files.")
 
-Output = Annotated[Path, typer.Option("-o", "--output", help="File to write; never overwritten.")]
+Output = Annotated[
+    Path,
+    typer.Option("-o", "--output", metavar="FILE", help="Task file to write; it must not exist."),
+]
 
 
-@app.command()
+@app.command(cls=Command)
 def mine(
     sources: Annotated[
         list[str],
-        typer.Argument(metavar="PACKAGE...|PATH", help="Installed packages, or one checkout: ./path."),
+        typer.Argument(metavar="PACKAGE", help="Installed packages, or the folder of one project: ./path."),
     ],
     output: Output,
-    seed: Annotated[int, typer.Option(help="Same seed, same file.")] = 0,
-    split: Annotated[str, typer.Option(help="train or heldout")] = "train",
-    per_function: Annotated[int, typer.Option(min=1, help="Mutants kept per function, at most.")] = 12,
-    max_chars: Annotated[int, typer.Option(min=1, help="Longest function.")] = 380,
-    recipe: Annotated[bool, typer.Option("--recipe", help="Write a recipe, which holds no source.")] = False,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="The same seed gives the same file.")] = 0,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train or heldout.")] = "train",
+    per_function: Annotated[int, typer.Option(metavar="N", help="Tasks per function, at most.")] = 12,
+    max_chars: Annotated[int, typer.Option(metavar="N", help="Length of a function, at most.")] = 380,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Write a recipe, which holds no source code.")
+    ] = False,
     packages: Annotated[
         list[str] | None,
         typer.Option(
-            "--with", metavar="PACKAGE", help="A package that the checkout's tests import; repeatable."
+            "--with", metavar="PACKAGE", help="Package that the project's tests import. Repeat for more."
         ),
     ] = None,
     sandbox: SandboxName = "auto",
@@ -47,27 +55,33 @@ def mine(
 
     With the default options, `algorithms pydash` gives the tasks that `envkit demo` trains on.
 
-    A folder, named with a slash as in `./project`, is mined by its own pytest suite, in sandboxes. One module
-    in five is held out. Its tasks are graded by that suite, which proves less than calls do.
+    A folder, written with a slash as in `./project`, is mined with its own pytest suite, in sandboxes. One
+    module in five is held out. Its tasks are graded by that suite, which proves less than generated calls do.
     """
     from envkit.environments.code_editor.tasksets import mine_packages
     from envkit.mining.difficulty import difficulty_of
     from envkit.mining.recipe import make_recipe, recipe_text
     from envkit.taskfile import digest, write_once, write_tasks
 
+    require_absent(output)
+    require_at_least(1, per_function=per_function, max_chars=max_chars)
     if split not in ("train", "heldout"):
         raise UsageError(f"--split is {split!r}; expected train or heldout")
-    checkout = _checkout(sources)
-    if checkout is not None and recipe:
-        raise UsageError("a recipe names a package's release, and a checkout has none; leave out --recipe")
-    if checkout is None and packages:
+    if not all(source.strip() for source in sources):
+        raise UsageError("a package name is empty; expected installed packages, or a folder such as ./path")
+    project = _project_folder(sources)
+    if project is not None and recipe:
         raise UsageError(
-            "--with is for a checkout, such as ./project; packages are mined without their imports"
+            "a recipe needs a released package, and a project folder has no release; leave out --recipe"
+        )
+    if project is None and packages:
+        raise UsageError(
+            "--with is for a project folder such as ./project; packages are mined without their imports"
         )
     left_out: dict[str, int] = {}
-    with live() as display:
-        backend = proved_backend(sandbox, False, display)
-        if checkout is None:
+    with open_display("rich") as display:
+        backend = isolated_backend(sandbox, display)
+        if project is None:
             found = mine_packages(
                 sources,
                 backend,
@@ -78,8 +92,8 @@ def mine(
                 max_chars=max_chars,
             )
         else:
-            found, left_out = _mined(
-                checkout,
+            found, left_out = _mine_project(
+                project,
                 backend,
                 display,
                 seed=seed,
@@ -93,7 +107,7 @@ def mine(
         write_once(output, recipe_text(made))
     else:
         write_tasks(output, found, seed=seed)
-    facts = {"tasks": len(found), "functions": len({task.source for task in found}), "digest": digest(found)}
+    facts = {"tasks": len(found), "functions": _count_functions(found), "digest": digest(found)}
     scores = sorted(map(difficulty_of, found))
     quartiles = [round(scores[len(scores) * part // 4], 2) for part in (1, 2, 3)]
     if as_json:
@@ -105,20 +119,24 @@ def mine(
         markup=False,
     )
     out.print("difficulty, 0 to 1: quartiles {}, {}, {}".format(*quartiles), markup=False)
-    for why, count in left_out.items():
+    for reason, count in left_out.items():
         if count:
-            out.print(f"left out: {count} {why}", soft_wrap=True, markup=False)
+            out.print(f"left out: {count} {reason}", soft_wrap=True, markup=False)
 
 
-def _checkout(sources: Sequence[str]) -> Path | None:
-    """The folder that is meant, where one is: whatever has a slash, for packages have none."""
-    folders = [one for one in sources if "/" in one or one in (".", "..")]
+def _project_folder(sources: Sequence[str]) -> Path | None:
+    """The project folder among the sources, if one has a slash, which no package name has.
+
+    Raises:
+        UsageError: it is not the only source.
+    """
+    folders = [source for source in sources if "/" in source or source in (".", "..")]
     if folders and len(sources) > 1:
-        raise UsageError(f"{folders[0]} is a checkout; it is mined alone, into a file of its own")
+        raise UsageError(f"{folders[0]} is a project folder; mine it alone, into a file of its own")
     return Path(folders[0]) if folders else None
 
 
-def _mined(
+def _mine_project(
     root: Path,
     backend: SandboxBackend,
     display: Display,
@@ -129,19 +147,19 @@ def _mined(
     max_chars: int,
     packages: Sequence[str],
 ) -> tuple[list[Task], dict[str, int]]:
-    """A checkout's tasks in an order that is spread over functions, and what was left out."""
+    """Mine a project folder; returns its tasks, spread over functions, and counts of what was left out."""
     from envkit.environments.code_editor.tasksets import heldout_recipe
     from envkit.mining.duplicates import fingerprints_of
     from envkit.mining.recipe import spread_order
     from envkit.mining.suite.miner import mine_checkout
 
-    expected = 0
+    phase_total = 0
 
     def progress(done: int, total: int, tasks: int) -> None:
-        nonlocal expected
-        if total != expected:  # once before the mutants are chosen, and once after
+        nonlocal phase_total
+        if total != phase_total:  # the total grows once the mutants are chosen
             display.phase(f"mine {root}, runs of its suite", total)
-            expected = total
+            phase_total = total
         display.advance(done, f"{tasks} tasks")
 
     found = mine_checkout(
@@ -163,20 +181,27 @@ def _mined(
     return spread_order(found.tasks, seed), left_out
 
 
-@app.command()
+def _count_functions(tasks: Sequence[Task]) -> int:
+    return len({task.source for task in tasks})
+
+
+@app.command(cls=Command)
 def build(
-    recipe: Annotated[Path, typer.Argument(help="A recipe, from `envkit tasks mine --recipe`.")],
+    recipe: Annotated[
+        Path, typer.Argument(metavar="RECIPE", help="A file from `envkit tasks mine --recipe`.")
+    ],
     output: Output,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Make the tasks of a recipe again, and refuse if they do not come out as they were."""
+    """Build the tasks of a recipe again; fail if they differ from the original ones."""
     from envkit.mining.recipe import build_from_recipe, read_recipe
     from envkit.taskfile import digest, write_tasks
 
+    require_absent(output)
     wanted = read_recipe(recipe)
-    with live() as display:
-        found = build_from_recipe(wanted, proved_backend(sandbox, False, display))
+    with open_display("rich") as display:
+        found = build_from_recipe(wanted, isolated_backend(sandbox, display))
     write_tasks(output, found, seed=int(str(wanted["seed"])))
     if as_json:
         emit({"tasks": len(found), "digest": digest(found), "file": str(output)})
@@ -184,53 +209,47 @@ def build(
         out.print(f"{len(found)} tasks, digest as in the recipe -> {output}", soft_wrap=True, markup=False)
 
 
-@app.command()
+@app.command(cls=Command)
 def check(
-    file: Annotated[Path | None, typer.Argument(help="Task file; default: the environment's own.")] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(metavar="FILE", help="A task file. Default: the environment's own tasks."),
+    ] = None,
     env: EnvName = DEFAULT_ENVIRONMENT,
-    seed: Annotated[int, typer.Option(min=0, help="Of the inputs that are drawn anew.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of the hidden inputs.")] = 0,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Play the oracle, which must earn 1, and the no-op, which must earn 0, on every task."""
+    """Check tasks: the oracle must earn 1 on every task, and the no-op must earn 0."""
     from envkit import registry
     from envkit.studies.validate_tasks import validate_tasks
 
+    require_at_least(0, seed=seed)
     kind = registry.environment(env)
-    given = registry.read_tasks_for(kind, file) if file is not None else None
-
-    with live() as display, interruptible() as go_on:
-        backend = proved_backend(sandbox, False, display)
-        sets = (
-            {str(file): given}
-            if given is not None
-            else {
-                split: kind.make_tasks(split, sandbox=backend, display=display)
-                for split in ("train", "heldout")
-            }
-        )
-        broken = {
-            name: validate_tasks(kind, tasks, backend, display, go_on, seed=seed)
+    with open_display("rich") as display:
+        backend = isolated_backend(sandbox, display)
+        names = {str(file): "train"} if file is not None else {"train": "train", "heldout": "heldout"}
+        sets = {name: load_tasks(kind, file, split, backend, display) for name, split in names.items()}
+        faults = {
+            name: validate_tasks(kind, tasks, backend, display, lambda: True, seed=seed)
             for name, tasks in sets.items()
         }
-        if not go_on():
-            raise UsageError("stopped before every task was checked; run it again")
-    facts = [
-        {
-            "set": name,
-            "tasks": len(tasks),
-            "functions": len({task.source for task in tasks}),
-            "broken": [str(one) for one in broken[name]],
-        }
-        for name, tasks in sets.items()
-    ]
     if as_json:
-        emit({"ok": not any(broken.values()), "sets": facts})
+        facts = [
+            {
+                "set": name,
+                "tasks": len(tasks),
+                "functions": _count_functions(tasks),
+                "broken": [str(fault) for fault in faults[name]],
+            }
+            for name, tasks in sets.items()
+        ]
+        emit({"ok": not any(faults.values()), "sets": facts})
     else:
         for name, tasks in sets.items():
-            functions = len({task.source for task in tasks})
-            out.print(f"{name}: {len(tasks)} tasks from {functions} functions, {len(broken[name])} broken")
-            for one in broken[name]:
-                out.print(f"  {one}", markup=False, soft_wrap=True)
-    if any(broken.values()):
+            functions = _count_functions(tasks)
+            out.print(f"{name}: {len(tasks)} tasks from {functions} functions, {len(faults[name])} broken")
+            for fault in faults[name]:
+                out.print(f"  {fault}", markup=False, soft_wrap=True)
+    if any(faults.values()):
         raise typer.Exit(1)

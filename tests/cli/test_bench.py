@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 from api_server import Api, Body, completion
 
+from envkit.api import evaluate
 from envkit.bench.spec import BenchSpec
-from envkit.cli.bench import evaluate
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.models import DEFAULT_MODEL
@@ -125,21 +125,31 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
     assert [arm["name"] for arm in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
 
 
-def test_what_is_evaluated_has_a_name_of_its_own_and_is_found_from_anywhere(
+class Recorded(Exception):
+    """Raised instead of starting a run."""
+
+
+def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[BenchSpec] = []
 
-    def note(spec: BenchSpec, *_: object, **__: object) -> None:
+    def record(spec: BenchSpec, *_: object, **__: object) -> None:
         asked.append(spec)
+        raise Recorded
 
-    monkeypatch.setattr("envkit.cli.bench._run", note)
+    monkeypatch.setattr("envkit.api.measuring._start", record)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
-    evaluate()
-    evaluate(model="owner/large")
-    evaluate(model="tiny")
-    evaluate(adapter=Path("runs/step-4"))
+    choices: list[dict[str, Any]] = [
+        {},
+        {"model": "owner/large"},
+        {"model": "tiny"},
+        {"adapter": "runs/step-4"},
+    ]
+    for choice in choices:
+        with pytest.raises(Recorded):
+            evaluate(**choice, display="quiet")
     assert [(row.name, row.model, row.adapter) for spec in asked for row in spec.agents] == [
         (DEFAULT_MODEL, DEFAULT_MODEL, ""),
         ("large", "owner/large", ""),
@@ -157,8 +167,8 @@ def test_what_is_evaluated_has_a_name_of_its_own_and_is_found_from_anywhere(
         (("bench", "--resume", "x", "--prices", "y"), "leave out --prices"),
         (("bench", "--resume", "x", "--root", "y"), "leave out --root"),
         (("bench", "spec.toml", "--machine", "abacus"), "no price for machine 'abacus'"),
-        (("bench", "--card", "gpt-5", "--stop-strings", "x"), "--stop-strings is for adapters"),
-        (("eval", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out --adapter, --model"),
+        (("bench", "--card", "gpt-5", "--stop-strings", "x"), "stop_strings is for adapters"),
+        (("eval", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out adapter, model"),
         (("bench", "none.toml"), "none.toml: cannot be read"),
         (("bench", "--card", "gpt-0"), "no card 'gpt-0'"),
         (("bench", "--resume", "nowhere"), "not a run's manifest"),

@@ -89,8 +89,8 @@ def test_ctrl_c_once_saves_reports_and_says_how_to_go_on(home: Path) -> None:
     with begun(home, "stopped") as (process, folder):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
-    assert process.returncode == 0, err
-    assert "stopping after this step" in err
+    assert process.returncode == 130, err
+    assert "stopping: finished episodes and the last checkpoint stay in" in err
     assert f"go on with: envkit train --resume {folder.relative_to(home)}" in out
     assert "stopped early" in (folder / "report.md").read_text()
     steps = [r["step"] for r in RunFolder.open(folder).records("metrics") if r["phase"] == "rl"]

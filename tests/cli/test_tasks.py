@@ -44,11 +44,11 @@ def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("./absent",), ("absent is no folder", "checkout")),
-        (("./shop", "toolz"), ("./shop is a checkout", "mined alone")),
-        (("./shop", "--recipe"), ("--recipe", "checkout has none")),
+        (("./shop", "toolz"), ("./shop is a project folder", "mine it alone")),
+        (("./shop", "--recipe"), ("--recipe", "has no release")),
         (("./shop", "--with", "no-such-package"), ("no-such-package", "pip install")),
         (("./needy",), ("src/shop/stock.py imports 'gymnasium'", "add --with gymnasium")),
-        (("toolz", "--with", "gymnasium"), ("--with is for a checkout",)),
+        (("toolz", "--with", "gymnasium"), ("--with is for a project folder",)),
         (("toolz", "--split", "test"), ("'test'", "train or heldout")),
     ],
 )

@@ -1,0 +1,231 @@
+"""Load a trained adapter and let it act: a policy with ``act(observation)``, and its PEFT model."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self, cast, final
+
+from envkit.errors import ModelError, StoreError, UsageError
+from envkit.types import EpisodeKey
+
+if TYPE_CHECKING:
+    from envkit.agent import Agent, Session
+    from envkit.train.config import TrainConfig
+    from envkit.train.policy import Policy
+
+_CONFIG = "adapter_config.json"
+
+
+@final
+class Adapter:
+    """A base model with a trained LoRA adapter, ready to act. Make one with `load_adapter`.
+
+    ::
+
+        env = envkit.make("code-editor")
+        with envkit.load_adapter("runs/my-run") as adapter:
+            observation, info = env.reset(seed=0)
+            adapter.reset(seed=0)
+            ended = False
+            while not ended:
+                observation, reward, terminated, truncated, info = env.step(adapter.act(observation))
+                ended = terminated or truncated
+
+    Args:
+        path: the adapter's folder.
+        policy: holds the weights; closed with the adapter.
+        config: the settings that it was trained with, or stands in for them.
+        system: the system message of its conversations.
+        temperature: of sampling.
+    """
+
+    def __init__(
+        self, path: Path, policy: Policy, config: TrainConfig, system: str, temperature: float
+    ) -> None:
+        self.path, self.system, self.temperature = path, system, temperature
+        self._policy, self._config = policy, config
+        self._agent = self.agent()
+        self.reset()
+
+    @property
+    def model(self) -> Any:
+        """The `peft.PeftModel`, with this adapter active."""
+        return self._policy.model
+
+    @property
+    def tokenizer(self) -> Any:
+        """The base model's tokenizer."""
+        return self._policy.tokenizer
+
+    def reset(self, *, seed: int = 0) -> None:
+        """Begin a new episode; call it beside ``env.reset()``.
+
+        Args:
+            seed: of the samples that are drawn; the same seed and observations give the same actions.
+        """
+        self._session: Session = self._agent.start(EpisodeKey(seed, 0, 0, 0, ""), self.system)
+
+    def act(self, observation: str) -> str:
+        """Answer an observation with an action. All observations since `reset` are one conversation."""
+        self._agent.submit(self._session, observation)
+        [(_, turn)] = self._agent.collect()
+        if isinstance(turn, Exception):
+            raise turn
+        return turn.text
+
+    def agent(self, name: str = "adapter") -> Agent:
+        """The same policy as an `envkit.Agent`, for `envkit.Rollouts`: many episodes at once.
+
+        Args:
+            name: what trajectories call it.
+        """
+        from envkit.agents.local import LocalAgent
+        from envkit.engine.protocol import Sampling
+
+        config = self._config
+        return LocalAgent(
+            name,
+            self._policy.engine,
+            self._policy.renderer,
+            Sampling(self.temperature, config.max_completion_length, stop_strings=config.stop_strings),
+            config.max_turns,
+            max_context_length=config.max_context_length,
+        )
+
+    def close(self) -> None:
+        """Free the engine; the adapter cannot act any more."""
+        self._policy.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def load_adapter(
+    path: Path | str,
+    *,
+    step: int | None = None,
+    model: Path | str | None = None,
+    temperature: float = 0.7,
+    system: str | None = None,
+    dtype: str = "auto",
+    device: str = "cpu",
+) -> Adapter:
+    """Load a trained adapter on its base model.
+
+    Args:
+        path: a training run's folder, whose newest checkpoint is taken, or an adapter's own folder.
+        step: another checkpoint of the run.
+        model: the base model's id or folder; by default the one that the adapter was trained on.
+        temperature: of sampling; 0 always takes the likeliest token.
+        system: system message of its conversations; by default that of the run's environment.
+        dtype: of the base: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for this machine's faster one.
+        device: ``"cpu"`` or ``"cuda"``.
+
+    Raises:
+        UsageError: the folder holds no adapter, or the adapters of several seeds.
+        ModelError: the base model is not there, or is not the one that the adapter belongs to.
+        MissingExtraError: PyTorch is not installed.
+    """
+    from dataclasses import replace
+
+    from envkit.env import Env
+    from envkit.models import DEFAULT_MODEL, require_training, resolve
+    from envkit.train.config import TrainConfig
+
+    require_training()
+    folder = _adapter_folder(Path(path), step)
+    trained, environment = _training_of(folder)
+    weights = _read_json(folder / _CONFIG)
+    rank, alpha = weights.get("r"), weights.get("lora_alpha")
+    if not (isinstance(rank, int) and isinstance(alpha, int | float)):
+        raise ModelError(f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected numbers")
+    base = str(model or (trained.model if trained else _base_of(folder) or DEFAULT_MODEL))
+    config = replace(
+        trained or TrainConfig(),
+        model=base,
+        lora_r=rank,
+        lora_alpha=int(alpha),
+        dtype=dtype,
+        device=device,
+        engine="torch",
+        torch_compile=False,
+    )
+    from envkit.studies.machine import resolve_dtype, use_threads
+    from envkit.train.policy import Policy
+
+    use_threads()
+    policy = Policy.of(resolve(base), resolve_dtype(config))
+    policy.add(folder, "trained")
+    policy.model.set_adapter("trained")
+    policy.model.delete_adapter("default")  # Policy begins with an untrained one
+    policy.serve(["trained"])
+    message = system if system is not None else environment.system if environment else Env.system
+    return Adapter(folder, policy, config, message, temperature)
+
+
+def _adapter_folder(path: Path, step: int | None) -> Path:
+    """The adapter folder that a path means.
+
+    Raises:
+        UsageError: there is none, or several.
+    """
+    if (path / _CONFIG).is_file():
+        if step is not None:
+            raise UsageError(f"{path} is one adapter; step={step} needs the run's folder")
+        return path
+    if seeds := sorted(found.name for found in path.glob("seed-*")):
+        raise UsageError(f"{path} trained an adapter for each seed; give one: {path / seeds[0]}")
+    checkpoints = {
+        int(found.parent.name.removeprefix("step-")): found.parent
+        for found in path.glob("checkpoints/step-*/" + _CONFIG)
+        if found.parent.name.removeprefix("step-").isdecimal()
+    }
+    if step is not None and step not in checkpoints:
+        known = ", ".join(map(str, sorted(checkpoints))) or "none"
+        raise UsageError(f"{path} has no checkpoint of step {step}; it has: {known}")
+    if checkpoints:
+        return checkpoints[max(checkpoints) if step is None else step]
+    if (path / "sft" / _CONFIG).is_file():
+        return path / "sft"
+    raise UsageError(f"{path}: no adapter there; expected a training run's folder or a PEFT adapter folder")
+
+
+def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
+    """The settings and the environment class of the run that an adapter lies in; ``None`` without one."""
+    from envkit import registry
+    from envkit.store import RunFolder
+    from envkit.train.config import from_mapping
+
+    for folder in adapter.resolve().parents:
+        if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
+            manifest = RunFolder.open(folder).manifest
+            plan = manifest.get("plan")
+            if not isinstance(plan, dict):
+                raise StoreError(f"{folder / 'manifest.json'}: no plan in it; it is damaged")
+            settings: Any = cast("dict[str, Any]", plan).get("train", {})
+            environments = manifest.get("environments", [manifest.get("environment", "code-editor")])
+            kind = registry.environment(environments[0]) if len(environments) == 1 else None
+            return from_mapping({"dtype": "float32", **settings}, str(folder / "manifest.json")), kind
+    return None, None
+
+
+def _base_of(adapter: Path) -> str:
+    """The base model that an adapter's folder names; empty if it names none."""
+    from envkit.train.policy import BASE
+
+    note = adapter / BASE
+    return str(_read_json(note).get("model", "")) if note.is_file() else ""
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        found: object = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{path} cannot be read ({error})") from error
+    if not isinstance(found, dict):
+        raise ModelError(f"{path}: expected a JSON object, found {str(found)[:40]}")
+    return cast("dict[str, Any]", found)

@@ -1,0 +1,99 @@
+"""Steps that every call of the Python interface shares: the sandbox, task files, the call as text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from envkit.errors import TaskFileError, UsageError
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+    from envkit.env import Env
+    from envkit.sandbox import SandboxBackend
+    from envkit.types import Task
+
+#: The environment of commands and calls that name none.
+DEFAULT_ENVIRONMENT = "code-editor"
+
+#: Where run folders are made by default.
+RUNS = Path("runs")
+
+#: Tasks, or the path of a task file.
+Tasks: TypeAlias = "Sequence[Task] | Path | str"
+
+
+def isolated_backend(
+    sandbox: SandboxBackend | str, display: Display, *, allow_unsafe: bool = False
+) -> SandboxBackend:
+    """Look up a sandbox backend and prove that it isolates, before anything runs in it.
+
+    Args:
+        sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
+        display: warns if the sandbox does not isolate and ``allow_unsafe`` allows it.
+        allow_unsafe: accept a backend that does not claim to isolate.
+
+    Raises:
+        UsageError: no such backend, or one that does not isolate.
+        SandboxUnavailable: no backend works on this machine, or this one fails its checks.
+    """
+    from envkit import registry
+    from envkit.sandbox_check import require_isolation
+
+    backend = registry.sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox
+    if not backend.isolated:
+        if not allow_unsafe:
+            raise UsageError(
+                f"sandbox {backend.name!r} does not isolate: model output would run as this user; use "
+                "--sandbox auto, or see `envkit list`"
+            )
+        display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
+        return backend
+    require_isolation(backend)
+    return backend
+
+
+def load_tasks(
+    kind: type[Env], tasks: Tasks | None, split: str, backend: SandboxBackend, display: Display
+) -> Sequence[Task]:
+    """Read the tasks of a split, or make the environment's own if none are named.
+
+    Raises:
+        TaskFileError: not a task file, or one of another environment.
+        UsageError: the environment has no tasks of its own.
+    """
+    from envkit import registry
+
+    if tasks is None:
+        return kind.make_tasks(split, sandbox=backend, display=display)
+    if isinstance(tasks, str | Path):
+        return registry.read_tasks_for(kind, Path(tasks))
+    for task in tasks:
+        kind.validate_task(task)
+    return tasks
+
+
+def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:
+    """Refuse to train on tasks that are held out.
+
+    Raises:
+        TaskFileError: a task is not of the split ``train``.
+    """
+    for task in tasks:
+        if task.split != "train":
+            name = f"{source}: " if isinstance(source, str | Path) else ""
+            raise TaskFileError(
+                f"{name}task {task.id} is of split {task.split!r}; expected 'train': held-out tasks are only "
+                "for measuring"
+            )
+
+
+def absolute_if_path(word: str | Path) -> str:
+    """A path made absolute, so that a run can be resumed from another folder; a name as it is."""
+    return str(Path(word).resolve()) if Path(word).exists() else str(word)
+
+
+def command_of(function: str, subject: str) -> str:
+    """What a report calls the command that made it, for a call from Python."""
+    return f"envkit.{function}({subject})"

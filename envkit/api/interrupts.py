@@ -1,0 +1,85 @@
+"""Stopping a run by signal: the first asks it to stop at the next safe point, the second ends it at once."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Final, final
+
+#: Ctrl-C, `kill`, and a terminal that was closed: all three stop a run in the same way.
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class Interrupted(KeyboardInterrupt):
+    """A stop signal ended the work at once.
+
+    Args:
+        signal: the signal that came.
+    """
+
+    def __init__(self, signal: signal.Signals) -> None:
+        super().__init__(signal.name)
+        self.signal = signal
+
+
+def raise_interrupted(number: int, frame: FrameType | None) -> None:
+    """Signal handler that ends the work at once."""
+    raise Interrupted(signal.Signals(number))
+
+
+@final
+class StopRequest:
+    """Remembers the first stop signal. Work polls `go_on` between steps."""
+
+    def __init__(self) -> None:
+        self.signal: signal.Signals | None = None
+
+    def go_on(self) -> bool:
+        """True until a stop signal came."""
+        return self.signal is None
+
+
+@contextmanager
+def stopping_on_signal(say: Callable[[str], None], message: str) -> Generator[StopRequest]:
+    """Turn the first stop signal into a `StopRequest`; a second one raises `Interrupted`.
+
+    Signal handlers belong to the main thread: in another thread nothing is installed.
+
+    Args:
+        say: prints ``message`` as soon as the first signal comes.
+        message: what will be kept, and how to go on.
+    """
+    request = StopRequest()
+
+    def on_signal(number: int, frame: FrameType | None) -> None:
+        if request.signal is not None:
+            raise Interrupted(signal.Signals(number))
+        request.signal = signal.Signals(number)
+        # The signal may come in the middle of another print, which Python's buffers refuse to nest.
+        with contextlib.suppress(RuntimeError, OSError):
+            say(message)
+
+    with handling_signals(on_signal):
+        yield request
+
+
+@contextmanager
+def handling_signals(handler: Callable[[int, FrameType | None], None]) -> Generator[None]:
+    """Install a handler for all stop signals for the length of the block; main thread only.
+
+    A signal that the parent process has switched off stays off, as SIGHUP under ``nohup``.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handled = [number for number in STOP_SIGNALS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, handler) for number in handled}
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)

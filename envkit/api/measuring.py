@@ -1,0 +1,393 @@
+"""Measure agents: `evaluate`, `bench`, and what can be done with their runs: `rescore`, `leaderboard`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from envkit.api.common import (
+    DEFAULT_ENVIRONMENT,
+    RUNS,
+    absolute_if_path,
+    command_of,
+    isolated_backend,
+)
+from envkit.api.display import DisplayChoice, open_display
+from envkit.api.interrupts import StopRequest, stopping_on_signal
+from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, read_report
+from envkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from envkit.bench.spec import BenchSpec
+    from envkit.display import Display
+    from envkit.sandbox import SandboxBackend
+    from envkit.store import RunFolder
+
+
+def evaluate(
+    environment: str = DEFAULT_ENVIRONMENT,
+    *,
+    agent: str = "model",
+    model: Path | str = "",
+    adapter: Path | str | None = None,
+    tasks: Path | str = "",
+    limit: int | None = None,
+    samples: int = 8,
+    temperature: float = 0.7,
+    max_turns: int = 1,
+    max_completion_length: int = 128,
+    stop_strings: Sequence[str] = (),
+    max_context_length: int = 0,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> EvalResult:
+    """Evaluate one agent on held-out tasks: pass@1 and pass@k with intervals.
+
+    Args:
+        environment: its registered name.
+        agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"`` or ``"random"``.
+        model: model id, folder or hub id; by default the demo's model.
+        adapter: a trained adapter's folder.
+        tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
+        limit: only the first so many tasks.
+        samples: episodes per task.
+        temperature: of sampling.
+        max_turns: actions per episode.
+        max_completion_length: tokens per turn, at most; as in training.
+        stop_strings: texts that end a turn; as in training.
+        max_context_length: tokens a turn is asked with, at most; 0 for the model's own limit.
+        sandbox: a backend or its registered name.
+        root: where the run folder is made.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: what the report calls the command that made it; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work.
+        EnvkitError: the evaluation failed; see `envkit.errors`.
+    """
+    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+
+    if agent == "model":
+        base = _model(model)
+        path = "" if adapter is None else str(Path(adapter).resolve())
+        row = AgentSpec(Path(path or base).name, model=base, adapter=path)
+    else:
+        given = {
+            "adapter": adapter,
+            "model": model,
+            "stop_strings": stop_strings,
+            "max_context_length": max_context_length,
+        }
+        if unused := [name for name, value in given.items() if value]:
+            raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
+        row = AgentSpec(agent, script=agent)
+    spec = BenchSpec(
+        (EnvironmentSpec(environment, str(tasks), limit),),
+        (row,),
+        samples,
+        temperature,
+        max_turns,
+        max_completion_length,
+        tuple(stop_strings),
+        max_context_length,
+    )
+    with open_display(display) as shown:
+        backend = isolated_backend(sandbox, shown)
+        run = _start(spec, root, backend, shown, command or command_of("evaluate", repr(environment)))
+        request, refused = _play(run, backend, shown)
+    if refused:
+        raise refused
+    [report] = _reports(run.path)
+    return EvalResult(run.path, report, row.name, request.signal)
+
+
+def bench(
+    spec: BenchSpec | Path | str,
+    *,
+    budget_usd: float | None = None,
+    prices: Path | str | None = None,
+    machine: str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> BenchResult:
+    """Compare agents on the same held-out tasks; write a report per environment, and a leaderboard.
+
+    Args:
+        spec: what to measure: a `BenchSpec`, a TOML file of one, or what `spec_of` returns.
+        budget_usd: what all API calls may cost together; by default the spec's budget.
+        prices: a TOML file of prices, on top of envkit's own.
+        machine: whose hourly price the rows that ran here pay; by default ``cpu-2-cores`` if it was one.
+        sandbox: a backend or its registered name.
+        root: where the run folder is made.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: what reports call the command that made them; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work; or a provider refused before anything was played.
+        EnvkitError: the comparison failed; see `envkit.errors`.
+    """
+    from envkit.bench.spec import from_toml
+
+    wanted = from_toml(Path(spec)) if isinstance(spec, str | Path) else spec
+    if budget_usd is not None:
+        wanted = replace(wanted, budget_usd=budget_usd)
+    table = None if prices is None else Path(prices)
+    _require_priced(machine, table)
+    with open_display(display) as shown:
+        backend = isolated_backend(sandbox, shown)
+        subject = repr(str(spec)) if isinstance(spec, str | Path) else "spec"
+        run = _start(wanted, root, backend, shown, command or command_of("bench", subject), table)
+        request, refused = _play(run, backend, shown)
+    return _bench_result(run, request, refused, machine)
+
+
+def resume_bench(
+    run: Path | str,
+    *,
+    budget_usd: float | None = None,
+    machine: str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    display: DisplayChoice = "rich",
+) -> BenchResult:
+    """Go on with a `bench` or `evaluate` run that was interrupted, or whose budget was used up.
+
+    Args:
+        run: the run folder.
+        budget_usd: a new budget for all API calls, those already paid for included.
+        machine: as for `bench`.
+        sandbox: a backend or its registered name.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        StoreError: not a bench run, or its tasks, weights or cards have changed.
+        EnvkitError: the comparison failed; see `envkit.errors`.
+    """
+    from envkit.store import RunFolder
+    from envkit.studies.bench import prices_of
+
+    folder = RunFolder.open(Path(run))
+    _require_priced(machine, prices_of(folder))
+    with open_display(display) as shown:
+        backend = isolated_backend(sandbox, shown)
+        request, refused = _play(folder, backend, shown, budget_usd)
+    return _bench_result(folder, request, refused, machine)
+
+
+def spec_of(
+    *,
+    adapters: Sequence[Path | str] = (),
+    cards: Sequence[str] = (),
+    recorded: Sequence[str] = (),
+    environment: str = DEFAULT_ENVIRONMENT,
+    tasks: Path | str = "",
+    limit: int | None = None,
+    model: Path | str = "",
+    samples: int = 8,
+    **settings: Any,
+) -> BenchSpec:
+    """Make the specification of a comparison: some agents, with their base model and both controls.
+
+    Args:
+        adapters: trained adapter folders; each is a row, beside a row of their base model.
+        cards: API models: names from `envkit list`, or paths of card files.
+        recorded: models whose outputs came with the tasks, or files of outputs.
+        environment: its registered name.
+        tasks: as for `evaluate`.
+        limit: only the first so many tasks.
+        model: the base of the adapters; by default the demo's model.
+        samples: episodes per task.
+        settings: further fields of `BenchSpec`.
+
+    Raises:
+        UsageError: no agent is named, a card does not exist, or a setting needs adapters and there are none.
+    """
+    from envkit.agents.cards import load_card
+    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+
+    if not (adapters or cards or recorded):
+        raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
+    if not adapters:
+        for_models = {"model": model, **settings}
+        names = ("model", "stop_strings", "max_context_length")
+        if unused := [name for name in names if for_models.get(name)]:
+            raise UsageError(
+                f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
+            )
+    base = _model(model)
+    rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
+    if adapters:
+        rows.append(AgentSpec("base", model=base))
+    paths = [Path(path).resolve() for path in adapters]
+    for path, name in zip(paths, _distinct_names(paths), strict=True):
+        rows.append(AgentSpec(name, model=base, adapter=str(path)))
+    rows += [AgentSpec(load_card(card).name, card=absolute_if_path(card)) for card in cards]
+    rows += [
+        AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=absolute_if_path(name))
+        for name in recorded
+    ]
+    played = EnvironmentSpec(environment, str(tasks), limit)
+    return BenchSpec((played,), tuple(rows), samples=samples, **settings)
+
+
+def rescore(
+    run: Path | str,
+    *,
+    sandbox: SandboxBackend | str = "auto",
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> RescoreResult:
+    """Grade a bench's stored episodes again, with the environment as it is now; no agent is asked again.
+
+    Args:
+        run: the run folder of a bench; it is left as it is.
+        sandbox: a backend or its registered name.
+        root: where the new run folder is made.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: what reports call the command that made them; by default this call.
+
+    Raises:
+        StoreError: not a bench run, or a damaged one.
+    """
+    from envkit.store import RunFolder
+    from envkit.studies.bench import prices_of
+    from envkit.studies.rescore import rescore as grade_again
+
+    old = RunFolder.open(Path(run))
+    message = "stopping: episodes that are graded so far get their report; Ctrl-C again ends at once"
+    with open_display(display) as shown:
+        backend = isolated_backend(sandbox, shown)
+        with stopping_on_signal(shown.say, message) as request:
+            again = grade_again(
+                old,
+                Path(root),
+                backend,
+                shown,
+                request.go_on,
+                command or command_of("rescore", repr(str(run))),
+            )
+    page = leaderboard([again.run.path], again.run.path, prices=prices_of(again.run))
+    return RescoreResult(again.run.path, page, again.episodes, again.changed, request.signal)
+
+
+def leaderboard(
+    runs: Sequence[Path | str],
+    output: Path | str = RUNS,
+    *,
+    machine: str | None = None,
+    prices: Path | str | None = None,
+    against: str | None = None,
+) -> Path:
+    """Put the rows of runs on one board: solve rate, dollars per solved task, comparisons with intervals.
+
+    Args:
+        runs: run folders of train, demo, evaluate or bench.
+        output: the folder that the board's files are written to.
+        machine: as for `bench`.
+        prices: a TOML file of prices, on top of envkit's own.
+        against: the row that the others are compared with.
+
+    Returns:
+        The path of the HTML page.
+
+    Raises:
+        StoreError: a run has no report.
+        UsageError: no such machine, model price or row.
+    """
+    from envkit.bench.leaderboard import write_leaderboard
+    from envkit.bench.leaderboard_data import make_leaderboard
+    from envkit.bench.report import load_reports
+    from envkit.prices import load_prices
+
+    reports = [report for run in runs for report in load_reports(Path(run))]
+    table = load_prices(None if prices is None else Path(prices))
+    return write_leaderboard(make_leaderboard(reports, table, machine, against), Path(output))
+
+
+def _start(
+    spec: BenchSpec,
+    root: Path | str,
+    backend: SandboxBackend,
+    display: Display,
+    command: str,
+    prices: Path | None = None,
+) -> RunFolder:
+    from envkit.studies.bench import start
+
+    run = start(Path(root), spec, backend=backend, display=display, command=command, prices=prices)
+    display.say(f"run folder: {escape(str(run.path))}")
+    return run
+
+
+def _play(
+    run: RunFolder, backend: SandboxBackend, display: Display, budget_usd: float | None = None
+) -> tuple[StopRequest, UsageError | None]:
+    """Play what is left of a bench; returns how it was stopped, and who refused to go on.
+
+    Raises:
+        UsageError: a provider refused before there was anything to report.
+    """
+    from envkit.studies.bench import Bench
+
+    path = escape(str(run.path))
+    message = (
+        f"[yellow]stopping: finished episodes stay in {path}; go on with: envkit bench --resume {path}; "
+        "Ctrl-C again ends at once[/]"
+    )
+    with stopping_on_signal(display.say, message) as request:
+        try:
+            Bench(run, backend, display, request.go_on, budget_usd=budget_usd).run()
+        except UsageError as error:
+            if not any(run.path.rglob("report.json")):
+                raise
+            return request, error
+    return request, None
+
+
+def _bench_result(
+    run: RunFolder, request: StopRequest, refused: UsageError | None, machine: str | None
+) -> BenchResult:
+    from envkit.studies.bench import prices_of
+
+    page = leaderboard([run.path], run.path, machine=machine, prices=prices_of(run))
+    return BenchResult(run.path, _reports(run.path), page, request.signal, refused)
+
+
+def _reports(run: Path) -> tuple[Report, ...]:
+    from envkit.bench.report import report_folders
+
+    return tuple(read_report(folder / "report.html") for folder in report_folders(run))
+
+
+def _require_priced(machine: str | None, prices: Path | None) -> None:
+    """Refuse a machine without a price before anything is played."""
+    from envkit.prices import load_prices
+
+    if machine is not None:
+        load_prices(prices).hourly_usd(machine)
+
+
+def _model(given: Path | str) -> str:
+    from envkit.models import DEFAULT_MODEL
+
+    return absolute_if_path(given) if given else DEFAULT_MODEL
+
+
+def _distinct_names(paths: Sequence[Path]) -> list[str]:
+    """Name each folder after itself, and after as many folders around it as make the names distinct."""
+    names = [path.name for path in paths]
+    for depth in range(max((len(path.parents) for path in paths), default=0)):
+        if len({*names}) == len(names):
+            break
+        parents = [path.parents[min(depth, len(path.parents) - 1)].name for path in paths]
+        if len({*parents}) > 1:  # a folder that all share distinguishes nothing
+            names = [f"{name}@{parent}" for name, parent in zip(names, parents, strict=True)]
+    return names

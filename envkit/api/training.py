@@ -1,0 +1,280 @@
+"""Train adapters: `train`, `resume_train`, and `sft` for the supervised warm start alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+
+from envkit.api.common import (
+    DEFAULT_ENVIRONMENT,
+    RUNS,
+    Tasks,
+    absolute_if_path,
+    command_of,
+    isolated_backend,
+    load_tasks,
+    require_train_split,
+)
+from envkit.api.display import DisplayChoice, open_display
+from envkit.api.interrupts import stopping_on_signal
+from envkit.api.results import SFTResult, TrainResult, read_report
+from envkit.errors import UsageError
+
+if TYPE_CHECKING:
+    from envkit.display import Display
+    from envkit.env import Env
+    from envkit.sandbox import SandboxBackend
+    from envkit.store import RunFolder
+    from envkit.train.config import TrainConfig
+
+#: Folders that a run makes inside its own; no environment of several may have such a name.
+_RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard"})
+
+
+def train(
+    environments: str | Sequence[str] = DEFAULT_ENVIRONMENT,
+    *,
+    config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
+    minutes: float | None = None,
+    seeds: int | Sequence[int] | None = None,
+    tasks: Tasks | None = None,
+    heldout_tasks: Tasks | None = None,
+    model: Path | str | None = None,
+    backend: str | None = None,
+    engine: str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    allow_unsafe: bool = False,
+    allow_unaudited: bool = False,
+    evaluate: bool = True,
+    root: Path | str = RUNS,
+    display: DisplayChoice = "rich",
+    command: str | None = None,
+) -> TrainResult:
+    """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks.
+
+    The first Ctrl-C stops the run at the next safe point and reports what there is; a second one raises
+    `KeyboardInterrupt`. Either way `resume_train` goes on with the run folder.
+
+    Args:
+        environments: registered names; several train one adapter together.
+        config: a `TrainConfig`, its fields by name, or a TOML file of them; by default all defaults.
+        minutes: budget after set-up, from which all sizes follow; ``None`` keeps the sizes of ``config``.
+        seeds: seed of every random draw; several train an adapter each, side by side.
+        tasks: tasks to train on, or their file; by default the environment's own.
+        heldout_tasks: tasks to measure on, or their file; by default the environment's own.
+        model: model id, folder or hub id; by default the one of ``config``.
+        backend: whose trainer takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
+        engine: who samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
+        sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
+        allow_unsafe: accept a sandbox that does not isolate.
+        allow_unaudited: accept an environment without a valid certificate.
+        evaluate: measure on the held-out tasks before and after training.
+        root: where the run folder is made.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+        command: what reports call the command that made the run; by default this call.
+
+    Raises:
+        UsageError: bad input, found before any long work.
+        EnvkitError: the run failed; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.audit.certificate import require_certified
+    from envkit.models import require_training
+
+    require_training()  # what follows imports PyTorch
+    from envkit.studies import seeds as several_seeds
+    from envkit.studies import study
+    from envkit.studies.plan import require_minutes
+
+    names = [environments] if isinstance(environments, str) else list(environments)
+    chosen = [seeds] if isinstance(seeds, int) else list(seeds or ())
+    _require_distinct(names, chosen)
+    if len(names) > 1 and (tasks is not None or heldout_tasks is not None):
+        raise UsageError("task files are for one environment; several train on their own tasks")
+    if minutes is not None:
+        require_minutes(minutes, len(chosen))
+    settings = _settings(
+        config,
+        seed=chosen[0] if chosen else None,
+        model=None if model is None else absolute_if_path(model),
+        backend=backend,
+        engine=engine,
+    )
+    kinds = [registry.environment(name) for name in names]
+    study.require_checks(settings.shaping, kinds)
+    if len(chosen) > 1:
+        several_seeds.configurations(settings, chosen)
+    if not allow_unaudited:
+        for kind in kinds:
+            require_certified(kind)
+    with open_display(display) as shown:
+        sandboxes = isolated_backend(sandbox, shown, allow_unsafe=allow_unsafe)
+        train_tasks = {kind: load_tasks(kind, tasks, "train", sandboxes, shown) for kind in kinds}
+        for found in train_tasks.values():
+            require_train_split(found, tasks)
+        planned = study.prepare(
+            settings,
+            minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
+            train_tasks,
+            {kind: load_tasks(kind, heldout_tasks, "heldout", sandboxes, shown) for kind in kinds},
+            backend=sandboxes,
+            display=shown,
+            command=command or command_of("train", ", ".join(map(repr, names))),
+            evaluate=evaluate,
+        )
+        if len(chosen) > 1:
+            run = several_seeds.start(Path(root), planned, chosen)
+        else:
+            run = study.start(Path(root), planned)
+        return _run(run, kinds, sandboxes, shown)
+
+
+def resume_train(
+    run: Path | str,
+    *,
+    sandbox: SandboxBackend | str = "auto",
+    allow_unsafe: bool = False,
+    display: DisplayChoice = "rich",
+) -> TrainResult:
+    """Go on with a training run that was interrupted, from its last checkpoint and with its own settings.
+
+    Args:
+        run: the run folder.
+        sandbox: a backend or its registered name.
+        allow_unsafe: accept a sandbox that does not isolate.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        StoreError: not a training run, or its tasks, weights or environments have changed.
+        EnvkitError: the run failed; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.models import require_training
+    from envkit.store import RunFolder
+
+    require_training()
+    from envkit.studies import study
+
+    folder = RunFolder.open(Path(run))
+    kinds = [registry.environment(name) for name in study.environments_of(folder)]
+    with open_display(display) as shown:
+        sandboxes = isolated_backend(sandbox, shown, allow_unsafe=allow_unsafe)
+        return _run(folder, kinds, sandboxes, shown)
+
+
+def sft(
+    output: Path | str,
+    *,
+    environment: str = DEFAULT_ENVIRONMENT,
+    config: TrainConfig | Mapping[str, Any] | Path | str | None = None,
+    examples: int | None = None,
+    tasks: Tasks | None = None,
+    model: Path | str | None = None,
+    sandbox: SandboxBackend | str = "auto",
+    display: DisplayChoice = "rich",
+) -> SFTResult:
+    """Run only the supervised warm start: imitate the oracle on train tasks, save the adapter.
+
+    Args:
+        output: the adapter folder to write; it must not exist.
+        environment: its registered name.
+        config: as for `train`.
+        examples: oracle answers to imitate, at least one batch; by default as in ``config``.
+        tasks: tasks of the split ``train``, or their file; by default the environment's own.
+        model: model id, folder or hub id; by default the one of ``config``.
+        sandbox: a backend or its registered name.
+        display: ``"rich"``, ``"quiet"`` or a display of your own.
+
+    Raises:
+        UsageError: bad input, found before any long work.
+        EnvkitError: training failed; see `envkit.errors`.
+    """
+    from envkit import registry
+    from envkit.models import require_training
+
+    require_training()
+    from envkit.studies.warm_start import warm_start
+
+    folder = Path(output)
+    if folder.exists() or folder.is_symlink():
+        raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
+    settings = _settings(
+        config, model=None if model is None else absolute_if_path(model), sft_examples=examples
+    )
+    kind = registry.environment(environment)
+    with open_display(display) as shown:
+        sandboxes = isolated_backend(sandbox, shown)
+        found = load_tasks(kind, tasks, "train", sandboxes, shown)
+        require_train_split(found, tasks)
+        message = "stopping: no adapter is written before the last step; Ctrl-C again ends at once"
+        with stopping_on_signal(shown.say, message) as request:
+            losses = warm_start(folder, settings, kind, found, sandboxes, shown, request.go_on)
+    return SFTResult(folder if losses else None, tuple(losses), request.signal)
+
+
+def _run(
+    run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend, display: Display
+) -> TrainResult:
+    """Do what is left of a run."""
+    from envkit.studies import before_after
+    from envkit.studies import seeds as several_seeds
+
+    path = escape(str(run.path))
+    display.say(f"run folder: {path}")
+    message = (
+        f"[yellow]stopping: finished episodes and the last checkpoint stay in {path}; go on with: envkit "
+        f"train --resume {path}; Ctrl-C again ends at once[/]"
+    )
+    work = (
+        several_seeds.MultiSeedStudy
+        if run.manifest.get("kind") == several_seeds.KIND
+        else before_after.BeforeAfter
+    )
+    with stopping_on_signal(display.say, message) as request:
+        pages = work(run, kinds, backend, display, request.go_on).run()
+    return TrainResult(run.path, _adapters(run.path), tuple(map(read_report, pages)), request.signal)
+
+
+def _adapters(run: Path) -> tuple[Path, ...]:
+    """The newest checkpoint of a run, or of each of its seeds."""
+    from envkit.train.checkpoint import CheckpointStore
+
+    found: list[Path] = []
+    for folder in sorted(run.glob("seed-*")) or [run]:
+        checkpoints = CheckpointStore(folder / "checkpoints")
+        if steps := checkpoints.steps():
+            found.append(checkpoints.path(steps[-1]))
+    return tuple(found)
+
+
+def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
+    """Refuse environments and seeds that would share a folder.
+
+    Raises:
+        UsageError: one is given twice, or an environment is named like a folder of the run.
+    """
+    if not names:
+        raise UsageError("no environment is named; expected at least one, see: envkit list")
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"environment {twice[0]!r} is named twice; name each one once")
+    if len(names) > 1 and (clash := _RUN_FOLDERS.intersection(names)):
+        raise UsageError(f"environment {min(clash)!r} is named like a folder of the run; train on it alone")
+    if repeated := [seed for seed in seeds if seeds.count(seed) > 1]:
+        raise UsageError(f"seed {repeated[0]} is given twice; give each one once")
+
+
+def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
+    """Read the configuration and put the values that the caller gave on top."""
+    from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
+
+    if isinstance(config, TrainConfig):
+        base = config
+    elif isinstance(config, str | Path):
+        base = from_toml(Path(config))
+    else:
+        base = from_mapping(config or {}, "config")
+    given = {key: value for key, value in overrides.items() if value is not None}
+    return from_mapping({**to_mapping(base), **given}, "command line")

@@ -1,0 +1,165 @@
+"""Exit codes and error lines: 0 done, 1 failed, 2 bad input or storage, 128 + number after a signal."""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from envkit.api.interrupts import Interrupted, stopping_on_signal
+from envkit.cli import main
+from envkit.errors import (
+    ContractError,
+    EnvkitError,
+    MissingExtraError,
+    SandboxError,
+    StoreError,
+    TrainingError,
+    UsageError,
+)
+
+
+def failing(error: BaseException) -> object:
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (UsageError("bad"), 2, "error: bad"),
+        (StoreError("full"), 2, "error: full"),
+        (MissingExtraError("torch", "train"), 2, "'.[train]'"),
+        (TrainingError("diverged"), 1, "error: diverged"),
+        (SandboxError("died"), 1, "error: died"),
+        (ContractError("two\nlines"), 1, "error: two lines"),
+        (OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "x.jsonl"), 2, "x.jsonl: No space left on device"),
+        (MemoryError(), 1, "out of memory"),
+        (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
+        (KeyError("loss"), 1, "a fault in envkit, not in your input: KeyError: 'loss'; run it again as"),
+        (KeyboardInterrupt(), 130, "interrupted by SIGINT"),
+        (Interrupted(signal.SIGTERM), 143, "interrupted by SIGTERM"),
+        (Interrupted(signal.SIGHUP), 129, "interrupted by SIGHUP"),
+    ],
+)
+def test_an_error_is_one_line_and_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    code: int,
+    words: str,
+) -> None:
+    monkeypatch.setattr("envkit.registry.names", failing(error))
+    assert main.run(["list"]) == code
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert "Traceback" not in said
+
+
+def test_verbose_prints_the_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("envkit.registry.names", failing(EnvkitError("broken")))
+    assert main.run(["-v", "list"]) == 1
+    said = capsys.readouterr().err
+    assert "Traceback" in said
+    assert said.endswith("error: broken\n")
+    assert main.run(["list"]) == 1
+    assert "Traceback" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(number: signal.Signals) -> None:
+    said: list[str] = []
+    before = signal.getsignal(number)
+    with stopping_on_signal(said.append, "stopping; kept in runs/x") as request:
+        assert request.go_on()
+        signal.raise_signal(number)
+        assert said == ["stopping; kept in runs/x"]
+        assert not request.go_on()
+        assert request.signal is number
+        with pytest.raises(Interrupted) as interrupted:
+            signal.raise_signal(number)
+        assert interrupted.value.signal is number
+    assert signal.getsignal(number) is before
+
+
+def test_a_signal_that_the_parent_switched_off_stays_off() -> None:
+    """As under ``nohup``."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping_on_signal(print, "") as request:
+            signal.raise_signal(signal.SIGHUP)
+            assert request.go_on()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_a_command_that_keeps_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    """While it waits for a player, which stands for any work before there is a run folder."""
+    command = [sys.executable, "-m", "envkit.cli", "play", "sql-desk", "--seed", "1"]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None
+        while "turn 1 of 10" not in process.stdout.readline():
+            assert process.poll() is None
+        started = time.monotonic()
+        process.send_signal(number)
+        assert process.wait(timeout=20) == 128 + number
+        assert process.stderr is not None
+        said = process.stderr.read()
+    assert f"interrupted by {number.name}" in said
+    assert "Traceback" not in said
+    assert time.monotonic() - started < 20
+
+
+def test_an_existing_output_is_refused_before_any_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("envkit.registry.sandbox_backend", failing(AssertionError("work began")))
+    there = tmp_path / "there"
+    there.touch()
+    for arguments in (
+        ["tasks", "mine", "toolz", "-o", str(there)],
+        ["tasks", "build", "recipe.json", "-o", str(there)],
+        ["sft", "-o", str(there)],
+    ):
+        assert main.run(arguments) == 2
+        assert "exists; choose another" in capsys.readouterr().err
+
+
+def test_tasks_that_an_environment_cannot_pose_leave_its_certificate_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.taskfile import write_tasks
+
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    write_tasks(tmp_path / "bad.jsonl", [replace(starter_tasks()[0], hidden={})], seed=0)
+    write_tasks(tmp_path / "other.jsonl", starter_tasks()[:1], seed=0)
+    for env, file in (("code-editor", "bad.jsonl"), ("sql-desk", "other.jsonl")):
+        assert main.run(["audit", env, "--tasks", str(tmp_path / file)]) == 2
+        assert f"not a task of {env}" in capsys.readouterr().err
+    assert not (tmp_path / "cache" / "certificates").exists()
+
+
+def test_held_out_tasks_are_no_training_tasks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from envkit.environments.code_editor import starter_tasks
+    from envkit.taskfile import write_tasks
+
+    file = tmp_path / "heldout.jsonl"
+    write_tasks(file, [replace(starter_tasks()[0], split="heldout")], seed=0)
+    assert main.run(["sft", "--tasks", str(file), "-o", str(tmp_path / "adapter")]) == 2
+    assert "is of split 'heldout'; expected 'train'" in capsys.readouterr().err
