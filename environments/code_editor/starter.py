@@ -1,4 +1,4 @@
-"""The starter tasks: a dozen small functions, each with one bug, to play before anything is mined."""
+"""The starter tasks: a dozen small functions with one bug each, available without mining."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from envkit.types import Task
 
 
 def starter_tasks() -> list[Task]:
-    """One task per entry of `_BUGS`, in the form of mined ones."""
+    """Return one task per entry of `_BUGS`, in the form of mined tasks."""
     return [_task(*bug) for bug in _BUGS]
 
 
 def _task(function: Callable[..., Any], operator: str, right: str, wrong: str) -> Task:
     docstring, name = inspect.getdoc(function) or "", function.__name__
-    # The agent sees the summary; the examples reach it as examples.
+    # Without the docstring's examples, which the agent gets as example calls.
     reference = re.sub(r"\n\n +>>>.*?\"\"\"", '"""', inspect.getsource(function), flags=re.DOTALL)
     mutant = reference.replace(right, wrong, 1)
     examples = doctest.DocTestParser().get_examples(docstring)
@@ -243,7 +243,7 @@ def merged(left: list[int], right: list[int]) -> list[int]:
     return joined + left[at:] + right[other:]
 
 
-#: Function, kind of mutation, right text (its first occurrence is meant), wrong text.
+#: Function, kind of mutation, correct text (its first occurrence), wrong text.
 _BUGS = (
     (rotated, "arithmetic", "steps % len(items)", "steps // len(items)"),
     (running_totals, "statement", "total += number", "total = number"),

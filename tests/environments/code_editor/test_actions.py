@@ -117,7 +117,7 @@ def test_no_action_explains_all_of_them() -> None:
 @pytest.mark.parametrize(
     "character", ["\u202e", "\u2066", "\u200b", "\ufeff", "\r", "\x1b", "\0", "\x0c", "\ud800"]
 )
-def test_text_that_does_not_run_as_it_reads_is_refused(character: str) -> None:
+def test_deceptive_characters_are_refused(character: str) -> None:
     (action,) = parse(f"```diff\n-a\n+b # {character}x\n```\nsubmit")
     assert isinstance(action, Malformed)
     assert "invisible or control characters" in action.hint
@@ -128,7 +128,7 @@ def test_homoglyphs_stay_what_they_are() -> None:
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=300))
-def test_any_text_is_an_action_or_a_mend(text: str) -> None:
+def test_any_text_is_an_action_or_a_hint(text: str) -> None:
     assert parse(text)
 
 
@@ -145,7 +145,7 @@ PIECES += (
 
 
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
-def test_any_jumble_of_markers_is_an_action_or_a_mend(pieces: list[str]) -> None:
+def test_any_mix_of_markers_is_an_action_or_a_hint(pieces: list[str]) -> None:
     assert parse("\n".join(pieces))
 
 
@@ -163,6 +163,6 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_hostile_text_is_no_trouble(piece: str) -> None:
+def test_hostile_text_is_handled(piece: str) -> None:
     """A parser that tracks back would not return from this in a lifetime."""
     assert parse(piece * 10_000 + "x")

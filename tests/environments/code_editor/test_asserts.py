@@ -37,7 +37,7 @@ def values(found: ProbedTests) -> Sequence[object]:
         ("isinstance(f(2), Box)", "not not isinstance(f(2), Box)", True),
     ],
 )
-def test_what_should_be_seen_stays_on_the_host(asserted: str, seen: str, value: object) -> None:
+def test_expected_values_stay_on_the_host(asserted: str, seen: str, value: object) -> None:
     found = probe_tests(f"assert {asserted}, 'what went wrong'")
     assert found.program == f"__look__(0, {seen})"
     [place] = found.places
@@ -53,7 +53,7 @@ def test_what_should_be_seen_stays_on_the_host(asserted: str, seen: str, value: 
         ("isclose(3.0, f(2), rel_tol=0.1, abs_tol=1)", NumericPolicy(0.1, 1.0, int_as_float=True)),
     ],
 )
-def test_numbers_need_only_come_near_where_the_test_says_so(asserted: str, numbers: NumericPolicy) -> None:
+def test_tolerances_of_the_tests_are_kept(asserted: str, numbers: NumericPolicy) -> None:
     found = probe_tests(f"assert {asserted}")
     assert found.program == "__look__(0, f(2))"
     # A float: two integers would be compared exactly.
@@ -72,18 +72,18 @@ def test_numbers_need_only_come_near_where_the_test_says_so(asserted: str, numbe
         "f(1) == x",
     ],
 )
-def test_what_only_comes_out_true_is_weak(asserted: str) -> None:
+def test_an_assert_without_a_literal_is_weak(asserted: str) -> None:
     [place] = probe_tests(f"assert {asserted}").places
     assert (place.source, place.value, place.weak) == (asserted, True, True)
 
 
-def test_all_of_several_are_seen_each() -> None:
+def test_each_condition_of_an_and_is_probed() -> None:
     found = probe_tests("assert f(1) == 1 and f(2) == 2 and not f(3)")
     assert found.program == text("__look__(0, f(1))", "__look__(1, f(2))", "__look__(2, not f(3))")
     assert values(found) == [1, 2, True]
 
 
-def test_a_name_that_stands_for_a_literal_is_put_in_place() -> None:
+def test_a_name_for_a_literal_is_substituted() -> None:
     found = probe_tests(
         text(
             "if True:",
@@ -118,13 +118,13 @@ def test_a_name_that_stands_for_a_literal_is_put_in_place() -> None:
         ("want = 1", "import os as want", "assert f(1) == want"),
     ],
 )
-def test_a_name_that_may_stand_for_something_else_is_left_alone(lines: Sequence[str]) -> None:
+def test_an_ambiguous_name_is_not_substituted(lines: Sequence[str]) -> None:
     found = probe_tests(text(*lines))
     assert found.places[-1].weak
     assert "want" in found.program
 
 
-def test_a_name_of_the_program_itself_is_left_alone() -> None:
+def test_a_name_of_the_program_is_not_substituted() -> None:
     tests = text("limit = 3", "assert f(1) == limit")
     assert not probe_tests(tests).places[0].weak
     found = probe_tests(tests, "limit = 2\ndef f(x): return limit")
@@ -132,7 +132,7 @@ def test_a_name_of_the_program_itself_is_left_alone() -> None:
     assert found.program.startswith("limit = 3\n")
 
 
-def test_tables_of_cases_are_written_out() -> None:
+def test_loops_over_tables_are_unrolled() -> None:
     found = probe_tests(
         text(
             "cases = [('a', 1), ('b', [2])]",
@@ -164,12 +164,12 @@ def test_other_loops_stay_loops(lines: Sequence[str]) -> None:
     assert found.places[0].weak
 
 
-def test_what_a_class_holds_is_no_table() -> None:
+def test_a_class_attribute_is_not_unrolled() -> None:
     tests = text("class Box:", "    items = [1, 2]", "assert total(Box()) == 3")
     assert "items = [1, 2]" in probe_tests(tests).program
 
 
-def test_what_nobody_should_reach_stays_an_assert() -> None:
+def test_assert_false_stays_an_assert() -> None:
     tests = text(
         "try:",
         "    f(-1)",
@@ -186,7 +186,7 @@ def test_what_nobody_should_reach_stays_an_assert() -> None:
     ("tests", "reason"),
     [("x = (", "with a file that is not Python"), ("f(1)", "without an assert"), ("", "without an assert")],
 )
-def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
+def test_tests_without_asserts_are_left_out(tests: str, reason: str) -> None:
     with pytest.raises(LeftOut, match=reason):
         probe_tests(tests)
 
@@ -200,7 +200,7 @@ def test_what_asserts_nothing_is_left_out(tests: str, reason: str) -> None:
         "class T(TestCase):\n    def test(self):\n        self.assertEqual(f(1), 1)\nassert f(1) == 1",
     ],
 )
-def test_what_a_program_finds_out_for_itself_is_weak(tests: str) -> None:
+def test_checks_inside_the_program_are_weak(tests: str) -> None:
     found = probe_tests(tests)
     assert found.weak
     assert not any(place.weak for place in found.places)

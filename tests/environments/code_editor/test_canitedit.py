@@ -1,4 +1,4 @@
-"""CanItEdit: programs to edit as they are told to, graded by what their tests look at."""
+"""CanItEdit: programs to edit by an instruction, graded by the values that their tests see."""
 
 from __future__ import annotations
 
@@ -129,7 +129,7 @@ def tasks(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Task]:
 
 
 def ending(backend: SandboxBackend, task: Task, source: str) -> Mapping[str, Any]:
-    """What is found of a program that an agent writes in one python block, and reward."""
+    """Return evidence and reward of a program that an agent writes in one python block."""
     with_turns = CodeEditorEnv(tasks=[task], sandbox=backend, max_turns=1)
     with_turns.reset(seed=0)
     _, reward, _, _, info = with_turns.step(f"```python\n{source}```")
@@ -197,7 +197,7 @@ def test_other_programs_earn_what_their_tests_say(
     assert seen in info["evidence"]["answers_as_original"]
 
 
-def test_only_what_rests_on_comparisons_in_the_sandbox_is_graded_by_weaker_means(
+def test_only_comparisons_inside_the_sandbox_are_reported_as_weaker(
     tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
     told = {name: ending(backend, task, GOOD[name][1]).get("weaknesses") for name, task in tasks.items()}
@@ -207,7 +207,7 @@ def test_only_what_rests_on_comparisons_in_the_sandbox_is_graded_by_weaker_means
     assert {*told.values()} == {None}
 
 
-def test_what_should_be_seen_is_in_no_sandbox(tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
+def test_expected_values_are_in_no_sandbox(tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
     """A program that looks for the answer in all that it can read finds the question only."""
     spy = (
         "import os, sys\n\ndef initials(name):\n"
@@ -294,7 +294,7 @@ def test_lines_can_be_replaced_and_a_block_is_the_whole_program(
     env.close()
 
 
-def test_an_item_becomes_a_task_in_either_tone(tmp_path: Path) -> None:
+def test_an_item_becomes_a_task_with_either_instruction(tmp_path: Path) -> None:
     path = written(tmp_path / "edits.jsonl", row("12_plain", PLAIN))
     for name, said, tone in (
         ("canitedit", "Change 12_plain in detail.", "descriptive"),

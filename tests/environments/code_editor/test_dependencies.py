@@ -1,4 +1,4 @@
-"""What a rewritten function needs of its block comes along; nothing else does."""
+"""A rewritten function brings its imports, constants and helpers, and nothing else."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def written(block: str, source: str = STUB) -> str:
         ("def even(n):\n    return n == 0 or odd(n - 1)\ndef odd(n):\n    return even(n - 1)", "even(a)"),
     ],
 )
-def test_what_a_function_uses_comes_right_above_it(needed: str, use: str) -> None:
+def test_dependencies_are_inserted_right_above_the_function(needed: str, use: str) -> None:
     block = f"{needed}\nunused = 3\n{BODY.format(use)}print(f(2))\n"
     above, body = STUB.split("@cached\n")
     assert (
@@ -64,31 +64,31 @@ def test_decorators_defaults_and_annotations_are_uses() -> None:
         "def f(a):\n    result = sqrt(a)\n    return result\nresult = f(3)\n",
     ],
 )
-def test_what_is_there_or_is_not_used_stays_away(block: str) -> None:
+def test_present_or_unused_statements_are_not_copied(block: str) -> None:
     assert with_dependencies(STUB, block, ["f"]) == STUB
     assert "f(3)" not in written(block)
     assert "os" not in written(block)
 
 
-def test_a_statement_comes_without_what_stands_on_its_lines() -> None:
+def test_a_copied_statement_excludes_other_code_on_its_lines() -> None:
     block = 'é = """a\nb"""; LOW = (1,\n  2); print(LOW)  # é\ndef f(a):\n    return LOW\n'
     assert written(block, "def f(a):\n    return 0\n") == "LOW = (1,\n  2)\n\n\ndef f(a):\n    return LOW\n"
 
 
-def test_a_constant_that_the_file_has_comes_only_if_it_is_another() -> None:
+def test_a_constant_is_copied_only_if_its_value_differs() -> None:
     source = "MOD = 7\n\n\ndef f(a):\n    return a\n"
     assert written("MOD = 7\ndef f(a):\n    return a % MOD\n", source).count("MOD = 7") == 1
     assert "MOD = 11\n\n\ndef f" in written("MOD = 11\ndef f(a):\n    return a % MOD\n", source)
 
 
-def test_what_a_method_needs_comes_above_its_class() -> None:
+def test_a_methods_dependencies_are_inserted_above_its_class() -> None:
     source = "x = 1\n\n\nclass Stack:\n    def top(self):\n        return 0\n"
     assert written("import re\ndef top(self):\n    return re.escape('a')\n", source) == (
         "x = 1\n\n\nimport re\n\n\nclass Stack:\n    def top(self):\n        return re.escape('a')\n"
     )
 
 
-def test_a_file_that_is_mended_gets_what_it_needs_too() -> None:
+def test_dependencies_are_copied_into_a_repaired_file() -> None:
     broken = "def f(a:\n    return a\nother = 3\n"
     assert written("import re\ndef f(a):\n    return re.escape(a)\n", broken) == (
         "import re\n\n\ndef f(a):\n    return re.escape(a)\nother = 3\n"
@@ -102,7 +102,7 @@ def test_several_functions_share_what_they_need() -> None:
     assert written(block, source).startswith("import re\n\n\ndef g")
 
 
-def test_what_needs_a_lot_of_one_another_comes_whole() -> None:
+def test_long_chains_of_dependencies_are_copied() -> None:
     names = "".join(f"a{index} = b\n" for index in range(3_000))
     many = "".join(f"b = a{index}\n" for index in range(3_000))
     found = written(f"{names}{many}def f(a):\n    return b\n", "def f(a):\n    return 0\n")

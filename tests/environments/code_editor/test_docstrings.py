@@ -30,7 +30,7 @@ def test_split() -> None:
         "x = 1",
     ],
 )
-def test_what_cannot_be_split_stays_whole(source: str) -> None:
+def test_a_docstring_that_cannot_be_split_stays(source: str) -> None:
     assert split(source) == (source, "")
 
 
@@ -57,7 +57,7 @@ def test_split_and_keep_are_inverse() -> None:
         ('def f(a):\n    "Mine."\n    return 2', False),
     ],
 )
-def test_keep_adds_the_docstring_where_there_is_room_and_nothing_else(new: str, room: bool) -> None:
+def test_keep_adds_the_docstring_and_nothing_else(new: str, room: bool) -> None:
     kept = keep('def f(a):\n    """Old."""\n    return a', new)
     if room:
         assert kept.count('"""Old."""') == 1
@@ -70,7 +70,7 @@ def test_keep_adds_the_docstring_where_there_is_room_and_nothing_else(new: str, 
         assert kept == new
 
 
-def test_odd_escapes_are_no_trouble() -> None:
+def test_odd_escapes_are_handled() -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert split('def f(a):\n    "Doc."\n    return "\\d"')[1] == "Doc."

@@ -1,4 +1,4 @@
-"""How much of the code an edit changed, and what is no change of code at all."""
+"""The size of an edit in tokens, and edits that do not count."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ def test_tokens_of_the_changed_stretch(old: str, new: str, tokens: int) -> None:
         ("start=0", "start=0,"),
     ],
 )
-def test_what_only_people_read_is_no_change(old: str, new: str) -> None:
+def test_comments_and_layout_are_no_change(old: str, new: str) -> None:
     assert changed_tokens(CODE, CODE.replace(old, new)) == 0
 
 
 @pytest.mark.parametrize(
     "source", ["(" * 100_000, "-" * 100_000 + "1", "x = " + "1 + " * 60_000 + "1", "\0", "def f(:"]
 )
-def test_what_is_no_program_is_not_measured(source: str) -> None:
+def test_invalid_code_is_not_measured(source: str) -> None:
     assert changed_tokens(CODE, source) is None
     assert changed_tokens(source, CODE) is None

@@ -124,7 +124,7 @@ def test_search_and_replace(editor: CodeEditor) -> None:
         ("```diff\n-a\n+b \u202e\n```", "invisible or control characters"),
     ],
 )
-def test_what_cannot_be_done_is_said_with_the_mend(editor: CodeEditor, action: str, mend: str) -> None:
+def test_a_failed_action_is_explained(editor: CodeEditor, action: str, mend: str) -> None:
     seen = editor.act(action)
     assert seen.startswith("Not done. ")
     assert mend in seen
@@ -204,7 +204,7 @@ def test_without_its_focus_the_whole_file_is_observed(box: Sandbox) -> None:
 # Running.
 
 
-def test_run_says_what_the_tests_print(editor: CodeEditor) -> None:
+def test_run_shows_the_output(editor: CodeEditor) -> None:
     assert editor.act("run") == "6"
     assert editor.act(f"{FIX}\nrun").endswith("\n4")
 

@@ -44,7 +44,7 @@ def test_one_place() -> None:
     assert replaced("    return 1", "    return 2") == SOURCE.replace("return 1", "return 2")
 
 
-def test_trailing_blanks_do_not_count() -> None:
+def test_trailing_blanks_are_ignored() -> None:
     assert replaced("    return 1  ", "    return 2") == SOURCE.replace("return 1", "return 2")
 
 
@@ -59,7 +59,7 @@ def test_the_focus_decides_between_places() -> None:
     assert changed.count("return -a") == 1
 
 
-def test_outside_the_focus_is_allowed_where_it_is_the_only_place() -> None:
+def test_an_edit_outside_the_focus_is_allowed_if_unique() -> None:
     assert "return 7" in replaced("    return 0", "    return 7")
 
 
@@ -72,12 +72,12 @@ def test_ambiguous_lines_are_refused_with_their_places() -> None:
         replaced("    x = 1", "    x = 2", "def f():\n    x = 1\n    y = 1\n    x = 1\n")
 
 
-def test_context_tells_places_apart() -> None:
+def test_a_line_of_context_makes_a_match_unique() -> None:
     changed = replaced("        return a\n    return 0", "        return -a\n    return 0", focus=None)
     assert changed == SOURCE.replace("return a", "return -a", 1)
 
 
-def test_lines_that_stand_nowhere_are_refused_with_the_nearest() -> None:
+def test_missing_lines_are_refused_with_the_nearest_line() -> None:
     with pytest.raises(EditError, match=r"do not stand in the file\. The nearest line is: return 1$"):
         replaced("    return 11", "    return 2")
     with pytest.raises(EditError, match=r"do not stand in the file\.$"):
@@ -100,7 +100,7 @@ def test_indentation_is_shifted_to_where_the_lines_stand(old: str, new: str) -> 
     assert replaced(old, new) == SOURCE.replace("    if a:\n        return a\n    return 1\n", wanted)
 
 
-def test_each_line_moves_with_the_old_line_as_deep_as_it_was_said() -> None:
+def test_a_new_line_is_indented_like_the_old_line_of_its_depth() -> None:
     """Context said one blank short, as in a diff without the blank before context."""
     changed = replaced(
         "   if a:\n        return a\n    return 1", "   if a:\n        return -a\n    return 1"
@@ -108,7 +108,7 @@ def test_each_line_moves_with_the_old_line_as_deep_as_it_was_said() -> None:
     assert changed == SOURCE[:60] + SOURCE[60:].replace("return a", "return -a")
 
 
-def test_new_lines_above_everything_said_go_to_the_first_place() -> None:
+def test_new_lines_above_the_old_ones_get_the_first_indentation() -> None:
     changed = replaced("     return 1", "x = 1\n     return x")
     assert changed == SOURCE.replace("    return 1", "    x = 1\n    return x")
 
@@ -140,7 +140,7 @@ def rewritten(block: str, source: str = SOURCE) -> str:
     return apply_rewrite(source, Rewrite(block))
 
 
-def test_a_function_takes_the_place_of_its_name() -> None:
+def test_a_function_replaces_the_one_of_its_name() -> None:
     changed = rewritten("def other(a):\n    return 2\n")
     assert changed == "def other(a):\n    return 2\n" + SOURCE[SOURCE.index("\n\ndef f") :]
 
@@ -150,7 +150,7 @@ def test_a_docstring_is_kept_unless_there_is_a_new_one() -> None:
     assert '    """New."""\n    return 5\n' in rewritten('def f(a):\n    """New."""\n    return 5\n')
 
 
-def test_a_method_is_indented_to_its_place() -> None:
+def test_a_method_gets_the_indentation_of_its_class() -> None:
     changed = rewritten("def size(self):\n    if not self.items:\n        return 0\n    return 1\n")
     assert changed.endswith(
         "    def size(self):\n        if not self.items:\n            return 0\n        return 1\n"
@@ -170,7 +170,7 @@ def test_decorators_belong_to_the_function() -> None:
     assert "@property" not in rewritten("def top(self):\n    return 1\n")
 
 
-def test_several_functions_at_once_and_what_stands_around_them() -> None:
+def test_several_functions_are_replaced_at_once() -> None:
     block = "import os\n\ndef other(a):\n    return 2\n\n\ndef f(a):\n    return 3\n\nprint(f(1))\n"
     changed = rewritten(block)
     assert "return 2" in changed
@@ -193,12 +193,12 @@ def test_unusable_blocks_are_refused(block: str, mend: str) -> None:
         rewritten(block)
 
 
-def test_a_name_that_stands_twice_is_refused() -> None:
+def test_an_ambiguous_definition_is_refused() -> None:
     with pytest.raises(EditError, match="f stands 2 times in the file"):
         rewritten("def f(): return 1\n", "if x:\n    def f(): pass\nelse:\n    def f(): pass\n")
 
 
-def test_a_homoglyph_is_another_name() -> None:
+def test_a_homoglyph_is_a_different_name() -> None:
     with pytest.raises(EditError, match="is not in the file"):
         rewritten("def \uff46(a):\n    return 1\n")
 
@@ -230,7 +230,7 @@ def test_a_definition_in_a_broken_file_is_replaced_whole() -> None:
     assert apply_rewrite(BROKEN, Rewrite(block)) == expected
 
 
-def test_a_broken_definition_is_replaced_to_where_the_file_is_python_again() -> None:
+def test_a_definition_in_a_broken_file_is_replaced_up_to_the_next_valid_line() -> None:
     # Its method stands too far left, as if the class had ended.
     broken = "class Solution:\ndef ask(self):\n    return 1\n\ndef other():\n    return 2\n"
     block = "class Solution:\n    def ask(self):\n        return 1\n"
@@ -239,6 +239,6 @@ def test_a_broken_definition_is_replaced_to_where_the_file_is_python_again() -> 
     )  # the first guess that is Python
 
 
-def test_a_rewrite_that_mends_nothing_leaves_the_file_to_the_usual_rules() -> None:
+def test_a_rewrite_that_repairs_nothing_follows_the_usual_rules() -> None:
     with pytest.raises(EditError, match="tell_all is not in the file"):
         apply_rewrite(BROKEN, Rewrite("def tell_all():\n    return 1\n"))

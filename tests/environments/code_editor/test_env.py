@@ -214,7 +214,7 @@ def test_with_one_turn_the_grammar_is_not_explained(backend: SandboxBackend, sta
     env.close()
 
 
-def test_it_takes_what_every_environment_takes(backend: SandboxBackend, starters: Tasks) -> None:
+def test_it_accepts_the_options_of_every_environment(backend: SandboxBackend, starters: Tasks) -> None:
     env = CodeEditorEnv(
         tasks=list(starters.values()), sandbox=backend, max_action_bytes=7, max_observation_bytes=200
     )
@@ -344,7 +344,7 @@ def test_equal_candidates_of_a_group_are_graded_once(backend: SandboxBackend, st
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
-def test_one_breakdown_costs_nothing(backend: SandboxBackend, starters: Tasks, number: int) -> None:
+def test_one_breakdown_is_retried(backend: SandboxBackend, starters: Tasks, number: int) -> None:
     """Of an editor's sandbox (1, 2), the original's (3), the candidate's (4); the group keeps none of it."""
     counted = Counted(backend, frozenset({number}))
     trajectories = played(counted, starters["median"], rows=2, step=2000 + number)

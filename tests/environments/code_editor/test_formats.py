@@ -194,7 +194,7 @@ def test_tasks_are_held_out_and_say_so(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_nobody_trains_on_them(name: str, tmp_path: Path) -> None:
+def test_training_refuses_imported_tasks(name: str, tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="is of split 'heldout'; expected 'train' to learn from"):
         require_heldout([], imported(name, GOOD[name](tmp_path)).tasks)
 
@@ -310,7 +310,7 @@ def test_recorded_fixes_are_replayed_and_graded(tmp_path: Path, backend: Sandbox
     }
 
 
-def test_a_recorded_fix_replaces_the_code_as_it_was_said(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_a_recorded_fix_replaces_the_code_verbatim(tmp_path: Path, backend: SandboxBackend) -> None:
     found = imported("debugbench", GOOD["debugbench"](tmp_path))
     task = found.tasks[0]
     env = CodeEditorEnv(tasks=[task], sandbox=backend)
@@ -321,7 +321,7 @@ def test_a_recorded_fix_replaces_the_code_as_it_was_said(tmp_path: Path, backend
     env.close()
 
 
-def test_a_whole_class_mends_a_file_that_is_not_python(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_a_whole_class_can_repair_a_file_with_a_syntax_error(tmp_path: Path, backend: SandboxBackend) -> None:
     broken = ITEM | {
         "buggy_code": SOLUTION.format('return max(nums[:k]) if k else "never').replace("k: int)", "k: int")
     }
@@ -368,14 +368,14 @@ def test_an_item_that_cannot_be_graded_is_left_out_and_counted(
         ({"description": 1}, "field 'description': found int, expected a text"),
     ],
 )
-def test_what_is_wrong_inside_a_field_is_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+def test_errors_inside_a_field_are_named(change: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(TaskFileError) as caught:
         imported("debugbench", lines(tmp_path / "bugs.jsonl", ITEM | change))
     assert f"{tmp_path / 'bugs.jsonl'}, line 1" in str(caught.value)
     assert message in str(caught.value)
 
 
-def test_answers_in_any_order_are_right_where_it_is_said(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_any_order_is_right_if_the_problem_says_so(tmp_path: Path, backend: SandboxBackend) -> None:
     code = "class Solution:\n    def twins(self, nums: List[int]) -> List[int]:\n        return {}\n"
     item = {
         "slug": "twins",
@@ -443,7 +443,7 @@ WAYS = {
 
 @pytest.mark.parametrize("code", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("name", ["human-eval", "mbpp", "exercism"])
-def test_a_function_may_be_written_with_more_than_itself(
+def test_a_function_may_come_with_helpers(
     name: str, code: str, tmp_path: Path, backend: SandboxBackend
 ) -> None:
     written = WRITTEN | {
@@ -469,7 +469,7 @@ def test_a_function_may_be_written_with_more_than_itself(
     assert one.solved, one.info
 
 
-def test_answers_may_differ_in_what_the_tests_take_away(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_answers_may_differ_in_what_the_tests_normalize(tmp_path: Path, backend: SandboxBackend) -> None:
     shared = {
         "code": "def shared(a, b):\n    return tuple(set(a) & set(b))",
         "test_list": ["assert set(shared((3, 4, 5), (5, 4, 7))) == set((4, 5))"],
@@ -487,7 +487,7 @@ def test_answers_may_differ_in_what_the_tests_take_away(tmp_path: Path, backend:
         assert one.solved is right, way
 
 
-def test_an_answer_is_taken_as_it_is_where_one_test_does() -> None:
+def test_answers_are_compared_exactly_if_one_test_does() -> None:
     tests = ["assert set(f(1)) == {1}", "assert tuple(f(2)) == (1,)", "assert f(3) == [1]"]
     assert applied_normalizers(ast.parse("\n".join(tests[:2])).body, "f") == {"set", "tuple"}
     assert applied_normalizers(ast.parse("\n".join(tests)).body, "f") == frozenset()
@@ -529,7 +529,7 @@ def test_quixbugs_is_read_from_its_folder_and_from_lines(tmp_path: Path) -> None
         ("correct_python_programs/last_of.py", None, "last_of.py cannot be read: No such file"),
     ],
 )
-def test_what_is_wrong_in_the_folder_of_quixbugs_is_named(
+def test_errors_in_the_quixbugs_folder_name_the_file(
     name: str, text: str | None, message: str, tmp_path: Path
 ) -> None:
     path = quixbugs_folder(tmp_path)
@@ -592,7 +592,7 @@ def test_exercises_that_are_more_than_a_function_are_left_out(
         (PRACTICE[".meta/config.json"].replace('"bob.py"', '"gone.py"'), "gone.py cannot be read"),
     ],
 )
-def test_what_is_wrong_in_an_exercise_is_named(config: str, message: str, tmp_path: Path) -> None:
+def test_errors_in_an_exercise_name_the_file(config: str, message: str, tmp_path: Path) -> None:
     folder(tmp_path / "bob", PRACTICE | {".meta/config.json": config})
     with pytest.raises(TaskFileError) as caught:
         imported("exercism", tmp_path)

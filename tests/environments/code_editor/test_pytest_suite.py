@@ -28,7 +28,7 @@ def due(tasks: list[Task]) -> Task:
 
 
 def played(task: Task, backend: SandboxBackend, *actions: str) -> tuple[list[str], float, dict[str, Any]]:
-    """What was seen, what it earned, and the last step's facts."""
+    """Return the observations, the reward, and the last step's info."""
     env = CodeEditorEnv(tasks=[task], sandbox=backend, max_turns=len(actions))
     seen, reward, facts = [env.reset(seed=0)[0]], 0.0, {}
     for action in actions:
@@ -43,7 +43,7 @@ def test_the_oracle_earns_1_and_the_no_op_0(tasks: list[Task], backend: SandboxB
     assert validate_tasks(CodeEditorEnv, tasks, backend, Silent(), lambda: True, seed=0) == []
 
 
-def test_the_held_out_check_asks_nothing_where_nothing_is_drawn(due: Task, backend: SandboxBackend) -> None:
+def test_the_held_out_check_is_skipped_if_no_inputs_are_drawn(due: Task, backend: SandboxBackend) -> None:
     env = CodeEditorEnv(tasks=[due], sandbox=backend, max_turns=2)
     env.reset(seed=0, options={"held_out": True})
     for action in CodeEditorEnv.oracle(due):
@@ -64,9 +64,7 @@ def test_the_report_says_that_it_proves_less(due: Task, backend: SandboxBackend)
         assert "one process" in facts["weaknesses"]["answers_as_original"]
 
 
-def test_the_function_is_shown_and_its_neighbours_can_be_looked_at(
-    due: Task, backend: SandboxBackend
-) -> None:
+def test_the_function_is_shown_and_other_files_can_be_viewed(due: Task, backend: SandboxBackend) -> None:
     views = (
         "outline",
         "view shop/stock.py",
@@ -92,7 +90,7 @@ def test_the_suite_is_not_there(due: Task, backend: SandboxBackend) -> None:
     assert reward == 0
 
 
-def test_a_neighbour_that_was_changed_is_tampering(due: Task, backend: SandboxBackend) -> None:
+def test_changing_another_file_is_tampering(due: Task, backend: SandboxBackend) -> None:
     env = CodeEditorEnv(tasks=[due], sandbox=backend, max_turns=1)
     env.reset(seed=0)
     env.sandbox.write("shop/stock.py", b"class Stock: pass\n")

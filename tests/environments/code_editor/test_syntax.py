@@ -43,7 +43,7 @@ def finally_in_finally(levels: int) -> str:
     return "\n".join(["def f():", *lines, " " * (levels + 1) + "0"])
 
 
-def test_a_text_that_becomes_too_much_code_is_no_python_here() -> None:
+def test_too_deeply_nested_code_counts_as_invalid() -> None:
     assert syntax_problem(finally_in_finally(4)) is None
     assert syntax_problem(finally_in_finally(19)) == SyntaxProblem(
         1, 1, "its finally blocks become too much code"
@@ -94,7 +94,7 @@ def test_text_that_is_no_python_still_has_definitions() -> None:
 
 
 @pytest.mark.parametrize("depth", [200, 3000])
-def test_deep_nesting_is_no_trouble(depth: int) -> None:
+def test_deep_nesting_is_handled(depth: int) -> None:
     for deep in ("(" * depth + "1" + ")" * depth, "1" + " + 1" * depth, "not " * depth + "1"):
         assert [item.name for item in definitions(f"def f():\n    return {deep}\n")] == ["f"]
         syntax_problem(f"def f():\n    return {deep}\n")
@@ -118,7 +118,7 @@ def test_syntax_errors_with_line_and_column(source: str, line: int, column: int,
     assert (problem.line, problem.column) == (line, column)
 
 
-def test_python_is_no_problem() -> None:
+def test_valid_python_has_no_syntax_problem() -> None:
     assert syntax_problem(SOURCE) is None
     assert syntax_problem("") is None
 

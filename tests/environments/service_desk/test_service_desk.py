@@ -1,4 +1,4 @@
-"""The service desk: who earns a reward, what becomes of a slow service, and who learns its token."""
+"""The service desk: rewards, a slow or failing service, and the secrecy of its token."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_an_episode_wherever_it_runs(each_backend: SandboxBackend) -> None:
         ("close_tickets('all')", "close_tickets: tickets: Input should be a valid list"),
     ],
 )
-def test_what_is_said_to_requests_that_cannot_be(env: ServiceDeskEnv, action: str, seen: str) -> None:
+def test_impossible_requests_are_explained(env: ServiceDeskEnv, action: str, seen: str) -> None:
     env.reset(options={"task": STARTERS[0].id})
     assert env.step(action)[0].startswith(seen)
     found = env.step("list_tickets()")[0]
@@ -227,7 +227,7 @@ def test_the_service_answers_who_knows_its_token_and_listens_to_this_machine_onl
 # A service that is slow, or does not come up.
 
 
-def test_a_slow_start_is_waited_for(backend: SandboxBackend) -> None:
+def test_a_slow_start_is_awaited(backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=1.0)
     began = time.monotonic()
     env.reset()
@@ -236,7 +236,7 @@ def test_a_slow_start_is_waited_for(backend: SandboxBackend) -> None:
     env.close()
 
 
-def test_one_that_takes_too_long_is_void_and_never_a_reward(backend: SandboxBackend) -> None:
+def test_a_service_that_is_not_ready_in_time_makes_the_episode_void(backend: SandboxBackend) -> None:
     def too_slow() -> ServiceDeskEnv:
         return ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=60.125, ready_s=0.5)
 
@@ -254,7 +254,7 @@ def test_one_that_takes_too_long_is_void_and_never_a_reward(backend: SandboxBack
     assert numbered(60.125) == []
 
 
-def test_one_that_ends_says_its_last_words(backend: SandboxBackend) -> None:
+def test_the_error_quotes_the_output_of_a_service_that_ended(backend: SandboxBackend) -> None:
     broken = dataclasses.replace(STARTERS[0], files={STORE: "no JSON"})
     env = ServiceDeskEnv(tasks=[broken], sandbox=backend)
     with pytest.raises(
@@ -264,7 +264,7 @@ def test_one_that_ends_says_its_last_words(backend: SandboxBackend) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_one_that_dies_makes_the_episode_void_and_the_next_one_lives(backend: SandboxBackend) -> None:
+def test_a_dead_service_makes_the_episode_void_but_not_the_next(backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0625)
     env.reset()
     [process] = numbered(0.0625)
@@ -288,7 +288,7 @@ def other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "service.py"
 
 
-def test_whoever_else_listens_there_is_not_taken_for_it(backend: SandboxBackend, other_service: Path) -> None:
+def test_another_listener_is_not_taken_for_the_service(backend: SandboxBackend, other_service: Path) -> None:
     stranger = other_service.read_text().replace("readline().strip()", "readline().strip()[::-1]")
     other_service.write_text(stranger)
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, ready_s=1.0)
@@ -314,7 +314,7 @@ with socket.create_server(("127.0.0.1", int(sys.argv[2]))) as server:
 @pytest.mark.parametrize(
     "does", [SAYS_AS_AN_ANSWER, *(SAYS_AT_ITS_END.format(count) for count in (0, 478, 490, 600))]
 )
-def test_a_service_that_says_its_token_is_not_repeated(
+def test_a_token_in_the_services_output_is_removed(
     backend: SandboxBackend, other_service: Path, monkeypatch: pytest.MonkeyPatch, does: str
 ) -> None:
     monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
@@ -341,7 +341,7 @@ def test_each_episode_has_a_token_of_its_own(
     assert {len(token) for token in made} == {32}
 
 
-def test_nobody_learns_the_token(
+def test_the_token_is_visible_to_no_other_program(
     backend: SandboxBackend,
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -385,7 +385,7 @@ def parent(process: int) -> int:
     return int(Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[1])
 
 
-def test_the_token_is_where_the_last_test_says_it_may_be(
+def test_the_token_reaches_launcher_and_service(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A control: whoever looks into the memory of the service finds it, and in no command line or file."""

@@ -1,4 +1,4 @@
-"""The SQL desk on a real PostgreSQL: who earns a reward, what a statement can reach, and what breaks."""
+"""The SQL desk on PostgreSQL: rewards, what a statement can reach, and failures of the server."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ def test_an_answer_for_the_shown_database_alone_is_wrong(
     assert ending(env, "count", f"SELECT {count}")[1].startswith("fresh database")
 
 
-def test_what_was_tried_is_not_there_when_the_answer_is_graded(env: SqlDeskPostgresEnv) -> None:
+def test_queries_do_not_affect_the_graded_submission(env: SqlDeskPostgresEnv) -> None:
     task = STARTERS["forget"]
     assert ending(env, "forget", f"query\n{block('DELETE FROM orders')}", env.oracle(task)[0])[0] == 1.0
     # Nor do changes that were tried count as an answer.
@@ -214,7 +214,7 @@ def test_values_of_every_kind(database: PostgresDatabase) -> None:
     assert "NULL" in found.text()
 
 
-def test_statements_hold_together_or_not_at_all(database: PostgresDatabase) -> None:
+def test_statements_run_all_or_none(database: PostgresDatabase) -> None:
     before = database.table_rows(TABLES)
     assert (
         database.run("DELETE FROM orders; DELETE FROM gone", write=True).error
@@ -360,7 +360,7 @@ def test_an_attack_earns_nothing(env: SqlDeskPostgresEnv, name: str) -> None:
 
 
 def test_an_attack_before_an_answer_spoils_no_answer(env: SqlDeskPostgresEnv) -> None:
-    """What was refused leaves nothing behind that would make a right answer wrong."""
+    """A refused statement has no effect on a right answer."""
     for name in ("fills the disk", "fills the memory", "commits", "lifts the time limit"):
         actions = f"query\n{block(ATTACKS[name][0])}", env.oracle(STARTERS["forget"])[0]
         assert ending(env, "forget", *actions)[0] == 1.0
@@ -520,7 +520,7 @@ def test_the_reference_is_run_where_no_agent_is(
     assert mine not in there
 
 
-def test_what_an_episode_makes_goes_with_it(
+def test_an_episodes_database_and_role_are_dropped(
     env: SqlDeskPostgresEnv, cluster: Any, served: PostgresServer
 ) -> None:
     env.reset(seed=1)
@@ -558,7 +558,7 @@ def test_a_killed_connection_is_void_and_the_next_episode_is_not(
     assert ending(env, "forget", env.oracle(STARTERS["forget"])[0])[0] == 1.0
 
 
-def test_a_statement_that_heeds_no_limit_fails_its_agent(
+def test_a_statement_that_ignores_its_limit_is_a_failure(
     env: SqlDeskPostgresEnv, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A process of the server that does not answer, while the server does."""
@@ -584,7 +584,7 @@ def test_a_statement_that_heeds_no_limit_fails_its_agent(
         raise AssertionError("the database is still there")
 
 
-def test_a_server_that_stops_is_void_and_one_that_comes_back_serves(
+def test_a_stopped_server_makes_episodes_void_until_it_restarts(
     new_cluster: Any, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = new_cluster()
@@ -634,7 +634,7 @@ def test_nothing_survives_a_killed_owner(dsn: str, cluster: Any) -> None:
     assert leased(cluster, name) == []
 
 
-def test_a_process_that_ends_leaves_nothing(dsn: str, cluster: Any) -> None:
+def test_a_process_leaves_no_database_behind(dsn: str, cluster: Any) -> None:
     code = OWNER.replace("time.sleep(600)", "")
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, check=True
@@ -668,7 +668,9 @@ def test_no_password_in_a_log_or_an_error(
         ("host=/nowhere user=u password=hunter2", "cannot connect to PostgreSQL: .*No such file.*SOME_DSN"),
     ],
 )
-def test_no_server_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, text: str | None, why: str) -> None:
+def test_an_unreachable_server_is_reported_in_one_line(
+    monkeypatch: pytest.MonkeyPatch, text: str | None, why: str
+) -> None:
     if text is not None:
         monkeypatch.setenv("SOME_DSN", text)
     with pytest.raises(UsageError, match=why) as error:
@@ -677,14 +679,14 @@ def test_no_server_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch, text: st
     assert "\n" not in str(error.value)
 
 
-def test_a_wrong_password_is_said(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wrong_password_is_reported(dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DSN", dsn.replace("hush-hush", "hunter2"))
     with pytest.raises(UsageError, match='password authentication failed for user "envkit"') as error:
         server_of("SOME_DSN")
     assert "hunter2" not in str(error.value)
 
 
-def test_a_server_that_cannot_shut_in_is_refused(
+def test_a_server_that_cannot_confine_statements_is_refused(
     cluster: Any, dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.ask("CREATE ROLE weak LOGIN CREATEDB CREATEROLE PASSWORD 'weak'")
@@ -711,7 +713,7 @@ def test_a_server_that_cannot_shut_in_is_refused(
         server_of("SOME_DSN")
 
 
-def test_psycopg_is_asked_for_by_its_extra(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_psycopg_names_the_extra(backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_DSN", "host=/nowhere")
     monkeypatch.setitem(sys.modules, "psycopg", None)
     with pytest.raises(MissingExtraError, match=r"\.\[postgres\]"):
@@ -732,7 +734,9 @@ class TestSqlDeskPostgres(EnvSuite):
     kind = SqlDeskPostgresEnv
 
 
-def test_isolation_is_said_by_certificate_and_report(tmp_path: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_certificate_and_report_show_external_isolation(
+    tmp_path: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (SqlDeskEnv.isolation, SqlDeskPostgresEnv.isolation) == ("sandbox", "external")
     made = certificate.Certificate("a", "d", "2026-01-01", "zygote", 1, [Finding("c", True, "")], "external")
     certificate.write(made, tmp_path / "c.json")
@@ -753,7 +757,7 @@ def test_isolation_is_said_by_certificate_and_report(tmp_path: Any, monkeypatch:
     assert "isolation: external" in text
 
 
-def test_a_certificate_of_its_neighbour_is_not_its_own(
+def test_the_sqlite_certificate_is_not_used_for_postgres(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)

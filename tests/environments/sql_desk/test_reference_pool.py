@@ -1,4 +1,4 @@
-"""Desks for references: pool from one answer to the next, and never after anything went wrong."""
+"""The reference pool: databases are reused between references, but not after an error."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def processes(database: Any) -> Any:
     return database._peer
 
 
-def test_one_serves_one_reference_after_the_other(backend: Noting) -> None:
+def test_one_database_serves_many_references(backend: Noting) -> None:
     env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend)
     for seed, task in enumerate(STARTERS.values()):
         assert ending(env, task, seed) == 1.0
@@ -90,7 +90,7 @@ def test_one_serves_one_reference_after_the_other(backend: Noting) -> None:
     env.dispose()
 
 
-def test_a_reference_never_meets_what_an_agent_says(backend: Noting, pool: ReferencePool) -> None:
+def test_references_and_agents_use_different_databases(backend: Noting, pool: ReferencePool) -> None:
     env = SqlDeskEnv(tasks=[STARTERS["forget"]], sandbox=backend, max_turns=2)
     for seed in (1, 2):
         env.reset(seed=seed)
@@ -105,7 +105,7 @@ def test_a_reference_never_meets_what_an_agent_says(backend: Noting, pool: Refer
         assert database.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
 
 
-def test_nothing_of_a_reference_meets_the_next(backend: Noting, pool: ReferencePool) -> None:
+def test_the_next_reference_gets_a_fresh_database(backend: Noting, pool: ReferencePool) -> None:
     with pool.open(backend, SHOWN) as database:
         assert database.run("DELETE FROM orders", write=True).changed > 0
     with pool.open(backend, SHOWN) as again:
@@ -113,7 +113,7 @@ def test_nothing_of_a_reference_meets_the_next(backend: Noting, pool: ReferenceP
         assert again.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
 
 
-def test_one_that_has_died_is_replaced(backend: Noting, pool: ReferencePool) -> None:
+def test_a_dead_pooled_database_is_replaced(backend: Noting, pool: ReferencePool) -> None:
     env = SqlDeskEnv(tasks=[STARTERS["count"]], sandbox=backend)
     assert ending(env, STARTERS["count"], 1) == 1.0
     with pool.open(backend, SHOWN) as database:
@@ -133,7 +133,9 @@ def test_one_that_has_died_is_replaced(backend: Noting, pool: ReferencePool) -> 
         ("SELECT i.id FROM products i, products j, products k, products l", "more than 5000 rows"),
     ],
 )
-def test_one_that_fails_is_void_and_spoils_nothing(backend: Noting, reference: str, said: str) -> None:
+def test_a_failing_reference_is_void_and_the_next_episode_works(
+    backend: Noting, reference: str, said: str
+) -> None:
     good = STARTERS["count"]
     bad = dataclasses.replace(good, id="bad", hidden={**good.hidden, "reference": reference})
     env = SqlDeskEnv(tasks=[good, bad], sandbox=backend)
@@ -146,7 +148,9 @@ def test_one_that_fails_is_void_and_spoils_nothing(backend: Noting, reference: s
     env.close()
 
 
-def test_one_that_hangs_is_void_and_spoils_nothing(backend: Noting, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hanging_reference_is_void_and_the_next_episode_works(
+    backend: Noting, monkeypatch: pytest.MonkeyPatch
+) -> None:
     good = STARTERS["count"]
     # One call of a function, which no count of steps stops.
     hanging = "SELECT instr(hex(zeroblob(450000)), substr(hex(zeroblob(450000)), 1, 440000) || '1')"
@@ -162,7 +166,7 @@ def test_one_that_hangs_is_void_and_spoils_nothing(backend: Noting, monkeypatch:
     env.close()
 
 
-def test_a_script_that_does_not_run_is_the_machinerys_failure(backend: Noting, pool: ReferencePool) -> None:
+def test_a_failing_script_is_a_sandbox_error(backend: Noting, pool: ReferencePool) -> None:
     with backend.create() as sandbox:
         database = SqliteDatabase(sandbox, SHOWN)
         database.load(SHOWN)
@@ -175,7 +179,7 @@ def test_a_script_that_does_not_run_is_the_machinerys_failure(backend: Noting, p
     assert backend.open == []
 
 
-def test_few_are_kept_and_each_for_its_backend(backend: Noting, pool: ReferencePool) -> None:
+def test_few_databases_are_kept_and_only_for_their_backend(backend: Noting, pool: ReferencePool) -> None:
     with pool.open(backend, SHOWN) as one, pool.open(backend, SHOWN) as two, pool.open(backend, SHOWN):
         assert one is not two
         assert backend.made == 3
@@ -199,7 +203,7 @@ def test_a_fork_leaves_its_parents_alone(backend: Noting, pool: ReferencePool) -
         assert again is database
 
 
-def test_a_process_that_closes_nothing_ends_in_silence() -> None:
+def test_a_process_without_close_exits_without_output() -> None:
     program = (
         "from envkit.environments.sql_desk import SqlDeskEnv\n"
         "from envkit.environments.sql_desk.tasks import generate\n"

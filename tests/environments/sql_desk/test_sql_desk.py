@@ -1,4 +1,4 @@
-"""The SQL desk: who earns a reward, what statements may do, and what the generated tasks are like."""
+"""The SQL desk: rewards, what statements may do, and the generated tasks."""
 
 from __future__ import annotations
 
@@ -135,7 +135,7 @@ def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> N
         "```sql\nSELECT COUNT(*) /* of ; all */ FROM products; --\n```",
     ],
 )
-def test_ways_to_say_it(env: SqlDeskEnv, action: str) -> None:
+def test_accepted_spellings(env: SqlDeskEnv, action: str) -> None:
     assert ending(env, "count", action) == (1.0, "as the reference on 5 databases")
 
 
@@ -187,7 +187,7 @@ def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, databa
         ("sorted", "SELECT name FROM products ORDER BY price DESC, name DESC"),
     ],
 )
-def test_near_misses_pass_at_no_visit(env: SqlDeskEnv, name: str, sql: str) -> None:
+def test_near_misses_never_pass(env: SqlDeskEnv, name: str, sql: str) -> None:
     bound = str(STARTERS[name].hidden["reference"]).rpartition(" > ")[2]
     for seed in range(12):
         env.reset(seed=seed, options={"task": STARTERS[name].id})
@@ -202,7 +202,7 @@ def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
     assert ending(env, "sorted", f"SELECT * FROM ({reference}) ORDER BY 1")[0] == 0.0
 
 
-def test_what_was_tried_is_not_there_when_the_answer_is_graded(
+def test_queries_do_not_affect_the_graded_submission(
     env: SqlDeskEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     task = STARTERS["forget"]
@@ -214,7 +214,7 @@ def test_what_was_tried_is_not_there_when_the_answer_is_graded(
     assert ending(env, "forget", f"query('{killer} SELECT count(*) FROM n ORDER BY i')", said)[0] == 1.0
 
 
-def test_members_of_a_group_share_what_the_reference_leads_to(
+def test_members_of_a_group_share_the_references_outcome(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -237,7 +237,7 @@ def test_members_of_a_group_share_what_the_reference_leads_to(
         env.close()
 
 
-def test_a_reference_that_fails_is_void_and_not_remembered(backend: SandboxBackend) -> None:
+def test_a_failing_reference_is_void_and_not_cached(backend: SandboxBackend) -> None:
     task = STARTERS["count"]
     broken = dataclasses.replace(task, hidden={**task.hidden, "reference": "SELECT gone FROM products"})
     env = SqlDeskEnv(tasks=[broken], sandbox=backend)
@@ -315,13 +315,13 @@ def test_readers_change_nothing(database: SqliteDatabase) -> None:
         assert database.run(sql, write=False).error == "not authorized"
 
 
-def test_of_several_statements_all_hold_or_none(database: SqliteDatabase) -> None:
+def test_several_statements_are_one_transaction(database: SqliteDatabase) -> None:
     before = contents(database)
     assert database.run("DELETE FROM orders; DELETE FROM gone", write=True).error == "no such table: gone"
     assert contents(database) == before
 
 
-def test_attempts_begin_anew_each_and_end_with_the_first_error(database: SqliteDatabase) -> None:
+def test_run_on_each_uses_fresh_databases_and_stops_at_the_first_error(database: SqliteDatabase) -> None:
     scripts = [BY_NAME["products"].script(seed) for seed in range(3)]
     orders = {"orders": ["id"]}
     found = database.run_on_each([*scripts, scripts[0]], "DELETE FROM orders WHERE id = 1", orders)
@@ -341,7 +341,7 @@ def test_attempts_begin_anew_each_and_end_with_the_first_error(database: SqliteD
     assert (first.rows, first.error, second.error) == ([[1]], "", "integer overflow")
 
 
-def test_a_database_that_died_comes_back_as_it_was(backend: SandboxBackend) -> None:
+def test_a_dead_database_is_restored(backend: SandboxBackend) -> None:
     with backend.create() as sandbox:
         database = SqliteDatabase(sandbox, STARTERS["count"].files[SCRIPT])
         assert database.run("DELETE FROM orders", write=True).changed > 0

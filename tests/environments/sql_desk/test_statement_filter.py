@@ -1,4 +1,4 @@
-"""What is handed on to a PostgreSQL: where a statement ends, and which words end it."""
+"""The statement filter: where a statement ends, and which statements are refused."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_statements_end_where_the_server_says(text: str, found: list[str]) -> No
         ("\\copy a to b", "not allowed"),
     ],
 )
-def test_what_is_not_handed_on(text: str, why: str) -> None:
+def test_refused_statements(text: str, why: str) -> None:
     with pytest.raises(NotAllowed, match=why):
         split_statements(text)
 
