@@ -1,4 +1,4 @@
-"""The sandbox protocol: a place where hostile code runs and from where only chosen bytes return."""
+"""The sandbox protocol: runs hostile code in a private workspace and returns only the bytes asked for."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Final, Protocol, Self, runtime_checkable
 
 from envkit.errors import ConfigError, UsageError
 
-#: Where a backend's ``packages`` lie, as seen from inside. Nothing puts this on a program's path by itself.
+#: Folder of a backend's ``packages``, as seen from inside. It is not on a program's path by default.
 PACKAGES: Final = "/usr/lib/packages"
-#: How a sandbox's Python is asked to run a program that finds nothing but the standard library. Unlike
-#: ``-I``, these options let the sandbox's environment speak, so that sets have the same order on every run.
+#: Options for a sandbox's Python that let a program import only the standard library. Unlike with ``-I``,
+#: Python reads the sandbox's environment variables, so that sets have the same order on every run.
 PYTHON_OPTIONS: Final = ("-P", "-S")
 
 
@@ -30,15 +30,15 @@ class StopReason(enum.StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one command may use. CPU time decides verdicts; wall time is only a backstop.
+    """Resource limits of one command. CPU time decides verdicts; wall time is only a backstop.
 
     Args:
         cpu_s: CPU seconds of the command's whole process tree.
         wall_s: wall seconds until the tree is killed.
-        memory_bytes: memory of the tree (address space per process where there is no cgroup).
-        processes: processes and threads alive at once in the tree.
-        output_bytes: bytes kept of stdout and stderr each; one byte more stops the command.
-        disk_bytes: size of any one file the command writes; for all together see `Quota`.
+        memory_bytes: memory of the tree; without a control group, address space per process.
+        processes: processes and threads of the tree at the same time.
+        output_bytes: bytes of stdout and of stderr; one byte more stops the command.
+        disk_bytes: size of each file that the command writes; for the total see `Quota`.
     """
 
     cpu_s: float = 5.0
@@ -51,38 +51,38 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """What all files of one workspace may take together, over all commands. What exceeds it fails (ENOSPC).
+    """Limits of one workspace, for all its files and commands together. Writes beyond it fail (ENOSPC).
 
-    A workspace that is bounded lies in memory, and what a command writes there counts as its memory while it
-    runs. Many sandboxes at once may take this much each. What a workspace begins with, after `Sandbox.reset`
-    to a snapshot or in a `Sandbox.fork`, may go on counting when it is deleted or replaced.
+    A workspace with a quota lies in memory, and what a command writes there counts as its memory while it
+    runs. Each sandbox can use its whole quota at the same time. Files that a workspace starts with, after
+    `Sandbox.reset` to a snapshot or in a `Sandbox.fork`, may still count after they are deleted or replaced.
 
     Args:
-        total_bytes: of content, in whole pages; deleted files count while they are open, holes do not.
-        files: regular files, folders and links of both kinds; at least 2.
+        total_bytes: content, in whole pages; deleted files count while they are open, holes do not.
+        files: regular files, folders, hard links and symlinks; at least 2.
     """
 
     total_bytes: int = 128 * 2**20
     files: int = 16_000
 
     def __post_init__(self) -> None:
-        if self.total_bytes < 1 or self.files < 2:  # a file system takes 0 for no bound
+        if self.total_bytes < 1 or self.files < 2:  # to a file system, 0 means no limit
             raise UsageError(f"{self} has no room for a file; expected at least 1 byte and 2 files")
 
 
 @dataclass(frozen=True, slots=True)
 class ExecResult:
-    """What a finished command left behind.
+    """The result of a finished command.
 
     Args:
-        stop: why it ended. Every process of its tree is dead by then.
+        stop: why it ended. All processes of its tree are dead.
         exit: exit status for ``EXITED``, else ``None``.
         stdout: at most ``Limits.output_bytes`` bytes.
         stderr: likewise.
-        truncated: output was cut.
-        cpu_s: CPU seconds used, as far as the backend can see.
+        truncated: output was cut off.
+        cpu_s: CPU seconds, as far as the backend can measure.
         wall_s: wall seconds.
-        peak_memory_bytes: peak resident memory, 0 where unknown.
+        peak_memory_bytes: peak resident memory, 0 if unknown.
     """
 
     stop: StopReason
@@ -96,7 +96,7 @@ class ExecResult:
 
     @property
     def ok(self) -> bool:
-        """Whether the command ended by itself, with status 0."""
+        """True if the command ended by itself with status 0."""
         return self.stop is StopReason.EXITED and self.exit == 0
 
 
@@ -106,8 +106,8 @@ class PeerGone(Exception):
     Not a `SandboxError`: a candidate can cause it, so it is the candidate's failure.
 
     Args:
-        reason: what happened, for people.
-        tampered: it wrote what an honest program never writes.
+        reason: what happened, for a human reader.
+        tampered: it wrote something that an honest program never writes.
     """
 
     def __init__(self, reason: str, *, tampered: bool = False) -> None:
@@ -117,7 +117,7 @@ class PeerGone(Exception):
 
 
 class Peer(Protocol):
-    """A running sandboxed program that answers one line per line asked. Owned by whoever opened it."""
+    """A running sandboxed program that answers each line with one line. Its opener closes it."""
 
     def ask(self, line: bytes, timeout_s: float) -> bytes:
         """Send one line (without its newline) and return the next line of stdout, newline stripped.
@@ -129,16 +129,16 @@ class Peer(Protocol):
         ...
 
     def close(self) -> ExecResult:
-        """Kill the whole process tree and say how it ended. Idempotent."""
+        """Kill the whole process tree and return its result. Idempotent."""
         ...
 
 
 @runtime_checkable
 class Sandbox(Protocol):
-    """A private workspace in which commands run with nothing but interpreter and standard library.
+    """A private workspace in which commands run, with only a Python interpreter and its standard library.
 
-    Commands see the workspace as the current directory and as ``$HOME``, read-write; the host's
-    site-packages, home folders and network are absent. Not thread-safe: one owner at a time.
+    The workspace is the current directory and ``$HOME`` of commands, read-write. The host's site-packages,
+    home folders and network are absent. Not thread-safe: one owner at a time.
     """
 
     @property
@@ -147,7 +147,7 @@ class Sandbox(Protocol):
         ...
 
     def write(self, path: str, data: bytes) -> None:
-        """Write one regular file; parents are made. ``path`` is relative, inside the workspace.
+        """Write one regular file and create its parent folders. ``path`` is relative, inside the workspace.
 
         Raises:
             UsageError: the path is absolute, leaves the workspace or runs through a symlink.
@@ -178,41 +178,40 @@ class Sandbox(Protocol):
         """Run a command to its end; returns only when its whole process tree is dead.
 
         Raises:
-            UsageError: a word of the command holds a NUL, or half a surrogate pair.
-            UnenforceableLimit: a limit that this backend cannot enforce.
-            SandboxError: the machinery failed; never because of what the command did.
+            UsageError: an argument holds a NUL or half a surrogate pair.
+            UnenforceableLimit: this backend cannot enforce one of the limits.
+            SandboxError: the machinery failed; never because of something the command did.
         """
         ...
 
     def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:
-        """Start a program that talks in lines; the caller closes the peer."""
+        """Start a program that answers lines; the caller closes the peer."""
         ...
 
     def snapshot(self) -> str:
-        """Keep the workspace's present files; returns a name for `reset` and `fork`.
+        """Snapshot the workspace's present files; returns a name for `reset` and `fork`.
 
-        Regular files with their contents and permission bits are kept, and the folders that they lie in.
-        Processes go on; what they write meanwhile may be kept or not.
+        Keeps regular files with content and permission bits, and the folders that they lie in. Processes keep
+        running; files that they write meanwhile may be included or not.
 
         Raises:
-            TooLargeError: they are more than a workspace has room for, once holes are filled.
+            TooLargeError: the files need more than the quota, because copies of sparse files have no holes.
         """
         ...
 
     def fork(self, snapshot: str | None = None) -> Sandbox:
-        """A fresh sandbox of the same kind, which begins with a snapshot, or with the present files.
+        """A new sandbox of the same kind, which starts with the files of a snapshot or the present files.
 
-        Nothing but files is in common: no process, and no change of either. The fork knows this sandbox's
-        snapshots up to now, and neither needs the other to live on. The caller closes it.
+        It shares no processes with this sandbox, and later changes of either do not affect the other. It has
+        this sandbox's snapshots so far. Each can be closed first. The caller closes the fork.
 
-        Many may be made from one snapshot. Where a backend lays that beneath them (see `reset`), each costs
-        the same, whatever is in it.
+        If a backend mounts the snapshot as a layer (see `reset`), a fork of any size takes the same time.
 
         Args:
-            snapshot: a name that `snapshot` gave; ``None`` to keep the present files for this fork alone.
+            snapshot: a name that `snapshot` returned; ``None`` for the present files.
 
         Raises:
-            UsageError: no such snapshot.
+            UsageError: there is no such snapshot.
             TooLargeError: as for `snapshot`.
         """
         ...
@@ -220,16 +219,16 @@ class Sandbox(Protocol):
     def reset(self, snapshot: str | None = None) -> None:
         """Kill every process, then empty the workspace or restore a snapshot.
 
-        A backend may lay the snapshot beneath the workspace instead of copying it, here and in `fork`. Then
-        none of its folders can be renamed (EXDEV), as in the image of a container; what moves them copies.
+        A backend may mount the snapshot as a layer beneath the workspace instead of copying it, here and in
+        `fork`. Then its folders cannot be renamed (EXDEV), as in a container's image; ``shutil.move`` copies.
 
         Raises:
-            UsageError: no such snapshot.
+            UsageError: there is no such snapshot.
         """
         ...
 
     def close(self) -> None:
-        """Kill every process and remove every trace. Idempotent."""
+        """Kill all processes and remove all files. Idempotent."""
         ...
 
     def __enter__(self) -> Self: ...
@@ -240,38 +239,39 @@ class Sandbox(Protocol):
 
 
 class SandboxBackend(Protocol):
-    """Makes sandboxes of one kind. Thread-safe.
+    """Creates sandboxes of one kind. Thread-safe.
 
-    Class attributes say what it can promise; training refuses a backend with ``isolated = False``.
+    Its class attributes describe it. Training refuses a backend with ``isolated = False``.
     """
 
     name: str
-    #: no network, no host files beyond interpreter and standard library, no other processes.
+    #: True if code reaches no network, no other processes and no host files but Python and its library.
     isolated: bool
-    #: Distributions that programs can import from `PACKAGES`; none unless asked for.
+    #: Distributions that programs can import from `PACKAGES`.
     packages: Sequence[str] = ()
-    #: What bounds each workspace; ``None`` where nothing does.
+    #: Limit of each workspace; ``None`` if there is none.
     quota: Quota | None = None
 
     def available(self) -> str | None:
-        """``None`` when usable here, else one line that says what is missing and how to mend it."""
+        """``None`` if it works here, else one line: what is missing, and the command that mends it."""
         ...
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:
-        """A backend that is otherwise like this one, whose sandboxes hold further packages as well.
+        """A copy of this backend whose sandboxes have further packages.
 
         Args:
-            packages: distributions, pure Python ones that are installed here.
-            warm: modules of theirs, which a backend that imports beforehand is to import.
+            packages: installed pure Python distributions.
+            warm: modules of these packages to import ahead, if the backend does that.
 
         Raises:
-            ConfigError: sandboxes of this kind hold no packages.
+            ConfigError: sandboxes of this kind cannot have packages.
         """
-        said = f"sandbox {self.name!r} cannot hold {packages[0]}"
-        raise ConfigError(f"{said}; choose another, see: envkit list")
+        raise ConfigError(
+            f"sandbox {self.name!r} cannot hold package {packages[0]!r}; choose another sandbox: envkit list"
+        )
 
     def create(self) -> Sandbox:
-        """A fresh, empty sandbox; the caller closes it.
+        """A new, empty sandbox; the caller closes it.
 
         Raises:
             SandboxUnavailable: this machine cannot run it.

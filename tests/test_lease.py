@@ -1,4 +1,4 @@
-"""Leased folders: kept while their owner lives, reaped when it is dead."""
+"""Leased folders are kept while their owner lives, and removed by others when it is dead."""
 
 from __future__ import annotations
 

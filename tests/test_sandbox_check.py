@@ -1,4 +1,4 @@
-"""The suite passes where there is isolation and fails, by name, where there is none."""
+"""The suite passes on backends that isolate, and names the failed cases on one that does not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
-#: What a plain child process cannot keep, whoever runs it.
+#: Cases that a plain child process fails, whichever user runs it.
 BROKEN_WITHOUT_ISOLATION = {
     "hides the host's files",
     "hides the host's packages",
@@ -25,7 +25,7 @@ BROKEN_WITHOUT_ISOLATION = {
     "opens no sockets that leave its namespaces",
     "reaches no keyring",
     "bounds scratch space",
-    "sweeps scratch files between commands",
+    "empties scratch folders between commands",
     *QUOTA,
 }
 

@@ -1,7 +1,7 @@
-"""One suite for every sandbox backend: proof that it isolates, and that it keeps the protocol.
+"""Checks that a sandbox backend isolates code and keeps the protocol, by trying to break it.
 
-`require_isolation` comes before anything hostile runs. `self_check` tries all there is; authors of a backend
-inherit it as tests with `envkit.sandbox_check.suite.SandboxSuite`.
+Call `require_isolation` before hostile code runs. `self_check` tries all cases. Authors of a backend inherit
+them as tests with `envkit.sandbox_check.suite.SandboxSuite`.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from envkit.sandbox_check.life import LIFE
 from envkit.sandbox_check.limits import LIMITS
 from envkit.sandbox_check.quota import QUOTA
 
-#: What must hold -> how it is tried.
+#: All cases: the property that must hold, and the function that tries to break it.
 CASES: Final[dict[str, Case]] = {**ISOLATION, **FILES, **COMMANDS, **LIMITS, **QUOTA, **LIFE}
 
-#: What must hold before hostile code may run: a second's work.
+#: The cases that must hold before hostile code may run; they take about a second.
 ESSENTIAL: Final[dict[str, Case]] = {
     **ISOLATION,
     **{
@@ -52,7 +52,7 @@ ESSENTIAL: Final[dict[str, Case]] = {
 
 
 def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[Finding]:
-    """Try to break out of, and to overload, sandboxes of this backend; one finding per case.
+    """Try to break out of this backend's sandboxes and to overload them; returns one finding per case.
 
     Raises:
         SandboxUnavailable: the backend cannot make a sandbox here, or memory ran out.
@@ -68,7 +68,7 @@ def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[
 
 
 def require_isolation(backend: SandboxBackend) -> None:
-    """Refuse a backend that fails one of the `ESSENTIAL` cases; call it before hostile code runs.
+    """Raise if a backend fails one of the `ESSENTIAL` cases. Call it before hostile code runs.
 
     Raises:
         SandboxUnavailable: names the backend, the first case it fails and what was found; or memory ran out.

@@ -1,4 +1,4 @@
-"""Cases of commands: what they are given, and what is reported of them."""
+"""Cases about commands: their arguments, environment and input, and their results."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Final
 from envkit.sandbox import Limits, StopReason
 from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
-#: What a command may find in its environment; more could hold a secret.
+#: Variables that a command's environment may have; any other could hold a secret.
 _VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
 _LINGER: Final = """
 import os, time
@@ -121,19 +121,19 @@ COMMANDS: Final[dict[str, Case]] = {
     "runs Python with stdin and an exit status": _runs,
     "home is the workspace": _home_is_workspace,
     "starts with a bare environment": _environment,
-    "keeps arguments as they are": _arguments,
-    "refuses arguments that cannot be given": _impossible_words,
-    "ends an empty stdin": _no_stdin,
+    "passes arguments unchanged": _arguments,
+    "refuses arguments that no command can take": _impossible_words,
+    "closes an empty stdin": _no_stdin,
     "does not wait for stdin to be read": _unread_stdin,
     "passes a large stdin": _large_stdin,
-    "tells stdout from stderr, byte by byte": _streams,
-    "says nothing of its own": _silent,
-    "tells an exit status": _failed,
-    "tells a signal from an exit": _signaled,
-    "takes a missing command for the command's failure": _missing,
-    "hashes alike every time": _same_hashes,
+    "separates stdout from stderr, byte by byte": _streams,
+    "adds nothing to the output": _silent,
+    "reports the exit status": _failed,
+    "distinguishes a signal from an exit": _signaled,
+    "reports a missing command as the command's failure": _missing,
+    "hashes the same on every run": _same_hashes,
     "measures CPU time": _cpu_time,
     "measures wall time": _wall_time,
-    "does not wait for what a command leaves behind": _lingering,
+    "does not wait for processes that a command leaves behind": _lingering,
     "runs many commands": _many,
 }

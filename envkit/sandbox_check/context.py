@@ -1,7 +1,7 @@
-"""What the cases share: a sandbox, and things on the host that must stay out of its sight.
+"""What cases are made of, and the context they run in: a sandbox, and canaries on the host.
 
-A case tries a backend that may hold nothing back, perhaps as root on somebody's machine. So it asks whether
-something could be done, and does nothing that would matter if it could.
+A backend under test may isolate nothing, and the test may run as root. So a case only asks whether something
+is possible, and does nothing that would harm the host if it is.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ class Finding:
     """The outcome of one case.
 
     Args:
-        name: what ought to hold.
-        ok: it does.
-        detail: what was found instead; empty when ``ok``.
+        name: the property that must hold.
+        ok: it holds.
+        detail: what was found instead; empty if ``ok``.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Finding:
 
 @final
 class CheckContext:
-    """What the cases share: a sandbox, and things on the host that must stay out of its sight."""
+    """The sandbox that cases share, and canaries on the host that code in it must not be able to see."""
 
     def __init__(
         self,
@@ -85,7 +85,7 @@ class CheckContext:
 
     @functools.cached_property
     def seen(self) -> dict[str, Any]:
-        """What a program inside reports about its world."""
+        """The report of a program in the sandbox that looks for the host."""
         hidden = {
             "canary": str(self.canary),
             "home": str(Path.home()),
@@ -95,7 +95,7 @@ class CheckContext:
             "docker": "/var/run/docker.sock",
         }
         given = json.dumps([hidden, self._listener.getsockname(), self._abstract]).encode()
-        # Without -S: site-packages must be absent, not merely left out of the path.
+        # Without -S, because site-packages must be absent and not only missing from the path.
         result = self.sandbox.run([self.sandbox.python, "-c", _LOOK_AROUND], stdin=given)
         if not result.ok:
             raise ContractError(f"the sandbox cannot run a program that looks around: {result}")
@@ -152,7 +152,7 @@ print(json.dumps({
 }))
 """
 
-#: Tries what must hold; returns what it found instead, or nothing.
+#: Tries to break a property; returns what it found instead, or ``""`` if the property holds.
 Case: TypeAlias = Callable[[CheckContext], str]
 
 
@@ -176,12 +176,12 @@ def attempt(name: str, case: Case, context: CheckContext) -> Finding:
 
 
 def unless(holds: bool, found: object) -> str:
-    """What a case returns."""
+    """A case's return value: ``""`` if the property holds, else what was found."""
     return "" if holds else f"found {found}"
 
 
 def refused(action: Callable[[], object]) -> bool:
-    """Whether it raises `UsageError`."""
+    """True if the action raises `UsageError`."""
     try:
         action()
     except UsageError:

@@ -1,4 +1,4 @@
-"""Cases of files: what passes between host and workspace, and what does not."""
+"""Cases about files: what the host can read and write in a workspace, and what it must refuse."""
 
 from __future__ import annotations
 
@@ -146,17 +146,17 @@ FILES: Final[dict[str, Case]] = {
     "keeps workspaces private": _private,
     "keeps every byte": _binary,
     "keeps empty files": _empty,
-    "takes any name that is text": _names,
+    "accepts any UTF-8 file name": _names,
     "replaces a file that is written twice": _replaced,
     "replaces a hard link": _replaced_link,
-    "reads no more than it was asked for": _read_cap,
-    "exports no more than it was asked for": _export_cap,
-    "reads no holes": _sparse,
+    "reads no more than the limit": _read_cap,
+    "exports no more than the limit": _export_cap,
+    "counts the size of sparse files": _sparse,
     "exports by pattern, in order": _globs,
-    "says what is not there": _missing,
+    "reports missing files": _missing,
     "follows no symlink": _no_symlinks,
     "refuses paths out of the workspace": _no_traversal,
     "opens no FIFO": _no_pipes,
-    "opens what was shut": _closed,
-    "leaves out names that are no text": _no_other_bytes,
+    "restores permissions that were removed": _closed,
+    "leaves out names that are not UTF-8": _no_other_bytes,
 }

@@ -1,4 +1,4 @@
-"""Cases of what sandboxed code must not see, reach or become."""
+"""Cases about isolation: what sandboxed code must not see, reach or become."""
 
 from __future__ import annotations
 
@@ -65,6 +65,6 @@ ISOLATION: Final[dict[str, Case]] = {
     "cannot make user namespaces": _sees_no("namespaces", False),
     "cannot mount": _sees_no("mounts", False),
     "opens no sockets that leave its namespaces": _sees_no("families", []),
-    "cannot weigh down its process 1": _sees_no("weighs", [False] * 3),
+    "cannot slow down its init process": _sees_no("weighs", [False] * 3),
     "reaches no keyring": _sees_no("keyring", False),
 }

@@ -1,4 +1,4 @@
-"""Cases of a sandbox's life: peers, snapshots, reset, sandboxes side by side, and the end."""
+"""Cases about a sandbox's life: peers, snapshots, forks, reset, several sandboxes at once, and close."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from envkit.errors import ContractError
 from envkit.sandbox import Limits, Peer, PeerGone
 from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
-#: A workspace lies no deeper than this among temporary files.
+#: A workspace lies at most this deep in the folder for temporary files.
 _DEPTH: Final = 3
-#: Leaves what is no file or folder, and what some file systems take for a sign that something is not there.
+#: Leaves entries other than files and folders, and marks with which overlay file systems hide files.
 _MARKS: Final = """
 import os, socket
 os.mkdir("d")
@@ -49,7 +49,7 @@ def _open(context: CheckContext, code: str) -> Peer:
 
 
 def _gone(peer: Peer, line: bytes = b"", timeout_s: float = 10.0) -> PeerGone | None:
-    """How a peer says that it is gone; ``None`` if it answers."""
+    """The error of a peer that is gone; ``None`` if it answers."""
     try:
         peer.ask(line, timeout_s)
     except PeerGone as gone:
@@ -304,7 +304,9 @@ def _no_traces(context: CheckContext) -> str:
     sandbox.close()
     folder = Path(tempfile.gettempdir())
     left: list[str] = []
-    for place, below, names in os.walk(folder):  # which is not put off by what others remove meanwhile
+    for place, below, names in os.walk(
+        folder
+    ):  # unlike glob, it ignores folders that others remove meanwhile
         if len(Path(place).relative_to(folder).parts) == _DEPTH:
             below.clear()
         if name in names:
@@ -325,27 +327,27 @@ LIFE: Final[dict[str, Case]] = {
     "answers line by line": _peer,
     "passes long lines": _long_lines,
     "asks one line at a time": _one_line,
-    "says how a peer ended": _peer_ends,
-    "gives up a silent peer": _peer_silent,
+    "reports how a peer ended": _peer_ends,
+    "stops a silent peer": _peer_silent,
     "notices a forged answer": _forged,
-    "notices an answer that nobody asked for": _unasked,
-    "closes a peer once": _peer_closes,
+    "notices an unasked answer": _unasked,
+    "closes a peer idempotently": _peer_closes,
     "resets to a snapshot": _snapshot,
     "keeps modes in a snapshot": _modes,
-    "forks the present files, and no process": _fork,
+    "forks the present files and no process": _fork,
     "keeps forks apart": _forks_apart,
-    "forks a snapshot whatever changed since": _forks_of_the_past,
+    "forks a snapshot after later changes": _forks_of_the_past,
     "lets a fork outlive its parent": _forks_live_on,
     "lets a parent outlive its forks": _parents_live_on,
-    "brings back what a fork has deleted": _deleted_comes_back,
+    "restores files that a fork deleted": _deleted_comes_back,
     "keeps modes in a fork": _modes_in_a_fork,
-    "forks nothing but files": _only_files_in_a_fork,
-    "empties whatever was left": _empties,
-    "refuses a snapshot that it has not": _unknown_snapshot,
-    "sweeps scratch files between commands": _scratch_is_swept,
+    "forks only files and folders": _only_files_in_a_fork,
+    "resets any kind of leftover": _empties,
+    "refuses an unknown snapshot": _unknown_snapshot,
+    "empties scratch folders between commands": _scratch_is_swept,
     "runs a command beside a peer": _two_at_once,
     "runs sandboxes side by side": _side_by_side,
-    "outlives the thread that made it": _threads_may_end,
+    "outlives the thread that created it": _threads_may_end,
     "leaves no trace": _no_traces,
     "closes while a program runs": _closes_while_running,
 }

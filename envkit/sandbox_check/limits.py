@@ -1,4 +1,4 @@
-"""Cases of limits: each holds, is named when it is met, and leaves the sandbox fit for use."""
+"""Cases about limits: each is enforced, reported by name, and leaves the sandbox usable."""
 
 from __future__ import annotations
 
@@ -57,12 +57,12 @@ with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     except OSError: pass
 print(made)
 """
-#: Ends by itself, so that it is no danger where memory is not bounded.
+#: Ends by itself, so that it is harmless if nothing limits memory.
 _HOARD: Final = "data = bytearray()\nfor _ in range(1024): data += bytes(2**20)"
 
 
 def _wall(context: CheckContext) -> str:
-    for wall_s in (0.25, 1.0, 4.0):  # until it is long enough for the daemon to be up
+    for wall_s in (0.25, 1.0, 4.0):  # longer each time, until the daemon has started
         result = context.python(_DAEMON, limits=Limits(wall_s=wall_s))
         if context.sandbox.export(["beat"], MIB):
             break
@@ -113,7 +113,7 @@ def _memory(context: CheckContext) -> str:
 
 def _after_memory(context: CheckContext) -> str:
     context.python(_HOARD)
-    return unless(context.python("print(1)").ok, "a sandbox that runs nothing more")
+    return unless(context.python("print(1)").ok, "a sandbox that runs nothing any more")
 
 
 def _file(context: CheckContext) -> str:
@@ -134,7 +134,7 @@ def _processes(context: CheckContext) -> str:
 
 def _after_forks(context: CheckContext) -> str:
     context.python(_FORKS)
-    return unless(context.python("print(1)").ok, "a sandbox that runs nothing more")
+    return unless(context.python("print(1)").ok, "a sandbox that runs nothing any more")
 
 
 def _no_core(context: CheckContext) -> str:
@@ -157,11 +157,11 @@ LIMITS: Final[dict[str, Case]] = {
     "stops a flood of errors": _flood(2),
     "keeps output of just the limit": _output_to_the_byte,
     "bounds memory": _memory,
-    "goes on after memory ran out": _after_memory,
+    "works after memory ran out": _after_memory,
     "bounds file size": _file,
     "bounds scratch space": _scratch,
     "bounds processes": _processes,
-    "goes on after too many processes": _after_forks,
+    "works after too many processes": _after_forks,
     "dumps no core": _no_core,
     "bounds open files": _files_open,
 }

@@ -1,4 +1,4 @@
-"""Cases of a whole workspace's bounds: what commands leave there, in any shape, takes no more."""
+"""Cases about quotas: files of any kind that commands leave in a workspace stay within its limits."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from envkit.errors import ContractError, TooLargeError
 from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Quota, Sandbox
 from envkit.sandbox_check.context import MIB, Case, CheckContext, unless
 
-#: What a program writes beyond the bound before it gives up, so that it is no danger where nothing holds.
+#: How far beyond the quota a program writes before it stops, so that it is harmless if there is no limit.
 _BEYOND_MIB: Final = 16
 _BEYOND_FILES: Final = 1000
-#: Each prints what it could take, and the name of the error that ended it.
+#: Each program prints how much it could write, and the name of the error that stopped it.
 _FULL: Final = """
 import errno, os
 def until_full(steps, done=0):
@@ -105,12 +105,12 @@ for name in os.listdir(): os.unlink(name)
 
 def _quota(context: CheckContext) -> Quota:
     if context.backend.quota is None:
-        raise ContractError("nothing bounds what a workspace holds, so nobody tries")
+        raise ContractError("the backend has no quota; expected one in its attribute `quota`")
     return context.backend.quota
 
 
 def _run(sandbox: Sandbox, quota: Quota, code: str, most: int) -> ExecResult:
-    # Files may count as memory; here the workspace is to be full before that is.
+    # Files may count as memory, so memory is large enough for the workspace to be full first.
     memory_bytes = quota.total_bytes + 256 * MIB
     limits = Limits(
         cpu_s=30, wall_s=60, memory_bytes=memory_bytes, processes=16, disk_bytes=quota.total_bytes // 16 + MIB
@@ -185,7 +185,7 @@ def _usable_again(context: CheckContext) -> str:
 
 
 def _fork(beginning: str, before: str, code: str, *, files: bool = False) -> Case:
-    """A parent makes ``beginning``; then its fork runs ``before``, and takes what it can get."""
+    """A parent runs ``beginning``, its fork runs ``before``, then ``code`` until the workspace is full."""
 
     def case(context: CheckContext) -> str:
         quota = _quota(context)
@@ -233,10 +233,10 @@ QUOTA: Final[dict[str, Case]] = {
     "bounds how many folders there are": _files(_FOLDERS),
     "bounds how many hard links there are": _files(_HARD_LINKS),
     "bounds how many symlinks there are": _files(_SOFT_LINKS),
-    "adds up what several commands leave": _adds_up,
-    "says when the workspace is full": _full_for_the_host,
-    "goes on after the workspace was full": _usable_again,
-    "keeps no snapshot that would not fit": _snapshots_fit,
+    "adds up the files of several commands": _adds_up,
+    "reports a full workspace": _full_for_the_host,
+    "works after the workspace was full": _usable_again,
+    "refuses a snapshot that does not fit": _snapshots_fit,
     "bounds what a fork holds": _fork(_BEGUN, "", _MANY_FILES),
     "bounds what a fork holds that changes all": _fork(_BEGUN, _CHANGE, _MANY_FILES),
     "bounds what a fork holds that deletes all": _fork(_BEGUN, _DELETE, _MANY_FILES),

@@ -1,4 +1,4 @@
-"""The suite as tests that a backend's author inherits.
+"""The cases as pytest tests that a backend's author inherits.
 
 ::
 
@@ -21,7 +21,7 @@ from envkit.sandbox_check.context import CheckContext, attempt
 
 
 class SandboxSuite:
-    """One test per case; a subclass says what it is about with a fixture ``backend`` of class scope."""
+    """One test per case. A subclass names the backend in a fixture ``backend`` of class scope."""
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -32,6 +32,6 @@ class SandboxSuite:
 
     @pytest.mark.parametrize("case", CASES)
     def test_sandbox(self, context: CheckContext, case: str) -> None:
-        """What ought to hold does."""
+        """The case's property holds."""
         found = attempt(case, CASES[case], context)
         assert found.ok, found.detail

@@ -1,4 +1,4 @@
-"""What only bubblewrap promises, and how it behaves where the machine offers less."""
+"""The bubblewrap backend, also on machines that lack control groups or other features."""
 
 from __future__ import annotations
 

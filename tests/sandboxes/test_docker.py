@@ -1,4 +1,4 @@
-"""What only the Docker backend promises: hardened containers, owners, and an engine that may be away."""
+"""The Docker backend: hardened containers, their owners, and an engine that is away."""
 
 from __future__ import annotations
 
@@ -112,7 +112,7 @@ def test_running_out_of_memory_is_named(sandbox: Sandbox) -> None:
     assert python(sandbox, "pass", limits).stop is StopReason.EXITED  # counted per command
 
 
-def test_a_command_that_starves_its_worker_is_out_of_memory_and_no_breakdown(sandbox: Sandbox) -> None:
+def test_a_command_that_makes_its_worker_run_out_of_memory_is_at_fault(sandbox: Sandbox) -> None:
     starve = """
 import os
 open("/proc/self/oom_score_adj", "w").write("0")
@@ -129,7 +129,7 @@ while True:
     assert python(sandbox, "pass", limits).ok
 
 
-def test_what_cannot_be_swept_goes_with_its_container(sandbox: Sandbox) -> None:
+def test_scratch_files_that_cannot_be_deleted_go_with_their_container(sandbox: Sandbox) -> None:
     leave = "import os; os.makedirs('/tmp/kept/secret'); os.chmod('/tmp/kept', 0)"
     assert python(sandbox, leave).ok
     assert python(sandbox, "import os; print(os.listdir('/tmp'))").stdout == b"[]\n"
@@ -165,23 +165,23 @@ def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
     with subprocess.Popen([sys.executable, "-c", TRAINER], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         try:
-            name, lease, holder, volume = trainer.stdout.readline().split()
+            name, lease, volume_container, volume = trainer.stdout.readline().split()
             assert volume in named_volumes()
             assert name in containers()
             assert name not in module.reap()  # its owner lives
         finally:
             trainer.kill()
     # The worker notices that the other end of its socket is gone; whoever comes next clears up.
-    for each in (name, holder):
+    for each in (name, volume_container):
         ended = docker_engine.client(os.getpid()).containers.get(each).wait(timeout=30)
         assert ended["StatusCode"] == 0
-    assert {name, holder} <= {*module.reap()}
-    assert not {name, holder} & containers()
+    assert {name, volume_container} <= {*module.reap()}
+    assert not {name, volume_container} & containers()
     assert volume not in named_volumes()
     assert Path(lease).exists()  # likewise, until the next sandbox is made
 
 
-def test_a_killed_holder_of_the_workspace_is_a_sandbox_error(docker: SandboxBackend) -> None:
+def test_a_killed_volume_container_is_a_sandbox_error(docker: SandboxBackend) -> None:
     sandbox = docker.create()
     sandbox.write("file", b"1")
     assert python(sandbox, "open('file')").ok
@@ -196,7 +196,7 @@ def test_a_killed_holder_of_the_workspace_is_a_sandbox_error(docker: SandboxBack
     sandbox.close()
 
 
-def test_workspaces_share_a_holder_and_go_with_it(docker: SandboxBackend) -> None:
+def test_workspaces_share_a_volume_container_and_go_with_it(docker: SandboxBackend) -> None:
     made = module.DockerBackend(quota=Quota(2**20, 64))  # of whose kind there are none yet
     before, volumes = containers(), named_volumes()
     sandboxes = [made.create() for _ in range(9)]
@@ -255,7 +255,7 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
 
 # docker-py forgets to close a socket that does not connect.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_is_away_is_said_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_that_is_away_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     monkeypatch.setattr(docker_engine, "client", functools.cache(docker_engine.client.__wrapped__))

@@ -1,4 +1,4 @@
-"""Forks and snapshots beneath workspaces: what is in common, what is not, and what is left in the end."""
+"""Forks, and snapshots mounted beneath workspaces: what they share, and what is left after closing."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 
 MIB = 2**20
 USER = os.geteuid() or NOBODY
-#: What depends on how a snapshot comes into a workspace.
+#: Cases that depend on how a snapshot gets into a workspace.
 ABOUT_SNAPSHOTS = [name for name in CASES if "fork" in name or "snapshot" in name]
 
 
 class Forking(SandboxBackend):
-    """Makes no sandbox but by a fork: each workspace is one file system over another."""
+    """Creates sandboxes only by forking, so that each workspace is an overlay."""
 
     isolated = True
 
@@ -69,7 +69,7 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
-    """A steward of this test's own, before it has started."""
+    """This test's own mount helper, before it has started."""
     made = workspace_mounts.WorkspaceMounts(USER)
     monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
@@ -77,7 +77,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.Workspac
 
 
 @pytest.fixture(autouse=True)
-def lays_snapshots_beneath(bubblewrap: SandboxBackend) -> None:
+def mounts_snapshots_as_layers(bubblewrap: SandboxBackend) -> None:
     why = workspace_mounts.shared_mounts(os.getpid(), USER).copies()
     if why and bwrap._kernel() < (6, 6):
         pytest.skip(f"snapshots are copied here: {why}")
@@ -96,7 +96,7 @@ def mounted(sandbox: Sandbox) -> list[str]:
 
 
 def places(spaces: workspace_mounts.WorkspaceMounts) -> int:
-    """How many file systems its steward has mounted."""
+    """Number of file systems that its helper has mounted."""
     assert spaces._helper is not None
     table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return sum(f" {spaces.lease.path}/" in line for line in table.splitlines())
@@ -107,7 +107,7 @@ def shared_memory() -> int:
     return int(table["Shmem"].split()[0]) * 1024
 
 
-def test_a_fork_lies_over_what_it_begins_with_and_names_nothing_of_the_host(
+def test_a_fork_is_an_overlay_that_shows_no_host_path(
     backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     with backend.create() as sandbox:
@@ -120,7 +120,7 @@ def test_a_fork_lies_over_what_it_begins_with_and_names_nothing_of_the_host(
         assert mounted(sandbox)[0] == "tmpfs"
 
 
-def test_what_a_fork_has_mounted_goes_with_it_and_what_lies_beneath_with_the_last(
+def test_a_forks_mount_goes_with_it_and_a_layer_with_its_last_fork(
     backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
@@ -196,7 +196,7 @@ def test_a_folder_of_a_snapshot_is_moved_by_copying_it(backend: SandboxBackend) 
             assert fork.export(["**"], 9) == {"e/file": b"1"}
 
 
-def test_a_snapshot_of_more_than_a_quarter_of_the_space_is_copied(backend: SandboxBackend) -> None:
+def test_a_snapshot_of_more_than_a_quarter_of_the_quota_is_copied(backend: SandboxBackend) -> None:
     room = Quota(4 * MIB, 400)
     for count, size, kind in (
         (4, MIB // 4, "overlay"),
@@ -216,7 +216,7 @@ def test_a_snapshot_of_more_than_a_quarter_of_the_space_is_copied(backend: Sandb
 
 
 @pytest.mark.parametrize("files", [2, 3, 7, 8, 9, 12, 16])
-def test_there_may_be_room_for_hardly_a_file(backend: SandboxBackend, files: int) -> None:
+def test_a_quota_may_have_room_for_hardly_a_file(backend: SandboxBackend, files: int) -> None:
     fill = "try:\n for n in range(99): open(str(n), 'w').close()\nexcept OSError: print(n)"
     with type(backend)(quota=Quota(MIB, files)).create() as sandbox:  # type: ignore[call-arg]
         sandbox.write("file", b"1")
@@ -230,7 +230,7 @@ def test_there_may_be_room_for_hardly_a_file(backend: SandboxBackend, files: int
 
 
 @pytest.mark.parametrize("total_bytes", [1, 4095, 4096, 8192, 16383, 16384, 16385, 20000])
-def test_there_may_be_room_for_hardly_a_byte(backend: SandboxBackend, total_bytes: int) -> None:
+def test_a_quota_may_have_room_for_hardly_a_byte(backend: SandboxBackend, total_bytes: int) -> None:
     most = -(-total_bytes // PAGE_BYTES) * PAGE_BYTES
     fill = "for n in range(9): print(os.write(os.open(str(n), os.O_WRONLY | os.O_CREAT), bytes(4096)))"
     with type(backend)(quota=Quota(total_bytes, 99)).create() as sandbox:  # type: ignore[call-arg]
@@ -242,7 +242,7 @@ def test_there_may_be_room_for_hardly_a_byte(backend: SandboxBackend, total_byte
 
 
 @pytest.mark.parametrize("case", ABOUT_SNAPSHOTS)
-def test_where_nothing_can_be_laid_beneath_snapshots_are_copied(
+def test_without_overlays_snapshots_are_copied(
     backend: SandboxBackend,
     fresh: workspace_mounts.WorkspaceMounts,
     monkeypatch: pytest.MonkeyPatch,
@@ -256,7 +256,7 @@ def test_where_nothing_can_be_laid_beneath_snapshots_are_copied(
             assert mounted(fork)[0] == "tmpfs"
 
 
-def test_a_kernel_that_lays_nothing_over_another_says_so(
+def test_a_kernel_without_overlays_is_detected(
     fresh: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = (
@@ -272,7 +272,7 @@ def test_a_kernel_that_lays_nothing_over_another_says_so(
 
 
 class Source:
-    """Stands for a package's files, of which there is one."""
+    """Stands in for a package with one file."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -285,7 +285,7 @@ class Source:
         return self._text
 
 
-def test_a_dead_stewards_snapshots_are_lost_and_taken_for_no_others(
+def test_snapshots_of_a_dead_mount_helper_are_lost_and_not_confused_with_others(
     backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
@@ -295,7 +295,10 @@ def test_a_dead_stewards_snapshots_are_lost_and_taken_for_no_others(
     signal.pidfd_send_signal(dying, signal.SIGKILL)
     assert bwrap.readable(dying)
     os.close(dying)
-    with backend.create() as other, backend.create() as another:  # whose names are those of the lost ones
+    with (
+        backend.create() as other,
+        backend.create() as another,
+    ):  # their mounts have the same names as the lost ones
         for each in (other, another):
             each.write("secret", b"1")
         for action in (

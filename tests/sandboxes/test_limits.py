@@ -1,4 +1,4 @@
-"""Commands under limits, in every kind of sandbox: what the suite of `envkit.sandbox_check` leaves open."""
+"""Commands under limits in every kind of sandbox, beyond the cases of `envkit.sandbox_check`."""
 
 from __future__ import annotations
 

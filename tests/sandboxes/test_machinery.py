@@ -1,4 +1,4 @@
-"""What the system refuses, such as open files or space, is broken machinery: a void, and no end of a run."""
+"""Errors of the system, such as too many open files, are a `SandboxError`, which voids the episode."""
 
 from __future__ import annotations
 

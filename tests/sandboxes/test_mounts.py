@@ -1,4 +1,4 @@
-"""Workspaces of a given size: who mounts them, what is left of them, and what a host may do there."""
+"""Workspaces of a fixed size: mounting, cleaning up, and the host's rights in them."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ assert sandbox.run([sandbox.python, "-P", "-S", "-c", "open('file')"]).ok
 print(sandbox._mount.helper.pid, flush=True)
 time.sleep(600)
 """
-#: Its parent's sandbox is not for it to end, nor to use.
+#: A fork can neither end nor use its parent's sandbox.
 FORK = """
 import os, sys
 from envkit.errors import SandboxError
@@ -66,7 +66,7 @@ def kind(request: pytest.FixtureRequest) -> type[BubblewrapBackend | ZygoteBacke
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
-    """A steward of this test's own, before it has started."""
+    """This test's own mount helper, before it has started."""
     made = workspace_mounts.WorkspaceMounts(USER)
     monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
@@ -82,7 +82,7 @@ def source(text: str, kind: type) -> str:
 
 
 def mounts(spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
-    """What its steward has mounted for workspaces."""
+    """Paths of the workspaces that its helper has mounted."""
     assert spaces._helper is not None
     table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
@@ -135,7 +135,7 @@ def test_a_command_sees_no_other_workspace_among_its_mounts(
     assert "lease" not in seen
 
 
-def test_a_killed_steward_is_a_sandbox_error_and_another_takes_its_place(
+def test_a_killed_mount_helper_is_a_sandbox_error_and_is_replaced(
     kind: type[BubblewrapBackend | ZygoteBackend], fresh: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = kind().create()
@@ -150,32 +150,34 @@ def test_a_killed_steward_is_a_sandbox_error_and_another_takes_its_place(
             program(sandbox, "pass")
     with kind().create() as other:
         assert program(other, "open('file', 'w')").ok
-        assert sandbox.read("file", 1) == b"1"  # as long as somebody holds it
+        assert sandbox.read("file", 1) == b"1"  # as long as a descriptor is open
         sandbox.close()
     # The folder of the one, and nothing more.
     assert settled(lambda: len(os.listdir("/proc/self/fd"))) == held - 1
 
 
-def test_the_steward_goes_with_a_killed_trainer(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
+def test_the_mount_helper_dies_with_a_killed_trainer(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
     code = source(TRAINER, kind)
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as trainer:
         assert trainer.stdout is not None
         try:
-            steward = os.pidfd_open(int(trainer.stdout.readline()))
+            helper = os.pidfd_open(int(trainer.stdout.readline()))
         finally:
             trainer.kill()
-    assert bwrap.readable(steward)
-    os.close(steward)
+    assert bwrap.readable(helper)
+    os.close(helper)
 
 
-def test_a_fork_of_ours_leaves_the_workspace_alone(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
+def test_a_fork_of_the_process_leaves_the_workspace_alone(
+    kind: type[BubblewrapBackend | ZygoteBackend],
+) -> None:
     done = subprocess.run(
         [sys.executable, "-c", source(FORK, kind)], capture_output=True, text=True, timeout=60
     )
     assert (done.stdout, done.stderr) == ("True\n" * 3 + "{}\nb'1\\n'\n", "")
 
 
-def test_where_nothing_of_a_size_can_be_mounted_the_backend_says_so(
+def test_a_machine_that_cannot_mount_is_an_unenforceable_limit(
     kind: type[BubblewrapBackend | ZygoteBackend],
     fresh: workspace_mounts.WorkspaceMounts,
     monkeypatch: pytest.MonkeyPatch,
@@ -197,7 +199,7 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, bubblewrap: Sa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as somebody else")
-def test_the_host_meets_hostile_files_without_roots_rights(tmp_path: Path) -> None:
+def test_the_host_opens_hostile_files_without_roots_rights(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"1")
     secret.chmod(0o600)
@@ -232,7 +234,7 @@ def test_threads_that_change_at_once_leave_the_process_as_it_was() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts as root")
-def test_who_may_not_act_as_another_user_is_told() -> None:
+def test_a_process_that_may_not_act_as_another_user_gets_an_error() -> None:
     code = "from envkit.sandboxes._workspace.file_user import as_user\nas_user(65533, lambda: 1)"
     other = [
         "setpriv",

@@ -1,4 +1,4 @@
-"""Programs that talk in lines, honest and not: what the suite of `envkit.sandbox_check` leaves open."""
+"""Honest and dishonest peers, beyond the cases of `envkit.sandbox_check`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the zygote promises beside the suite: forks that are as good as new interpreters, and as far apart."""
+"""The zygote beyond the common cases: its forks behave like new interpreters, isolated from each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ peer.ask(b"up", 30)
 print(sandbox._zygote.lease.path.name, peer._tree._init.pid, flush=True)
 time.sleep(600)
 """
-#: Programs, and arguments, on which a fork and a new interpreter must agree to the byte.
+#: Programs and arguments; a fork and a new interpreter must behave the same to the byte.
 PROGRAMS = {
     "prints": ("import sys; print(sys.argv, file=sys.stderr); print('out')", ["one", "two"]),
     "exits with a status": ("raise SystemExit(3)", []),
@@ -78,8 +78,8 @@ PROGRAMS = {
     "sees no other": ("import os; print(sorted(p for p in os.listdir('/proc') if p.isdigit()) <= "
                       "['1', '2', '3', '4'], os.listdir('/tmp'), os.listdir('/dev/shm'))", []),
 }  # fmt: skip
-#: Each tries to end, stop, starve or enter its own process 1.
-ATTACKS_ON_ITS_KEEPER = """
+#: Tries to end, stop, starve or enter its own init process.
+ATTACKS_ON_INIT = """
 import ctypes, os, resource, signal, sys
 for number in range(1, 65):
     if number not in (15, 17, 32, 33):  # with 15 the host itself would ask it to end all here
@@ -110,7 +110,7 @@ def sandbox(zygote: ZygoteBackend) -> Iterator[Sandbox]:
 
 @pytest.fixture
 def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[zygote_host.Zygote]:
-    """A nursery of this test's own, before its zygote has started."""
+    """This test's own zygote, before it has started."""
     made = zygote_host.Zygote()
     monkeypatch.setattr(zygote, "shared_zygote", lambda *_: made)
     yield made
@@ -131,7 +131,7 @@ def interruptible() -> Iterator[None]:
 
 @pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("name", PROGRAMS)
-def test_a_fork_is_as_good_as_a_new_interpreter(
+def test_a_fork_behaves_like_a_new_interpreter(
     sandbox: Sandbox, bubblewrap: BubblewrapBackend, name: str
 ) -> None:
     code, arguments = PROGRAMS[name]
@@ -146,19 +146,19 @@ def test_a_fork_is_as_good_as_a_new_interpreter(
         assert observed(sandbox) == observed(other)
 
 
-def test_forks_do_not_share_their_luck(sandbox: Sandbox) -> None:
+def test_forks_have_different_random_numbers(sandbox: Sandbox) -> None:
     code = "import random, secrets, uuid; print(random.random(), secrets.token_hex(4), uuid.uuid4())"
     first, second = (program(sandbox, code).stdout.split() for _ in range(2))
     assert not set(first) & set(second)
 
 
-def test_a_command_cannot_harm_its_process_1(sandbox: Sandbox) -> None:
-    found = program(sandbox, ATTACKS_ON_ITS_KEEPER)
+def test_a_command_cannot_harm_its_init_process(sandbox: Sandbox) -> None:
+    found = program(sandbox, ATTACKS_ON_INIT)
     assert found.stdout == b"[]\n", found
     assert program(sandbox, "pass").ok
 
 
-#: Each tries to have its process 1, or all processes of its user, do their work more slowly or not at all.
+#: Tries to slow down its init process, or all processes of its user.
 WEIGHTS = """
 import ctypes, os, resource
 libc, done = ctypes.CDLL(None, use_errno=True), []
@@ -199,7 +199,7 @@ input()
 """
 
 
-def test_a_command_cannot_slow_its_process_1(sandbox: Sandbox) -> None:
+def test_a_command_cannot_slow_its_init_process(sandbox: Sandbox) -> None:
     found = program(sandbox, WEIGHTS)
     assert found.stdout == b"[]\n", found
 
@@ -217,8 +217,8 @@ def few_descriptors() -> Iterator[None]:
 def test_descriptors_in_flight_stop_no_other_command(
     fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steward = workspace_mounts.WorkspaceMounts(fresh.user)
-    monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: steward)
+    helper = workspace_mounts.WorkspaceMounts(fresh.user)
+    monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: helper)
     with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
         peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
         assert peer.ask(b"go", 10) == b"full"
@@ -227,7 +227,7 @@ def test_descriptors_in_flight_stop_no_other_command(
             with ZygoteBackend().create() as another:
                 assert program(another, "pass").ok
         peer.close()
-    steward.close()
+    helper.close()
 
 
 def test_the_workspaces_own_modules_come_first_where_a_program_says_so(sandbox: Sandbox) -> None:
@@ -311,7 +311,7 @@ def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: S
     assert program(sandbox, "pass").ok
 
 
-def test_what_cannot_be_confined_is_a_sandbox_error_that_says_why(sandbox: Sandbox) -> None:
+def test_a_command_that_cannot_be_confined_is_a_sandbox_error_with_the_reason(sandbox: Sandbox) -> None:
     init = sandbox._zygote.init_process()  # type: ignore[attr-defined]
     job = {"argv": ["true"], "rlimits": [], "program": None}
     with open(os.devnull, "r+b") as null:
@@ -384,7 +384,7 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
     assert not left
 
 
-def test_a_fork_of_ours_leaves_the_zygote_alone(sandbox: Sandbox) -> None:
+def test_a_fork_of_the_process_leaves_the_zygote_alone(sandbox: Sandbox) -> None:
     code = "from envkit.sandboxes.zygote import ZygoteBackend as B; import os, sys\n"
     code += "def run(s): return s.run([s.python, '-P', '-S', '-c', 'print(1)']).stdout == b'1\\n'\n"
     code += "s = B().create(); assert run(s)\n"
