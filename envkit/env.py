@@ -146,7 +146,7 @@ class Env(gymnasium.Env[str, str], ABC):
         if len(self.tasks) != len(tasks):
             raise UsageError(f"{len(tasks)} tasks have only {len(self.tasks)} ids; expected each id once")
         # Rollouts make one environment per running episode from the same tasks; one check is enough.
-        if tasks is not type(self)._validated_tasks:
+        if type(self).__dict__.get("_validated_tasks") is not tasks:  # not a parent's, which checks less
             for task in tasks:
                 self.validate_task(task)
             type(self)._validated_tasks = tasks

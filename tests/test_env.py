@@ -10,7 +10,17 @@ import pytest
 from guess_env import TASKS, Backend, GuessEnv
 from gymnasium.utils.env_checker import check_env
 
-from envkit import ActionResult, ContractError, Env, SandboxError, Task, UsageError, check, tool
+from envkit import (
+    ActionResult,
+    ContractError,
+    Env,
+    SandboxError,
+    Task,
+    TaskFileError,
+    UsageError,
+    check,
+    tool,
+)
 
 
 @pytest.fixture
@@ -275,3 +285,29 @@ def test_what_the_base_owns_is_not_replaced(name: str) -> None:
     for bases, members in (((GuessEnv,), vars(mixin)), ((mixin, GuessEnv), {})):
         with pytest.raises(ContractError, match=f"Made replaces Env.{name}, which owns sandbox"):
             type("Made", bases, {name: members[name]} if members else {})
+
+
+def test_every_class_validates_its_tasks_once(backend: Backend) -> None:
+    seen: list[str] = []
+
+    class Strict(GuessEnv):
+        @classmethod
+        def validate_task(cls, task: Task) -> None:
+            seen.append(task.id)
+
+    GuessEnv(sandbox=backend).close()
+    for _ in range(2):
+        Strict(sandbox=backend).close()
+    assert seen == [task.id for task in TASKS]
+
+
+def test_a_task_that_an_environment_cannot_pose_is_refused(backend: Backend) -> None:
+    class Picky(GuessEnv):
+        @classmethod
+        def validate_task(cls, task: Task) -> None:
+            if task.id == TASKS[-1].id:
+                raise TaskFileError(f"task {task.id}: too large")
+
+    with pytest.raises(TaskFileError, match="too large"):
+        Picky(sandbox=backend)
+    assert not backend.open
