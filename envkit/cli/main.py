@@ -152,6 +152,7 @@ def _fail(line: str, code: int) -> int:
     """Print an error, after its traceback with ``-v``; returns the exit code."""
     if _verbose:
         traceback.print_exc()
-    # Escaped, because "envkit[train]" is text and not a style. One line, whatever the message holds.
-    err.print(f"[red]error:[/] {escape(' '.join(line.split()))}", soft_wrap=True)
+    # One line that any terminal can show, whatever the message holds.
+    text = " ".join(line.split()).encode(errors="backslashreplace").decode()
+    err.print(f"[red]error:[/] {escape(text)}", soft_wrap=True)  # "envkit[train]" is text, not a style
     return code
