@@ -17,9 +17,9 @@ sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for sample_reports.
 import sample_reports
 from browser import browser, watched
 
-from envkit.bench.leaderboard import write_leaderboard
-from envkit.bench.leaderboard_data import make_leaderboard
-from envkit.bench.report import load_reports, write_report
+from envkit.benchmark.leaderboard import write_leaderboard
+from envkit.benchmark.leaderboard_data import make_leaderboard
+from envkit.benchmark.report import load_reports, write_report
 from envkit.prices import load_prices
 
 ROUNDS = 5

@@ -167,7 +167,7 @@ def starting() -> Generator[Ways]:
     program = (
         "from envkit.engine.protocol import Request, Sampling\n"
         "from envkit.models import DEFAULT_MODEL, resolve\n"
-        "from envkit.train.policy import Policy\n"
+        "from envkit.training.policy import Policy\n"
         f"policy = Policy(resolve(DEFAULT_MODEL), dtype={dtype()!r})\n"
         "policy.engine.generate([Request((1, 2, 3), (0,))], Sampling(1.0, 1))\n"
     )

@@ -14,9 +14,9 @@ import torch
 from side_by_side import Ways
 from train_shared import GROUP, NEW, shaken_policy, trl_trainer
 
-from envkit.train.config import TrainConfig
-from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import TrainingRow, pack
+from envkit.training.config import TrainConfig
+from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.packing import TrainingRow, pack
 
 PROMPT = 512
 

@@ -18,8 +18,8 @@ from side_by_side import Operation
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
 from envkit.studies.machine import faster_dtype
-from envkit.train.policy import Policy
-from envkit.train.sft import remove_printer
+from envkit.training.policy import Policy
+from envkit.training.sft import remove_printer
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 #: Tokens of an answer, and answers of a group.

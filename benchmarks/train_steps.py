@@ -16,11 +16,11 @@ from envkit.checks import check
 from envkit.env import ActionResult, Env
 from envkit.rollout import Rollouts
 from envkit.store import Journal
-from envkit.train.checkpoint import CheckpointStore
-from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer
-from envkit.train.policy import Policy
-from envkit.train.rollouts import RolloutCollector
+from envkit.training.checkpoint import CheckpointStore
+from envkit.training.config import TrainConfig
+from envkit.training.grpo import GRPOTrainer
+from envkit.training.policy import Policy
+from envkit.training.rollouts import RolloutCollector
 from envkit.types import Task
 
 TURNS = 3

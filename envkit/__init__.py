@@ -71,8 +71,8 @@ if TYPE_CHECKING:
         spec_of,
         train,
     )
-    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
-    from envkit.train.config import TrainConfig
+    from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.training.config import TrainConfig
 
 #: Names that are loaded when they are first used, by the module that defines them.
 _LAZY = {
@@ -95,8 +95,8 @@ _LAZY = {
         "spec_of",
         "train",
     ),
-    "envkit.bench.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
-    "envkit.train.config": ("TrainConfig",),
+    "envkit.benchmark.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
+    "envkit.training.config": ("TrainConfig",),
 }
 
 __all__ = [

@@ -10,11 +10,11 @@ from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
 from envkit.models import DEFAULT_MODEL, resolve
 from envkit.registry import sandbox_backend
-from envkit.train.advantages import turn_advantages
-from envkit.train.config import TrainConfig
-from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import pack, training_row
-from envkit.train.policy import Policy
+from envkit.training.advantages import turn_advantages
+from envkit.training.config import TrainConfig
+from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.packing import pack, training_row
+from envkit.training.policy import Policy
 
 GROUPS, ROWS = 4, 8  # task visits per step, and episodes per visit
 

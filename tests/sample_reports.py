@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from random import Random
 
-from envkit.bench.report_data import Conditions, Machine, Origin, ReportData, Row, TaskResult, TrainPoint
+from envkit.benchmark.report_data import Conditions, Machine, Origin, ReportData, Row, TaskResult, TrainPoint
 
 OPERATORS = ("comparison", "wrong variable", "off by one")
 CONDITIONS = Conditions("code-editor", "c0de", "7a5c5", 1, 1)

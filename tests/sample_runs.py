@@ -7,7 +7,7 @@ import random
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from envkit.bench.evaluation import EVALUATION_STEP
+from envkit.benchmark.evaluation import EVALUATION_STEP
 from envkit.store import RunFolder, trajectory_to_json
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
 

@@ -27,7 +27,7 @@ LAYERS = (
     ("envkit",),
     ("engine",),
     ("agents", "environments", "sandboxes"),
-    ("bench", "train"),
+    ("benchmark", "training"),
     ("studies",),
     ("api",),
     ("cli",),
@@ -35,14 +35,14 @@ LAYERS = (
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
 
 #: Layers whose parts do not import each other.
-SIBLINGS = (("agents", "environments", "sandboxes"), ("bench", "train"))
+SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "training"))
 
 #: ``import envkit`` offers names that stand to its right; it loads them when they are first used.
-LOADED_ON_USE = ("envkit.api", "envkit.bench.spec", "envkit.train.config")
+LOADED_ON_USE = ("envkit.api", "envkit.benchmark.spec", "envkit.training.config")
 
 #: Slow to import and absent from a plain install. Studies stand on train and load only with it.
 HEAVY = {"peft", "torch", "transformers", "trl"}
-MAY_LOAD_HEAVY = {"engine", "studies", "train"}
+MAY_LOAD_HEAVY = {"engine", "studies", "training"}
 
 
 class Module(NamedTuple):
@@ -66,7 +66,7 @@ NAMES = {module.name for module in MODULES}
 
 
 def part_of(name: str) -> str:
-    """``envkit.train.loss`` -> ``train``; ``envkit`` -> ``envkit``."""
+    """``envkit.training.loss`` -> ``training``; ``envkit`` -> ``envkit``."""
     return name.removeprefix("envkit.").partition(".")[0]
 
 
@@ -170,7 +170,7 @@ def test_every_error_is_in_the_tree() -> None:
         ("envkit.errors", "from envkit.store import RunFolder"),
         ("envkit.env", "def late():\n    from envkit import registry"),
         ("envkit.agents.local", "import envkit.environments.code_editor.env"),
-        ("envkit.bench.evaluation", "from envkit.train import grpo"),
+        ("envkit.benchmark.evaluation", "from envkit.training import grpo"),
         ("envkit.cli.main", "from agents.local import LocalAgent"),
         ("envkit.cli.main", "from . import ui"),
         ("envkit.models", "try:\n    import torch\nexcept ImportError:\n    pass"),
@@ -188,8 +188,8 @@ def test_the_rule_refuses(name: str, source: str) -> None:
         ("envkit.cli.main", "from envkit import __version__, registry"),
         ("envkit.models", "class Maker:\n    def make(self):\n        import torch"),
         ("envkit.models", "if TYPE_CHECKING:\n    import torch"),
-        ("envkit.train.loss", "import torch"),
-        ("envkit.train.grpo", "from envkit.agents.local import LocalAgent"),
+        ("envkit.training.loss", "import torch"),
+        ("envkit.training.grpo", "from envkit.agents.local import LocalAgent"),
     ],
 )
 def test_the_rule_allows(name: str, source: str) -> None:

@@ -16,9 +16,9 @@ import gymnasium
 import pytest
 import typer
 
-from envkit.bench.spec import from_toml as bench_spec
+from envkit.benchmark.spec import from_toml as bench_spec
 from envkit.cli.main import app
-from envkit.train.config import from_mapping as train_settings
+from envkit.training.config import from_mapping as train_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [

@@ -157,4 +157,4 @@ def test_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         found = {name for name in archive.namelist() if ".dist-info/" not in name}
     assert found == expected
-    assert {"envkit/py.typed", "envkit/bench/report.html.j2", "envkit/agents/local.py"} <= found
+    assert {"envkit/py.typed", "envkit/benchmark/report.html.j2", "envkit/agents/local.py"} <= found

@@ -16,8 +16,8 @@ from envkit.env import ActionResult, Env
 from envkit.errors import SandboxError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
-from envkit.train.config import TrainConfig
-from envkit.train.policy import Policy
+from envkit.training.config import TrainConfig
+from envkit.training.policy import Policy
 from envkit.types import Task
 
 FAMILIES = ("llama", "qwen2", "qwen3")

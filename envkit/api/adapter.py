@@ -11,8 +11,8 @@ from envkit.types import EpisodeKey
 
 if TYPE_CHECKING:
     from envkit.agent import Agent, Session
-    from envkit.train.config import TrainConfig
-    from envkit.train.policy import Policy
+    from envkit.training.config import TrainConfig
+    from envkit.training.policy import Policy
 
 _CONFIG = "adapter_config.json"
 
@@ -134,7 +134,7 @@ def load_adapter(
 
     from envkit.env import Env
     from envkit.models import DEFAULT_MODEL, require_training, resolve
-    from envkit.train.config import TrainConfig
+    from envkit.training.config import TrainConfig
 
     require_training()
     folder = _adapter_folder(Path(path), step)
@@ -155,7 +155,7 @@ def load_adapter(
         torch_compile=False,
     )
     from envkit.studies.machine import resolve_dtype, use_threads
-    from envkit.train.policy import Policy
+    from envkit.training.policy import Policy
 
     use_threads()
     policy = Policy.of(resolve(base), resolve_dtype(config))
@@ -198,7 +198,7 @@ def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """The settings and the environment class of the run that an adapter lies in; ``None`` without one."""
     from envkit import registry
     from envkit.store import RunFolder
-    from envkit.train.config import from_mapping
+    from envkit.training.config import from_mapping
 
     for folder in adapter.resolve().parents:
         if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
@@ -215,7 +215,7 @@ def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
 
 def _base_of(adapter: Path) -> str:
     """The base model that an adapter's folder names; empty if it names none."""
-    from envkit.train.policy import BASE
+    from envkit.training.policy import BASE
 
     note = adapter / BASE
     return str(_read_json(note).get("model", "")) if note.is_file() else ""

@@ -22,7 +22,7 @@ from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, r
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from envkit.bench.spec import BenchSpec
+    from envkit.benchmark.spec import BenchSpec
     from envkit.display import Display
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
@@ -71,7 +71,7 @@ def evaluate(
         UsageError: bad input, found before any long work.
         EnvkitError: the evaluation failed; see `envkit.errors`.
     """
-    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
     if agent == "model":
         base = _model(model)
@@ -134,7 +134,7 @@ def bench(
         UsageError: bad input, found before any long work; or a provider refused before anything was played.
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
-    from envkit.bench.spec import from_toml
+    from envkit.benchmark.spec import from_toml
 
     wanted = from_toml(Path(spec)) if isinstance(spec, str | Path) else spec
     if budget_usd is not None:
@@ -210,7 +210,7 @@ def spec_of(
         UsageError: no agent is named, a card does not exist, or a setting needs adapters and there are none.
     """
     from envkit.agents.cards import load_card
-    from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
     if not (adapters or cards or recorded):
         raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
@@ -302,9 +302,9 @@ def leaderboard(
         StoreError: a run has no report.
         UsageError: no such machine, model price or row.
     """
-    from envkit.bench.leaderboard import write_leaderboard
-    from envkit.bench.leaderboard_data import make_leaderboard
-    from envkit.bench.report import load_reports
+    from envkit.benchmark.leaderboard import write_leaderboard
+    from envkit.benchmark.leaderboard_data import make_leaderboard
+    from envkit.benchmark.report import load_reports
     from envkit.prices import load_prices
 
     reports = [report for run in runs for report in load_reports(Path(run))]
@@ -362,7 +362,7 @@ def _bench_result(
 
 
 def _reports(run: Path) -> tuple[Report, ...]:
-    from envkit.bench.report import report_folders
+    from envkit.benchmark.report import report_folders
 
     return tuple(read_report(folder / "report.html") for folder in report_folders(run))
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:
-    from envkit.bench.stats import Interval
-    from envkit.bench.summary import Summary
+    from envkit.benchmark.stats import Interval
+    from envkit.benchmark.summary import Summary
     from envkit.studies.rescore import Change
 
 
@@ -199,9 +199,9 @@ class RescoreResult:
 
 def read_report(page: Path) -> Report:
     """Read the report whose HTML page this is."""
-    from envkit.bench.report import load_report
-    from envkit.bench.report_text import headline
-    from envkit.bench.summary import summarise
+    from envkit.benchmark.report import load_report
+    from envkit.benchmark.report_text import headline
+    from envkit.benchmark.summary import summarise
 
     data = load_report(page.parent)
     summary = summarise(data)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from envkit.env import Env
     from envkit.sandbox import SandboxBackend
     from envkit.store import RunFolder
-    from envkit.train.config import TrainConfig
+    from envkit.training.config import TrainConfig
 
 #: Folders that a run makes inside its own; no environment of several may have such a name.
 _RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard"})
@@ -240,7 +240,7 @@ def _run(
 
 def _adapters(run: Path) -> tuple[Path, ...]:
     """The newest checkpoint of a run, or of each of its seeds."""
-    from envkit.train.checkpoint import CheckpointStore
+    from envkit.training.checkpoint import CheckpointStore
 
     found: list[Path] = []
     for folder in sorted(run.glob("seed-*")) or [run]:
@@ -268,7 +268,7 @@ def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
 
 def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
     """Read the configuration and put the values that the caller gave on top."""
-    from envkit.train.config import TrainConfig, from_mapping, from_toml, to_mapping
+    from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
 
     if isinstance(config, TrainConfig):
         base = config

@@ -22,7 +22,7 @@ _MODELS: Final = ("torch", "transformers", "peft", "trl")
 def list_(as_json: Json = False) -> None:
     """List installed environments and sandboxes, scripted agents, and cards of API models."""
     from envkit.agents.cards import shipped_cards
-    from envkit.bench.spec import SCRIPTS
+    from envkit.benchmark.spec import SCRIPTS
 
     found = {kind: registry.names(kind) for kind in registry.GROUPS}
     found |= {"script": sorted(SCRIPTS), "card": shipped_cards()}
@@ -73,7 +73,7 @@ def doctor(as_json: Json = False) -> None:
 
 def report(run: RunArgument, as_json: Json = False) -> None:
     """Rebuild a run's report from its recorded numbers."""
-    from envkit.bench.report import load_report, report_folders, write_report
+    from envkit.benchmark.report import load_report, report_folders, write_report
 
     paths = [write_report(load_report(folder), folder, overwrite=True) for folder in report_folders(run)]
     if as_json:

@@ -20,7 +20,7 @@ def view(
     as_json: Json = False,
 ) -> None:
     """Read a run's episodes in the browser, turn by turn, also while they are being played."""
-    from envkit.bench.viewer import serve
+    from envkit.benchmark.viewer import serve
     from envkit.store import RunFolder
 
     if not 0 <= port <= 65535:

@@ -33,7 +33,7 @@ class VLLMEngine(AdapterEngine):
     Conversations that begin alike share what was read, from call to call, by vLLM's prefix caching;
     `Request.known` and `Request.goes_on` tell it nothing more. Draws are vLLM's own, seeded by each request's
     key. Adapters have the base's dtype there, not float32 as in the learner, so that log-probabilities differ
-    by rounding; see ``importance_sampling_mode`` in `envkit.train.config.TrainConfig`.
+    by rounding; see ``importance_sampling_mode`` in `envkit.training.config.TrainConfig`.
 
     vLLM starts its process by running the main module again: in a script of your own, make one below
     ``if __name__ == "__main__":``. On a CPU that has as many threads as torch has here. vLLM's own variables

@@ -26,7 +26,7 @@ def difficulty(operator: str, lines: int, tells: int, asked: int) -> float:
     """A score in [0, 1], higher for harder.
 
     It grows with the share of calls or tests that do not notice the bug, with the function's length, and with
-    how little the operator's slip shows on its line. `envkit.train.difficulty` measures a policy instead.
+    how little the operator's slip shows on its line. `envkit.training.difficulty` measures a policy instead.
 
     Args:
         operator: one of `envkit.mining.mutations.OPERATORS`.

@@ -20,8 +20,8 @@ from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
 from envkit.agents.scripted import random_edits
-from envkit.bench.report_data import Origin
-from envkit.bench.spec import AgentSpec, BenchSpec
+from envkit.benchmark.report_data import Origin
+from envkit.benchmark.spec import AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
@@ -34,7 +34,7 @@ from envkit.studies.validate_tasks import controls
 from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
-    from envkit.train.policy import Policy
+    from envkit.training.policy import Policy
 
 #: Settings of a row that only what is sampled heeds.
 _SAMPLED: Final = ("temperature", "max_completion_length", "stop_strings", "max_context_length")
@@ -243,7 +243,7 @@ class AgentFactory:
 
     def _load(self, model: str) -> Policy:
         """One base, and all adapters on it."""
-        from envkit.train.policy import Policy
+        from envkit.training.policy import Policy
 
         ref = resolve(model, self._display.say)
         if ref.digest != self._began["models"][model]:

@@ -14,7 +14,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
-from envkit.bench.report_data import Origin
+from envkit.benchmark.report_data import Origin
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError
@@ -27,14 +27,14 @@ from envkit.studies.machine import use_threads
 from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.timing import Stopwatch, training_seconds
 from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
-from envkit.train.checkpoint import CheckpointStore, load_adapter, save_adapter
-from envkit.train.difficulty import solve_rates
-from envkit.train.grpo import GRPOTrainer, Trainer
-from envkit.train.metrics import StepMetrics
-from envkit.train.policy import Policy
-from envkit.train.rollouts import RolloutCollector
-from envkit.train.tensorboard import TensorBoardWriter
-from envkit.train.trl_backend import TRLTrainer
+from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
+from envkit.training.difficulty import solve_rates
+from envkit.training.grpo import GRPOTrainer, Trainer
+from envkit.training.metrics import StepMetrics
+from envkit.training.policy import Policy
+from envkit.training.rollouts import RolloutCollector
+from envkit.training.tensorboard import TensorBoardWriter
+from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
 #: What the phase is called that tells how hard tasks are.

@@ -14,8 +14,8 @@ from rich.markup import escape
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
-from envkit.bench.report_data import Difference, Row
-from envkit.bench.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.benchmark.report_data import Difference, Row
+from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
 from envkit.errors import SandboxError, StoreError, UsageError

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.audit.certificate import valid
-from envkit.bench.report import write_report
-from envkit.bench.report_data import (
+from envkit.benchmark.report import write_report
+from envkit.benchmark.report_data import (
     Conditions,
     Difference,
     Excerpt,
@@ -22,7 +22,7 @@ from envkit.bench.report_data import (
     Scalar,
     TrainPoint,
 )
-from envkit.bench.spec import EVALUATION_SEED
+from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.env import Env
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import final
 
 from envkit.agents.local import LocalAgent
-from envkit.bench.report_data import Difference, Origin
+from envkit.benchmark.report_data import Difference, Origin
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
@@ -19,8 +19,8 @@ from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.plan import Plan
 from envkit.studies.validate_tasks import controls, faults_of
-from envkit.train.config import to_mapping
-from envkit.train.policy import Policy
+from envkit.training.config import to_mapping
+from envkit.training.policy import Policy
 from envkit.types import Task
 
 #: Rows of the report that are models, in its order.

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import final
 
 from envkit.agent import Agent
-from envkit.bench.evaluation import complete_chunks, episode_keys, evaluate, task_results
-from envkit.bench.report_data import (
+from envkit.benchmark.evaluation import complete_chunks, episode_keys, evaluate, task_results
+from envkit.benchmark.report_data import (
     Origin,
     Row,
 )
-from envkit.bench.spec import EVALUATION_SEED
+from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.display import Display
 from envkit.rollout import Rollouts
 from envkit.store import RunFolder

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
-from envkit.bench.report_data import Machine
-from envkit.train.config import TrainConfig
+from envkit.benchmark.report_data import Machine
+from envkit.training.config import TrainConfig
 
 
 def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:

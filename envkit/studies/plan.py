@@ -9,15 +9,15 @@ from statistics import mean
 
 import torch
 
-from envkit.bench.evaluation import CHUNK
+from envkit.benchmark.evaluation import CHUNK
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
-from envkit.train.config import TrainConfig
-from envkit.train.demonstration import Demonstration
-from envkit.train.loss import StepSize, logprobs, policy_loss
-from envkit.train.packing import TrainingRow, pack
-from envkit.train.policy import Policy
+from envkit.training.config import TrainConfig
+from envkit.training.demonstration import Demonstration
+from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.packing import TrainingRow, pack
+from envkit.training.policy import Policy
 
 #: Budget of the demo, in minutes.
 DEFAULT_MINUTES = 20.0

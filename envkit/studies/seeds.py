@@ -20,10 +20,10 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.study import Study, start_part
-from envkit.train.config import TrainConfig
-from envkit.train.grpo import GRPOTrainer
-from envkit.train.metrics import StepMetrics
-from envkit.train.multi_seed import resume_seeds, train_seeds
+from envkit.training.config import TrainConfig
+from envkit.training.grpo import GRPOTrainer
+from envkit.training.metrics import StepMetrics
+from envkit.training.multi_seed import resume_seeds, train_seeds
 
 #: Kind of run that this is.
 KIND: Final = "before-after-seeds"

@@ -21,8 +21,8 @@ from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, measure, plan
 from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
-from envkit.train.config import TrainConfig, from_mapping, to_mapping
-from envkit.train.policy import Policy
+from envkit.training.config import TrainConfig, from_mapping, to_mapping
+from envkit.training.policy import Policy
 from envkit.types import JSON, Task
 
 #: Kind of run that this is.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Self, final
 
-from envkit.bench.report_data import Phase
+from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 
 #: Shorter laps are noted together.

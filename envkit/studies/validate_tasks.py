@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
-from envkit.bench.evaluation import episode_keys
+from envkit.benchmark.evaluation import episode_keys
 from envkit.display import Display
 from envkit.env import Env
 from envkit.rollout import Rollouts

@@ -15,12 +15,12 @@ from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.studies.machine import resolve_dtype
-from envkit.train import sft
-from envkit.train.checkpoint import save_adapter
-from envkit.train.config import TrainConfig
-from envkit.train.demonstration import Demonstration
-from envkit.train.policy import Policy
-from envkit.train.rollouts import require_trainable
+from envkit.training import sft
+from envkit.training.checkpoint import save_adapter
+from envkit.training.config import TrainConfig
+from envkit.training.demonstration import Demonstration
+from envkit.training.policy import Policy
+from envkit.training.rollouts import require_trainable
 from envkit.types import Task
 
 

@@ -16,7 +16,7 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.errors import ContractError
 from envkit.models import DEFAULT_MODEL, resolve
-from envkit.train.packing import PackedBatch, pack, training_row
+from envkit.training.packing import PackedBatch, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
 

@@ -13,7 +13,7 @@ import pytest
 from api_server import Api, Body, completion
 
 from envkit.api import evaluate
-from envkit.bench.spec import BenchSpec
+from envkit.benchmark.spec import BenchSpec
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.models import DEFAULT_MODEL

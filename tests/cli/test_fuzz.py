@@ -96,7 +96,7 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for place in (
         "envkit.registry.sandbox_backend",
-        "envkit.bench.viewer.serve",
+        "envkit.benchmark.viewer.serve",
         "envkit.sandboxes.docker.build",
         "envkit.sandboxes.docker.reap",
         "envkit.sandboxes.docker.DockerBackend",

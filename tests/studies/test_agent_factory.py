@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.prices import load_prices
 from envkit.store import RunFolder

@@ -14,9 +14,9 @@ import tiny
 from safetensors.torch import load_file
 from transformers import AutoTokenizer
 
-from envkit.bench.report import load_report
-from envkit.bench.report_text import warnings
-from envkit.bench.summary import summarise
+from envkit.benchmark.report import load_report
+from envkit.benchmark.report_text import warnings
+from envkit.benchmark.summary import summarise
 from envkit.display import Silent
 from envkit.engine.chat import ChatRenderer
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
@@ -33,7 +33,7 @@ from envkit.studies.build_report import _latest_steps
 from envkit.studies.study import prepare
 from envkit.studies.study import start as start_study
 from envkit.studies.warm_start import split_for_warm_start
-from envkit.train.config import TrainConfig
+from envkit.training.config import TrainConfig
 from envkit.types import Task
 
 TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]

@@ -21,8 +21,8 @@ from api_server import USAGE, Api, Body, completion, refusal
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
 from envkit.agents.recorded import write_recorded
-from envkit.bench.report import load_report, load_reports
-from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.benchmark.report import load_report, load_reports
+from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.sql_desk import SqlDeskEnv

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from envkit.bench.report import load_report
-from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.benchmark.report import load_report
+from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import SandboxError, UsageError

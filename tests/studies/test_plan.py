@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from envkit.studies.plan import Lengths, Speed, plan
-from envkit.train.config import TrainConfig
+from envkit.training.config import TrainConfig
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
 LENGTHS = Lengths(prompt=150, answer=64)

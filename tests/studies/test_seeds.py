@@ -11,9 +11,9 @@ import pytest
 import tiny
 from safetensors.torch import load_file
 
-from envkit.bench.episode_index import EpisodeIndex
-from envkit.bench.leaderboard_data import make_leaderboard
-from envkit.bench.report import load_report, load_reports
+from envkit.benchmark.episode_index import EpisodeIndex
+from envkit.benchmark.leaderboard_data import make_leaderboard
+from envkit.benchmark.report import load_report, load_reports
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import ConfigError, StoreError
@@ -25,7 +25,7 @@ from envkit.studies import seeds
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.study import prepare
 from envkit.studies.timing import training_seconds
-from envkit.train.config import TrainConfig
+from envkit.training.config import TrainConfig
 from envkit.types import Task
 
 TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from envkit.bench.report_data import Phase
+from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 from envkit.studies import timing
 from envkit.studies.timing import Stopwatch, phases, training_seconds

@@ -21,7 +21,7 @@ from envkit import SandboxBackend
 from envkit.audit import certificate
 from envkit.audit.runner import Finding
 from envkit.audit.suite import EnvSuite
-from envkit.bench.report import load_report
+from envkit.benchmark.report import load_report
 from envkit.cli.main import main
 from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv
 from envkit.environments.sql_desk.database import COMPARED_ROWS, Result

@@ -1,0 +1,127 @@
+"""Evaluating an agent on held-out tasks: the same items, inputs and draws for every agent."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+from envkit.agent import Agent
+from envkit.benchmark.report_data import TaskResult
+from envkit.rollout import Rollouts
+from envkit.store import Journal, trajectory_to_json
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: Evaluation episodes live at a step that no training run reaches.
+EVALUATION_STEP = 2**23
+
+#: EpisodeIndex that are played at once.
+CHUNK = 128
+
+#: (episodes done, episodes in all, solved so far); returns False to stop.
+OnProgress = Callable[[int, int, int], bool]
+
+
+def episode_keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
+    """One key per task and sample. They do not depend on the agent, so arms pair exactly."""
+    return [
+        EpisodeKey(seed, EVALUATION_STEP, group, row, task.id)
+        for group, task in enumerate(tasks)
+        for row in range(samples)
+    ]
+
+
+def evaluate(
+    rollouts: Rollouts,
+    agent: Agent,
+    wanted: Sequence[EpisodeKey],
+    journal: Journal,
+    done: Sequence[Trajectory] = (),
+    on_progress: OnProgress = lambda done, total, solved: True,
+    chunk: int = CHUNK,
+) -> list[Trajectory]:
+    """Play the wanted episodes and log each.
+
+    They are played in chunks that do not depend on what was played before, and a chunk of which anything is
+    missing is played whole: what is decoded together decides the last bits of a probability, so an
+    interrupted evaluation that goes on ends as an undisturbed one.
+
+    Args:
+        rollouts: plays them.
+        agent: who answers.
+        wanted: from `episode_keys`.
+        journal: every finished episode is appended before it is returned, and if the agent is refused.
+        done: graded trajectories of an earlier, interrupted evaluation of the same agent.
+        on_progress: called after every chunk.
+        chunk: episodes played at once.
+
+    Returns:
+        Trajectories in the order of ``wanted``; fewer when stopped early.
+    """
+    found = {trajectory.key: trajectory for trajectory in done}
+    for start in range(0, len(wanted), chunk):
+        asked = wanted[start : start + chunk]
+        if all(key in found for key in asked):
+            continue
+        began = time.monotonic()
+        played: list[Trajectory] = []
+        try:
+            rollouts.play(agent, asked, on_done=played.append)
+        finally:  # what has ended when an agent is refused may have been paid for
+            new = {t.key: t for t in played if t.key not in found}
+            share_s = (time.monotonic() - began) / max(len(new), 1)
+            for key in asked:
+                if key in new:
+                    journal.append({"seconds": share_s, **trajectory_to_json(new[key])})
+            journal.sync()
+        found |= new
+        solved = sum(found[key].solved for key in wanted if key in found)
+        if not on_progress(min(start + chunk, len(wanted)), len(wanted), solved):
+            break
+    return [found[key] for key in wanted if key in found]
+
+
+def complete_chunks(
+    played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK
+) -> list[Trajectory]:
+    """The trajectories of chunks that have all of theirs, in the order of ``wanted``; see `evaluate`.
+
+    Where an agent was refused within a chunk, those are on record that ended before: they are the short ones,
+    and so more often solved. No rate may be made of them.
+    """
+    found = {trajectory.key: trajectory for trajectory in played}
+    chunks = [wanted[start : start + chunk] for start in range(0, len(wanted), chunk)]
+    return [found[key] for asked in chunks if all(key in found for key in asked) for key in asked]
+
+
+def task_results(
+    trajectories: Iterable[Trajectory], tasks: Sequence[Task], seconds: Mapping[EpisodeKey, float]
+) -> tuple[TaskResult, ...]:
+    """One item per task that has an episode, in task order; voids counted apart.
+
+    Args:
+        trajectories: one per episode.
+        tasks: the tasks played.
+        seconds: every episode's share of the wall time, as `evaluate` logged it.
+    """
+    by_task: dict[str, list[Trajectory]] = {}
+    for trajectory in trajectories:
+        by_task.setdefault(trajectory.key.task, []).append(trajectory)
+    return tuple(_task_result(task, by_task[task.id], seconds) for task in tasks if task.id in by_task)
+
+
+def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey, float]) -> TaskResult:
+    graded = [t for t in played if t.outcome is not Outcome.VOID]
+    usages = [step.turn.usage for t in graded for step in t.steps]
+    return TaskResult(
+        task=task.id,
+        source=task.source,
+        operator=str(task.metadata.get("operator", "")),
+        samples=len(graded),
+        solved=sum(t.solved for t in graded),
+        voids=len(played) - len(graded),
+        completion_tokens=sum(usage.completion_tokens for usage in usages),
+        prompt_tokens=sum(usage.prompt_tokens for usage in usages),
+        seconds=sum(seconds[t.key] for t in played),
+        cached_tokens=sum(usage.cached_tokens for usage in usages),
+        cut_off=sum(any(step.turn.stop == "length" for step in t.steps) for t in graded),
+    )

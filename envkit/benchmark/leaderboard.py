@@ -1,0 +1,254 @@
+"""The leaderboard as files: one page that needs nothing else, and the same numbers as Markdown and CSV."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from markupsafe import Markup
+
+from envkit.benchmark import svg_charts, tables
+from envkit.benchmark.leaderboard_data import (
+    TWO_CORES,
+    Leaderboard,
+    Section,
+    items_of,
+    most_tasks,
+    usd_per_solved,
+)
+from envkit.benchmark.leaderboard_table import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
+from envkit.benchmark.number_text import NONE, NOT_KNOWN, dollars, number, percent, share
+from envkit.benchmark.published import load_published
+from envkit.benchmark.report import curves_of, templates
+from envkit.benchmark.report_data import TaskResult
+from envkit.benchmark.report_text import EXACT, FEW_CLUSTERS, NEAR_EDGE, row_warnings
+from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES
+from envkit.benchmark.tables import Table
+from envkit.errors import StoreError
+from envkit.store import write_atomic
+
+_NAME: Final = "leaderboard"
+
+
+def write_leaderboard(board: Leaderboard, folder: Path) -> Path:
+    """Write ``leaderboard.html``, ``.md`` and ``.csv`` in place of older ones; returns the page's path.
+
+    Raises:
+        StoreError: the disk refused.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot make {folder}: {error.strerror or error}") from error
+    for name, content in render(board).items():
+        write_atomic(folder / name, content)
+    return folder / f"{_NAME}.html"
+
+
+def render(board: Leaderboard) -> dict[str, bytes]:
+    """The three files by name. A pure function: an equal board gives equal bytes."""
+    script = resources.files("envkit.benchmark").joinpath(f"{_NAME}.js").read_text("utf-8")
+    page: dict[str, Any] = {
+        "leaderboard": board,
+        "title": f"Leaderboard: {', '.join(section.conditions.environment for section in board.sections)}",
+        "sections": [_shown(section, index) for index, section in enumerate(board.sections)],
+        "warnings": _warnings(board),
+        "method": _method(board),
+        "published": load_published(),
+        "kinds": KINDS,
+        "script": Markup(script),  # ours; the page's policy runs no other
+        "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    }
+    made = templates()
+    pages = {name: made.get_template(f"{name}.j2").render(page) for name in (f"{_NAME}.html", f"{_NAME}.md")}
+    return {name: text.encode() for name, text in {**pages, f"{_NAME}.csv": as_csv(board)}.items()}
+
+
+def _shown(section: Section, index: int) -> dict[str, Any]:
+    """What the templates show of a section."""
+    reports = {report.run: report for row in section.rows if (report := row.report).training or report.sft}
+    return {
+        "id": f"s{index}",
+        "environment": section.conditions.environment,
+        "lead": _lead(section),
+        "reference": section.reference,
+        "head": HEAD,
+        "text_columns": TEXT_COLUMNS,
+        "rows": [(row, line(row, section.reference)) for row in section.rows],
+        "charts": _charts(section, index),
+        "pass_at_k": pass_at_k(section),
+        "break_even": _break_even(section),
+        "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
+        "provenance": provenance(section),
+        "matrix": [(task, [_square(result) for result in found]) for task, found in items_of(section)],
+        "matrix_head": [row.name for row in section.contestants],
+        "learning": [
+            (run, curves_of(report, f"s{index}-{number}-"))
+            for number, (run, report) in enumerate(reports.items())
+        ],
+    }
+
+
+def _lead(section: Section) -> str:
+    """What a section says, in one sentence or two."""
+    if not section.contestants:
+        return "No agent was measured, only controls." if section.rows else "Nothing was measured."
+    if not section.whole:
+        return "No agent was measured on all tasks."
+    first, *others = section.whole
+    rates = [share(row.summary.solve_rate.interval) for row in section.whole[:2]]
+    if not any(result.solved for result in first.measured.results):
+        return "No agent solved anything."
+    if not others:
+        said = f"{first.name} solves {rates[0]}."
+    elif section.lead_p < 1 - LEVEL:
+        said = f"{first.name} solves most: {rates[0]}."
+    else:
+        said = (
+            f"{first.name} and {others[0].name} solve most, {rates[0]} and {rates[1]}: they cannot be told "
+            f"apart (p = {number(section.lead_p, 2)})."
+        )
+    priced = [row for row in section.whole if math.isfinite(usd_per_solved(row))]
+    if len(priced) > 1:
+        cheapest = min(priced, key=usd_per_solved)
+        each = usd_per_solved(cheapest)
+        said += f" {cheapest.name} is the cheapest per solved task, at {dollars(each)}"
+        times = usd_per_solved(first) / each if each else math.inf
+        said += (
+            "."
+            if cheapest is first or not math.isfinite(times)
+            else f"; {first.name} costs {times:,.3g} times as much."
+        )
+    return said
+
+
+def _square(result: TaskResult | None) -> tuple[str, int]:
+    """A cell of the matrix: what it says, and its shade from 0 to 4; -1 where nothing was measured."""
+    if result is None or not result.samples:
+        return NONE, -1
+    return f"{result.solved}/{result.samples}", round(4 * result.solved / result.samples)
+
+
+def _break_even(section: Section) -> Table:
+    rows = tuple(
+        (
+            found.trained,
+            found.other,
+            percent(found.trained_rate),
+            percent(found.other_rate),
+            NOT_KNOWN if math.isnan(found.saves_usd) else dollars(found.saves_usd),
+            _after(found.solved_tasks),
+        )
+        for found in section.break_even
+    )
+    head = (
+        *("Trained", "Instead of", "Trained solves %", "The other %", "Saves per solved task"),
+        "Training is paid after solved tasks",
+    )
+    return Table("When a trained adapter has paid for its training", head, rows, text_columns=2)
+
+
+def _after(solved_tasks: float) -> str:
+    if math.isnan(solved_tasks):
+        return NOT_KNOWN
+    return f"{math.ceil(solved_tasks):,}" if math.isfinite(solved_tasks) else "never"
+
+
+def _charts(section: Section, index: int) -> dict[str, Markup]:
+    rows = section.contestants
+    made: dict[str, Markup] = {}
+    spots = [
+        svg_charts.Spot(
+            series,
+            row.name,
+            row.cost.per_solved.estimate,
+            100 * rate.estimate,
+            100 * rate.low,
+            100 * rate.high,
+            best=not row.dominated,
+        )
+        for series, row in enumerate(rows)
+        if (rate := row.summary.solve_rate.interval)
+        and row.cost.per_solved
+        and 0 < row.cost.per_solved.estimate < math.inf
+    ]
+    if spots:
+        said = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
+        title = "Solved tasks in percent, over dollars per solved task"
+        made["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, said, spots, "$")
+    lines = [
+        svg_charts.Curve(
+            series,
+            row.name,
+            tuple((rate.k, 100 * rate.interval.estimate) for rate in row.curve if rate.interval),
+        )
+        for series, row in enumerate(rows)
+    ]
+    lines = [curve for curve in lines if curve.points]
+    if any(len(curve.points) > 1 for curve in lines):
+        said = "; ".join(f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines)
+        made["curves"] = svg_charts.curves(f"s{index}-curves", "pass@k in percent, over k", said, lines)
+    return made
+
+
+def _warnings(board: Leaderboard) -> list[str]:
+    found: list[str] = []
+    for section in board.sections:
+        environment = section.conditions.environment
+        for row in section.rows:
+            found += [f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)]
+            if short := most_tasks(section.rows) - len(row.measured.results):
+                found.append(
+                    f"{environment}: {row.name} was not measured on {short} of the tasks, and is ranked "
+                    "behind those that were."
+                )
+        clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
+        if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
+            found.append(
+                f"{environment}: with {most} source functions, intervals that are not exact are too narrow."
+            )
+        reports = {row.report.run: row.report for row in section.rows}
+        machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
+        differing = len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1
+        if board.machine and differing:
+            found.append(
+                f"{environment}: rows ran on different machines, and all pay for hours of {board.machine}; "
+                "make a board of each, with its own --machine."
+            )
+        for report in reports.values():
+            found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
+            if report.isolation != "sandbox":
+                found.append(f"{environment}, run {report.run}: isolation is {report.isolation}.")
+    return list(dict.fromkeys(found))
+
+
+def _method(board: Leaderboard) -> list[str]:
+    hours = board.machine or (
+        f"{TWO_CORES} where they ran on 2 cores and no card, and are not priced elsewhere unless --machine "
+        "names whose hours"
+    )
+    return [
+        f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
+        "tasks made from one function are not independent. They say how results would vary with other "
+        "functions, not with other training seeds.",
+        f"{EXACT} {NEAR_EDGE}",
+        "Points against are differences to the row of reference, paired by task; their p-values exchange the "
+        "two rows within source functions, and are raised after Holm for the number of rows compared. A "
+        f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "
+        "unseen.",
+        f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Providers' rows "
+        "pay for tokens, as the provider counted them; where it did not, for the most possible. Rows that "
+        f"ran here pay for the wall time of their episodes, grading included, as hours of {hours}. Training "
+        "is apart, at the same price.",
+        "Seconds per episode are a row's wall time over its episodes, grading included, with as many under "
+        "way at once as the row allowed: they say how soon a row is done, not how long one answer takes. "
+        "Scripts and recorded outputs answer nothing here and have none.",
+        "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
+        "like all others; what they were asked, and how, is their publisher's.",
+        "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "
+        "neither solved nor failed.",
+    ]

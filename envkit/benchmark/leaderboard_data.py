@@ -1,0 +1,429 @@
+"""The leaderboard in numbers: rows of several runs under equal conditions, priced, ranked and compared."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Final
+
+from envkit.benchmark.report_data import Conditions, Difference, ReportData, Row, TaskResult
+from envkit.benchmark.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
+from envkit.benchmark.summary import (
+    DifferenceSummary,
+    OperatorSummary,
+    Rate,
+    RowSummary,
+    rates_by_operator,
+    solve_rates,
+    summarise_difference,
+    summarise_row,
+)
+from envkit.errors import UnpricedError, UsageError
+from envkit.prices import PriceTable
+
+#: Name in the price table of the one kind of machine that a report tells by itself: 2 cores and no card.
+TWO_CORES: Final = "cpu-2-cores"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a row cost.
+
+    Args:
+        total_usd: all its episodes, failures and voids included; NaN where that is not known.
+        per_solved: dollars for each solved episode; ``None`` where that is not known.
+        basis: what was paid for, or why nothing is known.
+    """
+
+    total_usd: float
+    per_solved: Interval | None
+    basis: str
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """A row beside the row of reference: itself minus that one, paired by task.
+
+    Args:
+        difference: of pass@1, with what it could have detected.
+        p_value: two-sided, exchanging the two within source functions.
+        adjusted: the same after Holm's correction for all rows of the section.
+        mcnemar: exact, over single tries; NaN where a task was tried more than once.
+    """
+
+    difference: DifferenceSummary
+    p_value: float
+    adjusted: float
+    mcnemar: float
+
+
+@dataclass(frozen=True, slots=True)
+class RankedRow:
+    """One agent on one environment.
+
+    Args:
+        name: unique within the section.
+        report: the report it comes from.
+        measured: its raw numbers.
+        summary: these, averaged.
+        curve: pass@k for k = 1, 2, 4 and so on, as far as every task has samples.
+        cost: in dollars.
+        training_usd: what making its adapter cost at the same machine's hours; 0 for none, NaN: not known.
+        versus: the comparison with the row of reference; ``None`` for that row and for controls.
+        dominated: another row, measured on no fewer tasks, solves as much for less, or more for no more.
+    """
+
+    name: str
+    report: ReportData
+    measured: Row
+    summary: RowSummary
+    curve: tuple[Rate, ...]
+    cost: Cost
+    training_usd: float
+    versus: Comparison | None = None
+    dominated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class BreakEven:
+    """After how many solved tasks a trained adapter has paid for its training, beside another row.
+
+    Args:
+        trained: name of the row with the adapter.
+        other: name of the row that it takes the place of.
+        trained_rate, other_rate: what they solve at the first try, in [0, 1].
+        saves_usd: per solved task; not positive where the other is cheaper, NaN where that is not known.
+        solved_tasks: training dollars over that; infinite where the other is cheaper, NaN where what is
+            saved or what training cost is not known.
+    """
+
+    trained: str
+    other: str
+    trained_rate: float
+    other_rate: float
+    saves_usd: float
+    solved_tasks: float
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """All rows of one environment.
+
+    Args:
+        conditions: what they share.
+        reference: name of the row that others are compared with; empty for none.
+        rows: best first; those that were measured on fewer tasks behind those measured on all, controls last.
+        lead_p: p-value of the paired test of the first row against the second, for how sure the first place
+            is; NaN where there are not two that were measured on all tasks.
+        operators: rates by kind of task.
+        break_even: of trained rows, beside those asked elsewhere.
+    """
+
+    conditions: Conditions
+    reference: str
+    rows: tuple[RankedRow, ...]
+    lead_p: float
+    operators: tuple[OperatorSummary, ...]
+    break_even: tuple[BreakEven, ...]
+
+    @property
+    def contestants(self) -> tuple[RankedRow, ...]:
+        """Rows that are no controls."""
+        return tuple(row for row in self.rows if row.measured.expected is None)
+
+    @property
+    def whole(self) -> tuple[RankedRow, ...]:
+        """The contestants that were measured on all tasks that any row was."""
+        most = most_tasks(self.rows)
+        measured = (row for row in self.contestants if row.summary.solve_rate.interval)
+        return tuple(row for row in measured if len(row.measured.results) == most)
+
+
+@dataclass(frozen=True, slots=True)
+class Leaderboard:
+    """The whole leaderboard.
+
+    Args:
+        sections: one per environment, by name.
+        prices: the table that all dollars come from.
+        machine: whose hours are paid for by all models that ran here; ``None``: those of `TWO_CORES` by
+            those that ran on such a machine, and the others are not priced.
+    """
+
+    sections: tuple[Section, ...]
+    prices: PriceTable
+    machine: str | None
+
+
+def make_leaderboard(
+    reports: Sequence[ReportData],
+    prices: PriceTable,
+    machine: str | None = None,
+    against: str | None = None,
+) -> Leaderboard:
+    """Put the rows of reports side by side.
+
+    Args:
+        reports: at least one; those of one environment must have been measured under equal conditions.
+        prices: dollars of tokens and hours.
+        machine: name in the price table of the hardware that local models ran on; see `Leaderboard`.
+        against: name of the row that all others of its section are compared with; by default the last
+            that has an adapter, or the first at all.
+
+    Raises:
+        UsageError: conditions differ or are not known, no row of that name or several, or no such machine.
+    """
+    if machine is not None:
+        prices.hourly_usd(machine)
+    groups: dict[str, list[ReportData]] = {}
+    for report in {(report.run, report.environment): report for report in reports}.values():
+        groups.setdefault(report.environment, []).append(report)
+    sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
+    rows = [row for section in sections for row in section.contestants]
+    if against is not None and not any(against in (row.name, row.measured.name) for row in rows):
+        names = dict.fromkeys(row.name for row in rows)
+        raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
+    return Leaderboard(tuple(sections), prices, machine)
+
+
+def _section(
+    reports: Sequence[ReportData], prices: PriceTable, machine: str | None, against: str | None
+) -> Section:
+    conditions = _common(reports)
+    rows: list[RankedRow] = []
+    # What one seed of a run has played for others too stands in their reports, and is one row.
+    reports_by_row = {
+        (report.run.partition("/")[0], row): report for report in reversed(reports) for row in report.rows
+    }
+    taken = Counter(row.name for _, row in reports_by_row)
+    seen = set[str]()
+    for report in reports:
+        for row in report.rows:
+            if not row.results or reports_by_row[report.run.partition("/")[0], row] is not report:
+                continue  # nothing of it was played, or it was listed before
+            if row.name in seen and _is_sound(row):
+                continue  # a control that does as it must is the same in every run
+            lone = taken[row.name] == 1 or (row.name not in seen and _is_sound(row))
+            seen.add(row.name)
+            name = row.name if lone else f"{row.name} · {report.run}"
+            rows.append(_row(name, report, row, prices, machine))
+    contestants = [row for row in rows if row.measured.expected is None]
+    reference = _reference(contestants, against)
+    compared = _compared(contestants, reference) if reference else contestants
+    most = most_tasks(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
+    ranked = sorted(_pareto(compared), key=lambda row: (len(row.measured.results) < most, -_solves(row)))
+    controls = [row for row in rows if row.measured.expected is not None]
+    section = Section(
+        conditions=conditions,
+        reference=reference.name if reference else "",
+        rows=(*ranked, *controls),
+        lead_p=math.nan,
+        operators=rates_by_operator([row.measured for row in ranked]),
+        break_even=_break_even(ranked),
+    )
+    if len(section.whole) < 2:
+        return section
+    first, second, *_ = section.whole
+    return replace(section, lead_p=_p_value(*_paired(first.measured, second.measured)))
+
+
+def most_tasks(rows: Sequence[RankedRow]) -> int:
+    """Tasks of the row that was measured on the most."""
+    return max((len(row.measured.results) for row in rows), default=0)
+
+
+def _is_sound(row: Row) -> bool:
+    """Whether it is a control that did as it must."""
+    rate = summarise_row(row, (1,)).solve_rate.interval
+    return row.expected is not None and rate is not None and rate.estimate == row.expected
+
+
+def _common(reports: Sequence[ReportData]) -> Conditions:
+    """The conditions that all reports share.
+
+    Raises:
+        UsageError: they do not; the message says in what.
+    """
+    found: list[tuple[str, Conditions]] = []
+    for report in reports:
+        if report.conditions is None:
+            raise UsageError(
+                f"run {report.run} is of an older version and does not say under which conditions it was "
+                "measured; run it again"
+            )
+        found.append((report.run, report.conditions))
+    (first, wanted), *others = found
+    for run, conditions in others:
+        pairs = [
+            (entry.name, getattr(wanted, entry.name), getattr(conditions, entry.name))
+            for entry in fields(Conditions)
+        ]
+        if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
+            raise UsageError(
+                f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}; rows "
+                "stand side by side only under equal conditions: leave one out, or run it again"
+            )
+    return wanted
+
+
+def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> RankedRow:
+    least = min((result.samples for result in row.results if result.samples), default=1)
+    ks = [2**power for power in range(least.bit_length())]
+    summary = summarise_row(row, ks)
+    cost, training_usd = _cost(report, row, prices, machine), _training_usd(report, row, prices, machine)
+    return RankedRow(name, report, row, summary, summary.rates, cost, training_usd)
+
+
+def _hours(report: ReportData, row: Row, machine: str | None) -> str:
+    """Name in the price table of the machine whose hours a row pays for.
+
+    Raises:
+        UnpricedError: nobody has named it, and the report's machine is not `TWO_CORES`.
+    """
+    if named := row.origin.machine or machine:
+        return named
+    own = report.machine
+    if own.cores == 2 and not own.card:
+        return TWO_CORES
+    card = f"{own.card} and " if own.card else ""
+    raise UnpricedError(
+        f"it ran on {card}{own.cores} cores of {own.cpu}: name the price of its hours with --machine"
+    )
+
+
+def _training_usd(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> float:
+    seconds = row.origin.training_seconds
+    if seconds == 0:
+        return 0.0
+    try:
+        return seconds / 3600 * prices.hourly_usd(_hours(report, row, machine))
+    except UnpricedError:
+        return math.nan
+
+
+def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> Cost:
+    origin = row.origin
+    if origin.kind == "script":
+        return Cost(math.nan, None, "a script costs nothing worth counting")
+    by_hours = origin.kind == "local" or bool(origin.machine)
+    try:
+        if by_hours:
+            hours = _hours(report, row, machine)
+            hourly_usd = prices.hourly_usd(hours)
+            costs = [result.seconds * hourly_usd / 3600 for result in row.results]
+            paid = origin.seconds * hourly_usd / 3600  # answers that a killed run had took no time again
+            basis = f"hours of {hours} at ${hourly_usd:g}"
+        else:
+            if not any(result.completion_tokens for result in row.results) and not origin.prompt_tokens:
+                return Cost(math.nan, None, "its tokens were not recorded")
+            priced_as = origin.price or origin.model
+            price = prices.of(priced_as)
+            costs = [
+                price.cost_usd(result.prompt_tokens, result.completion_tokens, result.cached_tokens)
+                for result in row.results
+            ]
+            paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
+            basis = f"tokens of {priced_as} at ${price.input:g} and ${price.output:g} per million"
+    except UnpricedError as error:
+        return Cost(math.nan, None, str(error))
+    # Calls without a graded answer belong to no task: all carry them alike.
+    lost = max(paid - sum(costs), 0.0) / len(costs)
+    costs = [cost + lost for cost in costs]
+    clusters = [result.source for result in row.results]
+    return Cost(sum(costs), ratio_interval(costs, [result.solved for result in row.results], clusters), basis)
+
+
+def _reference(rows: Sequence[RankedRow], against: str | None) -> RankedRow | None:
+    named = [row for row in rows if against == row.name] or [
+        row for row in rows if against == row.measured.name
+    ]
+    if len(named) > 1:
+        names = ", ".join(row.name for row in named)
+        raise UsageError(f"there are several rows {against!r}; name one of: {names}")
+    trained = [row for row in rows if row.measured.origin.adapter]
+    return next(iter([*named, *trained[-1:], *rows]), None)
+
+
+def _compared(rows: Sequence[RankedRow], reference: RankedRow) -> list[RankedRow]:
+    others = [row for row in rows if row is not reference]
+    tested = [(row, *_test(row.measured, reference.measured)) for row in others]
+    adjusted = holm([p_value for _, _, p_value, _ in tested])
+    judged = {
+        row.name: Comparison(difference, p_value, raised, mcnemar)
+        for (row, difference, p_value, mcnemar), raised in zip(tested, adjusted, strict=True)
+    }
+    return [replace(row, versus=judged.get(row.name)) for row in rows]
+
+
+def _test(row: Row, reference: Row) -> tuple[DifferenceSummary, float, float]:
+    """The paired difference, its p-value, and McNemar's where each task was tried once."""
+    difference = summarise_difference(Difference(row.name, reference.name, ""), row, reference)
+    a, b, sources = _paired(row, reference)
+    once = all(result.samples <= 1 for result in (*row.results, *reference.results))
+    only_a = sum(x > y for x, y in zip(a, b, strict=True))
+    only_b = sum(x < y for x, y in zip(a, b, strict=True))
+    exact = mcnemar_exact(only_a, only_b) if once and a else math.nan
+    return difference, _p_value(a, b, sources), exact
+
+
+def _paired(row: Row, reference: Row) -> tuple[list[float], list[float], list[str]]:
+    """Rates of both on the tasks that both were measured on, and the tasks' sources."""
+    first, second = solve_rates(row.results), solve_rates(reference.results)
+    source = {result.task: result.source for result in row.results}
+    common = sorted(first.keys() & second.keys())
+    return [first[task] for task in common], [second[task] for task in common], [source[t] for t in common]
+
+
+def _p_value(a: list[float], b: list[float], sources: list[str]) -> float:
+    return permutation_p(a, b, sources) if a else 1.0
+
+
+def _pareto(rows: Sequence[RankedRow]) -> list[RankedRow]:
+    """The rows with those marked that another beats on cost and solve rate, on no fewer tasks."""
+
+    def beaten(row: RankedRow) -> bool:
+        mine, solves = usd_per_solved(row), _solves(row)
+        return any(
+            usd_per_solved(other) <= mine
+            and _solves(other) >= solves
+            and (usd_per_solved(other), _solves(other)) != (mine, solves)
+            for other in rows
+            if math.isfinite(usd_per_solved(other))
+            and len(other.measured.results) >= len(row.measured.results)
+        )
+
+    return [replace(row, dominated=beaten(row)) for row in rows]
+
+
+def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
+    found: list[BreakEven] = []
+    for trained in rows:
+        if not trained.measured.origin.adapter:
+            continue
+        for other in rows:
+            if other.measured.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
+                own = trained.cost.per_solved.estimate if trained.cost.per_solved else math.nan
+                saves = usd_per_solved(other) - own
+                after = math.inf if saves <= 0 else trained.training_usd / saves
+                rates = _solves(trained), _solves(other)
+                found.append(BreakEven(trained.name, other.name, *rates, saves, after))
+    return tuple(found)
+
+
+def usd_per_solved(row: RankedRow) -> float:
+    """Dollars per solved episode; infinite where nothing is solved, or the cost not known."""
+    return row.cost.per_solved.estimate if row.cost.per_solved else math.inf
+
+
+def _solves(row: RankedRow) -> float:
+    interval = row.summary.solve_rate.interval
+    return interval.estimate if interval else -1.0
+
+
+def items_of(section: Section) -> list[tuple[str, list[TaskResult | None]]]:
+    """Every task of a section with what each contestant did on it."""
+    by_row = [{result.task: result for result in row.measured.results} for row in section.contestants]
+    tasks = dict.fromkeys(result.task for row in section.contestants for result in row.measured.results)
+    return [(task, [found.get(task) for found in by_row]) for task in tasks]

@@ -1,0 +1,225 @@
+"""The leaderboard's rows as cells: for the page, for Markdown, and with every number for CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from envkit.benchmark.leaderboard_data import Leaderboard, RankedRow, Section
+from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
+from envkit.benchmark.stats import Interval
+from envkit.benchmark.tables import Table
+from envkit.benchmark.visible_text import visible
+
+#: Where answers come from, in words.
+KINDS: Final = {
+    "local": "ran here",
+    "live": "asked live",
+    "recorded": "recorded outputs",
+    "script": "control",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What a table shows in one place.
+
+    Args:
+        text: itself.
+        value: what it is sorted by; text sorts as text.
+        interval: where the truth may lie as well.
+    """
+
+    text: str
+    value: float | None = None
+    interval: str = ""
+
+
+HEAD: Final = (
+    *("Agent", "Answers", "Solved %", "Points against", "p, corrected", "$ per solved", "$ spent"),
+    *("Training $", "s per episode", "Tasks", "Tries", "Voids"),
+)
+#: How many columns from the left are words.
+TEXT_COLUMNS: Final = 2
+
+
+def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
+    """A row as cells under `HEAD`; ``reference`` is the name of the row that others are compared with."""
+    summary, cost = row.summary, row.cost
+    played = summary.samples + summary.voids
+    answered = row.measured.origin.kind in ("local", "live")  # of the others it is the time of our grading
+    seconds = summary.seconds / played if played and answered else math.nan
+    tried = sorted({result.samples + result.voids for result in row.measured.results})
+    tries = str(tried[0]) if len(tried) == 1 else f"{tried[0]}{NONE}{tried[-1]}"
+    return (
+        Cell(row.name),
+        Cell(KINDS[row.measured.origin.kind]),
+        _solves(row),
+        *_compared(row, reference),
+        _per_solved(row),
+        Cell(dollars(cost.total_usd), _finite(cost.total_usd)),
+        _training(row),
+        Cell(number(seconds, 2), _finite(seconds)),
+        Cell(number(summary.tasks, 0), float(summary.tasks)),
+        Cell(tries, float(tried[0])),
+        Cell(number(summary.voids, 0), float(summary.voids)),
+    )
+
+
+def _solves(row: RankedRow) -> Cell:
+    rate = row.summary.solve_rate.interval
+    return Cell(NONE) if rate is None else Cell(percent(rate.estimate), rate.estimate, bounds(rate))
+
+
+def _compared(row: RankedRow, reference: str) -> tuple[Cell, Cell]:
+    if row.versus is None or row.versus.difference.interval is None:
+        return Cell("reference" if row.name == reference else NONE), Cell(NONE)
+    interval, adjusted = row.versus.difference.interval, row.versus.adjusted
+    return (
+        Cell(points(interval.estimate), interval.estimate, bounds(interval, signed=True)),
+        Cell("< 0.001" if adjusted < 0.001 else number(adjusted, 3), adjusted),
+    )
+
+
+def _per_solved(row: RankedRow) -> Cell:
+    found = row.cost.per_solved
+    if found is None:
+        return Cell(NONE)
+    if math.isinf(found.estimate):
+        return Cell(dollars(found.estimate), 1e300)  # after all others
+    high = dollars(found.high) if math.isfinite(found.high) else "\N{INFINITY}"
+    return Cell(dollars(found.estimate), found.estimate, f"[{dollars(found.low)}, {high}]")
+
+
+def _training(row: RankedRow) -> Cell:
+    if math.isnan(row.training_usd):
+        return Cell(NOT_KNOWN)
+    return Cell(dollars(row.training_usd) if row.training_usd else NONE, row.training_usd)
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
+
+
+def pass_at_k(section: Section) -> Table:
+    """pass@k of every contestant, for each k that one has the samples for; no rows where that is 1 alone."""
+    ks = (1, *_ks([section]))
+    rows = tuple((row.name, *map(_percent, _rates(row, ks))) for row in section.contestants)
+    head = ("Agent", *(f"pass@{k} %" for k in ks))
+    return Table("The chance that one of k tries solves a task", head, rows if len(ks) > 1 else ())
+
+
+def _percent(rate: Interval | None) -> str:
+    return NONE if rate is None else f"{percent(rate.estimate)} {bounds(rate)}"
+
+
+def _ks(sections: Sequence[Section]) -> tuple[int, ...]:
+    """Every k above 1 for which a contestant's pass@k is known."""
+    rows = [row for section in sections for row in section.contestants]
+    return tuple(sorted({rate.k for row in rows for rate in row.curve if rate.k > 1 and rate.interval}))
+
+
+def _rates(row: RankedRow, ks: Sequence[int]) -> list[Interval | None]:
+    known = {rate.k: rate.interval for rate in row.curve}
+    return [known.get(k) for k in ks]
+
+
+def provenance(section: Section) -> Table:
+    """Where every row comes from."""
+    head = (
+        *("Agent", "Run", "Model", "Adapter", "Sampling", "Cost", "Isolation", "Certificate", "Commit"),
+        "Command",
+    )
+    rows = tuple(_provenance(row) for row in section.rows)
+    return Table("Where each row comes from", head, rows, text_columns=len(head))
+
+
+def _provenance(row: RankedRow) -> tuple[str, ...]:
+    report, origin = row.report, row.measured.origin
+    heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
+    length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
+    stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
+    longest = f", asked with up to {origin.max_context_length}" if origin.max_context_length else ""
+    return (
+        row.name,
+        report.run,
+        f"{origin.model} {origin.digest[:12]}".strip() or NONE,
+        origin.adapter[:12] or NONE,
+        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}{longest}",
+        row.cost.basis,
+        f"{report.isolation}, {report.sandbox}",
+        report.certificate[:40] or NONE,
+        report.commit or NONE,
+        report.command,
+    )
+
+
+def as_csv(board: Leaderboard) -> str:
+    """One line per row, numbers as numbers."""
+    text, ks = io.StringIO(), _ks(board.sections)
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        (
+            *("environment", "agent", "answers", "tasks", "samples", "solved", "voids"),
+            *("pass_at_1", "pass_at_1_low", "pass_at_1_high", "clusters"),
+            *(f"pass_at_{k}{end}" for k in ks for end in ("", "_low", "_high")),
+            *("difference", "difference_low", "difference_high", "detectable"),
+            *("p_value", "p_holm", "p_mcnemar"),
+            *("usd_per_solved", "usd_per_solved_low", "usd_per_solved_high", "usd_total", "usd_training"),
+            *("prompt_tokens", "cached_tokens", "completion_tokens", "seconds"),
+            *("conditions", *(name.lower() for name in provenance(board.sections[0]).head[1:])),
+        )
+    )
+    for section in board.sections:
+        for row, origin in zip(section.rows, provenance(section).rows, strict=True):
+            writer.writerow([_safe(value) for value in _values(section, row, ks, origin)])
+    return text.getvalue()
+
+
+def _values(
+    section: Section, row: RankedRow, ks: Sequence[int], origin: tuple[str, ...]
+) -> list[str | float | None]:
+    rate, versus, cost, items = row.summary.solve_rate.interval, row.versus, row.cost, row.measured.results
+    difference = versus.difference.interval if versus else None
+    per = cost.per_solved
+    return [
+        section.conditions.environment,
+        row.name,
+        row.measured.origin.kind,
+        row.summary.tasks,
+        row.summary.samples,
+        sum(result.solved for result in items),
+        row.summary.voids,
+        *((rate.estimate, rate.low, rate.high, rate.clusters) if rate else (None,) * 4),
+        *(end for at_k in _rates(row, ks) for end in _ends(at_k)),
+        *_ends(difference),
+        versus.difference.detectable if versus else None,
+        *((versus.p_value, versus.adjusted, versus.mcnemar) if versus else (None,) * 3),
+        *_ends(per),
+        cost.total_usd,
+        row.training_usd,
+        sum(result.prompt_tokens for result in items),
+        sum(result.cached_tokens for result in items),
+        sum(result.completion_tokens for result in items),
+        row.summary.seconds,
+        section.conditions.digest,
+        *origin[1:],
+    ]
+
+
+def _ends(found: Interval | None) -> tuple[float | None, ...]:
+    return (found.estimate, found.low, found.high) if found else (None,) * 3
+
+
+def _safe(value: str | float | None) -> str:
+    """A cell that no spreadsheet takes for a formula; empty for what is not known."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    if not isinstance(value, str):
+        return repr(value)
+    value = visible(value)
+    return f"'{value}" if value[:1] in ("=", "+", "-", "@", "\t", "\r") else value

@@ -1,0 +1,41 @@
+"""Numbers that others have published: shown beside what was measured here, never ranked with it."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from importlib import resources
+
+from envkit.plain import decode
+
+
+@dataclass(frozen=True, slots=True)
+class PublishedRow:
+    """A result as its source states it.
+
+    Args:
+        benchmark: on what, with how many items.
+        model: name that the source uses.
+        solved_percent: in [0, 100].
+        date: of the measurement.
+        source: repository with commit, or paper.
+        usd_per_solved: dollars per solved item, where the source allows to say so.
+    """
+
+    benchmark: str
+    model: str
+    solved_percent: float
+    date: str
+    source: str
+    usd_per_solved: float = float("nan")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    rows: tuple[PublishedRow, ...]
+
+
+def load_published() -> tuple[PublishedRow, ...]:
+    """The rows that envkit ships, by benchmark."""
+    text = resources.files("envkit.benchmark").joinpath("published.toml").read_text("utf-8")
+    return decode(_File, tomllib.loads(text), "published.toml").rows

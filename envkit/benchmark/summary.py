@@ -1,0 +1,190 @@
+"""From a run's raw rows to the numbers that a report prints, and that ``--json`` hands out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
+from envkit.benchmark.stats import (
+    Interval,
+    cluster_sd,
+    minimum_detectable,
+    paired_interval,
+    pass_at_k,
+    rate_interval,
+)
+from envkit.plain import stored_as
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """pass@k of one row.
+
+    Args:
+        k: size of the draw.
+        interval: over tasks, in [0, 1]; ``None`` when no task has k graded samples.
+        tasks: tasks behind it, those with at least k graded samples.
+    """
+
+    k: int
+    interval: Interval | None
+    tasks: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowSummary:
+    """One row in numbers.
+
+    Args:
+        name: the row's name.
+        control: it has an expected result and is no contestant.
+        tasks: tasks with at least one graded sample.
+        rates: one per k asked for.
+        solve_rate: pass@1 whether asked for or not.
+        tokens_per_solve: completion tokens, failures included, per solved sample; NaN when none was.
+        seconds: wall time.
+        samples: graded samples.
+        voids: samples lost to broken machinery, in no other number.
+    """
+
+    name: str
+    control: bool
+    tasks: int
+    rates: tuple[Rate, ...]
+    solve_rate: Rate
+    tokens_per_solve: float
+    seconds: float
+    samples: int
+    voids: int
+
+
+@dataclass(frozen=True, slots=True)
+class DifferenceSummary:
+    """A paired difference of pass@1.
+
+    Args:
+        pair: which rows, and what their difference means.
+        interval: in [-1, 1]; ``None`` when no task was measured in both rows.
+        tasks: tasks measured in both.
+        unpaired: tasks measured in one row only, left out.
+        detectable: true difference found with 80 % power, from the observed spread; infinity where there
+            was none.
+    """
+
+    pair: Difference
+    interval: Interval | None
+    tasks: int
+    unpaired: int
+    detectable: float
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorSummary:
+    """Rates on the tasks of one kind, such as a mutation operator.
+
+    Args:
+        operator: the kind.
+        tasks: how many there are of it.
+        rates: pass@k for each k that was asked, in that order: one per contestant (NaN: not measured).
+    """
+
+    operator: str
+    tasks: int
+    rates: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """All that is computed from a `ReportData`."""
+
+    rows: tuple[RowSummary, ...] = field(metadata=stored_as("arms"))
+    differences: tuple[DifferenceSummary, ...]
+    operators: tuple[OperatorSummary, ...]
+
+
+def summarise(data: ReportData) -> Summary:
+    """Compute every number of the report; equal data gives equal numbers."""
+    rows = {row.name: row for row in data.rows}
+    return Summary(
+        rows=tuple(summarise_row(row, data.ks) for row in data.rows),
+        differences=tuple(
+            summarise_difference(pair, rows[pair.row], rows[pair.against]) for pair in data.differences
+        ),
+        operators=rates_by_operator([row for row in data.rows if row.expected is None], data.ks),
+    )
+
+
+def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
+    """One row in numbers; ``ks`` are those of its rates."""
+    solved = sum(result.solved for result in row.results)
+    written = sum(result.completion_tokens for result in row.results)
+    solve_rate = _rate(row.results, 1)
+    return RowSummary(
+        name=row.name,
+        control=row.expected is not None,
+        tasks=solve_rate.tasks,
+        rates=tuple(_rate(row.results, k) for k in ks),
+        solve_rate=solve_rate,
+        tokens_per_solve=written / solved if solved else math.nan,
+        seconds=sum(result.seconds for result in row.results),
+        samples=sum(result.samples for result in row.results),
+        voids=sum(result.voids for result in row.results),
+    )
+
+
+def _rate(items: Sequence[TaskResult], k: int) -> Rate:
+    kept = [result for result in items if result.samples >= k]
+    if not kept:
+        return Rate(k, None, 0)
+    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
+    return Rate(k, rate_interval(values, [result.source for result in kept]), len(kept))
+
+
+def summarise_difference(pair: Difference, row: Row, against: Row) -> DifferenceSummary:
+    """The paired difference of two rows' pass@1, over the tasks that both were measured on."""
+    first, second = solve_rates(row.results), solve_rates(against.results)
+    common = sorted(first.keys() & second.keys())
+    unpaired = len(first.keys() ^ second.keys())
+    if not common:
+        return DifferenceSummary(pair, None, 0, unpaired, math.inf)
+    source = {result.task: result.source for result in row.results}
+    clusters = [source[task] for task in common]
+    a, b = [first[task] for task in common], [second[task] for task in common]
+    interval = paired_interval(a, b, clusters)
+    spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
+    # Where nothing differed, nothing is known of how differences spread; least of all that they do not.
+    detectable = minimum_detectable(interval.clusters, spread) if spread > 0 else math.inf
+    return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
+
+
+def rates_by_operator(rows: Sequence[Row], ks: Sequence[int] = (1,)) -> tuple[OperatorSummary, ...]:
+    """Rates on the tasks of every kind, in its order, for each of the ``ks``."""
+    tasks: dict[str, set[str]] = {}
+    for result in (result for row in rows for result in row.results if result.operator and result.samples):
+        tasks.setdefault(result.operator, set()).add(result.task)
+    rates = [[_pass_rates(row.results, k) for row in rows] for k in ks]
+    return tuple(
+        OperatorSummary(
+            operator, len(posed), tuple(tuple(_mean_of(row, posed) for row in found) for found in rates)
+        )
+        for operator, posed in sorted(tasks.items())
+    )
+
+
+def solve_rates(items: Sequence[TaskResult]) -> dict[str, float]:
+    """Share of graded samples that solved it, by task; tasks without a graded sample are left out."""
+    return {result.task: result.solved / result.samples for result in items if result.samples}
+
+
+def _pass_rates(items: Sequence[TaskResult], k: int) -> dict[str, float]:
+    """pass@k by task; tasks with fewer graded samples are left out."""
+    kept = [result for result in items if result.samples >= k]
+    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
+    return {result.task: float(value) for result, value in zip(kept, values, strict=True)}
+
+
+def _mean_of(rates: dict[str, float], tasks: set[str]) -> float:
+    values = [rates[task] for task in sorted(tasks) if task in rates]
+    return sum(values) / len(values) if values else math.nan

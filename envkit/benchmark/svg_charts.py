@@ -1,0 +1,256 @@
+"""Charts as inline SVG: pure functions from numbers to markup, coloured by the page's style sheet.
+
+Every chart carries a title and a description for screen readers; its numbers also stand in a table
+beside it. Series are told apart by colour class (``s0``, ``s1`` ...) and by marker shape.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from envkit.benchmark.svg_elements import (
+    SERIES,
+    figure,
+    label,
+    marker,
+    nice_ticks,
+    short,
+    tag,
+    tick_label,
+    x_axis,
+)
+
+WIDTH = 720.0
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One bar with its whisker, in the units of the axis; ``label`` is printed at its end."""
+
+    series: int
+    name: str
+    value: float
+    low: float
+    high: float
+    label: str
+
+
+def bars(key: str, title: str, description: str, rows: Sequence[Bar]) -> Markup:
+    """Horizontal bars from zero with interval whiskers.
+
+    Args:
+        key: prefix of element ids, unique on the page.
+        title: what the chart shows, read aloud and shown as tooltip.
+        description: its content in a sentence.
+        rows: from top to bottom, values >= 0.
+    """
+    left, right, pitch, top = 150.0, 150.0, 34.0, 6.0
+    ends = [bar.high if math.isfinite(bar.high) else bar.value for bar in rows]
+    ticks = nice_ticks(0.0, max([*ends, 1e-9]))
+    span, bottom = WIDTH - left - right, top + pitch * len(rows)
+
+    def x(value: float) -> float:
+        return left + span * value / ticks[-1]
+
+    parts = [x_axis([(x(tick), tick_label(tick)) for tick in ticks], top, bottom)]
+    for i, bar in enumerate(rows):
+        middle = top + pitch * (i + 0.5)
+        width = x(bar.value) - left
+        parts.append(label(left - 10, middle + 4, short(bar.name, 20), "end"))
+        parts.append(
+            tag("rect", x=left, y=middle - 9, width=width, height=18, class_=f"fill s{bar.series % SERIES}")
+        )
+        if math.isfinite(bar.low) and math.isfinite(bar.high):
+            low, high = x(bar.low), x(bar.high)
+            capped = f"M{low:.1f} {middle - 5:.1f}v10m0 -5H{high:.1f}m0 -5v10"
+            parts.append(tag("path", d=capped, class_="whisker"))
+        parts.append(label(WIDTH, middle + 4, bar.label, "end", "number"))
+    return figure(key, title, description, WIDTH, bottom + 24, parts)
+
+
+def dots(
+    key: str, title: str, description: str, series: Sequence[str], rows: Sequence[tuple[str, Sequence[float]]]
+) -> Markup:
+    """One row per category, one marker per series, on a shared axis from 0 to 100.
+
+    Args:
+        key: prefix of element ids, unique on the page.
+        title: what the chart shows.
+        description: its content in a sentence.
+        series: names for the legend.
+        rows: (category, one value in [0, 100] per series, NaN where there is none).
+    """
+    left, right, pitch, top = 150.0, 20.0, 30.0, 30.0
+    span, bottom = WIDTH - left - right, top + pitch * len(rows)
+    ticks = nice_ticks(0.0, 100.0)
+    parts = [x_axis([(left + span * tick / 100, tick_label(tick)) for tick in ticks], top, bottom)]
+    at = left
+    for i, name in enumerate(series):
+        shown = short(name, 20)
+        parts += [marker(i, at + 5, 12.0), label(at + 15, 16, shown)]
+        at += 40 + 7.2 * len(shown)
+    for row, (category, values) in enumerate(rows):
+        middle = top + pitch * (row + 0.5)
+        parts.append(label(left - 10, middle + 4, short(category, 20), "end"))
+        parts.append(tag("path", d=f"M{left:.1f} {middle:.1f}h{span:.1f}", class_="guide"))
+        for i, value in enumerate(values):
+            if math.isfinite(value):
+                lane = (i - (len(values) - 1) / 2) * 4  # equal values stay visible side by side
+                parts.append(marker(i, left + span * value / 100, middle + lane))
+    return figure(key, title, description, WIDTH, bottom + 24, parts)
+
+
+def line(
+    key: str,
+    title: str,
+    description: str,
+    points: Sequence[tuple[float, float]],
+    *,
+    unit_interval: bool = False,
+) -> Markup:
+    """A small panel: each measured value as a dot, their moving mean as a line.
+
+    Args:
+        key: prefix of element ids, unique on the page.
+        title: what the chart shows.
+        description: its content in a sentence.
+        points: (step, value) by rising step, at least one, all finite.
+        unit_interval: the value axis shows at least [0, 1].
+    """
+    width, height, left, top, right, bottom = 350.0, 190.0, 46.0, 8.0, 8.0, 160.0
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    ticks = nice_ticks(min([*ys, 0.0]), max([*ys, 1.0 if unit_interval else 0.0]))
+    first, last = xs[0], max(xs[-1], xs[0] + 1)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        across = left + (width - left - right) * (x - first) / (last - first)
+        return across, bottom - (bottom - top) * (y - ticks[0]) / (ticks[-1] - ticks[0])
+
+    parts: list[Markup] = []
+    for tick in ticks:
+        y = place(first, tick)[1]
+        parts.append(tag("path", d=f"M{left:.1f} {y:.1f}H{width - right:.1f}", class_="grid"))
+        parts.append(label(left - 8, y + 4, tick_label(tick), "end", "number"))
+    parts.append(label(left, height - 10, f"step {first:g}", kind="number"))
+    parts.append(label(width - right, height - 10, f"{last:g}", "end", "number"))
+    for x, y in points:
+        across, up = place(x, y)
+        parts.append(tag("circle", cx=across, cy=up, r=2.0, class_="raw"))
+    path = "L".join(f"{across:.1f} {up:.1f}" for across, up in map(place, xs, moving_mean(ys, len(ys) // 12)))
+    parts.append(tag("path", d=f"M{path}", class_="curve"))
+    return figure(key, title, description, width, height, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Spot:
+    """One point with its whiskers: ``x`` > 0 and finite, ``y`` in [0, 100]; ``best``: nothing beats it."""
+
+    series: int
+    name: str
+    x: float
+    y: float
+    low: float
+    high: float
+    best: bool
+
+
+def scatter(key: str, title: str, description: str, spots: Sequence[Spot], unit: str) -> Markup:
+    """Points over a logarithmic axis, those that nothing beats joined by a line.
+
+    Args:
+        key: prefix of element ids, unique on the page.
+        title: what the chart shows.
+        description: its content in a sentence.
+        spots: at least one; better is to the left and above.
+        unit: put before the numbers of the horizontal axis.
+    """
+    left, right, top, bottom, height = 46.0, 24.0, 12.0, 300.0, 330.0
+    first = math.floor(math.log10(min(spot.x for spot in spots)) - 0.05)
+    last = max(math.ceil(math.log10(max(spot.x for spot in spots)) + 0.05), first + 1)
+
+    def across(x: float) -> float:
+        return left + (WIDTH - left - right) * (math.log10(x) - first) / (last - first)
+
+    def up(y: float) -> float:
+        return bottom - (bottom - top) * y / 100
+
+    powers = range(first, last + 1)
+    ticks = [(across(10.0**power), f"{unit}{10.0**power:.{max(0, -power)}f}") for power in powers]
+    parts = [x_axis(ticks, top, bottom)]
+    for tick in (0, 25, 50, 75, 100):
+        parts.append(tag("path", d=f"M{left:.1f} {up(tick):.1f}H{WIDTH - right:.1f}", class_="grid"))
+        parts.append(label(left - 8, up(tick) + 4, str(tick), "end", "number"))
+    best = sorted((across(spot.x), up(spot.y)) for spot in spots if spot.best)
+    if len(best) > 1:
+        steps = "".join(f"H{x:.1f}V{y:.1f}" for x, y in best[1:])
+        parts.append(tag("path", d=f"M{best[0][0]:.1f} {best[0][1]:.1f}{steps}", class_="frontier"))
+    for spot in spots:
+        x, y = across(spot.x), up(spot.y)
+        if math.isfinite(spot.low) and math.isfinite(spot.high):
+            parts.append(tag("path", d=f"M{x:.1f} {up(spot.low):.1f}V{up(spot.high):.1f}", class_="whisker"))
+        at_end = x > WIDTH / 2
+        name = label(x - 10 if at_end else x + 10, y - 7, short(spot.name, 28), "end" if at_end else "start")
+        parts += [marker(spot.series, x, y), name]
+    return figure(key, title, description, WIDTH, height, parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Curve:
+    """A named series of (x, y) with ``x`` >= 1 rising and ``y`` in [0, 100]."""
+
+    series: int
+    name: str
+    points: tuple[tuple[float, float], ...]
+
+
+def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Markup:
+    """Lines over a horizontal axis that doubles from tick to tick, each named at its end.
+
+    Args:
+        key: prefix of element ids, unique on the page.
+        title: what the chart shows.
+        description: its content in a sentence.
+        rows: at least one, each of at least one point.
+    """
+    left, right, top, bottom, height = 46.0, 180.0, 12.0, 230.0, 260.0
+    most = max(row.points[-1][0] for row in rows)
+    doublings = max(1, math.ceil(math.log2(most) - 1e-9))
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        share = math.log2(x) / doublings
+        return left + (WIDTH - left - right) * share, bottom - (bottom - top) * y / 100
+
+    ticks = [(place(2.0**power, 0)[0], f"{2**power}") for power in range(doublings + 1)]
+    parts = [x_axis(ticks, top, bottom)]
+    for tick in (0, 25, 50, 75, 100):
+        y = place(1, tick)[1]
+        parts.append(tag("path", d=f"M{left:.1f} {y:.1f}H{WIDTH - right:.1f}", class_="grid"))
+        parts.append(label(left - 8, y + 4, str(tick), "end", "number"))
+    ends = [place(*row.points[-1]) for row in rows]
+    whole = [i for i, row in enumerate(rows) if row.points[-1][0] == most]
+    apart = dict(zip(whole, spread([ends[i][1] for i in whole], 15.0), strict=True))
+    for i, row in enumerate(rows):
+        spots = [place(x, y) for x, y in row.points]
+        path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
+        parts.append(tag("path", d=f"M{path}", class_=f"series s{row.series % SERIES}"))
+        parts += [marker(row.series, x, y) for x, y in spots]
+        parts.append(label(ends[i][0] + 12, apart.get(i, ends[i][1]) + 4, short(row.name, 24)))
+    return figure(key, title, description, WIDTH, height, parts)
+
+
+def spread(heights: Sequence[float], apart: float) -> list[float]:
+    """The heights, moved down where they would lie closer to one another than ``apart``."""
+    placed, last = [0.0] * len(heights), -math.inf
+    for index in sorted(range(len(heights)), key=lambda i: heights[i]):
+        last = placed[index] = max(heights[index], last + apart)
+    return placed
+
+
+def moving_mean(values: Sequence[float], reach: int) -> list[float]:
+    """Mean of each value with up to ``reach`` neighbours on either side, same length."""
+    spans = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(span) / len(span) for span in spans]

@@ -1,0 +1,169 @@
+"""The tables of a report, as text cells that HTML and Markdown print alike."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from envkit.benchmark.number_text import MINUS, NONE, bounds, number, percent, points
+from envkit.benchmark.report_data import Machine, ReportData, Scalar, TrainPoint
+from envkit.benchmark.stats import LEVEL
+from envkit.benchmark.summary import DifferenceSummary, OperatorSummary, RowSummary, Summary
+
+_TRAINING_ROWS = 12
+_INTERVAL = f"{100 * LEVEL:g} % interval"
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A captioned table of text.
+
+    Args:
+        caption: what it holds.
+        head: column titles.
+        rows: cells, each row as long as ``head``.
+        text_columns: how many columns from the left are words; the rest are numbers, set to the right.
+    """
+
+    caption: str
+    head: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    text_columns: int = 1
+
+
+def results(data: ReportData, summary: Summary) -> Table:
+    """One row per row, controls last."""
+    rates = [cell for k in data.ks for cell in (f"pass@{k} %", _INTERVAL)]
+    order = sorted(summary.rows, key=lambda row: row.control)
+    return Table(
+        "Solve rates on the held-out tasks",
+        ("Arm", "Tasks", *rates, "Tokens per solve", "Seconds", "Voids"),
+        tuple(_result_row(row) for row in order),
+    )
+
+
+def _result_row(row: RowSummary) -> tuple[str, ...]:
+    name = f"{row.name} (control)" if row.control else row.name
+    cells: list[str] = []
+    for rate in row.rates:
+        if rate.interval is None:
+            cells += [NONE, NONE]
+            continue
+        partial = "" if rate.tasks == row.tasks else f" ({rate.tasks} tasks)"
+        cells += [percent(rate.interval.estimate), bounds(rate.interval) + partial]
+    cost = (number(row.tokens_per_solve, 0), number(row.seconds, 0))
+    return (name, number(row.tasks, 0), *cells, *cost, number(row.voids, 0))
+
+
+def differences(summary: Summary) -> Table:
+    """One row per requested comparison, in points of pass@1."""
+    head = ("Points", _INTERVAL, "Excludes zero", "Functions", "Tasks", "Smallest detectable")
+    return Table(
+        "Paired differences of pass@1, in percentage points",
+        ("Comparison", "Measures", *head),
+        tuple(_difference_row(entry) for entry in summary.differences),
+        text_columns=2,
+    )
+
+
+def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
+    name = f"{entry.pair.row} {MINUS} {entry.pair.against}"
+    interval = entry.interval
+    if interval is None:
+        return (name, entry.pair.meaning, NONE, NONE, NONE, NONE, "0", NONE)
+    return (
+        name,
+        entry.pair.meaning,
+        points(interval.estimate),
+        bounds(interval, signed=True),
+        "yes" if interval.excludes_zero else "no",
+        number(interval.clusters, 0),
+        number(entry.tasks, 0),
+        percent(entry.detectable),
+    )
+
+
+def operators(data: ReportData, summary: Summary) -> Table:
+    """Rates per kind of task and contestant."""
+    return operators_of(summary.operators, [row.name for row in data.rows if row.expected is None], data.ks)
+
+
+def operators_of(found: Sequence[OperatorSummary], names: Sequence[str], ks: Sequence[int] = (1,)) -> Table:
+    """Rates per kind of task; ``names`` are the contestants and ``ks`` the ks, in the order of the rates."""
+    rows = tuple(
+        (entry.operator, number(entry.tasks, 0), *(percent(rate) for rates in entry.rates for rate in rates))
+        for entry in found
+    )
+    columns = [f"{name} %" if k == 1 else f"{name} pass@{k} %" for k in ks for name in names]
+    measures = " and ".join(f"pass@{k}" for k in ks)
+    return Table(f"{measures} by kind of task, in percent", ("Kind of task", "Tasks", *columns), rows)
+
+
+def training(data: ReportData) -> Table:
+    """The training curve in at most a dozen rows, each the mean over a span of steps."""
+    span = max(1, math.ceil(len(data.training) / _TRAINING_ROWS))
+    spans = [data.training[i : i + span] for i in range(0, len(data.training), span)]
+    head = ("Steps", "Mean reward", "Mixed groups %", "Loss", "Tokens per second")
+    rows = tuple(_span_row(part) for part in spans)
+    return Table("Reinforcement learning, means over spans of steps", head, rows)
+
+
+def _span_row(span: Sequence[TrainPoint]) -> tuple[str, ...]:
+    first, last = span[0].step, span[-1].step
+    return (
+        str(first) if first == last else f"{first}{NONE}{last}",
+        number(_mean([point.reward for point in span]), 3),
+        percent(_mean([point.mixed_share for point in span])),
+        number(_mean([point.loss for point in span]), 4),
+        number(_mean([point.tokens_per_s for point in span]), 0),
+    )
+
+
+def phases(data: ReportData) -> Table:
+    """Where time and tokens went."""
+    total_s = sum(phase.seconds for phase in data.phases)
+    listed = [(phase.name, phase.seconds, phase.tokens) for phase in data.phases]
+    listed.append(("Total", total_s, sum(phase.tokens for phase in data.phases)))
+    rows = tuple(
+        (name, number(seconds, 0), percent(seconds / total_s) if total_s else NONE, number(tokens, 0))
+        for name, seconds, tokens in listed
+    )
+    return Table("Time and tokens", ("Phase", "Seconds", "Share %", "Tokens"), rows)
+
+
+def facts(data: ReportData) -> Table:
+    """What was run, on what."""
+    rows = (
+        ("Run", data.run),
+        ("Created", data.created),
+        ("Environment", data.environment),
+        ("Isolation", f"{data.isolation}, {data.sandbox}"),
+        ("Model", data.model),
+        ("Model digest", data.model_digest),
+        ("Held-out tasks digest", data.heldout_digest),
+        ("Machine", _described(data.machine)),
+    )
+    return Table("What was run", ("Fact", "Value"), rows, text_columns=2)
+
+
+def _described(machine: Machine) -> str:
+    card = f", {machine.card}" if machine.card else ""
+    return f"{machine.cpu}, {machine.cores} cores, {machine.threads} threads, {machine.dtype}{card}"
+
+
+def config(data: ReportData) -> Table:
+    """Every setting of the run, by name."""
+    rows = tuple((key, _setting(data.config[key])) for key in sorted(data.config))
+    return Table("Settings", ("Setting", "Value"), rows, text_columns=2)
+
+
+def _setting(value: Scalar) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    return str(value)
+
+
+def _mean(values: Sequence[float]) -> float:
+    finite = [value for value in values if math.isfinite(value)]
+    return sum(finite) / len(finite) if finite else math.nan

@@ -1,0 +1,254 @@
+"""A local web page to read the episodes of a run, for the person who started it.
+
+Access: the server listens on 127.0.0.1 only. Every request must carry the token in the printed address, so
+other users of the machine get 403. Requests for another host name are refused, because a web page could
+otherwise read a run through a DNS name that points here (DNS rebinding).
+
+Content: the text was written by models and by the code that they were given, and is treated as hostile. It is
+sent as JSON with invisible characters escaped and shown as text only. A strict content security policy blocks
+every script that is not ours.
+"""
+
+from __future__ import annotations
+
+import functools
+import hmac
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, fields
+from importlib import resources
+from operator import attrgetter
+from typing import TYPE_CHECKING, Any, cast
+
+from envkit.benchmark.episode_index import EpisodeEntry, EpisodeIndex
+from envkit.benchmark.token_text import TokenDecoder, TokenText, token_decoder
+from envkit.benchmark.visible_text import visible
+from envkit.errors import EnvkitError, MissingExtraError, StoreError, UsageError
+from envkit.store import RunFolder
+from envkit.types import Tokens, Turn
+
+if TYPE_CHECKING:
+    from starlette.applications import Starlette
+    from starlette.requests import Request
+    from starlette.responses import Response
+
+_HOST = "127.0.0.1"
+
+_HEADERS = {
+    "Cache-Control": "no-store",
+    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+}
+
+#: The page's files, by the path they are asked for. The palette is the report's.
+_FILES = {
+    "/": ("viewer.html", "text/html"),
+    "/report.css": ("report.css", "text/css"),
+    "/viewer.css": ("viewer.css", "text/css"),
+    "/viewer.js": ("viewer.js", "text/javascript"),
+    "/viewer_episode.js": ("viewer_episode.js", "text/javascript"),
+    "/viewer_diff.js": ("viewer_diff.js", "text/javascript"),
+}
+
+#: What the page says of a run, from its manifest.
+_FACTS = ("kind", "environment", "model", "command")
+
+
+def serve(run: RunFolder, port: int, ready: Callable[[str], None]) -> None:
+    """Serve the page until interrupted (Ctrl-C), then return.
+
+    Args:
+        run: the folder; one that is being written may be read, and loading the page again shows more.
+        port: of 127.0.0.1; 0 takes a free one.
+        ready: called with the page's address as soon as it answers.
+
+    Raises:
+        MissingExtraError: starlette or uvicorn is not installed.
+        UsageError: the port is taken.
+        StoreError: the run cannot be read.
+    """
+    token = secrets.token_urlsafe(32)
+    app = make_app(run, token)
+    try:
+        import uvicorn
+    except ImportError as error:
+        raise MissingExtraError(error.name or "uvicorn", "serve") from error
+    config = uvicorn.Config(
+        app, lifespan="off", ws="none", log_level="warning", log_config=None, timeout_graceful_shutdown=1
+    )
+    with _listening(port) as listening:
+        try:
+            ready(f"http://{_HOST}:{listening.getsockname()[1]}/{token}/")
+            uvicorn.Server(config).run([listening])
+        except KeyboardInterrupt:
+            return
+
+
+def _listening(port: int) -> socket.socket:
+    made = socket.socket()
+    try:
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind((_HOST, port))
+        made.listen()
+    except OSError as error:
+        made.close()
+        reason = error.strerror or error
+        raise UsageError(
+            f"cannot listen on {_HOST}:{port}: {reason}; leave --port out to take a free one"
+        ) from error
+    return made
+
+
+def make_app(run: RunFolder, token: str) -> Starlette:
+    """Build the page and its data as an ASGI application.
+
+    Args:
+        run: the folder; its journals are indexed now.
+        token: first part of every path; a request without it gets 403.
+
+    Raises:
+        MissingExtraError: starlette is not installed.
+        StoreError: the run cannot be read.
+    """
+    try:
+        from starlette.applications import Starlette
+        from starlette.middleware import Middleware
+        from starlette.middleware.base import BaseHTTPMiddleware
+        from starlette.middleware.trustedhost import TrustedHostMiddleware
+        from starlette.responses import JSONResponse, Response
+        from starlette.routing import Mount, Route
+    except ImportError as error:
+        raise MissingExtraError(error.name or "starlette", "serve") from error
+    episodes = EpisodeIndex(run)
+    manifest = run.manifest
+    models = _models(manifest)
+
+    def listing(request: Request) -> Response:
+        return JSONResponse(_listing(run.id, manifest, episodes.refresh()))
+
+    def episode(request: Request) -> Response:
+        found = episodes.load(request.path_params["journal"], request.path_params["line"])
+        if found is None:
+            return JSONResponse({"error": "this run has no such episode"}, 404)
+        entry, trajectory, record = found
+        steps = [
+            {"observation": step.observation, "reward": step.reward, **_turn(step.turn, models)}
+            for step in trajectory.steps
+        ]
+        whole = {
+            "entry": asdict(entry),
+            "steps": steps,
+            "scores": trajectory.scores,
+            "info": trajectory.info,
+            "share_s": record.get("seconds"),
+        }
+        try:
+            return JSONResponse(_shown(whole))
+        except (ValueError, RecursionError) as error:
+            raise StoreError(f"{entry.journal}.jsonl:{entry.line}: cannot be shown ({error})") from error
+
+    def page(name: str, kind: str, request: Request) -> Response:
+        return Response(resources.files("envkit.benchmark").joinpath(name).read_bytes(), media_type=kind)
+
+    async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
+        given = request.scope["path"].split("/")[1]
+        if hmac.compare_digest(given.encode(errors="replace"), token.encode()):
+            response = await answer(request)
+        else:
+            message = "the address lacks this server's token; open the whole address that envkit view printed"
+            response = JSONResponse({"error": message}, 403)
+        response.headers.update(_HEADERS)
+        return response
+
+    async def failed(request: Request, error: Exception) -> Response:
+        return JSONResponse({"error": visible(str(error))}, 500)
+
+    routes = [
+        Route("/api/run", listing, methods=["GET"]),
+        Route("/api/episodes/{journal:path}/{line:int}", episode, methods=["GET"]),
+        *(
+            Route(path, functools.partial(page, name, kind), methods=["GET"])
+            for path, (name, kind) in _FILES.items()
+        ),
+    ]
+    return Starlette(
+        routes=[Mount(f"/{token}", routes=routes)],
+        middleware=[
+            Middleware(BaseHTTPMiddleware, dispatch=guard),
+            Middleware(TrustedHostMiddleware, allowed_hosts=[_HOST, "localhost"], www_redirect=False),
+        ],
+        exception_handlers={EnvkitError: failed},
+    )
+
+
+def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[EpisodeEntry]) -> Mapping[str, Any]:
+    """The run and all its episodes, as the page's list wants them: a row each, names of columns once."""
+    columns = [field.name for field in fields(EpisodeEntry)]
+    row = attrgetter(*columns)
+    return {
+        "run": visible(name),
+        "facts": {fact: visible(str(manifest[fact])) for fact in _FACTS if fact in manifest},
+        "columns": columns,
+        "episodes": [[visible(v) if isinstance(v, str) else v for v in row(entry)] for entry in entries],
+    }
+
+
+def _models(manifest: Mapping[str, Any]) -> list[str]:
+    """Models that may have made a run's tokens, by the names that `token_decoder` takes."""
+    several = manifest.get("models")  # of a benchmark's rows
+    if isinstance(several, Mapping):
+        return [str(name) for name in cast("Mapping[Any, Any]", several)]
+    return [str(manifest["model"])] if "model" in manifest else []
+
+
+def _turn(turn: Turn, models: Sequence[str]) -> Mapping[str, Any]:
+    tokens = None if turn.tokens is None else _tokens(turn.tokens, turn.text, models)
+    return {"text": turn.text, "stop": turn.stop, "usage": asdict(turn.usage), "tokens": tokens}
+
+
+def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, Any]:
+    """The sampled tokens, with their texts or the reason why there are none."""
+    pieces: list[TokenText] | None = None
+    why = "" if models else "the run's manifest names no model"
+    for model in models:
+        speller = _speller(model)
+        if isinstance(speller, str):
+            why = speller
+        elif pieces := speller.spell(tokens.completion_ids, text):
+            why = ""
+            break
+        else:
+            why = f"the tokenizer of {model!r} does not spell the recorded text with these ids"
+    return {
+        "prompt": len(tokens.prompt_ids),
+        "ids": tokens.completion_ids,
+        "logprobs": tokens.logprobs,
+        "pieces": pieces and [piece.text for piece in pieces],
+        "special": pieces and [piece.special for piece in pieces],
+        "why": why,
+    }
+
+
+@functools.lru_cache(maxsize=4)
+def _speller(model: str) -> TokenDecoder | str:
+    """The speller, or why there is none."""
+    try:
+        return token_decoder(model)
+    except UsageError as error:
+        return str(error)
+
+
+def _shown(value: Any) -> Any:
+    """JSON data with every string made visible."""
+    if isinstance(value, str):
+        return visible(value)
+    if isinstance(value, Mapping):
+        return {visible(str(k)): _shown(item) for k, item in cast("Mapping[Any, Any]", value).items()}
+    if isinstance(value, list | tuple):
+        return [_shown(item) for item in cast("Sequence[Any]", value)]
+    return value

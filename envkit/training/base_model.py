@@ -1,0 +1,99 @@
+"""Loading a base model: weights and tokenizer from a folder, checked before anything is trained on them."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from envkit.engine.attention import require_plain
+from envkit.engine.lora import updates_of
+from envkit.errors import MissingExtraError, ModelError
+from envkit.models import ModelRef, model_errors
+from envkit.training.memory import layer_count, tensor_shapes
+
+
+def load_base(ref: ModelRef, dtype: str) -> tuple[Any, Any]:
+    """Load a causal language model and its tokenizer, on the CPU.
+
+    Args:
+        ref: a resolved model.
+        dtype: of the weights, ``"float32"`` or ``"bfloat16"``.
+
+    Raises:
+        ModelError: the folder is damaged or incomplete, or the engine does not support the architecture; see
+            `envkit.engine.attention.require_plain`.
+        MissingExtraError: transformers is not installed.
+    """
+    try:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers.utils import logging
+    except ImportError as error:
+        raise MissingExtraError(error.name or "transformers", "train") from error
+    _require_layers(ref)
+    logging.disable_progress_bar()  # it would break the lines of envkit's own progress display
+    with model_errors(f"{ref.path}: not a causal language model"):
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            ref.path, dtype=getattr(torch, dtype), output_loading_info=True
+        )
+        base, info = cast("tuple[Any, dict[str, Iterable[str]]]", loaded)
+        tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
+    # transformers fills missing weights with random numbers.
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(
+            f"{ref.path}: the weights lack {missing[0]} ({len(missing)} tensors missing in all); copy or "
+            "download the model again"
+        )
+    with model_errors(f"{ref.path}: cannot run"):
+        require_plain(base)
+    with model_errors(f"{ref.path}: the tokenizer cannot be used"):
+        largest = max(cast("dict[str, int]", tokenizer.get_vocab()).values())
+        rows: int = base.get_input_embeddings().num_embeddings
+    if largest >= rows:
+        raise ModelError(
+            f"{ref.path}: the tokenizer has ids up to {largest}, but the model embeds {rows}; "
+            "use the tokenizer that belongs to the model"
+        )
+    return base, tokenizer
+
+
+def _require_layers(ref: ModelRef) -> None:
+    """Refuse a configuration with more layers than the weights have tensors: building it would take for ever.
+
+    Raises:
+        ModelError: see above, or a weights file is damaged.
+    """
+    layers = layer_count(ref.path)
+    if layers > (tensors := len(tensor_shapes(ref.path))):
+        raise ModelError(
+            f"{ref.path}: config.json has {layers} layers, but the weights have {tensors} tensors"
+        )
+
+
+def add_lora(base: Any, r: int, alpha: int, seed: int) -> Any:
+    """Put a new LoRA adapter on all linear layers of a model but its head; returns the PEFT model.
+
+    Raises:
+        ModelError: the adapter would change a layer that the engine cannot sample from.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(seed)
+    # all-linear: LoRA Without Regret (2025); never lm_head.
+    config = LoraConfig(
+        r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
+    )
+    kinds: dict[str, type] = {name: type(module) for name, module in base.named_modules()}
+    # PEFT warns of layers that are refused below, and reads a property by its deprecated name.
+    with warnings.catch_warnings(action="ignore"), model_errors("this model cannot carry a LoRA adapter"):
+        model = get_peft_model(base, config)
+    for name in updates_of(model, "default"):
+        if kinds[name] is not nn.Linear:
+            raise ModelError(
+                f"a LoRA adapter would change {name}, a {kinds[name].__name__}; envkit supports nn.Linear "
+                "layers only, so no mixture of experts and no GPT-2; use another model"
+            )
+    return model

@@ -1,0 +1,200 @@
+"""Checkpoints of a training run, written whole or not at all; the newest two are kept."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Generator, Mapping
+from pathlib import Path
+from typing import Any, cast, final
+
+import torch
+from safetensors import SafetensorError
+
+from envkit.errors import StoreError
+from envkit.models import model_errors
+from envkit.store import whole_folder, write_atomic
+from envkit.training.adapter_folder import MANIFEST, damaged_files, manifest_files, write_manifest
+from envkit.training.policy import Policy
+
+#: How many checkpoints are kept.
+_KEPT = 2
+_ALARM = "alarm.txt"
+_STEP = re.compile(r"step-(\d{6,})")
+
+
+@final
+class CheckpointStore:
+    """Folders like ``step-000010`` with adapter (PEFT), optimizer state, loop state and manifest.
+
+    A checkpoint appears under its name only when it is complete. Its manifest has the digests of all files.
+
+    Args:
+        folder: where the checkpoints go; created with the first one.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def steps(self) -> list[int]:
+        """Steps with a complete checkpoint, ascending."""
+        found = (_STEP.fullmatch(path.parent.name) for path in self._folder.glob("step-*/manifest.json"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def path(self, step: int) -> Path:
+        """Folder of the checkpoint of a step, whether or not it exists."""
+        return self._folder / f"step-{step:06d}"
+
+    def alarm(self) -> str:
+        """The alarm that ended training at the newest checkpoint, or an empty text."""
+        if not (steps := self.steps()):
+            return ""
+        if (late := self.path(steps[-1]) / _ALARM).exists():
+            return late.read_text()
+        return str(_state(self.path(steps[-1])).get("alarm", ""))
+
+    def end(self, reason: str) -> None:
+        """Record why the step after the newest checkpoint failed."""
+        write_atomic(self.path(self.steps()[-1]) / _ALARM, reason.encode())
+
+    def ended(self) -> int:
+        """The step of the `alarm`: the newest step taken, or the failed one after it."""
+        newest = self.steps()[-1]
+        return newest + (self.path(newest) / _ALARM).exists()
+
+    def save(
+        self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]
+    ) -> Path:
+        """Write a checkpoint. An existing one of the same step is kept unchanged.
+
+        Raises:
+            StoreError: the disk refused; older checkpoints are untouched.
+        """
+        final_path = self.path(step)
+        if (final_path / MANIFEST).exists():
+            return final_path
+        self._require_manifests()
+        try:
+            with _new_folder(final_path) as making:
+                policy.save_adapter(making)
+                torch.save(optimizer.state_dict(), making / "optimizer.pt")
+                (making / "state.json").write_text(json.dumps(state))
+                write_manifest(making, {"step": step, "model": policy.ref.id, "base": policy.ref.digest})
+        except StoreError as error:
+            raise StoreError(f"{error}; older checkpoints are untouched") from error
+        for old in self.steps()[:-_KEPT]:
+            shutil.rmtree(self.path(old), ignore_errors=True)
+        return final_path
+
+    def discard_after(self, step: int) -> None:
+        """Remove the checkpoints of later steps, and the record of a failed step after this one.
+
+        Raises:
+            StoreError: one cannot be removed.
+        """
+        try:
+            (self.path(step) / _ALARM).unlink(missing_ok=True)
+            for later in (saved for saved in self.steps() if saved > step):
+                doomed = self._folder / f".{self.path(later).name}.{secrets.token_hex(4)}"
+                os.rename(self.path(later), doomed)  # at once, not file by file
+                shutil.rmtree(doomed)
+        except OSError as error:
+            raise StoreError(f"cannot remove checkpoints in {self._folder}: {error}") from error
+
+    def load(self, policy: Policy, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+        """Restore the newest checkpoint; ``None`` if there is none.
+
+        Raises:
+            StoreError: a file is missing, damaged or unreadable, or the checkpoint is of another base model.
+                Older checkpoints are not tried instead.
+        """
+        self._require_manifests()
+        steps = self.steps()
+        if not steps:
+            return None
+        folder = self.path(steps[-1])
+        try:
+            manifest = json.loads((folder / MANIFEST).read_bytes())
+            base, damaged = str(manifest["base"]), damaged_files(folder, dict(manifest["files"]))
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise StoreError(f"checkpoint {folder} cannot be read ({why}); delete it") from error
+        if damaged:
+            raise StoreError(
+                f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+            )
+        if base != policy.ref.digest:
+            raise StoreError(f"{folder} was trained on weights {base[:12]}, not {policy.ref.id}'s")
+        load_adapter(policy, folder)
+        optimizer.load_state_dict(torch.load(folder / "optimizer.pt", map_location="cpu", weights_only=True))
+        return _state(folder)
+
+    def _require_manifests(self) -> None:
+        """Refuse a checkpoint folder without its manifest, before training reaches that step again.
+
+        Raises:
+            StoreError: there is one.
+        """
+        for path in sorted(self._folder.glob("step-*")):
+            if not (path / MANIFEST).exists():
+                raise StoreError(f"checkpoint {path} has no {MANIFEST}, so it is incomplete; delete it")
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """The state of the training loop in a checkpoint.
+
+    Raises:
+        StoreError: it cannot be read.
+    """
+    try:
+        return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))
+    except (OSError, ValueError) as error:
+        raise StoreError(f"checkpoint {folder} cannot be read ({error}); delete it") from error
+
+
+def save_adapter(policy: Policy, folder: Path) -> None:
+    """Write the policy's adapter and its manifest to a new folder, whole or not at all.
+
+    Raises:
+        StoreError: the disk refused, or the folder is there already.
+    """
+    with _new_folder(folder) as making:
+        policy.save_adapter(making)
+        write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest})
+
+
+@contextlib.contextmanager
+def _new_folder(folder: Path) -> Generator[Path]:
+    """Like `whole_folder`, for writers that report a full disk with errors of their own."""
+    try:
+        with whole_folder(folder) as making:
+            yield making
+    except (RuntimeError, SafetensorError) as error:
+        raise StoreError(f"cannot write {folder}: {error}") from error
+
+
+def load_adapter(policy: Policy, folder: Path) -> None:
+    """Load a saved adapter's weights into the policy's adapter.
+
+    Raises:
+        StoreError: a file is missing, damaged or unreadable.
+    """
+    from peft import set_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
+    from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+    file = folder / "adapter_model.safetensors"
+    try:
+        damaged = damaged_files(folder, manifest_files(folder))
+        weights: dict[str, torch.Tensor] = load_file(file)
+    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+        raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
+    if damaged:
+        raise StoreError(
+            f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+        )
+    with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
+        set_peft_model_state_dict(policy.model, weights)

@@ -1,0 +1,266 @@
+"""Training configuration: few fields, TRL's names where TRL has one."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from envkit.errors import ConfigError
+from envkit.models import DEFAULT_MODEL
+from envkit.plain import decode, encode
+
+
+@dataclass(frozen=True, slots=True)
+class TrainConfig:
+    """Everything that decides a training run, apart from tasks and machine.
+
+    Args:
+        model: model id, folder or hub id.
+        backend: whose trainer takes the steps: ``"envkit"``, or ``"trl"``, which is slower on one machine.
+        engine: who samples: ``"torch"``, or ``"vllm"``, whose log-probabilities are less exact and whose runs
+            are not promised to resume to the bit.
+        dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
+            one that this machine multiplies faster. The adapter is float32 always.
+        device: where base and adapter are: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU, whose runs are not
+            promised to resume to the bit. TRL, of which the warm start is made, then asks for a C compiler.
+        seed: root of every random draw.
+        max_turns: actions per episode.
+        lora_r: rank of the adapter on all linear layers.
+        lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
+        sft_examples: known answers to train tasks to imitate first; 0 skips the warm start.
+        sft_learning_rate: peak of a linear schedule.
+        sft_batch_size: examples per step.
+        curriculum_tasks: train tasks whose difficulty is estimated before RL, which then visits no others;
+            0 makes no estimate and visits all.
+        max_steps: policy-gradient steps.
+        learning_rate: AdamW, constant after a short warm-up.
+        warmup_steps: steps of linear warm-up.
+        groups_per_step: task visits per step.
+        num_generations: episodes per visit (G).
+        temperature: of sampling in training, > 0.
+        max_completion_length: tokens per turn.
+        stop_strings: texts that end a turn as well as the model's own end of it does; each stays in the turn.
+            For an untrained model that talks on behind its answer; where that is a block of code, a fence
+            between two line breaks. Evaluate with the same. Not with engine ``"vllm"``.
+        max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
+            episode's first observation and the latest one; no less is ever asked. 0 for no bound but the
+            model's own, beyond which the run ends with an error.
+        loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see
+            `envkit.training.loss`.
+        shaping: what is added to an episode's reward in training alone: a check's score times this, above 0,
+            by the check's name. Most are checks of weight 0, which measure a step towards the reward, for
+            where it is too rare. Rewards and mixed groups are reported without it.
+        importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
+        epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
+            batch, as here, the ratio is 1 but for rounding, so this acts where an engine is not exact.
+        epsilon_high: and above at one plus this, the same as ``epsilon`` if ``None``; with ``"cispo"`` at
+            this itself, which must then be at least 1 (5.0 is usual).
+        beta: weight of the divergence from the model without its adapter; above 0 every step costs one more
+            forward pass, and groups of equal rewards are learned from too.
+        min_entropy: nats per sampled token; a step below it ends the run, which has collapsed.
+        max_kl: nats per token away from the model without its adapter; a step beyond it ends the run. Unless
+            ``None``, it costs a forward pass as ``beta`` does.
+        alarm_steps: every how many steps solved episodes are put to the environment's held-out checks; 0 for
+            never.
+        max_hacked: share of tasks whose solved episodes may fail one; clearly beyond it the run ends, for its
+            reward is being won without the work.
+        importance_sampling_mode: makes up for an engine that is not exact: ``"none"``, or
+            ``"token_truncate"``, ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
+        importance_sampling_clip_max: the weight beyond which that cuts off or leaves out.
+        max_grad_norm: gradient norm is clipped to this.
+        save_steps: steps between checkpoints.
+        max_tokens_per_forward: a group larger than this is split over several forward passes.
+    """
+
+    model: str = DEFAULT_MODEL
+    backend: str = "envkit"
+    engine: str = "torch"
+    dtype: str = "auto"
+    device: str = "cpu"
+    seed: int = 0
+    max_turns: int = 1
+    lora_r: int = 16
+    lora_alpha: int = 32
+    sft_examples: int = 720
+    sft_learning_rate: float = 5e-4
+    sft_batch_size: int = 12
+    curriculum_tasks: int = 160
+    max_steps: int = 40
+    learning_rate: float = 2e-4
+    warmup_steps: int = 2
+    groups_per_step: int = 6
+    num_generations: int = 16
+    temperature: float = 1.0
+    max_completion_length: int = 128
+    stop_strings: tuple[str, ...] = ()
+    max_context_length: int = 0
+    loss_type: str = "dapo"
+    shaping: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    importance_sampling_level: str = "token"
+    epsilon: float = 0.2
+    epsilon_high: float | None = None
+    beta: float = 0.0
+    min_entropy: float = 0.001
+    max_kl: float | None = None
+    alarm_steps: int = 10
+    max_hacked: float = 0.2
+    importance_sampling_mode: str = "none"
+    importance_sampling_clip_max: float = 3.0
+    max_grad_norm: float = 1.0
+    save_steps: int = 5
+    max_tokens_per_forward: int = 2048
+
+    def __post_init__(self) -> None:
+        for field, least in _LEAST.items():
+            if getattr(self, field) < least:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {least}")
+        for field, most in _MOST.items():
+            if getattr(self, field) > most:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at most {most}")
+        if 0 < self.sft_examples < self.sft_batch_size:
+            raise ConfigError(
+                f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
+                f"{self.sft_batch_size}"
+            )
+        for field in _POSITIVE:
+            if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
+                raise ConfigError(f"{field} is {value}; it must be positive and finite")
+        for field in ("beta", "min_entropy", "max_hacked"):
+            if not 0 <= (value := getattr(self, field)) < float("inf"):
+                raise ConfigError(f"{field} is {value}; it must be 0 or positive, and finite")
+        for field, choices in _CHOICES.items():
+            if getattr(self, field) not in choices:
+                known = ", ".join(choices)
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+        if "" in self.stop_strings:
+            raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
+        for name, weight in self.shaping.items():
+            if not 0 < weight < float("inf"):  # whoever breaks an environment off would escape a penalty
+                raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
+        if self.engine == "vllm" and self.stop_strings:
+            raise ConfigError(
+                f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "
+                "must be empty"
+            )
+        if self.engine == "vllm" and self.device != "cpu":
+            raise ConfigError(
+                f"device is {self.device!r}; with engine 'vllm', which takes a card's memory for itself, "
+                "it must be 'cpu'"
+            )
+        if self.backend == "trl" and self.max_context_length:
+            raise ConfigError(
+                f"max_context_length is {self.max_context_length}; with backend 'trl', for which an episode "
+                "that forgets is no one row, it must be 0"
+            )
+        if self.backend == "trl" and self.importance_sampling_mode != "none":
+            raise ConfigError(
+                f"importance_sampling_mode is {self.importance_sampling_mode!r}; with backend 'trl', which "
+                "corrects its own vLLM only, it must be 'none'"
+            )
+        if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
+            raise ConfigError(
+                f"epsilon_high is {self.epsilon_high}; with loss_type 'cispo' it is the largest weight of a "
+                "token, at least 1 (5.0 is usual)"
+            )
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether every group is compared with the model without its adapter."""
+        return self.beta > 0 or self.max_kl is not None
+
+    def clip_range(self) -> tuple[float, float]:
+        """The smallest and the largest probability ratio that are not clipped."""
+        high = self.epsilon if self.epsilon_high is None else self.epsilon_high
+        return (0.0, high) if self.loss_type == "cispo" else (1 - self.epsilon, 1 + high)
+
+
+_POSITIVE = (
+    *("learning_rate", "sft_learning_rate", "temperature", "epsilon", "epsilon_high", "max_grad_norm"),
+    *("max_kl", "importance_sampling_clip_max"),
+)
+_LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
+_CHOICES = {
+    "backend": ("envkit", "trl"),
+    "engine": ("torch", "vllm"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "device": ("cpu", "cuda"),
+    "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
+    "importance_sampling_level": _LEVELS,
+    "importance_sampling_mode": ("none", *(f"{level}_{way}" for level in _LEVELS for way in _WAYS)),
+}
+_LEAST = {
+    "seed": 0,
+    "max_turns": 1,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "sft_examples": 0,
+    "sft_batch_size": 1,
+    "curriculum_tasks": 0,
+    "max_steps": 0,
+    "warmup_steps": 0,
+    "alarm_steps": 0,
+    "groups_per_step": 1,
+    "num_generations": 2,
+    "max_completion_length": 1,
+    "max_context_length": 0,
+    "save_steps": 1,
+    "max_tokens_per_forward": 1,
+}
+#: Upper bounds. Larger values only run out of memory, or never end.
+_MOST = {
+    "seed": 2**32 - 1,  # numpy's limit
+    "max_turns": 10_000,
+    "lora_r": 1024,
+    "lora_alpha": 2**16,
+    "sft_examples": 10**6,
+    "sft_batch_size": 4096,
+    "groups_per_step": 4096,
+    "num_generations": 4096,
+    "max_completion_length": 2**17,
+    "max_tokens_per_forward": 2**20,
+}
+
+
+def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """A configuration from plain values; ``where`` names their origin in errors.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type or a value out of range; names file and field.
+    """
+    if values.get("torch_compile", False) is not False:
+        raise ConfigError(
+            f"{where}: torch_compile is {values['torch_compile']!r}; this option was removed "
+            "and the model is never compiled; begin the run again without it"
+        )
+    values = {key: value for key, value in values.items() if key != "torch_compile"}
+    known = [entry.name for entry in dataclasses.fields(TrainConfig)]
+    if unknown := [key for key in values if key not in known]:
+        raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")
+    try:
+        return decode(TrainConfig, dict(values), "")
+    except (ConfigError, ValueError) as error:
+        raise ConfigError(f"{where}: {str(error).removeprefix('.')}") from None
+
+
+def from_toml(path: Path) -> TrainConfig:
+    """Read a TOML file of `TrainConfig` fields.
+
+    Raises:
+        ConfigError: no such file, not TOML, or see `from_mapping`.
+    """
+    try:
+        values = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not TOML ({error})") from error
+    return from_mapping(values, str(path))
+
+
+def to_mapping(config: TrainConfig) -> dict[str, Any]:
+    """Plain values that `from_mapping` takes back."""
+    return cast("dict[str, Any]", encode(config))

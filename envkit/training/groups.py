@@ -1,0 +1,66 @@
+"""Training groups: the rollouts of one task visit as rows of tokens with advantages."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from envkit.errors import ContractError
+from envkit.training.advantages import turn_advantages
+from envkit.training.packing import TrainingRow, training_row
+from envkit.training.rollouts import StepRollouts
+from envkit.types import Outcome, Trajectory, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingGroup:
+    """One group of episodes, ready to train on.
+
+    Args:
+        prompt: token ids that all episodes begin with.
+        rows: each episode's tokens after the prompt.
+        mixed: True if the unshaped rewards differ.
+        has_gradient: True if an advantage is not zero. Otherwise only ``beta`` gives a gradient.
+    """
+
+    prompt: tuple[int, ...]
+    rows: list[TrainingRow]
+    mixed: bool
+    has_gradient: bool
+
+
+def training_groups(rollouts: StepRollouts, shaping: Mapping[str, float]) -> list[TrainingGroup]:
+    """Turn rollout groups into training rows with advantages. Groups without a valid episode are left out.
+
+    Args:
+        rollouts: the episodes of one step.
+        shaping: see `TrainConfig.shaping`.
+
+    Raises:
+        ContractError: episodes of one group began with different observations.
+    """
+    groups: list[TrainingGroup] = []
+    for group in rollouts.groups:
+        valid = [t for t in group if t.outcome is not Outcome.VOID]
+        if not valid:
+            continue
+        advantages = turn_advantages([_shaped_rewards(t, shaping) for t in valid])
+        prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
+        if len(prompts) > 1:
+            raise ContractError(
+                f"environment {valid[0].env} began one visit of task {valid[0].key.task} with different "
+                "observations; what reset() shows must follow from task and seed"
+            )
+        rows = [training_row(t, row) for t, row in zip(valid, advantages, strict=True)]
+        mixed = len({t.reward for t in valid}) > 1
+        groups.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
+    return groups
+
+
+def _shaped_rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:
+    """Rewards of each turn. Shaping is added to the last one, unless the episode tampered."""
+    *before, last = [step.reward for step in trajectory.steps]
+    if trajectory.info.get("verdict") == Verdict.TAMPERED.value:
+        return [*before, last]
+    scores = trajectory.scores  # an environment without the check has no score for it
+    return [*before, last + sum(weight * scores.get(name, 0.0) for name, weight in shaping.items())]

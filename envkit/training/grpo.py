@@ -1,0 +1,178 @@
+"""LoRA reinforcement learning with GRPO: the whole training loop.
+
+GRPO (arXiv:2402.03300) without standard-deviation scaling (arXiv:2503.20783), a token-level loss by default
+(DAPO, arXiv:2503.14476), and one advantage per turn. Each batch of rollouts gives one gradient step, on the
+exact tokens and log-probabilities that were recorded while sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import final
+
+import torch
+from torch import Tensor
+
+from envkit.errors import TrainingError
+from envkit.store import Journal
+from envkit.training.checkpoint import CheckpointStore
+from envkit.training.groups import training_groups
+from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
+from envkit.training.packing import PackedBatch, chunks, pack
+from envkit.training.rollouts import RolloutCollector, StepRollouts
+
+#: Called after every step; training stops after a step for which it returns False.
+OnStep = Callable[[StepMetrics], bool]
+
+
+class Trainer(ABC):
+    """State and bookkeeping of a training run; a subclass implements the loop.
+
+    Args:
+        collector: plays the episodes. Its policy is trained in place, with its configuration.
+        metrics: journal with one record per step.
+        store: checkpoints.
+    """
+
+    def __init__(self, collector: RolloutCollector, metrics: Journal, store: CheckpointStore) -> None:
+        self.collector, self._metrics, self.store = collector, metrics, store
+        self._policy, self._config = collector.policy, collector.config
+        self._optimizer = torch.optim.AdamW(
+            self._policy.trainable(), lr=self._config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
+        )
+        #: Steps taken so far.
+        self.step = 0
+        #: Why training must not continue; empty if nothing is wrong.
+        self.alarm = ""
+
+    @abstractmethod
+    def train(self, on_step: OnStep) -> None:
+        """Train until ``config.max_steps``, an `alarm`, or until ``on_step`` returns False.
+
+        A failed step raises an alarm and leaves the weights unchanged. The last state is always saved.
+        """
+
+    def resume(self) -> bool:
+        """Restore the newest checkpoint. Returns False if there is none."""
+        state = self.store.load(self._policy, self._optimizer)
+        if state is None:
+            return False
+        self.step, self.alarm = int(state["step"]), self.store.alarm()
+        self.collector.curriculum.restore(state["curriculum"])
+        return True
+
+    def is_done(self) -> bool:
+        """True if all steps are taken or an alarm ended training."""
+        return self.step >= self._config.max_steps or bool(self.alarm)
+
+    def finish_step(self, metrics: StepMetrics, on_step: OnStep) -> bool:
+        """Report, log and, if due, save a step. Returns True if training continues."""
+        wants_more = on_step(metrics)
+        self.log(metrics)
+        if self.is_save_due(wants_more):
+            self.save()
+        return wants_more and not self.is_done()
+
+    def log(self, metrics: StepMetrics) -> None:
+        """Write a step to the journal and check it for an alarm."""
+        self.step = metrics.step
+        self._metrics.append({"phase": "rl", **asdict(metrics)})
+        self.alarm = alarm_of(metrics, self._config)
+
+    def is_save_due(self, wants_more: bool) -> bool:
+        """True if the current step must be saved: every ``save_steps``, and when training ends."""
+        return not wants_more or self.is_done() or self.step % self._config.save_steps == 0
+
+    def save(self) -> None:
+        """Write a checkpoint of the current step."""
+        curriculum = self.collector.curriculum.state()
+        state = {"step": self.step, "curriculum": curriculum, "alarm": self.alarm}
+        self.store.save(self.step, self._policy, self._optimizer, state)
+
+    def fail(self, reason: str) -> None:
+        """End training because the next step failed: save the last good step and the reason."""
+        self.save()
+        self.store.end(reason)
+        self.alarm = reason
+
+
+@final
+class GRPOTrainer(Trainer):
+    """The training loop on one machine."""
+
+    def train(self, on_step: OnStep) -> None:
+        for step in range(self.step, self._config.max_steps):
+            if self.alarm:
+                return
+            rollouts = self.collector.collect(step)  # pick tasks, play a group of episodes of each
+            try:
+                metrics = self.update(rollouts)  # advantages, loss, one optimizer step
+            except TrainingError as error:
+                self.fail(str(error))
+                return
+            if not self.finish_step(metrics, on_step):  # log, save
+                return
+
+    def update(self, rollouts: StepRollouts) -> StepMetrics:
+        """Take one optimizer step on the rollouts of one step.
+
+        Raises:
+            TrainingError: the gradient is not finite. The weights are unchanged.
+        """
+        started, config, step = time.monotonic(), self._config, self.step + 1
+        groups = training_groups(rollouts, config.shaping)
+        # Groups without a gradient count here too: a step with few mixed groups moves less.
+        size = StepSize(len(rollouts.sampled_logprobs()), len(rollouts.valid()))
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = config.learning_rate * min(step / max(config.warmup_steps, 1), 1.0)
+
+        loss = drift = kl = grad_norm = 0.0
+        clipped = trained = seen = 0
+        for group in groups:
+            learns = group.has_gradient or config.beta > 0
+            if not learns and not config.needs_reference:
+                continue
+            for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
+                batch = pack(group.prompt, chunk, self._policy.device)
+                reference_N = self._reference_logprobs(batch)
+                with torch.set_grad_enabled(learns):
+                    new_N = logprobs(self._policy.model, batch, config.temperature)
+                    terms = policy_loss(new_N, batch, size, config, reference_N)
+                if learns:
+                    terms.total.backward()
+                    clipped, trained = clipped + terms.clipped, trained + terms.tokens
+                loss, kl = loss + float(terms.total.detach()), kl + terms.kl
+                drift, seen = drift + terms.drift, seen + terms.tokens
+        if trained:
+            grad_norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
+            require_finite(grad_norm, step)
+            self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+
+        update = UpdateMetrics(
+            loss, grad_norm, drift / max(seen, 1), kl / max(seen, 1), clipped / max(trained, 1)
+        )
+        return step_metrics(step, rollouts, groups, update, time.monotonic() - started)
+
+    def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
+        """Log-probabilities under the model without its adapter; ``None`` if the loss does not need them."""
+        if not self._config.needs_reference:
+            return None
+        model = self._policy.model
+        with torch.no_grad(), model.disable_adapter():
+            return logprobs(model, batch, self._config.temperature)
+
+
+def require_finite(grad_norm: float, step: int) -> None:
+    """Refuse a step whose gradient is not finite.
+
+    Raises:
+        TrainingError: see above.
+    """
+    if not math.isfinite(grad_norm):
+        raise TrainingError(f"step {step}: the gradient is not finite; lower learning_rate")

@@ -1,0 +1,153 @@
+"""An estimate of the memory that training takes, made before the model is loaded. Loads no PyTorch."""
+
+from __future__ import annotations
+
+import json
+import math
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+from envkit.errors import ConfigError, ModelError
+from envkit.models import ModelRef
+from envkit.training.config import TrainConfig
+
+#: Bytes saved for the backward pass, per token, layer and unit of hidden size (measured on SmolLM2-135M).
+_ACTIVATION_BYTES = 100
+#: Rows that the engine decodes at once, at most.
+_ROWS = 256
+
+
+def require_memory(ref: ModelRef, config: TrainConfig) -> None:
+    """Refuse a configuration that cannot fit into this machine's memory.
+
+    Counted are the weights, the adapter with its optimizer state, one full-length answer's KV cache, the
+    random numbers of a batch, and the activations of one forward pass. Nothing is checked for a GPU.
+
+    Raises:
+        ConfigError: the estimate exceeds the available memory; says what takes the most and what to lower.
+        ModelError: a weights file of the model is damaged.
+    """
+    available = available_bytes()
+    if config.device != "cpu" or available is None:
+        return
+    parts = estimate_bytes(ref, config)
+    total = sum(parts.values())
+    if total > available:
+        largest = max(parts, key=lambda name: parts[name])
+        listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+        raise ConfigError(
+            f"training {ref.id} needs at least {_gb(total)} of memory ({listed}); this machine has "
+            f"{_gb(available)} available; {_ADVICE[largest].format(config=config)}"
+        )
+
+
+_ADVICE = {
+    "weights": "use a smaller model",
+    "adapter": "lower lora_r, which is {config.lora_r}",
+    "KV cache": "lower max_completion_length, which is {config.max_completion_length}",
+    "random numbers": "lower max_completion_length, which is {config.max_completion_length}",
+    "activations": "lower max_tokens_per_forward, which is {config.max_tokens_per_forward}",
+}
+
+
+def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
+    """Bytes that training takes at least, by purpose.
+
+    Raises:
+        ModelError: a weights file is damaged.
+    """
+    shapes = tensor_shapes(ref.path)
+    itemsize = 2 if config.dtype == "bfloat16" else 4
+    # Two-dimensional tensors are linear layers, (out, in), or an embedding, which has the vocabulary's size.
+    matrices = [shape for shape in shapes if len(shape) == 2]
+    vocabulary = max((shape[0] for shape in matrices), default=0)
+    linears = [shape for shape in matrices if shape[0] != vocabulary]
+    adapter = sum(config.lora_r * sum(shape) for shape in linears)
+    heads = _attention_sizes(ref.path)
+    answer = config.max_completion_length
+    rows = min(_ROWS, config.groups_per_step * config.num_generations)
+    tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.max_turns)
+    hidden = min((shape[1] for shape in linears), default=0)
+    return {
+        "weights": itemsize * sum(map(math.prod, shapes)),
+        "adapter": 5 * 4 * adapter,  # float32: weights, gradients, two moments, the engine's copy
+        "KV cache": itemsize * 2 * heads * answer,
+        "random numbers": 8 * rows * answer,
+        "activations": _ACTIVATION_BYTES * tokens * hidden * layer_count(ref.path),
+    }
+
+
+def tensor_shapes(folder: Path) -> list[tuple[int, ...]]:
+    """Shapes of all tensors in a folder's safetensors files.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    return [shape for file in sorted(folder.glob("*.safetensors")) for shape in _shapes(file)]
+
+
+def layer_count(folder: Path) -> int:
+    """Layers of a model by its ``config.json``; 0 if it does not say."""
+    found = _model_config(folder).get("num_hidden_layers")
+    return found if isinstance(found, int) else 0
+
+
+def available_bytes() -> int | None:
+    """Memory that this process can still take, or ``None`` if the system does not tell."""
+    limits: list[int] = []
+    for line in _read(Path("/proc/meminfo")).splitlines():
+        name, _, value = line.partition(":")
+        if name in ("MemAvailable", "SwapFree"):
+            limits.append(1024 * int(value.split()[0]))
+    found = [sum(limits)] if limits else []
+    group = Path("/sys/fs/cgroup")
+    if (limit := _read(group / "memory.max").strip()).isdigit():
+        found.append(int(limit) - int(_read(group / "memory.current").strip() or 0))
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        found.append(soft)
+    return min(found, default=None)
+
+
+def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors, from its header."""
+    try:
+        with file.open("rb") as stream:
+            header: object = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), 10**8)))
+        tensors = cast("dict[str, Any]", header)
+        yield from (tuple(map(int, t["shape"])) for name, t in tensors.items() if name != "__metadata__")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ModelError(f"{file}: not a safetensors file ({type(error).__name__}: {error})") from error
+
+
+def _model_config(folder: Path) -> dict[str, Any]:
+    try:
+        found: object = json.loads(_read(folder / "config.json"))
+    except (ValueError, RecursionError):
+        return {}
+    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+
+
+def _attention_sizes(folder: Path) -> int:
+    """Key numbers per token, over all layers; 0 if the configuration does not name them."""
+    config = _model_config(folder)
+    names = ("num_attention_heads", "hidden_size")
+    if not all(isinstance(config.get(name), int) and config[name] > 0 for name in names):
+        return 0
+    heads, hidden = (config[name] for name in names)
+    size, shared = config.get("head_dim"), config.get("num_key_value_heads")
+    size = size if isinstance(size, int) and size > 0 else hidden // heads
+    return layer_count(folder) * size * (shared if isinstance(shared, int) and shared > 0 else heads)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _gb(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB"

@@ -1,0 +1,117 @@
+"""Metrics of a training step, and the alarms that end a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from envkit.training.config import TrainConfig
+from envkit.training.groups import TrainingGroup
+from envkit.training.rollouts import StepRollouts
+
+#: Significance level of the hacking alarm: false alarms if exactly `TrainConfig.max_hacked` are hacked.
+_FALSE_ALARMS = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class StepMetrics:
+    """Metrics of one training step.
+
+    Args:
+        step: 1-based.
+        reward: mean over episodes that are not void, without `TrainConfig.shaping`.
+        mixed: share of groups whose rewards differ. Without shaping, only these have a gradient.
+        void: share of episodes that the sandbox or the agent's provider failed.
+        loss: the step's loss.
+        grad_norm: before clipping.
+        drift: mean |learner log-probability - sampled log-probability| per token, in nats.
+        kl: mean estimated KL divergence from the model without its adapter per token, in nats; 0 unless
+            ``beta`` or ``max_kl`` is set.
+        clipped: share of trained tokens outside the clip range.
+        entropy: mean -log-probability of the sampled tokens, in nats.
+        completion_tokens: tokens sampled in episodes that are not void.
+        asked: tasks whose solved episodes ran the held-out checks.
+        hacked: share of those tasks where a held-out check rejects most solved episodes.
+        rollout_s, learn_s: wall seconds.
+    """
+
+    step: int
+    reward: float
+    mixed: float
+    void: float
+    loss: float
+    grad_norm: float
+    drift: float
+    kl: float
+    clipped: float
+    entropy: float
+    completion_tokens: int
+    asked: int
+    hacked: float
+    rollout_s: float
+    learn_s: float
+
+
+class UpdateMetrics(NamedTuple):
+    """The part of `StepMetrics` that the optimizer step gives."""
+
+    loss: float
+    grad_norm: float
+    drift: float
+    kl: float
+    clipped: float
+
+
+def step_metrics(
+    step: int, rollouts: StepRollouts, groups: Sequence[TrainingGroup], update: UpdateMetrics, learn_s: float
+) -> StepMetrics:
+    """The metrics of one step, from its rollouts and its update."""
+    valid, logged, rejected = rollouts.valid(), rollouts.sampled_logprobs(), rollouts.rejected()
+    episodes = sum(map(len, rollouts.groups))
+    return StepMetrics(
+        step=step,
+        reward=sum(t.reward for t in valid) / max(len(valid), 1),
+        mixed=sum(group.mixed for group in groups) / max(len(rollouts.groups), 1),
+        void=1 - len(valid) / max(episodes, 1),
+        **update._asdict(),
+        entropy=-sum(logged) / max(len(logged), 1),
+        completion_tokens=len(logged),
+        asked=len(rejected),
+        hacked=sum(rejected) / max(len(rejected), 1),
+        rollout_s=rollouts.seconds,
+        learn_s=learn_s,
+    )
+
+
+def alarm_of(metrics: StepMetrics, config: TrainConfig) -> str:
+    """The reason why this step must end the run; empty if nothing is wrong."""
+    advice = "lower learning_rate, or raise beta"
+    if metrics.completion_tokens and metrics.entropy < config.min_entropy:
+        return (
+            f"step {metrics.step}: the policy has collapsed, with an entropy of {metrics.entropy:.2g} nats "
+            f"per token (min_entropy is {config.min_entropy:g}): it always samples the same answers; {advice}"
+        )
+    if config.max_kl is not None and metrics.kl > config.max_kl:
+        return (
+            f"step {metrics.step}: the policy is {metrics.kl:.2g} nats per token away from its base "
+            f"(max_kl is {config.max_kl:g}); {advice}"
+        )
+    if _is_hacked(metrics, config.max_hacked):
+        return (
+            f"step {metrics.step}: {metrics.hacked:.0%} of {metrics.asked} solved tasks fail a held-out "
+            f"check (max_hacked is {config.max_hacked:g}): the policy earns the reward without solving the "
+            "task; read these episodes in episodes.jsonl and fix the checks"
+        )
+    return ""
+
+
+def _is_hacked(metrics: StepMetrics, limit: float) -> bool:
+    """True if significantly more than this share of tasks is hacked; a step has few tasks."""
+    if metrics.hacked <= limit:
+        return False
+    import scipy.stats
+
+    library: Any = scipy.stats
+    hacked = round(metrics.hacked * metrics.asked)
+    return bool(library.binomtest(hacked, metrics.asked, limit, alternative="greater").pvalue < _FALSE_ALARMS)

@@ -1,0 +1,177 @@
+"""The policy: a base model, one LoRA adapter in training, and an engine that samples from both."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+
+from envkit.engine.attention import register
+from envkit.engine.chat import ChatRenderer
+from envkit.engine.lora import sharing, updates_of
+from envkit.engine.protocol import AdapterEngine
+from envkit.engine.torch_engine import TorchEngine
+from envkit.engine.vllm_engine import VLLMEngine
+from envkit.errors import ModelError
+from envkit.models import ModelRef, model_errors
+from envkit.training.adapter_folder import BASE, require_fit
+from envkit.training.base_model import add_lora, load_base
+from envkit.training.config import TrainConfig
+from envkit.training.memory import require_memory
+
+
+@final
+class Policy:
+    """Owns the weights. The trainer changes the adapter of ``model``; the engine samples from the same base.
+
+    Args:
+        ref: the base model.
+        lora_r, lora_alpha: see `envkit.training.config.TrainConfig`.
+        dtype: of the base, ``"float32"`` or ``"bfloat16"``. The adapter is always float32.
+        device: of base and adapter, ``"cpu"`` or ``"cuda"``.
+        engine: ``"torch"`` or ``"vllm"``.
+        seed: of the adapter's initial weights.
+
+    Raises:
+        ModelError: see `envkit.training.base_model.load_base`; or torch finds no such device, or the model
+            does not fit into its memory.
+    """
+
+    def __init__(
+        self,
+        ref: ModelRef,
+        *,
+        lora_r: int = 16,
+        lora_alpha: int = 32,
+        dtype: str = "float32",
+        device: str = "cpu",
+        engine: str = "torch",
+        seed: int = 0,
+    ) -> None:
+        self.ref, self.device = ref, _find_device(device)
+        base, self.tokenizer = load_base(ref, dtype)
+        with model_errors(f"{ref.path}: the tokenizer cannot be used"):
+            self.renderer = ChatRenderer(self.tokenizer)
+        try:
+            base.to(self.device)
+        except torch.OutOfMemoryError as error:
+            raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
+        self._base, self._lora = base, (lora_r, lora_alpha)
+        self._add_adapter(seed)
+        stops = [self.renderer.stop_id]
+        self.engine: AdapterEngine = (
+            VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
+            if engine == "vllm"
+            else TorchEngine(base, stops, decode=self._decode)
+        )
+
+    @classmethod
+    def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
+        """Make a new policy from a configuration whose dtype is not ``"auto"``.
+
+        Raises:
+            ConfigError: it would not fit into this machine's memory; see `envkit.training.memory`.
+        """
+        require_memory(ref, config)
+        return cls(
+            ref,
+            lora_r=config.lora_r,
+            lora_alpha=config.lora_alpha,
+            dtype=config.dtype,
+            device=config.device,
+            engine=config.engine,
+            seed=config.seed,
+        )
+
+    def sibling(self, seed: int) -> Policy:
+        """Make a policy with a new adapter on the same base, sampled by the same engine."""
+        made = copy.copy(self)
+        made._add_adapter(seed)
+        return made
+
+    def _add_adapter(self, seed: int) -> None:
+        self.model: Any = add_lora(sharing(self._base), *self._lora, seed)
+        self.use_layout_attention()
+
+    def add(self, adapter: Path, name: str) -> None:
+        """Load a saved adapter beside the one in training, under its own name; see `serve`.
+
+        Raises:
+            ModelError: it is damaged or does not fit this base.
+        """
+        require_fit(adapter, self.ref)
+        with (
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            model_errors(f"{adapter}: not an adapter for {self.ref.id}"),
+        ):
+            self.model.load_adapter(
+                str(adapter), adapter_name=name, is_trainable=False, torch_device=str(self.device)
+            )
+        self._require_same_tensors(adapter, name)
+        self.use_layout_attention()
+
+    def serve(self, names: Sequence[str | None]) -> None:
+        """Give the engine adapters that were added, numbered in this order; ``None`` is the base alone."""
+        self.engine.load([{} if name is None else updates_of(self.model, name) for name in names])
+
+    def _require_same_tensors(self, adapter: Path, name: str) -> None:
+        """Refuse a file with missing or extra tensors, such as one for more layers. PEFT ignores them.
+
+        Raises:
+            ModelError: see above.
+        """
+        from peft import get_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
+        from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
+
+        with model_errors(f"{adapter}: not an adapter for {self.ref.id}"):
+            saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
+            loaded: dict[str, Any] = get_peft_model_state_dict(self.model, adapter_name=name)
+        if differing := saved.keys() ^ loaded.keys():
+            raise ModelError(
+                f"{adapter}: not an adapter for {self.ref.id}: {min(differing)} is in only one of them"
+            )
+
+    def use_layout_attention(self) -> None:
+        """Switch the trained model to packed attention, after TRL's trainer has changed it."""
+        self.model.set_attn_implementation(register())
+        # Never train mode: with dropout, the trained policy would not be the one that sampled.
+        self.model.eval()
+
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The adapter's parameters, in a fixed order."""
+        return [p for p in self.model.parameters() if p.requires_grad]
+
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(ids))
+
+    def close(self) -> None:
+        """Close the engine. It cannot sample afterwards."""
+        self.engine.close()
+
+    def sync(self, *siblings: Policy) -> None:
+        """Give the engine the current adapter as number 0, and those of siblings after it."""
+        self.engine.load([updates_of(policy.model, "default") for policy in (self, *siblings)])
+
+    def save_adapter(self, folder: Path) -> None:
+        """Write the adapter as a PEFT folder, with the digest of its base model."""
+        self.model.save_pretrained(folder, safe_serialization=True, selected_adapters=["default"])
+        (folder / BASE).write_text(json.dumps({"model": self.ref.id, "digest": self.ref.digest}))
+
+
+def _find_device(device: str) -> torch.device:
+    """The torch device of that name.
+
+    Raises:
+        ModelError: torch finds none.
+    """
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ModelError(
+            f"device is 'cuda', but torch {torch.__version__} finds no NVIDIA GPU; install a build of torch "
+            "that fits the driver, or use device 'cpu'"
+        )
+    return torch.device(device)

@@ -1,0 +1,207 @@
+"""The leaderboard's files: the same numbers in all three, nothing run that is not ours, nothing lost."""
+
+from __future__ import annotations
+
+import base64
+import csv
+import hashlib
+import html
+import io
+import math
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sample_reports import arm, report
+
+from envkit.benchmark.leaderboard import render, write_leaderboard
+from envkit.benchmark.leaderboard_data import make_leaderboard
+from envkit.benchmark.leaderboard_table import HEAD, line
+from envkit.benchmark.number_text import NONE, bounds, percent
+from envkit.benchmark.published import load_published
+from envkit.benchmark.report_data import Origin, ReportData
+from envkit.prices import load_prices
+
+
+@pytest.fixture(scope="module")
+def files() -> dict[str, str]:
+    board = make_leaderboard([report(), report("bench-2", "sql-desk", voids=3)], load_prices(), "cpu-2-cores")
+    return {name: content.decode() for name, content in render(board).items()}
+
+
+def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
+    board = make_leaderboard([report()], load_prices(), "cpu-2-cores")
+    for row in board.sections[0].rows:
+        cells = line(row, board.sections[0].reference)
+        assert len(cells) == len(HEAD)
+        for cell in cells:
+            assert html.escape(cell.text, quote=False) in files["leaderboard.html"]
+        said = [f"{cell.text} {cell.interval}".strip() for cell in cells]
+        plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
+        assert f"| {' | '.join(said)} |" in plain
+
+
+def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
+    found = report()
+    trained = replace(found.rows[3], origin=replace(found.rows[3].origin, training_seconds=math.nan))
+    made = make_leaderboard([replace(found, rows=(*found.rows[:3], trained, found.rows[4]))], load_prices())
+    rows = made.sections[0].rows
+    shown = {row.name: line(row, "")[HEAD.index("Training $")].text for row in rows}
+    assert shown == {
+        **dict.fromkeys(("big & <b>bold</b>", "base", "oracle", "no-op"), NONE),
+        "SFT+RL": "not known",
+    }
+    page = render(made)["leaderboard.md"].decode()
+    assert re.search(r"\n\| SFT\+RL \| big .* \| 3\d\.\d \| 9\d\.\d \| \$\S+ \| not known \|\n", page)
+
+
+def test_seconds_are_those_of_answers() -> None:
+    rows = make_leaderboard([report()], load_prices()).sections[0].rows
+    shown = {row.name: line(row, "")[HEAD.index("s per episode")].text for row in rows}
+    assert shown == {
+        **dict.fromkeys(("big & <b>bold</b>", "SFT+RL", "base"), "2.00"),
+        **dict.fromkeys(("gpt-4-0613", "oracle", "no-op"), NONE),
+    }
+
+
+def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -> None:
+    rows = list(csv.DictReader(io.StringIO(files["leaderboard.csv"])))
+    assert len(rows) == 12
+    first = rows[0]
+    assert first["agent"] == "big & <b>bold</b>"
+    assert float(first["pass_at_1"]) == int(first["solved"]) / int(first["samples"])
+    assert float(first["usd_total"]) == pytest.approx(1.44)
+    assert rows[1]["usd_total"] == ""
+    hostile = replace(report(), rows=(replace(report().rows[2], name="=1+1"),))
+    made = render(make_leaderboard([hostile], load_prices(), "cpu-2-cores"))["leaderboard.csv"].decode()
+    assert "'=1+1" in made
+    assert ",=1+1" not in made
+
+
+def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str]) -> None:
+    rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
+    made = make_leaderboard([report()], load_prices())
+    contestants = {row.name: row for row in made.sections[0].contestants}
+    for name, row in contestants.items():
+        known = {rate.k: rate.interval for rate in row.curve}
+        assert set(known) == ({1} if name == "gpt-4-0613" else {1, 2, 4})
+        cells: list[str] = []
+        for k in (1, 2, 4):
+            rate = known.get(k)
+            cells.append(f"{percent(rate.estimate)} {bounds(rate)}" if rate else NONE)
+            ends = [rows[name][f"pass_at_{k}{end}"] for end in ("", "_low", "_high")]
+            assert ends == (
+                ["", "", ""] if rate is None else [repr(x) for x in (rate.estimate, rate.low, rate.high)]
+            )
+        assert all(f">{cell}</td>" in files["leaderboard.html"] for cell in cells)
+        plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
+        assert f"\n| {name} | {' | '.join(cells)} |\n" in plain
+    once = replace(report(), rows=tuple(arm for arm in report().rows if arm.name in ("oracle", "gpt-4-0613")))
+    page = render(make_leaderboard([once], load_prices()))
+    assert "one of k tries" not in page["leaderboard.md"].decode()
+    assert b"pass_at_2" not in page["leaderboard.csv"]
+
+
+def test_a_row_that_solves_all_or_nothing_is_not_certain(files: dict[str, str]) -> None:
+    rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
+    found = [float(rows[name][f"pass_at_1_{end}"]) for name in ("no-op", "oracle") for end in ("low", "high")]
+    unseen = 1 - 0.025 ** (1 / 30)  # of 30 functions
+    assert found == pytest.approx([0, unseen, 1 - unseen, 1])
+    for name in ("leaderboard.html", "leaderboard.md"):
+        text = files[name].replace("\u00a0", " ")
+        assert "[88.4, 100.0]" in text
+        assert "[0.0, 11.6]" in text
+        assert "the exact one of Clopper and Pearson, with each source function as one trial" in text
+
+
+def test_the_page_runs_our_script_and_nothing_else(files: dict[str, str]) -> None:
+    page = files["leaderboard.html"]
+    [script] = re.findall(r"<script>(.*?)</script>", page, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in page
+    assert "default-src 'none'" in page
+    assert "<b>bold</b>" not in page
+    assert not re.findall(r"(?:src|href)=", page)
+
+
+def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
+    for text in (files["leaderboard.md"], files["leaderboard.csv"]):
+        for fact in ("envkit bench spec.toml", "0.1.0 abc1234", "ada97e5ada97", "d19e57d19e57", "5ea1"):
+            assert fact in text
+    digest = report().conditions.digest  # type: ignore[union-attr]
+    assert digest in files["leaderboard.csv"]
+
+
+def head_of(*reports: ReportData, machine: str | None = None) -> str:
+    """What a board says before its tables."""
+    page = render(make_leaderboard(reports, load_prices(), machine))["leaderboard.md"].decode()
+    return re.sub(r"\\\\(?=[<*|_])", "", page[: page.index("## code-editor")])
+
+
+def test_what_a_reader_must_know_is_said_first() -> None:
+    broken = report(voids=5)
+    lying = replace(broken.rows[0], results=tuple(replace(item, solved=0) for item in broken.rows[0].results))
+    short = replace(broken.rows[2], results=broken.rows[2].results[:50])
+    arms, early = (lying, short, broken.rows[3]), ("The run ended early (why).",)
+    head = head_of(replace(broken, rows=arms, warnings=early, isolation="external"))
+    assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
+    assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
+    assert "code-editor: base was not measured on 10 of the tasks, and is ranked behind" in head
+    assert "code-editor, run bench-1: The run ended early (why)." in head
+    assert "code-editor, run bench-1: isolation is external." in head
+    assert "different machines" not in head
+
+
+def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None:
+    first, second = (replace(report(run, tasks=20), rows=report(tasks=20).rows[:3]) for run in ("one", "two"))
+    elsewhere = replace(second, machine=replace(second.machine, cpu="B CPU"))
+    assert "different machines" not in head_of(first, second, machine="cpu-2-cores")
+    assert "different machines" not in head_of(first, elsewhere)
+    head = head_of(first, elsewhere, machine="cpu-2-cores")
+    assert "rows ran on different machines, and all pay for hours of cpu-2-cores" in head
+    assert "with 10 source functions, intervals that are not exact are too narrow" in head
+
+
+@pytest.mark.parametrize(
+    ("rates", "said"),
+    [
+        ({"a": 0.5, "b": 0.1}, "a solves most: "),
+        (
+            {"a": 0.5, "b": 0.5},
+            r"[ab] and [ab] solve most, [\d.]+ % .* and [\d.]+ % .*: they cannot be told apart",
+        ),
+        ({"a": 0.0, "b": 0.0}, r"No agent solved anything\.$"),
+        ({"a": 0.5}, r"a solves [\d.]+ % "),
+        ({}, "No agent was measured, only controls"),
+    ],
+)
+def test_the_lead_says_no_more_than_was_measured(rates: dict[str, float], said: str) -> None:
+    rows = [arm(name, Origin("local", "m"), rate, tasks=20) for name, rate in rates.items()]
+    controls = report(tasks=20).rows[:2]
+    page = render(make_leaderboard([replace(report(), rows=(*controls, *rows))], load_prices()))
+    [_, lead] = page["leaderboard.md"].decode().split("## code-editor\n\n", 1)
+    assert re.match(said, lead.partition("\n")[0])
+
+
+def test_published_rows_are_apart_and_sourced(files: dict[str, str]) -> None:
+    rows = load_published()
+    assert len(rows) >= 15
+    ranked, published = files["leaderboard.md"].split("## Published elsewhere")
+    for row in rows:
+        assert row.source
+        assert re.fullmatch(r"20\d\d-\d\d(-\d\d)?", row.date)
+        assert f"{row.solved_percent:.1f}" in published
+    assert "Aider" not in ranked
+
+
+def test_equal_boards_give_equal_bytes_and_files_are_replaced_whole(tmp_path: Path) -> None:
+    board = make_leaderboard([report()], load_prices(), "cpu-2-cores")
+    assert render(board) == render(board)
+    page = write_leaderboard(board, tmp_path)
+    assert write_leaderboard(board, tmp_path) == page
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "leaderboard.csv",
+        "leaderboard.html",
+        "leaderboard.md",
+    ]

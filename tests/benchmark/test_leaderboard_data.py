@@ -1,0 +1,277 @@
+"""The board: what may stand side by side, what it costs, and what beats what."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+from sample_reports import CONDITIONS, arm, report
+
+from envkit.benchmark.leaderboard_data import TWO_CORES, Leaderboard, make_leaderboard, usd_per_solved
+from envkit.benchmark.leaderboard_table import provenance
+from envkit.benchmark.report_data import Machine, Origin, ReportData
+from envkit.errors import UsageError
+from envkit.prices import Price, PriceTable
+
+TABLE = PriceTable("2026-01-01", "a test", {"gpt-5.6": Price(4.0, 20.0, 0.4)}, {"box": 3.6})
+
+
+def board(*reports: ReportData, against: str | None = None) -> Leaderboard:
+    return make_leaderboard(reports, TABLE, "box", against)
+
+
+def test_rows_are_ranked_and_controls_come_last() -> None:
+    [section] = board(report()).sections
+    assert [row.name for row in section.rows] == [
+        "big & <b>bold</b>",
+        "gpt-4-0613",
+        "SFT+RL",
+        "base",
+        "oracle",
+        "no-op",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"tasks": "0ther"}, "tasks (7a5c5 and 0ther)"),
+        ({"code": "0ther"}, "code (c0de and 0ther)"),
+        ({"max_turns": 3}, "max_turns (1 and 3)"),
+        ({"seed": 2}, "seed (1 and 2)"),
+    ],
+)
+def test_unequal_conditions_are_refused_and_named(changed: dict[str, object], named: str) -> None:
+    other = replace(report("bench-2"), conditions=replace(CONDITIONS, **changed))  # type: ignore[arg-type]
+    with pytest.raises(UsageError, match="bench-1 and bench-2 differ") as caught:
+        board(report(), other)
+    assert named in str(caught.value)
+
+
+def test_a_report_without_conditions_is_refused() -> None:
+    with pytest.raises(UsageError, match="bench-0 is of an older version"):
+        board(report(), replace(report("bench-0"), conditions=None))
+
+
+def test_two_environments_need_not_share_conditions() -> None:
+    found = board(report(), report("bench-2", "sql-desk"))
+    assert [section.conditions.environment for section in found.sections] == ["code-editor", "sql-desk"]
+
+
+def test_equal_names_of_two_runs_are_told_apart_and_controls_shown_once() -> None:
+    [section] = board(report("one"), report("two")).sections
+    names = [row.name for row in section.rows]
+    assert names.count("oracle") == 1
+    assert {"base · one", "base · two"} <= set(names)
+    assert len(names) == len(set(names)) == 10
+
+
+def test_a_run_that_is_named_twice_counts_once() -> None:
+    assert board(report(), report()) == board(report())
+
+
+def test_a_control_that_fails_in_one_run_is_not_hidden_by_another() -> None:
+    other = report("two")
+    failing = replace(other.rows[0], results=tuple(replace(item, solved=0) for item in other.rows[0].results))
+    [section] = board(report("one"), replace(other, rows=(failing, *other.rows[1:]))).sections
+    rates = {row.name: row.summary.solve_rate.interval for row in section.rows if "oracle" in row.name}
+    assert {name: rate.estimate for name, rate in rates.items() if rate} == {
+        "oracle": 1.0,
+        "oracle · two": 0.0,
+    }
+
+
+def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> None:
+    [section] = board(report()).sections
+    rows = {row.name: row for row in section.rows}
+    live, local = rows["big & <b>bold</b>"], rows["SFT+RL"]
+    # 240 tries of 1,000 tokens at $4 and 100 at $20 per million.
+    assert live.cost.total_usd == pytest.approx(240 * (1000 * 4 + 100 * 20) / 1e6)
+    solved = sum(item.solved for item in live.measured.results)
+    assert usd_per_solved(live) == pytest.approx(live.cost.total_usd / solved)
+    # 240 tries of 2 s at $3.60 an hour, and 1,200 s of training.
+    assert local.cost.total_usd == pytest.approx(240 * 2 * 0.001)
+    assert local.training_usd == pytest.approx(1.2)
+
+
+def test_cached_tokens_are_paid_as_such() -> None:
+    live = report().rows[4]
+    cached = replace(
+        live, results=tuple(replace(item, cached_tokens=item.prompt_tokens) for item in live.results)
+    )
+    [section] = board(replace(report(), rows=(cached,))).sections
+    assert section.rows[0].cost.total_usd == pytest.approx(240 * (1000 * 0.4 + 100 * 20) / 1e6)
+
+
+def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
+    unpriced = arm("mystery", Origin("live", "no-such-model"), 0.95)
+    [section] = board(replace(report(), rows=(*report().rows, unpriced))).sections
+    rows = {row.name: row for row in section.rows}
+    assert "no price for 'no-such-model'" in rows["mystery"].cost.basis
+    assert rows["gpt-4-0613"].cost.basis == "its tokens were not recorded"
+    assert math.isnan(rows["gpt-4-0613"].cost.total_usd)
+    assert [name for name, row in rows.items() if not row.dominated and row.cost.per_solved] == [
+        "big & <b>bold</b>",
+        "SFT+RL",
+    ]
+
+
+def test_every_row_says_how_it_was_sampled() -> None:
+    base = report().rows[2]
+    stopped = replace(base, name="stopped", origin=replace(base.origin, stop_strings=("\n",)))
+    bound = replace(base, name="bound", origin=replace(base.origin, max_context_length=512))
+    [section] = board(replace(report(), rows=(base, stopped, bound))).sections
+    table = provenance(section)
+    sampling = {row[0]: row[table.head.index("Sampling")] for row in table.rows}
+    assert sampling == {
+        "base": "temperature 0.7, 128 tokens",
+        "stopped": "temperature 0.7, 128 tokens, up to '\\n'",
+        "bound": "temperature 0.7, 128 tokens, asked with up to 512",
+    }
+
+
+def test_every_row_says_its_own_model_and_weights_whatever_it_is_priced_as() -> None:
+    arms = (
+        arm("live", Origin("live", "provider/m", price="gpt-5.6"), 0.5),
+        arm("one", Origin("local", "small", digest="1" * 64), 0.5),
+        arm("other", Origin("local", "large", digest="2" * 64), 0.5),
+    )
+    [section] = board(replace(report(), rows=arms)).sections
+    table = provenance(section)
+    models = {row[0]: row[table.head.index("Model")] for row in table.rows}
+    assert models == {"live": "provider/m", "one": f"small {'1' * 12}", "other": f"large {'2' * 12}"}
+    [basis] = [row.cost.basis for row in section.rows if row.name == "live"]
+    assert basis == "tokens of gpt-5.6 at $4 and $20 per million"
+
+
+def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
+    [section] = board(report()).sections
+    assert section.reference == "SFT+RL"
+    compared = {row.name: row.versus for row in section.rows}
+    assert compared["SFT+RL"] is None
+    assert compared["oracle"] is None
+    base = compared["base"]
+    assert base is not None
+    assert base.difference.interval is not None
+    assert base.difference.interval.high < 0
+    assert base.p_value <= base.adjusted < 0.01
+    [section] = board(report(), against="base").sections
+    assert section.reference == "base"
+    with pytest.raises(UsageError, match=r"no row 'nobody'.*SFT"):
+        board(report(), against="nobody")
+
+
+def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
+    local, short = Origin("local", "m"), arm("short", Origin("local", "m"), 0.9)
+    short = replace(short, results=short.results[:20])
+    arms = (arm("best", local, 0.5), arm("worst", local, 0.1), short)
+    [section] = board(replace(report(), rows=arms)).sections
+    assert [row.name for row in section.rows] == ["best", "worst", "short"]
+    assert [row.name for row in section.whole] == ["best", "worst"]
+    assert section.lead_p < 0.01  # of the best against the worst
+    assert [row.name for row in section.rows if row.dominated] == ["worst"]
+    [section] = board(replace(report(), rows=(arms[0], short))).sections
+    assert math.isnan(section.lead_p)
+
+
+def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
+    [section] = board(report("one"), report("two"), against="base · two").sections
+    assert section.reference == "base · two"
+    with pytest.raises(UsageError, match="several rows 'base'; name one of: base · one, base · two"):
+        board(report("one"), report("two"), against="base")
+
+
+def test_answers_that_a_killed_run_had_are_paid_for_by_the_time_they_took() -> None:
+    served = Origin("live", "mine", machine="box", seconds=4800.0)
+    arms = [arm("going on", served, 0.5), arm("at once", replace(served, seconds=10.0), 0.5)]
+    [section] = board(replace(report(), rows=tuple(arms))).sections
+    costs = {row.name: row.cost.total_usd for row in section.rows}
+    # 240 tries of 2 s at $3.60 an hour, if their calls took no longer.
+    assert costs == {"going on": pytest.approx(4.8), "at once": pytest.approx(0.48)}
+
+
+def test_a_row_whose_calls_gave_no_answer_is_paid_for_all_the_same() -> None:
+    lost = replace(arm("lost", Origin("live", "gpt-5.6", prompt_tokens=10**6), 0.0))
+    items = tuple(replace(item, completion_tokens=0, prompt_tokens=0) for item in lost.results)
+    [section] = board(replace(report(), rows=(replace(lost, results=items),))).sections
+    assert section.rows[0].cost.total_usd == pytest.approx(4.0)
+
+
+def test_mcnemar_is_for_single_tries_only() -> None:
+    once = [arm(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))]
+    [section] = board(replace(report(), rows=tuple(once)), against="b").sections
+    first = section.rows[0].versus
+    assert first is not None
+    assert 0 < first.mcnemar < 0.001
+    [section] = board(report()).sections
+    assert all(math.isnan(row.versus.mcnemar) for row in section.rows if row.versus)
+
+
+def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
+    [section] = board(report()).sections
+    [found] = section.break_even
+    rows = {row.name: row for row in section.rows}
+    assert (found.trained, found.other) == ("SFT+RL", "big & <b>bold</b>")
+    for name, rate in (("SFT+RL", found.trained_rate), (found.other, found.other_rate)):
+        measured = rows[name].summary.solve_rate.interval
+        assert measured is not None
+        assert rate == measured.estimate
+    saves = usd_per_solved(rows[found.other]) - usd_per_solved(rows[found.trained])
+    assert found.saves_usd == pytest.approx(saves)
+    assert found.solved_tasks == pytest.approx(1.2 / saves) if saves > 0 else math.isinf(found.solved_tasks)
+
+
+def test_a_row_that_solves_nothing_never_pays_off() -> None:
+    trained = arm("SFT+RL", replace(report().rows[3].origin), 0.0)
+    [section] = board(replace(report(), rows=(report().rows[4], trained))).sections
+    assert math.isinf(usd_per_solved(section.rows[1]))
+    assert [pair.solved_tasks for pair in section.break_even] == [math.inf]
+
+
+def test_unknown_training_cost_is_not_called_free() -> None:
+    origin = replace(report().rows[3].origin, training_seconds=math.nan)
+    [section] = board(replace(report(), rows=(report().rows[4], arm("SFT+RL", origin, 0.5)))).sections
+    assert math.isnan(section.rows[1].training_usd)
+    [found] = section.break_even
+    assert found.saves_usd > 0
+    assert math.isnan(found.solved_tasks)
+
+
+def test_an_adapter_whose_episodes_are_not_priced_is_not_said_to_never_pay_off() -> None:
+    elsewhere = replace(report(), machine=replace(report().machine, cores=64))
+    [section] = make_leaderboard([elsewhere], TABLE).sections
+    [found] = section.break_even
+    assert math.isnan(found.saves_usd)
+    assert math.isnan(found.solved_tasks)
+
+
+def test_a_machine_without_a_price_is_refused() -> None:
+    with pytest.raises(UsageError, match="no price for machine 'abacus'; there is: box"):
+        make_leaderboard([report()], TABLE, "abacus")
+
+
+@pytest.mark.parametrize(
+    ("machine", "said"),
+    [
+        (Machine("A CPU", 2, 2, "bfloat16"), "hours of cpu-2-cores at $0.05"),
+        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU: name the price"),
+        (Machine("A CPU", 2, 2, "bfloat16", card="A card"), "it ran on A card and 2 cores of A CPU: name"),
+    ],
+)
+def test_hours_are_those_of_the_machine_that_a_row_ran_on_unless_another_is_named(
+    machine: Machine, said: str
+) -> None:
+    elsewhere, priced = (
+        replace(report(), machine=machine),
+        replace(TABLE, machines={TWO_CORES: 0.05, "box": 3.6}),
+    )
+    for named, basis in ((None, said), ("box", "hours of box at $3.6")):
+        [section] = make_leaderboard([elsewhere], priced, named).sections
+        rows = {row.name: row for row in section.rows}
+        assert rows["SFT+RL"].cost.basis.startswith(basis)
+        known = basis.startswith("hours")
+        assert math.isfinite(rows["SFT+RL"].cost.total_usd) == known
+        assert math.isfinite(rows["SFT+RL"].training_usd) == known
+        assert rows["base"].training_usd == 0.0
+        assert rows["big & <b>bold</b>"].cost.basis.startswith("tokens of gpt-5.6")

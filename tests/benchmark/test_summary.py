@@ -1,0 +1,107 @@
+"""The numbers of a report against hand counts."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
+from envkit.benchmark.report_text import headline
+from envkit.benchmark.summary import summarise
+
+
+def test_an_arm_in_numbers(run: ReportData) -> None:
+    base, sft, _, oracle = summarise(run).rows
+    assert sft.solve_rate.interval is not None
+    assert sft.solve_rate.interval.estimate == pytest.approx(15 / 40)  # (2+4+3+5+1) of 5 x 8
+    assert sft.solve_rate.interval.clusters == 40
+    assert sft.rates[1].interval is not None
+    assert sft.rates[1].interval.estimate == 1.0  # with 8 of 8 drawn, one solve is enough
+    assert sft.tokens_per_solve == pytest.approx(80_000 / 240)
+    assert (sft.seconds, sft.tasks, sft.voids) == (40.0, 80, 0)
+    assert base.tokens_per_solve == pytest.approx(80_000 / 16)
+    assert (base.control, oracle.control) == (False, True)
+
+
+def test_voids_leave_every_rate_but_are_counted(run: ReportData) -> None:
+    items = (
+        TaskResult("a", "f", "", 8, 4),
+        TaskResult("b", "g", "", 6, 3, voids=2),
+        TaskResult("c", "h", "", 0, 0, voids=8),
+    )
+    (arm,) = summarise(replace(run, rows=(Row("x", "", items),), differences=())).rows
+    assert arm.solve_rate.interval is not None
+    assert (arm.solve_rate.interval.estimate, arm.tasks) == (0.5, 2)
+    assert arm.rates[1].tasks == 1  # only task a has 8 graded samples
+    assert (arm.voids, arm.samples) == (10, 14)
+
+
+def test_differences_pair_by_task(run: ReportData) -> None:
+    whole, own, undone = summarise(run).differences
+    assert whole.interval is not None
+    assert own.interval is not None
+    assert undone.interval is not None
+    assert whole.interval.estimate == pytest.approx((15 - 1) / 40)
+    assert whole.interval.low > 0
+    assert own.interval.estimate == pytest.approx(0)
+    assert not own.interval.excludes_zero
+    assert own.detectable > 0
+    assert undone.interval.high < 0
+    assert (whole.tasks, whole.unpaired) == (80, 0)
+
+
+def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: ReportData) -> None:
+    base = run.rows[0]
+    pairs = (Difference("twin", "base", ""),)
+    data = replace(run, rows=(base, replace(base, name="twin")), differences=pairs)
+    (entry,) = summarise(data).differences
+    assert entry.detectable == math.inf
+    (said,) = headline(data, summarise(data))
+    assert "0.0 points [\N{MINUS SIGN}8.8, +8.8]. The interval includes zero" in said  # 1 - 0.025 ** (1 / 40)
+    assert said.endswith("so this run does not show a difference.")
+
+
+def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> None:
+    nothing = replace(run.rows[0], results=tuple(replace(item, solved=0) for item in run.rows[0].results))
+    data = replace(run, rows=(nothing, run.rows[3]), differences=(Difference("oracle", "base", ""),))
+    summary = summarise(data)
+    for arm, ends in zip(summary.rows, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
+        for rate in arm.rates:
+            assert rate.interval is not None
+            assert rate.interval.exact
+            assert (rate.interval.low, rate.interval.high) == pytest.approx(ends, abs=1e-4)
+    (found,) = summary.differences
+    assert found.interval is not None
+    assert (found.interval.low, found.interval.high) == pytest.approx((1 - 2 * 0.0881, 1.0), abs=1e-4)
+    assert found.detectable == math.inf
+
+
+def test_tasks_of_one_arm_only_are_left_out_and_counted(run: ReportData) -> None:
+    base, sft, *_ = run.rows
+    short = replace(sft, results=sft.results[:60])
+    (entry,) = summarise(
+        replace(run, rows=(base, short), differences=(Difference("SFT", "base", ""),))
+    ).differences
+    assert (entry.tasks, entry.unpaired) == (60, 20)
+    (none,) = summarise(
+        replace(run, rows=(base, replace(sft, results=())), differences=(Difference("SFT", "base", ""),))
+    ).differences
+    assert (none.interval, none.tasks, none.unpaired) == (None, 0, 80)
+
+
+def test_rates_by_operator(run: ReportData) -> None:
+    comparison, variable = summarise(run).operators
+    assert (comparison.operator, comparison.tasks) == ("comparison", 40)
+    assert (variable.operator, variable.tasks) == ("wrong variable", 40)
+    assert run.ks == (1, 8)
+    first, eighth = comparison.rates
+    assert first[1] == pytest.approx(15 / 40)  # 80 tasks walk through all five values
+    assert eighth[0] == pytest.approx(8 / 40)  # one task in five is solved once in its eight samples
+    assert len(first) == len(eighth) == 3  # the control is no contestant
+    base, sft, *_ = run.rows
+    partial = summarise(
+        replace(run, rows=(base, replace(sft, results=sft.results[:1])), differences=())
+    ).operators
+    assert math.isnan(partial[1].rates[0][1])

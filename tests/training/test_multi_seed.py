@@ -1,0 +1,260 @@
+"""Several adapters of one base, trained at once: each as if it were alone, but in one batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import tiny
+import torch
+
+from envkit.engine.protocol import Request, Sampling
+from envkit.errors import StoreError, TrainingError
+from envkit.models import ModelRef
+from envkit.rollout import Rollouts
+from envkit.store import Journal, read_lines
+from envkit.training.checkpoint import CheckpointStore
+from envkit.training.grpo import GRPOTrainer
+from envkit.training.metrics import StepMetrics
+from envkit.training.multi_seed import resume_seeds, train_seeds
+from envkit.training.rollouts import RolloutCollector, StepRollouts
+
+CONFIG = dataclasses.replace(tiny.TRAINING, seed=0)
+TASKS = tiny.letter_tasks("abcdefg")
+SEEDS = (5, 6, 9)
+
+
+class Make(Protocol):
+    """Trainers of siblings, each in a folder of its seed; a second process would make the same there."""
+
+    def __call__(self, folder: Path, seeds: Sequence[int] = SEEDS, **changes: Any) -> list[GRPOTrainer]: ...
+
+
+@pytest.fixture
+def make(ref: ModelRef) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def trainers(folder: Path, seeds: Sequence[int] = SEEDS, **changes: Any) -> list[GRPOTrainer]:
+            backend, first = tiny.MemoryBackend(), tiny.policy(ref, seed=seeds[0])
+            rollouts = stack.enter_context(
+                Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=CONFIG.max_turns))
+            )
+            made: list[GRPOTrainer] = []
+            for number, seed in enumerate(seeds):
+                own = folder / str(seed)
+                own.mkdir(parents=True, exist_ok=True)
+                policy = first if number == 0 else first.sibling(seed)
+                config = dataclasses.replace(CONFIG, seed=seed, **changes)
+                metrics, episodes = (
+                    stack.enter_context(Journal(own / name)) for name in ("metrics.jsonl", "episodes.jsonl")
+                )
+                collector = RolloutCollector(policy, TASKS, rollouts, config, episodes)
+                made.append(GRPOTrainer(collector, metrics, CheckpointStore(own / "checkpoints")))
+            return made
+
+        yield trainers
+
+
+def train(trainers: Sequence[GRPOTrainer]) -> list[list[StepMetrics]]:
+    metrics: list[list[StepMetrics]] = [[] for _ in trainers]
+
+    def on_step(number: int, one: StepMetrics) -> bool:
+        metrics[number].append(one)
+        return True
+
+    train_seeds(trainers, on_step)
+    return metrics
+
+
+def weights(trainers: Sequence[GRPOTrainer]) -> list[list[torch.Tensor]]:
+    return [tiny.weights(trainer.collector.policy) for trainer in trainers]
+
+
+def test_siblings_have_one_base_and_an_adapter_each(ref: ModelRef, tmp_path: Path) -> None:
+    first = tiny.policy(ref, shaken=0.1)
+    second = first.sibling(7)
+    assert second.engine is first.engine
+    own = {id(weight) for weight in second.trainable()}
+    theirs = {id(weight) for weight in first.model.parameters()}
+    assert {id(weight) for weight in second.model.parameters()} - theirs == own
+    assert tiny.equal(tiny.weights(second), tiny.weights(tiny.policy(ref, seed=7)))
+    asked = [Request(tiny.prompt(9, seed=2), (row,), adapter=row % 2) for row in range(6)]
+    first.sync(second)
+    both = first.engine.generate(asked, Sampling(1.0, 5))
+    second.sync()
+    alone = second.engine.generate([dataclasses.replace(each, adapter=0) for each in asked], Sampling(1.0, 5))
+    assert [c.ids for c in both[1::2]] == [c.ids for c in alone[1::2]]
+    assert [c.ids for c in both[::2]] != [c.ids for c in alone[::2]]
+    second.save_adapter(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists()
+
+
+def test_each_plays_and_learns_what_it_would_alone(make: Make, tmp_path: Path) -> None:
+    together = make(tmp_path / "together")
+    before = weights(together)
+    metrics = train(together)
+    for number, seed in enumerate(SEEDS):
+        alone = make(tmp_path / "alone", [seed])
+        alone[0].train(lambda _: True)
+        said, expected = (
+            [(t["key"], [step["turn"]["text"] for step in t["steps"]]) for t in read_lines(file)]
+            for file in (tmp_path / where / str(seed) / "episodes.jsonl" for where in ("together", "alone"))
+        )
+        assert said == expected
+        for a, b in zip(weights(together)[number], weights(alone)[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+        assert not tiny.equal(before[number], weights(together)[number])
+        assert max(one.drift for one in metrics[number]) < 1e-4
+    assert not tiny.equal(*weights(together)[:2])
+
+
+def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -> None:
+    straight = make(tmp_path / "straight")
+    train(straight)
+    folder = tmp_path / "stopped"
+    train_seeds(make(folder), lambda _, metrics: metrics.step < 3)
+    # As if the process had been killed when the first had saved its third step, and no other.
+    for seed in SEEDS[1:]:
+        shutil.rmtree(folder / str(seed) / "checkpoints" / "step-000003")
+    again = make(folder)
+    resume_seeds(again)
+    assert [trainer.step for trainer in again] == [2, 2, 2]
+    train(again)
+    for one, other in zip(weights(again), weights(straight), strict=True):
+        assert tiny.equal(one, other)
+
+
+def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> None:
+    train_seeds(make(tmp_path), lambda *_: False)
+    shutil.rmtree(tmp_path / "6" / "checkpoints")
+    again = make(tmp_path)
+    resume_seeds(again)
+    assert [trainer.step for trainer in again] == [0, 0, 0]
+
+
+def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path) -> None:
+    train(make(tmp_path))
+    shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000004")
+    again = make(tmp_path)
+    resume_seeds(again)
+    assert [trainer.store.steps()[-1] for trainer in again] == [3, 3, 3]
+    checkpoints = tmp_path / "6" / "checkpoints"
+    (checkpoints / "step-000003").rename(checkpoints / "step-000001")
+    with pytest.raises(StoreError, match="the checkpoints of 3 seeds have no step in common"):
+        resume_seeds(make(tmp_path))
+
+
+def test_one_whose_step_fails_is_ended_and_the_others_go_on(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainers = make(tmp_path)
+    update = GRPOTrainer.update
+
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+        if trainer is trainers[1] and trainer.step == 2:
+            raise TrainingError("the gradient is not finite")
+        return update(trainer, rollouts)
+
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
+    assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
+    assert trainers[1].alarm == "the gradient is not finite"
+    again = make(tmp_path)
+    resume_seeds(again)
+    assert [(one.step, one.alarm) for one in again] == [(4, ""), (2, "the gradient is not finite"), (4, "")]
+
+
+@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
+def test_before_an_end_is_on_record_the_others_have_saved(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    trainers, update = make(tmp_path, save_steps=9), GRPOTrainer.update
+    wrote: list[tuple[int, int, bool]] = []
+
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+        metrics = update(trainer, rollouts)
+        if trainer is not trainers[0] or trainer.step != 2:
+            return metrics
+        if fails == "by an error":
+            raise TrainingError("the gradient is not finite")
+        return dataclasses.replace(metrics, entropy=0.0)
+
+    def save(store: CheckpointStore, step: int, *given: Any) -> None:
+        keep(store, step, *given)
+        wrote.append((seed_of(store), step, bool(store.alarm())))
+
+    def end(store: CheckpointStore, reason: str) -> None:
+        close(store, reason)
+        wrote.append((seed_of(store), store.ended(), bool(store.alarm())))
+
+    def seed_of(store: CheckpointStore) -> int:
+        return SEEDS[[one.store for one in trainers].index(store)]
+
+    keep, close = CheckpointStore.save, CheckpointStore.end
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
+    monkeypatch.setattr(CheckpointStore, "save", save)
+    monkeypatch.setattr(CheckpointStore, "end", end)
+    train(trainers)
+    first = [(5, 2, False), (5, 3, True)] if fails == "by an error" else [(5, 3, True)]
+    assert wrote == [(6, 3, False), (9, 3, False), *first, (6, 4, False), (9, 4, False)]
+
+
+@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
+def test_two_that_end_in_one_step_end_together_or_not_at_all(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+) -> None:
+    update = GRPOTrainer.update
+
+    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+        metrics = update(trainer, rollouts)
+        if trainer.collector.config.seed == SEEDS[2] or trainer.step != 2:
+            return metrics
+        if fails == "by an error":
+            raise TrainingError("the gradient is not finite")
+        return dataclasses.replace(metrics, entropy=0.0)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(store: CheckpointStore, *given: Any) -> None:
+        if fails == "by an error" and SEEDS[1] == int(store.path(0).parents[1].name):
+            raise Killed
+        close(store, *given)
+
+    def unsaved(store: CheckpointStore, step: int, *given: Any) -> None:
+        if fails == "by an alarm" and step == 3 and SEEDS[1] == int(store.path(0).parents[1].name):
+            raise Killed
+        keep(store, step, *given)
+
+    keep, close = CheckpointStore.save, CheckpointStore.end
+    monkeypatch.setattr(GRPOTrainer, "update", failing)
+    monkeypatch.setattr(CheckpointStore, "end", killed)
+    monkeypatch.setattr(CheckpointStore, "save", unsaved)
+    with pytest.raises(Killed):
+        train(make(tmp_path, save_steps=2))
+    monkeypatch.undo()
+    again = make(tmp_path, save_steps=2)
+    resume_seeds(again)
+    assert [(trainer.step, trainer.alarm) for trainer in again] == [(2, "")] * 3
+    assert [trainer.store.steps()[-1] for trainer in again] == [2, 2, 2]
+
+
+def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
+    trainers = make(tmp_path)
+    train_seeds(trainers, lambda _, metrics: metrics.step < 2)
+    trainers[1].fail("collapsed")
+    metrics = train(trainers)
+    assert [[one.step for one in own] for own in metrics] == [[3, 4], [], [3, 4]]
+    again = make(tmp_path)
+    resume_seeds(again)
+    assert [(trainer.step, trainer.alarm) for trainer in again] == [(4, ""), (2, "collapsed"), (4, "")]
+    assert train(again) == [[], [], []]
+
+
+def test_seeds_tell_them_apart(make: Make, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"seeds \[5, 5\] are not distinct"):
+        train(make(tmp_path, [5, 5]))

@@ -1,0 +1,123 @@
+"""Packing: the layout of rows behind one prompt."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from envkit.errors import ContractError
+from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack, training_row
+from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
+
+KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
+
+
+def row(ids: str, advantage: float = 1.0, trained: str | None = None) -> TrainingRow:
+    """A row of letters; ``trained`` marks sampled ones with ``x``."""
+    marks = tuple(mark == "x" for mark in (trained or "x" * len(ids)))
+    old, advantages = (tuple(value * mark for mark in marks) for value in (-0.5, advantage))
+    return TrainingRow(tuple(map(ord, ids)), marks, old, advantages)
+
+
+def turn(prompt_ids: tuple[int, ...], completion_ids: tuple[int, ...], logprobs: tuple[float, ...]) -> Turn:
+    return Turn("", Tokens(prompt_ids, completion_ids, logprobs))
+
+
+def trajectory(*turns: Turn) -> Trajectory:
+    return Trajectory(KEY, "e", "a", tuple(StepRecord("", each, 0.0) for each in turns), Outcome.FAILED)
+
+
+def test_a_row_is_all_that_follows_the_first_prompt() -> None:
+    made = training_row(
+        trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), [0.25, -0.5]
+    )
+    assert made.ids == (3, 4, 5, 6, 7)
+    assert made.trained == (True, True, False, False, True)
+    assert made.logprobs == (-0.3, -0.4, 0.0, 0.0, -0.7)
+    assert made.advantages == (0.25, 0.25, 0.0, 0.0, -0.5)
+
+
+def test_a_turn_without_tokens_cannot_be_trained() -> None:
+    with pytest.raises(ContractError, match="records no tokens"):
+        training_row(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
+
+
+def test_a_turn_that_forgets_makes_a_branch() -> None:
+    first = turn((1, 2), (3, 4), (-0.3, -0.4))
+    second = Turn("", Tokens((5,), (6,), (-0.6,), kept=3))
+    third = Turn("", Tokens((7,), (8,), (-0.8,), kept=2))
+    made = training_row(trajectory(first, second, third), [1.0, 1.0, 1.0])
+    assert made.ids == (3, 4, 5, 6, 7, 8)
+    assert made.kept == {2: 1, 4: 0}
+
+
+def test_what_an_episode_began_with_is_not_forgotten() -> None:
+    turns = turn((1, 2), (3,), (-0.3,)), Turn("", Tokens((5,), (6,), (-0.6,), kept=1))
+    with pytest.raises(ContractError, match="turn 1 of agent a keeps 1 ids of its context"):
+        training_row(trajectory(*turns), [1.0, 1.0])
+
+
+rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, max_size=12)
+
+
+@settings(deadline=None)
+@given(texts=rows_of_letters, prompt=st.integers(1, 9), limit=st.integers(1, 40))
+def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limit: int) -> None:
+    rows = [row(text, advantage=index) for index, text in enumerate(texts)]
+    split = list(chunks((0,) * prompt, rows, limit))
+    assert sorted(r.advantages[0] for chunk in split for r in chunk) == [r.advantages[0] for r in rows]
+    for chunk in split:
+        assert len(chunk) == 1 or pack((0,) * prompt, chunk).ids_1S.shape[1] <= limit
+
+
+def context(batch: PackedBatch, place: int) -> list[int]:
+    """The ids that a place sees, itself included."""
+    prompt = [*range(batch.prompt)]
+    ways = {tuple([*prompt, *path][: int(batch.positions_1S[0, place]) + 1]) for path in batch.paths or [[]]}
+    [way] = [way for way in ways if way[-1] == place]
+    return batch.ids_1S[0, list(way)].tolist()
+
+
+@settings(deadline=None)
+@given(texts=rows_of_letters, prompt_length=st.integers(1, 6))
+def test_every_token_is_predicted_from_its_own_row(texts: list[str], prompt_length: int) -> None:
+    prompt = tuple(range(prompt_length))
+    batch = pack(prompt, [row(text) for text in texts])
+    rows = [[*map(ord, text)] for text in texts]
+    assert batch.targets_K[batch.which_N].tolist() == [token for ids in rows for token in ids]
+    assert batch.rows_N.tolist() == [number for number, ids in enumerate(rows) for _ in ids]
+    assert batch.rows == len(texts)
+    seen = [context(batch, int(place)) for place in batch.sources_K[batch.which_N]]
+    assert seen == [[*prompt, *ids[:offset]] for ids in rows for offset in range(len(ids))]
+
+
+@settings(deadline=None)
+@given(texts=rows_of_letters)
+def test_what_rows_share_is_packed_once(texts: list[str]) -> None:
+    batch = pack((0, 1), [row(text) for text in texts])
+    beginnings = {
+        text[:end] for text in texts for end in range(1, len(text))
+    }  # a last token predicts nothing
+    assert batch.ids_1S.shape[1] == 2 + len(beginnings)
+    assert {place for path in batch.paths for place in path} == {*range(2, 2 + len(beginnings))}
+    assert len({tuple(path) for path in batch.paths}) == len(batch.paths)
+
+
+def test_a_branch_sees_what_it_keeps() -> None:
+    forgetful = replace(row("abcdef", trained="xx.x.x"), kept={2: 1, 4: 0})
+    batch = pack((1, 2), [forgetful, row("abx")])
+    seen = [bytes(context(batch, int(place))) for place in batch.sources_K[batch.which_N]]
+    assert seen == [b"\1\2", b"\1\2a", b"\1\2ac", b"\1\2e", b"\1\2", b"\1\2a", b"\1\2ab"]
+    assert bytes(batch.ids_1S[0].tolist()) == b"\1\2aceb"
+
+
+def test_only_sampled_tokens_are_trained() -> None:
+    batch = pack((1, 2, 3), [row("abcd", 0.5, "x..x"), row("ef", -1.0)])
+    assert [chr(target) for target in batch.targets_K[batch.which_N]] == ["a", "d", "e", "f"]
+    assert batch.sources_K[batch.which_N].tolist() == [2, 5, 2, 6]
+    assert batch.advantages_N.tolist() == [0.5, 0.5, -1.0, -1.0]
+    assert batch.old_logprobs_N.tolist() == [-0.5] * 4
+    assert batch.rows_N.tolist() == [0, 0, 1, 1]

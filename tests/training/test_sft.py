@@ -1,0 +1,118 @@
+"""The warm start: only answers are imitated, and TRL's trainer leaves no trace behind."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+from torch.nn.functional import cross_entropy
+
+from envkit.engine.attention import NAME
+from envkit.errors import ModelError
+from envkit.models import ModelRef
+from envkit.training import sft
+from envkit.training.config import TrainConfig
+from envkit.training.demonstration import Demonstration
+from envkit.training.policy import Policy
+
+SHOWN = [
+    Demonstration("Speak.", f"Say {word} number {i}.", f"{word}!" * (1 + i % 3))
+    for i, word in enumerate("abcdefgh" * 3)
+]
+CONFIG = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2)
+
+
+@pytest.fixture
+def policy(ref: ModelRef) -> Policy:
+    return tiny.policy(ref)
+
+
+def train(policy: Policy, shown: list[Demonstration] = SHOWN, **changes: Any) -> list[float]:
+    losses: list[float] = []
+
+    def on_step(step: int, steps: int, loss: float) -> bool:
+        assert (step, steps) == (len(losses) + 1, len(shown) // config.sft_batch_size)
+        losses.append(loss)
+        return True
+
+    config = dataclasses.replace(CONFIG, **changes)
+    assert sft.train(policy, shown, config, on_step) == len(losses)
+    return losses
+
+
+def test_the_loss_falls_quietly(
+    policy: Policy, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    base = [p.clone() for p in policy.model.parameters() if not p.requires_grad]
+    capfd.readouterr()
+    losses = train(policy, SHOWN * 2)
+    assert len(losses) == 12
+    assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
+    assert (capfd.readouterr().out, caplog.text) == ("", "")
+    after = [p for p in policy.model.parameters() if not p.requires_grad]
+    assert tiny.equal(base, after), "only the adapter may be trained"
+    assert {p.dtype for p in policy.trainable()} == {torch.float32}
+
+
+def test_the_loss_is_the_answers_alone(policy: Policy) -> None:
+    (loss,) = train(policy, SHOWN[:5], sft_batch_size=5, sft_learning_rate=1e-9)
+    model = tiny.plain(policy.ref)
+    total, count = 0.0, 0
+    for one in SHOWN[:5]:
+        prompt = policy.renderer.first(one.system, one.observation)
+        said = policy.renderer.answer(one.answer)
+        with torch.no_grad():
+            logits = model(torch.tensor([[*prompt, *said]])).logits[0, len(prompt) - 1 : -1]
+        total += float(cross_entropy(logits, torch.tensor(said), reduction="sum"))
+        count += len(said)
+    assert loss == pytest.approx(total / count, rel=1e-4)
+
+
+def test_it_stops_when_told_to(policy: Policy) -> None:
+    seen: list[int] = []
+
+    def on_step(step: int, steps: int, loss: float) -> bool:
+        seen.append(step)
+        return step < 2
+
+    assert sft.train(policy, SHOWN, CONFIG, on_step) == 2
+    assert seen == [1, 2]
+
+
+def test_the_seed_decides_everything(ref: ModelRef) -> None:
+    policies = [tiny.policy(ref) for _ in range(3)]
+    losses = [train(policy, seed=seed) for policy, seed in zip(policies, (5, 5, 6), strict=True)]
+    assert losses[0] == losses[1] != losses[2]
+    assert tiny.equal(tiny.weights(policies[0]), tiny.weights(policies[1]))
+
+
+def test_fewer_examples_than_a_batch_are_no_step(policy: Policy) -> None:
+    before = tiny.weights(policy)
+    assert train(policy, SHOWN[:3]) == []
+    assert tiny.equal(before, tiny.weights(policy))
+
+
+def test_packed_attention_is_back_afterwards(policy: Policy) -> None:
+    train(policy, SHOWN[:4])
+    assert policy.model.config._attn_implementation == NAME
+    assert not policy.model.training
+
+
+def test_packed_attention_is_back_after_an_error(policy: Policy) -> None:
+    def on_step(step: int, steps: int, loss: float) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        sft.train(policy, SHOWN, CONFIG, on_step)
+    assert policy.model.config._attn_implementation == NAME
+    assert not policy.model.training
+
+
+def test_a_demonstration_longer_than_the_context_is_refused_first(tmp_path: Path) -> None:
+    policy = tiny.policy(tiny.make(tmp_path, max_position_embeddings=8))
+    with pytest.raises(ModelError, match=r"a demonstration has \d+ tokens, but the context of .* has 8; use"):
+        sft.train(policy, SHOWN, CONFIG, lambda *_: pytest.fail("it trained"))

@@ -1,0 +1,169 @@
+"""TRL's trainer on the same episodes takes the same steps."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny
+import torch
+
+from envkit.models import ModelRef
+from envkit.rollout import Rollouts
+from envkit.store import Journal
+from envkit.training.checkpoint import CheckpointStore
+from envkit.training.config import TrainConfig
+from envkit.training.grpo import GRPOTrainer
+from envkit.training.metrics import StepMetrics
+from envkit.training.policy import Policy
+from envkit.training.rollouts import RolloutCollector
+from envkit.training.trl_backend import TRLTrainer
+
+CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
+TASKS = tiny.letter_tasks("abcdefg")
+Make = Callable[..., Any]
+
+
+@pytest.fixture
+def make(ref: ModelRef, tmp_path: Path) -> Iterator[Make]:
+    with ExitStack() as stack:
+
+        def trainer(
+            kind: type[GRPOTrainer] | type[TRLTrainer],
+            name: str,
+            policy: Policy,
+            config: TrainConfig = CONFIG,
+            broken: frozenset[int] = frozenset(),
+        ) -> Any:
+            folder = tmp_path / name
+            folder.mkdir(exist_ok=True)
+            backend = tiny.MemoryBackend(broken)
+            rollouts = stack.enter_context(
+                Rollouts(lambda: tiny.LetterEnv(tasks=TASKS, sandbox=backend, max_turns=2), workers=1)
+            )
+            metrics, episodes = (
+                stack.enter_context(Journal(folder / name)) for name in ("metrics", "episodes")
+            )
+            collector = RolloutCollector(policy, TASKS, rollouts, config, episodes)
+            return kind(collector, metrics, CheckpointStore(folder / "checkpoints"))
+
+        yield trainer
+
+
+def train(trainer: Any, until: int | None = None) -> list[StepMetrics]:
+    seen: list[StepMetrics] = []
+
+    def on_step(metrics: StepMetrics) -> bool:
+        seen.append(metrics)
+        return metrics.step != until
+
+    trainer.train(on_step)
+    return seen
+
+
+def moved(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
+    return torch.cat([(a - b).flatten() for a, b in zip(tiny.weights(policy), before, strict=True)])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"loss_type": "grpo"},
+        {"loss_type": "dr_grpo"},
+        {"loss_type": "cispo", "epsilon_high": 5.0},
+        {"loss_type": "grpo", "importance_sampling_level": "sequence"},
+        {"beta": 0.5},
+        {"max_kl": 100.0},
+        {"groups_per_step": 9},  # there are seven tasks
+        {"groups_per_step": 9, "loss_type": "grpo"},
+        {"shaping": {"says_it": 0.5}},
+        {"groups_per_step": 2, "temperature": 0.7},
+    ],
+    ids=str,
+)
+def test_a_step_is_the_same_step(make: Make, ref: ModelRef, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, **changes)
+    steps: list[StepMetrics] = []
+    moves: list[torch.Tensor] = []
+    for kind in (GRPOTrainer, TRLTrainer):
+        policy = tiny.policy(ref, shaken=0.1)
+        before = tiny.weights(policy)
+        steps += train(make(kind, kind.__name__, policy, config))
+        moves.append(moved(policy, before))
+    ours, theirs = (dataclasses.asdict(each) for each in steps)
+    assert ours["mixed"] > 0
+    for name in ("step", "reward", "mixed", "void", "entropy", "completion_tokens"):
+        assert ours[name] == theirs[name]
+    assert theirs["loss"] == pytest.approx(ours["loss"], rel=1e-3, abs=1e-4)
+    assert theirs["grad_norm"] == pytest.approx(ours["grad_norm"], rel=1e-3)
+    assert theirs["kl"] == pytest.approx(ours["kl"], rel=1e-3)
+    assert (ours["kl"] > 0) == config.needs_reference
+    assert max(ours["drift"], theirs["drift"]) < 1e-4
+    # Adam's first step has the size of the learning rate for every weight, however small its gradient.
+    assert float((moves[0] - moves[1]).norm() / moves[0].norm()) < 0.05
+
+
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])  # with bnpo it matters which rows TRL puts together
+def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(
+    make: Make, ref: ModelRef, loss_type: str
+) -> None:
+    config = dataclasses.replace(CONFIG, loss_type=loss_type)
+    straight, stopped = (tiny.policy(ref, seed=2) for _ in range(2))
+    whole = train(make(TRLTrainer, "straight", straight, config))
+    first = train(make(TRLTrainer, "stopped", stopped, config), until=1)
+    again = tiny.policy(ref, seed=2)
+    second = make(TRLTrainer, "stopped", again, config)
+    assert second.resume()
+    later = train(second)
+    assert [each.step for each in whole] == [each.step for each in first + later] == [1, 2, 3]
+    assert [each.reward for each in whole] == [each.reward for each in first + later]
+    assert tiny.equal(tiny.weights(straight), tiny.weights(again))
+
+
+@pytest.mark.parametrize(("broken", "void"), [(frozenset({1, 2}), 1 / 12), (frozenset(range(99)), 1.0)])
+def test_voids_carry_no_gradient_and_break_nothing(
+    make: Make, ref: ModelRef, broken: frozenset[int], void: float
+) -> None:
+    config, policy = dataclasses.replace(CONFIG, max_steps=1, max_turns=1), tiny.policy(ref)
+    before = tiny.weights(policy)
+    (metrics,) = train(make(TRLTrainer, "run", policy, config, broken=broken))
+    assert metrics.void == pytest.approx(void)
+    assert tiny.equal(before, tiny.weights(policy)) == (void == 1)
+
+
+@pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])
+def test_voids_count_in_no_denominator(make: Make, ref: ModelRef, loss_type: str) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, loss_type=loss_type)
+    ours, theirs = (
+        train(make(kind, kind.__name__, tiny.policy(ref, shaken=0.1), config, broken=frozenset({1, 2, 7})))[0]
+        for kind in (GRPOTrainer, TRLTrainer)
+    )
+    assert ours.void == theirs.void > 0
+    assert theirs.loss == pytest.approx(ours.loss, rel=1e-3, abs=1e-5)
+    assert theirs.grad_norm == pytest.approx(ours.grad_norm, rel=1e-3) != 0
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_the_weights(
+    make: Make, ref: ModelRef
+) -> None:
+    policy = tiny.policy(ref)
+    train(make(TRLTrainer, "run", policy), until=1)
+    for parameter in policy.trainable():
+        parameter.register_hook(lambda grad: grad * float("nan"))
+    before = tiny.weights(policy)
+    trainer = make(TRLTrainer, "run", policy)
+    trainer.resume()
+    assert train(trainer) == []
+    assert trainer.alarm == "step 2: the gradient is not finite; lower learning_rate"
+    assert tiny.equal(before, tiny.weights(policy))
+
+
+def test_a_run_far_from_its_base_is_ended(make: Make, ref: ModelRef) -> None:
+    trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, max_kl=1e-9))
+    assert len(train(trainer)) == 2  # in the first step it is the base
+    assert "nats per token away from its base" in trainer.alarm
