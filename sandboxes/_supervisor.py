@@ -39,7 +39,7 @@ class Usage:
 
 @dataclass(frozen=True, slots=True)
 class Ending:
-    """How a tree ended.
+    """The end of a tree.
 
     Args:
         code: exit status, or minus the signal that ended the command.

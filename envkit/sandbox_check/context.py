@@ -1,4 +1,4 @@
-"""What cases are made of, and the context they run in: a sandbox, and canaries on the host.
+"""Cases, and the context they run in: a sandbox, and canaries on the host.
 
 A backend under test may isolate nothing, and the test may run as root. So a case only asks whether something
 is possible, and does nothing that would harm the host if it is.

@@ -148,9 +148,11 @@ def _fork(context: CheckContext) -> str:
         sandbox.write("a/b", b"1")
         peer = sandbox.open([sandbox.python, "-ISuc", "while True: print(input())"])
         with sandbox.fork() as fork:
-            said = fork.run([fork.python, "-c", "print(open('a/b').read())"]).stdout
+            output = fork.run([fork.python, "-c", "print(open('a/b').read())"]).stdout
             found = fork.export(["**"], 100)
-        return unless((said, found, peer.ask(b"on", 5.0)) == (b"1\n", {"a/b": b"1"}, b"on"), (said, found))
+        return unless(
+            (output, found, peer.ask(b"on", 5.0)) == (b"1\n", {"a/b": b"1"}, b"on"), (output, found)
+        )
 
 
 def _forks_apart(context: CheckContext) -> str:
@@ -187,11 +189,11 @@ def _forks_live_on(context: CheckContext) -> str:
         fork = sandbox.fork(first)
     with fork:
         fork.write("file", b"2")
-        said = fork.run([fork.python, "-c", "print(open('file').read())"]).stdout
+        output = fork.run([fork.python, "-c", "print(open('file').read())"]).stdout
         with fork.fork(first) as child:
             fork.reset(first)
             found = [fork.export(["**"], 9), child.export(["**"], 9)]
-    return unless((said, found) == (b"2\n", [{"file": b"1"}] * 2), (said, found))
+    return unless((output, found) == (b"2\n", [{"file": b"1"}] * 2), (output, found))
 
 
 def _parents_live_on(context: CheckContext) -> str:
@@ -204,8 +206,8 @@ def _parents_live_on(context: CheckContext) -> str:
                 fork.write("file", b"2")
                 change()
         sandbox.reset(first)
-        said = sandbox.run([sandbox.python, "-c", "print(open('file').read())"]).stdout
-    return unless(said == b"1\n", said)
+        output = sandbox.run([sandbox.python, "-c", "print(open('file').read())"]).stdout
+    return unless(output == b"1\n", output)
 
 
 def _deleted_comes_back(context: CheckContext) -> str:

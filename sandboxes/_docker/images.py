@@ -272,9 +272,9 @@ def _pull(client: Any, base: str) -> None:
         client.api.inspect_distribution(base)  # respects the client's timeout, which a pull does not
         _follow(client.api.pull(base, stream=True, decode=True))
     except (DockerException, RequestException) as error:
-        said = getattr(error, "explanation", None) or error
+        reason = getattr(error, "explanation", None) or error
         raise SandboxUnavailable(
-            f"cannot pull {base}: {said}; bring it here (docker pull, docker load), name another with "
+            f"cannot pull {base}: {reason}; bring it here (docker pull, docker load), name another with "
             "--base, or build the image without a registry: envkit sandbox build --from host"
         ) from error
 
@@ -297,8 +297,8 @@ def _bootstrapped(scratch: Path) -> Path:
         raise SandboxUnavailable(f"mmdebstrap did not end within {_PATIENCE_S} s") from None
     if done.returncode != 0:
         errors = [line for line in done.stderr.splitlines() if line.startswith("E: ")]
-        said = errors[0] if errors else f"exit status {done.returncode}"
-        raise SandboxUnavailable(f"mmdebstrap cannot fetch Debian's {release}: {said}")
+        reason = errors[0] if errors else f"exit status {done.returncode}"
+        raise SandboxUnavailable(f"mmdebstrap cannot fetch Debian's {release}: {reason}")
     return archive
 
 
@@ -306,10 +306,10 @@ def _import(client: Any, archive: Path, labels: Mapping[str, str], tag: str | No
     """Import an archive of a root file system as an image; returns its id."""
     repository, _, version = (tag or "").partition(":")
     changes = [f"LABEL {key}={json.dumps(value)}" for key, value in labels.items()]
-    said = client.api.import_image_from_file(
+    output = client.api.import_image_from_file(
         str(archive), repository=repository or None, tag=version or None, changes=changes
     )
-    return str(json.loads(said.splitlines()[-1])["status"])
+    return str(json.loads(output.splitlines()[-1])["status"])
 
 
 def _build(
@@ -345,12 +345,12 @@ def _follow(lines: Iterable[Any]) -> None:
     """Wait until the engine has finished, reading its report line by line."""
     from docker.errors import DockerException
 
-    deadline, said = time.monotonic() + _PATIENCE_S, ""
+    deadline, last_line = time.monotonic() + _PATIENCE_S, ""
     for line in lines:
         if "error" in line:
-            raise DockerException(f"{line['error']} {said}".strip())
+            raise DockerException(f"{line['error']} {last_line}".strip())
         words = _COLOUR.sub("", str(line.get("stream", ""))).strip()
-        said = said if words.startswith("--->") else words or said
+        last_line = last_line if words.startswith("--->") else words or last_line
         if time.monotonic() > deadline:
             raise DockerException(f"not done after {_PATIENCE_S} s")
 

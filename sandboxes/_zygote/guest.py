@@ -204,8 +204,8 @@ def rehearse() -> None:
     """Do what typical programs do first, so that the memory pages for it are copied ahead of time."""
     scope: dict[str, Any] = {}
     exec(compile("class C:\n def f(self, *a, **k): return [*a]", "<string>", "exec"), scope)
-    said = json.dumps({"id": "0", "args": ["[1, 2.5, 'x']"], "kwargs": {}, "value": scope["C"]().f(1, None)})
-    eval("[1, (2, 'x'), {3: 4.5}]", {"said": json.loads(said)})
+    text = json.dumps({"id": "0", "args": ["[1, 2.5, 'x']"], "kwargs": {}, "value": scope["C"]().f(1, None)})
+    eval("[1, (2, 'x'), {3: 4.5}]", {"text": json.loads(text)})
     with open("/proc/self/setgroups", encoding="utf-8") as file:
         file.read()
     signal.signal(signal.SIGPIPE, signal.getsignal(signal.SIGPIPE))

@@ -340,7 +340,7 @@ def test_names_tell_apart_what_is_made_otherwise(monkeypatch: pytest.MonkeyPatch
     assert len(names) == 6
     assert {images.name(kind) for kind in kinds} < names
     text = images._text
-    monkeypatch.setattr(images, "_text", lambda file: text(file) + "#")
+    monkeypatch.setattr(images, "_text", lambda *where: text(*where) + "#")
     monkeypatch.setattr(rootfs, "_BUILD", "another")
     assert not names & {images.name(kind) for kind in kinds}
 
