@@ -1,4 +1,4 @@
-"""An environment under audit, whose episodes are played to see how they look from outside."""
+"""An environment under audit: its sampled tasks, and episodes played on them."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from typing import Any, Final, TypeVar, cast, final
 
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.env import Env
+from envkit.errors import BrokenTask, EnvkitError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.tools import Tool, format_call
 from envkit.types import JSON, Task
 
-#: Tasks that are looked at, spread over all; exploits are tried on the first.
+#: Number of tasks that an audit plays. Exploits are tried on the first.
 SAMPLE: Final = 6
-#: Longest that one episode may take before it counts as one that never ends.
-PATIENCE_S: Final = 120.0
+#: Longest time that one episode may take, in seconds.
+EPISODE_TIMEOUT_S: Final = 120.0
 _NOISE: Final = (
     *("", "yes", "I do not know.", "submit", "0", "{}", "```\nx\n```", "<|im_end|>", "\N{SNOWMAN} " * 50),
     *("reward = 1", "PASS", "print('3 passed')", "a" * 2000),
@@ -31,25 +32,25 @@ Result = TypeVar("Result")
 
 
 class AuditFailure(Exception):
-    """The environment does not pass a check; the message says how."""
+    """The environment fails an audit check; the message says how."""
 
 
 class NotApplicable(Exception):
-    """The check has nothing to look at; the message says why."""
+    """An audit check has nothing to check; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlayedEpisode:
-    """An episode as it looked from outside.
+    """The outside view of one episode.
 
     Args:
-        seen: observations, the first one included.
+        observations: the first one included.
         rewards: of each step.
         info: of the last step.
         slowest_s: wall seconds of its slowest step.
     """
 
-    seen: tuple[str, ...]
+    observations: tuple[str, ...]
     rewards: tuple[float, ...]
     info: Mapping[str, Any]
     slowest_s: float
@@ -65,61 +66,91 @@ class AuditedEnv:
 
     Args:
         kind: its class.
-        tasks: all of its tasks that there are; a few are looked at.
-        backend: where it keeps its episodes.
-        max_turns: budget that the oracle must do with.
+        tasks: the tasks to sample from. The sample is spread over all of them and does not depend on their
+            order.
+        backend: makes the sandboxes of its episodes.
+        max_turns: actions per episode, enough for the oracle.
     """
 
     def __init__(
         self, kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, max_turns: int
     ) -> None:
         self.kind, self.backend, self.max_turns = kind, backend, max_turns
-        stride = max(len(tasks) // SAMPLE, 1)
-        self.tasks = tasks[::stride][:SAMPLE]
+        self._all_tasks = sorted(tasks, key=lambda task: task.id)
+        count = min(len(tasks), SAMPLE)
+        #: The sample.
+        self.tasks = [self._all_tasks[index * len(tasks) // count] for index in range(count)]
+
+    def require_playable(self) -> None:
+        """Refuse tasks of another environment.
+
+        Raises:
+            UsageError: two tasks have the same id, or the environment cannot begin an episode of one of the
+                sample.
+        """
+        self.make(self._all_tasks).close()
+        for task in self.tasks:
+            try:
+                self.kind.oracle(task)
+                with contextlib.closing(self.make([task])) as env:
+                    env.reset(seed=0, options={"task": task.id})
+            except Exception as error:
+                if isinstance(error, EnvkitError) and not isinstance(error, BrokenTask):
+                    raise
+                found = f"{type(error).__name__}: {error}"
+                raise UsageError(
+                    f"environment {self.kind.id} cannot pose task {task.id!r} ({found}); "
+                    "expected a task of this environment"
+                ) from error
 
     def make(self, tasks: Sequence[Task], backend: SandboxBackend | None = None) -> Env:
-        """A fresh instance; the caller closes it."""
+        """A fresh instance, which the caller closes."""
         return self.kind(tasks=tasks, sandbox=backend or self.backend, max_turns=self.max_turns)
 
     def play(
         self, task: Task, actions: Sequence[str], *, seed: int = 0, backend: InstrumentedBackend | None = None
     ) -> PlayedEpisode:
-        """Play one episode; the last action is said again until it ends.
+        """Play one episode. The last action is repeated until the episode ends.
 
         Raises:
-            AuditFailure: it does not end in time.
+            AuditFailure: the episode takes longer than `EPISODE_TIMEOUT_S`.
         """
-        watched = backend or InstrumentedBackend(self.backend)
+        instrumented = backend or InstrumentedBackend(self.backend)
 
         def episode() -> PlayedEpisode:
-            with contextlib.closing(self.make([task], watched)) as env:
-                seen = [env.reset(seed=seed, options={"task": task.id})[0]]
+            with contextlib.closing(self.make([task], instrumented)) as env:
+                observations = [env.reset(seed=seed, options={"task": task.id})[0]]
                 rewards: list[float] = []
                 slowest_s = 0.0
                 for action in itertools.chain(actions, itertools.repeat(actions[-1])):
                     began = time.monotonic()
                     observation, reward, terminated, truncated, info = env.step(action)
                     slowest_s = max(slowest_s, time.monotonic() - began)
-                    seen.append(observation)
+                    observations.append(observation)
                     rewards.append(reward)
                     if terminated or truncated:
-                        return PlayedEpisode(tuple(seen), tuple(rewards), info, slowest_s)
+                        return PlayedEpisode(tuple(observations), tuple(rewards), info, slowest_s)
                 raise AssertionError("repeat ended")
 
-        return run_with_timeout(episode, f"task {task.id}", watched.close)
+        return run_with_timeout(episode, f"task {task.id}", instrumented.close)
 
-    def oracle(self, task: Task, **options: Any) -> PlayedEpisode:
+    def play_oracle(self, task: Task, **options: Any) -> PlayedEpisode:
+        """Play the oracle's actions; options as for `play`."""
         return self.play(task, self.kind.oracle(task), **options)
 
     def noise(self, task: Task, number: int) -> list[str]:
-        """What somebody says who knows nothing: loose words, and calls of tools with nothing in them."""
+        """Actions of an agent that knows nothing: loose words, and tool calls with minimal arguments."""
         draw = random.Random(f"{task.id} {number}")
         calls = [minimal_call(tool) for tool in self.kind.tools]
         return [draw.choice([*_NOISE, *calls]) for _ in range(self.max_turns)]
 
 
-def run_with_timeout(work: Callable[[], Result], what: str, end: Callable[[], None]) -> Result:
-    """What ``work`` returns or raises; ``end`` ends what it waits for, if that takes too long."""
+def run_with_timeout(work: Callable[[], Result], label: str, cancel: Callable[[], None]) -> Result:
+    """Return or raise what ``work`` does; after `EPISODE_TIMEOUT_S` call ``cancel`` and fail.
+
+    Raises:
+        AuditFailure: it took too long.
+    """
     done: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 
     def run() -> None:
@@ -131,12 +162,12 @@ def run_with_timeout(work: Callable[[], Result], what: str, end: Callable[[], No
     worker = threading.Thread(target=run, daemon=True)
     worker.start()
     try:
-        result, error = done.get(timeout=PATIENCE_S)
+        result, error = done.get(timeout=EPISODE_TIMEOUT_S)
     except queue.Empty:
-        end()
-        worker.join(PATIENCE_S)  # what does not wait for a sandbox is left behind
+        cancel()
+        worker.join(EPISODE_TIMEOUT_S)  # a thread that waits for no sandbox is left behind
         raise AuditFailure(
-            f"{what}: an episode has not ended within {PATIENCE_S:g} s; is a time limit ignored?"
+            f"{label}: an episode has not ended within {EPISODE_TIMEOUT_S:g} s; is a time limit ignored?"
         ) from None
     if error is not None:
         raise error
@@ -144,14 +175,14 @@ def run_with_timeout(work: Callable[[], Result], what: str, end: Callable[[], No
 
 
 def minimal_call(tool: Tool) -> str:
-    """A call with the least that its schema allows."""
-    least: Mapping[str, JSON] = {"string": "", "integer": 0, "number": 0.0, "boolean": False, "array": []}
+    """A call of a tool with the smallest arguments that its schema allows."""
+    smallest: Mapping[str, JSON] = {"string": "", "integer": 0, "number": 0.0, "boolean": False, "array": []}
     parameters = tool.schema()["function"]["parameters"]
-    needed = {name: parameters["properties"][name] for name in parameters.get("required", ())}
+    required = {name: parameters["properties"][name] for name in parameters.get("required", ())}
     return format_call(
         tool.name,
         {
-            name: each["enum"][0] if "enum" in each else least.get(each.get("type", ""))
-            for name, each in needed.items()
+            name: schema["enum"][0] if "enum" in schema else smallest.get(schema.get("type", ""))
+            for name, schema in required.items()
         },
     )

@@ -1,29 +1,38 @@
-"""Certificates: what an audit found, bound to the code that it looked at."""
+"""Certificates: the results of audits, bound to the code that was audited.
+
+An environment may be installed with a certificate, in a file `SHIPPED` beside its module. `envkit audit`
+keeps the certificates that it makes in the cache. A certificate is valid if it passed and the code has not
+changed since; see `envkit.audit.code_digest`.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import inspect
 import json
+import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Final
 
-from envkit.audit.runner import Finding
+from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.code_digest import SCHEME, content_digest
+from envkit.audit.runner import Finding, run_audit
+from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
 from envkit.models import cache_dir
+from envkit.sandbox import SandboxBackend
 from envkit.store import write_atomic
+from envkit.taskfile import digest
+from envkit.types import Task
 
-_SCHEMA: Final = 1
-#: File in an environment's own package, for what is installed with its certificate.
+_SCHEMA: Final = 2
+#: Name of the certificate file in an environment's own package.
 SHIPPED: Final = "certificate.json"
-#: Files of an environment's package that may decide what it does.
-_SUFFIXES: Final = (".py", ".json", ".jsonl", ".toml", ".txt", ".sql", ".csv")
-#: Files of envkit that make rewards of what an environment finds; mining draws the hidden calls.
-_GRADERS: Final = ("checks.py", "env.py", "tools.py", "grading/*.py", "inputs/**/*.py", "mining/**/*.py")
+#: Actions per episode of a standard audit.
+STANDARD_TURNS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +40,33 @@ class Certificate:
     """The result of an audit.
 
     Args:
-        environment: its name.
-        digest: of its code, see `content_digest`.
+        environment: its id.
+        digest: of the code, see `content_digest`.
+        digest_scheme: how that digest was computed.
         created: date, ``YYYY-MM-DD``.
-        sandbox: backend that it was audited in.
-        tasks: how many tasks there were.
+        sandbox: name of the backend that the audit ran in.
+        tasks: number of tasks that the audit chose from.
+        tasks_digest: SHA-256 over these tasks, sorted by id.
+        standard: True for the environment's own starter tasks in `STANDARD_TURNS` turns. False if somebody
+            gave other tasks or another number of turns.
         findings: of every check, in order.
-        isolation: as the environment declares it.
+        isolation: as the environment declares it, see `Env.isolation`.
     """
 
     environment: str
     digest: str
+    digest_scheme: str
     created: str
     sandbox: str
     tasks: int
+    tasks_digest: str
+    standard: bool
     findings: Sequence[Finding]
     isolation: str = "sandbox"
 
     @property
     def passed(self) -> bool:
-        """Whether no check has found a fault."""
+        """True if no check found a fault."""
         return all(finding.ok is not False for finding in self.findings)
 
     @property
@@ -62,18 +78,19 @@ class Certificate:
         return json.dumps({"schema": _SCHEMA, "passed": self.passed, **asdict(self)}, indent=2) + "\n"
 
     def markdown(self) -> str:
-        """A table for people."""
+        """The certificate as a table for people."""
         marks = {True: "pass", False: "FAIL", None: "n/a"}
         rows = [
             f"| {finding.check} | {marks[finding.ok]} | {_cell(finding.detail)} |"
             for finding in self.findings
         ]
+        given = "" if self.standard else " (given tasks or turns)"
         return "\n".join(
             [
                 f"# Audit of {self.environment}",
                 "",
                 f"{'Passed' if self.passed else 'FAILED'} on {self.created}, in sandbox {self.sandbox}, "
-                f"{self.tasks} tasks, isolation {self.isolation}. Code {self.digest[:12]}.",
+                f"{self.tasks} tasks{given}, isolation {self.isolation}. Code {self.digest[:12]}.",
                 "",
                 "| check | result | found |",
                 "| --- | --- | --- |",
@@ -83,51 +100,75 @@ class Certificate:
         )
 
 
-def content_digest(kind: type[Env]) -> str:
-    """SHA-256 over an environment's code and what of envkit makes rewards of it.
+def certify(
+    kind: type[Env],
+    backend: SandboxBackend,
+    display: Display,
+    *,
+    tasks: Sequence[Task] | None = None,
+    max_turns: int = STANDARD_TURNS,
+) -> Certificate:
+    """Audit an environment; the certificate says whether it passed. Nothing is written.
 
-    The code is its whole package, with all packages around it, or its one file; and those of the environments
-    that it inherits from.
+    Args:
+        kind: the environment.
+        backend: isolates its episodes.
+        display: shows the progress.
+        tasks: tasks to audit it with; by default its own starters.
+        max_turns: actions per episode, enough for the oracle.
+
+    Raises:
+        UsageError: the environment cannot pose one of the given tasks.
     """
-    found = hashlib.sha256(version("envkit").encode())
-    core = _file(Env).parent
-    files = {(core, path) for pattern in _GRADERS for path in core.glob(pattern)}
-    for base in kind.__mro__:
-        if issubclass(base, Env) and base is not Env:
-            files |= _own(base)
-    # In an order that depends on nothing but names within folders, and contents.
-    for name, data in sorted((path.relative_to(top).as_posix(), path.read_bytes()) for top, path in files):
-        if name.rpartition("/")[2] != SHIPPED:
-            found.update(f"{name} {len(data)}\n".encode() + data)
-    return found.hexdigest()
+    posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
+    audited = AuditedEnv(kind, posed, backend, max_turns)
+    if tasks is not None:
+        audited.require_playable()
+    findings = run_audit(audited, display)
+    return Certificate(
+        environment=kind.id,
+        digest=content_digest(kind),
+        digest_scheme=SCHEME,
+        created=time.strftime("%Y-%m-%d"),
+        sandbox=backend.name,
+        tasks=len(posed),
+        tasks_digest=digest(sorted(posed, key=lambda task: task.id)),
+        standard=tasks is None and max_turns == STANDARD_TURNS,
+        findings=findings,
+        isolation=kind.isolation,
+    )
 
 
-def _file(kind: type[Env]) -> Path:
-    return Path(inspect.getfile(kind)).resolve()
-
-
-def _own(kind: type[Env]) -> set[tuple[Path, Path]]:
-    """The files of a class's code, each with the folder that it belongs to."""
-    file = _file(kind)
-    top = file.parent
-    if not (top / "__init__.py").exists():
-        return {(top, file)}
-    # Ours lie in envkit, but are a folder each.
-    while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
-        top = top.parent
-    return {(top, path) for path in top.rglob("*") if path.suffix in _SUFFIXES}
+def shipped(kind: type[Env]) -> Path:
+    """Path of the certificate that an environment is installed with, if it is."""
+    return Path(inspect.getfile(kind)).resolve().with_name(SHIPPED)
 
 
 def cached(kind: type[Env]) -> Path:
-    """Where `envkit audit` keeps this machine's certificate of an environment."""
+    """Path of this machine's certificate of an environment, which `envkit audit` writes."""
     return cache_dir() / "certificates" / f"{kind.id}.json"
 
 
-def write(certificate: Certificate, path: Path) -> None:
-    """Write it, and its table beside it as ``.md``, in place of an older one.
+def write_cached(kind: type[Env], certificate: Certificate) -> Path | None:
+    """Keep a certificate on this machine; returns its path, or ``None`` if it was not kept.
+
+    A failure with given tasks or turns does not show that the environment is at fault. So it never takes the
+    place of a valid certificate.
 
     Raises:
-        StoreError: cannot be written.
+        StoreError: the file cannot be written.
+    """
+    if not (certificate.passed or certificate.standard) and isinstance(valid(kind), Certificate):
+        return None
+    write(certificate, cached(kind))
+    return cached(kind)
+
+
+def write(certificate: Certificate, path: Path) -> None:
+    """Write a certificate, and its table beside it as ``.md``; an older one is replaced.
+
+    Raises:
+        StoreError: the file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,55 +179,55 @@ def write(certificate: Certificate, path: Path) -> None:
 
 
 def read(path: Path) -> Certificate:
-    """Read one back.
+    """Read a certificate.
 
     Raises:
-        UsageError: it is no certificate.
+        UsageError: the file is no certificate, or one of an older version of envkit.
     """
+    remedy = "make it again with: envkit audit"
     try:
-        found: dict[str, Any] = json.loads(path.read_bytes())
-        schema = found.pop("schema")
-        found.pop("passed")
-        findings = [Finding(**each) for each in found.pop("findings")]
-        made = Certificate(**found, findings=findings)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UsageError(f"{path}: not a certificate ({error}); make it again with: envkit audit") from error
-    if schema != _SCHEMA:
-        raise UsageError(f"{path}: schema {schema}, expected {_SCHEMA}; make it again with: envkit audit")
-    return made
+        fields: dict[str, Any] = json.loads(path.read_bytes())
+        schema = fields.pop("schema")
+        if schema != _SCHEMA:
+            raise UsageError(f"{path}: certificate of schema {schema}, expected {_SCHEMA}; {remedy}")
+        fields.pop("passed")
+        findings = [Finding(**each) for each in fields.pop("findings")]
+        return Certificate(**fields, findings=findings)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise UsageError(f"{path}: not a certificate ({error}); {remedy}") from error
 
 
 def valid(kind: type[Env]) -> Certificate | str:
-    """An environment's certificate, or why none is valid here; of the same code, one that failed decides."""
-    digest = content_digest(kind)
-    paths = [
-        path
-        for path in (Path(inspect.getfile(kind)).resolve().with_name(SHIPPED), cached(kind))
-        if path.exists()
-    ]
-    if not paths:
-        return "it was never audited"
-    faults: list[str] = []
-    sound: Certificate | None = None
+    """An environment's valid certificate, or the reason why there is none on this machine.
+
+    A standard audit of the present code that failed outweighs any other certificate.
+    """
+    problem = "it was never audited"
+    paths = [path for path in (shipped(kind), cached(kind)) if path.exists()]
+    code = (content_digest(kind), SCHEME) if paths else None
+    found: Certificate | None = None
     for path in paths:
         try:
             certificate = read(path)
         except UsageError as error:
-            faults.append(str(error))
+            problem = str(error)
             continue
         if certificate.environment != kind.id:
             continue  # two environments may share a folder
-        if certificate.digest != digest:
-            faults.append(f"its code has changed since it was audited on {certificate.created}")
-        elif fault := next((one for one in certificate.findings if one.ok is False), None):
-            return f"it has failed its audit: {fault.check}: {fault.detail}"
+        failed = next((finding for finding in certificate.findings if finding.ok is False), None)
+        if (certificate.digest, certificate.digest_scheme) != code:
+            problem = f"its code has changed since it was audited on {certificate.created}"
+        elif failed is None:
+            found = found or certificate
         else:
-            sound = sound or certificate
-    return sound or (faults[-1] if faults else "it was never audited")
+            problem = f"it has failed its audit: {failed.check}: {failed.detail}"
+            if certificate.standard:
+                return problem
+    return found or problem
 
 
 def certificate_problem(kind: type[Env]) -> str:
-    """Why an environment has no valid certificate here; empty if it has one."""
+    """The reason why an environment has no valid certificate here; empty if it has one."""
     found = valid(kind)
     return found if isinstance(found, str) else ""
 
@@ -195,11 +236,11 @@ def require_certified(kind: type[Env]) -> None:
     """Refuse an environment that has no valid certificate.
 
     Raises:
-        UsageError: says why, and what to do.
+        UsageError: says why there is none, and how to make one.
     """
-    if fault := certificate_problem(kind):
+    if problem := certificate_problem(kind):
         raise UsageError(
-            f"environment {kind.id} has no valid certificate: {fault}; run: envkit audit {kind.id}, "
+            f"environment {kind.id} has no valid certificate: {problem}; run: envkit audit {kind.id}, "
             "or train with --unaudited"
         )
 

@@ -1,6 +1,6 @@
-"""What a compressed file holds: zlib, gzip, and git's packs, in which each object may build on another.
+"""The content of compressed files: zlib, gzip, and the packs of git, whose objects may build on each other.
 
-No git is run on it: a repository can name programs that git would start.
+It reads git's formats itself and never runs git, because a repository can name programs that git would start.
 """
 
 from __future__ import annotations
@@ -12,46 +12,46 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
-#: Bytes that one stream may become.
-MOST_BYTES: Final = 2**26
-#: And all of one file together: a change of a few bytes can ask for the most each time.
-_MOST_TOGETHER_BYTES: Final = 2**28
+#: Limit for the content of one stream.
+MAX_STREAM_BYTES: Final = 2**26
+#: Limit for the content of one file: a few bytes of deltas can ask for the whole stream limit each time.
+_MAX_FILE_BYTES: Final = 2**28
 _CHUNK_BYTES: Final = 2**16
-#: zlib itself tells its own format from gzip's.
-_EITHER: Final = 32 + zlib.MAX_WBITS
-_STARTS: Final = (b"\x78", b"\x1f\x8b")
-_PACKS: Final = (b"PACK\0\0\0\2", b"PACK\0\0\0\3")
-#: Names of git's kinds of objects by number; the last two are changes to others.
-_KINDS: Final = {1: b"commit", 2: b"tree", 3: b"blob", 4: b"tag"}
-_BY_OFFSET, _BY_NAME = 6, 7
+#: Makes zlib detect its own format and gzip's.
+_DETECT: Final = 32 + zlib.MAX_WBITS
+_MAGIC: Final = (b"\x78", b"\x1f\x8b")
+_PACK_MAGIC: Final = (b"PACK\0\0\0\2", b"PACK\0\0\0\3")
+#: Names of git's object types by number. The last two are deltas.
+_TYPES: Final = {1: b"commit", 2: b"tree", 3: b"blob", 4: b"tag"}
+_OFFSET_DELTA, _NAME_DELTA = 6, 7
 
 
 def decompressed(data: bytes) -> Iterator[bytes]:
-    """All that is compressed in a file, as far as it can be read; nothing where it is no compressed one."""
-    if data.startswith(_STARTS):
+    """Each compressed stream in a file, as far as it can be read; nothing if it is not a compressed file."""
+    if data.startswith(_MAGIC):
         with contextlib.suppress(zlib.error):
             at = total = 0
-            # One may follow another, as gzip has it.
-            while data.startswith(_STARTS, at) and total < _MOST_TOGETHER_BYTES:
-                part, used = _inflated(memoryview(data)[at:])
+            # A gzip file may have several members.
+            while data.startswith(_MAGIC, at) and total < _MAX_FILE_BYTES:
+                part, used = _inflate(memoryview(data)[at:])
                 yield part
                 at, total = at + max(used, 1), total + len(part)
-    for start in _PACKS:
-        if (at := data.find(start)) >= 0:  # behind a header, in a bundle
+    for start in _PACK_MAGIC:
+        if (at := data.find(start)) >= 0:  # after a header, in a bundle
             yield from _objects(data[at:])
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """An object of a pack.
+    """An entry of a pack.
 
     Args:
-        kind: its number.
-        base: what it changes: an offset in the pack, or a name; ``None`` where it stands for itself.
-        data: content, or the change.
+        type: its number.
+        base: the object that a delta changes: an offset in the pack, or a name; ``None`` for a whole object.
+        data: the content, or the delta.
     """
 
-    kind: int
+    type: int
     base: int | bytes | None
     data: bytes
 
@@ -60,40 +60,40 @@ def _objects(pack: bytes) -> Iterator[bytes]:
     """Every object of a pack; see https://git-scm.com/docs/pack-format."""
     entries: dict[int, _Entry] = {}
     total = 0
-    with contextlib.suppress(zlib.error, IndexError):  # cut off, or none at all
+    with contextlib.suppress(zlib.error, IndexError):  # cut off, or not a pack
         at = 12
         for _ in range(int.from_bytes(pack[8:12])):
-            if total > _MOST_TOGETHER_BYTES:
+            if total > _MAX_FILE_BYTES:
                 break
-            entry, behind = _entry(pack, at)
-            entries[at], at, total = entry, behind, total + len(entry.data)
-    known: dict[int | bytes, tuple[int, bytes]] = {}  # by offset and by name: kind and content
+            entry, end = _read_entry(pack, at)
+            entries[at], at, total = entry, end, total + len(entry.data)
+    known: dict[int | bytes, tuple[int, bytes]] = {}  # by offset and by name: type and content
     waiting = entries
     while waiting:
-        left: dict[int, _Entry] = {}
+        unresolved: dict[int, _Entry] = {}
         for offset, entry in waiting.items():
             if entry.base is None:
-                kind, content = entry.kind, entry.data
+                kind, content = entry.type, entry.data
             elif entry.base in known:
                 kind, base = known[entry.base]
-                content = _changed(base, entry.data)
-                if (total := total + len(content)) > _MOST_TOGETHER_BYTES:
+                content = _apply_delta(base, entry.data)
+                if (total := total + len(content)) > _MAX_FILE_BYTES:
                     return
             else:
-                left[offset] = entry
+                unresolved[offset] = entry
                 continue
-            header = b"%s %d\0" % (_KINDS.get(kind, b""), len(content))
+            header = b"%s %d\0" % (_TYPES.get(kind, b""), len(content))
             name = hashlib.sha1(header + content, usedforsecurity=False).digest()
             known[offset] = known[name] = (kind, content)
             yield content
-        if len(left) == len(waiting):  # changes to what is not here
-            yield from (entry.data for entry in left.values())
+        if len(unresolved) == len(waiting):  # their bases are not in this pack
+            yield from (entry.data for entry in unresolved.values())
             return
-        waiting = left
+        waiting = unresolved
 
 
-def _entry(pack: bytes, at: int) -> tuple[_Entry, int]:
-    """The entry at an offset, and the offset behind it.
+def _read_entry(pack: bytes, at: int) -> tuple[_Entry, int]:
+    """The entry at an offset, and the offset of the next one.
 
     Raises:
         IndexError, zlib.error: there is none.
@@ -104,57 +104,57 @@ def _entry(pack: bytes, at: int) -> tuple[_Entry, int]:
         at += 1
     at += 1
     base: int | bytes | None = None
-    if kind == _BY_OFFSET:
+    if kind == _OFFSET_DELTA:
         back = pack[at] & 0x7F
         while pack[at] & 0x80:
             at += 1
             back = (back + 1 << 7) | pack[at] & 0x7F
         at += 1
         base = start - back
-    elif kind == _BY_NAME:
+    elif kind == _NAME_DELTA:
         base, at = pack[at : at + 20], at + 20
-    data, used = _inflated(memoryview(pack)[at:])
+    data, used = _inflate(memoryview(pack)[at:])
     return _Entry(kind, base, data), at + used
 
 
-def _changed(base: bytes, change: bytes) -> bytes:
-    """What a change makes of its base; as much as there is, where it is broken."""
+def _apply_delta(base: bytes, delta: bytes) -> bytes:
+    """The object that a delta makes of its base; the first part of it if the delta is broken."""
     made = bytearray()
     with contextlib.suppress(IndexError):
         at = 0
         for _ in range(2):  # the sizes of both
-            while change[at] & 0x80:
+            while delta[at] & 0x80:
                 at += 1
             at += 1
-        while at < len(change) and len(made) < MOST_BYTES:
-            code = change[at]
+        while at < len(delta) and len(made) < MAX_STREAM_BYTES:
+            code = delta[at]
             at += 1
             if not code & 0x80:
-                made += change[at : at + code]
+                made += delta[at : at + code]
                 at += code
                 continue
-            numbers = [0, 0]  # where in the base, and how many bytes
+            numbers = [0, 0]  # offset in the base, number of bytes
             for bit in range(7):
                 if code >> bit & 1:
                     which, shift = (0, bit) if bit < 4 else (1, bit - 4)
-                    numbers[which] |= change[at] << 8 * shift
+                    numbers[which] |= delta[at] << 8 * shift
                     at += 1
             offset, size = numbers[0], numbers[1] or 0x10000
             made += base[offset : offset + size]
     return bytes(made)
 
 
-def _inflated(data: memoryview) -> tuple[bytes, int]:
-    """What a stream becomes, at most `MOST_BYTES` of it, and its own length.
+def _inflate(data: memoryview) -> tuple[bytes, int]:
+    """The content of a stream, at most `MAX_STREAM_BYTES` of it, and the stream's length.
 
     Raises:
         zlib.error: it is no such stream.
     """
-    stream = zlib.decompressobj(_EITHER)
+    stream = zlib.decompressobj(_DETECT)
     made = bytearray()
     at = 0
-    # Bit by bit: what is left over of a piece is copied.
-    while not stream.eof and at < len(data) and len(made) < MOST_BYTES:
-        made += stream.decompress(data[at : at + _CHUNK_BYTES], MOST_BYTES - len(made))
+    # In chunks, because zlib copies the unused rest of its input.
+    while not stream.eof and at < len(data) and len(made) < MAX_STREAM_BYTES:
+        made += stream.decompress(data[at : at + _CHUNK_BYTES], MAX_STREAM_BYTES - len(made))
         at += _CHUNK_BYTES
     return bytes(made), min(at, len(data)) - len(stream.unused_data)

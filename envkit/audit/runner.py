@@ -1,4 +1,4 @@
-"""Putting an environment to the test: does it pay for the work, and for nothing else."""
+"""The checks of an audit: an environment must reward the work that it asks for, and nothing else."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Final, cast
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
 from envkit.audit.instrumented import InstrumentedBackend
-from envkit.audit.leaks import hidden_stays_hidden
+from envkit.audit.leaks import find_leaks
 from envkit.display import Display
 from envkit.errors import EnvkitError, SandboxError
 from envkit.sandbox_check import ESSENTIAL, self_check
 
-#: What noise may earn on average: some answers are right by chance.
-_FLOOR: Final = 0.1
+#: Highest mean reward of noise: some answers are right by chance.
+_MAX_NOISE_REWARD: Final = 0.1
 
-#: Says what was found; raises what `run_audit` turns into other findings.
+#: Returns what it found. Raises `AuditFailure` or `NotApplicable`; `run_audit` records any exception.
 AuditCheck = Callable[[AuditedEnv], str]
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What one check has found.
+    """The result of one audit check.
 
     Args:
         check: its name.
-        ok: whether the environment passed; ``None`` where the check does not apply.
-        detail: numbers, or what is wrong, or why it does not apply.
+        ok: True if the environment passed; ``None`` if the check does not apply.
+        detail: numbers, or what is wrong, or why the check does not apply.
     """
 
     check: str
@@ -39,31 +39,31 @@ class Finding:
     detail: str
 
 
-def run_audit(subject: AuditedEnv, display: Display) -> list[Finding]:
-    """Every check, in order; what one raises is its finding."""
+def run_audit(audited: AuditedEnv, display: Display) -> list[Finding]:
+    """Run every check in order. An exception is a finding and never ends the audit."""
     findings: list[Finding] = []
-    display.phase(f"audit {subject.kind.id}", len(AUDIT_CHECKS))
+    display.phase(f"audit {audited.kind.id}", len(AUDIT_CHECKS))
     for number, (name, check) in enumerate(AUDIT_CHECKS.items(), 1):
         try:
-            finding = Finding(name, True, check(subject))
-        except AuditFailure as fault:
-            finding = Finding(name, False, str(fault))
+            finding = Finding(name, True, check(audited))
+        except AuditFailure as failure:
+            finding = Finding(name, False, str(failure))
         except NotApplicable as reason:
             finding = Finding(name, None, str(reason))
         except EnvkitError as error:
             finding = Finding(name, False, f"{type(error).__name__}: {error}")
-        except Exception as error:  # whatever an author's code raises is a finding about it
+        except Exception as error:  # the author's code may raise anything
             finding = Finding(name, False, f"a bug: {type(error).__name__}: {error}")
         findings.append(finding)
         display.advance(number, name)
     return findings
 
 
-def _gymnasium(subject: AuditedEnv) -> str:
+def _gymnasium(audited: AuditedEnv) -> str:
     from gymnasium.utils.env_checker import check_env
 
-    with contextlib.closing(subject.make(subject.tasks)) as env, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of spaces that it does not know
+    with contextlib.closing(audited.make(audited.tasks)) as env, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns about spaces that it does not know
         try:
             check_env(env, skip_render_check=True)
         except AssertionError as error:
@@ -71,144 +71,145 @@ def _gymnasium(subject: AuditedEnv) -> str:
     return "Gymnasium's own checks pass"
 
 
-def _isolated(subject: AuditedEnv) -> str:
-    with contextlib.closing(subject.make(subject.tasks)) as env:
+def _isolated(audited: AuditedEnv) -> str:
+    with contextlib.closing(audited.make(audited.tasks)) as env:
         backend = env.backend
     if not backend.isolated:
         raise AuditFailure(
             f"its sandbox, {backend.name}, does not isolate: network, files and processes are open"
         )
-    failed = [one for one in self_check(backend, ESSENTIAL) if not one.ok]
+    failed = [finding for finding in self_check(backend, ESSENTIAL) if not finding.ok]
     if failed:
         raise AuditFailure(
             f"its sandbox, {backend.name}, lets programs out: {failed[0].name}: {failed[0].detail}"
         )
-    if subject.kind.isolation != "sandbox":
-        raise NotApplicable(f"isolation {subject.kind.isolation}: what an agent works with runs elsewhere")
+    if audited.kind.isolation != "sandbox":
+        raise NotApplicable(f"isolation {audited.kind.isolation}: the application runs outside the sandbox")
     return f"{backend.name}: {len(ESSENTIAL)} essential checks of the sandbox pass"
 
 
-def _oracle(subject: AuditedEnv) -> str:
-    for task in subject.tasks:
-        played = subject.oracle(task)
-        if played.reward != 1 or not played.info["solved"]:
-            raise AuditFailure(f"the oracle earns {played.reward:g} on task {task.id}: {_why(played)}")
-    return (
-        f"the oracle solves {len(subject.tasks)} of {len(subject.tasks)} tasks in {subject.max_turns} turns"
-    )
+def _oracle(audited: AuditedEnv) -> str:
+    for task in audited.tasks:
+        episode = audited.play_oracle(task)
+        if episode.reward != 1 or not episode.info["solved"]:
+            raise AuditFailure(f"the oracle earns {episode.reward:g} on task {task.id}: {_evidence(episode)}")
+    count = len(audited.tasks)
+    return f"the oracle solves {count} of {count} tasks in {audited.max_turns} turns"
 
 
-def _idle(subject: AuditedEnv) -> str:
-    for task in subject.tasks:
-        played = subject.play(task, [subject.kind.noop_action])
-        if played.reward != 0:
-            raise AuditFailure(f"doing nothing earns {played.reward:g} on task {task.id}: {_why(played)}")
-    return f"doing nothing earns 0 on {len(subject.tasks)} tasks"
+def _noop(audited: AuditedEnv) -> str:
+    for task in audited.tasks:
+        episode = audited.play(task, [audited.kind.noop_action])
+        if episode.reward != 0:
+            raise AuditFailure(
+                f"doing nothing earns {episode.reward:g} on task {task.id}: {_evidence(episode)}"
+            )
+    return f"doing nothing earns 0 on {len(audited.tasks)} tasks"
 
 
-def _noise(subject: AuditedEnv) -> str:
+def _noise(audited: AuditedEnv) -> str:
+    rewards = [
+        audited.play(task, audited.noise(task, number), seed=number).reward
+        for task in audited.tasks
+        for number in range(5)
+    ]
+    found = f"noise earns {(mean := sum(rewards) / len(rewards)):.2f} on average over {len(rewards)} episodes"
+    if mean > _MAX_NOISE_REWARD:
+        raise AuditFailure(f"{found}, more than {_MAX_NOISE_REWARD}")
+    return found
+
+
+def _range(audited: AuditedEnv) -> str:
     rewards: list[float] = []
-    for task in subject.tasks:
-        rewards += [
-            subject.play(task, subject.noise(task, number), seed=number).reward for number in range(5)
-        ]
-    if (mean := sum(rewards) / len(rewards)) > _FLOOR:
-        raise AuditFailure(
-            f"noise earns {mean:.2f} on average over {len(rewards)} episodes, more than {_FLOOR}"
-        )
-    return f"noise earns {mean:.2f} on average over {len(rewards)} episodes"
-
-
-def _range(subject: AuditedEnv) -> str:
-    seen: list[float] = []
-    for task in subject.tasks:
-        for actions in (subject.kind.oracle(task), [subject.kind.noop_action], subject.noise(task, 0)):
-            seen += subject.play(task, actions).rewards
-    if wrong := [reward for reward in seen if not (math.isfinite(reward) and 0 <= reward <= 1)]:
+    for task in audited.tasks:
+        for actions in (audited.kind.oracle(task), [audited.kind.noop_action], audited.noise(task, 0)):
+            rewards += audited.play(task, actions).rewards
+    if wrong := [reward for reward in rewards if not (math.isfinite(reward) and 0 <= reward <= 1)]:
         raise AuditFailure(f"a reward of {wrong[0]}; expected numbers from 0 to 1")
-    return f"{len(seen)} rewards, all from 0 to 1"
+    return f"{len(rewards)} rewards, all from 0 to 1"
 
 
-def _repeats(subject: AuditedEnv) -> str:
+def _deterministic(audited: AuditedEnv) -> str:
     count = 0
-    for task in subject.tasks:
-        for actions in (subject.kind.oracle(task), subject.noise(task, 1)):
-            first = subject.play(task, actions, seed=7)
-            subject.kind.clear_caches()  # or the second would be told what the first has found
-            again = subject.play(task, actions, seed=7)
-            for turn, (one, other) in enumerate(itertools.zip_longest(first.seen, again.seen)):
+    for task in audited.tasks:
+        for actions in (audited.kind.oracle(task), audited.noise(task, 1)):
+            first = audited.play(task, actions, seed=7)
+            audited.kind.clear_caches()  # the second episode must compute its own results
+            second = audited.play(task, actions, seed=7)
+            pairs = itertools.zip_longest(first.observations, second.observations)
+            for turn, (one, other) in enumerate(pairs):
                 if one != other:
                     raise AuditFailure(
                         f"task {task.id}: equal episodes differ in observation {turn}: {one!r}, {other!r}"
                     )
             for name in ("solved", "scores", "verdict"):
-                if first.info[name] != again.info[name]:
-                    pair = f"{first.info[name]}, {again.info[name]}"
+                if first.info[name] != second.info[name]:
+                    pair = f"{first.info[name]}, {second.info[name]}"
                     raise AuditFailure(f"task {task.id}: equal episodes differ in {name}: {pair}")
             count += 1
-    return f"{count} episodes, played twice in instances of their own, are equal in every word and reward"
+    return f"{count} episodes, played twice in separate instances, are equal in every word and reward"
 
 
-def _void(subject: AuditedEnv) -> str:
-    task = subject.tasks[0]
-    broken = InstrumentedBackend(subject.backend, breaks=True)
+def _void(audited: AuditedEnv) -> str:
+    broken = InstrumentedBackend(audited.backend, breaks=True)
     try:
-        played = subject.oracle(task, seed=99, backend=broken)
+        episode = audited.play_oracle(audited.tasks[0], seed=99, backend=broken)
     except SandboxError:
         return "an episode whose sandbox breaks ends in SandboxError, not in a verdict"
-    if broken.broke:
+    if broken.broken_calls:
         raise AuditFailure(
-            f"a broken sandbox became verdict {played.info['verdict']}, reward {played.reward:g}"
+            f"a broken sandbox became verdict {episode.info['verdict']}, reward {episode.reward:g}"
         )
     raise NotApplicable("the oracle's episode runs nothing in a sandbox")
 
 
-def _exploits(subject: AuditedEnv) -> str:
-    task = subject.tasks[0]
-    exploits = subject.kind.exploits(task)
+def _exploits(audited: AuditedEnv) -> str:
+    task = audited.tasks[0]
+    exploits = audited.kind.exploits(task)
     if not exploits:
         raise NotApplicable("it names no exploits; see Env.exploits")
     tried = [exploit for exploit in exploits if not exploit.inapplicable]
     won: list[str] = []
     for exploit in tried:
-        for _ in range(2):  # a second breakdown counts as a failure, as it does in rollouts
+        for _ in range(2):  # a second breakdown counts as a failed episode, as in rollouts
             try:
-                played = subject.play(task, exploit.actions, seed=3)
+                episode = audited.play(task, exploit.actions, seed=3)
             except SandboxError:
                 continue
-            if played.reward:
-                won.append(f"{exploit.name} earns {played.reward:g}")
+            if episode.reward:
+                won.append(f"{exploit.name} earns {episode.reward:g}")
             break
     if won:
         raise AuditFailure(f"{len(won)} of {len(tried)} exploits win: {'; '.join(won[:5])}")
-    left = [f"{exploit.name}: {exploit.inapplicable}" for exploit in exploits if exploit.inapplicable]
-    return f"{len(tried)} exploits earn nothing" + (f"; not applicable: {'; '.join(left)}" if left else "")
+    skipped = [f"{exploit.name}: {exploit.inapplicable}" for exploit in exploits if exploit.inapplicable]
+    note = f"; not applicable: {'; '.join(skipped)}" if skipped else ""
+    return f"{len(tried)} exploits earn nothing{note}"
 
 
-def _pace(subject: AuditedEnv) -> str:
-    slowest = [subject.oracle(task, seed=5).slowest_s for task in subject.tasks]
-    return f"slowest step of an oracle's episode: {1000 * sorted(slowest)[len(slowest) // 2]:.0f} ms (median)"
+def _pace(audited: AuditedEnv) -> str:
+    slowest_s = sorted(audited.play_oracle(task, seed=5).slowest_s for task in audited.tasks)
+    median_ms = 1000 * slowest_s[len(slowest_s) // 2]
+    return f"slowest step of an oracle's episode: {median_ms:.0f} ms (median)"
 
 
-def _why(played: PlayedEpisode) -> str:
-    """The checks' own words, or their scores."""
-    evidence = cast("Mapping[str, str]", played.info.get("evidence") or {})
-    return (
-        "; ".join(f"{name}: {text}" for name, text in evidence.items()) or f"scores {played.info['scores']}"
-    )
+def _evidence(episode: PlayedEpisode) -> str:
+    """The evidence of the environment's checks, or their scores."""
+    evidence = cast("Mapping[str, str]", episode.info.get("evidence") or {})
+    words = "; ".join(f"{name}: {text}" for name, text in evidence.items())
+    return words or f"scores {episode.info['scores']}"
 
 
-#: In this order: what comes first makes what follows worth looking at.
+#: In this order: later checks say little if an earlier one fails.
 AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
-    "gymnasium accepts it": _gymnasium,
+    "Gymnasium accepts it": _gymnasium,
     "its sandbox isolates": _isolated,
-    "the oracle earns all": _oracle,
-    "doing nothing earns nothing": _idle,
+    "the oracle earns full reward": _oracle,
+    "doing nothing earns nothing": _noop,
     "noise earns nothing": _noise,
     "rewards are numbers from 0 to 1": _range,
-    "equal episodes are equal": _repeats,
-    "what is hidden stays hidden": hidden_stays_hidden,
-    "broken machinery is no verdict": _void,
+    "episodes are reproducible": _deterministic,
+    "hidden values do not leak": find_leaks,
+    "a broken sandbox gives no verdict": _void,
     "exploits earn nothing": _exploits,
-    "steps end in time": _pace,
+    "time per step": _pace,
 }

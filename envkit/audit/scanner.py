@@ -1,4 +1,4 @@
-"""What can be reached in a sandbox: its programs run beside one that looks, which is asked from outside."""
+"""Searches a sandbox for texts, from the host: each of its programs runs beside a scanner in the sandbox."""
 
 from __future__ import annotations
 
@@ -12,93 +12,94 @@ from typing import Final, final
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Peer, PeerGone, Sandbox, StopReason
 
-#: How long a program that looks is given to notice that it is to, and to do it.
-_NOTICE_S: Final = 10.0
-_PATIENCE_S: Final = 60.0
-#: What it may use beside the program.
+#: Time for the scanner in the sandbox to start a scan, and to finish it.
+_START_TIMEOUT_S: Final = 10.0
+_SCAN_TIMEOUT_S: Final = 60.0
+#: Memory of the scanner, beside the program's own.
 _EXTRA_BYTES: Final = 64 * 2**20
-#: A program that holds nothing: what can be seen from beside it, any program of the agent's could see. It is
-#: asked before somebody looks, as it has to be up to hold what every interpreter does.
+#: A program that holds no secrets. What can be read from beside it, any program of the agent could read. It
+#: is asked once before the scan, so that its interpreter has started.
 _BYSTANDER: Final = "print(input(), flush=True); input()"
 
 
 @final
 class SandboxScanner:
-    """Starts a sandbox's programs so that they can be looked into, and notes what they are told.
+    """Starts a sandbox's programs with a scanner beside them, and records what they are given.
 
-    Programs that were not opened together see nothing of each other's processes and scratch files, so each is
-    looked into from beside it; see `envkit.audit.scanner_guest`.
+    Programs that were opened separately cannot see each other's processes and scratch files. So each program
+    is scanned by its own `envkit.audit.scanner_guest`.
 
     Args:
-        sandbox: stays its owner's; `open` and `run` take the place of its own.
+        sandbox: belongs to the caller, who lets `open` and `run` replace its own.
     """
 
     def __init__(self, sandbox: Sandbox) -> None:
         self._sandbox = sandbox
         self._open, self._run = sandbox.open, sandbox.run
-        self._peers: list[_Noted] = []
-        #: What programs were given: how -> the bytes.
-        self.told: list[tuple[str, bytes]] = []
+        self._peers: list[_RecordedPeer] = []
+        #: What programs were given: way and bytes.
+        self.inputs: list[tuple[str, bytes]] = []
 
     def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:
         """See `envkit.sandbox.Sandbox.open`."""
-        name = f".envkit-look-{len(self._peers)}"
-        self._note("the command line of a program", "\n".join(argv))
-        roomy = dataclasses.replace(
+        name = f".envkit-scan-{len(self._peers)}"
+        self._record("the command line of a program", "\n".join(argv))
+        with_scanner = dataclasses.replace(
             limits,
-            cpu_s=limits.cpu_s + _PATIENCE_S,
+            cpu_s=limits.cpu_s + _SCAN_TIMEOUT_S,
             memory_bytes=limits.memory_bytes + _EXTRA_BYTES,
             processes=limits.processes + 1,
         )
         python = [self._sandbox.python, *PYTHON_OPTIONS, "-c"]
-        peer = _Noted(name, self._open([*python, _guest_source(), name, *argv], limits=roomy), self.told)
+        opened = self._open([*python, _guest_source(), name, *argv], limits=with_scanner)
+        peer = _RecordedPeer(name, opened, self.inputs)
         self._peers.append(peer)
         return peer
 
     def run(self, argv: Sequence[str], *, stdin: bytes = b"", limits: Limits = Limits()) -> ExecResult:
         """See `envkit.sandbox.Sandbox.run`."""
-        self._note("the command line of a program", "\n".join(argv))
-        self.told.append(("the standard input of a program", stdin))
+        self._record("the command line of a program", "\n".join(argv))
+        self.inputs.append(("the standard input of a program", stdin))
         return self._run(argv, stdin=stdin, limits=limits)
 
     def find(self, texts: Sequence[bytes]) -> Mapping[bytes, str]:
-        """Which of these can be reached from inside: text -> where. The episode is not to go on afterwards.
+        """The texts that can be read inside: text -> place. The episode cannot go on afterwards.
 
         Raises:
-            SandboxError: a program could not be looked into.
+            SandboxError: a program could not be scanned.
         """
-        found = {text: how for text in texts for how, told in self.told if text in told}
+        found = {text: way for text in texts for way, data in self.inputs if text in data}
         bystander = self.open([self._sandbox.python, *PYTHON_OPTIONS, "-c", _BYSTANDER])
         try:
-            bystander.ask(b"up", _PATIENCE_S)
+            bystander.ask(b"up", _SCAN_TIMEOUT_S)
         except PeerGone as gone:
-            raise SandboxError(f"a program in the sandbox could not be looked into: {gone.reason}") from gone
-        for peer in self._peers:  # one by one: what is looked for must not lie about
+            raise SandboxError(f"a program in the sandbox could not be scanned: {gone.reason}") from gone
+        for peer in self._peers:  # one by one: a scan must not find another scan's texts
             if not peer.gone:
-                found = {**self._ask(peer, texts), **found}
+                found = {**self._scan(peer, texts), **found}
         return found
 
-    def _note(self, how: str, text: str) -> None:
-        self.told.append((how, text.encode(errors="surrogatepass")))
+    def _record(self, way: str, text: str) -> None:
+        self.inputs.append((way, text.encode(errors="surrogatepass")))
 
-    def _ask(self, peer: _Noted, texts: Sequence[bytes]) -> Mapping[bytes, str]:
+    def _scan(self, peer: _RecordedPeer, texts: Sequence[bytes]) -> Mapping[bytes, str]:
         self._sandbox.write(peer.name, "\n".join(text.hex() for text in texts).encode())
         began = time.monotonic()
-        while time.monotonic() < began + _PATIENCE_S:
+        while time.monotonic() < began + _SCAN_TIMEOUT_S:
             try:
                 lines = self._sandbox.read(f"{peer.name}.found", 2**20).decode().splitlines()
             except FileNotFoundError:
-                if time.monotonic() > began + _NOTICE_S and self._is_there(peer.name):
+                if time.monotonic() > began + _START_TIMEOUT_S and self._exists(peer.name):
                     break
                 time.sleep(0.02)
             else:
                 pairs = (line.split(" ", 1) for line in lines)
                 return {texts[int(number)]: place for number, place in pairs}
-        if peer.close().stop is StopReason.EXITED:  # by itself, before; it holds nothing any more
+        if peer.close().stop is StopReason.EXITED:  # it had ended by itself, and holds nothing any more
             return {}
-        raise SandboxError("a program in the sandbox could not be looked into: it is silent")
+        raise SandboxError("a program in the sandbox could not be scanned: it does not answer")
 
-    def _is_there(self, name: str) -> bool:
+    def _exists(self, name: str) -> bool:
         try:
             self._sandbox.read(name, 2**24)
         except FileNotFoundError:
@@ -107,21 +108,21 @@ class SandboxScanner:
 
 
 @final
-class _Noted(Peer):
-    """A peer that is told nothing unseen.
+class _RecordedPeer(Peer):
+    """A peer whose requests are recorded.
 
     Args:
-        name: what its looker listens to.
-        peer: itself.
-        told: where to note it.
+        name: workspace file that its scanner waits for.
+        peer: the peer itself.
+        inputs: record of what programs were given.
     """
 
-    def __init__(self, name: str, peer: Peer, told: list[tuple[str, bytes]]) -> None:
+    def __init__(self, name: str, peer: Peer, inputs: list[tuple[str, bytes]]) -> None:
         self.name, self.gone = name, False
-        self._peer, self._told = peer, told
+        self._peer, self._inputs = peer, inputs
 
     def ask(self, line: bytes, timeout_s: float) -> bytes:
-        self._told.append(("what a program was told", line))
+        self._inputs.append(("a request to a program", line))
         try:
             return self._peer.ask(line, timeout_s)
         except PeerGone:

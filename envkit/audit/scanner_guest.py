@@ -1,14 +1,14 @@
-"""Looks for texts in all that a program in a sandbox can reach; standard library only.
+"""Searches everything that a program in a sandbox can read for texts. Standard library only.
 
     python -c SOURCE NAME ARGV...
 
-runs ARGV, whose input, output and end are its own. When a file NAME appears in the workspace, one text in
-hexadecimal a line, it takes that away and looks for them in every process but itself (command line,
-environment, memory, open files) and in every file but the interpreter's own. For each that is there it writes
-a line, its number and where, into a file NAME.found.
+runs ARGV with the same input, output and exit status. When a file NAME appears in the workspace, with one
+text in hexadecimal a line, it removes that file and searches for the texts: in every process but itself
+(command line, environment, memory, open files) and in every file but those of the interpreter. For each text
+that it finds, it writes the text's number and place as one line of a file NAME.found.
 
-What it looks into are its own children or strangers, never its parents: some kernels let a process see the
-memory of nobody else.
+It searches its own children and unrelated processes, never its parents, because some kernels let a process
+read the memory of its children only.
 """
 
 from __future__ import annotations
@@ -26,40 +26,40 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 CHUNK_BYTES = 2**20
-#: Of one file, or the memory of one process; more is no honest program's under the limits of a sandbox.
-MOST_BYTES = 2**30
-EVERY_S = 0.02
-#: Systems of files that show the kernel, not what anybody has written.
-KERNEL = {"/proc", "/sys", "/dev"}
-#: What the interpreter consists of is everybody's, and large.
-OWN = {os.path.dirname(os.__file__), "/usr/share/zoneinfo"}
+#: Limit for one file, or for the memory of one process. Sandboxes allow honest programs less.
+MAX_BYTES = 2**30
+POLL_INTERVAL_S = 0.02
+#: Kernel file systems, which hold nothing that a program wrote.
+KERNEL_FOLDERS = {"/proc", "/sys", "/dev"}
+#: The interpreter's own files: large, and the same for everybody.
+INTERPRETER_FOLDERS = {os.path.dirname(os.__file__), "/usr/share/zoneinfo"}
 
 
-def pieces(file: int, start: int, end: int, overlap: int) -> Iterator[bytes]:
-    """What lies there, as far as it can be read, in pieces that overlap."""
+def chunks(file: int, start: int, end: int, overlap: int) -> Iterator[bytes]:
+    """Read a range of an open file in overlapping chunks, as far as it can be read."""
     tail = b""
     while start < end:
         try:
-            piece = os.pread(file, min(CHUNK_BYTES, end - start), start)
+            chunk = os.pread(file, min(CHUNK_BYTES, end - start), start)
         except (OSError, OverflowError):
             return
-        if not piece:
+        if not chunk:
             return
-        yield tail + piece
-        start += len(piece)
-        tail = (tail + piece)[-overlap:]
+        yield tail + chunk
+        start += len(chunk)
+        tail = (tail + chunk)[-overlap:]
 
 
 def processes() -> Iterator[tuple[str, str]]:
-    """Folders of all processes but this one, and what to call them."""
+    """Folder in ``/proc`` and label of every process but this one."""
     for name in sorted(filter(str.isdigit, os.listdir("/proc")), key=int):
         if int(name) != os.getpid():
             with contextlib.suppress(OSError), open(f"/proc/{name}/comm", errors="replace") as file:
                 yield f"/proc/{name}", f"process {name}, {file.read().strip()}"
 
 
-def regions(folder: str) -> Iterator[tuple[int, int]]:
-    """Where the memory of a process is, as far as it may be read."""
+def memory_regions(folder: str) -> Iterator[tuple[int, int]]:
+    """Start and end of each readable memory region of a process."""
     with contextlib.suppress(OSError), open(f"{folder}/maps", errors="replace") as file:
         for line in file:
             span, rights, _, _, _, *rest = line.split(maxsplit=5)
@@ -69,19 +69,19 @@ def regions(folder: str) -> Iterator[tuple[int, int]]:
 
 
 def files() -> Iterator[str]:
-    """All files that anybody may have put here."""
-    for folder, below, names in os.walk("/"):
+    """Paths of all files that somebody may have put here."""
+    for folder, subfolders, names in os.walk("/"):
         if folder == "/":
-            below[:] = [name for name in below if f"/{name}" not in KERNEL]
-            below.append("dev/shm")
-        below[:] = [name for name in below if os.path.join(folder, name) not in OWN]
+            subfolders[:] = [name for name in subfolders if f"/{name}" not in KERNEL_FOLDERS]
+            subfolders.append("dev/shm")
+        subfolders[:] = [name for name in subfolders if os.path.join(folder, name) not in INTERPRETER_FOLDERS]
         for name in names:
             if not (folder == "/usr/lib" and ".so" in name):
                 yield os.path.join(folder, name)
 
 
 def places(overlap: int) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """What can be read: where it is, and the bytes there."""
+    """Label and content of everything that can be read."""
 
     def content(path: str) -> Iterator[bytes]:
         try:
@@ -91,7 +91,7 @@ def places(overlap: int) -> Iterator[tuple[str, Iterator[bytes]]]:
         except OSError:
             return
         try:
-            yield from pieces(file, 0, MOST_BYTES, overlap)
+            yield from chunks(file, 0, MAX_BYTES, overlap)
         finally:
             os.close(file)
 
@@ -100,28 +100,28 @@ def places(overlap: int) -> Iterator[tuple[str, Iterator[bytes]]]:
             file = os.open(f"{folder}/mem", os.O_RDONLY)
         except OSError:
             return
-        left = MOST_BYTES
+        remaining = MAX_BYTES
         try:
-            for start, end in regions(folder):
-                yield from pieces(file, start, min(end, start + left), overlap)
-                left -= min(left, end - start)
+            for start, end in memory_regions(folder):
+                yield from chunks(file, start, min(end, start + remaining), overlap)
+                remaining -= min(remaining, end - start)
         finally:
             os.close(file)
 
-    for folder, called in processes():
-        yield f"the command line of {called}", content(f"{folder}/cmdline")
-        yield f"the environment of {called}", content(f"{folder}/environ")
-        yield f"the memory of {called}", memory(folder)
+    for folder, label in processes():
+        yield f"the command line of {label}", content(f"{folder}/cmdline")
+        yield f"the environment of {label}", content(f"{folder}/environ")
+        yield f"the memory of {label}", memory(folder)
         with contextlib.suppress(OSError):
             for name in os.listdir(f"{folder}/fd"):
-                yield f"an open file of {called}", content(f"{folder}/fd/{name}")
+                yield f"an open file of {label}", content(f"{folder}/fd/{name}")
     for path in files():
         yield "the name of a file", iter([os.fsencode(path)])
         yield f"the file {path}", content(path)
 
 
-def look(texts: list[bytes]) -> dict[int, str]:
-    """Numbers of the texts that can be found, and where, the first place of each."""
+def scan(texts: list[bytes]) -> dict[int, str]:
+    """Number and first place of each text that can be found."""
     found: dict[int, str] = {}
     overlap = max(map(len, texts), default=1)
     for place, parts in places(overlap):
@@ -133,7 +133,7 @@ def look(texts: list[bytes]) -> dict[int, str]:
 
 
 def main(name: str, argv: list[str]) -> None:
-    """Run the program; look whenever that is asked for; end as the program does."""
+    """Run the program, scan when asked to, and exit as the program does."""
     child = os.fork()
     if child == 0:
         try:
@@ -141,9 +141,9 @@ def main(name: str, argv: list[str]) -> None:
         except OSError as error:
             os.write(2, f"{error}\n".encode())
         os._exit(127)
-    nothing = os.open(os.devnull, os.O_RDWR)
+    null = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
-        os.dup2(nothing, stream)
+        os.dup2(null, stream)
     while True:
         pid, status = os.waitpid(child, os.WNOHANG)
         if pid:
@@ -152,16 +152,16 @@ def main(name: str, argv: list[str]) -> None:
             with open(name) as file:
                 texts = [bytes.fromhex(line) for line in file]
             os.unlink(name)
-            found = look(texts)
+            found = scan(texts)
             with open(f"{name}.part", "w", errors="replace") as file:
                 file.writelines(
                     f"{number} {re.sub('[^ -~]', '?', place)}\n" for number, place in found.items()
                 )
             os.rename(f"{name}.part", f"{name}.found")
-        time.sleep(EVERY_S)
+        time.sleep(POLL_INTERVAL_S)
     code = os.waitstatus_to_exitcode(status)
     if code < 0:
-        with contextlib.suppress(OSError):  # for two of them nothing can be set
+        with contextlib.suppress(OSError):  # SIGKILL and SIGSTOP have no handlers
             signal.signal(-code, signal.SIG_DFL)
         os.kill(os.getpid(), -code)
     os._exit(code)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.markup import escape
 
-from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
+from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend
 from envkit.api.display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName
 from envkit.cli.ui import emit, out
@@ -31,26 +30,31 @@ def audit(
 ) -> None:
     """Audit an environment: check that it rewards the work and no exploit, and write its certificate."""
     from envkit import registry
-    from envkit.audit.certificate import Certificate, cached, content_digest, write
-    from envkit.audit.runner import AuditedEnv, run_audit
+    from envkit.audit.certificate import certify, write, write_cached
 
     kind = registry.environment(env)
+    given = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
-        posed = load_tasks(kind, tasks, "starter", backend, display)
-        findings = run_audit(AuditedEnv(kind, posed, backend, max_turns), display)
-    today = time.strftime("%Y-%m-%d")
-    made = Certificate(
-        kind.id, content_digest(kind), today, backend.name, len(posed), findings, kind.isolation
-    )
-    path = output or cached(kind)
-    write(made, path)
+        made = certify(kind, backend, display, tasks=given, max_turns=max_turns)
+    if output is None:
+        path = write_cached(kind, made)
+    else:
+        path = output
+        write(made, path)
     if as_json:
-        emit({"passed": made.passed, "certificate": str(path), "findings": findings})
+        emit(
+            {
+                "passed": made.passed,
+                "certificate": None if path is None else str(path),
+                "findings": made.findings,
+            }
+        )
     else:
         marks = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]n/a [/]"}
-        for finding in findings:
+        for finding in made.findings:
             out.print(f"{marks[finding.ok]} {finding.check}: {escape(finding.detail)}", soft_wrap=True)
-        out.print(f"certificate: {path}", soft_wrap=True, markup=False)
+        kept = "not written: the environment's valid certificate, of its own tasks, stays in force"
+        out.print(f"certificate: {path or kept}", soft_wrap=True, markup=False)
     if not made.passed:
         raise typer.Exit(1)

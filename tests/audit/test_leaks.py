@@ -44,7 +44,7 @@ def looked_at(kind: type[Echo], backend: SandboxBackend) -> str:
     """What the audit says of hidden values."""
     subject = AuditedEnv(kind, kind.make_tasks("starter")[:1], backend, 3)
     try:
-        return AUDIT_CHECKS["what is hidden stays hidden"](subject)
+        return AUDIT_CHECKS["hidden values do not leak"](subject)
     except AuditFailure as fault:
         return str(fault)
 
@@ -161,7 +161,7 @@ SABOTAGED: Mapping[type[Echo], str] = {
     InOpenFile: r"an open file of process \d+, python",
     InScratchFile: r"the file /tmp/notes",
     InFileName: r"the name of a file",
-    AfterAnAction: r"what a program was told",
+    AfterAnAction: r"a request to a program",
     InArgument: r"the command line of a program",
     InInput: r"the standard input of a program",
     InHistory: r"the git history in the workspace's \.git/objects/",
@@ -173,7 +173,7 @@ def test_each_way_in_is_found_and_named(kind: type[Echo], backend: SandboxBacken
     task = kind.make_tasks("starter")[0]
     said, start = (
         looked_at(kind, backend),
-        f"task {task.id}: what is hidden, {task.hidden['said']!r}, can be ",
+        f"task {task.id}: the hidden value {task.hidden['said']!r} can be ",
     )
     assert said.startswith(start)
     assert re.match(f"read in {SABOTAGED[kind]}", said.removeprefix(start)), said
@@ -204,7 +204,7 @@ class Brief(Keeping):
 
 @pytest.mark.parametrize("kind", [Echo, Keeping, InUnreadableMemory, Brief], ids=lambda kind: kind.__name__)
 def test_what_is_no_leak(kind: type[Echo], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scanner, "_NOTICE_S", 3.0)
+    monkeypatch.setattr(scanner, "_START_TIMEOUT_S", 3.0)
     assert looked_at(kind, backend).startswith("1 hidden values, in no observation, and in no file")
 
 
@@ -274,7 +274,7 @@ def test_what_lies_in_every_sandbox_is_found(backend: SandboxBackend) -> None:
 
     found = looked_at(Long, Littered(backend, "It is whatever it may be."))
     assert found.startswith(
-        "what is hidden, 'whatever it may be', can be read in every sandbox, in the file /"
+        "the hidden value 'whatever it may be' can be read in every sandbox, in the file /"
     )
     assert found.endswith("/answers.txt")
 
@@ -310,13 +310,16 @@ def test_a_program_beside_a_guest_source_ends_as_it_would_alone(each_backend: Sa
 def test_a_program_that_cannot_be_looked_into_is_an_error(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(scanner, "_NOTICE_S", 0.2)
+    monkeypatch.setattr(scanner, "_START_TIMEOUT_S", 0.2)
     for program, reason in (
-        ("print(input(), flush=True); import time; time.sleep(99)", "it is silent"),
+        ("print(input(), flush=True); import time; time.sleep(99)", "it does not answer"),
         ("pass", r"the program ended \(exited, status 0\)"),
     ):
         monkeypatch.setattr(scanner, "_guest_source", lambda program=program: program)
-        with backend.create() as sandbox, pytest.raises(SandboxError, match=f"looked into.*{reason}"):
+        with (
+            backend.create() as sandbox,
+            pytest.raises(SandboxError, match=f"could not be scanned: .*{reason}"),
+        ):
             SandboxScanner(sandbox).find([b"some text"])
 
 
@@ -381,10 +384,10 @@ def test_what_is_broken_is_read_as_far_as_it_goes(repository: tuple[Path, bytes]
 
 
 def test_little_that_becomes_much_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(decompress, "MOST_BYTES", 2**20)
+    monkeypatch.setattr(decompress, "MAX_STREAM_BYTES", 2**20)
     [made] = decompressed(zlib.compress(bytes(2**28)))
     assert len(made) == 2**20
-    monkeypatch.setattr(decompress, "_MOST_TOGETHER_BYTES", 2**22)
+    monkeypatch.setattr(decompress, "_MAX_FILE_BYTES", 2**22)
     many = [*decompressed(gzip.compress(bytes(2**20)) * 100)]
     assert 2**22 <= sum(map(len, many)) <= 2**22 + 2**20
 

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
-import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Verdict, check, tool
-from envkit.audit import certificate
 from envkit.audit.attacks import ATTACKS, AttackTarget
-from envkit.audit.certificate import Certificate, content_digest
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
-from envkit.environments.code_editor.env import CodeEditorEnv
-from envkit.errors import UsageError
 from envkit.grading import STRICT, Submission, answers, grade
 from envkit.grading import Program as Graded
 from envkit.inputs.call import Call
@@ -159,9 +152,9 @@ class EditableTests(Honest):
 
 
 SABOTAGED = {
-    LeakyOracle: ("what is hidden stays hidden", "can be read in the workspace's notes.txt"),
-    LeakyNumber: ("what is hidden stays hidden", "can be read in observation 0"),
-    SeedlessRng: ("equal episodes are equal", "differ in observation 0"),
+    LeakyOracle: ("hidden values do not leak", "can be read in the workspace's notes.txt"),
+    LeakyNumber: ("hidden values do not leak", "can be read in observation 0"),
+    SeedlessRng: ("episodes are reproducible", "differ in observation 0"),
     NanReward: ("rewards are numbers from 0 to 1", "check right returned nan"),
     SubmitBonus: ("doing nothing earns nothing", "doing nothing earns 0.09"),
     InProcessVerdict: ("exploits earn nothing", "exploits win: ends the process"),
@@ -192,120 +185,8 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
 def test_sabotage_is_caught_and_named(
     kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.audit.audited_env.PATIENCE_S", 12.0)
+    monkeypatch.setattr("envkit.audit.audited_env.EPISODE_TIMEOUT_S", 12.0)
     check, words = SABOTAGED[kind]
     finding = audited(kind, backend)[check]
     assert finding.ok is False
     assert words in finding.detail
-
-
-# Certificates.
-
-
-def made(kind: type[Env], *findings: Finding) -> Certificate:
-    return Certificate(kind.id, content_digest(kind), "2026-01-02", "zygote", 3, findings)
-
-
-def test_a_certificate_is_bound_to_the_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path)
-    assert certificate.certificate_problem(Honest) == "it was never audited"
-    good, bad = Finding("a", True, "fine"), Finding("b", False, "x | y")
-    certificate.write(made(Honest, good, Finding("c", None, "none")), certificate.cached(Honest))
-    assert certificate.certificate_problem(Honest) == ""
-    certificate.require_certified(Honest)
-    kept = certificate.read(certificate.cached(Honest))
-    assert (kept.passed, [*kept.findings]) == (True, [good, Finding("c", None, "none")])
-    certificate.write(made(Honest, good, bad), certificate.cached(Honest))
-    with pytest.raises(
-        UsageError, match=r"scaler has no valid certificate: it has failed its audit: b: x \| y; run"
-    ):
-        certificate.require_certified(Honest)
-    assert "| b | FAIL | x \\| y |" in certificate.cached(Honest).with_suffix(".md").read_text()
-    monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
-    assert (
-        certificate.certificate_problem(Honest) == "its code has changed since it was audited on 2026-01-02"
-    )
-
-
-class InFiles:
-    """Classes in files of their own."""
-
-    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        self._folder, self._monkeypatch = folder, monkeypatch
-
-    def made(self, name: str, text: str) -> type[Env]:
-        file = self._folder / f"{name}.py"
-        file.write_text(text)
-        spec = importlib.util.spec_from_file_location(name, file)
-        assert spec is not None
-        assert spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        self._monkeypatch.setitem(sys.modules, name, module)
-        spec.loader.exec_module(module)
-        return module.Made
-
-
-BASE = "from envkit import Env\n\nclass Made(Env):\n    id = 'made'\n"
-
-
-def test_a_certificate_is_bound_to_what_makes_rewards(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    files = InFiles(tmp_path, monkeypatch)
-    files.made("base_of_it", BASE)
-    kind = files.made("it", "import base_of_it\n\nclass Made(base_of_it.Made):\n    pass\n")
-    digests = [content_digest(kind)]
-    for name in ("base_of_it.py", "it.py"):
-        (tmp_path / name).write_text("# changed\n")
-        digests.append(content_digest(kind))
-    monkeypatch.setattr(certificate, "_GRADERS", ("checks.py",))  # as if envkit had other code
-    digests.append(content_digest(kind))
-    assert len({*digests}) == 4
-
-
-def test_a_certificate_is_bound_to_the_whole_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    deep = tmp_path / "myapp" / "envs"
-    deep.mkdir(parents=True)
-    beside = [tmp_path / "myapp" / "__init__.py", deep / "__init__.py", tmp_path / "myapp" / "grading.py"]
-    for file in (*beside, tmp_path / "other.py"):
-        file.write_text("")
-    kind = InFiles(deep, monkeypatch).made("shop", BASE)
-    digests = [content_digest(kind)]
-    for file in beside:
-        file.write_text("# changed\n")
-        digests.append(content_digest(kind))
-    assert len({*digests}) == 4
-    (tmp_path / "other.py").write_text("# changed\n")
-    assert content_digest(kind) == digests[-1]
-
-
-def test_a_certificate_of_ours_is_bound_to_its_folder_and_to_mining(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    kind = CodeEditorEnv
-    files: list[Path] = []
-    read = Path.read_bytes
-    monkeypatch.setattr(Path, "read_bytes", lambda path: files.append(path) or read(path))
-    content_digest(kind)
-    found = {(path.parent.name, path.name) for path in files}
-    assert {("code_editor", "heldout.json"), ("formats", "asserts.py"), ("inputs", "perturb.py")} <= found
-    assert ("sql_desk", "env.py") not in found
-
-
-def test_an_audit_that_failed_here_outweighs_a_shipped_certificate(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path / "cache")
-    kind = InFiles(tmp_path, monkeypatch).made("it", BASE)
-    certificate.write(made(kind, Finding("a", True, "fine")), tmp_path / certificate.SHIPPED)
-    assert certificate.certificate_problem(kind) == ""
-    certificate.write(made(kind, Finding("a", False, "it leaks")), certificate.cached(kind))
-    assert certificate.certificate_problem(kind) == "it has failed its audit: a: it leaks"
-
-
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}'])
-def test_what_is_no_certificate_is_said(tmp_path: Path, text: str) -> None:
-    path = tmp_path / "certificate.json"
-    path.write_text(text)
-    with pytest.raises(UsageError, match="make it again with: envkit audit"):
-        certificate.read(path)

@@ -108,4 +108,4 @@ def test_what_does_not_apply_is_skipped_in_its_words(backend: SandboxBackend) ->
 
 def test_a_fault_that_the_audit_finds_fails_in_its_words(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match="equal episodes differ in observation 0"):
-        suite_of(echo_env.Gossip).test_audit(backend, Echo.make_tasks("starter"), "equal episodes are equal")
+        suite_of(echo_env.Gossip).test_audit(backend, Echo.make_tasks("starter"), "episodes are reproducible")

@@ -1,0 +1,202 @@
+"""The digest of all code that can change the verdicts of one environment.
+
+A certificate is valid for code with the digest that it names. The digest covers:
+
+- the environment's own package, and the packages of the environments that it inherits from;
+- the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
+  reading import statements. A file beside such a module counts if the module names it, such as a program
+  for the sandbox.
+
+Python files count by their syntax tree, so comments, formatting and docstrings may be edited freely. Only the
+docstrings of tools count, because agents read them. All other files count byte by byte. The digest is the
+same on every machine and in every supported version of Python.
+"""
+
+from __future__ import annotations
+
+import ast
+import functools
+import hashlib
+import importlib.util
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final, final
+
+from envkit.audit.canonical_source import canonical, parse
+from envkit.env import Env
+from envkit.errors import UsageError
+
+#: Names this way to compute a digest. Digests of different schemes cannot be compared.
+SCHEME: Final = "syntax-tree-1"
+
+#: Parts of envkit that decide verdicts. The other parts play and report episodes, make tasks or load models.
+#: Sandbox backends and tasks are no part of the code: an audit checks the backend, and records a digest of
+#: the tasks.
+VERDICT_PARTS: Final = frozenset(
+    {
+        *("checks", "env", "errors", "grading", "hidden", "inputs", "plain", "sandbox", "spaces", "syntax"),
+        *("taskfile", "tools", "types"),
+    }
+)
+
+#: envkit's own ``__init__.py``.
+_ROOT: Final = Path(inspect.getfile(Env)).resolve().with_name("__init__.py")
+
+#: Files of a package that decide no verdict: certificates, caches, and documents for people.
+_CERTIFICATES: Final = ("certificate.json", "certificate.md")
+_CACHES: Final = ("__pycache__", ".git", ".mypy_cache", ".pytest_cache", ".ruff_cache", ".ipynb_checkpoints")
+_DOCUMENTS: Final = ("README", "CHANGELOG", "LICENSE")
+
+_MAX_FILES: Final = 10_000
+_MAX_BYTES: Final = 256 * 2**20
+
+
+def content_digest(kind: type[Env]) -> str:
+    """SHA-256 over the code that can change an environment's verdicts, as hex.
+
+    Raises:
+        UsageError: the environment's package is too large to be read before every run.
+    """
+    files: set[tuple[str, Path]] = set()
+    for base in kind.__mro__:
+        if issubclass(base, Env) and base is not Env:
+            files.update(_package_files(base))
+    sources = _Sources()
+    files.update(sources.imported_by([path for _, path in files]))
+    found = hashlib.sha256(f"{SCHEME}\n".encode())
+    # The order depends on names and contents, not on where the files are.
+    for name, part in sorted((name, sources.digest(path)) for name, path in files):
+        found.update(f"{name} {part}\n".encode(errors="surrogateescape"))
+    return found.hexdigest()
+
+
+def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
+    """Name and path of every file in the package of a class; of its module alone if it is in no package."""
+    file = Path(inspect.getfile(kind)).resolve()
+    top = file.parent
+    if not (top / "__init__.py").exists():
+        yield file.name, file
+        return
+    # Each environment of envkit is a folder. To another author's environment belongs the whole package.
+    while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
+        top = top.parent
+    count = size = 0
+    for path in top.rglob("*"):
+        inner = path.relative_to(top)
+        if not (path.is_file() and _may_decide(inner)):
+            continue
+        count, size = count + 1, size + path.stat().st_size
+        if count > _MAX_FILES or size > _MAX_BYTES:
+            raise UsageError(
+                f"environment {kind.id}: {top} holds more than {_MAX_FILES} files or {_MAX_BYTES >> 20} MiB, "
+                "and its certificate covers all of them; move data out of the package"
+            )
+        yield inner.as_posix(), path
+
+
+def _may_decide(inner: Path) -> bool:
+    """False for a certificate, a document for people, and what lies in a cache."""
+    is_document = inner.name.startswith(_DOCUMENTS) and inner.suffix in ("", ".md", ".rst", ".txt")
+    is_cached = inner.suffix in (".pyc", ".pyo") or any(part in _CACHES for part in inner.parts)
+    return not (is_document or is_cached or inner.name in _CERTIFICATES)
+
+
+@final
+class _Sources:
+    """Python files, each parsed once."""
+
+    def __init__(self) -> None:
+        self._trees: dict[Path, ast.Module | None] = {}
+
+    def digest(self, path: Path) -> str:
+        """SHA-256 of a Python file's syntax tree, or of the bytes of any other file."""
+        tree = self._tree(path)
+        return hashlib.sha256(path.read_bytes() if tree is None else canonical(tree)).hexdigest()
+
+    def imported_by(self, paths: list[Path]) -> Iterator[tuple[str, Path]]:
+        """Name and path of each file of `VERDICT_PARTS` that these files import, also through others."""
+        waiting = [name for path in paths for name in self._imports(path)]
+        known: set[str] = set()
+        while waiting:
+            name = waiting.pop()
+            if name in known or (path := _source(name)) is None:
+                continue
+            known.add(name)
+            for file in (path, *self._named_by(path)):
+                yield file.relative_to(_ROOT.parents[1]).as_posix(), file
+                waiting += self._imports(file)
+
+    def _tree(self, path: Path) -> ast.Module | None:
+        if path not in self._trees:
+            self._trees[path] = parse(path.read_bytes()) if path.suffix == ".py" else None
+        return self._trees[path]
+
+    def _imports(self, path: Path) -> Iterator[str]:
+        """The modules of envkit that a file imports, at any place in it."""
+        for base, name in self._statements(path):
+            if base == "envkit" and name in ("", "*"):
+                yield from self._imports(_ROOT)
+            else:
+                yield self._definer(base, name)
+
+    def _definer(self, base: str, name: str) -> str:
+        """The module that ``from base import name`` depends on.
+
+        If a package only passes the name on from another module, it is that module: the package's other
+        imports make no difference to this name.
+        """
+        if _source(f"{base}.{name}") is not None:
+            return f"{base}.{name}"
+        file = _ROOT if base == "envkit" else _source(base)
+        if file is not None and file.name == "__init__.py":
+            for further, exported in self._statements(file):
+                if exported == name and further != base:
+                    return self._definer(further, name)
+        return base
+
+    def _statements(self, path: Path) -> Iterator[tuple[str, str]]:
+        """Module and name of each import from envkit, except for type checking; no name: the whole module."""
+        waiting: list[ast.AST | None] = [self._tree(path)]
+        while waiting:
+            match node := waiting.pop():
+                case None:
+                    pass
+                case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                    waiting += node.orelse
+                case ast.Import(names=aliases):
+                    yield from ((alias.name, "") for alias in aliases if _is_envkit(alias.name))
+                case ast.ImportFrom(module=str(module), names=aliases, level=0) if _is_envkit(module):
+                    yield from ((module, alias.name) for alias in aliases)
+                case _:
+                    waiting += ast.iter_child_nodes(node)
+
+    def _named_by(self, path: Path) -> Iterator[Path]:
+        """The files beside a module whose names stand in it as strings."""
+        beside = {file.name: file for file in path.parent.iterdir() if file.is_file() and file != path}
+        tree = self._tree(path)
+        named = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)) if tree else ()
+        yield from (
+            beside[name] for name in sorted({name for name in named if isinstance(name, str)} & {*beside})
+        )
+
+
+@functools.cache
+def _source(module: str) -> Path | None:
+    """The file of a module of `VERDICT_PARTS`; ``None`` for any other name."""
+    if not module.startswith("envkit.") or _part(module) not in VERDICT_PARTS:
+        return None
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # its parent is no package
+        return None
+    return Path(spec.origin).resolve() if spec is not None and spec.origin else None
+
+
+def _part(module: str) -> str:
+    """``envkit.grading.oracle`` -> ``grading``."""
+    return module.removeprefix("envkit.").partition(".")[0]
+
+
+def _is_envkit(module: str) -> bool:
+    return module == "envkit" or module.startswith("envkit.")

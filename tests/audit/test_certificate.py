@@ -1,0 +1,163 @@
+"""Certificates: when one is valid, what an audit writes, and how bad files are refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from echo_env import Echo
+
+from envkit import Env, SandboxBackend, Task
+from envkit.audit import certificate
+from envkit.audit.audited_env import AuditedEnv
+from envkit.audit.certificate import Certificate, certify
+from envkit.audit.code_digest import SCHEME, content_digest
+from envkit.audit.runner import Finding
+from envkit.display import Silent
+from envkit.errors import UsageError
+from envkit.taskfile import digest
+
+GOOD, BAD = Finding("a", True, "fine"), Finding("b", False, "x | y")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path / "cache")
+    return tmp_path / "cache"
+
+
+def made(*findings: Finding, kind: type[Env] = Echo, standard: bool = True) -> Certificate:
+    return Certificate(
+        environment=kind.id,
+        digest=content_digest(kind),
+        digest_scheme=SCHEME,
+        created="2026-01-02",
+        sandbox="zygote",
+        tasks=3,
+        tasks_digest="f" * 64,
+        standard=standard,
+        findings=findings,
+    )
+
+
+def test_it_is_bound_to_the_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert certificate.certificate_problem(Echo) == "it was never audited"
+    certificate.write(made(GOOD, Finding("c", None, "none")), certificate.cached(Echo))
+    assert certificate.certificate_problem(Echo) == ""
+    certificate.require_certified(Echo)
+    kept = certificate.read(certificate.cached(Echo))
+    assert (kept.passed, [*kept.findings]) == (True, [GOOD, Finding("c", None, "none")])
+    certificate.write(made(GOOD, BAD), certificate.cached(Echo))
+    with pytest.raises(
+        UsageError, match=r"echo has no valid certificate: it has failed its audit: b: x \| y; run"
+    ):
+        certificate.require_certified(Echo)
+    assert "| b | FAIL | x \\| y |" in certificate.cached(Echo).with_suffix(".md").read_text()
+    monkeypatch.setattr(certificate, "content_digest", lambda kind: "other")
+    assert certificate.certificate_problem(Echo) == "its code has changed since it was audited on 2026-01-02"
+
+
+def test_a_digest_of_another_scheme_is_of_other_code() -> None:
+    other = dataclasses.replace(made(GOOD), digest_scheme="bytes-1")
+    certificate.write(other, certificate.cached(Echo))
+    assert certificate.certificate_problem(Echo) == "its code has changed since it was audited on 2026-01-02"
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Certificate:
+    """A valid certificate that is installed with the environment."""
+    monkeypatch.setattr(certificate, "shipped", lambda kind: tmp_path / certificate.SHIPPED)
+    found = made(GOOD)
+    certificate.write(found, tmp_path / certificate.SHIPPED)
+    assert certificate.certificate_problem(Echo) == ""
+    return found
+
+
+def test_a_standard_audit_that_failed_outweighs_a_shipped_certificate(shipped: Certificate) -> None:
+    path = certificate.write_cached(Echo, dataclasses.replace(shipped, findings=[BAD]))
+    assert path == certificate.cached(Echo)
+    assert certificate.certificate_problem(Echo) == "it has failed its audit: b: x | y"
+
+
+def test_a_failure_with_given_tasks_leaves_a_shipped_certificate_valid(shipped: Certificate) -> None:
+    failed = dataclasses.replace(shipped, findings=[BAD], standard=False)
+    assert certificate.write_cached(Echo, failed) is None
+    assert not certificate.cached(Echo).exists()
+    certificate.write(failed, certificate.cached(Echo))  # by hand, or before the other was installed
+    assert certificate.certificate_problem(Echo) == ""
+
+
+def test_without_a_valid_one_an_audit_with_given_tasks_decides() -> None:
+    certificate.write_cached(Echo, made(BAD, standard=False))
+    assert certificate.certificate_problem(Echo) == "it has failed its audit: b: x | y"
+    certificate.write_cached(Echo, made(GOOD, standard=False))
+    assert certificate.certificate_problem(Echo) == ""
+    certificate.write_cached(Echo, made(BAD, standard=False))
+    assert certificate.certificate_problem(Echo) == "", "it took the place of a valid one"
+
+
+def test_another_environment_in_the_same_folder_has_no_certificate(shipped: Certificate) -> None:
+    class Sibling(Echo):
+        id = "sibling"
+
+    assert certificate.certificate_problem(Sibling) == "it was never audited"
+
+
+def test_an_audit_records_its_tasks_and_passes(backend: SandboxBackend) -> None:
+    found = certify(Echo, backend, Silent())
+    starters = Echo.make_tasks("starter")
+    assert [finding for finding in found.findings if finding.ok is False] == []
+    assert (found.tasks, found.standard) == (len(starters), True)
+    assert found.tasks_digest == digest(sorted(starters, key=lambda task: task.id))
+    given = certify(Echo, backend, Silent(), tasks=starters[::-1])
+    assert (given.tasks_digest, given.standard) == (found.tasks_digest, False)
+
+
+TASKS = [
+    Task(f"given-{number}", "train", "Say it backwards.", {}, hidden={"said": f"word number {number}"})
+    for number in range(10)
+]
+
+
+def test_the_order_of_tasks_makes_no_difference(backend: SandboxBackend) -> None:
+    samples = [AuditedEnv(Echo, tasks, backend, 3).tasks for tasks in (TASKS, TASKS[::-1])]
+    assert samples[0] == samples[1]
+    assert [task.id for task in samples[0]] == [f"given-{number}" for number in (0, 1, 3, 5, 6, 8)]
+
+
+@pytest.mark.parametrize("hidden", [{}, {"other": 1}])
+def test_tasks_of_another_environment_are_refused_before_anything_is_written(
+    hidden: dict[str, Any], backend: SandboxBackend
+) -> None:
+    tasks = [*TASKS[:3], Task("a", "train", "Say it.", {}, hidden=hidden)]
+    with pytest.raises(UsageError, match=r"environment echo cannot pose task 'a' \(KeyError: 'said'\)"):
+        certify(Echo, backend, Silent(), tasks=tasks)
+    assert not certificate.cached(Echo).exists()
+
+
+@pytest.mark.parametrize("tasks", [[], [TASKS[0], TASKS[0]]], ids=["none", "one twice"])
+def test_impossible_task_lists_are_refused(tasks: Sequence[Task], backend: SandboxBackend) -> None:
+    with pytest.raises(UsageError, match=r"no tasks|have only 1 ids"):
+        certify(Echo, backend, Silent(), tasks=tasks)
+
+
+DAMAGED = ["", "[]", "{}", "[" * 100_000, '{"schema": 2, "passed": true, "findings": 3}', '{"schema": 2}']
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_what_is_no_certificate_is_said(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "certificate.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match="make it again with: envkit audit"):
+        certificate.read(path)
+
+
+def test_a_certificate_of_an_older_version_is_invalid(tmp_path: Path) -> None:
+    path = tmp_path / "certificate.json"
+    path.write_text(json.dumps({"schema": 1, "passed": True, "environment": "echo", "findings": []}))
+    with pytest.raises(UsageError, match="of schema 1, expected 2; make it again with: envkit audit"):
+        certificate.read(path)
