@@ -228,7 +228,7 @@ def test_without_a_registry_the_image_is_made_of_this_machines_python(client: An
     assert "cannot pull python:" in found["passed_over"]["dockerfile"]
     assert client.images.get(found["image"]["tag"]).id == found["image"]["id"]
     again = envkit("sandbox", "build", "--from", "host")
-    assert f"{found['image']['tag']} from host: was there already" in again.stdout
+    assert f"{found['image']['tag']} from host: exists already" in again.stdout
 
 
 @needs_engine
@@ -318,8 +318,8 @@ def test_a_runtime_that_cannot_do_it_is_said_in_one_line(runtime: str, words: tu
 
 def test_options_that_do_not_go_together_are_refused() -> None:
     for arguments, words in (
-        (("check", "bubblewrap", "--runtime", "runsc"), "--runtime is for docker"),
-        (("build", "--base", "python:3"), "--base is for --from dockerfile"),
+        (("check", "bubblewrap", "--runtime", "runsc"), "--runtime is only for docker"),
+        (("build", "--base", "python:3"), "--base needs --from dockerfile"),
     ):
         done = envkit("sandbox", *arguments)
         assert done.returncode == 2
