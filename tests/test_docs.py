@@ -30,7 +30,11 @@ PAGES = [
 #: Languages of blocks that are only shown.
 SHOWN = {"text"}
 #: Pages whose Python blocks run from top to bottom. The tutorial's are files; test_tutorial.py runs those.
-PROGRAMS = [page for page in PAGES if "```python" in page.read_text() and page.name != "tutorial.md"]
+PROGRAMS = [
+    pytest.param(page, marks=pytest.mark.slow if page.name == "train.md" else ())
+    for page in PAGES
+    if "```python" in page.read_text() and page.name != "tutorial.md"
+]
 #: Commands of the pages that end within seconds and need nothing that the page does not make.
 QUICK = ("doctor", "list", "prices gpt-5", "sandbox check zygote", "new ticket-desk")
 

@@ -152,7 +152,6 @@ def load_adapter(
         dtype=dtype,
         device=device,
         engine="torch",
-        torch_compile=False,
     )
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.training.policy import Policy
