@@ -103,7 +103,7 @@ def read_tasks_for(kind: type[Env], path: Path) -> list[Task]:
     Raises:
         TaskFileError: not a task file, or one of another environment, which the message names if installed.
     """
-    tasks = read_tasks(path)
+    tasks = read_tasks(path, kind)
     for task in tasks:
         try:
             kind.validate_task(task)

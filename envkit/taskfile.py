@@ -1,28 +1,37 @@
 """Task files: JSONL with a header line, written once and read strictly.
 
-Tasks of a checkout carry the same files, its suite for one. Those stand once, as lines of text between the
-header, whose field ``texts`` counts them, and the tasks, which name such a file by the text's number.
+The header has the fields ``schema``, ``seed``, ``packages``, ``count`` (tasks in the file) and, if known,
+``environment``. Tasks of a checkout share many files, such as its tests. Each long text that occurs more than
+once stands on a line of its own between header and tasks. The header's ``texts`` counts these lines, and a
+task refers to a text by its number.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
+from envkit.env import Env
 from envkit.errors import StoreError, TaskFileError
 from envkit.grading import canonical
 from envkit.store import write_atomic
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.tasks/1"
+#: Largest task file that is read. Files that envkit writes have a few megabytes.
+MAX_BYTES: Final = 2**28
+#: Deepest nesting of JSON that is read: Python's recursion limit allows some hundred levels.
+MAX_DEPTH: Final = 100
 
 #: Shorter texts are not worth a line of their own, in characters.
-_SHORT = 200
+_MIN_SHARED = 200
 
 _FIELDS: Mapping[str, type] = {
     "id": str,
@@ -42,11 +51,17 @@ def digest(tasks: Sequence[Task]) -> str:
     return total.hexdigest()
 
 
-def write_tasks(path: Path, tasks: Sequence[Task], seed: int) -> str:
-    """Write a task file whole or not at all, and return its digest.
+def write_tasks(path: Path, tasks: Sequence[Task], seed: int, environment: str | None = None) -> str:
+    """Write a task file atomically and return the tasks' digest.
+
+    Args:
+        path: file to write; never overwritten.
+        tasks: at least one.
+        seed: the seed that the tasks were made with.
+        environment: name of the environment that the tasks are for.
 
     Raises:
-        TaskFileError: there are no tasks, or see `write_once`.
+        TaskFileError: there are no tasks, or as for `write_once`.
     """
     if not tasks:
         raise TaskFileError(f"{path}: there are no tasks to write; nothing was written")
@@ -54,26 +69,28 @@ def write_tasks(path: Path, tasks: Sequence[Task], seed: int) -> str:
         str(t.metadata["package"]): str(t.metadata.get("version")) for t in tasks if "package" in t.metadata
     }
     header: dict[str, JSON] = {"schema": SCHEMA, "seed": seed, "packages": packages, "count": len(tasks)}
-    texts = _shared(tasks)
+    if environment is not None:
+        header["environment"] = environment
+    texts = _shared_texts(tasks)
     if texts:
         header["texts"] = len(texts)
     numbers = {text: number for number, text in enumerate(texts)}
-    lines = [header, *texts, *(_numbered(asdict(task), numbers) for task in tasks)]
+    lines = [header, *texts, *(_with_numbers(asdict(task), numbers) for task in tasks)]
     write_once(path, "".join(f"{canonical(line)}\n" for line in lines))
     return digest(tasks)
 
 
 def write_once(path: Path, text: str) -> None:
-    """Write a file whole or not at all; nothing is overwritten.
+    """Write a file atomically. An existing file with the same content is left alone.
 
     Raises:
-        TaskFileError: the file exists and differs, or the disk refuses.
+        TaskFileError: the file exists with other content, or cannot be written.
     """
     try:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, text.encode())
-        elif path.read_bytes() != text.encode():
+        elif read_regular_file(path) != text.encode():
             raise TaskFileError(f"{path} exists and differs; move it away or choose another name")
     except StoreError as error:
         raise TaskFileError(str(error)) from error
@@ -81,37 +98,46 @@ def write_once(path: Path, text: str) -> None:
         raise TaskFileError(f"{path} cannot be written: {error.strerror or error}") from error
 
 
-def read_tasks(path: Path) -> list[Task]:
+def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
     """Read a task file.
 
+    Args:
+        path: the file.
+        kind: environment that the tasks are wanted for. A file whose header names another environment is
+            refused. Headers without an environment pass.
+
     Raises:
-        TaskFileError: names the file, and the line and field where something is wrong.
+        TaskFileError: names the file, and the line and field of the fault.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_regular_file(path).decode().splitlines()
     except FileNotFoundError:
         raise TaskFileError(
             f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}"
         ) from None
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:  # not UTF-8, or a path with a null byte
         raise TaskFileError(f"{path} cannot be read: {error}") from error
     if not lines:
         raise TaskFileError(f"{path} is empty; expected a header line and one task per line")
     header = _object(path, 1, lines[0])
     if header.get("schema") != SCHEMA:
         raise TaskFileError(
-            f"{path}, line 1, field 'schema': found {header.get('schema')!r}, expected {SCHEMA!r}"
+            f"{path}, line 1, field 'schema': found {header.get('schema')!r:.60}, expected {SCHEMA!r}"
         )
+    if kind is not None:
+        _require_environment(path, header.get("environment"), kind)
     count = header.get("texts", 0)
-    if not isinstance(count, int) or not 0 <= count < len(lines):
+    if type(count) is not int or not 0 <= count < len(lines):
         raise TaskFileError(
-            f"{path}, line 1, field 'texts': found {count!r}, expected a number of lines below"
+            f"{path}, line 1, field 'texts': found {count!r:.60}, expected a number of lines below"
         )
     texts = [_text(path, number, line) for number, line in enumerate(lines[1 : count + 1], 2)]
     tasks = [_task(path, number, line, texts) for number, line in enumerate(lines[count + 1 :], count + 2)]
     if header.get("count") != len(tasks):
         raise TaskFileError(
-            f"{path}, line 1, field 'count': says {header.get('count')!r} tasks and {len(tasks)} follow; "
+            f"{path}, line 1, field 'count': says {header.get('count')!r:.60} tasks and {len(tasks)} follow; "
             "the file was cut or edited, so make it again"
         )
     if not tasks:
@@ -119,35 +145,92 @@ def read_tasks(path: Path) -> list[Task]:
     return tasks
 
 
+def read_regular_file(path: Path, limit_bytes: int = MAX_BYTES) -> bytes:
+    """Read a regular file of limited size. Pipes and devices are refused: reading them might never end.
+
+    Raises:
+        TaskFileError: not a regular file, or larger than ``limit_bytes``.
+        OSError: it cannot be opened or read.
+    """
+    # Without O_NONBLOCK, opening a named pipe waits for a writer.
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise TaskFileError(f"{path} cannot be read: found a pipe or device, expected a file")
+        data = file.read(limit_bytes + 1)
+    if len(data) > limit_bytes:
+        raise TaskFileError(
+            f"{path} cannot be read: it is larger than {limit_bytes:,} bytes; split it into smaller files"
+        )
+    return data
+
+
+def _require_environment(path: Path, found: object, kind: type[Env]) -> None:
+    """Refuse a file of another environment. Tasks of a base class serve its subclasses as well."""
+    known = [base.id for base in kind.__mro__ if issubclass(base, Env) and hasattr(base, "id")]
+    if found is not None and found not in known:
+        raise TaskFileError(
+            f"{path} holds tasks of the environment {found!r:.60}, expected {kind.id!r}; "
+            f"name the environment with --env, or use a task file of {kind.id}"
+        )
+
+
 def _line(task: Task) -> str:
     return canonical(asdict(task)) + "\n"
 
 
-def _files_of(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """The files of a checkout's task, by path; none of any other task, whose lines stay whole."""
+def _shareable_files(task: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """The path-to-text mappings of a checkout's task whose texts may be shared; none of other tasks."""
     suite = task["hidden"].get("suite")
     if isinstance(suite, dict) and isinstance(suite.get("files"), dict):  # pyright: ignore[reportUnknownMemberType]
         yield from (task["files"], cast("dict[str, Any]", suite["files"]))
 
 
-def _shared(tasks: Sequence[Task]) -> list[str]:
-    """Long texts that several files of tasks hold, in order of appearance."""
-    kept = ({"files": task.files, "hidden": task.hidden} for task in tasks)
-    every = (text for one in kept for files in _files_of(one) for text in files.values())
-    return [text for text, count in Counter(every).items() if count > 1 and len(text) >= _SHORT]
+def _shared_texts(tasks: Sequence[Task]) -> list[str]:
+    """Long texts that occur in more than one file, in order of appearance."""
+    parts = ({"files": task.files, "hidden": task.hidden} for task in tasks)
+    texts = (text for part in parts for files in _shareable_files(part) for text in files.values())
+    return [text for text, count in Counter(texts).items() if count > 1 and len(text) >= _MIN_SHARED]
 
 
-def _numbered(task: dict[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
-    for files in _files_of(task):
+def _with_numbers(task: dict[str, Any], numbers: Mapping[str, int]) -> dict[str, Any]:
+    """Replace shared texts by their numbers, in place."""
+    for files in _shareable_files(task):
         files |= {path: numbers.get(text, text) for path, text in files.items()}
     return task
 
 
 def _json(path: Path, number: int, line: str) -> object:
     try:
-        return json.loads(line)
-    except ValueError as error:
+        data: object = json.loads(line)
+    except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{path}, line {number}: not JSON ({error}); make the file again") from error
+    if line.count("[") + line.count("{") > MAX_DEPTH and _is_deeper(data, MAX_DEPTH):
+        raise TaskFileError(
+            f"{path}, line {number}: JSON nested more than {MAX_DEPTH} levels deep; make the file again"
+        )
+    if "\\ud" in line.lower():
+        try:
+            json.dumps(data, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise TaskFileError(
+                f"{path}, line {number}: holds half of a surrogate pair (\\ud800 to \\udfff), which is not "
+                "Unicode text; make the file again"
+            ) from None
+    return data
+
+
+def _is_deeper(data: object, levels: int) -> bool:
+    """True if lists and objects are nested more than ``levels`` deep."""
+    layer: list[object] = [data]
+    for _ in range(levels + 1):
+        nested: list[object] = []
+        for value in layer:
+            if isinstance(value, list):
+                nested += cast("list[object]", value)
+            elif isinstance(value, dict):
+                nested += cast("dict[str, object]", value).values()
+        layer = nested
+    return any(isinstance(value, list | dict) for value in layer)
 
 
 def _text(path: Path, number: int, line: str) -> str:
@@ -172,13 +255,17 @@ def _task(path: Path, number: int, line: str, texts: Sequence[str]) -> Task:
             raise TaskFileError(
                 f"{path}, line {number}, field {name!r}: found {found}, expected {kind.__name__}"
             )
-    for files in _files_of(data):
+    for files in _shareable_files(data):
         for name, text in files.items():
-            if isinstance(text, int):
+            if type(text) is int:
                 if not 0 <= text < len(texts):
                     raise TaskFileError(
                         f"{path}, line {number}: file {name!r} is text {text}, and there are {len(texts)}; "
                         "the file was cut or edited, so make it again"
                     )
                 files[name] = texts[text]
+    for name, text in data["files"].items():
+        if not isinstance(text, str):
+            found = type(text).__name__
+            raise TaskFileError(f"{path}, line {number}, field 'files': {name!r} is {found}, expected a text")
     return Task(**{name: data[name] for name in _FIELDS})

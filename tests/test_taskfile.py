@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import TaskFileError
-from envkit.taskfile import SCHEMA, digest, read_tasks, write_tasks
+from envkit.taskfile import MAX_DEPTH, SCHEMA, digest, read_regular_file, read_tasks, write_tasks
 from envkit.types import Task
 
 
@@ -153,3 +158,138 @@ def test_a_missing_or_unreadable_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "binary").write_bytes(b"\xff\xfe")
     with pytest.raises(TaskFileError, match="cannot be read"):
         read_tasks(tmp_path / "binary")
+
+
+def test_a_pipe_or_device_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", Path("/dev/zero"), Path("/dev/null")):
+        with pytest.raises(TaskFileError, match=f"^{path} cannot be read: .*expected a file"):
+            read_tasks(path)
+
+
+def test_a_huge_file_is_refused_before_it_fills_memory(tmp_path: Path) -> None:
+    path = tmp_path / "sparse.jsonl"
+    with path.open("wb") as file:
+        file.truncate(2**42)
+    with pytest.raises(TaskFileError, match=r"it is larger than 268,435,456 bytes; split it"):
+        read_tasks(path)
+    (tmp_path / "small").write_bytes(b"12345")
+    assert read_regular_file(tmp_path / "small", 5) == b"12345"
+    with pytest.raises(TaskFileError, match="larger than 4 bytes"):
+        read_regular_file(tmp_path / "small", 4)
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"version":"1"', f'"version":{nested(100_000)}', "line 2: not JSON"),
+        ('"version":"1"', f'"version":{nested(MAX_DEPTH)}', "line 2: JSON nested more than 100 levels"),
+        ("pkg/f/1", r"\ud800", "line 2: holds half of a surrogate pair"),
+        ("pkg/f/1", r"\uDFff", "line 2: holds half of a surrogate pair"),
+        ('"solution.py":"', '"solution.py":7,"other.py":"', "line 2, field 'files': 'solution.py' is int"),
+        ('"count":2', '"count":"2"', "line 1, field 'count': says '2' tasks and 2 follow"),
+        ('"schema":', f'"texts":{"9" * 5000},"schema":', "line 1: not JSON"),
+    ],
+)
+def test_values_that_would_break_later_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    path = tmp_path / "tasks.jsonl"
+    write_tasks(path, TASKS, seed=0)
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    with pytest.raises(TaskFileError, match=message):
+        read_tasks(path)
+
+
+def test_valid_surrogate_pairs_and_moderate_nesting_are_read(tmp_path: Path) -> None:
+    deep = replace(task(1, "\U0001f600"), metadata={"value": json.loads(nested(MAX_DEPTH - 5))})
+    path = tmp_path / "tasks.jsonl"
+    write_tasks(path, [deep], seed=0)
+    assert "\\ud83d" in path.read_text()
+    assert read_tasks(path) == [deep]
+
+
+def test_a_file_of_another_environment_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "code.jsonl"
+    write_tasks(path, TASKS, seed=0, environment="code-editor")
+    assert json.loads(path.read_text().splitlines()[0])["environment"] == "code-editor"
+    assert read_tasks(path) == read_tasks(path, CodeEditorEnv) == TASKS
+    with pytest.raises(TaskFileError, match="the environment 'code-editor', expected 'sql-desk'"):
+        read_tasks(path, SqlDeskEnv)
+
+
+def test_a_file_may_name_a_base_environment_or_none(tmp_path: Path) -> None:
+    class Derived(SqlDeskEnv):  # type: ignore[misc]
+        id = "derived"
+
+    write_tasks(tmp_path / "base", TASKS, seed=0, environment="sql-desk")
+    write_tasks(tmp_path / "old", TASKS, seed=0)
+    for name in ("base", "old"):
+        assert read_tasks(tmp_path / name, Derived) == TASKS
+
+
+def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Paths to every value inside JSON data."""
+    yield path
+    if isinstance(value, dict | list):
+        for key, item in value.items() if isinstance(value, dict) else enumerate(value):
+            yield from places(item, (*path, key))
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(), max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=5,
+)
+
+
+@st.composite
+def mutated_json(draw: st.DrawFn, text: str) -> bytes:
+    """A task file with one value of one line replaced or removed."""
+    lines = text.splitlines()
+    number = draw(st.integers(0, len(lines) - 1))
+    data = {"line": json.loads(lines[number])}
+    *parents, last = draw(st.sampled_from([path for path in places(data) if path]))
+    holder: Any = data
+    for key in parents:
+        holder = holder[key]
+    if draw(st.booleans()) and len(parents) > 0:
+        del holder[last]
+    else:
+        holder[last] = draw(json_values)
+    lines[number] = json.dumps(data["line"])
+    return "".join(f"{line}\n" for line in lines).encode()
+
+
+@st.composite
+def mutated_bytes(draw: st.DrawFn, text: str) -> bytes:
+    """A task file with some bytes replaced."""
+    raw = text.encode()
+    start = draw(st.integers(0, len(raw)))
+    end = draw(st.integers(start, min(len(raw), start + 40)))
+    return raw[:start] + draw(st.binary(max_size=20)) + raw[end:]
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_a_mutated_file_is_read_or_refused(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    made, path = folder / "mutated-from.jsonl", folder / "mutated.jsonl"
+    write_tasks(made, [suited(1), suited(2), task(3)], seed=0, environment="code-editor")
+    text = made.read_text()
+    path.write_bytes(data.draw(mutated_json(text) | mutated_bytes(text)))
+    try:
+        found = read_tasks(path, CodeEditorEnv)
+    except TaskFileError as fault:
+        message = str(fault)
+    else:
+        message = f"{path}: {len(found)} tasks with digest {digest(found)}"
+        for read in found:
+            read.id.encode()
+    assert str(path) in message
+    assert "\n" not in message

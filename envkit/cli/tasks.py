@@ -106,7 +106,7 @@ def mine(
         made = make_recipe(found, seed=seed, per_function=per_function, max_chars=max_chars)
         write_once(output, recipe_text(made))
     else:
-        write_tasks(output, found, seed=seed)
+        write_tasks(output, found, seed, DEFAULT_ENVIRONMENT)
     facts = {"tasks": len(found), "functions": _count_functions(found), "digest": digest(found)}
     scores = sorted(map(difficulty_of, found))
     quartiles = [round(scores[len(scores) * part // 4], 2) for part in (1, 2, 3)]
@@ -202,7 +202,7 @@ def build(
     wanted = read_recipe(recipe)
     with open_display("rich") as display:
         found = build_from_recipe(wanted, isolated_backend(sandbox, display))
-    write_tasks(output, found, seed=int(str(wanted["seed"])))
+    write_tasks(output, found, int(str(wanted["seed"])), DEFAULT_ENVIRONMENT)
     if as_json:
         emit({"tasks": len(found), "digest": digest(found), "file": str(output)})
     else:

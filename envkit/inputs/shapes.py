@@ -211,10 +211,20 @@ def _build(kind: type, items: list[Any]) -> Any:
     return kind(items)
 
 
-def _length(rng: random.Random, seen: int, size: int, most: int) -> int:
+def _length(rng: random.Random, seen: int, size: int, limit: int) -> int:
+    """Draw the length of a sequence; examples longer than ``limit`` are not exceeded.
+
+    Args:
+        rng: source of the draw.
+        seen: longest example.
+        size: see `sample`.
+        limit: longest sequence to make that is longer than the examples.
+    """
     if size == 0:
         return rng.randint(0, min(5, max(seen, 2)))
-    return rng.randint(1, max(2, seen)) if size == 1 else rng.randint(seen, min(most, 2 * seen + 8))
+    if size == 1:
+        return rng.randint(1, max(2, seen))
+    return rng.randint(min(seen, limit), min(limit, 2 * seen + 8))
 
 
 def _sample_number(shape: Number, rng: random.Random, size: int) -> float:

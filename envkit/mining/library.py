@@ -67,6 +67,8 @@ def version_of(package: str) -> str:
 
 
 def _distribution(package: str) -> importlib.metadata.Distribution:
+    if not package.strip():
+        raise UsageError(f"{package!r} is no package name; expected one such as more-itertools")
     path = [*sys.path, str(fetched_folder())]
     try:
         return next(iter(importlib.metadata.distributions(name=package, path=path)))

@@ -19,7 +19,7 @@ from envkit.mining.mutations import mutations
 from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
-from envkit.taskfile import digest
+from envkit.taskfile import digest, read_regular_file
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
@@ -91,10 +91,10 @@ def read_recipe(path: Path) -> dict[str, JSON]:
         TaskFileError: names the file, and the field where something is wrong.
     """
     try:
-        recipe: object = json.loads(path.read_text(encoding="utf-8"))
+        recipe: object = json.loads(read_regular_file(path))
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise TaskFileError(f"{path}: not JSON ({error}); expected a recipe") from error
     if not isinstance(recipe, dict) or cast("dict[str, JSON]", recipe).get("schema") != SCHEMA:
         raise TaskFileError(f"{path}: not a recipe; expected an object whose field 'schema' is {SCHEMA!r}")
@@ -103,7 +103,21 @@ def read_recipe(path: Path) -> dict[str, JSON]:
         if not isinstance(found.get(field), kind):
             there = type(found[field]).__name__ if field in found else "nothing"
             raise TaskFileError(f"{path}, field {field!r}: found {there}, expected {kind.__name__}")
+    for number, row in enumerate(cast("list[object]", found["rows"])):
+        if not _is_row(row):
+            raise TaskFileError(
+                f"{path}, field 'rows': row {number} is {row!r:.60}; "
+                "expected [package, function, mutation, [index of a call, ...]]"
+            )
     return found
+
+
+def _is_row(row: object) -> bool:
+    fields = cast("list[object]", row) if isinstance(row, list) else []
+    if len(fields) != 4 or not isinstance(fields[3], list):
+        return False
+    killers = cast("list[object]", fields[3])
+    return all(type(name) is str for name in fields[:3]) and all(type(index) is int for index in killers)
 
 
 def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:

@@ -77,6 +77,12 @@ def test_a_missing_package_is_named_with_its_cure() -> None:
         installed("no-such-package")
 
 
+@pytest.mark.parametrize("name", ["", " "])
+def test_an_empty_name_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is no package name; expected one such as more-itertools"):
+        installed(name)
+
+
 def test_a_package_without_python_source_is_refused(install: Callable[..., None]) -> None:
     install("hollow", "2.0", {"other.txt": ""})
     with pytest.raises(UsageError, match="no Python source"):

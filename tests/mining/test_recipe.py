@@ -87,6 +87,24 @@ def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message:
     assert str(path) in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    "row", [7, [], ["tinypkg", "f", "x"], ["tinypkg", "f", "x", [None]], [1, "f", "x", [0]]]
+)
+def test_a_malformed_row_is_named(tmp_path: Path, row: object) -> None:
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps({**HELDOUT, "rows": [*HELDOUT["rows"][:2], row]}))
+    with pytest.raises(TaskFileError, match=r"field 'rows': row 2 is .*expected \[package"):
+        read_recipe(path)
+
+
+def test_a_device_or_deep_json_is_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(TaskFileError, match="/dev/zero cannot be read"):
+        read_recipe(Path("/dev/zero"))
+    (tmp_path / "deep").write_text("[" * 100_000)
+    with pytest.raises(TaskFileError, match="not JSON"):
+        read_recipe(tmp_path / "deep")
+
+
 def test_a_recipe_of_nothing_is_refused() -> None:
     with pytest.raises(TaskFileError, match="no tasks"):
         make_recipe([], seed=0, per_function=4, max_chars=700)

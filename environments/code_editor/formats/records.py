@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar, cast, final
 
 from envkit.errors import TaskFileError
+from envkit.taskfile import MAX_BYTES, read_regular_file
 from envkit.types import JSON
 
 Value = TypeVar("Value")
@@ -67,12 +69,20 @@ def read_text(path: Path) -> str:
         TaskFileError: the file cannot be read.
     """
     try:
-        raw = path.read_bytes()
-        return (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode()
+        raw = read_regular_file(path)
+        return (_unpacked(path, raw) if path.suffix == ".gz" else raw).decode()
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except (UnicodeDecodeError, EOFError, zlib.error) as error:
         raise TaskFileError(f"{path} cannot be read: {error}") from error
+
+
+def _unpacked(path: Path, raw: bytes) -> bytes:
+    with gzip.open(io.BytesIO(raw)) as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise TaskFileError(f"{path} cannot be read: it unpacks to more than {MAX_BYTES:,} bytes")
+    return data
 
 
 def read_records(path: Path) -> Iterator[Record]:
