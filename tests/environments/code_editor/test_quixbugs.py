@@ -16,7 +16,7 @@ from envkit.bench.report import load_report
 from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.environments.code_editor.called import hidden_calls
+from envkit.environments.code_editor.graders.calls import hidden_calls
 from envkit.errors import TaskFileError
 from envkit.sandbox import SandboxBackend
 from envkit.studies.bench import Bench, start
