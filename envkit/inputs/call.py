@@ -1,4 +1,4 @@
-"""A call of a function, with its arguments as Python source."""
+"""Calls of a function, with arguments as Python source."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from envkit.types import JSON
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """One call to make: arguments as Python source, evaluated freshly for each call.
+    """Arguments of one call as Python source, which is evaluated anew each time the call is made.
 
     Args:
-        args: positional arguments; literals, lambdas, or names from `Program.modules`.
-        kwargs: keyword arguments, likewise.
+        args: positional arguments: literals, lambdas, or expressions with names of standard-library modules.
+        kwargs: keyword arguments of the same kinds.
     """
 
     args: tuple[str, ...]
     kwargs: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def source(self, function: str) -> str:
-        """The call as a person would write it; for a method, see `Program`."""
+        """Source of the call. ``Class.method`` is called on a new instance: ``Class().method(...)``."""
         function = function.replace(".", "().")
         return f"{function}({', '.join([*self.args, *(f'{k}={v}' for k, v in self.kwargs.items())])})"
 
@@ -42,7 +42,7 @@ class Call:
 
 
 def literal(value: Any) -> str:
-    """``repr`` that does not depend on hash order.
+    """Source of a value, like ``repr`` but independent of the hash order of sets.
 
     >>> literal({"b", "a"})
     "{'a', 'b'}"

@@ -1,4 +1,4 @@
-"""Example calls: what a function's docstring says about how to call it."""
+"""Extract example calls from docstrings and test code."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import final
 from envkit.inputs.call import Call
 from envkit.syntax import parse
 
-#: Standard-library modules that arguments may name.
+#: Standard-library modules that arguments may use.
 ARGUMENT_MODULES = (
     "collections", "decimal", "fractions", "functools", "itertools", "math", "operator", "re", "string",
 )  # fmt: skip
@@ -39,9 +39,8 @@ _LAMBDA_BODY = (
 def docstring_calls(docstring: str, function: str) -> list[Call]:
     """Calls of ``function`` in the examples of a docstring, in order, each once.
 
-    Names bound by earlier simple assignments of the same docstring are put in their place. A call
-    with an argument that is not a closed expression (literals, lambdas, builtins, a few
-    standard-library attributes) is left out.
+    Names from earlier simple assignments in the docstring are replaced by their values. A call is left out if
+    an argument is not a closed expression of literals, lambdas, builtins and standard-library attributes.
     """
     bound: dict[str, ast.expr] = {}
     found: list[Call] = []
@@ -52,7 +51,7 @@ def docstring_calls(docstring: str, function: str) -> list[Call]:
 
 
 def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
-    """The standard-library modules that the arguments of these calls name."""
+    """The standard-library modules that the arguments of these calls use."""
     named: set[str] = set()
     for call in calls:
         for source in (*call.args, *call.kwargs.values()):
@@ -94,7 +93,7 @@ def _written_calls(docstring: str, function: str) -> Iterator[ast.stmt]:
 
 
 def _bind(statement: ast.stmt, bound: dict[str, ast.expr]) -> None:
-    """Follow simple assignments and imports; anything else that binds a name makes it unknown."""
+    """Record simple assignments and imports; any other binding makes a name unknown."""
     if isinstance(statement, ast.ImportFrom) and statement.module in ARGUMENT_MODULES:
         for alias in statement.names:
             owner = ast.Name(statement.module, ast.Load())
@@ -136,14 +135,14 @@ def _calls(statement: ast.stmt, function: str, bound: dict[str, ast.expr]) -> It
 
 
 def _closed(expression: ast.expr, bound: dict[str, ast.expr]) -> ast.expr | None:
-    """The expression with bound names put in place, or ``None`` if it still needs something."""
+    """The expression with bound names replaced, or ``None`` if it still has free names."""
     replaced = _Substitute(bound).visit(copy.deepcopy(expression))
     return replaced if _is_closed(replaced, frozenset(), inside_lambda=False) else None
 
 
 @final
 class _Substitute(ast.NodeTransformer):
-    """Puts the values of known names in their place; lambda parameters hide names."""
+    """Replaces known names by their values; lambda parameters shadow names."""
 
     def __init__(self, bound: dict[str, ast.expr]) -> None:
         self._bound = bound

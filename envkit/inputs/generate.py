@@ -1,4 +1,4 @@
-"""Fresh calls that keep to what all example calls show: their shapes, and the rules between arguments."""
+"""Generate calls from the shapes of example arguments and the rules that these follow."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from collections.abc import Sequence
 
 from envkit.inputs.call import Call, literal
 from envkit.inputs.rules.infer import infer_rules
-from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, keeps
+from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, follows
 from envkit.inputs.shapes import Shape, sample, shape_of, vary
 from envkit.syntax import parse_expression
 
-#: Tries per call that is wanted; arguments that cannot be mended are dropped.
+#: Draws per wanted call. Arguments that cannot be made to follow the rules are dropped.
 _TRIES = 12
-#: Shares of near, short, middling and long ones.
+#: Shares of calls near the examples, with short, medium and long arguments.
 _SHARES = (0.4, 0.2, 0.25, 0.15)
 
 
 def generated_calls(
-    examples: Sequence[Call], seed: int, count: int, said: str = "", names: Sequence[str] = ()
+    examples: Sequence[Call], seed: int, count: int, statement: str = "", names: Sequence[str] = ()
 ) -> list[Call]:
-    """Up to ``count`` distinct calls that the examples' author could have written, none an example itself.
+    """Generate up to ``count`` distinct calls that are valid for a stated problem; no example is repeated.
 
-    `envkit.inputs.perturb.perturbed_calls` stays near the examples. This one goes further and is more
-    careful, for functions of a problem statement: those demand what a docstring's seldom do, such as distinct
-    items or two lists of one length. What all examples show is kept. Each call is a pure function of the
-    arguments and its number. Near ones come first, long ones last.
+    `envkit.inputs.perturb.perturbed_calls` makes small changes to examples. This function also makes larger
+    inputs, and it infers the preconditions that problem statements typically have, such as distinct items or
+    two lists of equal length. The result is a pure function of the arguments. Calls near the examples come
+    first, long ones last.
 
     Args:
-        examples: calls; those whose arguments are not all literals are left out of account.
+        examples: known calls. Those with arguments that are not literals are ignored.
         seed: decides every draw.
-        count: how many are wanted; fewer come back where the examples leave no room.
-        said: what the task says in words.
-        names: of the positional parameters, where they are known; some names tell what is meant.
+        count: calls wanted. Fewer come back if the rules leave no room.
+        statement: the problem in words.
+        names: names of the positional parameters, if known; some names imply a rule, such as ``low``.
 
     >>> calls = generated_calls([Call(("[2, 5, 9]", "3")), Call(("[1, 4]", "2"))], seed=0, count=20)
     >>> len(calls), all(int(call.args[1]) == call.args[0].count(",") + 1 for call in calls)
@@ -44,21 +44,21 @@ def generated_calls(
     if not read:
         return []
     positional, first = read[0]
-    # In one order, for a call's first arguments are given by place.
-    known = [{place: each[place] for place in first} for _, each in read if each.keys() == first.keys()]
-    shapes = {place: shape_of([arguments[place] for arguments in known]) for place in known[0]}
-    rules = infer_rules(known, said)
+    # All in the order of the first example, because the first arguments are passed by position.
+    known = [{key: each[key] for key in first} for _, each in read if each.keys() == first.keys()]
+    shapes = {key: shape_of([arguments[key] for arguments in known]) for key in known[0]}
+    rules = infer_rules(known, statement)
     seen = {_call(arguments, positional).source("") for arguments in known}
     found: list[Call] = []
     for phase in range(len(_SHARES)):
-        # What one phase finds no room for, the next ones may.
+        # A later phase makes up for the calls that an earlier one could not find.
         wanted = min(count, round(count * sum(_SHARES[: phase + 1])))
         for index in range(_TRIES * max(0, wanted - len(found))):
             if len(found) >= wanted:
                 break
             rng = random.Random(repr((seed, phase, index)))
-            arguments = _fresh(known[index % len(known)], shapes, rng, phase)
-            call = _call(arguments, positional) if _mended(arguments, rules, rng) else None
+            arguments = _draw(known[index % len(known)], shapes, rng, phase)
+            call = _call(arguments, positional) if _fix_arguments(arguments, rules, rng) else None
             if call is not None and call.source("") not in seen:
                 seen.add(call.source(""))
                 found.append(call)
@@ -66,40 +66,40 @@ def generated_calls(
 
 
 def _arguments(call: Call, names: Sequence[str]) -> Arguments | None:
-    """The values by name, or by place where the name is not known; ``None`` where one is no literal."""
+    """Argument values by name, or by index if the name is unknown; ``None`` if one is not a literal."""
     named = dict(enumerate(names))
     sources = {named.get(index, index): source for index, source in enumerate(call.args)} | dict(call.kwargs)
     try:
-        return {place: ast.literal_eval(parse_expression(source)) for place, source in sources.items()}
+        return {key: ast.literal_eval(parse_expression(source)) for key, source in sources.items()}
     except (SyntaxError, ValueError, TypeError, RecursionError, MemoryError):
         return None
 
 
 def _call(arguments: Arguments, positional: int) -> Call:
-    sources = [(str(place), literal(value)) for place, value in arguments.items()]
+    sources = [(str(key), literal(value)) for key, value in arguments.items()]
     return Call(tuple(source for _, source in sources[:positional]), dict(sources[positional:]))
 
 
-def _fresh(base: Arguments, shapes: dict[ArgKey, Shape], rng: random.Random, phase: int) -> Arguments:
-    """Arguments near the base in the first phase, then new ones, larger from phase to phase."""
+def _draw(base: Arguments, shapes: dict[ArgKey, Shape], rng: random.Random, phase: int) -> Arguments:
+    """Vary the base in the first phase; draw new arguments, larger with each phase, in the others."""
     if phase > 0:
-        return {place: sample(shape, rng, phase - 1) for place, shape in shapes.items()}
+        return {key: sample(shape, rng, phase - 1) for key, shape in shapes.items()}
     arguments = copy.deepcopy(base)
     for _ in range(rng.choice((1, 1, 2, 3))):
-        place = rng.choice(list(shapes))
-        arguments[place] = vary(shapes[place], arguments[place], rng)
+        key = rng.choice(list(shapes))
+        arguments[key] = vary(shapes[key], arguments[key], rng)
     return arguments
 
 
-def _mended(arguments: Arguments, rules: Sequence[Rule], rng: random.Random) -> bool:
-    """Make the rules hold, as far as can be; returns whether they do."""
+def _fix_arguments(arguments: Arguments, rules: Sequence[Rule], rng: random.Random) -> bool:
+    """Change arguments in place until they follow the rules; returns False if they still do not."""
     for _ in range(3):
-        if all(keeps(rule, arguments) for rule in rules):
+        if all(follows(rule, arguments) for rule in rules):
             return True
         for rule in rules:
-            if rule.mend is not None and not keeps(rule, arguments):
+            if rule.fix is not None and not follows(rule, arguments):
                 try:
-                    rule.mend(arguments, rng)
+                    rule.fix(arguments, rng)
                 except (TypeError, ValueError, IndexError, KeyError):
                     return False
-    return all(keeps(rule, arguments) for rule in rules)
+    return all(follows(rule, arguments) for rule in rules)

@@ -1,4 +1,4 @@
-"""Fresh calls: deterministic variations of example calls, so that no input can be foreseen."""
+"""Perturb example calls: small seeded changes of literal arguments, so that no agent can foresee an input."""
 
 from __future__ import annotations
 
@@ -10,25 +10,24 @@ from typing import Any, final
 from envkit.inputs.call import Call, exact_type, literal
 from envkit.syntax import parse, parse_expression
 
-#: How far an integer may grow beyond the examples' largest, so that run times stay small.
+#: An integer may exceed the largest example by this much. Run times stay small.
 _GROWTH = 12
 _ENDLESS = ("count(", "cycle(", "repeat(", "iter(int", "iter(lambda")
 
 
 def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count: int) -> list[Call]:
-    """Up to ``count`` distinct calls near the examples, none of them an example itself.
+    """Make up to ``count`` distinct calls near the examples; no example is repeated.
 
-    Each call is a pure function of (examples, seed, index): one or two literal arguments of an
-    example are changed, or replaced by another example's value at the same position. Changes keep
-    what all values show: a sorted list stays sorted, rows keep their length, texts keep their
-    alphabet. Lambdas and other callables stay as they are. Fewer than ``count`` calls come back
-    when the examples leave no room.
+    Each call is a pure function of (examples, seed, index). One or two literal arguments of an example are
+    changed, or replaced by another example's value at the same position. A sorted list stays sorted, the rows
+    of a table keep their length, and strings keep their alphabet. Lambdas and other callables stay unchanged.
+    Fewer than ``count`` calls come back if too few distinct ones are found.
 
     >>> calls = perturbed_calls([Call(("[3, 1, 2]",))], seed=0, count=2)
     >>> calls == perturbed_calls([Call(("[3, 1, 2]",))], seed=0, count=2), len(calls)
     (True, 2)
     """
-    # An endless argument is safe only beside the arguments that its author chose.
+    # An endless iterator is safe only together with the other arguments that its author chose.
     usable = [call for call in examples if not any(word in call.source("") for word in _ENDLESS)]
     if not usable:
         return []
@@ -48,7 +47,7 @@ def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count
 
 @final
 class _Pool:
-    """What the examples are made of: values by type, and whole arguments by position."""
+    """Values by type and whole arguments by position, collected from the examples."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
         self.scalars: dict[type, list[Any]] = {}
@@ -82,7 +81,7 @@ def _vary(call: Call, pool: _Pool, rng: random.Random) -> Call:
 
 
 def _literals(source: str) -> list[ast.expr]:
-    """The outermost literal parts of an expression, lambdas excepted."""
+    """The outermost literals in an expression, outside of lambdas."""
 
     def within(node: ast.AST) -> Iterator[ast.expr]:
         if isinstance(node, ast.Lambda):
@@ -104,7 +103,7 @@ def _literals(source: str) -> list[ast.expr]:
 def _vary_source(source: str, pool: _Pool, rng: random.Random) -> str:
     node = rng.choice(_literals(source))
     new = literal(_vary_value(ast.literal_eval(node), pool, rng))
-    # ast columns count UTF-8 bytes; arguments are one line of unparsed source.
+    # Columns of ast count UTF-8 bytes. An argument is one line, because it was unparsed.
     raw = source.encode()
     return (raw[: node.col_offset] + new.encode() + raw[node.end_col_offset :]).decode()
 
@@ -143,7 +142,7 @@ def _vary_int(value: int, pool: _Pool, rng: random.Random) -> int:
         new = rng.randint(0, min(pool.largest + _GROWTH, max(2 * abs(value), 10)))
     else:
         new = -value
-    # Most functions of a natural number have nothing to say about negative ones.
+    # Most functions of natural numbers are undefined for negative ones.
     return abs(new) if value >= 0 and new < 0 and rng.random() < 0.7 else new
 
 
@@ -173,7 +172,7 @@ def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: 
     at = rng.randrange(len(items))
     nested = [len(item) for item in items if type(item) in (list, tuple)]
     if len(nested) == len(items) > 1 and len(set(nested)) == 1 and nested[0]:
-        # Rows of a table: their number and length carry meaning, their entries vary.
+        # A table: keep the number and length of its rows, vary a cell.
         row = list(items[at])
         cell = rng.randrange(len(row))
         row[cell] = _vary_value(row[cell], pool, rng)

@@ -1,4 +1,4 @@
-"""The shapes of example values, and fresh values of the same shape."""
+"""Infer the shape of example values; draw new values of that shape."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: Longest row that may be a record, whose places mean different things, such as ``[start, end]``.
+#: Longest row that may be a record: one whose positions differ in meaning, such as ``[start, end]``.
 _MAX_RECORD = 4
-#: Longest sequence and text that is made, so that programs of exponential cost still end.
+#: Longest sequence and string to draw beyond the examples' lengths; programs of exponential cost still end.
 _MAX_ITEMS, _MAX_TEXT = 40, 60
 _CLASSES = (string.ascii_lowercase, string.ascii_uppercase, string.digits)
 
@@ -22,9 +22,9 @@ class Number:
     """Integers or floats.
 
     Args:
-        values: the ones seen, not empty.
-        lowest: bound that all of them keep to, 0 or 1; ``None`` where there are negative ones.
-        flags: all are 0 or 1, and enough are seen to believe it.
+        values: example values, not empty.
+        lowest: lower bound, 0 or 1; ``None`` if there are negative values.
+        flags: all are 0 or 1, in enough examples to rule out chance.
         floats: all are floats.
     """
 
@@ -35,7 +35,7 @@ class Number:
 
     @property
     def highest(self) -> int:
-        """Largest magnitude seen, at least 1."""
+        """Largest magnitude of an example, at least 1."""
         return max(1, *(int(abs(value)) for value in self.values))
 
 
@@ -44,9 +44,9 @@ class Text:
     """Strings over an alphabet.
 
     Args:
-        values: the ones seen, not empty.
+        values: example values, not empty.
         alphabet: their characters, sorted.
-        formed: characters of several classes make a form, such as ``12:30``, which new ones keep.
+        formed: they have a format of several character classes, such as ``12:30``, that new values keep.
     """
 
     values: tuple[str, ...]
@@ -60,8 +60,8 @@ class Items:
 
     Args:
         kind: ``list``, ``tuple``, ``set``, or ``dict``, whose items are records of key and value.
-        item: shape of an item; ``None`` where none was seen.
-        longest: most items seen.
+        item: shape of an item; ``None`` if all examples are empty.
+        longest: most items of an example.
     """
 
     kind: type
@@ -71,7 +71,7 @@ class Items:
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Sequences of one length whose places each have a shape of their own."""
+    """Sequences of one length; each position has its own shape."""
 
     kind: type
     parts: tuple[Shape, ...]
@@ -79,7 +79,7 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the values seen, for whatever has no better shape; not empty."""
+    """One of the example values, for values without a better shape; not empty."""
 
     values: tuple[Any, ...]
 
@@ -88,11 +88,11 @@ Shape: TypeAlias = Number | Text | Items | Record | Choice
 
 
 def shape_of(values: Sequence[Any], *, inside: bool = False) -> Shape:
-    """The shape that all of these values have.
+    """The shape that all values have.
 
     Args:
         values: at least one.
-        inside: whether they are items of a sequence, where short rows of one length are records.
+        inside: True for items of a sequence, where short rows of one length are records.
 
     >>> shape_of([[[1, 5], [2, 9]], [[0, 3]]]).item.kind
     <class 'list'>
@@ -128,14 +128,14 @@ def shape_of(values: Sequence[Any], *, inside: bool = False) -> Shape:
 
 
 def _alphabet(texts: Sequence[str]) -> str:
-    """The characters seen, and all digits where several large ones are."""
+    """Characters of the examples; all ten digits if several digits with a large one occur."""
     seen = set("".join(texts))
     digits = seen & {*string.digits}
     return "".join(sorted(seen | ({*string.digits} if len(digits) > 3 and max(digits) > "4" else set())))
 
 
 def form(text: str) -> str:
-    """A text with every run of characters of one class as one letter; what is no letter or digit stays.
+    """Format of a string: each run of lowercase, uppercase or digits becomes one character.
 
     >>> form("1/3+12/7"), form("ab cd")
     ('0/0+0/0', 'a a')
@@ -150,12 +150,12 @@ def _number(values: Sequence[float]) -> Number:
 
 
 def sample(shape: Shape, rng: random.Random, size: int) -> Any:
-    """A fresh value.
+    """Draw a new value.
 
     Args:
-        shape: of which shape.
-        rng: all that chance decides.
-        size: 0 for short ones of few different parts, 1 for ones as long as those seen, 2 for longer ones.
+        shape: shape of the value.
+        rng: source of all draws.
+        size: 0 for short values with few different parts, 1 for up to the examples' length, 2 for longer.
     """
     match shape:
         case Number():
@@ -173,7 +173,7 @@ def sample(shape: Shape, rng: random.Random, size: int) -> Any:
             if shape.item is None:
                 return shape.kind()
             length = _length(rng, shape.longest, size, _MAX_ITEMS)
-            # Values that repeat are where orders and counts go wrong, and plain ones are edge cases.
+            # Repeated items reveal wrong orders and counts. Simple items are edge cases.
             few = size == 0 or rng.random() < 0.3
             plain = 0 if few and rng.random() < 0.5 else size
             stock = [sample(shape.item, rng, plain) for _ in range(rng.randint(1, 4) if few else length)]
@@ -185,7 +185,7 @@ def sample(shape: Shape, rng: random.Random, size: int) -> Any:
 
 
 def vary(shape: Shape, value: Any, rng: random.Random) -> Any:
-    """A value that differs little from ``value``, which has the shape."""
+    """A small variation of ``value``, which has the shape."""
     match shape:
         case Number():
             return _vary_number(shape, value, rng)
@@ -203,7 +203,7 @@ def vary(shape: Shape, value: Any, rng: random.Random) -> Any:
 
 
 def _listed(value: Any, kind: type) -> list[Any]:
-    """The items of a collection in an order that does not depend on hashes."""
+    """The items of a collection in an order that is independent of hashes."""
     return list(value.items()) if kind is dict else sorted(value, key=repr) if kind is set else list(value)
 
 
@@ -274,7 +274,7 @@ def _vary_text(shape: Text, text: str, rng: random.Random) -> str:
 
 
 def _refilled(text: str, alphabet: str, rng: random.Random, size: int) -> str:
-    """A text of the same form, its runs of letters and digits written anew."""
+    """A string of the same format with new runs of letters and digits."""
 
     def run(found: re.Match[str]) -> str:
         letters = _like(found[0][0], alphabet)
@@ -285,7 +285,7 @@ def _refilled(text: str, alphabet: str, rng: random.Random, size: int) -> str:
 
 
 def _like(character: str, alphabet: str) -> str:
-    """The characters of an alphabet that are of the same class; never empty."""
+    """The characters of an alphabet in the class of ``character``; never empty."""
     classes = [known for known in _CLASSES if character and character in known]
     return "".join(one for one in alphabet if classes and one in classes[0]) or character or alphabet
 

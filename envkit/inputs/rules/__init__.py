@@ -1,1 +1,1 @@
-"""Rules that the arguments of all example calls follow, so that generated arguments can follow them too."""
+"""Rules that all example arguments follow, inferred so that generated arguments follow them too."""

@@ -1,4 +1,4 @@
-"""Rules between two arguments: lengths, numbers that count or point into lists, the same items."""
+"""Rules between two arguments: equal lengths, counts, indices, equal items."""
 
 from __future__ import annotations
 
@@ -7,21 +7,21 @@ import random
 import re
 from collections.abc import Callable, Iterator, Sequence
 
-from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, cells, fitted, is_list, mapped
+from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, cells, fit_length, is_list, map_cells
 
 _INDEX = re.compile(r"\b(?:index\w*|indices|nodes?|labell?ed|numbered|range|permutation)\b", re.IGNORECASE)
 _GUARANTEE = re.compile(r"guarante|\bexists? in\b", re.IGNORECASE)
-#: Arguments so named are ordered, also where few examples show it.
+#: Names of arguments that are ordered even if few examples show it.
 _SMALLER = re.compile(r"k|left|low\w*|lo|start\w*|first|min\w*|from\w*")
 _LARGER = re.compile(r"n|right|high\w*|hi|end\w*|last|max\w*|to\w*")
 
 
-def rules_between(examples: Sequence[Arguments], said: str) -> Iterator[Rule]:
-    """Candidates for pairs of arguments.
+def rules_between(examples: Sequence[Arguments], statement: str) -> Iterator[Rule]:
+    """Candidate rules for pairs of arguments.
 
     Args:
-        examples: one alone shows nothing of this kind.
-        said: what the task says in words.
+        examples: at least two; from fewer no rule is inferred.
+        statement: the problem in words.
     """
     if len(examples) < 2:
         return
@@ -30,33 +30,33 @@ def rules_between(examples: Sequence[Arguments], said: str) -> Iterator[Rule]:
     for one, other in itertools.permutations(sized, 2):
         if all(type(example[one]) is type(example[other]) for example in examples):
             yield _rearranged(one, other)
-    yield from (_as_long(one, other) for one, other in itertools.combinations(sized, 2))
+    yield from (_equal_lengths(one, other) for one, other in itertools.combinations(sized, 2))
     for one, other in itertools.permutations(whole, 2):
         named = _SMALLER.fullmatch(str(one)) and _LARGER.fullmatch(str(other))
         if named or len({(example[one], example[other]) for example in examples}) > 2:
             yield _ordered_pair(one, other)
     for number, items in itertools.product(whole, sized):
         yield from _count_rules(number, items, examples)
-        if _GUARANTEE.search(said) and all(is_list(example[items]) for example in examples):
-            yield _among(number, items)
+        if _GUARANTEE.search(statement) and all(is_list(example[items]) for example in examples):
+            yield _is_item(number, items)
     for items in sized:
-        yield from _pointer_rules(items, whole, sized if _INDEX.search(said) else (), examples)
+        yield from _pointer_rules(items, whole, sized if _INDEX.search(statement) else (), examples)
         if all(is_list(example[items]) for example in examples):
             yield _parents(items)
 
 
-def _as_long(one: ArgKey, other: ArgKey) -> Rule:
-    def mend(arguments: Arguments, rng: random.Random) -> None:
+def _equal_lengths(one: ArgKey, other: ArgKey) -> Rule:
+    def fix(arguments: Arguments, rng: random.Random) -> None:
         first, second = arguments[one], arguments[other]
         length = len(rng.choice((first, second)))
-        arguments[one] = fitted(first, length, first, rng)
-        arguments[other] = fitted(second, length, second, rng)
+        arguments[one] = fit_length(first, length, first, rng)
+        arguments[other] = fit_length(second, length, second, rng)
 
-    return Rule(f"len({one}) == len({other})", lambda a: len(a[one]) == len(a[other]), mend)
+    return Rule(f"len({one}) == len({other})", lambda a: len(a[one]) == len(a[other]), fix)
 
 
 def _rearranged(one: ArgKey, other: ArgKey) -> Rule:
-    def mend(arguments: Arguments, rng: random.Random) -> None:
+    def fix(arguments: Arguments, rng: random.Random) -> None:
         base = arguments[one]
         mixed = list(base)
         if rng.random() < 0.5:
@@ -66,18 +66,18 @@ def _rearranged(one: ArgKey, other: ArgKey) -> Rule:
             mixed[at], mixed[at + 1] = mixed[at + 1], mixed[at]
         arguments[other] = "".join(mixed) if isinstance(base, str) else type(base)(mixed)
 
-    return Rule(f"{other} rearranges {one}", lambda a: sorted(a[one]) == sorted(a[other]), mend)
+    return Rule(f"{other} rearranges {one}", lambda a: sorted(a[one]) == sorted(a[other]), fix)
 
 
 def _ordered_pair(one: ArgKey, other: ArgKey) -> Rule:
-    def mend(arguments: Arguments, rng: random.Random) -> None:
+    def fix(arguments: Arguments, rng: random.Random) -> None:
         arguments[one], arguments[other] = arguments[other], arguments[one]
 
-    return Rule(f"{one} <= {other}", lambda a: a[one] <= a[other], mend)
+    return Rule(f"{one} <= {other}", lambda a: a[one] <= a[other], fix)
 
 
 def _count_rules(number: ArgKey, items: ArgKey, examples: Sequence[Arguments]) -> Iterator[Rule]:
-    """An integer that counts items, or is at most their count."""
+    """Rules for an integer that counts items or is at most their count."""
     if len({len(example[items]) for example in examples}) > 1:
         counts: list[tuple[str, Callable[[int], int]]] = [
             (f"len({items})", lambda length: length),
@@ -94,56 +94,56 @@ def _count_rules(number: ArgKey, items: ArgKey, examples: Sequence[Arguments]) -
     low = min(1, *(example[number] for example in examples))
     for name, over in (("<", 0), ("<=", 1)):
 
-        def mend(arguments: Arguments, rng: random.Random, over: int = over) -> None:
+        def fix(arguments: Arguments, rng: random.Random, over: int = over) -> None:
             room = len(arguments[items]) + over - low
             if room > 0:
                 arguments[number] = low + arguments[number] % room
 
         yield Rule(
-            f"{number} {name} len({items})", lambda a, over=over: a[number] < len(a[items]) + over, mend
+            f"{number} {name} len({items})", lambda a, over=over: a[number] < len(a[items]) + over, fix
         )
 
 
-def _among(number: ArgKey, items: ArgKey) -> Rule:
-    def mend(arguments: Arguments, rng: random.Random) -> None:
+def _is_item(number: ArgKey, items: ArgKey) -> Rule:
+    def fix(arguments: Arguments, rng: random.Random) -> None:
         arguments[number] = rng.choice(arguments[items])
 
-    return Rule(f"{number} in {items}", lambda a: a[number] in a[items], mend)
+    return Rule(f"{number} in {items}", lambda a: a[number] in a[items], fix)
 
 
 def _pointer_rules(
     items: ArgKey, whole: Sequence[ArgKey], sized: Sequence[ArgKey], examples: Sequence[Arguments]
 ) -> Iterator[Rule]:
-    """Integers in a list that name one of ``n`` things, or one of the items of a list."""
+    """Rules for integers in a list that point to one of ``n`` things or into another list."""
     known = [cells(example[items]) for example in examples]
     if not any(known) or not all(type(cell) is int and cell >= 0 for some in known for cell in some):
         return
     low = 0 if any(0 in some for some in known) else 1
     sizes: list[tuple[str, Callable[[Arguments], int]]] = [
-        *((str(place), lambda a, place=place: a[place]) for place in whole),
-        *((f"len({place})", lambda a, place=place: len(a[place])) for place in sized),
+        *((str(key), lambda a, key=key: a[key]) for key in whole),
+        *((f"len({key})", lambda a, key=key: len(a[key])) for key in sized),
     ]
     for name, size in sizes:
-        # Believed only where the largest comes near: small numbers are below any length.
+        # Needs examples near the bound, because small numbers are below any length.
         near = sum(max(some, default=0) >= size(e) - 2 + low for some, e in zip(known, examples, strict=True))
         if near < (len(examples) if name == f"len({items})" else len(examples) / 2):
             continue
 
-        def mend(arguments: Arguments, rng: random.Random, size: Callable[[Arguments], int] = size) -> None:
+        def fix(arguments: Arguments, rng: random.Random, size: Callable[[Arguments], int] = size) -> None:
             room = max(1, size(arguments))
-            arguments[items] = mapped(
+            arguments[items] = map_cells(
                 arguments[items], lambda cell: cell if low <= cell < low + room else low + cell % room
             )
 
         yield Rule(
             f"{items} within {name}",
             lambda a, size=size: all(low <= cell < low + size(a) for cell in cells(a[items])),
-            mend,
+            fix,
         )
 
 
 def _parents(items: ArgKey) -> Rule:
-    """That a list gives each node's parent, -1 for the root, which comes first."""
+    """The rule that a list holds each node's parent; the first node is the root and holds -1."""
 
     def holds(arguments: Arguments) -> bool:
         parents = arguments[items]
@@ -159,7 +159,7 @@ def _parents(items: ArgKey) -> Rule:
                 return False
         return True
 
-    def mend(arguments: Arguments, rng: random.Random) -> None:
+    def fix(arguments: Arguments, rng: random.Random) -> None:
         arguments[items] = [-1, *(rng.randrange(node) for node in range(1, len(arguments[items])))]
 
-    return Rule(f"parents: {items}", holds, mend)
+    return Rule(f"parents: {items}", holds, fix)

@@ -1,4 +1,4 @@
-"""What holds for the arguments of every example call, and how to make it hold for other arguments."""
+"""Infer rules from example arguments, as Daikon infers invariants from runs."""
 
 from __future__ import annotations
 
@@ -6,39 +6,39 @@ from collections.abc import Iterator, Sequence
 
 from envkit.inputs.rules.between import rules_between
 from envkit.inputs.rules.lists import list_rules, number_rules, same_items
-from envkit.inputs.rules.rule import Arguments, Rule, cells, is_list, keeps
+from envkit.inputs.rules.rule import Arguments, Rule, cells, follows, is_list
 from envkit.inputs.rules.tables import table_rules
 from envkit.inputs.rules.texts import text_rules
 
 
-def infer_rules(examples: Sequence[Arguments], said: str = "") -> list[Rule]:
-    """The rules that all examples keep to, in the order in which they should be mended.
+def infer_rules(examples: Sequence[Arguments], statement: str = "") -> list[Rule]:
+    """The rules that all examples follow, in the order in which to fix arguments.
 
-    Rules are few of a kind that problem statements state, and examples show: better one too many, which
-    costs some inputs, than one too few, which blames a program for an input that it need not take.
+    Only rules that problem statements typically state are tried. A rule too many excludes some inputs. A rule
+    too few is worse: it fails a correct program on an input that it need not accept.
 
     Args:
         examples: at least one; each has the same arguments.
-        said: what the task says in words; some rules are believed only where it hints at them.
+        statement: the problem in words; some rules need a hint there.
 
     >>> [rule.name for rule in infer_rules([{"a": [2, 3], "b": [7, 5]}, {"a": [9], "b": [1]}])][-1]
     'len(a) == len(b)'
     """
-    candidates = [*_rules_of_each(examples, said), *rules_between(examples, said)]
-    return [rule for rule in candidates if all(keeps(rule, example) for example in examples)]
+    candidates = [*_single_argument_rules(examples, statement), *rules_between(examples, statement)]
+    return [rule for rule in candidates if all(follows(rule, example) for example in examples)]
 
 
-def _rules_of_each(examples: Sequence[Arguments], said: str) -> Iterator[Rule]:
-    for place in examples[0]:
-        seen = [example[place] for example in examples]
+def _single_argument_rules(examples: Sequence[Arguments], statement: str) -> Iterator[Rule]:
+    for key in examples[0]:
+        seen = [example[key] for example in examples]
         known = [cell for value in seen for cell in cells(value)]
         if known and all(type(cell) in (int, float) for cell in known):
-            yield from number_rules(place, seen)
+            yield from number_rules(key, seen)
         if known and all(isinstance(cell, str) for cell in known):
-            yield from text_rules(place, seen)
-        if all(isinstance(value, str) for value in seen) and (rule := same_items(place, seen)):
+            yield from text_rules(key, seen)
+        if all(isinstance(value, str) for value in seen) and (rule := same_items(key, seen)):
             yield rule
         if all(is_list(value) for value in seen):
             if known and all(is_list(item) for value in seen for item in value):
-                yield from table_rules(place, seen, said)
-            yield from list_rules(place, seen, said)
+                yield from table_rules(key, seen, statement)
+            yield from list_rules(key, seen, statement)

@@ -1,4 +1,4 @@
-"""A rule that arguments keep to, and what all kinds of rules share."""
+"""A rule that arguments must follow, and helpers for all kinds of rules."""
 
 from __future__ import annotations
 
@@ -7,34 +7,35 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias, cast
 
-#: Name or place of an argument.
+#: Name of an argument, or its index if the name is not known.
 ArgKey: TypeAlias = int | str
-#: An argument's place -> its value.
+#: Value of each argument.
 Arguments: TypeAlias = dict[ArgKey, Any]
 Holds: TypeAlias = Callable[[Arguments], bool]
-Mend: TypeAlias = Callable[[Arguments, random.Random], None]
+Fix: TypeAlias = Callable[[Arguments, random.Random], None]
 
-#: How likely chance may make a rule hold that is believed all the same: unasked, and where words hint at it.
-UNASKED, HINTED = 0.02, 0.6
+#: A rule that holds for all examples is dropped if chance alone explains it with more than this probability:
+#: without and with a hint in the problem statement.
+MAX_CHANCE, MAX_CHANCE_HINTED = 0.02, 0.6
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """Something that arguments keep to.
+    """A precondition of a function's arguments.
 
     Args:
         name: for people, such as ``len(speed) == len(efficiency)``.
-        holds: whether arguments keep to it; may raise where they have another form.
-        mend: changes arguments in place so that they may; ``None`` where only trying helps.
+        holds: returns True if arguments follow the rule; may raise for arguments of another type.
+        fix: changes arguments in place so that they follow the rule; ``None`` if only another draw helps.
     """
 
     name: str
     holds: Holds
-    mend: Mend | None = None
+    fix: Fix | None = None
 
 
-def keeps(rule: Rule, arguments: Arguments) -> bool:
-    """Whether arguments keep to a rule; what has another form does not."""
+def follows(rule: Rule, arguments: Arguments) -> bool:
+    """True if arguments follow a rule; False for arguments of another type."""
     try:
         return rule.holds(arguments)
     except (TypeError, ValueError, IndexError, KeyError, AttributeError):
@@ -42,33 +43,33 @@ def keeps(rule: Rule, arguments: Arguments) -> bool:
 
 
 def is_list(value: object) -> bool:
-    """Whether a value is a list or a tuple."""
+    """True for a list or a tuple."""
     return isinstance(value, list | tuple)
 
 
 def cells(value: Any) -> list[Any]:
-    """What lists in lists hold in the end; of anything else, the value alone."""
+    """The leaves of nested lists; a value that is no list is its own leaf."""
     if not is_list(value):
         return [value]
     return [cell for item in cast("Sequence[Any]", value) for cell in cells(item)]
 
 
-def mapped(value: Any, change: Callable[[Any], Any]) -> Any:
-    """Lists in lists with every cell changed."""
+def map_cells(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Apply ``change`` to every leaf of nested lists."""
     if not is_list(value):
         return change(value)
-    items = [mapped(item, change) for item in cast("Sequence[Any]", value)]
+    items = [map_cells(item, change) for item in cast("Sequence[Any]", value)]
     return items if isinstance(value, list) else tuple(items)
 
 
-def fitted(row: Any, length: int, stock: Sequence[Any], rng: random.Random) -> Any:
-    """A sequence cut, or filled up with items of the stock, to a length."""
+def fit_length(row: Any, length: int, stock: Sequence[Any], rng: random.Random) -> Any:
+    """Cut a sequence to a length, or extend it with random items of ``stock``."""
     more = [rng.choice(stock) for _ in range(length - len(row))] if stock else []
     if isinstance(row, str):
         return row[:length] + "".join(more)
     return type(row)([*row[:length], *more])
 
 
-def known_by(value: Any) -> str:
-    """What values are sorted and compared by where they may have no order of their own."""
+def sort_key(value: Any) -> str:
+    """A key to sort and compare values that may have no order of their own."""
     return repr(value)

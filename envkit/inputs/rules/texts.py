@@ -1,4 +1,4 @@
-"""Rules of the texts in one argument: how long, of which form, well formed."""
+"""Rules for the strings of one argument: length, format, balanced brackets."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ from typing import Any
 from envkit.inputs.rules.rule import ArgKey, Rule, cells
 from envkit.inputs.shapes import form
 
-#: Digits of the numbers that dates and times are made of.
+#: Digits of the numbers in dates and times.
 _WIDTH = 2
 
 
-def text_rules(place: ArgKey, seen: Sequence[Any]) -> Iterator[Rule]:
-    """Candidates for an argument that is a text, or lists of texts.
+def text_rules(key: ArgKey, seen: Sequence[Any]) -> Iterator[Rule]:
+    """Candidate rules for a string, or for nested lists of strings.
 
     Args:
-        place: of the argument.
+        key: the argument.
         seen: its values in the examples.
     """
     known: list[str] = [text for value in seen for text in cells(value)]
 
     def each(name: str, good: Callable[[str], bool]) -> Rule:
-        return Rule(f"{name}: {place}", lambda arguments: all(map(good, cells(arguments[place]))))
+        return Rule(f"{name}: {key}", lambda arguments: all(map(good, cells(arguments[key]))))
 
     yield each("not empty", lambda text: text != "")
     yield each("single spaces", lambda text: "  " not in text and text == text.strip())
@@ -44,13 +44,13 @@ def text_rules(place: ArgKey, seen: Sequence[Any]) -> Iterator[Rule]:
 
 
 def _steps(text: str) -> list[str]:
-    """Each pair of neighbours by class, the ends included: an operator stands between numbers, say."""
+    """Pairs of neighbouring character classes, ends included, such as an operator between numbers."""
     classes = ["^", *("a" if c.isalpha() else "0" if c.isdigit() else c for c in text), "$"]
     return [f"{one}{other}" for one, other in pairwise(classes)]
 
 
 def _in_range(known: Sequence[str]) -> list[Callable[[str], bool]]:
-    """For texts such as dates and times: a number of fixed width stays between those seen in its place."""
+    """For dates and times: each two-digit number stays in the range seen at its position."""
     numbers = [re.findall(r"\d+", text) for text in known]
     if not numbers[0] or len({len(found) for found in numbers}) > 1:
         return []
