@@ -170,7 +170,7 @@ def _mine_project(
         per_function=per_function,
         max_chars=max_chars,
         packages=packages,
-        shapes=fingerprints_of(heldout_recipe()["packages"]) if split == "train" else (),
+        fingerprints=fingerprints_of(heldout_recipe()["packages"]) if split == "train" else (),
         progress=progress,
     )
     left_out = {

@@ -1,4 +1,4 @@
-"""Grading by split oracle: the sandbox answers calls, the host compares. Or, weaker, by a pytest suite."""
+"""Graders: a split oracle (the sandbox answers calls, the host compares) and, weaker, a pytest suite."""
 
 from envkit.grading.compare import (
     EXACT,

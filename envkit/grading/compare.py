@@ -1,4 +1,4 @@
-"""Strict comparison of encoded answers, on the host."""
+"""Compare encoded answers on the host."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _Rank: TypeAlias = "tuple[int, float, str, tuple[_Rank, ...]]"
 
 @dataclass(frozen=True, slots=True)
 class NumericPolicy:
-    """When two numbers are equal.
+    """Tolerance for equal numbers. NaN equals only NaN.
 
     Args:
-        rel_tol: relative tolerance between floats; 0 demands equality. NaN equals only NaN.
-        abs_tol: absolute tolerance between floats.
-        int_as_float: whether ``2`` may stand for ``2.0`` and back. ``True`` is never a number.
+        rel_tol: relative tolerance between floats, at least 0.
+        abs_tol: absolute tolerance between floats, at least 0.
+        int_as_float: accept ``2`` for ``2.0`` and the reverse. ``True`` is never a number.
     """
 
     rel_tol: float = 1e-9
@@ -31,29 +31,27 @@ class NumericPolicy:
     int_as_float: bool = False
 
     def close(self, expected: float, actual: float) -> bool:
-        """Whether two floats count as equal."""
+        """True if two floats are equal within the tolerances."""
         if math.isnan(expected) or math.isnan(actual):
             return math.isnan(expected) and math.isnan(actual)
         return math.isclose(expected, actual, rel_tol=self.rel_tol, abs_tol=self.abs_tol)
 
 
-#: Floats within rounding, all else exact.
+#: Floats may differ by rounding; everything else is exact.
 STRICT = NumericPolicy()
 
 
 @dataclass(frozen=True, slots=True)
 class Leniency:
-    """What else two right answers may differ in, beside numbers.
+    """Accepted differences between two answers, apart from numbers.
 
     Args:
-        any_order: how deep the order of lists does not matter: 0 it does, 1 in the outermost, 2 also in its
-            items, and so on.
-        repeats: whether it matters, in the outermost list whose order does not, how often an item occurs.
-        sequences: whether tuples and lists stand for each other, as in JSON; sets too, where order does not
-            matter.
-        mappings: whether dicts, Counters, defaultdicts and OrderedDicts stand for each other, as ``==`` has
-            them.
-        arguments: whether what became of the arguments counts; it does anyway where the value is ``None``.
+        any_order: levels of nested lists whose order is ignored: 0 for none, 1 for the outermost, and so on.
+        repeats: count how often an item occurs in the outermost list whose order is ignored.
+        sequences: accept tuples and lists for each other, as in JSON; sets too if their order is ignored.
+        mappings: accept dicts, Counters, defaultdicts and OrderedDicts for each other, as ``==`` does.
+        arguments: compare the arguments after the call as well. They are always compared if the value is
+            ``None``.
     """
 
     any_order: int = 0
@@ -63,12 +61,12 @@ class Leniency:
     arguments: bool = True
 
 
-#: Every difference counts.
+#: No differences are accepted.
 EXACT = Leniency()
 
 
 def _number(value: JSON) -> int | float | None:
-    """The number that an encoded value stands for, or ``None``."""
+    """The number that is encoded, or ``None``."""
     if isinstance(value, int) and not isinstance(value, bool):
         return value
     if isinstance(value, Mapping) and isinstance(value.get("v"), str):
@@ -84,10 +82,10 @@ def _number(value: JSON) -> int | float | None:
 
 
 def equal(expected: JSON, actual: JSON, policy: NumericPolicy = STRICT) -> bool:
-    """Whether an answer equals what was expected: exact types, floats within the policy.
+    """True if an answer equals the expected one: exact types, floats within the policy.
 
-    Both are encoded as `envkit.grading.worker.encode` does. ``actual`` is hostile data: any shape
-    is allowed and an opaque value equals nothing.
+    Both are encoded by `envkit.grading.worker.encode`. ``actual`` may be hostile: any shape is allowed. An
+    opaque value equals nothing.
 
     >>> equal(720, {"t": "float", "v": "720.0"}), equal(1, True), equal([1], {"t": "tuple", "v": [1]})
     (False, False, False)
@@ -138,10 +136,10 @@ def _has_items(value: JSON) -> TypeGuard[Sequence[JSON]]:
 
 
 def order(value: JSON) -> tuple[_Rank, str]:
-    """A key to sort encoded values by, so that numbers that may count as equal come at the same place.
+    """Sort key of encoded values; nearly equal numbers become neighbours.
 
-    Numbers by size, whatever their type, and NaN first; then all else by its text; then what has items, item
-    by item. Numbers too large for a float come before or behind all others, by their digits.
+    Numbers come first, by size and regardless of type, with NaN before all. Other scalars follow, by their
+    text, then collections, item by item. Numbers too large for a float are ordered by their digits.
 
     >>> sorted([10, {"t": "float", "v": "9.5"}, "a", [2], [1, 2]], key=order)
     [{'t': 'float', 'v': '9.5'}, 10, 'a', [1, 2], [2]]
@@ -149,7 +147,7 @@ def order(value: JSON) -> tuple[_Rank, str]:
     Raises:
         RecursionError: a hostile value that is nested too deeply.
     """
-    return _rank(value), canonical(value)  # by its text where 1 and 1.0 are not the same
+    return _rank(value), canonical(value)  # the text distinguishes 1 from 1.0
 
 
 def _rank(value: JSON) -> _Rank:
@@ -167,7 +165,7 @@ def _rank(value: JSON) -> _Rank:
 
 
 def relaxed(value: JSON, leniency: Leniency) -> JSON:
-    """An encoded value in the form that all values have which are as good.
+    """A common form of all encoded values that ``leniency`` accepts for each other.
 
     >>> relaxed({"t": "tuple", "v": [3, 1, 2]}, Leniency(any_order=1, sequences=True))
     [1, 2, 3]
@@ -198,7 +196,7 @@ def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
 
 
 def opaque(value: JSON) -> bool:
-    """Whether an encoded value contains a part that can never be compared."""
+    """True if an encoded value has a part of an unknown type, which cannot be compared."""
     if isinstance(value, Mapping):
         return value.get("t") == "opaque" or opaque(value.get("v"))
     if isinstance(value, Sequence) and not isinstance(value, str):
@@ -207,14 +205,14 @@ def opaque(value: JSON) -> bool:
 
 
 def show(value: JSON, limit: int = 120) -> str:
-    """An encoded value as Python source, for people and agents; cut at ``limit`` characters.
+    """An encoded value as Python source for people and agents, at most ``limit`` characters.
 
     >>> show({"t": "tuple", "v": [1, {"t": "float", "v": "2.5"}, "a"]})
     "(1, 2.5, 'a')"
     """
     try:
         text = _source(value)
-    except (RecursionError, ValueError):  # a candidate may send any shape; showing it must not fail
+    except (RecursionError, ValueError):  # a candidate may send any shape
         text = "a malformed value"
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
@@ -253,5 +251,5 @@ def _pair(item: JSON) -> str:
 
 
 def canonical(value: JSON) -> str:
-    """One line of JSON, keys sorted: for digests and byte-identical files."""
+    """One line of JSON with sorted keys, for digests and reproducible files."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True)

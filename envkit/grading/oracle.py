@@ -1,4 +1,4 @@
-"""The split oracle: a sandbox answers calls, the host knows and compares the expected answers."""
+"""The split oracle: a sandbox answers calls, the host compares them with the expected answers."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
 from envkit.types import JSON, Verdict
 
-#: One function import and a few dozen calls of small functions.
+#: Enough to import one module and make a few dozen calls of small functions.
 GRADING_LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**20)
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """What one call gave: a value with the arguments after the call, or the raised type's name."""
+    """The result of one call: the value and the arguments after the call, or the type of the exception."""
 
     value: JSON = None
     after: JSON = None
     raises: str | None = None
 
     def show(self) -> str:
-        """For people and agents: the value as source, or what was raised."""
+        """The value as source, or the exception, for people and agents."""
         return f"raises {self.raises}" if self.raises else show(self.value)
 
 
 @dataclass(frozen=True, slots=True)
 class Program:
-    """The code under question.
+    """A function to call, with the files that it needs.
 
     Args:
         files: workspace path -> bytes.
         module: path of the module that defines the function.
-        function: its name. ``Class.method`` is called on an instance of its own each time, made without
-            arguments, so that no call finds what another left in one.
-        modules: standard-library modules that call arguments may name.
+        function: its name. ``Class.method`` is called on a new instance each time, made without arguments, so
+            that calls do not affect each other.
+        modules: standard-library modules that call arguments may use.
     """
 
     files: Mapping[str, bytes]
@@ -53,10 +53,14 @@ class Program:
 
 @dataclass(frozen=True, slots=True)
 class Grade:
-    """A verdict with its evidence; ``evidence`` may show hidden inputs, so it is for the host only.
+    """A verdict with its evidence.
 
     Args:
-        weakness: why it proves less than the split oracle does, for every report; empty where it does not.
+        verdict: the verdict.
+        evidence: reason for the verdict. It may show hidden inputs, so it stays on the host.
+        passed: checks that passed.
+        total: checks in all.
+        weakness: why the grade proves less than one of the split oracle, for reports; empty if it does not.
     """
 
     verdict: Verdict
@@ -67,19 +71,19 @@ class Grade:
 
 
 @final
-class _Conversation:
-    """Asks one call at a time, so that a candidate never sees the inputs still to come."""
+class _Worker:
+    """A running worker that answers one call at a time, so that a candidate never sees later inputs."""
 
-    def __init__(self, sandbox: Sandbox, subject: Program, limits: Limits) -> None:
-        for path, data in subject.files.items():
+    def __init__(self, sandbox: Sandbox, program: Program, limits: Limits) -> None:
+        for path, data in program.files.items():
             sandbox.write(path, data)
-        worker = resources.files("envkit.grading").joinpath("worker.py").read_text()
-        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", worker]
-        argv += [subject.module, subject.function, ",".join(subject.modules)]
+        source = resources.files("envkit.grading").joinpath("worker.py").read_text()
+        argv = [sandbox.python, *PYTHON_OPTIONS, "-c", source]
+        argv += [program.module, program.function, ",".join(program.modules)]
         self._limits = limits
         self._peer: Peer = sandbox.open(argv, limits=limits)
         try:
-            self.answer({})  # the import; a module that does not load is asked no calls
+            self.answer({})  # the import; raises if the module does not load
         except BaseException:
             self.close()
             raise
@@ -111,57 +115,58 @@ class _Conversation:
 
 
 def answers(
-    backend: SandboxBackend, subject: Program, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
+    backend: SandboxBackend, program: Program, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
 ) -> list[Answer]:
-    """Run trusted code (an original, or a mutant of one) and return its answers.
+    """Call a trusted program, such as an original or a mutant of one, and return its answers.
 
-    It runs in a sandbox of its own, never in one that a candidate has touched or will touch.
-    Ends early where the program dies: the list is then shorter than ``calls``.
+    The sandbox is new and is never shared with a candidate. If the program dies, the list is shorter than
+    ``calls``.
 
     Raises:
         SandboxError: the machinery failed.
     """
     found: list[Answer] = []
     with backend.create() as sandbox:
-        talk: _Conversation | None = None
+        worker: _Worker | None = None
         try:
-            talk = _Conversation(sandbox, subject, limits)
+            worker = _Worker(sandbox, program, limits)
             for call in calls:
-                found.append(talk.call(call))
+                found.append(worker.call(call))
         except PeerGone:
             pass
         finally:
-            if talk is not None:
-                talk.close()
+            if worker is not None:
+                worker.close()
     return found
 
 
 def answerable(
     backend: SandboxBackend,
-    subject: Program,
+    program: Program,
     calls: Sequence[Call],
     limits: Limits = GRADING_LIMITS,
     deaths: int = 3,
 ) -> tuple[list[Call], list[Answer]]:
-    """The calls that trusted code answers with something that can be compared, and what it answers.
+    """The calls to which a trusted program gives a comparable answer, and these answers.
 
-    A call that it dies of is left out, and the others are asked again: together they keep to the limits.
+    A call that kills the program is left out and the others are made again, so that all together stay within
+    the limits.
 
     Args:
-        backend: where it runs, as for `answers`.
-        subject: the trusted code.
-        calls: costly ones last: after too many deaths the rest is left out.
-        limits: for all calls that stay.
-        deaths: calls that it may die of.
+        backend: makes the sandbox, as for `answers`.
+        program: the trusted program.
+        calls: costly ones last, because the rest is left out after too many deaths.
+        limits: for all remaining calls together.
+        deaths: how many calls may kill the program.
 
     Raises:
         SandboxError: the machinery failed.
     """
     asked = list(calls)
-    found = answers(backend, subject, asked, limits)
+    found = answers(backend, program, asked, limits)
     while len(found) < len(asked) and deaths > 0:
         del asked[len(found)]
-        found = answers(backend, subject, asked, limits)
+        found = answers(backend, program, asked, limits)
         deaths -= 1
     pairs = [
         (call, answer)
@@ -173,28 +178,30 @@ def answerable(
 
 def grade(
     backend: SandboxBackend,
-    subject: Program,
+    program: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
     policy: NumericPolicy = STRICT,
     limits: Limits = GRADING_LIMITS,
     leniency: Leniency = EXACT,
 ) -> Grade:
-    """Ask a candidate every call, in a fresh sandbox, and compare on the host.
+    """Make every call to a candidate in a new sandbox and compare the answers on the host.
 
-    PASS needs every answer equal; the first wrong one ends it. Nothing a candidate does can raise:
-    dying, hanging, flooding and nonsense are FAIL, forged frames and files under a grader's names are
-    TAMPERED, broken machinery is INFRA.
+    PASS needs every answer equal; the first wrong one ends the grading. A candidate cannot raise here:
+    dying, hanging, flooding and nonsense are FAIL. Forged messages and files under reserved names are
+    TAMPERED. Broken machinery is INFRA.
 
     Raises:
         ContractError: ``calls`` and ``expected`` differ in length, or there are none.
     """
     if not calls or len(calls) != len(expected):
-        raise ContractError(f"{len(calls)} calls and {len(expected)} expected answers; they must pair up")
+        raise ContractError(
+            f"{len(calls)} calls and {len(expected)} expected answers; expected one answer for each call"
+        )
     try:
         with backend.create() as sandbox:
-            found = _judge(sandbox, subject, calls, expected, policy, limits, leniency)
-            reject_reserved(sandbox, subject.files)
+            found = _judge(sandbox, program, calls, expected, policy, limits, leniency)
+            reject_reserved(sandbox, program.files)
             return found
     except SubmissionRejected as refused:
         return Grade(refused.verdict, refused.evidence, 0, len(calls))
@@ -204,34 +211,34 @@ def grade(
 
 def _judge(
     sandbox: Sandbox,
-    subject: Program,
+    program: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
     policy: NumericPolicy,
     limits: Limits,
     leniency: Leniency,
 ) -> Grade:
-    """Ask every call and compare; no program of the candidate lives on afterwards."""
+    """Make every call and compare; all processes of the candidate are ended afterwards."""
     passed, total = 0, len(calls)
-    talk: _Conversation | None = None
+    worker: _Worker | None = None
     try:
-        talk = _Conversation(sandbox, subject, limits)
+        worker = _Worker(sandbox, program, limits)
         for call, want in zip(calls, expected, strict=True):
-            got = talk.call(call)
+            got = worker.call(call)
             if not same(want, got, policy, leniency):
-                shown = f"{call.source(subject.function)} gave {got.show()}, expected {want.show()}"
+                shown = f"{call.source(program.function)} gave {got.show()}, expected {want.show()}"
                 return Grade(Verdict.FAIL, shown, passed, total)
             passed += 1
     except PeerGone as gone:
         return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, total)
     finally:
-        if talk is not None:
-            talk.close()
+        if worker is not None:
+            worker.close()
     return Grade(Verdict.PASS, f"all {total} calls answered as expected", passed, total)
 
 
 def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT, leniency: Leniency = EXACT) -> bool:
-    """Whether two answers agree: same exception type, or equal value and equal arguments after."""
+    """True if two answers agree: same exception type, or equal values and equal arguments after the call."""
     if want.raises is not None or got.raises is not None:
         return want.raises == got.raises
     after_free = not leniency.arguments and want.value is not None

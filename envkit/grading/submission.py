@@ -1,4 +1,4 @@
-"""What passes from an agent's sandbox to the grader's: named regular files, none of them tampered with."""
+"""Submissions: the files that a grader takes from an agent's sandbox, checked for tampering."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from envkit.errors import TooLargeError, UsageError
 from envkit.sandbox import Sandbox
 from envkit.types import Verdict
 
-#: Names under which graders keep what they found. Whoever writes one means to be taken for the grader.
+#: File names that graders use for their results. A candidate that writes one tries to forge a grade.
 RESERVED = ("**/reward.txt", "**/reward.json", "**/verdict.txt", "**/verdict.json", "**/junit*.xml")
 
 
 class SubmissionRejected(Exception):
-    """A workspace that is graded no further, with the verdict and its evidence."""
+    """A submission that gets a verdict without further grading."""
 
     def __init__(self, verdict: Verdict, evidence: str) -> None:
         super().__init__(evidence)
@@ -23,13 +23,13 @@ class SubmissionRejected(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """What an environment takes from an agent's workspace.
+    """The files that an environment takes from an agent's workspace.
 
     Args:
-        files: workspace paths that the agent may change; all that the grader gets.
-        protected: workspace path -> the bytes that must still be there.
-        reserved: patterns, as of `Sandbox.export`, that only ``protected`` files may match.
-        limit_bytes: of each file.
+        files: workspace paths that the agent may change. The grader gets only these.
+        protected: workspace path -> content that must be unchanged.
+        reserved: patterns of `Sandbox.export` that no file but protected ones may match.
+        limit_bytes: largest size of each file.
     """
 
     files: Sequence[str]
@@ -38,11 +38,11 @@ class Submission:
     limit_bytes: int = 2**18
 
     def collect(self, sandbox: Sandbox) -> dict[str, bytes]:
-        """The files, read without following a symlink.
+        """Read the files without following symlinks.
 
         Raises:
             SubmissionRejected: TAMPERED if a file is no longer a regular file, a protected one has changed
-                or a reserved one is there; FAIL where one is missing or too large.
+                or a reserved one is there; FAIL if one is missing or too large.
             SandboxError: the machinery failed.
         """
         reject_reserved(sandbox, self.protected, self.reserved)
@@ -67,13 +67,15 @@ class Submission:
 
 
 def reject_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequence[str] = RESERVED) -> None:
-    """See `Submission.reserved`.
+    """Reject a workspace that holds files under reserved names.
 
     Args:
-        given: what the host has written itself, workspace path -> content, such as a suite's own samples.
+        sandbox: the workspace.
+        given: workspace path -> content of files that the host wrote, such as samples of a suite.
+        reserved: see `Submission.reserved`.
 
     Raises:
-        SubmissionRejected: TAMPERED where one is there; FAIL where there are too many files to tell.
+        SubmissionRejected: TAMPERED if there is one; FAIL if there are too many files to tell.
     """
     try:
         limit_bytes = 2**20 + sum(map(len, given.values()))
@@ -84,6 +86,4 @@ def reject_reserved(sandbox: Sandbox, given: Mapping[str, bytes], reserved: Sequ
     except UsageError as error:
         raise SubmissionRejected(Verdict.FAIL, str(error)) from None
     if forged:
-        raise SubmissionRejected(
-            Verdict.TAMPERED, f"{forged[0]} was written under a name that is the grader's"
-        )
+        raise SubmissionRejected(Verdict.TAMPERED, f"{forged[0]} has a name that is reserved for graders")

@@ -1,9 +1,8 @@
-"""Grading by a repository's own pytest suite, for where nothing but tests tells right from wrong.
+"""Grade with a repository's own pytest suite.
 
-Weaker than the split oracle, and it says so in every grade. Tests run in one process with the candidate's
-code, which can find their expectations and forge their outcomes. What is caught: a process that ends early,
-tests that are skipped, deselected or missing, output that is not the report, and files by which a candidate
-would tell pytest what to do.
+Weaker than the split oracle, and every grade says so: tests share a process with the candidate's code, which
+can read their expectations and forge their outcomes. Caught are a process that ends early, tests that are
+skipped, deselected or missing, output other than the report, and files that configure pytest.
 """
 
 from __future__ import annotations
@@ -21,13 +20,13 @@ from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-#: The distributions that a sandbox must hold for this; see the ``packages`` of a backend.
+#: Distributions that the sandbox must hold; see the ``packages`` of a backend.
 PYTEST: Final = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
-#: Why a grade of this kind proves less.
+#: The `Grade.weakness` of every grade made here.
 WEAKNESS: Final = "tests ran in one process with the candidate's code, which could have forged their outcome"
-#: Of a small repository's suite.
+#: Limits for the suite of a small repository.
 SUITE_LIMITS: Final = Limits(cpu_s=20.0, wall_s=60.0)
-#: Files by which a candidate would tell pytest what to do.
+#: Files that configure pytest. A candidate must not add one.
 _STEERING: Final = (
     *("conftest.py", "pytest.toml", ".pytest.toml", "pytest.ini", ".pytest.ini"),
     *("pyproject.toml", "tox.ini", "setup.cfg"),
@@ -35,7 +34,7 @@ _STEERING: Final = (
 
 
 def pytest_modules() -> list[str]:
-    """What a run of pytest imports before any test, for the ``warm`` of a backend that imports beforehand."""
+    """Modules that pytest imports before any test, for backends that import modules in advance (``warm``)."""
     from _pytest.config import default_plugins
 
     plugins = [f"_pytest.{name}" for name in default_plugins]
@@ -48,7 +47,7 @@ def outcomes(
     tests: Mapping[str, bytes],
     limits: Limits = SUITE_LIMITS,
 ) -> dict[str, str]:
-    """What each test of a suite says about trusted code, in a sandbox of its own.
+    """Run a suite on trusted code in a new sandbox and return the outcome of each test.
 
     Args:
         backend: makes a sandbox that holds `PYTEST`.
@@ -79,16 +78,15 @@ def grade_suite(
     wanted: Sequence[str],
     limits: Limits = SUITE_LIMITS,
 ) -> Grade:
-    """Run a suite on a candidate's files, in a fresh sandbox.
+    """Run a suite on a candidate's files in a new sandbox.
 
-    PASS needs each wanted test to be reported as passed. Broken machinery is INFRA; nothing a candidate does
-    can raise.
+    PASS needs every wanted test to pass. Broken machinery is INFRA. A candidate cannot cause an exception.
 
     Args:
         backend: makes a sandbox that holds `PYTEST`.
-        files: the candidate's, from `Submission.collect`.
+        files: the candidate's files, from `Submission.collect`.
         tests: the suite, which overwrites files of the same path.
-        wanted: ids of the tests that must pass, by `outcomes` of the reference.
+        wanted: ids of the tests that must pass: those that `outcomes` found passing on the reference.
 
     Raises:
         ConfigError: the backend's sandboxes hold no pytest.
@@ -99,7 +97,13 @@ def grade_suite(
         raise ContractError("no tests are wanted; a suite without tests would pass everything")
     total = len(wanted)
     if steering := [path for path in files if PurePosixPath(path).name in _STEERING and path not in tests]:
-        return Grade(Verdict.TAMPERED, f"{steering[0]} would steer the tests", 0, total, WEAKNESS)
+        return Grade(
+            Verdict.TAMPERED,
+            f"{steering[0]} configures pytest, which a candidate may not do",
+            0,
+            total,
+            WEAKNESS,
+        )
     try:
         with backend.create() as sandbox:
             token, result = _run(sandbox, files, tests, limits)
@@ -120,7 +124,7 @@ def grade_suite(
 def _run(
     sandbox: Sandbox, files: Mapping[str, bytes], tests: Mapping[str, bytes], limits: Limits
 ) -> tuple[str, ExecResult]:
-    """Run the suite; returns the token that its report must bear, and how the program ended."""
+    """Run the suite; return the token that its report must contain, and the result of the process."""
     for path, data in {**files, **tests}.items():
         sandbox.write(path, data)
     token = secrets.token_hex(16)
@@ -140,10 +144,10 @@ def _require_pytest(backend: SandboxBackend) -> None:
 
 
 def _reported(token: str, result: ExecResult) -> dict[str, str]:
-    """The outcomes, if the program ended well and reported them as it should.
+    """Read the outcomes from the report of a finished run.
 
     Raises:
-        SubmissionRejected: it did not.
+        SubmissionRejected: the process failed, or its output is not the report.
     """
     if not result.ok:
         ended = result.stop if result.exit is None else f"{result.stop}, status {result.exit}"

@@ -1,10 +1,10 @@
 """The program that answers calls inside a sandbox; stdlib only, run as ``python -P -S -c SOURCE``.
 
-It shares a process with hostile code, so nothing it says is trusted: it holds no expected value,
-and the host compares every answer itself. Protocol, one JSON object per line:
+It shares a process with hostile code, so its output is not trusted. It holds no expected value; the host
+compares every answer. Protocol, one JSON object per line:
 
-    argv        module path, function name, comma-separated modules that arguments may name;
-                of a method, ``Class.method``, every call makes its instance anew
+    argv        module path, function name, comma-separated modules that arguments may use;
+                a method ``Class.method`` is called on a new instance each time
     first line  {"id": ..., "ready": true} after import, or {"id": ..., "raises": TYPE}
     request     {"id": ..., "args": [SOURCE, ...], "kwargs": {NAME: SOURCE, ...}}
     answer      {"id": ..., "value": ENCODED, "after": [ENCODED, ...]} or {"id": ..., "raises": TYPE}
@@ -35,7 +35,7 @@ class Unencodable(Exception):
 
 
 def exact_type(value: object) -> type:
-    """The type, no subclass taken for its base."""
+    """The exact type: a subclass is not its base."""
     return type(value)
 
 
@@ -109,7 +109,7 @@ def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
 
 
 def changeable(value: Any) -> bool:
-    """Whether a call can change an argument in place, as far as `encode` tells afterwards."""
+    """True if a call can change the argument in place and `encode` shows it."""
     kind = exact_type(value)
     if kind is tuple:
         return any(map(changeable, value))
@@ -120,7 +120,7 @@ def changeable(value: Any) -> bool:
 
 
 def after(args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """What a call has left of its arguments, for `main`; those that cannot be changed are left out."""
+    """Encode the arguments after a call; arguments that cannot change are left out."""
     return [encode(each) for each in (*args, *kwargs.values()) if changeable(each)]
 
 
@@ -133,7 +133,7 @@ def main(argv: list[str]) -> None:
 
     path, function, modules = argv
     owner, _, method = function.partition(".")
-    # The frames keep a private channel; prints of the candidate go to stderr.
+    # Messages use a private copy of stdout. Prints of the candidate go to stderr.
     source = os.fdopen(os.dup(0), "r", encoding="utf-8")
     sink = os.dup(1)
     null = os.open(os.devnull, os.O_RDONLY)

@@ -1,1 +1,1 @@
-"""Task mining: real functions, small mutations, generated inputs."""
+"""Make repair tasks from installed packages: real functions, one mutation each, generated inputs."""

@@ -1,4 +1,4 @@
-"""Building a task from a subject, a mutation, and the original's answers."""
+"""Build a task from a function, a mutation and the original's answers."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ SOLUTION = "solution.py"
 #: Calls generated per function, besides its examples.
 GENERATED = 24
 _MAX_KNOWN = 12
-#: Calls that tell the bug, of those that a task pins.
+#: Most killing calls that a task pins.
 MAX_KILLERS = 4
 _MAX_SHOWN = 3
-#: Longest call and value together, in characters; cut beyond `_MAX_SOURCE` each.
+#: Longest call and value together, in characters; longer parts are cut to `_MAX_SOURCE`.
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
 
 
 def known_calls(subject: PackageFunction) -> list[Call]:
-    """The examples, then the shipped tests; no more of each than tell something new."""
+    """The examples, then calls of the shipped tests, a limited number of each."""
     return [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
 
 
 def calls_of(subject: PackageFunction, seed: int) -> list[Call]:
-    """The calls that mining asks: the known ones, then generated ones."""
+    """The calls that mining makes: the known ones, then generated ones."""
     known = known_calls(subject)
     return known + perturbed_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
 
 
 def mutation_id(mutation: Mutation) -> str:
-    """Stable name of a mutation within its function: operator, and a digest of site and text."""
+    """Stable name of a mutation within its function: operator and digest of its location and text."""
     site = f"{mutation.start_byte}:{mutation.end_byte}:{mutation.replacement}"
     return f"{mutation.operator}-{_digest(site)}"
 
@@ -52,19 +52,19 @@ def build_task(
     calls: Sequence[Call],
     original: Sequence[Answer | None],
 ) -> Task:
-    """The repair task that asks to undo ``mutation``.
+    """Make the task to repair a mutated function.
 
     Args:
         subject: the function.
         split: ``"train"`` or ``"heldout"``.
         mutation: the bug.
-        killers: calls, by index, that tell mutant and original apart.
-        calls: what `calls_of` gave.
+        killers: indices of the calls that mutant and original answer differently.
+        calls: the result of `calls_of`.
         original: the original's answers to at least the examples.
     """
     reference = subject.slice.text
     mutant = mutation.apply(reference)
-    # The first ones are the public examples, the last ones were generated.
+    # Calls start with the public examples and end with generated ones; pin some of both.
     pinned = sorted({*killers[: MAX_KILLERS // 2], *killers[-MAX_KILLERS // 2 :]})
     known = len(subject.examples[:_MAX_KNOWN])
     module, _, function = subject.qualname.rpartition(".")
@@ -101,7 +101,7 @@ def build_task(
 def _shown(
     function: str, examples: Sequence[Call], original: Sequence[Answer | None], killers: Sequence[int]
 ) -> list[JSON]:
-    """A few short examples with the original's answers; those that the bug breaks come first."""
+    """A few short examples with the original's answers; those that the bug changes come first."""
     fit: list[tuple[bool, bool, int, JSON]] = []
     for index, (call, answer) in enumerate(zip(examples, original, strict=False)):
         if answer is None or answer.raises or opaque(answer.value):
@@ -115,7 +115,7 @@ def _shown(
 
 
 def _shown_answer(call: Call, answer: Answer) -> str:
-    """The value as source; what became of the arguments where that is all the call does.
+    """The value as source, or the changed argument if the call returns ``None``.
 
     >>> _shown_answer(Call(("[2, 1]",), {"also": "[3]"}), Answer(None, [[1, 2], [3]]))
     'None, and the argument becomes [1, 2]'
@@ -129,7 +129,7 @@ def _shown_answer(call: Call, answer: Answer) -> str:
 
 
 def edit_between(mutant: str, reference: str) -> Edit:
-    r"""The smallest whole-line edit from mutant to reference whose searched text occurs once.
+    r"""The smallest edit of whole lines that turns mutant into reference and whose search text is unique.
 
     >>> edit_between("a\nb\nc\n", "a\nx\nc\n")
     Edit(search='b', replace='x')

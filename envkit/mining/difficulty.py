@@ -1,4 +1,4 @@
-"""How hard a mined task should be, from the task alone: an order to begin with, not a measured rate."""
+"""Estimate a mined task's difficulty from the task alone; not a measured success rate."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from envkit.mining.functions import functions
 from envkit.mining.hidden import RepairHidden
 from envkit.types import Task
 
-#: From the slips that a line shows by itself to those that only what it does shows, or what is not there.
+#: Operators from bugs that are visible on their line to bugs that only show in behaviour.
 _VISIBLE: Final = (
     *("negation", "comparison", "boolean", "index", "arithmetic"),
     *("constant", "return", "arguments", "variable", "statement"),
 )
-#: Lines of a function beyond which its length says nothing more.
+#: Lines beyond which a function's length adds no difficulty.
 _LONG: Final = 64
-#: What each part counts.
+#: Weights of the parts of the score.
 _QUIET, _LENGTH, _OPERATOR = 0.4, 0.35, 0.25
 
 
 def difficulty(operator: str, lines: int, tells: int, asked: int) -> float:
     """A score in [0, 1], higher for harder.
 
-    It grows with the share of calls or tests that do not notice the bug, with the function's length, and with
-    how little the operator's slip shows on its line. `envkit.training.difficulty` measures a policy instead.
+    It grows with the share of calls or tests that the bug passes, with the function's length, and with how
+    little the operator's bugs show on their line. `envkit.training.difficulty` measures a policy instead.
 
     Args:
         operator: one of `envkit.mining.mutations.OPERATORS`.
         lines: of the function, at least 1.
-        tells: calls or tests that tell the bug from the original, at least 1.
+        tells: calls or tests that the bug fails, at least 1.
         asked: calls or tests in all.
 
     >>> easy, hard = difficulty("negation", 3, 40, 40), difficulty("statement", 60, 1, 40)
@@ -45,10 +45,10 @@ def difficulty(operator: str, lines: int, tells: int, asked: int) -> float:
 
 
 def difficulty_of(task: Task) -> float:
-    """`difficulty` of a task that a miner made.
+    """`difficulty` of a mined task.
 
-    Of a task of calls only the first `envkit.mining.build.MAX_KILLERS` that tell are known: what few of them
-    tell stands apart, and the rest does not.
+    A task that is graded by calls stores at most `envkit.mining.build.MAX_KILLERS` killing calls. So tasks
+    with few killing calls get different scores, and those with more get the same.
     """
     said = task.metadata.get("difficulty")
     if isinstance(said, float):

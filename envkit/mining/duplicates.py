@@ -1,4 +1,4 @@
-"""Near-duplicates: functions that are the same but for names, across the split."""
+"""Find near-duplicate functions across the splits: functions that are equal apart from names."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from typing import TypeAlias
 from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.syntax import parse
 
-#: Runs of tokens that a function is made of.
+#: All runs of `_RUN` tokens of a function.
 Fingerprint: TypeAlias = frozenset[tuple[str, ...]]
 
-#: Functions that share more than this part of their runs count as one.
+#: Functions are near-duplicates if their similarity is above this.
 THRESHOLD = 0.8
 _RUN = 4
 _KEPT = frozenset(dir(builtins))
 
 
 def fingerprint(function: ast.FunctionDef) -> Fingerprint:
-    r"""A function without names, annotations and docstring, as runs of tokens.
+    r"""The token runs of a function without its names, annotations and docstring.
 
     >>> [one, other] = ast.parse("def f(a): return a + 1\ndef g(x: int): return x + 1").body
     >>> fingerprint(one) == fingerprint(other)
@@ -36,22 +36,22 @@ def fingerprint(function: ast.FunctionDef) -> Fingerprint:
 
 
 def similarity(one: Fingerprint, other: Fingerprint) -> float:
-    """Jaccard index of two shapes, from 0 (nothing shared) to 1 (equal)."""
+    """Jaccard index of two fingerprints, from 0 (disjoint) to 1 (equal)."""
     return len(one & other) / len(one | other)
 
 
 def resembling(packages: Iterable[str]) -> Callable[[PackageFunction], bool]:
-    """Whether a subject is a near-duplicate of a function of these (held-out) packages.
+    """A predicate: True for a near-duplicate of a function of these (held-out) packages.
 
     Raises:
-        UsageError: a package is not installed, so that nothing can be said.
+        UsageError: a package is not installed.
     """
-    shapes = fingerprints_of(packages)
-    return lambda subject: is_near(fingerprint(subject.slice.node), shapes)
+    fingerprints = fingerprints_of(packages)
+    return lambda subject: is_near(fingerprint(subject.slice.node), fingerprints)
 
 
 def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:
-    """The shapes of these packages' functions.
+    """Fingerprints of these packages' functions.
 
     Raises:
         UsageError: a package is not installed.
@@ -60,7 +60,7 @@ def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:
 
 
 def is_near(own: Fingerprint, others: Iterable[Fingerprint]) -> bool:
-    """Whether a function counts as one with any of others."""
+    """True if a function is a near-duplicate of any of the others."""
     return any(similarity(own, other) > THRESHOLD for other in others)
 
 

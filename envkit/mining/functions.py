@@ -1,4 +1,4 @@
-"""The functions and methods of a module's text."""
+"""Find functions and methods in a module's text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from envkit.syntax import parse
 
 @dataclass(frozen=True, slots=True)
 class Function:
-    """A function or method as it stands in its file.
+    """A function or method in its file.
 
     Args:
         qualname: ``name``, or ``Class.name``.
         first_line: 1-based, decorators included.
         last_line: 1-based, inclusive.
         text: its lines.
-        fingerprint: what `envkit.mining.duplicates` compares.
+        fingerprint: see `envkit.mining.duplicates`.
     """
 
     qualname: str
@@ -31,13 +31,13 @@ class Function:
 
 
 def functions(source: str) -> list[Function]:
-    r"""Functions at module level and methods of classes there, in order; what is defined twice is left out.
+    r"""Functions at module level and methods of classes, in order; names that are defined twice are left out.
 
     >>> [one.qualname for one in functions("class A:\n    def f(self): return 1\ndef g(): return 2\n")]
     ['A.f', 'g']
 
     Raises:
-        SyntaxError, ValueError, RecursionError: not Python, or nothing that Python's own tools can read.
+        SyntaxError, ValueError, RecursionError: Python cannot parse the source.
     """
     lines = source.split("\n")
     found = [*_within(parse(source).body, "")]

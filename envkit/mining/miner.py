@@ -1,4 +1,4 @@
-"""The miner: an installed package becomes repair tasks, one small bug each."""
+"""Mine an installed package: make repair tasks of its functions, each with one small bug."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
-#: Functions that share one sandboxed process, since starting it costs more than they do.
+#: Functions that share one sandboxed process, because starting a process costs more than running them.
 _PER_SANDBOX = 8
-#: Mutants tried for each one kept.
+#: Mutants tried per mutant kept.
 _TRIED_PER_KEPT = 3
-#: Fewest generated calls with a usable answer; with fewer, too little is known of the function.
+#: Fewest generated calls with a usable answer. With fewer, the task could be solved by memorizing examples.
 _FEWEST_CALLS = 4
-#: Fewest calls that must tell a mutant from its original; a bug that hardly shows teaches little.
+#: Fewest calls that must kill a mutant. A bug that hardly shows gives no training signal.
 _FEWEST_KILLERS = 2
 #: Longest answer that is compared, in characters of JSON.
 _MAX_ANSWER = 2000
@@ -29,7 +29,7 @@ _MAX_ANSWER = 2000
 
 @dataclass(frozen=True, slots=True)
 class _Mutant:
-    """A mutation, its module text, and the calls, by index, that tell it from the original."""
+    """A mutation, its module text, and the indices of the calls that kill it."""
 
     mutation: Mutation
     text: str
@@ -38,7 +38,7 @@ class _Mutant:
 
 @dataclass(frozen=True, slots=True)
 class _Trial:
-    """A function with the mutants that are still in the race, and what the original answered."""
+    """A function with its remaining mutants and the original's answers."""
 
     subject: PackageFunction
     calls: Sequence[Call]
@@ -122,8 +122,7 @@ def _mine_chunk(
         if usable and alive:
             kept = _spread(alive, per_function, f"kept/{seed}/{trial.subject.source}")
             survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
-    # Another process, another hash seed, the calls from last to first: what depends on any of them is no
-    # ground for a reward.
+    # Repeat with another process, hash seed and order of calls. Answers that change cannot decide a reward.
     tasks: list[Task] = []
     for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
@@ -139,7 +138,7 @@ def _mine_chunk(
 def _ask(
     backend: SandboxBackend, trials: Sequence[_Trial], *, again: bool = False
 ) -> list[list[list[Answer | None]]]:
-    """Answers in the order of ``trial.calls``, in whichever order they were asked."""
+    """Answers in the order of ``trial.calls``; ``again`` calls in reverse with another hash seed."""
     turn = -1 if again else 1
     batches = [
         VariantBatch(
@@ -154,19 +153,19 @@ def _ask(
 
 
 def _usable(original: Sequence[Answer | None], subject: PackageFunction) -> tuple[int, ...]:
-    """The calls, by index, whose answers may serve as expectations; none for an unfit function."""
-    if None in original:  # one that hangs on a generated call would do so again at each visit
+    """Indices of the calls whose answers can be expected values; none if the function is unfit."""
+    if None in original:  # a hang would repeat at every visit
         return ()
     usable = tuple(index for index, answer in enumerate(original) if answer and _is_usable(answer))
-    # What answers no generated calls could be solved by heart.
+    # Without generated calls, the task could be solved by memorizing the examples.
     generated = sum(index >= len(known_calls(subject)) for index in usable)
-    # A function that says the same to every call cannot be told from a constant.
+    # A function with a single answer cannot be told from a constant.
     told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
     return usable if generated >= _FEWEST_CALLS and len(told) > 1 else ()
 
 
 def _is_usable(answer: Answer) -> bool:
-    """Whether an original's answer is fit to be an expectation."""
+    """True if an answer of the original can be an expected value."""
     whole = _whole(answer)
     return answer.raises is None and not opaque(whole) and len(canonical(whole)) <= _MAX_ANSWER
 
@@ -178,7 +177,7 @@ def _whole(answer: Answer) -> JSON:
 def _killers(
     original: Sequence[Answer | None], row: Sequence[Answer | None], usable: Sequence[int]
 ) -> tuple[int, ...]:
-    """Calls that a variant answers, and answers differently."""
+    """Indices of the calls that a variant answers differently; calls without an answer do not count."""
     pairs = ((index, original[index], row[index]) for index in usable)
     return tuple(index for index, want, got in pairs if want and got and not same(want, got))
 

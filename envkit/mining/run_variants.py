@@ -1,4 +1,4 @@
-"""Asking many variants of functions the same calls, in one sandboxed process."""
+"""Make the same calls to many variants of functions, in one sandboxed process."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits, SandboxBackend
 #: Lines of Python that one call may run: some ten milliseconds.
 MAX_STEPS = 20_000
 _LIMITS = Limits(cpu_s=600.0, wall_s=3600.0, memory_bytes=2**30, processes=8, output_bytes=2**28)
-#: What a variant that ran out of something says depends on the machine, so it says nothing.
+#: Exceptions that depend on the machine's limits; such an answer counts as none.
 _ACCIDENTS = ("MemoryError", "Unencodable")
 
 
 @dataclass(frozen=True, slots=True)
 class VariantBatch:
-    """Variants of one function and what to ask each of them.
+    """Variants of one function and the calls to make to each.
 
-    The variants are trusted: originals and their mutants, never an agent's code.
+    Variants are trusted code: originals and their mutants, never an agent's code.
 
     Args:
         function: the function to call.
@@ -41,14 +41,14 @@ class VariantBatch:
 def variant_answers(
     backend: SandboxBackend, batches: Sequence[VariantBatch], hash_seed: int
 ) -> list[list[list[Answer | None]]]:
-    """What each variant of each batch answers to each call: ``answers[batch][variant][call]``.
+    """Run all batches and return the answers: ``answers[batch][variant][call]``.
 
-    ``None`` stands for no answer: the call hung, the variant died before it, or the batch's first
-    variant gave no value there.
+    ``None`` means no answer: the call hung, the variant died before it, or the batch's first variant gave no
+    value for it.
 
     Args:
         backend: makes the sandbox.
-        batches: what to ask.
+        batches: variants and calls.
         hash_seed: Python's hash seed, which decides the order of sets of strings.
 
     Raises:
@@ -70,9 +70,9 @@ def variant_answers(
     if not result.ok or len(lines) != sum(len(batch.variants) for batch in batches):
         last = (result.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
         names = ", ".join(batch.function for batch in batches)
-        raise SandboxError(f"mining {names}: the batch ended by {result.stop} and said {last[:200]}")
-    said = iter(lines)
-    return [[_row(json.loads(next(said)), len(batch.calls)) for _ in batch.variants] for batch in batches]
+        raise SandboxError(f"mining {names}: ended by {result.stop}; last line: {last[:200]}")
+    rest = iter(lines)
+    return [[_row(json.loads(next(rest)), len(batch.calls)) for _ in batch.variants] for batch in batches]
 
 
 def _described(batch: VariantBatch) -> dict[str, Any]:

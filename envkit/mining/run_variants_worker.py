@@ -1,4 +1,4 @@
-"""Answers the same calls for many variants of a module; for trusted code, inside a sandbox.
+"""Make the same calls to many variants of a module; trusted code, inside a sandbox.
 
 Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
@@ -7,14 +7,14 @@ Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
      "batches": [{"function": NAME, "modules": [NAME, ...], "calls": [[args, kwargs], ...],
                   "variants": [TEXT, ...]}, ...]}
 
-It prints one line per variant: a list with one answer per call, shorter where the variant did not
-load or died, and none where the first variant did not say something to every call. An answer is what the
-grading worker would say, ``{"hang": true}`` for a call that ran more than ``steps`` lines of Python, or
-``null`` for one that was not asked because the first variant gave no value. Lines are counted, not seconds,
-so that the outcome is the same on every machine.
+It prints one line per variant: a list with one answer per call. The list is shorter if the variant did not
+load or died, and empty if the first variant did not answer every call. An answer has the form of the grading
+worker's, or is ``{"hang": true}`` for a call that ran more than ``steps`` lines of Python, or ``null`` for a
+call that was skipped because the first variant gave no value. Lines are counted instead of seconds, so that
+the outcome is the same on every machine.
 
-Each variant runs in a forked child: what it breaks, hangs or changes stays with it. One that waits for what
-never comes uses no time that could be counted; it is ended once it has stood still for some looks at it.
+Each variant runs in a forked child, so that it cannot affect the others. A child that sleeps for ever uses no
+CPU time; it is killed when its CPU clock has stood still for several checks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 
 class Exhausted(BaseException):
-    """The call ran too many lines."""
+    """A call ran more lines than allowed."""
 
 
 def respond(
@@ -56,7 +56,7 @@ def respond(
 
     def limited(work: Callable[[], Any]) -> Any:
         left[0] = job["steps"]
-        # One call into C can take for ever without running a line of Python; the timer kills this child.
+        # One call into C can run for ever without a line of Python; then the timer kills this child.
         signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         sys.settrace(count)
         try:
@@ -68,7 +68,7 @@ def respond(
 
     module = type(sys)("solution")
     sys.modules["solution"] = module
-    # Not counted: it may import half the standard library. A failure ends this child, unheard.
+    # Not counted, because it may import much of the standard library. A failure ends this child silently.
     exec(compile(text, "solution.py", "exec", dont_inherit=True), module.__dict__)
 
     def answer(call: tuple[list[str], dict[str, str]]) -> dict[str, Any]:
@@ -104,16 +104,16 @@ def forked(job: dict[str, Any], batch: dict[str, Any], text: str, wanted: list[b
         finally:
             os._exit(0)
     os.close(writing)
-    lines = said(reading, child).split(b"\n")
+    lines = read_output(reading, child).split(b"\n")
     os.waitpid(child, 0)
     return [json.loads(line) for line in lines[:-1]]
 
 
-def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes:
-    """All that a child writes until it ends, or stands still for ``looks`` looks in a row and is ended.
+def read_output(reading: int, child: int, check_s: float = 0.5, checks: int = 4) -> bytes:
+    """Read a child's output until it ends; kill it if it uses no CPU time for ``checks`` checks in a row.
 
-    To stand still is to use no CPU time at all, which even a busy machine does not do to whoever could go on.
-    What it leaves behind may hold the pipe open; once it has ended itself, nobody waits for that.
+    On a busy machine a runnable process still gets some CPU time. Processes that the child leaves behind may
+    hold the pipe open; they are not waited for once the child has ended.
     """
     import os
     import select
@@ -126,7 +126,7 @@ def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes
     still, used, ended = 0, -1, False
     with os.fdopen(reading, "rb", buffering=0) as source:
         while True:
-            if select.select([source], [], [], look_s)[0]:
+            if select.select([source], [], [], check_s)[0]:
                 if not (part := source.read(2**16)):
                     return b"".join(parts)
                 parts.append(part)
@@ -136,7 +136,7 @@ def said(reading: int, child: int, look_s: float = 0.5, looks: int = 4) -> bytes
             ended = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
             now = time.clock_gettime_ns(clock)
             still, used = (still + 1 if now == used else 0), now
-            if still == looks:
+            if still == checks:
                 os.kill(child, signal.SIGKILL)
 
 

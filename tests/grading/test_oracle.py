@@ -206,7 +206,7 @@ def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:
 
 
 def test_calls_and_expectations_must_pair_up(backend: SandboxBackend) -> None:
-    with pytest.raises(ContractError, match="pair up"):
+    with pytest.raises(ContractError, match="expected one answer for each call"):
         grade(backend, subject(ORIGINAL), CALLS, [])
     with pytest.raises(ContractError):
         grade(backend, subject(ORIGINAL), [], [])

@@ -14,7 +14,7 @@ from envkit.errors import SandboxError
 from envkit.grading import Answer
 from envkit.inputs.call import Call
 from envkit.mining.run_variants import VariantBatch, variant_answers
-from envkit.mining.run_variants_worker import said
+from envkit.mining.run_variants_worker import read_output
 from envkit.sandbox import SandboxBackend
 
 ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
@@ -86,7 +86,7 @@ def test_what_a_child_leaves_behind_is_not_waited_for() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as child:
         os.close(writing)
         began = time.monotonic()
-        assert said(reading, child.pid, 0.1) == b"said"
+        assert read_output(reading, child.pid, 0.1) == b"said"
         assert time.monotonic() - began < 30
 
 

@@ -1,4 +1,4 @@
-"""The miner of checkouts: functions of a project become repair tasks that its own pytest suite grades."""
+"""Mine a checkout: make repair tasks of its functions, graded by its own pytest suite."""
 
 from __future__ import annotations
 
@@ -24,33 +24,33 @@ from envkit.mining.suite.run_variants import SuiteRun, run_suite_variants, with_
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
-#: Modules of which one, by the hash of its name, is held out.
+#: One of this many modules is held out, chosen by a hash of its name.
 ONE_HELD_OUT_OF: Final = 5
-#: How a grade of such a task is labelled wherever it comes from; see `envkit.grading.suite`.
+#: Value of the task's ``graded_by``; see `envkit.grading.suite`.
 GRADED_BY: Final = "pytest-suite"
 #: Variants that share one sandboxed process.
 _PER_SANDBOX: Final = 16
-#: Mutants tried for each one kept.
+#: Mutants tried per mutant kept.
 _TRIED_PER_KEPT: Final = 3
-#: Hash seed and number of runs of the suite as it is: what does not pass in each is no ground for a reward.
-#: First a single one, for a suite that does not end. Seed 0 is a sandbox's own, which costs no second start.
+#: Hash seed and number of runs of the unchanged suite. Tests that fail in any run do not grade. The first run
+#: is a single one, in case the suite does not end. Seed 0 is a sandbox's default and saves a second start.
 _RUNS: Final = ((0, 1), (0, 2), (1, 3))
-#: CPU seconds of the suite as it is. A repair may take twice as long.
+#: CPU seconds of the unchanged suite. With a repair it may take twice as long.
 _SUITE_CPU_S: Final = SUITE_LIMITS.cpu_s / 2
-#: A mutant that takes this much longer than the original, and at least so many seconds, does not end.
+#: A mutant counts as endless if it takes this many times the original's CPU seconds, and at least the floor.
 _SLOWER, _FLOOR_S = 8, 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Mined:
-    """What came of a checkout.
+    """Result of mining a checkout.
 
     Args:
-        tasks: of the split that was asked for.
-        stable: tests that pass on the checkout whenever they are run; each task demands all of them.
-        flaky: those that pass at some times.
-        failing: those that never do.
-        duplicates: functions left out, since they are near-duplicates of others or of held-out ones.
+        tasks: tasks of the requested split.
+        stable: tests that pass in every run on the checkout; each task needs all of them to pass.
+        flaky: tests that pass in some runs.
+        failing: tests that never pass.
+        duplicates: functions left out as near-duplicates of others or of held-out ones.
     """
 
     tasks: tuple[Task, ...]
@@ -62,7 +62,7 @@ class Mined:
 
 @dataclass(frozen=True, slots=True)
 class _Site:
-    """A function and where it stands."""
+    """A function and its file."""
 
     module: str
     path: str
@@ -75,7 +75,7 @@ class _Site:
 
 @dataclass(frozen=True, slots=True)
 class _Mutant:
-    """A change of a site, its module's text, and the tests that tell it from the original."""
+    """A mutation of a site, its module's text, and the tests that kill it."""
 
     site: _Site
     mutation: Mutation
@@ -102,25 +102,24 @@ def mine_checkout(
     per_function: int = 6,
     max_chars: int = 700,
     packages: Sequence[str] = (),
-    shapes: Iterable[Fingerprint] = (),
+    fingerprints: Iterable[Fingerprint] = (),
     progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
 ) -> Mined:
     """Make repair tasks of a checkout's functions and methods.
 
-    The suite runs in sandboxes only. A task is kept when the suite, which passes on the checkout each time,
-    tells the mutant by the same tests in two processes with different hash seeds, and when the grader fails
-    the mutant in a sandbox of its own.
+    The suite runs only in sandboxes. A task is kept if the same stable tests kill its mutant in two processes
+    with different hash seeds, and if the grader fails the mutant in a new sandbox.
 
     Args:
         root: folder with the project's sources and its suite; see `read_checkout`.
         seed: decides the choice of mutants.
-        split: ``"train"`` or ``"heldout"``; modules are dealt out by `split_of`.
-        backend: where the suite runs; one of its kind that holds pytest is made.
+        split: ``"train"`` or ``"heldout"``; `split_of` assigns each module.
+        backend: makes the sandboxes; a copy of it that holds pytest is used.
         per_function: most tasks made from one function.
         max_chars: longest function, as it stands in its file.
         packages: distributions that the suite needs beside pytest; pure Python, installed here.
-        shapes: functions whose near-duplicates are left out.
+        fingerprints: functions with one of these fingerprints, or nearly, are left out.
         progress: called with (variants run, variants in all, tasks so far).
         workers: sandboxes at work at once.
 
@@ -133,7 +132,7 @@ def mine_checkout(
     fitted = with_pytest(backend, packages)
     stable, flaky, failing, used_s = _tests(checkout, fitted)
     cpu_s = min(_SUITE_CPU_S, max(_FLOOR_S, _SLOWER * used_s))
-    sites, duplicates = _sites(checkout, split, max_chars, shapes)
+    sites, duplicates = _sites(checkout, split, max_chars, fingerprints)
     mutants = [one for site in sites for one in _mutants(checkout, site, seed, per_function)]
     total, run = len(mutants), 0
 
@@ -186,21 +185,21 @@ def _chunks(mutants: Sequence[_Mutant]) -> list[Sequence[_Mutant]]:
 def _tests(
     checkout: Checkout, backend: SandboxBackend
 ) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...], float]:
-    """Tests that pass on the checkout always, at times, and never; and the CPU seconds of the longest run."""
+    """Stable, flaky and failing tests of the checkout, and the CPU seconds of the longest run."""
     runs: list[Mapping[str, str]] = []
-    said, used_s = "", 0.0
+    last_words, used_s = "", 0.0
     for hash_seed, count in _RUNS:
         unchanged: list[Mapping[str, str]] = [{}] * count
         for ran in run_suite_variants(backend, checkout, unchanged, hash_seed=hash_seed, cpu_s=_SUITE_CPU_S):
-            said = " ".join(ran.said.split())[-300:]
+            last_words = " ".join(ran.stderr.split())[-300:]
             if ran.outcomes is None:
                 raise UsageError(
                     f"{checkout.name}: the suite does not run to its end in {_SUITE_CPU_S:g} CPU seconds; "
-                    f"leave slow tests out, as by testpaths in pytest.ini; it said: {said or 'nothing'}"
+                    f"leave slow tests out, for instance by testpaths; last output: {last_words or 'nothing'}"
                 )
             runs.append(ran.outcomes)
             used_s = max(used_s, ran.cpu_s)
-    # And as the grader runs it.
+    # Once more, in the way the grader runs it.
     runs.append(outcomes(backend, _encoded(checkout.code), _encoded(checkout.tests)))
     every = sorted({test for run in runs for test in run})
     passes = {test: sum(run.get(test) == "passed" for run in runs) for test in every}
@@ -208,16 +207,16 @@ def _tests(
     if not stable:
         raise UsageError(
             f"{checkout.name}: none of its {len(every)} tests passes each time in a sandbox, so none can "
-            f"grade; pytest said: {said or 'nothing'}"
+            f"grade; last output: {last_words or 'nothing'}"
         )
     flaky = tuple(test for test in every if 0 < passes[test] < len(runs))
     return stable, flaky, tuple(test for test in every if not passes[test]), used_s
 
 
 def _sites(
-    checkout: Checkout, split: str, max_chars: int, shapes: Iterable[Fingerprint]
+    checkout: Checkout, split: str, max_chars: int, fingerprints: Iterable[Fingerprint]
 ) -> tuple[list[_Site], tuple[str, ...]]:
-    """The split's functions, and those left out as near-duplicates."""
+    """Functions of the split, and names of those left out as near-duplicates."""
     modules = {
         name: path
         for name, path in checkout.modules.items()
@@ -229,10 +228,10 @@ def _sites(
             f"{checkout.name}: none of its {len(modules)} modules that tests load falls to split {split!r}, "
             "which the hash of a module's name decides; take the other split, or a larger checkout"
         )
-    seen = [*shapes]
+    seen = [*fingerprints]
     sites: list[_Site] = []
     duplicates: list[str] = []
-    # Held-out ones first: what resembles them is not trained on.
+    # Held-out modules first, so that near-duplicates of them are left out of training.
     for name in sorted(modules, key=lambda name: (splits[name], name)):
         for function in _functions(checkout.code[modules[name]]):
             site = _Site(name, modules[name], function)
@@ -265,13 +264,13 @@ def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
 
 
 def _killers(stable: Sequence[str], ran: SuiteRun) -> tuple[str, ...]:
-    """Tests that a mutant fails; none where the suite does not end, for then nothing tells which do."""
+    """Stable tests that a mutant fails; none if the suite does not end."""
     found = ran.outcomes
     return () if found is None else tuple(test for test in stable if found.get(test) != "passed")
 
 
 def _fails(checkout: Checkout, mutant: _Mutant, backend: SandboxBackend, stable: Sequence[str]) -> bool:
-    """Whether the grader itself says so, in a sandbox of its own."""
+    """True if the grader fails the mutant in a new sandbox."""
     rest = {path: text for path, text in checkout.code.items() if path != mutant.site.path}
     found = grade_suite(
         backend,

@@ -1,4 +1,4 @@
-"""Running a checkout's suite on many variants of its code, in one sandboxed process."""
+"""Run a checkout's suite on many variants of its code, in one sandboxed process."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envkit.grading import PYTEST, pytest_modules
 from envkit.mining.suite.checkout import Checkout, is_test
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, SandboxBackend
 
-#: For one process; each variant has a CPU limit of its own.
+#: For the whole process; each variant has its own CPU limit.
 _LIMITS: Final = Limits(
     cpu_s=3600.0, wall_s=7200.0, memory_bytes=2**30, processes=64, output_bytes=2**28, disk_bytes=2**26
 )
@@ -22,24 +22,24 @@ _LIMITS: Final = Limits(
 
 @dataclass(frozen=True, slots=True)
 class SuiteRun:
-    """What a suite said of one variant.
+    """Result of the suite on one variant.
 
     Args:
-        outcomes: test id -> ``"passed"`` or another word; ``None`` where it did not run to its end.
+        outcomes: test id -> ``"passed"`` or another word; ``None`` if the suite did not run to its end.
         cpu_s: CPU seconds of the run.
-        said: the end of what it wrote beside, for people.
+        stderr: end of its error output, for people.
     """
 
     outcomes: Mapping[str, str] | None
     cpu_s: float
-    said: str
+    stderr: str
 
 
 def with_pytest(backend: SandboxBackend, packages: Sequence[str] = ()) -> SandboxBackend:
-    """A backend like another, whose sandboxes hold pytest and some packages as well.
+    """A copy of a backend whose sandboxes also hold pytest and ``packages``.
 
     Args:
-        backend: the other; it comes back as it is where it holds them.
+        backend: the backend; returned unchanged if it holds them already.
         packages: further distributions, pure Python.
 
     Raises:
@@ -59,9 +59,9 @@ def run_suite_variants(
     hash_seed: int,
     cpu_s: float,
 ) -> list[SuiteRun]:
-    """Run the suite on each variant, each in a folder and process of its own.
+    """Run the suite on each variant, each in its own folder and process.
 
-    The variants are trusted: the checkout's own code and its mutants, never an agent's.
+    Variants are trusted code: the checkout's own and its mutants, never an agent's.
 
     Args:
         backend: makes a sandbox that holds pytest; see `with_pytest`.
@@ -80,7 +80,7 @@ def run_suite_variants(
         "warm": pytest_modules(),
         "hash_seed": str(hash_seed),
         "cpu_s": math.ceil(cpu_s),
-        # Less than all may take together: else one mutant that eats memory would end the whole batch.
+        # Below the limit for the whole process, so that a mutant that eats memory does not end the others.
         "memory_bytes": _LIMITS.memory_bytes // 2,
         "files": {**checkout.code, **checkout.tests},
         "tests": [path for path in checkout.tests if is_test(path)],
@@ -93,7 +93,7 @@ def run_suite_variants(
     lines = result.stdout.splitlines()
     if not result.ok or len(lines) != len(variants):
         last = (result.stderr.decode(errors="replace").strip().splitlines() or ["nothing"])[-1]
-        raise SandboxError(f"mining {checkout.name}: the batch ended by {result.stop} and said {last[:200]}")
+        raise SandboxError(f"mining {checkout.name}: ended by {result.stop}; last line: {last[:200]}")
     return [_ran(json.loads(line)) for line in lines]
 
 

@@ -1,4 +1,4 @@
-"""Runs a pytest suite on many variants of a checkout; for trusted code, inside a sandbox.
+"""Run a pytest suite on many variants of a checkout; trusted code, inside a sandbox.
 
 Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
 
@@ -8,9 +8,9 @@ Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
      "files": {PATH: TEXT, ...}, "tests": [PATH, ...], "variants": [{PATH: TEXT, ...}, ...]}
 
 It prints one line per variant: ``{"outcomes": {TEST ID: WORD, ...} or null, "cpu_s": S, "said": TEXT}``, with
-null where the suite did not run to its end.
+null if the suite did not run to its end.
 
-Each variant runs in a forked child, in a folder of its own that is gone afterwards.
+Each variant runs in a forked child and in its own folder, which is removed afterwards.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
     if child == 0:
         try:
             os.setsid()
-            # What one variant leaves in the usual places is not there for the next.
+            # Files that one variant leaves in HOME or TMPDIR must not affect the next.
             os.environ["TMPDIR"] = os.environ["HOME"] = os.path.join(folder, ".home")
             os.mkdir(os.environ["HOME"])
             os.chdir(folder)
@@ -60,8 +60,8 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
         finally:
             os._exit(0)
     os.close(writing)
-    # Tests may sleep, and wait for programs that they start.
-    said = reader["said"](reading, child, 0.5, 40)
+    # Longer than for functions: tests may sleep or wait for child processes.
+    said = reader["read_output"](reading, child, 0.5, 40)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     _, _, used = os.wait4(child, 0)
@@ -71,11 +71,11 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
         os.close(stream)
     os.chdir(here)
     shutil.rmtree(folder, ignore_errors=True)
-    if os.path.exists(folder):  # a test has taken rights away that it takes to empty it
+    if os.path.exists(folder):  # a test removed the permission to empty it
         os.rename(folder, f"{folder}-{child}")
     try:
         outcomes = json.loads(said)["outcomes"]
-    except (ValueError, TypeError, KeyError):  # nothing, or what a test wrote in the report's place
+    except (ValueError, TypeError, KeyError):  # no report, or output of a test instead
         outcomes = None
     return {"outcomes": outcomes, "cpu_s": used.ru_utime + used.ru_stime, "said": heard}
 

@@ -114,7 +114,7 @@ def test_a_copy_of_a_held_out_function_is_not_trained_on(
     assert "shop.prices.cheapest" in {task.metadata["qualname"] for task in heldout.tasks}
     [due] = [node for node in ast.parse(FILES["src/shop/basket.py"].replace("\n        ", "\n")).body
              if isinstance(node, ast.FunctionDef) and node.name == "due"]  # fmt: skip
-    found = mined(root, backend, per_function=1, shapes=[fingerprint(due)])
+    found = mined(root, backend, per_function=1, fingerprints=[fingerprint(due)])
     assert found.duplicates == ("shop.basket.due", "shop.stock.lowest")
     assert "due" not in {task.metadata["function"] for task in found.tasks}
 
