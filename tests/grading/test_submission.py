@@ -49,8 +49,8 @@ def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
         ("open('tests.py', 'w').write('mine!')", Verdict.TAMPERED, "tests.py was changed"),
         ("open('tests.py', 'a').write('!')", Verdict.TAMPERED, "tests.py was changed"),
         ("import os; os.unlink('tests.py')", Verdict.TAMPERED, "tests.py was changed"),
-        ("open('sub/reward.txt', 'w')", Verdict.TAMPERED, "sub/reward.txt was written"),
-        ("open('reward.json', 'w').write('1' * 2**21)", Verdict.TAMPERED, "a large file was written"),
+        ("open('sub/reward.txt', 'w')", Verdict.TAMPERED, "sub/reward.txt has a name that is reserved"),
+        ("open('reward.json', 'w').write('1' * 2**21)", Verdict.TAMPERED, "a large file has a name that is reserved"),
         ("import os\nfor _ in range(70): os.mkdir('d'); os.chdir('d')", Verdict.FAIL, "64 levels"),
     ],
 )
@@ -65,7 +65,7 @@ def test_a_right_answer_beside_a_forged_verdict_is_tampering(backend: SandboxBac
     source = b"def f():\n    open('verdict.json', 'w').write('{}')\n    return 1\n"
     found = grade(backend, Program({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
     assert (found.verdict, found.passed) == (Verdict.TAMPERED, 0)
-    assert "verdict.json was written" in found.evidence
+    assert "verdict.json has a name that is reserved" in found.evidence
 
 
 SAMPLE = {"data/junit-sample.xml": b"<testsuite/>", "data/verdict.json": b"x" * 2**21}
@@ -79,7 +79,7 @@ def test_what_the_host_has_written_itself_is_not_forged(backend: SandboxBackend)
             made.write(path, data)
         assert handover.collect(made) == {"a.py": b"1"}
         made.write("data/junit-sample.xml", b"<forged/>")
-        with pytest.raises(SubmissionRejected, match=r"data/junit-sample.xml was written") as found:
+        with pytest.raises(SubmissionRejected, match=r"data/junit-sample.xml has a name that is reserved") as found:
             handover.collect(made)
     assert found.value.verdict is Verdict.TAMPERED
     for source, verdict in (("def f():\n    return 1\n", Verdict.PASS), (FORGES, Verdict.TAMPERED)):

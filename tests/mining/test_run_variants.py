@@ -130,5 +130,5 @@ def test_a_broken_batch_is_broken_machinery(backend: SandboxBackend) -> None:
             )
             return sandbox
 
-    with pytest.raises(SandboxError, match="mining f: the batch ended by exited"):
+    with pytest.raises(SandboxError, match="mining f: ended by exited"):
         ask(Wrong(), GOOD)  # type: ignore[arg-type]
