@@ -50,7 +50,11 @@ def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
         ("open('tests.py', 'a').write('!')", Verdict.TAMPERED, "tests.py was changed"),
         ("import os; os.unlink('tests.py')", Verdict.TAMPERED, "tests.py was changed"),
         ("open('sub/reward.txt', 'w')", Verdict.TAMPERED, "sub/reward.txt has a name that is reserved"),
-        ("open('reward.json', 'w').write('1' * 2**21)", Verdict.TAMPERED, "a large file has a name that is reserved"),
+        (
+            "open('reward.json', 'w').write('1' * 2**21)",
+            Verdict.TAMPERED,
+            "a large file has a name that is reserved",
+        ),
         ("import os\nfor _ in range(70): os.mkdir('d'); os.chdir('d')", Verdict.FAIL, "64 levels"),
     ],
 )
@@ -79,7 +83,9 @@ def test_what_the_host_has_written_itself_is_not_forged(backend: SandboxBackend)
             made.write(path, data)
         assert handover.collect(made) == {"a.py": b"1"}
         made.write("data/junit-sample.xml", b"<forged/>")
-        with pytest.raises(SubmissionRejected, match=r"data/junit-sample.xml has a name that is reserved") as found:
+        with pytest.raises(
+            SubmissionRejected, match=r"data/junit-sample.xml has a name that is reserved"
+        ) as found:
             handover.collect(made)
     assert found.value.verdict is Verdict.TAMPERED
     for source, verdict in (("def f():\n    return 1\n", Verdict.PASS), (FORGES, Verdict.TAMPERED)):

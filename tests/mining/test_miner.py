@@ -11,6 +11,7 @@ from envkit.errors import UsageError
 from envkit.grading import Program, answers, canonical, grade
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION, edit_between
+from envkit.mining.hidden import Edit
 from envkit.mining.miner import mine
 from envkit.mining.package_functions import package_functions
 from envkit.sandbox import SandboxBackend
@@ -147,6 +148,6 @@ def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., N
     ],
 )
 def test_the_edit_is_small_and_unmistakable(mutant: str, reference: str, search: str, replace: str) -> None:
-    assert edit_between(mutant, reference) == {"search": search, "replace": replace}
+    assert edit_between(mutant, reference) == Edit(search, replace)
     assert mutant.count(search) == 1
     assert mutant.replace(search, replace) == reference
