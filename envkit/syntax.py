@@ -1,4 +1,4 @@
-"""Compiling Python source, one thread at a time."""
+"""Compile and parse Python source in a thread-safe way."""
 
 from __future__ import annotations
 
@@ -8,43 +8,43 @@ import warnings
 from typing import Any
 
 _LOCK = threading.Lock()
-#: Most nodes that a text may become in code; what an agent wrote is compiled in this process.
-_MOST_NODES = 200_000
+#: Most nodes that may be compiled. This process compiles code of agents, so the cost needs a bound.
+_MAX_NODES = 200_000
 
 
 def compiled(source: str, *, mode: str = "exec", flags: int = 0) -> Any:
-    r"""`compile` for sources of any origin: safe in threads, without a warning for every ``"\d"``.
+    r"""Compile source of any origin: thread-safe, and without warnings such as for ``"\d"``.
 
     CPython counts the depth of a tree under construction per interpreter, not per thread, and raises
-    SystemError ("AST constructor recursion depth mismatch") where two threads build trees at once
+    SystemError ("AST constructor recursion depth mismatch") if two threads build trees at once
     (seen with 3.11.7; https://github.com/python/cpython/issues/106905). `warnings.catch_warnings` is
     not safe between threads either.
 
     Raises:
-        SyntaxError: not Python.
-        ValueError, RecursionError, MemoryError: text that the compiler gives up on, or code of many times its
-            size.
+        SyntaxError: the source is not Python.
+        ValueError, RecursionError, MemoryError: the compiler gives up, or the compiled code would be many
+            times larger than the source.
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         tree = compile(source, "<source>", mode, flags | ast.PyCF_ONLY_AST, dont_inherit=True)
         if flags & ast.PyCF_ONLY_AST:
             return tree
-        if "finally" in source and nodes_of(tree) > _MOST_NODES:
-            raise ValueError("its finally blocks become too much code")
+        if "finally" in source and nodes_of(tree) > _MAX_NODES:
+            raise ValueError("its nested finally blocks compile to too much code")
         return compile(tree, "<source>", mode, flags, dont_inherit=True)
 
 
 def nodes_of(tree: ast.AST) -> float:
-    r"""How many nodes of a tree become code, where every way out of a ``try`` has its ``finally`` once more.
+    r"""Count the nodes that are compiled. Each exit of a ``try`` compiles its ``finally`` block again.
 
-    So blocks in one another multiply: 19 of them, in 650 bytes, are a gigabyte.
+    So nested blocks multiply: 19 of them, in 650 bytes of source, compile to a gigabyte.
 
     >>> nodes_of(ast.parse("try: a\nfinally: b"))
     11.0
     """
-    sizes: dict[ast.AST, tuple[float, float]] = {}  # nodes, and ways out of what is around
-    for node in reversed([*ast.walk(tree)]):  # what is inside comes first
+    sizes: dict[ast.AST, tuple[float, float]] = {}  # nodes, and exits of the block
+    for node in reversed([*ast.walk(tree)]):  # inner nodes first
         final = {*node.finalbody} if isinstance(node, ast.Try | ast.TryStar) else set[ast.AST]()
         size, ways = 1.0, float(isinstance(node, ast.Return | ast.Break | ast.Continue))
         copied = copied_ways = 0.0
@@ -61,10 +61,10 @@ def nodes_of(tree: ast.AST) -> float:
 
 
 def parse(source: str) -> ast.Module:
-    """The tree of a module; errors as of `compiled`."""
+    """Parse a module; raises as `compiled` does."""
     return compiled(source, flags=ast.PyCF_ONLY_AST)
 
 
 def parse_expression(source: str) -> ast.expr:
-    """The tree of one expression; errors as of `compiled`."""
+    """Parse one expression; raises as `compiled` does."""
     return compiled(source, mode="eval", flags=ast.PyCF_ONLY_AST).body

@@ -1,4 +1,4 @@
-"""Plain data: there and back again, and what does not fit is named by its place."""
+"""Dataclasses survive conversion to plain data and back; wrong data is named by its path."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Outer:
     perhaps: tuple[str, ...] | None = None
 
 
-def test_there_and_back() -> None:
+def test_data_survives_encode_and_decode() -> None:
     data = Outer(Inner("a", math.nan), (Inner("b"),), Inner("c"), 3, {"x": 1}, ("y",))
     back = decode(Outer, encode(data), "it")
     assert math.isnan(back.inner.share)
@@ -52,6 +52,6 @@ def test_there_and_back() -> None:
         ([], r"it is \[\]; expected Outer"),
     ],
 )
-def test_what_does_not_fit_is_named(value: object, said: str) -> None:
+def test_a_wrong_field_is_named_by_its_path(value: object, said: str) -> None:
     with pytest.raises(ValueError, match=f"^{said}"):
         decode(Outer, value, "it")

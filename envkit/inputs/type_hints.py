@@ -1,4 +1,4 @@
-"""Example calls from type hints, for functions that show none."""
+"""Make example calls from type hints, for functions whose docstring shows none."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
 def type_hint_calls(function: ast.FunctionDef) -> list[Call]:
-    """Calls that fit the type hints of a function; empty where a parameter has none we know."""
+    """Calls that fit the type hints of a function; empty if a parameter has an unknown type or none."""
     spec = function.args
     required = spec.args[: len(spec.args) - len(spec.defaults)]
     if spec.posonlyargs or spec.vararg or any(default is None for default in spec.kw_defaults):
@@ -35,7 +35,7 @@ def type_hint_calls(function: ast.FunctionDef) -> list[Call]:
     if not required or not all(columns):
         return []
     rows = max(map(len, columns)) if len(columns) == 1 else 2 * max(map(len, columns))
-    # Different strides per column: two lists of equal length would otherwise move in step.
+    # A different stride for each column, because otherwise two columns would move in step.
     picked = [
         tuple(column[(row * (2 * index + 1) + index) % len(column)] for index, column in enumerate(columns))
         for row in range(rows)

@@ -27,15 +27,15 @@ _MAX_SHOWN = 3
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
 
 
-def known_calls(subject: PackageFunction) -> list[Call]:
+def known_calls(package_function: PackageFunction) -> list[Call]:
     """The examples, then calls of the shipped tests, a limited number of each."""
-    return [*subject.examples[:_MAX_KNOWN], *subject.tests[:_MAX_KNOWN]]
+    return [*package_function.examples[:_MAX_KNOWN], *package_function.tests[:_MAX_KNOWN]]
 
 
-def calls_of(subject: PackageFunction, seed: int) -> list[Call]:
+def calls_of(package_function: PackageFunction, seed: int) -> list[Call]:
     """The calls that mining makes: the known ones, then generated ones."""
-    known = known_calls(subject)
-    return known + perturbed_calls(known, (seed, int(_digest(subject.source), 16)), GENERATED)
+    known = known_calls(package_function)
+    return known + perturbed_calls(known, (seed, int(_digest(package_function.source), 16)), GENERATED)
 
 
 def mutation_id(mutation: Mutation) -> str:
@@ -45,7 +45,7 @@ def mutation_id(mutation: Mutation) -> str:
 
 
 def build_task(
-    subject: PackageFunction,
+    package_function: PackageFunction,
     split: str,
     mutation: Mutation,
     killers: Sequence[int],
@@ -55,40 +55,40 @@ def build_task(
     """Make the task to repair a mutated function.
 
     Args:
-        subject: the function.
+        package_function: the function.
         split: ``"train"`` or ``"heldout"``.
         mutation: the bug.
         killers: indices of the calls that mutant and original answer differently.
         calls: the result of `calls_of`.
         original: the original's answers to at least the examples.
     """
-    reference = subject.slice.text
+    reference = package_function.slice.text
     mutant = mutation.apply(reference)
     # Calls start with the public examples and end with generated ones; pin some of both.
     pinned = sorted({*killers[: MAX_KILLERS // 2], *killers[-MAX_KILLERS // 2 :]})
-    known = len(subject.examples[:_MAX_KNOWN])
-    module, _, function = subject.qualname.rpartition(".")
+    known = len(package_function.examples[:_MAX_KNOWN])
+    module, _, function = package_function.qualname.rpartition(".")
     return Task(
-        id=f"{subject.package}/{subject.qualname}/{mutation_id(mutation)}",
+        id=f"{package_function.package}/{package_function.qualname}/{mutation_id(mutation)}",
         split=split,
         prompt="",
         files={SOLUTION: mutant},
         metadata={
-            "package": subject.package,
-            "version": subject.version,
+            "package": package_function.package,
+            "version": package_function.version,
             "module": module,
             "function": function,
-            "qualname": subject.qualname,
+            "qualname": package_function.qualname,
             "operator": mutation.operator,
-            "source": subject.source,
+            "source": package_function.source,
             "examples": _shown(function, calls[:known], original, pinned),
         },
         hidden=to_json(
             RepairHidden(
                 reference=reference,
                 function=function,
-                modules=modules_of([*subject.examples, *subject.tests]),
-                examples=(*subject.examples, *subject.tests),
+                modules=modules_of([*package_function.examples, *package_function.tests]),
+                examples=(*package_function.examples, *package_function.tests),
                 killers=tuple(calls[index] for index in pinned),
                 policy=STRICT,
                 edit=edit_between(mutant, reference),

@@ -1,4 +1,4 @@
-"""Docstrings of sliced code: cut to a summary, or cut away."""
+"""Shorten docstrings of sliced code to a summary, or remove them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", 
 
 
 def without_docstrings(text: str, keep: str = "") -> str:
-    """``text`` of one definition without docstrings; the outermost becomes ``keep`` if given."""
+    """Remove all docstrings from the text of a definition; the outermost is replaced by ``keep`` if given."""
     lines = text.split("\n")
     tree = parse(text).body[0]
     cuts: list[tuple[int, int, str]] = []
@@ -38,7 +38,7 @@ def without_docstrings(text: str, keep: str = "") -> str:
 
 
 def summary(docstring: str) -> str:
-    r"""A docstring's first paragraph on one line; its first sentence where that is too long.
+    r"""The first paragraph of a docstring on one line, or its first sentence if that is too long.
 
     >>> summary("Adds two numbers.\n\n>>> add(1, 2)\n3")
     'Adds two numbers.'
@@ -49,5 +49,5 @@ def summary(docstring: str) -> str:
         line = re.split(r"(?<=[.!?])\s", line, maxsplit=1)[0]
     if len(line) > MAX_SUMMARY:
         line = line[: MAX_SUMMARY - 3].rsplit(" ", 1)[0] + "..."
-    # It goes between triple quotes, so it may neither end them nor escape anything.
+    # The result goes between triple quotes: no quotes and no escapes.
     return line.replace("\\", "").replace('"', "'")

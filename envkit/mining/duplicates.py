@@ -47,7 +47,7 @@ def resembling(packages: Iterable[str]) -> Callable[[PackageFunction], bool]:
         UsageError: a package is not installed.
     """
     fingerprints = fingerprints_of(packages)
-    return lambda subject: is_near(fingerprint(subject.slice.node), fingerprints)
+    return lambda function: is_near(fingerprint(function.slice.node), fingerprints)
 
 
 def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:

@@ -1,4 +1,4 @@
-"""Installed packages as text: module sources by dotted name, read without importing anything."""
+"""Read the module sources of installed packages without importing them."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class Library:
 
 
 def installed(package: str) -> Library:
-    """Read an installed package; its test folders are left out.
+    """Read an installed package without its test folders.
 
     Raises:
-        UsageError: it is not installed here, or holds no Python source.
+        UsageError: the package is not installed, or has no Python source.
     """
     name = import_name(package)
     spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(fetched_folder())])
@@ -61,7 +61,7 @@ def version_of(package: str) -> str:
     """The installed version.
 
     Raises:
-        UsageError: it is not installed here.
+        UsageError: the package is not installed.
     """
     return _distribution(package).version
 
@@ -80,10 +80,10 @@ def _distribution(package: str) -> importlib.metadata.Distribution:
 
 
 def import_name(package: str) -> str:
-    """The name that code imports, ``more_itertools`` for ``more-itertools``.
+    """The import name of a package, such as ``more_itertools`` for ``more-itertools``.
 
     Raises:
-        UsageError: it is not installed here.
+        UsageError: the package is not installed.
     """
     listed = (_distribution(package).read_text("top_level.txt") or "").split()
     plain = package.replace("-", "_")
@@ -92,10 +92,10 @@ def import_name(package: str) -> str:
 
 
 def names_of(package: str) -> set[str]:
-    """What can be imported from an installed distribution, by its list of files.
+    """Top-level import names of an installed distribution, from its list of files.
 
     Raises:
-        UsageError: it is not installed here.
+        UsageError: the package is not installed.
     """
     files = _distribution(package).files or ()
     return {

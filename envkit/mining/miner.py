@@ -40,7 +40,7 @@ class _Mutant:
 class _Trial:
     """A function with its remaining mutants and the original's answers."""
 
-    subject: PackageFunction
+    function: PackageFunction
     calls: Sequence[Call]
     mutants: Sequence[_Mutant]
     original: Sequence[Answer | None] = ()
@@ -105,22 +105,22 @@ def _mine_chunk(
     per_function: int,
 ) -> list[Task]:
     trials: list[_Trial] = []
-    for subject in chunk:
-        text = subject.slice.text
-        changes = mutations(text, subject.slice.function)
+    for function in chunk:
+        text = function.slice.text
+        changes = mutations(text, function.slice.function)
         every = [_Mutant(one, one.apply(text)) for one in changes]
-        tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{subject.source}")
-        trials.append(_Trial(subject, calls_of(subject, seed), tried))
+        tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{function.source}")
+        trials.append(_Trial(function, calls_of(function, seed), tried))
     survivors: list[_Trial] = []
     for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
-        usable = _usable(original, trial.subject)
+        usable = _usable(original, trial.function)
         alive = [
             replace(one, killers=killers)
             for one, row in zip(trial.mutants, rows, strict=True)
             if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
         ]
         if usable and alive:
-            kept = _spread(alive, per_function, f"kept/{seed}/{trial.subject.source}")
+            kept = _spread(alive, per_function, f"kept/{seed}/{trial.function.source}")
             survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
     # Repeat with another process, hash seed and order of calls. Answers that change cannot decide a reward.
     tasks: list[Task] = []
@@ -130,7 +130,7 @@ def _mine_chunk(
         for one, row in zip(trial.mutants, rows, strict=True):
             if one.killers == _killers(trial.original, row, trial.usable):
                 tasks.append(
-                    build_task(trial.subject, split, one.mutation, one.killers, trial.calls, trial.original)
+                    build_task(trial.function, split, one.mutation, one.killers, trial.calls, trial.original)
                 )
     return tasks
 
@@ -142,8 +142,8 @@ def _ask(
     turn = -1 if again else 1
     batches = [
         VariantBatch(
-            trial.subject.slice.function,
-            [trial.subject.slice.text, *(mutant.text for mutant in trial.mutants)],
+            trial.function.slice.function,
+            [trial.function.slice.text, *(mutant.text for mutant in trial.mutants)],
             trial.calls[::turn],
         )
         for trial in trials
@@ -152,13 +152,13 @@ def _ask(
     return [[row[::turn] for row in rows] for rows in found]
 
 
-def _usable(original: Sequence[Answer | None], subject: PackageFunction) -> tuple[int, ...]:
+def _usable(original: Sequence[Answer | None], function: PackageFunction) -> tuple[int, ...]:
     """Indices of the calls whose answers can be expected values; none if the function is unfit."""
     if None in original:  # a hang would repeat at every visit
         return ()
     usable = tuple(index for index, answer in enumerate(original) if answer and _is_usable(answer))
     # Without generated calls, the task could be solved by memorizing the examples.
-    generated = sum(index >= len(known_calls(subject)) for index in usable)
+    generated = sum(index >= len(known_calls(function)) for index in usable)
     # A function with a single answer cannot be told from a constant.
     told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
     return usable if generated >= _FEWEST_CALLS and len(told) > 1 else ()

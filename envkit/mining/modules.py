@@ -1,4 +1,4 @@
-"""What a module binds and what its statements need, found by reading it."""
+"""Analyse a module's source: names that it binds, and names that its statements need."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envkit.syntax import parse
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """A name bound by an import: module, and the attribute taken from it if any."""
+    """The source of an imported name: a module and, if one was taken from it, an attribute."""
 
     module: str
     attribute: str | None
@@ -27,7 +27,7 @@ class Module:
         lines: source lines.
         imports: local name -> what it was imported from.
         stars: modules imported with ``*``.
-        statements: local name -> statements that bind it; overloads and ``TYPE_CHECKING`` left out.
+        statements: local name -> statements that bind it, without overloads and ``TYPE_CHECKING`` blocks.
     """
 
     def __init__(self, name: str, source: str, is_package: bool) -> None:
@@ -65,7 +65,7 @@ class Module:
 
 
 def absolute(statement: ast.ImportFrom, package: str) -> str:
-    """The module that a statement takes names from; ``package`` is what a leading dot stands for."""
+    """Absolute name of the module that a statement imports from; a leading dot means ``package``."""
     if not statement.level:
         return statement.module or ""
     base = package.split(".")[: len(package.split(".")) - statement.level + 1]
@@ -73,14 +73,14 @@ def absolute(statement: ast.ImportFrom, package: str) -> str:
 
 
 def bound_names(statement: ast.stmt) -> set[str]:
-    """Names that a top-level statement binds, compound statements included."""
+    """Names that a top-level statement binds; compound statements are searched too."""
     table = symtable.symtable(ast.unparse(statement), "<statement>", "exec")
     symbols = table.get_symbols()
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}
 
 
 class _WithoutAnnotations(ast.NodeTransformer):
-    """Removes what ``from __future__ import annotations`` keeps from running."""
+    """Removes annotations, which ``from __future__ import annotations`` leaves unevaluated."""
 
     def visit_arg(self, node: ast.arg) -> ast.arg:
         return ast.arg(node.arg)

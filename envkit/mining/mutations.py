@@ -1,4 +1,4 @@
-"""Mutations: small single-site changes of a function, the kind of slip that a person makes."""
+"""Mutate a function: small changes at one place, like mistakes that people make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tree_sitter import Language, Node, Parser
 from envkit.mining.operators import changes_of, child, scope_of, text_of, walk
 from envkit.syntax import parse
 
-#: All operators, in the order in which `mutations` lists them at one place.
+#: All mutation operators, in the order in which `mutations` lists those of one place.
 OPERATORS = (
     "comparison",
     "arithmetic",
@@ -40,7 +40,7 @@ class Mutation:
         replacement: new text.
         line: 1-based number of the changed line.
         before_line: the line as it was.
-        after_line: the line afterwards, ``""`` when it is gone.
+        after_line: the line afterwards, ``""`` if it was removed.
     """
 
     operator: str
@@ -60,15 +60,15 @@ class Mutation:
 def mutations(source: str, function: str) -> list[Mutation]:
     """All single-site mutations of a function, ordered by place, then operator.
 
-    Every result parses and differs from all others in its text. Docstrings, annotations,
-    decorators, defaults, strings and ``raise`` statements are left alone.
+    Every mutant parses, and all texts differ. Docstrings, annotations, decorators, defaults, strings and
+    ``raise`` statements are never changed.
 
     Args:
         source: a module's text.
         function: a module-level function, or ``Class.method``.
 
     Raises:
-        ValueError: ``source`` has no function of that name there.
+        ValueError: ``source`` has no such function.
     """
     raw = source.encode()
     target = _function(_parser().parse(raw).root_node, function)
@@ -89,10 +89,10 @@ def mutations(source: str, function: str) -> list[Mutation]:
 
 
 def spread(mutations: Sequence[Mutation], count: int, seed: str) -> list[Mutation]:
-    """Up to ``count`` of them by seeded choice: operators take turns, each on its least used line."""
+    """Choose up to ``count`` mutations by seed: operators take turns, each on its least used line."""
     rng = random.Random(seed)
     left = rng.sample(list(mutations), len(mutations))
-    # In a drawn order: else the operators with the most sites would always come first.
+    # In random order, because otherwise operators with many places would always come first.
     rank = {operator: index for index, operator in enumerate(rng.sample(OPERATORS, len(OPERATORS)))}
     operators, lines = Counter[str](), Counter[int]()
     chosen: list[Mutation] = []

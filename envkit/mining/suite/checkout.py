@@ -1,4 +1,4 @@
-"""A checkout as text: its modules, its pytest suite, and where they come from; nothing of it is run."""
+"""Read a checkout: modules, pytest suite and their origin. Nothing is run."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from envkit.mining.library import names_of
 from envkit.mining.modules import absolute
 from envkit.syntax import parse
 
-#: What code and suite may hold together: every task of the checkout carries them.
+#: Largest code and suite together, because every task of the checkout carries both.
 MAX_BYTES: Final = 2**20
-#: Longer files are data; nobody reads them in a task.
+#: Larger files are data that no task needs.
 _MAX_FILE_BYTES: Final = 2**18
-#: The suite's configuration in a workspace. Not pytest.ini: beside that name a warm sandbox starts an
-#: interpreter of its own for every command, since it may shadow the module that it has imported.
+#: File of the suite's configuration in a workspace. Not pytest.ini: next to a file of that name, a warm
+#: sandbox starts a new interpreter for every command, because the file could shadow the imported module.
 SETTINGS: Final = "tox.ini"
 _TESTS: Final = ("test", "tests")
 _NO_CODE: Final = (*_TESTS, "benchmarks", "build", "dist", "docs", "examples")
 _NO_MODULES: Final = ("setup.py", "conftest.py", "noxfile.py")
-#: Where pytest looks for its configuration, in its order, and the section there.
+#: Pytest's configuration files in its order of search, and the section in each.
 _CONFIGURATIONS: Final = (
     ("pytest.toml", "pytest"),
     (".pytest.toml", "pytest"),
@@ -41,8 +41,8 @@ _CONFIGURATIONS: Final = (
     ("tox.ini", "pytest"),
     ("setup.cfg", "tool:pytest"),
 )
-#: Settings that say what a test is and when it fails. Others, ``addopts`` first, are about how people run
-#: and report tests, and often name plugins that no sandbox holds.
+#: Settings that decide what a test is and when it fails. Others, such as ``addopts``, affect how tests are
+#: run and reported, and often need plugins that a sandbox does not hold.
 _SETTINGS: Final = (
     *("filterwarnings", "markers", "python_classes", "python_functions", "usefixtures", "xfail_strict"),
 )
@@ -51,16 +51,16 @@ _SETTINGS: Final = (
 @final
 @dataclass(frozen=True)
 class Checkout:
-    """A project's own code and tests. Paths are of a workspace, in which a ``src`` layout lies flat.
+    """A project's own code and tests. Paths are those of a workspace, without a leading ``src``.
 
     Args:
-        name: of the project, by pyproject.toml, else of the folder.
-        version: by pyproject.toml, else the commit's first digits, else ``"0"``.
-        commit: of a git checkout, else ``""``. Changes that are not committed do not show in it.
-        license: name of the licence's file, ``""`` where there is none.
-        code: path -> text of the modules, and of what lies beside them.
-        tests: path -> text of the suite, its configuration included.
-        origins: path -> where the file lies in the checkout.
+        name: name from pyproject.toml, otherwise of the folder.
+        version: version from pyproject.toml, otherwise the first digits of the commit, otherwise ``"0"``.
+        commit: commit of a git checkout, or ``""``. Uncommitted changes do not show in it.
+        license: name of the licence file, or ``""``.
+        code: path -> text of the modules and of the text files next to them.
+        tests: path -> text of the suite, with its configuration.
+        origins: path -> path of the file in the checkout.
     """
 
     name: str
@@ -78,11 +78,11 @@ class Checkout:
         return {_dotted(path): path for path in paths}
 
     def text(self, path: str) -> str:
-        """A file of code or suite."""
+        """Text of a file of the code or the suite."""
         return self.tests[path] if path in self.tests else self.code[path]
 
     def closure(self, modules: Iterable[str]) -> set[str]:
-        """Modules of the checkout that are loaded where these are, as far as imports are written out."""
+        """The modules and all modules of the checkout that they import, as far as imports are static."""
         found: set[str] = set()
         pending = [*modules]
         while pending:
@@ -95,7 +95,7 @@ class Checkout:
 
     @cached_property
     def tested(self) -> set[str]:
-        """Modules that the suite loads, its own included."""
+        """Modules that the suite imports, with its own."""
         return self.closure(name for name, path in self.modules.items() if path in self.tests)
 
     @cached_property
@@ -114,14 +114,14 @@ class Checkout:
 
 
 def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
-    """Refuse a suite that imports what its sandbox does not hold.
+    """Raise if the suite imports packages that its sandbox does not hold.
 
     Args:
         checkout: the checkout.
         packages: distributions that its sandbox holds beside pytest.
 
     Raises:
-        UsageError: names the first such import, and what to do; or the checkout is a package that the sandbox
+        UsageError: names the first such import and the remedy; or the checkout is a package that the sandbox
             holds itself.
     """
     offered = {name for package in (*PYTEST, *packages) for name in names_of(package)}
@@ -150,11 +150,10 @@ def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
 
 
 def read_checkout(root: Path) -> Checkout:
-    """Read a folder that holds a project's sources and its pytest suite. Symlinks are not followed.
+    """Read a folder with a project's sources and its pytest suite. Symlinks are not followed.
 
     Raises:
-        UsageError: it is no folder, or holds no package, no suite or too much; or its configuration is
-            malformed.
+        UsageError: not a folder, no package, no suite, too large, or a malformed configuration.
     """
     if not root.is_dir():
         raise UsageError(f"{root} is no folder; expected a checkout with Python sources and a pytest suite")
@@ -167,7 +166,7 @@ def read_checkout(root: Path) -> Checkout:
     for path, text in (pair for place in (*places, *_suite(root, settings)) for pair in _texts(place, root)):
         owner = next((place for place in places if path.is_relative_to(place)), None)
         inside = path.relative_to(root if owner is None else base)
-        # What lies in a package is code, even where testpaths names the package, but for its tests.
+        # Files in a package are code, even if testpaths names the package; its tests are not.
         is_suite = owner is None or is_test(path.name) or path.name == "conftest.py"
         is_suite = is_suite or any(part in _TESTS for part in inside.parts[:-1])
         (tests if is_suite else code)[inside.as_posix()] = text
@@ -206,7 +205,7 @@ def read_checkout(root: Path) -> Checkout:
 
 
 def is_test(path: str) -> bool:
-    """Whether pytest is asked to look for tests in a file."""
+    """True if pytest collects tests from a file of this name."""
     name = PurePosixPath(path).name
     return name.endswith("_test.py") or (name.startswith("test_") and name.endswith(".py"))
 
@@ -227,7 +226,7 @@ def _packages(base: Path) -> list[Path]:
 
 
 def _suite(root: Path, settings: Mapping[str, str]) -> list[Path]:
-    """Files and folders of the suite, beside test folders in packages."""
+    """Files and folders of the suite, apart from test folders in packages."""
     named = settings.get("testpaths", "").split()
     if unsafe := [one for one in named if one.startswith("/") or ".." in PurePosixPath(one).parts]:
         raise UsageError(
@@ -249,7 +248,7 @@ def _globbed(root: Path, pattern: str) -> list[Path]:
 
 
 def _texts(place: Path, root: Path) -> Iterator[tuple[Path, str]]:
-    """Text files of a place; links below the root, caches and what is no UTF-8 or too long are left out."""
+    """Yield the text files of a place, without symlinks, caches, large files and files that are not UTF-8."""
     for path in [place] if place.is_file() else sorted(place.rglob("*")):
         hidden = any(part.startswith(".") or part == "__pycache__" for part in path.relative_to(place).parts)
         inner = [one for one in (path, *path.parents) if one != root and one.is_relative_to(root)]
@@ -267,7 +266,7 @@ def _project(root: Path) -> Mapping[str, Any]:
 
 
 def _table(path: Path, names: Sequence[str]) -> Mapping[str, Any]:
-    """A table of a TOML file; an empty one where it has none of that name."""
+    """A table of a TOML file; empty if it has none of that name."""
     found = _toml(path)
     for name in names:
         inner: object = found.get(name, {})
@@ -285,7 +284,7 @@ def _toml(path: Path) -> dict[str, Any]:
 
 
 def _settings(root: Path) -> Mapping[str, str]:
-    """Pytest's own, from the first file that has any."""
+    """Pytest's settings from the first file that has any."""
     for name, section in _CONFIGURATIONS:
         path = root / name
         if not path.is_file():
@@ -301,7 +300,7 @@ def _settings(root: Path) -> Mapping[str, str]:
                 said = " ".join(str(error).split())
                 raise UsageError(f"{path} cannot be read: {said}") from error
             settings = dict(parser[section]) if parser.has_section(section) else {}
-        if settings or "pytest" in name:  # a file of pytest's own counts when it is empty, too
+        if settings or "pytest" in name:  # a file of pytest's own counts even if it is empty
             return settings
     return {}
 
@@ -311,8 +310,8 @@ def _plain(value: Any) -> str:
 
 
 def _configuration(settings: Mapping[str, str], tests: Iterable[str]) -> str:
-    """Pytest's configuration, with what of the project's settings bears on outcomes."""
-    # Pytest puts the folder of a test module on the path unless it is a package's; `suite_worker` does not.
+    """Pytest's configuration with those settings of the project that affect outcomes."""
+    # Pytest adds the folder of a test module to the path unless it is a package; `suite_worker` does not.
     folders = {PurePosixPath(path).parent for path in tests if is_test(path)}
     bare = sorted(str(one) for one in folders if f"{one}/__init__.py" not in tests)
     own = [
@@ -320,19 +319,19 @@ def _configuration(settings: Mapping[str, str], tests: Iterable[str]) -> str:
     ]
     kept = {key: settings[key] for key in _SETTINGS if key in settings}
     kept["pythonpath"] = "\n".join(dict.fromkeys([".", *bare, *own]))
-    # A module that cannot be loaded here is no reason to run none of the others.
+    # One module that cannot be imported must not prevent the others from running.
     kept["addopts"] = "--continue-on-collection-errors"
     indented = {key: value.strip().replace("\n", "\n    ") for key, value in kept.items()}
     return "[pytest]\n" + "".join(f"{key} =\n    {value}\n" for key, value in indented.items())
 
 
 def _commit(root: Path) -> str:
-    """The commit that is checked out, read from git's files: to run git would run what its settings name."""
+    """The checked-out commit, read from git's files: running git could run programs from its settings."""
     folder = root / ".git"
     try:
         if folder.is_file():  # of a worktree or submodule
             folder = root / folder.read_text().removeprefix("gitdir:").strip()
-        if not (folder / "HEAD").is_file():  # a pipe would be waited for
+        if not (folder / "HEAD").is_file():  # reading a pipe would block
             return ""
         said = (folder / "HEAD").read_text().strip()
         reference = said.removeprefix("ref: ")
@@ -359,7 +358,7 @@ def _dotted(path: str) -> str:
 
 
 def _tree(text: str) -> ast.Module:
-    """The tree of a module; an empty one where it is no Python, which fails whoever imports it."""
+    """The tree of a module; empty if it is not Python, because then its import fails anyway."""
     try:
         return parse(text)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
@@ -367,7 +366,7 @@ def _tree(text: str) -> ast.Module:
 
 
 def _needed(tree: ast.Module) -> Iterator[str]:
-    """Roots of what a module imports without a condition; what stands in ``try`` or ``if`` may be absent."""
+    """Top-level names of unconditional imports; those in ``try`` or ``if`` may be absent."""
     for node in tree.body:
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
