@@ -67,8 +67,8 @@ def outcomes(
     try:
         return _reported(token, result)
     except SubmissionRejected as refused:
-        said = result.stderr[-500:].decode(errors="replace").strip()
-        raise SandboxError(f"the suite did not run to its end: {refused.evidence} {said}".rstrip()) from None
+        tail = result.stderr[-500:].decode(errors="replace").strip()
+        raise SandboxError(f"the suite did not run to its end: {refused.evidence} {tail}".rstrip()) from None
 
 
 def grade_suite(

@@ -22,7 +22,7 @@ _LONG: Final = 64
 _QUIET, _LENGTH, _OPERATOR = 0.4, 0.35, 0.25
 
 
-def difficulty(operator: str, lines: int, tells: int, asked: int) -> float:
+def difficulty(operator: str, lines: int, killers: int, total: int) -> float:
     """A score in [0, 1], higher for harder.
 
     It grows with the share of calls or tests that the bug passes, with the function's length, and with how
@@ -31,14 +31,14 @@ def difficulty(operator: str, lines: int, tells: int, asked: int) -> float:
     Args:
         operator: one of `envkit.mining.mutations.OPERATORS`.
         lines: of the function, at least 1.
-        tells: calls or tests that the bug fails, at least 1.
-        asked: calls or tests in all.
+        killers: calls or tests that the bug fails, at least 1.
+        total: calls or tests in all.
 
     >>> easy, hard = difficulty("negation", 3, 40, 40), difficulty("statement", 60, 1, 40)
     >>> round(easy, 2), round(hard, 2)
     (0.09, 0.98)
     """
-    quiet = 1 - tells / max(asked, tells)
+    quiet = 1 - killers / max(total, killers)
     length = min(1.0, math.log(max(lines, 1)) / math.log(_LONG))
     hidden = _VISIBLE.index(operator) / (len(_VISIBLE) - 1)
     return _QUIET * quiet + _LENGTH * length + _OPERATOR * hidden
@@ -50,9 +50,9 @@ def difficulty_of(task: Task) -> float:
     A task that is graded by calls stores at most `envkit.mining.build.MAX_KILLERS` killing calls. So tasks
     with few killing calls get different scores, and those with more get the same.
     """
-    said = task.metadata.get("difficulty")
-    if isinstance(said, float):
-        return said
+    stored = task.metadata.get("difficulty")
+    if isinstance(stored, float):
+        return stored
     hidden = read_hidden(RepairHidden, task)
     lines = next(
         found.last_line - found.first_line + 1

@@ -160,8 +160,8 @@ def _usable(original: Sequence[Answer | None], function: PackageFunction) -> tup
     # Without generated calls, the task could be solved by memorizing the examples.
     generated = sum(index >= len(known_calls(function)) for index in usable)
     # A function with a single answer cannot be told from a constant.
-    told = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
-    return usable if generated >= _FEWEST_CALLS and len(told) > 1 else ()
+    distinct = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
+    return usable if generated >= _FEWEST_CALLS and len(distinct) > 1 else ()
 
 
 def _is_usable(answer: Answer) -> bool:

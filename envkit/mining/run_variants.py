@@ -84,14 +84,14 @@ def _described(batch: VariantBatch) -> dict[str, Any]:
     }
 
 
-def _row(said: Sequence[dict[str, Any] | None], length: int) -> list[Answer | None]:
-    return [*map(_answer, said), *[None] * (length - len(said))]
+def _row(answers: Sequence[dict[str, Any] | None], length: int) -> list[Answer | None]:
+    return [*map(_answer, answers), *[None] * (length - len(answers))]
 
 
-def _answer(said: dict[str, Any] | None) -> Answer | None:
-    if said is None or "hang" in said or said.get("raises") in _ACCIDENTS:
+def _answer(answers: dict[str, Any] | None) -> Answer | None:
+    if answers is None or "hang" in answers or answers.get("raises") in _ACCIDENTS:
         return None
-    return Answer(said.get("value"), said.get("after"), said.get("raises"))
+    return Answer(answers.get("value"), answers.get("after"), answers.get("raises"))
 
 
 def _source(package: str, name: str) -> str:

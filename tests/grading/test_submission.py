@@ -1,4 +1,4 @@
-"""What may pass from an agent's sandbox to the grader's, and what is called tampering."""
+"""Submissions: which files a grader accepts, and what counts as tampering."""
 
 from __future__ import annotations
 

@@ -91,7 +91,7 @@ def test_a_suite_may_have_files_under_a_graders_names(warm: SandboxBackend) -> N
 
 
 def test_it_is_fooled_by_some_that_fool_the_exit_status_and_not_by_others(warm: SandboxBackend) -> None:
-    """What makes it weaker is known: whoever reads or patches the tests from inside wins."""
+    """The known weakness: code that reads or patches the tests from inside passes."""
     fooled: list[int] = []
     for attack in [one for one in ATTACKS if "A" in one.fools]:
         files = {"solution.py": TARGET.source, **attack.build(TARGET).files}

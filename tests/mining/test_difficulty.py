@@ -9,10 +9,10 @@ from envkit.mining.miner import mine
 from envkit.mining.mutations import OPERATORS
 from envkit.sandbox import SandboxBackend
 
-EASY = {"operator": "negation", "lines": 2, "tells": 9, "asked": 9}
+EASY = {"operator": "negation", "lines": 2, "killers": 9, "total": 9}
 
 
-@pytest.mark.parametrize("harder", [{"operator": "variable"}, {"lines": 20}, {"tells": 2}])
+@pytest.mark.parametrize("harder", [{"operator": "variable"}, {"lines": 20}, {"killers": 2}])
 def test_what_shows_less_is_harder(harder: dict[str, object]) -> None:
     assert difficulty(**{**EASY, **harder}) > difficulty(**EASY)  # type: ignore[arg-type]
 

@@ -20,7 +20,7 @@ from envkit.types import Task, Verdict
 
 
 def verdict(backend: SandboxBackend, task: Task, source: str) -> Verdict:
-    """How a solution fares on the task's pinned calls."""
+    """Grade a solution by the task's pinned calls."""
     modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
 
     def subject(text: object) -> Program:

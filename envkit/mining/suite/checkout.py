@@ -82,7 +82,7 @@ class Checkout:
         return self.tests[path] if path in self.tests else self.code[path]
 
     def closure(self, modules: Iterable[str]) -> set[str]:
-        """The modules and all modules of the checkout that they import, as far as imports are static."""
+        """The modules and all modules of the checkout that they import; dynamic imports are not seen."""
         found: set[str] = set()
         pending = [*modules]
         while pending:
@@ -297,8 +297,8 @@ def _settings(root: Path) -> Mapping[str, str]:
             try:
                 parser.read_string(path.read_text(encoding="utf-8"))
             except (OSError, ValueError, configparser.Error) as error:
-                said = " ".join(str(error).split())
-                raise UsageError(f"{path} cannot be read: {said}") from error
+                reason = " ".join(str(error).split())
+                raise UsageError(f"{path} cannot be read: {reason}") from error
             settings = dict(parser[section]) if parser.has_section(section) else {}
         if settings or "pytest" in name:  # a file of pytest's own counts even if it is empty
             return settings
@@ -333,19 +333,19 @@ def _commit(root: Path) -> str:
             folder = root / folder.read_text().removeprefix("gitdir:").strip()
         if not (folder / "HEAD").is_file():  # reading a pipe would block
             return ""
-        said = (folder / "HEAD").read_text().strip()
-        reference = said.removeprefix("ref: ")
-        if reference != said:
+        commit = (folder / "HEAD").read_text().strip()
+        reference = commit.removeprefix("ref: ")
+        if reference != commit:
             common = folder / "commondir"
             places = [folder, *([folder / common.read_text().strip()] if common.is_file() else [])]
             loose = [(place / reference).read_text() for place in places if (place / reference).is_file()]
             packed = [line for place in places for line in _lines(place / "packed-refs")]
-            said = [*loose, *(line.split()[0] for line in packed if line.endswith(f" {reference}")), ""][
+            commit = [*loose, *(line.split()[0] for line in packed if line.endswith(f" {reference}")), ""][
                 0
             ].strip()
     except (OSError, ValueError):
         return ""
-    return said if re.fullmatch("[0-9a-f]{40,64}", said) else ""
+    return commit if re.fullmatch("[0-9a-f]{40,64}", commit) else ""
 
 
 def _lines(path: Path) -> list[str]:

@@ -136,45 +136,45 @@ def mine_checkout(
     mutants = [one for site in sites for one in _mutants(checkout, site, seed, per_function)]
     total, run = len(mutants), 0
 
-    def tell(found: int, more: int = 0) -> None:
+    def report_progress(found: int, more: int = 0) -> None:
         nonlocal run
         run += more
         if progress is not None:
             progress(run, total, found)
 
-    def told(some: Sequence[_Mutant], hash_seed: int = 0) -> list[_Mutant]:
-        variants = [{one.site.path: one.text} for one in some]
+    def run_suite(chunk: Sequence[_Mutant], hash_seed: int = 0) -> list[_Mutant]:
+        variants = [{one.site.path: one.text} for one in chunk]
         ran = run_suite_variants(fitted, checkout, variants, hash_seed=hash_seed, cpu_s=cpu_s)
         return [
             _Mutant(one.site, one.mutation, one.text, _killers(stable, found))
-            for one, found in zip(some, ran, strict=True)
+            for one, found in zip(chunk, ran, strict=True)
         ]
 
-    def confirmed(some: Sequence[_Mutant]) -> list[Task]:
-        again = told(some, 1)
+    def confirm(chunk: Sequence[_Mutant]) -> list[Task]:
+        again = run_suite(chunk, 1)
         return [
             _task(checkout, one, split, stable, packages)
-            for one, other in zip(some, again, strict=True)
+            for one, other in zip(chunk, again, strict=True)
             if one.killers == other.killers and _fails(checkout, one, fitted, stable)
         ]
 
     with ThreadPoolExecutor(workers) as pool:
         alive: dict[_Site, list[_Mutant]] = {}
-        for some in pool.map(told, _chunks(mutants)):
-            for one in some:
+        for chunk in pool.map(run_suite, _chunks(mutants)):
+            for one in chunk:
                 if one.killers:
                     alive.setdefault(one.site, []).append(one)
-            tell(0, len(some))
+            report_progress(0, len(chunk))
         kept = [
             one
-            for site, some in alive.items()
-            for one in _spread(some, per_function, f"kept/{seed}/{site.qualname}")
+            for site, mutants_of_site in alive.items()
+            for one in _spread(mutants_of_site, per_function, f"kept/{seed}/{site.qualname}")
         ]
         total += len(kept)
         tasks: list[Task] = []
-        for chunk, some in zip(_chunks(kept), pool.map(confirmed, _chunks(kept)), strict=True):
-            tasks += some
-            tell(len(tasks), len(chunk))
+        for chunk, confirmed in zip(_chunks(kept), pool.map(confirm, _chunks(kept)), strict=True):
+            tasks += confirmed
+            report_progress(len(tasks), len(chunk))
     return Mined(tuple(tasks), stable, flaky, failing, duplicates)
 
 

@@ -103,7 +103,7 @@ def _ran(found: Mapping[str, Any]) -> SuiteRun:
         outcomes = {str(test): str(word) for test, word in cast("dict[object, object]", outcomes).items()}
     else:
         outcomes = None
-    return SuiteRun(outcomes, float(found["cpu_s"]), str(found["said"]))
+    return SuiteRun(outcomes, float(found["cpu_s"]), str(found["stderr"]))
 
 
 def _source(package: str, name: str) -> str:

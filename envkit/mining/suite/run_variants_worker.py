@@ -7,8 +7,8 @@ Run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
      "memory_bytes": B,
      "files": {PATH: TEXT, ...}, "tests": [PATH, ...], "variants": [{PATH: TEXT, ...}, ...]}
 
-It prints one line per variant: ``{"outcomes": {TEST ID: WORD, ...} or null, "cpu_s": S, "said": TEXT}``, with
-null if the suite did not run to its end.
+It prints one line per variant, ``{"outcomes": {TEST ID: WORD, ...} or null, "cpu_s": S, "stderr": TEXT}``.
+The outcomes are null if the suite did not run to its end.
 
 Each variant runs in a forked child and in its own folder, which is removed afterwards.
 """
@@ -39,9 +39,9 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
         os.makedirs(os.path.dirname(target), exist_ok=True)
         with open(target, "w", encoding="utf-8", newline="") as file:
             file.write(text)
-    asked, noise = os.memfd_create("asked"), os.memfd_create("noise")
-    os.write(asked, json.dumps({"packages": job["packages"], "tests": job["tests"], "token": ""}).encode())
-    os.lseek(asked, 0, os.SEEK_SET)
+    request, errors = os.memfd_create("request"), os.memfd_create("errors")
+    os.write(request, json.dumps({"packages": job["packages"], "tests": job["tests"], "token": ""}).encode())
+    os.lseek(request, 0, os.SEEK_SET)
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
@@ -51,7 +51,7 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
             os.environ["TMPDIR"] = os.environ["HOME"] = os.path.join(folder, ".home")
             os.mkdir(os.environ["HOME"])
             os.chdir(folder)
-            for place, stream in enumerate((asked, writing, noise)):
+            for place, stream in enumerate((request, writing, errors)):
                 os.dup2(stream, place)
             resource.setrlimit(resource.RLIMIT_CPU, (job["cpu_s"], job["cpu_s"] + 1))
             resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
@@ -61,23 +61,23 @@ def run(job: dict[str, Any], variant: dict[str, str], reader: dict[str, Any]) ->
             os._exit(0)
     os.close(writing)
     # Longer than for functions: tests may sleep or wait for child processes.
-    said = reader["read_output"](reading, child, 0.5, 40)
+    report = reader["read_output"](reading, child, 0.5, 40)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     _, _, used = os.wait4(child, 0)
-    os.lseek(noise, max(0, os.fstat(noise).st_size - _KEPT), os.SEEK_SET)
-    heard = os.read(noise, _KEPT).decode(errors="replace")
-    for stream in (asked, noise):
+    os.lseek(errors, max(0, os.fstat(errors).st_size - _KEPT), os.SEEK_SET)
+    stderr = os.read(errors, _KEPT).decode(errors="replace")
+    for stream in (request, errors):
         os.close(stream)
     os.chdir(here)
     shutil.rmtree(folder, ignore_errors=True)
     if os.path.exists(folder):  # a test removed the permission to empty it
         os.rename(folder, f"{folder}-{child}")
     try:
-        outcomes = json.loads(said)["outcomes"]
+        outcomes = json.loads(report)["outcomes"]
     except (ValueError, TypeError, KeyError):  # no report, or output of a test instead
         outcomes = None
-    return {"outcomes": outcomes, "cpu_s": used.ru_utime + used.ru_stime, "said": heard}
+    return {"outcomes": outcomes, "cpu_s": used.ru_utime + used.ru_stime, "stderr": stderr}
 
 
 def main() -> None:

@@ -58,7 +58,7 @@ def suite_of(task: Task) -> Mapping[str, Any]:
 
 
 def judged(task: Task, source: str, backend: SandboxBackend) -> Grade:
-    """How a version of the task's file fares."""
+    """Grade a version of the task's file."""
     path, suite = str(task.metadata["path"]), suite_of(task)
     rest = {**{other: text for other, text in task.files.items() if other != path}, **suite["files"]}
     tests = {other: text.encode() for other, text in rest.items()}
