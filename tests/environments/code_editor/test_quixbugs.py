@@ -12,11 +12,12 @@ from typing import Any
 
 import pytest
 
-from envkit.bench.report import load_report
-from envkit.bench.spec import AgentSpec, BenchSpec, EnvironmentSpec
+from envkit.benchmark.report import load_report
+from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
-from envkit.environments.code_editor.graders.calls import hidden_calls
+from envkit.environments.code_editor.env import grader_for
+from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.errors import TaskFileError
 from envkit.sandbox import SandboxBackend
 from envkit.studies.bench import Bench, start
@@ -87,9 +88,11 @@ def test_the_folder_runs_from_reading_to_the_report(
 @pytest.mark.parametrize("seed", range(5))
 def test_calls_are_drawn_for_arguments_longer_than_any_that_are_generated(folder: Path, seed: int) -> None:
     for task in CodeEditorEnv.import_tasks("quixbugs", folder).tasks:
-        calls = hidden_calls(task, seed, 0)
+        grader = grader_for(task)
+        assert isinstance(grader, CallGrader)
+        calls = grader.hidden_calls(seed, 0)
         assert len(calls) > 50
-        assert calls == hidden_calls(task, seed, 0)
+        assert calls == grader.hidden_calls(seed, 0)
 
 
 @pytest.mark.parametrize("path", ["/dev/zero", "/dev/null"])
