@@ -1,4 +1,4 @@
-"""The API agent: a model behind any OpenAI-compatible endpoint, many episodes at once."""
+"""Agent for a model behind an OpenAI-compatible API; plays many episodes at once."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from envkit.types import EpisodeKey, Turn, Usage
 _BACKOFF = Backoff()
 #: Seconds between two reports of retries. Many conversations usually fail at once.
 _RETRY_REPORTS_S = 30.0
-#: Conversations refused one after the other, without an answer between, before it is taken to be all.
+#: Refusals in a row, without an answer between them, after which the provider is taken to refuse everything.
 _MOST_REFUSALS = 16
 
 
@@ -50,7 +50,7 @@ class _Conversation:
 
 @final
 class ApiAgent:
-    """Answers with requests to an API, ``card.concurrency`` of them at once.
+    """Plays episodes by requests to an API, up to ``card.concurrency`` at once.
 
     Every request is in the journal before it is made, every answer as soon as it is there; what a journal
     holds is not asked again. The key is read from the environment, and appears nowhere else.
@@ -94,7 +94,9 @@ class ApiAgent:
         on_retry: Callable[[str], None] = lambda line: None,
     ) -> None:
         if card.mode == "tools" and not tools:
-            raise UsageError(f'card {card.name} offers tools, and there are none; set mode = "text"')
+            raise UsageError(
+                f'card {card.name} has mode = "tools", but there are no tools to offer; set mode = "text"'
+            )
         self.name = name
         self._card, self._price, self._budget = card, price, budget
         self._tools = tools if card.mode == "tools" else ()
@@ -149,7 +151,7 @@ class ApiAgent:
             for future in [each for each in self._waiting if each in done]:
                 session = self._waiting.pop(future)
                 try:
-                    answers.append((session, _heard(session, future.result())))
+                    answers.append((session, _to_turn(session, future.result())))
                 except BudgetError as refused:
                     self._refused = refused
                 except ProviderError:
@@ -161,10 +163,10 @@ class ApiAgent:
             raise self._refused
         return []
 
-    # What the threads do.
+    # The methods below run in the threads of the pool.
 
     def _answer(self, session: _Conversation) -> Reply | AgentError:
-        """The reply to a conversation, recorded or asked for as often as it takes."""
+        """Return the recorded reply, or request one, with retries."""
         limits = (self._temperature, self._max_completion_tokens)
         request = request_body(self._card, session.messages, self._tools, *limits)
         place = RequestId(session.key, session.turn, request_digest(self._card, request))
@@ -201,7 +203,7 @@ class ApiAgent:
         )
 
     def _asked(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
-        """One request: held against the budget, journaled, made, journaled and paid for."""
+        """Make one request: reserve its cost, journal it, send it, journal the answer, book the cost."""
         most = max_usage(self._card, request)
         with self._budget.hold(self._price.of(most)) as hold:
             if self._closing.is_set():
@@ -214,7 +216,7 @@ class ApiAgent:
             if not isinstance(found, RequestFailure):
                 found = read_reply(found, most, seconds, tools=bool(self._tools))
             elif found.context_overflow and place.turn > 0:
-                # It fitted when it began. Were its episode void, a model would gain by talking much.
+                # The conversation outgrew the model. A void here would reward long answers.
                 found = context_overflow_reply(found, seconds)
             if isinstance(found, Reply):
                 hold.usd = self._price.of(found.usage)
@@ -226,8 +228,8 @@ class ApiAgent:
             return found
 
 
-def _heard(session: _Conversation, found: Reply | AgentError) -> Turn | AgentError:
-    """Note a reply in its conversation; the turn that it is."""
+def _to_turn(session: _Conversation, found: Reply | AgentError) -> Turn | AgentError:
+    """Append a reply to its conversation and return it as a turn."""
     if isinstance(found, AgentError):
         return found
     session.messages.append(found.message)

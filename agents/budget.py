@@ -1,4 +1,4 @@
-"""The budget of a run's API calls: what they may cost together, never exceeded."""
+"""Budget in dollars that a run's API calls share and never exceed."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from envkit.errors import UsageError
 
 
 class BudgetError(UsageError):
-    """A call was not made, since it might have cost more than is left."""
+    """A call was not made because it might cost more than is left of the budget."""
 
 
 @dataclass(slots=True, eq=False)
 class Hold:
-    """Dollars set aside for one call; whoever holds them lowers ``usd`` to what the call has cost."""
+    """Dollars reserved for one call. The holder lowers ``usd`` to what the call has cost."""
 
     usd: float
 
@@ -71,7 +71,8 @@ class Budget:
                 if not self._holds:
                     raise BudgetError(
                         f"the budget of ${self.limit_usd:g} is used up: ${self._spent_usd:.4f} are spent, "
-                        f"and the next call may cost ${worst_usd:.4f}; give more, or allow fewer tokens"
+                        f"and the next call may cost ${worst_usd:.4f}; raise budget_usd, or lower "
+                        "max_completion_length"
                     )
                 self._changed.wait()
             self._holds.append(hold)

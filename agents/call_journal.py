@@ -1,4 +1,4 @@
-"""The journal of an agent's calls: what was asked, what was answered, and so what need not be asked again."""
+"""Journal of an agent's API calls, so that a resumed run repeats none that was answered."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envkit.types import EpisodeKey, Usage
 
 @dataclass(frozen=True, slots=True)
 class RequestId:
-    """What a call is for: a turn of an episode, and the digest of the request."""
+    """Identity of a request: its episode, its turn and the digest of its body."""
 
     key: EpisodeKey
     turn: int
@@ -40,7 +40,7 @@ class ApiCall:
 
 @final
 class RecordedCalls:
-    """What the records of a journal of calls say.
+    """Contents of a journal of calls.
 
     Raises:
         StoreError: one is of something else; names it by its number.

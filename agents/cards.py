@@ -1,4 +1,4 @@
-"""Agent cards: where a model behind an OpenAI-compatible API is reached, and how it wants to be asked."""
+"""Agent cards: address, key, price and request fields of a model behind an OpenAI-compatible API."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Card:
         if not _is_plain(self.base_url):
             raise ConfigError("base_url must be like https://host/v1, without a user, a key or a query")
         if self.key_env and not re.fullmatch(r"[A-Z][A-Z0-9_]*", self.key_env):
-            # Whoever mistakes it may have put the key there, so it is not repeated.
+            # The value may be the key itself, so it is not repeated.
             raise ConfigError("key_env must be the name of an environment variable, such as OPENAI_API_KEY")
         for key, choices in _CHOICES.items():
             if getattr(self, key) not in choices:
@@ -78,11 +78,11 @@ class Card:
         if not 0 < self.timeout_s < math.inf:
             raise ConfigError(f"timeout_s is {self.timeout_s}; it must be above 0 and finite")
         if reserved := self.request.keys() & _RESERVED:
-            raise ConfigError(f"request.{min(reserved)} is not for a card to set")
+            raise ConfigError(f"request.{min(reserved)} is set by envkit; leave it out of the card")
         try:
             json.dumps(dict(self.request), allow_nan=False)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"request holds what JSON cannot: {error}") from error
+            raise ConfigError(f"request cannot be sent as JSON: {error}") from error
 
     def price_in(self, table: PriceTable) -> Price:
         """What the provider asks per token: nothing, where the machine is paid for.
@@ -111,7 +111,9 @@ def load_card(name_or_path: str) -> Card:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     if name_or_path not in shipped_cards():
         raise ConfigError(
-            f"no card {name_or_path!r}; there is: {', '.join(shipped_cards())}, or give a .toml file's path"
+            f"no card is named {name_or_path!r}; choose one of: {', '.join(shipped_cards())}, or give "
+            "the path of "
+            "a .toml file"
         )
     file = f"{name_or_path}.toml"
     return _parse(

@@ -1,4 +1,4 @@
-"""Chat completions as data: what a request says, and what an answer means. Pure functions."""
+"""Build chat-completion requests and parse their answers. Pure functions."""
 
 from __future__ import annotations
 
@@ -85,7 +85,7 @@ def request_digest(card: Card, request: Mapping[str, Any]) -> str:
 
 
 def max_usage(card: Card, request: Mapping[str, Any]) -> Usage:
-    """The most tokens that a request can cost: no token is shorter than a byte."""
+    """Upper bound of the tokens of a request, at one token per byte."""
     text = json.dumps(request, ensure_ascii=False)
     return Usage(len(text.encode()) + ADDED_TOKENS, int(request[card.token_limit]))
 
@@ -103,13 +103,13 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
 
 
 def context_overflow_reply(failure: RequestFailure, seconds: float) -> Reply:
-    """What it means that a conversation has grown too long to be read: the model has no more to say in it."""
+    """Reply for context overflow: empty text, ``stop="length"``."""
     told: Message = {"role": "assistant", "content": _NOTHING}
     return Reply("", "length", Usage(seconds=seconds), told, failure.reason)
 
 
 def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | RequestFailure:
-    """What an answer says.
+    """Parse an answer.
 
     Args:
         body: decoded JSON.

@@ -1,4 +1,4 @@
-"""One request to an OpenAI-compatible API: the answer, or how it failed and when to try again."""
+"""Send one request to an OpenAI-compatible API; return the answer, or the failure and when to retry."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class ProviderError(UsageError):
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """How a request that failed is tried again.
+    """Retry policy for failed requests.
 
     Args:
         attempts: requests until a turn is given up, at least 1.

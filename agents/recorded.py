@@ -1,4 +1,4 @@
-"""The recorded agent: outputs that a model gave elsewhere, said again here, and graded by us."""
+"""Agent that replays outputs which a model gave elsewhere; they are graded here."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class _Replay:
 
 @final
 class RecordedAgent:
-    """Says what was recorded on a task, turn by turn, whatever it sees.
+    """Replays the recorded actions of a task, turn by turn, whatever it observes.
 
     Args:
         name: what reports call it.

@@ -1,4 +1,4 @@
-"""Scripted agents: oracle, no-op and random, the fixed points of every environment."""
+"""Scripted agents: oracle, no-op, random and replay."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ class ScriptedAgent:
 
 
 def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:
-    """Says the known solution: task id -> its actions, the last one repeated if more are asked."""
+    """Plays the known solution: task id -> its actions, the last one repeated if more are asked."""
 
     def say(key: EpisodeKey, turn: int, observation: str) -> str:
         actions = solutions[key.task]
@@ -66,7 +66,7 @@ def noop(action: str = "submit") -> ScriptedAgent:
 
 
 def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgent:
-    """Says again, turn by turn, what was said in stored episodes.
+    """Replays stored episodes turn by turn.
 
     Args:
         name: what reports call it.

@@ -1,4 +1,4 @@
-"""What tokens and machine hours cost: a dated table that turns counts into dollars, at report time."""
+"""Prices of tokens and machine hours: a dated table that turns counts into dollars."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from envkit.types import Usage
 
 @dataclass(frozen=True, slots=True)
 class Price:
-    """What a model's provider asks for, in dollars per million tokens.
+    """Price of a model in dollars per million tokens.
 
     Args:
         input: tokens read.
@@ -28,7 +28,7 @@ class Price:
     cached: float | None = None
 
     def of(self, usage: Usage) -> float:
-        """Dollars for a call, or for several together."""
+        """Dollars for the tokens of one call or several."""
         return self.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:

@@ -1,4 +1,4 @@
-"""The episodes of a run folder: where each one stands in its journal, and what a list shows of it."""
+"""Index of the episodes in a run folder, for the viewer's list."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_LINE_BYTES: Final = 64 * 2**20
 
 @dataclass(frozen=True, slots=True)
 class EpisodeEntry:
-    """One episode, as a list shows it.
+    """One episode as the viewer lists it.
 
     Args:
         journal: the file it stands in, relative to the run and without ``.jsonl``.
@@ -56,7 +56,7 @@ class EpisodeEntry:
 
 @dataclass(slots=True)
 class _Read:
-    """What has been read of a journal: as far as its last whole line."""
+    """Part of a journal that was read, up to its last complete line."""
 
     inode: int
     end: int = 0

@@ -1,4 +1,4 @@
-"""Evaluating an agent on held-out tasks: the same items, inputs and draws for every agent."""
+"""Evaluate an agent on held-out tasks: the same tasks, inputs and random draws for every agent."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OnProgress = Callable[[int, int, int], bool]
 
 
 def episode_keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
-    """One key per task and sample. They do not depend on the agent, so arms pair exactly."""
+    """Make one key per task and sample. Keys do not depend on the agent, so rows pair exactly."""
     return [
         EpisodeKey(seed, EVALUATION_STEP, group, row, task.id)
         for group, task in enumerate(tasks)
@@ -41,9 +41,9 @@ def evaluate(
 ) -> list[Trajectory]:
     """Play the wanted episodes and log each.
 
-    They are played in chunks that do not depend on what was played before, and a chunk of which anything is
-    missing is played whole: what is decoded together decides the last bits of a probability, so an
-    interrupted evaluation that goes on ends as an undisturbed one.
+    Episodes are played in fixed chunks. A chunk with a missing episode is played whole, because the batch
+    that is decoded together decides the last bits of a probability. A resumed evaluation therefore gives the
+    same numbers as an undisturbed one.
 
     Args:
         rollouts: plays them.
@@ -83,10 +83,10 @@ def evaluate(
 def complete_chunks(
     played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK
 ) -> list[Trajectory]:
-    """The trajectories of chunks that have all of theirs, in the order of ``wanted``; see `evaluate`.
+    """Select the trajectories of complete chunks, in the order of ``wanted``; see `evaluate`.
 
-    Where an agent was refused within a chunk, those are on record that ended before: they are the short ones,
-    and so more often solved. No rate may be made of them.
+    If a provider refused the agent within a chunk, only the episodes that had ended are on record. These are
+    the short ones, which are solved more often, so a rate over them would be biased.
     """
     found = {trajectory.key: trajectory for trajectory in played}
     chunks = [wanted[start : start + chunk] for start in range(0, len(wanted), chunk)]
@@ -96,7 +96,7 @@ def complete_chunks(
 def task_results(
     trajectories: Iterable[Trajectory], tasks: Sequence[Task], seconds: Mapping[EpisodeKey, float]
 ) -> tuple[TaskResult, ...]:
-    """One item per task that has an episode, in task order; voids counted apart.
+    """Make one result per task that has an episode, in task order; voids are counted apart.
 
     Args:
         trajectories: one per episode.

@@ -1,4 +1,4 @@
-"""The leaderboard as files: one page that needs nothing else, and the same numbers as Markdown and CSV."""
+"""Write the leaderboard as one self-contained HTML page, Markdown and CSV."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def write_leaderboard(board: Leaderboard, folder: Path) -> Path:
 
 
 def render(board: Leaderboard) -> dict[str, bytes]:
-    """The three files by name. A pure function: an equal board gives equal bytes."""
+    """Render the three files by name. A pure function: equal data gives equal bytes."""
     script = resources.files("envkit.benchmark").joinpath(f"{_NAME}.js").read_text("utf-8")
     page: dict[str, Any] = {
         "leaderboard": board,
@@ -69,7 +69,7 @@ def render(board: Leaderboard) -> dict[str, bytes]:
 
 
 def _shown(section: Section, index: int) -> dict[str, Any]:
-    """What the templates show of a section."""
+    """Collect what the templates show of a section."""
     reports = {report.run: report for row in section.rows if (report := row.report).training or report.sft}
     return {
         "id": f"s{index}",
@@ -94,7 +94,7 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
 
 
 def _lead(section: Section) -> str:
-    """What a section says, in one sentence or two."""
+    """Sum up a section in one or two sentences: who solves most, who is cheapest."""
     if not section.contestants:
         return "No agent was measured, only controls." if section.rows else "Nothing was measured."
     if not section.whole:
@@ -109,8 +109,9 @@ def _lead(section: Section) -> str:
         said = f"{first.name} solves most: {rates[0]}."
     else:
         said = (
-            f"{first.name} and {others[0].name} solve most, {rates[0]} and {rates[1]}: they cannot be told "
-            f"apart (p = {number(section.lead_p, 2)})."
+            f"{first.name} and {others[0].name} solve most: {rates[0]} and {rates[1]}. The difference "
+            "between "
+            f"them is not significant (p = {number(section.lead_p, 2)})."
         )
     priced = [row for row in section.whole if math.isfinite(usd_per_solved(row))]
     if len(priced) > 1:
@@ -146,10 +147,10 @@ def _break_even(section: Section) -> Table:
         for found in section.break_even
     )
     head = (
-        *("Trained", "Instead of", "Trained solves %", "The other %", "Saves per solved task"),
-        "Training is paid after solved tasks",
+        *("Trained", "Instead of", "Trained solves %", "Other solves %", "Saves per solved task"),
+        "Solved tasks until training is paid",
     )
-    return Table("When a trained adapter has paid for its training", head, rows, text_columns=2)
+    return Table("Solved tasks until a trained adapter has paid for its training", head, rows, text_columns=2)
 
 
 def _after(solved_tasks: float) -> str:
@@ -203,21 +204,23 @@ def _warnings(board: Leaderboard) -> list[str]:
             found += [f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)]
             if short := most_tasks(section.rows) - len(row.measured.results):
                 found.append(
-                    f"{environment}: {row.name} was not measured on {short} of the tasks, and is ranked "
-                    "behind those that were."
+                    f"{environment}: {row.name} was not measured on {short} of the tasks, so it is ranked "
+                    "behind the agents that were."
                 )
         clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
         if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
             found.append(
-                f"{environment}: with {most} source functions, intervals that are not exact are too narrow."
+                f"{environment}: with {most} source functions, all intervals are too narrow except "
+                "exact ones."
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
         differing = len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1
         if board.machine and differing:
             found.append(
-                f"{environment}: rows ran on different machines, and all pay for hours of {board.machine}; "
-                "make a board of each, with its own --machine."
+                f"{environment}: rows ran on different machines, but all are priced as "
+                f"{board.machine}. Make one "
+                "leaderboard per machine, each with its own --machine."
             )
         for report in reports.values():
             found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
@@ -228,27 +231,32 @@ def _warnings(board: Leaderboard) -> list[str]:
 
 def _method(board: Leaderboard) -> list[str]:
     hours = board.machine or (
-        f"{TWO_CORES} where they ran on 2 cores and no card, and are not priced elsewhere unless --machine "
-        "names whose hours"
+        f"{TWO_CORES} if they ran on 2 cores without a GPU; rows from other machines have no price unless "
+        "--machine names one"
     )
     return [
-        f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions: "
-        "tasks made from one function are not independent. They say how results would vary with other "
+        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
+        "functions, "
+        "because tasks made from one function are not independent. They say how results would vary "
+        "with other "
         "functions, not with other training seeds.",
         f"{EXACT} {NEAR_EDGE}",
-        "Points against are differences to the row of reference, paired by task; their p-values exchange the "
-        "two rows within source functions, and are raised after Holm for the number of rows compared. A "
-        f"difference smaller than the one detectable with {100 * POWER:g} % power, in the CSV, can go "
-        "unseen.",
-        f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Providers' rows "
-        "pay for tokens, as the provider counted them; where it did not, for the most possible. Rows that "
-        f"ran here pay for the wall time of their episodes, grading included, as hours of {hours}. Training "
-        "is apart, at the same price.",
-        "Seconds per episode are a row's wall time over its episodes, grading included, with as many under "
-        "way at once as the row allowed: they say how soon a row is done, not how long one answer takes. "
-        "Scripts and recorded outputs answer nothing here and have none.",
-        "Dollars per solved counts all tries, failures included. Rows of recorded outputs were graded here "
-        "like all others; what they were asked, and how, is their publisher's.",
+        "Points against: the difference to the reference row, paired by task. Its p-value comes from a "
+        "permutation test that exchanges the two rows within source functions, with Holm's "
+        "correction for the "
+        "number of rows compared. The CSV has the difference that is detectable with "
+        f"{100 * POWER:g} % power; a smaller one can go unseen.",
+        f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Models behind "
+        "an API are priced by tokens, as the provider counted them; if it gave no count, by the most "
+        "that the "
+        "call can have used. Models that ran here are priced by the wall time of their episodes, grading "
+        f"included, as hours of {hours}. Training is listed apart, at the same price per hour.",
+        "Seconds per episode: a row's wall time divided by its episodes, grading included. Several episodes "
+        "run at once, so it says how soon a row is done, not how long one answer takes. Controls and "
+        "recorded "
+        "outputs have none, because no model answered here.",
+        "Dollars per solved counts all tries, failures included. Recorded outputs were graded here like all "
+        "others, but their publisher chose the prompt and the sampling.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "
         "neither solved nor failed.",
     ]

@@ -1,4 +1,4 @@
-"""The leaderboard in numbers: rows of several runs under equal conditions, priced, ranked and compared."""
+"""Leaderboard numbers: rows of several runs under equal conditions, priced, ranked and compared."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ TWO_CORES: Final = "cpu-2-cores"
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What a row cost.
+    """Dollars that a row cost.
 
     Args:
-        total_usd: all its episodes, failures and voids included; NaN where that is not known.
-        per_solved: dollars for each solved episode; ``None`` where that is not known.
-        basis: what was paid for, or why nothing is known.
+        total_usd: all its episodes, failures and voids included; NaN if unknown.
+        per_solved: dollars per solved episode; ``None`` if unknown.
+        basis: what was paid for, or why the cost is unknown.
     """
 
     total_usd: float
@@ -44,7 +44,7 @@ class Cost:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """A row beside the row of reference: itself minus that one, paired by task.
+    """A row compared with the reference row: row minus reference, paired by task.
 
     Args:
         difference: of pass@1, with what it could have detected.
@@ -61,16 +61,17 @@ class Comparison:
 
 @dataclass(frozen=True, slots=True)
 class RankedRow:
-    """One agent on one environment.
+    """One agent on one environment, with its cost and its place on the leaderboard.
 
     Args:
         name: unique within the section.
         report: the report it comes from.
-        measured: its raw numbers.
-        summary: these, averaged.
-        curve: pass@k for k = 1, 2, 4 and so on, as far as every task has samples.
+        measured: its results as the report has them.
+        summary: their averages.
+        curve: pass@k for k = 1, 2, 4 and so on, up to the samples that every task has.
         cost: in dollars.
-        training_usd: what making its adapter cost at the same machine's hours; 0 for none, NaN: not known.
+        training_usd: cost of training its adapter, at the same machine's hourly price; 0 without one, NaN if
+            unknown.
         versus: the comparison with the row of reference; ``None`` for that row and for controls.
         dominated: another row, measured on no fewer tasks, solves as much for less, or more for no more.
     """
@@ -88,7 +89,7 @@ class RankedRow:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """After how many solved tasks a trained adapter has paid for its training, beside another row.
+    """Number of solved tasks after which a trained adapter has paid for its training, against another row.
 
     Args:
         trained: name of the row with the adapter.
@@ -163,7 +164,7 @@ def make_leaderboard(
     machine: str | None = None,
     against: str | None = None,
 ) -> Leaderboard:
-    """Put the rows of reports side by side.
+    """Rank the rows of several reports.
 
     Args:
         reports: at least one; those of one environment must have been measured under equal conditions.
@@ -184,7 +185,7 @@ def make_leaderboard(
     rows = [row for section in sections for row in section.contestants]
     if against is not None and not any(against in (row.name, row.measured.name) for row in rows):
         names = dict.fromkeys(row.name for row in rows)
-        raise UsageError(f"no row {against!r} to compare with; there is: {', '.join(names) or 'none'}")
+        raise UsageError(f"no row is named {against!r}; choose one of: {', '.join(names) or 'none'}")
     return Leaderboard(tuple(sections), prices, machine)
 
 
@@ -193,7 +194,7 @@ def _section(
 ) -> Section:
     conditions = _common(reports)
     rows: list[RankedRow] = []
-    # What one seed of a run has played for others too stands in their reports, and is one row.
+    # Seeds of one run share rows, such as the base model; each is listed once.
     reports_by_row = {
         (report.run.partition("/")[0], row): report for report in reversed(reports) for row in report.rows
     }
@@ -250,8 +251,8 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
     for report in reports:
         if report.conditions is None:
             raise UsageError(
-                f"run {report.run} is of an older version and does not say under which conditions it was "
-                "measured; run it again"
+                f"run {report.run} is of an older version that did not record the conditions of measurement; "
+                "run it again"
             )
         found.append((report.run, report.conditions))
     (first, wanted), *others = found
@@ -262,8 +263,9 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
         ]
         if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
             raise UsageError(
-                f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}; rows "
-                "stand side by side only under equal conditions: leave one out, or run it again"
+                f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}. A "
+                "leaderboard "
+                "needs equal conditions: leave one run out, or run it again"
             )
     return wanted
 
@@ -289,7 +291,8 @@ def _hours(report: ReportData, row: Row, machine: str | None) -> str:
         return TWO_CORES
     card = f"{own.card} and " if own.card else ""
     raise UnpricedError(
-        f"it ran on {card}{own.cores} cores of {own.cpu}: name the price of its hours with --machine"
+        f"it ran on {card}{own.cores} cores of {own.cpu}, which has no price: name its hourly price "
+        "with --machine"
     )
 
 
@@ -306,7 +309,7 @@ def _training_usd(report: ReportData, row: Row, prices: PriceTable, machine: str
 def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> Cost:
     origin = row.origin
     if origin.kind == "script":
-        return Cost(math.nan, None, "a script costs nothing worth counting")
+        return Cost(math.nan, None, "none: a script")
     by_hours = origin.kind == "local" or bool(origin.machine)
     try:
         if by_hours:

@@ -1,4 +1,4 @@
-"""The leaderboard's rows as cells: for the page, for Markdown, and with every number for CSV."""
+"""Leaderboard rows as table cells for the page and Markdown, and as CSV with every number."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from envkit.benchmark.stats import Interval
 from envkit.benchmark.tables import Table
 from envkit.benchmark.visible_text import visible
 
-#: Where answers come from, in words.
+#: Origin of answers in the "Answers" column.
 KINDS: Final = {
     "local": "ran here",
     "live": "asked live",
@@ -26,12 +26,12 @@ KINDS: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What a table shows in one place.
+    """One cell of a table.
 
     Args:
-        text: itself.
-        value: what it is sorted by; text sorts as text.
-        interval: where the truth may lie as well.
+        text: as shown.
+        value: sort key; text sorts as text.
+        interval: confidence interval, as shown.
     """
 
     text: str
@@ -129,7 +129,7 @@ def _rates(row: RankedRow, ks: Sequence[int]) -> list[Interval | None]:
 
 
 def provenance(section: Section) -> Table:
-    """Where every row comes from."""
+    """Run, model, sampling, cost and command of every row."""
     head = (
         *("Agent", "Run", "Model", "Adapter", "Sampling", "Cost", "Isolation", "Certificate", "Commit"),
         "Command",
@@ -216,7 +216,7 @@ def _ends(found: Interval | None) -> tuple[float | None, ...]:
 
 
 def _safe(value: str | float | None) -> str:
-    """A cell that no spreadsheet takes for a formula; empty for what is not known."""
+    """Format a CSV cell: no spreadsheet formula, no invisible characters; empty if unknown."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return ""
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""Numbers that others have published: shown beside what was measured here, never ranked with it."""
+"""Results published elsewhere; the leaderboard shows them apart and never ranks them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The report of a run: one self-contained HTML file and its Markdown twin, from the same numbers."""
+"""Write a run's report as JSON, Markdown and one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _MAX_CHARACTERS = 2**28
 
 
 def render(data: ReportData) -> dict[str, bytes]:
-    """The three files of a report by name: ``report.json``, ``report.html``, ``report.md``.
+    """Render a report's files by name: ``report.json``, ``report.html``, ``report.md``.
 
     A pure function: equal data gives equal bytes. The HTML needs no network and no script.
     """
@@ -69,7 +69,7 @@ def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> 
 
 
 def report_folders(run: Path) -> list[Path]:
-    """Where a run's reports are: in its folder, or in one for each environment or seed inside.
+    """Find the folders with a report: the run's own, or one per environment or seed inside it.
 
     Raises:
         StoreError: there is none, or the folder cannot be read.
@@ -81,7 +81,7 @@ def report_folders(run: Path) -> list[Path]:
 
 
 def load_reports(run: Path) -> list[ReportData]:
-    """All reports of a run.
+    """Load all reports of a run.
 
     Raises:
         StoreError: there is none, or see `load_report`.
@@ -128,7 +128,7 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
         # pass@1, whichever ks the tables show.
         first = rates_by_operator([row for row in data.rows if row.expected is None])
         grid = [(entry.operator, [100 * rate for rate in entry.rates[0]]) for entry in first]
-        said = "One row per kind of task, one marker per row; the table below has the numbers."
+        said = "One row per kind of task, one marker per agent; the table below has the numbers."
         names = [name for name, _ in contestants]
         made["operators"] = svg_charts.dots(
             "operators", "pass@1 by kind of task, in percent", said, names, grid
@@ -137,7 +137,7 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
 
 
 def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
-    """The training's curves by name; ``prefix`` keeps the ids of several on one page apart."""
+    """Draw the training curves, by name. ``prefix`` makes element ids unique if a page has several runs."""
     steps = data.training
     panels = {
         "sft": ("Warm start: loss", [(point.step, point.loss) for point in data.sft]),
@@ -157,7 +157,7 @@ def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
 
 
 def templates() -> jinja2.Environment:
-    """What renders pages (escaped) and Markdown, with invisible characters spelled out in both."""
+    """Templates for pages (HTML-escaped) and Markdown. Both show invisible characters as escapes."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envkit.benchmark", "."),
         autoescape=jinja2.select_autoescape(("html.j2",)),
@@ -175,7 +175,7 @@ def templates() -> jinja2.Environment:
 
 
 def _visible(value: object) -> object:
-    """`visible`, of whatever a template prints; markup stays markup."""
+    """Escape invisible characters in every value that a template prints; markup stays markup."""
     if not isinstance(value, str):
         return value
     shown = visible(str(value))

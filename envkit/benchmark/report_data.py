@@ -1,4 +1,7 @@
-"""The measured facts of one run, as frozen data that survives a trip through ``report.json``."""
+"""Data of a report, as it is stored in ``report.json``.
+
+The file keeps the keys of its first version: rows are ``arms``, and a row's results are ``items``.
+"""
 
 from __future__ import annotations
 
@@ -43,18 +46,18 @@ def _require_drawable(data: object, *names: str) -> None:
 
 @dataclass(frozen=True, slots=True)
 class TaskResult:
-    """What one row did on one held-out task.
+    """Results of one row on one held-out task.
 
     Args:
         task: the task's id.
         source: the source function, the cluster of all statistics.
-        operator: the mutation that made the task; empty where there is none.
+        operator: kind of task, such as the mutation that made it; empty if it has none.
         samples: graded samples, voids left out.
         solved: how many of them solved the task, 0 <= solved <= samples.
         voids: samples lost to broken machinery.
         completion_tokens: tokens written over the graded samples.
         prompt_tokens: tokens read over them.
-        seconds: share of the row's wall time, grading and voids included, so that items add up to it.
+        seconds: share of the row's wall time, grading and voids included. The shares add up to it.
         cached_tokens: those of ``prompt_tokens`` that a provider found in its cache.
         cut_off: graded samples with a turn that ended at its limit of tokens.
     """
@@ -83,19 +86,19 @@ class TaskResult:
 
 @dataclass(frozen=True, slots=True)
 class Origin:
-    """Where a row's answers come from, and what they are paid by.
+    """Origin of a row's answers: the model, its sampling, and what its cost is computed from.
 
     Args:
         kind: ``"script"``, ``"local"`` (a model on this machine), ``"live"`` (a provider asked during the
             run) or ``"recorded"`` (outputs of an earlier day, graded here).
         model: id of the model.
         adapter: digest of the adapter's weights; empty for none.
-        machine: name in the price table of the hardware that it ran on, where hours are paid and not tokens.
-        training_seconds: what making the adapter took, warm start included; NaN where that is not known.
-        temperature: of sampling; NaN where it was the provider's own.
-        max_completion_length: most tokens per turn, 0 where nobody said.
-        stop_strings: what ends a turn beside the model's own end of turn.
-        max_context_length: tokens that a turn is asked with, 0 for no bound.
+        machine: name of its hardware in the price table, if hours are paid instead of tokens.
+        training_seconds: time to train the adapter, warm start included; NaN if unknown.
+        temperature: of sampling; NaN for the provider's default.
+        max_completion_length: token limit of a turn; 0 if unknown.
+        stop_strings: texts that end a turn, beside the model's own end-of-turn token.
+        max_context_length: token limit of the context; 0 for no limit.
         prompt_tokens: of all calls that were paid for, those without a graded answer included; 0 where the
             items say it all.
         completion_tokens: likewise.
@@ -138,7 +141,7 @@ class Origin:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One row of the comparison.
+    """One agent's results on the held-out tasks: a row of the report.
 
     Args:
         name: short and unique, as charts show it.
@@ -163,7 +166,7 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """A comparison to report: ``row`` minus ``against``, paired by task.
+    """A comparison of two rows: ``row`` minus ``against``, paired by task.
 
     Args:
         row: name of the row that should be better.
@@ -224,7 +227,7 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The last turn of an episode, to read: what was asked, what the model wrote and what grading said.
+    """The last turn of an episode: prompt, answer and verdict, for people to read.
 
     Args:
         turns: of the episode.
@@ -239,7 +242,7 @@ class Excerpt:
 
     @property
     def title(self) -> str:
-        """Which episode it is, what came of it, and which turn is shown where there were several."""
+        """Task, row, turn (if there were several) and verdict."""
         turn = [f"turn {self.turns} of {self.turns}"] if self.turns > 1 else []
         return " · ".join([self.task, self.row, *turn, self.verdict])
 
@@ -265,9 +268,9 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Conditions:
-    """What rows must share to stand side by side: equal tasks, posed and graded in the same way.
+    """Conditions that rows on one leaderboard must share: tasks, environment code, turns and seed.
 
-    How often an agent was asked, how hot and at what length are its own, and stand in its row.
+    Samples, temperature and length belong to the row; see `Origin`.
 
     Args:
         environment: name of the environment.
@@ -291,7 +294,7 @@ class Conditions:
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything a report says, measured once and never recomputed.
+    """Everything that a report states.
 
     Args:
         title: heading of the report.
@@ -316,7 +319,7 @@ class ReportData:
         config: the run's settings, flat.
         warnings: what a reader must know first ("stopped early by the user").
         limits: what these numbers cannot tell, beside what every report says.
-        conditions: what its rows share; ``None`` in a report of an older version, which no board takes.
+        conditions: what its rows share; ``None`` in an older report, which no leaderboard accepts.
         commit: version of envkit, and the commit where it runs from a checkout.
         certificate: digest of the environment's certificate, or why it has none.
     """

@@ -1,4 +1,4 @@
-"""The sentences of a report: the headline, warnings and limits."""
+"""Sentences of a report: headline, warnings, method and limits."""
 
 from __future__ import annotations
 
@@ -10,25 +10,26 @@ from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES, minimum_detectable
 from envkit.benchmark.summary import DifferenceSummary, RowSummary, Summary
 
 FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
-#: Shares of samples from which a reader should know.
+#: Shares of samples above which a report warns.
 _MANY_VOIDS, _MANY_CUT_OFF = 0.01, 0.05
-#: How intervals are made where there is nothing to resample.
+#: The interval if resampling finds no variation.
 EXACT = (
-    "Where nothing was solved, or everything, draws cannot differ: the interval is then the exact one of "
-    "Clopper and Pearson, with each source function as one trial. It is exact for the mean over functions; "
-    "that over tasks may differ where solved functions have more tasks. Likewise where a difference is 0 on "
-    "every function, or 100 points on every one: those that may have been missed by chance are taken to "
-    "differ all one way."
+    "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
+    "the exact one of Clopper and Pearson, with each source function as one trial. It is exact for the mean "
+    "over functions; the mean over tasks may differ if solved functions have more tasks. A "
+    "difference of 0 on "
+    "every function, or of 100 points on every function, is treated alike: functions that differ but were "
+    "missed by chance are assumed to differ all in one direction."
 )
-#: What intervals cannot tell where there is little to resample.
+#: The caveat for intervals close to 0 % and 100 %.
 NEAR_EDGE = (
-    "Where all but a few source functions gave the same result, as happens close to 0 % and 100 %, there is "
-    "little to draw from, and intervals are too narrow."
+    "Close to 0 % and 100 %, almost all source functions give the same result. There is then little "
+    "variation to resample, and intervals are too narrow."
 )
 
 
 def headline(data: ReportData, summary: Summary) -> tuple[str, ...]:
-    """What happened: one sentence, then one for each further difference and each row that is in none."""
+    """Sum up the results: the first difference, each further one, then each row that is in no difference."""
     paired = {name for entry in summary.differences for name in (entry.pair.row, entry.pair.against)}
     measured = [row for row in summary.rows if row.solve_rate.interval is not None]
     alone = [f"{_solves(row)}." for row in measured if not row.control and row.name not in paired]
@@ -45,7 +46,7 @@ def headline(data: ReportData, summary: Summary) -> tuple[str, ...]:
 
 
 def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
-    """What a reader must know before trusting a number: the run's own warnings, then what the rows show."""
+    """List the run's own warnings, then those that follow from the numbers."""
     found = list(data.warnings)
     if data.isolation != "sandbox":
         none = data.isolation == "none"
@@ -56,7 +57,9 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     for entry in summary.differences:
         name = f"{entry.pair.row} minus {entry.pair.against}"
         if entry.unpaired:
-            found.append(f"{name}: {entry.unpaired} tasks measured in only one of the rows are left out.")
+            found.append(
+                f"{name}: {entry.unpaired} tasks are left out: only one of the two has results on them."
+            )
         interval = entry.interval
         if interval is not None and not interval.exact and 1 < interval.clusters < FEW_CLUSTERS:
             functions = interval.clusters
@@ -65,64 +68,73 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
 
 
 def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
-    """What a row's own numbers warn of; ``name`` is what it is called there."""
+    """Warnings that follow from one row's numbers: a failed control, many voids, many answers cut off.
+
+    Args:
+        name: how the warnings call the row.
+        row: its results.
+        numbers: its summary.
+    """
     found: list[str] = []
     measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
     if row.expected is not None and measured is not None and measured.estimate != row.expected:
         found.append(
             f"The control {name} solved {percent(measured.estimate)} % instead of {percent(row.expected)} %: "
-            "grading or task files are broken, trust no number here."
+            "grading or the task files are broken. Do not trust any number here."
         )
     if numbers.voids > _MANY_VOIDS * drawn:
         found.append(
             f"{name}: {numbers.voids} of {drawn} samples were lost to broken machinery or to a provider that "
-            "did not answer; they are left out, which may favour either side."
+            "did not answer. They are left out, which can make the rate too high or too low."
         )
     cut = sum(result.cut_off for result in row.results)
     if row.expected is None and cut > _MANY_CUT_OFF * numbers.samples:
         found.append(
-            f"{name}: {cut} of {numbers.samples} samples were cut off at the limit of tokens; it may do "
-            "better with a higher one."
+            f"{name}: {cut} of {numbers.samples} samples were cut off at the token limit. A higher limit "
+            "may raise its rate."
         )
     return found
 
 
 def method(summary: Summary) -> tuple[str, ...]:
-    """How to read the numbers."""
+    """Explain how the numbers were made."""
     clusters = max((rate.clusters for row in summary.rows if (rate := row.solve_rate.interval)), default=0)
     lines = [
-        "pass@1 is the chance that one sample solves a task, averaged over tasks; pass@k the chance that at "
-        "least one of k does (unbiased estimator, arXiv:2107.03374).",
-        f"Intervals cover {100 * LEVEL:g} % and come from {RESAMPLES:,} bootstrap draws of source functions, "
+        "pass@1 is the chance that one sample solves a task, averaged over tasks. pass@k is the "
+        "chance that at "
+        "least one of k samples does (unbiased estimator, arXiv:2107.03374).",
+        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
+        "functions, "
         "because tasks made from one function are not independent. Differences are paired: same tasks and "
-        "same draws in both rows.",
+        "same draws for both agents.",
         EXACT,
-        "Smallest detectable is the true difference that a comparison with the observed spread finds "
-        f"{100 * POWER:g} % of the time. Smaller effects can be there and go unseen.",
-        "Tokens per solve counts all that the model wrote, failures included, for each solved sample. Voids "
-        "are samples lost to broken machinery or to a provider that did not answer; they are in no number "
-        "but seconds.",
+        "Smallest detectable: a true difference of this size would be found "
+        f"{100 * POWER:g} % of the time, given the observed spread. A smaller one can exist and go unseen.",
+        "Tokens per solve: all tokens that the model wrote, failures included, divided by solved samples.",
+        "Voids are samples lost to broken machinery or to a provider that did not answer. They count in "
+        "seconds and in no other number.",
     ]
     if clusters:
         planned = percent(minimum_detectable(clusters, 0.25))
         lines.append(
-            f"Known before any result: {clusters} source functions with a standard deviation of 25 points "
-            f"between them detect {planned} points."
+            f"Planned before any result: {clusters} source functions detect a difference of {planned} "
+            "points, "
+            "if their differences have a standard deviation of 25 points."
         )
     return tuple(lines)
 
 
 def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
-    """What the numbers cannot tell."""
+    """List what the numbers do not show."""
     general = [
-        "Each row is one model. The intervals say how results would vary with other source functions, not "
-        "with other training seeds.",
+        "Each row is one model. Intervals say how results would vary with other source functions, not with "
+        "other training seeds.",
         NEAR_EDGE,
     ]
     if (count := len(summary.differences)) > 1:
         general.append(
-            f"Each of the {count} comparisons has its own {100 * LEVEL:g} % interval; none is widened for "
-            "there being several."
+            f"Each of the {count} comparisons has its own {100 * LEVEL:g} % interval. The intervals are not "
+            "corrected for the number of comparisons."
         )
     return (*general, *data.limits)
 
@@ -137,18 +149,23 @@ def _solves(row: RowSummary) -> str:
 
 
 def _judged(entry: DifferenceSummary) -> str:
-    """The difference with its interval, then in plain words what that interval allows to say."""
+    """State the difference with its interval, then what the interval means."""
     interval, pair = entry.interval, entry.pair
     if interval is None:
-        return "no task was measured in both rows."
+        return "no task was measured for both."
     if not math.isfinite(interval.low):
-        return f"{points(interval.estimate)} points, of one source function: too few to say how sure that is."
+        return (
+            f"{points(interval.estimate)} points, from one source function. One function gives no interval."
+        )
     shown = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
     if interval.low > 0:
-        return f"{shown}. The interval lies above zero."
+        return f"{shown}. The interval lies above zero: {pair.row} is better than {pair.against}."
     if interval.high < 0:
         return f"{shown}. The interval lies below zero: {pair.row} is worse than {pair.against}."
     text = f"{shown}. The interval includes zero, so this run does not show a difference."
     if math.isfinite(entry.detectable):
-        text += f" It could reliably have found one of {percent(entry.detectable)} points or more."
+        text += (
+            f" A true difference of {percent(entry.detectable)} points would have been found "
+            f"{100 * POWER:g} % of the time."
+        )
     return text

@@ -1,4 +1,4 @@
-"""Benchmark specifications: which agents play which tasks, and how; a TOML file, read strictly."""
+"""Benchmark specification: agents, environments and sampling, read strictly from a TOML file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envkit.plain import decode
 SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
 #: Seed of evaluation draws: the same for every run, so that runs compare item by item.
 EVALUATION_SEED = 1
-#: Most tokens per turn where nobody says.
+#: Token limit of a turn if neither spec nor card sets one.
 _LENGTH = 128
 
 
@@ -40,7 +40,7 @@ class EnvironmentSpec:
 
 @dataclass(frozen=True, slots=True)
 class AgentSpec:
-    """One row. Exactly one of ``script``, ``model`` and ``adapter``, ``card`` and ``recorded`` says whose.
+    """One agent, which becomes one row. Set exactly one of script, model (or adapter), card and recorded.
 
     Args:
         name: in the report.
@@ -91,7 +91,7 @@ class AgentSpec:
         if bad or len(self.name.encode(errors="replace")) > 200:
             raise ConfigError(
                 f"agent {self.name[:40]!r}: a name is printable, of at most 200 bytes and without a slash, "
-                "for it names a file"
+                "because it names a file"
             )
         _check_sampling(f"agent {self.name}", self)
 
@@ -141,7 +141,7 @@ class BenchSpec:
         _check_sampling("the spec", self)
 
     def of(self, agent: AgentSpec) -> AgentSpec:
-        """The agent with what it shares with the others filled in."""
+        """Fill in the defaults of the spec for one agent."""
         once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
         length, longest = agent.max_completion_length, agent.max_context_length
         here = not agent.card

@@ -1,4 +1,4 @@
-"""From a run's raw rows to the numbers that a report prints, and that ``--json`` hands out."""
+"""Compute a report's numbers from its rows, for the pages and for ``--json``."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ class Rate:
 
 @dataclass(frozen=True, slots=True)
 class RowSummary:
-    """One row in numbers.
+    """Numbers of one row.
 
     Args:
         name: the row's name.
-        control: it has an expected result and is no contestant.
+        control: True if it has an expected result and does not compete.
         tasks: tasks with at least one graded sample.
         rates: one per k asked for.
-        solve_rate: pass@1 whether asked for or not.
+        solve_rate: pass@1, always.
         tokens_per_solve: completion tokens, failures included, per solved sample; NaN when none was.
         seconds: wall time.
         samples: graded samples.
@@ -117,7 +117,7 @@ def summarise(data: ReportData) -> Summary:
 
 
 def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
-    """One row in numbers; ``ks`` are those of its rates."""
+    """Summarise one row; ``ks`` are the k of its pass@k rates."""
     solved = sum(result.solved for result in row.results)
     written = sum(result.completion_tokens for result in row.results)
     solve_rate = _rate(row.results, 1)

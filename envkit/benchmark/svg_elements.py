@@ -1,4 +1,4 @@
-"""SVG elements and axes, as markup; what every chart is drawn with."""
+"""SVG elements and axes as markup: text, markers, ticks and the figure around a chart."""
 
 from __future__ import annotations
 

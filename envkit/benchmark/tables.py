@@ -1,4 +1,4 @@
-"""The tables of a report, as text cells that HTML and Markdown print alike."""
+"""Tables of a report as text cells, for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ class Table:
 
 
 def results(data: ReportData, summary: Summary) -> Table:
-    """One row per row, controls last."""
+    """Solve rates, one line per row, controls last."""
     rates = [cell for k in data.ks for cell in (f"pass@{k} %", _INTERVAL)]
     order = sorted(summary.rows, key=lambda row: row.control)
     return Table(
         "Solve rates on the held-out tasks",
-        ("Arm", "Tasks", *rates, "Tokens per solve", "Seconds", "Voids"),
+        ("Agent", "Tasks", *rates, "Tokens per solve", "Seconds", "Voids"),
         tuple(_result_row(row) for row in order),
     )
 
@@ -57,7 +57,7 @@ def _result_row(row: RowSummary) -> tuple[str, ...]:
 
 
 def differences(summary: Summary) -> Table:
-    """One row per requested comparison, in points of pass@1."""
+    """Paired differences of pass@1 in percentage points, one line each."""
     head = ("Points", _INTERVAL, "Excludes zero", "Functions", "Tasks", "Smallest detectable")
     return Table(
         "Paired differences of pass@1, in percentage points",
@@ -121,7 +121,7 @@ def _span_row(span: Sequence[TrainPoint]) -> tuple[str, ...]:
 
 
 def phases(data: ReportData) -> Table:
-    """Where time and tokens went."""
+    """Seconds and tokens of each phase."""
     total_s = sum(phase.seconds for phase in data.phases)
     listed = [(phase.name, phase.seconds, phase.tokens) for phase in data.phases]
     listed.append(("Total", total_s, sum(phase.tokens for phase in data.phases)))
@@ -133,7 +133,7 @@ def phases(data: ReportData) -> Table:
 
 
 def facts(data: ReportData) -> Table:
-    """What was run, on what."""
+    """Run, model, environment and machine."""
     rows = (
         ("Run", data.run),
         ("Created", data.created),

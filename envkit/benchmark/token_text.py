@@ -1,4 +1,4 @@
-"""The text of each token of a recorded answer, by the tokenizer of the run's model."""
+"""Decode the sampled tokens of a recorded answer one by one, with the run's tokenizer."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LONGEST = 4
 
 @dataclass(frozen=True, slots=True)
 class TokenText:
-    """What one token adds to the text.
+    """Text that one token adds.
 
     Args:
-        text: empty where a character's bytes are not yet complete; the token that completes it has it.
-        special: whether it is a mark, such as the end of a turn, and no part of the answer's text.
+        text: empty if a character's bytes are not complete; the token that completes it has the character.
+        special: True for special tokens, such as the end of a turn, which are not part of the answer's text.
     """
 
     text: str
@@ -33,7 +33,7 @@ class TokenText:
 
 @final
 class TokenDecoder:
-    """Spells token ids with one tokenizer.
+    """Decodes token ids with one tokenizer.
 
     Args:
         tokenizer: as `tokenizers` reads it.
@@ -69,7 +69,7 @@ class TokenDecoder:
 
 
 def token_decoder(model: str) -> TokenDecoder:
-    """The speller of a model that a run names. Only this machine is looked at, never a model hub.
+    """Load the tokenizer of a model from this machine; never from a model hub.
 
     Raises:
         MissingExtraError: tokenizers is not installed.

@@ -1,4 +1,4 @@
-"""Text that others wrote, made safe to look at."""
+"""Escape invisible characters in text that models wrote."""
 
 from __future__ import annotations
 

@@ -97,5 +97,7 @@ def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
 
 
 def test_a_card_with_tools_needs_an_environment_with_some(playing: Playing) -> None:
-    with pytest.raises(UsageError, match='card card offers tools, and there are none; set mode = "text"'):
+    with pytest.raises(
+        UsageError, match='card card has mode = "tools", but there are no tools to offer; set mode = "text"'
+    ):
         playing("http://127.0.0.1:9/v1", mode="tools").__enter__()

@@ -100,10 +100,10 @@ def test_a_file_says_all(tmp_path: Path) -> None:
         ("base_url = 'https://host/v1?key=k'", "base_url must be like"),
         ("model = ''", "model is empty"),
         ("request = 3", "request is 3; expected a table"),
-        ("request = { stream = true }", "request.stream is not for a card to set"),
-        ("request = { max_tokens = 9 }", "request.max_tokens is not for a card to set"),
-        ("request = { from = 2026-01-01 }", "request holds what JSON cannot"),
-        ("request = { top_p = nan }", "request holds what JSON cannot"),
+        ("request = { stream = true }", "request.stream is set by envkit; leave it out"),
+        ("request = { max_tokens = 9 }", "request.max_tokens is set by envkit"),
+        ("request = { from = 2026-01-01 }", "request cannot be sent as JSON"),
+        ("request = { top_p = nan }", "request cannot be sent as JSON"),
         ("= 3", "not TOML"),
     ],
 )
@@ -143,7 +143,8 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
     with pytest.raises(
-        ConfigError, match=r"no card 'gpt-9'; there is: claude-haiku-5-5, .* or give a \.toml"
+        ConfigError,
+        match=r"no card is named 'gpt-9'; choose one of: claude-haiku-5-5, .* or give the path of a \.toml",
     ):
         load_card("gpt-9")
 

@@ -158,7 +158,7 @@ def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
     assert base.p_value <= base.adjusted < 0.01
     [section] = board(report(), against="base").sections
     assert section.reference == "base"
-    with pytest.raises(UsageError, match=r"no row 'nobody'.*SFT"):
+    with pytest.raises(UsageError, match=r"no row is named 'nobody'; choose one of: .*SFT"):
         board(report(), against="nobody")
 
 
@@ -255,8 +255,11 @@ def test_a_machine_without_a_price_is_refused() -> None:
     ("machine", "said"),
     [
         (Machine("A CPU", 2, 2, "bfloat16"), "hours of cpu-2-cores at $0.05"),
-        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU: name the price"),
-        (Machine("A CPU", 2, 2, "bfloat16", card="A card"), "it ran on A card and 2 cores of A CPU: name"),
+        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU, which has no price: name"),
+        (
+            Machine("A CPU", 2, 2, "bfloat16", card="A card"),
+            "it ran on A card and 2 cores of A CPU, which has no price",
+        ),
     ],
 )
 def test_hours_are_those_of_the_machine_that_a_row_ran_on_unless_another_is_named(

@@ -86,7 +86,8 @@ def test_the_headline_says_what_happened(run: ReportData) -> None:
     assert re.fullmatch(
         r"SFT\+RL solves 37\.5 % of 80 held-out tasks \[[\d.]+, [\d.]+\], "
         r"against 2\.5 % \[[\d.]+, [\d.]+\] for base \(the untouched model\): "
-        r"\+35\.0 points \[\+[\d.]+, \+[\d.]+\]\. The interval lies above zero\.",
+        r"\+35\.0 points \[\+[\d.]+, \+[\d.]+\]\. The interval lies above zero: SFT\+RL is better "
+        r"than base\.",
         lead,
     )
     assert own.startswith("RL's own part: 0.0 points [\N{MINUS SIGN}")
@@ -133,7 +134,7 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
     assert "outside the sandbox (isolation: external)" in found
     assert "The control oracle solved 99.8 % instead of 100.0 %" in found
     assert "SFT: 80 of 720 samples were lost" in found
-    assert "SFT+RL minus base: 70 tasks measured in only one" in found
+    assert "SFT+RL minus base: 70 tasks are left out: only one of the two has results" in found
     assert "SFT+RL minus SFT: with 5 source functions" in found
     alike = replace(troubled, rows=(run.rows[0], replace(few, name="SFT"), few, broken))
     found = "\n".join(warnings(alike, summarise(alike)))
@@ -153,7 +154,7 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
         (Row("a", "", (replace(ITEMS[0], cut_off=5), *ITEMS[1:])), []),
         (
             Row("a", "", (replace(ITEMS[0], cut_off=6), *ITEMS[1:])),
-            ["a there: 6 of 100 samples were cut off at the limit of tokens"],
+            ["a there: 6 of 100 samples were cut off at the token limit"],
         ),
         (Row("a", "", ITEMS, expected=0.5), []),
         (Row("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
