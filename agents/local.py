@@ -1,4 +1,4 @@
-"""The local agent: a small model in an engine, token-exact."""
+"""The local agent: a language model in an engine; its turns carry exact tokens and log-probabilities."""
 
 from __future__ import annotations
 
@@ -17,32 +17,32 @@ from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 @dataclass(slots=True, eq=False)
 class _Conversation:
-    """An episode's ids. ``new_ids`` came with the latest observation; ``kept`` as in `Tokens`."""
+    """An episode's token ids. ``new_ids`` belong to the latest observation; ``kept`` as in `Tokens`."""
 
     key: EpisodeKey
     system: str
     ids: tuple[int, ...] = ()
     new_ids: tuple[int, ...] = ()
     kept: int | None = None
-    #: How many ids the episode began with.
-    began: int = 0
+    #: Length of the first prompt.
+    first_prompt: int = 0
     turns: int = 0
     closed: bool = field(default=True)
 
 
 @final
 class LocalAgent:
-    """Answers with an engine; all waiting sessions are decoded together.
+    """Answers with an engine. All waiting sessions are decoded together.
 
     Args:
-        name: what reports call it.
-        engine: draws the tokens.
+        name: name in reports.
+        engine: samples the tokens.
         renderer: turns observations into ids.
         sampling: temperature and token budget of every turn.
-        max_turns: after how many turns every episode is over; an engine need not hold on to it then.
-        adapter: number of the engine's adapter that answers; or, by the seeds of episodes, those that do.
-        max_context_length: a turn that would be asked with more ids forgets all between what its episode
-            began with and the latest observation. 0 for no bound but the engine's own.
+        max_turns: turns per episode. The engine drops an episode's KV state after the last one.
+        adapter: number of the engine's adapter that answers, or a mapping from episode seed to number.
+        max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
+            prompt and the latest observation. 0 for no limit but the engine's own.
     """
 
     def __init__(
@@ -67,21 +67,23 @@ class LocalAgent:
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Conversation):
-            raise ContractError(f"agent {self.name} was given a session of another agent")
+            raise ContractError(f"agent {self.name} got a session of another agent")
         session.kept = None
         if not session.turns:
             session.new_ids = self._renderer.first(session.system, observation)
-            session.began = len(session.new_ids)
+            session.first_prompt = len(session.new_ids)
         else:
             session.new_ids = self._renderer.following(observation, closed=session.closed)
             if len(session.ids) + len(session.new_ids) > self._longest:
-                session.new_ids = self._renderer.following(observation, closed=False)  # an answer of nothing
-                session.kept = session.began
+                session.new_ids = self._renderer.following(
+                    observation, closed=False
+                )  # as after an empty answer
+                session.kept = session.first_prompt
         session.ids = (*session.ids[: session.kept], *session.new_ids)
         self._waiting.append(session)
 
     def collect(self) -> Generator[tuple[Session, Turn]]:
-        # In key order, so that what is decoded together does not depend on who asked first.
+        # Sorted by key, so that batches do not depend on the order of submission.
         asked = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         self._waiting = []
         started = time.monotonic()
@@ -89,7 +91,9 @@ class LocalAgent:
         for place, completion in self._engine.stream(requests, self._sampling):
             session = asked[place]
             session.ids += completion.ids
-            session.closed = completion.ids[-1] == self._renderer.stop_id  # a stop string leaves it open
+            session.closed = (
+                completion.ids[-1] == self._renderer.stop_id
+            )  # a stop string does not close the turn
             session.turns += 1
             waited_s = time.monotonic() - started
             usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), waited_s)

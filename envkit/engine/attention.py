@@ -1,8 +1,8 @@
-"""Attention layouts: one function registered with transformers, three ways to lay out a batch.
+"""Attention layouts: one attention function for transformers, and three ways to lay out a batch.
 
-A layout travels through any transformers model as the keyword argument ``layout`` and does the
-attention of every layer. So no model's attention is rewritten, and no cache class is needed. What sampling
-does with linear layers is in `envkit.engine.lora`.
+A layout is passed through any transformers model as the keyword argument ``layout``, and computes the
+attention of every layer. So no model code is rewritten and no cache class is needed. The linear layers are
+replaced in `envkit.engine.lora`.
 
 Shapes: N prompts, R rows of them, H query heads, K key/value heads, D head size, P prompt length
 (right-padded), S new tokens, T slots of a row's own tokens.
@@ -24,19 +24,19 @@ from envkit.errors import ModelError
 
 NAME = "envkit_layout"
 
-#: A prompt that no row needs takes time; leaving it out copies the others, which pays once so many are left.
+#: Drop unused prompts from the prefix when at most this share is still in use. Dropping copies the others.
 _NARROW_BELOW = 0.75
 
-#: Departures from plain causal attention that some models ask for.
-_NOT_DONE = ("sliding_window", "softcap", "s_aux")
+#: Features of some models' attention that envkit does not support.
+_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
 _NOT_PLAIN = (
     "this model has layers without attention, or values of another size than its keys, which envkit does not "
-    "do; use another"
+    "support; use another model"
 )
 
 
 class Layout(Protocol):
-    """Does the attention of one forward pass, layer by layer."""
+    """Computes the attention of one forward pass, layer by layer."""
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         """Attend with ``query`` (B, H, S, D) over ``key``/``value`` (B, K, S, D); returns (B, S, H, D)."""
@@ -46,12 +46,15 @@ class Layout(Protocol):
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    if unknown := [name for name in _NOT_DONE if kwargs.get(name) is not None]:
-        raise ModelError(f"this model's attention uses {unknown[0]}, which envkit does not do; use another")
+    if unknown := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+        raise ModelError(
+            f"this model's attention uses {unknown[0]}, which envkit does not support; use another model"
+        )
     layout: Layout | None = kwargs.get("layout")
     if layout is None:
         raise ModelError(
-            "this model does not pass keyword arguments to its attention, which envkit needs; use another"
+            "this model does not pass keyword arguments to its attention, which envkit needs; "
+            "use another model"
         )
     scale = kwargs.get("scaling") or query.shape[-1] ** -0.5
     return layout.attend(module.layer_idx, query, key, value, scale), None
@@ -67,25 +70,25 @@ def register() -> str:
 
 @final
 class Prefill:
-    """Keys and values of N prompts, right-padded to P, kept for decoding; filled piece by piece.
+    """KV cache of N prompts, right-padded to P tokens. It is filled in chunks and then used for decoding.
 
     Args:
         prompts: N.
-        longest: P, the padded length.
+        longest: P.
     """
 
     def __init__(self, prompts: int, longest: int) -> None:
         self.keys: list[Tensor] = []
         self.values: list[Tensor] = []
         self._prompts, self._longest = prompts, longest
-        self.bring(slice(0, prompts))
+        self.select(slice(0, prompts))
 
     @classmethod
     def of(cls, prompts: Sequence[tuple[Prefill, int, int]]) -> Prefill:
-        """Prompts of earlier ones, as one: each with its number there and its real length."""
+        """Join prompts of earlier prefills; each comes with its index there and its unpadded length."""
         first, longest = prompts[0][0], max(length for _, _, length in prompts)
-        theirs = [(prefill, number) for prefill, number, _ in prompts]
-        if longest == first._longest and theirs == [(first, number) for number in range(len(first.keys[0]))]:
+        sources = [(prefill, number) for prefill, number, _ in prompts]
+        if longest == first._longest and sources == [(first, number) for number in range(len(first.keys[0]))]:
             return first
         made = cls(len(prompts), longest)
 
@@ -99,10 +102,10 @@ class Prefill:
             )
         return made
 
-    def bring(self, prompts: slice) -> None:
-        """Say which prompts the next forward pass brings; all, unless said."""
-        self._piece = prompts
-        #: The wave's prompt of each row that is brought.
+    def select(self, prompts: slice) -> None:
+        """Select the prompts of the next forward pass. At first, all are selected."""
+        self._selected = prompts
+        #: The prompt of each selected row.
         self.prompts: Sequence[int] = range(prompts.start, prompts.stop)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
@@ -112,9 +115,9 @@ class Prefill:
             self.values.append(value.new_zeros(shape))
         if layer >= len(self.keys):
             raise ModelError(_NOT_PLAIN)
-        self.keys[layer][self._piece, :, : key.shape[2]] = key
-        self.values[layer][self._piece, :, : key.shape[2]] = value
-        # Right padding needs no mask: a real position never looks to its right.
+        self.keys[layer][self._selected, :, : key.shape[2]] = key
+        self.values[layer][self._selected, :, : key.shape[2]] = value
+        # Right padding needs no mask: causal attention never looks right.
         out = scaled_dot_product_attention(query, key, value, is_causal=True, scale=scale, enable_gqa=True)
         return out.transpose(1, 2)
 
@@ -125,18 +128,18 @@ def context_length(config: Any) -> int:
 
 
 def require_plain(model: Any) -> None:
-    """Refuse a model that does more than the layouts and its head do; leave it with the layouts' attention.
+    """Refuse a model that the layouts cannot reproduce; otherwise switch it to the layouts' attention.
 
-    Engine and learner would agree with each other on what it says, and it would say something else.
+    Engine and learner would agree with each other, but not with the model as transformers runs it.
 
     Raises:
-        ModelError: a layer is not plain attention, positions are not a row's own, or logits are more than the
-            head makes of hidden states.
+        ModelError: a layer is not plain attention, position embeddings depend on other rows, or the logits
+            are not simply the head's output.
     """
     kinds = {str(getattr(module, "rope_type", "default")) for module in model.modules()}
     if moving := [kind for kind in sorted(kinds) if "dynamic" in kind or "longrope" in kind]:
         raise ModelError(
-            f"this model's positions ({moving[0]}) depend on what else is read beside a row; use another"
+            f"this model's positions ({moving[0]}) depend on the longest row of a batch; use another model"
         )
     ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
     layout, asked = Prefill(1, ids.shape[1]), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
@@ -148,12 +151,14 @@ def require_plain(model: Any) -> None:
     if len(layout.keys) != model.config.get_text_config().num_hidden_layers:
         raise ModelError(_NOT_PLAIN)
     if not torch.allclose(plain.float(), whole.float(), equal_nan=True):
-        raise ModelError("this model scales or caps its logits, which envkit does not do; use another")
+        raise ModelError(
+            "this model scales or caps its logits, which envkit does not support; use another model"
+        )
 
 
 @dataclass(frozen=True, slots=True)
 class RowCache:
-    """What one row has added behind its prompt: keys and values (K, L, D) of L tokens, by layer."""
+    """KV cache of one row's L tokens after the shared prompt: keys and values (K, L, D) of each layer."""
 
     keys: list[Tensor]
     values: list[Tensor]
@@ -164,17 +169,17 @@ class RowCache:
 
 @final
 class Decode:
-    """New tokens for rows of N prompts: shared prompt keys, own keys, one softmax.
+    """Decodes rows of N prompts: attention over the shared prompt's keys and a row's own, in one softmax.
 
-    A row's own keys lie in slots which all rows fill together, so that a step writes one slice. What a row
-    leaves empty where others have more is hidden from it.
+    All rows write their own keys into the same slots, so that one step writes one slice. Slots that a row
+    leaves empty are masked for it.
 
     Args:
-        prefix: the wave's prefill.
-        lengths_N: real prompt lengths.
-        prompts_R: number of each row's prompt, in order.
-        room: most rows that there will be.
-        slots: own tokens to reserve.
+        prefix: KV cache of the prompts.
+        lengths_N: unpadded prompt lengths.
+        prompts_R: index of each row's prompt, ascending.
+        room: largest number of rows.
+        slots: own tokens to reserve per row.
     """
 
     def __init__(
@@ -187,35 +192,35 @@ class Decode:
         padding_NP = torch.arange(longest, device=lengths_N.device)[None] >= lengths_N[:, None]
         self._bias_NP = torch.zeros(padding_NP.shape, dtype=prefix.keys[0].dtype, device=lengths_N.device)
         self._bias_NP.masked_fill_(padding_NP, float("-inf"))
-        #: Hides empty slots, where there are any.
+        #: Masks empty slots; ``None`` while there are none.
         self._own_bias_RT: Tensor | None = None
         self.used = 0
-        #: The wave's prompts that are left, and where each row's is among them.
+        #: The prompts still in use, and the position of each row's prompt among them.
         self._left, self._prompts_R = [*range(count)], [*prompts_R]
-        self.bring(slice(0, len(self._prompts_R)))
+        self.select(slice(0, len(self._prompts_R)))
 
-    def bring(self, rows: slice) -> None:
-        """Say which rows the next forward pass brings: all, unless said; fewer while they are in order."""
-        self._piece, prompts = rows, self._prompts_R[rows]
+    def select(self, rows: slice) -> None:
+        """Select the rows of the next forward pass: all, or a part before the first `reorder`."""
+        self._selected, prompts = rows, self._prompts_R[rows]
         whole = len(prompts) == len(self._prompts_R)
         first, last = (0, len(self._left) - 1) if whole else (prompts[0], prompts[-1])
-        #: The wave's prompt of each row that is brought.
-        self.prompts = [self._left[each] for each in prompts]
-        #: The prompts left that this is about, and the rows' places among them.
-        self._here = slice(first, last + 1)
+        #: The prompt of each selected row.
+        self.prompts = [self._left[prompt] for prompt in prompts]
+        #: The prompts of the selected rows, among those in use.
+        self._prompt_slice = slice(first, last + 1)
         count = last + 1 - first
-        self._rectangle = Rectangle([each - first for each in prompts], count, self._bias_NP.device)
+        self._rectangle = Rectangle([prompt - first for prompt in prompts], count, self._bias_NP.device)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         total, heads, fresh, size = query.shape
         kv, now = key.shape[1], self.used + key.shape[2]
         share, longest = heads // kv, self._bias_NP.shape[1]
-        rectangle, here = self._rectangle, self._here
-        keys, values = self._keys[layer][self._piece], self._values[layer][self._piece]
+        rectangle, here = self._rectangle, self._prompt_slice
+        keys, values = self._keys[layer][self._selected], self._values[layer][self._selected]
         keys[:, :, self.used : now], values[:, :, self.used : now] = key, value
 
         def fold(by_row: Tensor) -> Tensor:
-            """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once for all."""
+            """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once."""
             if rectangle.is_whole:
                 folded = by_row.view(-1, rectangle.widest, *by_row.shape[1:])
             else:
@@ -231,7 +236,7 @@ class Decode:
         shared = shared + self._bias_NP[here, None, None]
         own = query @ keys[:, :, :now].transpose(-1, -2)
         if self._own_bias_RT is not None:
-            own = own + self._own_bias_RT[self._piece, None, None, :now]
+            own = own + self._own_bias_RT[self._selected, None, None, :now]
         if fresh > 1:
             later = torch.ones(fresh, fresh, dtype=torch.bool, device=own.device).triu(1)
             own.view(total, kv, share, fresh, now)[..., self.used :].masked_fill_(later, float("-inf"))
@@ -241,7 +246,7 @@ class Decode:
         return out.reshape(total, heads, fresh, size).transpose(1, 2)
 
     def advance(self, lengths: Sequence[int] | None = None) -> None:
-        """Count what was brought: one token for each row, or ``lengths`` of them, padded on the right."""
+        """Advance by one token per row, or by ``lengths`` tokens, padded on the right."""
         if lengths is None:
             self.used += 1
             return
@@ -250,21 +255,21 @@ class Decode:
                 self._hide(row, self.used + length, self.used + max(lengths))
         self.used += max(lengths)
 
-    def recall(self, rows: Sequence[RowCache]) -> None:
-        """Begin with what each row has added before. Called first, if at all."""
+    def restore(self, rows: Sequence[RowCache]) -> None:
+        """Restore the rows' own KV caches. Call it before the first forward pass."""
         longest = max(map(len, rows))
         for row, own in enumerate(rows):
             for layer in range(len(self._keys)):
                 for whole, part in ((self._keys, own.keys), (self._values, own.values)):
                     whole[layer][row, :, : len(own)] = part[layer]
-                    # What a bias hides must be finite all the same.
+                    # Masked slots must be finite: 0 times infinity is not a number.
                     whole[layer][row, :, len(own) : longest] = 0
             if len(own) < longest:
                 self._hide(row, len(own), longest)
         self.used = longest
 
-    def own(self, row: int) -> RowCache:
-        """A copy of what a row has added so far."""
+    def row_cache(self, row: int) -> RowCache:
+        """Copy a row's own KV cache."""
         if self._own_bias_RT is None:
             chosen: Any = slice(0, self.used)
         else:
@@ -274,11 +279,11 @@ class Decode:
         )
         return RowCache(keys, values)
 
-    def arrange(self, rows: Sequence[int]) -> None:
-        """Go on with these rows, in this order; one that is named several times has branched."""
-        moved = [(place, row) for place, row in enumerate(rows) if place != row]
-        if moved:
-            places, sources = torch.tensor(moved, device=self._bias_NP.device).T
+    def reorder(self, rows: Sequence[int]) -> None:
+        """Continue with these rows, in this order. A row that is named twice has branched."""
+        copied = [(place, row) for place, row in enumerate(rows) if place != row]
+        if copied:
+            places, sources = torch.tensor(copied, device=self._bias_NP.device).T
             for part in (*self._keys, *self._values):
                 part[places, :, : self.used] = part[sources, :, : self.used]
             if self._own_bias_RT is not None:
@@ -287,13 +292,13 @@ class Decode:
         needed = sorted({*self._prompts_R})
         if len(needed) <= _NARROW_BELOW * len(self._left):
             self._narrow(needed)
-        self.bring(slice(0, len(rows)))
+        self.select(slice(0, len(rows)))
 
     def _narrow(self, prompts: Sequence[int]) -> None:
-        """Go on with these prompts only."""
+        """Drop all other prompts."""
         chosen = torch.tensor(prompts, device=self._bias_NP.device)
         self._bias_NP = self._bias_NP[chosen]
-        # Not in place: the prefill's own lists serve whoever goes on from here later.
+        # Not in place: held conversations still use the prefill's lists.
         self._prefix_keys = [keys[chosen] for keys in self._prefix_keys]
         self._prefix_values = [values[chosen] for values in self._prefix_values]
         self._left = [self._left[prompt] for prompt in prompts]
@@ -307,26 +312,26 @@ class Decode:
 
 
 def rows_of(table_SE: Tensor, index: Tensor) -> Tensor:
-    """Rows of a table, some perhaps more than once; as indexing, but with equal bits from equal gradients.
+    """Index the rows of a table, with a deterministic gradient.
 
-    The gradient of plain indexing on a CPU is added up by several threads, in any order. This one's threads
-    have rows of their own.
+    On a CPU, several threads add up the gradient of plain indexing in any order. Here, every thread has its
+    own rows.
     """
     return torch.nn.functional.embedding(index, table_SE)
 
 
 @final
 class PackedTree:
-    """A training batch in one sequence of S tokens: a prompt of P, then a tree; a path sees it and itself.
+    """A training batch as one sequence of S tokens: a prompt of P tokens, then a tree of answers.
 
-    Paths attend as a padded batch over prompt and own keys, so that the work is R * C * (P + C) for R paths
-    of up to C tokens, and no (S, S) mask is ever made. All but attention is done once for each token.
+    A path through the tree attends to the prompt and to itself. Paths are attended as a padded batch, so the
+    work is R * C * (P + C) for R paths of up to C tokens, and no (S, S) mask is made. All but attention is
+    computed once per token.
 
     Args:
         prompt: P.
-        paths: places in S of each path's tokens, from the first behind the prompt on; each place is in at
-            least one of them.
-        device: where the tokens are.
+        paths: indices in S of each path's tokens after the prompt. Every index is in at least one path.
+        device: of the tokens.
     """
 
     def __init__(
@@ -334,10 +339,10 @@ class PackedTree:
     ) -> None:
         self._prompt, self._rows = prompt, len(paths)
         longest = max(map(len, paths), default=0)
-        # Padding repeats the first token: it lies to the right of every real one, who never look there.
+        # Padding repeats the first token. It lies to the right of all real tokens, which cannot see it.
         padded = [[*path, *[path[0]] * (longest - len(path))] for path in paths]
         self._index_RC = torch.tensor(padded, dtype=torch.long, device=device).view(self._rows, longest)
-        # Of a token that several paths share, any one has the output.
+        # A token shared by several paths has the same output in each; any of them will do.
         slots = {
             place: row * longest + offset
             for row, path in enumerate(paths)
@@ -349,7 +354,7 @@ class PackedTree:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         rows, prompt = self._rows, self._prompt
-        # Heads are repeated by hand: with enable_gqa the CPU falls back to a slow kernel.
+        # Heads are repeated explicitly: enable_gqa falls back to a slow kernel on a CPU.
         share = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
 

@@ -1,4 +1,4 @@
-"""Drawing ids from logits."""
+"""Sampling token ids from logits."""
 
 from __future__ import annotations
 
@@ -8,20 +8,20 @@ from torch import Tensor
 from envkit.engine.protocol import Sampling
 from envkit.errors import ModelError
 
-#: A piece this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
+#: Rows per chunk: it fits into a CPU's cache, and buffers are reused instead of page-faulted.
 _ROWS = 16
 
 
 def draw(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """Ids and their log-probabilities, (R, O): O draws from each row; at temperature 0 the most likely id.
+    """Draw O ids from each row; returns (R, O) ids and log-probabilities. Temperature 0 is greedy.
 
     Args:
         logits_RV: of the next token.
-        uniform_RO: numbers in [0, 1), float64.
+        uniform_RO: random numbers in [0, 1), float64.
         sampling: temperature and truncation.
 
     Raises:
-        ModelError: logits are not finite.
+        ModelError: the logits are not finite.
     """
     pieces = zip(torch.split(logits_RV, _ROWS), torch.split(uniform_RO, _ROWS), strict=True)
     drawn = [_draw_rows(logits.float(), uniform, sampling) for logits, uniform in pieces]
@@ -31,8 +31,8 @@ def draw(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tuple[Ten
 def _draw_rows(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
     """Draw by inverse CDF.
 
-    Searching the cumulative sum is several times cheaper on a CPU than ``torch.multinomial``, which
-    draws an exponential for every entry of the vocabulary.
+    Searching the cumulative sum is several times faster on a CPU than ``torch.multinomial``, which draws an
+    exponential for every entry of the vocabulary.
     """
     if sampling.temperature == 0:
         probs_RV = torch.softmax(logits_RV, dim=-1)
@@ -41,12 +41,12 @@ def _draw_rows(logits_RV: Tensor, uniform_RO: Tensor, sampling: Sampling) -> tup
         _require_finite(chosen_R1)
         return token_R1.expand_as(uniform_RO), chosen_R1.log().expand_as(uniform_RO)
     probs_RV = _truncated(torch.softmax(logits_RV / sampling.temperature, dim=-1), sampling)
-    # A card adds up in pieces, whose rounding in float32 could make the sum go down on the way.
+    # A GPU sums in chunks; with float32 rounding, the cumulative sum could decrease.
     exact = None if probs_RV.device.type == "cpu" else torch.float64
     cdf_RV = probs_RV.cumsum(dim=-1, dtype=exact)
     _require_finite(cdf_RV[:, -1])
-    # Scaled by the sum, which rounding leaves a little off 1. The first entry that reaches a target above 0
-    # has a probability above 0, even where the target is rounded up to the sum.
+    # Scaled by the sum, which rounding leaves slightly off 1. The first entry that reaches a target above 0
+    # has a probability above 0, even if the target is rounded up to the sum.
     target_RO = (uniform_RO * cdf_RV[:, -1:]).to(cdf_RV.dtype)
     target_RO = target_RO.clamp(min=torch.finfo(cdf_RV.dtype).tiny)
     token_RO = torch.searchsorted(cdf_RV, target_RO)
@@ -59,7 +59,7 @@ def _require_finite(numbers: Tensor) -> None:
 
 
 def _truncated(probs_RV: Tensor, sampling: Sampling) -> Tensor:
-    """What ``top_k`` and then ``top_p`` leave, adding up to 1 again."""
+    """Apply ``top_k``, then ``top_p``, and normalize."""
     if sampling.top_k == 0 and sampling.top_p == 1:
         return probs_RV
     if 0 < sampling.top_k < probs_RV.shape[-1]:
@@ -68,8 +68,8 @@ def _truncated(probs_RV: Tensor, sampling: Sampling) -> Tensor:
         probs_RV = probs_RV / probs_RV.sum(dim=-1, keepdim=True)
     if sampling.top_p < 1:
         sorted_RV, order_RV = probs_RV.sort(dim=-1, descending=True, stable=True)
-        # An id stays if the more likely ones together have not reached top_p; the most likely always does.
-        stays_RV = sorted_RV.cumsum(dim=-1) - sorted_RV < sampling.top_p
-        probs_RV = probs_RV.where(torch.zeros_like(stays_RV).scatter(1, order_RV, stays_RV), 0.0)
+        # An id is kept if the more likely ones together are below top_p; the most likely is always kept.
+        kept_RV = sorted_RV.cumsum(dim=-1) - sorted_RV < sampling.top_p
+        probs_RV = probs_RV.where(torch.zeros_like(kept_RV).scatter(1, order_RV, kept_RV), 0.0)
         probs_RV = probs_RV / probs_RV.sum(dim=-1, keepdim=True)
     return probs_RV

@@ -1,10 +1,10 @@
-"""A model's linear layers as sampling wants them: fewer and larger, and with an adapter of each row's own.
+"""Linear layers for sampling: fused, and with a LoRA adapter per row.
 
-Layers that read the same input become one matrix product. LoRA updates are added beside the base's weights,
-never into them, as the learner does: so the weights are shared with the learner, adapters change at no cost,
-and rows with different adapters are one batch.
+Layers with the same input become one matrix product. LoRA updates are computed beside the base's weights and
+never merged, as in the learner. So the weights are shared with the learner, switching adapters is cheap, and
+rows with different adapters form one batch.
 
-Shapes: B rows, S tokens, M adapters, N of them at work, R their largest rank.
+Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest rank.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.rectangle import Rectangle
 from envkit.errors import ContractError, ModelError
 
-#: Children of one module that read the same input, by the names that transformers gives them.
-_TOGETHER = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+#: Layers of one module that read the same input, by their names in transformers.
+_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """What one adapter adds to one layer: ``up @ down``, the scale worked in.
+    """The LoRA update of one layer: ``up @ down``, with the scale multiplied in.
 
     Args:
         down: (r, in), float32.
@@ -41,11 +41,11 @@ class Update:
 
 
 def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
-    """The LoRA updates of one adapter of a PEFT model, by the layers' names in its base.
+    """Extract the LoRA updates of one adapter of a PEFT model, by layer name in its base.
 
     Raises:
         ContractError: the model has no adapter of that name.
-        ModelError: the adapter does more than add a product of two matrices to linear layers.
+        ModelError: the adapter is not a plain LoRA of linear layers.
     """
     from peft.tuners.lora import LoraLayer
 
@@ -56,29 +56,29 @@ def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
         layer: Any = module
         if not isinstance(module, LoraLayer):
             continue
-        strange = adapter in layer.lora_embedding_A
+        unsupported = adapter in layer.lora_embedding_A
         if adapter in layer.lora_A:
             down, up = layer.lora_A[adapter], layer.lora_B[adapter]
-            strange = up.bias is not None
+            unsupported = up.bias is not None
             scaled = up.weight.detach().float() * layer.scaling[adapter]
             found[name] = Update(down.weight.detach().float(), scaled)
-        if strange:
-            raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine cannot follow")
+        if unsupported:
+            raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine does not support")
     return found
 
 
 def sharing(model: Any) -> Any:
-    """Another model of the same weights, whose modules can be replaced."""
+    """Copy a model without its weights: modules can be replaced, and weights are shared."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
 @final
 class Linears:
-    """All linear layers of one model but its head, and the adapters that they add.
+    """All linear layers of a model but its head, with adapters.
 
     Args:
-        model: a transformers model. It keeps its modules and shares its weights, which are moved: those of
-            layers that become one product lie side by side.
+        model: a transformers model. It keeps its modules and shares its weights. The weights of fused layers
+            are moved side by side in memory.
     """
 
     def __init__(self, model: Any) -> None:
@@ -86,8 +86,8 @@ class Linears:
         self.model: Any = sharing(model)
         self._products: list[tuple[_Product, list[str]]] = []
         self._device, self._count = model.device, 0
-        #: The adapter of all rows of the next forward pass; or the N at work, all in order if ``None``, and
-        #: which rows each has.
+        #: The adapter of all rows of the next forward pass; or the N adapters in the batch (``None`` for all,
+        #: in order) and the rows of each.
         self.chosen: int | tuple[Tensor | None, Rectangle] = 0
         theirs: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
@@ -105,10 +105,10 @@ class Linears:
                     setattr(module, name, _Part(product, number))
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """Have these adapters, numbered from 0, and no others; without any there is the base alone.
+        """Replace all adapters; they are numbered from 0. Without any, the base answers.
 
         Raises:
-            ModelError: one is for a layer that is not here, or is the head, or has another shape.
+            ModelError: an adapter changes a layer that is missing, is the head, or has another shape.
         """
         shapes = {
             path: (size, product.width)
@@ -119,43 +119,50 @@ class Linears:
             for path, update in adapter.items():
                 found = (len(update.up), update.down.shape[1])
                 if (expected := shapes.get(path)) != found:
-                    here = "no linear layer below its head" if expected is None else f"{expected} here"
-                    raise ModelError(f"an adapter changes {path}, {found} in size, which is {here}")
+                    here = (
+                        "is no linear layer below the head"
+                        if expected is None
+                        else f"has shape {expected} here"
+                    )
+                    raise ModelError(f"an adapter of shape {found} changes {path}, which {here}")
         self._count = len(adapters)
         for product, paths in self._products:
             product.load([[adapter.get(path) for path in paths] for adapter in adapters])
 
     def choose(self, adapters_B: Sequence[int]) -> None:
-        """Say the adapter of each row of the next forward pass."""
+        """Choose the adapter of each row of the next forward pass."""
         present = sorted({*adapters_B})
         if len(present) == 1:
             [self.chosen] = present
             return
         places = {adapter: place for place, adapter in enumerate(present)}
-        # Where all are at work, none is copied.
+        # If all are in the batch, none is copied.
         at_work = torch.tensor(present, device=self._device) if len(present) < self._count else None
-        self.chosen = at_work, Rectangle([places[each] for each in adapters_B], len(present), self._device)
+        self.chosen = (
+            at_work,
+            Rectangle([places[adapter] for adapter in adapters_B], len(present), self._device),
+        )
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
-    """Names of the layers that are to be one product, product by product."""
-    together = [group for group in _TOGETHER if all(name in layers for name in group)]
+    """Names of the layers to fuse, product by product."""
+    together = [group for group in _FUSED if all(name in layers for name in group)]
     together = [group for group in together if len({_input(layers[name]) for name in group}) == 1]
     taken = {name for group in together for name in group}
     return [*together, *((name,) for name in layers if name not in taken)]
 
 
 def _input(layer: Any) -> tuple[int, bool]:
-    """What layers of one product have in common: their width, and whether they have a bias."""
+    """Input width and presence of a bias; fused layers must agree on both."""
     return layer.in_features, layer.bias is None
 
 
 @final
 class _Product:
-    """One or several linear layers with the same input, as one product.
+    """Linear layers with the same input, fused into one matrix product.
 
     Args:
-        owner: says which adapters are chosen.
+        owner: knows the chosen adapters.
         layers: their weights become parts of one.
     """
 
@@ -178,7 +185,7 @@ class _Product:
         self._parts: Sequence[Tensor] = ()
 
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
-        """Stack updates: of each adapter, one for each layer, or none."""
+        """Stack the updates: one per adapter and layer, or ``None``."""
         self._downs_MRI = self._ups_MOR = None
         if not any(update for adapter in adapters for update in adapter):
             return
@@ -195,13 +202,13 @@ class _Product:
                     self._ups_MOR[number, start:stop, mine] = update.up
 
     def part(self, x_BSI: Tensor, number: int) -> Tensor:
-        """The output of one of the layers; worked out for all when the first is asked for."""
+        """The output of one layer. All are computed when the first is asked for."""
         if len(self.sizes) == 1:
             return self._compute(x_BSI)
         if self._seen is not x_BSI:
             self._seen, self._parts = x_BSI, self._split(self._compute(x_BSI), -1)
         found = self._parts[number]
-        if number == len(self.sizes) - 1:  # models ask in order, and activations are large
+        if number == len(self.sizes) - 1:  # models ask in order; activations are large
             self._seen, self._parts = None, ()
         return found
 
@@ -229,7 +236,7 @@ class _Product:
 
 @final
 class _Part(nn.Module):
-    """Stands where a linear layer stood."""
+    """Replaces a linear layer by its part of a fused product."""
 
     def __init__(self, product: _Product, number: int) -> None:
         super().__init__()

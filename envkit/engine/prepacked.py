@@ -1,4 +1,4 @@
-"""Matrix products with weights that hardly ever change: on a CPU with a copy, laid out for its kernels."""
+"""Linear layers with prepacked weights: a copy in the memory layout of the CPU's kernels."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
-#: Rows that the layout is chosen for; it serves any number of them.
+#: Number of rows that the layout is optimized for; any number works.
 _ROWS: Final = 256
 
 
 @final
 class PrepackedLinear:
-    """`torch.nn.functional.linear` with a weight and a bias of its own.
+    """`torch.nn.functional.linear` with a fixed weight and bias.
 
-    oneDNN would lay the weight out anew at every product, which shows where rows are few: a decode step's
-    products take 1.5 times as long in bfloat16 and twice as long in float32 (``ONLY=products make bench
-    SECTION=train``). The copy is for two operations that torch's compiler has for frozen weights; where torch
-    or the machine lacks them, and on a GPU, products are plain.
+    Without prepacking, oneDNN reorders the weight for every product. With few rows this dominates: a decode
+    step's products take 1.5 times as long in bfloat16 and twice as long in float32 (``ONLY=products make
+    bench SECTION=train``). Two operations of torch's compiler for frozen weights do the work. If torch or
+    the machine lacks them, and on a GPU, this is plain ``linear``.
 
     Args:
         weight: (out, in).
-        bias: (out,), or none.
-        parts: the parameters that lie in ``weight``; when they are changed in place, the copy is made again.
+        bias: (out,), or ``None``.
+        parts: the parameters that are views of ``weight``. Changing one in place renews the copy.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> None:

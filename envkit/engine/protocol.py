@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-if TYPE_CHECKING:  # it comes with torch, which agents need not have
+if TYPE_CHECKING:  # it imports torch, which API agents do not need
     from envkit.engine.lora import Update
 
 
 @dataclass(frozen=True, slots=True)
 class Sampling:
-    """How tokens are drawn.
+    """Sampling parameters.
 
     Args:
         temperature: > 0 divides the logits; 0 takes the most likely token.
         max_new_tokens: tokens per turn, at least 1.
-        top_k: only this many most likely tokens are drawn from; 0 for all.
-        top_p: only the most likely tokens that together reach this probability, in (0, 1]; after ``top_k``.
-        stop_strings: texts that end a turn as well, none of them empty: with the token that completes one,
-            which stays.
+        top_k: draw from this many most likely tokens only; 0 for all.
+        top_p: draw from the most likely tokens that together reach this probability, in (0, 1]; applied after
+            ``top_k``.
+        stop_strings: non-empty texts that also end a turn. The token that completes one stays in the answer.
     """
 
     temperature: float = 1.0
@@ -46,14 +46,13 @@ class Request:
     """One completion to draw.
 
     Args:
-        prompt_ids: every id of the context, at least one. Requests of equal prompts share a prefill.
-        rng_key: integers that address the draws; equal keys give equal draws.
-        adapter: number of the adapter, in the order in which the engine was given them; without any, the base
+        prompt_ids: all ids of the context, at least one. Requests with equal prompts share a prefill.
+        rng_key: integers that address the random draws; equal keys give equal draws.
+        adapter: number of the adapter in the order of `AdapterEngine.load`. If none is loaded, the base
             answers.
-        known: how many of the ids, from the first, an earlier request brought or drew. What the engine still
-            holds of them need not be read again.
-        goes_on: whether a later request may continue from here; what was read is then held until the next
-            call.
+        known: how many of the first ids were part of an earlier request or its completion. Their KV state is
+            reused if the engine still holds it.
+        goes_on: True if a later request may continue this one. Its KV state is then held until the next call.
     """
 
     prompt_ids: tuple[int, ...]
@@ -66,14 +65,14 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What was drawn for one request.
+    """The answer to one request.
 
     Args:
         ids: sampled ids, the end-of-turn id included when it was drawn; never empty.
         logprobs: natural log of each id's probability under the distribution it was drawn from
             (after temperature and truncation; of the plain softmax when the temperature is 0).
-        stop: ``"stop"`` after an end-of-turn id or a stop string, ``"length"`` at ``max_new_tokens`` or where
-            the model reads no further.
+        stop: ``"stop"`` after an end-of-turn id or a stop string, ``"length"`` at ``max_new_tokens`` or at
+            the end of the model's context.
     """
 
     ids: tuple[int, ...]
@@ -85,28 +84,29 @@ class Engine(Protocol):
     """Draws completions. Not thread-safe."""
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
-        """One completion per request, as soon as it is whole, with the place of its request.
+        """Yield each request's index and completion, as soon as it is finished.
 
-        A pure function of weights, requests and sampling, up to rounding: what earlier calls have read may
-        have been rounded otherwise. Equal calls in equal order since the weights were set give equal bits.
+        A pure function of weights, requests and sampling, up to rounding: KV state of earlier calls may be
+        rounded differently. The same calls in the same order since the weights were set give the same bits.
 
         Raises:
-            ModelError: the model's logits are not finite, or a prompt is longer than it reads.
-            ContractError: a request or the sampling asks for what the engine was not given.
+            ModelError: the model's logits are not finite, or a prompt exceeds its context.
+            ContractError: a request names an adapter that was not loaded, or the engine cannot do what
+                ``sampling`` asks for.
         """
         ...
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
-        """The same, in the order of the requests."""
+        """Return all completions, in the order of the requests."""
         found = dict(self.stream(requests, sampling))
         return [found[place] for place in range(len(requests))]
 
 
 class AdapterEngine(Engine, Protocol):
-    """An engine whose adapters can be changed."""
+    """An engine that can switch adapters."""
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """Take over these adapters, in place of all before; an empty one is the base alone.
+        """Replace all adapters. An empty one stands for the base alone.
 
         Args:
             adapters: see `envkit.engine.lora.updates_of`; numbered in this order, from 0.
@@ -117,18 +117,18 @@ class AdapterEngine(Engine, Protocol):
         ...
 
     def forget(self) -> None:
-        """Let go of what is held of conversations; they are read anew if they go on all the same."""
+        """Drop cached KV state. Continued conversations are prefilled again."""
         ...
 
     def close(self) -> None:
-        """Give back all that it holds, processes included; it is asked nothing more. Idempotent."""
+        """Free all resources, processes included. Idempotent; the engine cannot be used afterwards."""
         ...
 
 
 def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
-    """``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).
+    """Draw ``count`` numbers in [0, 1) that depend on the key alone (Philox, Salmon et al. 2011).
 
-    Parts of a key count modulo 2**64.
+    Parts of a key are taken modulo 2**64.
 
     >>> bool((uniforms((1, 2), 3) == uniforms((1, 2), 5)[:3]).all())
     True
@@ -137,6 +137,6 @@ def uniforms(rng_key: Sequence[int], count: int) -> NDArray[np.float64]:
 
 
 def seeds(rng_key: Sequence[int]) -> np.random.SeedSequence:
-    """What a generator of a key's own is seeded with."""
-    # Two words each: a seed sequence takes only as many as a number needs, so that keys would collide.
+    """The seed sequence of a key."""
+    # Two words per part: numpy drops leading zero words, so that different keys would collide.
     return np.random.SeedSequence([word & 0xFFFFFFFF for part in rng_key for word in (part, part >> 32)])

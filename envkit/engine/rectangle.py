@@ -1,4 +1,4 @@
-"""Rows of several prompts, or adapters, as a rectangle of these and their rows, and back."""
+"""Rows of several prompts or adapters as a padded rectangle, and back."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor
 
 @final
 class Rectangle:
-    """Folds rows into as many for each owner, and back: what an owner lacks repeats any row.
+    """Folds rows into an equal number per owner (a prompt or an adapter), and back. Padding repeats any row.
 
-    Shapes: R rows in any order, N owners, W rows of the owner that has the most.
+    Shapes: R rows in any order, N owners, W rows of the owner with the most.
 
     Args:
-        owners_R: number of each row's owner.
+        owners_R: index of each row's owner.
         owners: N; some may have no row.
-        device: where the rows are.
+        device: of the rows.
     """
 
     def __init__(self, owners_R: Sequence[int], owners: int, device: torch.device | str = "cpu") -> None:
@@ -28,9 +28,8 @@ class Rectangle:
         self.widest = max(map(len, rows_of))
         slots = [row for mine in rows_of for row in [*mine, *[-1] * (self.widest - len(mine))]]
         places = {row: place for place, row in enumerate(slots)}
-        #: Whether the rows are a rectangle as they stand.
+        #: True if the rows already form a rectangle, in order.
         self.is_whole = slots == [*range(len(owners_R))]
-        # Tensors only: of numbers, whoever compiles what follows would make a part of the code.
         self._rows_NW = torch.tensor(slots, device=device).clamp(min=0).view(owners, self.widest)
         self._places_R = torch.tensor([places[row] for row in range(len(owners_R))], device=device)
 

@@ -1,4 +1,4 @@
-"""Where a turn's text has come to a stop string."""
+"""Detecting stop strings in sampled tokens."""
 
 from __future__ import annotations
 
@@ -8,32 +8,32 @@ from typing import final
 
 @final
 class StopStrings:
-    """Tells of sampled ids whether their text has a stop string, token by token.
+    """Detects, token by token, that the sampled text contains a stop string.
 
     Args:
-        strings: none of them empty.
-        decode: the text of ids; none is left out of it.
+        strings: non-empty texts.
+        decode: turns ids into text, special tokens included.
     """
 
     def __init__(self, strings: Sequence[str], decode: Callable[[Sequence[int]], str]) -> None:
         self._strings, self._decode = strings, decode
         self._ends = {string[-1] for string in strings}
-        # A token is a byte at the least; and one more, for some tokenizers drop a text's first space.
-        self._most = 1 + max((len(string.encode()) for string in strings), default=0)
-        #: Whether a token may complete a string: most may not, and need no look at those before.
+        # A token has at least one byte. One more, because some tokenizers drop a text's first space.
+        self._window = 1 + max((len(string.encode()) for string in strings), default=0)
+        #: By token: True if it may complete a stop string. Most may not, and need no decoding.
         self._completes: dict[int, bool] = {}
 
     def end(self, ids: Sequence[int]) -> bool:
-        """Whether the latest of the ids completes a stop string; of those before it none has."""
+        """True if the last id completes a stop string. Call it for every new id."""
         if not self._strings or not self._may_complete(ids[-1]):
             return False
-        text = self._decode(ids[-self._most :])
+        text = self._decode(ids[-self._window :])
         return any(string in text for string in self._strings)
 
     def _may_complete(self, token: int) -> bool:
         if (known := self._completes.get(token)) is None:
             text = self._decode([token])
-            # By itself a part of a character cannot be read, and to some tokenizers a space is nothing.
+            # A part of a character does not decode alone, and some tokenizers drop a lone space.
             known = not text or any(end in text for end in (*self._ends, "\N{REPLACEMENT CHARACTER}"))
             self._completes[token] = known
         return known

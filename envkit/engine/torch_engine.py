@@ -1,4 +1,4 @@
-"""The torch engine: transformers' causal models, prompts prefilled once, groups decoded as trees."""
+"""The PyTorch engine: prompts are prefilled once per group, and equal beginnings are decoded once."""
 
 from __future__ import annotations
 
@@ -15,62 +15,62 @@ from envkit.engine.lora import Linears, Update
 from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
-from envkit.engine.waves import Asked, places, waves
+from envkit.engine.waves import RequestSize, places, waves
 from envkit.errors import ContractError, ModelError
 
-#: What keys and values of rows decoded together may take, in bytes.
-_KEPT_BYTES = 4 * 2**30
-#: Work on pieces this large stays in a CPU's cache, and its buffers are reused, not faulted in anew.
+#: Size limit of the KV cache of rows decoded together.
+_CACHE_BYTES = 4 * 2**30
+#: Chunk size of prefill: it fits into a CPU's cache, and buffers are reused instead of page-faulted.
 _PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
 class _Held:
-    """What was read of a conversation that may go on: all its ids but the last."""
+    """KV state of a conversation that may continue: all its tokens but the last."""
 
     prefix: Prefill
     prompt: int
     prompt_length: int
-    own: RowCache
+    row: RowCache
 
 
 @dataclass(frozen=True, slots=True)
 class _Branch:
-    """Answers that are the same so far: decoded once, until their draws differ.
+    """Requests whose answers are equal so far. They are decoded as one row until their draws differ.
 
     Args:
-        prompt: number of their prompt in the wave.
-        asked: tokens of context that they are asked with.
-        owners: their requests.
-        ids: drawn so far.
+        prompt: index of their prompt in the wave.
+        context: tokens of their prompt.
+        requests: their indices.
+        ids: tokens drawn so far.
         logprobs: of those.
     """
 
     prompt: int
-    asked: int
-    owners: list[int]
+    context: int
+    requests: list[int]
     ids: list[int] = field(default_factory=list[int])
     logprobs: list[float] = field(default_factory=list[float])
 
     @property
     def length(self) -> int:
-        """Tokens of context, with what is drawn."""
-        return self.asked + len(self.ids)
+        """Tokens of prompt and answer so far."""
+        return self.context + len(self.ids)
 
     def children(self, tokens: Sequence[int], logprobs: Sequence[float]) -> list[_Branch]:
-        """What becomes of it when each owner, in order, has drawn a token."""
+        """Split the branch by the tokens that its requests have drawn."""
         found: dict[int, _Branch] = {}
-        for owner, token, logprob in zip(self.owners, tokens, logprobs, strict=False):
+        for request, token, logprob in zip(self.requests, tokens, logprobs, strict=False):
             if token not in found:
                 ids, all_logprobs = [*self.ids, token], [*self.logprobs, logprob]
-                found[token] = _Branch(self.prompt, self.asked, [], ids, all_logprobs)
-            found[token].owners.append(owner)
+                found[token] = _Branch(self.prompt, self.context, [], ids, all_logprobs)
+            found[token].requests.append(request)
         return [*found.values()]
 
 
 @dataclass(frozen=True, slots=True)
 class _Start:
-    """A wave that is ready to draw its first tokens; rows of layout and logits are branches."""
+    """A prefilled wave, ready to draw the first tokens. Rows of layout and logits are branches."""
 
     prefix: Prefill
     lengths: list[int]
@@ -83,16 +83,16 @@ class _Start:
 class TorchEngine(AdapterEngine):
     """Samples from a transformers causal language model.
 
-    Answers to one prompt are a tree: what they have in common is decoded once. What is decoded together
-    depends on the requests and on what they draw, never on timing. Equal calls in equal order since `load`
-    give equal bits (same machine, build, threads).
+    Answers to one prompt form a tree: their common beginning is decoded once. Batch composition depends on
+    requests and draws only, never on timing. The same calls in the same order since `load` give the same bits
+    (on the same machine, build and thread count).
 
     Args:
-        model: the model to sample from, without adapters. Its modules are left alone and its weights shared;
-            on a CPU there is a copy beside them (see `envkit.engine.prepacked`).
+        model: the model to sample from, without adapters. Its modules stay unchanged and its weights are
+            shared; a CPU holds a prepacked copy of them (see `envkit.engine.prepacked`).
         stop_ids: ids that end a turn.
-        max_rows: requests decoded together, where memory allows it.
-        decode: the text of ids, special tokens included; without it there are no stop strings.
+        max_rows: largest number of requests decoded together.
+        decode: turns ids into text, special tokens included. Stop strings need it.
     """
 
     def __init__(
@@ -110,18 +110,16 @@ class TorchEngine(AdapterEngine):
         head = rewritten.get_output_embeddings()
         self._head = PrepackedLinear(head.weight, head.bias, [head.weight])
         self._device = head.weight.device
-        #: Tokens that the model tells apart by where they stand.
         self._longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
-        #: By adapter and ids.
+        #: KV state to continue from, by adapter and token ids.
         self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
         self._adapters = 0
-        #: What keys and values of one token take.
-        self._token_bytes = self._bytes_of_a_token()
+        self._token_bytes = self._cache_bytes_per_token()
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """Take over these adapters, in place of all before; see `envkit.engine.lora.updates_of`.
+        """Replace all adapters; see `envkit.engine.lora.updates_of`.
 
         Raises:
             ModelError: one is for another model.
@@ -131,18 +129,18 @@ class TorchEngine(AdapterEngine):
         self._adapters = len(adapters)
 
     def forget(self) -> None:
-        """Let go of what is held of conversations; they are read anew if they go on all the same."""
+        """Drop cached KV state. Continued conversations are prefilled again."""
         self._held = {}
 
     def close(self) -> None:
-        """See `envkit.engine.protocol.AdapterEngine.close`; the weights are the learner's as well."""
+        """Drop cached KV state. The weights stay: the learner shares them."""
         self.forget()
 
     @torch.no_grad()
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         held: dict[int, _Held] = {}
-        new: dict[int, Asked] = {}
-        old: dict[int, Asked] = {}
+        new: dict[int, RequestSize] = {}
+        old: dict[int, RequestSize] = {}
         for index, request in enumerate(requests):
             if not 0 <= request.adapter < max(self._adapters, 1):
                 raise ContractError(
@@ -152,34 +150,34 @@ class TorchEngine(AdapterEngine):
             if len(request.prompt_ids) >= self._longest:
                 raise ModelError(
                     f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
-                    "the answer included; a max_context_length keeps conversations shorter"
+                    "the answer included; set a lower max_context_length"
                 )
             found = self._held.get((request.adapter, request.prompt_ids[: request.known]))
             if found is None:
-                new[index] = Asked(len(request.prompt_ids), (request.adapter, request.prompt_ids))
+                new[index] = RequestSize(len(request.prompt_ids), (request.adapter, request.prompt_ids))
             else:
-                held[index], read = found, found.prompt_length + len(found.own)
-                old[index] = Asked(
+                held[index], read = found, found.prompt_length + len(found.row)
+                old[index] = RequestSize(
                     found.prompt_length,
                     (id(found.prefix), found.prompt),
-                    len(found.own),
+                    len(found.row),
                     len(request.prompt_ids) - read,
                 )
         self._held = {}
-        most = self._max_rows, _KEPT_BYTES // self._token_bytes
-        for wave in waves(new, sampling.max_new_tokens, *most):
-            start = self._begin(wave, requests, sampling.max_new_tokens)
+        limits = self._max_rows, _CACHE_BYTES // self._token_bytes
+        for wave in waves(new, sampling.max_new_tokens, *limits):
+            start = self._start_new(wave, requests, sampling.max_new_tokens)
             yield from self._decode(start, wave, requests, sampling)
-            del start  # or it would be in memory beside the next
-        for wave in waves(old, sampling.max_new_tokens, *most):
-            start = self._go_on(wave, requests, held, sampling.max_new_tokens)
+            del start  # frees its buffers before the next wave
+        for wave in waves(old, sampling.max_new_tokens, *limits):
+            start = self._start_held(wave, requests, held, sampling.max_new_tokens)
             for index in (index for group in wave for index in group):
-                del held[index]  # it is in the wave's own buffers now
+                del held[index]  # copied into the wave's buffers
             yield from self._decode(start, wave, requests, sampling)
             del start
 
-    def _begin(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
-        """Read new prompts."""
+    def _start_new(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
+        """Prefill new prompts."""
         firsts = [requests[group[0]] for group in wave]
         lengths = [len(first.prompt_ids) for first in firsts]
         prefix, logits_NV = self._prefill(firsts)
@@ -193,14 +191,14 @@ class TorchEngine(AdapterEngine):
         )
         return _Start(prefix, lengths, layout, logits_NV, branches)
 
-    def _go_on(
+    def _start_held(
         self,
         wave: list[list[int]],
         requests: Sequence[Request],
         held: Mapping[int, _Held],
         budget: int,
     ) -> _Start:
-        """Read what was added to conversations, behind what is held of them."""
+        """Prefill the new tokens of held conversations."""
         firsts = [held[group[0]] for group in wave]
         lengths = [first.prompt_length for first in firsts]
         prefix = Prefill.of(
@@ -212,9 +210,9 @@ class TorchEngine(AdapterEngine):
             for index in group:
                 same.setdefault(requests[index].prompt_ids, []).append(index)
             branches += [_Branch(prompt, len(ids), owners) for ids, owners in same.items()]
-        leads = [branch.owners[0] for branch in branches]
-        owns = [held[index].own for index in leads]
-        read = [held[index].prompt_length + len(held[index].own) for index in leads]
+        leads = [branch.requests[0] for branch in branches]
+        owns = [held[index].row for index in leads]
+        read = [held[index].prompt_length + len(held[index].row) for index in leads]
         added = [requests[index].prompt_ids[start:] for index, start in zip(leads, read, strict=True)]
         fresh = max(map(len, added))
         layout = Decode(
@@ -224,22 +222,22 @@ class TorchEngine(AdapterEngine):
             room=sum(map(len, wave)),
             slots=max(map(len, owns)) + fresh + budget,
         )
-        layout.recall(owns)
+        layout.restore(owns)
         adapters = [requests[group[0]].adapter for group in wave]
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // fresh, 1)
         for start in range(0, len(branches), count):
             piece = slice(start, min(start + count, len(branches)))
-            layout.bring(piece)
+            layout.select(piece)
             logits.append(self._read(added[piece], read[piece], fresh, layout, adapters))
         layout.advance([len(ids) for ids in added])
-        layout.bring(slice(0, len(branches)))
+        layout.select(slice(0, len(branches)))
         return _Start(prefix, lengths, layout, torch.cat(logits), branches)
 
     def _decode(
         self, start: _Start, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
     ) -> Generator[tuple[int, Completion]]:
-        """Decode one wave; each of its lists holds the request indices of one prompt."""
+        """Decode one wave. Each of its lists has the request indices of one prompt."""
         layout, logits_RV, branches = start.layout, start.logits_RV, start.branches
         asked = [index for group in wave for index in group]
         place = {index: number for number, index in enumerate(asked)}
@@ -250,12 +248,13 @@ class TorchEngine(AdapterEngine):
         strings = self._stop_strings(sampling)
 
         for step in range(sampling.max_new_tokens):
-            most = max(len(branch.owners) for branch in branches)
-            # Where a branch has fewer owners than another, its first one's number is drawn with again.
+            widest = max(len(branch.requests) for branch in branches)
+            # Pad the shorter lists: a branch with fewer requests draws again with its first one's number.
             owners = [
-                [*branch.owners, *branch.owners[:1] * (most - len(branch.owners))] for branch in branches
+                [*branch.requests, *branch.requests[:1] * (widest - len(branch.requests))]
+                for branch in branches
             ]
-            numbers_RO = draws_AT[[[place[index] for index in each] for each in owners], step]
+            numbers_RO = draws_AT[[[place[index] for index in indices] for indices in owners], step]
             tokens, logprobs = map(_listed, draw(logits_RV, numbers_RO, sampling))
             following: list[_Branch | None] = []
             more: list[tuple[int, _Branch]] = []
@@ -265,7 +264,7 @@ class TorchEngine(AdapterEngine):
                     is_over = child.ids[-1] in self._stop or strings.end(child.ids)
                     if is_over or len(child.ids) == sampling.max_new_tokens or child.length == self._longest:
                         completion = self._end(child, "stop" if is_over else "length", row, start, requests)
-                        yield from ((owner, completion) for owner in child.owners)
+                        yield from ((request, completion) for request in child.requests)
                     else:
                         alive.append(child)
                 following.append(alive[0] if alive else None)
@@ -275,7 +274,7 @@ class TorchEngine(AdapterEngine):
             chosen = places([child is not None for child in following], len(more))
             arranged = [*((row, child) for row, child in enumerate(following)), *more]
             branches = [child for _, child in (arranged[number] for number in chosen) if child is not None]
-            layout.arrange([arranged[number][0] for number in chosen])
+            layout.reorder([arranged[number][0] for number in chosen])
             token_R1 = torch.tensor([branch.ids[-1:] for branch in branches], device=self._device)
             position_R1 = torch.tensor([[branch.length - 1] for branch in branches], device=self._device)
             hidden = self._forward(token_R1, position_R1, layout, adapters)
@@ -283,24 +282,24 @@ class TorchEngine(AdapterEngine):
             layout.advance()
 
     def _end(
-        self, branch: _Branch, why: str, row: int, start: _Start, requests: Sequence[Request]
+        self, branch: _Branch, stop: str, row: int, start: _Start, requests: Sequence[Request]
     ) -> Completion:
-        """What all owners of a branch get; what was read is held for those of them that go on."""
-        completion = Completion(tuple(branch.ids), tuple(branch.logprobs), why)
-        going = [requests[index] for index in branch.owners if requests[index].goes_on]
-        if going:
-            self._held[going[0].adapter, going[0].prompt_ids + completion.ids] = _Held(
-                start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.own(row)
+        """Build the branch's completion; keep its KV state for requests that continue."""
+        completion = Completion(tuple(branch.ids), tuple(branch.logprobs), stop)
+        continuing = [requests[index] for index in branch.requests if requests[index].goes_on]
+        if continuing:
+            self._held[continuing[0].adapter, continuing[0].prompt_ids + completion.ids] = _Held(
+                start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.row_cache(row)
             )
         return completion
 
     def _stop_strings(self, sampling: Sampling) -> StopStrings:
         if sampling.stop_strings and self._text is None:
-            raise ContractError("this engine was made without `decode`, and so knows no stop strings")
+            raise ContractError("stop strings need an engine that was made with `decode`")
         return StopStrings(sampling.stop_strings, self._text or str)
 
     def _prefill(self, prompts: Sequence[Request]) -> tuple[Prefill, Tensor]:
-        """Keys and values of all prompts, and the logits (N, V) after each one's last token."""
+        """Prefill all prompts; returns their KV cache and the logits (N, V) after each last token."""
         longest = max(len(request.prompt_ids) for request in prompts)
         prefix = Prefill(len(prompts), longest)
         adapters = [request.adapter for request in prompts]
@@ -308,7 +307,7 @@ class TorchEngine(AdapterEngine):
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
             piece = [request.prompt_ids for request in prompts[start : start + count]]
-            prefix.bring(slice(start, start + len(piece)))
+            prefix.select(slice(start, start + len(piece)))
             logits.append(self._read(piece, [0] * len(piece), max(map(len, piece)), prefix, adapters))
         return prefix, torch.cat(logits)
 
@@ -320,7 +319,7 @@ class TorchEngine(AdapterEngine):
         layout: Prefill | Decode,
         adapters: Sequence[int],
     ) -> Tensor:
-        """Logits (B, V) after the last id that each row adds to ``read`` others; padded to ``width``."""
+        """Run new ids of each row, after ``read`` cached ones; returns the logits (B, V) after the last."""
         ids_BS = torch.tensor([[*ids, *[0] * (width - len(ids))] for ids in added], device=self._device)
         position_B = torch.tensor(read, device=self._device)
         positions_BS = position_B[:, None] + torch.arange(width, device=self._device)
@@ -329,8 +328,8 @@ class TorchEngine(AdapterEngine):
         return self._head(last)
 
     @torch.no_grad()
-    def _bytes_of_a_token(self) -> int:
-        """Bytes of its keys and values in all layers."""
+    def _cache_bytes_per_token(self) -> int:
+        """Size of one token's KV cache over all layers."""
         layout, one = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self._device)
         self._forward(one, one, layout, [0])
         return sum(part.element_size() * part.numel() for part in (*layout.keys, *layout.values))
@@ -338,7 +337,7 @@ class TorchEngine(AdapterEngine):
     def _forward(
         self, ids_BS: Tensor, positions_BS: Tensor, layout: Prefill | Decode, adapters: Sequence[int]
     ) -> Tensor:
-        """Hidden states (B, S, width); ``adapters`` has a number for each of the wave's prompts."""
+        """Hidden states (B, S, width). ``adapters`` has one number per prompt of the wave."""
         self._linears.choose([adapters[prompt] for prompt in layout.prompts])
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
@@ -346,5 +345,5 @@ class TorchEngine(AdapterEngine):
 
 
 def _listed(values: Tensor) -> list[Any]:
-    """``Tensor.tolist``, which torch leaves untyped."""
+    """``Tensor.tolist`` with a type."""
     return cast("list[Any]", values.tolist())

@@ -1,4 +1,4 @@
-"""vLLM as an engine: its scheduler and its kernels behind our protocol, in a process of its own."""
+"""The vLLM engine: vLLM's scheduler and kernels behind the engine protocol, in a separate process."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling,
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import ModelRef
 
-#: Largest ranks that vLLM reserves room for.
+#: Values of vLLM's ``max_lora_rank``.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 
 
@@ -30,27 +30,27 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMEngine(AdapterEngine):
     """Samples with vLLM. Implements `envkit.engine.protocol.AdapterEngine`.
 
-    Conversations that begin alike share what was read, from call to call, by vLLM's prefix caching;
-    `Request.known` and `Request.goes_on` tell it nothing more. Draws are vLLM's own, seeded by each request's
-    key. Adapters have the base's dtype there, not float32 as in the learner, so that log-probabilities differ
-    by rounding; see ``importance_sampling_mode`` in `envkit.training.config.TrainConfig`.
+    vLLM's prefix cache shares KV state between conversations, so `Request.known` and `Request.goes_on` have
+    no effect. vLLM makes the random draws, seeded by each request's key. It holds adapters in the base's
+    dtype, the learner in float32, so log-probabilities differ by rounding; see ``importance_sampling_mode``
+    in `envkit.training.config.TrainConfig`.
 
-    vLLM starts its process by running the main module again: in a script of your own, make one below
-    ``if __name__ == "__main__":``. On a CPU that has as many threads as torch has here. vLLM's own variables
-    count where they are set; else it says errors only, to stderr, and a CPU's keys and values have 2 GiB.
+    vLLM starts its process by running the main module again: in your own script, create the engine below
+    ``if __name__ == "__main__":``. On a CPU, vLLM uses as many threads as torch does here. vLLM's environment
+    variables take precedence. By default it logs only errors, to stderr, and a CPU's KV cache has 2 GiB.
 
     Args:
         ref: the model to sample from.
         stop_ids: ids that end a turn.
         dtype: of the weights, ``"float32"`` or ``"bfloat16"``.
         lora_r: largest rank of an adapter, at most 512.
-        max_adapters: most adapters in one batch, the base beside others counted; more are taken in turns.
-        eager: start at once; otherwise vLLM compiles the model first, which takes a minute and pays later.
-        max_length: tokens of the longest conversation; the model's own bound if ``None``.
+        max_adapters: adapters per batch, the base included; more take turns.
+        eager: start at once. Otherwise vLLM compiles the model first: a minute at the start, faster later.
+        max_length: longest conversation in tokens; ``None`` for the model's context.
 
     Raises:
         MissingExtraError: vLLM is not installed.
-        ModelError: vLLM cannot serve the model here.
+        ModelError: vLLM cannot serve the model on this machine.
     """
 
     def __init__(
@@ -66,7 +66,7 @@ class VLLMEngine(AdapterEngine):
     ) -> None:
         rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
         if not rank:
-            raise ContractError(f"lora_r is {lora_r}; vLLM takes adapters of rank {_RANKS[-1]} at most")
+            raise ContractError(f"lora_r is {lora_r}; vLLM supports ranks up to {_RANKS[-1]}")
         threads = torch.get_num_threads()
         others = set(multiprocessing.active_children())
         try:
@@ -80,29 +80,29 @@ class VLLMEngine(AdapterEngine):
                     max_lora_rank=rank,
                     max_loras=max_adapters,
                     enable_prefix_caching=True,
-                    # On a CPU vLLM 0.32 dies of a prompt read in pieces, if its draws have a seed.
+                    # On a CPU, vLLM 0.32 crashes on chunked prefill with seeded draws.
                     enable_chunked_prefill=None if torch.cuda.is_available() else False,
                     enforce_eager=eager,
                     max_model_len=max_length,
-                    # Of the distribution that a token was drawn from, after temperature and truncation.
+                    # Log-probabilities after temperature and truncation.
                     logprobs_mode="processed_logprobs",
                     use_tqdm_on_load=False,
                 )
         except (OSError, RuntimeError, ValueError) as error:
-            raise ModelError(f"{ref.id}: vLLM does not serve it ({str(error)[:300]})") from error
+            raise ModelError(f"{ref.id}: vLLM cannot serve it ({str(error)[:300]})") from error
         finally:
-            torch.set_num_threads(threads)  # vLLM leaves one, and the learner is in this process
+            torch.set_num_threads(threads)  # vLLM sets 1, and the learner runs in this process
         self._processes = set(multiprocessing.active_children()) - others
         self._rank = rank
         self._stop = sorted(set(stop_ids))
-        #: What vLLM calls each adapter, by number; ``None`` for the base.
+        #: vLLM's request object of each adapter; ``None`` for the base.
         self._adapters: list[Any] = []
         self._made = 0
-        #: Removes the folder of the present ones, at the latest when this engine or the program ends.
+        #: Removes the folder of the current adapters; runs at the latest when the engine or program ends.
         self._clean: Callable[[], object] = _nothing_to_clean
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
-        """See `envkit.engine.protocol.AdapterEngine.load`; vLLM reads them when they are first asked."""
+        """See `envkit.engine.protocol.AdapterEngine.load`; vLLM reads an adapter when it is first used."""
         for updates in adapters:
             _require_rank(updates, self._rank)
         self.forget()
@@ -115,8 +115,9 @@ class VLLMEngine(AdapterEngine):
             if some is None:
                 found.append(None)
                 continue
-            # On a CPU vLLM 0.32 gives rows without an adapter that of its last slot, if other rows have one.
-            self._made += 1  # vLLM keeps what it has read under a number
+            # On a CPU, vLLM 0.32 applies its last slot's adapter to rows without one.
+            # So the base gets a zero adapter.
+            self._made += 1  # vLLM caches adapters by number
             path = Path(folder, str(self._made))
             _write(updates or _nothing(some), path)
             found.append(self._request(f"adapter-{self._made}", self._made, str(path)))
@@ -131,7 +132,7 @@ class VLLMEngine(AdapterEngine):
         self._clean()
         self._llm.llm_engine.engine_core.shutdown()
         for process in self._processes:
-            process.join()  # vLLM kills what does not end within five seconds, and does not wait for that
+            process.join()  # vLLM kills it after five seconds, and does not wait for that
 
     def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
         if not requests:
@@ -141,8 +142,8 @@ class VLLMEngine(AdapterEngine):
         for request in requests:
             if len(request.prompt_ids) >= longest:
                 raise ModelError(
-                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM serves {longest} here, the "
-                    "answer included"
+                    f"a conversation has {len(request.prompt_ids)} tokens; vLLM reads {longest}, the answer "
+                    "included; set a lower max_context_length"
                 )
             if not 0 <= request.adapter < len(adapters):
                 raise ContractError(
@@ -150,7 +151,9 @@ class VLLMEngine(AdapterEngine):
                     f"{len(self._adapters)}, numbered from 0"
                 )
         if sampling.stop_strings:
-            raise ContractError("vLLM is started without a tokenizer, and so knows no stop strings")
+            raise ContractError(
+                "vLLM runs without a tokenizer and supports no stop strings; leave stop_strings empty"
+            )
         settings: list[Any] = [
             self._vllm.SamplingParams(
                 temperature=sampling.temperature,
@@ -174,15 +177,15 @@ class VLLMEngine(AdapterEngine):
             )
         except self._died as error:
             raise ModelError(
-                "vLLM's own process ended while it sampled; what it said is above. --engine torch needs none"
+                "vLLM's process ended while sampling; its message is above. --engine torch works without it"
             ) from error
         yield from enumerate(_completion(answer.outputs[0]) for answer in answers)
 
 
 def _imported() -> tuple[Any, Any, Any]:
-    """The module, its class of adapters, and its error when its process has ended."""
+    """Import vLLM; returns the module, its adapter request class and its error for a dead process."""
     try:
-        # By name: it is not installed where types are checked.
+        # By name, because vLLM is not installed where types are checked.
         vllm = importlib.import_module("vllm")
         request = importlib.import_module("vllm.lora.request").LoRARequest
         return vllm, request, importlib.import_module("vllm.v1.engine.exceptions").EngineDeadError
@@ -192,14 +195,14 @@ def _imported() -> tuple[Any, Any, Any]:
 
 @contextlib.contextmanager
 def _variables(threads: int) -> Generator[None]:
-    """What vLLM reads from the environment when it is imported and when it starts its processes."""
+    """Set environment variables that vLLM reads on import and when it starts processes."""
     wanted = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the program's own
-        # Left to itself it keeps one core free: of two, which the learner shares in turns, that is half.
+        # By default vLLM leaves one core idle, which is half of two.
         "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         "OMP_NUM_THREADS": str(threads),
-        # Left to itself it takes nine tenths of the memory, and the learner has its own beside it.
+        # By default vLLM takes nine tenths of the memory, and the learner needs its share.
         "VLLM_CPU_KVCACHE_SPACE": "2",
     }
     added = {name: value for name, value in wanted.items() if name not in os.environ}
@@ -212,7 +215,7 @@ def _variables(threads: int) -> Generator[None]:
 
 
 def _nothing_to_clean() -> None:
-    """Before the first adapters."""
+    """Do nothing: there are no adapters yet."""
 
 
 def _completion(output: Any) -> Completion:
@@ -222,12 +225,12 @@ def _completion(output: Any) -> Completion:
 
 
 def _seed(rng_key: Sequence[int]) -> int:
-    """A number of 63 bits, which is what vLLM takes, that depends on the key alone."""
+    """A 63-bit seed, vLLM's limit, that depends on the key alone."""
     return int(seeds(rng_key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _nothing(other: Mapping[str, Update]) -> dict[str, Update]:
-    """An adapter that adds nothing, to a layer of ``other``'s."""
+    """A zero adapter for one of ``other``'s layers."""
     name, update = next(iter(other.items()))
     return {name: Update(torch.zeros_like(update.down[:1]), torch.zeros_like(update.up[:, :1]))}
 
@@ -235,17 +238,17 @@ def _nothing(other: Mapping[str, Update]) -> dict[str, Update]:
 def _require_rank(updates: Mapping[str, Update], most: int) -> None:
     for name, update in updates.items():
         if (rank := update.down.shape[0]) > most:
-            raise ModelError(f"an adapter has rank {rank} at {name}; this engine was made for {most}")
+            raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {most}")
 
 
 def _write(updates: Mapping[str, Update], folder: Path) -> None:
-    """An adapter as a PEFT folder; its scale is in the weights, so alpha is its rank."""
+    """Write an adapter as a PEFT folder. Its scale is in the weights, so alpha equals the rank."""
     from safetensors.torch import save_file  # pyright: ignore[reportUnknownVariableType]
 
     rank = max(update.down.shape[0] for update in updates.values())
     tensors: dict[str, torch.Tensor] = {}
     for name, update in updates.items():
-        # Zeros beyond a layer's own rank add nothing.
+        # Pad every layer to the largest rank with zeros.
         missing = rank - update.down.shape[0]
         down = torch.nn.functional.pad(update.down, (0, 0, 0, missing))
         up = torch.nn.functional.pad(update.up, (0, missing))

@@ -1,4 +1,4 @@
-"""Which requests are decoded together: pure functions of their number and their prompts."""
+"""Batching: pure functions that group requests into waves and rows into places."""
 
 from __future__ import annotations
 
@@ -6,51 +6,56 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 
-class Asked(NamedTuple):
-    """What a request brings to a wave.
+class RequestSize(NamedTuple):
+    """Token counts of a request.
 
     Args:
-        prompt: tokens of its prompt.
-        same: equal for equal prompts.
-        kept: tokens held of it behind the prompt.
-        added: tokens to read behind those.
+        prompt: tokens of the shared prompt.
+        prompt_key: equal for equal prompts.
+        cached: tokens after the prompt whose KV state is held.
+        new: tokens to prefill after those.
     """
 
     prompt: int
-    same: Hashable
-    kept: int = 0
-    added: int = 0
+    prompt_key: Hashable
+    cached: int = 0
+    new: int = 0
 
 
-def waves(asked: Mapping[int, Asked], budget: int, max_rows: int, max_tokens: int) -> list[list[list[int]]]:
-    """Indices of requests grouped by prompt, groups packed into waves.
+def waves(
+    sizes: Mapping[int, RequestSize], budget: int, max_rows: int, max_tokens: int
+) -> list[list[list[int]]]:
+    """Group requests by prompt, and pack the groups into waves that are decoded together.
 
     Longest prompts first, so prompts of similar length share a wave and its padding stays small.
 
     Args:
-        asked: by the index of each request.
-        budget: tokens that each may draw, at least 1.
-        max_rows: requests of a wave, at least 1.
-        max_tokens: for which a wave has room, padding included; one of a single request may have more.
+        sizes: by request index.
+        budget: tokens that each request may draw, at least 1.
+        max_rows: requests per wave, at least 1.
+        max_tokens: tokens per wave, padding included. A wave of a single request may exceed it.
+
+    Returns:
+        Waves; each is a list of groups of request indices.
     """
 
     def own(rows: Iterable[int]) -> int:
-        """Tokens behind the prompt for which each of these rows has room."""
-        some = [asked[row] for row in rows]
-        return max(one.kept for one in some) + max(one.added for one in some) + budget
+        """Tokens after the prompt to reserve for each of these rows."""
+        some = [sizes[row] for row in rows]
+        return max(size.cached for size in some) + max(size.new for size in some) + budget
 
     def tokens(wave: Sequence[Sequence[int]]) -> int:
         rows = [row for group in wave for row in group]
-        return len(wave) * max(asked[row].prompt for row in rows) + len(rows) * own(rows)
+        return len(wave) * max(sizes[row].prompt for row in rows) + len(rows) * own(rows)
 
     groups: dict[tuple[int, Hashable], list[int]] = {}
-    for index, one in asked.items():
-        groups.setdefault((one.prompt, one.same), []).append(index)
+    for index, size in sizes.items():
+        groups.setdefault((size.prompt, size.prompt_key), []).append(index)
     pieces: list[list[int]] = []
     for (prompt, _), group in groups.items():
-        most = max(min(max_rows, (max_tokens - prompt) // own(group)), 1)
-        pieces += [group[start : start + most] for start in range(0, len(group), most)]
-    pieces.sort(key=lambda piece: (-asked[piece[0]].prompt, -len(piece), piece[0]))
+        rows = max(min(max_rows, (max_tokens - prompt) // own(group)), 1)
+        pieces += [group[start : start + rows] for start in range(0, len(group), rows)]
+    pieces.sort(key=lambda piece: (-sizes[piece[0]].prompt, -len(piece), piece[0]))
     found: list[list[list[int]]] = []
     for piece in pieces:
         if found:
@@ -63,11 +68,14 @@ def waves(asked: Mapping[int, Asked], budget: int, max_rows: int, max_tokens: in
 
 
 def places(stays: Sequence[bool], branches: int) -> list[int]:
-    """Which row or branch goes to each place of the next step; as many as can stay where they are.
+    """Assign the rows of the next step to places. As many rows as possible keep theirs.
 
     Args:
-        stays: of each row, whether it goes on.
-        branches: more rows than that; they are numbered after the rows.
+        stays: for each row, True if it continues.
+        branches: number of additional rows, numbered after the existing ones.
+
+    Returns:
+        The row or branch in each place.
     """
     total = sum(stays) + branches
     found = [row if row < len(stays) and stays[row] else -1 for row in range(total)]

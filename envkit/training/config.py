@@ -16,25 +16,25 @@ from envkit.plain import decode, encode
 
 @dataclass(frozen=True, slots=True)
 class TrainConfig:
-    """Everything that decides a training run, apart from tasks and machine.
+    """Hyperparameters of a training run.
 
     Args:
         model: model id, folder or hub id.
-        backend: whose trainer takes the steps: ``"envkit"``, or ``"trl"``, which is slower on one machine.
-        engine: who samples: ``"torch"``, or ``"vllm"``, whose log-probabilities are less exact and whose runs
-            are not promised to resume to the bit.
-        dtype: of the base, while sampling and learning: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
-            one that this machine multiplies faster. The adapter is float32 always.
-        device: where base and adapter are: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU, whose runs are not
-            promised to resume to the bit. TRL, of which the warm start is made, then asks for a C compiler.
-        seed: root of every random draw.
+        backend: trainer: ``"envkit"``, or ``"trl"``, which is slower on one machine.
+        engine: sampler: ``"torch"``, or ``"vllm"``, whose log-probabilities are less exact. A run with vLLM
+            may not resume bit for bit.
+        dtype: of the base, for sampling and training: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
+            faster one on this machine. The adapter is always float32.
+        device: of base and adapter: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU. A run on a GPU may not
+            resume bit for bit, and its warm start needs a C compiler.
+        seed: of every random draw.
         max_turns: actions per episode.
         lora_r: rank of the adapter on all linear layers.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
-        sft_examples: known answers to train tasks to imitate first; 0 skips the warm start.
+        sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
-        curriculum_tasks: train tasks whose difficulty is estimated before RL, which then visits no others;
+        curriculum_tasks: training tasks whose difficulty is estimated before RL. RL then visits only these.
             0 makes no estimate and visits all.
         max_steps: policy-gradient steps.
         learning_rate: AdamW, constant after a short warm-up.
@@ -43,37 +43,36 @@ class TrainConfig:
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
-        stop_strings: texts that end a turn as well as the model's own end of it does; each stays in the turn.
-            For an untrained model that talks on behind its answer; where that is a block of code, a fence
-            between two line breaks. Evaluate with the same. Not with engine ``"vllm"``.
-        max_context_length: tokens that a turn is asked with. One that would have more forgets all between its
-            episode's first observation and the latest one; no less is ever asked. 0 for no bound but the
-            model's own, beyond which the run ends with an error.
+        stop_strings: texts that end a turn, like the model's end-of-turn token; each stays in the turn.
+            Useful for an untrained model that keeps talking after its answer, for example a closing code
+            fence between two line breaks. Evaluate with the same ones. Not with engine ``"vllm"``.
+        max_context_length: longest context of a turn, in tokens. A longer one is truncated to the episode's
+            first and latest observation, whatever their length. 0 for no limit but the model's own, beyond
+            which the run ends with an error.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see
             `envkit.training.loss`.
-        shaping: what is added to an episode's reward in training alone: a check's score times this, above 0,
-            by the check's name. Most are checks of weight 0, which measure a step towards the reward, for
-            where it is too rare. Rewards and mixed groups are reported without it.
+        shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
+            training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
+            Rewards and mixed groups are reported without it.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
-        epsilon: the probability ratio is clipped below at one minus this. With one gradient step on each
-            batch, as here, the ratio is 1 but for rounding, so this acts where an engine is not exact.
-        epsilon_high: and above at one plus this, the same as ``epsilon`` if ``None``; with ``"cispo"`` at
-            this itself, which must then be at least 1 (5.0 is usual).
-        beta: weight of the divergence from the model without its adapter; above 0 every step costs one more
-            forward pass, and groups of equal rewards are learned from too.
-        min_entropy: nats per sampled token; a step below it ends the run, which has collapsed.
-        max_kl: nats per token away from the model without its adapter; a step beyond it ends the run. Unless
-            ``None``, it costs a forward pass as ``beta`` does.
-        alarm_steps: every how many steps solved episodes are put to the environment's held-out checks; 0 for
-            never.
-        max_hacked: share of tasks whose solved episodes may fail one; clearly beyond it the run ends, for its
-            reward is being won without the work.
-        importance_sampling_mode: makes up for an engine that is not exact: ``"none"``, or
-            ``"token_truncate"``, ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
-        importance_sampling_clip_max: the weight beyond which that cuts off or leaves out.
-        max_grad_norm: gradient norm is clipped to this.
+        epsilon: the probability ratio is clipped below at ``1 - epsilon``. With one gradient step per batch,
+            the ratio differs from 1 only by rounding, so this acts only if an engine is not exact.
+        epsilon_high: the ratio is clipped above at ``1 + epsilon_high``; ``None`` means ``epsilon``. With
+            ``"cispo"`` it is the upper limit itself, at least 1 (5.0 is usual).
+        beta: weight of the KL divergence from the model without its adapter. Above 0, every step costs one
+            more forward pass, and groups of equal rewards have a gradient too.
+        min_entropy: in nats per sampled token. A step below it ends the run: the policy has collapsed.
+        max_kl: KL divergence from the model without its adapter, in nats per token. A step above it ends the
+            run. Unless ``None``, it costs a forward pass like ``beta``.
+        alarm_steps: run the held-out checks on solved episodes every this many steps; 0 for never.
+        max_hacked: share of tasks whose solved episodes may fail a held-out check. Significantly more end the
+            run, because the policy earns the reward without solving the tasks.
+        importance_sampling_mode: corrects for an engine that is not exact: ``"none"``, ``"token_truncate"``,
+            ``"token_mask"``, ``"sequence_truncate"`` or ``"sequence_mask"``.
+        importance_sampling_clip_max: importance weights above it are clipped or masked.
+        max_grad_norm: the gradient norm is clipped to this.
         save_steps: steps between checkpoints.
-        max_tokens_per_forward: a group larger than this is split over several forward passes.
+        max_tokens_per_forward: packed tokens per forward pass; larger groups are split.
     """
 
     model: str = DEFAULT_MODEL
@@ -137,29 +136,28 @@ class TrainConfig:
                 known = ", ".join(choices)
                 raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
         if "" in self.stop_strings:
-            raise ConfigError("stop_strings has an empty one, with which every turn would end at once")
+            raise ConfigError("stop_strings has an empty text, which would end every turn at once; remove it")
         for name, weight in self.shaping.items():
-            if not 0 < weight < float("inf"):  # whoever breaks an environment off would escape a penalty
+            if not 0 < weight < float("inf"):  # an aborted episode would escape a penalty
                 raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
         if self.engine == "vllm" and self.stop_strings:
             raise ConfigError(
-                f"stop_strings is {self.stop_strings}; with engine 'vllm', which is given no tokenizer, it "
-                "must be empty"
+                f"stop_strings is {self.stop_strings}; engine 'vllm' has no tokenizer for them: "
+                "leave it empty"
             )
         if self.engine == "vllm" and self.device != "cpu":
             raise ConfigError(
-                f"device is {self.device!r}; with engine 'vllm', which takes a card's memory for itself, "
-                "it must be 'cpu'"
+                f"device is {self.device!r}; engine 'vllm' takes all of a GPU's memory: set device to 'cpu'"
             )
         if self.backend == "trl" and self.max_context_length:
             raise ConfigError(
-                f"max_context_length is {self.max_context_length}; with backend 'trl', for which an episode "
-                "that forgets is no one row, it must be 0"
+                f"max_context_length is {self.max_context_length}; backend 'trl' cannot train truncated "
+                "contexts: set it to 0"
             )
         if self.backend == "trl" and self.importance_sampling_mode != "none":
             raise ConfigError(
-                f"importance_sampling_mode is {self.importance_sampling_mode!r}; with backend 'trl', which "
-                "corrects its own vLLM only, it must be 'none'"
+                f"importance_sampling_mode is {self.importance_sampling_mode!r}; backend 'trl' corrects "
+                "only its own vLLM: set it to 'none'"
             )
         if self.loss_type == "cispo" and (self.epsilon_high is None or self.epsilon_high < 1):
             raise ConfigError(
@@ -169,11 +167,11 @@ class TrainConfig:
 
     @property
     def needs_reference(self) -> bool:
-        """Whether every group is compared with the model without its adapter."""
+        """True if the loss or an alarm needs log-probabilities of the model without its adapter."""
         return self.beta > 0 or self.max_kl is not None
 
     def clip_range(self) -> tuple[float, float]:
-        """The smallest and the largest probability ratio that are not clipped."""
+        """Smallest and largest probability ratio that are not clipped."""
         high = self.epsilon if self.epsilon_high is None else self.epsilon_high
         return (0.0, high) if self.loss_type == "cispo" else (1 - self.epsilon, 1 + high)
 
@@ -182,7 +180,7 @@ _POSITIVE = (
     *("learning_rate", "sft_learning_rate", "temperature", "epsilon", "epsilon_high", "max_grad_norm"),
     *("max_kl", "importance_sampling_clip_max"),
 )
-_LEVELS, _WAYS = ("token", "sequence"), ("truncate", "mask")
+_LEVELS, _CORRECTIONS = ("token", "sequence"), ("truncate", "mask")
 _CHOICES = {
     "backend": ("envkit", "trl"),
     "engine": ("torch", "vllm"),
@@ -190,7 +188,10 @@ _CHOICES = {
     "device": ("cpu", "cuda"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
     "importance_sampling_level": _LEVELS,
-    "importance_sampling_mode": ("none", *(f"{level}_{way}" for level in _LEVELS for way in _WAYS)),
+    "importance_sampling_mode": (
+        "none",
+        *(f"{level}_{correction}" for level in _LEVELS for correction in _CORRECTIONS),
+    ),
 }
 _LEAST = {
     "seed": 0,
@@ -226,7 +227,7 @@ _MOST = {
 
 
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
-    """A configuration from plain values; ``where`` names their origin in errors.
+    """Make a configuration from plain values; ``where`` names their origin in errors.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; names file and field.
@@ -262,5 +263,5 @@ def from_toml(path: Path) -> TrainConfig:
 
 
 def to_mapping(config: TrainConfig) -> dict[str, Any]:
-    """Plain values that `from_mapping` takes back."""
+    """Turn a configuration into plain values for `from_mapping`."""
     return cast("dict[str, Any]", encode(config))

@@ -1,7 +1,7 @@
 """Policy-gradient losses with TRL's names and numbers: pure functions of tensors.
 
-A step's loss is a sum over its trained tokens, each with the weight that `token_weights` gives it, so that a
-step may be worked off in pieces of any size.
+A step's loss is a sum over its trained tokens, weighted by `token_weights`. So a step can be computed in
+chunks of any size.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from envkit.training.packing import PackedBatch
 
 @dataclass(frozen=True, slots=True)
 class StepSize:
-    """What a whole step has sampled, groups without a gradient included.
+    """The size of a whole step, groups without a gradient included.
 
     Args:
         tokens: sampled tokens.
@@ -32,14 +32,14 @@ class StepSize:
 
 @dataclass(frozen=True, slots=True)
 class LossTerms:
-    """What one batch gave.
+    """Loss and metrics of one batch.
 
     Args:
-        total: its share of the step's loss; has a gradient.
-        drift: sum over tokens of |new - sampled log-probability|, engine against learner.
-        clipped: tokens whose ratio was outside the clip range on the side that matters.
+        total: share of the step's loss; has a gradient.
+        drift: sum over tokens of |learner's - engine's log-probability|.
+        clipped: tokens whose ratio is clipped, given the sign of their advantage.
         tokens: trained tokens in the batch.
-        kl: sum over tokens of the estimated divergence from the reference, in nats; 0 without one.
+        kl: sum over tokens of the estimated KL divergence from the reference, in nats; 0 without one.
     """
 
     total: Tensor
@@ -52,7 +52,7 @@ class LossTerms:
 def logprobs(model: Any, batch: PackedBatch, temperature: float) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
 
-    Logits are computed only where they predict a trained token, once for all rows that have it there: the
+    Logits are computed only where they predict a trained token, and once for rows that share it: the
     vocabulary projection is a fifth of a small model's work.
     """
     hidden_SE = model.get_decoder()(
@@ -71,7 +71,7 @@ def logprobs(model: Any, batch: PackedBatch, temperature: float) -> Tensor:
 def policy_loss(
     new_N: Tensor, batch: PackedBatch, size: StepSize, config: TrainConfig, reference_N: Tensor | None = None
 ) -> LossTerms:
-    """The batch's share of the step's loss.
+    """Compute the batch's share of the step's loss.
 
     PPO's clipped surrogate per token (arXiv:1707.06347), or CISPO's clipped weight (arXiv:2506.13585); the
     probability ratio is a token's own or, at ``importance_sampling_level="sequence"``, the geometric mean
@@ -79,13 +79,13 @@ def policy_loss(
 
     Args:
         new_N: `logprobs` of the model in training.
-        batch: what was sampled.
+        batch: the sampled tokens.
         size: of the whole step.
-        config: names the loss.
-        reference_N: `logprobs` of the model that ``beta`` ties the policy to; needed where beta is not 0.
+        config: chooses the loss.
+        reference_N: `logprobs` of the model without its adapter; needed if ``beta`` is not 0.
     """
     correct = config.importance_sampling_mode != "none"
-    # With one gradient step per batch the model is its own old policy; only the engine may differ from it.
+    # With one gradient step per batch, the model is its own old policy; only the engine may differ.
     log_ratio_N = new_N - (new_N.detach() if correct else batch.old_logprobs_N)
     if config.importance_sampling_level == "sequence":
         log_ratio_N = _row_sums(log_ratio_N, batch) / _row_lengths(batch)
@@ -100,7 +100,7 @@ def policy_loss(
     kl = 0.0
     if reference_N is not None:
         kl_N = divergence(new_N, reference_N)
-        # Times the ratio, whose gradient makes that of the whole the divergence's own (arXiv:2512.02556).
+        # Multiplied by the ratio, so that the gradient is the divergence's own (arXiv:2512.02556).
         loss_N = loss_N + config.beta * ratio_N * kl_N
         kl = float(kl_N.detach().sum())
     outside_N = ((advantage_N > 0) & (ratio_N > high)) | ((advantage_N < 0) & (ratio_N < low))
@@ -114,7 +114,7 @@ def policy_loss(
 
 
 def divergence(new: Tensor, reference: Tensor) -> Tensor:
-    """Estimated divergence of a policy from its reference, of log-probabilities of what it sampled, in nats.
+    """Estimate the KL divergence of a policy from its reference at sampled tokens, in nats.
 
     Never negative (Schulman 2020, estimator k3).
     """
@@ -123,40 +123,40 @@ def divergence(new: Tensor, reference: Tensor) -> Tensor:
 
 
 def token_weights(batch: PackedBatch, size: StepSize, config: TrainConfig) -> Tensor:
-    """How much each trained token counts, shape (N,).
+    """Weight of each trained token, shape (N,).
 
-    ``grpo``: all episodes alike (arXiv:2402.03300). ``dr_grpo``: all tokens alike, over what all episodes
-    might have sampled (arXiv:2503.20783). The others: all tokens alike, over what the step has sampled
-    (DAPO, arXiv:2503.14476); ``bnpo`` differs from ``dapo`` only where a step is cut into batches that each
-    divide by their own count, as TRL's may be and these are not.
+    ``grpo``: episodes have equal weight (arXiv:2402.03300). ``dr_grpo``: tokens have equal weight, divided by
+    the largest number of tokens that the step could sample (arXiv:2503.20783). The others: tokens have equal
+    weight, divided by the number of sampled tokens (DAPO, arXiv:2503.14476). ``bnpo`` equals ``dapo`` here;
+    in TRL it differs if a step is split into batches that divide by their own count.
     """
     if config.loss_type == "grpo":
         return 1 / (size.sequences * _row_lengths(batch))
     if config.loss_type == "dr_grpo":
-        most = size.sequences * config.max_turns * config.max_completion_length
-        return torch.full_like(batch.advantages_N, 1 / most)
+        budget = size.sequences * config.max_turns * config.max_completion_length
+        return torch.full_like(batch.advantages_N, 1 / budget)
     return torch.full_like(batch.advantages_N, 1 / size.tokens)
 
 
 def _correction(new_N: Tensor, batch: PackedBatch, config: TrainConfig) -> Tensor:
-    """Weights that make up for an engine whose probabilities are not quite the learner's.
+    """Importance weights that correct for an engine whose probabilities differ from the learner's.
 
-    The ratio of the two, cut off at ``importance_sampling_clip_max`` (``*_truncate``), or 0 beyond it
-    (``*_mask``), of each token or of whole episodes.
+    The ratio of the two per token or per episode, clipped at ``importance_sampling_clip_max``
+    (``*_truncate``), or 0 above it (``*_mask``).
     """
     level, _, measure = config.importance_sampling_mode.partition("_")
     log_ratio_N = new_N - batch.old_logprobs_N
     ratio_N = (_row_sums(log_ratio_N, batch) if level == "sequence" else log_ratio_N).exp()
-    most = config.importance_sampling_clip_max
-    return ratio_N.clamp(max=most) if measure == "truncate" else ratio_N.where(ratio_N <= most, 0.0)
+    limit = config.importance_sampling_clip_max
+    return ratio_N.clamp(max=limit) if measure == "truncate" else ratio_N.where(ratio_N <= limit, 0.0)
 
 
 def _row_sums(values_N: Tensor, batch: PackedBatch) -> Tensor:
-    """Each row's sum, at each of its tokens."""
+    """Sum over each row, repeated at each of its tokens."""
     sums_R = values_N.new_zeros(batch.rows).index_add(0, batch.rows_N, values_N)
     return rows_of(sums_R[:, None], batch.rows_N)[:, 0]
 
 
 def _row_lengths(batch: PackedBatch) -> Tensor:
-    """How many trained tokens each row has, at each of them."""
+    """Number of trained tokens of each row, repeated at each of them."""
     return _row_sums(torch.ones_like(batch.old_logprobs_N), batch)

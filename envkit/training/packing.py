@@ -1,9 +1,8 @@
-"""Packing a group into one sequence: the prompt once, then every token that rows do not share, once.
+"""Packing a group of rows into one sequence: the shared prompt once, then a prefix tree of the answers.
 
-Rows of one group often begin alike, and equal ones are common. They are packed as a tree: a token that
-several rows have, after the same tokens, is read once for all of them. What a row sees is the prompt and its
-own path through the tree, so every row has the probabilities, and all together have the gradient, that they
-would have one by one.
+Rows of one group often begin alike, and equal rows are common. A token that several rows have after the same
+tokens is computed once. Each row attends to the prompt and to its own path through the tree. So
+log-probabilities and gradients are the same as row by row.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from envkit.types import Trajectory
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """What one trajectory adds after the shared prompt.
+    """The tokens of one trajectory after the shared prompt.
 
     Args:
         ids: completion and observation tokens of all turns, in order.
-        trained: which of them were sampled, same length.
-        logprobs: log-probability at sampling time; 0.0 where not sampled.
-        advantages: the weight of each token's gradient; 0.0 where not sampled.
-        kept: where the trajectory branches: index of a token -> how many of the ids in its context it and
-            what follows still see, beside the prompt. Elsewhere a token sees all before it.
+        trained: True for sampled tokens; same length as ``ids``.
+        logprobs: log-probability when sampled; 0.0 for other tokens.
+        advantages: of sampled tokens; 0.0 for others.
+        kept: context truncations: index of a token -> how many ids after the prompt it and the following
+            tokens still see. Without an entry, a token sees all before it.
     """
 
     ids: tuple[int, ...]
@@ -41,19 +40,19 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One packed forward pass. S tokens, N trained tokens of R rows, K distinct ones among them.
+    """One packed forward pass. S tokens, N trained tokens of R rows, K of them distinct.
 
     Args:
         ids_1S: token ids.
-        positions_1S: how many tokens each one sees before it.
-        prompt: tokens of the prompt, which come first.
-        paths: places in S, one list for each way through the tree; see `envkit.engine.attention.PackedTree`.
-        sources_K: places in S whose hidden states predict trained tokens.
-        targets_K: the ids of those tokens.
-        which_N: which of those each trained token is.
-        old_logprobs_N: its log-probability when it was sampled.
-        advantages_N: its advantage.
-        rows_N: its row.
+        positions_1S: position of each token: how many tokens it sees before it.
+        prompt: length of the prompt, which comes first.
+        paths: indices in S of each path through the tree; see `envkit.engine.attention.PackedTree`.
+        sources_K: indices in S whose hidden states predict trained tokens.
+        targets_K: ids of those tokens.
+        which_N: index in K of each trained token.
+        old_logprobs_N: log-probability of each when sampled.
+        advantages_N: advantage of each.
+        rows_N: row of each.
         rows: R.
     """
 
@@ -71,11 +70,10 @@ class PackedBatch:
 
 
 def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> TrainingRow:
-    """The trained row of a token-exact trajectory, given one advantage per turn.
+    """Turn a trajectory with tokens into a training row, given one advantage per turn.
 
     Raises:
-        ContractError: a turn carries no tokens, so there is nothing to train on, or it forgets a part of what
-            its episode began with.
+        ContractError: a turn has no tokens, or its context lacks a part of the first prompt.
     """
     ids: list[int] = []
     trained: list[bool] = []
@@ -106,7 +104,7 @@ def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> Trainin
 def chunks(
     prompt: Sequence[int], rows: Sequence[TrainingRow], max_tokens: int
 ) -> Iterator[list[TrainingRow]]:
-    """Split rows so that each part, packed, stays within ``max_tokens``; one row at the least.
+    """Split rows into chunks of at most ``max_tokens`` packed tokens, and of at least one row.
 
     Attention reads every row in full, up to four times as many tokens: it keeps a quarter as much of each.
     """
@@ -129,9 +127,9 @@ def chunks(
 def pack(
     prompt: Sequence[int], rows: Sequence[TrainingRow], device: torch.device | str = "cpu"
 ) -> PackedBatch:
-    """Lay out the prompt, and behind it what the rows add, where the model is."""
+    """Pack the prompt and the prefix tree of the rows into one forward pass on ``device``."""
     tree = _Tree(prompt)
-    number_of: dict[tuple[int, int], int] = {}  # by place and the id that is predicted there
+    number_of: dict[tuple[int, int], int] = {}  # by place and the id predicted there
     which: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
@@ -161,7 +159,7 @@ def pack(
 
 @final
 class _Tree:
-    """Tokens by what stands before them. The prompt is its stem; a place is an index into ``ids``."""
+    """Prefix tree of tokens, rooted in the prompt. A place is an index into ``ids``."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.ids = [*prompt]
@@ -171,11 +169,11 @@ class _Tree:
         self._children: dict[tuple[int, int], int] = {}
 
     def add(self, row: TrainingRow) -> list[int]:
-        """Take in a row; returns the place before each of its tokens, which predicts it."""
+        """Add a row; returns the place before each of its tokens, which predicts it."""
         return self._before(row, self._place)
 
     def missing(self, row: TrainingRow) -> int:
-        """How many tokens the row would add, or a few more if it branches."""
+        """Count the tokens that the row would add; an upper bound if its context is truncated."""
         unknown = len(self.ids)
         found: list[int] = []
 
@@ -187,19 +185,19 @@ class _Tree:
         return found.count(unknown)
 
     def paths(self) -> list[list[int]]:
-        """Every way from behind the prompt to a last token."""
+        """All paths from the first token after the prompt to a leaf."""
         ends = {*range(self._prompt, len(self.ids))} - {*self._parents}
         return [self._path(end) for end in sorted(ends)]
 
     def _before(self, row: TrainingRow, place: Callable[[int, int], int]) -> list[int]:
-        """The place before each token; ``place`` says that of a token behind another."""
+        """The place before each token. ``place(parent, token)`` finds or creates a place."""
         context, last, before = [self._prompt - 1], list[int](), list[int]()
         for index, token in enumerate(row.ids):
             if (kept := row.kept.get(index)) is not None:
                 last = last[: max(kept + 1 - len(context), 0)]
                 del context[kept + 1 :]
-            # A token needs no place before something follows it: what comes last predicts nothing.
-            context += [place(context[-1], each) for each in last]
+            # The last token predicts nothing, so a token gets a place only when another follows.
+            context += [place(context[-1], previous) for previous in last]
             before.append(context[-1])
             last = [token]
         return before

@@ -56,7 +56,7 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
     fresh = iter(range(longest, size))
     # Rows branch, change places and end; the first prompt's last.
     for rows in ([0, 1, 2], [2, 0, 1, 1, 0, 0], [3, 0, 2], [1, 1, 0, 0, 0]):
-        layout.arrange(rows)
+        layout.reorder(rows)
         prompts, own = [prompts[row] for row in rows], [[*own[row], next(fresh)] for row in rows]
         count = len(rows)
         value = torch.eye(size)[[path[-1] for path in own]][:, None, None].expand(count, 2, 1, size)

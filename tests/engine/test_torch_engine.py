@@ -22,7 +22,7 @@ from envkit.engine.draw import draw
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.waves import Asked, waves
+from envkit.engine.waves import RequestSize, waves
 from envkit.errors import ContractError, ModelError
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
@@ -35,17 +35,17 @@ def test_tokens_and_logprobs_are_those_of_plain_transformers(
     ref = tiny.make(tmp_path, family)
     rows: list[Sequence[int]] = []
     prompts: list[int] = []
-    arrange, narrow = Decode.arrange, Decode._narrow
+    reorder, narrow = Decode.reorder, Decode._narrow
 
-    def arranged(self: Decode, chosen: Sequence[int]) -> None:
+    def reordered(self: Decode, chosen: Sequence[int]) -> None:
         rows.append(chosen)
-        arrange(self, chosen)
+        reorder(self, chosen)
 
     def narrowed(self: Decode, chosen: Sequence[int]) -> None:
         prompts.append(len(chosen))
         narrow(self, chosen)
 
-    monkeypatch.setattr(Decode, "arrange", arranged)
+    monkeypatch.setattr(Decode, "reorder", reordered)
     monkeypatch.setattr(Decode, "_narrow", narrowed)
     asked = requests()
     drawn = tiny.engine(ref, STOPS).generate(asked, Sampling(temperature, 40))
@@ -70,7 +70,7 @@ def test_rows_are_decoded_together_as_far_as_their_keys_and_values_have_room(
     engine = tiny.engine(ref, max_rows=8)
     seen = forwarded(engine)
     # A token takes 2 layers x keys and values x 2 heads x 16 numbers of 4 bytes.
-    monkeypatch.setattr(torch_engine, "_KEPT_BYTES", 512 * (30 + 4 * 6))
+    monkeypatch.setattr(torch_engine, "_CACHE_BYTES", 512 * (30 + 4 * 6))
     drawn = engine.generate(asked := requests(((30, 8), (60, 2))), Sampling(1.0, 6))
     assert seen[::6] == [(1, 60), (1, 60), (1, 30), (1, 30)]
     assert [rows for rows, _ in seen[5::6]] == [1, 1, 4, 4]
@@ -229,7 +229,7 @@ def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it(ref: ModelRe
     said = engine.generate(going, Sampling(1.0, 9, stop_strings=strings))
     later = following(going, said, turn=0)
     check(tiny.plain(ref), later, engine.generate(later, Sampling(1.0, 3)), 1.0)
-    with pytest.raises(ContractError, match="made without `decode`"):
+    with pytest.raises(ContractError, match="an engine that was made with `decode`"):
         tiny.engine(ref).generate(asked, Sampling(stop_strings=strings))
 
 
@@ -311,7 +311,7 @@ def test_waves_hold_every_request_once_within_the_limits(
         for row in range(count)
     ]
     held = {
-        i: Asked(len(each.prompt_ids), each.prompt_ids, i % 7 * go_on, i % 3 * go_on)
+        i: RequestSize(len(each.prompt_ids), each.prompt_ids, i % 7 * go_on, i % 3 * go_on)
         for i, each in enumerate(asked)
     }
     found = waves(held, budget, max_rows, max_tokens)
@@ -320,7 +320,7 @@ def test_waves_hold_every_request_once_within_the_limits(
         rows, longest = sum(map(len, wave)), max(len(asked[group[0]].prompt_ids) for group in wave)
         assert rows <= max_rows
         members = [held[index] for group in wave for index in group]
-        own = max(one.kept for one in members) + max(one.added for one in members) + budget
+        own = max(one.cached for one in members) + max(one.new for one in members) + budget
         assert rows == 1 or len(wave) * longest + rows * own <= max_tokens
         assert all(len({asked[index].prompt_ids for index in group}) == 1 for group in wave)
     lengths = [len(asked[group[0]].prompt_ids) for wave in found for group in wave]
@@ -395,10 +395,12 @@ def test_the_engine_shares_the_models_weights_and_leaves_its_modules_alone(
 def test_an_adapter_that_does_not_fit_is_refused(ref: ModelRef, tmp_path: Path) -> None:
     engine = tiny.engine(tiny.make(tmp_path, num_hidden_layers=1))
     peft = adapted(ref)
-    with pytest.raises(ModelError, match=r"changes model\.layers\.1\..* which is no linear layer below its"):
+    with pytest.raises(ModelError, match=r"changes model\.layers\.1\..* which is no linear layer below the"):
         engine.load([updates_of(peft, "0")])
     wrong = {"model.layers.0.mlp.up_proj": Update(torch.zeros(2, 64), torch.zeros(99, 2))}
-    with pytest.raises(ModelError, match=r"up_proj, \(99, 64\) in size, which is \(128, 64\) here"):
+    with pytest.raises(
+        ModelError, match=r"shape \(99, 64\) changes .*up_proj, which has shape \(128, 64\) here"
+    ):
         engine.load([wrong])
     with pytest.raises(ContractError, match="no adapter 'x'; there are: 0, 1, 2"):
         updates_of(peft, "x")

@@ -204,11 +204,11 @@ class TestWithVLLM:
         engine.load([{}])
         with pytest.raises(ContractError, match="adapter 1; the engine was given 1"):
             engine.generate(requests(2, adapters=2), Sampling())
-        with pytest.raises(ContractError, match="rank 512 at most"):
+        with pytest.raises(ContractError, match="ranks up to 512"):
             VLLMEngine(ref, [2], dtype="float32", lora_r=513)
-        with pytest.raises(ModelError, match="20000 tokens; vLLM serves 8192"):
+        with pytest.raises(ModelError, match="20000 tokens; vLLM reads 8192"):
             engine.generate([Request((5,) * 20_000, (1,))], Sampling(1.0, 4))
-        with pytest.raises(ModelError, match=r"rank 9 at model.layers.0.*made for 8"):
+        with pytest.raises(ModelError, match=r"rank 9 at model.layers.0.*supports up to 8"):
             engine.load([updates(plain, 1, 9)])
         assert engine.generate([], Sampling()) == []
         assert len(engine.generate(requests(2), Sampling(1.0, 4))) == 2

@@ -230,5 +230,5 @@ def test_the_state_goes_through_json_exactly() -> None:
 def test_a_state_of_other_tasks_is_refused() -> None:
     state = Curriculum(tasks(6), 0).state()
     for others in (tasks(7), tasks(6)[::-1]):
-        with pytest.raises(TrainingError, match="of other tasks than the"):
+        with pytest.raises(TrainingError, match="has other tasks than the"):
             Curriculum(others, 0).restore(state)
