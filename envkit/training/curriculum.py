@@ -179,7 +179,7 @@ def _corrected(
     precision = np.diag([1 / 2**2, 1 / 0.3**2])
     change = np.zeros(2)
     for _ in range(30):  # Newton's method; the problem is convex
-        p = expit(visited + change @ features)
+        p: NDArray[np.float64] = expit(visited + change @ features)
         gradient = features @ (weight * (rates - p)) - precision @ change
         curvature = (features * (weight * p * (1 - p))) @ features.T + precision
         change = change + np.clip(np.linalg.solve(curvature, gradient), -1, 1)
