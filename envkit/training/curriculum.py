@@ -32,10 +32,10 @@ class Curriculum:
     """Estimates each task's solve rate and samples those near the middle.
 
     A task's solve rate is a Beta posterior: its own results, decaying with age, on a prior. The prior is the
-    estimate made before training (see `envkit.training.difficulty`), corrected by the results of first visits.
-    A task without an estimate gets the rate of its mutation operator. Estimates must be corrected because they
-    age: in one run, 150 unvisited tasks were estimated at 0.001 on average after 35 steps, while the policy
-    solved them at 0.06. Uncorrected, they sent the policy back to the few tasks that it had memorized.
+    estimate made before training (see `envkit.training.difficulty`), corrected by the results of first
+    visits. A task without an estimate gets the rate of its mutation operator. Estimates must be corrected
+    because they age: in one run, 150 unvisited tasks were estimated at 0.001 on average after 35 steps, while
+    the policy solved them at 0.06. Uncorrected, they sent the policy back to the tasks that it had memorized.
 
     A task's sampling weight is (p (1 - p) / (1 + visits to its source)) squared. p (1 - p) is the variance of
     one reward, and so the expected size of the signal (arXiv:2502.12272). It is squared because nearly
