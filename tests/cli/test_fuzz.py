@@ -19,7 +19,7 @@ from envkit.environments.code_editor import starter_tasks
 from envkit.errors import UsageError
 from envkit.taskfile import write_tasks
 
-LINES_PER_COMMAND = 40
+LINES_PER_COMMAND = 25
 
 #: Files that the values of options and arguments name; see `folder`.
 FILES = (

@@ -1,0 +1,188 @@
+"""The Python interface: pinned signatures, typed results, and what the command line does, in a call."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import json
+import signal
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import golden
+import pytest
+import tiny
+
+import envkit
+from envkit import api
+from envkit.environments.code_editor import starter_tasks
+from envkit.errors import StoreError, TaskFileError, UsageError
+from envkit.types import Task
+
+
+def describe(item: Any) -> Any:
+    """A function's parameters and result, or a class's fields and public members."""
+    if inspect.isfunction(item):
+        signature = inspect.signature(item)
+        return [*map(str, signature.parameters.values()), f"-> {signature.return_annotation}"]
+    members = [name for name in vars(item) if not name.startswith("_")]
+    fields = (
+        [f"{field.name}: {field.type}" for field in dataclasses.fields(item)]
+        if dataclasses.is_dataclass(item)
+        else []
+    )
+    return {"fields": fields, "members": sorted(members)}
+
+
+def test_public_interface_golden() -> None:
+    golden.expect("public_api", {name: describe(getattr(api, name)) for name in [*api.__all__]})
+
+
+def test_names_stay_functions_when_packages_are_imported() -> None:
+    import envkit.benchmark.spec
+    import envkit.training.config
+
+    assert callable(envkit.train)
+    assert callable(envkit.bench)
+    with pytest.raises(AttributeError, match="no attribute 'tarin'"):
+        envkit.tarin  # noqa: B018  # pyright: ignore
+
+
+@pytest.fixture(scope="module")
+def tasks() -> Sequence[Task]:
+    return starter_tasks()[:4]
+
+
+@pytest.fixture(scope="module")
+def heldout(tasks: Sequence[Task]) -> Sequence[Task]:
+    return [replace(task, split="heldout") for task in starter_tasks()[4:6]]
+
+
+@pytest.fixture(scope="module")
+def trained(
+    tmp_path_factory: pytest.TempPathFactory, tasks: Sequence[Task], heldout: Sequence[Task]
+) -> envkit.TrainResult:
+    """One tiny run, made by a call."""
+    folder = tmp_path_factory.mktemp("api")
+    config = {
+        "model": str(tiny.make(folder / "model").path),
+        "lora_r": 2,
+        "sft_examples": 0,
+        "max_steps": 2,
+        "groups_per_step": 2,
+        "num_generations": 2,
+        "max_completion_length": 4,
+    }
+    return envkit.train(
+        config=config,
+        tasks=tasks,
+        heldout_tasks=heldout,
+        allow_unaudited=True,
+        root=folder / "runs",
+        display="quiet",
+    )
+
+
+def test_a_training_run_has_a_typed_result(trained: envkit.TrainResult) -> None:
+    assert trained.stopped_by is None
+    assert (trained.adapter / "adapter_config.json").exists()
+    assert trained.report.page == trained.run / "report.html"
+    assert trained.report.rows == ("oracle", "no-op", "base", "RL")
+    assert trained.report.solve_rate("oracle").estimate == 1.0
+    assert trained.report.difference("RL", "base").estimate == 0.0
+    with pytest.raises(UsageError, match="no solve rate for row 'SFT'; the report has: oracle"):
+        trained.report.solve_rate("SFT")
+    manifest = json.loads((trained.run / "manifest.json").read_text())
+    assert manifest["command"] == "envkit.train('code-editor')"
+
+
+def test_nothing_is_printed_when_quiet(
+    trained: envkit.TrainResult, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again = envkit.resume_train(trained.run, display="quiet")
+    assert again.adapter == trained.adapter
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_adapter_acts_and_gives_its_model(trained: envkit.TrainResult) -> None:
+    with envkit.load_adapter(trained.run, temperature=1.0) as adapter:
+        assert adapter.path == trained.adapter
+        first = [adapter.act("Mend it."), adapter.act("Once more.")]
+        adapter.reset(seed=0)
+        assert [adapter.act("Mend it."), adapter.act("Once more.")] == first
+        assert adapter.model.active_adapter == "trained"
+        assert [*adapter.model.peft_config] == ["trained"]
+        assert adapter.tokenizer("x")["input_ids"]
+
+
+def test_an_adapter_that_is_not_there_is_refused(trained: envkit.TrainResult, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no adapter there"):
+        envkit.load_adapter(tmp_path)
+    with pytest.raises(UsageError, match="no checkpoint of step 99; it has: 2"):
+        envkit.load_adapter(trained.run, step=99)
+
+
+def test_an_evaluation_has_its_rate_with_an_interval(tmp_path: Path, heldout: Sequence[Task]) -> None:
+    from envkit.taskfile import write_tasks
+
+    write_tasks(tmp_path / "tasks.jsonl", heldout, seed=0)
+    result = envkit.evaluate(agent="oracle", tasks=tmp_path / "tasks.jsonl", root=tmp_path, display="quiet")
+    assert result.solve_rate.estimate == 1.0
+    assert result.solve_rate.low < 1.0
+    assert result.pass_at(1) == result.solve_rate
+    assert result.pass_at(99) is None
+    resumed = envkit.resume_bench(result.run, display="quiet")
+    assert resumed.refused is None
+    assert resumed.report.rows == ("oracle",)
+    assert resumed.leaderboard.exists()
+    again = envkit.rescore(result.run, root=tmp_path, display="quiet")
+    assert (again.episodes, again.changed) == (2, ())
+
+
+def test_a_signal_stops_a_run_that_can_be_resumed(
+    tmp_path: Path, heldout: Sequence[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from envkit.studies.bench import Bench
+    from envkit.taskfile import write_tasks
+
+    write_tasks(tmp_path / "tasks.jsonl", heldout, seed=0)
+    run = Bench.run
+
+    def interrupted(bench: Bench) -> list[Path]:
+        signal.raise_signal(signal.SIGINT)
+        return run(bench)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Bench, "run", interrupted)
+        spec = envkit.BenchSpec(
+            (envkit.EnvironmentSpec("code-editor", str(tmp_path / "tasks.jsonl")),),
+            (envkit.AgentSpec("oracle", script="oracle"),),
+        )
+        stopped = envkit.bench(spec, root=tmp_path, display="quiet")
+    assert stopped.stopped_by is signal.SIGINT
+    assert stopped.report.rows == ()
+    resumed = envkit.resume_bench(stopped.run, display="quiet")
+    assert resumed.stopped_by is None
+    assert resumed.report.solve_rate("oracle").estimate == 1.0
+
+
+def test_bad_input_is_refused_before_any_work(
+    tmp_path: Path, heldout: Sequence[Task], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(TaskFileError, match="is of split 'heldout'; expected 'train'"):
+        envkit.sft(tmp_path / "adapter", tasks=heldout, display="quiet")
+
+    def work(*_: object) -> None:
+        raise AssertionError("work began")
+
+    monkeypatch.setattr("envkit.registry.sandbox_backend", work)
+    with pytest.raises(UsageError, match="seed 1 is given twice"):
+        envkit.train(seeds=[1, 1], display="quiet")
+    with pytest.raises(UsageError, match="display is 'loud'; expected 'rich', 'quiet' or a Display"):
+        envkit.train(display="loud", allow_unaudited=True)  # pyright: ignore
+    with pytest.raises(StoreError, match="not a run's manifest"):
+        envkit.resume_train(tmp_path, display="quiet")
+    with pytest.raises(UsageError, match="no agent to compare"):
+        envkit.spec_of()
