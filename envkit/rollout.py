@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import AgentError, BrokenTask, ContractError, SandboxError
+from envkit.errors import AgentError, BrokenTask, CheckError, ContractError, SandboxError
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
 EnvFactory = Callable[[], Env]
@@ -31,7 +31,7 @@ class _Episode:
     held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
     #: What broke its first sandbox.
-    broke: SandboxError | None = None
+    broke: SandboxError | CheckError | None = None
 
 
 def visit_seed(key: EpisodeKey) -> int:
@@ -108,10 +108,10 @@ class Rollouts:
         With ``held_out``, solved episodes are asked the held-out checks, and keep what those say under
         ``info["held_out"]``.
 
-        An episode whose machinery breaks is replayed once, action by action, in a fresh sandbox.
-        Breaking again is the candidate's doing and counts as failed. An episode whose `Env.reset`
-        fails twice in a row is void: no candidate has touched it. So is one whose agent gives up, with an
-        `AgentError`, and one whose task is broken in itself, with a `BrokenTask`.
+        An episode whose machinery breaks, or whose check raises, is replayed once, action by action, in a
+        fresh sandbox. If it breaks again it counts as failed, because the agent may have caused it. An
+        episode is void if `Env.reset` fails twice in a row, before the agent acted; if its agent gives up
+        (`AgentError`); or if its task is broken in itself (`BrokenTask`).
 
         Raises:
             ContractError: the agent does not answer, or answers a session that it was not asked.
@@ -194,14 +194,16 @@ def _move(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         seen, reward, terminated, truncated, info = env.step(turn.text)
     except BrokenTask as error:
         return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
-    except SandboxError as error:
+    except (SandboxError, CheckError) as error:
         return _broken(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
     episode.observation = seen
     return _finished(env, agent, key, episode.steps, info) if terminated or truncated else None
 
 
-def _broken(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) -> Trajectory | None:
+def _broken(
+    agent: Agent, episode: _Episode, turn: Turn, error: SandboxError | CheckError
+) -> Trajectory | None:
     """Say the same actions again in a fresh sandbox; a second breakdown is a failure."""
     env, key, steps = episode.env, episode.key, episode.steps
     if episode.broke is not None:

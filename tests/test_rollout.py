@@ -370,3 +370,26 @@ def test_the_sandbox_of_an_episode_that_is_void_is_not_kept() -> None:
 
 def test_noop_earns_nothing() -> None:
     assert {played.reward for played in play(noop("quit"), keys())} == {0.0}
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_check_that_raises_ends_its_episode_and_not_the_run(workers: int) -> None:
+    class Fragile(GuessEnv):
+        @check()
+        def right(self) -> bool:
+            if self.task.id == "below-10":
+                raise KeyError("tea")
+            return super().right()
+
+    backend = Backend()
+    with Rollouts(lambda: Fragile(sandbox=backend, max_turns=8), workers=workers) as rollouts:
+        played = rollouts.play(HALVING, keys())
+    failed = [each for each in played if each.key.task == "below-10"]
+    others = [each for each in played if each.key.task != "below-10"]
+    assert {each.outcome for each in failed} == {Outcome.FAILED}
+    assert {each.outcome for each in others} == {Outcome.SOLVED}
+    found = str(failed[0].info["error"])
+    assert found.startswith(
+        "broke twice: environment guess, task below-10: check right raised KeyError: 'tea'"
+    )
+    assert not backend.open
