@@ -186,3 +186,23 @@ def test_bad_input_is_refused_before_any_work(
         envkit.resume_train(tmp_path, display="quiet")
     with pytest.raises(UsageError, match="no agent to compare"):
         envkit.spec_of()
+
+
+def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(
+    monkeypatch: pytest.MonkeyPatch, heldout: Sequence[Task], tmp_path: Path
+) -> None:
+    """Trying which tasks of a published benchmark can be graded takes minutes."""
+    from envkit import ImportedTasks
+    from envkit.environments.code_editor import CodeEditorEnv
+
+    def play(*_: object, **__: object) -> None:
+        raise AssertionError("work began")
+
+    def read(format: str, path: Path) -> ImportedTasks:
+        return ImportedTasks(tuple(heldout), {"gpt": {}})
+
+    monkeypatch.setattr("envkit.studies.bench.validate_tasks", play)
+    monkeypatch.setattr(CodeEditorEnv, "import_tasks", read)
+    spec = envkit.spec_of(recorded=["wrong"], tasks="published:items")
+    with pytest.raises(UsageError, match=r"no recorded outputs 'wrong' came with the tasks \(there is: gpt"):
+        envkit.bench(spec, root=tmp_path, display="quiet")

@@ -77,7 +77,7 @@ def start(
     table = load_prices(prices)
     spec = _with_lengths(spec)
     played = [
-        (one.name, kind, load_tasks(kind, one, backend, display))
+        (one.name, kind, load_tasks(kind, one, backend, display, spec.agents))
         for one in spec.environments
         for kind in [registry.environment(one.name)]
     ]
@@ -152,7 +152,11 @@ def _compute(models: bool) -> tuple[int, str]:
 
 
 def load_tasks(
-    kind: type[Env], spec: EnvironmentSpec, backend: SandboxBackend, display: Display
+    kind: type[Env],
+    spec: EnvironmentSpec,
+    backend: SandboxBackend,
+    display: Display,
+    rows: Sequence[AgentSpec] = (),
 ) -> ImportedTasks:
     """The tasks that a spec names, what was recorded on them, and how many items are none, by reason.
 
@@ -171,6 +175,8 @@ def load_tasks(
         found = kind.import_tasks(form, Path(path))
     else:
         found = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
+    for row in rows:
+        _require_recorded(row, found)  # before the controls are played, which takes minutes
     tasks = found.tasks[: spec.limit]
     require_heldout(tasks)
     left_out = Counter(found.left_out)
@@ -202,6 +208,20 @@ def differences(spec: BenchSpec) -> list[Difference]:
     ]
 
 
+def _require_recorded(row: AgentSpec, imported: ImportedTasks) -> None:
+    """Refuse a row of recorded outputs that are neither with the tasks nor in a file.
+
+    Raises:
+        UsageError: there are no such outputs; the message names those that there are.
+    """
+    if row.recorded and row.recorded not in imported.recorded and not Path(row.recorded).is_file():
+        known = ", ".join(sorted(imported.recorded)) or "none"
+        raise UsageError(
+            f"agent {row.name}: no recorded outputs {row.recorded!r} came with the tasks (there is: "
+            f"{known}), and there is no such file"
+        )
+
+
 def _recorded(
     row: AgentSpec, imported: ImportedTasks
 ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
@@ -212,13 +232,8 @@ def _recorded(
     """
     said, usage = imported.recorded.get(row.recorded), dict[str, Usage]()
     if said is None:
+        _require_recorded(row, imported)
         file = Path(row.recorded)
-        if not file.is_file():
-            known = ", ".join(sorted(imported.recorded)) or "none"
-            raise UsageError(
-                f"agent {row.name}: no recorded outputs {row.recorded!r} came with the tasks (there is: "
-                f"{known}), and there is no such file"
-            )
         said, usage = read_recorded(file), read_usage(file)
         if usage.keys() != said.keys():  # a cost of some would be taken for the cost of all
             usage = {}
