@@ -14,34 +14,35 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from envkit.errors import ConfigError
+from envkit.files import read_settings
 from envkit.plain import decode
 from envkit.prices import Price, PriceTable
 
 _CHOICES = {"mode": ("text", "tools"), "token_limit": ("max_completion_tokens", "max_tokens")}
-#: Fields of a request that the agent fills in, or whose answer it could not read.
+#: Request fields that the agent sets itself, or that change the reply to a form it cannot read.
 _RESERVED = {"model", "messages", "tools", "temperature", "stream", "n", *_CHOICES["token_limit"]}
 
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """A model behind an API.
+    """A model behind an API. Either ``price`` or ``machine`` is set.
 
     Args:
-        name: of the card.
-        model: id of the model at its provider.
-        base_url: of the API; ``/chat/completions`` is added to it.
-        key_env: environment variable that holds the key; empty for a server that asks for none.
-        mode: ``"text"``, where the reply's text is the action, or ``"tools"``, where the environment's tools
-            are offered and a call of one is the action.
-        price: the model's id in the price table.
-        machine: the hardware's name in the price table, where that is paid for instead.
-        token_limit: the request's field for the most tokens of a reply.
-        temperature: whether the API takes one.
-        max_completion_tokens: most tokens of a reply where nobody says otherwise, hidden reasoning included;
-            0 for as many as small models get.
-        concurrency: requests under way at once, at least 1.
-        timeout_s: seconds until a request is given up, above 0.
-        request: further fields of every request, such as ``reasoning_effort``.
+        name: name of the card.
+        model: the provider's id of the model.
+        base_url: address of the API, without ``/chat/completions``.
+        key_env: environment variable that holds the API key; empty if the server needs no key.
+        mode: ``"text"``: the reply's text is the action. ``"tools"``: the environment's tools are offered,
+            and the reply's tool call is the action.
+        price: the model's id in the price table, if tokens are paid for.
+        machine: the machine's name in the price table, if hours are paid for.
+        token_limit: name of the request field that limits the reply's tokens.
+        temperature: True if the API accepts a temperature.
+        max_completion_tokens: default token limit of a reply, hidden reasoning included; 0 for the same
+            default as local models.
+        concurrency: concurrent requests, at least 1.
+        timeout_s: seconds until a request fails, above 0.
+        request: additional fields of every request, such as ``reasoning_effort``.
     """
 
     name: str
@@ -70,7 +71,7 @@ class Card:
             if getattr(self, key) not in choices:
                 raise ConfigError(f"{key} is {getattr(self, key)!r}; expected one of: {', '.join(choices)}")
         if bool(self.price) == bool(self.machine):
-            raise ConfigError("give either price, for a model paid by the token, or machine")
+            raise ConfigError("give either price (paid by the token) or machine (paid by the hour)")
         if self.max_completion_tokens < 0:
             raise ConfigError(f"max_completion_tokens is {self.max_completion_tokens}; it must be at least 0")
         if self.concurrency < 1:
@@ -85,10 +86,10 @@ class Card:
             raise ConfigError(f"request cannot be sent as JSON: {error}") from error
 
     def price_in(self, table: PriceTable) -> Price:
-        """What the provider asks per token: nothing, where the machine is paid for.
+        """Price per token; 0 if the machine is paid for by the hour.
 
         Raises:
-            UnpricedError: the table does not have the model or the machine.
+            UnpricedError: the table has no such model or machine.
         """
         if self.machine:
             table.hourly_usd(self.machine)
@@ -97,28 +98,29 @@ class Card:
 
 
 def load_card(name_or_path: str) -> Card:
-    """A card that envkit ships, or of a TOML file with the fields of `Card`; ``[request]`` is a table.
+    """Load a card that envkit ships, by name, or a TOML file with the fields of `Card`, by path.
 
     Raises:
-        ConfigError: there is none of that name; or the file cannot be read, or a key or a value of it is
-            wrong, which names file and key.
+        ConfigError: no card has that name, or the file cannot be read, or a key or value in it is wrong; the
+            message names file and key.
     """
     path = Path(name_or_path)
     if path.suffix == ".toml" or path.name != name_or_path:
         try:
-            return _parse(path.read_bytes(), path.name.removesuffix(".toml"), name_or_path)
+            text = read_settings(path)
         except OSError as error:
             raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
+        except ValueError as error:
+            raise ConfigError(f"{path}: not TOML ({error})") from error
+        return _parse(text, path.name.removesuffix(".toml"), name_or_path)
     if name_or_path not in shipped_cards():
         raise ConfigError(
-            f"no card is named {name_or_path!r}; choose one of: {', '.join(shipped_cards())}, or give "
-            "the path of "
-            "a .toml file"
+            f"no card is named {name_or_path!r}; choose one of: {', '.join(shipped_cards())}, "
+            "or give the path of a .toml file"
         )
     file = f"{name_or_path}.toml"
-    return _parse(
-        resources.files("envkit.agents").joinpath("baselines", file).read_bytes(), name_or_path, file
-    )
+    text = resources.files("envkit.agents").joinpath("baselines", file).read_text("utf-8")
+    return _parse(text, name_or_path, file)
 
 
 def shipped_cards() -> list[str]:
@@ -128,18 +130,18 @@ def shipped_cards() -> list[str]:
 
 
 def _is_plain(base_url: str) -> bool:
-    """Whether it is an address and nothing more; what stands in a user's or key's place would be shown."""
+    """True if the address holds no user, password or query: these may be secrets, and reports show it."""
     try:
         url = urlsplit(base_url)
-        _ = url.port  # raises where it is no number
+        _ = url.port  # raises if the port is not a number
     except ValueError:
         return False
     return url.scheme in ("http", "https") and bool(url.hostname) and not re.search("[@?#]", base_url)
 
 
-def _parse(data: bytes, name: str, where: str) -> Card:
+def _parse(text: str, name: str, where: str) -> Card:
     try:
-        values = tomllib.loads(data.decode("utf-8"))
+        values = tomllib.loads(text)
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where}: not TOML ({error})") from error
     request: object = values.pop("request", {})

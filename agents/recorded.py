@@ -11,7 +11,8 @@ from typing import cast, final
 
 from envkit.agent import Session
 from envkit.errors import ContractError, TaskFileError, UsageError
-from envkit.taskfile import write_once
+from envkit.files import read_regular_file
+from envkit.taskfile import MAX_BYTES, write_once
 from envkit.types import EpisodeKey, Turn, Usage
 
 _FIELDS = ("task", "actions", "usage")
@@ -120,8 +121,10 @@ def write_recorded(
 def _read(path: Path) -> list[tuple[str, tuple[str, ...], Usage | None]]:
     try:
         # Only "\n" ends a line of JSONL: texts may hold the others that `str.splitlines` knows.
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_regular_file(path, MAX_BYTES).decode().split("\n")
+    except OSError as error:
+        raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise TaskFileError(f"{path} cannot be read: {error}") from error
     found: dict[str, tuple[str, tuple[str, ...], Usage | None]] = {}
     for number, line in enumerate(lines, 1):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ConfigError, UnpricedError
+from envkit.files import read_settings
 from envkit.types import Usage
 
 
@@ -95,8 +96,10 @@ def load_prices(path: Path | None = None) -> PriceTable:
     if path is None:
         return own
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_settings(path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
     mine = _parse(text, str(path))
     date = mine.date if mine.date == own.date else f"{own.date}, and {path.name} of {mine.date}"

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import stat
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,6 +18,7 @@ from typing import Any, Final, cast
 
 from envkit.env import Env
 from envkit.errors import StoreError, TaskFileError
+from envkit.files import read_regular_file
 from envkit.grading import canonical
 from envkit.store import write_atomic
 from envkit.types import JSON, Task
@@ -90,7 +89,7 @@ def write_once(path: Path, text: str) -> None:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomic(path, text.encode())
-        elif read_regular_file(path) != text.encode():
+        elif read_regular_file(path, MAX_BYTES) != text.encode():
             raise TaskFileError(f"{path} exists and differs; move it away or choose another name")
     except StoreError as error:
         raise TaskFileError(str(error)) from error
@@ -110,7 +109,7 @@ def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
         TaskFileError: names the file, and the line and field of the fault.
     """
     try:
-        lines = read_regular_file(path).decode().splitlines()
+        lines = read_regular_file(path, MAX_BYTES).decode().splitlines()
     except FileNotFoundError:
         raise TaskFileError(
             f"{path} does not exist; make it with: envkit tasks mine PACKAGE -o {path}"
@@ -143,25 +142,6 @@ def read_tasks(path: Path, kind: type[Env] | None = None) -> list[Task]:
     if not tasks:
         raise TaskFileError(f"{path} holds a header and no tasks; make it again")
     return tasks
-
-
-def read_regular_file(path: Path, limit_bytes: int = MAX_BYTES) -> bytes:
-    """Read a regular file of limited size. Pipes and devices are refused: reading them might never end.
-
-    Raises:
-        TaskFileError: not a regular file, or larger than ``limit_bytes``.
-        OSError: it cannot be opened or read.
-    """
-    # Without O_NONBLOCK, opening a named pipe waits for a writer.
-    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            raise TaskFileError(f"{path} cannot be read: found a pipe or device, expected a file")
-        data = file.read(limit_bytes + 1)
-    if len(data) > limit_bytes:
-        raise TaskFileError(
-            f"{path} cannot be read: it is larger than {limit_bytes:,} bytes; split it into smaller files"
-        )
-    return data
 
 
 def _require_environment(path: Path, found: object, kind: type[Env]) -> None:

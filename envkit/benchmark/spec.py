@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from envkit.errors import ConfigError
+from envkit.files import read_settings
 from envkit.plain import decode
 
 #: Scripted agents and the pass@1 that an honest environment gives them; ``None``: none in particular.
@@ -164,7 +165,7 @@ def from_toml(path: Path) -> BenchSpec:
         ConfigError: no such file, not TOML, or a field is missing, unknown or wrong; names file and field.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_settings(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:

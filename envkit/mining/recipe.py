@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeAlias, cast
 
 from envkit.errors import TaskFileError
+from envkit.files import read_regular_file
 from envkit.hidden import read_hidden
 from envkit.mining.build import build_task, calls_of, mutation_id
 from envkit.mining.hidden import RepairHidden
@@ -19,7 +20,7 @@ from envkit.mining.mutations import mutations
 from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
-from envkit.taskfile import digest, read_regular_file
+from envkit.taskfile import MAX_BYTES, digest
 from envkit.types import JSON, Task
 
 SCHEMA = "envkit.recipe/1"
@@ -91,7 +92,7 @@ def read_recipe(path: Path) -> dict[str, JSON]:
         TaskFileError: names the file, and the field where something is wrong.
     """
     try:
-        recipe: object = json.loads(read_regular_file(path))
+        recipe: object = json.loads(read_regular_file(path, MAX_BYTES))
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ConfigError
+from envkit.files import read_settings
 from envkit.models import DEFAULT_MODEL
 from envkit.plain import decode, encode
 
@@ -254,10 +255,10 @@ def from_toml(path: Path) -> TrainConfig:
         ConfigError: no such file, not TOML, or see `from_mapping`.
     """
     try:
-        values = tomllib.loads(path.read_text(encoding="utf-8"))
+        values = tomllib.loads(read_settings(path))
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror})") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     return from_mapping(values, str(path))
 

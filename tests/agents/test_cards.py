@@ -93,7 +93,7 @@ def test_a_file_says_all(tmp_path: Path) -> None:
             "token_limit = 'tokens'",
             "token_limit is 'tokens'; expected one of: max_completion_tokens, max_tokens",
         ),
-        ("machine = 'h100'", "give either price, for a model paid by the token, or machine"),
+        ("machine = 'h100'", "give either price (paid by the token) or machine (paid by the hour)"),
         ("base_url = 'host/v1'", "base_url must be like https://host/v1"),
         ("base_url = 'ftp://host/v1'", "base_url must be like"),
         ("base_url = 'https://u:p@host/v1'", "base_url must be like"),

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import TypeVar, cast, final
 
 from envkit.errors import TaskFileError
-from envkit.taskfile import MAX_BYTES, read_regular_file
+from envkit.files import read_regular_file
+from envkit.taskfile import MAX_BYTES
 from envkit.types import JSON
 
 Value = TypeVar("Value")
@@ -69,7 +70,7 @@ def read_text(path: Path) -> str:
         TaskFileError: the file cannot be read.
     """
     try:
-        raw = read_regular_file(path)
+        raw = read_regular_file(path, MAX_BYTES)
         return (_unpacked(path, raw) if path.suffix == ".gz" else raw).decode()
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
