@@ -1,4 +1,4 @@
-"""What tests of several parts share: real isolation, the starter tasks, and the folder of helpers."""
+"""Fixtures shared by all tests: isolated sandboxes, the starter tasks, and the path to helper modules."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from envkit.sandbox import SandboxBackend
 from envkit.sandboxes.docker import DockerBackend
 from envkit.types import Task
 
-sys.path.append(str(Path(__file__).parent))  # for the helpers beside it: tiny.py, settle.py ...
+sys.path.append(str(Path(__file__).parent))  # for helper modules: tiny.py, polling.py ...
 
-settings.register_profile("untimed", deadline=None)  # the machine may be busy with something else
+settings.register_profile("untimed", deadline=None)  # examples are slow on a busy machine
 settings.load_profile("untimed")
 
 
@@ -29,15 +29,15 @@ def pytest_configure() -> None:
         os.sched_setaffinity(0, {cores[int(worker.removeprefix("gw")) % len(cores)]})
 
 
-#: Fixtures of engines that a change rarely touches. Their tests are slow by what they ask for.
+#: Fixtures that start an engine. Tests that use one are marked as slow.
 ENGINES = {"docker", "dsn", "chromium"}
-#: Backends beside the default one, as test parameters and as classes of tests name them.
+#: Backends other than the default one, as they appear in test parameters.
 OTHER_BACKENDS = {"docker", "bubblewrap"}
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of other engines and backends as slow: `make test` tries the default backend only."""
+    """Mark tests of other engines and backends as slow: `make test` runs the default backend only."""
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         others = [value for value in params if isinstance(value, str) and value in OTHER_BACKENDS]
@@ -47,13 +47,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def backend() -> SandboxBackend:
-    """Real isolation; a machine without any cannot run these tests, and the error says what mends it."""
+    """The default isolated backend. On a machine without one, the error names the remedy."""
     return sandbox_backend()
 
 
 @pytest.fixture(scope="session")
 def docker() -> SandboxBackend:
-    """A real Docker engine. People may have none; the project's own checks always have."""
+    """A real Docker engine. Tests are skipped without one, except in CI, where they fail."""
     found = DockerBackend()
     if missing := found.available():
         if os.environ.get("CI"):

@@ -1,4 +1,4 @@
-"""The suite passes on backends that isolate, and names the failed cases on one that does not."""
+"""The sandbox checks pass on isolating backends and name the cases that fail on others."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
 #: Cases that a plain child process fails, whichever user runs it.
-BROKEN_WITHOUT_ISOLATION = {
+FAILED_WITHOUT_ISOLATION = {
     "hides the host's files",
     "hides the host's packages",
     "hides the host's processes",
@@ -52,18 +52,18 @@ class TestDocker(SandboxSuite):
         return docker
 
 
-def test_a_plain_process_keeps_the_protocol_and_does_not_isolate() -> None:
+def test_the_process_backend_follows_the_protocol_and_fails_the_isolation_cases() -> None:
     findings = self_check(ProcessBackend())
     assert [finding.name for finding in findings] == list(CASES)
-    broken = {finding.name: finding.detail for finding in findings if not finding.ok}
-    assert broken.keys() >= BROKEN_WITHOUT_ISOLATION
-    assert all(broken.values())
-    # Files, commands, limits and the like need no isolation.
-    assert not [name for name in broken if name not in ESSENTIAL and name not in BROKEN_WITHOUT_ISOLATION]
+    failed = {finding.name: finding.detail for finding in findings if not finding.ok}
+    assert failed.keys() >= FAILED_WITHOUT_ISOLATION
+    assert all(failed.values())
+    # All other cases, such as files, commands and limits, pass without isolation.
+    assert not [name for name in failed if name not in ESSENTIAL and name not in FAILED_WITHOUT_ISOLATION]
     with pytest.raises(SandboxUnavailable, match="'process' does not isolate"):
         require_isolation(ProcessBackend())
 
 
-def test_the_suite_is_broad() -> None:
+def test_the_suite_has_at_least_60_cases() -> None:
     assert len(CASES) >= 60
     assert len(ESSENTIAL) < len(CASES) / 2

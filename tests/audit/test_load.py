@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from attack_runner import run_attack
 from attack_target import CALLS, FILES, REFERENCE, TARGET
-from settle import settled
+from polling import wait_until_stable
 
 from envkit import lease as leases
 from envkit.audit.attacks import ATTACKS, CORRECT, Attempt
@@ -93,9 +93,9 @@ def test_nothing_grows_over_many_episodes(
     is_zygote = backend.name == "zygote"
     lease = (shared_zygote(os.getpid(), (), ()) if is_zygote else shared_mounts(os.getpid(), USER)).lease
     owner = f"{lease.path.name}-"
-    before, resident = settled(lambda: held(prefix, owner)), resident_bytes()
+    before, resident = wait_until_stable(lambda: held(prefix, owner)), resident_bytes()
     ready = zygote_host._PREFORKED * len(cgroup.parents()) if is_zygote else 0
     assert (before["control groups"], before["folders"], before["workspaces"]) == (ready, 0, 0)
     episodes(cycles)
-    assert settled(lambda: held(prefix, owner)) == before
+    assert wait_until_stable(lambda: held(prefix, owner)) == before
     assert resident_bytes() < 1.05 * resident

@@ -1,4 +1,4 @@
-"""Sandboxes for the tests, of every kind that runs here."""
+"""Sandboxes of every backend that is available on this machine."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
 
-def usable(backend: SandboxBackend) -> SandboxBackend:
+def skip_if_unavailable(backend: SandboxBackend) -> SandboxBackend:
     if missing := backend.available():
         pytest.skip(missing)
     return backend
@@ -20,12 +20,12 @@ def usable(backend: SandboxBackend) -> SandboxBackend:
 
 @pytest.fixture(scope="session")
 def bubblewrap() -> SandboxBackend:
-    return usable(BubblewrapBackend())
+    return skip_if_unavailable(BubblewrapBackend())
 
 
 @pytest.fixture(scope="session")
 def zygote() -> SandboxBackend:
-    return usable(ZygoteBackend())
+    return skip_if_unavailable(ZygoteBackend())
 
 
 @pytest.fixture(params=["bubblewrap", "docker", "process", "zygote"])

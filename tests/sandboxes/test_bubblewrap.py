@@ -19,8 +19,8 @@ from envkit.sandboxes._linux import bwrap, cgroup, procfs
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 
 MIB = 2**20
-HOARD = "data = bytearray()\nwhile True: data += bytes(2**20)"
-FORKS = """
+ALLOCATE_FOREVER = "data = bytearray()\nwhile True: data += bytes(2**20)"
+COUNT_FORKS = """
 import os, time
 made = 0
 try:
@@ -60,8 +60,8 @@ needs_cgroups = pytest.mark.skipif(not cgroup.parents(), reason="no writable con
 
 
 @needs_cgroups
-def test_running_out_of_memory_is_named_by_the_kernels_counter(sandbox: Sandbox) -> None:
-    result = python(sandbox, HOARD, Limits(memory_bytes=64 * MIB))
+def test_running_out_of_memory_is_reported_from_the_kernels_counter(sandbox: Sandbox) -> None:
+    result = python(sandbox, ALLOCATE_FOREVER, Limits(memory_bytes=64 * MIB))
     assert (result.stop, result.exit) == (StopReason.MEMORY, None)
     assert 32 * MIB < result.peak_memory_bytes <= 64 * MIB
 
@@ -73,27 +73,27 @@ def test_a_program_that_kills_itself_is_not_out_of_memory(sandbox: Sandbox) -> N
 
 @needs_cgroups
 def test_memory_of_all_processes_and_of_scratch_files_counts(sandbox: Sandbox) -> None:
-    shared = "import os\nfor _ in range(4): os.fork()\n" + HOARD
+    shared = "import os\nfor _ in range(4): os.fork()\n" + ALLOCATE_FOREVER
     assert python(sandbox, shared, Limits(memory_bytes=128 * MIB)).stop is StopReason.MEMORY
     files = "for n in range(40): open(f'/tmp/{n}', 'wb').write(bytes(2**20))"
     assert python(sandbox, files, Limits(memory_bytes=32 * MIB)).stop is StopReason.MEMORY
 
 
 @needs_cgroups
-def test_control_groups_do_not_outlive_their_command(sandbox: Sandbox) -> None:
+def test_control_groups_are_removed_after_their_command(sandbox: Sandbox) -> None:
     python(sandbox, "pass")
-    python(sandbox, HOARD, Limits(memory_bytes=64 * MIB))
-    assert not groups(sandbox._folder.name)  # type: ignore[attr-defined]
+    python(sandbox, ALLOCATE_FOREVER, Limits(memory_bytes=64 * MIB))
+    assert not control_groups(sandbox._folder.name)  # type: ignore[attr-defined]
 
 
-def test_a_fork_bomb_meets_its_bound(sandbox: Sandbox) -> None:
-    assert int(python(sandbox, FORKS, Limits(processes=8)).stdout) == 7
+def test_a_fork_bomb_stops_at_the_process_limit(sandbox: Sandbox) -> None:
+    assert int(python(sandbox, COUNT_FORKS, Limits(processes=8)).stdout) == 7
 
 
 @pytest.mark.usefixtures("no_cgroups")
 def test_without_control_groups_every_limit_still_holds(sandbox: Sandbox) -> None:
-    assert int(python(sandbox, FORKS, Limits(processes=8)).stdout) == 7
-    assert b"MemoryError" in python(sandbox, HOARD, Limits(memory_bytes=64 * MIB)).stderr
+    assert int(python(sandbox, COUNT_FORKS, Limits(processes=8)).stdout) == 7
+    assert b"MemoryError" in python(sandbox, ALLOCATE_FOREVER, Limits(memory_bytes=64 * MIB)).stderr
     assert python(sandbox, "while True: pass", Limits(cpu_s=0.2)).stop is StopReason.CPU
 
 
@@ -114,7 +114,7 @@ def test_a_kernel_that_hides_child_processes_is_refused(
         python(sandbox, "pass")
 
 
-def test_killed_machinery_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+def test_a_killed_bwrap_raises_a_sandbox_error_and_the_sandbox_stays_usable(sandbox: Sandbox) -> None:
     peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
     assert peer.ask(b"up", 10) == b"up"
     os.kill(peer._tree._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
@@ -130,16 +130,16 @@ def test_killed_machinery_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: 
     assert python(sandbox, "pass").ok
 
 
-def test_a_failing_setup_is_a_sandbox_error_that_quotes_bubblewrap(sandbox: Sandbox) -> None:
+def test_a_failing_setup_raises_a_sandbox_error_that_quotes_bubblewrap(sandbox: Sandbox) -> None:
     sandbox._namespaces += ["--ro-bind", "/nowhere", "/nowhere"]  # type: ignore[attr-defined]
     with pytest.raises(SandboxError, match="nowhere"):
         python(sandbox, "pass")
-    assert not groups(sandbox._folder.name)  # type: ignore[attr-defined]
+    assert not control_groups(sandbox._folder.name)  # type: ignore[attr-defined]
 
 
 def test_a_program_cannot_forge_what_bubblewrap_reports(sandbox: Sandbox) -> None:
     code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
-    # 0 to 2, and the one that lists the folder: no channel of ours is left open.
+    # 0 to 2, and the descriptor of the listed folder: no descriptor of the host is left open.
     assert python(sandbox, code).stdout == b"['0', '1', '2', '3']\n"
 
 
@@ -148,7 +148,7 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
         assert trainer.stdout is not None
         try:
             name = trainer.stdout.readline().strip()
-            running = [os.pidfd_open(pid) for pid in processes_naming(name)]
+            running = [os.pidfd_open(pid) for pid in processes_with_argument(name)]
         finally:
             trainer.kill()
     assert running
@@ -159,10 +159,12 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
     os.utime(folder / name, (0, 0))
     assert name in reap(folder)  # as the next trainer does when it starts
     cgroup.remove_leftovers(name)
-    assert not groups(name)
+    assert not control_groups(name)
 
 
-def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_bwrap_is_reported_with_the_command_that_installs_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(bwrap, "_candidates", lambda: iter(()))
     bwrap.find.cache_clear()
     assert "apt install bubblewrap" in str(BubblewrapBackend().available())
@@ -171,7 +173,7 @@ def test_no_bwrap_names_the_command_that_mends_it(monkeypatch: pytest.MonkeyPatc
     bwrap.find.cache_clear()
 
 
-def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_an_old_bwrap_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     old = tmp_path / "bwrap"
     old.write_text("#!/bin/sh\necho bubblewrap 0.6.1\n")
     old.chmod(0o755)
@@ -182,11 +184,11 @@ def test_an_old_bwrap_is_passed_over(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     bwrap.find.cache_clear()
 
 
-def groups(name: str) -> list[str]:
+def control_groups(name: str) -> list[str]:
     return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"{name}-*")]
 
 
-def processes_naming(word: str) -> list[int]:
+def processes_with_argument(word: str) -> list[int]:
     found: list[int] = []
     for entry in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):

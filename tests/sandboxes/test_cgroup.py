@@ -1,4 +1,4 @@
-"""Control groups of version 2, on a folder that looks like one: few machines mount both versions."""
+"""Control groups of both versions, tested on plain folders because few machines mount both."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from envkit.sandboxes._linux import cgroup
 from envkit.sandboxes._linux.cgroup import Cgroup
 
 
-def test_version_2_uses_the_nearest_group_that_hands_controllers_down(tmp_path: Path) -> None:
+def test_version_2_uses_the_nearest_group_that_delegates_controllers(tmp_path: Path) -> None:
     (tmp_path / "user/session").mkdir(parents=True)
-    for folder, handed in (("user/session", ""), ("user", "cpu memory pids"), ("", "cpu memory pids")):
-        (tmp_path / folder / "cgroup.subtree_control").write_text(handed)
+    for folder, delegated in (("user/session", ""), ("user", "cpu memory pids"), ("", "cpu memory pids")):
+        (tmp_path / folder / "cgroup.subtree_control").write_text(delegated)
     found = list(cgroup._places("0::/user/session\n", tmp_path))
     assert found == [(tmp_path / "user",), (tmp_path,)]
 
@@ -45,7 +45,9 @@ def test_version_2_files_are_written_and_read(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("found", [(), (Path("/proc/nowhere"),)])
-def test_a_place_where_no_group_can_be_made_is_not_used(found: tuple[Path, ...], tmp_path: Path) -> None:
+def test_a_folder_in_which_no_group_can_be_created_is_not_used(
+    found: tuple[Path, ...], tmp_path: Path
+) -> None:
     places = found or (tmp_path / "file",)
     (tmp_path / "file").write_text("")
     assert not cgroup._usable(places)

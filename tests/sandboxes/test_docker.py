@@ -1,4 +1,4 @@
-"""The Docker backend: hardened containers, their owners, and an engine that is away."""
+"""The Docker backend: hardened containers, cleanup after dead owners, and an unreachable engine."""
 
 from __future__ import annotations
 
@@ -75,20 +75,20 @@ def test_a_container_is_hardened_and_removed(docker: SandboxBackend) -> None:
     assert containers() == before
 
 
-def test_commands_reuse_a_container_and_inherit_nothing(sandbox: Sandbox) -> None:
+def test_commands_reuse_a_container_without_files_of_earlier_commands(sandbox: Sandbox) -> None:
     leave = "open('/tmp/left', 'w'); import os; os.makedirs('/tmp/a/b'); open('/dev/shm/left', 'w')"
     assert python(sandbox, leave).ok
     seen = python(sandbox, "import os; print(os.listdir('/tmp'), os.listdir('/dev/shm'))")
     assert seen.stdout == b"[] []\n"
     assert len(sandbox._made) == 1  # type: ignore[attr-defined]
-    # Two trees at once cannot be killed apart in one container.
+    # Two process trees in one container could not be killed separately.
     peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
     assert python(sandbox, "pass").ok
     assert peer.ask(b"alive", 10) == b"alive"
     assert len(sandbox._made) == 2  # type: ignore[attr-defined]
 
 
-def test_a_command_can_neither_reach_the_worker_nor_end_it(sandbox: Sandbox) -> None:
+def test_a_command_can_neither_read_nor_kill_the_worker(sandbox: Sandbox) -> None:
     code = """
 import os, signal, socket
 found = []
@@ -105,14 +105,14 @@ print(len(found), sockets, sorted(os.listdir("/proc/self/fd")))
     assert python(sandbox, code).stdout == b"4 [] ['0', '1', '2', '3']\n"
 
 
-def test_running_out_of_memory_is_named(sandbox: Sandbox) -> None:
+def test_running_out_of_memory_is_reported(sandbox: Sandbox) -> None:
     limits = Limits(memory_bytes=64 * 2**20)
     found = python(sandbox, "data = bytearray()\nwhile True: data += bytes(2**20)", limits)
     assert found.stop is StopReason.MEMORY
-    assert python(sandbox, "pass", limits).stop is StopReason.EXITED  # counted per command
+    assert python(sandbox, "pass", limits).stop is StopReason.EXITED  # memory is counted per command
 
 
-def test_a_command_that_makes_its_worker_run_out_of_memory_is_at_fault(sandbox: Sandbox) -> None:
+def test_a_command_that_starves_its_worker_of_memory_hits_its_own_limit(sandbox: Sandbox) -> None:
     starve = """
 import os
 open("/proc/self/oom_score_adj", "w").write("0")
@@ -129,7 +129,7 @@ while True:
     assert python(sandbox, "pass", limits).ok
 
 
-def test_scratch_files_that_cannot_be_deleted_go_with_their_container(sandbox: Sandbox) -> None:
+def test_a_container_with_undeletable_scratch_files_is_replaced(sandbox: Sandbox) -> None:
     leave = "import os; os.makedirs('/tmp/kept/secret'); os.chmod('/tmp/kept', 0)"
     assert python(sandbox, leave).ok
     assert python(sandbox, "import os; print(os.listdir('/tmp'))").stdout == b"[]\n"
@@ -137,7 +137,7 @@ def test_scratch_files_that_cannot_be_deleted_go_with_their_container(sandbox: S
     assert python(sandbox, shared).stdout == b"-1\n"
 
 
-def test_a_socket_may_lie_deeper_than_a_sockets_path_may_be_long(tmp_path: Path) -> None:
+def test_a_socket_can_be_bound_below_a_path_longer_than_the_socket_limit(tmp_path: Path) -> None:
     folder = tmp_path / ("deep" * 20) / ("deeper" * 20)
     folder.mkdir(parents=True)
     with volumes.listening(folder):
@@ -145,7 +145,7 @@ def test_a_socket_may_lie_deeper_than_a_sockets_path_may_be_long(tmp_path: Path)
     assert [*folder.iterdir()] == []
 
 
-def test_a_killed_container_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+def test_a_killed_container_raises_a_sandbox_error_and_the_sandbox_stays_usable(sandbox: Sandbox) -> None:
     peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
     assert peer.ask(b"up", 10) == b"up"
     sandbox._made[0]._container.kill()  # type: ignore[attr-defined]
@@ -168,25 +168,25 @@ def test_nothing_survives_a_killed_trainer(docker: SandboxBackend) -> None:
             name, lease, volume_container, volume = trainer.stdout.readline().split()
             assert volume in named_volumes()
             assert name in containers()
-            assert name not in module.reap()  # its owner lives
+            assert name not in module.reap()  # its owner is alive
         finally:
             trainer.kill()
-    # The worker notices that the other end of its socket is gone; whoever comes next clears up.
+    # The worker ends when its socket is closed; the next process to reap removes the container.
     for each in (name, volume_container):
         ended = docker_engine.client(os.getpid()).containers.get(each).wait(timeout=30)
         assert ended["StatusCode"] == 0
     assert {name, volume_container} <= {*module.reap()}
     assert not {name, volume_container} & containers()
     assert volume not in named_volumes()
-    assert Path(lease).exists()  # likewise, until the next sandbox is made
+    assert Path(lease).exists()  # the lease stays until the next sandbox is made
 
 
-def test_a_killed_volume_container_is_a_sandbox_error(docker: SandboxBackend) -> None:
+def test_a_killed_volume_container_raises_a_sandbox_error(docker: SandboxBackend) -> None:
     sandbox = docker.create()
     sandbox.write("file", b"1")
     assert python(sandbox, "open('file')").ok
     sandbox._volume._container._container.kill()  # type: ignore[attr-defined]
-    assert python(sandbox, "open('file')").ok  # its own container has the workspace as well
+    assert python(sandbox, "open('file')").ok  # its own container still mounts the workspace
     sandbox.reset()
     with pytest.raises(SandboxError, match="files are lost"):
         python(sandbox, "pass")
@@ -196,8 +196,8 @@ def test_a_killed_volume_container_is_a_sandbox_error(docker: SandboxBackend) ->
     sandbox.close()
 
 
-def test_workspaces_share_a_volume_container_and_go_with_it(docker: SandboxBackend) -> None:
-    made = module.DockerBackend(quota=Quota(2**20, 64))  # of whose kind there are none yet
+def test_workspaces_share_a_volume_container_and_are_removed_with_it(docker: SandboxBackend) -> None:
+    made = module.DockerBackend(quota=Quota(2**20, 64))  # no volume has this quota yet
     before, volumes = containers(), named_volumes()
     sandboxes = [made.create() for _ in range(9)]
     assert len(containers() - before) == 2
@@ -214,7 +214,7 @@ def test_workspaces_share_a_volume_container_and_go_with_it(docker: SandboxBacke
         made.quota,  # type: ignore[attr-defined]
     )
     pool.close()
-    assert len(containers() - before) == 1  # which one sandbox uses
+    assert len(containers() - before) == 1  # one sandbox still uses it
     sandboxes[8].close()
     assert (containers(), named_volumes()) == (before, volumes)
 
@@ -228,7 +228,7 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
     left = docker_engine.client(os.getpid()).containers.run(
         tag, ["/usr/bin/python3", "-c", "import time; time.sleep(600)"], detach=True, labels=labels
     )
-    for owner in (tmp_path / "gone", tmp_path):  # by accident without its container
+    for owner in (tmp_path / "gone", tmp_path):  # volumes without their container
         labels[LEASE] = str(owner)
         docker_engine.client(os.getpid()).volumes.create(f"left-{owner.name}", labels=labels)
     with contextlib.closing(Lease(tmp_path)) as lease:
@@ -241,11 +241,11 @@ def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_p
     kept.remove()
 
 
-def test_docker_stands_in_where_there_is_no_bubblewrap(
+def test_docker_is_chosen_if_bubblewrap_is_missing(
     docker: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bwrap, "_candidates", lambda: iter(()))
-    monkeypatch.setattr(zygote_host, "_made", zygote_host._made.__wrapped__)  # a zygote that runs would go on
+    monkeypatch.setattr(zygote_host, "_made", zygote_host._made.__wrapped__)  # not a zygote that runs already
     bwrap.find.cache_clear()
     try:
         assert sandbox_backend().name == "docker"
@@ -253,15 +253,15 @@ def test_docker_stands_in_where_there_is_no_bubblewrap(
         bwrap.find.cache_clear()
 
 
-# docker-py forgets to close a socket that does not connect.
+# docker-py leaves a socket open if it cannot connect.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_engine_that_is_away_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_engine_is_reported_in_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("docker")
     monkeypatch.setenv("DOCKER_HOST", "unix:///nowhere/docker.sock")
     monkeypatch.setattr(docker_engine, "client", functools.cache(docker_engine.client.__wrapped__))
-    said = str(module.DockerBackend().available())
-    assert "cannot reach Docker" in said
-    assert "is dockerd running" in said
+    message = str(module.DockerBackend().available())
+    assert "cannot reach Docker" in message
+    assert "is dockerd running" in message
     with pytest.raises(SandboxUnavailable):
         module.DockerBackend().create()
     gc.collect()
@@ -271,7 +271,7 @@ def test_an_engine_that_is_away_is_reported_in_one_line(monkeypatch: pytest.Monk
 def engine(folder: Path, end: signal.Signals) -> Generator[None]:
     """A Docker engine of this test's own, until it is sent a signal."""
     places = {"--data-root": "data", "--exec-root": "exec", "--pidfile": "pid"}
-    # In a network of its own: without a bridge, an engine takes that of another one away.
+    # In its own network namespace: an engine started without a bridge removes that of another engine.
     command = ["unshare", "--net", "dockerd", "--host", f"unix://{folder}/sock", "--bridge", "none"]
     command += ["--iptables=false"]
     command += [word for option, name in places.items() for word in (option, f"{folder}/{name}")]
@@ -282,14 +282,14 @@ def engine(folder: Path, end: signal.Signals) -> Generator[None]:
             process.send_signal(end)
             process.wait()
             (folder / "pid").unlink(missing_ok=True)
-            while os.path.ismount(data := folder / "data"):  # a killed engine leaves it mounted
+            while os.path.ismount(data := folder / "data"):  # a killed engine does not unmount it
                 subprocess.run(["umount", data], check=True)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # as above
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
 @pytest.mark.usefixtures("docker")
-def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
+def test_after_a_restart_of_a_killed_engine_sandboxes_are_made_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with tempfile.TemporaryDirectory(prefix="engine", ignore_cleanup_errors=True) as name:
@@ -305,7 +305,7 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
             sandbox = backend.create()
             peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"])
             assert peer.ask(b"up", 10) == b"up"
-        with pytest.raises(SandboxError):  # not a word about the command, which did nothing
+        with pytest.raises(SandboxError):  # the engine failed, not the command
             sandbox.run([sandbox.python, "-c", "pass"], limits=Limits(memory_bytes=2**27))
         with ThreadPoolExecutor(1) as pool:
             made = pool.submit(backend.create)
@@ -317,6 +317,6 @@ def test_an_engine_that_is_killed_and_comes_back_costs_nothing_but_time(
                 sandbox.close()
                 owned = {"label": f"{HOST}={platform.node()}"}
                 left = docker_engine.client(os.getpid()).containers.list(all=True, filters=owned)
-                # Of what holds workspaces, the one that is there for the next sandbox.
+                # Only the volume container that the next sandbox will use is left.
                 assert [volumes.HOLDS in one.labels for one in left] == [True]
-        gc.collect()  # sockets that did not connect, while the warning about them is off
+        gc.collect()  # collects unconnected sockets while their warning is ignored

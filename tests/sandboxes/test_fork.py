@@ -1,4 +1,4 @@
-"""Forks, and snapshots mounted beneath workspaces: what they share, and what is left after closing."""
+"""Forks and snapshots as overlay mounts: isolation between them, and cleanup after closing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
-from settle import settled
+from polling import wait_until_stable
 
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, Quota, Sandbox, SandboxBackend
@@ -27,7 +27,7 @@ from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 MIB = 2**20
 USER = os.geteuid() or NOBODY
 #: Cases that depend on how a snapshot gets into a workspace.
-ABOUT_SNAPSHOTS = [name for name in CASES if "fork" in name or "snapshot" in name]
+SNAPSHOT_CASES = [name for name in CASES if "fork" in name or "snapshot" in name]
 
 
 class Forking(SandboxBackend):
@@ -54,7 +54,7 @@ class TestForksOfZygote(SandboxSuite):
         return Forking(zygote)
 
 
-@pytest.mark.nightly  # the same mounts as the zygote's, whose forks are tried whole
+@pytest.mark.nightly  # the zygote's forks use the same mounts and run all cases
 class TestForksOfBubblewrap(SandboxSuite):
     @pytest.fixture(scope="class")
     @classmethod
@@ -68,8 +68,8 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
-    """This test's own mount helper, before it has started."""
+def own_mounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
+    """A mount helper of this test alone, not yet started."""
     made = workspace_mounts.WorkspaceMounts(USER)
     monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
@@ -77,7 +77,7 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.Workspac
 
 
 @pytest.fixture(autouse=True)
-def mounts_snapshots_as_layers(bubblewrap: SandboxBackend) -> None:
+def require_overlays(bubblewrap: SandboxBackend) -> None:
     why = workspace_mounts.shared_mounts(os.getpid(), USER).copies()
     if why and bwrap._kernel() < (6, 6):
         pytest.skip(f"snapshots are copied here: {why}")
@@ -89,14 +89,14 @@ def program(sandbox: Sandbox, code: str) -> str:
 
 
 def mounted(sandbox: Sandbox) -> list[str]:
-    """Kind and options of its workspace's mount, as a program there sees them."""
+    """Return type and options of the workspace's mount, as a program in the sandbox sees them."""
     code = "print([line for line in open('/proc/self/mountinfo') if ' /workspace ' in line][0])"
     _, _, about = program(sandbox, code).partition(" - ")
     return [about.split()[0], *about.split()[2].split(",")]
 
 
-def places(spaces: workspace_mounts.WorkspaceMounts) -> int:
-    """Number of file systems that its helper has mounted."""
+def count_mounts(spaces: workspace_mounts.WorkspaceMounts) -> int:
+    """Return the number of file systems that the mount helper has mounted."""
     assert spaces._helper is not None
     table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return sum(f" {spaces.lease.path}/" in line for line in table.splitlines())
@@ -108,45 +108,45 @@ def shared_memory() -> int:
 
 
 def test_a_fork_is_an_overlay_that_shows_no_host_path(
-    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
+    backend: SandboxBackend, own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
     with backend.create() as sandbox:
         sandbox.write("file", b"1")
         with sandbox.fork() as fork:
             kind, *options = mounted(fork)
             assert kind == "overlay"
-            assert not [one for one in options if "/tmp" in one or fresh.lease.path.name in one]
+            assert not [one for one in options if "/tmp" in one or own_mounts.lease.path.name in one]
             assert {"upperdir=changes/upper", "workdir=changes/work"} <= {*options}
         assert mounted(sandbox)[0] == "tmpfs"
 
 
-def test_a_forks_mount_goes_with_it_and_a_layer_with_its_last_fork(
-    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
+def test_closing_a_fork_unmounts_it_and_closing_the_last_fork_unmounts_the_layer(
+    backend: SandboxBackend, own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
     sandbox.write("file", b"1")
     first = sandbox.snapshot()
-    assert places(fresh) == 2
+    assert count_mounts(own_mounts) == 2
     forks = [sandbox.fork(first) for _ in range(3)]
-    assert places(fresh) == 5
+    assert count_mounts(own_mounts) == 5
     with sandbox.fork():
-        assert places(fresh) == 6  # what only this one begins with is mounted nowhere any more
+        assert count_mounts(own_mounts) == 6  # the layer of this fork alone is already unmounted
     for fork in forks:
         fork.reset(first)
         fork.reset()
-    assert places(fresh) == 5
+    assert count_mounts(own_mounts) == 5
     sandbox.close()
-    assert places(fresh) == 4
+    assert count_mounts(own_mounts) == 4
     forks.pop().close()
     forks[0].reset(first)
     assert forks[0].export(["*"], 1) == {"file": b"1"}
     for fork in forks:
         fork.close()
         fork.close()
-    assert places(fresh) == 0
+    assert count_mounts(own_mounts) == 0
 
 
-def test_hundreds_of_forks_leave_nothing(backend: SandboxBackend) -> None:
+def test_hundreds_of_forks_leak_neither_descriptors_nor_memory(backend: SandboxBackend) -> None:
     def once() -> None:
         with backend.create() as sandbox:
             for name in "abcdefg":
@@ -159,14 +159,14 @@ def test_hundreds_of_forks_leave_nothing(backend: SandboxBackend) -> None:
             assert program(sandbox, "print(len(open('a').read()))") == f"{4 * MIB}\n"
 
     once()
-    held, memory = settled(lambda: len(os.listdir("/proc/self/fd"))), shared_memory()
+    held, memory = wait_until_stable(lambda: len(os.listdir("/proc/self/fd"))), shared_memory()
     for _ in range(25):
         once()
-    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == held
-    assert shared_memory() - memory < 350 * MIB  # of 700 that the snapshots alone took
+    assert wait_until_stable(lambda: len(os.listdir("/proc/self/fd"))) == held
+    assert shared_memory() - memory < 350 * MIB  # the snapshots alone took 700 MiB
 
 
-def test_forks_are_made_from_several_threads(backend: SandboxBackend) -> None:
+def test_forks_can_be_made_from_several_threads(backend: SandboxBackend) -> None:
     with backend.create() as sandbox:
         sandbox.write("file", b"1")
         forks = [sandbox.fork(sandbox.snapshot()) for _ in range(4)]
@@ -185,7 +185,7 @@ def test_forks_are_made_from_several_threads(backend: SandboxBackend) -> None:
         assert list(pool.map(live, range(4))) == [["1", str(number)] * 3 for number in range(4)]
 
 
-def test_a_folder_of_a_snapshot_is_moved_by_copying_it(backend: SandboxBackend) -> None:
+def test_a_snapshots_folder_cannot_be_renamed_but_can_be_moved_by_copying(backend: SandboxBackend) -> None:
     rename = "import os\ntry: os.rename('d', 'e')\nexcept OSError as error: print(error.strerror)"
     move = "import os, shutil; shutil.move('d', 'e'); os.mkdir('new'); os.rename('new', 'newer')"
     with backend.create() as sandbox:
@@ -197,14 +197,14 @@ def test_a_folder_of_a_snapshot_is_moved_by_copying_it(backend: SandboxBackend) 
 
 
 def test_a_snapshot_of_more_than_a_quarter_of_the_quota_is_copied(backend: SandboxBackend) -> None:
-    room = Quota(4 * MIB, 400)
+    quota = Quota(4 * MIB, 400)
     for count, size, kind in (
         (4, MIB // 4, "overlay"),
         (5, MIB // 4, "tmpfs"),
         (99, 0, "overlay"),
         (100, 0, "tmpfs"),
     ):
-        with type(backend)(quota=room).create() as sandbox:  # type: ignore[call-arg]
+        with type(backend)(quota=quota).create() as sandbox:  # type: ignore[call-arg]
             for number in range(count):
                 sandbox.write(str(number), bytes(size))
             first = sandbox.snapshot()
@@ -216,40 +216,40 @@ def test_a_snapshot_of_more_than_a_quarter_of_the_quota_is_copied(backend: Sandb
 
 
 @pytest.mark.parametrize("files", [2, 3, 7, 8, 9, 12, 16])
-def test_a_quota_may_have_room_for_hardly_a_file(backend: SandboxBackend, files: int) -> None:
+def test_a_quota_of_a_few_files_is_enforced(backend: SandboxBackend, files: int) -> None:
     fill = "try:\n for n in range(99): open(str(n), 'w').close()\nexcept OSError: print(n)"
     with type(backend)(quota=Quota(MIB, files)).create() as sandbox:  # type: ignore[call-arg]
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
         sandbox.reset(first)
         assert sandbox.export(["*"], 1) == {"file": b"1"}
-        # Beside its own folder and the file; attributes of what lies over another take a little as well.
+        # The root folder and the file count too, and so may the overlay's extended attributes.
         assert files - 3 <= int(program(sandbox, fill)) <= files - 2
         with sandbox.fork(first) as fork:
             assert program(fork, "import os; os.unlink('file'); print(os.listdir())") == "[]\n"
 
 
 @pytest.mark.parametrize("total_bytes", [1, 4095, 4096, 8192, 16383, 16384, 16385, 20000])
-def test_a_quota_may_have_room_for_hardly_a_byte(backend: SandboxBackend, total_bytes: int) -> None:
-    most = -(-total_bytes // PAGE_BYTES) * PAGE_BYTES
+def test_a_quota_of_a_few_bytes_is_enforced(backend: SandboxBackend, total_bytes: int) -> None:
+    max_bytes = -(-total_bytes // PAGE_BYTES) * PAGE_BYTES
     fill = "for n in range(9): print(os.write(os.open(str(n), os.O_WRONLY | os.O_CREAT), bytes(4096)))"
     with type(backend)(quota=Quota(total_bytes, 99)).create() as sandbox:  # type: ignore[call-arg]
         sandbox.write("file", b"1")
         sandbox.reset(sandbox.snapshot())
         found = program(sandbox, f"import os\n{fill}")
         assert "No space left" in found
-        assert PAGE_BYTES + found.count("4096\n") * 4096 <= most
+        assert PAGE_BYTES + found.count("4096\n") * 4096 <= max_bytes
 
 
-@pytest.mark.parametrize("case", ABOUT_SNAPSHOTS)
+@pytest.mark.parametrize("case", SNAPSHOT_CASES)
 def test_without_overlays_snapshots_are_copied(
     backend: SandboxBackend,
-    fresh: workspace_mounts.WorkspaceMounts,
+    own_mounts: workspace_mounts.WorkspaceMounts,
     monkeypatch: pytest.MonkeyPatch,
     case: str,
 ) -> None:
     monkeypatch.setattr(workspace_mounts._MountHelper, "copies", "it is forbidden here")
-    assert fresh.copies() == "it is forbidden here"
+    assert own_mounts.copies() == "it is forbidden here"
     with CheckContext.open(backend) as context:
         assert attempt(case, CASES[case], context).detail == ""
         with context.sandbox.fork() as fork:
@@ -257,7 +257,7 @@ def test_without_overlays_snapshots_are_copied(
 
 
 def test_a_kernel_without_overlays_is_detected(
-    fresh: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
+    own_mounts: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read = (
         workspace_mounts.resources.files("envkit.sandboxes._workspace")
@@ -267,8 +267,8 @@ def test_a_kernel_without_overlays_is_detected(
     assert "userxattr" in read
     source = Source(read.replace("userxattr", "no-such-option"))
     monkeypatch.setattr(workspace_mounts.resources, "files", lambda _: source)
-    assert "mount overlay on over: Invalid argument" in str(fresh.copies())
-    assert places(fresh) == 0  # nothing is left of the attempt
+    assert "mount overlay on over: Invalid argument" in str(own_mounts.copies())
+    assert count_mounts(own_mounts) == 0  # the attempt left no mount behind
 
 
 class Source:
@@ -285,20 +285,20 @@ class Source:
         return self._text
 
 
-def test_snapshots_of_a_dead_mount_helper_are_lost_and_not_confused_with_others(
-    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts
+def test_snapshots_of_a_dead_mount_helper_raise_and_are_not_mistaken_for_new_ones(
+    backend: SandboxBackend, own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = backend.create()
     sandbox.write("file", b"1")
     first = sandbox.snapshot()
-    dying = os.pidfd_open(fresh._helper.pid)  # type: ignore[union-attr]
+    dying = os.pidfd_open(own_mounts._helper.pid)  # type: ignore[union-attr]
     signal.pidfd_send_signal(dying, signal.SIGKILL)
     assert bwrap.readable(dying)
     os.close(dying)
     with (
         backend.create() as other,
         backend.create() as another,
-    ):  # their mounts have the same names as the lost ones
+    ):  # their mounts get the names of the lost ones
         for each in (other, another):
             each.write("secret", b"1")
         for action in (
@@ -310,22 +310,25 @@ def test_snapshots_of_a_dead_mount_helper_are_lost_and_not_confused_with_others(
             with pytest.raises(SandboxError, match="lost"):
                 action()
         sandbox.close()
-        assert places(fresh) == 2
+        assert count_mounts(own_mounts) == 2
 
 
-def test_a_failed_fork_leaves_nothing(
-    backend: SandboxBackend, fresh: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
+def test_a_failed_fork_leaks_neither_mounts_nor_descriptors(
+    backend: SandboxBackend, own_mounts: workspace_mounts.WorkspaceMounts, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with backend.create() as sandbox:
         sandbox.write("file", b"1")
         first = sandbox.snapshot()
-        before, held = places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))
+        before, held = count_mounts(own_mounts), wait_until_stable(lambda: len(os.listdir("/proc/self/fd")))
         for broken in itertools.product((MountedSandbox._restore, MountedSandbox._new), (first, None)):
             with monkeypatch.context() as patched:
                 patched.setattr(type(sandbox), broken[0].__name__, fail)
                 with pytest.raises(SandboxError, match="on purpose"):
                     sandbox.fork(broken[1])
-        assert (places(fresh), settled(lambda: len(os.listdir("/proc/self/fd")))) == (before, held)
+        assert (count_mounts(own_mounts), wait_until_stable(lambda: len(os.listdir("/proc/self/fd")))) == (
+            before,
+            held,
+        )
 
 
 def fail(*_: object) -> None:

@@ -1,4 +1,4 @@
-"""Programs that run in other processes are sent as text, so they must not need any other file of envkit."""
+"""Guest programs are sent as text to other processes, so they must not import envkit."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from envkit import sandboxes
 GUESTS = sorted(Path(sandboxes.__path__[0]).rglob("guest*.py"))
 
 
-def test_there_are_guest_programs() -> None:
+def test_guest_programs_are_found() -> None:
     assert len(GUESTS) >= 5
 
 
 @pytest.mark.parametrize("path", GUESTS, ids=lambda path: path.name)
-def test_a_guest_program_needs_nothing_but_the_standard_library(path: Path) -> None:
+def test_a_guest_program_imports_only_the_standard_library(path: Path) -> None:
     tree = ast.parse(path.read_text())
     imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
     imported |= {node.module or "." for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}

@@ -1,4 +1,4 @@
-"""Images of Docker's sandboxes: made in three ways, found again, cleared away; and other runtimes."""
+"""Images for Docker sandboxes: three ways to build them, reuse, removal, and other runtimes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ from envkit.sandboxes.docker import DockerBackend
 
 needs_engine = pytest.mark.skipif(os.geteuid() != 0, reason="starts an engine")
 
-#: A runtime that notes what it is asked, and leaves the work to runc.
+#: A runtime that logs its arguments and calls runc.
 STANDIN = """#!/bin/sh
 echo "$@" >> "$(dirname "$0")/asked"
 exec runc "$@"
 """
-#: One in whose containers the host's socket cannot be reached, as in gVisor's by default.
+#: A runtime whose containers cannot reach the host's socket, like gVisor's by default.
 DEAF = """#!{python}
 import json, os, sys
 if "--bundle" in sys.argv:
@@ -56,16 +56,16 @@ def envkit(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.fixture(scope="module")
-def shared(docker: SandboxBackend) -> Any:
-    """A client of the machine's own engine."""
+def machine_client(docker: SandboxBackend) -> Any:
+    """A client of the machine's Docker engine."""
     return docker_engine.client(os.getpid())
 
 
 @pytest.fixture(scope="module")
-def engine(shared: Any) -> Iterator[Path]:
-    """A Docker engine of these tests' own, in a network of its own; the folder of its runtimes.
+def engine(machine_client: Any) -> Iterator[Path]:
+    """Start a separate Docker engine in its own network namespace; return the folder of its runtimes.
 
-    Images are made and removed in it, which others who use the machine's own engine might miss.
+    The tests build and remove images, which must not touch the images of the machine's engine.
     """
     with (
         pytest.MonkeyPatch.context() as patch,
@@ -93,23 +93,23 @@ def engine(shared: Any) -> Iterator[Path]:
         ]
         with (folder / "log").open("wb") as log, subprocess.Popen(command, stdout=log, stderr=log) as process:
             try:
-                await_answer(process, folder)
+                wait_until_engine_answers(process, folder)
                 yield folder
             finally:
                 client = docker_engine.client(os.getpid())
                 for container in client.containers.list(all=True, ignore_removed=True):
-                    container.remove(force=True, v=True)  # or the engine would wait for them
+                    container.remove(force=True, v=True)  # the engine would wait for running containers
                 client.close()
                 process.send_signal(signal.SIGTERM)
                 process.wait()
-                while os.path.ismount(data := folder / "data"):  # an engine mounts it, and may leave it so
+                while os.path.ismount(data := folder / "data"):  # an engine may leave its data folder mounted
                     subprocess.run(["umount", data], check=True)
 
 
-def await_answer(process: subprocess.Popen[bytes], folder: Path) -> None:
+def wait_until_engine_answers(process: subprocess.Popen[bytes], folder: Path) -> None:
     for _ in range(600):
-        with socket.socket(socket.AF_UNIX) as knocking, contextlib.suppress(OSError):
-            knocking.connect(str(folder / "sock"))
+        with socket.socket(socket.AF_UNIX) as connection, contextlib.suppress(OSError):
+            connection.connect(str(folder / "sock"))
             return
         assert process.poll() is None, (folder / "log").read_text()
         time.sleep(0.1)
@@ -123,7 +123,7 @@ def client(engine: Path) -> Any:
 
 @pytest.fixture(scope="module")
 def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """An image that has what the Dockerfile asks of a base, and things that a sandbox must not have."""
+    """A base image with all that the Dockerfile needs, and with files that must not be copied."""
     root = tmp_path_factory.mktemp("base") / "root"
     guest_build.build(root)
     for tool in ("bash", "ldd"):
@@ -145,20 +145,20 @@ def base(engine: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     return "base:local"
 
 
-def broken_promises(kind: str, cases: dict[str, Case] = CASES) -> list[Finding]:
+def failed_checks(kind: str, cases: dict[str, Case] = CASES) -> list[Finding]:
     return [finding for finding in self_check(DockerBackend(image=kind), cases) if not finding.ok]
 
 
 def entries(client: Any, tag: str) -> set[str]:
-    """The paths in an image, two levels deep."""
+    """Return the paths in an image, two levels deep."""
     code = "import glob; print(*sorted(glob.glob('/*') + glob.glob('/*/*')))"
     found = client.containers.run(tag, ["/usr/bin/python3", "-c", code], remove=True, network_mode="none")
-    inner = ("/proc/", "/dev/", "/sys", "/etc")  # what the engine puts there
+    inner = ("/proc/", "/dev/", "/sys", "/etc")  # added by the engine
     return {path for path in found.decode().split() if not path.startswith(inner)}
 
 
 @needs_engine
-def test_the_dockerfile_takes_python_and_nothing_else_out_of_a_base(client: Any, base: str) -> None:
+def test_the_dockerfile_copies_only_python_from_a_base_image(client: Any, base: str) -> None:
     made, passed_over = module.build(["dockerfile"], base=base)
     assert (made.kind, made.made, passed_over) == ("dockerfile", True, {})
     assert made.tag.startswith(f"envkit-sandbox:dockerfile-{images._VERSION}-")
@@ -167,14 +167,14 @@ def test_the_dockerfile_takes_python_and_nothing_else_out_of_a_base(client: Any,
     assert found.labels[images._BASE] == base
     host = module.build(["host"])[0]
     assert entries(client, made.tag) - {"/.dockerenv"} == entries(client, host.tag) - {"/.dockerenv"}
-    assert broken_promises("dockerfile", ISOLATION) == []
+    assert failed_checks("dockerfile", ISOLATION) == []
 
 
 @needs_engine
-def test_an_image_that_is_there_is_taken_unless_another_base_is_named(client: Any, base: str) -> None:
+def test_an_existing_image_is_reused_unless_another_base_is_named(client: Any, base: str) -> None:
     first = module.build(["dockerfile"], base=base)[0]
     assert module.build(["dockerfile"], base=base)[0].made is False
-    assert module.build(["dockerfile"])[0].id == first.id  # and no registry is asked
+    assert module.build(["dockerfile"])[0].id == first.id  # without asking a registry
     assert module.build(["dockerfile"], base="base:mirror")[0].made is True
     assert client.images.get(first.tag).labels[images._BASE] == "base:mirror"
     assert module.build(["dockerfile"], base="base:mirror", force=True)[0].made is True
@@ -182,7 +182,7 @@ def test_an_image_that_is_there_is_taken_unless_another_base_is_named(client: An
 
 @needs_engine
 @pytest.mark.parametrize("kind", ["host", "dockerfile"])
-def test_packages_are_laid_over_an_image_of_any_kind(base: str, kind: str) -> None:
+def test_packages_can_be_added_to_an_image_of_any_kind(base: str, kind: str) -> None:
     module.build(["dockerfile"], base=base)
     code = f"import sys; sys.path.append({PACKAGES!r}); import iniconfig; print(iniconfig.__file__)"
     with DockerBackend(("iniconfig",), image=kind).create() as sandbox:
@@ -202,7 +202,7 @@ def test_a_base_with_another_python_is_refused(base: str, monkeypatch: pytest.Mo
 
 @needs_engine
 @pytest.mark.usefixtures("engine")
-def test_a_base_that_cannot_be_pulled_is_said_in_one_line_with_ways_out() -> None:
+def test_a_base_that_cannot_be_pulled_is_reported_in_one_line_with_remedies() -> None:
     done = envkit("sandbox", "build", "--from", "dockerfile", "--base", "registry.invalid/python:3")
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
@@ -210,12 +210,14 @@ def test_a_base_that_cannot_be_pulled_is_said_in_one_line_with_ways_out() -> Non
         assert word in line
 
 
-def test_a_registry_that_does_not_answer_is_given_up(shared: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shared.api, "timeout", 1)
+def test_pulling_times_out_if_the_registry_does_not_answer(
+    machine_client: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(machine_client.api, "timeout", 1)
     with socket.create_server(("127.0.0.1", 0)) as silent:
         base = f"127.0.0.1:{silent.getsockname()[1]}/python:3"
         with pytest.raises(SandboxUnavailable, match=f"cannot pull {base}: .*[Tt]imed? ?out"):
-            images._pull(shared, base)
+            images._pull(machine_client, base)
 
 
 @needs_engine
@@ -232,7 +234,7 @@ def test_without_a_registry_the_image_is_made_of_this_machines_python(client: An
 
 
 @needs_engine
-def test_of_several_who_want_an_image_at_once_one_makes_it(client: Any) -> None:
+def test_only_one_of_several_concurrent_builds_makes_the_image(client: Any) -> None:
     tag = module.build(["host"])[0].tag
     client.images.remove(tag, force=True)
     command = [sys.executable, "-m", "envkit.cli", "sandbox", "build", "--from", "host", "--json"]
@@ -243,13 +245,15 @@ def test_of_several_who_want_an_image_at_once_one_makes_it(client: Any) -> None:
 
 
 @needs_engine
-def test_images_out_of_date_go_once_nothing_uses_them(
+def test_outdated_images_are_removed_once_unused(
     client: Any, base: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(rootfs, "_BUILD", "an older one")
-        old = images.get(client, "host", docker_engine.user()).tag  # nothing runs in it
-        patch.setattr(images, "_interpreter", lambda: Path("/usr/bin/env"))  # stands for another one
+        old = images.get(client, "host", docker_engine.user()).tag  # no container uses it
+        patch.setattr(
+            images, "_interpreter", lambda: Path("/usr/bin/env")
+        )  # stands in for another interpreter
         other = images.get(client, "host", docker_engine.user(), ("iniconfig",)).tag
         patch.setattr(images, "_interpreter", lambda: Path("/gone/python3"))
         gone = images.get(client, "host", docker_engine.user(), ("pluggy",)).tag
@@ -273,9 +277,7 @@ def test_images_out_of_date_go_once_nothing_uses_them(
 
 
 @needs_engine
-def test_containers_run_under_the_runtime_that_was_asked_for(
-    engine: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_containers_run_under_the_requested_runtime(engine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with DockerBackend(runtime="standin").create() as sandbox:
         assert sandbox.run([sandbox.python, "-c", "print(1)"]).stdout == b"1\n"
         [made] = sandbox._made  # type: ignore[attr-defined]
@@ -291,7 +293,7 @@ def test_containers_run_under_the_runtime_that_was_asked_for(
 @pytest.mark.nightly
 @needs_engine
 @pytest.mark.usefixtures("engine")
-def test_a_whole_check_runs_under_a_runtime() -> None:
+def test_all_sandbox_checks_pass_under_another_runtime() -> None:
     done = envkit("sandbox", "check", "docker", "--runtime", "standin", "--json")
     found = json.loads(done.stdout)
     assert (done.returncode, found["sandbox"]) == (0, "docker")
@@ -308,7 +310,7 @@ def test_a_whole_check_runs_under_a_runtime() -> None:
         ("deaf", ("ended with status 1 before its worker could answer", "'deaf'", "descriptors")),
     ],
 )
-def test_a_runtime_that_cannot_do_it_is_said_in_one_line(runtime: str, words: tuple[str, ...]) -> None:
+def test_an_unusable_runtime_is_reported_in_one_line(runtime: str, words: tuple[str, ...]) -> None:
     done = envkit("sandbox", "check", "docker", "--runtime", runtime)
     assert (done.returncode, done.stdout) == (1, "")
     [line] = done.stderr.splitlines()
@@ -316,7 +318,7 @@ def test_a_runtime_that_cannot_do_it_is_said_in_one_line(runtime: str, words: tu
         assert word in line
 
 
-def test_options_that_do_not_go_together_are_refused() -> None:
+def test_conflicting_options_are_refused() -> None:
     for arguments, words in (
         (("check", "bubblewrap", "--runtime", "runsc"), "--runtime is only for docker"),
         (("build", "--base", "python:3"), "--base needs --from dockerfile"),
@@ -334,7 +336,7 @@ def test_an_unknown_kind_of_image_is_refused(monkeypatch: pytest.MonkeyPatch) ->
     assert DockerBackend(image="host").image == "host"
 
 
-def test_names_tell_apart_what_is_made_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_names_differ_by_kind_packages_and_build(monkeypatch: pytest.MonkeyPatch) -> None:
     kinds = ("host", "dockerfile", "debian")
     names = {images.name(kind, packages) for kind in kinds for packages in ((), ("iniconfig",))}
     assert len(names) == 6
@@ -345,7 +347,9 @@ def test_names_tell_apart_what_is_made_otherwise(monkeypatch: pytest.MonkeyPatch
     assert not names & {images.name(kind) for kind in kinds}
 
 
-def test_debian_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_debian_image_that_cannot_be_built_names_the_missing_requirement(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(images, "_RELEASES", {})
     with pytest.raises(SandboxUnavailable, match="no release of Debian has Python"):
         images._bootstrapped(tmp_path)
@@ -356,7 +360,7 @@ def test_debian_says_what_is_missing(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs mmdebstrap")
-def test_a_mirror_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_debian_mirror_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with pytest.raises(SandboxUnavailable, match=r"cannot fetch Debian's bookworm: E: .*deb\.debian\.org"):
@@ -367,17 +371,17 @@ def test_a_mirror_that_is_away_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 @needs_engine
 @pytest.mark.usefixtures("engine")
 @pytest.mark.skipif(sys.version_info[:2] not in images._RELEASES, reason="Debian has no such Python")
-def test_debians_python_keeps_every_promise() -> None:
+def test_a_debian_image_passes_all_sandbox_checks() -> None:
     made, passed_over = module.build(["debian"])
     assert (made.kind, passed_over) == ("debian", {})
-    assert broken_promises("debian") == []
+    assert failed_checks("debian") == []
 
 
 @pytest.mark.nightly
 @needs_engine
-def test_the_python_of_a_base_keeps_every_promise(base: str) -> None:
+def test_an_image_from_a_base_passes_all_sandbox_checks(base: str) -> None:
     module.build(["dockerfile"], base=base)
-    assert broken_promises("dockerfile") == []
+    assert failed_checks("dockerfile") == []
 
 
 def test_reaping_without_dockers_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:

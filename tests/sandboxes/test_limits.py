@@ -1,4 +1,4 @@
-"""Commands under limits in every kind of sandbox, beyond the cases of `envkit.sandbox_check`."""
+"""Limits of commands on every backend, beyond the cases of `envkit.sandbox_check`."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import time
 from pathlib import Path
 
 import pytest
-from settle import settled
+from polling import wait_until_stable
 
 from envkit.sandbox import ExecResult, Limits, Sandbox, SandboxBackend, StopReason
 
 MIB = 2**20
-#: Leaves the tree and its session, and never ends by itself.
+#: A daemon that leaves its process tree and session and never ends by itself.
 DAEMON = """
 import os, sys, time
 if os.fork() == 0:
@@ -34,7 +34,7 @@ def python(sandbox: Sandbox, code: str, limits: Limits = Limits(), stdin: bytes 
     return sandbox.run([sandbox.python, "-ISc", code], limits=limits, stdin=stdin)
 
 
-def test_a_command_gets_stdin_and_gives_stdout_stderr_and_status(sandbox: Sandbox) -> None:
+def test_a_command_reads_stdin_and_returns_stdout_stderr_and_status(sandbox: Sandbox) -> None:
     code = "import sys; data = sys.stdin.read(); print(len(data)); print('no', file=sys.stderr); sys.exit(3)"
     result = python(sandbox, code, stdin=b"x" * MIB)
     assert (result.stop, result.exit) == (StopReason.EXITED, 3)
@@ -44,13 +44,13 @@ def test_a_command_gets_stdin_and_gives_stdout_stderr_and_status(sandbox: Sandbo
     assert not result.ok
 
 
-def test_death_by_signal_is_told_from_exit(sandbox: Sandbox) -> None:
+def test_death_by_signal_is_distinguished_from_exit(sandbox: Sandbox) -> None:
     result = python(sandbox, "import os; os.kill(os.getpid(), 11)")
     assert (result.stop, result.exit) == (StopReason.SIGNALED, None)
     assert python(sandbox, "import sys; sys.exit(255)").exit == 255
 
 
-def test_commands_start_in_the_workspace_with_a_bare_environment(
+def test_commands_start_in_the_workspace_without_the_hosts_environment(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("SOME_TOKEN", "secret")
@@ -62,7 +62,9 @@ def test_commands_start_in_the_workspace_with_a_bare_environment(
 
 
 @pytest.mark.parametrize("stream", [1, 2])
-def test_a_flood_stops_at_the_cap_without_filling_the_host(sandbox: Sandbox, stream: int) -> None:
+def test_a_flood_of_output_stops_at_the_limit_without_filling_host_memory(
+    sandbox: Sandbox, stream: int
+) -> None:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     code = f"import os\nchunk = b'x' * 65536\nfor _ in range(16384): os.write({stream}, chunk)"
     result = python(sandbox, code, Limits(output_bytes=100_000))
@@ -84,12 +86,12 @@ def test_a_file_stops_growing_at_its_limit(sandbox: Sandbox) -> None:
     assert len(sandbox.read("big", 4 * MIB)) == MIB
 
 
-def test_a_workspace_that_was_shut_is_opened_for_the_next_command(sandbox: Sandbox) -> None:
+def test_permissions_of_the_workspace_are_restored_before_the_next_command(sandbox: Sandbox) -> None:
     assert python(sandbox, "import os; os.chmod('.', 0)").ok
     assert python(sandbox, "open('file', 'w')").ok
 
 
-def test_orphans_that_have_ended_count_no_more(sandbox: Sandbox) -> None:
+def test_ended_orphans_do_not_count_towards_the_process_limit(sandbox: Sandbox) -> None:
     code = """
 import os, time
 for _ in range(40):
@@ -106,7 +108,7 @@ print("done")
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "docker", "zygote"])
-def test_killing_everything_in_reach_kills_only_the_sandbox(
+def test_a_command_that_kills_every_process_kills_only_its_own_sandbox(
     request: pytest.FixtureRequest, name: str
 ) -> None:
     backend: SandboxBackend = request.getfixturevalue(name)
@@ -118,23 +120,23 @@ def test_killing_everything_in_reach_kills_only_the_sandbox(
         assert peer.ask(b"still here", 5) == b"still here"
 
 
-def test_nothing_grows_over_many_sandboxes(backend: SandboxBackend) -> None:
+def test_many_sandboxes_leak_no_descriptors(backend: SandboxBackend) -> None:
     def once() -> None:
         with backend.create() as sandbox:
             assert python(sandbox, "pass").ok
             sandbox.open([sandbox.python, "-c", "input()"])
 
-    def held() -> int:
+    def open_descriptors() -> int:
         return len(os.listdir("/proc/self/fd"))
 
     once()
-    before = settled(held)
-    for _ in range(8):  # as many as Docker makes workspaces at a time
+    before = wait_until_stable(open_descriptors)
+    for _ in range(8):  # Docker makes eight workspaces at a time
         once()
-    assert settled(held) == before
+    assert wait_until_stable(open_descriptors) == before
 
 
-def test_a_clock_that_jumps_ends_nothing(backend: SandboxBackend, tmp_path: Path) -> None:
+def test_a_clock_jump_does_not_trigger_the_wall_limit(backend: SandboxBackend, tmp_path: Path) -> None:
     libraries = [*Path("/usr/lib").glob("*/faketime/libfaketime.so.1")]
     if not libraries:
         if os.environ.get("CI"):
@@ -150,7 +152,7 @@ before = time.time()
 with load("sandbox", {backend.name!r})().create() as sandbox:
     def jump():
         open({str(stamp)!r} + ".new", "w").write("+2d")
-        os.replace({str(stamp)!r} + ".new", {str(stamp)!r})  # half a file would be no time
+        os.replace({str(stamp)!r} + ".new", {str(stamp)!r})  # atomic: a half-written file could not be parsed
     threading.Timer(0.3, jump).start()
     found = sandbox.run([sandbox.python, "-ISc", "import time; time.sleep(1)"], limits=Limits(wall_s=20))
 print(found.stop, found.wall_s < 15, time.time() - before > 86400)

@@ -1,4 +1,4 @@
-"""Errors of the system, such as too many open files, are a `SandboxError`, which voids the episode."""
+"""System errors, such as too many open files, become a `SandboxError`, which voids the episode."""
 
 from __future__ import annotations
 
@@ -22,49 +22,55 @@ from envkit.sandboxes.process import ProcessBackend
 from envkit.sandboxes.zygote import ZygoteBackend
 
 BACKENDS = (ProcessBackend, BubblewrapBackend, ZygoteBackend)
-#: Of each backend, what its sandboxes are made with, and its commands started with.
-MADE: dict[type[SandboxBackend], tuple[Any, str]] = {
+#: Per backend, the module and name of a call that creates a sandbox, and of one that starts a command.
+CREATE_CALLS: dict[type[SandboxBackend], tuple[Any, str]] = {
     ProcessBackend: (process, "Lease"),
     BubblewrapBackend: (mounted_sandbox, "Workspace"),
     ZygoteBackend: (zygote, "shared_zygote"),
 }
-STARTED: dict[type[SandboxBackend], tuple[Any, str]] = {
+START_CALLS: dict[type[SandboxBackend], tuple[Any, str]] = {
     ProcessBackend: (process, "launch"),
     BubblewrapBackend: (bubblewrap, "launch"),
     ZygoteBackend: (zygote, "pipes"),
 }
 
 
-def refusing(number: int) -> Callable[..., NoReturn]:
-    def refuse(*_: object, **__: object) -> NoReturn:
+def raising(number: int) -> Callable[..., NoReturn]:
+    def raise_error(*_: object, **__: object) -> NoReturn:
         raise OSError(number, os.strerror(number))
 
-    return refuse
+    return raise_error
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_a_sandbox_that_cannot_be_made(kind: type[SandboxBackend], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(*MADE[kind], refusing(errno.ENOSPC))
+def test_a_failure_to_create_a_sandbox_raises_a_sandbox_error(
+    kind: type[SandboxBackend], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(*CREATE_CALLS[kind], raising(errno.ENOSPC))
     with pytest.raises(SandboxError, match=r"cannot make a sandbox: .*No space left"):
         kind().create()
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_a_command_that_cannot_be_started(
+def test_a_failure_to_start_a_command_raises_a_sandbox_error(
     kind: type[SandboxBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with kind().create() as sandbox:
         with monkeypatch.context() as patched:
-            patched.setattr(*STARTED[kind], refusing(errno.EMFILE))
+            patched.setattr(*START_CALLS[kind], raising(errno.EMFILE))
             with pytest.raises(SandboxError, match=r"cannot start a command: .*Too many open files"):
                 sandbox.run([sandbox.python, "-c", "pass"])
         assert sandbox.run([sandbox.python, "-c", "pass"]).ok
 
 
-def test_a_control_group_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_to_create_a_control_group_raises_a_sandbox_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bwrap, "group_parents", lambda: (tmp_path,))
-    monkeypatch.setattr(cgroup.Cgroup, "__init__", refusing(errno.ENOSPC))
-    monkeypatch.setattr(zygote_host, "_made", zygote_host._made.__wrapped__)  # whose forks all lack a group
+    monkeypatch.setattr(cgroup.Cgroup, "__init__", raising(errno.ENOSPC))
+    monkeypatch.setattr(
+        zygote_host, "_made", zygote_host._made.__wrapped__
+    )  # a new zygote: a running one has forks with groups
     for kind in (BubblewrapBackend, ZygoteBackend):
         with kind().create() as sandbox:
             with pytest.raises(SandboxError, match=r"cannot start a command: .*No space left"):
@@ -74,14 +80,14 @@ def test_a_control_group_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-def test_a_command_that_nobody_could_watch_is_ended(
+def test_a_command_whose_output_cannot_be_watched_is_killed(
     kind: type[SandboxBackend], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with kind().create() as sandbox:
-        waits = "import time; open('began', 'w'); time.sleep(0.5); open('went-on', 'w')"
+        wait_then_write = "import time; open('began', 'w'); time.sleep(0.5); open('went-on', 'w')"
         with monkeypatch.context() as patched:
-            patched.setattr(selectors, "DefaultSelector", refusing(errno.EMFILE))
+            patched.setattr(selectors, "DefaultSelector", raising(errno.EMFILE))
             with pytest.raises(SandboxError, match=r"cannot start a command: .*Too many open files"):
-                sandbox.open([sandbox.python, "-c", waits])
+                sandbox.open([sandbox.python, "-c", wait_then_write])
         sandbox.run([sandbox.python, "-c", "import time; time.sleep(1)"])
         assert "went-on" not in sandbox.export(["*"], 100)

@@ -1,4 +1,4 @@
-"""Workspaces of a fixed size: mounting, cleaning up, and the host's rights in them."""
+"""Workspaces of a fixed size: mounting, cleanup, and the rights with which the host opens their files."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from settle import settled
+from polling import wait_until_stable
 
 from envkit.errors import SandboxError, TooLargeError, UnenforceableLimit, UsageError
 from envkit.sandbox import PYTHON_OPTIONS, Quota, Sandbox, SandboxBackend
@@ -35,7 +35,7 @@ assert sandbox.run([sandbox.python, "-P", "-S", "-c", "open('file')"]).ok
 print(sandbox._mount.helper.pid, flush=True)
 time.sleep(600)
 """
-#: A fork can neither end nor use its parent's sandbox.
+#: A forked process tries to use and to close its parent's sandbox.
 FORK = """
 import os, sys
 from envkit.errors import SandboxError
@@ -65,8 +65,8 @@ def kind(request: pytest.FixtureRequest) -> type[BubblewrapBackend | ZygoteBacke
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
-    """This test's own mount helper, before it has started."""
+def own_mounts(monkeypatch: pytest.MonkeyPatch) -> Iterator[workspace_mounts.WorkspaceMounts]:
+    """A mount helper of this test alone, not yet started."""
     made = workspace_mounts.WorkspaceMounts(USER)
     monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: made)
     yield made
@@ -82,47 +82,47 @@ def source(text: str, kind: type) -> str:
 
 
 def mounts(spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
-    """Paths of the workspaces that its helper has mounted."""
+    """Return the paths of the workspaces that the mount helper has mounted."""
     assert spaces._helper is not None
     table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
     return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
 
 
 @pytest.mark.parametrize("bounds", [(0, 10), (-1, 10), (2**20, 1), (2**20, 0)])
-def test_a_space_that_would_mean_no_bound_is_refused(bounds: tuple[int, int]) -> None:
+def test_a_quota_of_no_bytes_or_too_few_files_is_refused(bounds: tuple[int, int]) -> None:
     with pytest.raises(UsageError, match="no room"):
         Quota(*bounds)
 
 
 @pytest.mark.parametrize("name", ["bubblewrap", "docker", "zygote"])
-def test_a_backend_may_give_more_or_less_room(request: pytest.FixtureRequest, name: str) -> None:
+def test_a_backend_enforces_the_quota_it_is_given(request: pytest.FixtureRequest, name: str) -> None:
     made = type(request.getfixturevalue(name))
     fill = "import os\nfor n in range(100): open(str(n), 'wb').write(bytes(2**16)); print(n, flush=True)"
-    for space, fit in ((Quota(2**20, 1000), 16), (Quota(2**22, 1000), 64), (Quota(2**24, 11), 10)):
-        backend: SandboxBackend = made(quota=space)
-        assert backend.quota == space
+    for quota, fit in ((Quota(2**20, 1000), 16), (Quota(2**22, 1000), 64), (Quota(2**24, 11), 10)):
+        backend: SandboxBackend = made(quota=quota)
+        assert backend.quota == quota
         with backend.create() as sandbox:
             found = program(sandbox, fill)
             assert (len(found.stdout.split()), b"No space left" in found.stderr) == (fit, True)
-            with pytest.raises(TooLargeError, match=f"{space.total_bytes} bytes in {space.files} files"):
+            with pytest.raises(TooLargeError, match=f"{quota.total_bytes} bytes in {quota.files} files"):
                 sandbox.write("more", bytes(2**20))
 
 
-def test_workspaces_are_mounted_nowhere_on_the_host_and_unmounted_once(
-    kind: type[BubblewrapBackend | ZygoteBackend], fresh: workspace_mounts.WorkspaceMounts
+def test_workspaces_are_never_mounted_on_the_host_and_are_unmounted_once(
+    kind: type[BubblewrapBackend | ZygoteBackend], own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
     before = Path("/proc/self/mounts").read_text()
     first, second = kind().create(), kind().create()
     first.write("file", b"1")
     assert program(first, "open('file')").ok
-    assert len(mounts(fresh)) == 2
+    assert len(mounts(own_mounts)) == 2
     assert Path("/proc/self/mounts").read_text() == before
-    assert os.listdir(fresh.lease.path) == [".envkit-lease"]
+    assert os.listdir(own_mounts.lease.path) == [".envkit-lease"]
     for _ in range(2):
         first.close()
-        assert len(mounts(fresh)) == 1
+        assert len(mounts(own_mounts)) == 1
     second.close()
-    assert mounts(fresh) == []
+    assert mounts(own_mounts) == []
 
 
 def test_a_command_sees_no_other_workspace_among_its_mounts(
@@ -135,13 +135,13 @@ def test_a_command_sees_no_other_workspace_among_its_mounts(
     assert "lease" not in seen
 
 
-def test_a_killed_mount_helper_is_a_sandbox_error_and_is_replaced(
-    kind: type[BubblewrapBackend | ZygoteBackend], fresh: workspace_mounts.WorkspaceMounts
+def test_a_killed_mount_helper_raises_a_sandbox_error_and_is_replaced(
+    kind: type[BubblewrapBackend | ZygoteBackend], own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
     sandbox = kind().create()
     sandbox.write("file", b"1")
-    held = settled(lambda: len(os.listdir("/proc/self/fd")))
-    dying = os.pidfd_open(fresh._helper.pid)  # type: ignore[union-attr]
+    held = wait_until_stable(lambda: len(os.listdir("/proc/self/fd")))
+    dying = os.pidfd_open(own_mounts._helper.pid)  # type: ignore[union-attr]
     signal.pidfd_send_signal(dying, signal.SIGKILL)
     assert bwrap.readable(dying)
     os.close(dying)
@@ -152,8 +152,8 @@ def test_a_killed_mount_helper_is_a_sandbox_error_and_is_replaced(
         assert program(other, "open('file', 'w')").ok
         assert sandbox.read("file", 1) == b"1"  # as long as a descriptor is open
         sandbox.close()
-    # The folder of the one, and nothing more.
-    assert settled(lambda: len(os.listdir("/proc/self/fd"))) == held - 1
+    # Only the closed sandbox's folder descriptor is gone.
+    assert wait_until_stable(lambda: len(os.listdir("/proc/self/fd"))) == held - 1
 
 
 def test_the_mount_helper_dies_with_a_killed_trainer(kind: type[BubblewrapBackend | ZygoteBackend]) -> None:
@@ -168,7 +168,7 @@ def test_the_mount_helper_dies_with_a_killed_trainer(kind: type[BubblewrapBacken
     os.close(helper)
 
 
-def test_a_fork_of_the_process_leaves_the_workspace_alone(
+def test_a_forked_process_can_neither_use_nor_close_its_parents_workspace(
     kind: type[BubblewrapBackend | ZygoteBackend],
 ) -> None:
     done = subprocess.run(
@@ -177,9 +177,9 @@ def test_a_fork_of_the_process_leaves_the_workspace_alone(
     assert (done.stdout, done.stderr) == ("True\n" * 3 + "{}\nb'1\\n'\n", "")
 
 
-def test_a_machine_that_cannot_mount_is_an_unenforceable_limit(
+def test_a_machine_that_cannot_mount_raises_unenforceable_limit(
     kind: type[BubblewrapBackend | ZygoteBackend],
-    fresh: workspace_mounts.WorkspaceMounts,
+    own_mounts: workspace_mounts.WorkspaceMounts,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with monkeypatch.context() as patched:
@@ -199,7 +199,7 @@ def test_a_missing_tool_is_named(monkeypatch: pytest.MonkeyPatch, bubblewrap: Sa
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root may act as somebody else")
-def test_the_host_opens_hostile_files_without_roots_rights(tmp_path: Path) -> None:
+def test_the_host_opens_sandbox_files_without_root_rights(tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_bytes(b"1")
     secret.chmod(0o600)
@@ -212,19 +212,19 @@ def test_the_host_opens_hostile_files_without_roots_rights(tmp_path: Path) -> No
     assert (seen, where != threading.get_ident()) == (str(NOBODY), True)
     with pytest.raises(PermissionError):
         as_user(NOBODY, secret.read_bytes)
-    # Neither this thread nor the process has changed.
+    # The calling thread and the process keep their user.
     assert (rights()[0], secret.read_bytes()) == ("0", b"1")
     assert ctypes.CDLL(None).prctl(3, 0, 0, 0, 0) == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="acts as another user")
-def test_threads_that_change_at_once_leave_the_process_as_it_was() -> None:
+def test_concurrent_user_changes_in_threads_do_not_change_the_process() -> None:
     code = """if True:
         import ctypes, threading
         from concurrent.futures import ThreadPoolExecutor
         from envkit.sandboxes._workspace import file_user
         start = threading.Barrier(8)
-        for _ in range(40):  # new threads, which change all at once
+        for _ in range(40):  # new threads that all change user at the same time
             file_user._here = threading.local()
             with ThreadPoolExecutor(8) as pool:
                 list(pool.map(lambda _: (start.wait(), file_user._become(65534)), range(8)))

@@ -1,6 +1,6 @@
-"""Sandboxes of an ordinary user, whose uid and gid differ from each other and from 65534.
+"""Sandboxes of an ordinary user whose uid and gid differ from each other and from 65534.
 
-As root, everything here would work even if a path failed for everyone else. So root starts these programs as
+Root can do things that fail for other users. Run as root, these tests therefore start their programs as
 another user, on a copy of the sources that this user can read.
 """
 
@@ -24,7 +24,7 @@ from envkit.sandboxes._rootfs import rootfs
 
 UID, GID = (4242, 4243) if os.geteuid() == 0 else (os.geteuid(), os.getegid())
 SOURCES = Path(envkit.__file__).parent
-#: All that sandboxes and their checks need of envkit.
+#: The files of envkit that sandboxes and their checks import, beside the backends.
 PARTS = ("errors.py", "lease.py", "sandbox.py", "sandbox_check")
 CHECK = """
 import json, sys
@@ -102,7 +102,7 @@ def user() -> Iterator[OrdinaryUser]:
                 os.chown(folder / owned, UID, GID)
         subprocess.run(["chmod", "-R", "a+rX", str(folder / "sources")], check=True)
         python = Path(sys.executable).resolve()
-        if not rootfs.reachable(python, UID):  # such as one in root's home
+        if not rootfs.reachable(python, UID):  # for example an interpreter in root's home
             python = rootfs.root_folder(UID) / "usr/bin/python3"
         yield OrdinaryUser(folder, str(python))
 
@@ -113,14 +113,14 @@ def test_the_mount_helper_keeps_the_users_uid_and_gid(user: OrdinaryUser) -> Non
 
 
 @pytest.mark.parametrize("backend", ["bubblewrap", "zygote"])
-def test_sandboxes_isolate(user: OrdinaryUser, backend: str) -> None:
+def test_sandboxes_of_an_ordinary_user_pass_the_essential_checks(user: OrdinaryUser, backend: str) -> None:
     done = user.run(CHECK, backend)
     assert done.returncode == 0, done
     assert json.loads(done.stdout) == [None], done
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the sources back")
-def test_a_helper_that_asks_for_its_group_too_late_is_noticed(user: OrdinaryUser) -> None:
+def test_reading_the_group_after_unshare_makes_mounting_fail(user: OrdinaryUser) -> None:
     helper = user.folder / "sources/envkit/sandboxes/_workspace/guest_mount_helper.py"
     good = helper.read_text()
     line = next(line for line in good.splitlines() if line.strip().startswith("group = os.getegid()"))
@@ -135,6 +135,6 @@ def test_a_helper_that_asks_for_its_group_too_late_is_noticed(user: OrdinaryUser
 
 def test_a_user_without_a_home_is_told_where_to_put_the_cache(user: OrdinaryUser) -> None:
     done = user.run(CHECK, "bubblewrap", HOME="", XDG_CACHE_HOME="")
-    if os.geteuid() == 0:  # this user is in no list of accounts
+    if os.geteuid() == 0:  # this uid has no account
         assert "set XDG_CACHE_HOME" in done.stderr + done.stdout, done
     assert "RuntimeError" not in done.stderr

@@ -1,4 +1,4 @@
-"""Honest and dishonest peers, beyond the cases of `envkit.sandbox_check`."""
+"""Peers that keep or break the line protocol, beyond the cases of `envkit.sandbox_check`."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def test_a_peer_answers_short_long_and_empty_lines(sandbox: Sandbox) -> None:
     assert peer.close() is result
 
 
-def test_a_peer_that_ends_says_how(sandbox: Sandbox) -> None:
+def test_the_error_of_an_ended_peer_holds_its_status_and_stderr(sandbox: Sandbox) -> None:
     peer = start(sandbox, "import sys; input(); sys.exit('broken pipe dream')")
     with pytest.raises(PeerGone, match=r"status 1.*broken pipe dream") as gone:
         peer.ask(b"", 10)
@@ -32,7 +32,7 @@ def test_a_peer_that_ends_says_how(sandbox: Sandbox) -> None:
         peer.ask(b"", 10)
 
 
-def test_a_silent_peer_is_given_up_and_killed(sandbox: Sandbox) -> None:
+def test_a_silent_peer_is_killed_after_the_timeout(sandbox: Sandbox) -> None:
     peer = start(sandbox, "import time; input(); time.sleep(60)")
     with pytest.raises(PeerGone, match="did not answer"):
         peer.ask(b"", 0.3)
@@ -47,7 +47,7 @@ def test_more_than_one_line_is_tampering(sandbox: Sandbox, answer: str) -> None:
     assert gone.value.tampered
 
 
-def test_a_line_that_nobody_asked_for_is_tampering(sandbox: Sandbox) -> None:
+def test_an_unrequested_line_is_tampering(sandbox: Sandbox) -> None:
     peer = start(sandbox, "print('unasked'); open('done', 'w'); input()")
     while "done" not in sandbox.export(["done"], 0):
         time.sleep(0.001)
@@ -63,7 +63,7 @@ def test_an_answer_longer_than_the_output_limit_stops_the_peer(sandbox: Sandbox)
     assert peer.close().stop is StopReason.OUTPUT
 
 
-def test_many_answers_may_add_up_to_more_than_the_output_limit(sandbox: Sandbox) -> None:
+def test_the_output_limit_applies_to_each_answer_separately(sandbox: Sandbox) -> None:
     peer = start(sandbox, "while True: print(input())", Limits(output_bytes=100))
     for _ in range(10):
         assert peer.ask(b"x" * 50, 10) == b"x" * 50

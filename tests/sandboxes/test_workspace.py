@@ -1,4 +1,4 @@
-"""A workspace whose files were made by someone hostile, seen from the host."""
+"""Host-side access to a workspace whose files come from hostile code."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_files_come_back_in_path_order(workspace: Workspace) -> None:
         ([], []),
     ],
 )
-def test_globs_choose_what_is_exported(workspace: Workspace, globs: list[str], expected: list[str]) -> None:
+def test_globs_select_the_exported_files(workspace: Workspace, globs: list[str], expected: list[str]) -> None:
     for path in ("a.py", "src/b.py", "src/deep/c.py", "note.pyc"):
         workspace.write(path, b"")
     assert list(workspace.export(globs, 0)) == expected
@@ -68,7 +68,7 @@ def test_globs_choose_what_is_exported(workspace: Workspace, globs: list[str], e
     "path",
     ["", ".", "..", "/etc/passwd", "../up", "a/../../up", "a//b", "a/", "a\0b", "a/./b", "\ud800", "n" * 256],
 )
-def test_paths_that_are_not_inside_are_refused(workspace: Workspace, path: str) -> None:
+def test_paths_outside_the_workspace_are_refused(workspace: Workspace, path: str) -> None:
     with pytest.raises(UsageError):
         workspace.write(path, b"")
     with pytest.raises(UsageError):
@@ -126,7 +126,7 @@ def test_a_hard_link_is_replaced_rather_than_written_through(
     assert secret.read_bytes() == b"host only"
 
 
-def test_a_missing_file_and_a_file_used_as_folder_are_not_found(workspace: Workspace) -> None:
+def test_a_missing_file_and_a_path_through_a_file_raise_file_not_found(workspace: Workspace) -> None:
     workspace.write("a", b"")
     for path in ("nothing", "nothing/b", "a/b"):
         with pytest.raises(FileNotFoundError):
@@ -160,7 +160,7 @@ def test_too_many_files_and_too_deep_folders_are_refused(
         workspace.write(str(number), b"")
     with pytest.raises(UsageError, match="entries"):
         workspace.export(["0"], 10)
-    empty_and_deepen(folder, 70)
+    fill_with_nested_folders(folder, 70)
     with pytest.raises(UsageError, match="levels"):
         workspace.export(["**"], 10)
 
@@ -171,7 +171,7 @@ def test_names_that_are_not_text_are_left_out(workspace: Workspace, folder: Path
     assert list(workspace.export(["**"], 10)) == ["ä"]
 
 
-def test_permissions_taken_away_are_given_back(workspace: Workspace, folder: Path) -> None:
+def test_removed_permissions_are_restored_on_access(workspace: Workspace, folder: Path) -> None:
     workspace.write("a/b", b"1")
     (folder / "a/b").chmod(0)
     (folder / "a").chmod(0)
@@ -182,7 +182,7 @@ def test_permissions_taken_away_are_given_back(workspace: Workspace, folder: Pat
     assert workspace.read("a/c", 10) == b"2"
 
 
-def test_restore_brings_back_files_and_modes_and_drops_the_rest(workspace: Workspace, folder: Path) -> None:
+def test_restore_resets_files_and_modes_and_removes_other_files(workspace: Workspace, folder: Path) -> None:
     workspace.write("tool", b"#!", mode=0o755)
     kept = workspace.keep()
     workspace.write("tool", b"broken")
@@ -193,8 +193,8 @@ def test_restore_brings_back_files_and_modes_and_drops_the_rest(workspace: Works
     assert not (folder / "new").exists()
 
 
-def test_empty_removes_a_tree_deeper_than_any_path_may_be_long(workspace: Workspace, folder: Path) -> None:
-    empty_and_deepen(folder, 1100)
+def test_empty_removes_a_tree_deeper_than_the_path_length_limit(workspace: Workspace, folder: Path) -> None:
+    fill_with_nested_folders(folder, 1100)
     (folder / "link").symlink_to(folder.parent)
     (folder.parent / "outside").write_bytes(b"")
     workspace.restore({})
@@ -202,8 +202,8 @@ def test_empty_removes_a_tree_deeper_than_any_path_may_be_long(workspace: Worksp
     assert (folder.parent / "outside").exists()
 
 
-def test_empty_is_not_stopped_by_names_that_it_has_used_before(workspace: Workspace, folder: Path) -> None:
-    """What is nested is moved up under new names; what lies there already must not be in the way."""
+def test_empty_works_if_its_temporary_names_already_exist(workspace: Workspace, folder: Path) -> None:
+    """Nested folders are moved up under temporary names, which may be taken."""
     for number in range(1, 4):
         (folder / f"envkit-lease-{number}").mkdir()
         (folder / f"envkit-lease-{number}" / "file").write_bytes(b"")
@@ -213,8 +213,8 @@ def test_empty_is_not_stopped_by_names_that_it_has_used_before(workspace: Worksp
     assert os.listdir(folder) == []
 
 
-def empty_and_deepen(folder: Path, levels: int) -> None:
-    """Leave nothing in ``folder`` but nested folders with a file in each, none but the first writable."""
+def fill_with_nested_folders(folder: Path, levels: int) -> None:
+    """Empty ``folder`` and create nested folders with a file in each; only the outermost is writable."""
     here = os.open(folder, os.O_RDONLY)
     empty(here)
     for level in range(levels):

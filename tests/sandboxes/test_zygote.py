@@ -1,4 +1,4 @@
-"""The zygote beyond the common cases: its forks behave like new interpreters, isolated from each other."""
+"""The zygote backend: its forks behave like new interpreters and are isolated from each other."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ peer.ask(b"up", 30)
 print(sandbox._zygote.lease.path.name, peer._tree._init.pid, flush=True)
 time.sleep(600)
 """
-#: Programs and arguments; a fork and a new interpreter must behave the same to the byte.
+#: Programs and arguments. A fork and a new interpreter must produce the same bytes.
 PROGRAMS = {
     "prints": ("import sys; print(sys.argv, file=sys.stderr); print('out')", ["one", "two"]),
     "exits with a status": ("raise SystemExit(3)", []),
@@ -78,11 +78,11 @@ PROGRAMS = {
     "sees no other": ("import os; print(sorted(p for p in os.listdir('/proc') if p.isdigit()) <= "
                       "['1', '2', '3', '4'], os.listdir('/tmp'), os.listdir('/dev/shm'))", []),
 }  # fmt: skip
-#: Tries to end, stop, starve or enter its own init process.
+#: Tries to kill, stop, starve or inspect its own init process.
 ATTACKS_ON_INIT = """
 import ctypes, os, resource, signal, sys
 for number in range(1, 65):
-    if number not in (15, 17, 32, 33):  # with 15 the host itself would ask it to end all here
+    if number not in (15, 17, 32, 33):  # on 15 init ends all commands, as the host may request
         try: os.kill(1, number)
         except OSError: pass
 for kind in (resource.RLIMIT_CPU, resource.RLIMIT_NOFILE, resource.RLIMIT_AS, resource.RLIMIT_DATA):
@@ -93,7 +93,7 @@ names = ["mem", "root", "cwd", "environ", "maps", "stack", "auxv", *(f"fd/{n}" f
 for name in names:
     try:
         handle = os.open(f"/proc/1/{name}", os.O_RDONLY)
-        if name == "stack": os.read(handle, 1)  # whose rights are looked at only here
+        if name == "stack": os.read(handle, 1)  # its permissions are checked on reading only
         opened.append(name)
     except OSError: pass
 libc = ctypes.CDLL(None, use_errno=True)
@@ -109,8 +109,8 @@ def sandbox(zygote: ZygoteBackend) -> Iterator[Sandbox]:
 
 
 @pytest.fixture
-def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[zygote_host.Zygote]:
-    """This test's own zygote, before it has started."""
+def own_zygote(monkeypatch: pytest.MonkeyPatch) -> Iterator[zygote_host.Zygote]:
+    """A zygote of this test alone, not yet started."""
     made = zygote_host.Zygote()
     monkeypatch.setattr(zygote, "shared_zygote", lambda *_: made)
     yield made
@@ -123,7 +123,7 @@ def program(sandbox: Sandbox, code: str, limits: Limits = Limits()):
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """A process in the background ignores SIGINT, and so would what bubblewrap starts."""
+    """Handle SIGINT by default: background processes ignore it, and children of bubblewrap inherit that."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
@@ -139,7 +139,7 @@ def test_a_fork_behaves_like_a_new_interpreter(
     def observed(place: Sandbox) -> tuple[object, ...]:
         argv = [place.python, *PYTHON_OPTIONS, "-c", code, *arguments]
         found = place.run(argv, stdin=b"given")
-        # A traceback begins with the line that started the program, which lies elsewhere here.
+        # Only the last line: the first frame of a traceback differs between the two.
         return found.stop, found.exit, found.stdout, found.stderr.splitlines()[-1:]
 
     with bubblewrap.create() as other:
@@ -159,7 +159,7 @@ def test_a_command_cannot_harm_its_init_process(sandbox: Sandbox) -> None:
 
 
 #: Tries to slow down its init process, or all processes of its user.
-WEIGHTS = """
+SLOW_INIT = """
 import ctypes, os, resource
 libc, done = ctypes.CDLL(None, use_errno=True), []
 def tried(name, action):
@@ -180,11 +180,11 @@ tried("schedule", lambda: os.sched_setscheduler(1, os.SCHED_IDLE, os.sched_param
 tried("limits", lambda: resource.prlimit(1, resource.RLIMIT_NOFILE, (3, 3)))
 for name in ("autogroup", "oom_score_adj", "timerslack_ns", "coredump_filter", "sched"):
     tried(name, lambda: open(f"/proc/1/{name}", "w"))
-os.nice(1); os.sched_setaffinity(0, os.sched_getaffinity(0))  # of its own it may
+os.nice(1); os.sched_setaffinity(0, os.sched_getaffinity(0))  # a command may change its own values
 print(done)
 """
-#: Sends descriptors to itself and receives none, until no process of its user may send any more.
-IN_FLIGHT = """
+#: Sends descriptors to itself without receiving them, until its user's limit is reached.
+SEND_DESCRIPTORS = """
 import errno, os, socket
 input()
 null, kept = os.open("/dev/null", os.O_RDONLY), []
@@ -199,14 +199,14 @@ input()
 """
 
 
-def test_a_command_cannot_slow_its_init_process(sandbox: Sandbox) -> None:
-    found = program(sandbox, WEIGHTS)
+def test_a_command_cannot_slow_down_its_init_process(sandbox: Sandbox) -> None:
+    found = program(sandbox, SLOW_INIT)
     assert found.stdout == b"[]\n", found
 
 
 @pytest.fixture
 def few_descriptors() -> Iterator[None]:
-    """This process may have hardly more open than a command may."""
+    """Limit this process to few open descriptors, which also limits those in flight."""
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (300, before[1]))
     yield
@@ -214,13 +214,13 @@ def few_descriptors() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("few_descriptors")
-def test_descriptors_in_flight_stop_no_other_command(
-    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
+def test_descriptors_in_flight_do_not_block_other_commands(
+    own_zygote: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    helper = workspace_mounts.WorkspaceMounts(fresh.user)
+    helper = workspace_mounts.WorkspaceMounts(own_zygote.user)
     monkeypatch.setattr(mounted_sandbox, "shared_mounts", lambda *_: helper)
     with ZygoteBackend().create() as hostile, ZygoteBackend().create() as other:
-        peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", IN_FLIGHT])
+        peer = hostile.open([hostile.python, *PYTHON_OPTIONS, "-c", SEND_DESCRIPTORS])
         assert peer.ask(b"go", 10) == b"full"
         for _ in range(5):
             assert program(other, "pass").ok
@@ -230,7 +230,7 @@ def test_descriptors_in_flight_stop_no_other_command(
     helper.close()
 
 
-def test_the_workspaces_own_modules_come_first_where_a_program_says_so(sandbox: Sandbox) -> None:
+def test_a_program_can_import_workspace_modules_before_standard_ones(sandbox: Sandbox) -> None:
     sandbox.write("json.py", b"whose = 'own'")
     code = "import sys; sys.path.insert(0, '.'); import json; print(getattr(json, 'whose', 'standard'))"
     assert program(sandbox, code).stdout == b"own\n"
@@ -238,24 +238,26 @@ def test_the_workspaces_own_modules_come_first_where_a_program_says_so(sandbox: 
     assert program(sandbox, code).stdout == b"standard\n"
 
 
-def test_sets_have_the_same_order_in_every_zygote_and_out_of_it(bubblewrap: BubblewrapBackend) -> None:
+def test_sets_have_the_same_order_in_every_zygote_and_in_bubblewrap(bubblewrap: BubblewrapBackend) -> None:
     code = "print({*map(str, range(20))})"
-    said: set[bytes] = set()
+    outputs: set[bytes] = set()
     for backend in (ZygoteBackend(), ZygoteBackend(warm=["heapq"]), bubblewrap):
         with backend.create() as sandbox:
-            said.add(program(sandbox, code).stdout)
-    assert len(said) == 1
+            outputs.add(program(sandbox, code).stdout)
+    assert len(outputs) == 1
 
 
-@pytest.mark.skipif(not cgroup.parents(), reason="elsewhere memory is bounded per process")
-def test_less_memory_than_a_command_needs_to_wait_is_refused(sandbox: Sandbox) -> None:
+@pytest.mark.skipif(not cgroup.parents(), reason="without control groups memory is limited per process")
+def test_a_memory_limit_below_that_of_an_idle_process_is_refused(sandbox: Sandbox) -> None:
     with pytest.raises(UnenforceableLimit, match="memory_bytes: 65536 is less than"):
         program(sandbox, "pass", Limits(memory_bytes=2**16))
     assert program(sandbox, "pass").ok
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM, signal.SIGSTOP])
-def test_a_command_that_signals_itself_and_all_others_is_its_own_fault(sandbox: Sandbox, number: int) -> None:
+def test_a_command_that_signals_itself_and_others_ends_without_a_sandbox_error(
+    sandbox: Sandbox, number: int
+) -> None:
     for target in ("os.getpid()", "0", "-1", "os.getppid()"):
         found = program(sandbox, f"import os\nos.kill({target}, {number})", Limits(wall_s=0.5))
         assert found.stop in (StopReason.SIGNALED, StopReason.EXITED, StopReason.WALL)
@@ -287,7 +289,7 @@ print(reached(socket.AF_UNIX, "\\0here"), reached(socket.AF_INET, ("127.0.0.1", 
         peer.close()
 
 
-def test_a_command_sees_its_own_workspace_alone(zygote: ZygoteBackend) -> None:
+def test_a_command_sees_only_its_own_workspace(zygote: ZygoteBackend) -> None:
     with zygote.create() as one, zygote.create() as other:
         one.write("secret", b"1")
         look = "import os; print([os.path.join(*p) for p in os.walk('/') if 'secret' in p[2]] or 'none')"
@@ -295,7 +297,7 @@ def test_a_command_sees_its_own_workspace_alone(zygote: ZygoteBackend) -> None:
         assert b"/workspace" in program(one, look.replace("os.path.join(*p)", "p[0]")).stdout
 
 
-def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: Sandbox) -> None:
+def test_a_killed_zygote_raises_a_sandbox_error_and_the_sandbox_stays_usable(sandbox: Sandbox) -> None:
     peer = sandbox.open([sandbox.python, *PYTHON_OPTIONS, "-c", "while True: print(input(), flush=True)"])
     assert peer.ask(b"up", 10) == b"up"
     os.kill(peer._tree._init._zygote._child.pid, signal.SIGKILL)  # type: ignore[attr-defined]
@@ -311,7 +313,7 @@ def test_a_killed_zygote_is_a_sandbox_error_and_the_sandbox_can_go_on(sandbox: S
     assert program(sandbox, "pass").ok
 
 
-def test_a_command_that_cannot_be_confined_is_a_sandbox_error_with_the_reason(sandbox: Sandbox) -> None:
+def test_a_command_that_cannot_be_confined_raises_a_sandbox_error_with_the_reason(sandbox: Sandbox) -> None:
     init = sandbox._zygote.init_process()  # type: ignore[attr-defined]
     job = {"argv": ["true"], "rlimits": [], "program": None}
     with open(os.devnull, "r+b") as null:
@@ -321,8 +323,8 @@ def test_a_command_that_cannot_be_confined_is_a_sandbox_error_with_the_reason(sa
     assert program(sandbox, "pass").ok
 
 
-def test_a_zygote_that_does_not_start_says_why(
-    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
+def test_a_zygote_that_does_not_start_raises_with_the_reason(
+    own_zygote: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ZygoteBackend().create() as sandbox:
         with monkeypatch.context() as patched:
@@ -333,7 +335,7 @@ def test_a_zygote_that_does_not_start_says_why(
 
 
 def test_without_control_groups_every_limit_still_holds(
-    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
+    own_zygote: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "parents", lambda: ())
     forks = """
@@ -349,13 +351,13 @@ os.write(1, b"%d" % made)
         assert int(program(sandbox, forks, Limits(processes=8)).stdout) == 7
         hoard = "data = bytearray()\nwhile True: data += bytes(2**20)"
         assert b"MemoryError" in program(sandbox, hoard, Limits(memory_bytes=64 * 2**20)).stderr
-        burnt = program(sandbox, "while True: pass", Limits(cpu_s=0.2))
-        assert burnt.stop is StopReason.CPU
-        assert burnt.cpu_s >= 0.2
+        busy = program(sandbox, "while True: pass", Limits(cpu_s=0.2))
+        assert busy.stop is StopReason.CPU
+        assert busy.cpu_s >= 0.2
 
 
 def test_an_old_kernel_without_control_groups_is_refused(
-    fresh: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
+    own_zygote: zygote_host.Zygote, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(cgroup, "parents", lambda: ())
     monkeypatch.setattr(bwrap.platform, "release", lambda: "5.10.0-28-amd64")
@@ -376,7 +378,7 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
     folder = Path(tempfile.gettempdir())
     os.utime(folder / name, (0, 0))
     assert name in reap(folder)  # as the next trainer does when it starts
-    for _ in range(100):  # what was made ahead takes a moment longer to die
+    for _ in range(100):  # processes started in advance end a moment later
         cgroup.remove_leftovers(name)
         if not (left := [*Path("/sys/fs/cgroup").rglob(f"{name}-*")]):
             break
@@ -384,11 +386,11 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
     assert not left
 
 
-def test_a_fork_of_the_process_leaves_the_zygote_alone(sandbox: Sandbox) -> None:
+def test_a_forked_process_does_not_disturb_its_parents_zygote(sandbox: Sandbox) -> None:
     code = "from envkit.sandboxes.zygote import ZygoteBackend as B; import os, sys\n"
     code += "def run(s): return s.run([s.python, '-P', '-S', '-c', 'print(1)']).stdout == b'1\\n'\n"
     code += "s = B().create(); assert run(s)\n"
-    code += "if os.fork() == 0: sys.exit(not run(B().create()))\n"  # at its exit it has things to close
+    code += "if os.fork() == 0: sys.exit(not run(B().create()))\n"  # closes inherited objects at exit
     code += "assert os.wait()[1] == 0; assert run(s); s.close(); print('both')"
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (found.stdout, found.stderr) == ("both\n", "")
