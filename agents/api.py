@@ -29,12 +29,15 @@ from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
 from envkit.engine.protocol import uniforms
 from envkit.errors import AgentError, ContractError, UsageError
 from envkit.prices import Price
+from envkit.stop import ShouldStop, check, never
 from envkit.store import Journal
 from envkit.types import EpisodeKey, Turn, Usage
 
 _BACKOFF = Backoff()
 #: Seconds between two reports of retries. Many conversations usually fail at once.
 _RETRY_REPORTS_S = 30.0
+#: Seconds between two looks at the stop request while answers are awaited.
+_POLL_S = 0.1
 #: Refusals in a row, without an answer between them, after which the provider is taken to refuse everything.
 _MOST_REFUSALS = 16
 
@@ -71,6 +74,7 @@ class ApiAgent:
         backoff: how failed requests are retried.
         on_retry: called with one line for people when a request failed and will be sent again: at the first
             failure, then at most every 30 s. Runs in a thread of the agent's.
+        should_stop: polled while answers are awaited.
 
     Raises:
         UsageError: the key is missing, or the card offers tools and there are none.
@@ -92,6 +96,7 @@ class ApiAgent:
         recorded: Iterable[Mapping[str, Any]] = (),
         backoff: Backoff = _BACKOFF,
         on_retry: Callable[[str], None] = lambda line: None,
+        should_stop: ShouldStop = never,
     ) -> None:
         if card.mode == "tools" and not tools:
             raise UsageError(
@@ -103,6 +108,7 @@ class ApiAgent:
         self._temperature, self._max_completion_tokens = temperature, max_completion_tokens
         self._backoff, self._on_retry = backoff, on_retry
         self._quiet_until, self._retry_lock = 0.0, threading.Lock()
+        self._should_stop = should_stop
         self._recorded = RecordedCalls(recorded)
         self._calls = CallJournal(journal, self._recorded)
         self._endpoint = Endpoint(card)
@@ -143,10 +149,12 @@ class ApiAgent:
         Raises:
             ProviderError: the provider refuses the key, the model, or requests before it has answered any or
                 one after the other.
+            Stopped: ``should_stop`` has become True.
             BudgetError: what is left to do does not fit the budget, and all that does has been answered.
         """
         while self._waiting:
-            done = wait(self._waiting, return_when=FIRST_COMPLETED).done
+            while not (done := wait(self._waiting, _POLL_S, FIRST_COMPLETED).done):
+                check(self._should_stop)
             answers: list[tuple[Session, Turn | AgentError]] = []
             for future in [each for each in self._waiting if each in done]:
                 session = self._waiting.pop(future)

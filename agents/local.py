@@ -12,6 +12,7 @@ from envkit.agent import Session
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Engine, Request, Sampling
 from envkit.errors import ContractError
+from envkit.stop import ShouldStop, never
 from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 
@@ -43,6 +44,7 @@ class LocalAgent:
         adapter: number of the engine's adapter that answers, or a mapping from episode seed to number.
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
             prompt and the latest observation. 0 for no limit but the engine's own.
+        should_stop: polled while the engine decodes.
     """
 
     def __init__(
@@ -54,11 +56,13 @@ class LocalAgent:
         max_turns: int = 1,
         adapter: int | Mapping[int, int] = 0,
         max_context_length: int = 0,
+        should_stop: ShouldStop = never,
     ) -> None:
         self.name = name
         self._engine = engine
         self._renderer = renderer
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
+        self._should_stop = should_stop
         self._longest = max_context_length or sys.maxsize
         self._waiting: list[_Conversation] = []
 
@@ -88,7 +92,7 @@ class LocalAgent:
         self._waiting = []
         started = time.monotonic()
         requests = [self._request(session) for session in asked]
-        for place, completion in self._engine.stream(requests, self._sampling):
+        for place, completion in self._engine.stream(requests, self._sampling, self._should_stop):
             session = asked[place]
             session.ids += completion.ids
             session.closed = (

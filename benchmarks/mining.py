@@ -22,6 +22,7 @@ from envkit.environments.code_editor.tasksets import mine_packages
 from envkit.mining.difficulty import difficulty_of
 from envkit.registry import sandbox_backend
 from envkit.sandbox import ExecResult, Sandbox, SandboxBackend
+from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
 ROOT: Final = Path(__file__).parents[1]
@@ -67,7 +68,7 @@ def main() -> None:
     )
     wall_s = time.perf_counter() - began
     cpu_s = time.process_time() - began_cpu_s + sum(backend.used_s)
-    broken = validate_tasks(CodeEditorEnv, tasks[:PLAYED], backend, Silent(), lambda: True, seed=0)
+    broken = validate_tasks(CodeEditorEnv, tasks[:PLAYED], backend, Silent(), never, seed=0)
 
     found = {
         "packages": dict(Counter(str(task.metadata["package"]) for task in tasks)),

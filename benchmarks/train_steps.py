@@ -75,7 +75,9 @@ def stepping() -> Generator[Ways]:
         mine = our_trainer(policy, words, Path(ours_in))
 
         def ours() -> None:
-            expect(mine.learn(mine.collector.collect(mine.step)).completion_tokens, GROUP * NEW)
+            expect(
+                mine.update(mine.backward(mine.collector.collect(mine.step))).completion_tokens, GROUP * NEW
+            )
 
         def theirs() -> None:
             trainer.train()
@@ -97,7 +99,10 @@ def turning(turns: int = TURNS) -> Generator[Ways]:
         seen = torch.tensor(policy.renderer.following(between, closed=False)).repeat(GROUP, 1)
 
         def ours() -> None:
-            expect(mine.learn(mine.collector.collect(mine.step)).completion_tokens, turns * GROUP * NEW)
+            expect(
+                mine.update(mine.backward(mine.collector.collect(mine.step))).completion_tokens,
+                turns * GROUP * NEW,
+            )
 
         def theirs() -> None:
             ids, sampled = prompt, [torch.zeros_like(prompt)]

@@ -1,4 +1,4 @@
-"""Every error that envkit raises on purpose.
+"""The error tree.
 
 ::
 
@@ -12,16 +12,16 @@
     │   ├── UnpricedError      the price table has no such model or machine
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
-    │   └── CheckError         a check raised, or returned no score
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
-    │   ├── BrokenTask         a task's own reference fails, whatever the agent did
+    │   ├── BrokenTask         a task's own reference fails, in which no candidate has a part
     │   ├── SandboxUnavailable no way to isolate code on this machine
     │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
     ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
     ├── StoreError             a run folder cannot be read or written
+    ├── Stopped                the user asked to stop; work in progress is dropped, files are kept
     └── TrainingError          training cannot go on
 
-Errors that only one module raises and catches:
+Of kinds that one part alone raises and catches:
 
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
@@ -77,14 +77,6 @@ class ContractError(EnvkitError):
     """An implementation broke the protocol it claims: a bug in code, not in input."""
 
 
-class CheckError(ContractError):
-    """A check of an environment raised an exception, or returned something that is no score.
-
-    Either the check has a bug, or the agent left something that it does not expect. So one episode ends and
-    not the run; see `envkit.rollout.Rollouts.play`.
-    """
-
-
 class SandboxError(EnvkitError):
     """Sandbox machinery failed. Never a reward: the episode is void."""
 
@@ -110,6 +102,10 @@ class AgentError(EnvkitError):
 
 class StoreError(EnvkitError):
     """A run folder or one of its files cannot be read or written."""
+
+
+class Stopped(EnvkitError):
+    """The user asked to stop. Work in progress is dropped; what is in the run folder is kept."""
 
 
 class TrainingError(EnvkitError):

@@ -1,4 +1,4 @@
-"""Looks up environments and sandboxes by name, through entry points."""
+"""Finding environments and sandboxes by name, through entry points."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _points(kind: str) -> dict[str, EntryPoint]:
 
 
 def load(kind: str, name: str) -> Any:
-    """Load the object that is registered under a name.
+    """The object behind a name.
 
     Raises:
         RegistryError: nothing of that name; the message lists what there is.
@@ -54,7 +54,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def environment(name: str) -> type[Env]:
-    """Load the environment class that is registered under a name.
+    """The environment class behind a name.
 
     Raises:
         RegistryError: nothing of that name, or it is no environment.
@@ -75,7 +75,7 @@ def make(
     sandbox: SandboxBackend | str = "auto",
     **options: Any,
 ) -> Env:
-    """Make an environment from names; ``gymnasium.make("envkit/CodeEditor-v0")`` calls this.
+    """An environment with its parts looked up; ``gymnasium.make("envkit/CodeEditor-v0")`` calls it.
 
     Args:
         name: of the environment.

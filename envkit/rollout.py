@@ -1,27 +1,39 @@
-"""The one loop that plays episodes: any environment, any agent, many at once."""
+"""The rollout loop: plays episodes of any environment with any agent, many at once."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, TypeVar, final
+from typing import Any, Final, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import AgentError, BrokenTask, CheckError, ContractError, SandboxError
+from envkit.errors import AgentError, BrokenTask, ContractError, SandboxError
+from envkit.stop import ShouldStop, check, never
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
 EnvFactory = Callable[[], Env]
 
 Result = TypeVar("Result")
 
+#: Seconds between two looks at the stop request while environments work.
+_POLL_S: Final = 0.1
+
 
 @dataclass(slots=True)
 class _Episode:
-    """A running episode: its environment, its agent's session and what happened so far."""
+    """A running episode: its environment, the agent's session and the turns so far.
+
+    Args:
+        index: place of its key among those that were asked for.
+        observation: the latest one, not yet answered.
+        held_out: whether its held-out checks are scored as well.
+        steps: finished turns.
+        first_fault: error that broke its first sandbox, if one did.
+    """
 
     index: int
     key: EpisodeKey
@@ -30,12 +42,11 @@ class _Episode:
     session: Session
     held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
-    #: What broke its first sandbox.
-    broke: SandboxError | CheckError | None = None
+    first_fault: SandboxError | None = None
 
 
 def visit_seed(key: EpisodeKey) -> int:
-    """The reset seed of a group: a function of its visit, so its members meet the same inputs.
+    """Reset seed of a group. It depends on the visit only, so all members of a group get the same inputs.
 
     Distinct for distinct (seed, step, group) within 20, 24 and 18 bits.
     """
@@ -45,20 +56,25 @@ def visit_seed(key: EpisodeKey) -> int:
 
 @final
 class Rollouts:
-    """Plays episodes with a pool of environments.
+    """Plays episodes with a pool of environments. A context manager.
 
-    Environment work (sandboxes, grading) runs in ``workers`` threads, also while the agent, which is driven
-    from the calling thread, still answers others. Results do not depend on the number of workers. Use as a
-    context manager.
+    The agent runs in the calling thread. Environment work (sandboxes, grading) runs in ``workers`` threads
+    meanwhile. Results do not depend on the number of workers.
 
     Args:
-        make_env: makes one environment; called at most once per concurrent episode. Or, by task id, what
-            makes one that poses the task: then episodes of several environments are played together.
+        make_env: makes one environment; called at most once per concurrent episode. A mapping from task id
+            to factory plays episodes of several environments together.
         workers: threads for environment work, at least 1.
+        should_stop: polled between turns and while environments work; see `play`.
     """
 
-    def __init__(self, make_env: EnvFactory | Mapping[str, EnvFactory], workers: int = 2) -> None:
-        self._make_env = make_env
+    def __init__(
+        self,
+        make_env: EnvFactory | Mapping[str, EnvFactory],
+        workers: int = 2,
+        should_stop: ShouldStop = never,
+    ) -> None:
+        self._make_env, self.should_stop = make_env, should_stop
         self._pool = ThreadPoolExecutor(max_workers=workers, thread_name_prefix="env")
         self._idle: dict[EnvFactory, list[Env]] = {}
 
@@ -77,20 +93,20 @@ class Rollouts:
 
     @contextmanager
     def _borrowed(self, keys: Sequence[EpisodeKey]) -> Generator[list[Env]]:
-        makers = [self._maker(key.task) for key in keys]
-        taken: list[Env] = []
+        factories = [self._factory(key.task) for key in keys]
+        borrowed: list[Env] = []
         try:
-            for make in makers:
-                idle = self._idle.setdefault(make, [])
-                taken.append(idle.pop() if idle else make())
-            yield taken
+            for factory in factories:
+                idle = self._idle.setdefault(factory, [])
+                borrowed.append(idle.pop() if idle else factory())
+            yield borrowed
         finally:
-            for make, env in zip(makers, taken, strict=False):  # fewer if one could not be made
-                self._idle[make].append(env)
-            for env in taken:
+            for factory, env in zip(factories, borrowed, strict=False):  # fewer if a factory raised
+                self._idle[factory].append(env)
+            for env in borrowed:
                 env.close()
 
-    def _maker(self, task: str) -> EnvFactory:
+    def _factory(self, task: str) -> EnvFactory:
         return self._make_env if callable(self._make_env) else self._make_env[task]
 
     def play(
@@ -101,26 +117,28 @@ class Rollouts:
         held_out: bool = False,
         on_done: Callable[[Trajectory], None] = lambda trajectory: None,
     ) -> list[Trajectory]:
-        """Play one episode per key and return the trajectories in that order.
+        """Play one episode per key; returns the trajectories in that order.
 
-        ``on_done`` is called with each episode as it ends, in the calling thread.
+        A broken sandbox is replaced once: the episode's actions are repeated in a fresh one. If that breaks
+        too, the candidate caused it and the episode has failed. An episode is void if `Env.reset` fails
+        twice in a row (no candidate has touched it yet), if the agent answers with an `AgentError`, or if
+        the task itself is broken (`BrokenTask`).
 
-        With ``held_out``, solved episodes are asked the held-out checks, and keep what those say under
-        ``info["held_out"]``.
-
-        An episode whose machinery breaks, or whose check raises, is replayed once, action by action, in a
-        fresh sandbox. If it breaks again it counts as failed, because the agent may have caused it. An
-        episode is void if `Env.reset` fails twice in a row, before the agent acted; if its agent gives up
-        (`AgentError`); or if its task is broken in itself (`BrokenTask`).
+        Args:
+            agent: answers the observations.
+            keys: the episodes.
+            held_out: also score solved episodes with the held-out checks, under ``info["held_out"]``.
+            on_done: called with each episode as it ends, in the calling thread.
 
         Raises:
-            ContractError: the agent does not answer, or answers a session that it was not asked.
+            ContractError: the agent does not answer, or answers a session that is not waiting.
+            Stopped: `should_stop` has become True. Episodes that did not end are dropped.
         """
         with self._borrowed(keys) as envs:
             done: dict[int, Trajectory] = {}
             waiting: dict[int, _Episode] = {}
-            starts = self._all(
-                [partial(_start, env, key, held_out) for env, key in zip(envs, keys, strict=True)]
+            starts = self._run(
+                partial(_start, env, key, held_out) for env, key in zip(envs, keys, strict=True)
             )
             for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
                 if isinstance(first, SandboxError):
@@ -131,11 +149,11 @@ class Rollouts:
                 waiting[id(episode.session)] = episode
                 agent.submit(episode.session, first)
             while waiting:
-                moving: list[_Episode] = []
-                ends = self._all(_moves(agent, waiting, moving))
+                answered: list[_Episode] = []
+                ends = self._run(_moves(agent, waiting, answered))
                 if not ends:
                     raise ContractError(f"agent {agent.name} answers none of {len(waiting)} waiting episodes")
-                for episode, end in zip(moving, ends, strict=True):
+                for episode, end in zip(answered, ends, strict=True):
                     if end is None:
                         waiting[id(episode.session)] = episode
                         agent.submit(episode.session, episode.observation)
@@ -144,21 +162,27 @@ class Rollouts:
                         on_done(end)
             return [done[index] for index in range(len(keys))]
 
-    def _all(self, calls: Iterable[Callable[[], Result]]) -> list[Result]:
-        """Run the calls in the workers, each as soon as it is known; results in order."""
+    def _run(self, calls: Iterable[Callable[[], Result]]) -> list[Result]:
+        """Run calls in the workers, each as soon as it is yielded; results in order."""
         futures: list[Future[Result]] = []
         try:
-            futures.extend(self._pool.submit(call) for call in calls)
+            for call in calls:
+                check(self.should_stop)
+                futures.append(self._pool.submit(call))
+            while wait(futures, timeout=_POLL_S, return_when=FIRST_EXCEPTION).not_done:
+                check(self.should_stop)
+                if any(future.done() and future.exception() for future in futures):
+                    break
             return [future.result() for future in futures]
         finally:
-            # An error must not let an environment be closed while a worker is still in it.
+            # After an error, an environment must not be closed while a worker is still in it.
             for future in futures:
                 future.cancel()
             wait(futures)
 
 
 def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
-    """The first observation; a reset whose machinery breaks is tried once more."""
+    """Reset the environment, twice if the first sandbox breaks; returns the first observation."""
     seed, options = visit_seed(key), {"task": key.task, "held_out": held_out}
     try:
         return env.reset(seed=seed, options=options)[0]
@@ -174,50 +198,51 @@ def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | SandboxError:
 
 
 def _moves(
-    agent: Agent, waiting: dict[int, _Episode], moving: list[_Episode]
+    agent: Agent, waiting: dict[int, _Episode], answered: list[_Episode]
 ) -> Generator[Callable[[], Trajectory | None]]:
-    """What is to be done with each answer, as it comes; its episode goes from ``waiting`` to ``moving``."""
-    for session, answer in agent.collect():
+    """Yield one environment step per answer, as answers come.
+
+    Each episode moves from ``waiting`` to ``answered``.
+    """
+    for session, turn in agent.collect():
         if id(session) not in waiting:
             raise ContractError(f"agent {agent.name} answered a session that waits for no answer")
-        moving.append(waiting.pop(id(session)))
-        yield partial(_move, agent, moving[-1], answer)
+        answered.append(waiting.pop(id(session)))
+        yield partial(_step, agent, answered[-1], turn)
 
 
-def _move(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajectory | None:
-    """Take one turn; returns the trajectory when it was the last."""
+def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajectory | None:
+    """Step the environment with one turn; returns the trajectory if the episode is over."""
     env, key = episode.env, episode.key
     if isinstance(turn, AgentError):
         env.close()
         return _void(env, agent, key, episode.steps, turn)
     try:
-        seen, reward, terminated, truncated, info = env.step(turn.text)
+        observation, reward, terminated, truncated, info = env.step(turn.text)
     except BrokenTask as error:
         return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
-    except (SandboxError, CheckError) as error:
-        return _broken(agent, episode, turn, error)
+    except SandboxError as error:
+        return _repeat(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
-    episode.observation = seen
+    episode.observation = observation
     return _finished(env, agent, key, episode.steps, info) if terminated or truncated else None
 
 
-def _broken(
-    agent: Agent, episode: _Episode, turn: Turn, error: SandboxError | CheckError
-) -> Trajectory | None:
-    """Say the same actions again in a fresh sandbox; a second breakdown is a failure."""
+def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) -> Trajectory | None:
+    """Repeat an episode's actions in a fresh sandbox. The second broken sandbox is a failure."""
     env, key, steps = episode.env, episode.key, episode.steps
-    if episode.broke is not None:
-        info = {"verdict": Verdict.FAIL.value, "error": f"broke twice: {episode.broke}; {error}"}
+    if episode.first_fault is not None:
+        info = {"verdict": Verdict.FAIL.value, "error": f"broke twice: {episode.first_fault}; {error}"}
         steps = [*steps, StepRecord(episode.observation, turn, 0.0)]
         return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
-    episode.broke = error
+    episode.first_fault = error
     try:
         episode.observation = _reset(env, key, episode.held_out)
-    except SandboxError as again:
-        return _void(env, agent, key, steps, again)
+    except SandboxError as second:
+        return _void(env, agent, key, steps, second)
     episode.steps = []
-    for said in [*(step.turn for step in steps), turn]:
-        if (end := _move(agent, episode, said)) is not None:
+    for earlier in [*(step.turn for step in steps), turn]:
+        if (end := _step(agent, episode, earlier)) is not None:
             return end
     return None
 
@@ -234,5 +259,5 @@ def _finished(
 def _void(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
 ) -> Trajectory:
-    # Only a last step earns a reward, and a void has none.
+    # A void never reaches the last step, which is the one that earns a reward.
     return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, {"error": str(error)})

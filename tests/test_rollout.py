@@ -25,7 +25,7 @@ from envkit import (
 )
 from envkit.agents.scripted import ScriptedAgent, noop
 from envkit.checks import check
-from envkit.errors import AgentError, BrokenTask, SandboxError
+from envkit.errors import AgentError, BrokenTask, SandboxError, Stopped
 from envkit.rollout import visit_seed
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
@@ -372,24 +372,19 @@ def test_noop_earns_nothing() -> None:
     assert {played.reward for played in play(noop("quit"), keys())} == {0.0}
 
 
-@pytest.mark.parametrize("workers", [1, 4])
-def test_a_check_that_raises_ends_its_episode_and_not_the_run(workers: int) -> None:
-    class Fragile(GuessEnv):
-        @check()
-        def right(self) -> bool:
-            if self.task.id == "below-10":
-                raise KeyError("tea")
-            return super().right()
+def test_a_stop_request_ends_play_before_the_next_turn() -> None:
+    backend, turns = Backend(), list[str]()
 
-    backend = Backend()
-    with Rollouts(lambda: Fragile(sandbox=backend, max_turns=8), workers=workers) as rollouts:
-        played = rollouts.play(HALVING, keys())
-    failed = [each for each in played if each.key.task == "below-10"]
-    others = [each for each in played if each.key.task != "below-10"]
-    assert {each.outcome for each in failed} == {Outcome.FAILED}
-    assert {each.outcome for each in others} == {Outcome.SOLVED}
-    found = str(failed[0].info["error"])
-    assert found.startswith(
-        "broke twice: environment guess, task below-10: check right raised KeyError: 'tea'"
-    )
+    def answer(key: EpisodeKey, turn: int, observation: str) -> str:
+        turns.append(key.task)
+        return "200"  # never right, so that only the turn budget would end the episode
+
+    with Rollouts(
+        lambda: GuessEnv(sandbox=backend, max_turns=8), should_stop=lambda: len(turns) >= 13
+    ) as rollouts:
+        ended: list[Trajectory] = []
+        with pytest.raises(Stopped, match="stopped by the user"):
+            rollouts.play(ScriptedAgent("slow", answer), keys(), on_done=ended.append)
+        assert len(turns) <= 13 + 12  # the turns that were asked for together with the 13th
+        assert not ended
     assert not backend.open

@@ -33,14 +33,14 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 
 @final
 class StopRequest:
-    """Remembers the first stop signal. Work polls `go_on` between steps."""
+    """Remembers the first stop signal. Work polls `should_stop`; see `envkit.stop`."""
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
 
-    def go_on(self) -> bool:
-        """True until a stop signal came."""
-        return self.signal is None
+    def should_stop(self) -> bool:
+        """True once a stop signal came."""
+        return self.signal is not None
 
 
 @contextmanager

@@ -271,7 +271,7 @@ def rescore(
                 Path(root),
                 backend,
                 shown,
-                request.go_on,
+                request.should_stop,
                 command or command_of("rescore", repr(str(run))),
             )
     page = leaderboard([again.run.path], again.run.path, prices=prices_of(again.run))
@@ -344,7 +344,7 @@ def _play(
     )
     with stopping_on_signal(display.say, message) as request:
         try:
-            Bench(run, backend, display, request.go_on, budget_usd=budget_usd).run()
+            Bench(run, backend, display, request.should_stop, budget_usd=budget_usd).run()
         except UsageError as error:
             if not any(run.path.rglob("report.json")):
                 raise

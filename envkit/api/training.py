@@ -21,7 +21,7 @@ from envkit.api.common import (
 from envkit.api.display import DisplayChoice, open_display
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SFTResult, TrainResult, read_report
-from envkit.errors import UsageError
+from envkit.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
     from envkit.display import Display
@@ -211,7 +211,10 @@ def sft(
         require_train_split(found, tasks)
         message = "stopping: no adapter is written before the last step; Ctrl-C again ends at once"
         with stopping_on_signal(shown.say, message) as request:
-            losses = warm_start(folder, settings, kind, found, sandboxes, shown, request.go_on)
+            try:
+                losses = warm_start(folder, settings, kind, found, sandboxes, shown, request.should_stop)
+            except Stopped:
+                losses = []
     return SFTResult(folder if losses else None, tuple(losses), request.signal)
 
 
@@ -234,7 +237,7 @@ def _run(
         else before_after.BeforeAfter
     )
     with stopping_on_signal(display.say, message) as request:
-        pages = work(run, kinds, backend, display, request.go_on).run()
+        pages = work(run, kinds, backend, display, request.should_stop).run()
     return TrainResult(run.path, _adapters(run.path), tuple(map(read_report, pages)), request.signal)
 
 

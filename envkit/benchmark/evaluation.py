@@ -17,8 +17,8 @@ EVALUATION_STEP = 2**23
 #: EpisodeIndex that are played at once.
 CHUNK = 128
 
-#: (episodes done, episodes in all, solved so far); returns False to stop.
-OnProgress = Callable[[int, int, int], bool]
+#: (episodes done, episodes in all, solved so far)
+OnProgress = Callable[[int, int, int], None]
 
 
 def episode_keys(tasks: Sequence[Task], samples: int, seed: int) -> list[EpisodeKey]:
@@ -36,7 +36,7 @@ def evaluate(
     wanted: Sequence[EpisodeKey],
     journal: Journal,
     done: Sequence[Trajectory] = (),
-    on_progress: OnProgress = lambda done, total, solved: True,
+    on_progress: OnProgress = lambda done, total, solved: None,
     chunk: int = CHUNK,
 ) -> list[Trajectory]:
     """Play the wanted episodes and log each.
@@ -55,7 +55,10 @@ def evaluate(
         chunk: episodes played at once.
 
     Returns:
-        Trajectories in the order of ``wanted``; fewer when stopped early.
+        Trajectories in the order of ``wanted``.
+
+    Raises:
+        Stopped: see `Rollouts.play`; finished episodes are in the journal.
     """
     found = {trajectory.key: trajectory for trajectory in done}
     for start in range(0, len(wanted), chunk):
@@ -75,9 +78,8 @@ def evaluate(
             journal.sync()
         found |= new
         solved = sum(found[key].solved for key in wanted if key in found)
-        if not on_progress(min(start + chunk, len(wanted)), len(wanted), solved):
-            break
-    return [found[key] for key in wanted if key in found]
+        on_progress(min(start + chunk, len(wanted)), len(wanted), solved)
+    return [found[key] for key in wanted]
 
 
 def complete_chunks(

@@ -222,6 +222,7 @@ def check(
 ) -> None:
     """Check tasks: the oracle must earn 1 on every task, and the no-op must earn 0."""
     from envkit import registry
+    from envkit.stop import never
     from envkit.studies.validate_tasks import validate_tasks
 
     require_at_least(0, seed=seed)
@@ -231,7 +232,7 @@ def check(
         names = {str(file): "train"} if file is not None else {"train": "train", "heldout": "heldout"}
         sets = {name: load_tasks(kind, file, split, backend, display) for name, split in names.items()}
         faults = {
-            name: validate_tasks(kind, tasks, backend, display, lambda: True, seed=seed)
+            name: validate_tasks(kind, tasks, backend, display, never, seed=seed)
             for name, tasks in sets.items()
         }
     if as_json:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from envkit.stop import ShouldStop, never
+
 if TYPE_CHECKING:  # it imports torch, which API agents do not need
     from envkit.engine.lora import Update
 
@@ -83,13 +85,21 @@ class Completion:
 class Engine(Protocol):
     """Draws completions. Not thread-safe."""
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
+    def stream(
+        self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
+    ) -> Generator[tuple[int, Completion]]:
         """Yield each request's index and completion, as soon as it is finished.
 
         A pure function of weights, requests and sampling, up to rounding: KV state of earlier calls may be
         rounded differently. The same calls in the same order since the weights were set give the same bits.
 
+        Args:
+            requests: what to complete.
+            sampling: how tokens are drawn.
+            should_stop: polled at least once per decoded token.
+
         Raises:
+            Stopped: ``should_stop`` has become True.
             ModelError: the model's logits are not finite, or a prompt exceeds its context.
             ContractError: a request names an adapter that was not loaded, or the engine cannot do what
                 ``sampling`` asks for.

@@ -17,6 +17,7 @@ from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling,
 from envkit.engine.stops import StopStrings
 from envkit.engine.waves import RequestSize, places, waves
 from envkit.errors import ContractError, ModelError
+from envkit.stop import ShouldStop, check, never
 
 #: Size limit of the KV cache of rows decoded together.
 _CACHE_BYTES = 4 * 2**30
@@ -137,7 +138,9 @@ class TorchEngine(AdapterEngine):
         self.forget()
 
     @torch.no_grad()
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
+    def stream(
+        self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
+    ) -> Generator[tuple[int, Completion]]:
         held: dict[int, _Held] = {}
         new: dict[int, RequestSize] = {}
         old: dict[int, RequestSize] = {}
@@ -166,21 +169,23 @@ class TorchEngine(AdapterEngine):
         self._held = {}
         limits = self._max_rows, _CACHE_BYTES // self._token_bytes
         for wave in waves(new, sampling.max_new_tokens, *limits):
-            start = self._start_new(wave, requests, sampling.max_new_tokens)
-            yield from self._decode(start, wave, requests, sampling)
+            start = self._start_new(wave, requests, sampling.max_new_tokens, should_stop)
+            yield from self._decode(start, wave, requests, sampling, should_stop)
             del start  # frees its buffers before the next wave
         for wave in waves(old, sampling.max_new_tokens, *limits):
-            start = self._start_held(wave, requests, held, sampling.max_new_tokens)
+            start = self._start_held(wave, requests, held, sampling.max_new_tokens, should_stop)
             for index in (index for group in wave for index in group):
                 del held[index]  # copied into the wave's buffers
-            yield from self._decode(start, wave, requests, sampling)
+            yield from self._decode(start, wave, requests, sampling, should_stop)
             del start
 
-    def _start_new(self, wave: list[list[int]], requests: Sequence[Request], budget: int) -> _Start:
+    def _start_new(
+        self, wave: list[list[int]], requests: Sequence[Request], budget: int, should_stop: ShouldStop
+    ) -> _Start:
         """Prefill new prompts."""
         firsts = [requests[group[0]] for group in wave]
         lengths = [len(first.prompt_ids) for first in firsts]
-        prefix, logits_NV = self._prefill(firsts)
+        prefix, logits_NV = self._prefill(firsts, should_stop)
         branches = [_Branch(prompt, lengths[prompt], group) for prompt, group in enumerate(wave)]
         layout = Decode(
             prefix,
@@ -197,6 +202,7 @@ class TorchEngine(AdapterEngine):
         requests: Sequence[Request],
         held: Mapping[int, _Held],
         budget: int,
+        should_stop: ShouldStop,
     ) -> _Start:
         """Prefill the new tokens of held conversations."""
         firsts = [held[group[0]] for group in wave]
@@ -227,6 +233,7 @@ class TorchEngine(AdapterEngine):
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // fresh, 1)
         for start in range(0, len(branches), count):
+            check(should_stop)
             piece = slice(start, min(start + count, len(branches)))
             layout.select(piece)
             logits.append(self._read(added[piece], read[piece], fresh, layout, adapters))
@@ -235,7 +242,12 @@ class TorchEngine(AdapterEngine):
         return _Start(prefix, lengths, layout, torch.cat(logits), branches)
 
     def _decode(
-        self, start: _Start, wave: list[list[int]], requests: Sequence[Request], sampling: Sampling
+        self,
+        start: _Start,
+        wave: list[list[int]],
+        requests: Sequence[Request],
+        sampling: Sampling,
+        should_stop: ShouldStop,
     ) -> Generator[tuple[int, Completion]]:
         """Decode one wave. Each of its lists has the request indices of one prompt."""
         layout, logits_RV, branches = start.layout, start.logits_RV, start.branches
@@ -248,6 +260,7 @@ class TorchEngine(AdapterEngine):
         strings = self._stop_strings(sampling)
 
         for step in range(sampling.max_new_tokens):
+            check(should_stop)
             widest = max(len(branch.requests) for branch in branches)
             # Pad the shorter lists: a branch with fewer requests draws again with its first one's number.
             owners = [
@@ -298,7 +311,7 @@ class TorchEngine(AdapterEngine):
             raise ContractError("stop strings need an engine that was made with `decode`")
         return StopStrings(sampling.stop_strings, self._text or str)
 
-    def _prefill(self, prompts: Sequence[Request]) -> tuple[Prefill, Tensor]:
+    def _prefill(self, prompts: Sequence[Request], should_stop: ShouldStop) -> tuple[Prefill, Tensor]:
         """Prefill all prompts; returns their KV cache and the logits (N, V) after each last token."""
         longest = max(len(request.prompt_ids) for request in prompts)
         prefix = Prefill(len(prompts), longest)
@@ -306,6 +319,7 @@ class TorchEngine(AdapterEngine):
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
+            check(should_stop)
             piece = [request.prompt_ids for request in prompts[start : start + count]]
             prefix.select(slice(start, start + len(piece)))
             logits.append(self._read(piece, [0] * len(piece), max(map(len, piece)), prefix, adapters))

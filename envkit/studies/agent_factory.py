@@ -28,6 +28,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import DEFAULT_MODEL, resolve, weights_digest
 from envkit.prices import PriceTable
+from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.timing import training_seconds
 from envkit.studies.validate_tasks import controls
@@ -51,13 +52,19 @@ class AgentFactory:
         began: the run's manifest: digests of models and adapters, and cards, as it began with them.
         prices: what an API's tokens cost.
         display: says what is loaded.
+        should_stop: polled while an agent answers.
     """
 
     def __init__(
-        self, spec: BenchSpec, began: Mapping[str, Any], prices: PriceTable, display: Display
+        self,
+        spec: BenchSpec,
+        began: Mapping[str, Any],
+        prices: PriceTable,
+        display: Display,
+        should_stop: ShouldStop = never,
     ) -> None:
         self._spec, self._began = spec, began
-        self._prices, self._display = prices, display
+        self._prices, self._display, self._should_stop = prices, display, should_stop
         self._budget = Budget(spec.budget_usd)
         #: The base that answered last, and its model.
         self._loaded: tuple[str, Policy] | None = None
@@ -104,6 +111,7 @@ class AgentFactory:
                 self._spec.max_turns,
                 adapter=number,
                 max_context_length=row.max_context_length or 0,
+                should_stop=self._should_stop,
             )
 
     @contextmanager
@@ -124,6 +132,7 @@ class AgentFactory:
                 tools=[tool.schema() for tool in kind.tools],
                 recorded=recorded,
                 on_retry=lambda line: self._display.say(escape(line)),
+                should_stop=self._should_stop,
             ) as agent,
         ):
             yield agent

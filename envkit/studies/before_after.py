@@ -17,10 +17,11 @@ from typing import Final, final
 from envkit.benchmark.report_data import Origin
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import StoreError
+from envkit.errors import Stopped, StoreError
 from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
 from envkit.studies.env_eval import ARMS, EnvEval
 from envkit.studies.machine import use_threads
@@ -50,7 +51,7 @@ class BeforeAfter:
         kinds: the environments that it began with.
         backend: sandbox backend.
         display: live view.
-        go_on: polled between units of work; False ends the run cleanly with a report.
+        should_stop: polled between short units of work; True ends the run cleanly with a report.
         sibling_of: another seed's run, to share base and engine with.
 
     Raises:
@@ -64,17 +65,17 @@ class BeforeAfter:
         kinds: Sequence[type[Env]],
         backend: SandboxBackend,
         display: Display,
-        go_on: Callable[[], bool],
+        should_stop: ShouldStop,
         sibling_of: BeforeAfter | None = None,
     ) -> None:
-        self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
+        self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
         study = reopen(run, kinds)
         manifest = study.facts
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         most = share(study.plan.heldout_tasks, len(kinds))
         self._evals = [
-            EnvEval(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, go_on)
+            EnvEval(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, should_stop)
             for kind, part in parts_of(run, kinds).items()
         ]
         self._sft_tasks = {kind: split_for_warm_start(tasks)[0] for kind, tasks in study.train.items()}
@@ -107,22 +108,36 @@ class BeforeAfter:
         if whole := self._run.manifest.get("part_of"):
             raise StoreError(f"{self._run.path} is part of {whole}, whose seeds go on together; resume that")
         with self._run.locked(), contextlib.closing(self.policy):
-            return self.report(whole=self.begin() and self._train_rl() and self.finish())
+            try:
+                self.begin()
+                self._train_rl()
+                self.finish()
+            except Stopped:
+                return self.report(whole=False)
+            return self.report(whole=True)
 
-    # Each part of a run returns False when the user asked to stop.
+    def begin(self) -> None:
+        """Run every phase before RL: controls, base evaluation, warm start, difficulty estimates.
 
-    def begin(self) -> bool:
-        """All that comes before RL."""
-        return (
-            (not self._evaluates or all(env_eval.controls() for env_eval in self._evals))
-            and self._evaluate("base")
-            and (not self._is_warm() or (self._sft() and self._evaluate("SFT")))
-            and self._estimate()
-        )
+        Raises:
+            Stopped: the user asked to stop.
+        """
+        if self._evaluates:
+            for env_eval in self._evals:
+                env_eval.controls()
+        self._evaluate("base")
+        if self._is_warm():
+            self._sft()
+            self._evaluate("SFT")
+        self._estimate()
 
-    def finish(self) -> bool:
-        """All that comes after RL."""
-        return self._evaluate("SFT+RL" if self._is_warm() else "RL")
+    def finish(self) -> None:
+        """Run every phase after RL: the final evaluation.
+
+        Raises:
+            Stopped: the user asked to stop.
+        """
+        self._evaluate("SFT+RL" if self._is_warm() else "RL")
 
     def report(self, *, whole: bool) -> list[Path]:
         """Write the reports; returns the paths of the HTML pages.
@@ -196,14 +211,16 @@ class BeforeAfter:
             found |= {task.id: make for task in tasks}
         return found
 
-    def _evaluate(self, arm: str) -> bool:
-        return not self._evaluates or all(env_eval.evaluate(self.policy, arm) for env_eval in self._evals)
+    def _evaluate(self, arm: str) -> None:
+        if self._evaluates:
+            for env_eval in self._evals:
+                env_eval.evaluate(self.policy, arm)
 
-    def _sft(self) -> bool:
+    def _sft(self) -> None:
         folder = self._run.path / "sft"
         if (folder / "adapter_model.safetensors").exists():
             load_adapter(self.policy, folder)
-            return True
+            return
         config = self._plan.train
         with (
             Stopwatch(self._run, "SFT warm start") as watch,
@@ -211,50 +228,59 @@ class BeforeAfter:
             self._scalars() as scalars,
         ):
 
-            def on_loss(step: int, loss: float) -> bool:
+            def on_loss(step: int, loss: float) -> None:
                 watch.lap()
                 journal.append({"phase": "sft", "step": step, "loss": loss})
                 scalars.add("sft", step, {"loss": loss})
-                return self._go_on()
 
-            whole = run_warm_start(
-                self.policy, self._sft_tasks, self._backend, config, self._display, on_loss
+            run_warm_start(
+                self.policy,
+                self._sft_tasks,
+                self._backend,
+                config,
+                self._display,
+                on_loss,
+                self._should_stop,
             )
-            if whole:  # a resumed run takes what it finds under this name
-                save_adapter(self.policy, folder)
-                watch.lap()
-        return whole
+            save_adapter(self.policy, folder)  # a resumed run loads it instead of training again
+            watch.lap()
 
-    def _estimate(self) -> bool:
+    def _estimate(self) -> None:
         """How hard RL's tasks are for the policy as it is now, task by task in ``difficulty.jsonl``."""
         config = self._plan.train
         known = {record["task"] for record in self._run.records("difficulty")}
         total, done = sum(map(len, self._rl_tasks.values())), len(known)
         if not config.curriculum_tasks or done == total:
-            return True
+            return
         self._display.phase(_ESTIMATE, total)
         with Stopwatch(self._run, _ESTIMATE) as watch, self._run.journal("difficulty") as journal:
             for kind, tasks in self._rl_tasks.items():
                 left = [task for task in tasks if task.id not in known]
-                shown = demonstrations(kind, left, self._backend, config.max_turns) if left else []
+                shown = (
+                    demonstrations(kind, left, self._backend, config.max_turns, self._should_stop)
+                    if left
+                    else []
+                )
                 limits = config.max_completion_length, config.stop_strings
                 rates = solve_rates(self.policy, shown, config.temperature, *limits)
                 for task, rate in zip(left, rates, strict=True):
+                    check(self._should_stop)
                     journal.append({"task": task.id, "rate": rate})
                     watch.lap()
                     done += 1
                     self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
-                    if not self._go_on():
-                        return False
-        return True
 
-    def _train_rl(self) -> bool:
-        with Rollouts(self.env_factories()) as rollouts, self.training(rollouts) as (trainer, go_on):
+    def _train_rl(self) -> None:
+        with (
+            Rollouts(self.env_factories(), should_stop=self._should_stop) as rollouts,
+            self.training(rollouts) as (trainer, on_step),
+        ):
             trainer.resume()
             if not trainer.is_done():
                 self._display.phase("reinforcement learning", self._plan.train.max_steps)
-                trainer.train(go_on)
-            return trainer.is_done()
+                trainer.train(on_step)
+                if not trainer.is_done():
+                    check(self._should_stop)
 
     @contextlib.contextmanager
     def training(
@@ -279,15 +305,15 @@ class BeforeAfter:
             collector = RolloutCollector(self.policy, tasks, rollouts, config, episodes, estimates)
             trainer = kind(collector, metrics, store)
 
-            def go_on(m: StepMetrics) -> bool:
+            def on_step(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())
                 scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
-                return self._go_on()
+                return not self._should_stop()
 
-            yield trainer, go_on
+            yield trainer, on_step
 
 
 def _of(kind: type[Env], task: Task) -> Task:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import cast, final
@@ -18,12 +18,13 @@ from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
-from envkit.errors import SandboxError, StoreError, UsageError
+from envkit.errors import SandboxError, Stopped, StoreError, UsageError
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, check, never
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.agent_factory import (
     AgentFactory,
@@ -182,7 +183,7 @@ def load_tasks(
     left_out = Counter(found.left_out)
     if theirs:
         # With the seed of the run, whose own controls then find these grades made.
-        broken = validate_tasks(kind, tasks, backend, display, lambda: True, seed=EVALUATION_SEED)
+        broken = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
         if void := next((one for one in broken if one.void), None):
             raise SandboxError(f"{spec.tasks}: {void}; start again")
         unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
@@ -253,7 +254,7 @@ class Bench:
         run: the folder.
         backend: sandbox backend.
         display: live view.
-        go_on: polled between chunks of episodes; False ends the run cleanly, with its reports.
+        should_stop: polled while episodes are played; True ends the run cleanly, with its reports.
         budget_usd: another budget than the spec's, what was spent before included.
 
     Raises:
@@ -265,7 +266,7 @@ class Bench:
         run: RunFolder,
         backend: SandboxBackend,
         display: Display,
-        go_on: Callable[[], bool],
+        should_stop: ShouldStop,
         *,
         budget_usd: float | None = None,
     ) -> None:
@@ -280,10 +281,10 @@ class Bench:
             raise StoreError(f"{run.path / 'manifest.json'}: {error}; it is damaged") from error
         if budget_usd is not None:
             self._spec = replace(self._spec, budget_usd=budget_usd)
-        self._run, self._backend, self._display, self._go_on = run, backend, display, go_on
+        self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
         if began["models"]:
             use_threads(threads)
-        self._agents = AgentFactory(self._spec, began, load_prices(prices_of(run)), display)
+        self._agents = AgentFactory(self._spec, began, load_prices(prices_of(run)), display, should_stop)
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
@@ -324,26 +325,24 @@ class Bench:
         """Play and report one environment; what refuses a row joins ``refusals``, and the next is asked."""
         require_code(kind, part)
         tasks = self.tasks(part)
-        arms = EvalRunner(part, tasks, self._display, self._go_on)
+        arms = EvalRunner(part, tasks, self._display)
         cut: list[str] = []
-        stopped = False
-        with Rollouts(self.env_factory(kind, tasks)) as rollouts:
+        with Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop) as rollouts:
             for row in self.rows:
                 if arms.finished(row.name, row.samples or 1):
                     continue
-                stopped = stopped or not self._go_on()  # in an environment before this one, or after a row
-                if stopped:
-                    break
                 try:
+                    check(self._should_stop)
                     with self._agents.agent(row, part, kind, tasks) as agent:
-                        stopped = not arms.play(rollouts, agent, row.name, row.samples or 1)
+                        arms.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # it holds its base, and the next row's may be another
+                except Stopped as stopped:
+                    cut.append(str(stopped))
+                    break
                 except UsageError as error:  # a provider's, or the budget's: it touches no other row
                     self._display.say(escape(f"{row.name} is refused: {error}"))
                     refusals.append(error)
                     cut.append(str(error))
-        if stopped:
-            cut.append("stopped by the user")
         return self.report(kind, part, "; ".join(dict.fromkeys(cut)))
 
     def tasks(self, part: RunFolder) -> list[Task]:
@@ -365,7 +364,7 @@ class Bench:
         """Write an environment's report of what has been played; ``cut`` says why that is not all."""
         spec, tasks = self._spec, self.tasks(part)
         facts = cast("Mapping[str, JSON]", encode(spec))
-        arms = EvalRunner(part, tasks, self._display, self._go_on)
+        arms = EvalRunner(part, tasks, self._display)
         rows: list[Row] = []
         told: list[str] = []
         for row in self.rows:

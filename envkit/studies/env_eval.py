@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -14,6 +14,7 @@ from envkit.env import Env
 from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop
 from envkit.store import RunFolder
 from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
@@ -50,7 +51,7 @@ class EnvEval:
         plan: of the run.
         backend: sandbox backend.
         display: live view.
-        go_on: polled between chunks of episodes; False stops.
+        should_stop: polled while episodes are played.
     """
 
     def __init__(
@@ -62,43 +63,50 @@ class EnvEval:
         plan: Plan,
         backend: SandboxBackend,
         display: Display,
-        go_on: Callable[[], bool],
+        should_stop: ShouldStop,
     ) -> None:
         self._run, self._part, self._kind, self._tasks = run, part, kind, tasks
         self._plan, self._backend = plan, backend
-        self._arms = EvalRunner(part, tasks, display, go_on)
+        self._arms = EvalRunner(part, tasks, display)
+        self._should_stop = should_stop
 
     def _make_env(self) -> Env:
         return self._kind(tasks=self._tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
 
-    def controls(self) -> bool:
-        """Play both controls; returns whether they came to their end.
+    def _rollouts(self) -> Rollouts:
+        return Rollouts(self._make_env, should_stop=self._should_stop)
+
+    def controls(self) -> None:
+        """Play both control agents.
 
         Raises:
+            Stopped: the user asked to stop.
             TrainingError: the oracle fails at a task, or doing nothing solves one: the numbers would mean
                 nothing.
             SandboxError: an episode of theirs is void.
         """
-        with Rollouts(self._make_env) as rollouts:
+        with self._rollouts() as rollouts:
             for agent, wanted in controls(self._kind, self._tasks):
-                if not self._arms.play(rollouts, agent, agent.name, samples=1):
-                    return False
+                self._arms.play(rollouts, agent, agent.name, samples=1)
                 broken = faults_of(agent.name, wanted, self._arms.played(agent.name))
                 if void := next((one for one in broken if one.void), None):
                     raise SandboxError(str(void))
                 if broken:
                     raise TrainingError(f"{broken[0]}; the task or its oracle is broken, make them again")
-        return True
 
     def copy_shared_results(self, other: EnvEval) -> None:
         """Take over the arms that no training has a part in, from the same exam of another run."""
         for arm in ("oracle", "no-op", "base"):
             self._arms.copy_shared_results(other._arms, arm)
 
-    def evaluate(self, policy: Policy, arm: str) -> bool:
-        """Play what is missing of the policy as it is now; returns whether the arm is complete."""
+    def evaluate(self, policy: Policy, arm: str) -> None:
+        """Play the episodes of an arm that are not on record, with the policy as it is now.
+
+        Raises:
+            Stopped: the user asked to stop.
+        """
         if self._arms.finished(arm, self._plan.samples):
-            return True
+            return
         policy.sync()
         config = self._plan.train
         sampling = Sampling(
@@ -111,9 +119,10 @@ class EnvEval:
             sampling,
             config.max_turns,
             max_context_length=config.max_context_length,
+            should_stop=self._should_stop,
         )
-        with Rollouts(self._make_env) as rollouts:
-            return self._arms.play(rollouts, agent, arm, self._plan.samples)
+        with self._rollouts() as rollouts:
+            self._arms.play(rollouts, agent, arm, self._plan.samples)
 
     def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> Path:
         """Write the report of what has been played; returns the page's path.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import final
 
 from envkit.agent import Agent
@@ -29,14 +29,10 @@ class EvalRunner:
         run: the folder; each arm's episodes go to ``eval-<arm>.jsonl``.
         tasks: held-out tasks, the same for every arm.
         display: live view.
-        go_on: polled between chunks; False stops.
     """
 
-    def __init__(
-        self, run: RunFolder, tasks: Sequence[Task], display: Display, go_on: Callable[[], bool]
-    ) -> None:
-        self._run, self._tasks = run, tasks
-        self._display, self._go_on = display, go_on
+    def __init__(self, run: RunFolder, tasks: Sequence[Task], display: Display) -> None:
+        self._run, self._tasks, self._display = run, tasks, display
 
     def finished(self, arm: str, samples: int) -> bool:
         """Whether every episode of the arm is on record and graded."""
@@ -54,23 +50,26 @@ class EvalRunner:
                 for record in other._run.records(f"eval-{arm}"):
                     journal.append(record)
 
-    def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> bool:
-        """Play what is missing; returns whether the arm is complete."""
+    def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> None:
+        """Play the episodes of the arm that are not on record.
+
+        Raises:
+            Stopped: see `Rollouts.play`; finished episodes are on record.
+        """
         if self.finished(arm, samples):
-            return True
+            return
         wanted = self._keys(samples)
         done = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
         self._display.phase(f"evaluate {arm}", len(wanted))
         started = time.monotonic()
         with Stopwatch(self._run, f"evaluate {arm}") as watch, self._run.journal(f"eval-{arm}") as journal:
 
-            def progress(count: int, total: int, solved: int) -> bool:
+            def progress(count: int, total: int, solved: int) -> None:
                 watch.lap()
                 speed = (count - len(done)) / (time.monotonic() - started)
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
-                return self._go_on()
 
-            return len(evaluate(rollouts, agent, wanted, journal, done, progress)) == len(wanted)
+            evaluate(rollouts, agent, wanted, journal, done, progress)
 
     def counted(self, arm: str, samples: int) -> list[Trajectory]:
         """The episodes on record that can be in a rate; see `complete_chunks`."""

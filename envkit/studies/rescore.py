@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from envkit.agents.scripted import replay
 from envkit.display import Display
+from envkit.errors import Stopped
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop
 from envkit.store import RunFolder, trajectory_to_json
 from envkit.studies.bench import Bench, prices_of
 from envkit.studies.eval_runner import seconds_of
@@ -50,21 +52,22 @@ def rescore(
     root: Path,
     backend: SandboxBackend,
     display: Display,
-    go_on: Callable[[], bool],
+    should_stop: ShouldStop,
     command: str,
 ) -> Rescored:
     """Grade every graded episode of a bench again; voids have nothing to grade, and stay what they are.
 
     Tokens and seconds stay those of the first time. The old run is left as it is; the new one is there once
-    it has its reports, which say so if ``go_on`` ended it early.
+    it has its reports, which say so if ``should_stop`` ended it early.
 
     Raises:
         StoreError: not a bench, or damaged.
         ContractError: an episode cannot be said again.
     """
-    stored = Bench(old, backend, display, go_on)
+    stored = Bench(old, backend, display, should_stop)
     said = {"command": command, "commit": commit(), "rescored": old.id}
     ends: list[tuple[Change, bool]] = []
+    cut = ""
     with RunFolder.making(root, "bench", {**_facts(old), **said}) as run:
         if (prices := prices_of(old)) is not None:
             shutil.copyfile(prices, run.path / prices.name)
@@ -74,14 +77,17 @@ def rescore(
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):
                     shutil.copyfile(file, new.path / file.name)
-            with Rollouts(stored.env_factory(kind, stored.tasks(part))) as rollouts:
-                for row in stored.rows:
-                    for was, now in _again(rollouts, part, new, row.name, kind.noop_action, display, go_on):
-                        change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
-                        ends.append((change, change.before != change.after))
-        again = Bench(run, backend, display, go_on)
+            with Rollouts(stored.env_factory(kind, stored.tasks(part)), should_stop=should_stop) as rollouts:
+                try:
+                    for row in stored.rows:
+                        for was, now in _again(rollouts, part, new, row.name, kind.noop_action, display):
+                            change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
+                            ends.append((change, change.before != change.after))
+                except Stopped as stopped:
+                    cut = str(stopped)
+        again = Bench(run, backend, display, should_stop)
         for kind, part in again.parts:
-            again.report(kind, part, "" if go_on() else "stopped by the user")
+            again.report(kind, part, cut)
     return Rescored(run, len(ends), tuple(change for change, differs in ends if differs))
 
 
@@ -92,7 +98,6 @@ def _again(
     agent: str,
     idle: str,
     display: Display,
-    go_on: Callable[[], bool],
 ) -> Generator[tuple[Trajectory, Trajectory]]:
     """Play an agent's graded episodes again, and log them in the new part; pairs of old and new."""
     name = f"eval-{agent}"
@@ -106,8 +111,6 @@ def _again(
         for trajectory in voids:
             journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
         for start in range(0, len(graded), _AT_ONCE):
-            if not go_on():
-                return
             before = graded[start : start + _AT_ONCE]
             after = rollouts.play(says, [trajectory.key for trajectory in before])
             for trajectory in after:

@@ -14,9 +14,10 @@ from typing import Final, final
 
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError
+from envkit.errors import ConfigError, Stopped, StoreError
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.study import Study, start_part
@@ -74,7 +75,7 @@ class MultiSeedStudy:
         kinds: the environments that it began with.
         backend: sandbox backend.
         display: live view.
-        go_on: polled between units of work; False ends the run cleanly with reports.
+        should_stop: polled between short units of work; True ends the run cleanly with reports.
 
     Raises:
         StoreError: see `envkit.studies.before_after.BeforeAfter`.
@@ -86,16 +87,16 @@ class MultiSeedStudy:
         kinds: Sequence[type[Env]],
         backend: SandboxBackend,
         display: Display,
-        go_on: Callable[[], bool],
+        should_stop: ShouldStop,
     ) -> None:
         if (found := run.manifest.get("kind")) != KIND:
             raise StoreError(f"{run.path} is a run of kind {found!r}; expected {KIND!r}")
-        self._run, self._display = run, display
+        self._run, self._display, self._should_stop = run, display, should_stop
         self._studies: list[BeforeAfter] = []
         for seed in run.manifest["seeds"]:
             part = RunFolder.open(run.path / f"seed-{seed}")
             first = self._studies[0] if self._studies else None
-            self._studies.append(BeforeAfter(part, kinds, backend, display, go_on, sibling_of=first))
+            self._studies.append(BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first))
 
     def run(self) -> list[Path]:
         """Do what is left to do; returns the paths of the HTML reports, seed by seed.
@@ -104,18 +105,25 @@ class MultiSeedStudy:
             StoreError: another process is at work in the run folder.
         """
         with self._run.locked(), contextlib.closing(self._studies[0].policy):
-            whole = self._begin() and self._train_rl() and all(study.finish() for study in self._studies)
+            whole = True
+            try:
+                self._begin()
+                self._train_rl()
+                for study in self._studies:
+                    study.finish()
+            except Stopped:
+                whole = False
             return [page for study in self._studies for page in study.report(whole=whole)]
 
-    def _begin(self) -> bool:
+    def _begin(self) -> None:
         first, *others = self._studies
-        if not first.begin():
-            return False
+        first.begin()
         for other in others:
             other.copy_shared_results(first)
-        return all(other.begin() for other in others)
+        for other in others:
+            other.begin()
 
-    def _train_rl(self) -> bool:
+    def _train_rl(self) -> None:
         factories: dict[str, EnvFactory] = {}
         for study in self._studies:
             factories |= study.env_factories()
@@ -125,16 +133,17 @@ class MultiSeedStudy:
             return sum(not trainer.is_done() for trainer in trainers)
 
         with contextlib.ExitStack() as held:
-            rollouts = held.enter_context(Rollouts(factories))
-            told: list[Callable[[StepMetrics], bool]] = []
+            rollouts = held.enter_context(Rollouts(factories, should_stop=self._should_stop))
+            callbacks: list[Callable[[StepMetrics], bool]] = []
             for study in self._studies:
-                trainer, go_on = held.enter_context(study.training(rollouts, at_once))
+                trainer, on_step = held.enter_context(study.training(rollouts, at_once))
                 assert isinstance(trainer, GRPOTrainer)  # `start` allows no other backend
                 trainers.append(trainer)
-                told.append(go_on)
+                callbacks.append(on_step)
             resume_seeds(trainers)
             if not all(trainer.is_done() for trainer in trainers):
                 steps = trainers[0].collector.config.max_steps
                 self._display.phase(f"reinforcement learning, {len(trainers)} seeds", steps)
-                train_seeds(trainers, lambda number, metrics: told[number](metrics))
-            return all(trainer.is_done() for trainer in trainers)
+                train_seeds(trainers, lambda number, metrics: callbacks[number](metrics))
+            if not all(trainer.is_done() for trainer in trainers):
+                check(self._should_stop)

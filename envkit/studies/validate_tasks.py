@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
@@ -11,6 +11,7 @@ from envkit.display import Display
 from envkit.env import Env
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop
 from envkit.types import Outcome, Task, Trajectory
 
 _AT_ONCE = 64
@@ -70,7 +71,7 @@ def validate_tasks(
     tasks: Sequence[Task],
     backend: SandboxBackend,
     display: Display,
-    go_on: Callable[[], bool],
+    should_stop: ShouldStop,
     *,
     seed: int,
 ) -> list[TaskFault]:
@@ -81,24 +82,25 @@ def validate_tasks(
         tasks: of any split.
         backend: sandbox backend.
         display: live view.
-        go_on: polled between chunks; False stops.
+        should_stop: polled while episodes are played.
         seed: of the hidden inputs that are drawn anew.
 
     Returns:
         What is wrong, in task order per agent; empty when all is well.
+
+    Raises:
+        Stopped: the user asked to stop.
     """
 
     def make_env() -> Env:
         return kind(tasks=tasks, sandbox=backend, max_turns=1)
 
     broken: list[TaskFault] = []
-    with Rollouts(make_env) as rollouts:
+    with Rollouts(make_env, should_stop=should_stop) as rollouts:
         for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
             wanted = episode_keys(tasks, 1, seed)
             for start in range(0, len(wanted), _AT_ONCE):
-                if not go_on():
-                    return broken
                 played = rollouts.play(agent, wanted[start : start + _AT_ONCE])
                 broken += faults_of(agent.name, expected, played)
                 display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")

@@ -14,6 +14,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, check, never
 from envkit.studies.machine import resolve_dtype
 from envkit.training import sft
 from envkit.training.checkpoint import save_adapter
@@ -46,12 +47,21 @@ def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]
 
 
 def demonstrations(
-    kind: type[Env], tasks: Sequence[Task], backend: SandboxBackend, max_turns: int
+    kind: type[Env],
+    tasks: Sequence[Task],
+    backend: SandboxBackend,
+    max_turns: int,
+    should_stop: ShouldStop = never,
 ) -> list[Demonstration]:
-    """The oracle's first action of every task, with the observation that its name alone decides."""
+    """The oracle's first action on every task, with its observation. The reset seed depends on the task id.
+
+    Raises:
+        Stopped: ``should_stop`` has become True; it is polled before every task.
+    """
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
     def shown(task: Task) -> Demonstration:
+        check(should_stop)
         observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
         return Demonstration(kind.system, observation, kind.oracle(task)[0])
 
@@ -67,37 +77,39 @@ def run_warm_start(
     backend: SandboxBackend,
     config: TrainConfig,
     display: Display,
-    on_loss: Callable[[int, float], bool],
-) -> bool:
+    on_loss: Callable[[int, float], None],
+    should_stop: ShouldStop,
+) -> None:
     """Train the policy's adapter on the oracle's first action of ``config.sft_examples`` tasks.
 
     Args:
         tasks: by environment, train tasks in the miner's shuffled order. Environments take turns; one that
             has no more leaves its turns to the others. Gone through again when there are fewer.
-        on_loss: ``(step, loss)`` after every step; False stops.
-
-    Returns:
-        Whether it ran to its end.
+        on_loss: ``(step, loss)`` after every step.
+        should_stop: polled between micro-batches.
 
     Raises:
+        Stopped: the user asked to stop; the adapter is half trained.
         TrainingError: a task is not for training.
     """
     require_trainable(task for own in tasks.values() for task in own)
     turns = itertools.zip_longest(*([(kind, task) for task in own] for kind, own in tasks.items()))
     chosen = [one for turn in turns for one in turn if one is not None][: config.sft_examples]
     made = {
-        kind: iter(demonstrations(kind, [t for k, t in chosen if k is kind], backend, config.max_turns))
+        kind: iter(
+            demonstrations(kind, [t for k, t in chosen if k is kind], backend, config.max_turns, should_stop)
+        )
         for kind in dict.fromkeys(kind for kind, _ in chosen)
     }
     once = [next(made[kind]) for kind, _ in chosen]
     shown = [once[index % len(once)] for index in range(config.sft_examples)]
     display.phase("SFT warm start", len(shown) // config.sft_batch_size)
 
-    def on_step(step: int, total: int, loss: float) -> bool:
+    def on_step(step: int, loss: float) -> None:
         display.advance(step, f"loss {loss:.3f}")
-        return on_loss(step, loss)
+        on_loss(step, loss)
 
-    return sft.train(policy, shown, config, on_step) == len(shown) // config.sft_batch_size
+    sft.train(policy, shown, config, on_step, should_stop)
 
 
 def warm_start(
@@ -107,13 +119,12 @@ def warm_start(
     tasks: Sequence[Task],
     backend: SandboxBackend,
     display: Display,
-    go_on: Callable[[], bool],
+    should_stop: ShouldStop,
 ) -> list[float]:
-    """Only the warm start, from a fresh adapter; writes it to ``folder`` and returns the losses.
-
-    Stopped before its end, it writes nothing and returns none.
+    """Run only the warm start, on a fresh adapter; writes it to ``folder`` and returns the losses.
 
     Raises:
+        Stopped: the user asked to stop; no adapter is written.
         ConfigError: there is not an example to imitate.
         StoreError: the folder cannot be written to, which is found out before the work.
     """
@@ -128,12 +139,8 @@ def warm_start(
     config = replace(resolve_dtype(config), engine="torch")  # nothing is sampled
     policy = Policy.of(resolve(config.model, display.say), config)
     losses: list[float] = []
-
-    def on_loss(step: int, loss: float) -> bool:
-        losses.append(loss)
-        return go_on()
-
-    if not run_warm_start(policy, {kind: tasks}, backend, config, display, on_loss):
-        return []
+    run_warm_start(
+        policy, {kind: tasks}, backend, config, display, lambda step, loss: losses.append(loss), should_stop
+    )
     save_adapter(policy, folder)
     return losses

@@ -10,17 +10,18 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import asdict
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from typing import final
 
 import torch
 from torch import Tensor
 
-from envkit.errors import TrainingError
+from envkit.errors import Stopped, TrainingError
+from envkit.stop import check
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
-from envkit.training.groups import training_groups
+from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.loss import StepSize, logprobs, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
@@ -47,6 +48,8 @@ class Trainer(ABC):
         )
         #: Steps taken so far.
         self.step = 0
+        #: Curriculum state after `step`. That of an unfinished step is never saved.
+        self._curriculum = collector.curriculum.state()
         #: Why training must not continue; empty if nothing is wrong.
         self.alarm = ""
 
@@ -55,6 +58,9 @@ class Trainer(ABC):
         """Train until ``config.max_steps``, an `alarm`, or until ``on_step`` returns False.
 
         A failed step raises an alarm and leaves the weights unchanged. The last state is always saved.
+
+        Raises:
+            Stopped: see `Rollouts.play`. The unfinished step is dropped.
         """
 
     def resume(self) -> bool:
@@ -64,6 +70,7 @@ class Trainer(ABC):
             return False
         self.step, self.alarm = int(state["step"]), self.store.alarm()
         self.collector.curriculum.restore(state["curriculum"])
+        self._curriculum = state["curriculum"]
         return True
 
     def is_done(self) -> bool:
@@ -80,7 +87,7 @@ class Trainer(ABC):
 
     def log(self, metrics: StepMetrics) -> None:
         """Write a step to the journal and check it for an alarm."""
-        self.step = metrics.step
+        self.step, self._curriculum = metrics.step, self.collector.curriculum.state()
         self._metrics.append({"phase": "rl", **asdict(metrics)})
         self.alarm = alarm_of(metrics, self._config)
 
@@ -90,15 +97,38 @@ class Trainer(ABC):
 
     def save(self) -> None:
         """Write a checkpoint of the current step."""
-        curriculum = self.collector.curriculum.state()
-        state = {"step": self.step, "curriculum": curriculum, "alarm": self.alarm}
+        state = {"step": self.step, "curriculum": self._curriculum, "alarm": self.alarm}
         self.store.save(self.step, self._policy, self._optimizer, state)
+
+    def drop_step(self) -> None:
+        """Drop an unfinished step because the user asked to stop; save the last finished one."""
+        self._optimizer.zero_grad(set_to_none=True)
+        if self.step:
+            self.save()
 
     def fail(self, reason: str) -> None:
         """End training because the next step failed: save the last good step and the reason."""
         self.save()
         self.store.end(reason)
         self.alarm = reason
+
+
+@dataclass(frozen=True, slots=True)
+class Gradient:
+    """One step's accumulated gradient. Its values are in the adapter's parameters.
+
+    Args:
+        rollouts, groups: what it was computed from.
+        metrics: measured on the way; ``grad_norm`` is still 0.
+        is_trained: False if no group has a gradient.
+        seconds: time it took.
+    """
+
+    rollouts: StepRollouts
+    groups: Sequence[TrainingGroup]
+    metrics: UpdateMetrics
+    is_trained: bool
+    seconds: float
 
 
 @final
@@ -109,55 +139,68 @@ class GRPOTrainer(Trainer):
         for step in range(self.step, self._config.max_steps):
             if self.alarm:
                 return
-            rollouts = self.collector.collect(step)  # pick tasks, play a group of episodes of each
             try:
-                metrics = self.update(rollouts)  # advantages, loss, one optimizer step
+                rollouts = self.collector.collect(step)  # pick tasks, play a group of episodes of each
+                gradient = self.backward(rollouts)  # advantages, loss
+                metrics = self.update(gradient)  # one optimizer step
+            except Stopped:
+                self.drop_step()
+                raise
             except TrainingError as error:
                 self.fail(str(error))
                 return
             if not self.finish_step(metrics, on_step):  # log, save
                 return
 
-    def update(self, rollouts: StepRollouts) -> StepMetrics:
-        """Take one optimizer step on the rollouts of one step.
+    def backward(self, rollouts: StepRollouts) -> Gradient:
+        """Accumulate the gradient of one step's rollouts. The weights are unchanged.
 
         Raises:
-            TrainingError: the gradient is not finite. The weights are unchanged.
+            Stopped: the user asked to stop.
         """
-        started, config, step = time.monotonic(), self._config, self.step + 1
+        started, config, should_stop = time.monotonic(), self._config, self.collector.rollouts.should_stop
         groups = training_groups(rollouts, config.shaping)
         # Groups without a gradient count here too: a step with few mixed groups moves less.
         size = StepSize(len(rollouts.sampled_logprobs()), len(rollouts.valid()))
-        for settings in self._optimizer.param_groups:
-            settings["lr"] = config.learning_rate * min(step / max(config.warmup_steps, 1), 1.0)
-
-        loss = drift = kl = grad_norm = 0.0
+        loss = drift = kl = 0.0
         clipped = trained = seen = 0
         for group in groups:
             learns = group.has_gradient or config.beta > 0
             if not learns and not config.needs_reference:
                 continue
             for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
+                check(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
                 reference_N = self._reference_logprobs(batch)
                 with torch.set_grad_enabled(learns):
                     new_N = logprobs(self._policy.model, batch, config.temperature)
                     terms = policy_loss(new_N, batch, size, config, reference_N)
                 if learns:
+                    check(should_stop)
                     terms.total.backward()
                     clipped, trained = clipped + terms.clipped, trained + terms.tokens
                 loss, kl = loss + float(terms.total.detach()), kl + terms.kl
                 drift, seen = drift + terms.drift, seen + terms.tokens
-        if trained:
+        metrics = UpdateMetrics(loss, 0.0, drift / max(seen, 1), kl / max(seen, 1), clipped / max(trained, 1))
+        return Gradient(rollouts, groups, metrics, trained > 0, time.monotonic() - started)
+
+    def update(self, gradient: Gradient) -> StepMetrics:
+        """Take one optimizer step with an accumulated gradient.
+
+        Raises:
+            TrainingError: the gradient is not finite. The weights are unchanged.
+        """
+        started, config, step, grad_norm = time.monotonic(), self._config, self.step + 1, 0.0
+        for settings in self._optimizer.param_groups:
+            settings["lr"] = config.learning_rate * min(step / max(config.warmup_steps, 1), 1.0)
+        if gradient.is_trained:
             grad_norm = float(torch.nn.utils.clip_grad_norm_(self._policy.trainable(), config.max_grad_norm))
             require_finite(grad_norm, step)
             self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
-
-        update = UpdateMetrics(
-            loss, grad_norm, drift / max(seen, 1), kl / max(seen, 1), clipped / max(trained, 1)
-        )
-        return step_metrics(step, rollouts, groups, update, time.monotonic() - started)
+        metrics = gradient.metrics._replace(grad_norm=grad_norm)
+        seconds = gradient.seconds + time.monotonic() - started
+        return step_metrics(step, gradient.rollouts, gradient.groups, metrics, seconds)
 
     def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
         """Log-probabilities under the model without its adapter; ``None`` if the loss does not need them."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from envkit.errors import StoreError, TrainingError
+from envkit.errors import Stopped, StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.rollouts import collect_all
@@ -52,6 +52,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
             step.
 
     Raises:
+        Stopped: see `Trainer.train`.
         TrainingError: two trainers have the same seed. The seed tells their episodes apart.
     """
     seeds = [trainer.collector.config.seed for trainer in trainers]
@@ -59,12 +60,19 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         raise TrainingError(f"seeds {seeds} are not distinct; give every adapter its own seed")
     wants_more = True
     while wants_more and (active := [trainer for trainer in trainers if not trainer.is_done()]):
-        rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
+        try:
+            rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
+            # All gradients before the first update: a stop finds all adapters at the same step.
+            gradients = [trainer.backward(own) for trainer, own in zip(active, rollouts, strict=True)]
+        except Stopped:
+            for trainer in active:
+                trainer.drop_step()
+            raise
         updated: list[tuple[GRPOTrainer, StepMetrics]] = []
         failed: list[tuple[GRPOTrainer, str]] = []
-        for trainer, own_rollouts in zip(active, rollouts, strict=True):
+        for trainer, gradient in zip(active, gradients, strict=True):
             try:
-                updated.append((trainer, trainer.update(own_rollouts)))
+                updated.append((trainer, trainer.update(gradient)))
             except TrainingError as error:
                 failed.append((trainer, str(error)))
         # A list, not a generator: every seed's step is reported.

@@ -129,6 +129,7 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
         config.max_turns,
         adapter={collector.config.seed: number for number, collector in enumerate(collectors)},
         max_context_length=config.max_context_length,
+        should_stop=first.rollouts.should_stop,
     )
     keys_by_collector = [collector.episode_keys(step) for collector in collectors]
     runs_held_out = config.alarm_steps > 0 and (step + 1) % config.alarm_steps == 0

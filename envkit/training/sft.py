@@ -10,16 +10,21 @@ from typing import Any
 
 from envkit.engine.attention import context_length
 from envkit.errors import MissingExtraError, ModelError
+from envkit.stop import ShouldStop, check, never
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
 
-#: (step, total steps, loss) after every step; returns False to stop early.
-OnStep = Callable[[int, int, float], bool]
+#: (step, loss) after every step.
+OnStep = Callable[[int, float], None]
 
 
 def train(
-    policy: Policy, demonstrations: Sequence[Demonstration], config: TrainConfig, on_step: OnStep
+    policy: Policy,
+    demonstrations: Sequence[Demonstration],
+    config: TrainConfig,
+    on_step: OnStep,
+    should_stop: ShouldStop = never,
 ) -> int:
     """Train the policy on demonstrations, one pass over all of them.
 
@@ -28,11 +33,13 @@ def train(
         demonstrations: correct answers; the seed decides their order.
         config: the ``sft_*`` fields and the seed.
         on_step: called after every step.
+        should_stop: polled after every micro-batch.
 
     Returns:
         The number of steps taken.
 
     Raises:
+        Stopped: ``should_stop`` has become True; the adapter is half trained.
         ModelError: a demonstration is longer than the model's context.
         MissingExtraError: TRL is not installed.
     """
@@ -48,8 +55,14 @@ def train(
 
     class StepReporter(TrainerCallback):
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs and not on_step(state.global_step, steps, float(logs["loss"])):
-                control.should_training_stop = True
+            if logs and "loss" in logs:
+                on_step(state.global_step, float(logs["loss"]))
+
+        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            check(should_stop)
+
+        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            check(should_stop)
 
     # Micro-batches are as fast on a CPU as the whole batch, and take a quarter of the memory.
     micro = math.gcd(config.sft_batch_size, 4)

@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
-from envkit.errors import TrainingError
+from envkit.errors import Stopped, TrainingError
+from envkit.stop import check
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.grpo import OnStep, Trainer, require_finite
@@ -78,6 +79,9 @@ class TRLTrainer(Trainer):
             self._policy.model.set_attn_implementation("sdpa")
             try:
                 self._trl_trainer(folder, on_step).train()
+            except Stopped:
+                self.drop_step()
+                raise
             except TrainingError as error:
                 self.fail(str(error))
             finally:
@@ -141,6 +145,7 @@ class TRLTrainer(Trainer):
                 return found
 
             def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
+                check(collector.rollouts.should_stop)
                 loss = self.above._compute_loss(self, model, inputs)
                 mask = inputs["completion_mask"] * inputs["tool_mask"]
                 self.drift += float(((self.new - inputs["old_per_token_logps"]).abs() * mask).sum())

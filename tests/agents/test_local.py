@@ -16,6 +16,7 @@ from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.errors import ContractError
 from envkit.models import DEFAULT_MODEL, resolve
+from envkit.stop import ShouldStop, never
 from envkit.training.packing import PackedBatch, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
 
@@ -36,7 +37,9 @@ class StubEngine(Engine):
     def __init__(self) -> None:
         self.asked: list[list[Request]] = []
 
-    def stream(self, requests: Sequence[Request], sampling: Sampling) -> Generator[tuple[int, Completion]]:
+    def stream(
+        self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
+    ) -> Generator[tuple[int, Completion]]:
         self.asked.append(list(requests))
         yield from enumerate(self._draw(request, sampling.max_new_tokens) for request in requests)
 

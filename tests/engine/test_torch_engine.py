@@ -15,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampling import GROUPS, STOPS, adapted, check, following, forwarded, reference, requests
+from stops import stop_after
 
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
@@ -23,7 +24,7 @@ from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.waves import RequestSize, waves
-from envkit.errors import ContractError, ModelError
+from envkit.errors import ContractError, ModelError, Stopped
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
 
@@ -62,6 +63,16 @@ def test_small_waves_and_prefill_pieces_change_nothing(
     monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", 64)
     drawn = tiny.engine(ref, STOPS, max_rows=6).generate(asked, Sampling(1.0, 10))
     check(tiny.plain(ref), asked, drawn, 1.0)
+
+
+@pytest.mark.parametrize("polls", [0, 1, 5])
+def test_a_stop_request_ends_decoding_at_the_next_token(ref: ModelRef, polls: int) -> None:
+    engine = tiny.engine(ref)
+    seen = forwarded(engine)
+    with pytest.raises(Stopped):
+        list(engine.stream(requests(), Sampling(1.0, 10), stop_after(polls)))
+    assert len(seen) <= polls
+    assert len(engine.generate(requests(), Sampling(1.0, 10))) == len(requests())  # it can be asked again
 
 
 def test_rows_are_decoded_together_as_far_as_their_keys_and_values_have_room(

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any, final
 
 import pytest
 import tiny
 from safetensors.torch import load_file
+from stops import StopWhenShown, stop_after
 from transformers import AutoTokenizer
 
 from envkit.benchmark.report import load_report
@@ -27,6 +27,7 @@ from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, 
 from envkit.grading import Grade
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.build_report import _latest_steps
@@ -78,8 +79,12 @@ def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: flo
     )
 
 
-def study(run: RunFolder, backend: SandboxBackend, go_on: Callable[[], bool] = lambda: True) -> BeforeAfter:
-    return BeforeAfter(run, [CodeEditorEnv], backend, Silent(), go_on)
+def study(run: RunFolder, backend: SandboxBackend, should_stop: ShouldStop = never) -> BeforeAfter:
+    return BeforeAfter(run, [CodeEditorEnv], backend, Silent(), should_stop)
+
+
+def is_stopped(folder: Path) -> bool:
+    return any("stopped early" in warning for warning in load_report(folder).warnings)
 
 
 def adapter(run: RunFolder) -> Path:
@@ -127,12 +132,11 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
 ) -> None:
     whole, stopped = begin(tmp_path, model), begin(tmp_path, model)
     study(whole, backend).run()
-    for _ in range(12):
-        polled = count()
-        study(stopped, backend, lambda polled=polled: next(polled) < 1).run()
-        if not load_report(stopped.path).warnings:
-            break
-    assert not load_report(stopped.path).warnings
+    polls, attempts = 1, 0
+    while attempts == 0 or is_stopped(stopped.path):
+        study(stopped, backend, stop_after(polls)).run()
+        polls, attempts = polls + polls // 2 + 1, attempts + 1
+    assert attempts > 5
     one, other = load_file(adapter(whole)), load_file(adapter(stopped))
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)
@@ -175,13 +179,12 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
 def test_two_environments_train_one_adapter_and_have_a_report_each(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
-    def go_on(run: RunFolder, polls: int) -> list[Path]:
-        polled = count()
-        kinds = [CodeEditorEnv, SqlDeskEnv]
-        return BeforeAfter(run, kinds, backend, Silent(), lambda: next(polled) < polls).run()
+    def resume(run: RunFolder, units: int) -> list[Path]:
+        display = StopWhenShown(units)
+        return BeforeAfter(run, [CodeEditorEnv, SqlDeskEnv], backend, display, display.should_stop).run()
 
     whole, stopped = (begin_both(tmp_path, model, backend) for _ in range(2))
-    pages = go_on(whole, 10**6)
+    pages = resume(whole, 10**6)
     assert [page.parent for page in pages] == [whole.path / "code-editor", whole.path / "sql-desk"]
     for page, tasks in zip(pages, (3, 3), strict=True):
         data = load_report(page.parent)
@@ -205,9 +208,9 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
         rendered = renderer.first(systems[trajectory.env], first.observation)
         assert first.turn.tokens.prompt_ids == rendered
     for _ in range(20):
-        if not any(load_report(page.parent).warnings for page in go_on(stopped, 1)):
+        if not any(is_stopped(page.parent) for page in resume(stopped, 1)):
             break
-    assert not any(load_report(stopped.path / part).warnings for part in ("code-editor", "sql-desk"))
+    assert not any(is_stopped(stopped.path / part) for part in ("code-editor", "sql-desk"))
     one, other = load_file(adapter(whole)), load_file(adapter(stopped))
     assert all((one[name] == other[name]).all() for name in one)
     with pytest.raises(StoreError, match=r"began with code-editor\+sql-desk; found code-editor"):

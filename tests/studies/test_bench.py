@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import tiny
 from api_server import USAGE, Api, Body, completion, refusal
+from stops import StopWhenShown
 
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
@@ -30,6 +31,7 @@ from envkit.errors import ContractError, StoreError, UsageError
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
+from envkit.stop import never
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
 from envkit.studies.bench import Bench, differences, start
@@ -75,7 +77,7 @@ def begin(root: Path, wanted: BenchSpec, backend: SandboxBackend) -> RunFolder:
 
 
 def finish(run: RunFolder, backend: SandboxBackend) -> list[Path]:
-    return Bench(run, backend, Silent(), lambda: True).run()
+    return Bench(run, backend, Silent(), never).run()
 
 
 def solver(tasks: Sequence[Task], wrong: Sequence[str] = ()) -> Any:
@@ -174,7 +176,7 @@ def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
         AgentSpec("otherwise", model=str(model), adapter=path),
     )
     run = begin(tmp_path, spec(*rows, max_completion_length=2, max_turns=2), backend)
-    [page] = Bench(run, backend, Told(), lambda: True).run()
+    [page] = Bench(run, backend, Told(), never).run()
     assert [line for line in said if "trained" in line] == [
         "otherwise was trained with stop_strings ['e'], and is asked with [].",
         "otherwise was trained with max_context_length 1, and is asked with 0.",
@@ -314,8 +316,8 @@ def test_a_refusal_keeps_no_other_row_and_no_other_environment_from_being_played
 def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: SandboxBackend) -> None:
     rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
     run = begin(tmp_path, spec(*rows), backend)
-    polls = iter([True, True])  # before the first row, and after its first batch
-    [page] = Bench(run, backend, Silent(), lambda: next(polls, False)).run()
+    display = StopWhenShown(1)
+    [page] = Bench(run, backend, display, display.should_stop).run()
     data = load_report(page.parent)
     assert [arm.name for arm in data.rows] == ["oracle"]
     assert data.warnings == ("The run ended early (stopped by the user); this is what there is.",)
@@ -366,7 +368,7 @@ def test_a_run_is_what_it_began_as(
 ) -> None:
     run = begin(tmp_path, spec(AgentSpec("oracle", script="oracle")), backend)
     with pytest.raises(StoreError, match="kind 'bench-part'"):
-        Bench(RunFolder.open(run.path / "sql-desk"), backend, Silent(), lambda: True)
+        Bench(RunFolder.open(run.path / "sql-desk"), backend, Silent(), never)
     with run.locked(), pytest.raises(StoreError, match="another process is at work"):
         finish(run, backend)
     monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
@@ -386,7 +388,7 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
     rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
     run = begin(tmp_path, spec(*rows), backend)
     finish(run, backend)
-    same = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
+    same = rescore(run, tmp_path, backend, Silent(), never, "envkit rescore")
     assert (same.episodes, same.changed) == (12, ())
     [before], [after] = load_reports(run.path), load_reports(same.run.path)
     assert after.rows == before.rows
@@ -397,7 +399,7 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
     setup = SqlDeskEnv.setup
     monkeypatch.setattr(SqlDeskEnv, "setup", fail)
     with pytest.raises(ContractError, match="as a kill would"):
-        rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
+        rescore(run, tmp_path, backend, Silent(), never, "envkit rescore")
     assert {path.parent for path in tmp_path.rglob("manifest.json") if path.parent.parent == tmp_path} == {
         run.path,
         same.run.path,
@@ -411,7 +413,7 @@ def test_stored_episodes_are_graded_again_and_changes_are_named(
 
     monkeypatch.setattr(SqlDeskEnv, "setup", broken)
     monkeypatch.setattr(SqlDeskEnv, "apply", _refuse_first(SqlDeskEnv.apply, tasks[0].id))
-    changed = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore").changed
+    changed = rescore(run, tmp_path, backend, Silent(), never, "envkit rescore").changed
     assert [(one.agent, one.key.task, one.after) for one in changed] == [
         ("oracle", tasks[0].id, "failed, reward 0")
     ]

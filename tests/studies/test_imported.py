@@ -14,6 +14,7 @@ from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import SandboxBackend
+from envkit.stop import never
 from envkit.studies.bench import Bench, start
 from envkit.studies.rescore import rescore
 from envkit.types import Task
@@ -70,7 +71,7 @@ def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
     assert sorted(left_out) == sorted(
         f"canitedit:{tmp_path}/edits.jsonl: left out {many} {why}" for why, many in SAID.items()
     )
-    made = Bench(run, backend, heard, lambda: True)
+    made = Bench(run, backend, heard, never)
     [(_, part)] = made.parts
     assert part.manifest["left_out"] == SAID
     [page] = made.run()
@@ -80,8 +81,8 @@ def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
         "no-op": [False],
     }
     assert {*data.warnings} == {f"Left out: {many} {why}." for why, many in SAID.items()}
-    again = rescore(run, tmp_path, backend, Silent(), lambda: True, "envkit rescore")
-    [(_, part)] = Bench(again.run, backend, Silent(), lambda: True).parts
+    again = rescore(run, tmp_path, backend, Silent(), never, "envkit rescore")
+    [(_, part)] = Bench(again.run, backend, Silent(), never).parts
     assert part.manifest["left_out"] == SAID
 
 
@@ -102,7 +103,7 @@ def test_broken_machinery_makes_no_item_unfit(
 def test_a_limit_counts_items_of_the_file(tmp_path: Path, backend: SandboxBackend) -> None:
     wanted = spec(tmp_path / "edits.jsonl", IDLE, GOOD, WRONG, limit=2)
     run = start(tmp_path, wanted, backend=backend, display=Silent(), command="envkit bench")
-    [(_, part)] = Bench(run, backend, Silent(), lambda: True).parts
+    [(_, part)] = Bench(run, backend, Silent(), never).parts
     assert part.manifest["left_out"] == {"that doing nothing passes": 1}
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import count
 from pathlib import Path
 from typing import Any
 
 import pytest
 import tiny
 from safetensors.torch import load_file
+from stops import stop_after
 
 from envkit.benchmark.episode_index import EpisodeIndex
 from envkit.benchmark.leaderboard_data import make_leaderboard
@@ -20,6 +20,7 @@ from envkit.errors import ConfigError, StoreError
 from envkit.prices import load_prices
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
+from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies import seeds
 from envkit.studies.before_after import BeforeAfter
@@ -62,9 +63,8 @@ def start(root: Path, model: Path, **settings: Any) -> RunFolder:
     return seeds.start(root, planned, SEEDS)
 
 
-def go_on(run: RunFolder, backend: SandboxBackend, polls: int = 10**6) -> list[Path]:
-    polled = count()
-    return seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), lambda: next(polled) < polls).run()
+def resume(run: RunFolder, backend: SandboxBackend, should_stop: ShouldStop = never) -> list[Path]:
+    return seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), should_stop).run()
 
 
 def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
@@ -74,7 +74,7 @@ def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
 
 def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     run = start(tmp_path, model)
-    pages = go_on(run, backend)
+    pages = resume(run, backend)
     assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
     first, second = (load_report(page.parent) for page in pages)
     for data in (first, second):
@@ -104,7 +104,7 @@ def test_without_a_warm_start_difficulty_is_estimated_once(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     run = start(tmp_path, model, sft_examples=0, curriculum_tasks=3)
-    go_on(run, backend)
+    resume(run, backend)
     parts = [RunFolder.open(run.path / f"seed-{seed}") for seed in SEEDS]
     first, second = ([*part.records("difficulty")] for part in parts)
     assert len(first) == 3
@@ -118,10 +118,14 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     whole, stopped = start(tmp_path, model), start(tmp_path, model)
-    go_on(whole, backend)
-    for _ in range(20):
-        if not any(load_report(page.parent).warnings for page in go_on(stopped, backend, 1)):
-            break
+    resume(whole, backend)
+    polls, attempts, is_whole = 1, 0, False
+    while not is_whole:
+        pages = resume(stopped, backend, stop_after(polls))
+        warnings = [text for page in pages for text in load_report(page.parent).warnings]
+        is_whole = not any("stopped early" in text for text in warnings)
+        polls, attempts = polls + polls // 2 + 1, attempts + 1
+    assert attempts > 5
     for seed in SEEDS:
         one, other = adapter(whole, seed), adapter(stopped, seed)
         assert all((one[name] == other[name]).all() for name in one)
@@ -131,13 +135,13 @@ def test_a_part_does_not_go_on_alone(tmp_path: Path, model: Path, backend: Sandb
     run = start(tmp_path, model)
     part = RunFolder.open(run.path / "seed-3")
     with pytest.raises(StoreError, match=f"is part of {run.id}, whose seeds go on together; resume that"):
-        BeforeAfter(part, [CodeEditorEnv], backend, Silent(), lambda: True).run()
+        BeforeAfter(part, [CodeEditorEnv], backend, Silent(), never).run()
 
 
 def test_another_kind_of_run_is_refused(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     run = start(tmp_path, model)
     with pytest.raises(StoreError, match="is a run of kind 'before-after'; expected 'before-after-seeds'"):
-        go_on(RunFolder.open(run.path / "seed-3"), backend)
+        resume(RunFolder.open(run.path / "seed-3"), backend)
 
 
 def test_trl_trains_one_at_a_time(tmp_path: Path, model: Path) -> None:

@@ -258,9 +258,8 @@ def test_a_card_imitates_estimates_and_is_timed(ref: ModelRef, device: str) -> N
     shown = [Demonstration("Speak.", f"Say {word}.", word) for word in "abcdefgh" * 3]
     losses: list[float] = []
 
-    def on_step(step: int, steps: int, value: float) -> bool:
+    def on_step(step: int, value: float) -> None:
         losses.append(value)
-        return True
 
     config = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2, device=device)
     sft.train(policy, shown, config, on_step)

@@ -14,10 +14,11 @@ import golden
 import pytest
 import tiny
 import torch
+from stops import stop_after
 
 from envkit.checks import check
 from envkit.env import ActionResult
-from envkit.errors import ContractError, SandboxError, TrainingError
+from envkit.errors import ContractError, SandboxError, Stopped, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
@@ -443,3 +444,18 @@ def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) 
     assert again.resume()
     assert again.is_done()
     assert again.alarm == "step 2: the gradient is not finite; lower learning_rate"
+
+
+@pytest.mark.parametrize("polls", [3, 17, 40, 75])
+def test_a_stop_within_a_step_discards_it_and_resumes_to_the_same_bits(
+    make: Make, tmp_path: Path, polls: int
+) -> None:
+    straight = train(make(tmp_path / "straight"))
+    stopped = make(tmp_path / "stopped")
+    stopped.collector.rollouts.should_stop = stop_after(polls)
+    with pytest.raises(Stopped):
+        train(stopped)
+    again = make(tmp_path / "stopped")
+    again.resume()
+    assert timeless(train(again)) == timeless(straight)[stopped.step :]
+    assert adapter(tmp_path / "stopped") == adapter(tmp_path / "straight")

@@ -12,17 +12,18 @@ from typing import Any, Protocol
 import pytest
 import tiny
 import torch
+from stops import stop_after
 
 from envkit.engine.protocol import Request, Sampling
-from envkit.errors import StoreError, TrainingError
+from envkit.errors import Stopped, StoreError, TrainingError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal, read_lines
 from envkit.training.checkpoint import CheckpointStore
-from envkit.training.grpo import GRPOTrainer
+from envkit.training.grpo import Gradient, GRPOTrainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.multi_seed import resume_seeds, train_seeds
-from envkit.training.rollouts import RolloutCollector, StepRollouts
+from envkit.training.rollouts import RolloutCollector
 
 CONFIG = dataclasses.replace(tiny.TRAINING, seed=0)
 TASKS = tiny.letter_tasks("abcdefg")
@@ -129,6 +130,22 @@ def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -
         assert tiny.equal(one, other)
 
 
+@pytest.mark.parametrize("polls", [20, 45, 70])
+def test_a_stop_within_a_step_finds_all_at_the_same_step(make: Make, tmp_path: Path, polls: int) -> None:
+    straight = make(tmp_path / "straight")
+    train(straight)
+    stopped = make(tmp_path / "stopped", save_steps=9)
+    stopped[0].collector.rollouts.should_stop = stop_after(polls)
+    with pytest.raises(Stopped):
+        train(stopped)
+    again = make(tmp_path / "stopped")
+    resume_seeds(again)
+    assert {trainer.step for trainer in again} == {stopped[0].step}
+    train(again)
+    for one, other in zip(weights(again), weights(straight), strict=True):
+        assert tiny.equal(one, other)
+
+
 def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> None:
     train_seeds(make(tmp_path), lambda *_: False)
     shutil.rmtree(tmp_path / "6" / "checkpoints")
@@ -155,10 +172,10 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     trainers = make(tmp_path)
     update = GRPOTrainer.update
 
-    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
+    def failing(trainer: GRPOTrainer, gradient: Gradient) -> StepMetrics:
         if trainer is trainers[1] and trainer.step == 2:
             raise TrainingError("the gradient is not finite")
-        return update(trainer, rollouts)
+        return update(trainer, gradient)
 
     monkeypatch.setattr(GRPOTrainer, "update", failing)
     assert [[one.step for one in own] for own in train(trainers)] == [[1, 2, 3, 4], [1, 2], [1, 2, 3, 4]]
@@ -175,8 +192,8 @@ def test_before_an_end_is_on_record_the_others_have_saved(
     trainers, update = make(tmp_path, save_steps=9), GRPOTrainer.update
     wrote: list[tuple[int, int, bool]] = []
 
-    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
-        metrics = update(trainer, rollouts)
+    def failing(trainer: GRPOTrainer, gradient: Gradient) -> StepMetrics:
+        metrics = update(trainer, gradient)
         if trainer is not trainers[0] or trainer.step != 2:
             return metrics
         if fails == "by an error":
@@ -209,8 +226,8 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
 ) -> None:
     update = GRPOTrainer.update
 
-    def failing(trainer: GRPOTrainer, rollouts: StepRollouts) -> StepMetrics:
-        metrics = update(trainer, rollouts)
+    def failing(trainer: GRPOTrainer, gradient: Gradient) -> StepMetrics:
+        metrics = update(trainer, gradient)
         if trainer.collector.config.seed == SEEDS[2] or trainer.step != 2:
             return metrics
         if fails == "by an error":

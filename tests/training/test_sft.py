@@ -12,7 +12,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 from envkit.engine.attention import NAME
-from envkit.errors import ModelError
+from envkit.errors import ModelError, Stopped
 from envkit.models import ModelRef
 from envkit.training import sft
 from envkit.training.config import TrainConfig
@@ -34,13 +34,13 @@ def policy(ref: ModelRef) -> Policy:
 def train(policy: Policy, shown: list[Demonstration] = SHOWN, **changes: Any) -> list[float]:
     losses: list[float] = []
 
-    def on_step(step: int, steps: int, loss: float) -> bool:
-        assert (step, steps) == (len(losses) + 1, len(shown) // config.sft_batch_size)
+    def on_step(step: int, loss: float) -> None:
+        assert step == len(losses) + 1
         losses.append(loss)
-        return True
 
     config = dataclasses.replace(CONFIG, **changes)
     assert sft.train(policy, shown, config, on_step) == len(losses)
+    assert len(losses) == len(shown) // config.sft_batch_size
     return losses
 
 
@@ -72,14 +72,14 @@ def test_the_loss_is_the_answers_alone(policy: Policy) -> None:
     assert loss == pytest.approx(total / count, rel=1e-4)
 
 
-def test_it_stops_when_told_to(policy: Policy) -> None:
+def test_a_stop_request_ends_it_before_the_next_micro_batch(policy: Policy) -> None:
     seen: list[int] = []
 
-    def on_step(step: int, steps: int, loss: float) -> bool:
+    def on_step(step: int, loss: float) -> None:
         seen.append(step)
-        return step < 2
 
-    assert sft.train(policy, SHOWN, CONFIG, on_step) == 2
+    with pytest.raises(Stopped):
+        sft.train(policy, SHOWN, CONFIG, on_step, lambda: len(seen) == 2)
     assert seen == [1, 2]
 
 
@@ -103,7 +103,7 @@ def test_packed_attention_is_back_afterwards(policy: Policy) -> None:
 
 
 def test_packed_attention_is_back_after_an_error(policy: Policy) -> None:
-    def on_step(step: int, steps: int, loss: float) -> bool:
+    def on_step(step: int, loss: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

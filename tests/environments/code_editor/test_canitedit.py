@@ -18,6 +18,7 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.actions import HELP, HELP_WHOLE, replace_text_message
 from envkit.environments.code_editor.exploits import attack_actions
 from envkit.environments.code_editor.formats.asserts import WEAKNESS
+from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
 # Items of our own: before, after, tests.
@@ -139,7 +140,7 @@ def ending(backend: SandboxBackend, task: Task, source: str) -> Mapping[str, Any
 
 
 def test_every_control_earns_what_it_must(tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
-    assert validate_tasks(CodeEditorEnv, [*tasks.values()], backend, Silent(), lambda: True, seed=1) == []
+    assert validate_tasks(CodeEditorEnv, [*tasks.values()], backend, Silent(), never, seed=1) == []
 
 
 def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
@@ -152,7 +153,7 @@ def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
     }
     path = written(tmp_path / "edits.jsonl", *(row(*one) for one in items.items()))
     posed = CodeEditorEnv.import_tasks("canitedit", path).tasks
-    broken = validate_tasks(CodeEditorEnv, posed, backend, Silent(), lambda: True, seed=1)
+    broken = validate_tasks(CodeEditorEnv, posed, backend, Silent(), never, seed=1)
     assert [(one.task, one.agent) for one in broken] == [
         ("canitedit/wrong", "oracle"),
         ("canitedit/dead", "oracle"),
