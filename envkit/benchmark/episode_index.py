@@ -28,7 +28,8 @@ class EpisodeEntry:
         journal: the file it stands in, relative to the run and without ``.jsonl``.
         line: the line in that file, from 1. With ``journal`` it names the episode for good: lines are only
             ever added.
-        arm: the arm that it was played for, or the phase of training; the journal's name if it has neither.
+        agent_or_phase: the agent's name in the report, or the phase of training; the journal's name if it has
+            neither.
         env, agent, task, seed, group, row: see `Trajectory` and `EpisodeKey`.
         step: the training step; ``None`` in an evaluation.
         outcome, verdict: how it ended; no verdict in a void.
@@ -38,7 +39,7 @@ class EpisodeEntry:
 
     journal: str
     line: int
-    arm: str
+    agent_or_phase: str
     env: str
     agent: str
     task: str
@@ -194,12 +195,12 @@ def _understood(record: _Record, journal: str, path: Path, number: int) -> tuple
 def _entry(journal: str, line: int, record: _Record, trajectory: Trajectory) -> EpisodeEntry:
     key = trajectory.key
     name = journal.rpartition("/")[2]
-    arm = name.removeprefix("eval-") if name.startswith("eval-") else record.get("phase", name)
+    agent_or_phase = name.removeprefix("eval-") if name.startswith("eval-") else record.get("phase", name)
     usages = [step.turn.usage for step in trajectory.steps]
     return EpisodeEntry(
         journal=journal,
         line=line,
-        arm=str(arm),
+        agent_or_phase=str(agent_or_phase),
         env=str(trajectory.env),
         agent=str(trajectory.agent),
         task=str(key.task),

@@ -183,8 +183,10 @@ def _visible(value: object) -> object:
 
 
 def _unbroken(text: str) -> str:
-    """No line break inside an interval or between a number and its unit."""
-    return re.sub(r"(?<=\d) (?=%|points)|(?<=\d,) (?=[+\N{MINUS SIGN}\d])| (?=\[)", "\u00a0", text)
+    """Forbid line breaks inside an interval and beside a unit."""
+    return re.sub(
+        r" (?=[%$])|(?<=\$) |(?<=\d) (?=points)|(?<=\d,) (?=[+\N{MINUS SIGN}\d])| (?=\[)", "\u00a0", text
+    )
 
 
 def _markdown_text(text: str) -> str:

@@ -52,7 +52,7 @@ async function load() {
   state.byName = new Map(state.all.map((entry) => [`${entry.journal}/${entry.line}`, entry]));
   state.sameTask = grouped(state.all, visit);
   state.last = new Map(state.all.map((entry) => [keyOf(entry), entry]));
-  offer("arm", "All arms", state.all.map((entry) => entry.arm));
+  offer("agent_or_phase", "All", state.all.map((entry) => entry.agent_or_phase));
   offer("env", "All", state.all.map((entry) => entry.env));
   at("environments").hidden = form.elements.env.length < 3;
   offer("outcome", "All outcomes", state.all.map((entry) => entry.outcome));
@@ -91,7 +91,7 @@ function filter() {
   const anyStep = wanted.stepFrom === "" && wanted.stepTo === "";
   const marked = state.shown[state.cursor];
   state.shown = state.all.filter((entry) =>
-    (!wanted.arm || entry.arm === wanted.arm) &&
+    (!wanted.agent_or_phase || entry.agent_or_phase === wanted.agent_or_phase) &&
     (!wanted.env || entry.env === wanted.env) &&
     (!wanted.outcome || entry.outcome === wanted.outcome) &&
     (!wanted.verdict || (entry.verdict || "none") === wanted.verdict) &&
@@ -131,7 +131,7 @@ function draw() {
 }
 
 function rowOf(entry, index) {
-  const facts = [entry.arm, ...(entry.step === null ? [] : [`step ${entry.step}`]), `row ${entry.row}`];
+  const facts = [entry.agent_or_phase, ...(entry.step === null ? [] : [`step ${entry.step}`]), `row ${entry.row}`];
   if (entry.turns !== 1) facts.push(plural(entry.turns, "turn"));
   if (entry.tokens) facts.push(plural(entry.tokens, "token"));
   const row = el("div", {
@@ -207,7 +207,7 @@ function back(entries) {
   return el("a", { href: "#" }, "Overview");
 }
 
-/** Links to the same task and row of other arms, and to a later playing of the same episode. */
+/** Links to the same task and row of other agents, and to a later playing of the same episode. */
 function notesOn(entry, entries) {
   const found = [];
   const later = state.last.get(keyOf(entry));
@@ -216,10 +216,11 @@ function notesOn(entry, entries) {
       el("a", { href: `#${nameOf(later)}` }, `line ${later.line} counts`), "."));
   }
   const others = (state.sameTask.get(visit(entry)) ?? []).filter((other) =>
-    other.arm !== entry.arm && state.last.get(keyOf(other)) === other);
+    other.agent_or_phase !== entry.agent_or_phase && state.last.get(keyOf(other)) === other);
   if (entries.length === 1 && others.length) {
-    found.push(el("p", { class: "others" }, el("span", { class: "quiet" }, "Same task, other arms: "),
-      ...others.map((other) => el("span", {}, el("a", { href: `#${nameOf(entry)}&${nameOf(other)}` }, other.arm), badge(other)))));
+    found.push(el("p", { class: "others" }, el("span", { class: "quiet" }, "Same task, other agents: "),
+      ...others.map((other) => el("span", {},
+        el("a", { href: `#${nameOf(entry)}&${nameOf(other)}` }, other.agent_or_phase), badge(other)))));
   }
   return found;
 }
@@ -229,14 +230,14 @@ function complaint(error) {
     el("h2", {}, "This cannot be shown"), el("p", {}, error.message)));
 }
 
-/** What there is to read, arm by arm. */
+/** A table of the episodes on record, by agent or phase. */
 function overview() {
-  const arms = grouped(state.all, (entry) => entry.arm);
+  const groups = grouped(state.all, (entry) => entry.agent_or_phase);
   const table = el("table", {},
     el("caption", {}, "Episodes on record"),
-    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Arm"),
+    el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Agent or phase"),
       ...["Episodes", "Solved", "Void", "Tasks"].map((name) => el("th", { scope: "col", class: "n" }, name)))),
-    el("tbody", {}, ...[...arms].map(([arm, entries]) => el("tr", {}, el("th", { scope: "row" }, armButton(arm)),
+    el("tbody", {}, ...[...groups].map(([name, entries]) => el("tr", {}, el("th", { scope: "row" }, filterButton(name)),
       ...[
         entries.length,
         entries.filter((entry) => entry.outcome === "solved").length,
@@ -248,10 +249,10 @@ function overview() {
     ...(state.all.length ? [table] : []));
 }
 
-function armButton(arm) {
-  const button = el("button", { type: "button", class: "link", title: `Only episodes of ${arm}` }, arm);
+function filterButton(name) {
+  const button = el("button", { type: "button", class: "link", title: `Only episodes of ${name}` }, name);
   button.addEventListener("click", () => {
-    form.elements.arm.value = arm;
+    form.elements.agent_or_phase.value = name;
     at("more").open = true;
     filter();
     list.focus();

@@ -70,7 +70,7 @@ export function episode(detail, { heading, notes }) {
   const article = el("article", { "aria-labelledby": heading });
   article.append(
     el("header", {}, el("h2", { id: heading, tabindex: -1 }, entry.task), el("p", { class: "line" },
-      el("strong", {}, entry.arm), badge(entry), el("span", {}, `reward ${number(entry.reward)}`))),
+      el("strong", {}, entry.agent_or_phase), badge(entry), el("span", {}, `reward ${number(entry.reward)}`))),
     facts(detail),
     ...notes,
     ...verdict(detail),

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import html
 import sys
 import webbrowser
+from collections.abc import Generator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Annotated
 
 import typer
@@ -31,6 +36,8 @@ def view(
             "bench made"
         )
 
+    until_end = ExitStack()
+
     def ready(url: str) -> None:
         if as_json:
             emit({"url": url})
@@ -39,6 +46,22 @@ def view(
             err.print("Ctrl-C ends it")
         sys.stdout.flush()  # a program at the other end of a pipe waits for this line
         if open_browser:
-            webbrowser.open(url)
+            page = until_end.enter_context(_private_redirect(url))
+            if not webbrowser.open(page):
+                err.print("no browser was found; open the address above in one")
 
-    serve(RunFolder.open(run), port, ready)
+    with until_end:
+        serve(RunFolder.open(run), port, ready)
+
+
+@contextmanager
+def _private_redirect(url: str) -> Generator[str]:
+    """Yield the address of a page that forwards to ``url`` and that only this user can read.
+
+    ``url`` holds the server's token, and every user of the machine can read the browser's command line.
+    """
+    with TemporaryDirectory(prefix="envkit-view-") as folder:
+        page = Path(folder, "open.html")
+        page.touch(0o600)
+        page.write_text(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">\n')
+        yield page.as_uri()

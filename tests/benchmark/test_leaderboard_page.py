@@ -64,6 +64,23 @@ def test_a_keyboard_sorts_as_a_mouse_does(seen: Watched) -> None:
     assert tries == sorted(tries, reverse=True)
 
 
+def test_a_sort_arrow_stands_beside_its_title(chromium: Browser, page_url: str) -> None:
+    """An arrow alone on a line would make the button a line higher than its text."""
+    with watched(chromium, width=1200) as seen:
+        seen.page.goto(page_url)
+        below = seen.page.eval_on_selector_all(
+            "th button",
+            """buttons => buttons.map(button => {
+                const text = document.createRange();
+                text.selectNodeContents(button);
+                return button.getBoundingClientRect().bottom - text.getBoundingClientRect().bottom;
+            })""",
+        )
+        assert len(below) == 24
+        assert max(below) < 5  # px; a line has 18
+        assert seen.is_quiet()
+
+
 def test_filters_leave_what_was_asked_for(seen: Watched) -> None:
     page = seen.page
     shown = page.locator("#shown")

@@ -74,7 +74,7 @@ def sampled(model: Path, text: str) -> Tokens:
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
-    """Three arms and a training: solved, failed, void, hostile, long, and one that was played again."""
+    """Three agents and a training run: solved, failed, void, hostile, long, and one that was played again."""
     again = played("played/again", Outcome.VOID, [], evidence="the sandbox broke")
     base = [
         played(
@@ -149,7 +149,7 @@ def test_the_list_shows_all_and_filters_change_the_count(seen: Watched, url: str
     expect(count).to_have_text("37 episodes, 33 solved")
     expect(rows.first).to_have_attribute("aria-setsize", "37")
     for name, value, wanted in (
-        ("arm", "base", "4 of 37 episodes, 0 solved"),
+        ("agent_or_phase", "base", "4 of 37 episodes, 0 solved"),
         ("outcome", "void", "1 of 37 episodes, 0 solved"),
         ("verdict", "TAMPERED", "1 of 37 episodes, 0 solved"),
     ):
@@ -404,7 +404,7 @@ def test_a_run_that_is_being_written_shows_more_when_loaded_again(seen: Watched,
         page.locator("#reload").click()
         expect(page.locator("#count")).to_have_text("3 episodes, 1 solved")
         expect(page.locator("article h2")).to_have_text("one")
-        page.locator("select[name=arm]").select_option("late")
+        page.locator("select[name=agent_or_phase]").select_option("late")
         expect(page.locator(".row")).to_contain_text(["three"])
 
 
@@ -567,8 +567,8 @@ def refused(*arguments: str) -> str:
 
 
 def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_path: Path) -> None:
-    assert f"{tmp_path} is no run folder" in refused(str(tmp_path))
-    assert "is no run folder" in refused(str(tmp_path / "missing"))
+    assert f"{tmp_path} is not a run folder" in refused(str(tmp_path))
+    assert "is not a run folder" in refused(str(tmp_path / "missing"))
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -580,6 +580,29 @@ def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_p
     with (corrupt.path / "eval-base.jsonl").open("a") as file:
         file.write("{torn\n")
     assert "eval-base.jsonl:2: not JSON" in refused(str(corrupt.path))
+
+
+def test_open_hides_the_token_from_other_users(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every user can read the command line of a browser, so it names a file that only its owner can read."""
+    script, log = tmp_path / "browser", tmp_path / "log"
+    script.write_text(
+        f'#!/bin/sh\n{{ echo "$@"; stat -c %a "${{1#file://}}"; cat "${{1#file://}}"; }} > {log}\n'
+    )
+    script.chmod(0o700)
+    os.mkfifo(log)  # reading it waits for the browser
+    monkeypatch.setenv("BROWSER", f"{script} %s")
+    with view(str(run.path), "--open") as (process, url):
+        command, mode, page = log.read_text().split("\n", 2)
+        file = Path(command.removeprefix("file://"))
+        assert url.split("/")[3] not in command
+        assert (mode, file.parent.stat().st_mode & 0o777) == ("600", 0o700)
+        assert f"url={url}" in page
+        assert answer(url, "/")[0] == 200
+        process.send_signal(signal.SIGINT)
+        assert process.communicate(timeout=30) == ("", "")
+    assert not file.parent.exists()
 
 
 def test_an_absent_extra_is_named(run: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
