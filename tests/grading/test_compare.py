@@ -44,7 +44,7 @@ def test_every_value_equals_itself(value: Any) -> None:
 
 
 @given(values, json_like)
-def test_any_shape_can_be_compared_and_shown(value: Any, hostile: Any) -> None:
+def test_values_of_any_shape_can_be_compared_and_shown(value: Any, hostile: Any) -> None:
     assert equal(encode(value), hostile) in (True, False)
     assert isinstance(show(hostile), str)
     assert opaque(hostile) in (True, False)
@@ -103,7 +103,7 @@ def test_equal_values_are_equal(one: Any, other: Any) -> None:
     assert equal(encode(one), encode(other))
 
 
-def test_a_policy_may_let_integers_stand_for_floats() -> None:
+def test_a_policy_can_accept_integers_as_floats() -> None:
     lenient = NumericPolicy(int_as_float=True)
     assert equal(encode(2.0), encode(2), lenient)
     assert equal(encode([2]), encode([2.0]), lenient)
@@ -112,9 +112,9 @@ def test_a_policy_may_let_integers_stand_for_floats() -> None:
     assert not equal(encode(1.0), encode(10**400), lenient)
 
 
-def test_a_tolerance_holds_within_sets() -> None:
+def test_the_tolerance_applies_inside_sets() -> None:
     near, far = {9.9999999999, 5.0}, {9.9, 5.0}
-    assert equal(encode({10.0, 5.0}), encode(near), NumericPolicy())  # sorted by text, 9.99 would come last
+    assert equal(encode({10.0, 5.0}), encode(near), NumericPolicy())  # sorted as text, 9.99 would come last
     assert not equal(encode({10.0, 5.0}), encode(far), NumericPolicy())
     assert not equal(encode({10.0, 5.0}), encode(frozenset(near)), NumericPolicy())
 
@@ -125,8 +125,8 @@ def test_a_policy_sets_the_tolerance() -> None:
     assert not equal(encode(0.1 + 0.2), encode(0.3), NumericPolicy(rel_tol=0, abs_tol=0))
 
 
-class Sneaky(int):
-    """Equal to everything, as far as it goes."""
+class EqualToAll(int):
+    """Claims to equal everything."""
 
     def __eq__(self, other: object) -> bool:
         return True
@@ -134,14 +134,14 @@ class Sneaky(int):
     __hash__ = int.__hash__
 
 
-@pytest.mark.parametrize("value", [Sneaky(3), [Sneaky(3)], object(), {"a": object()}, int])
-def test_what_is_no_plain_value_equals_nothing(value: Any) -> None:
+@pytest.mark.parametrize("value", [EqualToAll(3), [EqualToAll(3)], object(), {"a": object()}, int])
+def test_a_value_that_is_not_plain_data_equals_nothing(value: Any) -> None:
     assert opaque(encode(value))
     assert not equal(encode(value), encode(value))
     assert not equal(encode(3), encode(value))
 
 
-def test_an_endless_iterator_is_cut() -> None:
+def test_an_endless_iterator_is_truncated() -> None:
     import itertools
 
     coded = encode(itertools.count())
@@ -155,12 +155,12 @@ def test_an_endless_iterator_is_cut() -> None:
     ["x" * 100_001, list(range(10_001)), b"x" * 60_000, 1 << 500_000],
     ids=["text", "list", "bytes", "integer"],
 )
-def test_what_is_too_large_is_refused_rather_than_cut(value: Any) -> None:
+def test_too_large_values_are_refused_and_not_truncated(value: Any) -> None:
     with pytest.raises(Unencodable):
         encode(value)
 
 
-def test_what_is_too_deep_is_refused() -> None:
+def test_too_deeply_nested_values_are_refused() -> None:
     value: list[Any] = []
     value.append(value)
     with pytest.raises(Unencodable):
@@ -187,7 +187,7 @@ def test_values_are_shown_as_source(value: Any, text: str) -> None:
     assert show(encode(value)) == text
 
 
-def test_showing_cuts_and_never_fails() -> None:
+def test_show_truncates_and_never_raises() -> None:
     assert show("x" * 500, 20) == "'" + "x" * 16 + "..."
     deep: Any = 1
     for _ in range(900):
@@ -196,12 +196,12 @@ def test_showing_cuts_and_never_fails() -> None:
         assert isinstance(show(hostile), str)
 
 
-def test_numbers_too_large_for_a_float_are_ordered_as_well() -> None:
+def test_integers_too_large_for_a_float_can_be_ordered() -> None:
     rows = [[10**400], [None], [3], [-(10**400)], [{"t": "float", "v": "2.5"}]]
     assert sorted(rows, key=order) == [[-(10**400)], [{"t": "float", "v": "2.5"}], [3], [10**400], [None]]
 
 
-def test_where_numbers_are_equal_the_next_item_decides_the_order() -> None:
+def test_rows_with_equal_numbers_are_ordered_by_their_next_item() -> None:
     one = [encode([2, "b"]), encode([2.0, "a"]), encode([float("nan"), "c"])]
     other = [encode([2.0, "b"]), encode([float("nan"), "c"]), encode([2, "a"])]
     left, right = sorted(one, key=order), sorted(other, key=order)

@@ -1,4 +1,4 @@
-"""Methods as subjects, answers that may differ and still be right, and calls that trusted code dies of."""
+"""Grading of methods, leniency in comparing answers, and calls that end the reference process."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def judge(backend: SandboxBackend, source: str, leniency: Leniency | None = None
     return grade(backend, subject(source), CALLS, EXPECTED, limits=LIMITS, leniency=chosen)
 
 
-def test_every_call_of_a_method_has_an_instance_of_its_own(backend: SandboxBackend) -> None:
+def test_every_call_of_a_method_gets_a_new_instance(backend: SandboxBackend) -> None:
     assert answers(backend, subject(RIGHT), CALLS) == list(EXPECTED)
     assert judge(backend, RIGHT).verdict is Verdict.PASS
 
 
-def test_a_call_of_a_method_reads_as_a_person_writes_it() -> None:
+def test_a_method_call_is_shown_as_source_code() -> None:
     assert Call(("[1]",), {"k": "2"}).source("Counter.count") == "Counter().count([1], k=2)"
     assert Call(("1",)).source("count") == "count(1)"
 
@@ -80,17 +80,17 @@ def test_wrong_methods_fail(backend: SandboxBackend, source: str) -> None:
     assert "Counter" in found.evidence or "does not load" in found.evidence
 
 
-def test_state_that_a_class_keeps_is_found_only_by_later_calls(backend: SandboxBackend) -> None:
+def test_state_kept_on_the_class_makes_later_calls_fail(backend: SandboxBackend) -> None:
     found = judge(backend, SHARED)
     assert found.passed == 1
     assert "gave 3, expected 1" in found.evidence
 
 
-def test_arguments_count_unless_they_are_let_off(backend: SandboxBackend) -> None:
+def test_changed_arguments_fail_unless_leniency_ignores_them(backend: SandboxBackend) -> None:
     changing = RIGHT.replace("return", "items.clear()\n        return")
     assert judge(backend, changing).verdict is Verdict.FAIL
     assert judge(backend, changing, Leniency(arguments=False)).verdict is Verdict.PASS
-    # Where all that a call does is to change them, they are its answer.
+    # If the call returns None, the changed arguments are its answer and still count.
     in_place = Answer(None, [[1, 2]])
     assert not same(in_place, Answer(None, [[2, 1]]), leniency=Leniency(arguments=False))
 
@@ -99,7 +99,7 @@ TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "leniency", "alike"),
+    ("one", "other", "leniency", "expected"),
     [
         ([1, 2], [2, 1], Leniency(), False),
         ([1, 2], [2, 1], Leniency(any_order=1), True),
@@ -125,16 +125,16 @@ TUPLE: JSON = {"t": "tuple", "v": [3, {"t": "tuple", "v": [2, 1]}]}
         (None, [], Leniency(any_order=1, sequences=True), False),
     ],
 )
-def test_leniency(one: JSON, other: JSON, leniency: Leniency, alike: bool) -> None:
-    assert same(Answer(one), Answer(other), leniency=leniency) is alike
-    assert same(Answer(other), Answer(one), leniency=leniency) is alike
+def test_leniency(one: JSON, other: JSON, leniency: Leniency, expected: bool) -> None:
+    assert same(Answer(one), Answer(other), leniency=leniency) is expected
+    assert same(Answer(other), Answer(one), leniency=leniency) is expected
 
 
 ROUNDED = encode([9.999999999999, 5.0])
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "policy", "alike"),
+    ("one", "other", "policy", "expected"),
     [
         ([1, 2], encode([1.0, 2]), NumericPolicy(int_as_float=True), True),
         ([2, 10], encode([10.0, 2.0]), NumericPolicy(int_as_float=True), True),
@@ -146,21 +146,21 @@ ROUNDED = encode([9.999999999999, 5.0])
         (encode([float("nan"), 1.0, 0.5]), encode([0.5, float("nan"), 1.0]), STRICT, True),
     ],
 )
-def test_numbers_that_count_as_equal_do_so_in_any_order(
-    one: JSON, other: JSON, policy: NumericPolicy, alike: bool
+def test_equal_numbers_match_in_any_order(
+    one: JSON, other: JSON, policy: NumericPolicy, expected: bool
 ) -> None:
     for left, right in ((one, other), (other, one)):
-        assert same(Answer(left), Answer(right), policy, Leniency(any_order=1)) is alike
+        assert same(Answer(left), Answer(right), policy, Leniency(any_order=1)) is expected
 
 
-def test_a_hostile_value_of_any_depth_is_only_wrong() -> None:
+def test_a_deeply_nested_answer_compares_as_wrong_without_raising() -> None:
     deep: list[object] = []
     for _ in range(100_000):
         deep = [deep]
     assert not same(Answer([1]), Answer(deep), leniency=Leniency(any_order=1, sequences=True))  # type: ignore[arg-type]
 
 
-DIES = (
+EXITS_OR_UNCOMPARABLE = (
     "import os\ndef f(n):\n    if n % 3 == 2:\n        os._exit(0)\n    return {0: n, 1: object()}[n % 3]\n"
 )
 
@@ -169,20 +169,20 @@ def calls(numbers: Sequence[int]) -> list[Call]:
     return [Call((str(number),)) for number in numbers]
 
 
-def test_calls_that_trusted_code_dies_of_are_left_out(backend: SandboxBackend) -> None:
-    asked, found = answerable(backend, subject(DIES, "f"), calls(range(8)))
-    # 2 and 5 end the program; 1, 4 and 7 give what cannot be compared.
-    assert asked == calls([0, 3, 6])
+def test_calls_that_end_the_reference_process_are_left_out(backend: SandboxBackend) -> None:
+    kept, found = answerable(backend, subject(EXITS_OR_UNCOMPARABLE, "f"), calls(range(8)))
+    # 2 and 5 end the program; 1, 4 and 7 return values that cannot be compared.
+    assert kept == calls([0, 3, 6])
     assert [answer.value for answer in found] == [0, 3, 6]
 
 
-def test_after_too_many_deaths_the_rest_is_left_out(backend: SandboxBackend) -> None:
-    asked, _ = answerable(backend, subject(DIES, "f"), calls([3, 2, 5, 6, 8, 9]), deaths=2)
-    assert asked == calls([3, 6])
+def test_after_too_many_deaths_the_remaining_calls_are_left_out(backend: SandboxBackend) -> None:
+    kept, _ = answerable(backend, subject(EXITS_OR_UNCOMPARABLE, "f"), calls([3, 2, 5, 6, 8, 9]), deaths=2)
+    assert kept == calls([3, 6])
     assert answerable(backend, subject("def f(:", "f"), calls([1, 2])) == ([], [])
 
 
-def test_what_a_candidate_leaves_of_arguments_may_be_nested_as_it_likes() -> None:
+def test_deeply_nested_changed_arguments_compare_without_raising() -> None:
     deep: JSON = 1
     for _ in range(20_000):
         deep = [deep]

@@ -32,13 +32,13 @@ def test_the_original_gives_the_expected_answers(backend: SandboxBackend) -> Non
     assert grade(backend, subject(ORIGINAL), CALLS, found).verdict is Verdict.PASS
 
 
-def test_answers_tell_what_is_raised_and_what_became_of_arguments(backend: SandboxBackend) -> None:
+def test_answers_record_exceptions_and_changed_arguments(backend: SandboxBackend) -> None:
     source = "def total(items):\n    items.sort()\n    return items[0]\n"
     found = answers(backend, subject(source), [Call(("[2, 1]",)), Call(("[]",)), Call(("None",))])
     assert found == [Answer(1, [[1, 2]]), Answer(raises="IndexError"), Answer(raises="AttributeError")]
 
 
-LEFT = {
+CHANGEABLE = {
     "a list by name": Call((), {"items": "[2, 1]"}),
     "a list within a tuple": Call(("(3, ([2, 1],))",)),
     "bytearray": Call(("bytearray(b'ba')",)),
@@ -49,8 +49,10 @@ LEFT = {
 }
 
 
-@pytest.mark.parametrize("call", LEFT.values(), ids=LEFT.keys())
-def test_whoever_leaves_an_argument_as_it_was_is_found_out(backend: SandboxBackend, call: Call) -> None:
+@pytest.mark.parametrize("call", CHANGEABLE.values(), ids=CHANGEABLE.keys())
+def test_a_candidate_that_does_not_change_its_argument_as_expected_fails(
+    backend: SandboxBackend, call: Call
+) -> None:
     clearing = "def total(items):\n    while isinstance(items, tuple):\n        items = items[-1]\n"
     clearing += "    items.clear()\n"
     expected = answers(backend, subject(clearing, ("collections",)), [call])
@@ -60,20 +62,20 @@ def test_whoever_leaves_an_argument_as_it_was_is_found_out(backend: SandboxBacke
     assert grade(backend, subject(clearing, ("collections",)), [call], expected).verdict is Verdict.PASS
 
 
-def test_what_cannot_be_changed_is_no_part_of_an_answer(backend: SandboxBackend) -> None:
+def test_immutable_arguments_are_not_part_of_an_answer(backend: SandboxBackend) -> None:
     source = "def total(*args, **kwargs):\n    return 0\n"
     calls = [Call(("(1, 'a', b'b', (2.5,))", "lambda: 0", "iter([1])"), {"f": "len", "n": "frozenset([1])"})]
     assert answers(backend, subject(source), calls) == [Answer(0, [])]
 
 
-def test_arguments_may_name_the_modules_that_were_granted(backend: SandboxBackend) -> None:
+def test_arguments_can_use_only_the_listed_modules(backend: SandboxBackend) -> None:
     source = "def total(f, items):\n    return [f(x, 1) for x in items]\n"
     call = Call(("operator.add", "[1, 2]"))
     assert answers(backend, subject(source, ("operator",)), [call]) == [Answer([2, 3], [[1, 2]])]
     assert answers(backend, subject(source), [call]) == [Answer(raises="NameError")]
 
 
-def test_answers_end_where_the_original_dies(backend: SandboxBackend) -> None:
+def test_answers_stop_at_the_call_that_ends_the_original(backend: SandboxBackend) -> None:
     source = "import os\ndef total(n):\n    if n == 2:\n        os._exit(0)\n    return n\n"
     assert answers(backend, subject(source), [Call(("1",)), Call(("2",)), Call(("3",))]) == [Answer(1, [])]
     assert answers(backend, subject("def total(:"), CALLS) == []
@@ -171,8 +173,8 @@ def test_forged_frames_are_tampering(backend: SandboxBackend, source: str) -> No
     assert judge(backend, source).verdict is Verdict.TAMPERED
 
 
-def test_a_candidate_that_forges_its_first_answer_does_not_live_on(backend: SandboxBackend) -> None:
-    """It would play with the workspace while that is looked through."""
+def test_a_candidate_that_forges_its_first_answer_is_killed(backend: SandboxBackend) -> None:
+    """A living candidate could change the workspace while the host reads it."""
     source = (
         "import os\nfor fd in range(3, 64):\n    try:\n        os.write(fd, b'[]\\n')\n"
         "    except OSError:\n        pass\n"
@@ -183,14 +185,14 @@ def test_a_candidate_that_forges_its_first_answer_does_not_live_on(backend: Sand
         assert judge(backend, source).verdict is Verdict.TAMPERED
 
 
-def test_a_candidate_never_sees_the_calls_to_come(backend: SandboxBackend) -> None:
-    greedy = (
+def test_a_candidate_cannot_read_later_calls(backend: SandboxBackend) -> None:
+    reads_ahead = (
         "import os, select\ndef total(items, start=0):\n    seen = b''\n    for fd in range(3, 64):\n"
         "        try:\n            if select.select([fd], [], [], 0)[0]: seen += os.read(fd, 65536)\n"
         "        except (OSError, ValueError):\n            pass\n"
         "    return seen.decode() or sum(items, start)\n"
     )
-    assert judge(backend, greedy).verdict is Verdict.PASS  # there was nothing to read
+    assert judge(backend, reads_ahead).verdict is Verdict.PASS  # no later call was in any descriptor
 
 
 def test_evidence_names_the_first_wrong_call(backend: SandboxBackend) -> None:
@@ -205,7 +207,7 @@ def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:
     assert grade(backend, subject(PREFIX + "return 0"), calls, expected).verdict is Verdict.FAIL
 
 
-def test_calls_and_expectations_must_pair_up(backend: SandboxBackend) -> None:
+def test_a_different_number_of_calls_and_answers_is_refused(backend: SandboxBackend) -> None:
     with pytest.raises(ContractError, match="expected one answer for each call"):
         grade(backend, subject(ORIGINAL), CALLS, [])
     with pytest.raises(ContractError):
@@ -213,7 +215,7 @@ def test_calls_and_expectations_must_pair_up(backend: SandboxBackend) -> None:
 
 
 class Broken(SandboxBackend):
-    """A backend whose machinery fails."""
+    """A backend that cannot make a sandbox."""
 
     name = "broken"
     isolated = True
@@ -225,14 +227,14 @@ class Broken(SandboxBackend):
         raise SandboxError("no cgroup left")
 
 
-def test_broken_machinery_is_neither_pass_nor_fail() -> None:
+def test_a_sandbox_error_is_neither_pass_nor_fail() -> None:
     found = grade(Broken(), subject(ORIGINAL), CALLS, [Answer(6)] * 3)
     assert (found.verdict, found.evidence) == (Verdict.INFRA, "no cgroup left")
     with pytest.raises(SandboxError):
         answers(Broken(), subject(ORIGINAL), CALLS)
 
 
-def test_calls_survive_json() -> None:
+def test_calls_survive_conversion_to_plain_data() -> None:
     call = Call(("[1]", "lambda x: x"), {"key": "len"})
     assert Call.from_plain(call.to_plain()) == call
     assert call.source("f") == "f([1], lambda x: x, key=len)"

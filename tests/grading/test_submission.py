@@ -1,4 +1,4 @@
-"""Submissions: which files a grader accepts, and what counts as tampering."""
+"""Submissions: the files that a grader accepts, and tampering."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-HANDOVER = Submission(["a.py", "sub/b.py"], {"tests.py": b"given"}, limit_bytes=100)
+SUBMISSION = Submission(["a.py", "sub/b.py"], {"tests.py": b"given"}, limit_bytes=100)
 
 
 @pytest.fixture
@@ -22,20 +22,20 @@ def sandbox(backend: SandboxBackend) -> Iterator[Sandbox]:
         yield made
 
 
-def refused(sandbox: Sandbox) -> tuple[Verdict, str]:
+def rejection(sandbox: Sandbox) -> tuple[Verdict, str]:
     with pytest.raises(SubmissionRejected) as found:
-        HANDOVER.collect(sandbox)
+        SUBMISSION.collect(sandbox)
     return found.value.verdict, found.value.evidence
 
 
-def ran(sandbox: Sandbox, program: str) -> None:
-    # Time enough for a busy machine: what is tried is what the program leaves, not how fast.
+def run_program(sandbox: Sandbox, program: str) -> None:
+    # Generous limits for a busy machine: only the files left by the program are tested.
     limits = Limits(cpu_s=60.0, wall_s=120.0)
     assert sandbox.run([sandbox.python, "-c", program], limits=limits).ok
 
 
-def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
-    assert HANDOVER.collect(sandbox) == {"a.py": b"1", "sub/b.py": b"2"}
+def test_only_the_named_files_are_collected(sandbox: Sandbox) -> None:
+    assert SUBMISSION.collect(sandbox) == {"a.py": b"1", "sub/b.py": b"2"}
 
 
 @pytest.mark.parametrize(
@@ -58,14 +58,16 @@ def test_the_named_files_pass_and_no_other(sandbox: Sandbox) -> None:
         ("import os\nfor _ in range(70): os.mkdir('d'); os.chdir('d')", Verdict.FAIL, "64 levels"),
     ],
 )
-def test_what_is_amiss_is_said(sandbox: Sandbox, program: str, verdict: Verdict, evidence: str) -> None:
-    ran(sandbox, program)
-    found = refused(sandbox)
+def test_a_rejected_submission_is_explained(
+    sandbox: Sandbox, program: str, verdict: Verdict, evidence: str
+) -> None:
+    run_program(sandbox, program)
+    found = rejection(sandbox)
     assert found[0] is verdict
     assert evidence in found[1]
 
 
-def test_a_right_answer_beside_a_forged_verdict_is_tampering(backend: SandboxBackend) -> None:
+def test_a_right_answer_with_a_forged_verdict_file_is_tampering(backend: SandboxBackend) -> None:
     source = b"def f():\n    open('verdict.json', 'w').write('{}')\n    return 1\n"
     found = grade(backend, Program({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
     assert (found.verdict, found.passed) == (Verdict.TAMPERED, 0)
@@ -73,21 +75,24 @@ def test_a_right_answer_beside_a_forged_verdict_is_tampering(backend: SandboxBac
 
 
 SAMPLE = {"data/junit-sample.xml": b"<testsuite/>", "data/verdict.json": b"x" * 2**21}
-FORGES = "def f():\n    open('data/junit-sample.xml', 'a').write(' ')\n    return 1\n"
+APPENDS_TO_RESERVED_FILE = "def f():\n    open('data/junit-sample.xml', 'a').write(' ')\n    return 1\n"
 
 
-def test_what_the_host_has_written_itself_is_not_forged(backend: SandboxBackend) -> None:
-    handover = Submission(["a.py"], SAMPLE)
+def test_reserved_names_are_allowed_for_unchanged_files_of_the_host(backend: SandboxBackend) -> None:
+    submission = Submission(["a.py"], SAMPLE)
     with backend.create() as made:
         for path, data in {"a.py": b"1", **SAMPLE}.items():
             made.write(path, data)
-        assert handover.collect(made) == {"a.py": b"1"}
+        assert submission.collect(made) == {"a.py": b"1"}
         made.write("data/junit-sample.xml", b"<forged/>")
         with pytest.raises(
             SubmissionRejected, match=r"data/junit-sample.xml has a name that is reserved"
         ) as found:
-            handover.collect(made)
+            submission.collect(made)
     assert found.value.verdict is Verdict.TAMPERED
-    for source, verdict in (("def f():\n    return 1\n", Verdict.PASS), (FORGES, Verdict.TAMPERED)):
+    for source, verdict in (
+        ("def f():\n    return 1\n", Verdict.PASS),
+        (APPENDS_TO_RESERVED_FILE, Verdict.TAMPERED),
+    ):
         subject = Program({"a.py": source.encode(), **SAMPLE}, "a.py", "f")
         assert grade(backend, subject, [Call(())], [Answer(1, [])]).verdict is verdict

@@ -1,4 +1,4 @@
-"""A repository's own tests as the grader: right from wrong, what it catches, and that it is weaker."""
+"""A repository's own tests as the grader: right and wrong repairs, attacks, and its known weakness."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ MAKERS: dict[str, Callable[[], SandboxBackend]] = {
     "docker": partial(DockerBackend, PYTEST),
     "zygote": partial(ZygoteBackend, PYTEST, warm=pytest_modules()),
 }
-WANTED = [f"test_solution.py::test_{number}" for number in ("first", "second", "third")]
-#: Of the attacks that fool who believes pytest's exit status, those that fool this grader too.
+TEST_IDS = [f"test_solution.py::test_{number}" for number in ("first", "second", "third")]
+#: Numbers of the attacks on pytest's exit status that also fool this grader.
 STILL_FOOLED = [15, 16, 17, 18, 19, 20, 21, 43]
 
 
@@ -35,19 +35,19 @@ def backend(request: pytest.FixtureRequest) -> SandboxBackend:
 
 
 @pytest.fixture(scope="module")
-def warm() -> SandboxBackend:
+def zygote_with_pytest() -> SandboxBackend:
     return MAKERS["zygote"]()
 
 
-def judged(backend: SandboxBackend, source: str, **more: str) -> Grade:
+def grade_with(backend: SandboxBackend, source: str, **more: str) -> Grade:
     files = {"solution.py": source, **{path.replace("__", "."): text for path, text in more.items()}}
-    return grade_suite(backend, {path: text.encode() for path, text in files.items()}, FILES, WANTED)
+    return grade_suite(backend, {path: text.encode() for path, text in files.items()}, FILES, TEST_IDS)
 
 
 def test_the_reference_passes_and_the_bug_does_not(backend: SandboxBackend) -> None:
     found = outcomes(backend, {"solution.py": REFERENCE.encode()}, FILES)
-    assert found == dict.fromkeys(WANTED, "passed")
-    right, wrong = judged(backend, REFERENCE), judged(backend, TARGET.source)
+    assert found == dict.fromkeys(TEST_IDS, "passed")
+    right, wrong = grade_with(backend, REFERENCE), grade_with(backend, TARGET.source)
     assert (right.verdict, right.passed, right.total) == (Verdict.PASS, 3, 3)
     assert (wrong.verdict, wrong.evidence) == (Verdict.FAIL, "test_solution.py::test_first: failed")
     assert "one process" in right.weakness
@@ -68,50 +68,59 @@ def test_the_reference_passes_and_the_bug_does_not(backend: SandboxBackend) -> N
     ],
 )
 def test_tricks_that_end_or_skip_the_tests_earn_nothing(
-    warm: SandboxBackend, source: str, verdict: Verdict | None, evidence: str
+    zygote_with_pytest: SandboxBackend, source: str, verdict: Verdict | None, evidence: str
 ) -> None:
-    found = judged(warm, source)
+    found = grade_with(zygote_with_pytest, source)
     assert found.verdict is (verdict or found.verdict)
     assert found.verdict in (Verdict.FAIL, Verdict.TAMPERED)
     assert evidence in found.evidence, found
 
 
-def test_a_candidate_does_not_steer_the_tests(warm: SandboxBackend) -> None:
+def test_a_candidate_can_neither_add_a_conftest_nor_replace_the_tests(
+    zygote_with_pytest: SandboxBackend,
+) -> None:
     hook = "def pytest_collection_modifyitems(items): items.clear()\n"
-    assert judged(warm, TARGET.source, conftest__py=hook).verdict is Verdict.TAMPERED
-    assert judged(warm, TARGET.source, test_solution__py="def test_first(): pass\n").verdict is Verdict.FAIL
+    assert grade_with(zygote_with_pytest, TARGET.source, conftest__py=hook).verdict is Verdict.TAMPERED
+    assert (
+        grade_with(zygote_with_pytest, TARGET.source, test_solution__py="def test_first(): pass\n").verdict
+        is Verdict.FAIL
+    )
 
 
-def test_a_suite_may_have_files_under_a_graders_names(warm: SandboxBackend) -> None:
+def test_a_suite_can_contain_files_with_reserved_names(zygote_with_pytest: SandboxBackend) -> None:
     tests = {**FILES, "data/junit-sample.xml": b"<testsuite/>"}
-    forges = "open('data/junit-sample.xml', 'w')\n"
-    for source, verdict in ((REFERENCE, Verdict.PASS), (forges + REFERENCE, Verdict.TAMPERED)):
-        found = grade_suite(warm, {"solution.py": source.encode()}, tests, WANTED)
+    tampering = "open('data/junit-sample.xml', 'w')\n"
+    for source, verdict in ((REFERENCE, Verdict.PASS), (tampering + REFERENCE, Verdict.TAMPERED)):
+        found = grade_suite(zygote_with_pytest, {"solution.py": source.encode()}, tests, TEST_IDS)
         assert found.verdict is verdict, found
 
 
-def test_it_is_fooled_by_some_that_fool_the_exit_status_and_not_by_others(warm: SandboxBackend) -> None:
-    """The known weakness: code that reads or patches the tests from inside passes."""
+def test_only_the_known_attacks_on_the_exit_status_fool_the_suite_grader(
+    zygote_with_pytest: SandboxBackend,
+) -> None:
+    """Code that reads or patches the tests inside their process passes."""
     fooled: list[int] = []
     for attack in [one for one in ATTACKS if "A" in one.fools]:
         files = {"solution.py": TARGET.source, **attack.build(TARGET).files}
-        found = grade_suite(warm, {path: text.encode() for path, text in files.items()}, FILES, WANTED)
+        found = grade_suite(
+            zygote_with_pytest, {path: text.encode() for path, text in files.items()}, FILES, TEST_IDS
+        )
         assert found.verdict is not Verdict.INFRA, attack
         if found.verdict is Verdict.PASS:
             fooled.append(attack.number)
     assert fooled == STILL_FOOLED
 
 
-def test_without_pytest_inside_it_says_what_to_do() -> None:
+def test_a_sandbox_without_pytest_is_refused_with_the_remedy() -> None:
     with pytest.raises(ConfigError, match="packages="):
-        grade_suite(ZygoteBackend(), {}, FILES, WANTED)
+        grade_suite(ZygoteBackend(), {}, FILES, TEST_IDS)
     with pytest.raises(ContractError, match="no tests are wanted"):
         grade_suite(MAKERS["zygote"](), {}, FILES, [])
 
 
-def test_a_suite_that_does_not_end_is_no_reference(warm: SandboxBackend) -> None:
+def test_outcomes_of_a_suite_that_ends_early_raise(zygote_with_pytest: SandboxBackend) -> None:
     with pytest.raises(SandboxError, match="ended early"):
-        outcomes(warm, {"solution.py": b"import os; os._exit(3)"}, FILES)
+        outcomes(zygote_with_pytest, {"solution.py": b"import os; os._exit(3)"}, FILES)
 
 
 @pytest.mark.parametrize(
@@ -123,11 +132,11 @@ def test_packages_that_cannot_be_copied_are_refused_by_name(name: str, problem: 
         BubblewrapBackend([name]).create()
 
 
-def test_packages_are_there_when_asked_for_and_only_then(warm: SandboxBackend) -> None:
+def test_only_requested_packages_are_in_the_sandbox(zygote_with_pytest: SandboxBackend) -> None:
     code = "import importlib.util, sys; sys.path.append('/usr/lib/packages'); "
     code += "print(importlib.util.find_spec('pluggy') is not None)"
     for backend, there in (
-        (warm, b"True\n"),
+        (zygote_with_pytest, b"True\n"),
         (ZygoteBackend(), b"False\n"),
         (BubblewrapBackend(), b"False\n"),
     ):

@@ -1,4 +1,4 @@
-"""Calls are found in docstrings, with arguments that stand on their own."""
+"""Calls with self-contained arguments, read from docstrings, assertions and type hints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
 from envkit.inputs.type_hints import type_hint_calls
 
 
-def found(docstring: str) -> list[str]:
+def calls_of(docstring: str) -> list[str]:
     return [call.source("f") for call in docstring_calls(docstring, "f")]
 
 
@@ -50,7 +50,7 @@ def found(docstring: str) -> list[str]:
     ],
 )
 def test_docstring_calls(docstring: str, calls: list[str]) -> None:
-    assert found(docstring) == calls
+    assert calls_of(docstring) == calls
 
 
 def test_needed_modules_are_named() -> None:
@@ -64,7 +64,7 @@ def test_calls_in_assertions() -> None:
 
 
 @pytest.mark.parametrize(
-    ("signature", "possible"),
+    ("signature", "has_calls"),
     [
         ("n: int", True),
         ("n: int, text: str = ''", True),
@@ -81,11 +81,11 @@ def test_calls_in_assertions() -> None:
         ("", False),
     ],
 )
-def test_calls_from_hints(signature: str, possible: bool) -> None:
+def test_calls_from_hints(signature: str, has_calls: bool) -> None:
     [node] = ast.parse(f"def f({signature}): pass").body
     assert isinstance(node, ast.FunctionDef)
     calls = type_hint_calls(node)
-    assert bool(calls) is possible
+    assert bool(calls) is has_calls
     for call in calls:
         for source in call.args:
             ast.literal_eval(source)

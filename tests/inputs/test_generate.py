@@ -1,4 +1,4 @@
-"""Fresh calls for stated problems: what the examples show is kept, and the words beside them are heeded."""
+"""Generated calls for stated problems keep the properties of the examples and of the statement."""
 
 from __future__ import annotations
 
@@ -32,12 +32,14 @@ literals = st.recursive(
 )
 
 
-def asked(examples: list[Values], said: str = "", count: int = 80, seed: int = 1) -> list[Values]:
-    """The arguments of fresh calls, by name."""
+def generated_arguments(
+    examples: list[Values], statement: str = "", count: int = 80, seed: int = 1
+) -> list[Values]:
+    """Return the arguments of generated calls, by name."""
     calls = [Call((), {name: literal(value) for name, value in one.items()}) for one in examples]
     return [
         {name: ast.literal_eval(source) for name, source in call.kwargs.items()}
-        for call in generated_calls(calls, seed, count, said)
+        for call in generated_calls(calls, seed, count, statement)
     ]
 
 
@@ -54,7 +56,7 @@ def test_calls_are_pure_valid_and_new_for_any_literals(rows: list[tuple[Any, Any
             ast.literal_eval(source)
 
 
-def test_arguments_keep_their_places_however_examples_give_them() -> None:
+def test_arguments_keep_their_names_if_examples_mix_positions_and_keywords() -> None:
     word, number = "'ab'", "2"
     for first, second in (
         (Call((word, number)), Call((), {"b": "3", "a": "'cde'"})),
@@ -87,8 +89,8 @@ def ascending(items: list[int]) -> bool:
     return items == sorted(items)
 
 
-#: What it is -> examples, words, and what must hold for all fresh arguments.
-KEPT: dict[str, tuple[list[Values], str, Callable[[Values], bool]]] = {
+#: Property -> examples, problem statement, and a predicate that all generated arguments must satisfy.
+PROPERTIES: dict[str, tuple[list[Values], str, Callable[[Values], bool]]] = {
     "sign and emptiness": (
         [{"a": [3, 1, 2]}, {"a": [4]}],
         "",
@@ -215,36 +217,38 @@ KEPT: dict[str, tuple[list[Values], str, Callable[[Values], bool]]] = {
 }
 
 
-@pytest.mark.parametrize("case", KEPT.values(), ids=KEPT.keys())
-def test_what_examples_show_is_kept(case: tuple[list[Values], str, Callable[[Values], bool]]) -> None:
-    examples, said, holds = case
+@pytest.mark.parametrize("case", PROPERTIES.values(), ids=PROPERTIES.keys())
+def test_generated_arguments_keep_the_properties_of_the_examples(
+    case: tuple[list[Values], str, Callable[[Values], bool]],
+) -> None:
+    examples, statement, holds = case
     assert all(holds(example) for example in examples)
-    found = asked(examples, said)
+    found = generated_arguments(examples, statement)
     assert len(found) > 5
     assert [one for one in found if not holds(one)] == []
 
 
-def test_what_chance_explains_is_not_kept() -> None:
-    found = asked([{"a": [1, 2], "x": 2, "y": 3}, {"a": [3, 5], "x": 4, "y": 9}])
+def test_properties_that_may_be_coincidence_are_not_kept() -> None:
+    found = generated_arguments([{"a": [1, 2], "x": 2, "y": 3}, {"a": [3, 5], "x": 4, "y": 9}])
     assert any(not ascending(one["a"]) for one in found)
     assert any(len({*one["a"]}) < len(one["a"]) for one in found)
     assert any(one["x"] > one["y"] for one in found)
     assert len({len(one["a"]) for one in found}) > 3
 
 
-def test_calls_go_from_near_to_far() -> None:
-    found = asked([{"n": 20}, {"n": 7}])
+def test_early_calls_are_closer_to_the_examples_than_later_ones() -> None:
+    found = generated_arguments([{"n": 20}, {"n": 7}])
     assert all(one["n"] <= 24 for one in found[:10])
     assert max(one["n"] for one in found) > 40
 
 
-def test_a_mended_rule_is_named() -> None:
+def test_inferred_rules_are_named_and_fit_all_examples() -> None:
     names = [rule.name for rule in infer_rules([{"a": [2, 3], "k": 1}, {"a": [9], "k": 1}])]
     assert "k <= len(a)" in names
     assert "k == len(a)" not in names
 
 
-def test_calls_with_other_than_literals_are_left_out_of_account() -> None:
+def test_example_calls_with_arguments_that_are_no_literals_are_ignored() -> None:
     examples = [Call(("lambda x: x", "[1]")), Call(("3", "[4, 5]")), Call(("2", "[7]"))]
     found = generated_calls(examples, 0, 20)
     assert found

@@ -1,4 +1,4 @@
-"""Fresh calls: repeatable for us, unforeseeable for a candidate, close to what is valid."""
+"""Perturbed calls: repeatable for a seed, new to the candidate, and close to valid examples."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ literals = st.recursive(
 )
 
 
-def varied(*sources: str, count: int = 40) -> list[Any]:
-    """First arguments of fresh calls around the given one-argument examples."""
+def perturbed_arguments(*sources: str, count: int = 40) -> list[Any]:
+    """Return the first arguments of calls perturbed from the given one-argument examples."""
     return [
         ast.literal_eval(call.args[0])
         for call in perturbed_calls([Call((one,)) for one in sources], 1, count)
@@ -52,7 +52,7 @@ def test_fresh_calls_are_pure_valid_and_new(rows: list[tuple[Any, Any]], seed: i
             ast.literal_eval(source)
 
 
-def test_the_seed_decides() -> None:
+def test_the_seed_determines_the_calls() -> None:
     examples = [Call(("[5, 3, 8, 1]", "'some words here'"))]
     assert perturbed_calls(examples, 1, 10) != perturbed_calls(examples, 2, 10)
     assert perturbed_calls(examples, (1, 2, 3), 10) != perturbed_calls(examples, (1, 2, 4), 10)
@@ -64,16 +64,16 @@ def test_another_process_with_another_hash_seed_gives_the_same_calls() -> None:
         "from envkit.inputs.call import Call; from envkit.inputs.perturb import perturbed_calls\n"
         "print(perturbed_calls([Call((\"{'a', 'b', 'c'}\", \"{'x': {1, 2}, 'y': 'abc'}\"))], 7, 20))"
     )
-    said = {
+    outputs = {
         subprocess.run(
             [sys.executable, "-c", program], env={"PYTHONHASHSEED": seed}, capture_output=True, check=True
         ).stdout
         for seed in ("1", "2", "3")
     }
-    assert len(said) == 1
+    assert len(outputs) == 1
 
 
-def test_what_is_no_literal_stays() -> None:
+def test_arguments_that_are_no_literals_are_kept() -> None:
     calls = perturbed_calls([Call(("lambda x: x + 1", "iter([1, 2, 3])", "operator.add"))], 0, 20)
     assert calls
     for call in calls:
@@ -83,33 +83,33 @@ def test_what_is_no_literal_stays() -> None:
 
 
 @pytest.mark.parametrize("endless", ["itertools.count()", "itertools.cycle('ab')", "itertools.repeat(1)"])
-def test_endless_arguments_are_never_varied(endless: str) -> None:
+def test_calls_with_endless_iterators_are_not_perturbed(endless: str) -> None:
     assert perturbed_calls([Call((endless, "3"))], 0, 10) == []
 
 
-def test_nothing_comes_of_nothing() -> None:
+def test_without_a_perturbable_argument_there_are_no_calls() -> None:
     assert perturbed_calls([], 0, 10) == []
     assert perturbed_calls([Call(())], 0, 10) == []
     assert perturbed_calls([Call(("len",))], 0, 10) == []
 
 
 def test_sorted_lists_mostly_stay_sorted() -> None:
-    found = varied("[1, 3, 5, 7, 9]")
+    found = perturbed_arguments("[1, 3, 5, 7, 9]")
     assert sum(items == sorted(items) for items in found) >= 0.8 * len(found)
 
 
 def test_tables_keep_their_shape() -> None:
-    for table in varied("[[1, 2, 3], [4, 5, 6]]"):
+    for table in perturbed_arguments("[[1, 2, 3], [4, 5, 6]]"):
         assert table == [] or ([len(row) for row in table] == [3, 3])
 
 
 def test_texts_keep_their_alphabet() -> None:
-    assert set("".join(varied("'10110'", "'(0)'"))) <= set("01()")
+    assert set("".join(perturbed_arguments("'10110'", "'(0)'"))) <= set("01()")
 
 
-def test_numbers_stay_moderate() -> None:
-    assert all(abs(value) <= 40 for value in varied("7", "3"))
-    assert any(value not in (7, 3) for value in varied("7", "3"))
+def test_numbers_stay_near_those_of_the_examples() -> None:
+    assert all(abs(value) <= 40 for value in perturbed_arguments("7", "3"))
+    assert any(value not in (7, 3) for value in perturbed_arguments("7", "3"))
 
 
 def test_sets_are_written_in_one_order() -> None:

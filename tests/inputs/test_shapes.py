@@ -1,4 +1,4 @@
-"""Fresh values of a shape: lengths stay within bounds, whatever was seen."""
+"""Sampled values of a shape: their lengths stay within bounds for any examples."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_long_values_are_at_least_as_long_as_the_examples_up_to_a_limit(
 
 
 def test_draws_for_short_examples_are_pinned() -> None:
-    """A change here changes the hidden calls of every stated problem."""
+    """If this fails, the hidden calls of every stated problem have changed."""
     rng = random.Random(7)
     drawn = [sample(shape_of([[3, 1, 2], [5]]), rng, size) for size in (0, 1, 2)]
     assert drawn == PINNED

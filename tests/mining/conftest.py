@@ -1,4 +1,4 @@
-"""A tiny package to mine."""
+"""A tiny installed package to mine."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Install = Callable[[str, str, Mapping[str, str]], None]
 
 @pytest.fixture
 def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
-    """Lays out a distribution on the import path: ``install(name, version, {path: source})``."""
+    """Return ``install(name, version, {path: source})``, which puts a distribution on the import path."""
 
     def lay_out(name: str, version: str, files: Mapping[str, str]) -> None:
         site = tmp_path / f"{name}-{version}"

@@ -1,4 +1,4 @@
-"""The same code under other names does not cross the split."""
+"""Functions that resemble held-out ones are recognised, even if renamed."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ def total(items):
 """
 
 
-def likeness(one: str, other: str) -> float:
+def similarity_of(one: str, other: str) -> float:
     shapes = [fingerprint(node) for node in ast.parse(one + other).body if isinstance(node, ast.FunctionDef)]
     return similarity(*shapes)
 
 
-def test_names_annotations_and_docstrings_do_not_matter() -> None:
-    assert likeness(ONE, RENAMED) == 1
+def test_names_annotations_and_docstrings_do_not_change_the_similarity() -> None:
+    assert similarity_of(ONE, RENAMED) == 1
 
 
-def test_a_small_change_does_not_hide_a_copy() -> None:
-    assert THRESHOLD < likeness(ONE, RENAMED.replace("return acc", "return acc or base")) < 1
+def test_a_copy_with_a_small_change_is_above_the_threshold() -> None:
+    assert THRESHOLD < similarity_of(ONE, RENAMED.replace("return acc", "return acc or base")) < 1
 
 
-def test_other_code_is_other_code() -> None:
-    assert likeness(ONE, OTHER) < 0.3
-    assert likeness(ONE, ONE.replace("item % 2", "len(item)")) < 1
+def test_different_code_has_a_low_similarity() -> None:
+    assert similarity_of(ONE, OTHER) < 0.3
+    assert similarity_of(ONE, ONE.replace("item % 2", "len(item)")) < 1
 
 
 def test_copies_of_held_out_functions_are_recognised(install: Callable[..., None]) -> None:
@@ -64,6 +64,6 @@ def test_copies_of_held_out_functions_are_recognised(install: Callable[..., None
     }
 
 
-def test_a_held_out_function_itself_would_be_recognised() -> None:
+def test_held_out_functions_are_recognised_themselves() -> None:
     resembles = resembling(["toolz"])
     assert all(resembles(one) for one in package_functions("toolz"))

@@ -1,4 +1,4 @@
-"""Hidden fields of tasks are typed, and their JSON stays as it was."""
+"""Hidden fields of tasks are typed, and their JSON format does not change."""
 
 from __future__ import annotations
 

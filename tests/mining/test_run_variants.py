@@ -1,4 +1,4 @@
-"""Many variants in one process: each on its own, and the outcome the same on every machine."""
+"""Many variants run in one process, isolated from each other and with reproducible outcomes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from envkit.sandbox import SandboxBackend
 ONE_TO_THREE = (Call(("1",)), Call(("2",)), Call(("3",)))
 
 
-def ask(
+def answers_of(
     backend: SandboxBackend, *variants: str, calls: Sequence[Call] = ONE_TO_THREE, hash_seed: int = 1
 ) -> list[list[Answer | None]]:
     [rows] = variant_answers(backend, [VariantBatch("f", variants, calls)], hash_seed)
@@ -35,11 +35,11 @@ GOOD = "def f(x):\n    return x\n"
 
 
 def test_every_variant_answers_every_call(backend: SandboxBackend) -> None:
-    rows = ask(backend, GOOD, "def f(x):\n    return -x\n", "def f(x):\n    return 1 // (x - 2)\n")
+    rows = answers_of(backend, GOOD, "def f(x):\n    return -x\n", "def f(x):\n    return 1 // (x - 2)\n")
     assert [values(row) for row in rows] == [[1, 2, 3], [-1, -2, -3], [-1, "ZeroDivisionError", 1]]
 
 
-def test_batches_are_kept_apart(backend: SandboxBackend) -> None:
+def test_batches_do_not_affect_each_other(backend: SandboxBackend) -> None:
     one = VariantBatch("f", [GOOD], ONE_TO_THREE)
     other = VariantBatch(
         "g", ["def g(x, y):\n    return y(x)\n"] * 2, [Call(("[2, 1]",), {"y": "operator.itemgetter(0)"})]
@@ -63,24 +63,24 @@ def test_batches_are_kept_apart(backend: SandboxBackend) -> None:
     ],
     ids=["loop", "comprehension", "loop in C", "memory", "large answer"],
 )
-def test_what_hangs_or_bursts_says_nothing(backend: SandboxBackend, at_two: str) -> None:
+def test_a_call_that_hangs_or_exceeds_a_limit_has_no_answer(backend: SandboxBackend, at_two: str) -> None:
     source = f"def f(x):\n    if x == 2: {at_two}\n    return x\n"
     if "while" in at_two:
         source = "def f(x):\n    while x == 2: pass\n    return x\n"
-    [_, row] = ask(backend, GOOD, source)
+    [_, row] = answers_of(backend, GOOD, source)
     assert values(row)[:2] == [1, None]
-    # Only a loop in C takes the rest of its variant along.
+    # Only a loop in C also costs the variant its remaining calls.
     assert values(row)[2] == (None if "sum" in at_two else 3)
 
 
-def test_what_waits_for_ever_is_ended(backend: SandboxBackend) -> None:
+def test_a_variant_that_waits_forever_is_ended(backend: SandboxBackend) -> None:
     waiting = "import queue\ndef f(x):\n    return queue.Queue().get() if x == 2 else x\n"
-    [_, row, after] = ask(backend, GOOD, waiting, GOOD)
+    [_, row, after] = answers_of(backend, GOOD, waiting, GOOD)
     assert values(row) == [1, None, None]
     assert values(after) == [1, 2, 3]
 
 
-def test_what_a_child_leaves_behind_is_not_waited_for() -> None:
+def test_reading_does_not_wait_for_processes_left_by_a_child() -> None:
     code = "import os, time; os.write(1, b'said'); os.fork() or time.sleep(60)"
     reading, writing = os.pipe()
     with subprocess.Popen([sys.executable, "-c", code], stdout=writing) as child:
@@ -90,33 +90,35 @@ def test_what_a_child_leaves_behind_is_not_waited_for() -> None:
         assert time.monotonic() - began < 30
 
 
-def test_variants_of_what_hangs_are_not_asked(backend: SandboxBackend) -> None:
-    rows = ask(backend, "def f(x):\n    while x == 2: pass\n    return x\n", GOOD)
+def test_variants_are_not_run_if_the_original_hangs(backend: SandboxBackend) -> None:
+    rows = answers_of(backend, "def f(x):\n    while x == 2: pass\n    return x\n", GOOD)
     assert [values(row) for row in rows] == [[1, None, 3], [None] * 3]
 
 
-def test_variants_cannot_disturb_each_other(backend: SandboxBackend) -> None:
-    rude = (
+def test_variants_cannot_affect_each_other(backend: SandboxBackend) -> None:
+    interfering = (
         "import builtins, operator, sys\nbuiltins.len = None\nsys.setrecursionlimit(50)\nprint('noise')\n"
         + GOOD
     )
-    dying = "import os\ndef f(x):\n    os._exit(1)\n"
-    rows = ask(backend, GOOD, rude, dying, "this is not Python", "def f(x):\n    return len([x])\n")
+    exiting = "import os\ndef f(x):\n    os._exit(1)\n"
+    rows = answers_of(
+        backend, GOOD, interfering, exiting, "this is not Python", "def f(x):\n    return len([x])\n"
+    )
     assert [values(row) for row in rows] == [[1, 2, 3], [1, 2, 3], [None] * 3, [None] * 3, [1, 1, 1]]
 
 
-def test_calls_without_a_value_from_the_original_are_not_asked(backend: SandboxBackend) -> None:
-    rows = ask(backend, "def f(x):\n    return 1 // (x - 2)\n", GOOD)
+def test_variants_skip_calls_on_which_the_original_raises(backend: SandboxBackend) -> None:
+    rows = answers_of(backend, "def f(x):\n    return 1 // (x - 2)\n", GOOD)
     assert [values(row) for row in rows] == [[-1, "ZeroDivisionError", 1], [1, None, 3]]
 
 
-def test_the_hash_seed_is_really_set(backend: SandboxBackend) -> None:
+def test_the_hash_seed_determines_set_order(backend: SandboxBackend) -> None:
     source = "def f(x):\n    return list({str(i) for i in range(20)})\n"
-    first, again, other = (ask(backend, source, hash_seed=seed) for seed in (1, 1, 2))
+    first, again, other = (answers_of(backend, source, hash_seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
-def test_a_broken_batch_is_broken_machinery(backend: SandboxBackend) -> None:
+def test_a_batch_that_cannot_run_raises_a_sandbox_error(backend: SandboxBackend) -> None:
     class Wrong:
         name, isolated = "wrong", True
 
@@ -131,4 +133,4 @@ def test_a_broken_batch_is_broken_machinery(backend: SandboxBackend) -> None:
             return sandbox
 
     with pytest.raises(SandboxError, match="mining f: ended by exited"):
-        ask(Wrong(), GOOD)  # type: ignore[arg-type]
+        answers_of(Wrong(), GOOD)  # type: ignore[arg-type]

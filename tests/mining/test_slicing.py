@@ -1,4 +1,4 @@
-"""A function becomes a module of its own."""
+"""Slicing a function out of its package into a self-contained module."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from envkit.mining.library import Library
 from envkit.mining.slicing import MAX_CLOSURE, Slice, Slicer, Unclosed
 
 
-def cut(function: str, **modules: str) -> Slice:
+def slice_out(function: str, **modules: str) -> Slice:
     """Slice ``function`` out of module ``pkg.main``."""
     sources = {f"pkg.{name}": textwrap.dedent(source) for name, source in modules.items()}
     sources["pkg"] = sources.pop("pkg.init", "")
@@ -25,8 +25,8 @@ def run(found: Slice, *args: Any) -> Any:
     return scope[found.function](*args)
 
 
-def test_a_slice_carries_all_it_needs_and_no_more() -> None:
-    found = cut(
+def test_a_slice_contains_exactly_the_definitions_it_needs() -> None:
+    found = slice_out(
         "area",
         main='''
             """Module text that goes away."""
@@ -62,16 +62,16 @@ def test_a_slice_carries_all_it_needs_and_no_more() -> None:
     "statement",
     ["from .other import twice", "from pkg.other import twice", "from .other import twice as twice"],
 )
-def test_names_of_other_modules_come_along(statement: str) -> None:
+def test_definitions_from_other_modules_are_included(statement: str) -> None:
     other = "BASE = 1\ndef twice(x):\n    return 2 * x + BASE\n"
-    assert run(cut("f", main=f"{statement}\ndef f(x):\n    return twice(x)\n", other=other), 3) == 7
+    assert run(slice_out("f", main=f"{statement}\ndef f(x):\n    return twice(x)\n", other=other), 3) == 7
 
 
-def test_renamed_star_and_reexported_names_come_along() -> None:
+def test_renamed_star_imported_and_reexported_names_are_included() -> None:
     main = (
         "from . import double\nfrom .third import thrice as much\ndef f(x):\n    return double(x) + much(x)\n"
     )
-    found = cut(
+    found = slice_out(
         "f",
         init="from .other import *\n",
         main=main,
@@ -81,9 +81,9 @@ def test_renamed_star_and_reexported_names_come_along() -> None:
     assert run(found, 1) == 5
 
 
-def test_imports_that_go_in_a_circle_end() -> None:
+def test_circular_imports_are_refused() -> None:
     with pytest.raises(Unclosed, match="helper is imported in a circle"):
-        cut(
+        slice_out(
             "f",
             main="from pkg.a import helper\ndef f(x): return helper(x)",
             a="from pkg.b import helper",
@@ -91,20 +91,20 @@ def test_imports_that_go_in_a_circle_end() -> None:
         )
 
 
-def test_a_module_that_nests_too_deep_is_done_without() -> None:
+def test_a_too_deeply_nested_module_is_ignored() -> None:
     deep = "VALUE = " + "+".join(["1"] * 5000)
-    assert run(cut("f", main="def f(x): return x + 1", other=deep), 1) == 2
+    assert run(slice_out("f", main="def f(x): return x + 1", other=deep), 1) == 2
     with pytest.raises(Unclosed, match=r"pkg\.other is not part of the package"):
-        cut("f", main="from pkg.other import VALUE\ndef f(x): return x + VALUE", other=deep)
+        slice_out("f", main="from pkg.other import VALUE\ndef f(x): return x + VALUE", other=deep)
 
 
 @pytest.mark.parametrize("text", ["print 'two'", "{{ template }}}", "\0"])
-def test_a_module_that_is_no_python_is_done_without(text: str) -> None:
-    assert run(cut("f", main="def f(x): return x + 1", other=text), 1) == 2
+def test_a_module_that_is_not_python_is_ignored(text: str) -> None:
+    assert run(slice_out("f", main="def f(x): return x + 1", other=text), 1) == 2
 
 
 def test_attributes_of_the_package_itself_are_resolved() -> None:
-    found = cut(
+    found = slice_out(
         "f",
         init="from .other import double, half\n",
         main="import pkg as p\ndef f(x, double=1):\n    return p.double(x) + double\n",
@@ -113,13 +113,13 @@ def test_attributes_of_the_package_itself_are_resolved() -> None:
     assert run(found, 3) == 7
 
 
-def test_definitions_stand_in_import_order() -> None:
+def test_definitions_are_in_import_order() -> None:
     main = "from .other import NONE\ndef a(x, y=NONE):\n    return b(x)\ndef b(x):\n    return x\n"
-    assert run(cut("a", main=main, other="NONE = object()\n"), 5) == 5
+    assert run(slice_out("a", main=main, other="NONE = object()\n"), 5) == 5
 
 
-def test_annotations_need_nothing_but_keep_standard_imports() -> None:
-    found = cut(
+def test_annotations_keep_standard_imports_and_drop_others() -> None:
+    found = slice_out(
         "f",
         main="""
             import typing as t
@@ -140,8 +140,8 @@ def test_annotations_need_nothing_but_keep_standard_imports() -> None:
     assert "elsewhere" not in found.text
 
 
-def test_decorators_classes_and_guarded_imports_come_along() -> None:
-    found = cut(
+def test_decorators_classes_and_guarded_imports_are_included() -> None:
+    found = slice_out(
         "f",
         main='''
             import functools
@@ -181,9 +181,9 @@ def test_decorators_classes_and_guarded_imports_come_along() -> None:
         ("from .other import g\ndef h(x):\n    return 1\ndef f(x):\n    return g(x) + h(x)", "two things"),
     ],
 )
-def test_what_cannot_stand_alone_is_left_out(main: str, reason: str) -> None:
+def test_functions_that_cannot_be_sliced_are_refused_with_the_reason(main: str, reason: str) -> None:
     with pytest.raises(Unclosed, match=reason):
-        cut("f", main=main, other="def h(x):\n    return 2\ndef g(x):\n    return h(x)\n")
+        slice_out("f", main=main, other="def h(x):\n    return 2\ndef g(x):\n    return h(x)\n")
 
 
 def test_public_functions_are_listed_in_order() -> None:
@@ -209,7 +209,7 @@ def test_a_docstring_has_a_summary(docstring: str, expected: str) -> None:
     assert summary(docstring).replace("word...", "word ...") == expected
 
 
-def test_docstrings_go_and_code_stays() -> None:
+def test_docstrings_are_removed_and_code_is_kept() -> None:
     text = (
         'def f(x):\n    """Long.\n\n    More."""\n\n    s = """no docstring"""\n'
         '    def g():\n        "only"\n    return s'

@@ -1,4 +1,4 @@
-"""A checkout is read, never run, and what cannot be mined says why."""
+"""Reading a checkout without running it, and refusing one that cannot be mined with the reason."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from envkit.mining.suite.checkout import MAX_BYTES, SETTINGS, read_checkout, req
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
-def test_code_and_suite_lie_flat_and_apart(tmp_path: Path) -> None:
+def test_code_and_tests_are_read_separately_without_the_src_folder(tmp_path: Path) -> None:
     found = read_checkout(lay_out(tmp_path))
     assert (found.name, found.version, found.commit, found.license) == ("shop", "2.1", "", "LICENSE")
     code = {"shop/__init__.py", "shop/basket.py", "shop/prices.py", "shop/stock.py", "shop/data/rates.txt"}
@@ -28,10 +28,10 @@ def test_code_and_suite_lie_flat_and_apart(tmp_path: Path) -> None:
     assert "tests.helpers" in found.tested
 
 
-def test_of_the_settings_only_what_decides_outcomes_is_kept(tmp_path: Path) -> None:
-    said = read_checkout(lay_out(tmp_path)).tests[SETTINGS]
-    assert "--cov" not in said
-    assert said == (
+def test_only_settings_that_affect_outcomes_are_kept(tmp_path: Path) -> None:
+    kept = read_checkout(lay_out(tmp_path)).tests[SETTINGS]
+    assert "--cov" not in kept
+    assert kept == (
         "[pytest]\nfilterwarnings =\n    error\nmarkers =\n    slow: takes long\npythonpath =\n    .\n"
         "addopts =\n    --continue-on-collection-errors\n"
     )
@@ -62,7 +62,7 @@ def test_settings_are_found_where_pytest_finds_them(tmp_path: Path, name: str, t
 
 
 @pytest.mark.parametrize("settings", ["", "[pytest]\ntestpaths = one\n"])
-def test_tests_within_a_package_are_no_code(tmp_path: Path, settings: str) -> None:
+def test_tests_inside_a_package_are_not_code(tmp_path: Path, settings: str) -> None:
     (tmp_path / "one" / "tests").mkdir(parents=True)
     (tmp_path / "pytest.ini").write_text(settings)
     for path in ("one/__init__.py", "one/tests/__init__.py", "one/tests/test_it.py"):
@@ -72,7 +72,7 @@ def test_tests_within_a_package_are_no_code(tmp_path: Path, settings: str) -> No
     assert set(found.tests) == {"one/tests/__init__.py", "one/tests/test_it.py", SETTINGS}
 
 
-def test_links_caches_and_what_is_no_text_are_left_out(tmp_path: Path) -> None:
+def test_symlinks_caches_and_binary_files_are_left_out(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "root")
     (tmp_path / "secret.py").write_text("SECRET = 1\n")
     (root / "src/shop/linked.py").symlink_to(tmp_path / "secret.py")
@@ -83,7 +83,7 @@ def test_links_caches_and_what_is_no_text_are_left_out(tmp_path: Path) -> None:
     assert set(read_checkout(root).code) == {path.removeprefix("src/") for path in FILES if "src/" in path}
 
 
-def test_what_lies_behind_a_link_is_no_part_of_a_checkout(tmp_path: Path) -> None:
+def test_files_behind_a_symlink_are_not_read_as_tests(tmp_path: Path) -> None:
     root = lay_out(tmp_path / "root")
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "test_secret.py").write_text("SECRET = 1\n")
@@ -92,14 +92,14 @@ def test_what_lies_behind_a_link_is_no_part_of_a_checkout(tmp_path: Path) -> Non
     assert not [path for path in read_checkout(root).tests if "secret" in path]
 
 
-def git(root: Path, reference: str) -> None:
+def write_head(root: Path, reference: str) -> None:
     (root / ".git" / "refs" / "heads").mkdir(parents=True)
     (root / ".git" / "HEAD").write_text(f"{reference}\n")
 
 
 def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
     root = lay_out(tmp_path)
-    git(root, COMMIT)
+    write_head(root, COMMIT)
     assert read_checkout(root).commit == COMMIT
     (root / ".git" / "HEAD").write_text("ref: refs/heads/main\n")
     assert read_checkout(root).commit == ""
@@ -109,18 +109,18 @@ def test_the_commit_is_read_without_git(tmp_path: Path) -> None:
     assert read_checkout(root).commit == COMMIT
 
 
-def test_no_other_file_passes_for_a_commit(tmp_path: Path) -> None:
+def test_a_reference_outside_the_git_folder_is_not_read(tmp_path: Path) -> None:
     (tmp_path / "secret").write_text("not for tasks\n")
     root = lay_out(tmp_path / "root")
-    git(root, "ref: ../../secret")
+    write_head(root, "ref: ../../secret")
     assert read_checkout(root).commit == ""
 
 
-Spoil = Callable[[Path], object]
+Damage = Callable[[Path], object]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda root: (root / "src").rename(root / "docs"), "holds no package to mine"),
         (lambda root: (root / "tests").rename(root / "checks"), "holds no pytest suite"),
@@ -141,19 +141,21 @@ Spoil = Callable[[Path], object]
         ),
     ],
 )
-def test_what_cannot_be_mined_says_why(tmp_path: Path, spoil: Spoil, message: str) -> None:
-    spoil(lay_out(tmp_path))
+def test_an_unusable_checkout_is_refused_with_the_reason(
+    tmp_path: Path, damage: Damage, message: str
+) -> None:
+    damage(lay_out(tmp_path))
     with pytest.raises(UsageError, match=message) as raised:
         read_checkout(tmp_path)
     assert "\n" not in str(raised.value)
 
 
-def test_no_folder_is_no_checkout(tmp_path: Path) -> None:
+def test_a_missing_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="is no folder"):
         read_checkout(tmp_path / "absent")
 
 
-def test_an_import_that_no_sandbox_holds_is_named_with_its_cure(tmp_path: Path) -> None:
+def test_an_import_missing_from_the_sandbox_is_named_with_the_remedy(tmp_path: Path) -> None:
     root = lay_out(tmp_path, {"src/shop/basket.py": "import gymnasium.spaces\n"})
     with pytest.raises(UsageError, match=r"src/shop/basket.py imports 'gymnasium'.*add --with gymnasium"):
         require_imports(read_checkout(root))
@@ -162,19 +164,19 @@ def test_an_import_that_no_sandbox_holds_is_named_with_its_cure(tmp_path: Path) 
         require_imports(read_checkout(root), ["no-such-package"])
 
 
-def test_an_import_that_is_nowhere_is_named_too(tmp_path: Path) -> None:
+def test_an_import_that_is_not_installed_is_named(tmp_path: Path) -> None:
     root = lay_out(tmp_path, {"tests/test_more.py": "from nowhere.at_all import x\n"})
     with pytest.raises(UsageError, match=r"tests/test_more.py imports 'nowhere'.*install the package"):
         require_imports(read_checkout(root))
 
 
-def test_what_the_sandbox_itself_holds_is_refused(tmp_path: Path) -> None:
+def test_a_package_that_the_sandbox_already_contains_is_refused(tmp_path: Path) -> None:
     root = lay_out(tmp_path, {"src/pluggy/__init__.py": ""})
     with pytest.raises(UsageError, match="shop holds 'pluggy', which its tests' sandbox holds too"):
         require_imports(read_checkout(root))
 
 
-def test_imports_that_are_not_needed_are_not_asked_for(tmp_path: Path) -> None:
+def test_unused_and_optional_imports_are_not_required(tmp_path: Path) -> None:
     root = lay_out(
         tmp_path,
         {

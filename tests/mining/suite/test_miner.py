@@ -1,4 +1,4 @@
-"""From a checkout to tasks that its own suite grades: what is kept, what is left out, what is shown."""
+"""Mining a checkout for tasks graded by its own suite: splits, exclusions, and visible files."""
 
 from __future__ import annotations
 
@@ -53,13 +53,13 @@ def heldout(root: Path, backend: SandboxBackend) -> Mined:
     return mined(root, backend, "heldout")
 
 
-def suite_of(task: Task) -> Mapping[str, Any]:
+def hidden_suite(task: Task) -> Mapping[str, Any]:
     return cast("Mapping[str, Any]", task.hidden["suite"])
 
 
-def judged(task: Task, source: str, backend: SandboxBackend) -> Grade:
+def grade_version(task: Task, source: str, backend: SandboxBackend) -> Grade:
     """Grade a version of the task's file."""
-    path, suite = str(task.metadata["path"]), suite_of(task)
+    path, suite = str(task.metadata["path"]), hidden_suite(task)
     rest = {**{other: text for other, text in task.files.items() if other != path}, **suite["files"]}
     tests = {other: text.encode() for other, text in rest.items()}
     return grade_suite(with_pytest(backend), {path: source.encode()}, tests, suite["wanted"])
@@ -76,23 +76,23 @@ def test_the_oracle_wins_and_the_no_op_loses(train: Mined, heldout: Mined, backe
     assert len(train.tasks) >= 8
     assert len(heldout.tasks) >= 4
     for task in [*train.tasks, *heldout.tasks]:
-        right = judged(task, repaired(task), backend)
-        wrong = judged(task, task.files[str(task.metadata["path"])], backend)
+        right = grade_version(task, repaired(task), backend)
+        wrong = grade_version(task, task.files[str(task.metadata["path"])], backend)
         assert (right.verdict, right.total) == (Verdict.PASS, len(STABLE))
         assert wrong.verdict is Verdict.FAIL
-        assert wrong.evidence.split(": ")[0] == suite_of(task)["killers"][0]
+        assert wrong.evidence.split(": ")[0] == hidden_suite(task)["killers"][0]
         assert "one process" in right.weakness
 
 
-def test_flaky_and_failing_tests_do_not_grade(train: Mined) -> None:
+def test_flaky_and_failing_tests_are_not_used_for_grading(train: Mined) -> None:
     assert train.stable == STABLE
     assert train.flaky == ("tests/test_stock.py::test_flaky",)
     assert train.failing == ("tests/test_stock.py::test_wrong_from_the_start",)
-    assert all(suite_of(task)["wanted"] == list(STABLE) for task in train.tasks)
-    assert all(set(suite_of(task)["killers"]) <= set(STABLE) for task in train.tasks)
+    assert all(hidden_suite(task)["wanted"] == list(STABLE) for task in train.tasks)
+    assert all(set(hidden_suite(task)["killers"]) <= set(STABLE) for task in train.tasks)
 
 
-def test_modules_are_dealt_out_by_name(train: Mined, heldout: Mined) -> None:
+def test_modules_are_assigned_to_splits_by_name(train: Mined, heldout: Mined) -> None:
     assert {str(task.metadata["module"]) for task in train.tasks} == {"shop.stock", "shop.basket"}
     assert {str(task.metadata["module"]) for task in heldout.tasks} == {"shop.prices"}
     assert {task.split for task in train.tasks} == {"train"}
@@ -100,13 +100,13 @@ def test_modules_are_dealt_out_by_name(train: Mined, heldout: Mined) -> None:
     assert 150 < sum(split_of("shop", f"shop.m{number}") == "heldout" for number in range(1000)) < 250
 
 
-def test_methods_are_mined_and_what_no_test_looks_at_is_not(train: Mined) -> None:
+def test_methods_are_mined_and_untested_functions_are_not(train: Mined) -> None:
     functions = {str(task.metadata["function"]) for task in train.tasks}
     assert {"Stock.take", "Stock.add", "Stock.total", "due"} <= functions
     assert "unlooked" not in functions
 
 
-def test_a_copy_of_a_held_out_function_is_not_trained_on(
+def test_a_copy_of_a_held_out_function_is_left_out_of_training_tasks(
     train: Mined, heldout: Mined, root: Path, backend: SandboxBackend
 ) -> None:
     assert train.duplicates == ("shop.stock.lowest",)
@@ -119,7 +119,7 @@ def test_a_copy_of_a_held_out_function_is_not_trained_on(
     assert "due" not in {task.metadata["function"] for task in found.tasks}
 
 
-def test_a_task_says_where_it_comes_from(train: Mined) -> None:
+def test_a_tasks_metadata_names_its_origin(train: Mined) -> None:
     task = next(one for one in train.tasks if one.metadata["function"] == "Stock.take")
     facts = {
         "language": "python",
@@ -142,7 +142,7 @@ def test_a_task_says_where_it_comes_from(train: Mined) -> None:
     assert task.prompt == "shop/stock.py has a bug, and tests of shop fail."
 
 
-def test_what_the_module_needs_is_shown_and_the_suite_is_not(train: Mined) -> None:
+def test_a_task_contains_the_imported_modules_and_hides_the_suite(train: Mined) -> None:
     for task in train.tasks:
         module = task.metadata["module"]
         others = {
@@ -154,8 +154,8 @@ def test_what_the_module_needs_is_shown_and_the_suite_is_not(train: Mined) -> No
         assert "def test_" not in public
         assert "killers" not in public
         assert repaired(task) not in task.files.values()
-        assert {"tests/test_shop.py", "tests/helpers.py", SETTINGS} <= set(suite_of(task)["files"])
-        assert not set(suite_of(task)["files"]) & set(task.files)
+        assert {"tests/test_shop.py", "tests/helpers.py", SETTINGS} <= set(hidden_suite(task)["files"])
+        assert not set(hidden_suite(task)["files"]) & set(task.files)
 
 
 def test_the_same_seed_gives_the_same_tasks(
@@ -174,7 +174,9 @@ def test_progress_counts_runs(root: Path, backend: SandboxBackend) -> None:
     assert mined(root, backend, "heldout", max_chars=10).tasks == ()
 
 
-def test_a_mutant_on_which_the_suite_does_not_end_is_no_task(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_a_mutant_on_which_the_suite_does_not_end_becomes_no_task(
+    tmp_path: Path, backend: SandboxBackend
+) -> None:
     root = tmp_path / "loops"
     root.mkdir()
     (root / "loops.py").write_text(
@@ -196,19 +198,21 @@ def test_a_mutant_on_which_the_suite_does_not_end_is_no_task(tmp_path: Path, bac
     assert not [one for one in tasks if "n += 2" in one.files["loops.py"]]
 
 
-def test_a_variant_spoils_no_other(tmp_path: Path, backend: SandboxBackend) -> None:
-    """It may eat memory, or leave a folder behind that cannot be removed."""
+def test_a_variant_does_not_affect_later_ones(tmp_path: Path, backend: SandboxBackend) -> None:
+    """A variant may allocate all memory or leave a read-only folder behind."""
     root = tmp_path / "eats"
     root.mkdir()
     (root / "eats.py").write_text("def f(n):\n    return n\n")
-    locks = (
+    makes_read_only = (
         "import os\n\n\ndef test_f(tmp_path):\n    (tmp_path / 'a').mkdir()\n    os.chmod(tmp_path, 0o500)\n"
     )
-    (root / "test_eats.py").write_text(f"from eats import f\n{locks}    assert f(4) == 4\n")
+    (root / "test_eats.py").write_text(f"from eats import f\n{makes_read_only}    assert f(4) == 4\n")
     checkout = read_checkout(root)
     fitted = with_pytest(backend)
-    eats = "def f(n):\n    kept = []\n    while n:\n        kept.append(bytearray(10**7))\n    return n\n"
-    ran = run_suite_variants(fitted, checkout, [{}, {"eats.py": eats}, {}], hash_seed=1, cpu_s=10)
+    allocating = (
+        "def f(n):\n    kept = []\n    while n:\n        kept.append(bytearray(10**7))\n    return n\n"
+    )
+    ran = run_suite_variants(fitted, checkout, [{}, {"eats.py": allocating}, {}], hash_seed=1, cpu_s=10)
     assert [one.outcomes for one in ran] == [
         {"test_eats.py::test_f": word} for word in ("passed", "failed", "passed")
     ]
@@ -229,7 +233,7 @@ def test_a_variant_spoils_no_other(tmp_path: Path, backend: SandboxBackend) -> N
         ),
     ],
 )
-def test_a_suite_that_cannot_grade_says_so(
+def test_a_suite_that_cannot_grade_is_refused(
     tmp_path: Path,
     backend: SandboxBackend,
     name: str,
@@ -237,20 +241,22 @@ def test_a_suite_that_cannot_grade_says_so(
     message: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("envkit.mining.suite.miner._SUITE_CPU_S", 1.0)  # it takes all of it
+    monkeypatch.setattr(
+        "envkit.mining.suite.miner._SUITE_CPU_S", 1.0
+    )  # the endless test uses the whole limit
     root = lay_out(tmp_path, {name: text})
     with pytest.raises(UsageError, match=message) as raised:
         mined(root, backend)
     assert "\n" not in str(raised.value)
 
 
-def test_half_a_suite_is_a_suite(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_test_files_that_cannot_be_imported_are_left_out(tmp_path: Path, backend: SandboxBackend) -> None:
     root = lay_out(tmp_path, {"tests/helpers.py": "import shop.absent\n"})
     found = mined(root, backend, "heldout", per_function=1)
     assert {test.split("::")[0] for test in found.stable} == {"tests/test_shop.py"}
 
 
-def test_an_empty_split_says_so(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_an_empty_split_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
     (tmp_path / "one.py").write_text("def f(n):\n    return n + 1\n")
     (tmp_path / "test_one.py").write_text("from one import f\n\n\ndef test_f():\n    assert f(4) == 5\n")
     (tmp_path / "pyproject.toml").write_text("[project]\nname = 'one'\n")
@@ -259,13 +265,13 @@ def test_an_empty_split_says_so(tmp_path: Path, backend: SandboxBackend) -> None
         mined(tmp_path, backend, other)
 
 
-def test_a_sandbox_without_room_for_pytest_is_refused(root: Path) -> None:
+def test_a_backend_that_cannot_hold_pytest_is_refused(root: Path) -> None:
     with pytest.raises(UsageError, match="'process' cannot hold pytest"):
         mined(root, ProcessBackend())
 
 
 @pytest.mark.parametrize("kind", [BubblewrapBackend, ZygoteBackend, DockerBackend])
-def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBackend]) -> None:
+def test_adding_pytest_keeps_a_backends_kind_quota_and_packages(kind: type[BubblewrapBackend]) -> None:
     bounded = kind(["toolz"], quota=Quota(total_bytes=2**24, files=500))
     found = with_pytest(bounded, ["annotated-types"])
     assert isinstance(found, kind)
@@ -274,16 +280,16 @@ def test_a_backend_with_pytest_is_otherwise_the_same(kind: type[BubblewrapBacken
     assert with_pytest(found) is found
 
 
-def test_what_stands_around_a_backend_has_pytest_as_well() -> None:
+def test_adding_pytest_works_through_wrapped_backends() -> None:
     bounded = ZygoteBackend(["toolz"], quota=Quota(total_bytes=2**24, files=500))
-    for around in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
-        found = with_pytest(around)
+    for wrapper in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
+        found = with_pytest(wrapper)
         assert {"toolz", "pytest"} < {*found.packages}
         assert found.quota == bounded.quota
-    watched = InstrumentedBackend(bounded)
-    with with_pytest(watched).create() as sandbox:
+    outer = InstrumentedBackend(bounded)
+    with with_pytest(outer).create() as sandbox:
         imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, toolz"
         assert sandbox.run([sandbox.python, "-c", imports]).ok
-        watched.close()
+        outer.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
             sandbox.write("a.txt", b"")
