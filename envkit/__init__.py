@@ -173,7 +173,7 @@ __all__ = [
     "train",
 ]
 
-__version__ = _version("envkit")
+__version__ = _version("envkit-rl")
 
 _register_gymnasium()
 

@@ -56,9 +56,7 @@ def install(folder: Path, wanted: str, *projects: Path) -> Path:
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "envkit" not in path.name and path.name != "__pycache__":
             (packages / path.name).symlink_to(path)
-    wheels = dict.fromkeys(
-        ("envkit", wanted)
-    )  # envkit by name: what is made for it does not depend on PyPI's
+    wheels = dict.fromkeys(("envkit-rl", wanted))
     run(*pip, "--python", str(python), "install", "--find-links", "wheels", *wheels, cwd=folder)
     file = run(str(python), "-c", "import envkit; print(envkit.__file__)", cwd=folder)
     assert file.strip() == str(packages / "envkit" / "__init__.py")

@@ -20,7 +20,8 @@ import envkit
 
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
-ENTRY_POINTS = [point for point in distribution("envkit").entry_points if point.group.startswith("envkit.")]
+INSTALLED = distribution("envkit-rl")
+ENTRY_POINTS = [point for point in INSTALLED.entry_points if point.group.startswith("envkit.")]
 
 PUBLIC = [
     "ActionResult",

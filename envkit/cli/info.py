@@ -54,7 +54,7 @@ def doctor(as_json: Json = False) -> None:
         rows.append(("sandbox", False, str(error)))
     for package in _MODELS:
         installed = find_spec(package) is not None
-        missing = "only for models that run here; in envkit's clone: pip install --editable '.[train]'"
+        missing = "only for models that run here; pip install 'envkit-rl[train]'"
         rows.append((package, installed, "installed" if installed else missing))
     cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
     rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))

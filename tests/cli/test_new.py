@@ -58,7 +58,7 @@ def test_names_are_put_in_everywhere(tmp_path: Path, name: str, kind: str) -> No
     package = name.replace("-", "_")
     project: Any = tomllib.loads((folder / "pyproject.toml").read_text())
     assert project["project"]["name"] == name
-    assert project["project"]["dependencies"] == []  # pip would take another project's envkit from PyPI
+    assert project["project"]["dependencies"] == ["envkit-rl"]
     assert project["project"]["entry-points"]["envkit.environments"] == {name: f"{package}:{kind}"}
     assert f'id: ClassVar[str] = "{name}"' in (folder / package / "env.py").read_text()
     rules = ("--isolated", "--line-length", "110")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,22 +11,18 @@ from pathlib import Path
 import pytest
 import tiny
 
-README = (Path(__file__).parents[2] / "README.md").read_text()
+ANALYST = (Path(__file__).parents[2] / "examples" / "analyst.py").read_text()
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder in which the README's package is installed as pip would install it."""
+    """A folder in which the smallest example is installed as a package, as pip would install it."""
     folder = tmp_path_factory.mktemp("site")
-    [source] = [
-        block for block in re.findall(r"^```python\n(.*?)^```$", README, re.M | re.S) if "Analyst" in block
-    ]
-    [(entry)] = re.findall(r"^(analyst = \"my_package:Analyst\")$", README, re.M)
-    (folder / "my_package.py").write_text(source.replace("range(200)", "range(4)"))
+    (folder / "my_package.py").write_text(ANALYST.replace("range(200)", "range(4)"))
     about = folder / "my_package-1.0.dist-info"
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    (about / "entry_points.txt").write_text(f"[envkit.environments]\n{entry.replace(chr(34), '')}\n")
+    (about / "entry_points.txt").write_text("[envkit.environments]\nanalyst = my_package:Analyst\n")
     return folder
 
 

@@ -28,7 +28,7 @@ SAYS = {
 def bin_(tmp_path: Path) -> Path:
     """Programs of a fresh virtual environment with envkit."""
     (tmp_path / "installed").mkdir()
-    return install(tmp_path / "installed", "envkit")
+    return install(tmp_path / "installed", "envkit-rl")
 
 
 def test_it_leads_to_an_environment_that_passes(bin_: Path, tmp_path: Path) -> None:
