@@ -1,4 +1,4 @@
-"""What an engine is asked in tests, and plain transformers' word on what it draws."""
+"""Requests for engine tests, and their comparison with plain transformers."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 from envkit.engine.protocol import Completion, Request, uniforms
 from envkit.models import ModelRef
 
-#: (prompt length, rows): one token and many, lone rows and groups.
+#: (prompt length, rows): short and long prompts, single rows and groups.
 GROUPS = ((1, 3), (9, 1), (33, 8), (60, 5), (34, 2))
 #: A tenth of all ids, so that rows end at different times.
 STOPS = tuple(range(3, 49152, 10))
 
 
 def requests(groups: Sequence[tuple[int, int]] = GROUPS) -> list[Request]:
-    """Every group's rows, spread over the list."""
+    """Return the requests of all groups, interleaved."""
     made = [
         Request(tiny.prompt(length, seed=length), (7, group, row))
         for group, (length, rows) in enumerate(groups)
@@ -28,16 +28,18 @@ def requests(groups: Sequence[tuple[int, int]] = GROUPS) -> list[Request]:
 
 
 def reference(model: Any, request: Request, completion: Completion, temperature: float) -> torch.Tensor:
-    """Log-probabilities (T, V) of a plain forward pass over prompt and completion."""
+    """Return the log-probabilities (T, V) of a plain forward pass over prompt and completion."""
     ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
     with torch.no_grad():
         logits = model(ids).logits[0, len(request.prompt_ids) - 1 : -1]
     return torch.log_softmax(logits.double() / temperature, dim=-1)
 
 
-def check(model: Any, asked: Sequence[Request], drawn: Sequence[Completion], temperature: float) -> None:
-    """Every token is where its key's number falls in the plain distribution, with that probability."""
-    for request, completion in zip(asked, drawn, strict=True):
+def assert_matches_reference(
+    model: Any, batch: Sequence[Request], drawn: Sequence[Completion], temperature: float
+) -> None:
+    """Assert that every token is the reference distribution's draw for its key, with the right logprob."""
+    for request, completion in zip(batch, drawn, strict=True):
         expected = reference(model, request, completion, temperature)
         chosen = torch.tensor(completion.ids)[:, None]
         torch.testing.assert_close(
@@ -50,10 +52,10 @@ def check(model: Any, asked: Sequence[Request], drawn: Sequence[Completion], tem
         assert ((below - 1e-5 < number) & (number < above + 1e-5)).all()
 
 
-def following(asked: Sequence[Request], drawn: Sequence[Completion], turn: int) -> list[Request]:
-    """Requests that go on where others ended, each with ids of its own; a fifth of them is over."""
+def next_requests(batch: Sequence[Request], drawn: Sequence[Completion], turn: int) -> list[Request]:
+    """Return requests that continue the given ones with new ids; a fifth of the conversations ends."""
     made: list[Request] = []
-    for number, (request, completion) in enumerate(zip(asked, drawn, strict=True)):
+    for number, (request, completion) in enumerate(zip(batch, drawn, strict=True)):
         if number % 5 != turn:
             read = request.prompt_ids + completion.ids
             added = tiny.prompt(1 + (7 * number + turn) % 11, seed=1000 * turn + number)
@@ -61,8 +63,8 @@ def following(asked: Sequence[Request], drawn: Sequence[Completion], turn: int) 
     return made
 
 
-def adapted(ref: ModelRef) -> Any:
-    """A PEFT model with three adapters, of other ranks and on other layers."""
+def peft_model(ref: ModelRef) -> Any:
+    """Return a PEFT model with three adapters of different ranks on different layers."""
     from peft import LoraConfig, get_peft_model
 
     model: Any = tiny.plain(ref)
@@ -85,8 +87,8 @@ def adapted(ref: ModelRef) -> Any:
     return model.eval()
 
 
-def forwarded(engine: Any) -> list[tuple[int, int]]:
-    """The shapes of all forward passes from now on."""
+def record_forwards(engine: Any) -> list[tuple[int, int]]:
+    """Return a list that collects the shapes of all later forward passes."""
     seen, forward = list[tuple[int, int]](), engine._forward
 
     def spy(ids: torch.Tensor, *others: Any) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""A two-layer language model made on the spot, and the smallest environment that can teach it."""
+"""A two-layer language model with random weights, and a minimal environment to train it on."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def config(family: str, **changes: Any) -> Any:
         "num_key_value_heads": 2,
         "head_dim": 16,
         "max_position_embeddings": 512,
-        "initializer_range": 0.3,  # wide, so that the next token is far from uniform
+        "initializer_range": 0.3,  # large, so that next-token probabilities are far from uniform
         "tie_word_embeddings": True,
         "bos_token_id": tokenizer().bos_token_id,
         "eos_token_id": tokenizer().eos_token_id,
@@ -64,7 +64,7 @@ def config(family: str, **changes: Any) -> Any:
 
 
 def make(folder: Path, family: str = "llama", **changes: Any) -> ModelRef:
-    """Save a model with random weights, the same for the same family."""
+    """Save a model with random weights, which are fixed for a family."""
     from transformers import AutoModelForCausalLM
 
     torch.manual_seed(0)
@@ -74,7 +74,7 @@ def make(folder: Path, family: str = "llama", **changes: Any) -> ModelRef:
 
 
 def plain(ref: ModelRef, dtype: str = "float32") -> Any:
-    """The model as transformers alone would run it."""
+    """Return the model in plain transformers."""
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(
@@ -87,14 +87,14 @@ def engine(ref: ModelRef, stop_ids: Sequence[int] = (), max_rows: int = 128) -> 
     return TorchEngine(plain(ref), stop_ids, max_rows)
 
 
-def policy(ref: ModelRef, *, seed: int = 0, shaken: float = 0.0, device: str = "cpu") -> Policy:
-    """A policy whose adapter is new, or shaken by random weights so that it does something."""
+def policy(ref: ModelRef, *, seed: int = 0, noise: float = 0.0, device: str = "cpu") -> Policy:
+    """Return a policy with a new adapter, or with ``noise`` added to it so that it has an effect."""
     made = Policy(ref, lora_r=4, lora_alpha=8, seed=seed, device=device)
-    if shaken:
+    if noise:
         torch.manual_seed(seed + 1)
         with torch.no_grad():
             for parameter in made.trainable():
-                parameter.add_((torch.randn(parameter.shape) * shaken).to(parameter))
+                parameter.add_((torch.randn(parameter.shape) * noise).to(parameter))
     return made
 
 
@@ -156,7 +156,7 @@ class MemorySandbox:
 
 
 class MemoryBackend:
-    """Makes memory sandboxes; breaks on the calls it is told to, counted from 0."""
+    """Makes memory sandboxes; fails on the calls with the numbers in ``broken``, counted from 0."""
 
     name = "memory"
     isolated = True
@@ -176,7 +176,7 @@ class MemoryBackend:
 
 
 class LetterEnv(Env):
-    """Reward 1 for an answer with the task's letter in it, in the last of ``max_turns`` turns."""
+    """Gives reward 1 if the last answer contains the task's letter."""
 
     id: ClassVar[str] = "letter"
     system: ClassVar[str] = "Say it."

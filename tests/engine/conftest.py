@@ -1,4 +1,4 @@
-"""The tiny model of these tests, made once."""
+"""The tiny model of these tests, created once per session."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import tiny
 
 from envkit.models import ModelRef
 
-torch.set_num_threads(1)  # all that a tiny model can use
+torch.set_num_threads(1)  # more threads do not speed up a tiny model
 
 
 @pytest.fixture(scope="session")

@@ -1,4 +1,4 @@
-"""Who sees whom: with equal scores and one-hot values, attention shows its own mask."""
+"""Attention masks: with equal scores and one-hot values, the output shows which positions are visible."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def zeros(batch: int, heads: int, tokens: int, size: int) -> Tensor:
     return torch.zeros(batch, heads, tokens, size)
 
 
-def seen(weights: Tensor) -> list[int]:
-    """Positions with weight; all of them have the same."""
+def visible_positions(weights: Tensor) -> list[int]:
+    """Return the positions with nonzero weight; assert that their weights are equal."""
     found = weights.nonzero()[:, 0]
     torch.testing.assert_close(weights[found], torch.full((len(found),), 1 / len(found)))
     return found.tolist()
@@ -24,7 +24,7 @@ def seen(weights: Tensor) -> list[int]:
 @settings(deadline=None)
 @given(prompt=st.integers(1, 5), forks=st.lists(st.integers(-1, 20), max_size=12))
 def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[int]) -> None:
-    # The token of each fork stands behind an earlier one of them, or behind the prompt.
+    # Each fork's token follows an earlier fork's token or the prompt.
     ways: list[list[int]] = []
     for number, fork in enumerate(forks):
         before = ways[fork] if 0 <= fork < number else []
@@ -39,22 +39,22 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
     out = PackedTree(prompt, paths).attend(0, query, key, value, 1.0)
     assert out.shape == (1, total, 4, total)
     for place in range(prompt):
-        assert seen(out[0, place, 0]) == list(range(place + 1))
+        assert visible_positions(out[0, place, 0]) == list(range(place + 1))
     for way in ways:
         for head in range(4):
-            assert seen(out[0, way[-1], head]) == [*range(prompt), *way]
+            assert visible_positions(out[0, way[-1], head]) == [*range(prompt), *way]
 
 
 def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
     lengths, prompts, longest = torch.tensor([3, 5, 4]), [0, 1, 2], 5
-    size = longest + 40  # a place for every prompt position and for every token after it
+    size = longest + 40  # one dimension per prompt position and per generated token
     prefix = Prefill(3, longest)
     value = torch.eye(size)[:longest].expand(3, 2, -1, -1)
     prefix.attend(0, zeros(3, 4, longest, size), zeros(3, 2, longest, size), value, 1.0)
     layout = Decode(prefix, lengths, prompts, room=6, slots=4)
     own: list[list[int]] = [[] for _ in prompts]
     fresh = iter(range(longest, size))
-    # Rows branch, change places and end; the first prompt's last.
+    # Rows branch, swap and end, including all rows of the first prompt.
     for rows in ([0, 1, 2], [2, 0, 1, 1, 0, 0], [3, 0, 2], [1, 1, 0, 0, 0]):
         layout.reorder(rows)
         prompts, own = [prompts[row] for row in rows], [[*own[row], next(fresh)] for row in rows]
@@ -64,11 +64,11 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
         layout.advance()
         assert layout.prompts == prompts
         for prompt, path, weights in zip(prompts, own, out[:, 0, 3], strict=True):
-            assert seen(weights) == [*range(int(lengths[prompt])), *path]
+            assert visible_positions(weights) == [*range(int(lengths[prompt])), *path]
     assert {*prompts} == {1, 2}
 
 
-def test_equal_gradients_have_equal_bits_however_many_threads_add_them_up() -> None:
+def test_gradients_are_bit_identical_across_repeated_multithreaded_runs() -> None:
     shared, own, rows = 30, 12, 8
     prompt = 20
     first = prompt + shared

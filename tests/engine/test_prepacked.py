@@ -1,4 +1,4 @@
-"""Products with weights that are laid out once are the products of the weights as they are."""
+"""Products with prepacked weights equal those of the plain weights."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ from torch.nn.functional import linear
 from envkit.engine.prepacked import PrepackedLinear
 
 
-def some(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+def random_tensor(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(sum(shape))).to(dtype)
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", [(1,), (33,), (2, 5), (4, 1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_products_are_those_of_linear(dtype: torch.dtype, shape: tuple[int, ...], bias: bool) -> None:
-    weight, added, x = some(96, 40, dtype=dtype), some(96, dtype=dtype), some(*shape, 40, dtype=dtype)
+def test_products_equal_those_of_linear(dtype: torch.dtype, shape: tuple[int, ...], bias: bool) -> None:
+    weight, added, x = (
+        random_tensor(96, 40, dtype=dtype),
+        random_tensor(96, dtype=dtype),
+        random_tensor(*shape, 40, dtype=dtype),
+    )
     with torch.no_grad():
         found = PrepackedLinear(weight, added if bias else None, [weight])(x)
         wanted = linear(x, weight, added if bias else None)
@@ -26,14 +30,14 @@ def test_products_are_those_of_linear(dtype: torch.dtype, shape: tuple[int, ...]
     torch.testing.assert_close(found, wanted)
 
 
-def test_rows_may_lie_apart() -> None:
-    weight, x = some(96, 40), some(6, 3, 40)
+def test_inputs_need_not_be_contiguous() -> None:
+    weight, x = random_tensor(96, 40), random_tensor(6, 3, 40)
     with torch.no_grad():
         torch.testing.assert_close(PrepackedLinear(weight, None, [weight])(x[:, 1]), linear(x[:, 1], weight))
 
 
-def test_a_weight_that_is_changed_in_place_is_laid_out_again() -> None:
-    weight, x = torch.nn.Parameter(some(96, 40)), some(3, 40)
+def test_a_weight_that_is_changed_in_place_is_packed_again() -> None:
+    weight, x = torch.nn.Parameter(random_tensor(96, 40)), random_tensor(3, 40)
     with torch.no_grad():
         product = PrepackedLinear(weight.data, None, [weight])
         product(x)
@@ -42,9 +46,11 @@ def test_a_weight_that_is_changed_in_place_is_laid_out_again() -> None:
 
 
 @pytest.mark.parametrize("why", ["torch was built without oneDNN", "float64"])
-def test_without_a_copy_the_product_is_plain(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_plain_product_is_used_if_packing_is_unsupported(
+    why: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     if "oneDNN" in why:
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: False)
     dtype = torch.float64 if why == "float64" else torch.float32
-    weight, x = some(96, 40, dtype=dtype), some(3, 40, dtype=dtype)
+    weight, x = random_tensor(96, 40, dtype=dtype), random_tensor(3, 40, dtype=dtype)
     assert torch.equal(PrepackedLinear(weight, None, [weight])(x), linear(x, weight))

@@ -1,4 +1,4 @@
-"""Draws are addressed by their key, and nothing else."""
+"""Random draws depend on their key alone."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import pytest
 from envkit.engine.protocol import Sampling, uniforms
 
 
-def test_a_longer_stream_begins_with_the_shorter_one() -> None:
+def test_the_first_draws_do_not_depend_on_their_number() -> None:
     assert uniforms((3, 1, 4), 50)[:7].tolist() == uniforms((3, 1, 4), 7).tolist()
 
 
 @pytest.mark.parametrize(
     "other", [(5, 7), (7, 5, 1), (5, 7, 1, 0), (5 + (7 << 32), 1), (-5, 7, 1), (5 + (1 << 32), 7, 1)]
 )
-def test_another_key_gives_other_draws(other: tuple[int, ...]) -> None:
+def test_different_keys_give_different_draws(other: tuple[int, ...]) -> None:
     assert uniforms(other, 4).tolist() != uniforms((5, 7, 1), 4).tolist()
 
 

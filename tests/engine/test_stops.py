@@ -1,4 +1,4 @@
-"""Where a stop string is complete, token by token."""
+"""The token with which a stop string is complete."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 
 from envkit.engine.stops import StopStrings
 
-#: Characters that share tokens, or need several.
+#: Characters that share tokens or need several tokens.
 TEXTS = st.text(st.sampled_from("\n`x é€🙂a"), max_size=12)
 
 
 def first_end(strings: Sequence[str], ids: Sequence[int], tokenizer: Any = None) -> int | None:
-    """After how many ids it ends, as `StopStrings` says."""
+    """Return after how many ids `StopStrings` ends the completion."""
     stops = StopStrings(strings, (tokenizer or tiny.tokenizer()).decode)
     return next((count for count in range(1, len(ids) + 1) if stops.end(ids[:count])), None)
 
@@ -27,7 +27,7 @@ def first_end(strings: Sequence[str], ids: Sequence[int], tokenizer: Any = None)
 @example(["\n```\n"], ["```python\nx\n```\n\nThis"])
 @example(["\n```\n"], ["a\n``", "`", "\n", "b"])
 @example(["🙂"], ["a🙂b"])
-def test_it_ends_with_the_first_token_by_which_a_string_is_there(
+def test_a_completion_ends_with_the_first_token_that_completes_a_stop_string(
     strings: list[str], pieces: list[str]
 ) -> None:
     ids = [token for piece in pieces for token in tiny.tokenizer().encode(piece)]
@@ -37,11 +37,11 @@ def test_it_ends_with_the_first_token_by_which_a_string_is_there(
 
 
 @pytest.mark.parametrize("strings", [(), ("`\n`",)])
-def test_other_texts_go_on(strings: tuple[str, ...]) -> None:
+def test_text_without_a_stop_string_does_not_end(strings: tuple[str, ...]) -> None:
     assert first_end(strings, tiny.tokenizer().encode("```python\nreturn 1\n```\n")) is None
 
 
-def test_a_space_is_seen_where_a_tokenizer_drops_the_first_of_a_text() -> None:
+def test_a_space_is_seen_although_the_tokenizer_strips_a_leading_one() -> None:
     from tokenizers import Tokenizer, decoders, models
 
     made = Tokenizer(models.BPE({"\N{LOWER ONE EIGHTH BLOCK}": 0, "x": 1, "y": 2}, []))

@@ -1,4 +1,4 @@
-"""The vLLM engine against plain transformers, in vLLM's own environment: `make test-vllm`."""
+"""The vLLM engine compared with plain transformers, in a separate environment: `make test-vllm`."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ needs_vllm = [
     pytest.mark.skipif(not HAS_VLLM, reason="vLLM has an environment of its own: make test-vllm"),
 ]
 STOPS = tuple(range(3, 49152, 10))
-#: Nats that float32 arithmetic in another order may differ by.
-CLOSE = 2e-4
+#: Largest difference in log-probability caused by another order of float32 sums.
+TOLERANCE_NATS = 2e-4
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
-def test_without_vllm_the_error_says_how_to_get_it() -> None:
+def test_the_error_without_vllm_names_the_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"\.\[vllm\]"):
         VLLMEngine(resolve(DEFAULT_MODEL), [2], dtype="float32")
 
 
-def test_vllm_starts_with_our_threads_and_with_what_the_user_has_set(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     names = ("OMP_NUM_THREADS", "VLLM_CPU_OMP_THREADS_BIND", "VLLM_CPU_KVCACHE_SPACE", "VLLM_LOGGING_STREAM")
     for name in names:
         monkeypatch.delenv(name, raising=False)
@@ -73,7 +73,7 @@ def requests(count: int = 12, adapters: int = 1) -> list[Request]:
 
 
 def updates(model: Any, seed: int, rank: int) -> dict[str, Update]:
-    """An adapter on every linear layer but the head."""
+    """Return an adapter on every linear layer except the head."""
     generator = torch.Generator().manual_seed(seed)
 
     def drawn(*shape: int) -> torch.Tensor:
@@ -94,12 +94,12 @@ def merged(model: Any, adapter: dict[str, Update]) -> Any:
     return made
 
 
-def furthest(
-    models: Sequence[Any], asked: Sequence[Request], drawn: Sequence[Completion], temperature: float
+def max_logprob_error(
+    models: Sequence[Any], batch: Sequence[Request], drawn: Sequence[Completion], temperature: float
 ) -> float:
-    """The largest difference, in nats, from what plain transformers gives the tokens drawn."""
+    """Return the largest difference, in nats, to the logprobs of plain transformers."""
     worst = 0.0
-    for request, completion in zip(asked, drawn, strict=True):
+    for request, completion in zip(batch, drawn, strict=True):
         ids = torch.tensor([[*request.prompt_ids, *completion.ids]])
         with torch.no_grad():
             logits = models[request.adapter](ids).logits[0, len(request.prompt_ids) - 1 : -1].double()
@@ -113,15 +113,15 @@ class TestWithVLLM:
     pytestmark = needs_vllm
 
     @pytest.mark.parametrize("temperature", [1.0, 0.7, 0.0])
-    def test_logprobs_are_those_of_plain_transformers(
+    def test_logprobs_equal_those_of_plain_transformers(
         self, engine: VLLMEngine, plain: Any, temperature: float
     ) -> None:
         engine.load([])
         drawn = engine.generate(requests(), Sampling(temperature, 14))
-        assert furthest([plain], requests(), drawn, temperature) < CLOSE
+        assert max_logprob_error([plain], requests(), drawn, temperature) < TOLERANCE_NATS
         assert engine.generate(requests(), Sampling(temperature, 14)) == drawn
 
-    def test_turns_end_where_they_must(self, engine: VLLMEngine) -> None:
+    def test_completions_end_at_a_stop_id_or_the_budget(self, engine: VLLMEngine) -> None:
         engine.load([])
         drawn = engine.generate(requests(24), Sampling(1.0, 14))
         assert {completion.stop for completion in drawn} == {"stop", "length"}
@@ -130,7 +130,7 @@ class TestWithVLLM:
             assert not set(completion.ids[:-1]) & set(STOPS)
             assert completion.stop == "stop" or len(completion.ids) == 14
 
-    def test_at_temperature_0_it_takes_the_most_likely(self, engine: VLLMEngine, plain: Any) -> None:
+    def test_temperature_0_takes_the_most_likely_tokens(self, engine: VLLMEngine, plain: Any) -> None:
         engine.load([])
         prompt = tuple(tiny.tokenizer()("I am done.").input_ids)
         [completion] = engine.generate([Request(prompt, (1,))], Sampling(0.0, 40))
@@ -141,66 +141,71 @@ class TestWithVLLM:
     def test_draws_follow_the_truncated_distribution(self, engine: VLLMEngine, plain: Any) -> None:
         engine.load([])
         prompt = tiny.prompt(20, seed=1)
-        asked = [Request(prompt, (3, row)) for row in range(2000)]
+        batch = [Request(prompt, (3, row)) for row in range(2000)]
         sampling = Sampling(2.0, 1, top_k=4)
-        drawn = [completion.ids[0] for completion in engine.generate(asked, sampling)]
+        drawn = [completion.ids[0] for completion in engine.generate(batch, sampling)]
         with torch.no_grad():
             top = plain(torch.tensor([prompt])).logits[0, -1].double().topk(4)
         probabilities = torch.softmax(top.values / 2.0, -1)
         counts = [drawn.count(token) for token in top.indices.tolist()]
-        assert sum(counts) == len(asked)
-        assert chisquare(counts, probabilities.numpy() * len(asked)).pvalue > 1e-4
-        again = engine.generate(asked[:8], sampling)
+        assert sum(counts) == len(batch)
+        assert chisquare(counts, probabilities.numpy() * len(batch)).pvalue > 1e-4
+        again = engine.generate(batch[:8], sampling)
         for completion in again:
             place = top.indices.tolist().index(completion.ids[0])
-            assert completion.logprobs[0] == pytest.approx(float(probabilities[place].log()), abs=CLOSE)
+            assert completion.logprobs[0] == pytest.approx(
+                float(probabilities[place].log()), abs=TOLERANCE_NATS
+            )
 
-    def test_every_row_has_its_own_adapter_and_new_ones_replace_the_old(
+    def test_rows_use_their_own_adapters_and_load_replaces_them(self, engine: VLLMEngine, plain: Any) -> None:
+        first, second, third = (updates(plain, seed, rank) for seed, rank in ((1, 4), (2, 6), (3, 1)))
+        batch = requests(12, adapters=3)
+        engine.load([first, {}, second])
+        drawn = engine.generate(batch, Sampling(1.0, 8))
+        models = [merged(plain, first), plain, merged(plain, second)]
+        assert max_logprob_error(models, batch, drawn, 1.0) < TOLERANCE_NATS
+        assert max_logprob_error([plain] * 3, batch, drawn, 1.0) > 0.1, "the adapters do nothing"
+        engine.load([third, second, {}])
+        drawn = engine.generate(batch, Sampling(1.0, 8))
+        assert max_logprob_error([merged(plain, third), models[2], plain], batch, drawn, 1.0) < TOLERANCE_NATS
+
+    def test_more_adapters_than_fit_one_batch_are_served_in_turn(
         self, engine: VLLMEngine, plain: Any
     ) -> None:
-        first, second, third = (updates(plain, seed, rank) for seed, rank in ((1, 4), (2, 6), (3, 1)))
-        asked = requests(12, adapters=3)
-        engine.load([first, {}, second])
-        drawn = engine.generate(asked, Sampling(1.0, 8))
-        models = [merged(plain, first), plain, merged(plain, second)]
-        assert furthest(models, asked, drawn, 1.0) < CLOSE
-        assert furthest([plain] * 3, asked, drawn, 1.0) > 0.1, "the adapters do nothing"
-        engine.load([third, second, {}])
-        drawn = engine.generate(asked, Sampling(1.0, 8))
-        assert furthest([merged(plain, third), models[2], plain], asked, drawn, 1.0) < CLOSE
-
-    def test_more_adapters_than_fit_one_batch_take_turns(self, engine: VLLMEngine, plain: Any) -> None:
         some = [updates(plain, seed, 2) for seed in range(5)]
-        asked = requests(15, adapters=5)
+        batch = requests(15, adapters=5)
         engine.load(some)
-        drawn = engine.generate(asked, Sampling(1.0, 4))
-        assert furthest([merged(plain, adapter) for adapter in some], asked, drawn, 1.0) < CLOSE
+        drawn = engine.generate(batch, Sampling(1.0, 4))
+        assert (
+            max_logprob_error([merged(plain, adapter) for adapter in some], batch, drawn, 1.0)
+            < TOLERANCE_NATS
+        )
 
-    def test_conversations_go_on(self, engine: VLLMEngine, plain: Any) -> None:
+    def test_conversations_can_be_continued(self, engine: VLLMEngine, plain: Any) -> None:
         engine.load([])
-        asked = [dataclasses.replace(request, goes_on=True) for request in requests()]
+        batch = [dataclasses.replace(request, goes_on=True) for request in requests()]
         for turn in range(3):
-            drawn = engine.generate(asked, Sampling(1.0, 6))
-            assert furthest([plain], asked, drawn, 1.0) < CLOSE
-            asked = [
+            drawn = engine.generate(batch, Sampling(1.0, 6))
+            assert max_logprob_error([plain], batch, drawn, 1.0) < TOLERANCE_NATS
+            batch = [
                 dataclasses.replace(
                     request,
                     prompt_ids=(*request.prompt_ids, *completion.ids, *tiny.prompt(7, seed=turn)),
                     known=len(request.prompt_ids) + len(completion.ids),
                     rng_key=(*request.rng_key, turn),
                 )
-                for request, completion in zip(asked, drawn, strict=True)
+                for request, completion in zip(batch, drawn, strict=True)
             ]
 
-    def test_prompts_that_together_exceed_one_batch_wait_for_each_other(
-        self, engine: VLLMEngine, plain: Any
-    ) -> None:
+    def test_prompts_that_exceed_one_batch_are_served_in_turn(self, engine: VLLMEngine, plain: Any) -> None:
         engine.load([])
-        asked = [Request(tiny.prompt(900, seed=row), (9, row)) for row in range(12)]
-        drawn = engine.generate(asked, Sampling(1.0, 4))
-        assert furthest([plain], asked, drawn, 1.0) < CLOSE
+        batch = [Request(tiny.prompt(900, seed=row), (9, row)) for row in range(12)]
+        drawn = engine.generate(batch, Sampling(1.0, 4))
+        assert max_logprob_error([plain], batch, drawn, 1.0) < TOLERANCE_NATS
 
-    def test_what_it_cannot_do_is_said(self, engine: VLLMEngine, plain: Any, ref: ModelRef) -> None:
+    def test_unsupported_requests_and_adapters_are_refused(
+        self, engine: VLLMEngine, plain: Any, ref: ModelRef
+    ) -> None:
         engine.load([{}])
         with pytest.raises(ContractError, match="adapter 1; the engine was given 1"):
             engine.generate(requests(2, adapters=2), Sampling())
@@ -213,7 +218,7 @@ class TestWithVLLM:
         assert engine.generate([], Sampling()) == []
         assert len(engine.generate(requests(2), Sampling(1.0, 4))) == 2
 
-    def test_its_process_ends_with_it(self, ref: ModelRef) -> None:
+    def test_closing_the_engine_ends_its_process(self, ref: ModelRef) -> None:
         before = set(multiprocessing.active_children())
         engine = VLLMEngine(ref, [2], dtype="float32", max_length=512)
         assert set(multiprocessing.active_children()) - before

@@ -1,4 +1,4 @@
-"""Base models and adapters that cannot be used are refused with one clear error."""
+"""Unusable base models and adapters are refused with one clear error."""
 
 from __future__ import annotations
 
@@ -85,14 +85,14 @@ def test_a_chat_template_that_fails_is_refused(ref: ModelRef, tmp_path: Path, te
         Policy(damaged)
 
 
-#: Values that no field expects, and some that it might.
+#: Replacement values: mostly invalid for any field, some valid for a few.
 ODD: list[Any] = [None, True, 0, -1, 3, 10**6, 1.5, float("nan"), "", "x", [], [1], {}, {"a": None}]
 FILES = ("config.json", "tokenizer_config.json", "generation_config.json")
 NAMES = map(str, itertools.count())
 
 
 def mutations(file: Path) -> list[tuple[str, ...]]:
-    """Paths to every value of a JSON file, the whole included."""
+    """Return the paths to every value of a JSON file, including the root."""
 
     def paths(value: Any, path: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
         yield path
@@ -176,5 +176,5 @@ def server(ref: ModelRef) -> Policy:
 @pytest.fixture(scope="module")
 def adapter(ref: ModelRef, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("adapter")
-    tiny.policy(ref, shaken=0.1).save_adapter(folder)
+    tiny.policy(ref, noise=0.1).save_adapter(folder)
     return folder

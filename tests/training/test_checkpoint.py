@@ -1,4 +1,4 @@
-"""A checkpoint is there whole or not at all, wherever its writing is cut off."""
+"""Checkpoints are written atomically: an interrupted save leaves the previous one."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ STATE = {"step": 1, "curriculum": {"solved": [0.1, 1 / 3]}}
 
 
 class Killed(BaseException):
-    """Stands for SIGKILL: nothing may catch it."""
+    """Stands in for SIGKILL: no code may catch it."""
 
 
 @pytest.fixture(scope="module")
 def policy(ref: ModelRef) -> Policy:
-    return tiny.policy(ref, shaken=0.1)
+    return tiny.policy(ref, noise=0.1)
 
 
 @pytest.fixture(scope="module")
-def fresh(ref: ModelRef) -> Policy:
-    """Another process's policy, to load into."""
+def other_policy(ref: ModelRef) -> Policy:
+    """A policy with other weights, to load checkpoints into."""
     return tiny.policy(ref, seed=77)
 
 
-def stepped(policy: Policy) -> torch.optim.Optimizer:
-    """An optimizer with moments, one step after the last."""
+def optimizer_after_a_step(policy: Policy) -> torch.optim.Optimizer:
+    """Return an optimizer after one step, so that it has moments."""
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-3)
     torch.manual_seed(len(optimizer.state))
     for parameter in policy.trainable():
@@ -53,22 +53,24 @@ def moments(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     return [value.clone() for state in optimizer.state.values() for value in state.values()]
 
 
-def assert_whole(store: CheckpointStore, fresh: Policy, step: int, saved: list[torch.Tensor]) -> None:
-    """The newest checkpoint is ``step``, and it loads."""
+def assert_newest_loads(
+    store: CheckpointStore, other_policy: Policy, step: int, saved: list[torch.Tensor]
+) -> None:
+    """Assert that the newest checkpoint is ``step`` and loads the saved tensors."""
     assert store.steps()[-1] == step
     with torch.no_grad():
-        for parameter in fresh.trainable():
+        for parameter in other_policy.trainable():
             parameter.zero_()
-    optimizer = torch.optim.AdamW(fresh.trainable())
-    assert store.load(fresh, optimizer) == STATE
-    assert tiny.equal(saved, [*tiny.weights(fresh), *moments(optimizer)])
+    optimizer = torch.optim.AdamW(other_policy.trainable())
+    assert store.load(other_policy, optimizer) == STATE
+    assert tiny.equal(saved, [*tiny.weights(other_policy), *moments(optimizer)])
 
 
-def test_what_was_saved_is_loaded_bit_for_bit(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
-    optimizer, store = stepped(policy), CheckpointStore(tmp_path / "checkpoints")
+def test_a_checkpoint_loads_bit_for_bit(policy: Policy, other_policy: Policy, tmp_path: Path) -> None:
+    optimizer, store = optimizer_after_a_step(policy), CheckpointStore(tmp_path / "checkpoints")
     path = store.save(1, policy, optimizer, STATE)
     assert path == store.path(1) == tmp_path / "checkpoints" / "step-000001"
-    assert_whole(store, fresh, 1, [*tiny.weights(policy), *moments(optimizer)])
+    assert_newest_loads(store, other_policy, 1, [*tiny.weights(policy), *moments(optimizer)])
     manifest = json.loads((path / "manifest.json").read_text())
     assert (manifest["step"], manifest["model"], manifest["base"]) == (1, policy.ref.id, policy.ref.digest)
     assert {"adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "state.json"} <= set(
@@ -76,14 +78,14 @@ def test_what_was_saved_is_loaded_bit_for_bit(policy: Policy, fresh: Policy, tmp
     )
 
 
-def test_without_checkpoints_there_is_nothing_to_load(policy: Policy, tmp_path: Path) -> None:
+def test_loading_without_checkpoints_returns_none(policy: Policy, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "none")
     assert store.steps() == []
-    assert store.load(policy, stepped(policy)) is None
+    assert store.load(policy, optimizer_after_a_step(policy)) is None
 
 
-def test_the_newest_two_are_kept(policy: Policy, tmp_path: Path) -> None:
-    optimizer, store = stepped(policy), CheckpointStore(tmp_path)
+def test_only_the_newest_two_checkpoints_are_kept(policy: Policy, tmp_path: Path) -> None:
+    optimizer, store = optimizer_after_a_step(policy), CheckpointStore(tmp_path)
     for step in (5, 10, 100, 1_000_000):
         store.save(step, policy, optimizer, STATE)
     assert store.steps() == [100, 1_000_000]
@@ -91,28 +93,28 @@ def test_the_newest_two_are_kept(policy: Policy, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_is_never_overwritten(policy: Policy, tmp_path: Path) -> None:
-    optimizer, store = stepped(policy), CheckpointStore(tmp_path)
+    optimizer, store = optimizer_after_a_step(policy), CheckpointStore(tmp_path)
     path = store.save(1, policy, optimizer, STATE)
     before = {file.name: file.read_bytes() for file in path.iterdir()}
-    store.save(1, policy, stepped(policy), {"step": 2})
+    store.save(1, policy, optimizer_after_a_step(policy), {"step": 2})
     assert {file.name: file.read_bytes() for file in path.iterdir()} == before
 
 
-def test_why_training_ended_is_added_to_a_checkpoint_that_stays_as_it_is(
-    policy: Policy, fresh: Policy, tmp_path: Path
+def test_recording_why_training_ended_does_not_change_the_checkpoint(
+    policy: Policy, other_policy: Policy, tmp_path: Path
 ) -> None:
-    optimizer, store = stepped(policy), CheckpointStore(tmp_path)
+    optimizer, store = optimizer_after_a_step(policy), CheckpointStore(tmp_path)
     assert store.alarm() == ""
     store.save(1, policy, optimizer, STATE)
     assert store.alarm() == ""
     store.end("the gradient is not finite")
     assert CheckpointStore(tmp_path).alarm() == "the gradient is not finite"
-    assert_whole(store, fresh, 1, [*tiny.weights(policy), *moments(optimizer)])
+    assert_newest_loads(store, other_policy, 1, [*tiny.weights(policy), *moments(optimizer)])
     store.save(2, policy, optimizer, {**STATE, "alarm": "collapsed"})
     assert store.alarm() == "collapsed"
 
 
-def counted(function: Callable[..., Any], calls: list[int], kill_at: int | None) -> Callable[..., Any]:
+def counting(function: Callable[..., Any], calls: list[int], kill_at: int | None) -> Callable[..., Any]:
     def wrapped(*args: Any, **kwargs: Any) -> Any:
         calls.append(len(calls))
         if calls[-1] == kill_at:
@@ -123,34 +125,34 @@ def counted(function: Callable[..., Any], calls: list[int], kill_at: int | None)
 
 
 @contextmanager
-def killed_at(point: int | None) -> Iterator[list[int]]:
-    """Die just before the ``point``-th call that makes something durable or visible."""
+def kill_at_call(point: int | None) -> Iterator[list[int]]:
+    """Raise `Killed` just before the ``point``-th call of fsync, rename or torch.save."""
     calls: list[int] = []
     with pytest.MonkeyPatch.context() as patch:
         for name in ("fsync", "rename"):
-            patch.setattr(os, name, counted(getattr(os, name), calls, point))
-        patch.setattr(torch, "save", counted(torch.save, calls, point))
+            patch.setattr(os, name, counting(getattr(os, name), calls, point))
+        patch.setattr(torch, "save", counting(torch.save, calls, point))
         yield calls
 
 
 def test_a_kill_at_any_point_leaves_the_last_checkpoint(
-    policy: Policy, fresh: Policy, tmp_path: Path
+    policy: Policy, other_policy: Policy, tmp_path: Path
 ) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     saved = [*tiny.weights(policy), *moments(optimizer)]
     store.save(1, policy, optimizer, STATE)
-    optimizer = stepped(policy)
-    with killed_at(None) as calls:
+    optimizer = optimizer_after_a_step(policy)
+    with kill_at_call(None) as calls:
         CheckpointStore(tmp_path / "count").save(2, policy, optimizer, {})
     assert len(calls) >= 8
-    for point in range(len(calls) - 1):  # the last only makes a finished rename durable
-        with pytest.raises(Killed), killed_at(point):
+    for point in range(len(calls) - 1):  # the last call is the fsync after the rename
+        with pytest.raises(Killed), kill_at_call(point):
             store.save(2, policy, optimizer, {"step": 2})
-        assert_whole(store, fresh, 1, saved)
-    with pytest.raises(Killed), killed_at(len(calls) - 1):
+        assert_newest_loads(store, other_policy, 1, saved)
+    with pytest.raises(Killed), kill_at_call(len(calls) - 1):
         store.save(2, policy, optimizer, STATE)
-    assert_whole(store, fresh, 2, [*tiny.weights(policy), *moments(optimizer)])
-    # What a killed process leaves behind is swept away when it does that step again.
+    assert_newest_loads(store, other_policy, 2, [*tiny.weights(policy), *moments(optimizer)])
+    # The leftovers of a killed save are removed when that step is saved again.
     (tmp_path / ".step-000003.0badc0de").mkdir()
     (tmp_path / ".step-000003.0badc0de" / "state.json").write_text("{")
     store.save(3, policy, optimizer, STATE)
@@ -158,8 +160,8 @@ def test_a_kill_at_any_point_leaves_the_last_checkpoint(
 
 
 @contextmanager
-def disk_of(file_bytes: int) -> Iterator[None]:
-    """Files end at ``file_bytes``; one byte more fails like a full disk."""
+def file_size_limit(file_bytes: int) -> Iterator[None]:
+    """Limit the size of files to ``file_bytes``; longer writes fail as on a full disk."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (file_bytes, limits[1]))
@@ -171,28 +173,28 @@ def disk_of(file_bytes: int) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("file_bytes", [0, 300, 20_000, 80_000])
-def test_a_full_disk_is_an_error_and_no_checkpoint(
-    policy: Policy, fresh: Policy, tmp_path: Path, file_bytes: int
+def test_a_full_disk_raises_and_keeps_the_last_checkpoint(
+    policy: Policy, other_policy: Policy, tmp_path: Path, file_bytes: int
 ) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     path = store.save(1, policy, optimizer, STATE)
     assert (path / "optimizer.pt").stat().st_size > 80_000
     with (
         pytest.raises(StoreError, match=r"cannot write .*step-000002: .*untouched"),
-        disk_of(file_bytes),
+        file_size_limit(file_bytes),
     ):
-        store.save(2, policy, stepped(policy), {})
+        store.save(2, policy, optimizer_after_a_step(policy), {})
     assert [file.name for file in tmp_path.iterdir()] == ["step-000001"]
-    assert store.load(fresh, torch.optim.AdamW(fresh.trainable())) == STATE
+    assert store.load(other_policy, torch.optim.AdamW(other_policy.trainable())) == STATE
 
 
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left on device"), OSError(30, "Read-only file system")]
 )
-def test_a_rename_that_fails_is_an_error(
+def test_a_failed_rename_raises_and_keeps_the_last_checkpoint(
     policy: Policy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
 ) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     store.save(1, policy, optimizer, STATE)
 
     def fail(*_: object) -> None:
@@ -204,24 +206,24 @@ def test_a_rename_that_fails_is_an_error(
     assert [file.name for file in tmp_path.iterdir()] == ["step-000001"]
 
 
-def flip(file: Path) -> None:
+def flip_bit(file: Path) -> None:
     data = bytearray(file.read_bytes())
     data[len(data) // 2] ^= 1
     file.write_bytes(data)
 
 
-def cut(file: Path) -> None:
+def truncate(file: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
 @pytest.mark.parametrize(
     "name", ["adapter_model.safetensors", "adapter_config.json", "optimizer.pt", "state.json"]
 )
-@pytest.mark.parametrize("damage", [flip, cut, Path.unlink])
+@pytest.mark.parametrize("damage", [flip_bit, truncate, Path.unlink])
 def test_a_damaged_file_is_named(
     policy: Policy, tmp_path: Path, name: str, damage: Callable[[Path], None]
 ) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     damage(store.save(1, policy, optimizer, STATE) / name)
     before = tiny.weights(policy)
     with pytest.raises(StoreError, match=name):
@@ -231,7 +233,7 @@ def test_a_damaged_file_is_named(
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"base": "x"}', '{"base": "x", "files": 3}'])
 def test_a_damaged_manifest_is_named(policy: Policy, tmp_path: Path, content: str) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     (store.save(1, policy, optimizer, STATE) / "manifest.json").write_text(content)
     with pytest.raises(StoreError, match="step-000001 cannot be read"):
         store.load(policy, optimizer)
@@ -239,7 +241,7 @@ def test_a_damaged_manifest_is_named(policy: Policy, tmp_path: Path, content: st
 
 def test_another_base_model_is_refused(policy: Policy, tmp_path: Path) -> None:
     store = CheckpointStore(tmp_path / "checkpoints")
-    store.save(1, policy, stepped(policy), STATE)
+    store.save(1, policy, optimizer_after_a_step(policy), STATE)
     other = tiny.policy(tiny.make(tmp_path / "model", "llama", rms_norm_eps=1e-3))
     file = tmp_path / "model" / "model.safetensors"
     with file.open("ab") as stream:
@@ -250,7 +252,7 @@ def test_another_base_model_is_refused(policy: Policy, tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_without_its_manifest_is_refused_before_training(policy: Policy, tmp_path: Path) -> None:
-    store, optimizer = CheckpointStore(tmp_path), stepped(policy)
+    store, optimizer = CheckpointStore(tmp_path), optimizer_after_a_step(policy)
     store.save(1, policy, optimizer, STATE)
     (store.save(2, policy, optimizer, STATE) / "manifest.json").unlink()
     with pytest.raises(StoreError, match=r"step-000002 has no manifest\.json, .*; delete it"):
@@ -259,22 +261,24 @@ def test_a_checkpoint_without_its_manifest_is_refused_before_training(policy: Po
         store.save(2, policy, optimizer, STATE)
 
 
-def test_a_flipped_byte_in_a_saved_adapter_is_noticed(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_saved_adapter_is_refused(
+    policy: Policy, other_policy: Policy, tmp_path: Path
+) -> None:
     folder = tmp_path / "sft"
     save_adapter(policy, folder)
-    load_adapter(fresh, folder)
+    load_adapter(other_policy, folder)
     file = folder / "adapter_model.safetensors"
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
     with pytest.raises(StoreError, match=r"adapter_model\.safetensors differs from its manifest: .*; delete"):
-        load_adapter(fresh, folder)
+        load_adapter(other_policy, folder)
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors differs from its manifest"):
-        fresh.add(folder, "damaged")
+        other_policy.add(folder, "damaged")
 
 
-def test_an_adapter_from_before_manifests_still_loads(policy: Policy, fresh: Policy, tmp_path: Path) -> None:
+def test_an_adapter_without_a_manifest_loads(policy: Policy, other_policy: Policy, tmp_path: Path) -> None:
     save_adapter(policy, tmp_path / "sft")
     (tmp_path / "sft" / "manifest.json").unlink()
-    load_adapter(fresh, tmp_path / "sft")
-    assert tiny.equal(tiny.weights(policy), tiny.weights(fresh))
+    load_adapter(other_policy, tmp_path / "sft")
+    assert tiny.equal(tiny.weights(policy), tiny.weights(other_policy))

@@ -1,4 +1,4 @@
-"""A wrong configuration is refused with file and field; a right one makes the round trip."""
+"""An invalid configuration is refused, naming file and field; a valid one survives a round trip."""
 
 from __future__ import annotations
 
@@ -64,16 +64,16 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"loss_type": "cispo", "epsilon_high": 0.3}, "epsilon_high is 0.3; with loss_type 'cispo'"),
     ],
 )
-def test_errors_name_origin_and_field(values: dict[str, Any], problem: str) -> None:
+def test_errors_name_the_file_and_the_field(values: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError, match=f"^run.toml: {problem}"):
         from_mapping(values, "run.toml")
 
 
-def test_a_whole_number_is_good_enough_for_a_float() -> None:
+def test_an_integer_is_accepted_for_a_float() -> None:
     assert from_mapping({"temperature": 1}, "x") == TrainConfig(temperature=1.0)
 
 
-def test_round_trip() -> None:
+def test_a_configuration_survives_conversion_to_plain_data() -> None:
     changed = TrainConfig(
         seed=5,
         learning_rate=3e-5,
@@ -85,7 +85,7 @@ def test_round_trip() -> None:
     assert from_mapping(json.loads(json.dumps(to_mapping(changed))), "x") == changed
 
 
-def test_the_defaults_are_in_range() -> None:
+def test_the_defaults_are_valid() -> None:
     assert from_mapping({}, "x") == TrainConfig()
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_written_before_torch_compile_was_removed_still_reads() -> No
     assert from_mapping({"torch_compile": False, "seed": 3}, "manifest.json") == TrainConfig(seed=3)
 
 
-def test_toml(tmp_path: Path) -> None:
+def test_a_toml_file_is_read(tmp_path: Path) -> None:
     file = tmp_path / "run.toml"
     file.write_text("seed = 3\nlearning_rate = 2e-5\n")
     assert from_toml(file) == TrainConfig(seed=3, learning_rate=2e-5)

@@ -1,4 +1,4 @@
-"""The curriculum seeks mixed groups, lets visited sources rest, and goes on exactly where it stopped."""
+"""The curriculum prefers mixed groups, cools down visited tasks, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def tasks(count: int, operators: str = "ab") -> list[Task]:
 
 
 def run(curriculum: Curriculum, steps: range, solved_of: dict[str, int], count: int = 4) -> list[list[str]]:
-    """Visit what is picked; ``solved_of`` gives each task's solved episodes of 8."""
+    """Record results for all picks; ``solved_of`` gives each task's solved episodes out of 8."""
     picked: list[list[str]] = []
     for step in steps:
         picked.append(curriculum.pick(step, count))
@@ -33,20 +33,20 @@ def run(curriculum: Curriculum, steps: range, solved_of: dict[str, int], count: 
 SOLVED = {f"t{i}": (0, 4, 8, 2, 0, 8)[i % 6] for i in range(60)}
 
 
-def test_equal_seeds_pick_equally_and_others_do_not() -> None:
+def test_picks_depend_on_the_seed() -> None:
     first, again, other = (run(Curriculum(tasks(60), seed), range(10), SOLVED) for seed in (3, 3, 4))
     assert first == again
     assert first != other
 
 
-def test_picks_are_distinct_and_as_many_as_there_are() -> None:
+def test_picks_are_distinct_and_at_most_all_tasks() -> None:
     curriculum = Curriculum(tasks(5), 0)
     for step in range(20):
         assert len(set(curriculum.pick(step, 3))) == 3
         assert sorted(curriculum.pick(step, 9)) == ["t0", "t1", "t2", "t3", "t4"]
 
 
-def test_environments_take_turns_whichever_is_easier() -> None:
+def test_environments_are_picked_in_equal_shares_regardless_of_difficulty() -> None:
     first, second = tasks(20, "a"), [replace(task, id=f"u{i}") for i, task in enumerate(tasks(3, "b"))]
     some = [
         replace(task, metadata={**task.metadata, "environment": name})
@@ -57,10 +57,12 @@ def test_environments_take_turns_whichever_is_easier() -> None:
     curriculum = Curriculum(some, 0, rates)
     picked = [curriculum.pick(step, 3) for step in range(4)]
     assert [sum(task.startswith("u") for task in each) for each in picked] == [1, 2, 1, 2]
-    assert sorted(each[0] for each in curriculum.pick(0, 12)) == ["t"] * 9 + ["u"] * 3, "it has no more"
+    assert sorted(each[0] for each in curriculum.pick(0, 12)) == ["t"] * 9 + ["u"] * 3, (
+        "the other environment has only 3 tasks"
+    )
 
 
-def test_many_picks_of_one_source_come_to_an_end() -> None:
+def test_all_tasks_of_a_single_source_can_be_picked_at_once() -> None:
     assert len(set(Curriculum(of_one_source(tasks(100)), 0).pick(0, 100))) == 100
 
 
@@ -68,7 +70,7 @@ def of_one_source(some: list[Task]) -> list[Task]:
     return [replace(task, metadata={**task.metadata, "source": "f"}) for task in some]
 
 
-def test_mixed_tasks_are_visited_more() -> None:
+def test_tasks_with_mixed_groups_are_visited_more_often() -> None:
     solved = {f"t{i}": (0, 4, 8)[i % 3] for i in range(30)}
     curriculum = Curriculum(of_one_source(tasks(30, "a")), 0, rest=1)
     visits = Counter(task for step in run(curriculum, range(120), solved) for task in step)
@@ -77,7 +79,7 @@ def test_mixed_tasks_are_visited_more() -> None:
     assert by_kind[1] > 1.5 * by_kind[2]
 
 
-def test_sources_that_were_seen_before_wait_for_new_ones() -> None:
+def test_unseen_sources_are_picked_before_seen_ones() -> None:
     some = tasks(40)
     sources = {task.id: f"f{i % 10}" for i, task in enumerate(some)}
     curriculum = Curriculum(
@@ -90,7 +92,7 @@ def test_sources_that_were_seen_before_wait_for_new_ones() -> None:
     assert max(later.values()) <= 1.5 * min(later.values())
 
 
-def test_an_operators_results_move_tasks_not_tried_yet() -> None:
+def test_results_change_the_estimates_of_untried_tasks_with_the_same_operator() -> None:
     curriculum = Curriculum(tasks(20), 0)
     before = curriculum.rates()
     assert (before == before[0]).all()
@@ -102,7 +104,7 @@ def test_an_operators_results_move_tasks_not_tried_yet() -> None:
     assert ((after > 0) & (after < 1)).all()
 
 
-def test_an_estimate_stands_until_results_speak() -> None:
+def test_an_initial_estimate_is_used_until_there_are_results() -> None:
     curriculum = Curriculum(tasks(3), 0, {"t0": 0.5, "t1": 0.01})
     assert curriculum.rates()[:2] == pytest.approx([0.5, 0.01])
     assert curriculum.rates()[2] == pytest.approx(1 / 3)
@@ -117,25 +119,25 @@ def estimated(count: int = 200) -> tuple[list[Task], dict[str, float]]:
 
 
 @pytest.mark.parametrize("slope", [0.6, 1.0])
-def test_estimates_follow_a_policy_that_has_become_better(slope: float) -> None:
+def test_estimates_of_untried_tasks_follow_an_improving_policy(slope: float) -> None:
     some, estimates = estimated()
-    now = {task: float(expit(6 + slope * logit(rate))) for task, rate in estimates.items()}
-    curriculum, rng, met = Curriculum(some, 0, estimates), np.random.default_rng(1), set[str]()
-    apart = np.abs(curriculum.rates() - [*now.values()]).mean()
+    true_rates = {task: float(expit(6 + slope * logit(rate))) for task, rate in estimates.items()}
+    curriculum, rng, tried = Curriculum(some, 0, estimates), np.random.default_rng(1), set[str]()
+    initial_error = np.abs(curriculum.rates() - [*true_rates.values()]).mean()
     for step in range(12):
         for task in curriculum.pick(step, 8):
-            curriculum.record(step, task, int(rng.binomial(16, now[task])), 16)
-            met.add(task)
-    left = [i for i, task in enumerate(some) if task.id not in met]
-    assert len(left) > 50
-    wrong = np.abs(curriculum.rates() - [*now.values()])[left]
-    assert wrong.mean() < 0.25 * apart
-    # and so it looks next where groups are mixed, which is half of the tasks or less
-    later = [now[task] for step in range(12, 20) for task in curriculum.pick(step, 8)]
+            curriculum.record(step, task, int(rng.binomial(16, true_rates[task])), 16)
+            tried.add(task)
+    untried = [i for i, task in enumerate(some) if task.id not in tried]
+    assert len(untried) > 50
+    error = np.abs(curriculum.rates() - [*true_rates.values()])[untried]
+    assert error.mean() < 0.25 * initial_error
+    # so the next picks have mixed groups, although at most half of the tasks do
+    later = [true_rates[task] for step in range(12, 20) for task in curriculum.pick(step, 8)]
     assert np.mean([0.05 < rate < 0.95 for rate in later]) > 0.75
 
 
-def test_what_is_known_by_heart_does_not_move_estimates() -> None:
+def test_a_task_that_is_always_solved_does_not_change_other_estimates() -> None:
     some, estimates = estimated(20)
     curriculum = Curriculum(some, 0, estimates)
     curriculum.record(0, "t0", 0, 16)
@@ -145,7 +147,7 @@ def test_what_is_known_by_heart_does_not_move_estimates() -> None:
     assert (curriculum.rates()[1:] == rates).all()
 
 
-def test_one_environments_results_do_not_move_anothers_estimates() -> None:
+def test_results_of_one_environment_do_not_change_estimates_of_another() -> None:
     some, estimates = estimated(20)
     owned = [
         replace(task, metadata={"environment": "first" if i < 10 else "second"})
@@ -159,27 +161,27 @@ def test_one_environments_results_do_not_move_anothers_estimates() -> None:
     assert (after[10:] == before[10:]).all()
 
 
-def test_moved_estimates_keep_their_order_and_the_hopeless_stays_so() -> None:
+def test_updated_estimates_keep_their_order_and_zero_stays_zero() -> None:
     some, estimates = estimated(40)
     by_rate = sorted(estimates, key=lambda task: estimates[task])
     curriculum = Curriculum([*some, Task("none", "train", "", {}, {})], 0, {**estimates, "none": 0.0})
-    for step, task in enumerate(by_rate[:30]):  # the easier it was thought to be, the less it is solved
+    for step, task in enumerate(by_rate[:30]):  # the tasks estimated as easier are solved less
         curriculum.record(step, task, 16 if step < 15 else 0, 16)
     rates = dict(zip([*estimates, "none"], curriculum.rates(), strict=True))
-    left = [rates[task] for task in by_rate[30:]]
-    assert left == sorted(left)
-    assert len(set(left)) == len(left)
+    untried = [rates[task] for task in by_rate[30:]]
+    assert untried == sorted(untried)
+    assert len(set(untried)) == len(untried)
     assert rates["none"] == 0
 
 
-def test_tasks_of_middling_difficulty_come_first() -> None:
+def test_tasks_of_medium_difficulty_are_picked_first() -> None:
     estimates = {f"t{i}": 0.5 if i < 10 else 0.001 for i in range(200)}
     curriculum = Curriculum(tasks(200), 0, estimates)
     picked = [task for step in range(0, 60, 6) for task in curriculum.pick(step, 4)]
     assert sum(estimates[task] == 0.5 for task in picked) > 0.8 * len(picked)
 
 
-def test_a_visited_task_rests() -> None:
+def test_a_visited_task_is_not_picked_during_its_cooldown() -> None:
     curriculum, last = Curriculum(tasks(60), 0, rest=5), dict[str, int]()
     for step, picked in enumerate(run(curriculum, range(40), SOLVED)):
         for task in picked:
@@ -187,7 +189,7 @@ def test_a_visited_task_rests() -> None:
             last[task] = step
 
 
-def test_what_rests_waits_for_tasks_that_look_nearly_hopeless() -> None:
+def test_a_task_in_cooldown_is_not_picked_before_nearly_unsolvable_ones() -> None:
     some = tasks(40)
     curriculum = Curriculum(some, 0, {task.id: 0.5 if i < 4 else 1e-5 for i, task in enumerate(some)})
     easy = {f"t{i}" for i in range(4)}
@@ -198,14 +200,16 @@ def test_what_rests_waits_for_tasks_that_look_nearly_hopeless() -> None:
         assert not easy & set(curriculum.pick(step, 4))
 
 
-def test_rest_is_given_up_where_there_are_too_few_tasks() -> None:
+def test_the_cooldown_is_ignored_if_there_are_too_few_tasks() -> None:
     curriculum = Curriculum(tasks(4), 0, rest=5)
     for picked in run(curriculum, range(10), SOLVED, count=3):
         assert len(picked) == 3
 
 
 @pytest.mark.parametrize("before", [(), ((0, "t3", 16, 16),)])
-def test_a_group_of_voids_counts_as_a_visit_only(before: Sequence[tuple[int, str, int, int]]) -> None:
+def test_a_group_of_voids_counts_as_a_visit_but_not_as_a_result(
+    before: Sequence[tuple[int, str, int, int]],
+) -> None:
     curriculum = Curriculum(tasks(12), 0)
     for result in before:
         curriculum.record(*result)
@@ -215,7 +219,7 @@ def test_a_group_of_voids_counts_as_a_visit_only(before: Sequence[tuple[int, str
     assert all("t3" not in curriculum.pick(step, 4) for step in range(6))
 
 
-def test_the_state_goes_through_json_exactly() -> None:
+def test_the_state_survives_json_exactly() -> None:
     estimates = {f"t{i}": 0.001 * (i + 1) for i in range(40)}
     straight, first = (Curriculum(tasks(60), 7, estimates) for _ in range(2))
     run(straight, range(20), SOLVED)

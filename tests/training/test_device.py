@@ -1,7 +1,7 @@
-"""A model on a card: everything that meets it must be there too, and say the same as on a CPU.
+"""Engine and learner on a GPU: all tensors are on its device, and results equal those on a CPU.
 
-The tests marked ``cuda`` need one. The others use torch's ``meta`` device, which has shapes but no numbers,
-and refuses, as a card does, most of what comes from another device.
+The tests marked ``cuda`` need a GPU. The others use torch's ``meta`` device, which has shapes but no values,
+and which like a GPU refuses most operations with tensors of another device.
 """
 
 from __future__ import annotations
@@ -43,10 +43,10 @@ cuda = [
     pytest.mark.cuda,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU that torch can use"),
 ]
-oncuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])
+on_cuda = pytest.mark.parametrize("device", [pytest.param("cuda", marks=cuda)])
 
 PROMPT = tiny.prompt(20, seed=1)
-#: Alike at first, of several lengths, and one that forgets.
+#: Rows with a common beginning and different lengths; one drops part of its context.
 ROWS = [
     TrainingRow((5, 6, 7, 8), (True,) * 4, (-1.0,) * 4, (0.5,) * 4),
     TrainingRow((5, 6, 9), (True,) * 3, (-2.0,) * 3, (-0.5,) * 3),
@@ -56,8 +56,8 @@ CONFIG = dataclasses.replace(tiny.TRAINING, max_steps=3)
 TASKS = tiny.letter_tasks("abcdefg")
 
 
-def asked() -> list[Request]:
-    """Two groups of each of two adapters, with prompts of several lengths; some go on."""
+def first_requests() -> list[Request]:
+    """Requests in two groups for each of two adapters, with different prompt lengths; some continue."""
     return [
         Request(
             tiny.prompt(9 + 4 * adapter + 7 * group, seed=group),
@@ -71,8 +71,10 @@ def asked() -> list[Request]:
     ]
 
 
-def gone_on(requests: Sequence[Request], drawn: Sequence[Completion], *, further: bool) -> list[Request]:
-    """What those that go on ask next, and whether they go on from there as well."""
+def next_requests(
+    requests: Sequence[Request], drawn: Sequence[Completion], *, further: bool
+) -> list[Request]:
+    """The next requests of conversations that continue; ``further`` says if they continue again."""
     return [
         dataclasses.replace(
             request,
@@ -93,7 +95,7 @@ def gone_on(requests: Sequence[Request], drawn: Sequence[Completion], *, further
         {"loss_type": "dr_grpo", "importance_sampling_mode": "sequence_truncate"},
     ],
 )
-def test_the_learner_makes_nothing_elsewhere(
+def test_the_learner_allocates_all_tensors_on_the_models_device(
     ref: ModelRef, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = tiny.policy(ref)
@@ -102,7 +104,7 @@ def test_the_learner_makes_nothing_elsewhere(
     def number(value: torch.Tensor) -> int:
         return 0
 
-    for name in ("float", "int"):  # what is logged beside the loss
+    for name in ("float", "int"):  # conversions of logged values
         monkeypatch.setattr(loss, name, number, raising=False)
     batch = pack(PROMPT, ROWS, "meta")
     new = logprobs(policy.model, batch, 0.7)
@@ -113,11 +115,13 @@ def test_the_learner_makes_nothing_elsewhere(
     assert {p.grad.device.type for p in policy.trainable() if p.grad is not None} == {"meta"}
 
 
-def test_the_engine_makes_nothing_elsewhere(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_allocates_all_tensors_on_the_models_device(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
     drawn_rows: list[int] = []
 
     def listed(values: torch.Tensor) -> list[list[float]]:
-        """Of a device without numbers: answers branch, and every third row ends after its first token."""
+        """Replacement values for a device without numbers: rows branch, and every third ends early."""
         rows, owners = values.shape
         if values.is_floating_point():
             return [[-1.0] * owners] * rows
@@ -132,19 +136,17 @@ def test_the_engine_makes_nothing_elsewhere(ref: ModelRef, monkeypatch: pytest.M
 
     monkeypatch.setattr(torch_engine, "_listed", listed)
     monkeypatch.setattr(draw, "_require_finite", nothing)
-    policy = tiny.policy(ref, shaken=0.1)
+    policy = tiny.policy(ref, noise=0.1)
     engine = TorchEngine(tiny.plain(ref).to("meta"), [3], max_rows=8)
     engine.load([to_meta(policy), to_meta(policy)])
-    first = asked()
+    first = first_requests()
     drawn = engine.generate(first, Sampling(0.7, 4, top_p=0.9, top_k=50))
-    again = gone_on(first, drawn, further=False)
+    again = next_requests(first, drawn, further=False)
     assert len(engine.generate(again, Sampling(0.7, 2))) == len(again) == 8
-    assert len({*drawn_rows}) > 2  # they have branched and ended
+    assert len({*drawn_rows}) > 2  # rows have branched and ended
 
 
-def test_a_card_that_is_not_there_is_said_to_be_missing(
-    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_gpu_is_reported(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ModelError, match=r"device is 'cuda', but torch .* finds no NVIDIA GPU"):
         Policy(ref, device="cuda")
@@ -157,36 +159,36 @@ def to_meta(policy: Policy) -> dict[str, Update]:
     }
 
 
-# From here on with a card.
+# The tests below need a GPU.
 
 
-@oncuda
+@on_cuda
 @pytest.mark.parametrize("family", tiny.FAMILIES)
-def test_the_engine_draws_on_a_card_what_it_draws_on_a_cpu(device: str, family: str, tmp_path: Path) -> None:
+def test_the_engine_draws_the_same_on_gpu_and_cpu(device: str, family: str, tmp_path: Path) -> None:
     ref = tiny.make(tmp_path, family)
     drawn: list[list[Completion]] = []
     for place in ("cpu", device):
-        policies = [tiny.policy(ref, seed=seed, shaken=0.1, device=place) for seed in (1, 2)]
+        policies = [tiny.policy(ref, seed=seed, noise=0.1, device=place) for seed in (1, 2)]
         engine = policies[0].engine
         engine.load([updates_of(policy.model, "default") for policy in policies])
-        first = engine.generate(asked(), Sampling(0.7, 6, top_p=0.9, top_k=50))
-        later = gone_on(asked(), first, further=True)
+        first = engine.generate(first_requests(), Sampling(0.7, 6, top_p=0.9, top_k=50))
+        later = next_requests(first_requests(), first, further=True)
         second = engine.generate(later, Sampling(0.7, 6, top_k=50))
-        last = gone_on(later, second, further=False)  # from rows that have empty slots by now
+        last = next_requests(later, second, further=False)  # their KV cache has empty slots now
         drawn.append([*first, *second, *engine.generate(last, Sampling(0.7, 6))])
         assert len(drawn[-1]) == 12 + 8 + 8
-    # Sums are rounded differently, so now and then a draw falls on the other side of an edge.
+    # Rounding differs, so a few draws near the boundary between two tokens differ.
     same = [(one, other) for one, other in zip(*drawn, strict=True) if one.ids == other.ids]
     assert len(same) >= 0.8 * len(drawn[0])
     for one, other in same:
         assert one.logprobs == pytest.approx(other.logprobs, abs=1e-4)
 
 
-@oncuda
-def test_the_learner_finds_on_a_card_what_it_finds_on_a_cpu(ref: ModelRef, device: str) -> None:
+@on_cuda
+def test_logprobs_and_gradients_agree_on_gpu_and_cpu(ref: ModelRef, device: str) -> None:
     found: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
     for place in ("cpu", device):
-        policy = tiny.policy(ref, shaken=0.1, device=place)
+        policy = tiny.policy(ref, noise=0.1, device=place)
         batch = pack(PROMPT, ROWS, policy.device)
         new = logprobs(policy.model, batch, 0.7)
         (new * batch.advantages_N).sum().backward()
@@ -233,9 +235,9 @@ def run(ref: ModelRef, tmp_path: Path) -> Iterator[Any]:
         yield trained
 
 
-@oncuda
+@on_cuda
 @pytest.mark.parametrize("kind", [GRPOTrainer, TRLTrainer])
-def test_a_run_on_a_card_learns_from_what_was_drawn(
+def test_training_on_a_gpu_has_little_drift_and_nonzero_gradients(
     run: Any, kind: type[GRPOTrainer | TRLTrainer], device: str
 ) -> None:
     _, seen = run(kind, device, "there")
@@ -244,16 +246,16 @@ def test_a_run_on_a_card_learns_from_what_was_drawn(
     assert min(each.grad_norm for each in seen) > 0
 
 
-@oncuda
-def test_a_run_on_a_card_goes_on_from_its_checkpoint(run: Any, device: str) -> None:
+@on_cuda
+def test_a_run_on_a_gpu_resumes_from_its_checkpoint(run: Any, device: str) -> None:
     run(GRPOTrainer, device, "cut", until=2)
     trainer, seen = run(GRPOTrainer, device, "cut")
     assert [each.step for each in seen] == [3]
     assert trainer.is_done()
 
 
-@oncuda
-def test_a_card_imitates_estimates_and_is_timed(ref: ModelRef, device: str) -> None:
+@on_cuda
+def test_sft_difficulty_estimates_and_timing_run_on_a_gpu(ref: ModelRef, device: str) -> None:
     policy = tiny.policy(ref, device=device)
     shown = [Demonstration("Speak.", f"Say {word}.", word) for word in "abcdefgh" * 3]
     losses: list[float] = []

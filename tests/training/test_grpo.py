@@ -1,4 +1,4 @@
-"""The whole loop on a toy environment: it learns, repeats itself bit by bit, and resumes exactly."""
+"""The training loop on a toy environment: it learns, is reproducible, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ from envkit.types import Outcome, Task, Trajectory
 CONFIG = tiny.TRAINING
 TASKS = tiny.letter_tasks("abcdefg")
 
-#: Makes a trainer in a folder; what a second process would do in the same folder.
+#: Makes a trainer in a folder. Called again, it stands in for a second process in that folder.
 Make = Callable[..., GRPOTrainer]
 
 
@@ -54,7 +54,7 @@ def make(ref: ModelRef) -> Iterator[Make]:
             folder.mkdir(exist_ok=True)
             backend = tiny.MemoryBackend(broken)
             rollouts = stack.enter_context(
-                # One worker, so that calls of the backend come in order.
+                # One worker, so that the order of backend calls is fixed.
                 Rollouts(lambda: env(tasks=tasks, sandbox=backend, max_turns=config.max_turns), workers=1)
             )
             policy = policy or tiny.policy(ref, seed=config.seed)
@@ -79,13 +79,13 @@ def train(trainer: GRPOTrainer, until: int | None = None) -> list[StepMetrics]:
 
 
 def adapter(folder: Path) -> bytes:
-    """The newest checkpoint's weights."""
+    """Return the weights of the newest checkpoint."""
     store = CheckpointStore(folder / "checkpoints")
     return (store.path(store.steps()[-1]) / "adapter_model.safetensors").read_bytes()
 
 
 def episodes(folder: Path) -> list[Trajectory]:
-    """All episodes, wall times left out."""
+    """Return all episodes without their wall times."""
     found: list[Trajectory] = []
     for record in read_lines(folder / "episodes.jsonl"):
         trajectory = trajectory_from_json(record)
@@ -100,7 +100,7 @@ def episodes(folder: Path) -> list[Trajectory]:
     return found
 
 
-def timeless(metrics: Sequence[StepMetrics]) -> list[StepMetrics]:
+def without_times(metrics: Sequence[StepMetrics]) -> list[StepMetrics]:
     return [dataclasses.replace(each, rollout_s=0.0, learn_s=0.0) for each in metrics]
 
 
@@ -128,7 +128,7 @@ def test_the_reward_rises(make: Make, tmp_path: Path, seed: int) -> None:
 def test_the_same_seed_gives_the_same_bits(make: Make, tmp_path: Path) -> None:
     one, again, other = (tmp_path / name for name in ("one", "again", "other"))
     first = train(make(one))
-    assert timeless(train(make(again))) == timeless(first)
+    assert without_times(train(make(again))) == without_times(first)
     assert episodes(one) == episodes(again)
     assert adapter(one) == adapter(again)
     train(make(other, dataclasses.replace(CONFIG, seed=4)))
@@ -144,13 +144,13 @@ def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(make: Make, tmp_path
     assert second.resume()
     assert second.step == cut
     after = train(second)
-    assert timeless(before + after) == timeless(whole)
+    assert without_times(before + after) == without_times(whole)
     assert episodes(resumed) == episodes(straight)
     assert adapter(resumed) == adapter(straight)
     assert any(metrics.grad_norm > 0 for metrics in after)
 
 
-def test_steps_after_the_last_checkpoint_are_played_again_equally(make: Make, tmp_path: Path) -> None:
+def test_steps_after_the_last_checkpoint_are_repeated_identically(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, save_steps=2)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     train(make(straight, config))
@@ -172,7 +172,7 @@ def test_steps_after_the_last_checkpoint_are_played_again_equally(make: Make, tm
     assert episodes(killed)[3 * size :] == episodes(straight)[2 * size :]
 
 
-def test_nothing_to_resume(make: Make, tmp_path: Path) -> None:
+def test_resume_without_a_checkpoint_returns_false(make: Make, tmp_path: Path) -> None:
     assert not make(tmp_path / "run").resume()
 
 
@@ -194,14 +194,14 @@ def test_every_episode_is_logged_with_its_tokens(make: Make, tmp_path: Path) -> 
     assert trajectory_from_json(json.loads(json.dumps(trajectory_to_json(logged[0])))) == logged[0]
 
 
-def test_stopping_saves(make: Make, tmp_path: Path) -> None:
+def test_stopping_saves_a_checkpoint(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, save_steps=100)
     train(make(tmp_path / "run", config), until=3)
     assert CheckpointStore(tmp_path / "run" / "checkpoints").steps() == [3]
 
 
-class Shouted(tiny.LetterEnv):
-    """Hopeless, and measures what may lead there."""
+class NeverSolved(tiny.LetterEnv):
+    """Never solved, with an unweighted check that can shape the reward."""
 
     @check()
     def says_it(self) -> bool:
@@ -212,12 +212,16 @@ class Shouted(tiny.LetterEnv):
         return "e" in self._said
 
 
-def test_a_shaped_reward_teaches_where_none_is_earned_and_is_not_reported(make: Make, tmp_path: Path) -> None:
+def test_a_shaped_reward_gives_gradients_without_changing_the_reported_reward(
+    make: Make, tmp_path: Path
+) -> None:
     hopeless = dataclasses.replace(CONFIG, max_steps=1, max_completion_length=1)
-    (plain,) = train(make(tmp_path / "plain", hopeless, env=Shouted))
+    (plain,) = train(make(tmp_path / "plain", hopeless, env=NeverSolved))
     assert (plain.mixed, plain.grad_norm) == (0.0, 0.0)
     shaping = {"has_an_e": 0.5, "is_of_another_environment": 1.0}
-    (shaped,) = train(make(tmp_path / "shaped", dataclasses.replace(hopeless, shaping=shaping), env=Shouted))
+    (shaped,) = train(
+        make(tmp_path / "shaped", dataclasses.replace(hopeless, shaping=shaping), env=NeverSolved)
+    )
     assert shaped.reward == 0
     assert shaped.grad_norm > 0
     played, size = episodes(tmp_path / "shaped"), CONFIG.num_generations
@@ -247,7 +251,7 @@ def test_only_train_tasks_are_trained_on(
         make(tmp_path / "run", tasks=[*TASKS[:2], held])
 
 
-def test_episodes_that_forget_are_learned_from_as_they_were_played(make: Make, tmp_path: Path) -> None:
+def test_episodes_with_truncated_context_are_trained_without_drift(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=2, max_turns=4, max_context_length=70)
     metrics = train(make(tmp_path / "run", config))
     played = [[s.turn.tokens.kept for s in t.steps if s.turn.tokens] for t in episodes(tmp_path / "run")]
@@ -256,9 +260,9 @@ def test_episodes_that_forget_are_learned_from_as_they_were_played(make: Make, t
     assert any(step.grad_norm for step in metrics)
 
 
-def test_voids_leave_the_batch(make: Make, tmp_path: Path) -> None:
+def test_void_episodes_are_excluded_from_the_batch(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=6, max_turns=1)
-    # The second row's sandbox breaks, and so does its second try.
+    # The second row's sandbox fails, and again when retried.
     trainer = make(tmp_path / "run", config, broken=frozenset({1, 2}))
     (metrics,) = train(trainer)
     logged = episodes(tmp_path / "run")
@@ -270,7 +274,7 @@ def test_voids_leave_the_batch(make: Make, tmp_path: Path) -> None:
 
 
 class BreaksLate(tiny.LetterEnv):
-    """Every episode's machinery breaks in its second turn."""
+    """The sandbox fails in the second turn of every episode."""
 
     def apply(self, action: str) -> ActionResult:
         if self.turns_left == 0:
@@ -278,9 +282,9 @@ class BreaksLate(tiny.LetterEnv):
         return super().apply(action)
 
 
-def test_tokens_of_voids_count_for_nothing(make: Make, tmp_path: Path) -> None:
+def test_tokens_of_void_episodes_are_not_counted(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=2)
-    # Both sandboxes are made, and neither can be made again, tried twice each.
+    # Both sandboxes are created, but neither can be created again in two tries each.
     trainer = make(tmp_path / "run", config, broken=frozenset(range(2, 6)), env=BreaksLate)
     before = tiny.weights(trainer._policy)  # pyright: ignore[reportPrivateUsage]
     (metrics,) = train(trainer)
@@ -289,19 +293,19 @@ def test_tokens_of_voids_count_for_nothing(make: Make, tmp_path: Path) -> None:
     assert tiny.equal(before, tiny.weights(trainer._policy))  # pyright: ignore[reportPrivateUsage]
 
 
-class ShowsAClock(tiny.LetterEnv):
-    """Its first observation is another in every episode: what no environment may do."""
+class DifferentPrompts(tiny.LetterEnv):
+    """Breaks the contract: the first observation differs between episodes of one visit."""
 
     shown = 0
 
     def setup(self, task: Task) -> str:
-        ShowsAClock.shown += 1
-        return f"{super().setup(task)} It is {ShowsAClock.shown} o'clock."
+        DifferentPrompts.shown += 1
+        return f"{super().setup(task)} It is {DifferentPrompts.shown} o'clock."
 
 
 def test_one_visit_with_different_prompts_is_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(ContractError, match=r"environment letter began one visit of task \w with different"):
-        train(make(tmp_path / "run", env=ShowsAClock))
+        train(make(tmp_path / "run", env=DifferentPrompts))
 
 
 @pytest.mark.parametrize(
@@ -311,7 +315,7 @@ def test_one_visit_with_different_prompts_is_refused(make: Make, tmp_path: Path)
         ({"max_kl": 1e-9}, "step [23]: the policy is .* nats per token away from its base .*max_kl is 1e-09"),
     ],
 )
-def test_a_collapse_ends_the_run_for_good(
+def test_a_collapse_ends_the_run_permanently(
     make: Make, tmp_path: Path, guard: dict[str, float], reason: str
 ) -> None:
     config = dataclasses.replace(CONFIG, save_steps=100, **guard)  # pyright: ignore[reportArgumentType]
@@ -325,54 +329,54 @@ def test_a_collapse_ends_the_run_for_good(
     assert train(second) == []
 
 
-class Pays(tiny.LetterEnv):
-    """Whatever is said earns a reward."""
+class AlwaysPays(tiny.LetterEnv):
+    """Rewards every answer."""
 
     @check()
     def says_it(self) -> bool:
         return True
 
 
-class Gamed(Pays):
-    """And nothing of it is right."""
+class AlwaysHacked(AlwaysPays):
+    """Rewards every answer, although none passes the held-out check."""
 
     @check(held_out=True)
     def is_right(self) -> bool:
         return False
 
 
-class Honest(Pays):
+class Honest(AlwaysPays):
     @check(held_out=True)
     def is_right(self) -> bool:
         return True
 
 
-def test_a_reward_that_is_won_without_the_work_ends_the_run(make: Make, tmp_path: Path) -> None:
+def test_solved_tasks_that_fail_held_out_checks_end_the_run(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, alarm_steps=2)
-    trainer = make(tmp_path / "gamed", config, env=Gamed)
+    trainer = make(tmp_path / "gamed", config, env=AlwaysHacked)
     seen = train(trainer)
     assert [(metrics.asked, metrics.hacked) for metrics in seen] == [(0, 0.0), (3, 1.0)]
     assert re.match(
         r"step 2: 100% of 3 solved tasks fail a held-out check \(max_hacked is 0\.2\)", trainer.alarm
     )
     assert episodes(tmp_path / "gamed")[-1].info["held_out"] == {"is_right": 0.0}
-    for env in (Honest, Pays):
+    for env in (Honest, AlwaysPays):
         trainer = make(tmp_path / env.__name__, config, env=env)
         assert len(train(trainer)) == config.max_steps
         assert trainer.alarm == ""
 
 
-class OneIsGamed(Pays):
+class OneTaskHacked(AlwaysPays):
     @check(held_out=True)
     def is_right(self) -> bool:
         return self.task.metadata["letter"] != "a"
 
 
-@pytest.mark.parametrize(("env", "groups", "hacked"), [(Gamed, 1, 1.0), (OneIsGamed, 7, 1 / 7)])
-def test_one_rejected_task_is_no_alarm(
+@pytest.mark.parametrize(("env", "groups", "hacked"), [(AlwaysHacked, 1, 1.0), (OneTaskHacked, 7, 1 / 7)])
+def test_one_rejected_task_raises_no_alarm(
     make: Make, tmp_path: Path, env: type[tiny.LetterEnv], groups: int, hacked: float
 ) -> None:
-    """However many episodes of it are: a share of few tasks says little."""
+    """The alarm counts tasks and not episodes, and a share of few tasks is not significant."""
     config = dataclasses.replace(
         CONFIG, alarm_steps=1, groups_per_step=groups, num_generations=16, max_steps=1, max_hacked=0.1
     )
@@ -384,7 +388,7 @@ def test_one_rejected_task_is_no_alarm(
 @pytest.mark.parametrize(
     ("hacked", "asked", "ends"), [(2, 7, False), (5, 7, True), (2, 2, True), (0, 9, False)]
 )
-def test_an_alarm_is_clear(
+def test_an_alarm_needs_a_clear_share_of_rejected_tasks(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hacked: int, asked: int, ends: bool
 ) -> None:
     def rejected(self: StepRollouts) -> list[bool]:
@@ -396,34 +400,34 @@ def test_an_alarm_is_clear(
     assert bool(trainer.alarm) == ends
 
 
-def test_a_tie_to_the_base_is_learned_from_in_every_group(make: Make, tmp_path: Path) -> None:
+def test_the_kl_penalty_gives_gradients_even_without_rewards(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=2)
     assert [metrics.kl for metrics in train(make(tmp_path / "free", config))] == [0.0, 0.0]
     first, second = train(make(tmp_path / "near", dataclasses.replace(config, beta=9.0)))
-    assert first.kl == pytest.approx(0, abs=1e-9)  # a new adapter changes nothing
+    assert first.kl == pytest.approx(0, abs=1e-9)  # a new adapter does not change the model
     assert second.kl > 0
-    tasks = [dataclasses.replace(task, metadata={"letter": "\0"}) for task in TASKS]  # which nobody says
-    tied = make(tmp_path / "tied", dataclasses.replace(config, beta=9.0), policy=None, tasks=tasks)
+    tasks = [dataclasses.replace(task, metadata={"letter": "\0"}) for task in TASKS]  # which is never sampled
+    penalized = make(tmp_path / "tied", dataclasses.replace(config, beta=9.0), policy=None, tasks=tasks)
     with torch.no_grad():
-        for parameter in tied._policy.trainable():  # pyright: ignore[reportPrivateUsage]
+        for parameter in penalized._policy.trainable():  # pyright: ignore[reportPrivateUsage]
             parameter.add_(0.05)
-    (first, _) = train(tied)
+    (first, _) = train(penalized)
     assert (first.mixed, first.reward) == (0.0, 0.0)
     assert first.grad_norm > 0
 
 
-def test_looking_how_far_the_policy_went_does_not_move_it(make: Make, tmp_path: Path) -> None:
-    # Every other letter is one that nobody says, so that some steps have nothing to learn.
+def test_measuring_kl_does_not_change_training(make: Make, tmp_path: Path) -> None:
+    # Every other letter is never sampled, so that some steps have no mixed group.
     tasks = [
         dataclasses.replace(task, metadata={"letter": "\0" if number % 2 else task.id})
         for number, task in enumerate(TASKS)
     ]
     config = dataclasses.replace(CONFIG, groups_per_step=1, max_steps=6)
     alone = train(make(tmp_path / "alone", config, tasks=tasks))
-    watched = train(make(tmp_path / "watched", dataclasses.replace(config, max_kl=1e9), tasks=tasks))
+    measured = train(make(tmp_path / "watched", dataclasses.replace(config, max_kl=1e9), tasks=tasks))
     assert adapter(tmp_path / "watched") == adapter(tmp_path / "alone")
-    moved = next(one.step for one in watched if one.grad_norm)
-    still = [one for one in watched if one.step > moved and not one.mixed]
+    moved = next(one.step for one in measured if one.grad_norm)
+    still = [one for one in measured if one.step > moved and not one.mixed]
     assert still
     assert all(one.kl > 0 == one.grad_norm for one in still)
     assert {one.kl for one in alone} == {0.0}
@@ -457,5 +461,5 @@ def test_a_stop_within_a_step_discards_it_and_resumes_to_the_same_bits(
         train(stopped)
     again = make(tmp_path / "stopped")
     again.resume()
-    assert timeless(train(again)) == timeless(straight)[stopped.step :]
+    assert without_times(train(again)) == without_times(straight)[stopped.step :]
     assert adapter(tmp_path / "stopped") == adapter(tmp_path / "straight")

@@ -1,4 +1,4 @@
-"""A run that is killed at any moment, and gone on with, ends with the bits of one that was left alone."""
+"""A run killed at random moments and resumed ends with the same bits as an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _STEPS = 90
 
 
 def train(folder: Path, model: Path) -> None:
-    """What the killed process does: begin, or go on, and say so."""
+    """Run in the killed process: start or resume training, and print the starting step."""
     import tiny
     import torch
 
@@ -44,19 +44,19 @@ def train(folder: Path, model: Path) -> None:
 
 
 def begin(folder: Path, model: Path) -> tuple[subprocess.Popen[str], int]:
-    """Start, and return once training has, with the step that it goes on from."""
+    """Start the process; return it with its starting step once training runs."""
     folder.mkdir(exist_ok=True)
     child = subprocess.Popen(
         [sys.executable, __file__, folder, model], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     assert child.stdout is not None
-    if not (said := child.stdout.readline()):
+    if not (line := child.stdout.readline()):
         raise AssertionError(child.communicate()[1])
-    return child, int(said)
+    return child, int(line)
 
 
 def finish(folder: Path, model: Path) -> dict[str, bytes]:
-    """Go on to the end; returns the last checkpoint's files, and all that was done, wall times left out."""
+    """Train to the end; return the last checkpoint's files and the metrics without wall times."""
     from envkit.store import read_lines
     from envkit.training.checkpoint import CheckpointStore
 
@@ -67,15 +67,15 @@ def finish(folder: Path, model: Path) -> dict[str, bytes]:
     assert store.steps()[-1] == _STEPS
     names = ("adapter_model.safetensors", "optimizer.pt", "state.json")
     found = {name: (store.path(_STEPS) / name).read_bytes() for name in names}
-    did = {
+    steps = {
         record["step"]: {name: value for name, value in record.items() if not name.endswith("_s")}
         for record in read_lines(folder / "metrics.jsonl")
     }
-    return found | {"metrics": repr(sorted(did.items())).encode()}
+    return found | {"metrics": repr(sorted(steps.items())).encode()}
 
 
 @pytest.mark.parametrize("kills", [3, pytest.param(20, marks=pytest.mark.nightly)])
-def test_kill_9_changes_no_bit(tmp_path: Path, kills: int) -> None:
+def test_a_run_resumed_after_sigkill_ends_with_the_same_bits(tmp_path: Path, kills: int) -> None:
     import tiny
 
     from envkit.training.checkpoint import CheckpointStore
@@ -87,7 +87,7 @@ def test_kill_9_changes_no_bit(tmp_path: Path, kills: int) -> None:
     for number in range(kills):
         child, start = begin(killed, model)
         starts.append(start)
-        # Every other time around the moment when a checkpoint is written.
+        # Every other kill happens about when a checkpoint is written.
         while number % 2 == 0 and store.steps()[-1:] in ([], [start]) and child.poll() is None:
             time.sleep(0.001)
         time.sleep(rng.uniform(0, 0.02 if number % 2 == 0 else 0.5))
@@ -95,7 +95,7 @@ def test_kill_9_changes_no_bit(tmp_path: Path, kills: int) -> None:
         child.kill()
         child.communicate()
     assert starts == sorted(starts)
-    assert starts[-1] > 0, "it always began anew"
+    assert starts[-1] > 0, "no run resumed from a checkpoint"
     assert finish(killed, model) == expected
 
 

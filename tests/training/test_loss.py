@@ -1,4 +1,4 @@
-"""The packed learner against padded rows in plain transformers, and against TRL's own loss."""
+"""The packed loss compared with padded rows in plain transformers and with TRL's loss."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from envkit.training.policy import Policy
 EPSILON, TEMPERATURE, LONGEST = 0.2, 0.8, 24
 PROMPT = tiny.prompt(20, seed=5)
 SETTINGS = TrainConfig(epsilon=EPSILON, temperature=TEMPERATURE, max_completion_length=LONGEST)
-#: What a run may ask for, by TRL's names.
-ASKED: dict[str, dict[str, Any]] = {
+#: Loss settings by name, with TRL's field names.
+VARIANTS: dict[str, dict[str, Any]] = {
     "dapo": {},
     "grpo": {"loss_type": "grpo"},
     "dr_grpo": {"loss_type": "dr_grpo"},
@@ -45,11 +45,11 @@ CORRECTIONS = {"token_truncate": 1.1, "token_mask": 1.1, "sequence_truncate": 0.
 
 @pytest.fixture
 def policy(ref: ModelRef) -> Policy:
-    return tiny.policy(ref, shaken=0.1)
+    return tiny.policy(ref, noise=0.1)
 
 
 def rows() -> list[TrainingRow]:
-    """Rows of one and of two turns, some twice, some that begin alike."""
+    """Rows of one and two turns; some are duplicates or share a beginning."""
     generator = torch.Generator().manual_seed(0)
     made: list[TrainingRow] = []
     for index, (first, seen, second) in enumerate([(5, 0, 0), (1, 4, 7), (12, 3, 1), (8, 0, 0), (3, 6, 2)]):
@@ -57,15 +57,15 @@ def rows() -> list[TrainingRow]:
         trained = (True,) * first + (False,) * seen + (True,) * second
         old = tuple(-10 - 4 * x for x in torch.rand(len(ids), generator=generator).tolist())
         advantage = (0.75, -0.25, 0.5, -0.6, -0.4)[index]
-        # A second turn has an advantage of its own, once of the other sign.
+        # A second turn has a different advantage, once with the other sign.
         advantages = (advantage,) * first + (0.0,) * seen + (advantage - 0.6,) * second
         made.append(TrainingRow(ids, trained, old, advantages))
     like_the_third = replace(made[2], ids=(*made[2].ids[:6], *tiny.prompt(10, seed=99)))
     return [*made, made[0], made[3], made[0], like_the_third]
 
 
-def near(policy: Policy, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
-    """The rows with old log-probabilities around the present ones, on both sides of the clip range."""
+def near_policy(policy: Policy, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
+    """Return the rows with old log-probabilities near the current ones, inside and outside the clip range."""
     batch, moved = pack(PROMPT, rows), list[TrainingRow]()
     with torch.no_grad():
         new = iter(logprobs(policy.model, batch, TEMPERATURE).tolist())
@@ -78,7 +78,7 @@ def near(policy: Policy, rows: Sequence[TrainingRow]) -> list[TrainingRow]:
 
 
 def padded(rows: Sequence[TrainingRow]) -> dict[str, torch.Tensor]:
-    """The rows as TRL lays them out: one per line, prompts left, completions padded on the right."""
+    """Return the rows in TRL's layout: prompts padded on the left, completions on the right."""
     lines = [torch.tensor(row.ids) for row in rows]
     return {
         "prompt_ids": torch.tensor(PROMPT).repeat(len(rows), 1),
@@ -100,7 +100,7 @@ def reference_logprobs(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Ten
 
 
 def reference_loss(model: Any, inputs: dict[str, torch.Tensor]) -> torch.Tensor:
-    """PPO's objective, written down a second time."""
+    """PPO's objective, implemented independently."""
     ratio = (reference_logprobs(model, inputs) - inputs["old_per_token_logps"]).exp()
     weight = inputs["advantages"]
     clipped = torch.where(weight > 0, ratio.clamp(max=1 + EPSILON), ratio.clamp(min=1 - EPSILON))
@@ -116,7 +116,7 @@ def gradients(policy: Policy) -> list[torch.Tensor]:
     return taken
 
 
-def ours(
+def packed_loss(
     policy: Policy, rows: Sequence[TrainingRow], max_tokens: int, settings: TrainConfig = SETTINGS
 ) -> tuple[float, list[torch.Tensor]]:
     size = StepSize(sum(sum(row.trained) for row in rows), len(rows))
@@ -140,9 +140,9 @@ def assert_same(got: Sequence[torch.Tensor], wanted: Sequence[torch.Tensor]) -> 
 
 
 @pytest.mark.parametrize("max_tokens", [1, 60, 10_000])
-def test_loss_and_gradients_are_those_of_padded_rows(policy: Policy, max_tokens: int) -> None:
-    group = near(policy, rows())
-    loss, gradient = ours(policy, group, max_tokens)
+def test_loss_and_gradients_equal_those_of_padded_rows(policy: Policy, max_tokens: int) -> None:
+    group = near_policy(policy, rows())
+    loss, gradient = packed_loss(policy, group, max_tokens)
     policy.model.set_attn_implementation("sdpa")
     expected = reference_loss(policy.model, padded(group))
     expected.backward()
@@ -150,10 +150,10 @@ def test_loss_and_gradients_are_those_of_padded_rows(policy: Policy, max_tokens:
     assert_same(gradient, gradients(policy))
 
 
-def test_a_branch_is_trained_as_a_row_of_its_own(policy: Policy) -> None:
+def test_a_branch_is_trained_like_a_separate_row(policy: Policy) -> None:
     group = rows()
     two_turns = group[2]  # 12 sampled, 3 seen, 1 sampled
-    forgetful = replace(two_turns, kept={12: 5})
+    truncated = replace(two_turns, kept={12: 5})
     head = replace(
         two_turns,
         ids=two_turns.ids[:12],
@@ -167,7 +167,7 @@ def test_a_branch_is_trained_as_a_row_of_its_own(policy: Policy) -> None:
         (0.0,) * 5 + two_turns.logprobs[12:],
         (0.0,) * 5 + two_turns.advantages[12:],
     )
-    loss, gradient = ours(policy, [group[0], forgetful, group[-1]], 10_000)
+    loss, gradient = packed_loss(policy, [group[0], truncated, group[-1]], 10_000)
     policy.model.set_attn_implementation("sdpa")
     expected = reference_loss(policy.model, padded([group[0], head, tail, group[-1]]))
     expected.backward()
@@ -176,17 +176,17 @@ def test_a_branch_is_trained_as_a_row_of_its_own(policy: Policy) -> None:
 
 
 @pytest.mark.parametrize("family", ["qwen2", "qwen3"])
-def test_other_architectures_too(family: str, tmp_path: Path) -> None:
-    policy = tiny.policy(tiny.make(tmp_path, family), shaken=0.1)
-    group = near(policy, rows())
-    _, gradient = ours(policy, group, 10_000)
+def test_loss_and_gradients_are_right_for_other_architectures(family: str, tmp_path: Path) -> None:
+    policy = tiny.policy(tiny.make(tmp_path, family), noise=0.1)
+    group = near_policy(policy, rows())
+    _, gradient = packed_loss(policy, group, 10_000)
     policy.model.set_attn_implementation("sdpa")
     reference_loss(policy.model, padded(group)).backward()
     assert_same(gradient, gradients(policy))
 
 
 def trl_trainer(policy: Policy, settings: TrainConfig, batch_size: int, folder: Path) -> Any:
-    """TRL's own trainer, of which only the loss is wanted."""
+    """Return TRL's trainer, used only for its loss."""
     from datasets import Dataset
     from trl import GRPOConfig, GRPOTrainer  # pyright: ignore[reportPrivateImportUsage]
 
@@ -217,10 +217,10 @@ def trl_trainer(policy: Policy, settings: TrainConfig, batch_size: int, folder: 
     return trainer
 
 
-def assert_trls(
+def assert_equals_trl(
     policy: Policy, settings: TrainConfig, group: Sequence[TrainingRow], folder: Path, prepare: Any
 ) -> None:
-    whole, pieces = (ours(policy, group, max_tokens, settings) for max_tokens in (10_000, 60))
+    whole, pieces = (packed_loss(policy, group, max_tokens, settings) for max_tokens in (10_000, 60))
     policy.model.set_attn_implementation("sdpa")
     trainer = trl_trainer(policy, settings, len(group), folder)
     for loss, gradient in (whole, pieces):
@@ -228,86 +228,84 @@ def assert_trls(
         prepare(trainer, inputs)
         expected = trainer._compute_loss(policy.model, inputs)
         expected.backward()
-        # CISPO's terms are log-probabilities of about -10, of which a sum near 0 is left.
+        # CISPO's terms are log-probabilities near -10 that sum to almost 0, hence the absolute tolerance.
         assert loss == pytest.approx(float(expected.detach()), rel=1e-4, abs=3e-5)
         assert_same(gradient, gradients(policy))
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-@pytest.mark.parametrize("asked", ASKED)
-def test_loss_and_gradients_are_trls(policy: Policy, tmp_path: Path, asked: str) -> None:
-    settings = replace(SETTINGS, **ASKED[asked])
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_loss_and_gradients_equal_trls(policy: Policy, tmp_path: Path, variant: str) -> None:
+    settings = replace(SETTINGS, **VARIANTS[variant])
 
     def prepare(trainer: Any, inputs: dict[str, torch.Tensor]) -> None:
         if settings.beta:
             with torch.no_grad(), policy.model.disable_adapter():
                 inputs["ref_per_token_logps"] = reference_logprobs(policy.model, inputs)
 
-    assert_trls(policy, settings, near(policy, rows()), tmp_path, prepare)
+    assert_equals_trl(policy, settings, near_policy(policy, rows()), tmp_path, prepare)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 @pytest.mark.parametrize("mode", CORRECTIONS)
 @pytest.mark.parametrize("loss_type", ["dapo", "cispo"])
-def test_corrections_weigh_the_loss_as_trls_do(
-    policy: Policy, tmp_path: Path, mode: str, loss_type: str
-) -> None:
-    most = CORRECTIONS[mode]
+def test_importance_corrections_equal_trls(policy: Policy, tmp_path: Path, mode: str, loss_type: str) -> None:
+    clip_max = CORRECTIONS[mode]
     settings = replace(
         SETTINGS,
         loss_type=loss_type,
         epsilon_high=1.2,
         importance_sampling_mode=mode,
-        importance_sampling_clip_max=most,
+        importance_sampling_clip_max=clip_max,
     )
 
     def prepare(trainer: Any, inputs: dict[str, torch.Tensor]) -> None:
-        # What TRL does where vLLM has sampled: the learner's own probabilities are the old ones.
+        # As TRL does after sampling with vLLM: the learner's own probabilities are the old ones.
         sampled = inputs["old_per_token_logps"]
         inputs["old_per_token_logps"] = reference_logprobs(policy.model, inputs).detach()
         gap = (inputs["old_per_token_logps"] - sampled) * inputs["completion_mask"] * inputs["tool_mask"]
         weight = (gap.sum(-1, keepdim=True) if mode.startswith("sequence") else gap).exp()
-        assert 0 < int((weight > most).sum()) < weight.numel()
-        weight = weight.clamp(max=most) if mode.endswith("truncate") else weight * (weight <= most)
+        assert 0 < int((weight > clip_max).sum()) < weight.numel()
+        weight = weight.clamp(max=clip_max) if mode.endswith("truncate") else weight * (weight <= clip_max)
         inputs["importance_sampling_ratio"] = weight
         trainer.use_vllm = trainer.vllm_importance_sampling_correction = True
 
-    assert_trls(policy, settings, near(policy, rows()), tmp_path, prepare)
+    assert_equals_trl(policy, settings, near_policy(policy, rows()), tmp_path, prepare)
 
 
 def batch_of(old: Sequence[float], advantages: Sequence[float]) -> PackedBatch:
-    """A batch of which only the numbers of the loss matter."""
+    """A batch with arbitrary ids: only the values that enter the loss matter."""
     return pack((0,), [TrainingRow((1,) * len(old), (True,) * len(old), tuple(old), tuple(advantages))])
 
 
-def by_hand(new: torch.Tensor, advantages: Sequence[float]) -> LossTerms:
+def terms_of(new: torch.Tensor, advantages: Sequence[float]) -> LossTerms:
     return policy_loss(new, batch_of([0.0] * len(new), advantages), StepSize(1, 1), SETTINGS)
 
 
-def test_terms_by_hand() -> None:
+def test_loss_terms_equal_hand_computed_values() -> None:
     new = torch.tensor([0.5, 2.0, 0.5, 2.0, 1.1]).log()
-    terms = by_hand(new, [1.0, 1.0, -1.0, -1.0, 2.0])
-    # Improvements beyond the range earn no more; what makes it worse is never clipped.
+    terms = terms_of(new, [1.0, 1.0, -1.0, -1.0, 2.0])
+    # Clipping bounds improvements only; worse ratios are never clipped.
     assert float(terms.total) == pytest.approx(-(0.5 + 1.2 - 0.8 - 2.0 + 2.2))
     assert (terms.clipped, terms.tokens, terms.kl) == (2, 5, 0.0)
-    assert by_hand(new, [0.0] * 5).clipped == 0
+    assert terms_of(new, [0.0] * 5).clipped == 0
     assert terms.drift == pytest.approx(float(new.abs().sum()))
 
 
 def test_a_clipped_token_has_no_gradient() -> None:
     new = torch.tensor([0.5, 2.0, 0.5, 2.0]).log().requires_grad_()
-    by_hand(new, [1.0, 1.0, -1.0, -1.0]).total.backward()
+    terms_of(new, [1.0, 1.0, -1.0, -1.0]).total.backward()
     assert new.grad is not None
     assert new.grad.tolist() == pytest.approx([-0.5, 0.0, 0.0, 2.0])
 
 
-def test_engine_and_learner_agree_along_training(policy: Policy) -> None:
-    """The drift that importance weights would have to mend is rounding, whatever the adapter."""
+def test_engine_and_learner_agree_throughout_training(policy: Policy) -> None:
+    """The drift between engine and learner is only rounding, so no importance weights are needed."""
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-2)
-    asked = [Request(PROMPT, (3, row)) for row in range(6)]
+    variant = [Request(PROMPT, (3, row)) for row in range(6)]
     for step in range(4):
         policy.sync()
-        drawn = policy.engine.generate(asked, Sampling(TEMPERATURE, 8))
+        drawn = policy.engine.generate(variant, Sampling(TEMPERATURE, 8))
         group = [
             TrainingRow(c.ids, (True,) * len(c.ids), c.logprobs, (1.0 - row % 3,) * len(c.ids))
             for row, c in enumerate(drawn)
@@ -324,7 +322,7 @@ def test_engine_and_learner_agree_along_training(policy: Policy) -> None:
 
 @pytest.mark.model
 def test_engine_and_learner_of_the_real_model_agree() -> None:
-    policy = tiny.policy(resolve(DEFAULT_MODEL), shaken=1e-3)
+    policy = tiny.policy(resolve(DEFAULT_MODEL), noise=1e-3)
     policy.sync()
     prompt = policy.renderer.first("Say it.", "def mean(values):\n    return sum(values) // len(values)")
     drawn = policy.engine.generate([Request(prompt, (row,)) for row in range(4)], Sampling(1.0, 8))

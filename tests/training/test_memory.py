@@ -36,7 +36,7 @@ def test_the_estimate_counts_weights_and_adapter(ref: ModelRef) -> None:
         ),
     ],
 )
-def test_too_large_a_configuration_is_refused_with_what_to_lower(
+def test_a_too_large_configuration_is_refused_with_the_fields_to_lower(
     ref: ModelRef, monkeypatch: pytest.MonkeyPatch, changes: dict[str, int], advice: str
 ) -> None:
     monkeypatch.setattr(memory, "available_bytes", lambda: 2**25)
@@ -45,6 +45,6 @@ def test_too_large_a_configuration_is_refused_with_what_to_lower(
         Policy.of(ref, config)
 
 
-def test_what_fits_is_loaded(ref: ModelRef) -> None:
+def test_a_configuration_that_fits_is_accepted(ref: ModelRef) -> None:
     assert memory.available_bytes()
     memory.require_memory(ref, CONFIG)

@@ -1,4 +1,4 @@
-"""Several adapters of one base, trained at once: each as if it were alone, but in one batch."""
+"""Several seeds trained at once on one base: batched together, with the results of separate runs."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ SEEDS = (5, 6, 9)
 
 
 class Make(Protocol):
-    """Trainers of siblings, each in a folder of its seed; a second process would make the same there."""
+    """Makes one trainer per seed, each in its own folder. Called again, it stands in for a second process."""
 
     def __call__(self, folder: Path, seeds: Sequence[int] = SEEDS, **changes: Any) -> list[GRPOTrainer]: ...
 
@@ -76,37 +76,39 @@ def weights(trainers: Sequence[GRPOTrainer]) -> list[list[torch.Tensor]]:
     return [tiny.weights(trainer.collector.policy) for trainer in trainers]
 
 
-def test_siblings_have_one_base_and_an_adapter_each(ref: ModelRef, tmp_path: Path) -> None:
-    first = tiny.policy(ref, shaken=0.1)
+def test_siblings_share_the_base_and_have_separate_adapters(ref: ModelRef, tmp_path: Path) -> None:
+    first = tiny.policy(ref, noise=0.1)
     second = first.sibling(7)
     assert second.engine is first.engine
     own = {id(weight) for weight in second.trainable()}
     theirs = {id(weight) for weight in first.model.parameters()}
     assert {id(weight) for weight in second.model.parameters()} - theirs == own
     assert tiny.equal(tiny.weights(second), tiny.weights(tiny.policy(ref, seed=7)))
-    asked = [Request(tiny.prompt(9, seed=2), (row,), adapter=row % 2) for row in range(6)]
+    requests = [Request(tiny.prompt(9, seed=2), (row,), adapter=row % 2) for row in range(6)]
     first.sync(second)
-    both = first.engine.generate(asked, Sampling(1.0, 5))
+    both = first.engine.generate(requests, Sampling(1.0, 5))
     second.sync()
-    alone = second.engine.generate([dataclasses.replace(each, adapter=0) for each in asked], Sampling(1.0, 5))
+    alone = second.engine.generate(
+        [dataclasses.replace(each, adapter=0) for each in requests], Sampling(1.0, 5)
+    )
     assert [c.ids for c in both[1::2]] == [c.ids for c in alone[1::2]]
     assert [c.ids for c in both[::2]] != [c.ids for c in alone[::2]]
     second.save_adapter(tmp_path)
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
-def test_each_plays_and_learns_what_it_would_alone(make: Make, tmp_path: Path) -> None:
+def test_each_seed_trains_as_it_would_alone(make: Make, tmp_path: Path) -> None:
     together = make(tmp_path / "together")
     before = weights(together)
     metrics = train(together)
     for number, seed in enumerate(SEEDS):
         alone = make(tmp_path / "alone", [seed])
         alone[0].train(lambda _: True)
-        said, expected = (
+        played_together, played_alone = (
             [(t["key"], [step["turn"]["text"] for step in t["steps"]]) for t in read_lines(file)]
             for file in (tmp_path / where / str(seed) / "episodes.jsonl" for where in ("together", "alone"))
         )
-        assert said == expected
+        assert played_together == played_alone
         for a, b in zip(weights(together)[number], weights(alone)[0], strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
         assert not tiny.equal(before[number], weights(together)[number])
@@ -114,12 +116,12 @@ def test_each_plays_and_learns_what_it_would_alone(make: Make, tmp_path: Path) -
     assert not tiny.equal(*weights(together)[:2])
 
 
-def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -> None:
+def test_resuming_from_the_last_common_step_gives_the_same_bits(make: Make, tmp_path: Path) -> None:
     straight = make(tmp_path / "straight")
     train(straight)
     folder = tmp_path / "stopped"
     train_seeds(make(folder), lambda _, metrics: metrics.step < 3)
-    # As if the process had been killed when the first had saved its third step, and no other.
+    # As if the process was killed after the first seed had saved its third step and before the others did.
     for seed in SEEDS[1:]:
         shutil.rmtree(folder / str(seed) / "checkpoints" / "step-000003")
     again = make(folder)
@@ -131,7 +133,9 @@ def test_they_go_on_where_all_have_been_to_the_bit(make: Make, tmp_path: Path) -
 
 
 @pytest.mark.parametrize("polls", [20, 45, 70])
-def test_a_stop_within_a_step_finds_all_at_the_same_step(make: Make, tmp_path: Path, polls: int) -> None:
+def test_a_stop_within_a_step_leaves_all_seeds_at_the_same_step(
+    make: Make, tmp_path: Path, polls: int
+) -> None:
     straight = make(tmp_path / "straight")
     train(straight)
     stopped = make(tmp_path / "stopped", save_steps=9)
@@ -146,7 +150,7 @@ def test_a_stop_within_a_step_finds_all_at_the_same_step(make: Make, tmp_path: P
         assert tiny.equal(one, other)
 
 
-def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> None:
+def test_training_restarts_if_one_seed_has_no_checkpoint(make: Make, tmp_path: Path) -> None:
     train_seeds(make(tmp_path), lambda *_: False)
     shutil.rmtree(tmp_path / "6" / "checkpoints")
     again = make(tmp_path)
@@ -154,7 +158,7 @@ def test_what_not_all_have_saved_is_done_anew(make: Make, tmp_path: Path) -> Non
     assert [trainer.step for trainer in again] == [0, 0, 0]
 
 
-def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path) -> None:
+def test_checkpoints_later_than_the_last_common_step_are_discarded(make: Make, tmp_path: Path) -> None:
     train(make(tmp_path))
     shutil.rmtree(tmp_path / "6" / "checkpoints" / "step-000004")
     again = make(tmp_path)
@@ -166,7 +170,7 @@ def test_what_only_some_have_saved_later_is_discarded(make: Make, tmp_path: Path
         resume_seeds(make(tmp_path))
 
 
-def test_one_whose_step_fails_is_ended_and_the_others_go_on(
+def test_a_seed_whose_step_fails_ends_and_the_others_continue(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainers = make(tmp_path)
@@ -185,44 +189,44 @@ def test_one_whose_step_fails_is_ended_and_the_others_go_on(
     assert [(one.step, one.alarm) for one in again] == [(4, ""), (2, "the gradient is not finite"), (4, "")]
 
 
-@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
-def test_before_an_end_is_on_record_the_others_have_saved(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+@pytest.mark.parametrize("end_cause", ["by an error", "by an alarm"])
+def test_the_other_seeds_save_before_the_end_of_one_is_recorded(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_cause: str
 ) -> None:
     trainers, update = make(tmp_path, save_steps=9), GRPOTrainer.update
-    wrote: list[tuple[int, int, bool]] = []
+    events: list[tuple[int, int, bool]] = []
 
     def failing(trainer: GRPOTrainer, gradient: Gradient) -> StepMetrics:
         metrics = update(trainer, gradient)
         if trainer is not trainers[0] or trainer.step != 2:
             return metrics
-        if fails == "by an error":
+        if end_cause == "by an error":
             raise TrainingError("the gradient is not finite")
         return dataclasses.replace(metrics, entropy=0.0)
 
     def save(store: CheckpointStore, step: int, *given: Any) -> None:
-        keep(store, step, *given)
-        wrote.append((seed_of(store), step, bool(store.alarm())))
+        original_save(store, step, *given)
+        events.append((seed_of(store), step, bool(store.alarm())))
 
     def end(store: CheckpointStore, reason: str) -> None:
-        close(store, reason)
-        wrote.append((seed_of(store), store.ended(), bool(store.alarm())))
+        original_end(store, reason)
+        events.append((seed_of(store), store.ended(), bool(store.alarm())))
 
     def seed_of(store: CheckpointStore) -> int:
         return SEEDS[[one.store for one in trainers].index(store)]
 
-    keep, close = CheckpointStore.save, CheckpointStore.end
+    original_save, original_end = CheckpointStore.save, CheckpointStore.end
     monkeypatch.setattr(GRPOTrainer, "update", failing)
     monkeypatch.setattr(CheckpointStore, "save", save)
     monkeypatch.setattr(CheckpointStore, "end", end)
     train(trainers)
-    first = [(5, 2, False), (5, 3, True)] if fails == "by an error" else [(5, 3, True)]
-    assert wrote == [(6, 3, False), (9, 3, False), *first, (6, 4, False), (9, 4, False)]
+    first = [(5, 2, False), (5, 3, True)] if end_cause == "by an error" else [(5, 3, True)]
+    assert events == [(6, 3, False), (9, 3, False), *first, (6, 4, False), (9, 4, False)]
 
 
-@pytest.mark.parametrize("fails", ["by an error", "by an alarm"])
-def test_two_that_end_in_one_step_end_together_or_not_at_all(
-    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
+@pytest.mark.parametrize("end_cause", ["by an error", "by an alarm"])
+def test_two_seeds_that_end_in_one_step_are_recorded_together_or_not_at_all(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end_cause: str
 ) -> None:
     update = GRPOTrainer.update
 
@@ -230,7 +234,7 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
         metrics = update(trainer, gradient)
         if trainer.collector.config.seed == SEEDS[2] or trainer.step != 2:
             return metrics
-        if fails == "by an error":
+        if end_cause == "by an error":
             raise TrainingError("the gradient is not finite")
         return dataclasses.replace(metrics, entropy=0.0)
 
@@ -238,16 +242,16 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
         pass
 
     def killed(store: CheckpointStore, *given: Any) -> None:
-        if fails == "by an error" and SEEDS[1] == int(store.path(0).parents[1].name):
+        if end_cause == "by an error" and SEEDS[1] == int(store.path(0).parents[1].name):
             raise Killed
-        close(store, *given)
+        original_end(store, *given)
 
     def unsaved(store: CheckpointStore, step: int, *given: Any) -> None:
-        if fails == "by an alarm" and step == 3 and SEEDS[1] == int(store.path(0).parents[1].name):
+        if end_cause == "by an alarm" and step == 3 and SEEDS[1] == int(store.path(0).parents[1].name):
             raise Killed
-        keep(store, step, *given)
+        original_save(store, step, *given)
 
-    keep, close = CheckpointStore.save, CheckpointStore.end
+    original_save, original_end = CheckpointStore.save, CheckpointStore.end
     monkeypatch.setattr(GRPOTrainer, "update", failing)
     monkeypatch.setattr(CheckpointStore, "end", killed)
     monkeypatch.setattr(CheckpointStore, "save", unsaved)
@@ -260,7 +264,7 @@ def test_two_that_end_in_one_step_end_together_or_not_at_all(
     assert [trainer.store.steps()[-1] for trainer in again] == [2, 2, 2]
 
 
-def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Path) -> None:
+def test_a_seed_ended_by_an_alarm_does_not_stop_the_others(make: Make, tmp_path: Path) -> None:
     trainers = make(tmp_path)
     train_seeds(trainers, lambda _, metrics: metrics.step < 2)
     trainers[1].fail("collapsed")
@@ -272,6 +276,6 @@ def test_one_that_an_alarm_has_ended_leaves_the_others(make: Make, tmp_path: Pat
     assert train(again) == [[], [], []]
 
 
-def test_seeds_tell_them_apart(make: Make, tmp_path: Path) -> None:
+def test_duplicate_seeds_are_refused(make: Make, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=r"seeds \[5, 5\] are not distinct"):
         train(make(tmp_path, [5, 5]))

@@ -1,4 +1,4 @@
-"""Packing: the layout of rows behind one prompt."""
+"""Packing: the layout of rows that share one prompt."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def trajectory(*turns: Turn) -> Trajectory:
     return Trajectory(KEY, "e", "a", tuple(StepRecord("", each, 0.0) for each in turns), Outcome.FAILED)
 
 
-def test_a_row_is_all_that_follows_the_first_prompt() -> None:
+def test_a_row_holds_all_tokens_after_the_first_prompt() -> None:
     made = training_row(
         trajectory(turn((1, 2), (3, 4), (-0.3, -0.4)), turn((5, 6), (7,), (-0.7,))), [0.25, -0.5]
     )
@@ -45,7 +45,7 @@ def test_a_turn_without_tokens_cannot_be_trained() -> None:
         training_row(trajectory(turn((1,), (2,), (-1.0,)), Turn("typed by a person")), [1.0, 1.0])
 
 
-def test_a_turn_that_forgets_makes_a_branch() -> None:
+def test_a_turn_with_truncated_context_starts_a_branch() -> None:
     first = turn((1, 2), (3, 4), (-0.3, -0.4))
     second = Turn("", Tokens((5,), (6,), (-0.6,), kept=3))
     third = Turn("", Tokens((7,), (8,), (-0.8,), kept=2))
@@ -54,7 +54,7 @@ def test_a_turn_that_forgets_makes_a_branch() -> None:
     assert made.kept == {2: 1, 4: 0}
 
 
-def test_what_an_episode_began_with_is_not_forgotten() -> None:
+def test_dropping_part_of_the_first_prompt_is_refused() -> None:
     turns = turn((1, 2), (3,), (-0.3,)), Turn("", Tokens((5,), (6,), (-0.6,), kept=1))
     with pytest.raises(ContractError, match="turn 1 of agent a keeps 1 ids of its context"):
         training_row(trajectory(*turns), [1.0, 1.0])
@@ -65,7 +65,7 @@ rows_of_letters = st.lists(st.text("abc", min_size=1, max_size=9), min_size=1, m
 
 @settings(deadline=None)
 @given(texts=rows_of_letters, prompt=st.integers(1, 9), limit=st.integers(1, 40))
-def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limit: int) -> None:
+def test_chunks_hold_every_row_within_the_token_limit(texts: list[str], prompt: int, limit: int) -> None:
     rows = [row(text, advantage=index) for index, text in enumerate(texts)]
     split = list(chunks((0,) * prompt, rows, limit))
     assert sorted(r.advantages[0] for chunk in split for r in chunk) == [r.advantages[0] for r in rows]
@@ -73,12 +73,14 @@ def test_chunks_keep_every_row_and_the_limit(texts: list[str], prompt: int, limi
         assert len(chunk) == 1 or pack((0,) * prompt, chunk).ids_1S.shape[1] <= limit
 
 
-def context(batch: PackedBatch, place: int) -> list[int]:
-    """The ids that a place sees, itself included."""
+def context(batch: PackedBatch, position: int) -> list[int]:
+    """Return the ids that a position attends to, including its own."""
     prompt = [*range(batch.prompt)]
-    ways = {tuple([*prompt, *path][: int(batch.positions_1S[0, place]) + 1]) for path in batch.paths or [[]]}
-    [way] = [way for way in ways if way[-1] == place]
-    return batch.ids_1S[0, list(way)].tolist()
+    paths = {
+        tuple([*prompt, *path][: int(batch.positions_1S[0, position]) + 1]) for path in batch.paths or [[]]
+    }
+    [path_to] = [path_to for path_to in paths if path_to[-1] == position]
+    return batch.ids_1S[0, list(path_to)].tolist()
 
 
 @settings(deadline=None)
@@ -90,26 +92,26 @@ def test_every_token_is_predicted_from_its_own_row(texts: list[str], prompt_leng
     assert batch.targets_K[batch.which_N].tolist() == [token for ids in rows for token in ids]
     assert batch.rows_N.tolist() == [number for number, ids in enumerate(rows) for _ in ids]
     assert batch.rows == len(texts)
-    seen = [context(batch, int(place)) for place in batch.sources_K[batch.which_N]]
+    seen = [context(batch, int(position)) for position in batch.sources_K[batch.which_N]]
     assert seen == [[*prompt, *ids[:offset]] for ids in rows for offset in range(len(ids))]
 
 
 @settings(deadline=None)
 @given(texts=rows_of_letters)
-def test_what_rows_share_is_packed_once(texts: list[str]) -> None:
+def test_common_beginnings_of_rows_are_packed_once(texts: list[str]) -> None:
     batch = pack((0, 1), [row(text) for text in texts])
     beginnings = {
         text[:end] for text in texts for end in range(1, len(text))
-    }  # a last token predicts nothing
+    }  # the last token predicts nothing
     assert batch.ids_1S.shape[1] == 2 + len(beginnings)
-    assert {place for path in batch.paths for place in path} == {*range(2, 2 + len(beginnings))}
+    assert {position for path in batch.paths for position in path} == {*range(2, 2 + len(beginnings))}
     assert len({tuple(path) for path in batch.paths}) == len(batch.paths)
 
 
-def test_a_branch_sees_what_it_keeps() -> None:
-    forgetful = replace(row("abcdef", trained="xx.x.x"), kept={2: 1, 4: 0})
-    batch = pack((1, 2), [forgetful, row("abx")])
-    seen = [bytes(context(batch, int(place))) for place in batch.sources_K[batch.which_N]]
+def test_a_branch_sees_only_the_tokens_it_keeps() -> None:
+    truncated = replace(row("abcdef", trained="xx.x.x"), kept={2: 1, 4: 0})
+    batch = pack((1, 2), [truncated, row("abx")])
+    seen = [bytes(context(batch, int(position))) for position in batch.sources_K[batch.which_N]]
     assert seen == [b"\1\2", b"\1\2a", b"\1\2ac", b"\1\2e", b"\1\2", b"\1\2a", b"\1\2ab"]
     assert bytes(batch.ids_1S[0].tolist()) == b"\1\2aceb"
 

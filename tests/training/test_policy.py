@@ -1,4 +1,4 @@
-"""The policy: an adapter that starts as nothing, is saved and loaded whole, and trains without dropout."""
+"""The policy: its adapter starts as zero, is saved and loaded exactly, and trains without dropout."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ def scores(policy: Policy) -> torch.Tensor:
         )
 
 
-def test_a_new_adapter_changes_nothing(ref: ModelRef) -> None:
-    policy, asked = tiny.policy(ref), [Request(PROMPT, (1,))]
-    before = policy.engine.generate(asked, Sampling(1.0, 5))
+def test_a_new_adapter_does_not_change_completions(ref: ModelRef) -> None:
+    policy, requests = tiny.policy(ref), [Request(PROMPT, (1,))]
+    before = policy.engine.generate(requests, Sampling(1.0, 5))
     policy.sync()
-    assert policy.engine.generate(asked, Sampling(1.0, 5)) == before
+    assert policy.engine.generate(requests, Sampling(1.0, 5)) == before
 
 
 @pytest.mark.parametrize("family", ["gpt_neox", "granite", "phi3", "glm4"])
-def test_other_families_are_sampled_and_learned_from_as_they_are(tmp_path: Path, family: str) -> None:
-    policy = tiny.policy(tiny.make(tmp_path, family), shaken=0.1)
-    asked = [Request(PROMPT, (1,))]
-    [plain] = policy.engine.generate(asked, Sampling(1.0, 5))
+def test_engine_and_learner_agree_with_transformers_on_other_families(tmp_path: Path, family: str) -> None:
+    policy = tiny.policy(tiny.make(tmp_path, family), noise=0.1)
+    requests = [Request(PROMPT, (1,))]
+    [plain] = policy.engine.generate(requests, Sampling(1.0, 5))
     with torch.no_grad():
-        said_SV = tiny.plain(policy.ref)(torch.tensor([[*PROMPT, *plain.ids]])).logits[0].log_softmax(-1)
-    expected = said_SV[len(PROMPT) - 1 : -1].gather(1, torch.tensor(plain.ids)[:, None])[:, 0]
+        logprobs_SV = tiny.plain(policy.ref)(torch.tensor([[*PROMPT, *plain.ids]])).logits[0].log_softmax(-1)
+    expected = logprobs_SV[len(PROMPT) - 1 : -1].gather(1, torch.tensor(plain.ids)[:, None])[:, 0]
     torch.testing.assert_close(torch.tensor(plain.logprobs), expected, rtol=1e-4, atol=1e-4)
     policy.sync()
-    [adapted] = policy.engine.generate(asked, Sampling(1.0, 5))
+    [adapted] = policy.engine.generate(requests, Sampling(1.0, 5))
     row = TrainingRow(adapted.ids, (True,) * 5, adapted.logprobs, (1.0,) * 5)
     with torch.no_grad():
         learned = logprobs(policy.model, pack(PROMPT, [row]), 1.0)
@@ -66,7 +66,7 @@ def test_other_families_are_sampled_and_learned_from_as_they_are(tmp_path: Path,
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "dynamic"),
     ],
 )
-def test_models_that_do_more_than_engine_and_learner_know_are_refused(
+def test_models_with_unsupported_features_are_refused(
     tmp_path: Path, family: str, changes: dict[str, Any], problem: str
 ) -> None:
     with pytest.raises(ModelError, match=problem):
@@ -80,14 +80,14 @@ def test_all_linear_layers_are_trained_and_the_head_is_not(ref: ModelRef) -> Non
     assert not any("lm_head" in name or "embed" in name for name in names)
 
 
-def test_the_seed_decides_the_adapter(ref: ModelRef) -> None:
+def test_the_seed_determines_the_adapter(ref: ModelRef) -> None:
     one, same, other = (tiny.weights(tiny.policy(ref, seed=seed)) for seed in (1, 1, 2))
     assert tiny.equal(one, same)
     assert not tiny.equal(one, other)
 
 
 def test_a_saved_adapter_loads_bit_for_bit(ref: ModelRef, tmp_path: Path) -> None:
-    policy = tiny.policy(ref, shaken=0.1)
+    policy = tiny.policy(ref, noise=0.1)
     policy.save_adapter(tmp_path)
     other = tiny.policy(ref, seed=9)
     load_adapter(other, tmp_path)
@@ -96,10 +96,10 @@ def test_a_saved_adapter_loads_bit_for_bit(ref: ModelRef, tmp_path: Path) -> Non
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning")
-def test_a_saved_adapter_is_plain_peft(ref: ModelRef, tmp_path: Path) -> None:
+def test_a_saved_adapter_loads_with_peft(ref: ModelRef, tmp_path: Path) -> None:
     from peft import PeftModel
 
-    policy = tiny.policy(ref, shaken=0.1)
+    policy = tiny.policy(ref, noise=0.1)
     policy.save_adapter(tmp_path)
     ids = tiny.prompt(7, seed=3)
     with torch.no_grad():
@@ -110,34 +110,34 @@ def test_a_saved_adapter_is_plain_peft(ref: ModelRef, tmp_path: Path) -> None:
 
 
 def test_one_base_serves_many_adapters(ref: ModelRef, tmp_path: Path) -> None:
-    asked, drawn = [Request(PROMPT, (1,))], list[object]()
+    requests, drawn = [Request(PROMPT, (1,))], list[object]()
     for seed in (1, 2):
-        policy = tiny.policy(ref, seed=seed, shaken=0.3)
+        policy = tiny.policy(ref, seed=seed, noise=0.3)
         policy.save_adapter(tmp_path / str(seed))
         policy.sync()
-        drawn.append(policy.engine.generate(asked, Sampling(1.0, 8)))
-    server = tiny.policy(ref, seed=3, shaken=0.3)
+        drawn.append(policy.engine.generate(requests, Sampling(1.0, 8)))
+    server = tiny.policy(ref, seed=3, noise=0.3)
     server.sync()
-    before = server.engine.generate(asked, Sampling(1.0, 8)), tiny.weights(server), scores(server)
+    before = server.engine.generate(requests, Sampling(1.0, 8)), tiny.weights(server), scores(server)
     for seed in (1, 2):
         server.add(tmp_path / str(seed), f"arm-{seed}")
     server.serve(["arm-2", None, "arm-1"])
     numbered = [Request(PROMPT, (1,), adapter=number) for number in range(3)]
     found = [server.engine.generate([request], Sampling(1.0, 8)) for request in numbered]
     assert found[::2] == drawn[::-1]
-    assert found[1] == tiny.policy(ref).engine.generate(asked, Sampling(1.0, 8))
+    assert found[1] == tiny.policy(ref).engine.generate(requests, Sampling(1.0, 8))
     assert len({str(each) for each in [*found, before[0]]}) == 4
-    # What is in training is as it was, and is saved alone.
+    # The adapter in training is unchanged, and only it is saved.
     server.sync()
-    assert server.engine.generate(asked, Sampling(1.0, 8)) == before[0]
+    assert server.engine.generate(requests, Sampling(1.0, 8)) == before[0]
     assert tiny.equal(tiny.weights(server), before[1])
     assert torch.equal(scores(server), before[2])
     server.save_adapter(tmp_path / "saved")
     assert not [path for path in (tmp_path / "saved").iterdir() if path.is_dir()]
 
 
-def test_dropout_of_an_adapter_from_elsewhere_stays_off(ref: ModelRef, tmp_path: Path) -> None:
-    tiny.policy(ref, shaken=0.1).save_adapter(tmp_path)
+def test_dropout_of_an_added_adapter_is_not_applied(ref: ModelRef, tmp_path: Path) -> None:
+    tiny.policy(ref, noise=0.1).save_adapter(tmp_path)
     config = tmp_path / "adapter_config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "lora_dropout": 0.5}))
     policy = tiny.policy(ref)
@@ -156,7 +156,7 @@ def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -
     tiny.policy(other).save_adapter(tmp_path / "adapter")
     with pytest.raises(ModelError, match=r"was trained on tiny-llama with weights .*--model"):
         tiny.policy(ref).add(tmp_path / "adapter", "added")
-    (tmp_path / "adapter" / BASE).unlink()  # as of an adapter from elsewhere
+    (tmp_path / "adapter" / BASE).unlink()  # as in an adapter that envkit did not save
     with pytest.raises(ModelError, match=r"adapter: not an adapter for tiny-llama"):
         tiny.policy(ref).add(tmp_path / "adapter", "added")
 
@@ -171,7 +171,7 @@ def test_an_adapter_of_another_model_is_refused(ref: ModelRef, tmp_path: Path) -
         ("lora_bias", True),
     ],
 )
-def test_what_the_engine_cannot_add_to_the_base_is_refused(
+def test_an_adapter_that_is_not_plain_lora_is_refused(
     ref: ModelRef, tmp_path: Path, key: str, value: object
 ) -> None:
     tiny.policy(ref).save_adapter(tmp_path)
@@ -184,7 +184,7 @@ def test_what_the_engine_cannot_add_to_the_base_is_refused(
 @pytest.mark.parametrize(
     ("name", "content"), [("model.safetensors", b"torn"), ("config.json", b"{"), ("config.json", b"{}")]
 )
-def test_a_broken_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
+def test_a_damaged_model_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
     ref = tiny.make(tmp_path)
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ModelError, match=f"{tmp_path}.*: not a (causal language model|safetensors file)"):

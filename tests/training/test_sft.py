@@ -1,4 +1,4 @@
-"""The warm start: only answers are imitated, and TRL's trainer leaves no trace behind."""
+"""Supervised fine-tuning: only answers count in the loss, and the model is restored afterwards."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
 
-SHOWN = [
+DEMONSTRATIONS = [
     Demonstration("Speak.", f"Say {word} number {i}.", f"{word}!" * (1 + i % 3))
     for i, word in enumerate("abcdefgh" * 3)
 ]
@@ -31,7 +31,9 @@ def policy(ref: ModelRef) -> Policy:
     return tiny.policy(ref)
 
 
-def train(policy: Policy, shown: list[Demonstration] = SHOWN, **changes: Any) -> list[float]:
+def train(
+    policy: Policy, demonstrations: list[Demonstration] = DEMONSTRATIONS, **changes: Any
+) -> list[float]:
     losses: list[float] = []
 
     def on_step(step: int, loss: float) -> None:
@@ -39,17 +41,17 @@ def train(policy: Policy, shown: list[Demonstration] = SHOWN, **changes: Any) ->
         losses.append(loss)
 
     config = dataclasses.replace(CONFIG, **changes)
-    assert sft.train(policy, shown, config, on_step) == len(losses)
-    assert len(losses) == len(shown) // config.sft_batch_size
+    assert sft.train(policy, demonstrations, config, on_step) == len(losses)
+    assert len(losses) == len(demonstrations) // config.sft_batch_size
     return losses
 
 
-def test_the_loss_falls_quietly(
+def test_the_loss_falls_and_nothing_is_printed(
     policy: Policy, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     base = [p.clone() for p in policy.model.parameters() if not p.requires_grad]
     capfd.readouterr()
-    losses = train(policy, SHOWN * 2)
+    losses = train(policy, DEMONSTRATIONS * 2)
     assert len(losses) == 12
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     assert (capfd.readouterr().out, caplog.text) == ("", "")
@@ -58,61 +60,61 @@ def test_the_loss_falls_quietly(
     assert {p.dtype for p in policy.trainable()} == {torch.float32}
 
 
-def test_the_loss_is_the_answers_alone(policy: Policy) -> None:
-    (loss,) = train(policy, SHOWN[:5], sft_batch_size=5, sft_learning_rate=1e-9)
+def test_the_loss_counts_only_tokens_of_the_answers(policy: Policy) -> None:
+    (loss,) = train(policy, DEMONSTRATIONS[:5], sft_batch_size=5, sft_learning_rate=1e-9)
     model = tiny.plain(policy.ref)
     total, count = 0.0, 0
-    for one in SHOWN[:5]:
+    for one in DEMONSTRATIONS[:5]:
         prompt = policy.renderer.first(one.system, one.observation)
-        said = policy.renderer.answer(one.answer)
+        answer_ids = policy.renderer.answer(one.answer)
         with torch.no_grad():
-            logits = model(torch.tensor([[*prompt, *said]])).logits[0, len(prompt) - 1 : -1]
-        total += float(cross_entropy(logits, torch.tensor(said), reduction="sum"))
-        count += len(said)
+            logits = model(torch.tensor([[*prompt, *answer_ids]])).logits[0, len(prompt) - 1 : -1]
+        total += float(cross_entropy(logits, torch.tensor(answer_ids), reduction="sum"))
+        count += len(answer_ids)
     assert loss == pytest.approx(total / count, rel=1e-4)
 
 
-def test_a_stop_request_ends_it_before_the_next_micro_batch(policy: Policy) -> None:
+def test_a_stop_request_ends_sft_before_the_next_micro_batch(policy: Policy) -> None:
     seen: list[int] = []
 
     def on_step(step: int, loss: float) -> None:
         seen.append(step)
 
     with pytest.raises(Stopped):
-        sft.train(policy, SHOWN, CONFIG, on_step, lambda: len(seen) == 2)
+        sft.train(policy, DEMONSTRATIONS, CONFIG, on_step, lambda: len(seen) == 2)
     assert seen == [1, 2]
 
 
-def test_the_seed_decides_everything(ref: ModelRef) -> None:
+def test_the_seed_determines_losses_and_weights(ref: ModelRef) -> None:
     policies = [tiny.policy(ref) for _ in range(3)]
     losses = [train(policy, seed=seed) for policy, seed in zip(policies, (5, 5, 6), strict=True)]
     assert losses[0] == losses[1] != losses[2]
     assert tiny.equal(tiny.weights(policies[0]), tiny.weights(policies[1]))
 
 
-def test_fewer_examples_than_a_batch_are_no_step(policy: Policy) -> None:
+def test_fewer_examples_than_a_batch_make_no_step(policy: Policy) -> None:
     before = tiny.weights(policy)
-    assert train(policy, SHOWN[:3]) == []
+    assert train(policy, DEMONSTRATIONS[:3]) == []
     assert tiny.equal(before, tiny.weights(policy))
 
 
-def test_packed_attention_is_back_afterwards(policy: Policy) -> None:
-    train(policy, SHOWN[:4])
+def test_packed_attention_is_restored_after_training(policy: Policy) -> None:
+    train(policy, DEMONSTRATIONS[:4])
     assert policy.model.config._attn_implementation == NAME
     assert not policy.model.training
 
 
-def test_packed_attention_is_back_after_an_error(policy: Policy) -> None:
+def test_packed_attention_is_restored_after_an_error(policy: Policy) -> None:
     def on_step(step: int, loss: float) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        sft.train(policy, SHOWN, CONFIG, on_step)
+        sft.train(policy, DEMONSTRATIONS, CONFIG, on_step)
     assert policy.model.config._attn_implementation == NAME
     assert not policy.model.training
 
 
-def test_a_demonstration_longer_than_the_context_is_refused_first(tmp_path: Path) -> None:
+def test_a_demonstration_longer_than_the_context_is_refused_before_training(tmp_path: Path) -> None:
     policy = tiny.policy(tiny.make(tmp_path, max_position_embeddings=8))
     with pytest.raises(ModelError, match=r"a demonstration has \d+ tokens, but the context of .* has 8; use"):
-        sft.train(policy, SHOWN, CONFIG, lambda *_: pytest.fail("it trained"))
+        sft.train(policy, DEMONSTRATIONS, CONFIG, lambda *_: pytest.fail("it trained"))

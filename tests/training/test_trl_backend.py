@@ -1,4 +1,4 @@
-"""TRL's trainer on the same episodes takes the same steps."""
+"""TRL's trainer takes the same steps as the own trainer on the same episodes."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def train(trainer: Any, until: int | None = None) -> list[StepMetrics]:
     return seen
 
 
-def moved(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
+def weight_change(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
     return torch.cat([(a - b).flatten() for a, b in zip(tiny.weights(policy), before, strict=True)])
 
 
@@ -86,15 +86,15 @@ def moved(policy: Policy, before: list[torch.Tensor]) -> torch.Tensor:
     ],
     ids=str,
 )
-def test_a_step_is_the_same_step(make: Make, ref: ModelRef, changes: dict[str, Any]) -> None:
+def test_a_step_equals_that_of_the_own_trainer(make: Make, ref: ModelRef, changes: dict[str, Any]) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, **changes)
     steps: list[StepMetrics] = []
-    moves: list[torch.Tensor] = []
+    weight_changes: list[torch.Tensor] = []
     for kind in (GRPOTrainer, TRLTrainer):
-        policy = tiny.policy(ref, shaken=0.1)
+        policy = tiny.policy(ref, noise=0.1)
         before = tiny.weights(policy)
         steps += train(make(kind, kind.__name__, policy, config))
-        moves.append(moved(policy, before))
+        weight_changes.append(weight_change(policy, before))
     ours, theirs = (dataclasses.asdict(each) for each in steps)
     assert ours["mixed"] > 0
     for name in ("step", "reward", "mixed", "void", "entropy", "completion_tokens"):
@@ -104,11 +104,11 @@ def test_a_step_is_the_same_step(make: Make, ref: ModelRef, changes: dict[str, A
     assert theirs["kl"] == pytest.approx(ours["kl"], rel=1e-3)
     assert (ours["kl"] > 0) == config.needs_reference
     assert max(ours["drift"], theirs["drift"]) < 1e-4
-    # Adam's first step has the size of the learning rate for every weight, however small its gradient.
-    assert float((moves[0] - moves[1]).norm() / moves[0].norm()) < 0.05
+    # Adam's first step has the size of the learning rate for every weight, whatever its gradient's size.
+    assert float((weight_changes[0] - weight_changes[1]).norm() / weight_changes[0].norm()) < 0.05
 
 
-@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])  # with bnpo it matters which rows TRL puts together
+@pytest.mark.parametrize("loss_type", ["dapo", "bnpo"])  # with bnpo the loss depends on TRL's micro-batches
 def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(
     make: Make, ref: ModelRef, loss_type: str
 ) -> None:
@@ -126,7 +126,7 @@ def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(
 
 
 @pytest.mark.parametrize(("broken", "void"), [(frozenset({1, 2}), 1 / 12), (frozenset(range(99)), 1.0)])
-def test_voids_carry_no_gradient_and_break_nothing(
+def test_void_episodes_have_no_gradient(
     make: Make, ref: ModelRef, broken: frozenset[int], void: float
 ) -> None:
     config, policy = dataclasses.replace(CONFIG, max_steps=1, max_turns=1), tiny.policy(ref)
@@ -137,10 +137,12 @@ def test_voids_carry_no_gradient_and_break_nothing(
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])
-def test_voids_count_in_no_denominator(make: Make, ref: ModelRef, loss_type: str) -> None:
+def test_void_episodes_are_not_counted_in_the_loss_denominator(
+    make: Make, ref: ModelRef, loss_type: str
+) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, loss_type=loss_type)
     ours, theirs = (
-        train(make(kind, kind.__name__, tiny.policy(ref, shaken=0.1), config, broken=frozenset({1, 2, 7})))[0]
+        train(make(kind, kind.__name__, tiny.policy(ref, noise=0.1), config, broken=frozenset({1, 2, 7})))[0]
         for kind in (GRPOTrainer, TRLTrainer)
     )
     assert ours.void == theirs.void > 0
@@ -148,7 +150,7 @@ def test_voids_count_in_no_denominator(make: Make, ref: ModelRef, loss_type: str
     assert theirs.grad_norm == pytest.approx(ours.grad_norm, rel=1e-3) != 0
 
 
-def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_the_weights(
+def test_a_gradient_that_is_not_finite_ends_the_run_without_changing_weights(
     make: Make, ref: ModelRef
 ) -> None:
     policy = tiny.policy(ref)
@@ -163,7 +165,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_touches_the_weight
     assert tiny.equal(before, tiny.weights(policy))
 
 
-def test_a_run_far_from_its_base_is_ended(make: Make, ref: ModelRef) -> None:
+def test_exceeding_max_kl_ends_the_run(make: Make, ref: ModelRef) -> None:
     trainer = make(TRLTrainer, "run", tiny.policy(ref), dataclasses.replace(CONFIG, max_kl=1e-9))
-    assert len(train(trainer)) == 2  # in the first step it is the base
+    assert len(train(trainer)) == 2  # in the first step the policy equals its base
     assert "nats per token away from its base" in trainer.alarm
