@@ -1,1 +1,1 @@
-"""Agents: whatever answers observations."""
+"""Agents: a local model, an API, a script or recorded outputs behind one protocol."""

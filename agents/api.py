@@ -1,4 +1,4 @@
-"""Agent for a model behind an OpenAI-compatible API; plays many episodes at once."""
+"""Agent for a model behind an OpenAI-compatible API; plays many episodes concurrently."""
 
 from __future__ import annotations
 
@@ -34,17 +34,17 @@ from envkit.store import Journal
 from envkit.types import EpisodeKey, Turn, Usage
 
 _BACKOFF = Backoff()
-#: Seconds between two reports of retries. Many conversations usually fail at once.
+#: Seconds between two reports of retries, because many conversations usually fail at once.
 _RETRY_REPORTS_S = 30.0
 #: Seconds between two looks at the stop request while answers are awaited.
 _POLL_S = 0.1
-#: Refusals in a row, without an answer between them, after which the provider is taken to refuse everything.
-_MOST_REFUSALS = 16
+#: Consecutive refusals after which the run ends: the provider seems to refuse everything.
+_MAX_REFUSALS = 16
 
 
 @dataclass(slots=True, eq=False)
 class _Conversation:
-    """An episode's append-only messages, opaque fields of the provider's included."""
+    """An episode's append-only messages, with the provider's opaque fields."""
 
     key: EpisodeKey
     messages: list[Message]
@@ -55,31 +55,33 @@ class _Conversation:
 class ApiAgent:
     """Plays episodes by requests to an API, up to ``card.concurrency`` at once.
 
-    Every request is in the journal before it is made, every answer as soon as it is there; what a journal
-    holds is not asked again. The key is read from the environment, and appears nowhere else.
+    Every request is written to the journal before it is sent, and every answer when it arrives. A request
+    that the journal has an answer to is not sent again. The API key is read from the environment variable
+    that the card names, and is stored nowhere.
 
-    Owns its threads and connections: use as a context manager, inside the journal's. Leaving waits for the
-    answers under way, which are paid for.
+    Owns its threads and connections: use it as a context manager, inside the journal's. Leaving waits for
+    running requests, because they are paid for.
 
     Args:
-        name: what reports call it.
-        card: where, and how, the model is asked.
-        temperature: of sampling, if the card says that the API takes one.
-        max_completion_tokens: most tokens of a turn, hidden reasoning included.
-        price: of the model's tokens.
-        budget: what is left to spend; may be shared with other agents.
-        journal: for this agent's calls alone.
-        tools: schemas of the environment's tools (`envkit.tools.Tool.schema`), offered if the card says so.
-        recorded: the journal's records, to go on from.
-        backoff: how failed requests are retried.
-        on_retry: called with one line for people when a request failed and will be sent again: at the first
-            failure, then at most every 30 s. Runs in a thread of the agent's.
-        should_stop: polled while answers are awaited.
+        name: name in reports.
+        card: address, model and settings.
+        temperature: sampling temperature; not sent if the card says that the API takes none.
+        max_completion_tokens: token limit of a turn, hidden reasoning included.
+        price: price of the model's tokens.
+        budget: limit in dollars; may be shared with other agents.
+        journal: journal of this agent's calls alone.
+        tools: schemas of the environment's tools (`envkit.tools.Tool.schema`); offered if the card has
+            ``mode = "tools"``.
+        recorded: records of the journal from earlier runs.
+        backoff: retry policy.
+        on_retry: called with one line for people after the first failure that is retried, then at most every
+            30 s. Runs in one of the agent's threads.
+        should_stop: polled while waiting for answers; True ends the wait with `Stopped`.
 
     Raises:
-        UsageError: the key is missing, or the card offers tools and there are none.
+        UsageError: the API key is missing, or the card has ``mode = "tools"`` and there are no tools.
         MissingExtraError: the official client is not installed.
-        StoreError: ``recorded`` is not of a journal of calls.
+        StoreError: ``recorded`` is not from a journal of calls.
     """
 
     def __init__(
@@ -116,8 +118,8 @@ class ApiAgent:
         self._pool = ThreadPoolExecutor(card.concurrency, thread_name_prefix="api")
         self._waiting: dict[Future[Reply | AgentError], _Conversation] = {}
         self._refused: BudgetError | None = None
-        #: In a row. As long as nothing was answered, one may mean that all will be refused.
-        self._refusals = 0 if self._recorded.replies else _MOST_REFUSALS
+        #: Consecutive refusals. Until a first answer, one refusal is enough to end the run.
+        self._refusals = 0 if self._recorded.replies else _MAX_REFUSALS
         self._closing = threading.Event()
 
     def __enter__(self) -> Self:
@@ -129,7 +131,7 @@ class ApiAgent:
         self.close()
 
     def close(self) -> None:
-        """Ask nothing more, and wait for the answers under way. Idempotent."""
+        """Send no further requests and wait for the running ones. Idempotent."""
         self._closing.set()
         self._pool.shutdown(wait=True, cancel_futures=True)
         self._endpoint.close()
@@ -147,16 +149,15 @@ class ApiAgent:
         """Wait for at least one answer; see `envkit.agent.Agent`.
 
         Raises:
-            ProviderError: the provider refuses the key, the model, or requests before it has answered any or
-                one after the other.
-            Stopped: ``should_stop`` has become True.
-            BudgetError: what is left to do does not fit the budget, and all that does has been answered.
+            ProviderError: the provider refuses the key or the model, its first request, or many in a row.
+            Stopped: ``should_stop`` returned True.
+            BudgetError: the remaining requests do not fit the budget, and no answer is pending.
         """
         while self._waiting:
             while not (done := wait(self._waiting, _POLL_S, FIRST_COMPLETED).done):
                 check(self._should_stop)
             answers: list[tuple[Session, Turn | AgentError]] = []
-            for future in [each for each in self._waiting if each in done]:
+            for future in [waiting for waiting in self._waiting if waiting in done]:
                 session = self._waiting.pop(future)
                 try:
                     answers.append((session, _to_turn(session, future.result())))
@@ -183,11 +184,11 @@ class ApiAgent:
         key, backoff, failures = session.key, self._backoff, 0
         draws = uniforms((key.seed, key.step, key.group, key.row, session.turn), backoff.attempts)
         while True:
-            found = self._asked(place, request)
+            found = self._send(place, request)
             if isinstance(found, Reply):
                 self._refusals = 0
                 return found
-            if found.single_request and self._refusals < _MOST_REFUSALS:
+            if found.single_request and self._refusals < _MAX_REFUSALS:
                 self._refusals += 1
                 return AgentError(f"agent {self.name}: {found.reason}")
             if not found.retryable:
@@ -210,17 +211,17 @@ class ApiAgent:
             f"failed: {failure.reason}. The next follows in {delay_s:.0f} s."
         )
 
-    def _asked(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
-        """Make one request: reserve its cost, journal it, send it, journal the answer, book the cost."""
+    def _send(self, place: RequestId, request: Mapping[str, Any]) -> Reply | RequestFailure:
+        """Send one request: reserve its cost, journal it, send it, journal the answer, book the cost."""
         most = max_usage(self._card, request)
         with self._budget.hold(self._price.of(most)) as hold:
             if self._closing.is_set():
                 hold.usd = 0.0
-                return RequestFailure("it is closed", retryable=False)
+                return RequestFailure("the agent is closed", retryable=False)
             call = self._calls.asked(place, most)
-            began = time.monotonic()
+            started = time.monotonic()
             found = self._endpoint.ask(request)
-            seconds = time.monotonic() - began
+            seconds = time.monotonic() - started
             if not isinstance(found, RequestFailure):
                 found = read_reply(found, most, seconds, tools=bool(self._tools))
             elif found.context_overflow and place.turn > 0:

@@ -14,7 +14,7 @@ from envkit.errors import UsageError
 
 
 class BudgetError(UsageError):
-    """A call was not made because it might cost more than is left of the budget."""
+    """A call was not made because its highest possible cost does not fit the budget."""
 
 
 @dataclass(slots=True, eq=False)
@@ -26,13 +26,13 @@ class Hold:
 
 @final
 class Budget:
-    """Dollars that calls may cost together. Thread-safe; agents may share one.
+    """Limit in dollars for all calls together. Thread-safe; agents may share one.
 
-    A call first holds what it may cost at worst, so that calls under way at once cannot exceed the limit
-    together; afterwards it gives back what it did not cost.
+    A call first reserves its highest possible cost, so that concurrent calls stay within the limit. When it
+    ends, its real cost is booked and the rest becomes free.
 
     Args:
-        limit_usd: at least 0; infinite for none.
+        limit_usd: at least 0; infinite for no limit.
     """
 
     def __init__(self, limit_usd: float = math.inf) -> None:
@@ -46,11 +46,11 @@ class Budget:
 
     @property
     def spent_usd(self) -> float:
-        """What finished calls have cost."""
+        """Cost of all finished calls."""
         return self._spent_usd
 
     def count(self, usd: float, journal: Path) -> None:
-        """Count what the calls of a journal cost before this process; the same journal counts once."""
+        """Add the cost of earlier calls, read from a journal; each journal counts once."""
         with self._changed:
             if journal not in self._counted:
                 self._counted.add(journal)
@@ -58,16 +58,16 @@ class Budget:
 
     @contextmanager
     def hold(self, worst_usd: float) -> Generator[Hold]:
-        """Set aside what a call may cost at worst while it is under way; then spend what its `Hold` says.
+        """Reserve ``worst_usd`` for the duration of a call, then book the ``usd`` of its `Hold`.
 
-        Waits while calls under way may yet give back enough.
+        Waits as long as running calls may still free enough.
 
         Raises:
-            BudgetError: it does not fit, and no call is under way that could give anything back.
+            BudgetError: it does not fit, and no running call could free anything.
         """
         hold = Hold(worst_usd)
         with self._changed:
-            while self._spent_usd + sum(each.usd for each in self._holds) + worst_usd > self.limit_usd:
+            while self._spent_usd + sum(held.usd for held in self._holds) + worst_usd > self.limit_usd:
                 if not self._holds:
                     raise BudgetError(
                         f"the budget of ${self.limit_usd:g} is used up: ${self._spent_usd:.4f} are spent, "

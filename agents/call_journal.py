@@ -1,4 +1,4 @@
-"""Journal of an agent's API calls, so that a resumed run repeats none that was answered."""
+"""Journal of an agent's API calls. A resumed run does not repeat answered calls."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ class ApiCall:
     """One request.
 
     Args:
-        place: what it is for.
-        attempt: how many were made for the same turn before it, in earlier runs too.
-        repeated: an earlier run was cut off while it waited for the answer to the same request.
+        place: the episode and turn that it is for.
+        attempt: number of earlier requests for the same turn, in all runs.
+        repeated: True if an earlier run ended while it waited for the answer to the same request.
     """
 
     place: RequestId
@@ -43,16 +43,16 @@ class RecordedCalls:
     """Contents of a journal of calls.
 
     Raises:
-        StoreError: one is of something else; names it by its number.
+        StoreError: a record is not of a call; the message has its number.
     """
 
     def __init__(self, records: Iterable[Mapping[str, Any]] = ()) -> None:
         self.replies: dict[RequestId, Reply] = {}
-        #: Requests by episode and turn.
+        #: Number of requests by episode and turn.
         self.attempts: Counter[tuple[EpisodeKey, int]] = Counter()
-        #: CallJournal without an answer, and the most that each may have cost.
-        self.cut_off: dict[ApiCall, Usage] = {}
-        #: What those with an answer, or a failure, have cost, and in which episode.
+        #: Calls whose outcome is unknown, with the highest usage that each may have.
+        self.unanswered: dict[ApiCall, Usage] = {}
+        #: Episode and usage of every answered or failed call.
         self.ended: list[tuple[EpisodeKey, Usage]] = []
         for number, record in enumerate(records, start=1):
             try:
@@ -62,21 +62,21 @@ class RecordedCalls:
 
     @property
     def usages(self) -> list[Usage]:
-        """What the calls have cost; of those that were cut off, the most that they may have."""
-        return [*(usage for _, usage in self.ended), *self.cut_off.values()]
+        """Usage of every call; for a call whose outcome is unknown, the highest possible."""
+        return [*(usage for _, usage in self.ended), *self.unanswered.values()]
 
     def _add(self, record: Mapping[str, Any]) -> None:
-        (what,) = record.keys() & {"asked", "answered", "failed"}
-        place = RequestId(EpisodeKey(**record[what]["key"]), record[what]["turn"], record["digest"])
-        call = ApiCall(place, record[what]["attempt"])
-        if what == "asked":
+        (event,) = record.keys() & {"asked", "answered", "failed"}
+        place = RequestId(EpisodeKey(**record[event]["key"]), record[event]["turn"], record["digest"])
+        call = ApiCall(place, record[event]["attempt"])
+        if event == "asked":
             self.attempts[place.key, place.turn] += 1
-            self.cut_off[call] = Usage(**record["most"])
+            self.unanswered[call] = Usage(**record["most"])
             return
         usage = Usage(**record["usage"])
-        self.cut_off.pop(call, None)
+        self.unanswered.pop(call, None)
         self.ended.append((place.key, usage))
-        if what == "answered":
+        if event == "answered":
             self.replies[place] = Reply(
                 record["text"], record["stop"], usage, record["message"], record["remark"]
             )
@@ -88,35 +88,35 @@ class CallJournal:
 
     Args:
         journal: owned by the caller.
-        recorded: what it holds already.
+        recorded: the journal's present contents.
     """
 
     def __init__(self, journal: Journal, recorded: RecordedCalls) -> None:
         self._journal, self._lock = journal, threading.Lock()
         self._attempts = recorded.attempts.copy()
-        self._cut_off = {call.place for call in recorded.cut_off}
+        self._unanswered = {call.place for call in recorded.unanswered}
 
     def asked(self, place: RequestId, most: Usage) -> ApiCall:
-        """Record that a request is about to be made, which may cost ``most``."""
+        """Record that a request is about to be sent; ``most`` is its highest possible usage."""
         with self._lock:
-            call = ApiCall(place, self._attempts[place.key, place.turn], place in self._cut_off)
+            call = ApiCall(place, self._attempts[place.key, place.turn], place in self._unanswered)
             self._attempts[place.key, place.turn] += 1
-            self._cut_off.discard(place)
+            self._unanswered.discard(place)
             self._append("asked", call, {"most": asdict(most)})
         return call
 
     def answered(self, call: ApiCall, reply: Reply) -> None:
-        """Record the answer, with all that is needed to go on from it."""
+        """Record the answer, with everything that a resumed run needs."""
         with self._lock:
             self._append("answered", call, asdict(reply))
 
     def failed(self, call: ApiCall, reason: str, usage: Usage) -> None:
-        """Record that there is no answer, and what that may have cost."""
+        """Record that the request failed, and the usage that may be billed for it."""
         with self._lock:
             self._append("failed", call, {"reason": reason, "usage": asdict(usage)})
 
-    def _append(self, what: str, call: ApiCall, more: Mapping[str, Any]) -> None:
+    def _append(self, event: str, call: ApiCall, content: Mapping[str, Any]) -> None:
         place = call.place
-        which = {"key": asdict(place.key), "turn": place.turn, "attempt": call.attempt}
-        mark = {"repeated": True} if call.repeated else {}
-        self._journal.append({what: which, "digest": place.digest, **more, **mark})
+        identity = {"key": asdict(place.key), "turn": place.turn, "attempt": call.attempt}
+        repeated = {"repeated": True} if call.repeated else {}
+        self._journal.append({event: identity, "digest": place.digest, **content, **repeated})

@@ -12,10 +12,10 @@ from envkit.agents.cards import Card
 from envkit.tools import format_call
 from envkit.types import Usage
 
-#: What a provider may add to a prompt before the model reads it: its own words about tools, marks of roles.
+#: Tokens that a provider may add to a prompt, such as role markers and instructions for tools.
 ADDED_TOKENS = 1000
-#: Stands for an empty text, which several providers refuse in an assistant's message.
-_NOTHING = "(no answer)"
+#: Content of an empty assistant message. Several providers refuse an empty text.
+_NO_ANSWER = "(no answer)"
 _ONE_AT_A_TIME = "Not carried out: one action at a time. Only the first call was."
 
 Message = dict[str, Any]
@@ -23,14 +23,14 @@ Message = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An answer.
+    """An answer of the API.
 
     Args:
         text: the action.
         stop: ``"stop"`` or ``"length"``.
-        usage: what it cost.
-        message: the assistant's message as it goes back to the provider, opaque fields included.
-        remark: what is odd about it, for people.
+        usage: tokens and seconds.
+        message: the assistant's message as the next request repeats it, opaque fields included.
+        remark: a note for people if the answer is unusual, else empty.
     """
 
     text: str
@@ -45,12 +45,12 @@ class RequestFailure:
     """A request without a usable answer.
 
     Args:
-        reason: for people, one line, without the key.
-        billed: the provider may ask for money for it.
-        retryable: trying again may help.
-        single_request: if it is refused, this request may be the only one that is.
-        context_overflow: it is refused because the conversation does not fit the model.
-        retry_after_s: seconds that the provider wants to be left alone, ``None`` if it does not say.
+        reason: one line for people, without the API key.
+        billed: True if the provider may charge for it.
+        retryable: True if another attempt may succeed.
+        single_request: True if the refusal may concern this request alone, not all requests.
+        context_overflow: True if the conversation does not fit the model's context.
+        retry_after_s: seconds to wait, as the provider asks; ``None`` if it does not say.
     """
 
     reason: str
@@ -68,7 +68,7 @@ def request_body(
     temperature: float,
     max_completion_tokens: int,
 ) -> dict[str, Any]:
-    """The body of a request."""
+    """Build the body of a request."""
     body: dict[str, Any] = {"model": card.model, "messages": [*messages], **card.request}
     body[card.token_limit] = max_completion_tokens
     if card.temperature:
@@ -79,19 +79,22 @@ def request_body(
 
 
 def request_digest(card: Card, request: Mapping[str, Any]) -> str:
-    """Equal for equal requests to the same place."""
+    """SHA-256 of a request and its address, as hex."""
     text = json.dumps([card.base_url, request], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def max_usage(card: Card, request: Mapping[str, Any]) -> Usage:
-    """Upper bound of the tokens of a request, at one token per byte."""
+    """Upper bound of a request's usage: one prompt token per byte, and a completion of the full limit."""
     text = json.dumps(request, ensure_ascii=False)
     return Usage(len(text.encode()) + ADDED_TOKENS, int(request[card.token_limit]))
 
 
 def observation_messages(messages: Sequence[Message], observation: str) -> list[Message]:
-    """The messages that bring an observation: to the tool that the last message called, else the user's."""
+    """Build the messages for an observation: tool results if the last message has tool calls, else a user's.
+
+    The first call gets the observation. Each further call gets the note that it was not carried out.
+    """
     calls: list[Message] = messages[-1].get("tool_calls", [])
     if not calls:
         return [{"role": "user", "content": observation}]
@@ -104,8 +107,8 @@ def observation_messages(messages: Sequence[Message], observation: str) -> list[
 
 def context_overflow_reply(failure: RequestFailure, seconds: float) -> Reply:
     """Reply for context overflow: empty text, ``stop="length"``."""
-    told: Message = {"role": "assistant", "content": _NOTHING}
-    return Reply("", "length", Usage(seconds=seconds), told, failure.reason)
+    message: Message = {"role": "assistant", "content": _NO_ANSWER}
+    return Reply("", "length", Usage(seconds=seconds), message, failure.reason)
 
 
 def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply | RequestFailure:
@@ -113,9 +116,9 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
 
     Args:
         body: decoded JSON.
-        most: what it may have cost; stands in for a usage that cannot be.
-        seconds: that it took.
-        tools: whether tools were offered.
+        most: the highest possible usage, counted if the body has no plausible one.
+        seconds: duration of the request.
+        tools: True if tools were offered.
     """
     try:
         choice = body["choices"][0]
@@ -124,31 +127,33 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
         text = _text(message.get("content")) or _text(message.get("refusal"))
     except (LookupError, TypeError, ValueError, AttributeError):
         return RequestFailure(f"not a chat completion: {body!r:.200}", billed=True)
-    told: Message = {"role": "assistant", "content": text or _NOTHING}
+    returned: Message = {"role": "assistant", "content": text or _NO_ANSWER}
     if finish == "content_filter":
-        text, told["content"] = "", _NOTHING
+        text, returned["content"] = "", _NO_ANSWER
     elif calls:
         text = calls[0][0]
-        told = {"content": None, **_said(message), "tool_calls": [call for _, call in calls]}
+        returned = {"content": None, **_without_empty(message), "tool_calls": [call for _, call in calls]}
     elif tools:
-        told = {**_said(message), **told}
+        returned = {**_without_empty(message), **returned}
     stop = "length" if finish == "length" else "stop"
-    given = body.get("usage")
-    if (usage := _usage(given, seconds)) is None:
-        remark = f"the most possible is counted, for the usage cannot be: {given!r:.200}"
-        return Reply(text, stop, replace(most, seconds=seconds), told, remark)
+    reported = body.get("usage")
+    if (usage := _usage(reported, seconds)) is None:
+        remark = (
+            f"the highest possible usage is counted, because the reported one is wrong: {reported!r:.200}"
+        )
+        return Reply(text, stop, replace(most, seconds=seconds), returned, remark)
     is_more = usage.prompt_tokens > most.prompt_tokens or usage.completion_tokens > most.completion_tokens
-    remark = f"the usage is more than was asked for: {given!r:.200}" if is_more else ""
-    return Reply(text, stop, usage, told, remark)
+    remark = f"the usage is above the request's limit: {reported!r:.200}" if is_more else ""
+    return Reply(text, stop, usage, returned, remark)
 
 
-def _said(message: Message) -> Message:
-    """The fields that say something: providers refuse some that are empty, although they sent them so."""
+def _without_empty(message: Message) -> Message:
+    """The message without empty fields. Providers send some of these, but refuse them in a request."""
     return {**{key: value for key, value in message.items() if value not in (None, [])}, "role": "assistant"}
 
 
 def _text(content: object) -> str:
-    """A message's text, which may come in parts."""
+    """Join the text parts of a message's content."""
     if isinstance(content, list):
         parts = cast("list[Any]", content)
         return "".join(str(part["text"]) for part in parts if part.get("type") == "text")
@@ -158,35 +163,35 @@ def _text(content: object) -> str:
 
 
 def _call(call: Message, number: int) -> tuple[str, Message]:
-    """The action that a tool call is, and the call as it can be sent back."""
-    name, given = str(call["function"]["name"]), call["function"].get("arguments") or "{}"
+    """Turn a tool call into an action, and into the call that the next request repeats."""
+    name, raw = str(call["function"]["name"]), call["function"].get("arguments") or "{}"
     try:
-        arguments: object = cast("object", given) if isinstance(given, dict) else json.loads(given)
+        arguments: object = cast("object", raw) if isinstance(raw, dict) else json.loads(raw)
         if not isinstance(arguments, dict):
             raise ValueError("no object")
         action = format_call(name, cast("dict[str, Any]", arguments))
-        said = given if isinstance(given, str) else json.dumps(given)
+        text = raw if isinstance(raw, str) else json.dumps(raw)
     except (ValueError, RecursionError):
-        # The environment says what is wrong with it; a provider might refuse to read it again.
-        action, said = f"{name}({given})", "{}"
+        # The environment answers what is wrong. The provider gets {}: it may refuse the broken text.
+        action, text = f"{name}({raw})", "{}"
     named = {"id": call.get("id") or f"call_{number}", "type": "function"}
-    return action, {**call, **named, "function": {**call["function"], "arguments": said}}
+    return action, {**call, **named, "function": {**call["function"], "arguments": text}}
 
 
-def _usage(given: Any, seconds: float) -> Usage | None:
-    """The usage that a provider gives, and bills, if it is one."""
-    if not isinstance(given, dict):
+def _usage(reported: Any, seconds: float) -> Usage | None:
+    """Parse the usage that a provider reports and bills; ``None`` if it cannot be right."""
+    if not isinstance(reported, dict):
         return None
-    counts = cast("dict[str, Any]", given)
+    counts = cast("dict[str, Any]", reported)
     details: Any = counts.get("prompt_tokens_details")
     known = cast("dict[str, Any]", details) if isinstance(details, dict) else {}
-    # The second is DeepSeek's own.
+    # prompt_cache_hit_tokens is DeepSeek's name.
     cached: Any = known.get("cached_tokens") or counts.get("prompt_cache_hit_tokens") or 0
     prompt, completion = counts.get("prompt_tokens"), counts.get("completion_tokens")
     total = counts.get("total_tokens") or 0
     if not (_is_count(prompt) and _is_count(completion) and _is_count(cached) and _is_count(total)):
         return None
-    # Google leaves what was thought, and is paid for, out of the completion, but not out of the total.
+    # Google counts billed reasoning tokens in the total, but not in the completion.
     completion = max(completion, total - prompt)
     if cached > prompt:
         return None

@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 _LIMIT_BYTES: Final = 16 * 2**20
 _DEPTH: Final = 100
-#: Statuses, beside all from 500, of faults that pass; the official client retries the same.
-_PASSING = {408, 409, 429}
-#: Of gateways that gave up on a model that may have been at work, and is then paid for.
-_PAID = {408, 502, 504, 524}
-#: Error codes of a provider that will not read a conversation: its way to end that one, and not the run.
+#: Statuses that are retried, as are all from 500; the official client retries the same.
+_TRANSIENT = {408, 409, 429}
+#: Statuses of gateways that gave up waiting. The model may have answered, and the answer is then billed.
+_BILLED = {408, 502, 504, 524}
+#: Error codes of a content filter. They end the conversation, not the run.
 _FILTERED = {"content_filter", "content_policy_violation", "invalid_prompt", "data_inspection_failed"}
-#: Statuses of what may be wrong with one request alone, as one that is too long for the model.
-_OF_ONE = {400, 413, 422}
-#: How providers say that a conversation does not fit the model; few have a code for it.
+#: Statuses of refusals that may concern one request alone, such as one that is too long for the model.
+_SINGLE_REQUEST = {400, 413, 422}
+#: Messages for a conversation that does not fit the context. Few providers have an error code for it.
 _TOO_LONG = re.compile(
     r"context[ _](?:length|window|size|limit)|prompt is too long|input token count\b.*\bexceeds",
     re.IGNORECASE,
@@ -37,7 +37,7 @@ _TOO_LONG = re.compile(
 
 
 class ProviderError(UsageError):
-    """A provider refuses all requests of a kind: the key, the model or a field is wrong."""
+    """A provider refuses every request, because the key, the model or a field is wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class Backoff:
     """Retry policy for failed requests.
 
     Args:
-        attempts: requests until a turn is given up, at least 1.
-        first_s: seconds before the second; they double from then on.
-        most_s: most seconds between two, whatever the provider wants.
+        attempts: requests before a turn fails, at least 1.
+        first_s: seconds before the second request; they double from then on.
+        most_s: longest delay in seconds, even if the provider asks for a longer one.
     """
 
     attempts: int = 8
@@ -55,21 +55,21 @@ class Backoff:
     most_s: float = 120.0
 
     def delay_s(self, failures: int, retry_after_s: float | None, draw: float) -> float:
-        """Seconds to wait after so many failures; ``draw`` in [0, 1) spreads those who failed together.
+        """Seconds to wait after ``failures`` failures. ``draw`` in [0, 1) is the jitter.
 
         >>> [Backoff().delay_s(failures, None, 0.5) for failures in (1, 2, 3)]
         [1.5, 3.0, 6.0]
         """
-        own_s = self.first_s * 2 ** (failures - 1) * (0.5 + draw / 2)
-        return min(max(own_s, retry_after_s or 0.0), self.most_s)
+        delay_s = self.first_s * 2 ** (failures - 1) * (0.5 + draw / 2)
+        return min(max(delay_s, retry_after_s or 0.0), self.most_s)
 
 
 @final
 class Endpoint:
-    """The API of a card. Thread-safe; holds connections until it is closed.
+    """Client for the API of a card. Thread-safe; keeps connections open until it is closed.
 
     Raises:
-        UsageError: the key is missing or cannot be one.
+        UsageError: the API key is missing or malformed.
         MissingExtraError: the official client is not installed.
     """
 
@@ -82,7 +82,7 @@ class Endpoint:
         client: Any = openai.OpenAI(
             api_key=self._key or "none", base_url=card.base_url, timeout=card.timeout_s, max_retries=0
         )
-        # Of the person's environment, and for OpenAI alone; another provider need not learn of them.
+        # The client reads these from OPENAI_* variables; other providers must not get them.
         client.organization = client.project = client.admin_api_key = None
         self._client = client
 
@@ -90,7 +90,7 @@ class Endpoint:
         self._client.close()
 
     def ask(self, request: Mapping[str, Any]) -> object | RequestFailure:
-        """The decoded body of the answer, freed of the key and of what is not text, or what went wrong."""
+        """Send a request; returns the decoded answer, with the API key masked, or the failure."""
         import httpx2
         import openai
 
@@ -99,7 +99,7 @@ class Endpoint:
         give_up_at = time.monotonic() + self._card.timeout_s
         data = bytearray()
         try:
-            # In pieces: a server that sends a space now and then never runs into the client's own timeout.
+            # Streamed, because a server that sends a space now and then never hits the client's timeout.
             create = self._client.chat.completions.with_streaming_response.create
             with create(**head, extra_body=fields) as answer:
                 for piece in answer.iter_bytes():
@@ -126,41 +126,43 @@ class Endpoint:
         return RequestFailure(f"no answer within {self._card.timeout_s:g} s", billed)
 
     def _refused(self, error: openai.APIStatusError) -> object | RequestFailure:
-        card, status, said = self._card, error.status_code, error.body
-        if isinstance(said, dict):
-            said = cast("dict[str, object]", said).get("message", cast("object", said))
-        words = self._line(f"{status}: {said}" if said else str(status))
+        card, status, body = self._card, error.status_code, error.body
+        if isinstance(body, dict):
+            body = cast("dict[str, object]", body).get("message", cast("object", body))
+        message = self._line(f"{status}: {body}" if body else str(status))
         if error.code in _FILTERED:
             choice: dict[str, object] = {"message": {}, "finish_reason": "content_filter"}
             return {"choices": [choice], "usage": {"prompt_tokens": 0, "completion_tokens": 0}}
-        if (status in _PASSING or status >= 500) and error.code != "insufficient_quota":
-            wanted_s = retry_after_s(error.response.headers, time.time())
-            return RequestFailure(words, billed=status in _PAID, retry_after_s=wanted_s)
+        if (status in _TRANSIENT or status >= 500) and error.code != "insufficient_quota":
+            wait_s = retry_after_s(error.response.headers, time.time())
+            return RequestFailure(message, billed=status in _BILLED, retry_after_s=wait_s)
         if status in (401, 403):
-            whose = f"the key in {card.key_env}" if card.key_env else "a request without a key (see key_env)"
-            reason = f"{whose} is refused ({status}); check that it may use {card.model}"
+            refused = (
+                f"the key in {card.key_env}" if card.key_env else "a request without a key (see key_env)"
+            )
+            reason = f"{refused} is refused ({status}); check that it may use {card.model}"
         elif status == 404:
-            reason = f"there is no model {card.model!r} ({words}); check model and base_url"
+            reason = f"there is no model {card.model!r} ({message}); check model and base_url"
         else:
-            reason = f"the request is refused ({words})"
-        single_request = status in _OF_ONE
-        said_too_long = _TOO_LONG.search(f"{error.code} {error.type} {words}") is not None
+            reason = f"the request is refused ({message})"
+        single_request = status in _SINGLE_REQUEST
+        too_long = _TOO_LONG.search(f"{error.code} {error.type} {message}") is not None
         return RequestFailure(
             f"{card.base_url}: {reason}",
             retryable=False,
             single_request=single_request,
-            context_overflow=single_request and said_too_long,
+            context_overflow=single_request and too_long,
         )
 
     def _line(self, text: str) -> str:
-        """One line, without the key, of bounded length."""
+        """One line of at most 300 characters, with the API key masked."""
         return " ".join(cast("str", self._clean(text)).split())[:300]
 
     def _clean(self, value: object, depth: int = 0) -> object:
-        """Decoded JSON without the key, which servers echo, and without halves of characters.
+        """Mask the API key, which servers may echo, and replace lone surrogates in decoded JSON.
 
         Raises:
-            ValueError: it has a number that is not finite, or is nested too deep.
+            ValueError: a number is not finite, or the data is nested too deep.
         """
         if depth > _DEPTH:
             raise ValueError(f"more than {_DEPTH} levels deep")
@@ -168,17 +170,17 @@ class Endpoint:
             text = value.encode(errors="replace").decode()
             return text.replace(self._key, "[key]") if self._key else text
         if isinstance(value, list):
-            return [self._clean(each, depth + 1) for each in cast("list[object]", value)]
+            return [self._clean(item, depth + 1) for item in cast("list[object]", value)]
         if isinstance(value, dict):
             entries = cast("dict[str, object]", value).items()
-            return {self._clean(name): self._clean(each, depth + 1) for name, each in entries}
+            return {self._clean(name): self._clean(item, depth + 1) for name, item in entries}
         if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{value} is no number")
+            raise ValueError(f"{value} is not finite")
         return value
 
 
 def retry_after_s(headers: Mapping[str, str], now: float) -> float | None:
-    """Seconds that a ``Retry-After`` header asks for: a number of them or a date; ``None`` without one.
+    """Parse a ``Retry-After`` header, a number or a date, to seconds; ``None`` if there is none.
 
     >>> retry_after_s({"retry-after": "Thu, 01 Jan 1970 00:01:00 GMT"}, now=50.0)
     10.0
@@ -202,10 +204,11 @@ def _key_of(card: Card) -> str:
         raise UsageError(f"card {card.name}: {card.key_env} is not set; put the provider's key there")
     if len(key) < 8 or not key.isascii() or not key.isprintable() or " " in key:
         raise UsageError(
-            f"card {card.name}: what {card.key_env} holds is no key: at least 8 printable ASCII characters"
+            f"card {card.name}: {card.key_env} does not hold an API key: expected at least 8 printable ASCII "
+            "characters without spaces"
         )
     return key
 
 
 def _refuse(word: str) -> None:
-    raise ValueError(f"{word} is no JSON")
+    raise ValueError(f"{word} is not JSON")

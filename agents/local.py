@@ -1,4 +1,4 @@
-"""The local agent: a language model in an engine; its turns carry exact tokens and log-probabilities."""
+"""Agent for a model in a local engine; its turns carry exact token ids and log-probabilities."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ class LocalAgent:
         self._renderer = renderer
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
         self._should_stop = should_stop
-        self._longest = max_context_length or sys.maxsize
+        self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Conversation] = []
 
     def start(self, key: EpisodeKey, system: str) -> _Conversation:
@@ -78,26 +78,24 @@ class LocalAgent:
             session.first_prompt = len(session.new_ids)
         else:
             session.new_ids = self._renderer.following(observation, closed=session.closed)
-            if len(session.ids) + len(session.new_ids) > self._longest:
-                session.new_ids = self._renderer.following(
-                    observation, closed=False
-                )  # as after an empty answer
+            if len(session.ids) + len(session.new_ids) > self._max_context_length:
+                # closed=False: the dropped answers are rendered as one empty answer.
+                session.new_ids = self._renderer.following(observation, closed=False)
                 session.kept = session.first_prompt
         session.ids = (*session.ids[: session.kept], *session.new_ids)
         self._waiting.append(session)
 
     def collect(self) -> Generator[tuple[Session, Turn]]:
         # Sorted by key, so that batches do not depend on the order of submission.
-        asked = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
+        waiting = sorted(self._waiting, key=lambda s: (s.key.seed, s.key.step, s.key.group, s.key.row))
         self._waiting = []
         started = time.monotonic()
-        requests = [self._request(session) for session in asked]
-        for place, completion in self._engine.stream(requests, self._sampling, self._should_stop):
-            session = asked[place]
+        requests = [self._request(session) for session in waiting]
+        for index, completion in self._engine.stream(requests, self._sampling, self._should_stop):
+            session = waiting[index]
             session.ids += completion.ids
-            session.closed = (
-                completion.ids[-1] == self._renderer.stop_id
-            )  # a stop string does not close the turn
+            # A stop string ends the answer, but does not close the turn.
+            session.closed = completion.ids[-1] == self._renderer.stop_id
             session.turns += 1
             waited_s = time.monotonic() - started
             usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), waited_s)

@@ -1,4 +1,4 @@
-"""Agent that replays outputs which a model gave elsewhere; they are graded here."""
+"""Agent that replays a model's recorded outputs, so that they are graded here."""
 
 from __future__ import annotations
 
@@ -27,36 +27,36 @@ class _Replay:
 
 @final
 class RecordedAgent:
-    """Replays the recorded actions of a task, turn by turn, whatever it observes.
+    """Replays the recorded actions of a task turn by turn and ignores observations.
 
     Args:
-        name: what reports call it.
-        said: task id -> actions, in order. Each task has one record, so it can be sampled once.
-        idle: what it says where an episode goes on beyond its record, such as ``Env.noop_action``.
-        usage: task id -> what the record cost, as a whole; counted at the first turn.
+        name: name in reports.
+        actions: task id -> actions, in order. Each task has one record, so it can be sampled once.
+        idle: action for turns after the record's end, such as ``Env.noop_action``.
+        usage: task id -> usage of the whole record; counted at the first turn.
     """
 
     def __init__(
         self,
         name: str,
-        said: Mapping[str, Sequence[str]],
+        actions: Mapping[str, Sequence[str]],
         *,
         idle: str,
         usage: Mapping[str, Usage] | None = None,
     ) -> None:
         self.name = name
-        self._said, self._idle, self._usage = said, idle, usage or {}
+        self._actions, self._idle, self._usage = actions, idle, usage or {}
         self._waiting: list[_Replay] = []
 
     def start(self, key: EpisodeKey, system: str) -> _Replay:
         """Begin an episode.
 
         Raises:
-            UsageError: nothing was recorded on the task, or a second sample of it is asked.
+            UsageError: the task has no record, or a second sample of it is wanted.
         """
-        if key.task not in self._said:
+        if key.task not in self._actions:
             raise UsageError(
-                f"agent {self.name} has no record of task {key.task}, among {len(self._said)}; "
+                f"agent {self.name} has records of {len(self._actions)} tasks, but none of {key.task}; "
                 "play only the tasks that were recorded"
             )
         if key.row > 0:
@@ -72,45 +72,46 @@ class RecordedAgent:
         self._waiting.append(session)
 
     def collect(self) -> Sequence[tuple[Session, Turn]]:
-        asked, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
         turns: list[tuple[Session, Turn]] = []
-        for session in asked:
-            said, at = self._said[session.key.task], session.turns
-            usage = self._usage.get(session.key.task, Usage()) if at == 0 else Usage()
-            turns.append((session, Turn(said[at] if at < len(said) else self._idle, usage=usage)))
+        for session in waiting:
+            actions, index = self._actions[session.key.task], session.turns
+            usage = self._usage.get(session.key.task, Usage()) if index == 0 else Usage()
+            action = actions[index] if index < len(actions) else self._idle
+            turns.append((session, Turn(action, usage=usage)))
             session.turns += 1
         return turns
 
 
 def read_recorded(path: Path) -> dict[str, tuple[str, ...]]:
-    """Records from a JSONL file: one ``{"task": ID, "actions": [TEXT, ...]}`` a line.
+    """Read a JSONL file with one ``{"task": ID, "actions": [TEXT, ...]}`` per line; returns actions by task.
 
     Raises:
-        TaskFileError: names the file, and the line and field where something is wrong.
+        TaskFileError: names the file, and the line and field of the fault.
     """
     return {task: actions for task, actions, _ in _read(path)}
 
 
 def read_usage(path: Path) -> dict[str, Usage]:
-    """What records cost, for those lines of the file that have a ``usage``; errors as of `read_recorded`.
+    """Read the usage of the records that have one, by task; raises as `read_recorded` does.
 
-    Its fields are those of `envkit.types.Usage`, each optional.
+    The fields of ``usage`` are those of `envkit.types.Usage`, each optional.
     """
     return {task: usage for task, _, usage in _read(path) if usage is not None}
 
 
 def write_recorded(
-    path: Path, said: Mapping[str, Sequence[str]], usage: Mapping[str, Usage] | None = None
+    path: Path, records: Mapping[str, Sequence[str]], usage: Mapping[str, Usage] | None = None
 ) -> None:
-    """Write records as `read_recorded` and `read_usage` read them, whole or not at all.
+    """Write records for `read_recorded` and `read_usage`, atomically.
 
     Raises:
-        TaskFileError: there are none; or the file exists and differs, or the disk refuses.
+        TaskFileError: there are no records, the file exists with other content, or it cannot be written.
     """
-    if not said:
+    if not records:
         raise TaskFileError(f"{path}: there are no records to write; nothing was written")
     lines: list[str] = []
-    for task, actions in said.items():
+    for task, actions in records.items():
         row: dict[str, object] = {"task": task, "actions": list(actions)}
         if usage and task in usage:
             row["usage"] = asdict(usage[task])
@@ -120,32 +121,32 @@ def write_recorded(
 
 def _read(path: Path) -> list[tuple[str, tuple[str, ...], Usage | None]]:
     try:
-        # Only "\n" ends a line of JSONL: texts may hold the others that `str.splitlines` knows.
+        # Not `str.splitlines`: JSON texts may hold its other line separators, such as U+2028.
         lines = read_regular_file(path, MAX_BYTES).decode().split("\n")
     except OSError as error:
         raise TaskFileError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise TaskFileError(f"{path} cannot be read: {error}") from error
-    found: dict[str, tuple[str, tuple[str, ...], Usage | None]] = {}
+    rows: dict[str, tuple[str, tuple[str, ...], Usage | None]] = {}
     for number, line in enumerate(lines, 1):
         if line.strip():
             row = _row(line, f"{path}, line {number}")
-            if row[0] in found:
+            if row[0] in rows:
                 raise TaskFileError(
-                    f"{path}, line {number}, field 'task': {row[0]!r} stands on an earlier line too; "
-                    "expected one record a task"
+                    f"{path}, line {number}, field 'task': {row[0]!r} is on an earlier line too; "
+                    "expected one record per task"
                 )
-            found[row[0]] = row
-    if not found:
-        raise TaskFileError(f"{path} is empty; expected one record a line")
-    return list(found.values())
+            rows[row[0]] = row
+    if not rows:
+        raise TaskFileError(f"{path} is empty; expected one record per line")
+    return list(rows.values())
 
 
 def _row(line: str, where: str) -> tuple[str, tuple[str, ...], Usage | None]:
     try:
         data: object = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise TaskFileError(f"{where}: not JSON ({error}); expected one object a line") from error
+        raise TaskFileError(f"{where}: not JSON ({error}); expected one object per line") from error
     if not isinstance(data, dict):
         raise TaskFileError(f"{where}: found {type(data).__name__}, expected an object")
     fields = cast("dict[str, object]", data)
@@ -185,13 +186,13 @@ def _usage(data: object, where: str) -> Usage:
             counts[name] = value
         else:
             raise TaskFileError(f"{place}: found {value!r}, expected a whole number of tokens")
-    found = Usage(**counts, seconds=seconds)
-    if found.cached_tokens > found.prompt_tokens:
+    usage = Usage(**counts, seconds=seconds)
+    if usage.cached_tokens > usage.prompt_tokens:
         raise TaskFileError(
-            f"{where}, field 'usage.cached_tokens': found {found.cached_tokens}, more than the prompt's "
-            f"{found.prompt_tokens} that they are part of"
+            f"{where}, field 'usage.cached_tokens': found {usage.cached_tokens}, expected at most "
+            f"prompt_tokens, which is {usage.prompt_tokens}"
         )
-    return found
+    return usage
 
 
 def _kind(fields: Mapping[str, object], name: str) -> str:

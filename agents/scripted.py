@@ -23,13 +23,13 @@ class ScriptedAgent:
     """Answers every observation with a function of the episode, the turn and the observation.
 
     Args:
-        name: what reports call it.
-        say: ``(key, turn index, observation) -> action``, or a whole turn that was said before.
+        name: name in reports.
+        act: ``(key, turn index, observation) -> action``; a stored `Turn` may be returned as it is.
     """
 
-    def __init__(self, name: str, say: Callable[[EpisodeKey, int, str], str | Turn]) -> None:
+    def __init__(self, name: str, act: Callable[[EpisodeKey, int, str], str | Turn]) -> None:
         self.name = name
-        self._say = say
+        self._act = act
         self._waiting: list[tuple[_Script, str]] = []
 
     def start(self, key: EpisodeKey, system: str) -> _Script:
@@ -41,59 +41,59 @@ class ScriptedAgent:
         self._waiting.append((session, observation))
 
     def collect(self) -> Iterable[tuple[Session, Turn]]:
-        asked, self._waiting = self._waiting, []
+        waiting, self._waiting = self._waiting, []
         turns: list[tuple[Session, Turn]] = []
-        for session, observation in asked:
-            said = self._say(session.key, session.turns, observation)
-            turns.append((session, Turn(said) if isinstance(said, str) else said))
+        for session, observation in waiting:
+            action = self._act(session.key, session.turns, observation)
+            turns.append((session, Turn(action) if isinstance(action, str) else action))
             session.turns += 1
         return turns
 
 
 def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:
-    """Plays the known solution: task id -> its actions, the last one repeated if more are asked."""
+    """Play known solutions: task id -> actions. Further turns repeat the last action."""
 
-    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+    def act(key: EpisodeKey, turn: int, observation: str) -> str:
         actions = solutions[key.task]
         return actions[min(turn, len(actions) - 1)]
 
-    return ScriptedAgent("oracle", say)
+    return ScriptedAgent("oracle", act)
 
 
 def noop(action: str = "submit") -> ScriptedAgent:
-    """Does nothing and ends the episode."""
+    """Play one action in every turn, by default the one that ends the episode."""
     return ScriptedAgent("no-op", lambda key, turn, observation: action)
 
 
 def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgent:
-    """Replays stored episodes turn by turn.
+    """Replay stored episodes turn by turn.
 
     Args:
-        name: what reports call it.
-        episodes: with turns; their keys are the ones that it can be asked.
-        idle: what it says where an episode goes on that had ended.
+        name: name in reports.
+        episodes: episodes with their turns. Only their keys can be played.
+        idle: action for turns after the stored ones.
     """
-    said = {episode.key: [step.turn for step in episode.steps] for episode in episodes}
+    turns = {episode.key: [step.turn for step in episode.steps] for episode in episodes}
 
-    def say(key: EpisodeKey, turn: int, observation: str) -> str | Turn:
-        return said[key][turn] if turn < len(said[key]) else idle
+    def act(key: EpisodeKey, turn: int, observation: str) -> str | Turn:
+        return turns[key][turn] if turn < len(turns[key]) else idle
 
-    return ScriptedAgent(name, say)
+    return ScriptedAgent(name, act)
 
 
 def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> ScriptedAgent:
-    """Deletes one random line of the task's file: a floor above doing nothing.
+    """Delete one random line of the task's file in every turn: a baseline slightly above doing nothing.
 
     Raises:
         UsageError: a task has no such file.
     """
-    if other := next((task.id for task in tasks.values() if path not in task.files), None):
-        raise UsageError(f"the random agent deletes lines of {path}, and task {other} has no such file")
+    if unfit := next((task.id for task in tasks.values() if path not in task.files), None):
+        raise UsageError(f"the random agent deletes lines of {path}, and task {unfit} has no such file")
 
-    def say(key: EpisodeKey, turn: int, observation: str) -> str:
+    def act(key: EpisodeKey, turn: int, observation: str) -> str:
         lines = [line for line in tasks[key.task].files[path].split("\n") if line.strip()]
         draw = uniforms((key.seed, key.step, key.group, key.row, turn), 1)[0]
         line = lines[int(draw * len(lines))]
         return f"```diff\n-{line}\n```"
 
-    return ScriptedAgent("random", say)
+    return ScriptedAgent("random", act)

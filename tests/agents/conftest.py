@@ -1,4 +1,4 @@
-"""What tests of the API agent share: a real server, and the journal of an agent that asks it."""
+"""Fixtures for tests of the API agent: a real HTTP server, and an agent with its journal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def server() -> Iterator[Api]:
 
 @pytest.fixture
 def serve(server: Api) -> Iterator[Callable[[Say], Api]]:
-    """Says how the server answers; what never ends, ends with the test."""
+    """Set how the server answers; answers that never end are cut off after the test."""
     yield server.begin
     server.end()
 

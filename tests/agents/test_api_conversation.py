@@ -1,4 +1,4 @@
-"""What the API agent sends, what it reads, and how many requests are under way."""
+"""The API agent's requests, its parsing of answers, and its concurrency."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_a_conversation_in_plain_text(serve: Callable[[Say], Api], playing: Play
     assert api.headers[0]["authorization"] == f"Bearer {KEY}"
 
 
-def test_a_card_says_how_the_limit_is_called_and_whether_a_temperature_is_sent(
+def test_card_sets_token_limit_field_and_temperature(
     serve: Callable[[Say], Api], playing: Playing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_ORG_ID", "org-of-mine")
@@ -66,7 +66,7 @@ def test_a_card_says_how_the_limit_is_called_and_whether_a_temperature_is_sent(
         (lambda: refusal(400, "flagged", "content_filter"), "", "stop"),
     ],
 )
-def test_odd_endings_are_turns(
+def test_truncated_filtered_and_empty_answers_are_turns(
     serve: Callable[[Say], Api], playing: Playing, answer: Callable[[], Response], text: str, stop: str
 ) -> None:
     api = serve(lambda body, n: completion("next") if n else answer())
@@ -79,7 +79,7 @@ def test_odd_endings_are_turns(
     assert len(api.asked) == 2
 
 
-def test_requests_run_at_once_and_answers_come_as_they_are_done(
+def test_requests_run_concurrently_and_answers_arrive_in_order_of_completion(
     serve: Callable[[Say], Api], playing: Playing
 ) -> None:
     api = serve(lambda body, n: slow() if "slow" in str(body) else quick())
@@ -106,13 +106,15 @@ def test_requests_run_at_once_and_answers_come_as_they_are_done(
         found = [agent.collect()]
         while sum(map(len, found)) < 2:
             found.append(agent.collect())
-        assert {id(session) for each in found for session, _ in each} == set(map(id, sessions[2:]))
+        assert {id(session) for batch in found for session, _ in batch} == set(map(id, sessions[2:]))
         seen.set()
         rest = list(itertools.chain.from_iterable(iter(agent.collect, [])))
     assert {id(session) for session, _ in rest} == set(map(id, sessions[:2]))
     assert api.most_at_once == 3
 
 
-def test_a_session_of_another_agent_is_a_bug(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_session_of_another_agent_raises_contract_error(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
     with playing("http://127.0.0.1:9/v1") as agent, pytest.raises(ContractError, match="another agent"):
         agent.submit(noop().start(key(), "Play."), "seen")

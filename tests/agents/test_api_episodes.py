@@ -53,10 +53,10 @@ def test_whole_episodes_are_played_and_replayed(
     api = serve(say)
     env, tools = (Desk, TOOLS) if native else (GuessEnv, ())
     played = plays(playing(api.url, tools=tools), env, rows=3)
-    assert [each.solved for each in played] == [True] * 6
-    assert all(each.agent == "api" for each in played)
-    turns = [step.turn for each in played for step in each.steps]
-    assert {each.usage.prompt_tokens for each in turns} == {20}
+    assert [episode.solved for episode in played] == [True] * 6
+    assert all(episode.agent == "api" for episode in played)
+    turns = [step.turn for episode in played for step in episode.steps]
+    assert {turn.usage.prompt_tokens for turn in turns} == {20}
     answered = playing.kinds().count("answered")
     assert answered == len(turns) > 6
     asked = len(api.asked)
@@ -64,7 +64,7 @@ def test_whole_episodes_are_played_and_replayed(
     assert len(api.asked) == asked, "all was recorded"
 
 
-def test_an_episode_without_answer_is_void_and_the_others_go_on(
+def test_episode_without_answer_is_void_and_others_continue(
     serve: Callable[[Say], Api], playing: Playing
 ) -> None:
     def say(body: Body, number: int) -> Response:
@@ -73,13 +73,13 @@ def test_an_episode_without_answer_is_void_and_the_others_go_on(
 
     api = serve(say)
     played = plays(playing(api.url), GuessEnv, rows=2)
-    assert [each.outcome for each in played[:2]] == [Outcome.SOLVED] * 2
-    for each in played[2:]:
-        if each.outcome is not Outcome.VOID:
+    assert [episode.outcome for episode in played[:2]] == [Outcome.SOLVED] * 2
+    for episode in played[2:]:
+        if episode.outcome is not Outcome.VOID:
             continue
-        assert len(each.steps) >= 1
-        assert each.info == {"error": "agent api: no answer to 3 requests: 500: boom"}
-    assert Outcome.VOID in {each.outcome for each in played[2:]}
+        assert len(episode.steps) >= 1
+        assert episode.info == {"error": "agent api: no answer to 3 requests: 500: boom"}
+    assert Outcome.VOID in {episode.outcome for episode in played[2:]}
 
 
 def test_a_real_environment_is_played_with_tools(
@@ -96,12 +96,12 @@ def test_a_real_environment_is_played_with_tools(
         return completion(None, tool_calls=[call(name, {"sql": text}, number)])
 
     api = serve(say)
-    tools = [each.schema() for each in SqlDeskEnv.tools]
+    tools = [tool.schema() for tool in SqlDeskEnv.tools]
     with (
         Rollouts(lambda: SqlDeskEnv(tasks=tasks, sandbox=backend, max_turns=3)) as rollouts,
         playing(api.url, tools=tools) as agent,
     ):
         played = rollouts.play(agent, [key(0, task.id) for task in tasks])
-    assert [each.outcome for each in played] == [Outcome.SOLVED] * 2
-    assert ["it's" in each.steps[1].observation for each in played] == [True, True]
+    assert [episode.outcome for episode in played] == [Outcome.SOLVED] * 2
+    assert ["it's" in episode.steps[1].observation for episode in played] == [True, True]
     assert len(api.asked) == 4

@@ -1,4 +1,4 @@
-"""What goes wrong between the API agent and a provider: tried again, a void, or the end of the run."""
+"""Failures between the API agent and a provider: each is retried, voids an episode or ends the run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from envkit.agents.endpoint import Backoff, ProviderError, retry_after_s
 from envkit.errors import AgentError
 
 
-def test_what_passes_is_tried_again(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_transient_failures_are_retried(serve: Callable[[Say], Api], playing: Playing) -> None:
     faults = [refusal(500, "boom"), refusal(529, "full"), completion("done")]
     api = serve(lambda body, n: faults[n])
     with playing(api.url) as agent:
@@ -24,7 +24,10 @@ def test_what_passes_is_tried_again(serve: Callable[[Say], Api], playing: Playin
     assert len(api.asked) == 3
     assert api.asked[0] == api.asked[2]
     assert playing.kinds() == ["asked", "failed", "asked", "failed", "asked", "answered"]
-    assert [each["reason"] for each in playing.records if "failed" in each] == ["500: boom", "529: full"]
+    assert [record["reason"] for record in playing.records if "failed" in record] == [
+        "500: boom",
+        "529: full",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -42,8 +45,8 @@ def test_what_passes_is_tried_again(serve: Callable[[Say], Api], playing: Playin
         (lambda api: Response("xxxx" * 99, headers={"content-encoding": "gzip"}), "(DecodingError", True),
         (lambda api: Response("[" * 9000 + "]" * 9000), "an answer that is not JSON", True),
         (lambda api: Response("[" * 200 + "]" * 200), "(more than 100 levels deep)", True),
-        (lambda api: Response('{"choices": NaN}'), "NaN is no JSON", True),
-        (lambda api: Response('{"choices": 1e999}'), "inf is no number", True),
+        (lambda api: Response('{"choices": NaN}'), "NaN is not JSON", True),
+        (lambda api: Response('{"choices": 1e999}'), "inf is not finite", True),
         (lambda api: Response("[" + "1," * 2**23 + "1]"), "an answer of more than 16777216 bytes", True),
         (lambda api: JSONResponse({"error": {"message": "no"}}), "not a chat completion: {'error'", True),
         (lambda api: JSONResponse({"choices": []}), "not a chat completion: {'choices': []}", True),
@@ -51,7 +54,7 @@ def test_what_passes_is_tried_again(serve: Callable[[Say], Api], playing: Playin
         (lambda api: completion(5), "not a chat completion", True),
     ],
 )
-def test_what_does_not_pass_makes_the_episode_void(
+def test_lasting_failures_make_the_episode_void(
     serve: Callable[[Say], Api], playing: Playing, answer: Callable[[Api], Any], reason: str, paid: bool
 ) -> None:
     api = serve(lambda body, n: answer(api))
@@ -67,9 +70,7 @@ def test_what_does_not_pass_makes_the_episode_void(
     assert spent == pytest.approx(2 * PRICE.cost_usd(most.prompt_tokens, 50) if paid else 0.0)
 
 
-def test_an_answer_that_breaks_off_is_one_without_connection(
-    serve: Callable[[Say], Api], playing: Playing
-) -> None:
+def test_broken_off_answer_counts_as_lost_connection(serve: Callable[[Say], Api], playing: Playing) -> None:
     class Broken(Response):
         async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
             headers = [(b"content-length", b"100"), (b"content-type", b"application/json")]
@@ -79,7 +80,7 @@ def test_an_answer_that_breaks_off_is_one_without_connection(
     api = serve(lambda body, n: completion("whole") if n else Broken())
     with playing(api.url) as agent:
         assert turn(agent).text == "whole"
-    (failed,) = [each for each in playing.records if "failed" in each]
+    (failed,) = [record for record in playing.records if "failed" in record]
     assert failed["reason"].startswith("no connection (RemoteProtocolError: ")
     assert failed["usage"]["completion_tokens"] == 50, "it may have to be paid for"
 
@@ -98,7 +99,7 @@ def test_a_retry_is_reported_after_the_first_failure_and_not_for_every_conversat
     assert line.endswith(". The next follows in 0 s.")
 
 
-def test_nobody_there_is_void_and_free(playing: Playing) -> None:
+def test_unreachable_server_is_void_and_costs_nothing(playing: Playing) -> None:
     with playing("http://127.0.0.1:9/v1") as agent:
         assert "no answer to 3 requests: no connection (ConnectError: " in str(heard(agent))
         assert playing.budget.spent_usd == 0.0
@@ -119,7 +120,7 @@ def test_nobody_there_is_void_and_free(playing: Playing) -> None:
         (lambda: refusal(429, "no credit", "insufficient_quota"), "refused (429: no credit)"),
     ],
 )
-def test_what_is_wrong_for_all_ends_the_run_at_once(
+def test_refusal_of_key_or_model_ends_the_run(
     serve: Callable[[Say], Api], playing: Playing, answer: Callable[[], Response], message: str
 ) -> None:
     api = serve(lambda body, n: answer())
@@ -139,7 +140,7 @@ def test_what_is_wrong_for_all_ends_the_run_at_once(
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_what_one_conversation_is_refused_for_ends_no_other(
+def test_refusal_of_one_conversation_voids_only_that_episode(
     serve: Callable[[Say], Api], playing: Playing, status: int
 ) -> None:
     refused = refusal(status, "too long", "context_length_exceeded")
@@ -166,10 +167,10 @@ TOO_LONG = [
 
 
 @pytest.mark.parametrize(("words", "code"), TOO_LONG, ids=range(len(TOO_LONG)))
-def test_a_conversation_that_grows_too_long_is_cut_off(
+def test_context_overflow_gives_an_empty_turn_with_stop_length(
     serve: Callable[[Say], Api], playing: Playing, words: str, code: str | None
 ) -> None:
-    """A void would be left out of account, and a model that talks too much would gain by it."""
+    """A void would not count, so a model that writes too much would gain by it."""
     api = serve(lambda body, n: refusal(400, words, code) if n else completion("much"))
     with playing(api.url) as agent:
         session = begin(agent)
@@ -190,7 +191,7 @@ def test_a_conversation_that_grows_too_long_is_cut_off(
     assert playing.budget.spent_usd == spent
 
 
-def test_one_refusal_after_the_other_ends_the_run(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_consecutive_refusals_end_the_run(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: refusal(400, "no credit") if n else completion("x"))
 
     def all_of(agent: ApiAgent) -> None:
@@ -205,7 +206,7 @@ def test_one_refusal_after_the_other_ends_the_run(serve: Callable[[Say], Api], p
     assert len(api.asked) < 25
 
 
-def test_a_server_without_keys_that_wants_one(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_refusal_without_key_names_key_env(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: refusal(401, "who?"))
     with (
         playing(api.url, key_env="") as agent,
@@ -214,7 +215,7 @@ def test_a_server_without_keys_that_wants_one(serve: Callable[[Say], Api], playi
         heard(agent)
 
 
-def test_delays_double_are_spread_and_bounded() -> None:
+def test_delays_double_with_jitter_up_to_a_limit() -> None:
     backoff = Backoff(first_s=2.0, most_s=20.0)
     assert [backoff.delay_s(n, None, 0.0) for n in (1, 2, 3)] == [1.0, 2.0, 4.0]
     assert [backoff.delay_s(n, None, 1.0) for n in (1, 2, 9)] == [2.0, 4.0, 20.0]
@@ -234,12 +235,12 @@ def test_delays_double_are_spread_and_bounded() -> None:
         *[(odd, None) for odd in ("", "soon", "nan", "inf", "Thu, 99 Jan 1970 00:00:10 GMT")],
     ],
 )
-def test_how_long_a_provider_wants_to_be_left_alone(header: str, seconds: float | None) -> None:
+def test_retry_after_header_is_parsed(header: str, seconds: float | None) -> None:
     assert retry_after_s({"retry-after": header}, now=50.0) == seconds
     assert retry_after_s({}, now=50.0) is None
 
 
-def test_a_retry_waits_as_long_as_the_provider_wants(
+def test_retry_waits_for_retry_after(
     serve: Callable[[Say], Api], playing: Playing, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[tuple[int, float | None, float]] = []

@@ -1,4 +1,4 @@
-"""The API agent's key: needed, checked, and shown nowhere."""
+"""The API key is required, checked, and never shown."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from envkit.agents.endpoint import ProviderError
 from envkit.errors import MissingExtraError
 
 
-def test_the_key_is_nowhere(
+def test_key_appears_in_no_record_message_or_error(
     serve: Callable[[Say], Api], playing: Playing, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Not even where the server sends it back, whatever the answer."""
+    """Not even if the server repeats it in an answer or an error."""
     caplog.set_level(logging.DEBUG)
     echo = f"you sent Authorization: Bearer {KEY}"
     answers = [
@@ -39,10 +39,10 @@ def test_the_key_is_nowhere(
             heard(agent)
         shown = [agent, session, *told, refused.value, vars(agent), vars(agent)["_card"], playing.budget]
     assert len(api.asked) == len(answers)
-    assert all(KEY in each["authorization"] for each in api.headers)
+    assert all(KEY in record["authorization"] for record in api.headers)
     places = [repr(shown), str(refused.value), playing.path.read_text()]
     # What the transport says of the server's own headers is not ours.
-    places += [each.getMessage() for each in caplog.records if not each.name.startswith("httpcore")]
+    places += [record.getMessage() for record in caplog.records if not record.name.startswith("httpcore")]
     for place in places:
         assert KEY not in place
         assert KEY[:20] not in place, "nor a part of it"
@@ -50,7 +50,7 @@ def test_the_key_is_nowhere(
 
 
 @pytest.mark.parametrize("value", [None, "", "  \n"])
-def test_a_missing_key_is_said_before_anything_is_asked(
+def test_missing_key_is_refused_before_any_request(
     playing: Playing, monkeypatch: pytest.MonkeyPatch, value: str | None
 ) -> None:
     monkeypatch.delenv("TEST_API_KEY")
@@ -61,16 +61,16 @@ def test_a_missing_key_is_said_before_anything_is_asked(
 
 
 @pytest.mark.parametrize("value", ["short", "sk-with a blank", "sk-with\nline", "sk-é-123456"])
-def test_what_cannot_be_a_key_is_refused_and_not_shown(
+def test_malformed_key_is_refused_and_not_shown(
     playing: Playing, monkeypatch: pytest.MonkeyPatch, value: str
 ) -> None:
     monkeypatch.setenv("TEST_API_KEY", value)
-    with pytest.raises(UsageError, match="what TEST_API_KEY holds is no key") as raised:
+    with pytest.raises(UsageError, match="TEST_API_KEY does not hold an API key") as raised:
         playing("http://127.0.0.1:9/v1").__enter__()
     assert value not in str(raised.value)
 
 
-def test_the_client_is_an_extra(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_client_names_the_extra(playing: Playing, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "openai", None)
     with pytest.raises(MissingExtraError, match=r"pip install --editable '\.\[api\]'"):
         playing("http://127.0.0.1:9/v1").__enter__()

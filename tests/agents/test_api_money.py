@@ -1,4 +1,4 @@
-"""What the API agent's calls cost: the counts it believes, and the budget it keeps."""
+"""Cost of API calls: plausible usage, and the budget."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def usage(**counts: Any) -> Any:
         ],
     ],
 )
-def test_only_a_usage_that_can_be_is_believed(
+def test_implausible_usage_is_replaced_by_the_upper_bound(
     serve: Callable[[Say], Api],
     playing: Playing,
     answer: Callable[[], Response],
@@ -69,16 +69,14 @@ def test_only_a_usage_that_can_be_is_believed(
     assert "usd" not in str(playing.records)
 
 
-def test_what_a_server_bills_beyond_its_limit_is_paid_and_said(
-    serve: Callable[[Say], Api], playing: Playing
-) -> None:
+def test_usage_above_the_limit_is_counted_and_remarked(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: usage(completion_tokens=20_000))
     with playing(api.url) as agent:
         found = turn(agent).usage
         spent = playing.budget.spent_usd
     assert found.completion_tokens == 20_000
     assert spent == pytest.approx(PRICE.cost_usd(20, 20_000, 0))
-    assert "more than was asked for" in playing.records[1]["remark"]
+    assert "above the request's limit" in playing.records[1]["remark"]
 
 
 @given(st.text(), st.text(), st.integers(1, 99))
@@ -87,15 +85,15 @@ def test_no_text_has_more_tokens_than_bytes(system: str, seen: str, most: int) -
     messages = [{"role": "system", "content": system}, {"role": "user", "content": seen}]
     request = chat_completions.request_body(card, messages, TOOLS, 1.0, most)
     found = chat_completions.max_usage(card, request)
-    words = [system, seen, *(f"{each['function']}" for each in TOOLS)]
+    words = [system, seen, *(f"{tool['function']}" for tool in TOOLS)]
     assert found.prompt_tokens >= sum(len(text.encode()) for text in words)
     assert found.completion_tokens == most
 
 
-def test_what_may_cost_too_much_is_not_asked_and_what_was_is_kept(
+def test_call_that_does_not_fit_the_budget_is_not_made_and_answers_are_kept(
     serve: Callable[[Say], Api], playing: Playing
 ) -> None:
-    """Room for three calls at worst, which turn out cheap: more fit, until what is spent leaves no room."""
+    """Three calls fit at their highest cost. They turn out cheap, so more fit, until the budget is spent."""
     api = serve(lambda body, n: usage(prompt_tokens=1000, completion_tokens=50, total_tokens=1050))
     with playing(api.url, budget=Budget(0.006)) as agent:
         for row in range(9):
@@ -115,7 +113,7 @@ def test_what_may_cost_too_much_is_not_asked_and_what_was_is_kept(
     assert playing.budget.spent_usd == pytest.approx(0.0045)
 
 
-def test_calls_under_way_never_exceed_the_budget_together() -> None:
+def test_concurrent_calls_never_exceed_the_budget() -> None:
     budget, held, most = Budget(1.0), [0.0], [0.0]
     lock = threading.Lock()
 
@@ -138,7 +136,7 @@ def test_calls_under_way_never_exceed_the_budget_together() -> None:
     assert most[0] < 1.0
 
 
-def test_a_call_that_breaks_costs_all_that_it_may() -> None:
+def test_call_that_raises_is_booked_at_its_highest_cost() -> None:
     budget = Budget(1.0)
     with pytest.raises(ZeroDivisionError), budget.hold(0.75):
         raise ZeroDivisionError

@@ -1,4 +1,4 @@
-"""The API agent's journal: a run that broke off goes on without asking twice."""
+"""The API agent's journal: a resumed run repeats no answered request."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from envkit.errors import AgentError, StoreError
 
 
 @pytest.mark.parametrize("tools", [(), TOOLS])
-def test_what_is_recorded_is_not_asked_again(
+def test_recorded_answers_are_not_requested_again(
     serve: Callable[[Say], Api], playing: Playing, tools: Sequence[Any]
 ) -> None:
     answers = itertools.count()
@@ -44,18 +44,16 @@ def test_what_is_recorded_is_not_asked_again(
     assert len(playing.records) == 18
 
 
-def test_a_call_that_was_cut_off_is_asked_again_and_marked(
-    serve: Callable[[Say], Api], playing: Playing
-) -> None:
+def test_interrupted_call_is_repeated_and_marked(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: completion(f"t{n}"))
     with playing(api.url) as agent:
         play_three(agent)
     records = playing.records
     # As killed: one answer never arrived.
-    lost = next(n for n, each in enumerate(records) if each.get("answered", {}).get("turn") == 2)
+    lost = next(n for n, record in enumerate(records) if record.get("answered", {}).get("turn") == 2)
     which = records.pop(lost)["answered"]
-    playing.path.write_text("".join(json.dumps(each) + "\n" for each in records))
-    asked = next(each for each in records if each.get("asked") == which)
+    playing.path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    asked = next(record for record in records if record.get("asked") == which)
     with playing(api.url) as agent:
         spent = 8 * PRICE.cost_usd(20, 3) + PRICE.cost_usd(asked["most"]["prompt_tokens"], 50)
         assert playing.budget.spent_usd == pytest.approx(spent), "it may have been paid for"
@@ -63,9 +61,9 @@ def test_a_call_that_was_cut_off_is_asked_again_and_marked(
     assert said[which["key"]["row"]][2] == "t9"
     assert len(api.asked) == 10
     again = playing.records[len(records) :]
-    assert [each.get("asked", each.get("answered")) for each in again] == [which | {"attempt": 1}] * 2
-    assert [each["repeated"] for each in again] == [True, True]
-    assert not any("repeated" in each for each in records)
+    assert [record.get("asked", record.get("answered")) for record in again] == [which | {"attempt": 1}] * 2
+    assert [record["repeated"] for record in again] == [True, True]
+    assert not any("repeated" in record for record in records)
     with playing(api.url) as agent:
         assert play_three(agent) == said
     assert len(api.asked) == 10
@@ -82,7 +80,9 @@ with Playing(Path(sys.argv[3]))(sys.argv[2], concurrency=2) as agent:
 """
 
 
-def test_a_killed_run_goes_on_where_it_was(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_killed_run_resumes_without_repeating_answered_calls(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
     dead = threading.Event()
 
     def say(body: Body, number: int) -> Response:
@@ -97,23 +97,25 @@ def test_a_killed_run_goes_on_where_it_was(serve: Callable[[Say], Api], playing:
     child = subprocess.Popen([sys.executable, "-c", CHILD, folder, api.url, str(playing.path)])
     assert child.wait() == -signal.SIGKILL
     before, asked = playing.records, list(api.asked)
-    answered = [each["answered"] for each in before if "answered" in each]
-    cut_off = [each["asked"] for each in before if "asked" in each and each["asked"] not in answered]
+    answered = [record["answered"] for record in before if "answered" in record]
+    unanswered = [
+        record["asked"] for record in before if "asked" in record and record["asked"] not in answered
+    ]
     assert len(answered) >= 4
-    assert len(cut_off) >= 1
+    assert len(unanswered) >= 1
     with playing(api.url) as agent:
         said = play_three(agent)
     now = playing.records[len(before) :]
-    again = [each["asked"] for each in now if "asked" in each]
+    again = [record["asked"] for record in now if "asked" in record]
     assert len(api.asked) - len(asked) == len(again) == 9 - len(answered), (
         "what was answered is not asked again"
     )
-    repeated = [each["asked"] for each in now if "asked" in each and each.get("repeated")]
-    assert sorted(repeated, key=str) == sorted((each | {"attempt": 1} for each in cut_off), key=str)
-    assert [len(each) for each in said] == [3, 3, 3]
+    repeated = [record["asked"] for record in now if "asked" in record and record.get("repeated")]
+    assert sorted(repeated, key=str) == sorted((record | {"attempt": 1} for record in unanswered), key=str)
+    assert [len(texts) for texts in said] == [3, 3, 3]
 
 
-def test_another_request_of_the_same_turn_is_asked(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_changed_request_of_the_same_turn_is_sent(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: completion(f"t{n}"))
     with playing(api.url) as agent:
         turn(agent, "one")
@@ -121,12 +123,10 @@ def test_another_request_of_the_same_turn_is_asked(serve: Callable[[Say], Api], 
         with playing(api.url, **changes) as agent:
             turn(agent, "two")
     assert len(api.asked) == 4
-    assert [each["asked"]["attempt"] for each in playing.records if "asked" in each] == [0, 1, 2, 3]
+    assert [record["asked"]["attempt"] for record in playing.records if "asked" in record] == [0, 1, 2, 3]
 
 
-def test_what_failed_is_asked_again_and_its_cost_is_kept(
-    serve: Callable[[Say], Api], playing: Playing
-) -> None:
+def test_failed_call_is_repeated_and_its_cost_is_kept(serve: Callable[[Say], Api], playing: Playing) -> None:
     api = serve(lambda body, n: completion() if n == 3 else Response("garbage"))
     with playing(api.url) as agent:
         assert isinstance(heard(agent), AgentError)
@@ -134,7 +134,7 @@ def test_what_failed_is_asked_again_and_its_cost_is_kept(
     with playing(api.url) as agent:
         assert playing.budget.spent_usd == pytest.approx(spent)
         assert turn(agent).text == "hello"
-    assert not any("repeated" in each for each in playing.records), "it was not cut off"
+    assert not any("repeated" in record for record in playing.records), "it was answered"
 
 
 @pytest.mark.parametrize(
@@ -151,7 +151,9 @@ def test_a_journal_of_something_else_is_refused(record: dict[str, Any]) -> None:
         RecordedCalls([record])
 
 
-def test_answers_under_way_are_kept_when_the_run_ends(serve: Callable[[Say], Api], playing: Playing) -> None:
+def test_pending_answers_are_journaled_when_the_run_ends(
+    serve: Callable[[Say], Api], playing: Playing
+) -> None:
     asked, go_on = threading.Event(), threading.Event()
 
     async def slow() -> Response:

@@ -1,4 +1,4 @@
-"""The API agent's calls of tools: as a provider takes them, and as the same words for environments."""
+"""Tool calls of the API agent: native for the provider, the same call as text for the environment."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Play
         ("[" * 100_000, f"guess_number({'[' * 100_000})"),
     ],
 )
-def test_a_call_that_is_none_is_the_environments_to_refuse(
+def test_malformed_tool_call_reaches_the_environment(
     serve: Callable[[Say], Api], playing: Playing, arguments: str, action: str
 ) -> None:
     calls = [call("guess_number", arguments) | {"id": None}]
@@ -85,7 +85,7 @@ HOSTILE = st.text() | st.sampled_from(
 
 
 @given(st.integers(-(10**30), 10**30), st.lists(HOSTILE).map("".join))
-def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
+def test_native_tool_call_round_trips_through_text(number: int, why: str) -> None:
     sent = {"number": number, "why": why}
     message = {"content": "give_up", "tool_calls": [call("guess_number", sent), call("give_up", {}, 1)]}
     body = {"choices": [{"message": message}]}
@@ -96,7 +96,7 @@ def test_a_native_call_is_the_same_call_in_words(number: int, why: str) -> None:
     assert (found.tool.name, found.arguments) == ("guess_number", sent)
 
 
-def test_a_card_with_tools_needs_an_environment_with_some(playing: Playing) -> None:
+def test_card_with_tools_needs_an_environment_with_tools(playing: Playing) -> None:
     with pytest.raises(
         UsageError, match='card card has mode = "tools", but there are no tools to offer; set mode = "text"'
     ):

@@ -1,4 +1,4 @@
-"""Agent cards: the shipped ones are whole and priced; what is wrong with one is named by file and key."""
+"""Agent cards: shipped ones are complete and priced; faults are named by file and key."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def card(**changes: Any) -> Card:
     return Card(**{**fields, "price": "gpt-5.6", **changes})
 
 
-def test_the_shipped_cards_are_these() -> None:
+def test_names_of_shipped_cards() -> None:
     assert {name: load_card(name).base_url for name in shipped_cards()} == ENDPOINTS
 
 
 @pytest.mark.parametrize("name", ENDPOINTS)
-def test_a_shipped_card_is_named_as_its_file_priced_and_asks_for_a_key_of_strangers(name: str) -> None:
+def test_shipped_card_has_its_file_name_a_price_and_a_key_unless_local(name: str) -> None:
     found = load_card(name)
     assert found.name == name
     local = "localhost" in found.base_url
@@ -61,7 +61,7 @@ def test_a_shipped_card_is_named_as_its_file_priced_and_asks_for_a_key_of_strang
     assert local or found.price == found.model
 
 
-def test_a_file_says_all(tmp_path: Path) -> None:
+def test_file_with_every_field(tmp_path: Path) -> None:
     path = tmp_path / "mine-1.5.toml"
     path.write_text(WHOLE)
     assert load_card(str(path)) == Card(
@@ -107,8 +107,8 @@ def test_a_file_says_all(tmp_path: Path) -> None:
         ("= 3", "not TOML"),
     ],
 )
-def test_what_is_wrong_is_named_by_file_and_key(tmp_path: Path, line: str, message: str) -> None:
-    kept = [each for each in WHOLE.split("[request]")[0].splitlines() if each.split()[0] != line.split()[0]]
+def test_wrong_field_is_refused_by_file_and_key(tmp_path: Path, line: str, message: str) -> None:
+    kept = [kept for kept in WHOLE.split("[request]")[0].splitlines() if kept.split()[0] != line.split()[0]]
     path = tmp_path / "mine.toml"
     path.write_text("\n".join([*kept, line]))
     with pytest.raises(ConfigError) as raised:
@@ -119,7 +119,7 @@ def test_what_is_wrong_is_named_by_file_and_key(tmp_path: Path, line: str, messa
 
 
 @pytest.mark.parametrize("missing", ["model", "base_url", "key_env"])
-def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
+def test_missing_field_is_named(tmp_path: Path, missing: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text("\n".join(line for line in WHOLE.splitlines() if not line.startswith(missing)))
     with pytest.raises(ConfigError, match=f"lacks the field '{missing}'"):
@@ -127,7 +127,7 @@ def test_what_is_missing_is_named(tmp_path: Path, missing: str) -> None:
 
 
 @pytest.mark.parametrize("key", ["sk-proj-abc123", "AIzaSyDabcdef", "abc", "A B"])
-def test_a_key_in_the_wrong_place_is_not_repeated(key: str) -> None:
+def test_secret_in_a_wrong_field_is_not_repeated(key: str) -> None:
     with pytest.raises(ConfigError, match="the name of an environment variable") as raised:
         card(key_env=key)
     assert key not in str(raised.value)
@@ -141,7 +141,7 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
         load_card(str(tmp_path / "latin.toml"))
 
 
-def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
+def test_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(
         ConfigError,
         match=r"no card is named 'gpt-9'; choose one of: claude-haiku-5-5, .* or give the path of a \.toml",
@@ -149,7 +149,7 @@ def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
         load_card("gpt-9")
 
 
-def test_a_price_that_is_not_in_the_table_is_asked_for() -> None:
+def test_unpriced_model_is_refused() -> None:
     with pytest.raises(UnpricedError, match="no price for 'unheard-of'"):
         card(price="unheard-of").price_in(load_prices())
     with pytest.raises(UnpricedError, match="no price for machine 'abacus'"):

@@ -1,4 +1,4 @@
-"""What the local agent has sampled is what it reads next, and what is trained on."""
+"""The local agent: sampled tokens are the next prompt's prefix and the training data."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def renderer() -> ChatRenderer:
 
 
 class StubEngine(Engine):
-    """Draws ids by their key; of the answers a sixth each runs out of budget and ends with a stop string.
+    """Engine that draws ids by request key and records its requests.
 
-    Remembers what it was asked.
+    One answer in six runs out of tokens, and one in six ends with a stop string.
     """
 
     def __init__(self) -> None:
@@ -120,7 +120,9 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
 
 @settings(deadline=None, max_examples=60)
 @given(said=st.lists(st.text(max_size=30) | hostile, min_size=2, max_size=6), longest=st.integers(1, 90))
-def test_a_session_too_long_begins_anew_from_its_first_observation(said: list[str], longest: int) -> None:
+def test_long_session_is_truncated_to_first_prompt_and_latest_observation(
+    said: list[str], longest: int
+) -> None:
     engine = StubEngine()
     agent = agent_of(engine, max_context_length=longest)
     session = agent.start(key(0), "Answer.")
@@ -173,7 +175,7 @@ def play(agent: LocalAgent, keys: Sequence[EpisodeKey]) -> dict[EpisodeKey, tupl
     return {session.key: (turn.text, turn.tokens, turn.stop) for session, turn in agent.collect()}
 
 
-def test_the_order_of_asking_changes_nothing() -> None:
+def test_order_of_submission_changes_nothing() -> None:
     keys = [key(row, group) for group in range(3) for row in range(4)]
     forward, backward = StubEngine(), StubEngine()
     assert play(agent_of(forward), keys) == play(agent_of(backward), keys[::-1])
@@ -201,6 +203,6 @@ def test_collecting_nothing_gives_nothing() -> None:
     assert [*agent_of(StubEngine()).collect()] == []
 
 
-def test_anothers_session_is_refused() -> None:
+def test_session_of_another_agent_is_refused() -> None:
     with pytest.raises(ContractError, match="session of another agent"):
         agent_of(StubEngine()).submit(noop().start(key(0), "Answer."), "Hello.")

@@ -1,4 +1,4 @@
-"""The recorded agent: what it says, what it refuses, and the file that records stand in."""
+"""The recorded agent: replayed actions, refusals, and its file format."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def turns(agent: RecordedAgent, key: EpisodeKey = KEY, count: int = 3) -> list[T
     return found
 
 
-def test_says_the_record_and_then_nothing() -> None:
+def test_plays_the_record_then_the_idle_action() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit")
     assert agent.name == "gpt"
     assert [turn.text for turn in turns(agent)] == ["edit", "run", "submit"]
@@ -49,7 +49,7 @@ def test_sessions_do_not_disturb_each_other() -> None:
     assert agent.collect() == []
 
 
-def test_the_cost_of_a_record_counts_once() -> None:
+def test_usage_counts_at_the_first_turn_only() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit", usage={"t": Usage(90, 12, 1.5)})
     assert [turn.usage for turn in turns(agent)] == [Usage(90, 12, 1.5), Usage(), Usage()]
     assert [turn.usage for turn in turns(agent, replace(KEY, task="other"), 1)] == [Usage()]
@@ -57,7 +57,7 @@ def test_the_cost_of_a_record_counts_once() -> None:
 
 def test_a_task_without_a_record_and_a_second_sample_are_refused() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit")
-    with pytest.raises(UsageError, match="agent gpt has no record of task u, among 2"):
+    with pytest.raises(UsageError, match="agent gpt has records of 2 tasks, but none of u"):
         agent.start(replace(KEY, task="u"), "Answer.")
     with pytest.raises(UsageError, match="has one record of task t and was asked for sample 3"):
         agent.start(replace(KEY, row=2), "Answer.")
@@ -104,7 +104,7 @@ GOOD = {"task": "t", "actions": ["edit"]}
             '{"task": "u", "actions": ["a"], "cost": 1}',
             "line 2, field 'cost': unknown; expected task, actions",
         ),
-        ('{"task": "t", "actions": ["a"]}', "line 2, field 'task': 't' stands on an earlier line too"),
+        ('{"task": "t", "actions": ["a"]}', "line 2, field 'task': 't' is on an earlier line too"),
         (
             '{"task": "u", "actions": ["a"], "usage": 3}',
             "line 2, field 'usage': found int, expected an object",
@@ -131,7 +131,7 @@ GOOD = {"task": "t", "actions": ["edit"]}
         ),
     ],
 )
-def test_a_line_that_is_no_record_is_named(line: str, message: str, tmp_path: Path) -> None:
+def test_malformed_line_is_named(line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "gpt.jsonl"
     path.write_text(f"{json.dumps(GOOD)}\n{line}\n")
     with pytest.raises(TaskFileError) as caught:
@@ -144,5 +144,5 @@ def test_a_file_that_is_missing_or_empty_is_named(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match=r"gone.jsonl cannot be read"):
         read_recorded(tmp_path / "gone.jsonl")
     (tmp_path / "empty.jsonl").write_text("\n")
-    with pytest.raises(TaskFileError, match=r"empty.jsonl is empty; expected one record a line"):
+    with pytest.raises(TaskFileError, match=r"empty.jsonl is empty; expected one record per line"):
         read_recorded(tmp_path / "empty.jsonl")

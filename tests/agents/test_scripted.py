@@ -1,4 +1,4 @@
-"""Scripted agents: what they say, and that it depends on the episode alone."""
+"""Scripted agents: their actions depend on episode, turn and observation alone."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def test_many_sessions_at_once() -> None:
     assert agent.collect() == []
 
 
-def test_a_strange_session_is_refused() -> None:
+def test_session_of_another_agent_is_refused() -> None:
     class Other:
         key = KEY
 
@@ -46,7 +46,7 @@ def test_a_strange_session_is_refused() -> None:
         noop().submit(Other(), "")
 
 
-def test_oracle_says_the_solution_and_goes_on_with_its_end() -> None:
+def test_oracle_plays_the_solution_and_repeats_its_last_action() -> None:
     assert said(oracle({"t": ["edit", "submit"]}), turns=3) == ["edit", "submit", "submit"]
 
 
