@@ -232,7 +232,7 @@ def test_what_is_not_there_is_said_before_anything_is_made(
     (tmp_path / "unpriced").mkdir()
     (tmp_path / "cold").mkdir()
     for row, said in (
-        (AgentSpec("a", card="no-such-card"), "no card 'no-such-card'"),
+        (AgentSpec("a", card="no-such-card"), "no card is named 'no-such-card'"),
         (AgentSpec("a", card=card(tmp_path / "unpriced", api, price="no-such-model")), "no price for"),
         (AgentSpec("a", adapter=str(tmp_path)), "no adapter_config.json"),
         (AgentSpec("a", recorded="gpt-4-0613"), "no recorded outputs 'gpt-4-0613'"),
