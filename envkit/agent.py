@@ -1,4 +1,4 @@
-"""The agent protocol: who answers observations, many episodes at once."""
+"""The agent protocol: turns observations into actions, many episodes at once."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from envkit.types import EpisodeKey, Turn
 
 
 class Session(Protocol):
-    """One episode's side of an agent: history, token ids, a provider's opaque messages."""
+    """An agent's state in one episode: history, token ids, a provider's opaque messages."""
 
     @property
     def key(self) -> EpisodeKey: ...
@@ -40,9 +40,9 @@ class Agent(Protocol):
         ...
 
     def collect(self) -> Iterable[tuple[Session, Turn | AgentError]]:
-        """Wait until something submitted is answered; gives all that is. Empty iff none waits.
+        """Wait for finished turns and yield them with their sessions. Empty if and only if none is pending.
 
-        It may go on answering while its answers are taken; nothing is submitted before the last of them.
-        An `AgentError` in a turn's place says that there will be none, which makes the episode void.
+        More turns may finish while the caller iterates. The caller submits nothing before the iteration ends.
+        An `AgentError` in the place of a turn means that none will come; the episode is then void.
         """
         ...

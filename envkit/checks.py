@@ -8,8 +8,10 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from envkit.errors import (
+    CheckError,
     ConfigError,
     ContractError,
+    EnvkitError,
     MissingExtraError,
     ModelError,
     RegistryError,
@@ -27,14 +29,14 @@ Method = TypeVar("Method", bound=Callable[..., "bool | float | Grade | None"])
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How one check counts.
+    """How one check counts towards the reward.
 
     Args:
         name: the method's name, the key in ``info["scores"]``.
-        weight: its share of the reward, relative to the other weights; 0 for a mere measurement.
-        gate: when true the whole reward is 0 unless this check scores 1.
-        held_out: it is no part of the reward, and only asked now and then of what earned one: if it says no,
-            the reward was won without the work.
+        weight: its share of the reward, relative to the other weights; 0 only measures.
+        gate: if True, the whole reward is 0 unless this check scores 1.
+        held_out: if True, it is no part of the reward and only runs after some solved episodes. If it fails
+            there, the reward was won without the work.
     """
 
     name: str
@@ -45,16 +47,16 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What the checks of one finished episode found.
+    """The combined result of an episode's checks.
 
     Args:
-        reward: weighted mean in [0, 1], 0 behind a failed gate, and where any check saw tampering.
+        reward: weighted mean in [0, 1]; 0 if a gate failed or a check saw tampering.
         solved: every weighted check and every gate scored 1, and none saw tampering.
         scores: check name -> score in [0, 1].
         verdict: the worst verdict among the checks.
-        evidence: check name -> what was found; host only, it may show hidden inputs.
-        weaknesses: check name -> why its verdict proves less than a split oracle's, where it does.
-        held_out: held-out check -> score in [0, 1], where they were asked.
+        evidence: check name -> what it found. Never show this to an agent: it may hold hidden inputs.
+        weaknesses: check name -> why its verdict proves less than a split oracle's, if it does.
+        held_out: held-out check -> score in [0, 1], for those that ran.
     """
 
     reward: float
@@ -69,13 +71,12 @@ class Score:
 def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) -> Callable[[Method], Method]:
     """Mark a method of an environment as a check; see `Check`.
 
-    It takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out one may return
-    ``None`` where it has nothing to ask, and then counts as not asked.
+    The method takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out check may
+    return ``None`` if it does not apply to the episode; it then counts as not run.
 
-    What an agent has left may be unreadable, and a check need not mind: a `SubmissionRejected` that it
-    raises is its grade, a ``FileNotFoundError`` or `UsageError` is a FAIL with that error's words as
-    evidence. Others end the run, as bugs do; so do those kinds of `UsageError` that tell of the setup, such
-    as `ConfigError`.
+    Some exceptions are results. `SubmissionRejected` is the grade that it carries. ``FileNotFoundError`` and
+    `UsageError` are a FAIL with the message as evidence, because the agent's files may be unreadable. Errors
+    of the setup, such as `ConfigError`, end the run. Any other exception becomes a `CheckError`.
 
     Raises:
         ContractError: the weight is negative or not finite, or a held-out check is a gate.
@@ -107,11 +108,12 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
     """Run every check once and combine the scores.
 
     Args:
-        held_out: whether to ask the held-out ones too, if the rest say that it is solved.
+        held_out: also run the held-out checks if the others say that the task is solved.
 
     Raises:
-        SandboxError: a check's machinery failed (verdict INFRA): no reward may come of it.
-        ContractError: a check returned something that is no score, or no check has weight.
+        SandboxError: a check's machinery failed (verdict INFRA), so there is no reward.
+        CheckError: a check raised, or returned something that is no score.
+        ContractError: no check has weight.
     """
     total = sum(check.weight for check in checks)
     if total <= 0:
@@ -123,7 +125,7 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
     counting = [item for item in checks if not item.held_out]
     for item in counting:
         if (asked := _run(env, item)) is None:
-            raise ContractError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
+            raise CheckError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
         score, found = asked
         if found is not None:
             evidence[item.name] = found.evidence
@@ -148,15 +150,19 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
 
 
 def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
-    """Run one check; returns its score, and the grade where it gives one. ``None`` where it asks nothing."""
+    """Run one check; returns its score and its grade, if any. ``None`` if a held-out check does not apply."""
     try:
         result = getattr(env, item.name)()
     except (ConfigError, MissingExtraError, ModelError, RegistryError, TaskFileError):
-        raise  # no candidate has a part in these
+        raise  # errors of the setup, whatever the agent did
     except SubmissionRejected as refused:
         result = Grade(refused.verdict, refused.evidence, 0, 0)
     except (FileNotFoundError, UsageError) as error:
         result = Grade(Verdict.FAIL, str(error), 0, 0)
+    except EnvkitError:
+        raise
+    except Exception as error:
+        raise CheckError(f"check {item.name} raised {type(error).__name__}: {error}") from error
     if result is None:
         return None
     if isinstance(result, Grade):
@@ -165,4 +171,4 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
         return float(result.verdict is Verdict.PASS), result
     if isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
         return float(result), None
-    raise ContractError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")
+    raise CheckError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")

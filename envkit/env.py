@@ -1,4 +1,4 @@
-"""The environment base: tasks, turns, limits and scoring around an author's few hooks."""
+"""The contract of an environment: what an author writes, and what the base class does with it."""
 
 from __future__ import annotations
 
@@ -7,28 +7,28 @@ from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, TypeVar, final
+from typing import Any, ClassVar, TypeVar, cast, final
 
 import gymnasium
 
-from envkit.checks import Check, find_checks, run_checks
+from envkit.checks import Check, Score, find_checks, run_checks
 from envkit.display import Display
-from envkit.errors import ContractError, UsageError
+from envkit.errors import CheckError, ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tools import Tool, describe_tools, find_tools, parse_call
-from envkit.types import Task
+from envkit.types import ResetInfo, StepInfo, Task
 
 Returned = TypeVar("Returned")
 
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
-    """What an action led to.
+    """The result of one action.
 
     Args:
         observation: what the agent sees next.
-        done: the agent has ended the episode (submitted or given up).
+        done: the action ended the episode (the agent submitted or gave up).
     """
 
     observation: str
@@ -37,12 +37,12 @@ class ActionResult:
 
 @dataclass(frozen=True, slots=True)
 class Exploit:
-    """A way to a reward without the work, which must earn none.
+    """An attempt to win a task without solving it. It must earn nothing.
 
     Args:
         name: what it does, unique.
-        actions: an episode of it; the last is said again until the episode ends.
-        inapplicable: why there is no such way here; the actions are then not played.
+        actions: its episode; the last action is repeated until the episode ends.
+        inapplicable: why it cannot be tried on this task; its actions are then not played.
     """
 
     name: str
@@ -52,12 +52,12 @@ class Exploit:
 
 @dataclass(frozen=True, slots=True)
 class ImportedTasks:
-    """What a published benchmark's files hold.
+    """Tasks read from the files of a published benchmark.
 
     Args:
         tasks: its items, as tasks of the environment that read them.
-        recorded: name of a model -> task id -> what it said, turn by turn; such as outputs published with it.
-        left_out: why items became no tasks -> how many.
+        recorded: model name -> task id -> the model's published outputs, turn by turn.
+        left_out: reason why items became no tasks -> number of items.
     """
 
     tasks: tuple[Task, ...]
@@ -68,23 +68,25 @@ class ImportedTasks:
 
 
 class Env(gymnasium.Env[str, str], ABC):
-    """A text environment with programmatic reward; a true ``gymnasium.Env[str, str]``.
+    """A text environment with a programmatic reward; a ``gymnasium.Env[str, str]``.
 
-    Authors write `setup`, one or more methods marked with `envkit.checks.check`, and either methods marked
-    with `envkit.tools.tool` or `apply`. The
-    base owns everything else: the sandbox's life, the turn budget, scoring. An episode ends
-    *terminated* when an action says so, *truncated* when ``max_turns`` are used up; either way the
-    final state is scored once, and that score is the last step's reward. Earlier rewards are 0.
+    An author writes three things: `setup`, methods marked with `envkit.checks.check`, and either methods
+    marked with `envkit.tools.tool` or `apply`. The base class does the rest: it owns the sandbox, the turn
+    budget and the scoring.
 
-    ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an
-    episode follows from ``reset(seed=...)``: `visit_seed` is what hidden inputs are drawn from.
-    ``reset(options={"held_out": True})`` has the held-out checks asked at the end, if it is solved.
+    An episode is *terminated* when an action ends it, and *truncated* when ``max_turns`` are used up. In both
+    cases the checks score the final state once. That score is the reward of the last step; earlier rewards
+    are 0.
+
+    ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an episode
+    follows from ``reset(seed=...)``: an author draws hidden inputs from `visit_seed`.
+    ``reset(options={"held_out": True})`` also runs the held-out checks if the episode is solved.
 
     Args:
-        tasks: the tasks it can pose; ids are unique.
+        tasks: the tasks to choose from; ids are unique.
         sandbox: backend that makes one fresh sandbox per episode.
         max_turns: actions until truncation, at least 1.
-        max_observation_bytes: longer observations lose their middle.
+        max_observation_bytes: the middle of longer observations is cut out.
         max_action_bytes: longer actions are refused, and use up a turn.
         render_mode: ``"ansi"`` makes `render` return the last observation.
 
@@ -98,10 +100,10 @@ class Env(gymnasium.Env[str, str], ABC):
     id: ClassVar[str]
     #: System message of every conversation with a model.
     system: ClassVar[str] = "You act in an environment. Answer each message with one action."
-    #: ``"sandbox"``: what an agent works with runs in its sandbox; ``"external"``: it cannot, and every
-    #: certificate and report says so.
+    #: ``"sandbox"`` if the application runs in the episode's sandbox. ``"external"`` if it cannot; every
+    #: certificate and report then says so.
     isolation: ClassVar[str] = "sandbox"
-    #: What an agent says that does nothing.
+    #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
@@ -113,7 +115,7 @@ class Env(gymnasium.Env[str, str], ABC):
         """Find the class's checks and tools.
 
         Raises:
-            ContractError: one of them, or another method, takes the place of what is the base's.
+            ContractError: one of them, or another method, would replace a method of the base class.
         """
         super().__init_subclass__()
         cls.checks, cls.tools = find_checks(cls), find_tools(cls)
@@ -121,8 +123,8 @@ class Env(gymnasium.Env[str, str], ABC):
         for each in (*cls.checks, *cls.tools):
             if each.name in ours:
                 kind = type(each).__name__.lower()
-                said = f"{kind} {each.name} of {cls.__name__} would replace Env.{each.name}"
-                raise ContractError(f"{said}; give it another name")
+                clash = f"{kind} {each.name} of {cls.__name__} would replace Env.{each.name}"
+                raise ContractError(f"{clash}; give it another name")
         for name in ("reset", "step", "close"):
             if getattr(cls, name) is not getattr(Env, name):
                 raise ContractError(
@@ -174,33 +176,33 @@ class Env(gymnasium.Env[str, str], ABC):
         self._turns = 0
         self._last = ""
 
-    # What an author writes.
+    # Hooks: an author writes `setup` and, if the defaults do not fit, the others.
 
     @abstractmethod
     def setup(self, task: Task) -> str:
-        """Prepare ``task`` in the fresh `sandbox`, which holds its files; returns the first observation."""
+        """Prepare a task and return the first observation. The fresh `sandbox` holds the task's files."""
 
     def teardown(self) -> None:
-        """Undo what `setup` did outside the sandbox; asked once an episode, however it ends."""
+        """Undo what `setup` did outside the sandbox. Called once per episode, however it ends."""
 
     @classmethod
     def clear_caches(cls) -> None:
-        """Let go of results that episodes share, which may change nothing but time; an audit asks for it."""
+        """Drop results that episodes share. This may change only how long episodes take; audits call it."""
 
     def dispose(self) -> None:
-        """End what was kept from one episode to the next; asked by each `close`, and more may come."""
+        """Release what is kept between episodes. Called by every `close`; further episodes may follow."""
 
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
-        """The environment's own tasks, the same at every call.
+        """Make the environment's own tasks: the same ones at every call.
 
         Args:
             split: ``"train"``, ``"heldout"``, or ``"starter"`` for a few to play with.
-            sandbox: for what has to be run to make them.
-            display: shows how far it is.
+            sandbox: runs code that is needed to make them.
+            display: shows the progress.
 
         Raises:
-            UsageError: it has none of that split.
+            UsageError: the environment has no tasks of that split.
         """
         raise UsageError(f"environment {cls.id} has no {split!r} tasks of its own; name a task file")
 
@@ -217,22 +219,22 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @classmethod
     def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
-        """The items of a benchmark that others have published, read from its own files.
+        """Read tasks from the files of a published benchmark.
 
         Args:
-            format: name of the benchmark, as ``envkit bench --tasks FORMAT:PATH`` has it.
+            format: name of the benchmark, as in ``envkit bench --tasks FORMAT:PATH``.
             path: its file or folder.
 
         Raises:
-            UsageError: no such format; or a file is not of it, which names file and line.
+            UsageError: unknown format, or a file in another format; names file and line.
         """
         raise UsageError(f"environment {cls.id} reads no tasks of format {format!r}")
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        """Actions that solve a task. The first alone should, where one turn is all there is.
+        """Actions that solve a task. If episodes have one turn, the first action must solve it alone.
 
-        The warm start imitates the first, and every task is tried with them before it is trained on.
+        Every task is tried with these actions before training, and the warm start imitates the first one.
         """
         raise ContractError(
             f"{cls.__name__} has no oracle; write oracle(task), the actions that solve a task"
@@ -240,13 +242,13 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Ways to win a task without solving it; `envkit audit` tries them all."""
+        """Attempts to win a task without solving it. `envkit audit` plays all of them."""
         return ()
 
     def apply(self, action: str) -> ActionResult:
-        """Carry out one action. What the agent got wrong is an observation, never an exception.
+        """Carry out one action. A mistake of the agent is an observation, never an exception.
 
-        Unless an author writes another, it carries out a call of a tool; see `envkit.tools`.
+        By default the action is a call of a tool; see `envkit.tools`.
         """
         call = parse_call(action, self.tools)
         if isinstance(call, str):
@@ -260,7 +262,7 @@ class Env(gymnasium.Env[str, str], ABC):
         effect = _returned(found, ActionResult, f"tool {call.tool.name}", "a str or an ActionResult")
         return ActionResult(effect.observation, effect.done or call.tool.ends)
 
-    # What an author reads.
+    # State of the running episode, for hooks, tools and checks.
 
     @property
     def backend(self) -> SandboxBackend:
@@ -292,16 +294,16 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @property
     def help(self) -> str:
-        """What a prompt says of the tools."""
+        """A description of the tools, for prompts."""
         return describe_tools(self.tools)
 
-    # What the base does with it.
+    # Gymnasium's interface, which the base class owns.
 
     @final
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[str, dict[str, Any]]:
-        """Start an episode in a fresh sandbox.
+        """Start an episode in a fresh sandbox; for the keys of ``info`` see `ResetInfo`.
 
         Raises:
             UsageError: an unknown option or task id.
@@ -326,14 +328,16 @@ class Env(gymnasium.Env[str, str], ABC):
                 self._sandbox.write(path, text.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
             self._last = self.observation_space.clip(seen)
-        return self._last, {"task": task_id, "split": self._task.split}
+        info: ResetInfo = {"task": task_id, "split": self._task.split}
+        return self._last, cast("dict[str, Any]", info)
 
     @final
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """One turn. The last one carries the reward and ``info`` with scores and verdict.
+        """Take one turn. The last turn carries the reward; for the keys of ``info`` see `StepInfo`.
 
         Raises:
             ContractError: no episode is running.
+            CheckError: a check raised or returned no score; names environment, task and check.
             SandboxError: broken machinery; the episode is void and earns nothing.
         """
         if self._sandbox is None:
@@ -349,23 +353,27 @@ class Env(gymnasium.Env[str, str], ABC):
                 )
             self._last = self.observation_space.clip(effect.observation)
             truncated = not effect.done and self._turns >= self.max_turns
-            info: dict[str, Any] = {"task": self.task.id, "turn": self._turns}
+            info: StepInfo = {"task": self.task.id, "turn": self._turns}
             reward = 0.0
             if effect.done or truncated:
-                score = run_checks(self, self.checks, held_out=self._held_out)
+                score = self._score()
                 reward = score.reward
-                info |= {
-                    "scores": dict(score.scores),
-                    "solved": score.solved,
-                    "verdict": score.verdict.value,
-                    "evidence": dict(score.evidence),
-                }
+                info["scores"] = dict(score.scores)
+                info["solved"] = score.solved
+                info["verdict"] = score.verdict.value
+                info["evidence"] = dict(score.evidence)
                 if score.weaknesses:
                     info["weaknesses"] = dict(score.weaknesses)
                 if score.held_out:
                     info["held_out"] = dict(score.held_out)
                 self._end()
-        return self._last, reward, effect.done, truncated, info
+        return self._last, reward, effect.done, truncated, cast("dict[str, Any]", info)
+
+    def _score(self) -> Score:
+        try:
+            return run_checks(self, self.checks, held_out=self._held_out)
+        except CheckError as error:
+            raise CheckError(f"environment {self.id}, task {self.task.id}: {error}") from error
 
     def render(self) -> str | None:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The last observation in mode ``"ansi"``, else ``None``."""
@@ -373,7 +381,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @final
     def close(self) -> None:
-        """End the episode, and what is kept between episodes. Idempotent."""
+        """End the episode and release what is kept between episodes. Idempotent."""
         try:
             self._end()
         finally:
@@ -381,7 +389,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @contextmanager
     def _ending_on_error(self) -> Generator[None]:
-        """An episode that broke is over: nobody may act in what is left of it."""
+        """End the episode if an exception leaves the block, so that no action follows in a broken state."""
         try:
             yield
         except BaseException:
@@ -398,10 +406,10 @@ class Env(gymnasium.Env[str, str], ABC):
 
 
 def _returned(found: object, kind: type[Returned], method: str, expected: str) -> Returned:
-    """What an author's method returned.
+    """Check the type of what an author's method returned.
 
     Raises:
-        ContractError: it is something else, such as None for want of a ``return``.
+        ContractError: another type, such as None because a ``return`` is missing.
     """
     if not isinstance(found, kind):
         raise ContractError(f"{method} returned {found!r}; expected {expected}")

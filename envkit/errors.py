@@ -1,4 +1,4 @@
-"""The error tree.
+"""Every error that envkit raises on purpose.
 
 ::
 
@@ -12,8 +12,9 @@
     │   ├── UnpricedError      the price table has no such model or machine
     │   └── MissingExtraError  an optional dependency is not installed
     ├── ContractError          an environment, agent or sandbox broke its protocol: a bug
+    │   └── CheckError         a check raised, or returned no score
     ├── SandboxError           broken machinery; an episode becomes void, never a reward
-    │   ├── BrokenTask         a task's own reference fails, in which no candidate has a part
+    │   ├── BrokenTask         a task's own reference fails, whatever the agent did
     │   ├── SandboxUnavailable no way to isolate code on this machine
     │   └── UnenforceableLimit the backend cannot enforce a limit that was asked for
     ├── AgentError             the agent's provider did not answer; the episode is void, never a failure
@@ -21,7 +22,7 @@
     ├── Stopped                the user asked to stop; work in progress is dropped, files are kept
     └── TrainingError          training cannot go on
 
-Of kinds that one part alone raises and catches:
+Errors that only one module raises and catches:
 
 - `envkit.agents.endpoint.ProviderError`, a `UsageError`: a provider refuses all requests of a kind.
 - `envkit.agents.budget.BudgetError`, a `UsageError`: a call might have cost more than is left.
@@ -75,6 +76,14 @@ class MissingExtraError(UsageError):
 
 class ContractError(EnvkitError):
     """An implementation broke the protocol it claims: a bug in code, not in input."""
+
+
+class CheckError(ContractError):
+    """A check of an environment raised an exception, or returned something that is no score.
+
+    Either the check has a bug, or the agent left something that it does not expect. So one episode ends and
+    not the run; see `envkit.rollout.Rollouts.play`.
+    """
 
 
 class SandboxError(EnvkitError):

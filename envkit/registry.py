@@ -1,4 +1,4 @@
-"""Finding environments and sandboxes by name, through entry points."""
+"""Looks up environments and sandboxes by name, through entry points."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _points(kind: str) -> dict[str, EntryPoint]:
 
 
 def load(kind: str, name: str) -> Any:
-    """The object behind a name.
+    """Load the object that is registered under a name.
 
     Raises:
         RegistryError: nothing of that name; the message lists what there is.
@@ -54,7 +54,7 @@ def load(kind: str, name: str) -> Any:
 
 
 def environment(name: str) -> type[Env]:
-    """The environment class behind a name.
+    """Load the environment class that is registered under a name.
 
     Raises:
         RegistryError: nothing of that name, or it is no environment.
@@ -75,7 +75,7 @@ def make(
     sandbox: SandboxBackend | str = "auto",
     **options: Any,
 ) -> Env:
-    """An environment with its parts looked up; ``gymnasium.make("envkit/CodeEditor-v0")`` calls it.
+    """Make an environment from names; ``gymnasium.make("envkit/CodeEditor-v0")`` calls this.
 
     Args:
         name: of the environment.

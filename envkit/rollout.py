@@ -11,7 +11,7 @@ from typing import Any, Final, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import AgentError, BrokenTask, ContractError, SandboxError
+from envkit.errors import AgentError, BrokenTask, CheckError, ContractError, SandboxError
 from envkit.stop import ShouldStop, check, never
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
@@ -42,7 +42,7 @@ class _Episode:
     session: Session
     held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
-    first_fault: SandboxError | None = None
+    first_fault: SandboxError | CheckError | None = None
 
 
 def visit_seed(key: EpisodeKey) -> int:
@@ -119,10 +119,10 @@ class Rollouts:
     ) -> list[Trajectory]:
         """Play one episode per key; returns the trajectories in that order.
 
-        A broken sandbox is replaced once: the episode's actions are repeated in a fresh one. If that breaks
-        too, the candidate caused it and the episode has failed. An episode is void if `Env.reset` fails
-        twice in a row (no candidate has touched it yet), if the agent answers with an `AgentError`, or if
-        the task itself is broken (`BrokenTask`).
+        If a sandbox breaks or a check raises, the episode's actions are repeated once in a fresh sandbox. If
+        that breaks too, the agent may have caused it and the episode has failed. An episode is void if
+        `Env.reset` fails twice in a row (before the agent acted), if the agent answers with an `AgentError`,
+        or if the task itself is broken (`BrokenTask`).
 
         Args:
             agent: answers the observations.
@@ -221,15 +221,17 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         observation, reward, terminated, truncated, info = env.step(turn.text)
     except BrokenTask as error:
         return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
-    except SandboxError as error:
+    except (SandboxError, CheckError) as error:
         return _repeat(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
     episode.observation = observation
     return _finished(env, agent, key, episode.steps, info) if terminated or truncated else None
 
 
-def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: SandboxError) -> Trajectory | None:
-    """Repeat an episode's actions in a fresh sandbox. The second broken sandbox is a failure."""
+def _repeat(
+    agent: Agent, episode: _Episode, turn: Turn, error: SandboxError | CheckError
+) -> Trajectory | None:
+    """Repeat an episode's actions in a fresh sandbox. If it breaks again, the episode has failed."""
     env, key, steps = episode.env, episode.key, episode.steps
     if episode.first_fault is not None:
         info = {"verdict": Verdict.FAIL.value, "error": f"broke twice: {episode.first_fault}; {error}"}

@@ -33,14 +33,14 @@ Method = TypeVar("Method", bound=Callable[..., Any])
 @final
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """What an agent may know of one tool.
+    """One tool, as agents see it.
 
     Args:
         name: the method's name.
         description: its docstring up to ``Args:``.
-        arguments: argument -> its description in the docstring's ``Args:``, empty where there is none.
+        arguments: argument -> its description in the docstring's ``Args:``, or an empty text.
         signature: as in Python, without ``self``.
-        ends: whether a call ends the episode.
+        ends: True if a call ends the episode.
         method: the function itself.
     """
 
@@ -52,7 +52,7 @@ class Tool:
     method: Callable[..., Any] = field(repr=False)
 
     def schema(self) -> dict[str, Any]:
-        """The tool as chat providers want it, with a JSON schema of its arguments."""
+        """The tool in the format of chat APIs, with a JSON schema of its arguments."""
         parameters = _untitled(_adapter(self.method).json_schema())
         for name, described in parameters["properties"].items():
             if text := self.arguments[name]:
@@ -72,7 +72,7 @@ class Tool:
 @final
 @dataclass(frozen=True, slots=True)
 class ToolCall:
-    """A tool call whose arguments have the types that the tool asks for."""
+    """A call of a tool, with arguments converted to the tool's types."""
 
     tool: Tool
     arguments: Mapping[str, Any]
@@ -85,10 +85,9 @@ def tool(*, ends: bool = False) -> Callable[[Method], Method]: ...
 def tool(method: Any = None, *, ends: bool = False) -> Any:
     """Mark a method of an environment as a tool.
 
-    Its arguments carry type hints, from which a JSON schema is made and to which what an agent sends is
-    converted; its docstring is what the agent reads. It returns an observation, a ``str``, or an
-    `envkit.env.ActionResult`. A `envkit.errors.UsageError` from it is the agent's mistake, and becomes the
-    observation.
+    Its arguments need type hints. They make the tool's JSON schema, and an agent's arguments are converted to
+    them. Agents read its docstring. It returns an observation, as a ``str`` or an `envkit.env.ActionResult`.
+    If it raises `envkit.errors.UsageError`, the agent made a mistake, and the message is the observation.
 
     Args:
         method: the method, when used without parentheses.
@@ -119,7 +118,7 @@ def find_tools(cls: type) -> tuple[Tool, ...]:
 
 
 def describe_tools(tools: Sequence[Tool]) -> str:
-    """What a prompt says of tools: one line each, and how to call one; nothing where there are none."""
+    """Describe tools for a prompt: an example call, and one line per tool. Empty if there are no tools."""
     if not tools:
         return ""
     lines = "\n".join(each.usage() for each in tools)
@@ -127,7 +126,7 @@ def describe_tools(tools: Sequence[Tool]) -> str:
 
 
 def format_call(name: str, arguments: Mapping[str, Any]) -> str:
-    """The action that says a call.
+    """Write a call as an action.
 
     >>> format_call("look_up", {"word": "tea", "limit": 3})
     "look_up(word='tea', limit=3)"
@@ -136,9 +135,9 @@ def format_call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
-    """The first call in an action, or what is wrong with it and how to say it right.
+    """Parse the first call in an action; or return what is wrong with it and how to write it.
 
-    Words around the call are left alone, as models like to explain themselves.
+    Text around the call is ignored, because models like to explain themselves.
     """
     by_name = {each.name: each for each in tools}
     names = "|".join(map(re.escape, by_name))
@@ -211,7 +210,7 @@ def _shown(argument: inspect.Parameter) -> str:
 
 @functools.cache
 def _adapter(method: Callable[..., Any]) -> Any:
-    """What checks a method's arguments and converts them."""
+    """Pydantic's adapter that checks and converts a method's arguments."""
     from pydantic import ConfigDict, TypeAdapter  # not on import: it takes its time
     from typing_extensions import TypedDict  # pydantic's own; it refuses older Pythons' one
 
@@ -230,7 +229,7 @@ def _adapter(method: Callable[..., Any]) -> Any:
 
 
 def _untitled(schema: Any) -> Any:
-    """A JSON schema without the titles that pydantic adds, which only cost tokens."""
+    """Remove the titles that pydantic adds to a JSON schema, because they only cost tokens."""
     if isinstance(schema, list):
         return [_untitled(item) for item in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -240,7 +239,7 @@ def _untitled(schema: Any) -> Any:
 
 
 def _bracketed(text: str) -> int:
-    """Length of the bracketed part that text begins with, as Python reads it; 0 if it does not close."""
+    """Length of the bracketed expression that a text begins with; 0 if it is never closed."""
     depth = 0
     lines = [0]
     for line in io.StringIO(text):  # as the tokenizer has them; others are text within a line
@@ -291,7 +290,7 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
 
 
 def _fault_of(node: ast.AST) -> str:
-    """Why a tool would stumble over a literal, whatever it does with it; empty if it would not."""
+    """The reason why no tool can use a literal; empty if tools can."""
     value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, str) and _TORN.search(value):
         return "half a surrogate pair, which is no text"  # and which no encoding takes
@@ -301,7 +300,7 @@ def _fault_of(node: ast.AST) -> str:
 
 
 def _checked(tool: Tool, given: Mapping[str, Any]) -> ToolCall | str:
-    """A call with arguments of the right types."""
+    """The call with converted arguments, or the message for the agent if they have wrong types."""
     from pydantic import ValidationError
 
     try:

@@ -1,17 +1,17 @@
-"""The values that flow through envkit: tasks, turns, trajectories, verdicts. Frozen data only."""
+"""The data that flows through envkit: tasks, turns, trajectories, verdicts. Frozen, without behaviour."""
 
 from __future__ import annotations
 
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import NotRequired, TypeAlias, TypedDict
 
 JSON: TypeAlias = "bool | int | float | str | Sequence[JSON] | Mapping[str, JSON] | None"
 
 
 class Verdict(enum.StrEnum):
-    """What grading found out about a candidate."""
+    """The result of grading one candidate."""
 
     PASS = "PASS"
     FAIL = "FAIL"
@@ -58,6 +58,42 @@ class Task:
         return str(self.metadata.get("source", self.id))
 
 
+class ResetInfo(TypedDict):
+    """The ``info`` of `Env.reset`.
+
+    Args:
+        task: the task's id.
+        split: the task's split.
+    """
+
+    task: str
+    split: str
+
+
+class StepInfo(TypedDict):
+    """The ``info`` of `Env.step`. Only the last step of an episode has the keys after ``turn``.
+
+    Args:
+        task: the task's id.
+        turn: number of the turn, from 1.
+        scores: check name -> score in [0, 1].
+        solved: the task is solved.
+        verdict: the worst `Verdict` among the checks, as text.
+        evidence: check name -> what it found. Never show this to an agent: it may hold hidden inputs.
+        weaknesses: check name -> why its verdict proves less than a split oracle's; absent if there are none.
+        held_out: held-out check -> score in [0, 1]; absent if none ran.
+    """
+
+    task: str
+    turn: int
+    scores: NotRequired[dict[str, float]]
+    solved: NotRequired[bool]
+    verdict: NotRequired[str]
+    evidence: NotRequired[dict[str, str]]
+    weaknesses: NotRequired[dict[str, str]]
+    held_out: NotRequired[dict[str, float]]
+
+
 @dataclass(frozen=True, slots=True)
 class EpisodeKey:
     """Addresses one episode; every random draw in it is a function of this key.
@@ -78,7 +114,7 @@ class EpisodeKey:
 
     @property
     def visit(self) -> tuple[int, int, int]:
-        """What the members of one group share: hidden inputs are drawn from this."""
+        """The part of the key that a group shares. Hidden inputs are drawn from it."""
         return (self.seed, self.step, self.group)
 
 
@@ -103,7 +139,7 @@ class Tokens:
 
 @dataclass(frozen=True, slots=True)
 class Usage:
-    """What a turn cost.
+    """The cost of one turn.
 
     Args:
         prompt_tokens: tokens read, 0 where the agent has none.
@@ -137,7 +173,7 @@ class Turn:
 
 @dataclass(frozen=True, slots=True)
 class StepRecord:
-    """One turn of a trajectory: what was seen, what was done, what it earned."""
+    """One turn of a trajectory: the observation, the agent's turn and the reward."""
 
     observation: str
     turn: Turn
@@ -173,5 +209,5 @@ class Trajectory:
 
     @property
     def solved(self) -> bool:
-        """Whether the episode ended with its task done."""
+        """True if the episode ended with its task solved."""
         return self.outcome is Outcome.SOLVED

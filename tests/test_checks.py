@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envkit.checks import Check, check, find_checks, run_checks
-from envkit.errors import ConfigError, ContractError, SandboxError, TooLargeError, UsageError
+from envkit.errors import CheckError, ConfigError, ContractError, SandboxError, TooLargeError, UsageError
 from envkit.grading import Grade, SubmissionRejected
 from envkit.types import Verdict
 
@@ -175,10 +175,16 @@ def test_what_a_handover_does_not_accept_is_graded_so(verdict: Verdict) -> None:
     assert (score.reward, score.verdict, score.evidence) == (0.0, verdict, {"reads": "because"})
 
 
-@pytest.mark.parametrize("error", [ConfigError("no pytest"), ContractError("no tests"), ValueError("a bug")])
+@pytest.mark.parametrize("error", [ConfigError("no pytest"), ContractError("no tests")])
 def test_what_no_candidate_has_a_part_in_is_no_failure_of_one(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
         score_where(error)
+
+
+def test_a_check_that_raises_is_named() -> None:
+    with pytest.raises(CheckError, match="check reads raised ValueError: a bug") as caught:
+        score_where(ValueError("a bug"))
+    assert isinstance(caught.value.__cause__, ValueError)
 
 
 def test_broken_machinery_is_no_score() -> None:

@@ -21,6 +21,7 @@ from envkit import (
     check,
     tool,
 )
+from envkit.types import ResetInfo, StepInfo
 
 
 @pytest.fixture
@@ -67,6 +68,15 @@ def test_an_episode(env: GuessEnv, backend: Backend) -> None:
         "evidence": {},
     }
     assert not backend.open
+
+
+def test_the_keys_of_info_are_documented(env: GuessEnv) -> None:
+    _, info = env.reset(seed=0)
+    assert {*info} == {*ResetInfo.__annotations__}
+    _, _, _, _, info = env.step("what?")
+    assert {*info} == {"task", "turn"}
+    _, _, _, _, info = env.step("quit")
+    assert {*info} == {*StepInfo.__annotations__} - {"weaknesses", "held_out"}
 
 
 def test_a_used_up_budget_truncates_and_is_scored(env: GuessEnv, backend: Backend) -> None:

@@ -387,4 +387,26 @@ def test_a_stop_request_ends_play_before_the_next_turn() -> None:
             rollouts.play(ScriptedAgent("slow", answer), keys(), on_done=ended.append)
         assert len(turns) <= 13 + 12  # the turns that were asked for together with the 13th
         assert not ended
+
+
+@pytest.mark.parametrize("workers", [1, 4])
+def test_a_check_that_raises_ends_its_episode_and_not_the_run(workers: int) -> None:
+    class Fragile(GuessEnv):
+        @check()
+        def right(self) -> bool:
+            if self.task.id == "below-10":
+                raise KeyError("tea")
+            return super().right()
+
+    backend = Backend()
+    with Rollouts(lambda: Fragile(sandbox=backend, max_turns=8), workers=workers) as rollouts:
+        played = rollouts.play(HALVING, keys())
+    failed = [each for each in played if each.key.task == "below-10"]
+    others = [each for each in played if each.key.task != "below-10"]
+    assert {each.outcome for each in failed} == {Outcome.FAILED}
+    assert {each.outcome for each in others} == {Outcome.SOLVED}
+    found = str(failed[0].info["error"])
+    assert found.startswith(
+        "broke twice: environment guess, task below-10: check right raised KeyError: 'tea'"
+    )
     assert not backend.open
