@@ -1,4 +1,4 @@
-"""An agent that asks the server of `api_server`, the journal it keeps, and an environment that it plays."""
+"""Helpers for tests of `ApiAgent`: an agent of `api_server`, its journal, and an environment."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ TOOLS = [each.schema() for each in find_tools(Desk)]
 
 
 class Playing:
-    """An agent on a server, and its journal."""
+    """Makes agents for a server's URL; all write to one journal."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -105,19 +105,19 @@ class Playing:
         return read_lines(self.path)
 
     def kinds(self) -> list[str]:
-        """What each record is."""
+        """Return the kind of each record."""
         return [
             next(word for word in ("asked", "answered", "failed") if word in each) for each in self.records
         ]
 
 
 def begin(agent: ApiAgent, row: int = 0) -> Any:
-    """A session of the agent."""
+    """Start a session of the agent."""
     return agent.start(key(row), "Play.")
 
 
 def heard(agent: ApiAgent, seen: str = "seen", session: Any = None) -> Turn | AgentError:
-    """The answer to one observation."""
+    """Submit one observation and return its answer."""
     session = session or begin(agent)
     agent.submit(session, seen)
     ((answered, answer),) = agent.collect()
@@ -132,7 +132,7 @@ def turn(agent: ApiAgent, seen: str = "seen", session: Any = None) -> Turn:
 
 
 def play_three(agent: ApiAgent) -> list[list[str]]:
-    """Three conversations of three turns; what was said in each."""
+    """Play three conversations of three turns; return the answers of each."""
     sessions = [begin(agent, row) for row in range(3)]
     said: dict[int, list[str]] = {id(session): [] for session in sessions}
     for session in sessions:

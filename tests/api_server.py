@@ -1,4 +1,4 @@
-"""A real chat-completions server on this machine, whose every answer a test decides."""
+"""A local chat-completions server whose answers are set by the test."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from starlette.routing import Route
 USAGE = {"prompt_tokens": 20, "completion_tokens": 3, "total_tokens": 23}
 
 Body = dict[str, Any]
-#: (body of the request, how many came before it) -> answer
+#: (body of the request, number of earlier requests) -> answer
 Say = Callable[[Body, int], "Response | Awaitable[Response]"]
 
 
 def completion(text: Any = "hello", *, finish: str = "stop", usage: Any = USAGE, **more: Any) -> Response:
-    """An ordinary answer; ``more`` are fields of its message."""
+    """Return a successful response; ``more`` are additional fields of its message."""
     message = {"role": "assistant", "content": text, **more}
     choices = [{"index": 0, "message": message, "finish_reason": finish}]
     content = {"id": "chatcmpl-1", "object": "chat.completion", "model": "m", "choices": choices}
@@ -33,19 +33,19 @@ def completion(text: Any = "hello", *, finish: str = "stop", usage: Any = USAGE,
 
 
 def call(name: str, arguments: Any, number: int = 0, **more: Any) -> Body:
-    """A tool call as a message has it; arguments that are no text are written as JSON."""
+    """Return a tool call as in a message; arguments that are not text are encoded as JSON."""
     text = arguments if isinstance(arguments, str) else json.dumps(arguments)
     return {"id": f"id-{number}", "type": "function", "function": {"name": name, "arguments": text}, **more}
 
 
 def refusal(status: int, message: str, code: str | None = None, **headers: str) -> Response:
-    """An error as OpenAI words it."""
+    """Return an error in OpenAI's format."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return JSONResponse({"error": {"message": message, "code": code}}, status, named)
 
 
 class Api:
-    """The server: answers as `begin` was last told, and notes what it is asked.
+    """The server: answers with the function last given to `begin`, and records requests.
 
     It runs in a thread until the ``with`` block ends.
     """
@@ -62,7 +62,7 @@ class Api:
         self.begin(lambda body, number: Response(status_code=501))
 
     def begin(self, say: Say) -> Api:
-        """Answer like this from now on, and forget what was."""
+        """Answer with ``say`` from now on, and clear the recorded requests."""
         self.end()
         self._say, self._over = say, threading.Event()
         self.asked: list[Body] = []
@@ -71,7 +71,7 @@ class Api:
         return self
 
     def end(self) -> None:
-        """End the answers that would never end."""
+        """Let hanging and dripping answers end."""
         self._over.set()
 
     async def hang(self) -> Response:
@@ -82,7 +82,7 @@ class Api:
         return Response()
 
     def drip(self) -> Response:
-        """An answer of which a space comes now and then, for ever."""
+        """Return an endless response that sends a space every 20 ms."""
         over = self._over
 
         async def spaces() -> Any:

@@ -1,4 +1,4 @@
-"""Aiming an attack straight at the split oracle, the way a candidate's workspace reaches it."""
+"""Running an attack directly against the split oracle, as a candidate's workspace would."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-#: Of the program that an attempt runs before it submits.
+#: Limits of the program that an attempt runs before it submits.
 RUN_LIMITS = Limits(cpu_s=2.0, wall_s=5.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**16)
 
 
@@ -34,20 +34,20 @@ def run_attack(
     files: Mapping[str, bytes] | None = None,
     policy: NumericPolicy = STRICT,
 ) -> Grade:
-    """Carry out an attempt in a sandbox of its own, hand its module over, and grade it in another.
+    """Run an attempt in a new sandbox, collect its module, and grade that in another sandbox.
 
     Args:
         backend: makes both sandboxes.
-        target: what the attempt was built for.
-        attempt: what the candidate does.
+        target: the function under attack.
+        attempt: the candidate's files and program.
         calls, expected: the hidden calls and the reference's answers.
-        files: what the workspace holds besides the module; ``target.protected`` is one of them.
-        policy: when numbers are equal.
+        files: the workspace's other files, among them ``target.protected``.
+        policy: the tolerance for comparing numbers.
 
     Raises:
-        SandboxError: the candidate's sandbox could not be made, or would let it out.
+        SandboxError: the candidate's sandbox could not be made or does not isolate.
     """
-    if not backend.isolated:  # some attempts kill all that they reach
+    if not backend.isolated:  # some attempts kill every process they can
         raise SandboxUnavailable(f"sandbox {backend.name!r} does not isolate; attacks run in one that does")
     given = {target.module: target.source.encode(), **(files or {})}
     shown = {path: given[path] for path in [target.protected] if path is not None}

@@ -1,4 +1,4 @@
-"""A real browser for tests of pages: no network but this machine, a console that is heard, axe at hand."""
+"""A real browser for tests of pages, offline except for this machine, with its console recorded and axe."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from playwright.sync_api import Browser, ConsoleMessage, Page, Request, Route, s
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 LOOPBACK = ("127.0.0.1", "localhost")
-#: What keeps a page from its readers; lesser findings are advice.
-GRAVE = ("serious", "critical")
+#: Impacts of axe findings that fail a test; lesser findings are advice.
+SEVERE = ("serious", "critical")
 
 
 @contextmanager
 def browser() -> Generator[Browser]:
-    """Headless Chromium. People may have none; the project's own checks always have.
+    """Open headless Chromium. Tests are skipped without it, except in CI, where they fail.
 
-    Not for the length of a session: while it is open, this thread can run no other event loop.
+    Not a session fixture, because no other event loop can run in this thread while it is open.
     """
     path = next((found for name in NAMES if (found := shutil.which(name))), None)
     if path is None:
@@ -33,7 +33,7 @@ def browser() -> Generator[Browser]:
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
-    # Names are not even looked up, whatever asks.
+    # No host name is resolved.
     offline = f"--host-resolver-rules=MAP * ~NOTFOUND, {', '.join(f'EXCLUDE {host}' for host in LOOPBACK)}"
     with sync_playwright() as playwright:
         launched = playwright.chromium.launch(executable_path=path, args=[offline])
@@ -45,12 +45,12 @@ def browser() -> Generator[Browser]:
 
 @dataclass(slots=True)
 class Watched:
-    """A page and what it did that it should not.
+    """A page with its recorded warnings, errors and requests to other hosts.
 
     Args:
-        page: Playwright's.
+        page: the Playwright page.
         complaints: console warnings and errors, and uncaught exceptions.
-        outside: addresses beyond this machine that it asked for; none was answered.
+        outside: requested addresses of other machines; all requests were blocked.
     """
 
     page: Page
@@ -58,23 +58,23 @@ class Watched:
     outside: list[str] = field(default_factory=list[str])
 
     def is_quiet(self) -> bool:
-        """Whether there was nothing to complain of; the assertion's message is the page itself."""
+        """True if there were no complaints and no outside requests; pytest shows the fields on failure."""
         return not self.complaints and not self.outside
 
     def violations(self) -> list[str]:
-        """What axe finds grave on the page as it stands, one line each."""
-        # Evaluated through the debugger, so that the page's own policy against scripts stays in force.
+        """Return axe's severe findings on the current page, one line each."""
+        # Evaluated through the debugger, so that the page's content security policy stays in force.
         self.page.evaluate(resources.files("axe_playwright_python").joinpath("axe.min.js").read_text())
         found: list[dict[str, Any]] = self.page.evaluate("axe.run().then(found => found.violations)")
         return [
             f"{each['id']} ({each['impact']}): {node['html']} {node['failureSummary']}"
             for each in found
-            if each["impact"] in GRAVE
+            if each["impact"] in SEVERE
             for node in each["nodes"][:1]
         ]
 
     def screenshot(self, folder: Path, name: str) -> Path:
-        """What is in sight, as ``<name>.png``."""
+        """Save the visible part of the page as ``<name>.png``."""
         path = folder / f"{name}.png"
         self.page.screenshot(path=path)
         return path
@@ -84,7 +84,7 @@ class Watched:
 def watched(
     browser: Browser, *, dark: bool = False, width: int = 1280, height: int = 800
 ) -> Generator[Watched]:
-    """A page in a context of its own, as wide and as dark as its reader has it."""
+    """Open a page in a new browser context with the given size and color scheme."""
     context = browser.new_context(
         color_scheme="dark" if dark else "light", viewport={"width": width, "height": height}
     )
@@ -96,9 +96,9 @@ def watched(
 
     def on_request(route: Route, request: Request) -> None:
         address = urlsplit(request.url)
-        # A page may be a file, but not ask for others.
-        itself = address.scheme == "file" and request.is_navigation_request()
-        if itself or address.scheme in ("data", "blob") or address.hostname in LOOPBACK:
+        # The page itself may be a file, but it may not request other files.
+        is_page = address.scheme == "file" and request.is_navigation_request()
+        if is_page or address.scheme in ("data", "blob") or address.hostname in LOOPBACK:
             route.continue_()
         else:
             seen.outside.append(request.url)

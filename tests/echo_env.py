@@ -1,6 +1,6 @@
-"""Small environments for tests of the suite that environments inherit: one that is sound, and faulty ones.
+"""Small environments for tests of the inherited test suite: a correct one and faulty ones.
 
-In a module of their own, since vectors make them in other processes.
+They are in a module because vector environments create them in other processes.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Echo(Env):
 
 
 class Choking(Echo):
-    """Takes nothing but ASCII."""
+    """Faulty: raises on actions that are not ASCII."""
 
     @tool
     def say(self, words: str) -> str:
@@ -65,7 +65,7 @@ class Choking(Echo):
 
 
 class Overpaying(Echo):
-    """Pays for what it does not know."""
+    """Faulty: its check returns scores above 1."""
 
     @check(weight=0)
     def length(self) -> float:
@@ -73,14 +73,14 @@ class Overpaying(Echo):
 
 
 class Choosy(Echo):
-    """Leaves out a task that it was given."""
+    """Faulty: drops a task that it was given."""
 
     def __init__(self, *, tasks: Sequence[Task], **options: Any) -> None:
         super().__init__(tasks=tasks[1:], **options)
 
 
 class Ageing(Echo):
-    """Remembers earlier episodes."""
+    """Faulty: observations depend on earlier episodes."""
 
     episodes = 0
 
@@ -90,7 +90,7 @@ class Ageing(Echo):
 
 
 class Gossip(Echo):
-    """Instances know what another was asked."""
+    """Faulty: instances share state."""
 
     asked: ClassVar[list[str]] = []
 
@@ -100,14 +100,14 @@ class Gossip(Echo):
 
 
 class Local(Echo):
-    """Looks different in another process."""
+    """Faulty: observations differ between processes."""
 
     def setup(self, task: Task) -> str:
         return f"{super().setup(task)} This is process {os.getpid()}."
 
 
 class Leaking(Echo):
-    """Holds out what it trains on."""
+    """Faulty: the splits share a source."""
 
     @classmethod
     def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
@@ -115,7 +115,7 @@ class Leaking(Echo):
 
 
 class Restless(Echo):
-    """Makes other tasks each time."""
+    """Faulty: makes different tasks at every call."""
 
     calls: ClassVar[list[str]] = []
 
@@ -126,7 +126,7 @@ class Restless(Echo):
 
 
 class Unmeasured(Echo):
-    """Has nothing held out, and no exploits."""
+    """Has no held-out tasks and no exploits."""
 
     @classmethod
     def make_tasks(cls, split: str, **options: Any) -> Sequence[Task]:

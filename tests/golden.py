@@ -1,6 +1,6 @@
 """Golden files: behaviour that must not change unnoticed.
 
-After a change on purpose, write them again: ``GOLDEN=write make test ARGS='-k golden'``.
+After an intended change, write them again: ``GOLDEN=write make test ARGS='-k golden'``.
 """
 
 from __future__ import annotations

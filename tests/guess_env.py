@@ -1,4 +1,4 @@
-"""A small environment for tests of the core: guess a number; its machinery breaks on demand."""
+"""A number-guessing environment for tests of the core, whose sandbox fails on demand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ TASKS = tuple(Task(f"below-{top}", "train", "", {}, hidden={"top": top}) for top
 
 @final
 class Backend(SandboxBackend):
-    """Real sandboxes, in which nothing runs here, counted; the first ``breaks`` cannot be made."""
+    """Counts its sandboxes; the first ``breaks`` of them cannot be made."""
 
     name = "counted"
     isolated = False
@@ -48,7 +48,7 @@ class GuessEnv(Env):
     """Say a number; the right one ends the episode, ``quit`` gives up.
 
     Args:
-        faults: what breaks, each once: ``"setup"``, ``"check"``, or an action.
+        faults: the places that fail once each: ``"setup"``, ``"check"``, or an action.
     """
 
     id: ClassVar[str] = "guess"
@@ -105,6 +105,6 @@ class GuessEnv(Env):
 
 
 def halve(observation: str) -> str:
-    """The answer that always finds the number: the middle of what is left."""
+    """Return the middle of the remaining range, which always finds the number in time."""
     low, high = observation.split("..")
     return str((int(low) + int(high)) // 2)

@@ -1,4 +1,4 @@
-"""A fresh virtual environment in which envkit is installed as a wheel, made without a network."""
+"""Installing envkit as a wheel into a fresh virtual environment, without a network."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-#: So that pip asks no index, and builds with what is installed.
+#: Makes pip use no index and build with installed packages.
 OFFLINE = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
 
 
-def run(*command: str, cwd: Path, said: str = "", fails: bool = False, **variables: str) -> str:
-    """What a command prints that must succeed, or where it ``fails``, must end with exit status 1."""
+def run(*command: str, cwd: Path, stdin: str = "", fails: bool = False, **variables: str) -> str:
+    """Run a command and return its output; assert exit status 0, or 1 if ``fails``."""
     inherited = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     done = subprocess.run(
         command,
         cwd=cwd,
         env={**inherited, **OFFLINE, "COLUMNS": "200", **variables},
-        input=said,
+        input=stdin,
         capture_output=True,
         text=True,
         check=False,
@@ -34,14 +34,14 @@ def run(*command: str, cwd: Path, said: str = "", fails: bool = False, **variabl
 
 
 def install(folder: Path, wanted: str, *projects: Path) -> Path:
-    """Install ``wanted`` in a fresh environment below ``folder``; returns where its programs are.
+    """Install ``wanted`` in a fresh environment below ``folder``; return the folder of its programs.
 
     Args:
         folder: empty but for ``projects``.
-        wanted: what pip is asked for beside envkit, whose requirements must be installed here.
-        projects: folders of which wheels are built, beside envkit's.
+        wanted: the requirement to install beside envkit; its dependencies must be installed here.
+        projects: folders to build wheels from, beside envkit's.
     """
-    source = folder / "source"  # a copy, so that nothing is left in the repository
+    source = folder / "source"  # a copy, so that building leaves no files in the repository
     project: Any = tomllib.loads((ROOT / "pyproject.toml").read_text())
     for part in project["tool"]["setuptools"]["package-dir"].values():
         shutil.copytree(ROOT / part, source / part, ignore=shutil.ignore_patterns("__pycache__"))
@@ -52,7 +52,7 @@ def install(folder: Path, wanted: str, *projects: Path) -> Path:
     venv.create(folder / "venv", symlinks=True)
     python = folder / "venv" / "bin" / "python"
     [packages] = (folder / "venv" / "lib").glob("python*/site-packages")
-    # What a network would bring: all that is installed here, but for envkit.
+    # Instead of downloads: links to all packages installed here except envkit.
     for path in Path(sysconfig.get_path("purelib")).iterdir():
         if "envkit" not in path.name and path.name != "__pycache__":
             (packages / path.name).symlink_to(path)

@@ -1,4 +1,4 @@
-"""Reports made up for the leaderboard's tests: known rates, costs and conditions."""
+"""Made-up reports for the leaderboard's tests, with known rates, costs and conditions."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def arm(
     voids: int = 0,
     seed: int = 0,
 ) -> Row:
-    """An arm that solves about ``rate`` of its tries, 1,000 tokens read and 100 written for each."""
+    """Return a row with about this solve ``rate``, and 1,000 prompt and 100 completion tokens a try."""
     rng = Random(f"{name} {seed}")
     items = tuple(
         TaskResult(
@@ -45,7 +45,7 @@ def arm(
 def report(
     run: str = "bench-1", environment: str = "code-editor", tasks: int = 60, voids: int = 0
 ) -> ReportData:
-    """Two controls, three models that ran here, one asked live, one recorded."""
+    """Return a report with two controls, two local models, one live and one recorded model."""
     local = Origin(
         "local", "smollm2-135m-q4", temperature=0.7, max_completion_length=128, digest="d19e57" * 10
     )

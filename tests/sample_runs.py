@@ -1,4 +1,4 @@
-"""A run folder of made-up episodes, of the shape and size that training and evaluation leave."""
+"""Run folders of made-up episodes, shaped like those of training and evaluation."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CODE = "\n".join((*LINES, "    return found\n"))
 SEEN = f"Sum of a list of numbers.\ntotal([1, 2, 3]) -> 6\nFix the bug:\n```python\n{CODE.format('-=')}```"
 ANSWER = f"```python\n{CODE.format('+=')}```"
 
-#: What a model might say to whoever reads it in a browser.
+#: Model output that attacks a reader's browser.
 HOSTILE = (
     "</pre></script><script>window.hacked = 1</script>"
     "<img src=x onerror=\"window.hacked = 2\"><svg onload='window.hacked = 3'>\n"
@@ -36,7 +36,7 @@ def played(
     row: int = 0,
     evidence: str = "all 16 calls answered as expected",
 ) -> Trajectory:
-    """One episode with the scores and notes that its outcome has."""
+    """Return an episode with the scores and info that belong to its outcome."""
     taken = turns if turns is not None else (turn(reward=float(outcome is Outcome.SOLVED)),)
     key = EpisodeKey(1, step, group, row, task)
     if outcome is Outcome.VOID:
@@ -55,13 +55,13 @@ def turn(
     tokens: Tokens | None = None,
     stop: str = "stop",
 ) -> StepRecord:
-    """One turn; its usage counts the tokens, if there are any."""
+    """Return one turn; its usage counts the tokens if there are any."""
     read, written = (len(tokens.prompt_ids), len(tokens.completion_ids)) if tokens else (0, 0)
     return StepRecord(observation, Turn(text, tokens, Usage(read, written, 0.25), stop), reward)
 
 
 def make(root: Path, journals: dict[str, Iterable[Trajectory]], model: str = "tiny") -> RunFolder:
-    """A run folder with these journals: ``eval-<arm>`` or ``episodes``."""
+    """Create a run folder with these journals: ``eval-<row>`` or ``episodes``."""
     manifest = {
         "kind": "before-after",
         "environment": "code-editor",
@@ -80,7 +80,7 @@ def make(root: Path, journals: dict[str, Iterable[Trajectory]], model: str = "ti
 
 
 def large(root: Path, episodes: int) -> RunFolder:
-    """A run of half evaluation, half training, each episode of the size of a real one (3.5 kB)."""
+    """Create a run with half evaluation and half training episodes of realistic size (3.5 kB)."""
     draw = random.Random(0)
 
     def made(agent: str, evaluation: bool) -> Iterable[Trajectory]:

@@ -1,4 +1,4 @@
-"""Checks: how they are found, run and combined."""
+"""Finding, running and combining checks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from envkit.types import Verdict
 
 
 def score_of(*results: object, weights: tuple[float, ...] = (), gates: tuple[int, ...] = ()):
-    """The combined score of checks that return these results."""
+    """Return the combined score of checks that return these results."""
     weights = weights or (1.0,) * len(results)
     members = {
         f"check{i}": check(weight=weights[i], gate=i in gates)(lambda self, result=result: result)
@@ -25,7 +25,7 @@ def grade(verdict: Verdict) -> Grade:
     return Grade(verdict, "because", 0, 1)
 
 
-def test_found_base_first_in_order_of_definition() -> None:
+def test_checks_are_found_base_class_first_in_order_of_definition() -> None:
     class Base:
         @check()
         def second_by_name(self) -> bool:
@@ -51,7 +51,7 @@ def test_found_base_first_in_order_of_definition() -> None:
     )
 
 
-def test_an_override_without_the_mark_is_no_check() -> None:
+def test_an_override_without_the_decorator_is_not_a_check() -> None:
     class Base:
         @check()
         def gone(self) -> bool:
@@ -64,7 +64,7 @@ def test_an_override_without_the_mark_is_no_check() -> None:
     assert find_checks(Derived) == ()
 
 
-def test_weighted_mean() -> None:
+def test_the_reward_is_the_weighted_mean_of_scores() -> None:
     score = score_of(1.0, 0.5, False, weights=(1, 2, 1))
     assert score.reward == 0.5
     assert score.scores == {"check0": 1.0, "check1": 0.5, "check2": 0.0}
@@ -72,26 +72,26 @@ def test_weighted_mean() -> None:
     assert score.verdict is Verdict.FAIL
 
 
-def test_all_right_is_solved() -> None:
+def test_full_scores_count_as_solved() -> None:
     score = score_of(True, 1, grade(Verdict.PASS))
     assert (score.reward, score.solved, score.verdict) == (1.0, True, Verdict.PASS)
     assert score.evidence == {"check2": "because"}
 
 
-def test_a_failed_gate_takes_everything() -> None:
+def test_a_failed_gate_sets_the_reward_to_zero() -> None:
     for results, gate in (((True, 0.9), 1), ((0.9, 0.5), 0)):
         score = score_of(*results, gates=(gate,))
         assert (score.reward, score.solved) == (0.0, False)
 
 
-def test_a_measurement_without_weight_decides_nothing() -> None:
+def test_a_check_with_weight_zero_does_not_affect_the_reward() -> None:
     score = score_of(True, 0.2, weights=(1, 0))
     assert (score.reward, score.solved) == (1.0, True)
     assert score.scores["check1"] == 0.2
 
 
-class Gamed:
-    """Half of it is done, all of it is paid."""
+class Hacked:
+    """Pays the full reward although the held-out check fails."""
 
     half = 1.0
 
@@ -104,10 +104,10 @@ class Gamed:
         return grade(Verdict.FAIL)
 
 
-def test_a_held_out_check_decides_nothing_and_is_heard_when_asked() -> None:
-    quiet = run_checks(Gamed(), find_checks(Gamed))
+def test_a_held_out_check_runs_on_request_and_does_not_affect_the_reward() -> None:
+    quiet = run_checks(Hacked(), find_checks(Hacked))
     assert (quiet.reward, quiet.solved, quiet.scores, quiet.held_out) == (1.0, True, {"pays": 1.0}, {})
-    asked = run_checks(Gamed(), find_checks(Gamed), held_out=True)
+    asked = run_checks(Hacked(), find_checks(Hacked), held_out=True)
     assert (asked.reward, asked.solved, asked.scores, asked.held_out) == (
         1.0,
         True,
@@ -117,42 +117,42 @@ def test_a_held_out_check_decides_nothing_and_is_heard_when_asked() -> None:
     assert asked.evidence == {"is_done": "because"}
 
 
-def test_a_held_out_check_is_not_asked_of_what_earned_less_than_all() -> None:
-    env = Gamed()
+def test_held_out_checks_are_skipped_without_the_full_reward() -> None:
+    env = Hacked()
     env.half = 0.5
-    assert run_checks(env, find_checks(Gamed), held_out=True).held_out == {}
+    assert run_checks(env, find_checks(Hacked), held_out=True).held_out == {}
 
 
-def test_a_held_out_check_is_no_gate() -> None:
+def test_a_held_out_check_cannot_be_a_gate() -> None:
     with pytest.raises(ContractError, match="cannot be a gate"):
         check(gate=True, held_out=True)
 
 
 @pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_tampering_is_worse_than_failing(order: tuple[int, int]) -> None:
+def test_tampering_takes_precedence_over_failing(order: tuple[int, int]) -> None:
     results = (grade(Verdict.TAMPERED), grade(Verdict.FAIL))
     score = score_of(*(results[i] for i in order))
     assert (score.reward, score.verdict) == (0.0, Verdict.TAMPERED)
 
 
-def test_tampering_earns_nothing_whatever_else_was_done() -> None:
+def test_tampering_sets_the_reward_to_zero() -> None:
     for weights in ((1, 0), (1, 1)):
         score = score_of(True, grade(Verdict.TAMPERED), weights=weights)
         assert (score.reward, score.solved, score.verdict) == (0.0, False, Verdict.TAMPERED)
 
 
-def test_a_held_out_check_may_have_nothing_to_ask() -> None:
-    class Silent(Gamed):
+def test_a_held_out_check_that_returns_none_is_skipped() -> None:
+    class NothingHeldOut(Hacked):
         @check(held_out=True)
         def is_done(self) -> None:  # type: ignore[override]
             return None
 
-    asked = run_checks(Silent(), find_checks(Silent), held_out=True)
+    asked = run_checks(NothingHeldOut(), find_checks(NothingHeldOut), held_out=True)
     assert (asked.reward, asked.solved, asked.held_out, asked.evidence) == (1.0, True, {}, {})
 
 
-def score_where(error: Exception):
-    """The combined score where the only check raises."""
+def score_raising(error: Exception):
+    """Return the combined score of a single check that raises."""
 
     class Reads:
         @check()
@@ -163,52 +163,52 @@ def score_where(error: Exception):
 
 
 @pytest.mark.parametrize("error", [FileNotFoundError("gone"), UsageError("a link"), TooLargeError("large")])
-def test_what_cannot_be_read_is_a_failure(error: Exception) -> None:
-    score = score_where(error)
+def test_an_unreadable_file_is_a_failure(error: Exception) -> None:
+    score = score_raising(error)
     assert (score.reward, score.solved, score.verdict) == (0.0, False, Verdict.FAIL)
     assert score.evidence == {"reads": str(error)}
 
 
 @pytest.mark.parametrize("verdict", [Verdict.FAIL, Verdict.TAMPERED])
-def test_what_a_handover_does_not_accept_is_graded_so(verdict: Verdict) -> None:
-    score = score_where(SubmissionRejected(verdict, "because"))
+def test_a_rejected_submission_gets_the_verdict_of_its_rejection(verdict: Verdict) -> None:
+    score = score_raising(SubmissionRejected(verdict, "because"))
     assert (score.reward, score.verdict, score.evidence) == (0.0, verdict, {"reads": "because"})
 
 
 @pytest.mark.parametrize("error", [ConfigError("no pytest"), ContractError("no tests")])
-def test_what_no_candidate_has_a_part_in_is_no_failure_of_one(error: Exception) -> None:
+def test_errors_that_no_candidate_can_cause_are_raised(error: Exception) -> None:
     with pytest.raises(type(error), match=str(error)):
-        score_where(error)
+        score_raising(error)
 
 
 def test_a_check_that_raises_is_named() -> None:
     with pytest.raises(CheckError, match="check reads raised ValueError: a bug") as caught:
-        score_where(ValueError("a bug"))
+        score_raising(ValueError("a bug"))
     assert isinstance(caught.value.__cause__, ValueError)
 
 
-def test_broken_machinery_is_no_score() -> None:
+def test_an_infrastructure_verdict_raises_a_sandbox_error() -> None:
     with pytest.raises(SandboxError, match="because"):
         score_of(True, grade(Verdict.INFRA))
 
 
 @pytest.mark.parametrize("result", [float("nan"), 1.1, -0.1, float("inf"), "yes", None, [1]])
-def test_what_is_no_score_is_refused(result: object) -> None:
+def test_a_result_that_is_not_a_score_is_refused(result: object) -> None:
     with pytest.raises(ContractError, match="check0 returned"):
         score_of(result)
 
 
 @pytest.mark.parametrize("weight", [-1, float("nan"), float("inf")])
-def test_impossible_weights_are_refused(weight: float) -> None:
+def test_invalid_weights_are_refused(weight: float) -> None:
     with pytest.raises(ContractError, match="weight"):
         check(weight=weight)
 
 
-def test_no_weight_at_all_is_refused() -> None:
+def test_checks_without_any_weight_are_refused() -> None:
     with pytest.raises(ContractError, match="no check with weight"):
         score_of(True, weights=(0,))
 
 
-def test_a_grade_that_proves_less_says_so() -> None:
+def test_weaknesses_of_grades_are_kept() -> None:
     weak = Grade(Verdict.PASS, "because", 1, 1, "seen from inside")
     assert score_of(weak, grade(Verdict.PASS)).weaknesses == {"check0": "seen from inside"}

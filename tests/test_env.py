@@ -1,4 +1,4 @@
-"""The environment base: Gymnasium's contract, the turn budget, and what happens when things break."""
+"""The environment base: Gymnasium's contract, the turn budget, and failures."""
 
 from __future__ import annotations
 
@@ -36,11 +36,11 @@ def env(backend: Backend) -> Iterator[GuessEnv]:
     made.close()
 
 
-def test_gymnasium_accepts_it(env: GuessEnv) -> None:
-    check_env(env, skip_render_check=True)  # which would need a registered id
+def test_gymnasium_accepts_the_environment(env: GuessEnv) -> None:
+    check_env(env, skip_render_check=True)  # the render check needs a registered id
 
 
-def test_vectors(backend: Backend) -> None:
+def test_vector_environments_work(backend: Backend) -> None:
     vector = gymnasium.vector.SyncVectorEnv([lambda: GuessEnv(sandbox=backend) for _ in range(2)])
     seen, _ = vector.reset(seed=3)
     assert all(text.startswith("0..") for text in seen)
@@ -79,7 +79,7 @@ def test_the_keys_of_info_are_documented(env: GuessEnv) -> None:
     assert {*info} == {*StepInfo.__annotations__} - {"weaknesses", "held_out"}
 
 
-def test_a_used_up_budget_truncates_and_is_scored(env: GuessEnv, backend: Backend) -> None:
+def test_a_used_up_turn_budget_truncates_and_is_scored(env: GuessEnv, backend: Backend) -> None:
     env.reset(seed=0)
     steps = [env.step("what?") for _ in range(4)]
     assert [step[2:4] for step in steps] == [(False, False)] * 3 + [(False, True)]
@@ -93,14 +93,14 @@ def test_giving_up_terminates(env: GuessEnv) -> None:
     assert (reward, terminated, truncated, info["verdict"]) == (0.0, True, False, "FAIL")
 
 
-def test_the_end_on_the_last_turn_is_a_termination(env: GuessEnv) -> None:
+def test_ending_on_the_last_turn_terminates_and_does_not_truncate(env: GuessEnv) -> None:
     env.reset(seed=0)
     for _ in range(3):
         env.step("what?")
     assert env.step("quit")[2:4] == (True, False)
 
 
-def test_the_seed_decides_task_and_hidden_inputs(env: GuessEnv) -> None:
+def test_the_seed_determines_task_and_hidden_inputs(env: GuessEnv) -> None:
     drawn = set()
     for seed in range(20):
         _, info = env.reset(seed=seed)
@@ -113,14 +113,14 @@ def test_the_seed_decides_task_and_hidden_inputs(env: GuessEnv) -> None:
     assert len(drawn) == 20
 
 
-def test_without_a_seed_episodes_go_on_differing(env: GuessEnv) -> None:
+def test_episodes_differ_without_a_new_seed(env: GuessEnv) -> None:
     env.reset(seed=0)
     first = env.visit_seed
     env.reset()
     assert env.visit_seed != first
 
 
-def test_unknown_task_names_one_that_exists(env: GuessEnv) -> None:
+def test_an_unknown_task_is_refused_with_an_existing_one(env: GuessEnv) -> None:
     with pytest.raises(UsageError, match=r"no task 'below-11' among the 3 loaded, e\.g\. 'below-10'"):
         env.reset(options={"task": "below-11"})
 
@@ -130,13 +130,13 @@ def test_unknown_option_is_refused(env: GuessEnv) -> None:
         env.reset(options={"tsk": "below-10"})
 
 
-def test_options_of_the_caller_stay_as_they_are(env: GuessEnv) -> None:
+def test_reset_does_not_change_the_callers_options(env: GuessEnv) -> None:
     options = {"task": "below-10"}
     env.reset(options=options)
     assert options == {"task": "below-10"}
 
 
-def test_a_step_needs_an_episode(env: GuessEnv) -> None:
+def test_step_without_a_running_episode_is_refused(env: GuessEnv) -> None:
     with pytest.raises(ContractError, match="call reset"):
         env.step("1")
     with pytest.raises(ContractError, match="call reset"):
@@ -150,15 +150,15 @@ def test_a_step_needs_an_episode(env: GuessEnv) -> None:
 
 
 @pytest.mark.parametrize("action", ["x" * 16_385, "\ud800", 3, None])
-def test_what_is_no_action_is_said_and_costs_a_turn(env: GuessEnv, action: Any) -> None:
+def test_an_invalid_action_is_explained_and_costs_a_turn(env: GuessEnv, action: Any) -> None:
     env.reset(seed=0)
     seen, _, terminated, _, info = env.step(action)
     assert "not valid text of at most 16384 bytes" in seen
     assert (terminated, info["turn"]) == (False, 1)
 
 
-def test_observations_are_made_to_fit(backend: Backend) -> None:
-    class Loud(Env):
+def test_observations_are_clipped_to_the_observation_space(backend: Backend) -> None:
+    class LongObservations(Env):
         id = "loud"
 
         def setup(self, task: Task) -> str:
@@ -171,7 +171,7 @@ def test_observations_are_made_to_fit(backend: Backend) -> None:
         def right(self) -> bool:
             return True
 
-    env = Loud(tasks=TASKS, sandbox=backend, max_observation_bytes=64, render_mode="ansi")
+    env = LongObservations(tasks=TASKS, sandbox=backend, max_observation_bytes=64, render_mode="ansi")
     seen, _ = env.reset(seed=0)
     assert seen in env.observation_space
     assert env.render() == seen
@@ -181,32 +181,32 @@ def test_observations_are_made_to_fit(backend: Backend) -> None:
     env.close()
 
 
-def test_render_is_silent_unless_asked(env: GuessEnv) -> None:
+def test_render_returns_none_without_a_render_mode(env: GuessEnv) -> None:
     env.reset(seed=0)
     assert env.render() is None
 
 
-BREAKS: dict[str, Callable[[GuessEnv], object]] = {
+FAILING_CALLS: dict[str, Callable[[GuessEnv], object]] = {
     "setup": lambda env: env.reset(seed=0),
     "7": lambda env: env.step("7"),
     "check": lambda env: env.step("quit"),
 }
 
 
-@pytest.mark.parametrize("place", BREAKS)
-def test_broken_machinery_is_an_error_never_a_reward(env: GuessEnv, backend: Backend, place: str) -> None:
+@pytest.mark.parametrize("place", FAILING_CALLS)
+def test_a_sandbox_failure_raises_and_gives_no_reward(env: GuessEnv, backend: Backend, place: str) -> None:
     env.reset(seed=0)
     env.faults.append(place)
     with pytest.raises(SandboxError, match=f"broken at {place}"):
-        BREAKS[place](env)
-    assert not backend.open, "a sandbox of a broken episode lives on"
+        FAILING_CALLS[place](env)
+    assert not backend.open, "the sandbox of a failed episode was not closed"
     with pytest.raises(ContractError, match="call reset"):
         env.step("1")
     env.reset(seed=0)
     assert env.step("quit")[1:3] == (0.0, True)
 
 
-def test_no_sandbox_no_episode() -> None:
+def test_no_episode_starts_without_a_sandbox() -> None:
     env = GuessEnv(sandbox=Backend(breaks=1))
     with pytest.raises(SandboxError, match="no sandbox"):
         env.reset(seed=0)
@@ -220,10 +220,10 @@ def test_a_sandbox_that_cannot_be_closed_is_not_kept(env: GuessEnv) -> None:
     env.reset(seed=0)
     sandbox = env.sandbox
 
-    def refuse() -> None:
+    def fail() -> None:
         raise SandboxError("stuck")
 
-    close, sandbox.close = sandbox.close, refuse
+    close, sandbox.close = sandbox.close, fail
     with pytest.raises(SandboxError, match="stuck"):
         env.close()
     env.reset(seed=0)
@@ -249,12 +249,12 @@ def test_reset_and_close_end_the_running_episode(env: GuessEnv, backend: Backend
         ({"render_mode": "human"}, "render_mode is 'human'"),
     ],
 )
-def test_impossible_settings_are_refused(options: dict[str, Any], message: str) -> None:
+def test_invalid_settings_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         GuessEnv(**options)
 
 
-def test_an_environment_without_reward_or_name_is_a_bug(backend: Backend) -> None:
+def test_an_environment_without_weighted_check_or_id_is_refused(backend: Backend) -> None:
     class Nameless(Env):
         def setup(self, task: Task) -> str:
             return ""
@@ -281,16 +281,16 @@ def test_an_environment_without_reward_or_name_is_a_bug(backend: Backend) -> Non
 
 @pytest.mark.parametrize("mark", [tool, check()])
 @pytest.mark.parametrize("name", ["close", "help", "apply", "tasks", "render"])
-def test_neither_tool_nor_check_takes_the_place_of_what_the_base_has(mark: Any, name: str) -> None:
-    def shut(self: Any) -> str:
+def test_a_tool_or_check_named_like_a_base_method_is_refused(mark: Any, name: str) -> None:
+    def method(self: Any) -> str:
         return ""
 
     with pytest.raises(ContractError, match=f"{name} of Made would replace Env.{name}; give it another"):
-        type("Made", (GuessEnv,), {name: mark(shut)})
+        type("Made", (GuessEnv,), {name: mark(method)})
 
 
 @pytest.mark.parametrize("name", ["reset", "step", "close"])
-def test_what_the_base_owns_is_not_replaced(name: str) -> None:
+def test_overriding_reset_step_or_close_is_refused(name: str) -> None:
     mixin = type("Mixin", (), {name: lambda self: None})
     for bases, members in (((GuessEnv,), vars(mixin)), ((mixin, GuessEnv), {})):
         with pytest.raises(ContractError, match=f"Made replaces Env.{name}, which owns sandbox"):
@@ -300,24 +300,24 @@ def test_what_the_base_owns_is_not_replaced(name: str) -> None:
 def test_every_class_validates_its_tasks_once(backend: Backend) -> None:
     seen: list[str] = []
 
-    class Strict(GuessEnv):
+    class RecordsValidation(GuessEnv):
         @classmethod
         def validate_task(cls, task: Task) -> None:
             seen.append(task.id)
 
     GuessEnv(sandbox=backend).close()
     for _ in range(2):
-        Strict(sandbox=backend).close()
+        RecordsValidation(sandbox=backend).close()
     assert seen == [task.id for task in TASKS]
 
 
-def test_a_task_that_an_environment_cannot_pose_is_refused(backend: Backend) -> None:
-    class Picky(GuessEnv):
+def test_a_task_that_fails_validation_is_refused(backend: Backend) -> None:
+    class RefusesLastTask(GuessEnv):
         @classmethod
         def validate_task(cls, task: Task) -> None:
             if task.id == TASKS[-1].id:
                 raise TaskFileError(f"task {task.id}: too large")
 
     with pytest.raises(TaskFileError, match="too large"):
-        Picky(sandbox=backend)
+        RefusesLastTask(sandbox=backend)
     assert not backend.open

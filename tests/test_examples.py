@@ -1,4 +1,4 @@
-"""The examples run as they are, and stay as short as they are said to be."""
+"""The examples run unchanged and stay within their line limits."""
 
 from __future__ import annotations
 

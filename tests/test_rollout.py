@@ -1,4 +1,4 @@
-"""The rollout loop: order, independence of workers, replays of what broke, and agents that misbehave."""
+"""The rollout loop: order, independence of workers, replays after failures, and misbehaving agents."""
 
 from __future__ import annotations
 
@@ -61,11 +61,11 @@ def test_episodes_of_several_environments_are_played_together() -> None:
     class Other(GuessEnv):
         id, system = "other", "Guess otherwise."
 
-    heard: list[str] = []
+    systems: list[str] = []
 
     class Listening(ScriptedAgent):
         def start(self, key: EpisodeKey, system: str) -> Any:
-            heard.append(system)
+            systems.append(system)
             return super().start(key, system)
 
     def made(kind: type[GuessEnv], task: Task) -> Any:
@@ -80,11 +80,11 @@ def test_episodes_of_several_environments_are_played_together() -> None:
             assert all(t.solved for t in played)
         with pytest.raises(KeyError, match="nobody"):
             rollouts.play(agent, [replace(keys(1, 1)[0], task="nobody")])
-    assert heard == ([GuessEnv.system] * 2 + ["Guess otherwise."] * 2) * 2
+    assert systems == ([GuessEnv.system] * 2 + ["Guess otherwise."] * 2) * 2
     assert not backend.open
 
 
-def test_one_that_cannot_be_closed_keeps_no_other_open() -> None:
+def test_an_environment_that_cannot_be_closed_does_not_keep_others_open() -> None:
     class Stuck(GuessEnv):
         def dispose(self) -> None:
             closed.append(self)
@@ -97,7 +97,7 @@ def test_one_that_cannot_be_closed_keeps_no_other_open() -> None:
     assert len(set(map(id, closed))) == 3
 
 
-def test_trajectories_come_in_the_order_of_their_keys() -> None:
+def test_trajectories_are_in_the_order_of_their_keys() -> None:
     wanted = keys()[::-1]
     played = play(HALVING, wanted)
     assert [trajectory.key for trajectory in played] == wanted
@@ -116,19 +116,19 @@ def test_a_trajectory_records_the_episode() -> None:
     assert played.info == {"verdict": "PASS", "evidence": {}}
 
 
-def test_workers_change_nothing() -> None:
+def test_the_number_of_workers_does_not_change_results() -> None:
     one, four = (play(HALVING, keys(4, 4), workers=workers) for workers in (1, 4))
     assert one == four
 
 
-def test_members_of_a_group_meet_the_same_inputs_and_groups_differ() -> None:
+def test_members_of_a_group_get_the_same_inputs_and_groups_differ() -> None:
     played = play(HALVING, [replace(key, task="below-90") for key in keys(6, 3)])
     groups = [played[start : start + 3] for start in range(0, len(played), 3)]
     assert all(group[0].steps == other.steps for group in groups for other in group)
     assert len({group[0].steps for group in groups}) > 1
 
 
-def test_the_visit_seed_tells_visits_apart() -> None:
+def test_visit_seeds_differ_between_visits_and_not_between_rows() -> None:
     visits = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**20 - 1, 2**24 - 1, 2**18 - 1)]
     seeds = [visit_seed(EpisodeKey(*visit, row=row, task="t")) for visit in visits for row in (0, 1)]
     assert seeds[::2] == seeds[1::2]
@@ -136,7 +136,7 @@ def test_the_visit_seed_tells_visits_apart() -> None:
     assert all(0 <= seed < 2**63 for seed in seeds)
 
 
-def test_environments_are_used_again() -> None:
+def test_environments_are_reused() -> None:
     made: list[GuessEnv] = []
 
     def make() -> GuessEnv:
@@ -150,39 +150,39 @@ def test_environments_are_used_again() -> None:
     assert again == first[:2]
 
 
-def test_no_keys_no_episodes() -> None:
+def test_no_keys_give_no_episodes() -> None:
     assert play(HALVING, []) == []
 
 
 @pytest.mark.parametrize("place", ["setup", "4", "check"])
-def test_what_breaks_once_is_replayed(place: str) -> None:
+def test_an_episode_whose_sandbox_fails_once_is_replayed(place: str) -> None:
     wanted = keys(1, 1)
     assert play(HALVING, wanted, faults=[place]) == play(HALVING, wanted)
 
 
-def test_a_replay_says_the_same_actions_in_a_fresh_sandbox() -> None:
-    said = ["0", "boom", "quit"]
-    agent = ScriptedAgent("fixed", lambda key, turn, observation: said[turn])
+def test_a_replay_repeats_the_actions_in_a_fresh_sandbox() -> None:
+    actions = ["0", "boom", "quit"]
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: actions[turn])
     backend = Backend()
     (played,) = play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")], backend=backend, faults=["boom"])
     assert backend.made == 2
-    assert [step.turn.text for step in played.steps] == said
+    assert [step.turn.text for step in played.steps] == actions
     assert [step.observation for step in played.steps] == ["0..89", "1..89", "Say a number, such as: 7"]
     assert (played.outcome, played.info["verdict"]) == (Outcome.FAILED, "FAIL")
 
 
 @pytest.mark.parametrize("second", ["boom", "quit"])
-def test_what_breaks_twice_is_the_candidates_failure(second: str) -> None:
-    """At the same turn, or at a later one of the same episode."""
-    said = ["0", "boom", "quit"]
-    agent = ScriptedAgent("fixed", lambda key, turn, observation: said[turn])
+def test_an_episode_whose_sandbox_fails_twice_counts_as_failed(second: str) -> None:
+    """The second failure may be at the same turn or at a later one."""
+    actions = ["0", "boom", "quit"]
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: actions[turn])
     (played,) = play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")], faults=["boom", second])
     assert (played.outcome, played.reward) == (Outcome.FAILED, 0.0)
     assert played.info == {"verdict": "FAIL", "error": f"broke twice: broken at boom; broken at {second}"}
-    assert [step.turn.text for step in played.steps] == said[: said.index(second) + 1]
+    assert [step.turn.text for step in played.steps] == actions[: actions.index(second) + 1]
 
 
-def test_a_task_that_is_broken_in_itself_is_void_at_once() -> None:
+def test_a_broken_task_is_void_without_a_replay() -> None:
     class Broken(GuessEnv):
         def setup(self, task: Task) -> str:
             self.asked = 0
@@ -200,7 +200,7 @@ def test_a_task_that_is_broken_in_itself_is_void_at_once() -> None:
     assert (backend.made, backend.open) == (1, set())
 
 
-def test_a_break_harms_no_other_episode() -> None:
+def test_a_sandbox_failure_does_not_affect_other_episodes() -> None:
     agent = ScriptedAgent(
         "mixed", lambda key, turn, observation: "boom" if (key.row, turn) == (1, 0) else "quit"
     )
@@ -215,12 +215,12 @@ def test_a_sandbox_that_cannot_be_made_is_void() -> None:
     assert second.solved
 
 
-def test_one_failed_reset_is_forgiven() -> None:
+def test_a_reset_that_fails_once_is_retried() -> None:
     assert all(played.solved for played in play(HALVING, keys(1, 2), backend=Backend(breaks=1)))
 
 
-def test_no_sandbox_for_the_replay_is_void() -> None:
-    """The candidate broke one sandbox; that the machine then made none is not its doing."""
+def test_an_episode_is_void_if_no_sandbox_can_be_made_for_its_replay() -> None:
+    """The candidate is not responsible for the missing second sandbox."""
     backend = Backend()
 
     def say(key: EpisodeKey, turn: int, observation: str) -> str:
@@ -231,7 +231,7 @@ def test_no_sandbox_for_the_replay_is_void() -> None:
     assert (played.outcome, played.info) == (Outcome.VOID, {"error": "no sandbox"})
 
 
-def test_an_unknown_task_is_an_error_and_leaves_nothing_behind() -> None:
+def test_an_unknown_task_raises_and_leaves_no_sandbox_open() -> None:
     with pytest.raises(UsageError, match="no task 'nowhere'"):
         play(HALVING, [*keys(1, 2), EpisodeKey(0, 0, 0, 0, "nowhere")])
 
@@ -252,7 +252,7 @@ def test_a_bug_in_an_environment_ends_the_run_and_closes_every_sandbox() -> None
     assert not backend.open
 
 
-def test_an_error_waits_for_the_environments_that_are_still_at_work() -> None:
+def test_an_error_is_raised_after_running_environments_have_finished() -> None:
     at_work, kept = threading.Event(), threading.Event()
 
     class Slow(GuessEnv):
@@ -261,7 +261,7 @@ def test_an_error_waits_for_the_environments_that_are_still_at_work() -> None:
                 at_work.wait()
                 raise ZeroDivisionError("bug")
             at_work.set()
-            time.sleep(0.2)  # what a loop that does not wait would use to close this episode
+            time.sleep(0.2)  # time in which a loop that does not wait would close this episode
             if self.sandbox.read("kept", 10) == b"kept":
                 kept.set()
             return super().apply(action)
@@ -275,31 +275,37 @@ def test_an_error_waits_for_the_environments_that_are_still_at_work() -> None:
     assert kept.is_set()
 
 
-class Mute(ScriptedAgent):
+class AnswersNothing(ScriptedAgent):
     def collect(self) -> Sequence[tuple[Session, Turn]]:
         return []
 
 
-class Stranger(ScriptedAgent):
+class AnswersUnknownSession(ScriptedAgent):
     def collect(self) -> Sequence[tuple[Session, Turn]]:
         return [(self.start(keys(1, 1)[0], "Play."), Turn("quit"))]
 
 
-class Stutterer(ScriptedAgent):
+class AnswersTwice(ScriptedAgent):
     def collect(self) -> Sequence[tuple[Session, Turn]]:
         return [*super().collect()] * 2
 
 
 @pytest.mark.parametrize(
     ("kind", "message"),
-    [(Mute, "answers none of 2"), (Stranger, "waits for no answer"), (Stutterer, "waits for no answer")],
+    [
+        (AnswersNothing, "answers none of 2"),
+        (AnswersUnknownSession, "waits for no answer"),
+        (AnswersTwice, "waits for no answer"),
+    ],
 )
-def test_an_agent_that_breaks_its_protocol_is_a_bug(kind: type[ScriptedAgent], message: str) -> None:
+def test_an_agent_that_breaks_the_protocol_raises_a_contract_error(
+    kind: type[ScriptedAgent], message: str
+) -> None:
     with pytest.raises(ContractError, match=message):
         play(kind("bad", lambda key, turn, observation: "quit"), keys(1, 2))
 
 
-def test_a_trickle_of_answers_is_enough() -> None:
+def test_an_agent_may_answer_one_session_at_a_time() -> None:
     class OneByOne(ScriptedAgent):
         def collect(self) -> Sequence[tuple[Session, Turn]]:
             first, self._waiting = self._waiting[:1], self._waiting[1:]
@@ -309,7 +315,7 @@ def test_a_trickle_of_answers_is_enough() -> None:
     assert play(OneByOne("halving", lambda *_: ""), keys()) == play(HALVING, keys())
 
 
-def test_environments_move_while_the_agent_still_answers_others() -> None:
+def test_environments_step_while_the_agent_still_answers_others() -> None:
     moved = threading.Event()
 
     class Moving(GuessEnv):
@@ -328,8 +334,8 @@ def test_environments_move_while_the_agent_still_answers_others() -> None:
         assert [each.outcome for each in rollouts.play(agent, keys())] == [Outcome.SOLVED] * 12
 
 
-class Tired(ScriptedAgent):
-    """Answers the first observation of every episode, and no second one of row 1."""
+class FailsSometimes(ScriptedAgent):
+    """Returns an error instead of the answer 'give up on me'."""
 
     def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
         return [
@@ -338,8 +344,8 @@ class Tired(ScriptedAgent):
         ]
 
 
-def test_an_episode_whose_agent_gives_up_is_void_and_the_others_go_on() -> None:
-    agent = Tired(
+def test_an_episode_whose_agent_fails_is_void_and_the_others_continue() -> None:
+    agent = FailsSometimes(
         "tired",
         lambda key, turn, seen: "give up on me" if (key.row, turn) == (1, 1) else "0" if turn < 2 else "quit",
     )
@@ -354,10 +360,10 @@ def test_an_episode_whose_agent_gives_up_is_void_and_the_others_go_on() -> None:
     assert backend.made == 3
 
 
-def test_the_sandbox_of_an_episode_that_is_void_is_not_kept() -> None:
+def test_the_sandbox_of_a_void_episode_is_closed_at_once() -> None:
     backend = Backend()
 
-    class Watching(Tired):
+    class Watching(FailsSometimes):
         def collect(self) -> Sequence[tuple[Session, Turn | AgentError]]:
             open_at_turn.append(len(backend.open))
             return super().collect()
@@ -368,11 +374,11 @@ def test_the_sandbox_of_an_episode_that_is_void_is_not_kept() -> None:
     assert open_at_turn == [2, 1]
 
 
-def test_noop_earns_nothing() -> None:
+def test_a_noop_agent_earns_no_reward() -> None:
     assert {played.reward for played in play(noop("quit"), keys())} == {0.0}
 
 
-def test_a_stop_request_ends_play_before_the_next_turn() -> None:
+def test_a_stop_request_ends_rollouts_before_the_next_turn() -> None:
     backend, turns = Backend(), list[str]()
 
     def answer(key: EpisodeKey, turn: int, observation: str) -> str:

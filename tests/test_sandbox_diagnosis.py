@@ -1,4 +1,4 @@
-"""The error of a machine on which no sandbox works: one cause, one command, details in the notes."""
+"""The error if no sandbox works: one cause, one command, and details in its notes."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def failing(text: str) -> dict[str, str]:
     return {"zygote": text, "bubblewrap": text, "docker": "cannot reach Docker"}
 
 
-#: Facts and errors -> words of the cause, words of the command.
+#: Machine facts and backend errors -> text expected in the cause and in the remedy.
 TABLE: dict[str, tuple[Machine, dict[str, str], str, str]] = {
     "user namespaces off": (
         Machine(switches={"user.max_user_namespaces": "0"}, namespaces="unshare ENOSPC"),
@@ -167,12 +167,12 @@ def test_the_error_is_one_paragraph_and_its_notes_hold_the_details() -> None:
     assert len(str(error)) < 500
     assert "tried zygote, bubblewrap, docker" in str(error)
     assert str(error).count("To mend it:") == 1
-    assert "security-opt" not in str(error)  # this is no container
+    assert "security-opt" not in str(error)  # the machine is not a container
     assert problems["zygote"] not in str(error)
     assert error.__notes__ == [f"{name}: {text}" for name, text in problems.items()]
 
 
-def test_a_backend_without_namespaces_speaks_for_itself() -> None:
+def test_a_single_backends_own_reason_is_reported() -> None:
     assert str(unavailable({"docker": "is dockerd running?"})) == "sandbox 'docker': is dockerd running?"
 
 
@@ -181,7 +181,7 @@ def test_this_machine_can_make_namespaces() -> None:
 
 
 def check(*before: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess[str]:
-    """`envkit sandbox check` in a process that ``before`` has changed."""
+    """Choose the bubblewrap backend in a process started through the command ``before``."""
     code = "import sys; from envkit.registry import sandbox_backend as b; sys.exit(b('bubblewrap').name)"
     main = f"from envkit.errors import EnvkitError\ntry:\n    {code}\nexcept EnvkitError as e: print(e)"
     command = [*before, sys.executable, "-c", main]
@@ -189,14 +189,14 @@ def check(*before: str, environment: dict[str, str] | None = None) -> subprocess
 
 
 @as_root
-def test_root_of_a_user_namespace_is_told_to_leave_it() -> None:
+def test_root_inside_a_user_namespace_is_diagnosed() -> None:
     done = check("unshare", "--user", "--map-root-user")
     assert "root only in a user namespace that maps no other user" in done.stdout, done
     assert "docker run" not in done.stdout
 
 
 @as_root
-def test_a_switch_that_forbids_user_namespaces_is_named() -> None:
+def test_a_sysctl_that_forbids_user_namespaces_is_named() -> None:
     maps = ("--map-users=0,0,65536", "--map-groups=0,0,65536")
     off = 'echo 0 > /proc/sys/user/max_user_namespaces; exec "$@"'  # in the new namespace only
     done = check("unshare", "--user", *maps, "sh", "-c", off, "sh")
@@ -204,8 +204,8 @@ def test_a_switch_that_forbids_user_namespaces_is_named() -> None:
 
 
 @as_root
-def test_a_chroot_is_suspected(tmp_path: Path) -> None:
-    # A mount namespace of its own, so that nothing stays mounted.
+def test_a_chroot_is_named_as_the_cause(tmp_path: Path) -> None:
+    # In a new mount namespace, so that nothing stays mounted.
     enter = 'mount --rbind / "$0" && exec chroot "$0" "$@"'
     done = check("unshare", "--mount", "sh", "-c", enter, str(tmp_path))
     assert "chroot forbids namespaces here (unshare: EPERM)" in done.stdout, done
@@ -220,7 +220,7 @@ def test_missing_programs_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "error", [MemoryError(), RuntimeError("can't start new thread"), OSError(12, "Cannot allocate memory")]
 )
-def test_a_check_without_memory_says_so_and_not_that_the_sandbox_leaks(
+def test_a_check_that_runs_out_of_memory_is_not_reported_as_missing_isolation(
     error: Exception, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*_: object, **__: object) -> None:
@@ -232,7 +232,7 @@ def test_a_check_without_memory_says_so_and_not_that_the_sandbox_leaks(
     assert "does not isolate" not in str(caught.value)
 
 
-def test_a_killed_check_leaves_canaries_only_where_they_are_reaped(tmp_path: Path) -> None:
+def test_canary_files_are_only_in_folders_that_are_reaped(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("tempfile.tempdir", str(tmp_path))
         with CheckContext.open(ProcessBackend()) as context:

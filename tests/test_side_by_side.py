@@ -1,4 +1,4 @@
-"""What the benches write, and what they leave as it was."""
+"""Benchmark reports: results are written at once, and those of other operations are kept."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ RATIOS = {
 
 
 class Clock:
-    """Goes on by what is said to have taken so long, and by nothing else."""
+    """A clock that only `take` advances."""
 
     now_s = 0.0
     strftime = staticmethod(time.strftime)
@@ -49,12 +49,12 @@ def root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def operation(log: list[str], name: str, slow_s: float = 3.0) -> Operation:
     @contextlib.contextmanager
-    def opened() -> Generator[Ways]:
+    def open_operation() -> Generator[Ways]:
         log.append(f"{name} opens")
         yield {"slow": lambda: CLOCK.take(slow_s), "fast": lambda: CLOCK.take(1.0)}
         log.append(f"{name} closes")
 
-    return opened
+    return open_operation
 
 
 def run(log: list[str], *names: str, commit: str = "a", slow_s: float = 3.0) -> None:
@@ -62,7 +62,7 @@ def run(log: list[str], *names: str, commit: str = "a", slow_s: float = 3.0) -> 
     compare_each("some", chosen, RATIOS, 2, {"commit": commit})
 
 
-def held(root: Path) -> Any:
+def read_report(root: Path) -> Any:
     return json.loads((root / "some.json").read_text())
 
 
@@ -70,16 +70,16 @@ def test_one_operation_is_open_at_a_time(root: Path) -> None:
     log: list[str] = []
     run(log, "first", "second")
     assert log == ["first opens", "first closes", "second opens", "second closes"]
-    found = held(root)
+    found = read_report(root)
     assert found["one"] == found["other"] == pytest.approx(3)
     assert "never" not in found
 
 
-def test_a_part_leaves_the_others_with_their_numbers_and_their_facts(root: Path) -> None:
+def test_measuring_one_operation_keeps_the_results_of_others(root: Path) -> None:
     run([], "first", "second")
-    before = held(root)
+    before = read_report(root)
     run([], "second", commit="b", slow_s=4.0)
-    after = held(root)
+    after = read_report(root)
     assert (after["one"], after["other"]) == (before["one"], pytest.approx(4))
     assert after["samples_s"]["first, slow"] == before["samples_s"]["first, slow"]
     assert after["samples_s"]["second, slow"] == pytest.approx([4, 4])
@@ -93,14 +93,14 @@ def test_a_part_leaves_the_others_with_their_numbers_and_their_facts(root: Path)
     assert "| second | slow |" in written
 
 
-def test_only_what_was_measured_now_is_held_to_its_bar(root: Path) -> None:
+def test_only_ratios_measured_now_are_compared_with_their_bar(root: Path) -> None:
     with pytest.raises(SystemExit, match="below the bar: other"):
         run([], "second", slow_s=1.0)
     run([], "first")
-    assert held(root)["other"] == pytest.approx(1)
+    assert read_report(root)["other"] == pytest.approx(1)
 
 
-def test_what_is_done_is_written_before_the_next_can_fail(root: Path) -> None:
+def test_results_are_written_before_the_next_operation_runs(root: Path) -> None:
     @contextlib.contextmanager
     def broken() -> Generator[Ways]:
         raise MemoryError
@@ -108,14 +108,14 @@ def test_what_is_done_is_written_before_the_next_can_fail(root: Path) -> None:
 
     with pytest.raises(MemoryError):
         compare_each("some", {"first": operation([], "first"), "second": broken}, RATIOS, 2, {})
-    assert list(held(root)["operations"]) == ["first"]
+    assert list(read_report(root)["operations"]) == ["first"]
 
 
-def test_a_file_of_another_kind_is_refused_and_stays(root: Path) -> None:
+def test_a_file_of_another_kind_is_refused_and_not_overwritten(root: Path) -> None:
     root.mkdir(parents=True)
     (root / "some.json").write_text('{"one": 3.0}')
     log: list[str] = []
     with pytest.raises(SystemExit, match="move it elsewhere"):
         run(log, "first")
     assert log == []
-    assert held(root) == {"one": 3.0}
+    assert read_report(root) == {"one": 3.0}

@@ -1,4 +1,4 @@
-"""The run folder: what is written stays, what is torn is mended, what is corrupt is refused."""
+"""The run folder: durable records, repair of torn lines, and refusal of corrupt ones."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def numbers(path: Path) -> list[object]:
 # Journals.
 
 
-def test_records_come_back_in_order(tmp_path: Path) -> None:
+def test_records_are_read_in_order(tmp_path: Path) -> None:
     path = journal_of(tmp_path / "a.jsonl", 1, "two\n\ud800", None)
     assert numbers(path) == [1, "two\n\ud800", None]
     assert {record["schema"] for record in read_lines(path)} == {SCHEMA}
@@ -52,30 +52,30 @@ def test_opening_again_appends(tmp_path: Path) -> None:
     assert numbers(journal_of(path, 2)) == [1, 2]
 
 
-def test_a_record_is_on_file_before_the_journal_is_closed(tmp_path: Path) -> None:
+def test_a_synced_record_is_readable_before_the_journal_is_closed(tmp_path: Path) -> None:
     with Journal(tmp_path / "a.jsonl") as journal:
         journal.append({"n": 1})
         journal.sync()
         assert numbers(journal.path) == [1]
 
 
-def test_no_file_no_records(tmp_path: Path) -> None:
+def test_a_missing_file_has_no_records(tmp_path: Path) -> None:
     assert read_lines(tmp_path / "none.jsonl") == []
 
 
-def test_a_torn_last_line_is_moved_aside_never_lost(tmp_path: Path) -> None:
+def test_a_torn_last_line_is_moved_to_another_file(tmp_path: Path) -> None:
     path = journal_of(tmp_path / "a.jsonl", 1, 2)
     torn = b'{"schema":1,"n":"half a \xc3'
     with path.open("ab") as file:
         file.write(torn)
     assert numbers(path) == [1, 2]
-    assert path.read_bytes().endswith(torn), "reading changes nothing"
+    assert path.read_bytes().endswith(torn), "reading must not change the file"
     assert numbers(journal_of(path, 3)) == [1, 2, 3]
     (aside,) = tmp_path.glob("a.jsonl.torn-*")
     assert aside.read_bytes() == torn
 
 
-def test_a_file_of_one_torn_line(tmp_path: Path) -> None:
+def test_a_file_with_only_a_torn_line_has_no_records(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"schema"')
     assert read_lines(path) == []
@@ -94,7 +94,7 @@ def test_a_file_of_one_torn_line(tmp_path: Path) -> None:
         (b'{"n":1}', "schema is None"),
     ],
 )
-def test_a_corrupt_line_is_refused_with_its_place(tmp_path: Path, line: bytes, message: str) -> None:
+def test_a_corrupt_line_is_refused_with_its_line_number(tmp_path: Path, line: bytes, message: str) -> None:
     path = journal_of(tmp_path / "a.jsonl", 1, 2)
     whole = path.read_bytes().split(b"\n")
     path.write_bytes(b"\n".join([whole[0], line, *whole[1:]]))
@@ -104,7 +104,7 @@ def test_a_corrupt_line_is_refused_with_its_place(tmp_path: Path, line: bytes, m
     assert path.read_bytes() == before
 
 
-def test_what_cannot_be_opened_is_named(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=str(tmp_path)):
         read_lines(tmp_path)
     with pytest.raises(StoreError, match="nowhere"):
@@ -123,7 +123,7 @@ def test_a_number_that_is_not_json_is_refused(tmp_path: Path) -> None:
 
 @contextmanager
 def file_size_limit(limit_bytes: int) -> Iterator[None]:
-    """Files cannot grow beyond the limit: what a full disk looks like to a writer."""
+    """Limit the size of files, so that longer writes fail as on a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit_bytes, hard))
     try:
@@ -134,7 +134,7 @@ def file_size_limit(limit_bytes: int) -> Iterator[None]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 16 KiB."""
+    """The folder of a mounted file system of 16 KiB."""
     disk = tmp_path / "disk"
     disk.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=16k", "envkit-test", str(disk)]
@@ -145,7 +145,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_record_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
+def test_a_record_that_does_not_fit_is_removed(tmp_path: Path) -> None:
     path = journal_of(tmp_path / "a.jsonl", 1)
     with Journal(path) as journal:
         for _ in range(2):
@@ -159,7 +159,7 @@ def test_a_record_that_does_not_fit_leaves_no_trace(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["a.jsonl"]
 
 
-def test_journal_on_a_full_disk(small_disk: Path) -> None:
+def test_a_journal_on_a_full_disk_raises_and_stays_usable(small_disk: Path) -> None:
     path = journal_of(small_disk / "a.jsonl", "x" * 5000, "y" * 5000)
     with Journal(path) as journal:
         with pytest.raises(StoreError, match=r"a\.jsonl: No space left"):
@@ -168,7 +168,7 @@ def test_journal_on_a_full_disk(small_disk: Path) -> None:
     assert numbers(path) == ["x" * 5000, "y" * 5000, "small"]
 
 
-def test_atomic_file_on_a_full_disk(small_disk: Path) -> None:
+def test_an_atomic_write_on_a_full_disk_keeps_the_old_file(small_disk: Path) -> None:
     path = small_disk / "a.bin"
     write_atomic(path, b"old")
     with pytest.raises(StoreError, match=r"a\.bin: No space left"):
@@ -181,28 +181,28 @@ def test_atomic_file_on_a_full_disk(small_disk: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fails", "said", "there"),
+    ("failing_call", "message", "content"),
     [
         ("os.replace", "the old file stays", b"old"),
         ("envkit.store.sync_folder", "the new file is there", b"new"),
     ],
 )
-def test_which_file_is_there_is_said(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, said: str, there: bytes
+def test_a_failed_write_says_whether_the_old_or_new_file_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: str, message: str, content: bytes
 ) -> None:
     def refuse(*_: object) -> None:
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
     path = tmp_path / "a.bin"
     write_atomic(path, b"old")
-    monkeypatch.setattr(fails, refuse)
-    with pytest.raises(StoreError, match=rf"cannot write .*a\.bin: .*; {said}"):
+    monkeypatch.setattr(failing_call, refuse)
+    with pytest.raises(StoreError, match=rf"cannot write .*a\.bin: .*; {message}"):
         write_atomic(path, b"new")
-    assert path.read_bytes() == there
+    assert path.read_bytes() == content
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_atomic_file_replaces_whole(tmp_path: Path) -> None:
+def test_an_atomic_write_replaces_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a.bin"
     write_atomic(path, b"one")
     write_atomic(path, b"two")
@@ -210,7 +210,7 @@ def test_atomic_file_replaces_whole(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_atomic_file_needs_its_folder(tmp_path: Path) -> None:
+def test_an_atomic_write_needs_an_existing_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="nowhere"):
         write_atomic(tmp_path / "nowhere" / "a.bin", b"")
 
@@ -218,7 +218,7 @@ def test_atomic_file_needs_its_folder(tmp_path: Path) -> None:
 # Run folders.
 
 
-def test_a_run_is_made_and_found_again(tmp_path: Path) -> None:
+def test_a_run_folder_can_be_opened_again(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs", "demo", {"seed": 3})
     again = RunFolder.open(run.path)
     assert again.manifest == {"schema": SCHEMA, "id": run.id, "seed": 3}
@@ -234,13 +234,13 @@ def test_runs_never_share_a_folder(tmp_path: Path) -> None:
     assert len({RunFolder.create(tmp_path, "demo", {}).path for _ in range(5)}) == 5
 
 
-def test_a_run_needs_a_folder_that_can_be_made(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match="cannot make run folder"):
         RunFolder.create(tmp_path / "file", "demo", {})
 
 
-def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
+def test_a_run_folder_appears_only_when_complete(tmp_path: Path) -> None:
     with RunFolder.making(tmp_path, "demo", {}) as run:
         run.part("inner", {})
         with run.journal("metrics") as journal:
@@ -251,7 +251,7 @@ def test_a_run_appears_when_it_is_whole(tmp_path: Path) -> None:
     assert numbers(run.path / "metrics.jsonl") == [1]
 
 
-def test_a_run_that_could_not_be_filled_is_gone(tmp_path: Path) -> None:
+def test_a_run_folder_that_cannot_be_completed_is_removed(tmp_path: Path) -> None:
     def fill() -> None:
         with RunFolder.making(tmp_path, "demo", {}) as run:
             run.part("inner", {})
@@ -272,7 +272,7 @@ def test_a_run_that_could_not_be_filled_is_gone(tmp_path: Path) -> None:
         (b'{"schema": 9}', "schema 9; this version reads 1"),
     ],
 )
-def test_what_is_no_run_is_refused(tmp_path: Path, manifest: bytes | None, message: str) -> None:
+def test_a_folder_that_is_not_a_run_is_refused(tmp_path: Path, manifest: bytes | None, message: str) -> None:
     if manifest is not None:
         (tmp_path / "manifest.json").write_bytes(manifest)
     with pytest.raises(StoreError, match=message):
@@ -320,7 +320,7 @@ def example() -> Trajectory:
     return Trajectory(key, "guess", "agent", (step,), Outcome.SOLVED, {"right": 1.0}, {"verdict": "PASS"})
 
 
-def test_trajectories_of_a_run(tmp_path: Path) -> None:
+def test_trajectories_of_a_run_are_read(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "demo", {})
     with run.journal("episodes") as journal:
         journal.append({"phase": "rl", **trajectory_to_json(example())})
@@ -328,7 +328,7 @@ def test_trajectories_of_a_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("field", ["steps", "outcome", "key"])
-def test_a_record_that_is_no_trajectory_is_named(tmp_path: Path, field: str) -> None:
+def test_a_record_that_is_not_a_trajectory_is_named(tmp_path: Path, field: str) -> None:
     run = RunFolder.create(tmp_path, "demo", {})
     whole = trajectory_to_json(example())
     with run.journal("episodes") as journal:
@@ -338,7 +338,7 @@ def test_a_record_that_is_no_trajectory_is_named(tmp_path: Path, field: str) -> 
         list(run.trajectories("episodes"))
 
 
-def test_a_field_of_the_wrong_kind_is_named(tmp_path: Path) -> None:
+def test_a_field_with_an_invalid_value_is_named(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path, "demo", {})
     with run.journal("episodes") as journal:
         journal.append({**trajectory_to_json(example()), "outcome": "maybe"})

@@ -1,4 +1,4 @@
-"""Task files: whole or absent, and every fault named."""
+"""Task files: atomic writing, and errors that name the fault."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def task(number: int, text: str = "é") -> Task:
 TASKS = [task(1), task(2)]
 
 
-def test_tasks_survive_the_file(tmp_path: Path) -> None:
+def test_tasks_survive_writing_and_reading(tmp_path: Path) -> None:
     path = tmp_path / "made" / "tasks.jsonl"
-    said = write_tasks(path, TASKS, seed=3)
+    written_digest = write_tasks(path, TASKS, seed=3)
     assert read_tasks(path) == TASKS
-    assert said == digest(TASKS) == digest(read_tasks(path))
+    assert written_digest == digest(TASKS) == digest(read_tasks(path))
     header, *lines = path.read_text().splitlines()
     assert json.loads(header) == {"schema": SCHEMA, "seed": 3, "packages": {"pkg": "1"}, "count": 2}
     assert len(lines) == 2
@@ -53,7 +53,7 @@ def test_the_same_tasks_make_the_same_bytes(tmp_path: Path) -> None:
     assert digest(TASKS) != digest(TASKS[::-1])
 
 
-def test_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_different_file_is_not_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "tasks.jsonl"
     write_tasks(path, TASKS, seed=0)
     write_tasks(path, TASKS, seed=0)
@@ -62,13 +62,13 @@ def test_nothing_is_overwritten(tmp_path: Path) -> None:
     assert read_tasks(path) == TASKS
 
 
-def test_no_tasks_make_no_file(tmp_path: Path) -> None:
+def test_writing_no_tasks_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="no tasks to write"):
         write_tasks(tmp_path / "tasks.jsonl", [], seed=0)
     assert os.listdir(tmp_path) == []
 
 
-def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -78,11 +78,11 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
     assert os.listdir(tmp_path) == []
 
 
-Spoil = Callable[[list[str]], list[str]]
+Damage = Callable[[list[str]], list[str]]
 
 
 @pytest.mark.parametrize(
-    ("spoil", "message"),
+    ("damage", "message"),
     [
         (lambda lines: [], "is empty"),
         (lambda lines: ["{}", *lines[1:]], "line 1, field 'schema': found None"),
@@ -101,24 +101,24 @@ Spoil = Callable[[list[str]], list[str]]
         ),
     ],
 )
-def test_faults_are_named(tmp_path: Path, spoil: Spoil, message: str) -> None:
+def test_faults_are_named(tmp_path: Path, damage: Damage, message: str) -> None:
     path = tmp_path / "tasks.jsonl"
     write_tasks(path, TASKS, seed=0)
-    path.write_text("".join(line + "\n" for line in spoil(path.read_text().splitlines())))
+    path.write_text("".join(line + "\n" for line in damage(path.read_text().splitlines())))
     with pytest.raises(TaskFileError, match=message) as fault:
         read_tasks(path)
     assert str(path) in str(fault.value)
 
 
-def suited(number: int) -> Task:
-    """A task of a checkout."""
+def checkout_task(number: int) -> Task:
+    """Return a task that is graded by a checkout's suite."""
     suite = {"files": {"test_a.py": "test " * 100, "short.py": "x"}, "wanted": [f"test_a.py::{number}"]}
     return replace(task(number, f"{number} " * 200), files={"a.py": f"{number} " * 200, "b.py": "b" * 300},
                    hidden={"suite": suite})  # fmt: skip
 
 
-def test_what_a_checkouts_tasks_share_stands_once(tmp_path: Path) -> None:
-    tasks, path = [suited(number) for number in range(20)], tmp_path / "tasks.jsonl"
+def test_texts_shared_by_a_checkouts_tasks_are_stored_once(tmp_path: Path) -> None:
+    tasks, path = [checkout_task(number) for number in range(20)], tmp_path / "tasks.jsonl"
     assert write_tasks(path, tasks, seed=0) == digest(tasks)
     assert read_tasks(path) == tasks
     text = path.read_text()
@@ -144,7 +144,7 @@ def test_what_a_checkouts_tasks_share_stands_once(tmp_path: Path) -> None:
 )
 def test_faults_of_shared_texts_are_named(tmp_path: Path, old: str, new: str, message: str) -> None:
     path = tmp_path / "tasks.jsonl"
-    write_tasks(path, [suited(1), suited(2)], seed=0)
+    write_tasks(path, [checkout_task(1), checkout_task(2)], seed=0)
     path.write_text(path.read_text().replace(old, new, 1))
     with pytest.raises(TaskFileError, match=message):
         read_tasks(path)
@@ -191,7 +191,9 @@ def nested(depth: int) -> str:
         ('"schema":', f'"texts":{"9" * 5000},"schema":', "line 1: not JSON"),
     ],
 )
-def test_values_that_would_break_later_are_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+def test_values_that_cannot_be_used_later_are_refused(
+    tmp_path: Path, old: str, new: str, message: str
+) -> None:
     path = tmp_path / "tasks.jsonl"
     write_tasks(path, TASKS, seed=0)
     assert old in path.read_text()
@@ -217,7 +219,7 @@ def test_a_file_of_another_environment_is_refused(tmp_path: Path) -> None:
         read_tasks(path, SqlDeskEnv)
 
 
-def test_a_file_may_name_a_base_environment_or_none(tmp_path: Path) -> None:
+def test_a_file_of_a_base_environment_or_without_one_is_accepted(tmp_path: Path) -> None:
     class Derived(SqlDeskEnv):  # type: ignore[misc]
         id = "derived"
 
@@ -227,12 +229,12 @@ def test_a_file_may_name_a_base_environment_or_none(tmp_path: Path) -> None:
         assert read_tasks(tmp_path / name, Derived) == TASKS
 
 
-def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """Paths to every value inside JSON data."""
+def paths_in(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
+    """Yield the paths to every value inside JSON data."""
     yield path
     if isinstance(value, dict | list):
         for key, item in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from places(item, (*path, key))
+            yield from paths_in(item, (*path, key))
 
 
 json_values = st.recursive(
@@ -248,7 +250,7 @@ def mutated_json(draw: st.DrawFn, text: str) -> bytes:
     lines = text.splitlines()
     number = draw(st.integers(0, len(lines) - 1))
     data = {"line": json.loads(lines[number])}
-    *parents, last = draw(st.sampled_from([path for path in places(data) if path]))
+    *parents, last = draw(st.sampled_from([path for path in paths_in(data) if path]))
     holder: Any = data
     for key in parents:
         holder = holder[key]
@@ -276,7 +278,7 @@ def test_a_mutated_file_is_read_or_refused(
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
     made, path = folder / "mutated-from.jsonl", folder / "mutated.jsonl"
-    write_tasks(made, [suited(1), suited(2), task(3)], seed=0, environment="code-editor")
+    write_tasks(made, [checkout_task(1), checkout_task(2), task(3)], seed=0, environment="code-editor")
     text = made.read_text()
     path.write_bytes(data.draw(mutated_json(text) | mutated_bytes(text)))
     try:

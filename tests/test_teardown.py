@@ -1,4 +1,4 @@
-"""`Env.teardown`: what an episode keeps outside its sandbox ends with it, however it ends."""
+"""`Env.teardown` releases an episode's resources outside the sandbox, however the episode ends."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from envkit import Env, SandboxBackend, SandboxError, Task, check, tool
 from envkit.registry import sandbox_backend
 
 
-class Keeper(Env):
-    """Keeps something outside."""
+class StatefulEnv(Env):
+    """Keeps one entry per running episode outside the sandbox."""
 
     id: ClassVar[str] = "keeper"
     kept: ClassVar[list[str]] = []
@@ -53,43 +53,43 @@ def backend() -> SandboxBackend:
 
 
 @pytest.fixture
-def env(backend: SandboxBackend) -> Keeper:
-    Keeper.kept.clear()
-    return Keeper(
+def env(backend: SandboxBackend) -> StatefulEnv:
+    StatefulEnv.kept.clear()
+    return StatefulEnv(
         tasks=[Task(id=name, split="train", prompt=name, files={}) for name in ("plain", "breaks", "stays")],
         sandbox=backend,
     )
 
 
-def test_it_follows_scoring_and_comes_once(env: Keeper) -> None:
+def test_teardown_runs_once_and_after_scoring(env: StatefulEnv) -> None:
     env.reset(options={"task": "plain"})
     assert env.step("look()")[0] == "1 kept"
-    assert env.step("stop()")[1] == 1.0  # it was there when it was scored
-    assert Keeper.kept == []
-    env.close()  # and is not undone again
+    assert env.step("stop()")[1] == 1.0  # scoring ran before teardown
+    assert StatefulEnv.kept == []
+    env.close()  # teardown does not run again
 
 
-def test_it_comes_after_truncation_close_reset_and_breakdown(env: Keeper) -> None:
+def test_teardown_runs_after_truncation_close_reset_and_failure(env: StatefulEnv) -> None:
     options = {"task": "plain"}
     env.reset(options=options)
     for _ in range(env.max_turns):
         env.step("look()")
-    assert Keeper.kept == []
+    assert StatefulEnv.kept == []
     env.reset(options=options)
     env.close()
-    assert Keeper.kept == []
+    assert StatefulEnv.kept == []
     env.reset(options=options)
     env.reset(options=options)
-    assert Keeper.kept == ["plain"]
+    assert StatefulEnv.kept == ["plain"]
     with pytest.raises(SandboxError, match="on purpose"):
         env.step("stumble()")
-    assert Keeper.kept == []
+    assert StatefulEnv.kept == []
     with pytest.raises(SandboxError, match="on purpose"):
         env.reset(options={"task": "breaks"})
-    assert Keeper.kept == []
+    assert StatefulEnv.kept == []
 
 
-def test_one_that_fails_keeps_no_sandbox(env: Keeper, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sandbox_is_closed_if_teardown_fails(env: StatefulEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     env.reset(options={"task": "stays"})
     closed: list[bool] = []
     close = env.sandbox.close
@@ -99,22 +99,20 @@ def test_one_that_fails_keeps_no_sandbox(env: Keeper, monkeypatch: pytest.Monkey
     assert closed == [True]
 
 
-def test_what_is_kept_between_episodes_ends_with_close_alone(
-    env: Keeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dispose_runs_only_on_close(env: StatefulEnv, monkeypatch: pytest.MonkeyPatch) -> None:
     ended: list[int] = []
-    monkeypatch.setattr(Keeper, "dispose", lambda self: ended.append(len(self.kept)))
+    monkeypatch.setattr(StatefulEnv, "dispose", lambda self: ended.append(len(self.kept)))
     env.reset(options={"task": "plain"})
     env.step("stop()")
     env.reset(options={"task": "plain"})
     assert ended == []
     env.close()
-    assert ended == [0]  # after the episode
+    assert ended == [0]  # after teardown of the episode
     env.reset(options={"task": "stays"})
     with pytest.raises(SandboxError, match="cannot be undone"):
         env.close()
     assert len(ended) == 2
 
 
-def test_an_environment_runs_in_the_sandbox_unless_it_says_otherwise() -> None:
-    assert (Env.isolation, Keeper.isolation) == ("sandbox", "sandbox")
+def test_the_default_isolation_is_the_sandbox() -> None:
+    assert (Env.isolation, StatefulEnv.isolation) == ("sandbox", "sandbox")

@@ -1,4 +1,4 @@
-"""Tools: how they are described, how a call is read from what a model says, and what goes wrong."""
+"""Tools: their descriptions, parsing calls from model output, and errors."""
 
 from __future__ import annotations
 
@@ -64,10 +64,10 @@ def arguments(action: str) -> dict[str, Any]:
     return dict(call.arguments)
 
 
-# What an agent is told.
+# Descriptions for the agent.
 
 
-def test_a_schema_is_what_chat_providers_take() -> None:
+def test_a_schema_has_the_format_of_chat_apis() -> None:
     look_up, give_up, _ = TOOLS
     assert look_up.schema() == {
         "type": "function",
@@ -89,7 +89,7 @@ def test_a_schema_is_what_chat_providers_take() -> None:
     assert give_up.schema()["function"]["parameters"]["properties"] == {}
 
 
-def test_a_prompt_gets_one_line_for_each() -> None:
+def test_a_prompt_describes_each_tool_in_one_line() -> None:
     assert describe_tools(TOOLS).split("\n") == [
         "Say one call per turn, such as look_up(word=..., limit=..., order=...):",
         "look_up(word: str, limit: int = 3, order: Literal['asc', 'desc'] = 'asc')  Look a word up.",
@@ -98,7 +98,7 @@ def test_a_prompt_gets_one_line_for_each() -> None:
     ]
 
 
-def test_a_description_may_take_several_lines() -> None:
+def test_a_description_can_span_several_lines() -> None:
     def fetch(self: Any, word: str, limit: int, page: int) -> str:
         """Fetch lines.
 
@@ -124,7 +124,7 @@ def test_a_description_may_take_several_lines() -> None:
     }
 
 
-# What an agent says.
+# Parsing what an agent writes.
 
 
 @pytest.mark.parametrize(
@@ -148,17 +148,17 @@ def test_a_description_may_take_several_lines() -> None:
         ("scold(None)", {"words": None}),
     ],
 )
-def test_what_models_say_is_understood(action: str, found: dict[str, Any]) -> None:
+def test_common_forms_of_calls_are_parsed(action: str, found: dict[str, Any]) -> None:
     assert arguments(action) == found
 
 
-def test_only_line_breaks_break_lines() -> None:
+def test_only_newlines_separate_lines() -> None:
     word = "a\u2028b\x85c\x0bd\x0ce"
     assert arguments(f"look_up(\n  word='{word}',\n)")["word"] == word
 
 
 @pytest.mark.parametrize(
-    ("action", "said"),
+    ("action", "message"),
     [
         ("", "No call of a tool in that. Say one call per turn"),
         ("I would look up tea.", "No call of a tool"),
@@ -184,24 +184,24 @@ def test_only_line_breaks_break_lines() -> None:
         ("look_up(" + "-" * 5000 + "1)", "look_up: "),
     ],
 )
-def test_what_is_wrong_is_said_with_the_mend(action: str, said: str) -> None:
+def test_an_invalid_call_is_explained_with_the_remedy(action: str, message: str) -> None:
     found = parse_call(action, TOOLS)
     assert isinstance(found, str)
-    assert found.startswith(said)
+    assert found.startswith(message)
 
 
 VALUES = st.none() | st.lists(st.text())
 
 
 @given(st.text(), st.integers(), VALUES)
-def test_a_native_call_arrives_as_it_was_sent(word: str, limit: int, words: list[str] | None) -> None:
-    sent = {"word": word, "limit": limit}
-    assert arguments(format_call("look_up", sent)) == sent
+def test_a_formatted_call_is_parsed_unchanged(word: str, limit: int, words: list[str] | None) -> None:
+    values = {"word": word, "limit": limit}
+    assert arguments(format_call("look_up", values)) == values
     assert arguments(format_call("scold", {"words": words})) == {"words": words}
 
 
 @pytest.mark.parametrize("value", ["'nan'", "'-inf'", "1e999", "-1e999", "'Infinity'"])
-def test_what_is_no_finite_number_is_refused(value: str) -> None:
+def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
     def pour(self: Any, litres: float, more: list[float] | None = None) -> str:
         return ""
 
@@ -213,7 +213,7 @@ def test_what_is_no_finite_number_is_refused(value: str) -> None:
 
 
 @given(st.text())
-def test_no_text_breaks_it(action: str) -> None:
+def test_no_text_makes_the_parser_raise(action: str) -> None:
     for each in (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```"):
         assert isinstance(parse_call(each, TOOLS), ToolCall | str)
 
@@ -221,7 +221,7 @@ def test_no_text_breaks_it(action: str) -> None:
 # In an environment.
 
 
-def test_an_environment_carries_calls_out(desk: Desk) -> None:
+def test_an_environment_runs_calls(desk: Desk) -> None:
     seen, *_ = desk.step("look_up('tea')")
     assert (seen, desk.seen) == ("tea x 3", [("tea", 3, "asc")])
     assert desk.step("scold")[0] == "no such words: None"
@@ -230,14 +230,14 @@ def test_an_environment_carries_calls_out(desk: Desk) -> None:
     assert (seen, reward, terminated, truncated) == ("Bye.", 1.0, True, False)
 
 
-def test_a_bug_in_a_tool_is_no_observation(desk: Desk) -> None:
+def test_a_bug_in_a_tool_is_raised(desk: Desk) -> None:
     desk.seen = None  # pyright: ignore[reportAttributeAccessIssue]
     with pytest.raises(AttributeError):
         desk.step("look_up('tea')")
 
 
-def test_an_environment_without_actions_is_a_bug() -> None:
-    class Still(Env):
+def test_an_environment_without_actions_is_refused() -> None:
+    class NoActions(Env):
         id = "still"
 
         def setup(self, task: Task) -> str:
@@ -248,12 +248,12 @@ def test_an_environment_without_actions_is_a_bug() -> None:
             return True
 
     with pytest.raises(
-        ContractError, match=r"Still has no actions; mark methods with @tool, or write apply\(\)"
+        ContractError, match=r"NoActions has no actions; mark methods with @tool, or write apply\(\)"
     ):
-        Still(tasks=TASKS, sandbox=Backend())
+        NoActions(tasks=TASKS, sandbox=Backend())
 
 
-class Forgetful(Desk):
+class MissingReturn(Desk):
     id = "forgetful"
     forgets: str
 
@@ -269,30 +269,30 @@ class Forgetful(Desk):
 
 
 @pytest.mark.parametrize(
-    ("forgets", "said"),
+    ("forgets", "message"),
     [
         ("setup", "setup returned None; expected a str, the first observation"),
         ("apply", "apply returned None; expected an ActionResult"),
         ("tool", "tool look_up returned None; expected a str or an ActionResult"),
     ],
 )
-def test_a_missing_return_is_named(forgets: str, said: str) -> None:
-    env = Forgetful(tasks=TASKS, sandbox=Backend())
+def test_a_missing_return_is_named(forgets: str, message: str) -> None:
+    env = MissingReturn(tasks=TASKS, sandbox=Backend())
     env.forgets = forgets
-    asked: Any = env.reset
+    call: Any = env.reset
     if forgets != "setup":
         env.reset(seed=0)
-        asked = partial(env.step, "look_up('tea')")
-    with pytest.raises(ContractError, match=said):
-        asked()
+        call = partial(env.step, "look_up('tea')")
+    with pytest.raises(ContractError, match=message):
+        call()
     env.close()
 
 
-def test_there_is_no_help_where_there_are_no_tools() -> None:
+def test_help_is_empty_without_tools() -> None:
     assert GuessEnv().help == ""
 
 
-def test_an_argument_without_a_type_or_a_name_is_a_bug() -> None:
+def test_an_argument_without_a_type_or_a_name_is_refused() -> None:
     def untyped(self: Any, word) -> str:  # type: ignore[no-untyped-def]  # pyright: ignore
         return ""
 

@@ -137,7 +137,9 @@ def bin_(made: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def envkit(bin_: Path, *command: str, said: str = "") -> str:
-    return run(str(bin_ / "envkit"), *command, cwd=bin_, said=said, XDG_CACHE_HOME=str(bin_.parent / "cache"))
+    return run(
+        str(bin_ / "envkit"), *command, cwd=bin_, stdin=said, XDG_CACHE_HOME=str(bin_.parent / "cache")
+    )
 
 
 def test_its_own_tests_pass(bin_: Path, made: Path) -> None:

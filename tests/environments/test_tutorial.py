@@ -1,4 +1,4 @@
-"""The tutorial for authors: its files and commands, in order, in a fresh virtual environment."""
+"""The tutorial's files and commands work, in order, in a fresh virtual environment."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import pytest
 from installed import install, run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
-#: Step by step: its text, and its blocks as pairs of language and text.
+#: Sections of the tutorial: the text, and its code blocks as pairs of language and text.
 STEPS = [
     (text, re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
     for text in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
 ]
-#: What commands are found to say.
-SAYS = {
+#: Patterns of the output of commands.
+EXPECTED_OUTPUT = {
     "python -m pytest": r"=+ \d\d passed in ",
     "envkit play stock-room": r"FAIL, reward 0",
     "envkit tasks check --env stock-room": r"train: 28 tasks .* 0 broken\nheldout: 16 tasks .* 0 broken\n",
@@ -26,15 +26,17 @@ SAYS = {
 
 @pytest.fixture
 def bin_(tmp_path: Path) -> Path:
-    """Programs of a fresh virtual environment with envkit."""
+    """The folder of programs of a fresh virtual environment with envkit."""
     (tmp_path / "installed").mkdir()
     return install(tmp_path / "installed", "envkit-rl")
 
 
-def test_it_leads_to_an_environment_that_passes(bin_: Path, tmp_path: Path) -> None:
+def test_following_the_tutorial_gives_an_environment_that_passes_its_audit(
+    bin_: Path, tmp_path: Path
+) -> None:
     here = tmp_path
     variables = {"PATH": f"{bin_}:{os.environ['PATH']}", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    left: list[str] = []
+    not_run: list[str] = []
     for text, blocks in STEPS:
         replaced = re.findall(r"[Rr]eplace\s+`([\w/]+\.py)`", text)
         for language, block in blocks:
@@ -43,10 +45,10 @@ def test_it_leads_to_an_environment_that_passes(bin_: Path, tmp_path: Path) -> N
                     if command.startswith("cd "):
                         here /= command.removeprefix("cd ")
                     elif command.startswith("envkit train"):
-                        left.append(command)
+                        not_run.append(command)
                     else:
-                        said = run("bash", "-c", command, cwd=here, said="done()\n", **variables)
-                        assert re.search(SAYS.get(command, ""), said), said
+                        output = run("bash", "-c", command, cwd=here, stdin="done()\n", **variables)
+                        assert re.search(EXPECTED_OUTPUT.get(command, ""), output), output
             elif language == "python" and replaced:
                 file = here / replaced.pop()
                 assert file.exists()
@@ -56,9 +58,9 @@ def test_it_leads_to_an_environment_that_passes(bin_: Path, tmp_path: Path) -> N
                 honest = file.read_text()
                 file.write_text(f"{honest}\n{block}")
             else:
-                said = run("envkit", "audit", "stock-room", cwd=here, fails=True, **variables)
-                assert block.removesuffix("...\n") in said
+                output = run("envkit", "audit", "stock-room", cwd=here, fails=True, **variables)
+                assert block.removesuffix("...\n") in output
                 file.write_text(honest)
         assert not replaced
-    assert left == ["envkit train --env stock-room --minutes 20"]
+    assert not_run == ["envkit train --env stock-room --minutes 20"]
     assert [path.name for path in (here / "dist").iterdir()] == ["stock_room-0.1.0-py3-none-any.whl"]

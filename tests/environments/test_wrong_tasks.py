@@ -18,39 +18,39 @@ from envkit.environments.service_desk.tasks import generate as service_tasks
 from envkit.environments.sql_desk.tasks import generate as sql_tasks
 from envkit.taskfile import write_tasks
 
-OWN = {
+EXAMPLE_TASKS = {
     "code-editor": starter_tasks()[0],
     "service-desk": service_tasks("starter")[0],
     "sql-desk": sql_tasks("starter")[0],
 }
 
 
-def written(folder: Path, task: Task) -> Path:
+def write_task(folder: Path, task: Task) -> Path:
     path = folder / "tasks.jsonl"
     write_tasks(path, [task], 0)
     return path
 
 
-@pytest.mark.parametrize("name", OWN)
-@pytest.mark.parametrize("other", OWN)
+@pytest.mark.parametrize("name", EXAMPLE_TASKS)
+@pytest.mark.parametrize("other", EXAMPLE_TASKS)
 def test_a_task_of_another_environment_is_refused_with_its_name(
     tmp_path: Path, backend: SandboxBackend, name: str, other: str
 ) -> None:
-    path = written(tmp_path, OWN[other])
+    path = write_task(tmp_path, EXAMPLE_TASKS[other])
     if name == other:
-        assert [*registry.make(name, path, backend).tasks] == [OWN[other].id]
+        assert [*registry.make(name, path, backend).tasks] == [EXAMPLE_TASKS[other].id]
         return
     with pytest.raises(TaskFileError) as raised:
         registry.make(name, path, backend)
     message = str(raised.value)
-    assert message.startswith(f"{path}: not a task of {name}: task {OWN[other].id}: ")
+    assert message.startswith(f"{path}: not a task of {name}: task {EXAMPLE_TASKS[other].id}: ")
     assert f"it is a task of {other}" in message
     assert "\n" not in message
-    with pytest.raises(TaskFileError, match=f"task {OWN[other].id}: "):
-        registry.environment(name)(tasks=[OWN[other]], sandbox=backend)
+    with pytest.raises(TaskFileError, match=f"task {EXAMPLE_TASKS[other].id}: "):
+        registry.environment(name)(tasks=[EXAMPLE_TASKS[other]], sandbox=backend)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", EXAMPLE_TASKS)
 @pytest.mark.parametrize(
     "damage",
     [
@@ -65,14 +65,14 @@ def test_a_task_of_another_environment_is_refused_with_its_name(
 def test_wrong_hidden_fields_are_named(
     backend: SandboxBackend, name: str, damage: Callable[[Any], Any]
 ) -> None:
-    task = replace(OWN[name], hidden=damage(OWN[name].hidden))
+    task = replace(EXAMPLE_TASKS[name], hidden=damage(EXAMPLE_TASKS[name].hidden))
     with pytest.raises(TaskFileError, match=f"task {task.id}: .*hidden"):
         registry.environment(name)(tasks=[task], sandbox=backend)
 
 
-@pytest.mark.parametrize("name", OWN)
+@pytest.mark.parametrize("name", EXAMPLE_TASKS)
 def test_a_task_without_its_file_is_refused(backend: SandboxBackend, name: str) -> None:
-    task = replace(OWN[name], files={})
+    task = replace(EXAMPLE_TASKS[name], files={})
     with pytest.raises(TaskFileError, match=f"task {task.id}: files has no "):
         registry.environment(name)(tasks=[task], sandbox=backend)
 
@@ -88,15 +88,17 @@ COMMANDS = {
 
 @pytest.mark.parametrize("hidden", [None, {}], ids=["of another environment", "with nothing hidden"])
 @pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
-def test_commands_refuse_it_in_one_line_and_write_no_certificate(
+def test_commands_refuse_wrong_tasks_in_one_line_and_write_no_certificate(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     command: tuple[str, ...],
     hidden: Any,
 ) -> None:
-    task = OWN["code-editor"] if hidden is None else replace(OWN["sql-desk"], hidden=hidden)
-    path = written(tmp_path, task)
+    task = (
+        EXAMPLE_TASKS["code-editor"] if hidden is None else replace(EXAMPLE_TASKS["sql-desk"], hidden=hidden)
+    )
+    path = write_task(tmp_path, task)
     monkeypatch.setattr(certificate, "cache_dir", lambda: tmp_path / "cache")
     monkeypatch.setattr(sys, "argv", ["envkit", *command, str(path)])
     with pytest.raises(SystemExit) as raised:

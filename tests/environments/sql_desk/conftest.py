@@ -1,4 +1,4 @@
-"""A real PostgreSQL server for these tests: in a folder of its own, on a socket, under a limit of memory."""
+"""A PostgreSQL server for these tests, with its own data folder, socket and memory limit."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ PASSWORD = "hush-hush"
 
 @dataclass
 class Cluster:
-    """A server that can be started, stopped and asked."""
+    """A PostgreSQL server that tests can start, stop and query."""
 
     folder: Path
     binaries: Path
-    #: What an unprivileged user is, where root runs the tests: the server refuses to be root's.
+    #: Popen arguments for an unprivileged user if root runs the tests, because PostgreSQL refuses root.
     user: dict[str, Any] = field(default_factory=dict[str, Any])
     process: subprocess.Popen[bytes] | None = None
 
@@ -67,14 +67,14 @@ class Cluster:
         raise AssertionError(f"PostgreSQL does not start: {self.log}")
 
     def stop(self) -> None:
-        """At once, as a crash would."""
+        """Stop the server immediately, as a crash would."""
         if self.process is not None:
             self.process.send_signal(signal.SIGQUIT)
             self.process.wait()
             self.process = None
 
     def ask(self, statement: str) -> list[Any]:
-        """As the superuser."""
+        """Run a statement as the superuser."""
         import psycopg
 
         with psycopg.connect(self.dsn, autocommit=True) as connection:
@@ -90,7 +90,7 @@ def _binaries() -> Path | None:
 
 @pytest.fixture(scope="session")
 def new_cluster() -> Iterator[Any]:
-    """Makes servers, which are stopped and removed at the end."""
+    """Return a function that makes servers; they are stopped and removed at the end."""
     binaries = _binaries()
     if binaries is None:
         if os.environ.get("CI"):
@@ -105,11 +105,11 @@ def new_cluster() -> Iterator[Any]:
     made: list[Cluster] = []
 
     def make() -> Cluster:
-        # A socket's path is short, and a folder of pytest's is closed to other users. In memory, a database
-        # of three hundred files is made in a tenth of the time.
+        # Not in pytest's folder: socket paths must be short, and other users cannot read it. Creating a
+        # database of three hundred files is ten times faster in memory.
         memory = Path("/dev/shm")
-        roomy = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
-        parent = memory if roomy else "/tmp"
+        has_space = os.access(memory, os.W_OK) and shutil.disk_usage(memory).free > 2**30
+        parent = memory if has_space else "/tmp"
         made.append(Cluster(Path(tempfile.mkdtemp(prefix="pg", dir=parent)), binaries, user))
         made[-1].make()
         return made[-1]
@@ -124,13 +124,13 @@ def new_cluster() -> Iterator[Any]:
 
 @pytest.fixture(scope="session")
 def cluster(new_cluster: Any) -> Cluster:
-    """The one that most tests share."""
+    """The server that most tests share."""
     return new_cluster()
 
 
 @pytest.fixture(scope="session")
 def dsn(cluster: Cluster) -> Iterator[str]:
-    """Where it is, and told to the environment."""
+    """The server's DSN, also set as an environment variable."""
     before = os.environ.get(DSN_VARIABLE)
     os.environ[DSN_VARIABLE] = cluster.dsn
     yield cluster.dsn
