@@ -1,1 +1,1 @@
-"""Held-out evaluation with honest statistics."""
+"""Held-out evaluation: specs, statistics, reports, the leaderboard and the viewer."""

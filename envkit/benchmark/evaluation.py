@@ -14,7 +14,7 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 #: Evaluation episodes live at a step that no training run reaches.
 EVALUATION_STEP = 2**23
 
-#: EpisodeIndex that are played at once.
+#: Number of episodes that are played concurrently.
 CHUNK = 128
 
 #: (episodes done, episodes in all, solved so far)
@@ -41,15 +41,16 @@ def evaluate(
 ) -> list[Trajectory]:
     """Play the wanted episodes and log each.
 
-    Episodes are played in fixed chunks. A chunk with a missing episode is played whole, because the batch
-    that is decoded together decides the last bits of a probability. A resumed evaluation therefore gives the
-    same numbers as an undisturbed one.
+    Episodes are played in fixed chunks. A chunk with a missing episode is played again as a whole, because
+    the last bits of a probability depend on the batch. A resumed evaluation therefore gives the same numbers
+    as an uninterrupted one.
 
     Args:
         rollouts: plays them.
-        agent: who answers.
+        agent: the agent that is evaluated.
         wanted: from `episode_keys`.
-        journal: every finished episode is appended before it is returned, and if the agent is refused.
+        journal: every finished episode is appended before it is returned, also if a provider refuses the
+            agent.
         done: graded trajectories of an earlier, interrupted evaluation of the same agent.
         on_progress: called after every chunk.
         chunk: episodes played at once.
@@ -62,17 +63,17 @@ def evaluate(
     """
     found = {trajectory.key: trajectory for trajectory in done}
     for start in range(0, len(wanted), chunk):
-        asked = wanted[start : start + chunk]
-        if all(key in found for key in asked):
+        keys = wanted[start : start + chunk]
+        if all(key in found for key in keys):
             continue
         began = time.monotonic()
         played: list[Trajectory] = []
         try:
-            rollouts.play(agent, asked, on_done=played.append)
-        finally:  # what has ended when an agent is refused may have been paid for
+            rollouts.play(agent, keys, on_done=played.append)
+        finally:  # episodes that ended before a provider refused the agent may be paid for
             new = {t.key: t for t in played if t.key not in found}
             share_s = (time.monotonic() - began) / max(len(new), 1)
-            for key in asked:
+            for key in keys:
                 if key in new:
                     journal.append({"seconds": share_s, **trajectory_to_json(new[key])})
             journal.sync()
@@ -92,13 +93,13 @@ def complete_chunks(
     """
     found = {trajectory.key: trajectory for trajectory in played}
     chunks = [wanted[start : start + chunk] for start in range(0, len(wanted), chunk)]
-    return [found[key] for asked in chunks if all(key in found for key in asked) for key in asked]
+    return [found[key] for keys in chunks if all(key in found for key in keys) for key in keys]
 
 
 def task_results(
     trajectories: Iterable[Trajectory], tasks: Sequence[Task], seconds: Mapping[EpisodeKey, float]
 ) -> tuple[TaskResult, ...]:
-    """Make one result per task that has an episode, in task order; voids are counted apart.
+    """Make one result per task that has an episode, in task order; voids are counted separately.
 
     Args:
         trajectories: one per episode.

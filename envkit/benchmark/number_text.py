@@ -1,4 +1,4 @@
-"""Numbers as a reader sees them: percent, points, dollars and intervals."""
+"""Format numbers for readers: percent, points, dollars and intervals."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NOT_KNOWN = "not known"
 
 
 def number(value: float, digits: int = 1) -> str:
-    """Fixed decimals, thousands separated, a true minus sign, a dash for what is not finite."""
+    """Fixed decimals, separated thousands and a true minus sign; a dash if not finite."""
     if not math.isfinite(value):
         return NONE
     rounded = round(value, digits) + 0.0  # no negative zero
@@ -20,7 +20,7 @@ def number(value: float, digits: int = 1) -> str:
 
 
 def percent(part: float) -> str:
-    """A share of 1 in percent, without the sign."""
+    """A share of 1 in percent, without the percent sign."""
     return number(100 * part)
 
 
@@ -31,7 +31,7 @@ def points(difference: float) -> str:
 
 
 def dollars(amount: float) -> str:
-    """Dollars with three significant digits, a dash where they are not known.
+    """Dollars with three significant digits; a dash for NaN, "none solved" for infinity.
 
     >>> dollars(0.000123), dollars(4.5), dollars(1234.0), dollars(float("inf"))
     ('$0.000123', '$4.50', '$1,234', 'none solved')
@@ -47,7 +47,7 @@ def dollars(amount: float) -> str:
 
 
 def bounds(interval: Interval | None, *, signed: bool = False) -> str:
-    """The interval's ends in percent or points, in brackets."""
+    """Ends of an interval in percent or points, in brackets."""
     if interval is None:
         return NONE
     if not math.isfinite(interval.low):
@@ -57,5 +57,5 @@ def bounds(interval: Interval | None, *, signed: bool = False) -> str:
 
 
 def share(interval: Interval | None) -> str:
-    """A share with its interval, in percent."""
+    """Mean and interval of a share, in percent."""
     return "no result" if interval is None else f"{percent(interval.estimate)} % {bounds(interval)}"

@@ -1,4 +1,4 @@
-"""Results published elsewhere; the leaderboard shows them apart and never ranks them."""
+"""Results published elsewhere. The leaderboard lists them in a table of their own and never ranks them."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class PublishedRow:
     """A result as its source states it.
 
     Args:
-        benchmark: on what, with how many items.
-        model: name that the source uses.
+        benchmark: name and number of items.
+        model: the source's name of the model.
         solved_percent: in [0, 100].
-        date: of the measurement.
+        date: date of the measurement.
         source: repository with commit, or paper.
-        usd_per_solved: dollars per solved item, where the source allows to say so.
+        usd_per_solved: dollars per solved item; NaN if the source does not tell.
     """
 
     benchmark: str

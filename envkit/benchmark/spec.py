@@ -11,7 +11,7 @@ from envkit.errors import ConfigError
 from envkit.files import read_settings
 from envkit.plain import decode
 
-#: Scripted agents and the pass@1 that an honest environment gives them; ``None``: none in particular.
+#: Scripted agents with the pass@1 that a sound environment gives them; ``None`` if it can be any.
 SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
 #: Seed of evaluation draws: the same for every run, so that runs compare item by item.
 EVALUATION_SEED = 1
@@ -24,10 +24,10 @@ class EnvironmentSpec:
     """Tasks to play.
 
     Args:
-        name: of the environment, as `envkit list` has it.
-        tasks: a task file, or ``FORMAT:PATH`` for a benchmark that others have published; empty for the
-            environment's own held-out tasks.
-        limit: only the first so many.
+        name: name of the environment; `envkit list` shows them.
+        tasks: a task file, or ``FORMAT:PATH`` for a published benchmark; empty for the environment's own
+            held-out tasks.
+        limit: number of tasks, counted from the first; ``None`` for all.
     """
 
     name: str
@@ -44,18 +44,19 @@ class AgentSpec:
     """One agent, which becomes one row. Set exactly one of script, model (or adapter), card and recorded.
 
     Args:
-        name: in the report.
+        name: name in the report.
         script: ``"oracle"``, ``"no-op"`` or ``"random"``.
-        model: id or folder of a model to run here; with ``adapter`` alone, the default one.
-        adapter: PEFT folder on top of it.
+        model: id or folder of a local model. If only ``adapter`` is set, the default model.
+        adapter: PEFT folder for the model.
         card: name or path of the card of a model behind an API; see `envkit.agents.cards`.
-        recorded: a model whose outputs came with the tasks, or a file of outputs; see
+        recorded: name of a model whose outputs came with the tasks, or a file of outputs; see
             `envkit.agents.recorded`.
-        samples: episodes per task, if not as many as for the others. Recorded outputs give one.
-        temperature: if not as for the others. Scripts and recorded outputs take neither it nor what follows.
-        max_completion_length: most tokens per turn, if not as for the others.
-        stop_strings: of a model that runs here, if not as for the others.
-        max_context_length: likewise.
+        samples: episodes per task; ``None`` for the spec's. Recorded outputs give one.
+        temperature: sampling temperature; ``None`` for the spec's. Scripts and recorded outputs take none of
+            this and the fields below.
+        max_completion_length: token limit of a turn; ``None`` for the spec's or the card's.
+        stop_strings: texts that end a local model's turn; ``None`` for the spec's.
+        max_context_length: token limit of a local model's context; ``None`` for the spec's.
     """
 
     name: str
@@ -71,8 +72,8 @@ class AgentSpec:
     max_context_length: int | None = None
 
     def __post_init__(self) -> None:
-        whose = [self.script, self.model or self.adapter, self.card, self.recorded]
-        if sum(map(bool, whose)) != 1:
+        players = [self.script, self.model or self.adapter, self.card, self.recorded]
+        if sum(map(bool, players)) != 1:
             raise ConfigError(
                 f"agent {self.name}: give one of script, model (with an adapter or not), card and recorded"
             )
@@ -85,8 +86,8 @@ class AgentSpec:
             )
         if self.recorded and (self.samples or 1) > 1:
             raise ConfigError(
-                f"agent {self.name}: samples is {self.samples}, and recorded outputs give one each; leave it "
-                "out"
+                f"agent {self.name}: samples is {self.samples}, but recorded outputs give one per task; "
+                "leave it out"
             )
         bad = "/" in self.name or not self.name.isprintable() or not self.name.strip(". ")
         if bad or len(self.name.encode(errors="replace")) > 200:
@@ -99,19 +100,19 @@ class AgentSpec:
 
 @dataclass(frozen=True, slots=True)
 class BenchSpec:
-    """What to measure.
+    """A benchmark: environments, agents and sampling.
 
     Args:
-        environments: each is reported by itself.
-        agents: the rows of every report, names unique.
-        samples: episodes per task; scripts whose result is known play one.
-        temperature: of sampling.
+        environments: one report is made for each.
+        agents: rows of every report, names unique.
+        samples: episodes per task; oracle and no-op play one.
+        temperature: sampling temperature.
         max_turns: actions per episode.
-        max_completion_length: most tokens per turn; if ``None`` what a card says, or else 128.
-        stop_strings: texts that end a turn of a model that runs here as well as its own end of turn does.
-        max_context_length: tokens that a turn of a model that runs here is asked with; see
-            `envkit.agents.local.LocalAgent`. 0 for no bound but the model's own.
-        budget_usd: what all calls of APIs may cost together.
+        max_completion_length: token limit of a turn; ``None`` for the card's limit, or 128 without one.
+        stop_strings: texts that end a local model's turn, beside its end-of-turn token.
+        max_context_length: token limit of a local model's context; see `envkit.agents.local.LocalAgent`. 0
+            for the model's own.
+        budget_usd: limit for the cost of all API calls together.
         title: heading of the reports.
     """
 
@@ -128,13 +129,13 @@ class BenchSpec:
 
     def __post_init__(self) -> None:
         for what, names in (
-            ("environments", [one.name for one in self.environments]),
-            ("agents", [one.name for one in self.agents]),
+            ("environments", [environment.name for environment in self.environments]),
+            ("agents", [agent.name for agent in self.agents]),
         ):
             if not names:
                 raise ConfigError(f"there are no {what}; name at least one")
             if len(set(names)) != len(names):
-                raise ConfigError(f"two {what} of one name among: {', '.join(names)}")
+                raise ConfigError(f"names of {what} must be unique; found {', '.join(names)}")
         if self.max_turns < 1:
             raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
         if not 0 <= self.budget_usd < math.inf:
@@ -144,22 +145,22 @@ class BenchSpec:
     def of(self, agent: AgentSpec) -> AgentSpec:
         """Fill in the defaults of the spec for one agent."""
         once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
-        length, longest = agent.max_completion_length, agent.max_context_length
-        here = not agent.card
+        length, context = agent.max_completion_length, agent.max_context_length
+        local = not agent.card
         return replace(
             agent,
             samples=agent.samples or (1 if once else self.samples),
             temperature=self.temperature if agent.temperature is None else agent.temperature,
             max_completion_length=length or self.max_completion_length or _LENGTH,
-            stop_strings=self.stop_strings if here and agent.stop_strings is None else agent.stop_strings,
-            max_context_length=self.max_context_length if here and longest is None else longest,
+            stop_strings=self.stop_strings if local and agent.stop_strings is None else agent.stop_strings,
+            max_context_length=self.max_context_length if local and context is None else context,
         )
 
 
 def from_toml(path: Path) -> BenchSpec:
     """Read a TOML file of `BenchSpec` fields; ``[[environments]]`` and ``[[agents]]`` are its tables.
 
-    Paths in it are seen from the folder that the file is in.
+    Paths in it are relative to the file's folder.
 
     Raises:
         ConfigError: no such file, not TOML, or a field is missing, unknown or wrong; names file and field.
@@ -171,48 +172,50 @@ def from_toml(path: Path) -> BenchSpec:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not TOML ({error})") from error
     try:
-        return _seen_from(decode(BenchSpec, values, "the spec"), path.parent)
+        return _with_absolute_paths(decode(BenchSpec, values, "the spec"), path.parent)
     except (ValueError, ConfigError) as error:
         raise ConfigError(f"{path}: {error}") from None
 
 
-def _seen_from(spec: BenchSpec, folder: Path) -> BenchSpec:
-    """The spec with every path that is there made absolute; other words are names."""
+def _with_absolute_paths(spec: BenchSpec, folder: Path) -> BenchSpec:
+    """Make the existing paths in a spec absolute. Other values are names and stay."""
 
-    def path(word: str) -> str:
-        format_name, colon, rest = word.rpartition(":")
+    def path(value: str) -> str:
+        format_name, colon, rest = value.rpartition(":")
         if "\0" in rest:
-            raise ConfigError(f"{word!r} holds a NUL; no path does")
-        there = folder / rest
-        return f"{format_name}{colon}{there.resolve()}" if rest and there.exists() else word
+            raise ConfigError(f"{value!r} holds a null byte; expected a name or a path")
+        found = folder / rest
+        return f"{format_name}{colon}{found.resolve()}" if rest and found.exists() else value
 
     return replace(
         spec,
-        environments=tuple(replace(one, tasks=path(one.tasks)) for one in spec.environments),
+        environments=tuple(
+            replace(environment, tasks=path(environment.tasks)) for environment in spec.environments
+        ),
         agents=tuple(
             replace(
-                one,
-                model=path(one.model),
-                adapter=path(one.adapter),
-                card=path(one.card),
-                recorded=path(one.recorded),
+                agent,
+                model=path(agent.model),
+                adapter=path(agent.adapter),
+                card=path(agent.card),
+                recorded=path(agent.recorded),
             )
-            for one in spec.agents
+            for agent in spec.agents
         ),
     )
 
 
-def _check_sampling(whose: str, one: AgentSpec | BenchSpec) -> None:
-    if one.samples is not None and one.samples < 1:
-        raise ConfigError(f"{whose}: samples is {one.samples}; it must be at least 1")
-    if one.temperature is not None and not 0 <= one.temperature < math.inf:
-        raise ConfigError(f"{whose}: temperature is {one.temperature}; it must be finite and at least 0")
-    length = one.max_completion_length
+def _check_sampling(owner: str, settings: AgentSpec | BenchSpec) -> None:
+    if settings.samples is not None and settings.samples < 1:
+        raise ConfigError(f"{owner}: samples is {settings.samples}; it must be at least 1")
+    if settings.temperature is not None and not 0 <= settings.temperature < math.inf:
+        raise ConfigError(f"{owner}: temperature is {settings.temperature}; it must be finite and at least 0")
+    length = settings.max_completion_length
     if length is not None and length < 1:
-        raise ConfigError(f"{whose}: max_completion_length is {length}; it must be at least 1")
-    if (one.max_context_length or 0) < 0:
+        raise ConfigError(f"{owner}: max_completion_length is {length}; it must be at least 1")
+    if (settings.max_context_length or 0) < 0:
         raise ConfigError(
-            f"{whose}: max_context_length is {one.max_context_length}; it must be at least 0, for no bound"
+            f"{owner}: max_context_length is {settings.max_context_length}; expected at least 0 (no limit)"
         )
-    if "" in (one.stop_strings or ()):
-        raise ConfigError(f"{whose}: stop_strings has an empty one, with which every turn would end at once")
+    if "" in (settings.stop_strings or ()):
+        raise ConfigError(f"{owner}: stop_strings has an empty text, which would end every turn at once")

@@ -1,8 +1,8 @@
-"""Statistics of solve rates: pass@k, intervals that resample clusters, detectable differences.
+"""Statistics of solve rates: pass@k, cluster bootstrap intervals, tests and detectable differences.
 
-Tasks made from one source function succeed and fail together, so the independent unit is the
-function (the cluster), not the task: every interval here resamples clusters, or counts them where they
-are all alike. SciPy's ``bootstrap`` has no clusters, hence own code.
+Tasks made from one source function succeed and fail together. The independent unit is therefore the function
+(the cluster), not the task. Every interval resamples clusters; if all clusters are equal, it is computed
+exactly from their number. SciPy's ``bootstrap`` cannot resample clusters.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ class Interval:
 
     Args:
         estimate: the mean over items.
-        low: lower end; minus infinity where it cannot be estimated (one cluster, and not ``exact``).
+        low: lower end; minus infinity if it cannot be estimated (one cluster, and not ``exact``).
         high: upper end; plus infinity likewise.
-        clusters: how many independent clusters stand behind it.
-        exact: it was computed, not resampled, because no cluster differs from another; see `rate_interval`.
+        clusters: number of independent clusters.
+        exact: True if it was computed, not resampled, because all clusters are equal; see `rate_interval`.
     """
 
     estimate: float
@@ -47,20 +47,20 @@ class Interval:
 
 
 def pass_at_k(samples: ArrayLike, solved: ArrayLike, k: int) -> Floats:
-    """Unbiased chance, per task, that at least one of ``k`` fresh samples solves it.
+    """Unbiased estimate, per task, of the probability that at least one of ``k`` samples solves it.
 
     ``1 - C(n-c, k) / C(n, k)``, Chen et al. 2021, arXiv:2107.03374, as a product that cannot overflow.
 
     Args:
         samples: n, graded samples per task (voids left out), shape ``(tasks,)``, each >= k.
-        solved: c, how many of them solved it, shape ``(tasks,)``, 0 <= c <= n.
-        k: size of the draw, >= 1.
+        solved: c, number of samples that solved the task, shape ``(tasks,)``, 0 <= c <= n.
+        k: number of samples drawn, >= 1.
 
     Returns:
         Shape ``(tasks,)``, in [0, 1].
 
     Raises:
-        ValueError: shapes or ranges are wrong; with fewer than k samples pass@k cannot be known.
+        ValueError: shapes or ranges are wrong, or a task has fewer than k samples.
     """
     n, c = np.asarray(samples, dtype=np.int64), np.asarray(solved, dtype=np.int64)
     if n.ndim != 1 or n.shape != c.shape:
@@ -68,7 +68,7 @@ def pass_at_k(samples: ArrayLike, solved: ArrayLike, k: int) -> Floats:
     if k < 1:
         raise ValueError(f"k is {k}; it must be at least 1")
     if np.any(n < k):
-        raise ValueError(f"pass@{k} needs {k} samples per task, one has {n.min()}; leave such tasks out")
+        raise ValueError(f"pass@{k} needs {k} samples per task, but one has {n.min()}; leave such tasks out")
     if np.any((c < 0) | (c > n)):
         raise ValueError("solved must lie between 0 and samples for every task")
     drawn_k = np.arange(k)
@@ -85,25 +85,25 @@ def mean_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Mean over items with a percentile interval from resampling whole clusters.
+    """Mean over items, with a percentile interval from resampling whole clusters.
 
-    One draw takes as many clusters as there are, with replacement, and averages all their items
-    (Cameron, Gelbach & Miller 2008, doi:10.1162/rest.90.3.414, section on the pairs cluster
-    bootstrap). Equal cluster names and seed give equal draws, so several arms share theirs.
+    A draw takes as many clusters as there are, with replacement, and averages all their items (Cameron,
+    Gelbach & Miller 2008, doi:10.1162/rest.90.3.414, section on the pairs cluster bootstrap). Equal cluster
+    names and seed give equal draws, so the rows of a report share theirs.
 
     Args:
         values: shape ``(items,)``, finite.
         clusters: the items' cluster names, length ``items``.
         resamples: number of draws.
         level: coverage in (0, 1).
-        seed: of the draws.
+        seed: seed of the draws.
 
     Raises:
         ValueError: no items, lengths differ, or a value is not finite.
     """
     sums, counts = _cluster_totals(values, clusters)
     estimate = float(sums.sum() / counts.sum())
-    if len(sums) == 1:  # one function says nothing about how functions differ
+    if len(sums) == 1:  # one cluster does not show how clusters differ
         return Interval(estimate, -math.inf, math.inf, 1)
     picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)), dtype=np.int32)
     means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
@@ -119,12 +119,13 @@ def rate_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Mean of rates as `mean_interval` gives it, but exact where all clusters have 0, or all have 1.
+    """Mean of rates as in `mean_interval`, but with an exact interval if all clusters have 0, or all have 1.
 
-    Draws from equal clusters do not differ, and a width of zero would claim certainty. But where the true
-    mean over clusters is ``m``, a share of ``m`` of them at least has a rate above 0, so that ``n`` of them
-    are all 0 with probability ``(1 - m) ** n`` at most. A mean for which that is below ``(1 - level) / 2``
-    is excluded: the interval of Clopper & Pearson 1934, doi:10.1093/biomet/26.4.404, with clusters as trials.
+    Draws from equal clusters do not differ, and an interval of width zero would claim certainty. If the true
+    mean over clusters is ``m``, at least a share ``m`` of all clusters has a rate above 0. The probability
+    that ``n`` observed clusters are all 0 is then at most ``(1 - m) ** n``. Means for which this is below
+    ``(1 - level) / 2`` are excluded. This is the interval of Clopper & Pearson 1934,
+    doi:10.1093/biomet/26.4.404, with clusters as trials.
 
     Args:
         rates: shape ``(items,)``, in [0, 1].
@@ -147,12 +148,12 @@ def paired_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Mean of ``a - b`` over the same items; each draw takes the same clusters for both arms.
+    """Mean of ``a - b`` over the same items; each draw takes the same clusters for both.
 
-    Exact, as in `rate_interval`, where no cluster differs between the arms, or each by a whole 1. Where
-    the true mean over clusters is ``d``, a share of ``abs(d)`` of them at least differs, and one of
-    ``(1 - d) / 2`` at least differs by less than 1. For two arms that solve nothing this is also what the
-    hybrid of Newcombe 1998 (Statistics in Medicine 17:2635) makes of their two exact intervals.
+    Exact, as in `rate_interval`, if the difference is 0 in every cluster, or 1, or -1. If the true mean over
+    clusters is ``d``, at least a share ``abs(d)`` of all clusters differs, and at least a share
+    ``(1 - d) / 2`` differs by less than 1. If both solve nothing, the result equals the hybrid interval of
+    Newcombe 1998 (Statistics in Medicine 17:2635) for two exact intervals.
 
     Args:
         a: shape ``(items,)``, in [0, 1].
@@ -161,10 +162,12 @@ def paired_interval(
         resamples, level, seed: as in `mean_interval`.
 
     Raises:
-        ValueError: see `rate_interval`; or the arms' shapes differ.
+        ValueError: see `rate_interval`; or the shapes of ``a`` and ``b`` differ.
     """
     if np.shape(a) != np.shape(b):
-        raise ValueError(f"paired arms need the same items; found shapes {np.shape(a)} and {np.shape(b)}")
+        raise ValueError(
+            f"a paired interval needs the same items in both; found shapes {np.shape(a)} and {np.shape(b)}"
+        )
     differences = _shares(a) - _shares(b)
     found = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
     return _exact_if_alike(found, differences, clusters, -1.0, level)
@@ -180,15 +183,16 @@ def _shares(values: ArrayLike) -> Floats:
 def _exact_if_alike(
     found: Interval, values: ArrayLike, clusters: Sequence[str], least: float, level: float
 ) -> Interval:
-    """The exact interval of a mean of what lies from ``least`` to 1, if all clusters gave one end, or 0.
+    """Replace an interval by the exact one if every cluster has the same value: ``least``, 0 or 1.
 
-    It covers for values that are settled before looking, not for whichever one the clusters share.
+    Values lie from ``least`` to 1. The coverage holds for each of the three values, fixed in advance; it does
+    not hold for an arbitrary shared value chosen after looking at the data.
     """
     sums, counts = _cluster_totals(values, clusters)
     value = found.estimate
     if value not in (least, 0.0, 1.0) or np.any(sums != value * counts):
         return found
-    # The largest share of clusters with another value that may have gone unseen.
+    # Upper bound for the share of clusters that have another value but were not observed.
     unseen = 1 - ((1 - level) / 2) ** (1 / found.clusters)
     low, high = value - unseen * (value - least), value + unseen * (1 - value)
     return Interval(value, low, high, found.clusters, exact=True)
@@ -203,13 +207,13 @@ def ratio_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """``sum(above) / sum(below)``, such as dollars per solved task, resampling clusters as `mean_interval`.
+    """``sum(above) / sum(below)``, such as dollars per solved task, with clusters resampled.
 
-    Infinite where a draw has nothing below: who solves nothing pays without end for a solved task.
+    A draw whose ``below`` sums to 0 gives infinity: dollars were paid, but nothing was solved.
 
     Args:
-        above: shape ``(items,)``, finite, >= 0.
-        below: shape ``(items,)``, finite, >= 0.
+        above: numerators, shape ``(items,)``, finite, >= 0.
+        below: denominators, shape ``(items,)``, finite, >= 0.
         clusters: the items' cluster names.
         resamples, level, seed: as in `mean_interval`.
     """
@@ -220,7 +224,7 @@ def ratio_interval(
         return Interval(float(ratio[0]), 0.0, math.inf, 1)
     picks = np.random.default_rng(seed).integers(len(above_c), size=(resamples, len(above_c)), dtype=np.int32)
     ratios = _quotients(above_c[picks].sum(axis=1), below_c[picks].sum(axis=1))
-    # An infinite ratio is larger than any, and what lies between it and a finite one is unknown: no mixing.
+    # No interpolation between quantiles: it would mix infinite and finite ratios.
     low = np.quantile(ratios, (1 - level) / 2, method="lower")
     high = np.quantile(ratios, (1 + level) / 2, method="higher")
     return Interval(float(ratio[0]), float(low), float(high), len(above_c))
@@ -231,14 +235,14 @@ def _quotients(above: Floats, below: Floats) -> Floats:
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:
-    """Chance of so uneven a split, or a more uneven one, if both arms were equally good.
+    """p-value of McNemar's exact two-sided test for items that each of two agents tried once.
 
-    The exact two-sided test of McNemar for items that each arm tried once: of those on which the arms
-    differ, each arm should win half. It takes items for independent.
+    If both agents are equally good, each wins half of the items on which they differ. The test assumes that
+    items are independent.
 
     Args:
-        only_first: items that the first arm alone solved.
-        only_second: items that the second arm alone solved.
+        only_first: items that only the first agent solved.
+        only_second: items that only the second agent solved.
     """
     differing = only_first + only_second
     return float(_scipy().binomtest(only_first, differing).pvalue) if differing else 1.0
@@ -247,14 +251,14 @@ def mcnemar_exact(only_first: int, only_second: int) -> float:
 def permutation_p(
     a: ArrayLike, b: ArrayLike, clusters: Sequence[str], *, resamples: int = RESAMPLES - 1, seed: int = 0
 ) -> float:
-    """Two-sided p-value of a mean paired difference, by exchanging the arms within whole clusters.
+    """Two-sided p-value of a mean paired difference, from swapping ``a`` and ``b`` in whole clusters.
 
     Args:
         a: shape ``(items,)``.
         b: shape ``(items,)``, in the order of ``a``.
         clusters: the items' cluster names.
-        resamples: exchanges drawn; with few clusters all there are.
-        seed: of the draws.
+        resamples: number of random swaps; if fewer swaps exist, all of them are used.
+        seed: seed of the draws.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     sums, _ = _cluster_totals(first - second, clusters)
@@ -277,10 +281,10 @@ def permutation_p(
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """The p-values, raised so that all of them together err no more often than one alone would.
+    """Correct p-values for multiple comparisons with Holm's step-down method.
 
-    Holm 1979, https://www.jstor.org/stable/4615733: the smallest times their number, the next times one
-    less, never less than one before.
+    The smallest is multiplied by their number, the next by one less, and so on; none is below the one before.
+    Holm 1979, https://www.jstor.org/stable/4615733.
     """
     adjusted, least = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
@@ -290,7 +294,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def cluster_sd(values: ArrayLike, clusters: Sequence[str]) -> float:
-    """Standard deviation between clusters, such that ``sd / sqrt(clusters)`` is the mean's standard error.
+    """Standard deviation between clusters: ``sd / sqrt(clusters)`` is the standard error of the mean.
 
     For clusters of equal size it is the SD of the cluster means; otherwise the usual linearisation
     of a ratio of totals (Cochran, Sampling Techniques, 3rd ed., chapter 6). Infinite for one cluster.
@@ -303,7 +307,7 @@ def cluster_sd(values: ArrayLike, clusters: Sequence[str]) -> float:
 
 
 def minimum_detectable(clusters: int, sd: float, *, level: float = LEVEL, power: float = POWER) -> float:
-    """The true mean difference that a two-sided test at ``level`` finds with probability ``power``.
+    """Smallest true mean difference that a two-sided test at ``level`` detects with probability ``power``.
 
     ``(z[(1+level)/2] + z[power]) * sd / sqrt(clusters)``: 0.070 for 100 clusters at SD 0.25.
 
@@ -311,7 +315,7 @@ def minimum_detectable(clusters: int, sd: float, *, level: float = LEVEL, power:
         clusters: number of independent clusters, at least 1.
         sd: `cluster_sd` of the paired differences.
         level: one minus the test's error rate.
-        power: chance of finding it.
+        power: probability of detecting it.
     """
     if clusters < 1:
         raise ValueError(f"clusters is {clusters}; it must be at least 1")
@@ -320,17 +324,19 @@ def minimum_detectable(clusters: int, sd: float, *, level: float = LEVEL, power:
 
 
 def _scipy() -> Any:
-    """SciPy's statistics: untyped, and slow to import for those who want a mean."""
+    """SciPy's statistics; imported on use because the import is slow. SciPy has no types."""
     import scipy.stats
 
     return scipy.stats
 
 
 def _cluster_totals(values: ArrayLike, clusters: Sequence[str]) -> tuple[Floats, Floats]:
-    """Sum of values and number of items of each cluster, in the order of the clusters' names."""
+    """Sum of values and number of items per cluster, sorted by cluster name."""
     items = np.asarray(values, dtype=np.float64)
     if items.ndim != 1 or len(items) == 0 or len(items) != len(clusters):
-        raise ValueError(f"found values of shape {items.shape} and {len(clusters)} clusters; give one each")
+        raise ValueError(
+            f"found values of shape {items.shape} and {len(clusters)} cluster names; give one name per value"
+        )
     if not np.isfinite(items).all():
         raise ValueError("a value is not finite; leave voids out before averaging")
     _, index = np.unique(np.asarray(clusters, dtype=np.str_), return_inverse=True)

@@ -1,7 +1,7 @@
-"""Charts as inline SVG: pure functions from numbers to markup, coloured by the page's style sheet.
+"""Charts as inline SVG: pure functions from numbers to markup. The page's style sheet sets the colours.
 
-Every chart carries a title and a description for screen readers; its numbers also stand in a table
-beside it. Series are told apart by colour class (``s0``, ``s1`` ...) and by marker shape.
+Every chart has a title and a description for screen readers, and the page also has its numbers in a table.
+Series differ in colour class (``s0``, ``s1`` ...) and in marker shape.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ WIDTH = 720.0
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """One bar with its whisker, in the units of the axis; ``label`` is printed at its end."""
+    """A bar with its interval, in the units of the axis; ``label`` is printed at the right edge."""
 
     series: int
     name: str
@@ -40,13 +40,13 @@ class Bar:
 
 
 def bars(key: str, title: str, description: str, rows: Sequence[Bar]) -> Markup:
-    """Horizontal bars from zero with interval whiskers.
+    """Horizontal bars that start at zero, with whiskers for intervals.
 
     Args:
         key: prefix of element ids, unique on the page.
-        title: what the chart shows, read aloud and shown as tooltip.
-        description: its content in a sentence.
-        rows: from top to bottom, values >= 0.
+        title: title, read aloud and shown as tooltip.
+        description: content of the chart in a sentence.
+        rows: bars from top to bottom, values >= 0.
     """
     left, right, pitch, top = 150.0, 150.0, 34.0, 6.0
     ends = [bar.high if math.isfinite(bar.high) else bar.value for bar in rows]
@@ -79,20 +79,20 @@ def dots(
 
     Args:
         key: prefix of element ids, unique on the page.
-        title: what the chart shows.
-        description: its content in a sentence.
+        title: title of the chart.
+        description: content of the chart in a sentence.
         series: names for the legend.
-        rows: (category, one value in [0, 100] per series, NaN where there is none).
+        rows: (category, one value in [0, 100] per series; NaN if there is none).
     """
     left, right, pitch, top = 150.0, 20.0, 30.0, 30.0
     span, bottom = WIDTH - left - right, top + pitch * len(rows)
     ticks = nice_ticks(0.0, 100.0)
     parts = [x_axis([(left + span * tick / 100, tick_label(tick)) for tick in ticks], top, bottom)]
-    at = left
+    legend_x = left
     for i, name in enumerate(series):
         shown = short(name, 20)
-        parts += [marker(i, at + 5, 12.0), label(at + 15, 16, shown)]
-        at += 40 + 7.2 * len(shown)
+        parts += [marker(i, legend_x + 5, 12.0), label(legend_x + 15, 16, shown)]
+        legend_x += 40 + 7.2 * len(shown)
     for row, (category, values) in enumerate(rows):
         middle = top + pitch * (row + 0.5)
         parts.append(label(left - 10, middle + 4, short(category, 20), "end"))
@@ -112,14 +112,14 @@ def line(
     *,
     unit_interval: bool = False,
 ) -> Markup:
-    """A small panel: each measured value as a dot, their moving mean as a line.
+    """A small panel with each value as a dot and their moving mean as a line.
 
     Args:
         key: prefix of element ids, unique on the page.
-        title: what the chart shows.
-        description: its content in a sentence.
-        points: (step, value) by rising step, at least one, all finite.
-        unit_interval: the value axis shows at least [0, 1].
+        title: title of the chart.
+        description: content of the chart in a sentence.
+        points: (step, value), sorted by step, at least one, all finite.
+        unit_interval: if True, the value axis covers at least [0, 1].
     """
     width, height, left, top, right, bottom = 350.0, 190.0, 46.0, 8.0, 8.0, 160.0
     xs, ys = [x for x, _ in points], [y for _, y in points]
@@ -147,7 +147,16 @@ def line(
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """One point with its whiskers: ``x`` > 0 and finite, ``y`` in [0, 100]; ``best``: nothing beats it."""
+    """A point with the interval of ``y``.
+
+    Args:
+        series: index of its colour and marker.
+        name: label beside the point.
+        x: finite, > 0.
+        y: in [0, 100].
+        low, high: ends of the interval of ``y``.
+        best: True if the point is on the Pareto frontier.
+    """
 
     series: int
     name: str
@@ -159,14 +168,14 @@ class Spot:
 
 
 def scatter(key: str, title: str, description: str, spots: Sequence[Spot], unit: str) -> Markup:
-    """Points over a logarithmic axis, those that nothing beats joined by a line.
+    """Points over a logarithmic axis, with a line along the Pareto frontier.
 
     Args:
         key: prefix of element ids, unique on the page.
-        title: what the chart shows.
-        description: its content in a sentence.
-        spots: at least one; better is to the left and above.
-        unit: put before the numbers of the horizontal axis.
+        title: title of the chart.
+        description: content of the chart in a sentence.
+        spots: points, at least one; left and up is better.
+        unit: prefix of the numbers on the horizontal axis.
     """
     left, right, top, bottom, height = 46.0, 24.0, 12.0, 300.0, 330.0
     first = math.floor(math.log10(min(spot.x for spot in spots)) - 0.05)
@@ -200,7 +209,7 @@ def scatter(key: str, title: str, description: str, spots: Sequence[Spot], unit:
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """A named series of (x, y) with ``x`` >= 1 rising and ``y`` in [0, 100]."""
+    """A named series of (x, y), sorted by ``x``, with ``x`` >= 1 and ``y`` in [0, 100]."""
 
     series: int
     name: str
@@ -208,17 +217,17 @@ class Curve:
 
 
 def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Markup:
-    """Lines over a horizontal axis that doubles from tick to tick, each named at its end.
+    """Lines over a base-2 logarithmic axis, each with its name at the end.
 
     Args:
         key: prefix of element ids, unique on the page.
-        title: what the chart shows.
-        description: its content in a sentence.
-        rows: at least one, each of at least one point.
+        title: title of the chart.
+        description: content of the chart in a sentence.
+        rows: at least one curve, each with at least one point.
     """
     left, right, top, bottom, height = 46.0, 180.0, 12.0, 230.0, 260.0
-    most = max(row.points[-1][0] for row in rows)
-    doublings = max(1, math.ceil(math.log2(most) - 1e-9))
+    last_x = max(row.points[-1][0] for row in rows)
+    doublings = max(1, math.ceil(math.log2(last_x) - 1e-9))
 
     def place(x: float, y: float) -> tuple[float, float]:
         share = math.log2(x) / doublings
@@ -231,19 +240,20 @@ def curves(key: str, title: str, description: str, rows: Sequence[Curve]) -> Mar
         parts.append(tag("path", d=f"M{left:.1f} {y:.1f}H{WIDTH - right:.1f}", class_="grid"))
         parts.append(label(left - 8, y + 4, str(tick), "end", "number"))
     ends = [place(*row.points[-1]) for row in rows]
-    whole = [i for i, row in enumerate(rows) if row.points[-1][0] == most]
-    apart = dict(zip(whole, spread([ends[i][1] for i in whole], 15.0), strict=True))
+    # Only names at the right edge can overlap.
+    at_edge = [i for i, row in enumerate(rows) if row.points[-1][0] == last_x]
+    name_heights = dict(zip(at_edge, spread([ends[i][1] for i in at_edge], 15.0), strict=True))
     for i, row in enumerate(rows):
         spots = [place(x, y) for x, y in row.points]
         path = "L".join(f"{x:.1f} {y:.1f}" for x, y in spots)
         parts.append(tag("path", d=f"M{path}", class_=f"series s{row.series % SERIES}"))
         parts += [marker(row.series, x, y) for x, y in spots]
-        parts.append(label(ends[i][0] + 12, apart.get(i, ends[i][1]) + 4, short(row.name, 24)))
+        parts.append(label(ends[i][0] + 12, name_heights.get(i, ends[i][1]) + 4, short(row.name, 24)))
     return figure(key, title, description, WIDTH, height, parts)
 
 
 def spread(heights: Sequence[float], apart: float) -> list[float]:
-    """The heights, moved down where they would lie closer to one another than ``apart``."""
+    """Move heights down so that each is at least ``apart`` below the one before."""
     placed, last = [0.0] * len(heights), -math.inf
     for index in sorted(range(len(heights)), key=lambda i: heights[i]):
         last = placed[index] = max(heights[index], last + apart)
@@ -251,6 +261,6 @@ def spread(heights: Sequence[float], apart: float) -> list[float]:
 
 
 def moving_mean(values: Sequence[float], reach: int) -> list[float]:
-    """Mean of each value with up to ``reach`` neighbours on either side, same length."""
+    """Mean of each value and up to ``reach`` neighbours on each side; as long as ``values``."""
     spans = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
     return [sum(span) / len(span) for span in spans]

@@ -1,4 +1,4 @@
-"""SVG elements and axes as markup: text, markers, ticks and the figure around a chart."""
+"""SVG elements as markup: text, markers, axes and the figure around a chart."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from markupsafe import Markup
 
-SERIES = 5  # colours in the style sheet; further series begin again
+SERIES = 5  # colours in the style sheet; further series reuse them
 
 
 def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
-    """Round numbers (1, 2 or 5 times a power of ten apart) that enclose ``[low, high]``, low <= high."""
-    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # below what floats of this size can divide
+    """Ticks that enclose ``[low, high]``, low <= high, at steps of 1, 2 or 5 times a power of ten."""
+    if high - low < 1e-9 * max(1.0, abs(low), abs(high)):  # floats of this size cannot resolve the difference
         high = low + 1.0
     rough = (high - low) / about
     power = 10.0 ** math.floor(math.log10(rough))
@@ -24,7 +24,7 @@ def nice_ticks(low: float, high: float, about: int = 5) -> list[float]:
 def figure(
     key: str, title: str, description: str, width: float, height: float, parts: Sequence[Markup]
 ) -> Markup:
-    """The whole drawing, with a title and a description for screen readers."""
+    """Wrap a chart's parts in an ``svg`` with a title and a description for screen readers."""
     head = [
         tag("title", Markup.escape(title), id=f"{key}-title"),
         tag("desc", Markup.escape(description), id=f"{key}-desc"),
@@ -34,13 +34,13 @@ def figure(
 
 
 def x_axis(ticks: Sequence[tuple[float, str]], top: float, bottom: float) -> Markup:
-    """Vertical grid lines with their labels below: (place, text) each."""
+    """Vertical grid lines at ticks (x, text), with the text below each."""
     marks = [tag("path", d=f"M{x:.1f} {top:.1f}V{bottom:.1f}", class_="grid") for x, _ in ticks]
     return Markup().join([*marks, *(label(x, bottom + 17, text, "middle", "number") for x, text in ticks)])
 
 
 def marker(series: int, x: float, y: float) -> Markup:
-    """A point of a series: its colour and, beside it, its shape."""
+    """A point in the colour and the shape of its series."""
     look = f"fill s{series % SERIES}"
     if series % 3 == 0:
         return tag("circle", cx=x, cy=y, r=4.5, class_=look)
@@ -50,12 +50,12 @@ def marker(series: int, x: float, y: float) -> Markup:
 
 
 def label(x: float, y: float, text: str, anchor: str = "start", kind: str = "label") -> Markup:
-    """Text; ``anchor`` says which end of it is at ``x``."""
+    """Text whose start, middle or end (``anchor``) is at ``x``."""
     return tag("text", Markup.escape(text), x=x, y=y, text_anchor=anchor, class_=kind)
 
 
 def tag(name: str, *children: Markup, **attributes: str | float) -> Markup:
-    """An element; ``_`` in attribute names stands for ``-``, numbers keep one decimal."""
+    """An element. ``_`` in attribute names becomes ``-``; floats get one decimal."""
     pairs = [
         Markup(' {}="{}"').format(
             key.rstrip("_").replace("_", "-"), f"{value:.1f}" if isinstance(value, float) else value
@@ -66,10 +66,10 @@ def tag(name: str, *children: Markup, **attributes: str | float) -> Markup:
 
 
 def short(text: str, limit: int) -> str:
-    """The text, its end cut off where it is longer than ``limit``."""
+    """Cut a text that is longer than ``limit`` and mark the cut."""
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def tick_label(tick: float) -> str:
-    """A tick's number with a true minus sign."""
+    """Format a tick with a true minus sign."""
     return f"{tick:g}".replace("-", "\N{MINUS SIGN}")

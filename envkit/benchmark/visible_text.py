@@ -4,15 +4,15 @@ from __future__ import annotations
 
 
 def visible(text: str) -> str:
-    r"""Invisible characters spelled out: a completion must not reorder or hide what a reader sees.
+    r"""Escape invisible characters, so that a completion cannot hide or reorder text on the screen.
 
     >>> print(visible("a\u202eb"), visible("\U000e0041"), visible("caf\u00e9\n"), end="")
     a\u202eb \U000e0041 café
     """
     if text.isprintable():
         return text
-    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else _spelled(ord(c)) for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t\u00a0" else _escaped(ord(c)) for c in text)
 
 
-def _spelled(code: int) -> str:
+def _escaped(code: int) -> str:
     return f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"

@@ -64,7 +64,7 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ('script = "oracle"', 'script = "guess"', "no script 'guess'"),
         ('script = "oracle"', "", "give one of script"),
         ('script = "oracle"', 'script = "oracle"\ncard = "x"', "give one of script"),
-        ('name = "old"', 'name = "gpt"', "two agents of one name"),
+        ('name = "old"', 'name = "gpt"', "names of agents must be unique"),
         ('name = "old"', 'name = "../old"', "it names a file"),
         ("temperature = 1", "temperature = nan", "temperature is nan"),
         ('name = "code-editor"', "", "lacks the field 'name'"),
@@ -72,11 +72,11 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ("samples = 2", "samples = ", "not TOML"),
         ("samples = 2", "budget_usd = -1.0", "budget_usd is -1.0"),
         ("samples = 2", "max_turns = 0", "max_turns is 0"),
-        ("samples = 2", 'stop_strings = [""]', "the spec: stop_strings has an empty one"),
-        ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty one"),
+        ("samples = 2", 'stop_strings = [""]', "the spec: stop_strings has an empty text"),
+        ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty text"),
         ("samples = 2", "max_context_length = -1", "the spec: max_context_length is -1"),
         ('card = "gpt-5.6"', 'card = "gpt-5.6"\nstop_strings = ["x"]', "leave them out with a card"),
-        ('recorded = "gpt-4-0613"', 'recorded = "x"\nsamples = 4', "agent old: samples is 4, and recorded"),
+        ('recorded = "gpt-4-0613"', 'recorded = "x"\nsamples = 4', "agent old: samples is 4, but recorded"),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:

@@ -233,7 +233,7 @@ def test_the_seed_decides_the_draws() -> None:
 
 @pytest.mark.parametrize(
     ("values", "clusters", "message"),
-    [([], [], "shape"), ([1.0], ["a", "b"], "2 clusters"), ([1.0, math.nan], ["a", "b"], "not finite")],
+    [([], [], "shape"), ([1.0], ["a", "b"], "2 cluster names"), ([1.0, math.nan], ["a", "b"], "not finite")],
 )
 def test_interval_refuses(values: list[float], clusters: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
