@@ -53,7 +53,7 @@ def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> 
     Each file appears whole or not at all. Writing the same report again changes nothing.
 
     Raises:
-        StoreError: a different report is there and ``overwrite`` is off, or the disk refused.
+        StoreError: a different report exists and ``overwrite`` is False, or it cannot be written.
     """
     files = {folder / name: content for name, content in render(data).items()}
     for path, content in files.items():
@@ -72,7 +72,7 @@ def report_folders(run: Path) -> list[Path]:
     """Find the folders with a report: the run's own, or one per environment or seed inside it.
 
     Raises:
-        StoreError: there is none, or the folder cannot be read.
+        StoreError: there is no report, or the folder cannot be read.
     """
     found = sorted(path.parent for depth in range(3) for path in run.glob("*/" * depth + "report.json"))
     if not found:
@@ -84,16 +84,16 @@ def load_reports(run: Path) -> list[ReportData]:
     """Load all reports of a run.
 
     Raises:
-        StoreError: there is none, or see `load_report`.
+        StoreError: there is no report, or as for `load_report`.
     """
     return [load_report(folder) for folder in report_folders(run)]
 
 
 def load_report(folder: Path) -> ReportData:
-    """Read ``report.json`` back, so that a report can be rebuilt without the run.
+    """Read ``report.json``.
 
     Raises:
-        StoreError: missing, not JSON, or a field is wrong; names file and field.
+        StoreError: missing, not JSON, or a field is wrong; the message names file and field.
     """
     path = folder / "report.json"
     try:
@@ -122,16 +122,16 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
     ]
     made: dict[str, Markup] = {}
     if rows:
-        said = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
-        made["results"] = svg_charts.bars("results", "pass@1 on held-out tasks", said, rows)
+        description = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
+        made["results"] = svg_charts.bars("results", "pass@1 on held-out tasks", description, rows)
     if summary.operators:
-        # pass@1, whichever ks the tables show.
+        # The chart shows pass@1 even if the tables show other ks.
         first = rates_by_operator([row for row in data.rows if row.expected is None])
         grid = [(entry.operator, [100 * rate for rate in entry.rates[0]]) for entry in first]
-        said = "One row per kind of task, one marker per agent; the table below has the numbers."
+        description = "One row per kind of task, one marker per agent; the table below has the numbers."
         names = [name for name, _ in contestants]
         made["operators"] = svg_charts.dots(
-            "operators", "pass@1 by kind of task, in percent", said, names, grid
+            "operators", "pass@1 by kind of task, in percent", description, names, grid
         )
     return made | curves_of(data)
 
@@ -148,16 +148,16 @@ def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
     }
     made: dict[str, Markup] = {}
     for key, (title, curve) in panels.items():
-        if seen := [(float(step), value) for step, value in curve if math.isfinite(value)]:
-            said = "Dots: each step. Line: moving mean."
+        if points := [(float(step), value) for step, value in curve if math.isfinite(value)]:
+            description = "Dots: each step. Line: moving mean."
             made[key] = svg_charts.line(
-                prefix + key, title, said, seen, unit_interval=key in ("reward", "mixed")
+                prefix + key, title, description, points, unit_interval=key in ("reward", "mixed")
             )
     return made
 
 
 def templates() -> jinja2.Environment:
-    """Templates for pages (HTML-escaped) and Markdown. Both show invisible characters as escapes."""
+    """Make the Jinja environment for pages (HTML-escaped) and Markdown; both escape invisible characters."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("envkit.benchmark", "."),
         autoescape=jinja2.select_autoescape(("html.j2",)),
@@ -190,12 +190,12 @@ def _unbroken(text: str) -> str:
 
 
 def _markdown_text(text: str) -> str:
-    """One line of literal text: what Markdown would read as markup is escaped."""
+    """Escape Markdown markup and join lines to one."""
     return re.sub(r"[\\`*<|~]|(?<![^\W_])_|_(?![^\W_])|(?<=\])[(:]", r"\\\g<0>", " ".join(text.split()))
 
 
 def _markdown_fence(text: str) -> str:
-    """A code block whose fence is longer than any run of backticks inside."""
+    """Make a code block whose fence is longer than any run of backticks inside."""
     longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
     fence = "`" * max(3, longest + 1)
     return f"{fence}\n{text.rstrip()}\n{fence}"

@@ -18,9 +18,9 @@ Scalar: TypeAlias = str | int | float | bool | None
 
 SCHEMA = 1
 
-#: Where answers can come from; see `Origin`.
+#: Kinds of `Origin`.
 KINDS: Final = ("local", "live", "recorded", "script")
-#: Samples of one task, tokens, and values of a curve beyond these come from a damaged file.
+#: Limits for samples per task, counts and other numbers. Larger values mean that the file is damaged.
 _MAX_SAMPLES, _MAX_COUNT, _MAX_AMOUNT = 2**16, 2**53, 1e15
 
 
@@ -54,12 +54,12 @@ class TaskResult:
         operator: kind of task, such as the mutation that made it; empty if it has none.
         samples: graded samples, voids left out.
         solved: how many of them solved the task, 0 <= solved <= samples.
-        voids: samples lost to broken machinery.
-        completion_tokens: tokens written over the graded samples.
-        prompt_tokens: tokens read over them.
-        seconds: share of the row's wall time, grading and voids included. The shares add up to it.
-        cached_tokens: those of ``prompt_tokens`` that a provider found in its cache.
-        cut_off: graded samples with a turn that ended at its limit of tokens.
+        voids: samples lost to sandbox or provider failures.
+        completion_tokens: tokens written, summed over the graded samples.
+        prompt_tokens: tokens read, summed likewise.
+        seconds: share of the row's wall time, grading and voids included. All shares add up to the wall time.
+        cached_tokens: the part of ``prompt_tokens`` that the provider had in its cache.
+        cut_off: graded samples with a turn that ended at the token limit.
     """
 
     task: str
@@ -99,13 +99,13 @@ class Origin:
         max_completion_length: token limit of a turn; 0 if unknown.
         stop_strings: texts that end a turn, beside the model's own end-of-turn token.
         max_context_length: token limit of the context; 0 for no limit.
-        prompt_tokens: of all calls that were paid for, those without a graded answer included; 0 where the
-            items say it all.
+        prompt_tokens: tokens of all paid calls, with those that gave no graded answer; 0 if the results
+            already have all tokens.
         completion_tokens: likewise.
-        cached_tokens: likewise; those of ``prompt_tokens`` that a provider had in its cache.
-        seconds: of all calls, over how many were made at once; 0 where the items say it all.
-        price: name of the model in the price table; empty for its id.
-        digest: of the model's weights, where it ran here.
+        cached_tokens: likewise; the part of ``prompt_tokens`` that the provider had in its cache.
+        seconds: wall time of all calls, divided by the concurrency; 0 if the results already have all time.
+        price: the model's name in the price table; empty if it is the model's id.
+        digest: digest of the model's weights, if it ran here.
     """
 
     kind: str = "script"
@@ -144,11 +144,11 @@ class Row:
     """One agent's results on the held-out tasks: a row of the report.
 
     Args:
-        name: short and unique, as charts show it.
-        description: what it is, in a few words ("the untouched model").
-        items: one per held-out task, task ids unique.
-        expected: for a control the pass@1 that it must reach (oracle 1.0, no-op 0.0), else ``None``.
-        origin: where its answers come from.
+        name: short and unique; charts show it.
+        description: a few words ("the untouched model").
+        results: one per held-out task, task ids unique.
+        expected: for a control, the pass@1 that it must reach (oracle 1.0, no-op 0.0); else ``None``.
+        origin: origin of its answers.
     """
 
     name: str
@@ -170,7 +170,7 @@ class Difference:
 
     Args:
         row: name of the row that should be better.
-        against: name of the row that it is measured against.
+        against: name of the row that it is compared with.
         meaning: subject of the sentence in the report ("RL's own part").
     """
 
@@ -214,7 +214,7 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the run with what it cost; ``tokens`` counts those sampled or trained on."""
+    """A part of the run; ``tokens`` were sampled or trained on."""
 
     name: str
     seconds: float
@@ -227,10 +227,10 @@ class Phase:
 
 @dataclass(frozen=True, slots=True)
 class Excerpt:
-    """The last turn of an episode: prompt, answer and verdict, for people to read.
+    """The last turn of an episode, shown as an example in the report.
 
     Args:
-        turns: of the episode.
+        turns: number of turns of the episode.
     """
 
     task: str
@@ -249,14 +249,14 @@ class Excerpt:
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """Where the run took place.
+    """Hardware of a run.
 
     Args:
-        cpu: its name.
-        cores: that the run might use.
-        threads: of computing.
-        dtype: the model's.
-        card: name of the GPU that the model was on, if it was on one.
+        cpu: name of the processor.
+        cores: cores that the run could use.
+        threads: compute threads.
+        dtype: data type of the model.
+        card: name of the GPU that the model ran on; empty for none.
     """
 
     cpu: str
@@ -274,10 +274,10 @@ class Conditions:
 
     Args:
         environment: name of the environment.
-        code: digest of its code, and of what envkit poses and grades with.
+        code: digest of the environment's code and of envkit's code that poses and grades its tasks.
         tasks: digest of the tasks.
         max_turns: actions per episode.
-        seed: of hidden inputs and draws.
+        seed: seed of hidden inputs and random draws.
     """
 
     environment: str
@@ -288,40 +288,39 @@ class Conditions:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over all of them, as hex."""
+        """SHA-256 over all fields, as hex."""
         return hashlib.sha256(json.dumps(encode(self), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
 class ReportData:
-    """Everything that a report states.
+    """All data of a report.
 
     Args:
         title: heading of the report.
         run: id of the run.
         created: ISO date of the run's end.
-        command: the command line that repeats it.
+        command: command line that repeats the run.
         environment: registry id of the environment.
-        isolation: as the environment declares it (`envkit.env.Env.isolation`); ``"none"`` where the backend
-            does not isolate.
+        isolation: the environment's `envkit.env.Env.isolation`; ``"none"`` if the backend does not isolate.
         sandbox: name of the sandbox backend.
         model: id that names the exact weights.
         model_digest: digest of those weights.
         heldout_digest: digest of the held-out tasks that were played.
         machine: hardware.
         rows: in order of presentation, names unique.
-        differences: the first one makes the headline.
-        ks: which pass@k the tables of rows and of kinds show; charts and differences use pass@1.
-        training: reinforcement learning, by step.
-        sft: supervised warm start, by logged step.
-        phases: in order of time.
+        differences: comparisons; the headline states the first one.
+        ks: k of the pass@k in the tables; charts and differences use pass@1.
+        training: training curve of the reinforcement learning, by step.
+        sft: training curve of the supervised warm start, by logged step.
+        phases: phases in order of time.
         examples: a few episodes.
-        config: the run's settings, flat.
-        warnings: what a reader must know first ("stopped early by the user").
-        limits: what these numbers cannot tell, beside what every report says.
-        conditions: what its rows share; ``None`` in an older report, which no leaderboard accepts.
-        commit: version of envkit, and the commit where it runs from a checkout.
-        certificate: digest of the environment's certificate, or why it has none.
+        config: settings of the run, flat.
+        warnings: warnings to show first ("stopped early by the user").
+        limits: limits of these numbers, in addition to those that every report lists.
+        conditions: conditions that all rows share; ``None`` in an older report, which no leaderboard accepts.
+        commit: version of envkit, with the commit if it runs from a checkout.
+        certificate: digest of the environment's certificate, or the reason why there is none.
     """
 
     title: str
@@ -360,13 +359,13 @@ class ReportData:
             raise ValueError(f"ks is {self.ks}; expected at least one k, each at least 1")
 
     def to_json(self) -> str:
-        """Strict JSON: floats that are not finite become null."""
+        """Encode as strict JSON: NaN and infinite floats become null."""
         document = {"schema": SCHEMA, **cast("dict[str, object]", encode(self))}
         return json.dumps(document, indent=1, allow_nan=False) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ReportData:
-        """The inverse of `to_json`; null where a float belongs is NaN.
+        """Decode the output of `to_json`; null in the place of a float becomes NaN.
 
         Raises:
             ValueError: not JSON, another schema, or a field of the wrong type (the message names it).

@@ -9,16 +9,15 @@ from envkit.benchmark.report_data import ReportData, Row
 from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES, minimum_detectable
 from envkit.benchmark.summary import DifferenceSummary, RowSummary, Summary
 
-FEW_CLUSTERS = 30  # below this, percentile intervals are noticeably too narrow
+FEW_CLUSTERS = 30  # with fewer, percentile intervals are clearly too narrow
 #: Shares of samples above which a report warns.
 _MANY_VOIDS, _MANY_CUT_OFF = 0.01, 0.05
 #: The interval if resampling finds no variation.
 EXACT = (
     "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
     "the exact one of Clopper and Pearson, with each source function as one trial. It is exact for the mean "
-    "over functions; the mean over tasks may differ if solved functions have more tasks. A "
-    "difference of 0 on "
-    "every function, or of 100 points on every function, is treated alike: functions that differ but were "
+    "over functions; the mean over tasks may differ if solved functions have more tasks. A difference of 0 "
+    "on every function, or of 100 points on every function, is treated alike: functions that differ but were "
     "missed by chance are assumed to differ all in one direction."
 )
 #: The caveat for intervals close to 0 % and 100 %.
@@ -50,8 +49,8 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     found = list(data.warnings)
     if data.isolation != "sandbox":
         none = data.isolation == "none"
-        what = "The sandbox did not isolate" if none else "The application ran outside the sandbox"
-        found.append(f"{what} (isolation: {data.isolation}).")
+        fault = "The sandbox did not isolate" if none else "The application ran outside the sandbox"
+        found.append(f"{fault} (isolation: {data.isolation}).")
     for row, numbers in zip(data.rows, summary.rows, strict=True):
         found += row_warnings(row.name, row, numbers)
     for entry in summary.differences:
@@ -71,9 +70,9 @@ def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
     """Warnings that follow from one row's numbers: a failed control, many voids, many answers cut off.
 
     Args:
-        name: how the warnings call the row.
-        row: its results.
-        numbers: its summary.
+        name: the row's name in the warnings.
+        row: the row with its results.
+        numbers: summary of the row.
     """
     found: list[str] = []
     measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
@@ -100,13 +99,11 @@ def method(summary: Summary) -> tuple[str, ...]:
     """Explain how the numbers were made."""
     clusters = max((rate.clusters for row in summary.rows if (rate := row.solve_rate.interval)), default=0)
     lines = [
-        "pass@1 is the chance that one sample solves a task, averaged over tasks. pass@k is the "
-        "chance that at "
-        "least one of k samples does (unbiased estimator, arXiv:2107.03374).",
+        "pass@1 is the chance that one sample solves a task, averaged over tasks. pass@k is the chance that "
+        "at least one of k samples does (unbiased estimator, arXiv:2107.03374).",
         f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
-        "functions, "
-        "because tasks made from one function are not independent. Differences are paired: same tasks and "
-        "same draws for both agents.",
+        "functions, because tasks made from one function are not independent. Differences are paired: same "
+        "tasks and same draws for both agents.",
         EXACT,
         "Smallest detectable: a true difference of this size would be found "
         f"{100 * POWER:g} % of the time, given the observed spread. A smaller one can exist and go unseen.",
@@ -118,8 +115,7 @@ def method(summary: Summary) -> tuple[str, ...]:
         planned = percent(minimum_detectable(clusters, 0.25))
         lines.append(
             f"Planned before any result: {clusters} source functions detect a difference of {planned} "
-            "points, "
-            "if their differences have a standard deviation of 25 points."
+            "points, if their differences have a standard deviation of 25 points."
         )
     return tuple(lines)
 

@@ -23,9 +23,9 @@ class Rate:
     """pass@k of one row.
 
     Args:
-        k: size of the draw.
-        interval: over tasks, in [0, 1]; ``None`` when no task has k graded samples.
-        tasks: tasks behind it, those with at least k graded samples.
+        k: number of samples drawn.
+        interval: mean over tasks, in [0, 1]; ``None`` if no task has k graded samples.
+        tasks: number of tasks with at least k graded samples.
     """
 
     k: int
@@ -41,12 +41,12 @@ class RowSummary:
         name: the row's name.
         control: True if it has an expected result and does not compete.
         tasks: tasks with at least one graded sample.
-        rates: one per k asked for.
-        solve_rate: pass@1, always.
-        tokens_per_solve: completion tokens, failures included, per solved sample; NaN when none was.
+        rates: one per requested k.
+        solve_rate: pass@1, also if 1 was not requested.
+        tokens_per_solve: completion tokens, failures included, per solved sample; NaN if nothing was solved.
         seconds: wall time.
         samples: graded samples.
-        voids: samples lost to broken machinery, in no other number.
+        voids: samples lost to sandbox or provider failures; only ``seconds`` includes them.
     """
 
     name: str
@@ -65,12 +65,12 @@ class DifferenceSummary:
     """A paired difference of pass@1.
 
     Args:
-        pair: which rows, and what their difference means.
-        interval: in [-1, 1]; ``None`` when no task was measured in both rows.
-        tasks: tasks measured in both.
-        unpaired: tasks measured in one row only, left out.
-        detectable: true difference found with 80 % power, from the observed spread; infinity where there
-            was none.
+        pair: the rows and the meaning of their difference.
+        interval: in [-1, 1]; ``None`` if no task was measured in both rows.
+        tasks: number of tasks measured in both rows.
+        unpaired: number of tasks measured in one row only; they are left out.
+        detectable: true difference detected with 80 % power, given the observed spread; infinite if there is
+            no spread.
     """
 
     pair: Difference
@@ -85,9 +85,9 @@ class OperatorSummary:
     """Rates on the tasks of one kind, such as a mutation operator.
 
     Args:
-        operator: the kind.
-        tasks: how many there are of it.
-        rates: pass@k for each k that was asked, in that order: one per contestant (NaN: not measured).
+        operator: kind of task.
+        tasks: number of tasks.
+        rates: for each requested k, the pass@k of each contestant (NaN if not measured).
     """
 
     operator: str
@@ -97,7 +97,7 @@ class OperatorSummary:
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """All that is computed from a `ReportData`."""
+    """All numbers computed from a `ReportData`."""
 
     rows: tuple[RowSummary, ...] = field(metadata=stored_as("arms"))
     differences: tuple[DifferenceSummary, ...]
@@ -143,7 +143,7 @@ def _rate(items: Sequence[TaskResult], k: int) -> Rate:
 
 
 def summarise_difference(pair: Difference, row: Row, against: Row) -> DifferenceSummary:
-    """The paired difference of two rows' pass@1, over the tasks that both were measured on."""
+    """Paired difference of two rows' pass@1, over the tasks that both were measured on."""
     first, second = solve_rates(row.results), solve_rates(against.results)
     common = sorted(first.keys() & second.keys())
     unpaired = len(first.keys() ^ second.keys())
@@ -154,27 +154,27 @@ def summarise_difference(pair: Difference, row: Row, against: Row) -> Difference
     a, b = [first[task] for task in common], [second[task] for task in common]
     interval = paired_interval(a, b, clusters)
     spread = cluster_sd([x - y for x, y in zip(a, b, strict=True)], clusters)
-    # Where nothing differed, nothing is known of how differences spread; least of all that they do not.
+    # Without observed differences their spread is unknown, not 0.
     detectable = minimum_detectable(interval.clusters, spread) if spread > 0 else math.inf
     return DifferenceSummary(pair, interval, len(common), unpaired, detectable)
 
 
 def rates_by_operator(rows: Sequence[Row], ks: Sequence[int] = (1,)) -> tuple[OperatorSummary, ...]:
-    """Rates on the tasks of every kind, in its order, for each of the ``ks``."""
+    """Rates of every row by kind of task, sorted by kind, for each k."""
     tasks: dict[str, set[str]] = {}
     for result in (result for row in rows for result in row.results if result.operator and result.samples):
         tasks.setdefault(result.operator, set()).add(result.task)
     rates = [[_pass_rates(row.results, k) for row in rows] for k in ks]
     return tuple(
         OperatorSummary(
-            operator, len(posed), tuple(tuple(_mean_of(row, posed) for row in found) for found in rates)
+            operator, len(ids), tuple(tuple(_mean_of(row, ids) for row in by_row) for by_row in rates)
         )
-        for operator, posed in sorted(tasks.items())
+        for operator, ids in sorted(tasks.items())
     )
 
 
 def solve_rates(items: Sequence[TaskResult]) -> dict[str, float]:
-    """Share of graded samples that solved it, by task; tasks without a graded sample are left out."""
+    """Share of solved samples, by task; tasks without a graded sample are left out."""
     return {result.task: result.solved / result.samples for result in items if result.samples}
 
 

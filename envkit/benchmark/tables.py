@@ -1,4 +1,4 @@
-"""Tables of a report as text cells, for HTML and Markdown."""
+"""Tables of a report as cells of text, for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Table:
     """A captioned table of text.
 
     Args:
-        caption: what it holds.
+        caption: caption of the table.
         head: column titles.
-        rows: cells, each row as long as ``head``.
-        text_columns: how many columns from the left are words; the rest are numbers, set to the right.
+        rows: cells; each row is as long as ``head``.
+        text_columns: number of text columns, from the left; the others hold numbers and are right-aligned.
     """
 
     caption: str
@@ -85,15 +85,17 @@ def _difference_row(entry: DifferenceSummary) -> tuple[str, ...]:
 
 
 def operators(data: ReportData, summary: Summary) -> Table:
-    """Rates per kind of task and contestant."""
+    """Rates by kind of task, one column per contestant."""
     return operators_of(summary.operators, [row.name for row in data.rows if row.expected is None], data.ks)
 
 
-def operators_of(found: Sequence[OperatorSummary], names: Sequence[str], ks: Sequence[int] = (1,)) -> Table:
-    """Rates per kind of task; ``names`` are the contestants and ``ks`` the ks, in the order of the rates."""
+def operators_of(
+    summaries: Sequence[OperatorSummary], names: Sequence[str], ks: Sequence[int] = (1,)
+) -> Table:
+    """Rates by kind of task, one column per contestant (``names``) and k, in the order of the rates."""
     rows = tuple(
         (entry.operator, number(entry.tasks, 0), *(percent(rate) for rates in entry.rates for rate in rates))
-        for entry in found
+        for entry in summaries
     )
     columns = [f"{name} %" if k == 1 else f"{name} pass@{k} %" for k in ks for name in names]
     measures = " and ".join(f"pass@{k}" for k in ks)
