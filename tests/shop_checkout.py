@@ -1,4 +1,4 @@
-"""A small checkout to mine: three modules, classes, and a suite with the faults that suites have."""
+"""A small checkout to mine: three modules with classes, and a suite with typical faults."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 
-#: ``prices`` falls to the held-out split, ``stock`` and ``basket`` to the other.
+#: The names put ``prices`` into the held-out split, and ``stock`` and ``basket`` into the training split.
 FILES: Mapping[str, str] = {
     "pyproject.toml": """
         [project]
@@ -162,7 +162,7 @@ FILES: Mapping[str, str] = {
 
 
 def lay_out(root: Path, others: Mapping[str, str] = {}) -> Path:
-    """Write the checkout, with some files more or others in their place."""
+    """Write the checkout, with ``others`` added or replacing files of the same path."""
     for path, text in {**FILES, **others}.items():
         target = root / path
         target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""The Python interface: pinned signatures, typed results, and what the command line does, in a call."""
+"""The Python interface: pinned signatures, typed results, and the commands as functions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from envkit.types import Task
 
 
 def describe(item: Any) -> Any:
-    """A function's parameters and result, or a class's fields and public members."""
+    """Return a function's parameters and result type, or a class's fields and public members."""
     if inspect.isfunction(item):
         signature = inspect.signature(item)
         return [*map(str, signature.parameters.values()), f"-> {signature.return_annotation}"]
@@ -64,7 +64,7 @@ def heldout(tasks: Sequence[Task]) -> Sequence[Task]:
 def trained(
     tmp_path_factory: pytest.TempPathFactory, tasks: Sequence[Task], heldout: Sequence[Task]
 ) -> envkit.TrainResult:
-    """One tiny run, made by a call."""
+    """A tiny training run made by `envkit.train`."""
     folder = tmp_path_factory.mktemp("api")
     config = {
         "model": str(tiny.make(folder / "model").path),
@@ -106,7 +106,7 @@ def test_nothing_is_printed_when_quiet(
     assert capsys.readouterr() == ("", "")
 
 
-def test_an_adapter_acts_and_gives_its_model(trained: envkit.TrainResult) -> None:
+def test_a_loaded_adapter_answers_and_exposes_its_model(trained: envkit.TrainResult) -> None:
     with envkit.load_adapter(trained.run, temperature=1.0) as adapter:
         assert adapter.path == trained.adapter
         first = [adapter.act("Mend it."), adapter.act("Once more.")]
@@ -117,14 +117,14 @@ def test_an_adapter_acts_and_gives_its_model(trained: envkit.TrainResult) -> Non
         assert adapter.tokenizer("x")["input_ids"]
 
 
-def test_an_adapter_that_is_not_there_is_refused(trained: envkit.TrainResult, tmp_path: Path) -> None:
+def test_a_missing_adapter_is_refused(trained: envkit.TrainResult, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no adapter there"):
         envkit.load_adapter(tmp_path)
     with pytest.raises(UsageError, match="no checkpoint of step 99; it has: 2"):
         envkit.load_adapter(trained.run, step=99)
 
 
-def test_an_evaluation_has_its_rate_with_an_interval(tmp_path: Path, heldout: Sequence[Task]) -> None:
+def test_an_evaluation_returns_rates_with_intervals(tmp_path: Path, heldout: Sequence[Task]) -> None:
     from envkit.taskfile import write_tasks
 
     write_tasks(tmp_path / "tasks.jsonl", heldout, seed=0)

@@ -1,4 +1,4 @@
-"""The house rules that a parser can check: who imports whom, and what loads when."""
+"""Rules of the code base that a parser can check: allowed imports and lazy loading."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
 
-#: From left to right: a part may import its own layer and what stands before it.
+#: From lowest to highest: a part may import its own layer and lower ones.
 #: "envkit" is the package's own ``__init__``.
 LAYERS = (
     ("errors",),
@@ -40,13 +40,13 @@ SIBLINGS = (("agents", "environments", "sandboxes"), ("benchmark", "training"))
 #: ``import envkit`` offers names that stand to its right; it loads them when they are first used.
 LOADED_ON_USE = ("envkit.api", "envkit.benchmark.spec", "envkit.training.config")
 
-#: Slow to import and absent from a plain install. Studies stand on train and load only with it.
+#: Slow to import and missing in a plain install. Studies depend on training and load only with it.
 HEAVY = {"peft", "torch", "transformers", "trl"}
 MAY_LOAD_HEAVY = {"engine", "studies", "training"}
 
 
 class Module(NamedTuple):
-    """A source file: where it lies, the name it is imported by, and its syntax tree."""
+    """A source file: its path, its module name, and its syntax tree."""
 
     path: str
     name: str
@@ -71,7 +71,7 @@ def part_of(name: str) -> str:
 
 
 def imports(node: ast.AST, *, lazy: bool) -> Iterator[tuple[int, str]]:
-    """Line and module name of every import under a node; ``lazy``: also those that do not run on import."""
+    """Yield line and module of every import under a node; ``lazy`` includes those inside functions."""
     match node:
         case ast.Import(names=aliases):
             yield from ((node.lineno, alias.name) for alias in aliases)
@@ -87,7 +87,7 @@ def imports(node: ast.AST, *, lazy: bool) -> Iterator[tuple[int, str]]:
 
 
 def forbidden(module: Module) -> list[str]:
-    """What the module imports against the rule, one sentence each."""
+    """Return the module's forbidden imports, one sentence each."""
     part = part_of(module.name)
     if part not in RANK:
         return [f"{module.path}: {part} has no place in LAYERS"]
@@ -110,16 +110,16 @@ def forbidden(module: Module) -> list[str]:
 
 
 @pytest.mark.parametrize("module", MODULES, ids=[module.path for module in MODULES])
-def test_imports_only_what_stands_to_its_left(module: Module) -> None:
+def test_a_module_imports_only_its_own_and_lower_layers(module: Module) -> None:
     assert forbidden(module) == []
 
 
 @pytest.mark.parametrize("module", MODULES, ids=[module.path for module in MODULES])
-def test_opens_with_a_docstring(module: Module) -> None:
+def test_a_module_has_a_docstring(module: Module) -> None:
     assert ast.get_docstring(module.tree)
 
 
-def test_parts_do_not_import_each_other_in_a_ring() -> None:
+def test_parts_have_no_import_cycle() -> None:
     graph: dict[str, set[str]] = {}
     for module in MODULES:
         part = part_of(module.name)
@@ -143,8 +143,8 @@ def test_every_package_is_shipped() -> None:
     assert len(folders) == len(packages), "a folder with modules has no __init__.py"
 
 
-def test_every_error_is_in_the_tree() -> None:
-    """Found by their bases' names, so that nothing has to be loaded for it."""
+def test_every_error_is_in_the_tree_of_the_errors_docstring() -> None:
+    """Errors are found by the names of their bases, without importing modules."""
     classes = [
         (module, node)
         for module in MODULES
@@ -178,7 +178,7 @@ def test_every_error_is_in_the_tree() -> None:
         ("envkit.placeless", ""),
     ],
 )
-def test_the_rule_refuses(name: str, source: str) -> None:
+def test_forbidden_imports_are_found(name: str, source: str) -> None:
     assert len(forbidden(Module("example.py", name, ast.parse(source)))) == 1
 
 
@@ -192,5 +192,5 @@ def test_the_rule_refuses(name: str, source: str) -> None:
         ("envkit.training.grpo", "from envkit.agents.local import LocalAgent"),
     ],
 )
-def test_the_rule_allows(name: str, source: str) -> None:
+def test_allowed_imports_are_accepted(name: str, source: str) -> None:
     assert forbidden(Module("example.py", name, ast.parse(source))) == []

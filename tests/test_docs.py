@@ -1,4 +1,4 @@
-"""Documentation: every code block runs or is checked, every link leads somewhere, and the site builds."""
+"""Documentation: code blocks run or are checked, links have targets, and the site builds."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ PAGES = [
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
     *sorted((ROOT / "environments").rglob("README.md")),
 ]
-#: Languages of blocks that are only shown.
-SHOWN = {"text"}
-#: Pages whose Python blocks run from top to bottom. The tutorial's are files; test_tutorial.py runs those.
+#: Languages of blocks that are neither run nor checked.
+NOT_RUN = {"text"}
+#: Pages whose Python blocks run from top to bottom. test_tutorial.py runs those of the tutorial.
 PROGRAMS = [
     pytest.param(page, marks=pytest.mark.slow if page.name == "train.md" else ())
     for page in PAGES
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]
-#: Commands of the pages that end within seconds and need nothing that the page does not make.
-QUICK = ("doctor", "list", "prices gpt-5", "sandbox check zygote", "new ticket-desk")
+#: Commands of the pages that take seconds and need nothing from earlier commands.
+QUICK_COMMANDS = ("doctor", "list", "prices gpt-5", "sandbox check zygote", "new ticket-desk")
 
 
 class Block(NamedTuple):
-    """A fenced block: its language, its text, and the line it begins on."""
+    """A fenced block: its language, its text, and its first line's number."""
 
     language: str
     text: str
@@ -48,13 +48,13 @@ class Block(NamedTuple):
 
 
 def blocks(page: str) -> Iterator[Block]:
-    """Every fenced block of a page, blocks of nested fences as one."""
+    """Yield every fenced block of a page; nested fences belong to the outer block."""
     for found in re.finditer(r"^(`{3,})(\w*)[^\n]*\n(.*?)^\1$", page, re.M | re.S):
         yield Block(found[2], found[3], page.count("\n", 0, found.start()) + 1)
 
 
 def commands(page: str) -> list[str]:
-    """The envkit commands in a page's shell blocks and in backticks in its sentences."""
+    """Return the envkit commands in a page's shell blocks and in its inline code."""
     shell = "".join(block.text for block in blocks(page) if block.language == "sh")
     prose = re.sub(r"^```.*?^```$", "", page, flags=re.M | re.S)
     return [
@@ -63,8 +63,8 @@ def commands(page: str) -> list[str]:
     ]
 
 
-def parsed(words: Sequence[str]) -> list[str]:
-    """The words that the named command does not take; nothing runs, and no value is checked."""
+def unknown_words(words: Sequence[str]) -> list[str]:
+    """Return the words that the command does not accept, without running it or checking values."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("envkit", [], resilient_parsing=True)
     while hasattr(command, "commands"):
@@ -72,43 +72,43 @@ def parsed(words: Sequence[str]) -> list[str]:
         command = command.commands[first]
         context = command.make_context(first, [], parent=context, resilient_parsing=True)
     context.resilient_parsing = False  # an unknown option is an error
-    _, left, _ = command.make_parser(context).parse_args([*words])
-    return left
+    _, unknown, _ = command.make_parser(context).parse_args([*words])
+    return unknown
 
 
 def anchors(page: str) -> set[str]:
-    """The anchors of a page's headings, as Markdown's table of contents makes them."""
+    """Return the anchors of a page's headings, as in Markdown's table of contents."""
     titles = re.findall(r"^#+ (.*)$", page, re.M)
     return {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", title.lower())).strip("-") for title in titles}
 
 
-def named(path: Path) -> str:
+def page_id(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_command_exists(page: Path) -> None:
     for line in commands(page.read_text()):
-        assert parsed(shlex.split(line.replace("<id>", "1"), comments=True)) == [], line
+        assert unknown_words(shlex.split(line.replace("<id>", "1"), comments=True)) == [], line
 
 
 def test_a_wrong_command_is_found() -> None:
     page = "```sh\nenvkit play a b  # two\n.venv/bin/envkit eval --no-such 1\n```\nSee `envkit\nno-such x`."
     two, option, command = (shlex.split(line, comments=True) for line in commands(page))
-    assert parsed(two) == ["b"]
+    assert unknown_words(two) == ["b"]
     with pytest.raises(Exception, match="No such option"):
-        parsed(option)
+        unknown_words(option)
     with pytest.raises(KeyError):
-        parsed(command)
+        unknown_words(command)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_block_has_a_known_language(page: Path) -> None:
-    known = {"python", "sh", "toml"} | SHOWN
+    known = {"python", "sh", "toml"} | NOT_RUN
     assert {block.language for block in blocks(page.read_text())} <= known
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_toml_block_is_read(page: Path, tmp_path: Path) -> None:
     """A benchmark's blocks together are one specification; other blocks are settings of training."""
     found = [tomllib.loads(block.text) for block in blocks(page.read_text()) if block.language == "toml"]
@@ -119,10 +119,10 @@ def test_every_toml_block_is_read(page: Path, tmp_path: Path) -> None:
             )
             assert bench_spec(tmp_path / "bench.toml").agents
         elif "project" not in values:
-            train_settings(values, named(page))
+            train_settings(values, page_id(page))
 
 
-@pytest.mark.parametrize("page", PROGRAMS, ids=named)
+@pytest.mark.parametrize("page", PROGRAMS, ids=page_id)
 def test_every_program_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(str(ROOT))
@@ -136,14 +136,14 @@ def test_every_program_runs(page: Path, tmp_path: Path, monkeypatch: pytest.Monk
             each.close()
 
 
-@pytest.mark.parametrize("line", QUICK)
+@pytest.mark.parametrize("line", QUICK_COMMANDS)
 def test_quick_commands_succeed(line: str, tmp_path: Path) -> None:
     words = [sys.executable, "-m", "envkit.cli", *shlex.split(line, comments=True)]
     ended = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_every_link_leads_somewhere(page: Path) -> None:
     text = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
     for link in re.findall(r"\]\(([^)\s]+)\)", text):

@@ -1,4 +1,4 @@
-"""What people get when they install the package: names, imports, entry points, the wheel."""
+"""The installed package: public names, imports, entry points and the wheel."""
 
 from __future__ import annotations
 
@@ -106,44 +106,44 @@ def modules() -> Iterator[str]:
                 yield info.name
 
 
-def test_public_names_are_these() -> None:
+def test_the_public_names_are_pinned() -> None:
     assert sorted(envkit.__all__) == PUBLIC
     assert all(hasattr(envkit, name) for name in PUBLIC)
 
 
-def test_version_is_that_of_pyproject() -> None:
+def test_the_version_equals_that_of_pyproject() -> None:
     assert envkit.__version__ == PYPROJECT["project"]["version"]
 
 
 @pytest.mark.parametrize("module", ["envkit", "envkit.api", "envkit.cli.main"])
-def test_import_loads_nothing_heavy(module: str) -> None:
+def test_importing_envkit_loads_no_heavy_modules(module: str) -> None:
     code = f"import sys, {module}; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert {"peft", "torch", "transformers", "trl"}.isdisjoint(loaded.split())
 
 
-def test_import_loads_no_command_line_and_no_interface() -> None:
-    """`envkit.train` and its like are loaded when they are first used."""
+def test_importing_envkit_loads_neither_the_cli_nor_the_python_interface() -> None:
+    """`envkit.train` and similar functions are loaded on first use."""
     code = "import sys, envkit; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert {"rich", "typer", "envkit.api", "envkit.studies"}.isdisjoint(loaded.split())
 
 
 @pytest.mark.parametrize("point", ENTRY_POINTS, ids=[f"{point.group}:{point.name}" for point in ENTRY_POINTS])
-def test_entry_point_loads(point: importlib.metadata.EntryPoint) -> None:
+def test_the_entry_point_loads(point: importlib.metadata.EntryPoint) -> None:
     assert callable(point.load())
 
 
 @pytest.mark.parametrize("module", list(modules()))
-def test_doctests(module: str) -> None:
+def test_doctests_pass(module: str) -> None:
     assert doctest.testmod(importlib.import_module(module)).failed == 0
 
 
-def test_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
+def test_the_wheel_holds_one_package_and_its_data(tmp_path: Path) -> None:
     setuptools = PYPROJECT["tool"]["setuptools"]
     expected: set[str] = set()
     for package, folder in setuptools["package-dir"].items():
-        # Built from a copy, so that nothing is left here.
+        # Built from a copy, so that building leaves no files in the repository.
         shutil.copytree(ROOT / folder, tmp_path / folder, ignore=shutil.ignore_patterns("__pycache__"))
         for pattern in ("*.py", *setuptools["package-data"]["*"]):
             files = (path.relative_to(tmp_path / folder) for path in (tmp_path / folder).rglob(pattern))

@@ -1,4 +1,4 @@
-"""Dataclasses survive conversion to plain data and back; wrong data is named by its path."""
+"""Converting dataclasses to plain data and back; wrong data is named by its path."""
 
 from __future__ import annotations
 

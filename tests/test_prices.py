@@ -1,4 +1,4 @@
-"""Prices: dated, sourced, strict, and never guessed."""
+"""Prices: a dated table with sources, strict price files, and no guesses for unknown models."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def test_cost_adds_fresh_cached_and_written_tokens() -> None:
     assert Price(2.0, 8.0).cost_usd(1_000_000, 0, 1_000_000) == 2.0
 
 
-def test_an_unknown_model_is_refused_with_the_way_out() -> None:
+def test_an_unknown_model_is_refused_with_the_remedy() -> None:
     with pytest.raises(UnpricedError, match=r'no price for \'abacus-1\'.*--prices.*\[models."abacus-1"\]'):
         load_prices().of("abacus-1")
     with pytest.raises(UnpricedError, match="no price for machine 'abacus'; there is: cpu-2-cores"):
         load_prices().hourly_usd("abacus")
 
 
-def test_a_file_adds_to_the_table_and_wins(tmp_path: Path) -> None:
+def test_a_price_file_extends_and_overrides_the_table(tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
     file.write_text(
         'date = "2027-01-01"\nsource = "my invoice"\n[models."abacus-1"]\ninput = 1\noutput = 2.5\n'
@@ -65,7 +65,7 @@ def test_a_file_adds_to_the_table_and_wins(tmp_path: Path) -> None:
         ('date = "x"\nsource = "y"\n[machines]\na = "1"', "machines: a is '1'"),
     ],
 )
-def test_what_is_wrong_is_named(tmp_path: Path, text: str, said: str) -> None:
+def test_an_invalid_price_file_is_refused_with_the_fault(tmp_path: Path, text: str, said: str) -> None:
     file = tmp_path / "bad.toml"
     file.write_text(text)
     with pytest.raises(ConfigError) as caught:

@@ -1,4 +1,4 @@
-"""The files of a release: complete, and accepted by the index's own checks."""
+"""The files of a release are complete and pass the package index's checks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TOOLS = Path(sys.executable).parent
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the wheel and the source archive of what is committed."""
+    """A folder with the wheel and the source archive of the committed files."""
     folder = tmp_path_factory.mktemp("release")
     archive = subprocess.run(["git", "archive", "HEAD"], cwd=ROOT, capture_output=True, check=True).stdout
     subprocess.run(["tar", "--extract"], cwd=folder, input=archive, check=True)
@@ -26,7 +26,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("check", [("twine", "check", "--strict"), ("check-wheel-contents",)])
-def test_the_index_s_own_checks_pass(release: Path, check: tuple[str, ...]) -> None:
+def test_the_package_indexs_checks_pass(release: Path, check: tuple[str, ...]) -> None:
     files = [str(path) for path in release.iterdir() if check[0] == "twine" or path.suffix == ".whl"]
     ended = subprocess.run([str(TOOLS / check[0]), *check[1:], *files], capture_output=True, text=True)
     assert ended.returncode == 0, ended.stdout + ended.stderr

@@ -1,4 +1,4 @@
-"""The action language: every form, and a mend for everything else."""
+"""The action language: every form is parsed, and everything else gets a hint."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ FUNCTION = "def f(a):\n    return a\n"
         ("submit", [Command("submit")]),
     ],
 )
-def test_forms(text: str, actions: list[object]) -> None:
+def test_every_action_is_parsed(text: str, actions: list[object]) -> None:
     assert parse(text) == actions
 
 
@@ -70,7 +70,7 @@ def test_forms(text: str, actions: list[object]) -> None:
             [Replace(("a",), ("b",)), Replace(("c",), ("d",))],
         ),
         ("```diff\n-a\n+b\n```python\n" + FUNCTION, [Replace(("a",), ("b",)), Rewrite(FUNCTION)]),
-        # Windows line ends, inline code, blanks around.
+        # Windows line ends, inline code, surrounding blanks.
         ("```diff\r\n-    return a\r\n+    return b\r\n```\r\nrun\r\n", [EDIT, Command("run")]),
         ("  `submit`  \n\n", [Command("submit")]),
         # Blank lines at the end of a diff are not part of it; form feeds do not end lines.
@@ -79,7 +79,7 @@ def test_forms(text: str, actions: list[object]) -> None:
         ("undo\nsubmit", [Command("submit")]),
     ],
 )
-def test_forgiving(text: str, actions: list[object]) -> None:
+def test_variants_of_the_format_are_accepted(text: str, actions: list[object]) -> None:
     assert parse(text) == actions
 
 
@@ -102,7 +102,7 @@ def test_forgiving(text: str, actions: list[object]) -> None:
         ("<<<<<<< SEARCH\n\n=======\nb\n>>>>>>> REPLACE", "at least one line to look for"),
     ],
 )
-def test_malformed(text: str, mend: str) -> None:
+def test_malformed_actions_are_explained(text: str, mend: str) -> None:
     (action,) = parse(text)
     assert isinstance(action, Malformed)
     assert mend in action.hint
@@ -123,7 +123,7 @@ def test_deceptive_characters_are_refused(character: str) -> None:
     assert "invisible or control characters" in action.hint
 
 
-def test_homoglyphs_stay_what_they_are() -> None:
+def test_homoglyphs_are_not_replaced() -> None:
     assert parse("```diff\n-\u0430\n+a\n```") == [Replace(("\u0430",), ("a",))]
 
 
@@ -163,6 +163,6 @@ HOSTILE = (
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
-def test_hostile_text_is_handled(piece: str) -> None:
-    """A parser that tracks back would not return from this in a lifetime."""
+def test_hostile_text_is_parsed_quickly(piece: str) -> None:
+    """A backtracking parser would not return from this text."""
     assert parse(piece * 10_000 + "x")

@@ -1,4 +1,4 @@
-"""Test programs without what they should see: what stays on the host, what is weak, what stays as it is."""
+"""Removing expected values from test programs: probes, weak asserts, and unchanged code."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""CanItEdit: programs to edit by an instruction, graded by the values that their tests see."""
+"""CanItEdit: programs to edit by an instruction, graded by the values in their tests."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from envkit.environments.code_editor.formats.asserts import WEAKNESS
 from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
-# Items of our own: before, after, tests.
+# Made-up items: before, after, tests.
 
 PLAIN = (
     "def initials(name):\n    return name[0]\n",
@@ -116,14 +116,14 @@ def row(name: str, item: Sequence[str], **change: object) -> dict[str, Any]:
     }
 
 
-def written(path: Path, *rows: Mapping[str, Any]) -> Path:
+def write_rows(path: Path, *rows: Mapping[str, Any]) -> Path:
     path.write_text("".join(json.dumps(one, ensure_ascii=False) + "\n" for one in rows), encoding="utf-8")
     return path
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Task]:
-    path = written(tmp_path_factory.mktemp("edits") / "edits.jsonl", *(row(*one) for one in GOOD.items()))
+    path = write_rows(tmp_path_factory.mktemp("edits") / "edits.jsonl", *(row(*one) for one in GOOD.items()))
     found = CodeEditorEnv.import_tasks("canitedit", path)
     assert found.left_out == {}
     return dict(zip(GOOD, found.tasks, strict=True))
@@ -139,11 +139,13 @@ def ending(backend: SandboxBackend, task: Task, source: str) -> Mapping[str, Any
     return info
 
 
-def test_every_control_earns_what_it_must(tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
+def test_every_control_agent_earns_its_expected_reward(
+    tasks: Mapping[str, Task], backend: SandboxBackend
+) -> None:
     assert validate_tasks(CodeEditorEnv, [*tasks.values()], backend, Silent(), never, seed=1) == []
 
 
-def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
+def test_control_agents_find_items_whose_tests_do_not_distinguish_programs(
     tmp_path: Path, backend: SandboxBackend
 ) -> None:
     items = {
@@ -151,7 +153,7 @@ def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
         "wrong": FAILS_AFTER,
         "dead": (*PLAIN[:2], "exit()\nassert initials('a') == 'a'\n"),
     }
-    path = written(tmp_path / "edits.jsonl", *(row(*one) for one in items.items()))
+    path = write_rows(tmp_path / "edits.jsonl", *(row(*one) for one in items.items()))
     posed = CodeEditorEnv.import_tasks("canitedit", path).tasks
     broken = validate_tasks(CodeEditorEnv, posed, backend, Silent(), never, seed=1)
     assert [(one.task, one.agent) for one in broken] == [
@@ -188,7 +190,7 @@ def test_items_that_their_own_tests_do_not_tell_apart_are_found_by_the_controls(
         ("truth", "n % 2 == 0", "True", "probe(1, "),
     ],
 )
-def test_other_programs_earn_what_their_tests_say(
+def test_other_programs_pass_or_fail_as_in_their_tests(
     name: str, old: str, new: str, seen: str, tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
     source = GOOD[name][1]
@@ -201,15 +203,19 @@ def test_other_programs_earn_what_their_tests_say(
 def test_only_comparisons_inside_the_sandbox_are_reported_as_weaker(
     tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
-    told = {name: ending(backend, task, GOOD[name][1]).get("weaknesses") for name, task in tasks.items()}
+    weaknesses = {
+        name: ending(backend, task, GOOD[name][1]).get("weaknesses") for name, task in tasks.items()
+    }
     for name in ("weak", "truth", "raises"):
-        assert told.pop(name) == {"answers_as_original": WEAKNESS}
-    assert told.pop("several") is None
-    assert {*told.values()} == {None}
+        assert weaknesses.pop(name) == {"answers_as_original": WEAKNESS}
+    assert weaknesses.pop("several") is None
+    assert {*weaknesses.values()} == {None}
 
 
-def test_expected_values_are_in_no_sandbox(tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
-    """A program that looks for the answer in all that it can read finds the question only."""
+def test_expected_values_are_not_readable_in_the_sandbox(
+    tasks: Mapping[str, Task], backend: SandboxBackend
+) -> None:
+    """A program that searches all readable files for the answer finds only the question."""
     spy = (
         "import os, sys\n\ndef initials(name):\n"
         "    texts = [open(file).read() for file in os.listdir('.') if file.endswith('.py')] + sys.argv\n"
@@ -232,18 +238,20 @@ def test_expected_values_are_in_no_sandbox(tasks: Mapping[str, Task], backend: S
         "import os\nos._exit(0)\n",
     ],
 )
-def test_a_program_that_cheats_earns_nothing(
+def test_a_program_that_cheats_does_not_pass(
     source: str, tasks: Mapping[str, Task], backend: SandboxBackend
 ) -> None:
     assert ending(backend, tasks["plain"], source)["verdict"] in ("FAIL", "TAMPERED")
 
 
 @pytest.mark.parametrize("attack", ATTACKS, ids=[f"{one.number} {one.name}" for one in ATTACKS])
-def test_no_attack_earns_anything(attack: Attack, tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
+def test_no_attack_earns_a_reward(attack: Attack, tasks: Mapping[str, Task], backend: SandboxBackend) -> None:
     before, after, _ = PLAIN
     shown = [Shown("('ada king lovelace',)", "'akl'")]
     target = AttackTarget(before, after, "initials", "solution.py", shown, protected="check.py")
-    if attack.inapplicable(target) or attack.number == 28:  # which is right where there are no integers
+    if (
+        attack.inapplicable(target) or attack.number == 28
+    ):  # attack 28 is a right answer if there are no integers
         return
     env = CodeEditorEnv(tasks=[tasks["plain"]], sandbox=backend)
     env.reset(seed=0)
@@ -254,12 +262,12 @@ def test_no_attack_earns_anything(attack: Attack, tasks: Mapping[str, Task], bac
     assert (last[1], last[4]["verdict"]) in [(0.0, "FAIL"), (0.0, "TAMPERED")]
 
 
-def test_the_audit_says_why_its_attacks_are_not_made(tasks: Mapping[str, Task]) -> None:
+def test_inapplicable_exploits_have_a_reason(tasks: Mapping[str, Task]) -> None:
     reasons = {one.inapplicable for one in CodeEditorEnv.exploits(tasks["plain"])}
     assert reasons == {"it attacks by a function, and the task asks for a program"}
 
 
-# What the agent reads and says.
+# Observations and actions.
 
 
 def test_the_agent_reads_the_instruction_and_the_whole_program(
@@ -296,7 +304,7 @@ def test_lines_can_be_replaced_and_a_block_is_the_whole_program(
 
 
 def test_an_item_becomes_a_task_with_either_instruction(tmp_path: Path) -> None:
-    path = written(tmp_path / "edits.jsonl", row("12_plain", PLAIN))
+    path = write_rows(tmp_path / "edits.jsonl", row("12_plain", PLAIN))
     for name, said, tone in (
         ("canitedit", "Change 12_plain in detail.", "descriptive"),
         ("canitedit-lazy", "do 12_plain", "lazy"),
@@ -309,11 +317,11 @@ def test_an_item_becomes_a_task_with_either_instruction(tmp_path: Path) -> None:
         assert not any("akl" in str(shown) for shown in (task.prompt, task.files, task.metadata))
 
 
-# What is refused, and what is left out.
+# Refused files and items that are left out.
 
 
 def test_a_bad_line_is_named_by_file_line_and_field(tmp_path: Path) -> None:
-    path = written(tmp_path / "edits.jsonl", row("a", PLAIN), row("b", PLAIN, taxonomy={"topic": "x"}))
+    path = write_rows(tmp_path / "edits.jsonl", row("a", PLAIN), row("b", PLAIN, taxonomy={"topic": "x"}))
     with pytest.raises(TaskFileError) as caught:
         CodeEditorEnv.import_tasks("canitedit", path)
     assert str(caught.value) == (
@@ -338,7 +346,7 @@ def test_an_item_that_cannot_be_graded_is_left_out_and_counted(
 ) -> None:
     bad = row("bad", PLAIN, **change)
     found = CodeEditorEnv.import_tasks(
-        "canitedit", written(tmp_path / "e.jsonl", row("good", PLAIN), bad, bad)
+        "canitedit", write_rows(tmp_path / "e.jsonl", row("good", PLAIN), bad, bad)
     )
     assert found.left_out == {reason: 2}
     assert [task.id for task in found.tasks] == ["canitedit/good"]
@@ -346,6 +354,6 @@ def test_an_item_that_cannot_be_graded_is_left_out_and_counted(
 
 def test_line_ends_of_other_systems_are_read(tmp_path: Path, backend: SandboxBackend) -> None:
     item = [text.replace("\n", "\r\n") for text in PLAIN]
-    [task] = CodeEditorEnv.import_tasks("canitedit", written(tmp_path / "e.jsonl", row("a", item))).tasks
+    [task] = CodeEditorEnv.import_tasks("canitedit", write_rows(tmp_path / "e.jsonl", row("a", item))).tasks
     assert ending(backend, task, PLAIN[1])["verdict"] == "PASS"
     assert replace(task, prompt="").files == {"solution.py": PLAIN[0]}

@@ -1,4 +1,4 @@
-"""The editor's own audit: it passes, and the certificate that is installed with it is of this code."""
+"""The code editor passes its audit, and its shipped certificate matches the code."""
 
 from __future__ import annotations
 
@@ -19,6 +19,6 @@ def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.Mo
     assert certificate.certificate_problem(CodeEditorEnv) == ""
 
 
-def test_it_passes_its_audit(backend: SandboxBackend) -> None:
+def test_the_code_editor_passes_its_audit(backend: SandboxBackend) -> None:
     findings = run_audit(AuditedEnv(CodeEditorEnv, starter_tasks(), backend, 3), Silent())
     assert [finding for finding in findings if not finding.ok] == []

@@ -1,4 +1,4 @@
-"""A rewritten function brings its imports, constants and helpers, and nothing else."""
+"""A rewritten function is copied with the imports, constants and helpers that it uses."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_decorators_defaults_and_annotations_are_uses() -> None:
         "from math import sqrt, pi\ndef f(a):\n    return sqrt(a)\n",
         "from __future__ import annotations\ndef f(a):\n    return sqrt(a)\n",
         "import os\ndef main():\n    return os.name\ndef f(a):\n    return sqrt(a)\nmain()\n",
-        # A name of its own, which the call below the function only happens to have.
+        # A local name; the call below the function uses the same name by coincidence.
         "def f(a):\n    result = sqrt(a)\n    return result\nresult = f(3)\n",
     ],
 )

@@ -1,4 +1,4 @@
-"""Docstrings taken out of a function's source and put back."""
+"""Splitting docstrings off a function's source and putting them back."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 from envkit.environments.code_editor.docstrings import keep, split
 
 
-def test_split() -> None:
+def test_a_docstring_is_split_off() -> None:
     assert split('def f(a):\n    """One.\n\n    Two.\n    """\n    return a') == (
         "def f(a):\n    return a",
         "One.\n\nTwo.",
@@ -30,11 +30,11 @@ def test_split() -> None:
         "x = 1",
     ],
 )
-def test_a_docstring_that_cannot_be_split_stays(source: str) -> None:
+def test_a_docstring_that_cannot_be_split_is_kept(source: str) -> None:
     assert split(source) == (source, "")
 
 
-def test_split_of_a_method() -> None:
+def test_a_methods_docstring_is_split_off() -> None:
     source = '    def f(self):\n        """Doc."""\n        return 1'
     assert split(source) == ("    def f(self):\n        return 1", "Doc.")
 

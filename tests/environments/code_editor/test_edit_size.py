@@ -23,13 +23,13 @@ def total(values, start=0):
         ("start=0", "start=1", 1),
         ("return result", "return start", 1),
         ("        result += value\n", "        return\n", 4),
-        # One stretch: what lies between two changes counts.
+        # Unchanged tokens between two changes count.
         ("    for value in values:\n        result +=", "    for result in values:\n        result -=", 7),
-        # A line that is moved into the loop.
+        # A line moved into the loop.
         ("    return result", "        return result", 1),
     ],
 )
-def test_tokens_of_the_changed_stretch(old: str, new: str, tokens: int) -> None:
+def test_the_size_is_the_tokens_between_first_and_last_change(old: str, new: str, tokens: int) -> None:
     edited = CODE.replace(old, new)
     assert changed_tokens(CODE, edited) == changed_tokens(edited, CODE) == tokens
 
@@ -47,7 +47,7 @@ def test_tokens_of_the_changed_stretch(old: str, new: str, tokens: int) -> None:
         ("start=0", "start=0,"),
     ],
 )
-def test_comments_and_layout_are_no_change(old: str, new: str) -> None:
+def test_comments_and_layout_do_not_count(old: str, new: str) -> None:
     assert changed_tokens(CODE, CODE.replace(old, new)) == 0
 
 

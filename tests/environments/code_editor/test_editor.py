@@ -87,13 +87,13 @@ def test_an_illustration_before_the_answer_does_not_discard_it(editor: CodeEdito
     assert editor.submitted
 
 
-def test_nothing_follows_a_last_block_that_is_refused(editor: CodeEditor) -> None:
+def test_nothing_runs_after_a_refused_last_block(editor: CodeEditor) -> None:
     editor.act("```python\ndef double(x):\n    return x + x\n```\n```python\nprint(1)\n```\nsubmit")
     assert "return x + x" in editor.read()
     assert not editor.submitted
 
 
-def test_search_and_replace(editor: CodeEditor) -> None:
+def test_search_and_replace_edits_are_applied(editor: CodeEditor) -> None:
     editor.act("<<<<<<< SEARCH\n    return helper(x) * 3\n=======\n    return 2 * x\n>>>>>>> REPLACE")
     assert "return 2 * x" in editor.read()
 
@@ -132,7 +132,7 @@ def test_a_failed_action_is_explained(editor: CodeEditor, action: str, mend: str
     assert not editor.submitted
 
 
-def test_a_file_never_outgrows_its_limit(box: Sandbox) -> None:
+def test_an_edit_beyond_the_size_limit_is_refused(box: Sandbox) -> None:
     editor = launched(box, "def double(x):\n    return x\n" + "#" * 262_000)
     assert "grow beyond 262144 bytes" in editor.act(
         f"```diff\n-    return x\n+    return x # {'#' * 200}\n```"
@@ -140,13 +140,13 @@ def test_a_file_never_outgrows_its_limit(box: Sandbox) -> None:
     assert len(on_file(box)) < 262_144
 
 
-def test_after_a_failed_edit_the_rest_of_the_message_waits(editor: CodeEditor) -> None:
+def test_the_rest_of_a_message_is_not_run_after_a_failed_edit(editor: CodeEditor) -> None:
     for failing in ("```diff\n-nowhere\n+x\n```", "```diff\n+x\n```"):
         assert "Submitted" not in editor.act(f"{failing}\nsubmit")
     assert not editor.submitted
 
 
-def test_edit_and_command_in_one_message(editor: CodeEditor) -> None:
+def test_an_edit_and_a_command_can_be_in_one_message(editor: CodeEditor) -> None:
     seen = editor.act(f"{FIX}\nsubmit")
     assert seen.endswith("Submitted.")
     assert editor.submitted
@@ -162,7 +162,7 @@ def test_undo_goes_back_one_edit_at_a_time(editor: CodeEditor) -> None:
     assert editor.read() == SOURCE
 
 
-# Looking.
+# Viewing.
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_undo_goes_back_one_edit_at_a_time(editor: CodeEditor) -> None:
         ),
     ],
 )
-def test_looking(editor: CodeEditor, action: str, seen: str) -> None:
+def test_view_and_definition_commands_show_code(editor: CodeEditor, action: str, seen: str) -> None:
     assert editor.act(action) == seen
 
 
@@ -214,14 +214,14 @@ def test_run_shows_the_end_of_an_error(editor: CodeEditor) -> None:
     assert editor.act("run").endswith("NameError: name 'undefined' is not defined")
 
 
-def test_run_is_cut_and_stopped(box: Sandbox) -> None:
+def test_the_output_and_time_of_run_are_limited(box: Sandbox) -> None:
     seen = launched(box, check="while True: print('x' * 100)").act("run")
     assert len(seen) < 2000
     assert seen.endswith("[... cut ...]\nstopped: output limit")
     assert launched(box, check="").act("run") == "The tests printed nothing."
 
 
-def test_no_tests_no_run(box: Sandbox) -> None:
+def test_run_is_refused_without_tests(box: Sandbox) -> None:
     launched(box)
     editor = CodeEditor("solution.py")
     editor.launch(box)
@@ -242,8 +242,8 @@ VANDALS = {
 
 
 @pytest.mark.parametrize("deed", VANDALS)
-def test_what_edited_code_does_to_the_workspace_is_undone(box: Sandbox, deed: str) -> None:
-    """The file is graded and read on the host: only edits may change it."""
+def test_changes_by_edited_code_to_the_workspace_are_undone(box: Sandbox, deed: str) -> None:
+    """Only edits may change the file, because it is graded and read on the host."""
     vandal = f"import os, time\n{VANDALS[deed]}\n" + SOURCE
     editor = launched(box, vandal)
     editor.act("run")
@@ -255,11 +255,11 @@ def test_what_edited_code_does_to_the_workspace_is_undone(box: Sandbox, deed: st
     }
 
 
-# The beginning.
+# Launching.
 
 
 @pytest.mark.parametrize("content", [None, b"\xff\xfe"])
-def test_launch_needs_a_text_file(box: Sandbox, content: bytes | None) -> None:
+def test_launch_without_a_text_file_is_refused(box: Sandbox, content: bytes | None) -> None:
     box.reset()
     if content is not None:
         box.write("solution.py", content)
@@ -267,17 +267,17 @@ def test_launch_needs_a_text_file(box: Sandbox, content: bytes | None) -> None:
         CodeEditor("solution.py").launch(box)
 
 
-def test_nothing_works_before_launch() -> None:
+def test_using_the_editor_before_launch_is_refused() -> None:
     editor = CodeEditor("solution.py")
-    for asked in (editor.observe, lambda: editor.act("view")):
+    for action in (editor.observe, lambda: editor.act("view")):
         with pytest.raises(ContractError, match="not launched"):
-            asked()
+            action()
 
 
-# Nothing that an agent says raises, or reaches another file.
+# No message raises or changes another file.
 
 LINES = [line for line in SOURCE.split("\n") if line]
-SAID = st.one_of(
+MESSAGES = st.one_of(
     st.text(st.characters(exclude_categories=()), max_size=80),
     st.sampled_from(
         ["view", "outline", "undo", "submit", "run", "definition push", "view ../check.py", "view /etc"]
@@ -302,7 +302,7 @@ SAID = st.one_of(
 
 
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(messages=st.lists(SAID, max_size=4))
+@given(messages=st.lists(MESSAGES, max_size=4))
 @example(messages=["```python\n" + "(" * 3000 + "\n```"])
 @example(messages=["```diff\n-    return x\n+    return x" + " + x" * 2500 + "\n```", "outline", "run"])
 @example(messages=["```diff\n-    return x\n+    return '\\d'\n```", "undo"])

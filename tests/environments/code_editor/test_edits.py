@@ -1,4 +1,4 @@
-"""Edits as pure functions of text: where they land, how they are indented, why they are refused."""
+"""Edits as pure functions of text: their place, their indentation, and refusals."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def replaced(old: str, new: str, source: str = SOURCE, focus: str | None = "f") 
 # Replacing lines.
 
 
-def test_one_place() -> None:
+def test_a_line_that_occurs_once_is_replaced() -> None:
     assert replaced("    return 1", "    return 2") == SOURCE.replace("return 1", "return 2")
 
 
@@ -48,12 +48,12 @@ def test_trailing_blanks_are_ignored() -> None:
     assert replaced("    return 1  ", "    return 2") == SOURCE.replace("return 1", "return 2")
 
 
-def test_several_lines_and_deletion() -> None:
+def test_several_lines_can_be_deleted() -> None:
     source = apply_replace(SOURCE, Replace(("    if a:", "        return a", "    return 1"), ()), "f")
     assert source == SOURCE.replace("    if a:\n        return a\n    return 1\n", "")
 
 
-def test_the_focus_decides_between_places() -> None:
+def test_the_focus_decides_between_equal_lines() -> None:
     changed = replaced("        return a", "        return -a")
     assert changed == SOURCE[:60] + SOURCE[60:].replace("return a", "return -a")
     assert changed.count("return -a") == 1
@@ -95,13 +95,13 @@ def test_missing_lines_are_refused_with_the_nearest_line() -> None:
          "            return 2"),
     ],
 )  # fmt: skip
-def test_indentation_is_shifted_to_where_the_lines_stand(old: str, new: str) -> None:
+def test_indentation_is_adapted_to_the_replaced_lines(old: str, new: str) -> None:
     wanted = "    if a:\n        return a + 1\n    else:\n        return 0\n    return 2\n"
     assert replaced(old, new) == SOURCE.replace("    if a:\n        return a\n    return 1\n", wanted)
 
 
 def test_a_new_line_is_indented_like_the_old_line_of_its_depth() -> None:
-    """Context said one blank short, as in a diff without the blank before context."""
+    """Context lines may lack one blank, as in a diff without the blank before context."""
     changed = replaced(
         "   if a:\n        return a\n    return 1", "   if a:\n        return -a\n    return 1"
     )
@@ -203,7 +203,7 @@ def test_a_homoglyph_is_a_different_name() -> None:
         rewritten("def \uff46(a):\n    return 1\n")
 
 
-# Files that are no Python yet.
+# Files with syntax errors.
 
 BROKEN = """\
 import re
@@ -231,7 +231,7 @@ def test_a_definition_in_a_broken_file_is_replaced_whole() -> None:
 
 
 def test_a_definition_in_a_broken_file_is_replaced_up_to_the_next_valid_line() -> None:
-    # Its method stands too far left, as if the class had ended.
+    # The method has too little indentation, as if the class had ended.
     broken = "class Solution:\ndef ask(self):\n    return 1\n\ndef other():\n    return 2\n"
     block = "class Solution:\n    def ask(self):\n        return 1\n"
     assert apply_rewrite(broken, Rewrite(block)).startswith(

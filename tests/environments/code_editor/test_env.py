@@ -1,4 +1,4 @@
-"""The code editor environment: who earns a reward, who does not, and what is kept from the agent."""
+"""The code editor environment: rewards, cheating, and hidden information."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
 
 @final
 class Counted(SandboxBackend):
-    """Real sandboxes, counted; those with a number in ``broken`` cannot be made."""
+    """Counts the sandboxes it makes; those with a number in ``broken`` fail."""
 
     name = "counted"
     isolated = True
@@ -65,7 +65,7 @@ def env(backend: SandboxBackend, starters: Tasks) -> Iterator[CodeEditorEnv]:
 
 
 def test_golden_trajectories(backend: SandboxBackend, starters: Tasks) -> None:
-    """An agent that looks, answers wrongly in several ways and solves every other task."""
+    """The agent views code, gives several wrong answers and solves every other task."""
     tasks = [*starters.values()]
 
     def say(key: EpisodeKey, turn: int, observation: str) -> str:
@@ -79,7 +79,7 @@ def test_golden_trajectories(backend: SandboxBackend, starters: Tasks) -> None:
 
 
 def ending(env: CodeEditorEnv, *actions: str, task: str = "starter/overlap", seed: int = 5) -> dict[str, Any]:
-    """The last ``info`` of an episode with these actions, and its reward."""
+    """Return the last ``info`` of an episode with these actions, with its reward added."""
     env.reset(seed=seed, options={"task": task})
     step: Any = None
     for action in actions:
@@ -95,7 +95,7 @@ def hidden_calls(task: Task, seed: int, count: int) -> list[Call]:
 
 
 def solution_of(function: str, source: str, **hidden: Any) -> Task:
-    """A task whose file is already right."""
+    """Return a task whose file is already right."""
     facts = {
         "function": function,
         "reference": source,
@@ -109,7 +109,7 @@ def solution_of(function: str, source: str, **hidden: Any) -> Task:
 # Gymnasium.
 
 
-def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
+def test_gymnasium_makes_and_accepts_the_environment(backend: SandboxBackend) -> None:
     env = gymnasium.make("envkit/CodeEditor-v0", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     observation, info = env.reset(seed=0)
@@ -118,7 +118,7 @@ def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
     env.close()
 
 
-def test_made_from_a_task_file(
+def test_an_environment_is_made_from_a_task_file(
     tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend, starters: Tasks
 ) -> None:
     path = tmp_path_factory.mktemp("tasks") / "two.jsonl"
@@ -129,10 +129,12 @@ def test_made_from_a_task_file(
         registry.make("code-editor", path.with_name("none.jsonl"), backend)
 
 
-# The fixed points.
+# Control agents.
 
 
-def test_oracle_earns_all_and_noop_nothing(backend: SandboxBackend, starters: Tasks) -> None:
+def test_the_oracle_earns_the_full_reward_and_the_noop_agent_none(
+    backend: SandboxBackend, starters: Tasks
+) -> None:
     tasks = list(starters.values())
     keys = [EpisodeKey(0, 0, group, row, task.id) for group, task in enumerate(tasks) for row in range(2)]
     with Rollouts(lambda: CodeEditorEnv(tasks=tasks, sandbox=backend)) as rollouts:
@@ -192,18 +194,22 @@ def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Tasks) -> None:
         ("    return max(0, min(start, end) - max(start, end))", 0),
     ],
 )
-def test_a_small_edit_is_measured_and_earns_nothing(env: CodeEditorEnv, line: str, score: float) -> None:
+def test_the_edit_size_is_measured_without_affecting_the_reward(
+    env: CodeEditorEnv, line: str, score: float
+) -> None:
     old = "    return max(0, start - end)"
     ended = ending(env, replace_text_message(old, line), "submit")
     assert (ended["reward"], ended["scores"]["edits_a_little"]) == (0.0, score)
 
 
-def test_a_used_up_budget_is_graded_too(env: CodeEditorEnv, starters: Tasks) -> None:
+def test_a_used_up_turn_budget_is_graded(env: CodeEditorEnv, starters: Tasks) -> None:
     assert ending(env, oracle_action(starters["overlap"]), "view", "view")["reward"] == 1.0
     assert ending(env, "view", "view", "view")["reward"] == 0.0
 
 
-def test_with_one_turn_the_grammar_is_not_explained(backend: SandboxBackend, starters: Tasks) -> None:
+def test_the_grammar_is_not_explained_if_there_is_only_one_turn(
+    backend: SandboxBackend, starters: Tasks
+) -> None:
     env = CodeEditorEnv(tasks=[starters["overlap"]], sandbox=backend, max_turns=1)
     seen, _ = env.reset(seed=0)
     assert seen.endswith("```")
@@ -214,7 +220,7 @@ def test_with_one_turn_the_grammar_is_not_explained(backend: SandboxBackend, sta
     env.close()
 
 
-def test_it_accepts_the_options_of_every_environment(backend: SandboxBackend, starters: Tasks) -> None:
+def test_the_options_of_the_base_class_are_accepted(backend: SandboxBackend, starters: Tasks) -> None:
     env = CodeEditorEnv(
         tasks=list(starters.values()), sandbox=backend, max_action_bytes=7, max_observation_bytes=200
     )
@@ -230,10 +236,10 @@ def test_the_evidence_names_a_call_that_went_wrong(env: CodeEditorEnv) -> None:
     assert info["evidence"]["answers_as_original"] == "overlap((0, 10), (5, 20)) gave 0, expected 5"
 
 
-# What must not win.
+# Cheating.
 
 
-def test_the_answer_is_nowhere_in_the_sandbox(env: CodeEditorEnv, starters: Tasks) -> None:
+def test_the_answer_is_not_in_the_sandbox_or_observation(env: CodeEditorEnv, starters: Tasks) -> None:
     for name, task in starters.items():
         seen, info = env.reset(seed=0, options={"task": task.id})
         edit: Any = task.hidden["edit"]
@@ -244,12 +250,12 @@ def test_the_answer_is_nowhere_in_the_sandbox(env: CodeEditorEnv, starters: Task
 
 
 def test_knowing_the_examples_is_not_enough(env: CodeEditorEnv) -> None:
-    learnt = "```python\ndef overlap(first, second):\n    return 5 if first == (0, 10) else 0\n```"
-    info = ending(env, learnt, "run", "submit")
+    memorized = "```python\ndef overlap(first, second):\n    return 5 if first == (0, 10) else 0\n```"
+    info = ending(env, memorized, "run", "submit")
     assert (info["reward"], info["verdict"]) == (0.0, "FAIL")
 
 
-def test_code_that_rewrites_its_own_file_gains_nothing(env: CodeEditorEnv, starters: Tasks) -> None:
+def test_code_that_rewrites_its_own_file_earns_no_reward(env: CodeEditorEnv, starters: Tasks) -> None:
     right = str(starters["overlap"].hidden["reference"])
     first_line = right.split("\n")[0]
     env.reset(seed=5, options={"task": "starter/overlap"})
@@ -271,7 +277,7 @@ def test_code_that_ends_its_process_fails(env: CodeEditorEnv, body: str) -> None
 # Hidden inputs.
 
 
-def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
+def test_hidden_calls_depend_on_the_visit_seed(starters: Tasks) -> None:
     task = starters["rotated"]
     assert hidden_calls(task, 1, FRESH_CALLS) == hidden_calls(task, 1, FRESH_CALLS)
     assert hidden_calls(task, 1, FRESH_CALLS) != hidden_calls(task, 2, FRESH_CALLS)
@@ -280,7 +286,7 @@ def test_hidden_calls_follow_the_visit(starters: Tasks) -> None:
 
 
 def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
-    """A candidate that is right but for one shipped test does not pass, whatever inputs are drawn."""
+    """A candidate that fails only one shipped test does not pass, whichever inputs are drawn."""
     reference = "def f(n):\n    return n + 1\n"
     known = [[[str(n)], {}] for n in (2, 3, 987_654_321)]
     task = solution_of("f", reference, examples=known, killers=known[:1])
@@ -291,7 +297,7 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
     env.close()
 
 
-def test_the_held_out_check_sees_what_few_inputs_miss(
+def test_the_held_out_check_finds_errors_that_few_inputs_miss(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("envkit.environments.code_editor.env.FRESH_CALLS", 0)
@@ -307,8 +313,8 @@ def test_the_held_out_check_sees_what_few_inputs_miss(
     env.close()
 
 
-def test_inputs_whose_answer_cannot_be_compared_are_left_out(backend: SandboxBackend) -> None:
-    """Fresh inputs reach what the examples avoid: an exception here, an object that equals nothing there."""
+def test_inputs_whose_answers_cannot_be_compared_are_left_out(backend: SandboxBackend) -> None:
+    """Generated inputs may raise or return objects that cannot be compared."""
     source = "def f(n):\n    if n > 4:\n        raise ValueError\n    return n if n < 4 else print\n"
     calls = [[[str(n)], {}] for n in (2, 3, 4, 5)]
     env = CodeEditorEnv(tasks=[solution_of("f", source, examples=calls, killers=calls)], sandbox=backend)
@@ -317,7 +323,7 @@ def test_inputs_whose_answer_cannot_be_compared_are_left_out(backend: SandboxBac
     env.close()
 
 
-def test_run_knows_the_modules_that_examples_name(backend: SandboxBackend) -> None:
+def test_run_imports_the_modules_used_in_examples(backend: SandboxBackend) -> None:
     task = solution_of("f", "def f(x):\n    return x\n", examples=[], killers=[], modules=["fractions"])
     call = {"call": "f(fractions.Fraction(1, 2))", "value": "Fraction(1, 2)"}
     env = CodeEditorEnv(tasks=[dataclasses.replace(task, metadata={"examples": [call]})], sandbox=backend)
@@ -328,7 +334,7 @@ def test_run_knows_the_modules_that_examples_name(backend: SandboxBackend) -> No
     env.close()
 
 
-# Groups and broken machinery.
+# Groups and sandbox failures.
 
 
 def played(backend: SandboxBackend, task: Task, rows: int, step: int) -> list[Any]:
@@ -344,14 +350,14 @@ def test_equal_candidates_of_a_group_are_graded_once(backend: SandboxBackend, st
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
-def test_one_breakdown_is_retried(backend: SandboxBackend, starters: Tasks, number: int) -> None:
-    """Of an editor's sandbox (1, 2), the original's (3), the candidate's (4); the group keeps none of it."""
+def test_one_sandbox_failure_is_retried(backend: SandboxBackend, starters: Tasks, number: int) -> None:
+    """The failing sandbox is an editor's (1, 2), the original's (3) or the candidate's (4)."""
     counted = Counted(backend, frozenset({number}))
     trajectories = played(counted, starters["median"], rows=2, step=2000 + number)
     assert [trajectory.outcome for trajectory in trajectories] == [Outcome.SOLVED] * 2
 
 
-def test_one_id_in_two_files_is_two_tasks(backend: SandboxBackend) -> None:
+def test_two_tasks_with_the_same_id_are_graded_separately(backend: SandboxBackend) -> None:
     calls = [[["2"], {}]]
     for body in ("n", "-n"):
         task = solution_of("f", f"def f(n):\n    return {body}\n", examples=calls, killers=calls)

@@ -1,4 +1,4 @@
-"""Benchmarks of others: what their files become, what is refused, and that the tasks can be graded."""
+"""Importing benchmark formats: the resulting tasks, refused files, and grading."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from envkit.environments.code_editor.formats.debugbench import PRELUDE
 from envkit.environments.code_editor.formats.problems import FRESH_CALLS, applied_normalizers
 from envkit.studies.heldout import require_heldout
 
-# Tiny files of our own, in each format.
+# Tiny made-up files in each format.
 
 SOLUTION = "class Solution:\n    def largestOf(self, nums: List[int], k: int) -> int:\n        {}\n"
 ITEM: dict[str, Any] = {
@@ -138,7 +138,7 @@ def packed(path: Path) -> Path:
     return path
 
 
-#: Format -> writes a good file below a folder and returns its path.
+#: Format -> function that writes a valid file below a folder and returns its path.
 GOOD: dict[str, Callable[[Path], Path]] = {
     "canitedit": lambda at: lines(at / "edits.jsonl", EDIT),
     "canitedit-lazy": lambda at: lines(at / "edits.jsonl", EDIT),
@@ -168,11 +168,11 @@ def played(
         return {one.key.task: one for one in rollouts.play(agent, keys)}
 
 
-# What all formats promise.
+# All formats.
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_the_right_code_earns_1_and_nothing_earns_0(
+def test_the_right_code_earns_1_and_doing_nothing_earns_0(
     name: str, tmp_path: Path, backend: SandboxBackend
 ) -> None:
     tasks = imported(name, GOOD[name](tmp_path)).tasks
@@ -183,7 +183,7 @@ def test_the_right_code_earns_1_and_nothing_earns_0(
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_tasks_are_held_out_and_say_so(name: str, tmp_path: Path) -> None:
+def test_imported_tasks_are_marked_as_held_out(name: str, tmp_path: Path) -> None:
     for task in imported(name, GOOD[name](tmp_path)).tasks:
         assert task.split == "heldout"
         assert task.metadata["evaluation_only"] is True
@@ -200,7 +200,7 @@ def test_training_refuses_imported_tasks(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
+def test_a_missing_file_is_named(name: str, tmp_path: Path) -> None:
     with pytest.raises(TaskFileError, match="nowhere"):
         imported(name, tmp_path / "nowhere")
 
@@ -214,7 +214,7 @@ def test_a_file_that_is_not_there_is_named(name: str, tmp_path: Path) -> None:
         ('{"nothing": 1}', "line 2, field '"),
     ],
 )
-def test_a_line_that_is_no_item_is_named(name: str, line: str, message: str, tmp_path: Path) -> None:
+def test_a_line_that_is_not_an_item_is_named(name: str, line: str, message: str, tmp_path: Path) -> None:
     path = tmp_path / "file.jsonl"
     good = {"debugbench": ITEM, "humanevalpack": PACK, "human-eval": WRITTEN, "mbpp": SENTENCE}
     good |= {"canitedit": EDIT, "canitedit-lazy": EDIT}
@@ -244,7 +244,7 @@ REQUIRED = {
     ("name", "field"), [(name, field) for name, (_, fields) in REQUIRED.items() for field in fields]
 )
 @pytest.mark.parametrize("value", [..., True, None])
-def test_a_field_of_another_kind_is_named(name: str, field: str, value: object, tmp_path: Path) -> None:
+def test_a_field_of_the_wrong_type_is_named(name: str, field: str, value: object, tmp_path: Path) -> None:
     good, _ = REQUIRED[name]
     bad = {key: kept for key, kept in good.items() if key != field}
     path = lines(tmp_path / "file.jsonl", good, bad if value is ... else bad | {field: value})
@@ -268,7 +268,7 @@ def test_a_file_without_a_task_is_refused(tmp_path: Path) -> None:
         imported("debugbench", lines(tmp_path / "empty.jsonl"))
 
 
-def test_a_packed_file_that_is_cut_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_compressed_file_is_refused(tmp_path: Path) -> None:
     path = packed(tmp_path / "HumanEval.jsonl.gz")
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(TaskFileError, match=r"HumanEval.jsonl.gz cannot be read"):
@@ -352,7 +352,7 @@ def test_an_item_that_cannot_be_graded_is_left_out_and_counted(
 ) -> None:
     found = imported("debugbench", lines(tmp_path / "bugs.jsonl", ITEM | change, ITEM, ITEM | change))
     assert found.left_out == {reason: 2}
-    # It counts all the same: numbers are those of the file.
+    # Items that are left out still count in the numbering.
     assert [task.id for task in found.tasks] == ["debugbench/largest-of-the-first/2"]
     assert set(found.recorded["good"]) == {task.id for task in found.tasks}
 
@@ -375,7 +375,7 @@ def test_errors_inside_a_field_are_named(change: dict[str, Any], message: str, t
     assert message in str(caught.value)
 
 
-def test_any_order_is_right_if_the_problem_says_so(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_any_order_is_right_if_the_problem_allows_it(tmp_path: Path, backend: SandboxBackend) -> None:
     code = "class Solution:\n    def twins(self, nums: List[int]) -> List[int]:\n        return {}\n"
     item = {
         "slug": "twins",
@@ -393,7 +393,7 @@ def test_any_order_is_right_if_the_problem_says_so(tmp_path: Path, backend: Sand
         assert episode.info["verdict"] == verdict
 
 
-def test_hidden_calls_keep_what_the_examples_show(tmp_path: Path) -> None:
+def test_hidden_calls_keep_the_properties_of_the_examples(tmp_path: Path) -> None:
     task = only("debugbench", lines(tmp_path / "bugs.jsonl", ITEM))
     grader: Any = grader_for(task)
     calls = grader.hidden_calls(5, 0)
@@ -443,7 +443,7 @@ WAYS = {
 
 @pytest.mark.parametrize("code", WAYS.values(), ids=WAYS.keys())
 @pytest.mark.parametrize("name", ["human-eval", "mbpp", "exercism"])
-def test_a_function_may_come_with_helpers(
+def test_a_function_can_come_with_helpers(
     name: str, code: str, tmp_path: Path, backend: SandboxBackend
 ) -> None:
     written = WRITTEN | {
@@ -469,7 +469,7 @@ def test_a_function_may_come_with_helpers(
     assert one.solved, one.info
 
 
-def test_answers_may_differ_in_what_the_tests_normalize(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_differences_that_the_tests_normalize_are_ignored(tmp_path: Path, backend: SandboxBackend) -> None:
     shared = {
         "code": "def shared(a, b):\n    return tuple(set(a) & set(b))",
         "test_list": ["assert set(shared((3, 4, 5), (5, 4, 7))) == set((4, 5))"],
@@ -487,14 +487,14 @@ def test_answers_may_differ_in_what_the_tests_normalize(tmp_path: Path, backend:
         assert one.solved is right, way
 
 
-def test_answers_are_compared_exactly_if_one_test_does() -> None:
+def test_answers_are_compared_exactly_if_one_test_does_so() -> None:
     tests = ["assert set(f(1)) == {1}", "assert tuple(f(2)) == (1,)", "assert f(3) == [1]"]
     assert applied_normalizers(ast.parse("\n".join(tests[:2])).body, "f") == {"set", "tuple"}
     assert applied_normalizers(ast.parse("\n".join(tests)).body, "f") == frozenset()
     assert applied_normalizers(ast.parse("assert sum(f(1)) == 1").body, "f") == frozenset()
 
 
-def test_mbpp_items_that_assert_on_other_than_one_function_are_left_out(tmp_path: Path) -> None:
+def test_mbpp_items_that_do_not_test_exactly_one_function_are_left_out(tmp_path: Path) -> None:
     both = SENTENCE | {"task_id": 8, "test_list": ["assert mean(1, 2) == 1.5", "assert half(2) == 1"]}
     none = SENTENCE | {"task_id": 9, "test_list": ["assert mean(*pair) == 1.5"]}
     found = imported("mbpp", lines(tmp_path / "mbpp.jsonl", SENTENCE, both, none, SENTENCE))

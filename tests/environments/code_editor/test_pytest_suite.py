@@ -1,4 +1,4 @@
-"""Tasks of a checkout in the editor: one file to repair, others to look at, graded by the project's suite."""
+"""Tasks mined from a checkout: one editable file, other files to view, graded by the project's suite."""
 
 from __future__ import annotations
 
@@ -53,12 +53,12 @@ def test_the_held_out_check_is_skipped_if_no_inputs_are_drawn(due: Task, backend
     assert (reward, facts.get("held_out", {})) == (1.0, {})
 
 
-def test_it_passes_its_audit(due: Task, backend: SandboxBackend) -> None:
+def test_tasks_of_a_checkout_pass_the_audit(due: Task, backend: SandboxBackend) -> None:
     findings = run_audit(AuditedEnv(CodeEditorEnv, [due], backend, 3), Silent())
     assert [finding for finding in findings if finding.ok is False] == []
 
 
-def test_the_report_says_that_it_proves_less(due: Task, backend: SandboxBackend) -> None:
+def test_the_report_states_the_weaker_grading(due: Task, backend: SandboxBackend) -> None:
     for actions, verdict in ((CodeEditorEnv.oracle(due), "PASS"), (["submit"], "FAIL")):
         _, reward, facts = played(due, backend, *actions)
         assert (reward, facts["verdict"]) == (float(verdict == "PASS"), verdict)
@@ -84,7 +84,7 @@ def test_the_function_is_shown_and_other_files_can_be_viewed(due: Task, backend:
     assert "def due" in seen[5]
 
 
-def test_the_suite_is_not_there(due: Task, backend: SandboxBackend) -> None:
+def test_the_suite_is_not_visible(due: Task, backend: SandboxBackend) -> None:
     seen, reward, _ = played(due, backend, "view tests/test_shop.py", "run", "submit")
     assert "There is no tests/test_shop.py" in seen[1]
     assert "no tests to run" in seen[2]
@@ -99,7 +99,7 @@ def test_changing_another_file_is_tampering(due: Task, backend: SandboxBackend) 
     assert (reward, facts["verdict"]) == (0, "TAMPERED")
 
 
-def test_a_repair_that_breaks_something_else_earns_nothing(due: Task, backend: SandboxBackend) -> None:
+def test_a_repair_that_breaks_another_test_earns_no_reward(due: Task, backend: SandboxBackend) -> None:
     repair, _ = CodeEditorEnv.oracle(due)
     _, reward, facts = played(
         due, backend, repair, "```python\ndef filled(names):\n    return None\n```\nsubmit"

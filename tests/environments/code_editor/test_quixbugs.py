@@ -1,7 +1,7 @@
 """A bench on a folder laid out as the public QuixBugs repository is, from reading to the report.
 
-The forty programs of QuixBugs are not shipped here. These few have the same folders, files and kinds of
-arguments, among them texts and lists far longer than those that are generated.
+The forty programs of QuixBugs are not part of this repository. These few have the same folders, files and
+kinds of arguments, some of them much longer than generated ones.
 """
 
 from __future__ import annotations

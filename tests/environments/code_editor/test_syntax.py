@@ -38,7 +38,7 @@ if math:
 
 
 def finally_in_finally(levels: int) -> str:
-    """A few hundred bytes, whose code doubles with each level."""
+    """Return a few hundred bytes of source whose compiled code doubles with each level."""
     lines = [f"{' ' * (level + 1)}{text}" for level in range(levels) for text in ("try:0", "finally:")]
     return "\n".join(["def f():", *lines, " " * (levels + 1) + "0"])
 
@@ -64,14 +64,14 @@ def test_too_deeply_nested_code_counts_as_invalid() -> None:
         "try: 'é'; break\nfinally: pass\n",
     ],
 )
-def test_errors_lie_where_the_compiler_alone_would_see_them(source: str) -> None:
+def test_errors_have_the_compilers_positions(source: str) -> None:
     with pytest.raises(SyntaxError) as wanted:
         compile(source, "<source>", "exec", dont_inherit=True)
     error = wanted.value
     assert syntax_problem(source) == SyntaxProblem(error.lineno or 0, error.offset or 0, error.msg)
 
 
-def test_definitions_with_their_places() -> None:
+def test_definitions_are_found_with_their_lines() -> None:
     assert definitions(SOURCE) == [
         Definition("Stack", "class", 3, 12, "class Stack:", 0),
         Definition("Stack.push", "def", 6, 7, "def push(self, item):", 1),
@@ -88,7 +88,7 @@ def test_find_prefers_the_exact_name() -> None:
     assert find(SOURCE, "peek") == []
 
 
-def test_text_that_is_no_python_still_has_definitions() -> None:
+def test_definitions_are_found_in_text_with_syntax_errors() -> None:
     assert definitions("def whole():\n    pass\n\ndef half(:\n")[0].name == "whole"
     assert definitions("") == []
 
@@ -111,7 +111,7 @@ def test_deep_nesting_is_handled(depth: int) -> None:
         ("x = 1\ny = \n", 2, 5, "invalid syntax"),
     ],
 )
-def test_syntax_errors_with_line_and_column(source: str, line: int, column: int, message: str) -> None:
+def test_syntax_errors_have_line_and_column(source: str, line: int, column: int, message: str) -> None:
     problem = syntax_problem(source)
     assert problem is not None
     assert message in problem.message

@@ -1,4 +1,4 @@
-"""The service desk: rewards, a slow or failing service, and the secrecy of its token."""
+"""The service desk: rewards, a slow or failing service, and its secret token."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def env(backend: SandboxBackend) -> Iterator[ServiceDeskEnv]:
 
 
 def ending(env: ServiceDeskEnv, kind: str, *actions: str) -> tuple[float, str]:
-    """Reward and evidence."""
+    """Return reward and evidence of an episode with these actions."""
     env.reset(seed=4, options={"task": BY_KIND[kind].id})
     step: Any = None
     for action in actions:
@@ -58,8 +58,8 @@ def ending(env: ServiceDeskEnv, kind: str, *actions: str) -> tuple[float, str]:
     return step[1], step[4]["evidence"]["left_as_asked"]
 
 
-def numbered(warm_up_s: float) -> list[int]:
-    """Processes of this machine that run the service with exactly this much to warm up."""
+def service_processes(warm_up_s: float) -> list[int]:
+    """Return the processes that run the service with exactly this warm-up time."""
     found: list[int] = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         with contextlib.suppress(OSError):
@@ -80,7 +80,7 @@ def test_tasks_are_of_three_levels() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_the_first_word_of_the_oracle_earns_all_and_idling_nothing(
+def test_the_oracles_first_action_earns_the_full_reward_and_the_noop_none(
     backend: SandboxBackend, split: str
 ) -> None:
     tasks = generate(split, 1)[-6:]
@@ -92,7 +92,7 @@ def test_the_first_word_of_the_oracle_earns_all_and_idling_nothing(
     env.close()
 
 
-def test_an_episode_wherever_it_runs(each_backend: SandboxBackend) -> None:
+def test_an_episode_on_every_backend(each_backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=each_backend, max_turns=4)
     seen, _ = env.reset(options={"task": BY_KIND["urgent"].id})
     assert seen.startswith(f"{BY_KIND['urgent'].prompt}\n\nno | state | priority | owner | title\n1 | ")
@@ -121,14 +121,14 @@ def test_an_episode_wherever_it_runs(each_backend: SandboxBackend) -> None:
         ("close_tickets('all')", "close_tickets: tickets: Input should be a valid list"),
     ],
 )
-def test_impossible_requests_are_explained(env: ServiceDeskEnv, action: str, seen: str) -> None:
+def test_invalid_requests_are_explained(env: ServiceDeskEnv, action: str, seen: str) -> None:
     env.reset(options={"task": STARTERS[0].id})
     assert env.step(action)[0].startswith(seen)
     found = env.step("list_tickets()")[0]
     assert found in env.reset(options={"task": STARTERS[0].id})[0], "something has changed"
 
 
-def test_a_word_of_any_letters_is_found(backend: SandboxBackend) -> None:
+def test_search_finds_words_with_any_characters(backend: SandboxBackend) -> None:
     tickets = tickets_of(STARTERS[0])
     tickets[0]["text"] = "Caf\N{LATIN SMALL LETTER E WITH ACUTE} & co: 100% \N{SNOWMAN}?"
     files = {STORE: json.dumps({"people": [], "tickets": tickets})}
@@ -141,18 +141,18 @@ def test_a_word_of_any_letters_is_found(backend: SandboxBackend) -> None:
     env.close()
 
 
-def test_wrong_states_say_what_is_wrong(env: ServiceDeskEnv) -> None:
+def test_a_wrong_final_state_is_explained(env: ServiceDeskEnv) -> None:
     [right] = BY_KIND["close one"].hidden["tickets"]  # pyright: ignore[reportGeneralTypeIssues]
     assert ending(env, "close one", f"close_tickets([{right}])", "done") == (
         1.0,
         "all 10 tickets are as asked",
     )
-    reward, said = ending(env, "close one", "done()")
-    assert (reward, said[:34]) == (0.0, "1 tickets are wrong; first: found ")
+    reward, evidence = ending(env, "close one", "done()")
+    assert (reward, evidence[:34]) == (0.0, "1 tickets are wrong; first: found ")
     assert ending(env, "close one", *["list_tickets()"] * 3)[0] == 0.0
 
 
-def test_exploits_earn_nothing_whatever_is_asked(backend: SandboxBackend) -> None:
+def test_exploits_earn_no_reward_on_any_task(backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0)
     for task in STARTERS:
         for exploit in env.exploits(task):
@@ -166,7 +166,7 @@ def test_exploits_earn_nothing_whatever_is_asked(backend: SandboxBackend) -> Non
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[int]:
-    """The service on this machine, and its port."""
+    """Run the service on this machine and yield its port."""
     (folder / STORE).write_text(STARTERS[0].files[STORE])
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -186,7 +186,7 @@ def running(folder: Path) -> Iterator[int]:
             process.kill()
 
 
-def asked(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
+def request(port: int, method: str, path: str, body: Any = None, **headers: str) -> tuple[int, Any]:
     with contextlib.closing(HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
         connection.request(method, path, None if body is None else json.dumps(body), headers)
         answer = connection.getresponse()
@@ -194,9 +194,9 @@ def asked(port: int, method: str, path: str, body: Any = None, **headers: str) -
         return answer.status, json.loads(data) if data else None
 
 
-def test_the_service_answers_who_knows_its_token_and_listens_to_this_machine_only(tmp_path: Path) -> None:
+def test_the_service_requires_its_token_and_listens_on_loopback_only(tmp_path: Path) -> None:
     with running(tmp_path) as port:
-        knows = {"Authorization": f"Bearer {CANARY}"}
+        token_header = {"Authorization": f"Bearer {CANARY}"}
         for headers in (
             {},
             {"Authorization": CANARY},
@@ -209,13 +209,13 @@ def test_the_service_answers_who_knows_its_token_and_listens_to_this_machine_onl
                 ("POST", "/tickets"),
                 ("GET", "/x"),
             ):
-                refused = asked(port, method, path, {}, **headers)
+                refused = request(port, method, path, {}, **headers)
                 assert refused == (401, {"error": "the token is missing or wrong"})
-        assert asked(port, "GET", "/health", **knows) == (204, None)
-        assert asked(port, "GET", "/tickets/1", **knows)[1] == tickets_of(STARTERS[0])[0]
+        assert request(port, "GET", "/health", **token_header) == (204, None)
+        assert request(port, "GET", "/tickets/1", **token_header)[1] == tickets_of(STARTERS[0])[0]
         both = {"numbers": [1], "change": {"owner": "Ada", "state": "closed"}}
-        assert asked(port, "POST", "/tickets", both, **knows)[0] == 422
-        assert asked(port, "GET", "/tickets", **knows)[1]["tickets"] == tickets_of(STARTERS[0])
+        assert request(port, "POST", "/tickets", both, **token_header)[0] == 422
+        assert request(port, "GET", "/tickets", **token_header)[1]["tickets"] == tickets_of(STARTERS[0])
         listening = [
             line.split()[1]
             for line in Path("/proc/net/tcp").read_text().splitlines()
@@ -224,10 +224,10 @@ def test_the_service_answers_who_knows_its_token_and_listens_to_this_machine_onl
         assert listening == [f"0100007F:{port:04X}"]
 
 
-# A service that is slow, or does not come up.
+# A service that is slow or does not start.
 
 
-def test_a_slow_start_is_awaited(backend: SandboxBackend) -> None:
+def test_a_slow_start_is_waited_for(backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=1.0)
     began = time.monotonic()
     env.reset()
@@ -245,13 +245,13 @@ def test_a_service_that_is_not_ready_in_time_makes_the_episode_void(backend: San
         SandboxError, match=r"^the ticket service failed: it was not ready in time: .*refused"
     ):
         env.reset()
-    assert numbered(60.125) == []
+    assert service_processes(60.125) == []
     task = STARTERS[0]
     with Rollouts(too_slow, workers=1) as rollouts:
         [played] = rollouts.play(oracle({task.id: env.oracle(task)}), [EpisodeKey(0, 0, 0, 0, task.id)])
     assert played.outcome is Outcome.VOID
     assert (played.scores, [step.reward for step in played.steps]) == ({}, [])
-    assert numbered(60.125) == []
+    assert service_processes(60.125) == []
 
 
 def test_the_error_quotes_the_output_of_a_service_that_ended(backend: SandboxBackend) -> None:
@@ -267,20 +267,20 @@ def test_the_error_quotes_the_output_of_a_service_that_ended(backend: SandboxBac
 def test_a_dead_service_makes_the_episode_void_but_not_the_next(backend: SandboxBackend) -> None:
     env = ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=0.0625)
     env.reset()
-    [process] = numbered(0.0625)
+    [process] = service_processes(0.0625)
     os.kill(process, signal.SIGKILL)
     with pytest.raises(SandboxError, match="the ticket service failed: "):
         env.step("done()")
     env.reset()
     assert env.step("list_tickets()")[0].endswith("(10 tickets)")
-    [process] = numbered(0.0625)
+    [process] = service_processes(0.0625)
     env.close()
-    assert numbered(0.0625) == [], "it has outlived its sandbox"
+    assert service_processes(0.0625) == [], "it has outlived its sandbox"
 
 
 @pytest.fixture
 def other_service(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Where a service may be written that takes the place of the real one."""
+    """The path of a file that replaces the real service."""
     source = Path(str(service.__file__))
     (tmp_path / "launcher.py").write_text((source.parent / "launcher.py").read_text())
     (tmp_path / "service.py").write_text(source.read_text())
@@ -348,7 +348,7 @@ def test_the_token_is_visible_to_no_other_program(
     capfd: pytest.CaptureFixture[str],
     caplog: pytest.LogCaptureFixture,
 ) -> None:
-    """It is planted, and then looked for in all that an episode shows, says and leaves behind."""
+    """A known token is searched for in all outputs, files and processes of an episode."""
     monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     caplog.set_level(logging.DEBUG)
     tools = ["list_tickets()", "search('token')", "show(1)", "assign([1], 'Eve')", "show(2 / 0)", "done()"]
@@ -360,7 +360,7 @@ def test_the_token_is_visible_to_no_other_program(
     files = env.sandbox.export(["**"], 2**24)
     assert [*files] == [STORE]
     seen += [data.decode() for data in files.values()]
-    programs = numbered(0.03125)
+    programs = service_processes(0.03125)
     assert programs, "the service is not where it was looked for"
     for process in (programs[0], parent(programs[0])):
         for name in ("cmdline", "environ"):
@@ -388,7 +388,7 @@ def parent(process: int) -> int:
 def test_the_token_reaches_launcher_and_service(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A control: whoever looks into the memory of the service finds it, and in no command line or file."""
+    """A control: the search finds the token in the service's memory, and in no command line or file."""
     monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     with backend.create() as sandbox:
         sandbox.write(STORE, STARTERS[0].files[STORE].encode())
@@ -404,7 +404,7 @@ def test_the_token_reaches_launcher_and_service(
 # As a whole.
 
 
-def test_it_is_made_by_its_name(backend: SandboxBackend) -> None:
+def test_the_environment_is_made_by_its_name(backend: SandboxBackend) -> None:
     env = make("service-desk", sandbox=backend, warm_up_s=0.0)
     assert isinstance(env, ServiceDeskEnv)
     assert env.isolation == "sandbox"

@@ -58,20 +58,20 @@ def backend() -> SandboxBackend:
 
 
 @pytest.fixture
-def served(dsn: str) -> PostgresServer:
+def postgres_server(dsn: str) -> PostgresServer:
     return server_of(DSN_VARIABLE)
 
 
 @pytest.fixture
-def database(served: PostgresServer) -> Iterator[PostgresDatabase]:
-    made = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
+def database(postgres_server: PostgresServer) -> Iterator[PostgresDatabase]:
+    made = PostgresDatabase(postgres_server, STARTERS["count"].files[SCRIPT])
     yield made
     made.close()
 
 
 @pytest.fixture(scope="module")
 def shared(dsn: str) -> Iterator[PostgresDatabase]:
-    """For what changes nothing."""
+    """A database shared by tests that do not change it."""
     made = PostgresDatabase(server_of(DSN_VARIABLE), STARTERS["count"].files[SCRIPT])
     yield made
     made.close()
@@ -85,7 +85,7 @@ def env(dsn: str, backend: SandboxBackend) -> Iterator[SqlDeskPostgresEnv]:
 
 
 def ending(env: Any, name: str, *actions: str) -> tuple[float, str]:
-    """Reward and evidence."""
+    """Return reward and evidence of an episode with these actions."""
     env.reset(seed=4, options={"task": STARTERS[name].id})
     step: Any = None
     for action in actions:
@@ -102,14 +102,14 @@ def block(sql: str) -> str:
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split: str) -> None:
-    # A third, which has each of the 14 questions.
+def test_the_oracle_earns_the_full_reward_and_the_noop_none(backend: SandboxBackend, split: str) -> None:
+    # Every third task, which covers all 14 questions.
     check_all(backend, generate(split, per_question=1)[::3])
 
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_the_oracle_earns_all_of_every_task(backend: SandboxBackend, split: str) -> None:
+def test_the_oracle_earns_the_full_reward_on_every_task(backend: SandboxBackend, split: str) -> None:
     check_all(backend, generate(split))
 
 
@@ -124,7 +124,9 @@ def check_all(backend: SandboxBackend, tasks: Sequence[Task]) -> None:
     env.close()
 
 
-def test_tasks_and_observations_are_those_of_sqlite(env: SqlDeskPostgresEnv, backend: SandboxBackend) -> None:
+def test_tasks_and_observations_equal_those_of_sqlite(
+    env: SqlDeskPostgresEnv, backend: SandboxBackend
+) -> None:
     sqlite = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend)
     for split in ("train", "heldout", "starter"):
         made = [k.make_tasks(split, sandbox=backend, display=None) for k in (SqlDeskEnv, SqlDeskPostgresEnv)]  # type: ignore[arg-type]
@@ -137,7 +139,7 @@ def test_tasks_and_observations_are_those_of_sqlite(env: SqlDeskPostgresEnv, bac
     sqlite.close()
 
 
-# What is said.
+# Answers and evidence.
 
 
 @pytest.mark.parametrize(
@@ -179,7 +181,9 @@ def test_tasks_and_observations_are_those_of_sqlite(env: SqlDeskPostgresEnv, bac
         ("sorted", "SELECT name FROM products", 0.0, "the shown database: expected "),
     ],
 )
-def test_answers(env: SqlDeskPostgresEnv, name: str, sql: str, earned: float, evidence: str) -> None:
+def test_answers_are_graded(
+    env: SqlDeskPostgresEnv, name: str, sql: str, earned: float, evidence: str
+) -> None:
     reward, said = ending(env, name, block(sql))
     assert (reward, said[: len(evidence)]) == (earned, evidence)
 
@@ -194,12 +198,12 @@ def test_an_answer_for_the_shown_database_alone_is_wrong(
 def test_queries_do_not_affect_the_graded_submission(env: SqlDeskPostgresEnv) -> None:
     task = STARTERS["forget"]
     assert ending(env, "forget", f"query\n{block('DELETE FROM orders')}", env.oracle(task)[0])[0] == 1.0
-    # Nor do changes that were tried count as an answer.
+    # Changes made by queries do not count as an answer either.
     tried = f"query\n{env.oracle(task)[0]}"
     assert ending(env, "forget", tried, tried, "SELECT 1")[0] == 0.0
 
 
-def test_values_of_every_kind(database: PostgresDatabase) -> None:
+def test_values_of_every_type_are_returned(database: PostgresDatabase) -> None:
     found = database.run(
         "SELECT 1 AS a, 2.50 AS a, 3::float8, NULL, true, 'x', '\\xff'::bytea, ARRAY[1, 2], "
         '\'{"t": "float", "v": "7"}\'::json, \'"\\ud800"\'::json, date \'2020-01-31\', 1e300::numeric',
@@ -209,7 +213,9 @@ def test_values_of_every_kind(database: PostgresDatabase) -> None:
     assert found.rows[0][:8] == [
         *(1, {"t": "float", "v": "2.5"}, 3, None, True, "x", "\\xff", "[1, 2]"),
     ]
-    assert not isinstance(found.rows[0][8], dict)  # what says that it is a number is not taken for one
+    assert not isinstance(
+        found.rows[0][8], dict
+    )  # JSON that looks like the encoding of a number is not decoded as one
     assert found.rows[0][9:11] == ["?", "2020-01-31"]
     assert "NULL" in found.text()
 
@@ -235,7 +241,7 @@ def test_returned_rows_and_changing_queries(database: PostgresDatabase) -> None:
     assert database.run("SELECT price FROM products WHERE id = 1", write=False).rows == [[6]]
 
 
-# What a statement may not do, as an agent says it.
+# Refused statements of agents.
 
 ATTACKS = {
     "reads a server's file": ("SELECT pg_read_file('/etc/passwd')", "permission denied"),
@@ -359,7 +365,7 @@ def test_an_attack_earns_nothing(env: SqlDeskPostgresEnv, name: str) -> None:
     assert ending(env, "forget", block(ATTACKS[name][0]))[0] == 0.0
 
 
-def test_an_attack_before_an_answer_spoils_no_answer(env: SqlDeskPostgresEnv) -> None:
+def test_an_attack_before_a_right_answer_does_not_affect_it(env: SqlDeskPostgresEnv) -> None:
     """A refused statement has no effect on a right answer."""
     for name in ("fills the disk", "fills the memory", "commits", "lifts the time limit"):
         actions = f"query\n{block(ATTACKS[name][0])}", env.oracle(STARTERS["forget"])[0]
@@ -375,7 +381,7 @@ def test_readers_change_nothing(shared: PostgresDatabase) -> None:
         assert shared.run(sql, write=False).error.endswith("in a read-only transaction")
 
 
-# What it may not do even if it came past the guard.
+# Rights of the role, if a statement passed the filter.
 
 UNGUARDED = {
     "COPY products TO '/tmp/x'": "42501",
@@ -414,24 +420,26 @@ UNGUARDED = {
 
 
 @pytest.mark.parametrize("sql", UNGUARDED)
-def test_the_role_itself_may_not(shared: PostgresDatabase, served: PostgresServer, sql: str) -> None:
+def test_the_role_itself_lacks_the_rights(
+    shared: PostgresDatabase, postgres_server: PostgresServer, sql: str
+) -> None:
     with contextlib.suppress(QueryRefused):
-        shared.run("SELECT 1", write=False)  # so that it has its only connection
+        shared.run("SELECT 1", write=False)  # opens the role's only connection
     session = shared._role
     assert session is not None
     with pytest.raises(QueryRefused) as refused:
         session.query(sql)
     assert refused.value.state == UNGUARDED[sql]
-    if refused.value.state == "0A000":  # it waited for data, and is closed
+    if refused.value.state == "0A000":  # the connection waited for data and is closed
         session.close()
         shared._role = None
         time.sleep(0.05)
 
 
 def test_nothing_but_harmless_functions_may_be_called(
-    served: PostgresServer, database: PostgresDatabase
+    postgres_server: PostgresServer, database: PostgresDatabase
 ) -> None:
-    with contextlib.closing(served._dsn.connect(database=database.name)) as admin:
+    with contextlib.closing(postgres_server._dsn.connect(database=database.name)) as admin:
         volatile = admin.query(
             "SELECT proname FROM pg_proc "
             "WHERE provolatile = 'v' AND has_function_privilege($1::name, oid, 'EXECUTE')",
@@ -449,31 +457,33 @@ def test_nothing_but_harmless_functions_may_be_called(
             "FROM pg_roles r WHERE rolname = $1",
             database.name,
         )
-    assert volatile == [["rows"]]  # which runs what the caller may run
+    assert volatile == [["rows"]]  # it has the caller's rights
     assert tables == [["orders"], ["products"]]
     assert own == [["f", "1", "0"]]
 
 
 def test_a_role_has_one_connection_to_one_database(
-    served: PostgresServer, database: PostgresDatabase
+    postgres_server: PostgresServer, database: PostgresDatabase
 ) -> None:
-    other = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
+    other = PostgresDatabase(postgres_server, STARTERS["count"].files[SCRIPT])
     database.run("SELECT 1", write=False)
-    for name in (other.name, "postgres", "template1", served._template):
+    for name in (other.name, "postgres", "template1", postgres_server._template):
         with pytest.raises(
             SandboxError, match=r"permission denied|not currently accepting|too many connections"
         ):
-            served._dsn.connect(database.name, name)
+            postgres_server._dsn.connect(database.name, name)
     with pytest.raises(SandboxError, match="too many connections"):
-        served.connect_as_role(database.name)
+        postgres_server.connect_as_role(database.name)
     other.close()
 
 
-# One episode, another, and the checker.
+# Isolation between episodes and references.
 
 
-def test_a_hostile_episode_does_not_reach_another(served: PostgresServer, database: PostgresDatabase) -> None:
-    hostile = PostgresDatabase(served, STARTERS["count"].files[SCRIPT])
+def test_a_hostile_episode_does_not_reach_another(
+    postgres_server: PostgresServer, database: PostgresDatabase
+) -> None:
+    hostile = PostgresDatabase(postgres_server, STARTERS["count"].files[SCRIPT])
     before, seen = database.table_rows(TABLES), list[Result]()
 
     def rage() -> None:
@@ -499,7 +509,7 @@ def test_a_hostile_episode_does_not_reach_another(served: PostgresServer, databa
     assert database.table_rows(TABLES) == before
 
 
-def test_the_reference_is_run_where_no_agent_is(
+def test_references_do_not_run_in_agents_databases(
     env: SqlDeskPostgresEnv, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[tuple[str, str]] = []
@@ -521,7 +531,7 @@ def test_the_reference_is_run_where_no_agent_is(
 
 
 def test_an_episodes_database_and_role_are_dropped(
-    env: SqlDeskPostgresEnv, cluster: Any, served: PostgresServer
+    env: SqlDeskPostgresEnv, cluster: Any, postgres_server: PostgresServer
 ) -> None:
     env.reset(seed=1)
     name = env.database.name  # type: ignore[attr-defined]
@@ -534,7 +544,7 @@ def test_an_episodes_database_and_role_are_dropped(
     assert not [n for (n,) in cluster.ask("SELECT datname FROM pg_database") if n == name]
 
 
-# What breaks.
+# Failures.
 
 
 def backend_of(cluster: Any, database: str, role: str) -> int:
@@ -545,13 +555,13 @@ def backend_of(cluster: Any, database: str, role: str) -> int:
 
 
 @pytest.mark.parametrize("who", ["agent", "owner"])
-def test_a_killed_connection_is_void_and_the_next_episode_is_not(
-    env: SqlDeskPostgresEnv, cluster: Any, served: PostgresServer, who: str
+def test_a_killed_connection_voids_only_its_own_episode(
+    env: SqlDeskPostgresEnv, cluster: Any, postgres_server: PostgresServer, who: str
 ) -> None:
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
     name = env.database.name  # type: ignore[attr-defined]
-    pid = backend_of(cluster, name, name if who == "agent" else served._owner)
+    pid = backend_of(cluster, name, name if who == "agent" else postgres_server._owner)
     cluster.ask(f"SELECT pg_terminate_backend({pid}, 5000)")
     with pytest.raises(SandboxError, match="has ended the connection"):
         env.step(env.oracle(STARTERS["forget"])[0])
@@ -561,7 +571,7 @@ def test_a_killed_connection_is_void_and_the_next_episode_is_not(
 def test_a_statement_that_ignores_its_limit_is_a_failure(
     env: SqlDeskPostgresEnv, cluster: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A process of the server that does not answer, while the server does."""
+    """One backend process of the server hangs, while the server answers."""
     monkeypatch.setattr(dsn, "TIMEOUT_S", 0.5)
     env.reset(seed=1, options={"task": STARTERS["forget"].id})
     env.step("query('SELECT 1')")
@@ -575,7 +585,7 @@ def test_a_statement_that_ignores_its_limit_is_a_failure(
         assert (found[1], found[4]["verdict"]) == (0.0, "FAIL")
     finally:
         os.kill(pid, signal.SIGCONT)
-    for _ in range(200):  # a later end of another one clears up
+    for _ in range(200):  # closing another database later cleans up
         env.reset(seed=2)
         env.close()
         if (name,) not in cluster.ask("SELECT datname FROM pg_database"):
@@ -607,11 +617,11 @@ def test_a_stopped_server_makes_episodes_void_until_it_restarts(
     env.close()
     left = own.ask("SELECT datname FROM pg_database WHERE datname LIKE 'envkit%'")
     stem = server_of("OTHER_DSN")._prefix
-    assert all(name.startswith(stem) for (name,) in left)  # what the crash had left is gone
+    assert all(name.startswith(stem) for (name,) in left)  # leftovers of the crash are gone
 
 
 def leased(cluster: Any, name: str) -> list[str]:
-    """Databases and roles of the process that made this one."""
+    """Return the databases and roles of the process that made this database."""
     stem = name.rpartition("_")[0]
     names = cluster.ask("SELECT datname FROM pg_database UNION ALL SELECT rolname FROM pg_roles")
     return [each for (each,) in names if each.startswith(stem)]
@@ -623,10 +633,10 @@ def test_nothing_survives_a_killed_owner(dsn: str, cluster: Any) -> None:
         try:
             name = owner.stdout.readline().strip()
             with contextlib.closing(PostgresServer(DSN_VARIABLE)):
-                assert len(leased(cluster, name)) == 4  # its owner lives: template, owner, database, role
+                assert len(leased(cluster, name)) == 4  # its owner is alive: template, owner, database, role
         finally:
             owner.kill()
-    for _ in range(100):  # the server takes a moment to see that it is gone
+    for _ in range(100):  # the server notices the dead owner after a moment
         with contextlib.closing(PostgresServer(DSN_VARIABLE)):
             if not leased(cluster, name):
                 break
@@ -646,13 +656,13 @@ def test_a_process_leaves_no_database_behind(dsn: str, cluster: Any) -> None:
 
 
 def test_no_password_in_a_log_or_an_error(
-    dsn: str, cluster: Any, served: PostgresServer, database: PostgresDatabase
+    dsn: str, cluster: Any, postgres_server: PostgresServer, database: PostgresDatabase
 ) -> None:
     database.run("SELECT 1", write=False)
-    password = served._dsn._password
+    password = postgres_server._dsn._password
     assert "CREATE ROLE" in cluster.log  # all statements are logged
     assert password not in cluster.log
-    assert password not in repr((served, database, served._lease, vars(database)))
+    assert password not in repr((postgres_server, database, postgres_server._lease, vars(database)))
 
 
 @pytest.mark.parametrize(

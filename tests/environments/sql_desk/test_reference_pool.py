@@ -1,4 +1,4 @@
-"""The reference pool: databases are reused between references, but not after an error."""
+"""The reference pool: databases are reused for references, but not after an error."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ SHOWN = STARTERS["count"].files[SCRIPT]
 COUNT = "SELECT COUNT(*) FROM products"
 
 
-class Noting(SandboxBackend):
-    """Sandboxes of the usual backend, which say whether they are open."""
+class CountingBackend(SandboxBackend):
+    """Wraps the default backend and records its open sandboxes."""
 
     def __init__(self) -> None:
         self._inner = sandbox_backend()
@@ -41,25 +41,25 @@ class Noting(SandboxBackend):
         sandbox: Any = self._inner.create()
         close = sandbox.close
 
-        def noted() -> None:
+        def close_and_count() -> None:
             if sandbox in self.open:
                 self.open.remove(sandbox)
             close()
 
-        sandbox.close = noted
+        sandbox.close = close_and_count
         self.made += 1
         self.open.append(sandbox)
         return sandbox
 
 
 @pytest.fixture
-def backend() -> Noting:
-    return Noting()
+def backend() -> CountingBackend:
+    return CountingBackend()
 
 
 @pytest.fixture(autouse=True)
 def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReferencePool]:
-    """Those of one test alone."""
+    """A reference pool of this test alone."""
     made = ReferencePool()
     monkeypatch.setattr(SqlDeskEnv, "_references", made)
     monkeypatch.setattr(SqlDeskEnv, "_reference_outcomes", {})
@@ -68,7 +68,7 @@ def pool(monkeypatch: pytest.MonkeyPatch) -> Iterator[ReferencePool]:
 
 
 def ending(env: SqlDeskEnv, task: Task, seed: int) -> float:
-    """The reward of the oracle."""
+    """Return the oracle's reward."""
     env.reset(seed=seed, options={"task": task.id})
     return env.step(env.oracle(task)[0])[1]
 
@@ -77,7 +77,7 @@ def processes(database: Any) -> Any:
     return database._peer
 
 
-def test_one_database_serves_many_references(backend: Noting) -> None:
+def test_one_database_serves_many_references(backend: CountingBackend) -> None:
     env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend)
     for seed, task in enumerate(STARTERS.values()):
         assert ending(env, task, seed) == 1.0
@@ -86,11 +86,11 @@ def test_one_database_serves_many_references(backend: Noting) -> None:
     env.close()
     env.dispose()
     assert backend.open == []
-    assert ending(env, STARTERS["count"], 99) == 1.0  # and may begin again
+    assert ending(env, STARTERS["count"], 99) == 1.0  # the pool can be used again after dispose
     env.dispose()
 
 
-def test_references_and_agents_use_different_databases(backend: Noting, pool: ReferencePool) -> None:
+def test_references_and_agents_use_different_databases(backend: CountingBackend, pool: ReferencePool) -> None:
     env = SqlDeskEnv(tasks=[STARTERS["forget"]], sandbox=backend, max_turns=2)
     for seed in (1, 2):
         env.reset(seed=seed)
@@ -105,7 +105,7 @@ def test_references_and_agents_use_different_databases(backend: Noting, pool: Re
         assert database.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
 
 
-def test_the_next_reference_gets_a_fresh_database(backend: Noting, pool: ReferencePool) -> None:
+def test_the_next_reference_gets_a_fresh_database(backend: CountingBackend, pool: ReferencePool) -> None:
     with pool.open(backend, SHOWN) as database:
         assert database.run("DELETE FROM orders", write=True).changed > 0
     with pool.open(backend, SHOWN) as again:
@@ -113,11 +113,11 @@ def test_the_next_reference_gets_a_fresh_database(backend: Noting, pool: Referen
         assert again.run("SELECT COUNT(*) FROM orders", write=False).rows[0][0] > 0
 
 
-def test_a_dead_pooled_database_is_replaced(backend: Noting, pool: ReferencePool) -> None:
+def test_a_dead_pooled_database_is_replaced(backend: CountingBackend, pool: ReferencePool) -> None:
     env = SqlDeskEnv(tasks=[STARTERS["count"]], sandbox=backend)
     assert ending(env, STARTERS["count"], 1) == 1.0
     with pool.open(backend, SHOWN) as database:
-        processes(database).close()  # as a limit of time would
+        processes(database).close()  # as a time limit would
     assert ending(env, STARTERS["count"], 2) == 1.0
     with pool.open(backend, SHOWN) as other:
         assert other is not database
@@ -126,7 +126,7 @@ def test_a_dead_pooled_database_is_replaced(backend: Noting, pool: ReferencePool
 
 
 @pytest.mark.parametrize(
-    ("reference", "said"),
+    ("reference", "message"),
     [
         ("SELECT gone FROM products", "no such column: gone"),
         ("WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n) SELECT max(i) FROM n", "too slow"),
@@ -134,14 +134,14 @@ def test_a_dead_pooled_database_is_replaced(backend: Noting, pool: ReferencePool
     ],
 )
 def test_a_failing_reference_is_void_and_the_next_episode_works(
-    backend: Noting, reference: str, said: str
+    backend: CountingBackend, reference: str, message: str
 ) -> None:
     good = STARTERS["count"]
     bad = dataclasses.replace(good, id="bad", hidden={**good.hidden, "reference": reference})
     env = SqlDeskEnv(tasks=[good, bad], sandbox=backend)
     assert ending(env, good, 1) == 1.0
     env.reset(seed=2, options={"task": "bad"})
-    with pytest.raises(SandboxError, match=f"task bad: the reference fails: .*{said}"):
+    with pytest.raises(SandboxError, match=f"task bad: the reference fails: .*{message}"):
         env.step("SELECT 1")
     assert backend.open == []
     assert ending(env, good, 2) == 1.0
@@ -149,16 +149,16 @@ def test_a_failing_reference_is_void_and_the_next_episode_works(
 
 
 def test_a_hanging_reference_is_void_and_the_next_episode_works(
-    backend: Noting, monkeypatch: pytest.MonkeyPatch
+    backend: CountingBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     good = STARTERS["count"]
-    # One call of a function, which no count of steps stops.
+    # A single long function call, which the step limit does not stop.
     hanging = "SELECT instr(hex(zeroblob(450000)), substr(hex(zeroblob(450000)), 1, 440000) || '1')"
     bad = dataclasses.replace(good, id="bad", hidden={**good.hidden, "reference": hanging})
     env = SqlDeskEnv(tasks=[good, bad], sandbox=backend)
     env.reset(seed=2, options={"task": "bad"})
-    with monkeypatch.context() as impatient:
-        impatient.setattr("envkit.environments.sql_desk.sqlite._REQUEST_TIMEOUT_S", 0.5)  # per database
+    with monkeypatch.context() as patched:
+        patched.setattr("envkit.environments.sql_desk.sqlite._REQUEST_TIMEOUT_S", 0.5)  # per database
         with pytest.raises(SandboxError, match=r"the reference fails: .* did not answer within 2\.5 s"):
             env.step("SELECT 1")
     assert backend.open == []
@@ -166,7 +166,7 @@ def test_a_hanging_reference_is_void_and_the_next_episode_works(
     env.close()
 
 
-def test_a_failing_script_is_a_sandbox_error(backend: Noting, pool: ReferencePool) -> None:
+def test_a_failing_script_raises_a_sandbox_error(backend: CountingBackend, pool: ReferencePool) -> None:
     with backend.create() as sandbox:
         database = SqliteDatabase(sandbox, SHOWN)
         database.load(SHOWN)
@@ -179,12 +179,14 @@ def test_a_failing_script_is_a_sandbox_error(backend: Noting, pool: ReferencePoo
     assert backend.open == []
 
 
-def test_few_databases_are_kept_and_only_for_their_backend(backend: Noting, pool: ReferencePool) -> None:
+def test_at_most_two_idle_databases_are_kept_and_only_for_their_backend(
+    backend: CountingBackend, pool: ReferencePool
+) -> None:
     with pool.open(backend, SHOWN) as one, pool.open(backend, SHOWN) as two, pool.open(backend, SHOWN):
         assert one is not two
         assert backend.made == 3
     assert len(backend.open) == reference_pool.MAX_IDLE == 2
-    other = Noting()
+    other = CountingBackend()
     with pool.open(other, SHOWN):
         assert other.made == 1
     assert (len(backend.open), len(other.open)) == (1, 1)
@@ -192,7 +194,9 @@ def test_few_databases_are_kept_and_only_for_their_backend(backend: Noting, pool
     assert (backend.open, other.open) == ([], [])
 
 
-def test_a_fork_leaves_its_parents_alone(backend: Noting, pool: ReferencePool) -> None:
+def test_a_forked_process_does_not_use_its_parents_databases(
+    backend: CountingBackend, pool: ReferencePool
+) -> None:
     with pool.open(backend, SHOWN) as database:
         pass
     child = os.fork()

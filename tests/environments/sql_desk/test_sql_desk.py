@@ -1,4 +1,4 @@
-"""The SQL desk: rewards, what statements may do, and the generated tasks."""
+"""The SQL desk: rewards, allowed statements, and the generated tasks."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def database(backend: SandboxBackend) -> Iterator[SqliteDatabase]:
 
 
 def ending(env: SqlDeskEnv, name: str, *actions: str) -> tuple[float, str]:
-    """Reward and evidence."""
+    """Return reward and evidence of an episode with these actions."""
     env.reset(seed=4, options={"task": STARTERS[name].id})
     step: Any = None
     for action in actions:
@@ -58,7 +58,7 @@ def ending(env: SqlDeskEnv, name: str, *actions: str) -> tuple[float, str]:
 # Tasks.
 
 
-def test_the_request_comes_first_and_last_and_the_example_is_of_no_task(backend: SandboxBackend) -> None:
+def test_the_request_comes_first_and_last_and_the_example_belongs_to_no_task(backend: SandboxBackend) -> None:
     env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend, max_turns=3)
     for task in STARTERS.values():
         seen, _ = env.reset(options={"task": task.id})
@@ -72,7 +72,7 @@ def test_the_request_comes_first_and_last_and_the_example_is_of_no_task(backend:
         )
 
 
-def test_tasks_are_the_same_at_every_call_and_of_four_levels() -> None:
+def test_tasks_are_reproducible_and_have_four_levels() -> None:
     for split, least in (("train", 300), ("heldout", 240), ("starter", 17)):
         tasks = generate(split)
         assert tasks == generate(split)
@@ -93,7 +93,7 @@ def test_splits_share_no_table_and_no_column() -> None:
 
 
 @pytest.mark.parametrize("split", ["train", "heldout"])
-def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split: str) -> None:
+def test_the_oracle_earns_the_full_reward_and_the_noop_none(backend: SandboxBackend, split: str) -> None:
     tasks = generate(split, per_question=1)
     env = SqlDeskEnv(tasks=tasks, sandbox=backend, max_turns=1)
     for task in tasks:
@@ -103,7 +103,7 @@ def test_the_oracle_earns_all_and_idling_nothing(backend: SandboxBackend, split:
     env.close()
 
 
-def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> None:
+def test_each_answer_is_right_for_its_own_question_only(backend: SandboxBackend) -> None:
     won: list[tuple[str, str]] = []
     env = SqlDeskEnv(tasks=[*STARTERS.values()], sandbox=backend, max_turns=1)
     for name, task in STARTERS.items():
@@ -115,7 +115,7 @@ def test_each_answer_answers_its_own_question_only(backend: SandboxBackend) -> N
     assert won == [("names", "sorted")], "the same names, whose order nobody asked for"
 
 
-# What is said.
+# Answers and evidence.
 
 
 @pytest.mark.parametrize(
@@ -139,7 +139,7 @@ def test_accepted_spellings(env: SqlDeskEnv, action: str) -> None:
     assert ending(env, "count", action) == (1.0, "as the reference on 5 databases")
 
 
-def test_trying_before_answering(env: SqlDeskEnv) -> None:
+def test_queries_can_be_tried_before_answering(env: SqlDeskEnv) -> None:
     seen, _ = env.reset(seed=4, options={"task": STARTERS["count"].id})
     assert "How many products are there?" in seen
     assert "CREATE TABLE products" in seen
@@ -166,7 +166,7 @@ def test_trying_before_answering(env: SqlDeskEnv) -> None:
         ("raise", "UPDATE products SET price = price - 1000", "the shown database: CHECK constraint failed"),
     ],
 )
-def test_wrong_answers_say_why(env: SqlDeskEnv, name: str, sql: str, evidence: str) -> None:
+def test_wrong_answers_are_explained(env: SqlDeskEnv, name: str, sql: str, evidence: str) -> None:
     reward, said = ending(env, name, f"```sql\n{sql}\n```")
     assert reward == 0.0
     assert said.startswith(evidence)
@@ -194,7 +194,7 @@ def test_near_misses_never_pass(env: SqlDeskEnv, name: str, sql: str) -> None:
         assert env.step(f"```sql\n{sql.format(bound=bound)}\n```")[1] == 0, seed
 
 
-def test_the_order_counts_only_where_it_is_asked_for(env: SqlDeskEnv) -> None:
+def test_the_order_counts_only_if_requested(env: SqlDeskEnv) -> None:
     for name in ("list-above", "none"):
         reference = str(STARTERS[name].hidden["reference"])
         assert ending(env, name, f"SELECT * FROM ({reference}) ORDER BY 1 DESC")[0] == 1.0
@@ -214,7 +214,7 @@ def test_queries_do_not_affect_the_graded_submission(
     assert ending(env, "forget", f"query('{killer} SELECT count(*) FROM n ORDER BY i')", said)[0] == 1.0
 
 
-def test_members_of_a_group_share_the_references_outcome(
+def test_members_of_a_group_share_the_references_result(
     backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
@@ -230,7 +230,7 @@ def test_members_of_a_group_share_the_references_outcome(
     said = members[0].oracle(STARTERS["count"])[0]
     assert [ending(env, "count", said)[0] for env in (*members, members[0])] == [1.0] * 3
     assert len(asked) == 1
-    members[0].reset(seed=5, options={"task": STARTERS["count"].id})  # another visit: other databases
+    members[0].reset(seed=5, options={"task": STARTERS["count"].id})  # another visit has other databases
     assert members[0].step(said)[1] == 1.0
     assert len(asked) == 2
     for env in members:
@@ -253,18 +253,18 @@ def test_a_failing_reference_is_void_and_not_cached(backend: SandboxBackend) -> 
     assert "the reference fails" in str(played.info["error"])
 
 
-def test_a_used_up_budget_earns_nothing(env: SqlDeskEnv) -> None:
+def test_a_used_up_turn_budget_earns_no_reward(env: SqlDeskEnv) -> None:
     assert ending(env, "count", *["query('SELECT COUNT(*) FROM products')"] * 3) == (
         0.0,
         "nothing was submitted",
     )
 
 
-# What statements may do.
+# Allowed statements.
 
 
 def contents(database: SqliteDatabase) -> list[Result]:
-    """All rows of the products' database."""
+    """Return all rows of the products' database."""
     return [database.run(f"SELECT * FROM {table}", write=False) for table in BY_NAME["products"].tables()]
 
 
@@ -297,7 +297,7 @@ def contents(database: SqliteDatabase) -> list[Result]:
         "SELECT date()",
     ],
 )
-def test_beyond_the_tables_nothing_is_allowed(database: SqliteDatabase, sql: str) -> None:
+def test_statements_may_only_use_the_tables(database: SqliteDatabase, sql: str) -> None:
     database.load(STARTERS["count"].files[SCRIPT])
     assert database.run("DELETE FROM orders WHERE id = 1", write=True).changed
     before = contents(database)
@@ -355,7 +355,7 @@ def test_a_dead_database_is_restored(backend: SandboxBackend) -> None:
 # As a whole.
 
 
-def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
+def test_gymnasium_makes_and_accepts_the_environment(backend: SandboxBackend) -> None:
     env = gymnasium.make("envkit/SqlDesk-v2", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()

@@ -1,4 +1,4 @@
-"""The statement filter: where a statement ends, and which statements are refused."""
+"""The statement filter: splitting and refusing statements."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from envkit.environments.sql_desk.postgres.statement_filter import (
         ("SELECT 'Grüße', \N{SNOWMAN}", ["SELECT 'Grüße', \N{SNOWMAN}"]),
     ],
 )
-def test_statements_end_where_the_server_says(text: str, found: list[str]) -> None:
+def test_statements_are_split_as_the_server_does(text: str, found: list[str]) -> None:
     assert split_statements(text) == found
 
 
@@ -69,8 +69,8 @@ def test_refused_statements(text: str, why: str) -> None:
 
 
 @pytest.mark.parametrize("piece", ["'", '"', "$a$b", "/*", "(", "''", "E'\\", "-", "$"])
-def test_no_text_takes_long_to_read(piece: str) -> None:
-    """A reader that went back over what it has read would not end within the test's patience."""
+def test_no_text_is_slow_to_read(piece: str) -> None:
+    """A backtracking reader would exceed the test's timeout."""
     text = "SELECT " + piece * (MAX_SQL_BYTES // len(piece) - 10)
     with contextlib.suppress(NotAllowed):
         split_statements(text)
