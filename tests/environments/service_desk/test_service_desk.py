@@ -392,12 +392,12 @@ def test_the_token_reaches_launcher_and_service(
     monkeypatch.setattr(service_client, "secrets", SimpleNamespace(token_hex=lambda _: CANARY))
     with backend.create() as sandbox:
         sandbox.write(STORE, STARTERS[0].files[STORE].encode())
-        lookout = SandboxScanner(sandbox)
-        sandbox.open = lookout.open  # pyright: ignore[reportAttributeAccessIssue]
+        scanner = SandboxScanner(sandbox)
+        sandbox.open = scanner.open  # pyright: ignore[reportAttributeAccessIssue]
         ServiceClient(sandbox, warm_up_s=0.0, ready_s=20.0)
-        assert {how for how, told in lookout.told if CANARY.encode() in told} == {"what a program was told"}
-        lookout.told.clear()
-        [(_, place)] = lookout.find([CANARY.encode()]).items()
+        assert {way for way, data in scanner.inputs if CANARY.encode() in data} == {"a request to a program"}
+        scanner.inputs.clear()
+        [(_, place)] = scanner.find([CANARY.encode()]).items()
         assert place.startswith("the memory of process ")
 
 
