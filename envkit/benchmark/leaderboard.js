@@ -1,5 +1,5 @@
 "use strict";
-// Sorting and filtering of the tables; without it the page shows every row, best first.
+// Sorts and filters the tables. Without JavaScript the page shows every row, best first.
 
 for (const table of document.querySelectorAll("table.sortable")) {
   const body = table.tBodies[0];
@@ -8,7 +8,7 @@ for (const table of document.querySelectorAll("table.sortable")) {
     head.querySelector("button").addEventListener("click", () => {
       const numbers = head.classList.contains("n");
       const before = head.getAttribute("aria-sort");
-      // Numbers begin with the largest, words with the first letter.
+      // The first click sorts numbers downwards and text upwards.
       const rising = before ? before === "descending" : !numbers;
       for (const other of heads) other.removeAttribute("aria-sort");
       head.setAttribute("aria-sort", rising ? "ascending" : "descending");
@@ -25,7 +25,7 @@ function keyOf(cell) {
   return cell.textContent.trim().toLowerCase();
 }
 
-// What is not known comes last in either direction.
+// Unknown values come last in either direction.
 function compare(a, b, rising) {
   if (a === null || b === null) return (a === null) - (b === null);
   const order = a < b ? -1 : a > b ? 1 : 0;

@@ -16,8 +16,8 @@ from envkit.benchmark.leaderboard_data import (
     TWO_CORES,
     Leaderboard,
     Section,
-    items_of,
     most_tasks,
+    results_by_task,
     usd_per_solved,
 )
 from envkit.benchmark.leaderboard_table import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
@@ -38,7 +38,7 @@ def write_leaderboard(board: Leaderboard, folder: Path) -> Path:
     """Write ``leaderboard.html``, ``.md`` and ``.csv`` in place of older ones; returns the page's path.
 
     Raises:
-        StoreError: the disk refused.
+        StoreError: a file cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -84,7 +84,9 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
         "break_even": _break_even(section),
         "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
         "provenance": provenance(section),
-        "matrix": [(task, [_square(result) for result in found]) for task, found in items_of(section)],
+        "matrix": [
+            (task, [_matrix_cell(result) for result in found]) for task, found in results_by_task(section)
+        ],
         "matrix_head": [row.name for row in section.contestants],
         "learning": [
             (run, curves_of(report, f"s{index}-{number}-"))
@@ -94,41 +96,40 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
 
 
 def _lead(section: Section) -> str:
-    """Sum up a section in one or two sentences: who solves most, who is cheapest."""
+    """Sum up a section in one or two sentences: the best agent and the cheapest."""
     if not section.contestants:
         return "No agent was measured, only controls." if section.rows else "Nothing was measured."
-    if not section.whole:
+    if not section.complete:
         return "No agent was measured on all tasks."
-    first, *others = section.whole
-    rates = [share(row.summary.solve_rate.interval) for row in section.whole[:2]]
+    first, *others = section.complete
+    rates = [share(row.summary.solve_rate.interval) for row in section.complete[:2]]
     if not any(result.solved for result in first.measured.results):
         return "No agent solved anything."
     if not others:
-        said = f"{first.name} solves {rates[0]}."
+        text = f"{first.name} solves {rates[0]}."
     elif section.lead_p < 1 - LEVEL:
-        said = f"{first.name} solves most: {rates[0]}."
+        text = f"{first.name} solves most: {rates[0]}."
     else:
-        said = (
+        text = (
             f"{first.name} and {others[0].name} solve most: {rates[0]} and {rates[1]}. The difference "
-            "between "
-            f"them is not significant (p = {number(section.lead_p, 2)})."
+            f"between them is not significant (p = {number(section.lead_p, 2)})."
         )
-    priced = [row for row in section.whole if math.isfinite(usd_per_solved(row))]
+    priced = [row for row in section.complete if math.isfinite(usd_per_solved(row))]
     if len(priced) > 1:
         cheapest = min(priced, key=usd_per_solved)
-        each = usd_per_solved(cheapest)
-        said += f" {cheapest.name} is the cheapest per solved task, at {dollars(each)}"
-        times = usd_per_solved(first) / each if each else math.inf
-        said += (
+        lowest = usd_per_solved(cheapest)
+        text += f" {cheapest.name} is the cheapest per solved task, at {dollars(lowest)}"
+        times = usd_per_solved(first) / lowest if lowest else math.inf
+        text += (
             "."
             if cheapest is first or not math.isfinite(times)
             else f"; {first.name} costs {times:,.3g} times as much."
         )
-    return said
+    return text
 
 
-def _square(result: TaskResult | None) -> tuple[str, int]:
-    """A cell of the matrix: what it says, and its shade from 0 to 4; -1 where nothing was measured."""
+def _matrix_cell(result: TaskResult | None) -> tuple[str, int]:
+    """Text and shade of a cell of the task matrix; shades go from 0 to 4, -1 if nothing was measured."""
     if result is None or not result.samples:
         return NONE, -1
     return f"{result.solved}/{result.samples}", round(4 * result.solved / result.samples)
@@ -142,7 +143,7 @@ def _break_even(section: Section) -> Table:
             percent(found.trained_rate),
             percent(found.other_rate),
             NOT_KNOWN if math.isnan(found.saves_usd) else dollars(found.saves_usd),
-            _after(found.solved_tasks),
+            _solved_tasks(found.solved_tasks),
         )
         for found in section.break_even
     )
@@ -153,7 +154,7 @@ def _break_even(section: Section) -> Table:
     return Table("Solved tasks until a trained adapter has paid for its training", head, rows, text_columns=2)
 
 
-def _after(solved_tasks: float) -> str:
+def _solved_tasks(solved_tasks: float) -> str:
     if math.isnan(solved_tasks):
         return NOT_KNOWN
     return f"{math.ceil(solved_tasks):,}" if math.isfinite(solved_tasks) else "never"
@@ -178,9 +179,9 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
         and 0 < row.cost.per_solved.estimate < math.inf
     ]
     if spots:
-        said = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
+        description = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
         title = "Solved tasks in percent, over dollars per solved task"
-        made["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, said, spots, "$")
+        made["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, description, spots, "$")
     lines = [
         svg_charts.Curve(
             series,
@@ -191,8 +192,12 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     ]
     lines = [curve for curve in lines if curve.points]
     if any(len(curve.points) > 1 for curve in lines):
-        said = "; ".join(f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines)
-        made["curves"] = svg_charts.curves(f"s{index}-curves", "pass@k in percent, over k", said, lines)
+        description = "; ".join(
+            f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines
+        )
+        made["curves"] = svg_charts.curves(
+            f"s{index}-curves", "pass@k in percent, over k", description, lines
+        )
     return made
 
 
@@ -210,8 +215,8 @@ def _warnings(board: Leaderboard) -> list[str]:
         clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
         if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
             found.append(
-                f"{environment}: with {most} source functions, all intervals are too narrow except "
-                "exact ones."
+                f"{environment}: with {most} source functions, all intervals except exact ones are too "
+                "narrow."
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
@@ -219,8 +224,7 @@ def _warnings(board: Leaderboard) -> list[str]:
         if board.machine and differing:
             found.append(
                 f"{environment}: rows ran on different machines, but all are priced as "
-                f"{board.machine}. Make one "
-                "leaderboard per machine, each with its own --machine."
+                f"{board.machine}. Make one leaderboard per machine, each with its own --machine."
             )
         for report in reports.values():
             found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
@@ -236,25 +240,20 @@ def _method(board: Leaderboard) -> list[str]:
     )
     return [
         f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
-        "functions, "
-        "because tasks made from one function are not independent. They say how results would vary "
-        "with other "
-        "functions, not with other training seeds.",
+        "functions, because tasks made from one function are not independent. They say how results would "
+        "vary with other functions, not with other training seeds.",
         f"{EXACT} {NEAR_EDGE}",
         "Points against: the difference to the reference row, paired by task. Its p-value comes from a "
         "permutation test that exchanges the two rows within source functions, with Holm's "
-        "correction for the "
-        "number of rows compared. The CSV has the difference that is detectable with "
+        "correction for the number of rows compared. The CSV has the difference that is detectable with "
         f"{100 * POWER:g} % power; a smaller one can go unseen.",
         f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Models behind "
-        "an API are priced by tokens, as the provider counted them; if it gave no count, by the most "
-        "that the "
-        "call can have used. Models that ran here are priced by the wall time of their episodes, grading "
-        f"included, as hours of {hours}. Training is listed apart, at the same price per hour.",
+        "an API are priced by tokens, as the provider counted them; if it gave no count, by the most that "
+        "the call can have used. Models that ran here are priced by the wall time of their episodes, "
+        f"grading included, as hours of {hours}. Training is listed apart, at the same price per hour.",
         "Seconds per episode: a row's wall time divided by its episodes, grading included. Several episodes "
         "run at once, so it says how soon a row is done, not how long one answer takes. Controls and "
-        "recorded "
-        "outputs have none, because no model answered here.",
+        "recorded outputs have none, because no model answered here.",
         "Dollars per solved counts all tries, failures included. Recorded outputs were graded here like all "
         "others, but their publisher chose the prompt and the sampling.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "

@@ -1,4 +1,4 @@
-"""Leaderboard numbers: rows of several runs under equal conditions, priced, ranked and compared."""
+"""Compute a leaderboard: price, rank and compare the rows of several runs under equal conditions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from envkit.benchmark.summary import (
 from envkit.errors import UnpricedError, UsageError
 from envkit.prices import PriceTable
 
-#: Name in the price table of the one kind of machine that a report tells by itself: 2 cores and no card.
+#: Price table name of the only machine that is recognised from a report: 2 cores and no GPU.
 TWO_CORES: Final = "cpu-2-cores"
 
 
@@ -32,9 +32,9 @@ class Cost:
     """Dollars that a row cost.
 
     Args:
-        total_usd: all its episodes, failures and voids included; NaN if unknown.
+        total_usd: cost of all episodes, failures and voids included; NaN if unknown.
         per_solved: dollars per solved episode; ``None`` if unknown.
-        basis: what was paid for, or why the cost is unknown.
+        basis: the tokens or hours that were paid for, or the reason why the cost is unknown.
     """
 
     total_usd: float
@@ -47,10 +47,10 @@ class Comparison:
     """A row compared with the reference row: row minus reference, paired by task.
 
     Args:
-        difference: of pass@1, with what it could have detected.
-        p_value: two-sided, exchanging the two within source functions.
-        adjusted: the same after Holm's correction for all rows of the section.
-        mcnemar: exact, over single tries; NaN where a task was tried more than once.
+        difference: paired difference of pass@1.
+        p_value: two-sided, from swapping the two rows within source functions.
+        adjusted: the p-value after Holm's correction for all rows of the section.
+        mcnemar: p-value of McNemar's exact test; NaN if a task was tried more than once.
     """
 
     difference: DifferenceSummary
@@ -65,15 +65,16 @@ class RankedRow:
 
     Args:
         name: unique within the section.
-        report: the report it comes from.
-        measured: its results as the report has them.
-        summary: their averages.
-        curve: pass@k for k = 1, 2, 4 and so on, up to the samples that every task has.
-        cost: in dollars.
-        training_usd: cost of training its adapter, at the same machine's hourly price; 0 without one, NaN if
-            unknown.
-        versus: the comparison with the row of reference; ``None`` for that row and for controls.
-        dominated: another row, measured on no fewer tasks, solves as much for less, or more for no more.
+        report: report that the row comes from.
+        measured: the row as the report has it.
+        summary: averages of its results.
+        curve: pass@k for k = 1, 2, 4 and so on, up to the number of samples that every task has.
+        cost: cost in dollars.
+        training_usd: cost of training its adapter, at the machine's hourly price; 0 without an adapter, NaN
+            if unknown.
+        versus: comparison with the reference row; ``None`` for that row and for controls.
+        dominated: True if another row, measured on at least as many tasks, is no worse in solve rate and cost
+            and better in one of them.
     """
 
     name: str
@@ -89,15 +90,15 @@ class RankedRow:
 
 @dataclass(frozen=True, slots=True)
 class BreakEven:
-    """Number of solved tasks after which a trained adapter has paid for its training, against another row.
+    """Number of solved tasks after which an adapter's lower cost has paid for its training.
 
     Args:
         trained: name of the row with the adapter.
-        other: name of the row that it takes the place of.
-        trained_rate, other_rate: what they solve at the first try, in [0, 1].
-        saves_usd: per solved task; not positive where the other is cheaper, NaN where that is not known.
-        solved_tasks: training dollars over that; infinite where the other is cheaper, NaN where what is
-            saved or what training cost is not known.
+        other: name of the row that it replaces.
+        trained_rate, other_rate: pass@1 of each, in [0, 1].
+        saves_usd: dollars saved per solved task; not positive if the other is cheaper, NaN if unknown.
+        solved_tasks: cost of training divided by ``saves_usd``; infinite if the other is cheaper, NaN if the
+            saving or the cost of training is unknown.
     """
 
     trained: str
@@ -113,13 +114,13 @@ class Section:
     """All rows of one environment.
 
     Args:
-        conditions: what they share.
+        conditions: conditions that all rows share.
         reference: name of the row that others are compared with; empty for none.
-        rows: best first; those that were measured on fewer tasks behind those measured on all, controls last.
-        lead_p: p-value of the paired test of the first row against the second, for how sure the first place
-            is; NaN where there are not two that were measured on all tasks.
+        rows: best first. Rows measured on fewer tasks come after those measured on all, and controls last.
+        lead_p: p-value of the paired test of the first row against the second; NaN if fewer than two rows
+            were measured on all tasks.
         operators: rates by kind of task.
-        break_even: of trained rows, beside those asked elsewhere.
+        break_even: one entry for every trained row and every API row or recorded row.
     """
 
     conditions: Conditions
@@ -131,12 +132,12 @@ class Section:
 
     @property
     def contestants(self) -> tuple[RankedRow, ...]:
-        """Rows that are no controls."""
+        """The rows that are not controls."""
         return tuple(row for row in self.rows if row.measured.expected is None)
 
     @property
-    def whole(self) -> tuple[RankedRow, ...]:
-        """The contestants that were measured on all tasks that any row was."""
+    def complete(self) -> tuple[RankedRow, ...]:
+        """The contestants that were measured on all tasks, as many as any row was."""
         most = most_tasks(self.rows)
         measured = (row for row in self.contestants if row.summary.solve_rate.interval)
         return tuple(row for row in measured if len(row.measured.results) == most)
@@ -149,8 +150,8 @@ class Leaderboard:
     Args:
         sections: one per environment, by name.
         prices: the table that all dollars come from.
-        machine: whose hours are paid for by all models that ran here; ``None``: those of `TWO_CORES` by
-            those that ran on such a machine, and the others are not priced.
+        machine: price table name of the machine that all local models are priced by. If ``None``, models that
+            ran on a `TWO_CORES` machine are priced by that, and others have no price.
     """
 
     sections: tuple[Section, ...]
@@ -168,13 +169,14 @@ def make_leaderboard(
 
     Args:
         reports: at least one; those of one environment must have been measured under equal conditions.
-        prices: dollars of tokens and hours.
-        machine: name in the price table of the hardware that local models ran on; see `Leaderboard`.
-        against: name of the row that all others of its section are compared with; by default the last
-            that has an adapter, or the first at all.
+        prices: prices of tokens and machine hours.
+        machine: price table name of the machine that local models ran on; see `Leaderboard`.
+        against: name of the row that all others of its section are compared with. The default is the last row
+            with an adapter, or the first row if none has one.
 
     Raises:
-        UsageError: conditions differ or are not known, no row of that name or several, or no such machine.
+        UsageError: conditions differ or are unknown, ``against`` names no row or several, or the price table
+            has no such machine.
     """
     if machine is not None:
         prices.hourly_usd(machine)
@@ -198,22 +200,22 @@ def _section(
     reports_by_row = {
         (report.run.partition("/")[0], row): report for report in reversed(reports) for row in report.rows
     }
-    taken = Counter(row.name for _, row in reports_by_row)
+    name_counts = Counter(row.name for _, row in reports_by_row)
     seen = set[str]()
     for report in reports:
         for row in report.rows:
             if not row.results or reports_by_row[report.run.partition("/")[0], row] is not report:
-                continue  # nothing of it was played, or it was listed before
+                continue  # it has no results, or was listed before
             if row.name in seen and _is_sound(row):
-                continue  # a control that does as it must is the same in every run
-            lone = taken[row.name] == 1 or (row.name not in seen and _is_sound(row))
+                continue  # a control with its expected result is the same in every run
+            unique = name_counts[row.name] == 1 or (row.name not in seen and _is_sound(row))
             seen.add(row.name)
-            name = row.name if lone else f"{row.name} · {report.run}"
+            name = row.name if unique else f"{row.name} · {report.run}"
             rows.append(_row(name, report, row, prices, machine))
     contestants = [row for row in rows if row.measured.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants
-    most = most_tasks(rows)  # a rate over fewer tasks is of an easier or a harder set, and leads none
+    most = most_tasks(rows)  # fewer tasks may be easier ones, so such rows come after the others
     ranked = sorted(_pareto(compared), key=lambda row: (len(row.measured.results) < most, -_solves(row)))
     controls = [row for row in rows if row.measured.expected is not None]
     section = Section(
@@ -224,35 +226,35 @@ def _section(
         operators=rates_by_operator([row.measured for row in ranked]),
         break_even=_break_even(ranked),
     )
-    if len(section.whole) < 2:
+    if len(section.complete) < 2:
         return section
-    first, second, *_ = section.whole
+    first, second, *_ = section.complete
     return replace(section, lead_p=_p_value(*_paired(first.measured, second.measured)))
 
 
 def most_tasks(rows: Sequence[RankedRow]) -> int:
-    """Tasks of the row that was measured on the most."""
+    """Number of tasks of the row with the most."""
     return max((len(row.measured.results) for row in rows), default=0)
 
 
 def _is_sound(row: Row) -> bool:
-    """Whether it is a control that did as it must."""
+    """True if the row is a control with its expected result."""
     rate = summarise_row(row, (1,)).solve_rate.interval
     return row.expected is not None and rate is not None and rate.estimate == row.expected
 
 
 def _common(reports: Sequence[ReportData]) -> Conditions:
-    """The conditions that all reports share.
+    """Return the conditions that all reports share.
 
     Raises:
-        UsageError: they do not; the message says in what.
+        UsageError: conditions differ; the message names the fields.
     """
     found: list[tuple[str, Conditions]] = []
     for report in reports:
         if report.conditions is None:
             raise UsageError(
-                f"run {report.run} is of an older version that did not record the conditions of measurement; "
-                "run it again"
+                f"run {report.run} was made by an older version that did not record the conditions of "
+                "measurement; run it again"
             )
         found.append((report.run, report.conditions))
     (first, wanted), *others = found
@@ -264,8 +266,7 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
         if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
             raise UsageError(
                 f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}. A "
-                "leaderboard "
-                "needs equal conditions: leave one run out, or run it again"
+                "leaderboard needs equal conditions: leave one run out, or run it again"
             )
     return wanted
 
@@ -279,20 +280,20 @@ def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: s
 
 
 def _hours(report: ReportData, row: Row, machine: str | None) -> str:
-    """Name in the price table of the machine whose hours a row pays for.
+    """Price table name of the machine that a row is priced by.
 
     Raises:
-        UnpricedError: nobody has named it, and the report's machine is not `TWO_CORES`.
+        UnpricedError: no machine is named, and the report's machine is not like `TWO_CORES`.
     """
     if named := row.origin.machine or machine:
         return named
-    own = report.machine
-    if own.cores == 2 and not own.card:
+    used = report.machine
+    if used.cores == 2 and not used.card:
         return TWO_CORES
-    card = f"{own.card} and " if own.card else ""
+    card = f"{used.card} and " if used.card else ""
     raise UnpricedError(
-        f"it ran on {card}{own.cores} cores of {own.cpu}, which has no price: name its hourly price "
-        "with --machine"
+        f"it ran on {card}{used.cores} cores of {used.cpu}, which have no price; name a machine of the price "
+        "table with --machine"
     )
 
 
@@ -316,7 +317,9 @@ def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None)
             hours = _hours(report, row, machine)
             hourly_usd = prices.hourly_usd(hours)
             costs = [result.seconds * hourly_usd / 3600 for result in row.results]
-            paid = origin.seconds * hourly_usd / 3600  # answers that a killed run had took no time again
+            paid = (
+                origin.seconds * hourly_usd / 3600
+            )  # a resumed run got earlier answers from its journal at once
             basis = f"hours of {hours} at ${hourly_usd:g}"
         else:
             if not any(result.completion_tokens for result in row.results) and not origin.prompt_tokens:
@@ -331,9 +334,9 @@ def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None)
             basis = f"tokens of {priced_as} at ${price.input:g} and ${price.output:g} per million"
     except UnpricedError as error:
         return Cost(math.nan, None, str(error))
-    # Calls without a graded answer belong to no task: all carry them alike.
-    lost = max(paid - sum(costs), 0.0) / len(costs)
-    costs = [cost + lost for cost in costs]
+    # The cost of calls without a graded answer is spread evenly over the tasks.
+    ungraded = max(paid - sum(costs), 0.0) / len(costs)
+    costs = [cost + ungraded for cost in costs]
     clusters = [result.source for result in row.results]
     return Cost(sum(costs), ratio_interval(costs, [result.solved for result in row.results], clusters), basis)
 
@@ -344,7 +347,7 @@ def _reference(rows: Sequence[RankedRow], against: str | None) -> RankedRow | No
     ]
     if len(named) > 1:
         names = ", ".join(row.name for row in named)
-        raise UsageError(f"there are several rows {against!r}; name one of: {names}")
+        raise UsageError(f"several rows are named {against!r}; choose one of: {names}")
     trained = [row for row in rows if row.measured.origin.adapter]
     return next(iter([*named, *trained[-1:], *rows]), None)
 
@@ -353,15 +356,15 @@ def _compared(rows: Sequence[RankedRow], reference: RankedRow) -> list[RankedRow
     others = [row for row in rows if row is not reference]
     tested = [(row, *_test(row.measured, reference.measured)) for row in others]
     adjusted = holm([p_value for _, _, p_value, _ in tested])
-    judged = {
-        row.name: Comparison(difference, p_value, raised, mcnemar)
-        for (row, difference, p_value, mcnemar), raised in zip(tested, adjusted, strict=True)
+    comparisons = {
+        row.name: Comparison(difference, p_value, adjusted_p, mcnemar)
+        for (row, difference, p_value, mcnemar), adjusted_p in zip(tested, adjusted, strict=True)
     }
-    return [replace(row, versus=judged.get(row.name)) for row in rows]
+    return [replace(row, versus=comparisons.get(row.name)) for row in rows]
 
 
 def _test(row: Row, reference: Row) -> tuple[DifferenceSummary, float, float]:
-    """The paired difference, its p-value, and McNemar's where each task was tried once."""
+    """Return the paired difference, its p-value, and McNemar's p-value (NaN with several tries per task)."""
     difference = summarise_difference(Difference(row.name, reference.name, ""), row, reference)
     a, b, sources = _paired(row, reference)
     once = all(result.samples <= 1 for result in (*row.results, *reference.results))
@@ -372,7 +375,7 @@ def _test(row: Row, reference: Row) -> tuple[DifferenceSummary, float, float]:
 
 
 def _paired(row: Row, reference: Row) -> tuple[list[float], list[float], list[str]]:
-    """Rates of both on the tasks that both were measured on, and the tasks' sources."""
+    """Solve rates of both rows on their common tasks, and the tasks' source functions."""
     first, second = solve_rates(row.results), solve_rates(reference.results)
     source = {result.task: result.source for result in row.results}
     common = sorted(first.keys() & second.keys())
@@ -384,20 +387,20 @@ def _p_value(a: list[float], b: list[float], sources: list[str]) -> float:
 
 
 def _pareto(rows: Sequence[RankedRow]) -> list[RankedRow]:
-    """The rows with those marked that another beats on cost and solve rate, on no fewer tasks."""
+    """Mark the rows that another row dominates; see `RankedRow.dominated`."""
 
-    def beaten(row: RankedRow) -> bool:
-        mine, solves = usd_per_solved(row), _solves(row)
+    def dominated(row: RankedRow) -> bool:
+        cost, solves = usd_per_solved(row), _solves(row)
         return any(
-            usd_per_solved(other) <= mine
+            usd_per_solved(other) <= cost
             and _solves(other) >= solves
-            and (usd_per_solved(other), _solves(other)) != (mine, solves)
+            and (usd_per_solved(other), _solves(other)) != (cost, solves)
             for other in rows
             if math.isfinite(usd_per_solved(other))
             and len(other.measured.results) >= len(row.measured.results)
         )
 
-    return [replace(row, dominated=beaten(row)) for row in rows]
+    return [replace(row, dominated=dominated(row)) for row in rows]
 
 
 def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
@@ -407,16 +410,16 @@ def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
             continue
         for other in rows:
             if other.measured.origin.kind in ("live", "recorded") and math.isfinite(usd_per_solved(other)):
-                own = trained.cost.per_solved.estimate if trained.cost.per_solved else math.nan
-                saves = usd_per_solved(other) - own
-                after = math.inf if saves <= 0 else trained.training_usd / saves
+                cost = trained.cost.per_solved.estimate if trained.cost.per_solved else math.nan
+                saves = usd_per_solved(other) - cost
+                solved_tasks = math.inf if saves <= 0 else trained.training_usd / saves
                 rates = _solves(trained), _solves(other)
-                found.append(BreakEven(trained.name, other.name, *rates, saves, after))
+                found.append(BreakEven(trained.name, other.name, *rates, saves, solved_tasks))
     return tuple(found)
 
 
 def usd_per_solved(row: RankedRow) -> float:
-    """Dollars per solved episode; infinite where nothing is solved, or the cost not known."""
+    """Dollars per solved episode; infinite if nothing is solved or the cost is unknown."""
     return row.cost.per_solved.estimate if row.cost.per_solved else math.inf
 
 
@@ -425,8 +428,8 @@ def _solves(row: RankedRow) -> float:
     return interval.estimate if interval else -1.0
 
 
-def items_of(section: Section) -> list[tuple[str, list[TaskResult | None]]]:
-    """Every task of a section with what each contestant did on it."""
+def results_by_task(section: Section) -> list[tuple[str, list[TaskResult | None]]]:
+    """Every task of a section with each contestant's result; ``None`` if it has none."""
     by_row = [{result.task: result for result in row.measured.results} for row in section.contestants]
     tasks = dict.fromkeys(result.task for row in section.contestants for result in row.measured.results)
-    return [(task, [found.get(task) for found in by_row]) for task in tasks]
+    return [(task, [results.get(task) for results in by_row]) for task in tasks]

@@ -1,4 +1,4 @@
-"""Leaderboard rows as table cells for the page and Markdown, and as CSV with every number."""
+"""Format leaderboard rows as table cells for the page and Markdown, and as CSV with all numbers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from envkit.benchmark.stats import Interval
 from envkit.benchmark.tables import Table
 from envkit.benchmark.visible_text import visible
 
-#: Origin of answers in the "Answers" column.
+#: Texts of the "Answers" column by `Origin.kind`.
 KINDS: Final = {
     "local": "ran here",
     "live": "asked live",
@@ -29,9 +29,9 @@ class Cell:
     """One cell of a table.
 
     Args:
-        text: as shown.
-        value: sort key; text sorts as text.
-        interval: confidence interval, as shown.
+        text: text of the cell.
+        value: sort key; ``None`` for text cells and unknown values.
+        interval: confidence interval as text.
     """
 
     text: str
@@ -43,15 +43,15 @@ HEAD: Final = (
     *("Agent", "Answers", "Solved %", "Points against", "p, corrected", "$ per solved", "$ spent"),
     *("Training $", "s per episode", "Tasks", "Tries", "Voids"),
 )
-#: How many columns from the left are words.
+#: Number of text columns, from the left.
 TEXT_COLUMNS: Final = 2
 
 
 def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
-    """A row as cells under `HEAD`; ``reference`` is the name of the row that others are compared with."""
+    """Format a row as cells under `HEAD`; ``reference`` is the name of the reference row."""
     summary, cost = row.summary, row.cost
     played = summary.samples + summary.voids
-    answered = row.measured.origin.kind in ("local", "live")  # of the others it is the time of our grading
+    answered = row.measured.origin.kind in ("local", "live")  # else it is only grading time
     seconds = summary.seconds / played if played and answered else math.nan
     tried = sorted({result.samples + result.voids for result in row.measured.results})
     tries = str(tried[0]) if len(tried) == 1 else f"{tried[0]}{NONE}{tried[-1]}"
@@ -106,7 +106,7 @@ def _finite(value: float) -> float | None:
 
 
 def pass_at_k(section: Section) -> Table:
-    """pass@k of every contestant, for each k that one has the samples for; no rows where that is 1 alone."""
+    """pass@k of every contestant for each known k; no rows if only k = 1 is known."""
     ks = (1, *_ks([section]))
     rows = tuple((row.name, *map(_percent, _rates(row, ks))) for row in section.contestants)
     head = ("Agent", *(f"pass@{k} %" for k in ks))
@@ -140,16 +140,18 @@ def provenance(section: Section) -> Table:
 
 def _provenance(row: RankedRow) -> tuple[str, ...]:
     report, origin = row.report, row.measured.origin
-    heat = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
+    temperature = "its own" if math.isnan(origin.temperature) else f"{origin.temperature:g}"
     length = f", {origin.max_completion_length} tokens" if origin.max_completion_length else ""
     stops = "".join(f", up to {text!r}" for text in origin.stop_strings)
-    longest = f", asked with up to {origin.max_context_length}" if origin.max_context_length else ""
+    context = f", asked with up to {origin.max_context_length}" if origin.max_context_length else ""
     return (
         row.name,
         report.run,
         f"{origin.model} {origin.digest[:12]}".strip() or NONE,
         origin.adapter[:12] or NONE,
-        NONE if origin.kind in ("script", "recorded") else f"temperature {heat}{length}{stops}{longest}",
+        NONE
+        if origin.kind in ("script", "recorded")
+        else f"temperature {temperature}{length}{stops}{context}",
         row.cost.basis,
         f"{report.isolation}, {report.sandbox}",
         report.certificate[:40] or NONE,
@@ -159,7 +161,7 @@ def _provenance(row: RankedRow) -> tuple[str, ...]:
 
 
 def as_csv(board: Leaderboard) -> str:
-    """One line per row, numbers as numbers."""
+    """Format the leaderboard as CSV: one line per row, numbers unformatted."""
     text, ks = io.StringIO(), _ks(board.sections)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(

@@ -50,7 +50,7 @@ def test_unequal_conditions_are_refused_and_named(changed: dict[str, object], na
 
 
 def test_a_report_without_conditions_is_refused() -> None:
-    with pytest.raises(UsageError, match="bench-0 is of an older version"):
+    with pytest.raises(UsageError, match="bench-0 was made by an older version"):
         board(report(), replace(report("bench-0"), conditions=None))
 
 
@@ -168,7 +168,7 @@ def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
     arms = (arm("best", local, 0.5), arm("worst", local, 0.1), short)
     [section] = board(replace(report(), rows=arms)).sections
     assert [row.name for row in section.rows] == ["best", "worst", "short"]
-    assert [row.name for row in section.whole] == ["best", "worst"]
+    assert [row.name for row in section.complete] == ["best", "worst"]
     assert section.lead_p < 0.01  # of the best against the worst
     assert [row.name for row in section.rows if row.dominated] == ["worst"]
     [section] = board(replace(report(), rows=(arms[0], short))).sections
@@ -178,7 +178,9 @@ def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
 def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
     [section] = board(report("one"), report("two"), against="base · two").sections
     assert section.reference == "base · two"
-    with pytest.raises(UsageError, match="several rows 'base'; name one of: base · one, base · two"):
+    with pytest.raises(
+        UsageError, match="several rows are named 'base'; choose one of: base · one, base · two"
+    ):
         board(report("one"), report("two"), against="base")
 
 
@@ -255,10 +257,10 @@ def test_a_machine_without_a_price_is_refused() -> None:
     ("machine", "said"),
     [
         (Machine("A CPU", 2, 2, "bfloat16"), "hours of cpu-2-cores at $0.05"),
-        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU, which has no price: name"),
+        (Machine("A CPU", 64, 64, "bfloat16"), "it ran on 64 cores of A CPU, which have no price; name"),
         (
             Machine("A CPU", 2, 2, "bfloat16", card="A card"),
-            "it ran on A card and 2 cores of A CPU, which has no price",
+            "it ran on A card and 2 cores of A CPU, which have no price",
         ),
     ],
 )
