@@ -1,12 +1,14 @@
-"""Measures the code editor's grading against an online judge: DebugBench's recorded fixes, and its verdicts.
+"""Compare the code editor's grading with an online judge on DebugBench's recorded fixes.
 
-    python tests/benchmarks/fidelity.py PATH [development | reported]
+    python benchmarks/fidelity.py PATH [development | reported]
 
 ``PATH`` is DebugBench's Python file, whose ``recorded`` fixes carry ``judge_pass``. Every fix is replayed in
-the environment and graded twice: on the examples of the problem statement alone, and as a reward is. A
-false accept is a fix that we accept and the judge rejects, out of those that it rejects; a false reject the
-other way round. Problems are halved by a hash of their name: grading was developed with a look at the first
-half only. Intervals are Wilson's and take fixes for independent, which several of one problem are not quite.
+the environment and graded twice: on the examples of the problem statement alone, and as for a reward. The
+rate of false accepts is the share of fixes that envkit accepts among those that the judge rejects; the rate
+of false rejects is the share that it rejects among those that the judge accepts. Problems are split into two
+halves by a hash of their name; grading was developed with the first half only. Intervals are Wilson's. They
+assume independent fixes, which fixes of the same problem are not quite.
+
 Writes ``runs/bench/fidelity-HALF.json``.
 """
 
@@ -31,16 +33,16 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 ROOT = Path(__file__).parents[1]
 HALVES = ("development", "reported")
-#: Episodes that are open at once; each has a sandbox.
+#: Episodes open at the same time; each has a sandbox.
 CHUNK = 32
 SEED = 0
-#: At the reported half: agreement at least, false accepts and false rejects at most.
+#: Bars on the reported half: least agreement, most false accepts and most false rejects.
 AGREEMENT_BAR, ACCEPT_BAR, REJECT_BAR = 0.96, 0.03, 0.01
 
 
 @dataclass(frozen=True)
 class Share:
-    """A share of cases with its 95 % interval (Wilson's)."""
+    """A share of cases with its 95 % Wilson interval."""
 
     count: int
     total: int
@@ -54,7 +56,7 @@ class Share:
 
 @dataclass(frozen=True)
 class Fidelity:
-    """What one way of grading makes of fixes that a judge has seen."""
+    """Agreement of one way of grading with the judge's verdicts."""
 
     agreement: Share
     false_accepts: Share
@@ -79,8 +81,8 @@ def slug_of(task: Task) -> str:
     return task.source.partition(":")[2]
 
 
-def judged(path: Path) -> dict[str, dict[str, bool]]:
-    """Model -> task id -> whether the judge accepted its fix."""
+def read_verdicts(path: Path) -> dict[str, dict[str, bool]]:
+    """Return model -> task id -> True if the judge accepted the model's fix."""
     found: dict[str, dict[str, bool]] = {}
     numbers = Counter[str]()
     for line in path.read_text().splitlines():
@@ -92,14 +94,14 @@ def judged(path: Path) -> dict[str, dict[str, bool]]:
     return found
 
 
-def played(tasks: Sequence[Task], imported: ImportedTasks) -> Iterator[tuple[str, Trajectory]]:
-    """Every recorded fix of these tasks, graded by the environment."""
+def replay_fixes(tasks: Sequence[Task], imported: ImportedTasks) -> Iterator[tuple[str, Trajectory]]:
+    """Replay every recorded fix of these tasks and yield model and graded episode."""
     backend = sandbox_backend()
     for at in range(0, len(tasks), CHUNK):
         some = tasks[at : at + CHUNK]
         with Rollouts(lambda some=some: CodeEditorEnv(tasks=some, sandbox=backend), workers=2) as rollouts:
-            for model, said in imported.recorded.items():
-                agent = RecordedAgent(model, said, idle=CodeEditorEnv.noop_action)
+            for model, answers in imported.recorded.items():
+                agent = RecordedAgent(model, answers, idle=CodeEditorEnv.noop_action)
                 keys = [EpisodeKey(SEED, 0, at + index, 0, task.id) for index, task in enumerate(some)]
                 for episode in rollouts.play(agent, keys):
                     yield model, episode
@@ -108,10 +110,10 @@ def played(tasks: Sequence[Task], imported: ImportedTasks) -> Iterator[tuple[str
 def measure(
     tasks: Sequence[Task], imported: ImportedTasks, verdicts: Mapping[str, Mapping[str, bool]]
 ) -> tuple[Fidelity, list[str]]:
-    """Returns the numbers, and a line for every disagreement."""
+    """Return the agreement and a line for every disagreement."""
     started = time.perf_counter()
     counts, lines = Counter[tuple[bool, bool]](), list[str]()
-    for model, episode in played(tasks, imported):
+    for model, episode in replay_fixes(tasks, imported):
         if episode.outcome is Outcome.VOID:
             raise SystemExit(f"{episode.key.task}: void, {episode.info}")
         judge = verdicts[model][episode.key.task]
@@ -133,14 +135,14 @@ def main() -> None:
     if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in HALVES):
         raise SystemExit(f"usage: {sys.argv[0]} PATH [{' | '.join(HALVES)}]")
     path, half = Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "reported"
-    imported, verdicts = CodeEditorEnv.import_tasks("debugbench", path), judged(path)
+    imported, verdicts = CodeEditorEnv.import_tasks("debugbench", path), read_verdicts(path)
     tasks = [task for task in imported.tasks if half_of(task) == half]
-    bare = [replace(task, hidden={**task.hidden, "fresh": 0}) for task in tasks]
+    examples_only = [replace(task, hidden={**task.hidden, "fresh": 0}) for task in tasks]
     problems = len({slug_of(task) for task in tasks})
     print(f"{half} half: {len(tasks)} items of {problems} problems; left out of both: {imported.left_out}")
 
     results: dict[str, object] = {}
-    for name, some in (("examples alone", bare), ("as rewarded", tasks)):
+    for name, some in (("examples alone", examples_only), ("as rewarded", tasks)):
         fidelity, lines = measure(some, imported, verdicts)
         results[name] = {**asdict(fidelity), "disagreements": lines}
         print(f"\n{name} ({fidelity.seconds} s)")

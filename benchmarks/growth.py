@@ -1,4 +1,4 @@
-"""How times grow with prompts, groups, turns, adapters and rows: envkit beside TRL and PEFT.
+"""Measure how times grow with prompts, groups, turns, adapters and rows, for envkit, TRL and PEFT.
 
     prompt N     loss and gradient of one group: a prompt of N tokens, 16 answers of 64
     group N      the same with a prompt of 512 tokens and N answers
@@ -7,8 +7,8 @@
     waves        256 answers of 64 tokens to 16 prompts of 150, with an adapter: 64, 128 or 256 rows at a
                  time
 
-Nothing here has a bar. ``prompt 1024`` takes more than 24 GB, for TRL's padded rows. Gradients are checked by
-`train.py`. ``ONLY``, ``ROUNDS`` and ``DTYPE`` as there; writes ``runs/bench/growth.json`` and ``.md``.
+There are no bars. ``prompt 1024`` takes more than 24 GB because of TRL's padded rows. `train.py` checks
+gradients and explains ``ONLY``, ``ROUNDS`` and ``DTYPE``. Writes ``runs/bench/growth.json`` and ``.md``.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from typing import Final
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
-from train_adapters import adapting
-from train_generate import WAVES, waving
-from train_learn import learning
-from train_shared import ROUNDS, asked, dtype
-from train_steps import turning
+from train_adapters import adapter_ways
+from train_generate import WAVES, wave_ways
+from train_learn import learner_ways
+from train_shared import ROUNDS, dtype, selected_operations
+from train_steps import multi_turn_ways
 
 from envkit.models import DEFAULT_MODEL
 from envkit.studies.machine import use_threads
@@ -35,11 +35,11 @@ from envkit.studies.provenance import commit
 
 PROMPTS, GROUPS, TURNS, ADAPTERS = (64, 256, 1024), (4, 8, 32), (1, 2, 4), (1, 8, 32)
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    **{f"prompt {n}": functools.partial(learning, n, checked=False) for n in PROMPTS},
-    **{f"group {n}": functools.partial(learning, group=n, checked=False) for n in GROUPS},
-    **{f"turns {n}": functools.partial(turning, n) for n in TURNS},
-    **{f"adapters {n}": functools.partial(adapting, n) for n in ADAPTERS},
-    "waves": waving,
+    **{f"prompt {n}": functools.partial(learner_ways, n, checked=False) for n in PROMPTS},
+    **{f"group {n}": functools.partial(learner_ways, group=n, checked=False) for n in GROUPS},
+    **{f"turns {n}": functools.partial(multi_turn_ways, n) for n in TURNS},
+    **{f"adapters {n}": functools.partial(adapter_ways, n) for n in ADAPTERS},
+    "waves": wave_ways,
 }
 RATIOS: Final = {
     **{
@@ -62,7 +62,7 @@ RATIOS: Final = {
 
 
 def main() -> None:
-    chosen = asked(OPERATIONS)
+    chosen = selected_operations(OPERATIONS)
     facts = {"commit": commit(), "model": DEFAULT_MODEL, "dtype": dtype(), "threads": use_threads()}
     compare_each("growth", chosen, RATIOS, ROUNDS, facts)
 

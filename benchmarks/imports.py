@@ -1,6 +1,6 @@
-"""Times ``import envkit`` beside ``import gymnasium`` alone, and ``envkit --help``.
+"""Time ``import envkit``, ``import gymnasium`` and ``envkit --help``.
 
-Runs alternate, so that a busy moment of the machine falls on all alike; medians are reported. Writes
+Runs alternate, so that a busy moment affects all of them; medians are reported. Writes
 ``runs/bench/imports.json``. Exits 1 if ``import envkit`` loads torch.
 """
 
@@ -17,13 +17,13 @@ from statistics import median
 
 ROOT = Path(__file__).parents[1]
 RUNS = 10
-#: Seconds: what ``import envkit`` may add to gymnasium's import, and what ``envkit --help`` may take.
+#: Most seconds that ``import envkit`` may add to gymnasium's import, and that ``envkit --help`` may take.
 ADDED_BAR_S = 0.15
 HELP_BAR_S = 0.8
 
 
 def import_s(module: str) -> float:
-    """Seconds that ``python -X importtime`` gives for a module and all that it imports."""
+    """Return the seconds of ``python -X importtime`` for a module with all its imports."""
     command = [sys.executable, "-X", "importtime", "-c", f"import {module}"]
     report = subprocess.run(command, capture_output=True, text=True, check=True).stderr
     row = re.search(rf"\| +(\d+) \| {module}$", report, re.MULTILINE)
@@ -33,7 +33,7 @@ def import_s(module: str) -> float:
 
 
 def help_s() -> float:
-    """Wall seconds of ``envkit --help``, interpreter start included."""
+    """Return the wall seconds of ``envkit --help``, including interpreter start."""
     started = time.perf_counter()
     subprocess.run([Path(sys.executable).with_name("envkit"), "--help"], capture_output=True, check=True)
     return time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""How long a leaderboard takes: 5 agents on 2 environments of 300 tasks, to build and until it can be used.
+"""Time building and opening a leaderboard of 5 agents on 2 environments of 300 tasks.
 
 make bench SECTION=leaderboard
 """
@@ -27,7 +27,7 @@ TASKS = 300
 
 
 def main() -> None:
-    """Measure, and write ``runs/bench/leaderboard.json``."""
+    """Measure and write ``runs/bench/leaderboard.json``."""
     with tempfile.TemporaryDirectory() as folder:
         runs: list[Path] = []
         for name in ("code-editor", "sql-desk"):
@@ -44,13 +44,13 @@ def main() -> None:
                     make_leaderboard(reports, load_prices(), "cpu-2-cores"), Path(folder)
                 )
                 built.append(time.perf_counter() - began)
-                with watched(launched) as seen:
+                with watched(launched) as watched_page:
                     began = time.perf_counter()
-                    seen.page.goto(page.as_uri())
-                    seen.page.get_by_role("button", name="Tasks").first.click()
-                    seen.page.locator("th[aria-sort=descending]").first.wait_for()
+                    watched_page.page.goto(page.as_uri())
+                    watched_page.page.get_by_role("button", name="Tasks").first.click()
+                    watched_page.page.locator("th[aria-sort=descending]").first.wait_for()
                     ready.append(time.perf_counter() - began)
-                    complaints += seen.complaints + seen.outside
+                    complaints += watched_page.complaints + watched_page.outside
         found = {
             "build_s": round(median(built), 3),
             "interactive_s": round(median(ready), 3),

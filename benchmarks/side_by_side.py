@@ -1,4 +1,4 @@
-"""Times several ways of doing the same: shuffled rounds, medians, ratios of medians, and two files."""
+"""Time several ways of doing the same work in shuffled rounds; write medians and ratios to two files."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from envkit.store import write_atomic
 
 ROOT = Path(__file__).parents[1]
 
-#: (operation, way) -> what to time.
+#: (operation, way) -> function to time.
 Measures: TypeAlias = Mapping[tuple[str, str], Callable[[], object]]
-#: The same of one operation, by way.
+#: Way -> function to time, for one operation.
 Ways: TypeAlias = Mapping[str, Callable[[], object]]
-#: Opens what an operation needs; closed, none of it is left.
+#: Context manager that sets up an operation, yields its ways, and releases everything on exit.
 Operation: TypeAlias = Callable[[], AbstractContextManager[Ways]]
 #: (operation, way) -> seconds of each round.
 Samples: TypeAlias = Mapping[tuple[str, str], list[float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Halted:
-    """A way that is halted while others are timed, lest it take time from them.
+class Paused:
+    """A way whose processes are paused while others are timed, so that they take no time from them.
 
     Args:
-        run: what to time.
-        awake: it is not halted in there.
+        run: the function to time.
+        resumed: returns a context in which its processes run.
     """
 
     run: Callable[[], object]
-    awake: Callable[[], AbstractContextManager[object]]
+    resumed: Callable[[], AbstractContextManager[object]]
 
     def __call__(self) -> object:
         return self.run()
@@ -48,12 +48,12 @@ class Halted:
 
 @dataclass(frozen=True, slots=True)
 class Ratio:
-    """How many times as long one way takes as another.
+    """A ratio of the times of two ways.
 
     Args:
-        operation: what both do.
+        operation: the operation that both do.
         slower, faster: the ways; their medians are divided.
-        bar: the least that the ratio should be; None where it is only reported.
+        bar: the least acceptable ratio; None if it is only reported.
     """
 
     operation: str
@@ -70,22 +70,22 @@ def compare(
     facts: Mapping[str, object],
     tokens: Mapping[tuple[str, str], int] | None = None,
 ) -> None:
-    """Time everything, print, and write ``runs/bench/<section>.json`` and ``.md``.
+    """Time all ways, print the results, and write ``runs/bench/<section>.json`` and ``.md``.
 
-    A busy moment of the machine falls on all ways alike, since each round takes them in another order.
+    Each round has another order, so that a busy moment of the machine affects all ways.
 
     Args:
-        tokens: forwarded by each way, where that says something.
+        tokens: number of tokens that each way forwards, if it is reported.
 
     Raises:
         SystemExit: a ratio is below its bar.
     """
-    samples_s = _timed(measures, rounds)
-    found = _found(samples_s, ratios)
+    samples_s = _time_ways(measures, rounds)
+    found = _ratios(samples_s, ratios)
     facts = _machine(rounds) | dict(facts)
     head = f"{rounds} shuffled rounds; {json.dumps(facts)}"
-    table = [head, "", *_times(samples_s, tokens), "", *_against_bars(found, ratios)]
-    _write(section, {**facts, **found, "samples_s": _named(samples_s)}, table)
+    table = [head, "", *_time_table(samples_s, tokens), "", *_ratio_table(found, ratios)]
+    _write(section, {**facts, **found, "samples_s": _joined_names(samples_s)}, table)
     _require_bars(found, ratios)
 
 
@@ -97,63 +97,63 @@ def compare_each(
     facts: Mapping[str, object],
     tokens: Mapping[tuple[str, str], int] | None = None,
 ) -> None:
-    """As `compare`, with one operation at a time in memory, into what the files hold of others.
+    """Like `compare`, but set up one operation at a time, and keep the files' results of other operations.
 
-    An operation's ways are always of one run, side by side: it is written when it is done, in place of all
-    that was measured of it before. Each has facts of its own, and its own date.
+    All ways of an operation come from one run. Its results are written when it is done and replace earlier
+    ones. Each operation has its own facts and date.
 
     Args:
-        operations: to time now, in order.
+        operations: the operations to time, in order.
 
     Raises:
-        SystemExit: a ratio of these operations is below its bar, or the file there is not one of these.
+        SystemExit: a ratio of these operations is below its bar, or the file has another format.
     """
-    samples_s, done = _before(section)
+    samples_s, done = _read_earlier(section)
     found: dict[str, float] = {}
-    for operation, opened in operations.items():
-        began = {"date": time.strftime("%Y-%m-%d %H:%M"), "load": round(os.getloadavg()[0], 1)}
-        print(f"\n{operation}: since {began['date']}, load {began['load']}", flush=True)
-        fresh = _opened(operation, opened, rounds)
-        _let_go()
-        samples_s = {name: times for name, times in samples_s.items() if name[0] != operation} | fresh
-        done[operation] = began | _machine(rounds) | dict(facts)
-        found = _found(samples_s, _timed_both(samples_s, ratios))
-        table = [*_measured(done), "", *_times(samples_s, tokens), "", *_against_bars(found, ratios)]
-        _write(section, {**found, "operations": done, "samples_s": _named(samples_s)}, table)
+    for operation, operation_ways in operations.items():
+        start = {"date": time.strftime("%Y-%m-%d %H:%M"), "load": round(os.getloadavg()[0], 1)}
+        print(f"\n{operation}: since {start['date']}, load {start['load']}", flush=True)
+        new_samples_s = _time_operation(operation, operation_ways, rounds)
+        _release_memory()
+        samples_s = {name: times for name, times in samples_s.items() if name[0] != operation} | new_samples_s
+        done[operation] = start | _machine(rounds) | dict(facts)
+        found = _ratios(samples_s, _timed_both(samples_s, ratios))
+        table = [*_date_table(done), "", *_time_table(samples_s, tokens), "", *_ratio_table(found, ratios)]
+        _write(section, {**found, "operations": done, "samples_s": _joined_names(samples_s)}, table)
     _require_bars(found, {key: ratio for key, ratio in ratios.items() if ratio.operation in operations})
 
 
-def _opened(operation: str, opened: Operation, rounds: int) -> Samples:
-    with opened() as ways:
-        return _timed({(operation, way): measure for way, measure in ways.items()}, rounds)
+def _time_operation(operation: str, operation_ways: Operation, rounds: int) -> Samples:
+    with operation_ways() as ways:
+        return _time_ways({(operation, way): measure for way, measure in ways.items()}, rounds)
 
 
-def _let_go() -> None:
-    """Hand back to the system what an operation held; glibc keeps it otherwise, to use it again."""
+def _release_memory() -> None:
+    """Return freed memory to the system, which glibc would otherwise keep."""
     gc.collect()
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim is not None:
         trim(0)
 
 
-def _timed(measures: Measures, rounds: int) -> Samples:
+def _time_ways(measures: Measures, rounds: int) -> Samples:
     for measure in measures.values():
-        with _awake(measure):
-            measure()  # fills caches and thread pools, starts what stays
+        with _resumed(measure):
+            measure()  # fills caches and thread pools and starts processes
     samples_s: dict[tuple[str, str], list[float]] = {name: [] for name in measures}
     for number in range(rounds):
         order = list(measures)
         random.Random(number).shuffle(order)
         for name in order:
-            with _awake(measures[name]):
+            with _resumed(measures[name]):
                 started = time.perf_counter()
                 measures[name]()
                 samples_s[name].append(time.perf_counter() - started)
     return samples_s
 
 
-def _awake(measure: Callable[[], object]) -> AbstractContextManager[object]:
-    return measure.awake() if isinstance(measure, Halted) else nullcontext()
+def _resumed(measure: Callable[[], object]) -> AbstractContextManager[object]:
+    return measure.resumed() if isinstance(measure, Paused) else nullcontext()
 
 
 def _machine(rounds: int) -> dict[str, object]:
@@ -165,7 +165,7 @@ def _machine(rounds: int) -> dict[str, object]:
     }
 
 
-def _found(samples_s: Samples, ratios: Mapping[str, Ratio]) -> dict[str, float]:
+def _ratios(samples_s: Samples, ratios: Mapping[str, Ratio]) -> dict[str, float]:
     medians = {name: median(times) for name, times in samples_s.items()}
     return {
         key: medians[ratio.operation, ratio.slower] / medians[ratio.operation, ratio.faster]
@@ -174,7 +174,7 @@ def _found(samples_s: Samples, ratios: Mapping[str, Ratio]) -> dict[str, float]:
 
 
 def _timed_both(samples_s: Samples, ratios: Mapping[str, Ratio]) -> dict[str, Ratio]:
-    """The ratios both of whose ways were timed."""
+    """Return the ratios for which both ways were timed."""
     return {
         key: ratio
         for key, ratio in ratios.items()
@@ -186,15 +186,15 @@ def _file(section: str) -> Path:
     return ROOT / "runs" / "bench" / f"{section}.json"
 
 
-def _before(section: str) -> tuple[Samples, dict[str, Mapping[str, object]]]:
-    """Samples and facts of the operations measured before."""
+def _read_earlier(section: str) -> tuple[Samples, dict[str, Mapping[str, object]]]:
+    """Return samples and facts of the operations measured earlier."""
     target = _file(section)
     if not target.exists():
         return {}, {}
     try:
-        held: Any = json.loads(target.read_text())
-        done: dict[str, Mapping[str, object]] = dict(held["operations"])
-        pairs = {tuple(name.split(", ", 1)): list(times) for name, times in held["samples_s"].items()}
+        earlier: Any = json.loads(target.read_text())
+        done: dict[str, Mapping[str, object]] = dict(earlier["operations"])
+        pairs = {tuple(name.split(", ", 1)): list(times) for name, times in earlier["samples_s"].items()}
         return {(operation, way): times for (operation, way), times in pairs.items()}, done
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise SystemExit(
@@ -202,7 +202,7 @@ def _before(section: str) -> tuple[Samples, dict[str, Mapping[str, object]]]:
         ) from None
 
 
-def _named(samples_s: Samples) -> dict[str, list[float]]:
+def _joined_names(samples_s: Samples) -> dict[str, list[float]]:
     return {", ".join(name): times for name, times in samples_s.items()}
 
 
@@ -221,8 +221,8 @@ def _require_bars(found: Mapping[str, float], ratios: Mapping[str, Ratio]) -> No
         raise SystemExit(f"below the bar: {', '.join(missed)}")
 
 
-def _measured(done: Mapping[str, Mapping[str, object]]) -> list[str]:
-    """A row for each operation: when it was measured, and how."""
+def _date_table(done: Mapping[str, Mapping[str, object]]) -> list[str]:
+    """Return a table of the operations with date and facts of their measurement."""
     rows = ["| operation | measured | on |", "| --- | --- | --- |"]
     for operation, facts in sorted(done.items()):
         others = ", ".join(f"{name} {fact}" for name, fact in facts.items() if name != "date")
@@ -230,13 +230,13 @@ def _measured(done: Mapping[str, Mapping[str, object]]) -> list[str]:
     return rows
 
 
-def _against_bars(found: Mapping[str, float], ratios: Mapping[str, Ratio]) -> list[str]:
+def _ratio_table(found: Mapping[str, float], ratios: Mapping[str, Ratio]) -> list[str]:
     rows = ["| ratio | value | bar |", "| --- | ---: | ---: |"]
     return rows + [f"| {key} | {value:.2f} | {ratios[key].bar or '-'} |" for key, value in found.items()]
 
 
-def _times(samples_s: Samples, tokens: Mapping[tuple[str, str], int] | None) -> list[str]:
-    """A row for each way of each operation, tokens only where they are counted."""
+def _time_table(samples_s: Samples, tokens: Mapping[tuple[str, str], int] | None) -> list[str]:
+    """Return a table of the ways' times, with tokens if they are counted."""
     head = "| operation | way | median ms | quartiles |"
     rows = [head, "| --- | --- | ---: | --- |"]
     if tokens is not None:

@@ -1,9 +1,9 @@
-"""Steps per second without a model, on one core: whole episodes, reset and grading included.
+"""Measure steps per second without a model on one core, in whole episodes with reset and grading.
 
     code-editor   the oracle's edit, looks at the file, and the submission, on the zygote
     sql-desk      queries of the shown database, and the answer, on SQLite
 
-Each way names how many turns an episode has. No grade is found made: every visit has a seed of its own.
+Ways are named after the turns of an episode. Every visit has a new seed, so that no grade is cached.
 Writes ``runs/bench/steps.json``. Exits 1 if a bar is missed.
 """
 
@@ -32,31 +32,31 @@ EPISODES: Final = 20
 
 @dataclass(frozen=True, slots=True)
 class Way:
-    """An environment played by rote.
+    """An environment played with fixed actions.
 
     Args:
         kind: the environment.
-        turns: of an episode, the last of which submits.
-        said: all of an episode's actions.
-        bar: the least steps per second; None where it is only reported.
+        turns: turns of an episode; the last one submits.
+        actions: returns all actions of an episode.
+        bar: the least acceptable steps per second; None if they are only reported.
     """
 
     kind: type[Env]
     turns: int
-    said: Callable[[Env, Task, int], Sequence[str]]
+    actions: Callable[[Env, Task, int], Sequence[str]]
     bar: float | None = None
 
 
-def editing(env: Env, task: Task, turns: int) -> Sequence[str]:
-    """Look, edit, submit; looks fill what is left."""
+def edit_actions(env: Env, task: Task, turns: int) -> Sequence[str]:
+    """View, edit and submit; views fill the remaining turns."""
     looks = itertools.islice(itertools.cycle(["view", "outline"]), max(turns - 2, 0))
     first, *_ = env.oracle(task)
     edit = first.rsplit("\nsubmit", 1)[0] if turns > 1 else first
     return [*looks, edit, "submit"][-turns:] if turns > 1 else [first]
 
 
-def querying(env: Env, task: Task, turns: int) -> Sequence[str]:
-    """Query, then answer."""
+def query_actions(env: Env, task: Task, turns: int) -> Sequence[str]:
+    """Query in all turns but the last, then answer."""
     query = f"query('SELECT * FROM {task.hidden['domain']}')"
     return [*[query] * (turns - 1), *env.oracle(task)]
 
@@ -64,23 +64,23 @@ def querying(env: Env, task: Task, turns: int) -> Sequence[str]:
 WAYS: Final = {
     f"{way.kind.id} {way.turns}": way
     for way in (
-        Way(CodeEditorEnv, 1, editing),
-        Way(CodeEditorEnv, 3, editing, 100),
-        Way(CodeEditorEnv, 10, editing, 100),
-        Way(SqlDeskEnv, 1, querying),
-        Way(SqlDeskEnv, 3, querying),
-        Way(SqlDeskEnv, 10, querying, 500),
-        Way(SqlDeskEnv, 50, querying, 500),
+        Way(CodeEditorEnv, 1, edit_actions),
+        Way(CodeEditorEnv, 3, edit_actions, 100),
+        Way(CodeEditorEnv, 10, edit_actions, 100),
+        Way(SqlDeskEnv, 1, query_actions),
+        Way(SqlDeskEnv, 3, query_actions),
+        Way(SqlDeskEnv, 10, query_actions, 500),
+        Way(SqlDeskEnv, 50, query_actions, 500),
     )
 }
 
 
 def steps_per_s(env: Env, way: Way, tasks: Sequence[Task], seeds: Iterator[int]) -> float:
-    """Of a few episodes, one after the other, all of which must be solved."""
+    """Return the steps per second of one episode per task; all must be solved."""
     steps, started = 0, time.perf_counter()
     for task in tasks:
         env.reset(seed=next(seeds), options={"task": task.id})
-        for action in way.said(env, task, way.turns):
+        for action in way.actions(env, task, way.turns):
             *_, info = env.step(action)
             steps += 1
         if not info["solved"]:
@@ -89,8 +89,8 @@ def steps_per_s(env: Env, way: Way, tasks: Sequence[Task], seeds: Iterator[int])
 
 
 def main() -> None:
-    """Measure, and write ``runs/bench/steps.json``."""
-    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # sandboxes inherit it
+    """Measure and write ``runs/bench/steps.json``."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # sandboxes inherit the affinity
     backend, seeds = sandbox_backend("zygote"), itertools.count()
     samples: dict[str, list[float]] = {name: [] for name in WAYS}
     sets = {
@@ -101,7 +101,7 @@ def main() -> None:
         name: way.kind(tasks=sets[way.kind], sandbox=backend, max_turns=way.turns)
         for name, way in WAYS.items()
     }
-    for number in range(ROUNDS + 1):  # the first fills caches and starts what stays
+    for number in range(ROUNDS + 1):  # the first round fills caches and starts processes
         for name, way in WAYS.items():
             some = itertools.islice(itertools.cycle(sets[way.kind]), number, number + EPISODES)
             found = steps_per_s(environments[name], way, list(some), seeds)

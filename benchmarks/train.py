@@ -1,4 +1,4 @@
-"""Times sampling and learning beside TRL and transformers: equal weights, tokens, threads and dtype.
+"""Time sampling and learning of envkit, TRL and transformers with equal weights, tokens, threads and dtype.
 
     generate short   32 answers of 64 tokens to one prompt of 20 tokens
     generate long    the same to one of 600
@@ -9,15 +9,17 @@
     adapters         64 answers of 16 tokens to 32 prompts of 20, each prompt with an adapter of its own
     engine start     a process from its start to the first token, weights on disk
 
-TRL samples by transformers' ``generate``. That is timed on plain weights, as is envkit's, without what an
-adapter costs. A step is timed on the trainers themselves, with a LoRA adapter of rank 16 on all linear
-layers; TRL's with the start of its loop, which is short beside it. TRL's part of the one with turns is put
-together here as its loop over tools does it: sample, add to every row what was observed, sample from there;
-then its own loss. Answers never end early. The dtype is the one that training would choose here, unless
-``DTYPE`` names another. vLLM, in an environment of its own (`make test-vllm` makes it), samples compiled and
-reads each prompt once for all answers. ``ONLY`` names operations to time, by how they begin, ``ROUNDS`` how
-often (5); each is in memory only while it is timed. Writes ``runs/bench/train.json`` and ``.md``, which keep
-the other operations as they were and say when each was measured. Exits 1 if a bar is missed.
+TRL samples with transformers' ``generate``. Sampling is timed on plain weights for both, without the cost of
+an adapter. A step is timed on the trainers themselves, with a LoRA adapter of rank 16 on all linear layers;
+TRL's time includes the start of its loop, which is short. TRL's multi-turn step is reproduced here after its
+loop over tools: sample, append the observation to every row, and sample again; then TRL's loss. Answers never
+end early. vLLM runs compiled in a separate environment (made by `make test-vllm`) and reads each prompt once
+for all answers.
+
+``DTYPE`` replaces the dtype that training would choose here. ``ONLY`` selects operations by the beginning of
+their name, and ``ROUNDS`` sets the number of rounds (5). Each operation is in memory only while it is timed.
+Writes ``runs/bench/train.json`` and ``.md``, which keep the results of other operations with their dates.
+Exits 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -32,26 +34,26 @@ from typing import Final
 sys.path.append(str(Path(__file__).parents[1] / "tests"))  # for tiny.py
 
 from side_by_side import Operation, Ratio, compare_each
-from train_adapters import adapting
-from train_generate import VLLM_PYTHON, generating, starting
-from train_learn import learning
-from train_products import multiplying
-from train_shared import GROUP, NEW, ROUNDS, asked, dtype
-from train_steps import stepping, turning
+from train_adapters import adapter_ways
+from train_generate import VLLM_PYTHON, engine_start_ways, generate_ways
+from train_learn import learner_ways
+from train_products import product_ways
+from train_shared import GROUP, NEW, ROUNDS, dtype, selected_operations
+from train_steps import multi_turn_ways, step_ways
 
 from envkit.models import DEFAULT_MODEL
 from envkit.studies.machine import use_threads
 from envkit.studies.provenance import commit
 
 OPERATIONS: Final[Mapping[str, Operation]] = {
-    "generate short": functools.partial(generating, 20),
-    "generate long": functools.partial(generating, 600),
-    "learner": learning,
-    "step": stepping,
-    "multi-turn step": turning,
-    "products": multiplying,
-    "adapters": adapting,
-    "engine start": starting,
+    "generate short": functools.partial(generate_ways, 20),
+    "generate long": functools.partial(generate_ways, 600),
+    "learner": learner_ways,
+    "step": step_ways,
+    "multi-turn step": multi_turn_ways,
+    "products": product_ways,
+    "adapters": adapter_ways,
+    "engine start": engine_start_ways,
 }
 RATIOS: Final = {
     "generate_long_vs_trl": Ratio("generate long", "TRL", "envkit", 5.0),
@@ -68,7 +70,7 @@ RATIOS: Final = {
     "adapters32_r16_vs_base": Ratio("adapters", "base", "32 of rank 16", None),
     "adapters32_vs_peft": Ratio("adapters", "PEFT adapter_names", "32 of rank 4", None),
 }
-#: Counting every row's prompt as often as it is read.
+#: Tokens forwarded, counting a prompt each time it is read.
 TOKENS: Final = {
     ("generate long", "envkit"): 600 + 32 * NEW,
     ("generate long", "TRL"): 32 * (600 + NEW),
@@ -76,7 +78,7 @@ TOKENS: Final = {
     ("generate short", "envkit"): 20 + 32 * NEW,
     ("generate short", "vLLM"): 20 + 32 * NEW,
     ("generate short", "TRL"): 32 * (20 + NEW),
-    # A last token predicts nothing, and is not read again.
+    # The last token predicts nothing and is not read.
     ("learner", "envkit"): 512 + GROUP * (NEW - 1),
     ("learner", "TRL"): GROUP * (512 + NEW),
     ("step", "envkit"): 2 * (500 + GROUP * NEW) - GROUP,
@@ -92,7 +94,7 @@ TOKENS: Final = {
 
 
 def main() -> None:
-    chosen = asked(OPERATIONS)
+    chosen = selected_operations(OPERATIONS)
     if not VLLM_PYTHON.exists():
         print("vLLM is not measured: make test-vllm would install it")
     threads = use_threads()

@@ -1,4 +1,4 @@
-"""Sampling with many adapters: at once, one after another, by PEFT, and without any."""
+"""Sampling with many adapters: in one batch, one after another, with PEFT, and without adapters."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ ADAPTERS, PROMPTS, ROWS_EACH, PROMPT, NEW = 32, 32, 2, 20, 16
 
 
 @contextlib.contextmanager
-def adapting(count: int = ADAPTERS) -> Generator[Ways]:
-    """Two short answers to each of 32 prompts, which share so many adapters; 32 are one for each prompt."""
+def adapter_ways(count: int = ADAPTERS) -> Generator[Ways]:
+    """Sample two short answers to each of 32 prompts, which share ``count`` adapters."""
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
@@ -43,14 +43,14 @@ def adapting(count: int = ADAPTERS) -> Generator[Ways]:
     ]
     engine = TorchEngine(tiny.plain(ref, dtype()), [])
     prompts = [tiny.prompt(PROMPT, seed=100 + number) for number in range(PROMPTS)]
-    asked = [
+    adapter_requests = [
         Request(prompt, (number, row), adapter=number % count)
         for number, prompt in enumerate(prompts)
         for row in range(ROWS_EACH)
     ]
-    plainly = [Request(request.prompt_ids, request.rng_key) for request in asked]
-    ids = torch.tensor([request.prompt_ids for request in asked])
-    names = [str(request.adapter) for request in asked]
+    base_requests = [Request(request.prompt_ids, request.rng_key) for request in adapter_requests]
+    ids = torch.tensor([request.prompt_ids for request in adapter_requests])
+    names = [str(request.adapter) for request in adapter_requests]
     settings = GenerationConfig(
         max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=0
     )
@@ -59,14 +59,14 @@ def adapting(count: int = ADAPTERS) -> Generator[Ways]:
         def measure() -> None:
             engine.load(loaded)
             drawn = engine.generate(requests, Sampling(1.0, NEW))
-            expect(sum(len(each.ids) for each in drawn), len(asked) * NEW)
+            expect(sum(len(each.ids) for each in drawn), len(adapter_requests) * NEW)
 
         return measure
 
     def one_after_another() -> None:
         for number, adapter in enumerate(adapters):
             engine.load([adapter])
-            mine = [replace(each, adapter=0) for each in asked if each.adapter == number]
+            mine = [replace(each, adapter=0) for each in adapter_requests if each.adapter == number]
             drawn = engine.generate(mine, Sampling(1.0, NEW))
             expect(sum(len(each.ids) for each in drawn), len(mine) * NEW)
 
@@ -78,12 +78,12 @@ def adapting(count: int = ADAPTERS) -> Generator[Ways]:
                 adapter_names=names,
                 generation_config=settings,
             )
-        expect(found[:, PROMPT:].numel(), len(asked) * NEW)
+        expect(found[:, PROMPT:].numel(), len(adapter_requests) * NEW)
 
     yield {
-        "base": ours([], plainly),
-        f"{count} of rank 4": ours(adapters, asked),
-        f"{count} of rank 16": ours(wider, asked),
+        "base": ours([], base_requests),
+        f"{count} of rank 4": ours(adapters, adapter_requests),
+        f"{count} of rank 16": ours(wider, adapter_requests),
         f"{count} one after another": one_after_another,
         "PEFT adapter_names": theirs,
     }

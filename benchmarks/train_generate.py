@@ -1,4 +1,4 @@
-"""Sampling of 32 answers to one prompt: envkit, transformers' ``generate`` (TRL's way), and vLLM."""
+"""Sampling 32 answers to one prompt with envkit, transformers' ``generate`` (as TRL does), and vLLM."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import tiny
 import torch
-from side_by_side import Halted, Ways
-from train_shared import GROUP, NEW, dtype, expect, shaken_policy
+from side_by_side import Paused, Ways
+from train_shared import GROUP, NEW, dtype, expect, perturbed_policy
 
 from envkit.engine.lora import updates_of
 from envkit.engine.protocol import Request, Sampling
@@ -29,19 +29,19 @@ VLLM_PYTHON: Final = Path(__file__).parents[1] / ".venv-vllm" / "bin" / "python"
 
 
 class VLLM:
-    """vLLM in its own environment; see `vllm_side.py`. Ends when closed, or with this process.
+    """vLLM in a separate environment; see `vllm_side.py`. Ends when closed or with this process.
 
-    It is halted but when `awake`: its processes look for work, and would slow down what else is timed.
+    It is paused except within `resumed`, because its processes poll for work and would slow down others.
     """
 
     def __init__(self, model: Path, threads: int) -> None:
         side = Path(__file__).with_name("vllm_side.py")
-        # With the allocator that its documentation asks for, where it is installed.
+        # The allocator that vLLM's documentation recommends, if it is installed.
         preloaded = glob.glob("/usr/lib/*/libtcmalloc_minimal.so.4")[:1]
         environment = {
             **os.environ,
             "OMP_NUM_THREADS": str(threads),
-            # Left to itself it keeps one core free, and so has fewer threads than the others.
+            # By default vLLM keeps one core free and so has fewer threads than the others.
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_LOGGING_LEVEL": "ERROR",
             "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -54,7 +54,7 @@ class VLLM:
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
-            start_new_session=True,  # so that its own processes can be ended with it
+            start_new_session=True,  # a new process group, so that its child processes can be ended with it
         )
         try:
             self._answer()
@@ -64,15 +64,15 @@ class VLLM:
         self._signal(signal.SIGSTOP)
 
     def ask(self, prompt: Sequence[int], rows: int, new: int) -> int:
-        """Tokens sampled."""
+        """Sample ``new`` tokens for each row and return the number of tokens."""
         assert self._child.stdin is not None
         self._child.stdin.write(json.dumps({"prompt": prompt, "rows": rows, "new": new}) + "\n")
         self._child.stdin.flush()
         return int(self._answer()["tokens"])
 
     @contextlib.contextmanager
-    def awake(self) -> Generator[None]:
-        """As it is while it is in use, with memory and threads warm."""
+    def resumed(self) -> Generator[None]:
+        """Run its processes within this context, after a warm-up request."""
         self._signal(signal.SIGCONT)
         try:
             self.ask([*range(100, 120)], ROWS, 8)
@@ -81,7 +81,7 @@ class VLLM:
             self._signal(signal.SIGSTOP)
 
     def close(self) -> None:
-        """End it, and what it has started."""
+        """End it and its child processes."""
         self._signal(signal.SIGCONT)
         with contextlib.suppress(subprocess.TimeoutExpired, BrokenPipeError):
             self._child.communicate(timeout=10)
@@ -89,7 +89,7 @@ class VLLM:
         self._child.wait()
 
     def _signal(self, number: signal.Signals) -> None:
-        """Send a signal to it and what it has started."""
+        """Send a signal to it and its child processes."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._child.pid, number)
 
@@ -101,21 +101,21 @@ class VLLM:
 
 
 @contextlib.contextmanager
-def generating(length: int) -> Generator[Ways]:
-    """Answers to a prompt of so many tokens, without any adapter."""
+def generate_ways(length: int) -> Generator[Ways]:
+    """Sample answers to a prompt of ``length`` tokens without an adapter."""
     ref = resolve(DEFAULT_MODEL)
-    with contextlib.ExitStack() as held:
-        # First, since it wants memory for its start that it gives back.
+    with contextlib.ExitStack() as stack:
+        # First, because it needs extra memory while it starts.
         vllm: VLLM | None = None
         if VLLM_PYTHON.exists():
-            vllm = held.enter_context(contextlib.closing(VLLM(ref.path, torch.get_num_threads())))
+            vllm = stack.enter_context(contextlib.closing(VLLM(ref.path, torch.get_num_threads())))
         engine, plain = TorchEngine(tiny.plain(ref, dtype()), []), tiny.plain(ref, dtype())
         prompt = tiny.prompt(length, seed=length)
         requests = [Request(prompt, (0, row)) for row in range(ROWS)]
         ids = torch.tensor(prompt).repeat(ROWS, 1)
         from transformers import GenerationConfig
 
-        asked = GenerationConfig(
+        settings = GenerationConfig(
             max_new_tokens=NEW, do_sample=True, top_k=0, top_p=1.0, eos_token_id=None, pad_token_id=0
         )
 
@@ -126,7 +126,7 @@ def generating(length: int) -> Generator[Ways]:
         def theirs() -> None:
             with torch.no_grad():
                 found = plain.generate(
-                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=asked
+                    input_ids=ids, attention_mask=torch.ones_like(ids), generation_config=settings
                 )
             expect(found[:, length:].numel(), ROWS * NEW)
 
@@ -134,13 +134,15 @@ def generating(length: int) -> Generator[Ways]:
             assert vllm is not None
             expect(vllm.ask(prompt, ROWS, NEW), ROWS * NEW)
 
-        yield {"envkit": ours, "TRL": theirs} | ({} if vllm is None else {"vLLM": Halted(vllms, vllm.awake)})
+        yield {"envkit": ours, "TRL": theirs} | (
+            {} if vllm is None else {"vLLM": Paused(vllms, vllm.resumed)}
+        )
 
 
 @contextlib.contextmanager
-def waving() -> Generator[Ways]:
-    """A step's worth of answers with an adapter, so many rows at a time."""
-    policy = shaken_policy()
+def wave_ways() -> Generator[Ways]:
+    """Sample the answers of a step with an adapter, in waves of different numbers of rows."""
+    policy = perturbed_policy()
     adapter = updates_of(policy.model, "default")
     engines = {f"{rows} rows": TorchEngine(tiny.plain(policy.ref, dtype()), [], rows) for rows in WAVES}
     requests = [
@@ -162,8 +164,8 @@ def waving() -> Generator[Ways]:
 
 
 @contextlib.contextmanager
-def starting() -> Generator[Ways]:
-    """A process of its own, up to its first token."""
+def engine_start_ways() -> Generator[Ways]:
+    """Start a new process up to its first token."""
     program = (
         "from envkit.engine.protocol import Request, Sampling\n"
         "from envkit.models import DEFAULT_MODEL, resolve\n"

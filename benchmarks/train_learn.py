@@ -1,4 +1,4 @@
-"""Loss and gradient of one group of equal shape: envkit's packed batch beside TRL's padded one."""
+"""Loss and gradient of one group: envkit's packed batch and TRL's padded one."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, cast
 import tiny
 import torch
 from side_by_side import Ways
-from train_shared import GROUP, NEW, shaken_policy, trl_trainer
+from train_shared import GROUP, NEW, perturbed_policy, trl_trainer
 
 from envkit.training.config import TrainConfig
 from envkit.training.loss import StepSize, logprobs, policy_loss
@@ -22,9 +22,9 @@ PROMPT = 512
 
 
 @contextlib.contextmanager
-def learning(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bool = True) -> Generator[Ways]:
-    """One gradient of each; where checked, ours must not be further than TRL's from the exact one."""
-    policy = shaken_policy()
+def learner_ways(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bool = True) -> Generator[Ways]:
+    """Compute one gradient each; if ``checked``, compare both with TRL's in float32 first."""
+    policy = perturbed_policy()
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(policy, "A prompt that no step reads.", Path(folder))
         prompt = tiny.prompt(prompt_tokens, seed=1)
@@ -56,13 +56,13 @@ def learning(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bool =
 
 
 def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Ways) -> None:
-    """Refuse to time another gradient than TRL's in float32, as far as TRL itself comes near to that.
+    """Exit if envkit's gradient is further from TRL's in float32 than TRL's own gradient in the timed dtype.
 
     Raises:
-        SystemExit: ours is further from it.
+        SystemExit: envkit's gradient is further away.
     """
     exact = copy.deepcopy(trainer.model).float()
-    # A few rows at a time: all at once take 20 GB. Each part divides by the tokens of all.
+    # A few rows at a time, because all rows take 20 GB. Each part divides by the tokens of all rows.
     parts = [
         {name: value[rows] if value.ndim else value for name, value in padded.items()}
         for rows in torch.arange(len(padded["advantages"])).split(4)
@@ -70,15 +70,15 @@ def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Way
     wanted = torch.cat(gradients((trainer._compute_loss(exact, part) for part in parts), exact))
     del exact
     found = {way: torch.cat(cast("list[torch.Tensor]", measure())) for way, measure in ways.items()}
-    apart = {way: float((gradient - wanted).norm() / wanted.norm()) for way, gradient in found.items()}
-    print("gradients, distance from TRL's in float32:", apart)
-    # In bfloat16 both are mostly rounding, of which one batch is a noisy measure.
-    if apart["envkit"] > max(1e-4, 1.1 * apart["TRL"]):
+    distances = {way: float((gradient - wanted).norm() / wanted.norm()) for way, gradient in found.items()}
+    print("gradients, distance from TRL's in float32:", distances)
+    # In bfloat16 both distances are mostly rounding, which one batch measures with noise.
+    if distances["envkit"] > max(1e-4, 1.1 * distances["TRL"]):
         raise SystemExit("another gradient is not a faster one")
 
 
 def gradients(losses: Iterable[torch.Tensor], model: Any) -> list[torch.Tensor]:
-    """Of the adapter's parameters, each as a row, after all losses; one graph at a time."""
+    """Return the adapter's flattened gradients after all losses, with one graph in memory at a time."""
     for loss in losses:
         loss.backward()
     found = [p.grad.flatten() for p in model.parameters() if p.grad is not None]

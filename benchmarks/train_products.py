@@ -1,4 +1,4 @@
-"""All products of a decode step, with the weights as they are and with the copies that the engine keeps."""
+"""All matrix products of a decode step, with plain weights and with the engine's packed copies."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ TIMES = 8
 
 
 @contextlib.contextmanager
-def multiplying() -> Generator[Ways]:
-    """One row and 32, 8 times through every linear layer of the model; each layer reads the same."""
+def product_ways() -> Generator[Ways]:
+    """Multiply 1 row and 32 rows 8 times with every linear layer; layers of one width get the same input."""
     model = tiny.plain(resolve(DEFAULT_MODEL), dtype())
     weights = [layer.weight.data for layer in model.modules() if isinstance(layer, nn.Linear)]
     generator = torch.Generator().manual_seed(0)
 
-    def through(products: Sequence[Callable[[torch.Tensor], torch.Tensor]], rows: int) -> Callable[[], None]:
+    def multiply_all(
+        products: Sequence[Callable[[torch.Tensor], torch.Tensor]], rows: int
+    ) -> Callable[[], None]:
         inputs = {
             weight.shape[1]: torch.randn(rows, weight.shape[1], generator=generator).to(weight.dtype)
             for weight in weights
@@ -42,7 +44,7 @@ def multiplying() -> Generator[Ways]:
     plain = [functools.partial(nn.functional.linear, weight=weight) for weight in weights]
     copied = [PrepackedLinear(weight, None, [weight]) for weight in weights]
     yield {
-        f"{rows} rows, {way}": through(products, rows)
+        f"{rows} rows, {way}": multiply_all(products, rows)
         for rows in (1, 32)
         for way, products in (("as they are", plain), ("copied", copied))
     }

@@ -1,4 +1,4 @@
-"""What the operations of `train.py` have in common: sizes, dtype, the policy, TRL's trainer, a reward."""
+"""Shared parts of the operations of `train.py`: sizes, dtype, policy, TRL's trainer and a reward."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ from envkit.training.policy import Policy
 from envkit.training.sft import remove_printer
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
-#: Tokens of an answer, and answers of a group.
+#: Tokens per answer, and answers per group.
 NEW, GROUP = 64, 16
 
 
 @functools.cache
 def dtype() -> str:
-    """Of all weights but an adapter's; what training would choose here, unless ``DTYPE`` names another."""
+    """Return the dtype of the base weights: ``DTYPE`` if set, or the one that training would choose here."""
     return os.environ.get("DTYPE") or faster_dtype()
 
 
-def asked(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
-    """Those that ``ONLY`` names; what libraries warn of while they are timed is not said.
+def selected_operations(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
+    """Return the operations that ``ONLY`` selects, and silence libraries' warnings.
 
     Raises:
-        SystemExit: it names none.
+        SystemExit: ``ONLY`` selects none.
     """
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
@@ -48,18 +48,18 @@ def asked(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:
 
 
 def expect(found: int, wanted: int) -> None:
-    """A way that does less is not faster."""
+    """Exit if a way has sampled fewer or more tokens than expected."""
     if found != wanted:
         raise SystemExit(f"{found} tokens sampled, expected {wanted}")
 
 
 def reward(text: str) -> float:
-    """Half of all answers are right, whatever they say."""
+    """Return 1 for about half of all texts, by their checksum."""
     return float(zlib.crc32(text.encode()) & 1)
 
 
-def shaken_policy() -> Policy:
-    """A policy whose adapter does something, and whose answers never end early."""
+def perturbed_policy() -> Policy:
+    """Return a policy whose adapter has random weights, and whose answers never end early."""
     policy = Policy(resolve(DEFAULT_MODEL), dtype=dtype())
     with torch.no_grad():
         for parameter in policy.trainable():
@@ -69,7 +69,7 @@ def shaken_policy() -> Policy:
 
 
 def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
-    """TRL's trainer with the fastest settings that train the same: no checkpointing, no reference model."""
+    """Return TRL's trainer with its fastest equivalent settings: no checkpointing, no reference model."""
     import trl
     from datasets import Dataset
     from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict

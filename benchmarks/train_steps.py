@@ -1,4 +1,4 @@
-"""Whole steps of one turn and of three: envkit's trainer beside TRL's, equal prompts, answers and rewards."""
+"""Whole steps of one and three turns with envkit's and TRL's trainer, on equal prompts and rewards."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import tiny
 import torch
 from side_by_side import Ways
-from train_shared import GROUP, NEW, ROUNDS, expect, reward, shaken_policy, trl_trainer
+from train_shared import GROUP, NEW, ROUNDS, expect, perturbed_policy, reward, trl_trainer
 
 from envkit.checks import check
 from envkit.env import ActionResult, Env
@@ -27,7 +27,7 @@ TURNS = 3
 
 
 class Coin(Env):
-    """Any last answer, by `reward`; between answers a task's ``between`` is observed."""
+    """Rewards the last answer by `reward`; earlier answers are followed by the task's ``between``."""
 
     id = "coin"
 
@@ -41,14 +41,14 @@ class Coin(Env):
 
     @check()
     def is_heads(self) -> bool:
-        """Whether the answer counts as right."""
+        """True if the answer counts as right."""
         return bool(reward(self._said))
 
 
-def our_trainer(
+def envkit_trainer(
     policy: Policy, prompt: str, folder: Path, between: str = "", max_turns: int = 1
 ) -> GRPOTrainer:
-    """This project's trainer on one group at a time."""
+    """Return envkit's trainer with one group per step."""
     tasks = [Task(str(number), "train", prompt, {}, {"between": between}) for number in range(ROUNDS + 8)]
     config = TrainConfig(
         max_steps=10**6,
@@ -66,13 +66,13 @@ def our_trainer(
 
 
 @contextlib.contextmanager
-def stepping() -> Generator[Ways]:
-    """One step of each trainer."""
-    policy = shaken_policy()
+def step_ways() -> Generator[Ways]:
+    """Run one single-turn step of each trainer."""
+    policy = perturbed_policy()
     with tempfile.TemporaryDirectory() as ours_in, tempfile.TemporaryDirectory() as theirs_in:
         words = policy.tokenizer.decode(tiny.prompt(460, seed=3))
         trainer = trl_trainer(policy, words, Path(theirs_in))
-        mine = our_trainer(policy, words, Path(ours_in))
+        mine = envkit_trainer(policy, words, Path(ours_in))
 
         def ours() -> None:
             expect(
@@ -86,14 +86,14 @@ def stepping() -> Generator[Ways]:
 
 
 @contextlib.contextmanager
-def turning(turns: int = TURNS) -> Generator[Ways]:
-    """One step of several turns of each trainer; TRL's is its loop over tools, put together here."""
-    policy = shaken_policy()
+def multi_turn_ways(turns: int = TURNS) -> Generator[Ways]:
+    """Run one multi-turn step of each trainer; TRL's loop over tools is reproduced here."""
+    policy = perturbed_policy()
     with tempfile.TemporaryDirectory() as ours_in, tempfile.TemporaryDirectory() as theirs_in:
         words = policy.tokenizer.decode(tiny.prompt(265, seed=4))
         between = policy.tokenizer.decode(tiny.prompt(45, seed=6))
         trainer = trl_trainer(policy, words, Path(theirs_in))
-        mine = our_trainer(policy, words, Path(ours_in), between, turns)
+        mine = envkit_trainer(policy, words, Path(ours_in), between, turns)
         optimizer = torch.optim.AdamW([p for p in trainer.model.parameters() if p.requires_grad], lr=1e-6)
         prompt = torch.tensor(policy.renderer.first(Coin.system, words)).repeat(GROUP, 1)
         seen = torch.tensor(policy.renderer.following(between, closed=False)).repeat(GROUP, 1)

@@ -1,4 +1,4 @@
-"""vLLM in its own environment, asked line by line: the peer of `train.py`, in its best settings."""
+"""Serve vLLM for `train.py` from a separate environment, with its fastest settings, one request per line."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from typing import Any
 
 
 def main() -> None:
-    """Answer ``{"prompt": ids, "rows": R, "new": T}`` with ``{"tokens": sampled}``, after a first ``{}``."""
-    model, dtype, new_out = sys.argv[1], sys.argv[2], os.dup(1)
-    os.dup2(2, 1)  # whatever vLLM prints is no answer
+    """Print ``{}``, then answer ``{"prompt": ids, "rows": R, "new": T}`` with ``{"tokens": sampled}``."""
+    model, dtype, output = sys.argv[1], sys.argv[2], os.dup(1)
+    os.dup2(2, 1)  # vLLM's own output goes to stderr
     from vllm import LLM, SamplingParams
 
     llm: Any = LLM(model=model, dtype=dtype, max_model_len=1024, enable_prefix_caching=True)
-    with os.fdopen(new_out, "w", buffering=1) as answers:
+    with os.fdopen(output, "w", buffering=1) as answers:
         print("{}", file=answers)
         for line in sys.stdin:
-            asked = json.loads(line)
-            # As our engine, which reads the prompt anew at each call; within a call it is read once.
+            request = json.loads(line)
+            # As in envkit's engine: the prompt is read once per call and not kept between calls.
             llm.reset_prefix_cache()
             sampling = SamplingParams(
-                n=asked["rows"],
+                n=request["rows"],
                 temperature=1.0,
-                max_tokens=asked["new"],
+                max_tokens=request["new"],
                 ignore_eos=True,
                 logprobs=0,
                 detokenize=False,
             )
-            [found] = llm.generate([{"prompt_token_ids": asked["prompt"]}], sampling, use_tqdm=False)
+            [found] = llm.generate([{"prompt_token_ids": request["prompt"]}], sampling, use_tqdm=False)
             print(json.dumps({"tokens": sum(len(each.token_ids) for each in found.outputs)}), file=answers)
 
 
