@@ -1,4 +1,4 @@
-"""Prices of tokens and machine hours: a dated table that turns counts into dollars."""
+"""Prices of tokens and machine hours, in a dated table."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class Price:
     """Price of a model in dollars per million tokens.
 
     Args:
-        input: tokens read.
-        output: tokens written, hidden reasoning included.
-        cached: tokens read that the provider already had; ``None`` where it makes no difference.
+        input: price of prompt tokens.
+        output: price of completion tokens, hidden reasoning included.
+        cached: price of prompt tokens in the provider's cache; ``None`` if it equals ``input``.
     """
 
     input: float
@@ -29,11 +29,11 @@ class Price:
     cached: float | None = None
 
     def of(self, usage: Usage) -> float:
-        """Dollars for the tokens of one call or several."""
+        """Dollars for the tokens of one or more calls."""
         return self.cost_usd(usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens)
 
     def cost_usd(self, prompt_tokens: int, completion_tokens: int, cached_tokens: int = 0) -> float:
-        """Dollars for so many tokens; ``cached_tokens`` are those of ``prompt_tokens`` found in the cache."""
+        """Dollars for numbers of tokens; ``cached_tokens`` is a part of ``prompt_tokens``."""
         cached = self.input if self.cached is None else self.cached
         fresh = prompt_tokens - cached_tokens
         return (fresh * self.input + cached_tokens * cached + completion_tokens * self.output) / 1e6
@@ -41,14 +41,14 @@ class Price:
 
 @dataclass(frozen=True, slots=True)
 class PriceTable:
-    """Prices of one day.
+    """Prices on one day.
 
     Args:
-        date: ISO date on which they were read.
-        source: where.
-        models: by the model's id at its provider.
-        machines: dollars per hour of hardware, by name.
-        notes: model id -> another source than ``source``, such as for a model no longer sold.
+        date: ISO date on which they were looked up.
+        source: where they were looked up.
+        models: provider's model id -> price.
+        machines: name of hardware -> dollars per hour.
+        notes: model id -> source of its price, if it differs from ``source``.
     """
 
     date: str
@@ -58,10 +58,10 @@ class PriceTable:
     notes: Mapping[str, str] = field(default_factory=dict[str, str])
 
     def of(self, model: str) -> Price:
-        """The price of a model.
+        """Return the price of a model.
 
         Raises:
-            UnpricedError: there is none; the message says how to add one.
+            UnpricedError: the table has no such model; the message says how to add it.
         """
         if model not in self.models:
             raise UnpricedError(
@@ -71,10 +71,10 @@ class PriceTable:
         return self.models[model]
 
     def hourly_usd(self, machine: str) -> float:
-        """Dollars per hour of a kind of machine.
+        """Dollars per hour of a machine.
 
         Raises:
-            UnpricedError: there is none of that name.
+            UnpricedError: the table has no such machine.
         """
         if machine not in self.machines:
             raise UnpricedError(
@@ -84,31 +84,31 @@ class PriceTable:
 
 
 def load_prices(path: Path | None = None) -> PriceTable:
-    """The table that envkit ships, with a file's prices on top where one is given.
+    """Load the price table that envkit ships; prices in a file are added, or replace shipped ones.
 
-    The file is TOML: ``date``, ``source``, ``[models."ID"]`` with ``input``, ``output`` and maybe ``cached``
-    and ``source``, ``[machines]`` with dollars per hour.
+    The file is TOML: ``date``, ``source``, ``[models."ID"]`` with ``input``, ``output`` and optionally
+    ``cached`` and ``source``, ``[machines]`` with dollars per hour.
 
     Raises:
-        ConfigError: it cannot be read, or a key or a value is wrong; names file and key.
+        ConfigError: the file cannot be read, or a key or value is wrong; the message names file and key.
     """
-    own = _parse(resources.files("envkit").joinpath("prices.toml").read_text("utf-8"), "prices.toml")
+    shipped = _parse(resources.files("envkit").joinpath("prices.toml").read_text("utf-8"), "prices.toml")
     if path is None:
-        return own
+        return shipped
     try:
         text = read_settings(path)
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{path} cannot be read: {error}") from error
-    mine = _parse(text, str(path))
-    date = mine.date if mine.date == own.date else f"{own.date}, and {path.name} of {mine.date}"
+    added = _parse(text, str(path))
+    date = added.date if added.date == shipped.date else f"{shipped.date}, and {path.name} of {added.date}"
     return PriceTable(
         date,
-        f"{own.source}; {mine.source}",
-        {**own.models, **mine.models},
-        {**own.machines, **mine.machines},
-        {**own.notes, **{model: mine.notes.get(model, mine.source) for model in mine.models}},
+        f"{shipped.source}; {added.source}",
+        {**shipped.models, **added.models},
+        {**shipped.machines, **added.machines},
+        {**shipped.notes, **{model: added.notes.get(model, added.source) for model in added.models}},
     )
 
 
@@ -137,14 +137,14 @@ def _parse(text: str, where: str) -> PriceTable:
     machines = {name: _dollars(hours, name, f"{where}: machines") for name in hours}
     for key in ("date", "source"):
         if key not in data:
-            raise ConfigError(f"{where}: lacks {key!r}; a price without one cannot be checked")
+            raise ConfigError(f"{where}: lacks {key!r}, which is needed to check a price")
     return PriceTable(str(data["date"]), str(data["source"]), models, machines, notes)
 
 
 def _table(data: Mapping[str, Any], key: str, where: str) -> dict[str, Any]:
     found = data.get(key, {})
     if not isinstance(found, dict):
-        raise ConfigError(f"{where}: {key} is no table")
+        raise ConfigError(f"{where}: {key} is not a table")
     return cast("dict[str, Any]", found)
 
 

@@ -16,7 +16,7 @@ from envkit.store import SCHEMA, RunFolder, trajectory_from_json
 from envkit.types import Trajectory
 
 _Record = Mapping[str, Any]
-#: Longest line that is read. An episode takes some kB per turn.
+#: Longest line that is read. Episodes have a few kB per turn.
 _MAX_LINE_BYTES: Final = 64 * 2**20
 
 
@@ -25,14 +25,13 @@ class EpisodeEntry:
     """One episode as the viewer lists it.
 
     Args:
-        journal: the file it stands in, relative to the run and without ``.jsonl``.
-        line: the line in that file, from 1. With ``journal`` it names the episode for good: lines are only
-            ever added.
+        journal: its file, relative to the run and without ``.jsonl``.
+        line: its line in that file, from 1. Journal and line identify the episode: journals only grow.
         agent_or_phase: the agent's name in the report, or the phase of training; the journal's name if it has
             neither.
         env, agent, task, seed, group, row: see `Trajectory` and `EpisodeKey`.
-        step: the training step; ``None`` in an evaluation.
-        outcome, verdict: how it ended; no verdict in a void.
+        step: training step; ``None`` in an evaluation.
+        outcome, verdict: result of the episode; the verdict is empty in a void.
         reward: sum over its turns.
         turns, tokens, seconds: turns taken, tokens written and seconds waited for the agent.
     """
@@ -57,7 +56,7 @@ class EpisodeEntry:
 
 @dataclass(slots=True)
 class _Read:
-    """Part of a journal that was read, up to its last complete line."""
+    """The part of a journal that was read, up to its last complete line."""
 
     inode: int
     end: int = 0
@@ -67,17 +66,16 @@ class _Read:
 
 @final
 class EpisodeIndex:
-    """An index over every journal of a run that holds episodes, of a run that is being written too.
+    """Index over all journals of a run that hold episodes. The run may still be written to. Thread-safe.
 
-    A run of several environments or seeds has a part for each, a folder inside, whose journals belong to it.
-    Journals are read once, line by line. Of an episode only its `EpisodeEntry` and its offset are
-    kept. Thread-safe.
+    A run of several environments or seeds has a subfolder with journals for each of them. Journals are read
+    once, line by line. Only the `EpisodeEntry` and the file offset of an episode stay in memory.
 
     Args:
-        run: the folder.
+        run: folder of the run.
 
     Raises:
-        StoreError: a journal cannot be read or is corrupt; names file and line.
+        StoreError: a journal cannot be read or is corrupt; the message names file and line.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -87,36 +85,36 @@ class EpisodeIndex:
         self.refresh()
 
     def refresh(self) -> list[EpisodeEntry]:
-        """Read what was added since the last time; returns all entries, journal by journal.
+        """Read the lines that were added since the last call; returns all entries, by journal.
 
-        A last line without its newline is still being written, or is what a killed writer left; it is left
-        for the next time.
+        A last line without a newline is skipped until it is complete: it is being written, or its writer was
+        killed.
 
         Raises:
-            StoreError: a journal cannot be read or is corrupt; names file and line.
+            StoreError: a journal cannot be read or is corrupt; the message names file and line.
         """
         with self._lock:
             for name in self._journals():
                 path = self._path(name)
                 try:
-                    self._read_on(name, path)
+                    self._read_new_lines(name, path)
                 except OSError as error:
                     raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
             return [entry for name in sorted(self._read, key=_order) for entry in self._read[name].entries]
 
     def _journals(self) -> list[str]:
         manifests = (*self._folder.glob("*/manifest.json"), *self._folder.glob("*/*/manifest.json"))
-        # Checkpoints have one as well, and come and go.
+        # Checkpoints have manifests too, but no journals, and may be deleted meanwhile.
         parts = (manifest.parent for manifest in manifests if manifest.parent.parent.name != "checkpoints")
         folders = (self._folder, *parts)
-        # A FIFO or a device of that name would block the reader, or never end.
+        # Reading a FIFO or a device might never end.
         found = (path for folder in folders for path in folder.glob("*.jsonl") if path.is_file())
         return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
 
     def _path(self, journal: str) -> Path:
         return self._folder / f"{journal}.jsonl"
 
-    def _read_on(self, name: str, path: Path) -> None:
+    def _read_new_lines(self, name: str, path: Path) -> None:
         with path.open("rb") as file:
             status = path.stat()
             read = self._read.get(name)
@@ -127,22 +125,22 @@ class EpisodeIndex:
                 number = len(read.entries) + 1
                 record = _parsed(line, path, number)
                 if number == 1 and not {"key", "steps", "outcome"} <= record.keys():
-                    return  # tasks, metrics, phases: a file of something else
-                read.entries.append(_understood(record, name, path, number)[0])
+                    return  # not a journal of episodes, but of tasks, metrics or phases
+                read.entries.append(_decoded(record, name, path, number)[0])
                 read.offsets.append(read.end)
                 read.end += len(line)
             if len(line) == _MAX_LINE_BYTES:
                 raise StoreError(
                     f"{path}:{len(read.entries) + 1}: the line is longer than {_MAX_LINE_BYTES >> 20} MiB; "
-                    "this is no journal of episodes: move it out of the run folder"
+                    "this is not a journal of episodes: move it out of the run folder"
                 )
         self._read[name] = read
 
     def load(self, journal: str, line: int) -> tuple[EpisodeEntry, Trajectory, _Record] | None:
-        """One whole episode with its record, or ``None`` if the index knows none there.
+        """Load an episode with its record; ``None`` if the index has none at that line.
 
         Raises:
-            StoreError: it cannot be read, or is not what was indexed.
+            StoreError: it cannot be read, or has changed since it was indexed.
         """
         with self._lock:
             read = self._read.get(journal)
@@ -157,16 +155,16 @@ class EpisodeIndex:
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
         record = _parsed(found, path, line)
-        known, trajectory = _understood(record, journal, path, line)
+        known, trajectory = _decoded(record, journal, path, line)
         if known != entry:
             raise StoreError(f"{path}:{line}: the file has changed; load the page again")
         return entry, trajectory, record
 
 
 def _order(journal: str) -> tuple[str, str]:
-    """Part by part, and inside as people sort names."""
-    part, _, name = journal.rpartition("/")
-    return part, name.casefold()
+    """Sort key of a journal: its folder, then its name, ignoring case."""
+    folder, _, name = journal.rpartition("/")
+    return folder, name.casefold()
 
 
 def _parsed(line: bytes, path: Path, number: int) -> _Record:
@@ -179,7 +177,7 @@ def _parsed(line: bytes, path: Path, number: int) -> _Record:
     return cast("dict[str, Any]", record)
 
 
-def _understood(record: _Record, journal: str, path: Path, number: int) -> tuple[EpisodeEntry, Trajectory]:
+def _decoded(record: _Record, journal: str, path: Path, number: int) -> tuple[EpisodeEntry, Trajectory]:
     if (found := record.get("schema")) != SCHEMA:
         raise StoreError(f"{path}:{number}: schema is {found!r}; this version of envkit reads {SCHEMA}")
     try:

@@ -14,8 +14,8 @@ from envkit.models import cache_dir
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-#: Bytes of the longest character in UTF-8. After as many tokens of a byte each it is whole, or never will be.
-_LONGEST = 4
+#: Bytes of the longest UTF-8 character. It is complete after at most as many tokens.
+_MAX_CHARACTER_BYTES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +23,7 @@ class TokenText:
     """Text that one token adds.
 
     Args:
-        text: empty if a character's bytes are not complete; the token that completes it has the character.
+        text: empty if the token ends inside a character; the token that completes it has the character.
         special: True for special tokens, such as the end of a turn, which are not part of the answer's text.
     """
 
@@ -36,35 +36,39 @@ class TokenDecoder:
     """Decodes token ids with one tokenizer.
 
     Args:
-        tokenizer: as `tokenizers` reads it.
+        tokenizer: tokenizer of the model.
     """
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
-        marks = tokenizer.get_added_tokens_decoder()
-        self._special = frozenset(id for id, token in marks.items() if token.special)
+        added = tokenizer.get_added_tokens_decoder()
+        self._special = frozenset(id for id, token in added.items() if token.special)
 
-    def spell(self, ids: Sequence[int], text: str) -> list[TokenText] | None:
-        """One piece per id, or ``None`` if together they do not say ``text``: another tokenizer made them."""
+    def decode(self, ids: Sequence[int], text: str) -> list[TokenText] | None:
+        """Return one piece per id; ``None`` if they do not join to ``text`` (another tokenizer made them)."""
         try:
             pieces = self._pieces(ids)
         except OverflowError:  # an id that no tokenizer has
             return None
-        said = "".join(piece.text for piece in pieces if not piece.special)
-        return pieces if said == text else None
+        joined = "".join(piece.text for piece in pieces if not piece.special)
+        return pieces if joined == text else None
 
     def _pieces(self, ids: Sequence[int]) -> list[TokenText]:
         pieces: list[TokenText] = []
-        start = read = 0  # the pieces before are decoded again: what a token says may depend on them
+        start = read = 0  # decoded from `start`, because a token's text may depend on the one before
         for end, id in enumerate(ids, start=1):
-            before, now = self._decode(ids[start:read]), self._decode(ids[start:end])
-            is_part = now.endswith("\N{REPLACEMENT CHARACTER}") and end < len(ids) and end - read < _LONGEST
+            before, now = self._text(ids[start:read]), self._text(ids[start:end])
+            is_part = (
+                now.endswith("\N{REPLACEMENT CHARACTER}")
+                and end < len(ids)
+                and end - read < _MAX_CHARACTER_BYTES
+            )
             pieces.append(TokenText("" if is_part else now[len(before) :], id in self._special))
             if not is_part:
                 start, read = read, end
         return pieces
 
-    def _decode(self, ids: Sequence[int]) -> str:
+    def _text(self, ids: Sequence[int]) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
 
@@ -73,7 +77,7 @@ def token_decoder(model: str) -> TokenDecoder:
 
     Raises:
         MissingExtraError: tokenizers is not installed.
-        ModelError: there is no tokenizer of that model on this machine, or it cannot be read.
+        ModelError: the model's tokenizer is not on this machine, or cannot be read.
     """
     try:
         from tokenizers import Tokenizer
@@ -87,28 +91,28 @@ def token_decoder(model: str) -> TokenDecoder:
 
 
 def _file(model: str) -> Path:
-    """Where the model's ``tokenizer.json`` lies: in a folder, in envkit's cache or in that of the hub."""
+    """Path of the model's ``tokenizer.json``: in its folder, in envkit's cache or in the hub's cache."""
     name = "tokenizer.json"
     if os.path.isdir(model):
         found = Path(model) / name
     elif "/" in model:
-        found = _of_hub(model, name)
+        found = _in_hub_cache(model, name)
     else:
         found = cache_dir() / "models" / model / name
     if found is None or not os.path.isfile(found):
         raise ModelError(
-            f"the tokenizer of {model!r} is not on this machine; `envkit.models.resolve` fetches it"
+            f"the tokenizer of {model!r} is not on this machine; fetch it with `envkit.models.resolve`"
         )
     return found
 
 
-def _of_hub(model: str, name: str) -> Path | None:
+def _in_hub_cache(model: str, name: str) -> Path | None:
     try:
         from huggingface_hub import try_to_load_from_cache
     except ImportError as error:
         raise MissingExtraError("huggingface_hub", "train") from error
     try:
         found = try_to_load_from_cache(model, name)
-    except ValueError:  # no name that a hub could know
+    except ValueError:  # not a valid name on the hub
         return None
     return Path(found) if isinstance(found, str) else None

@@ -1,8 +1,8 @@
-// The list of episodes, its filters and keys, and what stands open, which the address names after its #.
+// The list of episodes with its filters and keys. The address names the open episodes after its #.
 
 import { badge, el, episode, number, plural } from "./viewer_episode.js";
 
-const ROW_PX = 56; // as in the style sheet
+const ROW_PX = 56; // height of a row in the style sheet
 const OVERSCAN = 8;
 
 const SORTS = {
@@ -20,14 +20,14 @@ const at = (id) => document.getElementById(id);
 const [form, list, rows, count, reader] = ["filters", "list", "rows", "count", "reader"].map(at);
 
 const state = {
-  all: [], // entries, as recorded
+  all: [], // all entries, in the order of the record
   byName: new Map(),
   sameTask: new Map(), // entries by task and row
-  last: new Map(), // of each episode, when it was played again
+  last: new Map(), // latest entry by episode, because a resumed run may play one again
   shown: [], // entries that pass the filters, in order
-  cursor: 0, // index of the one that the keys are at
-  open: [], // one entry, or those side by side
-  takesFocus: true, // whether what opens next does
+  cursor: 0, // index of the entry that the keys act on
+  open: [], // entries on the page: one, or two side by side
+  takesFocus: true, // true if the next opened episode takes the focus
 };
 
 const nameOf = (entry) => `${encodeURIComponent(entry.journal)}/${entry.line}`;
@@ -69,7 +69,7 @@ function grouped(items, by) {
   return found;
 }
 
-/** The choices of a filter, with how many episodes each has. */
+/** Fill a filter with its values and the number of episodes for each. */
 function offer(name, all, values) {
   const counts = new Map();
   for (const value of values) counts.set(value, (counts.get(value) ?? 0) + 1);
@@ -115,7 +115,7 @@ function filter() {
   draw();
 }
 
-/** Only the rows in sight are elements. */
+/** Draw the visible rows; the others have no elements. */
 function draw() {
   const first = Math.max(0, Math.floor(list.scrollTop / ROW_PX) - OVERSCAN);
   const end = Math.min(state.shown.length, Math.ceil((list.scrollTop + list.clientHeight) / ROW_PX) + OVERSCAN);
@@ -156,9 +156,9 @@ function move(to) {
   draw();
 }
 
-// What stands open.
+// Open episodes.
 
-/** Open what the address names: one episode, or two side by side. */
+/** Open the episodes in the address: one, or two side by side. */
 async function open() {
   const address = location.hash;
   try {
@@ -245,7 +245,7 @@ function overview() {
         new Set(entries.map((entry) => entry.task)).size,
       ].map((n) => el("td", { class: "n" }, number(n)))))));
   return el("div", { class: "empty" }, el("h2", {}, "Choose an episode"),
-    el("p", { class: "quiet" }, "Every turn as it was recorded: what was seen, what was answered, what it earned."),
+    el("p", { class: "quiet" }, "Every turn as it was recorded: observation, answer and reward."),
     ...(state.all.length ? [table] : []));
 }
 
@@ -274,7 +274,7 @@ const narrow = matchMedia("(max-width: 52rem)");
 
 const page = () => Math.max(1, Math.floor(list.clientHeight / ROW_PX) - 1);
 
-/** What the keys do everywhere but in a field. */
+/** Actions of keys outside of fields. */
 const KEYS = {
   j: () => { move(state.cursor + 1); list.focus(); },
   k: () => { move(state.cursor - 1); list.focus(); },
@@ -285,7 +285,7 @@ const KEYS = {
   },
 };
 
-/** And in the list. */
+/** Further keys in the list. */
 const LIST_KEYS = {
   ArrowDown: () => move(state.cursor + 1),
   ArrowUp: () => move(state.cursor - 1),

@@ -45,7 +45,7 @@ _HEADERS = {
     "X-Content-Type-Options": "nosniff",
 }
 
-#: The page's files, by the path they are asked for. The palette is the report's.
+#: Files of the page by request path. The report's style sheet has the colours.
 _FILES = {
     "/": ("viewer.html", "text/html"),
     "/report.css": ("report.css", "text/css"),
@@ -55,7 +55,7 @@ _FILES = {
     "/viewer_diff.js": ("viewer_diff.js", "text/javascript"),
 }
 
-#: What the page says of a run, from its manifest.
+#: Fields of the manifest that the page shows.
 _FACTS = ("kind", "environment", "model", "command")
 
 
@@ -63,9 +63,9 @@ def serve(run: RunFolder, port: int, ready: Callable[[str], None]) -> None:
     """Serve the page until interrupted (Ctrl-C), then return.
 
     Args:
-        run: the folder; one that is being written may be read, and loading the page again shows more.
-        port: of 127.0.0.1; 0 takes a free one.
-        ready: called with the page's address as soon as it answers.
+        run: folder of the run, which may still be written to; reloading the page shows new episodes.
+        port: port on 127.0.0.1; 0 takes a free one.
+        ready: called with the page's address as soon as the port is open.
 
     Raises:
         MissingExtraError: starlette or uvicorn is not installed.
@@ -90,25 +90,25 @@ def serve(run: RunFolder, port: int, ready: Callable[[str], None]) -> None:
 
 
 def _listening(port: int) -> socket.socket:
-    made = socket.socket()
+    listening = socket.socket()
     try:
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind((_HOST, port))
-        made.listen()
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind((_HOST, port))
+        listening.listen()
     except OSError as error:
-        made.close()
+        listening.close()
         reason = error.strerror or error
         raise UsageError(
             f"cannot listen on {_HOST}:{port}: {reason}; leave --port out to take a free one"
         ) from error
-    return made
+    return listening
 
 
 def make_app(run: RunFolder, token: str) -> Starlette:
     """Build the page and its data as an ASGI application.
 
     Args:
-        run: the folder; its journals are indexed now.
+        run: folder of the run; its journals are indexed by this call.
         token: first part of every path; a request without it gets 403.
 
     Raises:
@@ -187,7 +187,7 @@ def make_app(run: RunFolder, token: str) -> Starlette:
 
 
 def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[EpisodeEntry]) -> Mapping[str, Any]:
-    """The run and all its episodes, as the page's list wants them: a row each, names of columns once."""
+    """Data of the page's list: facts of the run, column names, and a row per episode."""
     columns = [field.name for field in fields(EpisodeEntry)]
     row = attrgetter(*columns)
     return {
@@ -199,10 +199,10 @@ def _listing(name: str, manifest: Mapping[str, Any], entries: Sequence[EpisodeEn
 
 
 def _models(manifest: Mapping[str, Any]) -> list[str]:
-    """Models that may have made a run's tokens, by the names that `token_decoder` takes."""
-    several = manifest.get("models")  # of a benchmark's rows
-    if isinstance(several, Mapping):
-        return [str(name) for name in cast("Mapping[Any, Any]", several)]
+    """Names of the models that may have sampled a run's tokens, as `token_decoder` takes them."""
+    models = manifest.get("models")  # a benchmark has one per row
+    if isinstance(models, Mapping):
+        return [str(name) for name in cast("Mapping[Any, Any]", models)]
     return [str(manifest["model"])] if "model" in manifest else []
 
 
@@ -212,18 +212,18 @@ def _turn(turn: Turn, models: Sequence[str]) -> Mapping[str, Any]:
 
 
 def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, Any]:
-    """The sampled tokens, with their texts or the reason why there are none."""
+    """Sampled tokens with their texts, or with the reason why the texts are unknown."""
     pieces: list[TokenText] | None = None
     why = "" if models else "the run's manifest names no model"
     for model in models:
-        speller = _speller(model)
-        if isinstance(speller, str):
-            why = speller
-        elif pieces := speller.spell(tokens.completion_ids, text):
+        decoder = _decoder(model)
+        if isinstance(decoder, str):
+            why = decoder
+        elif pieces := decoder.decode(tokens.completion_ids, text):
             why = ""
             break
         else:
-            why = f"the tokenizer of {model!r} does not spell the recorded text with these ids"
+            why = f"the tokenizer of {model!r} does not decode these ids to the recorded text"
     return {
         "prompt": len(tokens.prompt_ids),
         "ids": tokens.completion_ids,
@@ -235,8 +235,8 @@ def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, An
 
 
 @functools.lru_cache(maxsize=4)
-def _speller(model: str) -> TokenDecoder | str:
-    """The speller, or why there is none."""
+def _decoder(model: str) -> TokenDecoder | str:
+    """The decoder of a model's tokens, or the reason why there is none."""
     try:
         return token_decoder(model)
     except UsageError as error:
@@ -244,7 +244,7 @@ def _speller(model: str) -> TokenDecoder | str:
 
 
 def _shown(value: Any) -> Any:
-    """JSON data with every string made visible."""
+    """Escape invisible characters in every string of JSON data."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):

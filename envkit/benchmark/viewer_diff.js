@@ -1,9 +1,9 @@
-// What can be read from texts alone: fenced blocks, diffs, and how two blocks differ. Pure functions.
+// Pure functions on text: fenced blocks, diffs, and the changes between two blocks.
 
 const FENCE = /^[ \t]*```[ \t]*(\w*)/;
 const SEARCH = [/^<{5,9} ?SEARCH/, /^={5,9}[ \t]*$/, /^>{5,9} ?REPLACE/];
-/** More pairs of lines than these are not compared: it would take longer than a reader waits. */
-const MOST_PAIRS = 4e6;
+/** Limit for compared pairs of lines; more would take too long. */
+const MAX_PAIRS = 4e6;
 
 /**
  * The lines of a text, each with its line break, so that joined they are the text.
@@ -25,12 +25,12 @@ export function diffLines(text) {
   const bare = lines.map((line) => line.replace(/\n$/, ""));
   const kinds = lines.map(() => "plain");
   let at = 0;
-  let hopeful = true; // one search block without an end: none after it has one either
+  let mayEnd = true; // if one search block has no end, later ones have none either
   while (at < lines.length) {
     const fence = bare[at].match(FENCE);
-    const opens = hopeful && !fence && SEARCH[0].test(bare[at]);
+    const opens = mayEnd && !fence && SEARCH[0].test(bare[at]);
     const replaced = opens ? searchReplace(bare, at) : null;
-    if (opens) hopeful = replaced !== null;
+    if (opens) mayEnd = replaced !== null;
     if (fence) {
       let end = at + 1;
       while (end < lines.length && !FENCE.test(bare[end])) end += 1;
@@ -93,8 +93,8 @@ export function onlyBlock(text) {
 }
 
 /**
- * How one block became another, line by line: the longest common subsequence stays. Null where nothing but blank
- * lines is common, or where they are too long to compare.
+ * Line diff of two blocks, by longest common subsequence. Null if they have only blank lines in common, or are too
+ * long to compare.
  * @param {string} before
  * @param {string} after
  * @returns {{text: string, kind: "plain" | "add" | "del"}[] | null}
@@ -102,7 +102,7 @@ export function onlyBlock(text) {
 export function changes(before, after) {
   const a = linesOf(before);
   const b = linesOf(after);
-  if (a.length * b.length > MOST_PAIRS) return null;
+  if (a.length * b.length > MAX_PAIRS) return null;
   const width = b.length + 1;
   const longest = new Uint32Array((a.length + 1) * width);
   for (let i = a.length - 1; i >= 0; i -= 1) {

@@ -1,4 +1,4 @@
-// One episode as elements. Whatever a record holds goes on screen as text nodes, never as markup.
+// Builds the elements of one episode. Text of a record becomes text nodes, never markup.
 
 import { changes, diffLines, onlyBlock } from "./viewer_diff.js";
 
@@ -11,10 +11,10 @@ const BANDS = [
   [0, "below 5 %"],
 ];
 
-/** How answers are shown, where the record allows it; kept from one episode to the next. */
+/** Preferred view of answers, kept from one episode to the next; used if the record allows it. */
 let preferred = "tokens";
 
-/** How many boxes of tokens were made: ids of elements must differ. */
+/** Number of token boxes so far; makes element ids unique. */
 let boxes = 0;
 
 /**
@@ -32,13 +32,13 @@ export function el(tag, attributes = {}, ...children) {
   return made;
 }
 
-/** A number as people read it: at most three significant digits. */
+/** Format a number: integers in full, others with three significant digits. */
 export function number(value) {
   const digits = Number.isInteger(value) ? 21 : 3;
   return value.toLocaleString("en", { maximumSignificantDigits: digits }).replace("-", "\u2212");
 }
 
-/** A measurement: three digits, and a minus sign that is one. */
+/** Format a measurement with three significant digits and a true minus sign. */
 function measured(value) {
   return Number(value.toPrecision(3)).toString().replace("-", "\u2212");
 }
@@ -49,19 +49,19 @@ export function plural(count, noun) {
 }
 
 /**
- * The verdict as a badge: the grader's word, or that there is none.
+ * A badge with the grader's verdict, or with the outcome if there is none.
  * @param {{verdict: string, outcome: string}} entry
  */
 export function badge(entry) {
-  const said = entry.outcome === "void" ? "VOID" : entry.verdict || entry.outcome.toUpperCase();
-  const kind = entry.outcome === "solved" ? "good" : /^(VOID|TAMPERED|INFRA)$/.test(said) ? "bad" : "plain";
-  return el("span", { class: `badge ${kind}` }, said);
+  const label = entry.outcome === "void" ? "VOID" : entry.verdict || entry.outcome.toUpperCase();
+  const kind = entry.outcome === "solved" ? "good" : /^(VOID|TAMPERED|INFRA)$/.test(label) ? "bad" : "plain";
+  return el("span", { class: `badge ${kind}` }, label);
 }
 
 /**
  * A whole episode.
- * @param {object} detail what the server says of it
- * @param {{heading: string, notes: Node[]}} around id of its heading; what stands below its facts
+ * @param {object} detail the episode as the server sends it
+ * @param {{heading: string, notes: Node[]}} options id of the heading; elements below the facts
  * @returns {HTMLElement}
  */
 export function episode(detail, { heading, notes }) {
@@ -90,23 +90,23 @@ function facts({ entry, steps, share_s }) {
   if (typeof share_s === "number") cost.push(`${number(share_s)}\u00a0s in all`);
   const where = `${entry.journal}.jsonl, line ${entry.line}`;
   const rows = [["Agent", `${entry.agent} in ${entry.env}`], ["Draws", place.join(" · ")], ["Cost", cost.join(" · ")]];
-  return el("dl", {}, ...[...rows, ["Record", where]].flatMap(([name, said]) =>
-    [el("dt", {}, name), el("dd", {}, said)]));
+  return el("dl", {}, ...[...rows, ["Record", where]].flatMap(([name, text]) =>
+    [el("dt", {}, name), el("dd", {}, text)]));
 }
 
-/** What grading said: a table of checks, and every other note that the record holds. */
+/** Results of grading: a table of checks, and all other fields of `info`. */
 function verdict({ scores, info }) {
   const { error, evidence = {}, held_out: heldOut = {}, verdict: _, ...rest } = info;
   const found = [];
   if (error !== undefined) {
-    found.push(el("aside", { class: "alarm" }, el("h3", {}, "Error"), el("pre", {}, said(error))));
+    found.push(el("aside", { class: "alarm" }, el("h3", {}, "Error"), el("pre", {}, asText(error))));
   }
   const names = [...new Set([...Object.keys(scores), ...Object.keys(evidence)])];
   if (names.length) found.push(checks("Checks", names.map((name) => [name, scores[name], evidence[name]])));
   const asked = Object.entries(heldOut).map(([name, score]) => [name, score, undefined]);
   if (asked.length) found.push(checks("Held-out checks", asked));
   for (const [name, value] of Object.entries(rest)) {
-    found.push(el("section", {}, el("h3", {}, name), el("pre", {}, said(value))));
+    found.push(el("section", {}, el("h3", {}, name), el("pre", {}, asText(value))));
   }
   return found;
 }
@@ -119,12 +119,12 @@ function checks(title, rows) {
     el("thead", {}, el("tr", {}, ...head.map((name) => el("th", { scope: "col" }, name)))),
     el("tbody", {}, ...rows.map(([name, score, evidence]) => el("tr", {},
       el("th", { scope: "row" }, name),
-      el("td", {}, score === undefined ? "" : said(score)),
-      ...(hasEvidence ? [el("td", { class: "v" }, evidence === undefined ? "" : said(evidence))] : []))))));
+      el("td", {}, score === undefined ? "" : asText(score)),
+      ...(hasEvidence ? [el("td", { class: "v" }, evidence === undefined ? "" : asText(evidence))] : []))))));
 }
 
 /** A value of unknown shape as text. */
-function said(value) {
+function asText(value) {
   return typeof value === "string" ? value : typeof value === "number" ? number(value) : JSON.stringify(value, null, 1);
 }
 
@@ -164,7 +164,7 @@ function lines(found) {
   return pre;
 }
 
-/** The answer, in as many views as the record allows. */
+/** The answer, with a button for every view that the record allows. */
 function action(step, name, hasLegend) {
   const { tokens } = step;
   const views = { text: ["Text", () => [plain(step.text)]] };
@@ -174,7 +174,7 @@ function action(step, name, hasLegend) {
     views.changes = ["Changes", () => {
       const shown = lines(changed);
       shown.classList.add("computed");
-      return [note("The code block of the observation, and what the answer's code block makes of it."), shown];
+      return [note("Changes from the observation's code block to the answer's."), shown];
     }];
   }
   if (tokens?.ids.length) views.tokens = ["Tokens", () => [...(hasLegend ? [legend()] : []), ...sampled(tokens, name)]];
@@ -207,7 +207,7 @@ function note(text) {
   return el("p", { class: "quiet note" }, text);
 }
 
-/** Every sampled token, coloured by how likely it was; arrow keys or the pointer tell more of one. */
+/** Sampled tokens, coloured by probability; arrow keys or the pointer show details of one. */
 function sampled(tokens, name) {
   const { ids, logprobs, pieces, special } = tokens;
   const probabilities = logprobs.map(Math.exp);
@@ -228,7 +228,7 @@ function sampled(tokens, name) {
   });
   const box = el("div", { class: pieces ? "tokens" : "tokens ids", role: "listbox", tabindex: 0,
     "aria-label": `${name}: sampled tokens` }, ...spans);
-  const mean = logprobs.reduce((sum, each) => sum + each, 0) / logprobs.length;
+  const mean = logprobs.reduce((sum, logprob) => sum + logprob, 0) / logprobs.length;
   const summary = `${plural(ids.length, "token")}, mean log-probability ${measured(mean)}`;
   const readout = el("p", { class: "quiet readout" }, summary);
   let current = -1;

@@ -315,7 +315,7 @@ def test_tokens_that_cannot_be_spelled_are_ids_and_a_reason(seen: Watched, url: 
     assert page.locator(".action pre").text_content() == sample_runs.ANSWER
     page.locator("[data-view=tokens]").click()
     expect(page.locator(".tokens [role=option]")).to_have_text(["5 ", "6 ", "7 "])
-    expect(page.locator(".note")).to_contain_text("does not spell the recorded text with these ids")
+    expect(page.locator(".note")).to_contain_text("does not decode these ids to the recorded text")
 
 
 def test_the_same_task_stands_side_by_side(seen: Watched, url: str) -> None:
@@ -681,17 +681,17 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
 
 
 def test_pieces_spell_the_text_or_there_are_none(model: Path) -> None:
-    speller = token_decoder(str(model))
+    decoder = token_decoder(str(model))
     for text in (SPOKEN, HOSTILE.replace("\ud800", ""), "\N{REPLACEMENT CHARACTER}" * 3 + "x", ""):
-        ids = speller._tokenizer.encode(text).ids
-        pieces = speller.spell(ids, text)
+        ids = decoder._tokenizer.encode(text).ids
+        pieces = decoder.decode(ids, text)
         assert pieces is not None
         assert len(pieces) == len(ids)
         assert "".join(piece.text for piece in pieces) == text
-        assert speller.spell(ids, f"{text}!") is None
-    half = speller._tokenizer.encode("\N{GRINNING FACE}").ids[:2]
-    assert speller.spell(half, "\N{REPLACEMENT CHARACTER}") is not None
-    assert speller.spell([2**40], "") is None
+        assert decoder.decode(ids, f"{text}!") is None
+    half = decoder._tokenizer.encode("\N{GRINNING FACE}").ids[:2]
+    assert decoder.decode(half, "\N{REPLACEMENT CHARACTER}") is not None
+    assert decoder.decode([2**40], "") is None
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "owner/name", "..", "a\0b", "", "x" * 5000])
