@@ -67,7 +67,7 @@ def test_the_reference_passes_and_the_bug_does_not(backend: SandboxBackend) -> N
         ("syntax error", Verdict.FAIL, "not run"),
     ],
 )
-def test_tricks_that_end_or_skip_the_tests_earn_nothing(
+def test_ending_or_skipping_the_tests_does_not_pass(
     zygote_with_pytest: SandboxBackend, source: str, verdict: Verdict | None, evidence: str
 ) -> None:
     found = grade_with(zygote_with_pytest, source)

@@ -137,7 +137,7 @@ def test_a_failing_setup_raises_a_sandbox_error_that_quotes_bubblewrap(sandbox: 
     assert not control_groups(sandbox._folder.name)  # type: ignore[attr-defined]
 
 
-def test_a_program_cannot_forge_what_bubblewrap_reports(sandbox: Sandbox) -> None:
+def test_a_program_cannot_forge_bubblewraps_reports(sandbox: Sandbox) -> None:
     code = "import os; print(sorted(os.listdir('/proc/self/fd')))"
     # 0 to 2, and the descriptor of the listed folder: no descriptor of the host is left open.
     assert python(sandbox, code).stdout == b"['0', '1', '2', '3']\n"

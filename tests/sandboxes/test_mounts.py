@@ -234,7 +234,7 @@ def test_concurrent_user_changes_in_threads_do_not_change_the_process() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="starts as root")
-def test_a_process_that_may_not_act_as_another_user_gets_an_error() -> None:
+def test_acting_as_another_user_without_the_right_raises() -> None:
     code = "from envkit.sandboxes._workspace.file_user import as_user\nas_user(65533, lambda: 1)"
     other = [
         "setpriv",

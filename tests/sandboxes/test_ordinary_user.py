@@ -133,7 +133,7 @@ def test_reading_the_group_after_unshare_makes_mounting_fail(user: OrdinaryUser)
         helper.write_text(good)
 
 
-def test_a_user_without_a_home_is_told_where_to_put_the_cache(user: OrdinaryUser) -> None:
+def test_the_error_without_a_home_names_the_cache_variable(user: OrdinaryUser) -> None:
     done = user.run(CHECK, "bubblewrap", HOME="", XDG_CACHE_HOME="")
     if os.geteuid() == 0:  # this uid has no account
         assert "set XDG_CACHE_HOME" in done.stderr + done.stdout, done

@@ -239,6 +239,6 @@ def test_a_definition_in_a_broken_file_is_replaced_up_to_the_next_valid_line() -
     )  # the first guess that is Python
 
 
-def test_a_rewrite_that_repairs_nothing_follows_the_usual_rules() -> None:
+def test_a_rewrite_that_leaves_the_file_broken_follows_the_usual_rules() -> None:
     with pytest.raises(EditError, match="tell_all is not in the file"):
         apply_rewrite(BROKEN, Rewrite("def tell_all():\n    return 1\n"))

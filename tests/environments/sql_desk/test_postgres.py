@@ -361,7 +361,7 @@ def test_an_attack_is_refused(shared: PostgresDatabase, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [n for n, (_, why) in ATTACKS.items() if "slow" not in why])
-def test_an_attack_earns_nothing(env: SqlDeskPostgresEnv, name: str) -> None:
+def test_an_attack_earns_no_reward(env: SqlDeskPostgresEnv, name: str) -> None:
     assert ending(env, "forget", block(ATTACKS[name][0]))[0] == 0.0
 
 
@@ -372,7 +372,7 @@ def test_an_attack_before_a_right_answer_does_not_affect_it(env: SqlDeskPostgres
         assert ending(env, "forget", *actions)[0] == 1.0
 
 
-def test_readers_change_nothing(shared: PostgresDatabase) -> None:
+def test_read_only_statements_cannot_change_data(shared: PostgresDatabase) -> None:
     for sql in (
         "DELETE FROM orders",
         "UPDATE products SET price = 0",
@@ -436,7 +436,7 @@ def test_the_role_itself_lacks_the_rights(
         time.sleep(0.05)
 
 
-def test_nothing_but_harmless_functions_may_be_called(
+def test_only_harmless_functions_can_be_called(
     postgres_server: PostgresServer, database: PostgresDatabase
 ) -> None:
     with contextlib.closing(postgres_server._dsn.connect(database=database.name)) as admin:
@@ -774,9 +774,7 @@ def test_the_sqlite_certificate_is_not_used_for_postgres(
     assert certificate.certificate_problem(SqlDeskPostgresEnv) == "it was never audited"
 
 
-def test_more_rows_than_are_compared_are_no_answer(
-    env: SqlDeskPostgresEnv, database: PostgresDatabase
-) -> None:
+def test_an_answer_with_too_many_rows_is_wrong(env: SqlDeskPostgresEnv, database: PostgresDatabase) -> None:
     sql = f"SELECT i FROM generate_series(1, {COMPARED_ROWS + 1}) i"
     assert ending(env, "count", block(sql)) == (0.0, f"the shown database: more than {COMPARED_ROWS} rows")
     fill = f"INSERT INTO orders SELECT i, 1, 'x', 1 FROM generate_series(1000, {1000 + COMPARED_ROWS}) i"

@@ -306,7 +306,7 @@ def test_statements_may_only_use_the_tables(database: SqliteDatabase, sql: str) 
     assert contents(database) == before
 
 
-def test_readers_change_nothing(database: SqliteDatabase) -> None:
+def test_read_only_statements_cannot_change_data(database: SqliteDatabase) -> None:
     for sql in (
         "DELETE FROM orders",
         "UPDATE products SET price = 0",
