@@ -17,7 +17,7 @@ from side_by_side import Operation
 
 from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
-from envkit.studies.machine import faster_dtype
+from envkit.studies.machine import cpu_dtype
 from envkit.training.policy import Policy
 from envkit.training.sft import remove_printer
 
@@ -29,7 +29,7 @@ NEW, GROUP = 64, 16
 @functools.cache
 def dtype() -> str:
     """Return the dtype of the base weights: ``DTYPE`` if set, or the one that training would choose here."""
-    return os.environ.get("DTYPE") or faster_dtype()
+    return os.environ.get("DTYPE") or cpu_dtype()
 
 
 def selected_operations(operations: Mapping[str, Operation]) -> Mapping[str, Operation]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import glob
+import hashlib
 import json
 import os
 import secrets
@@ -17,10 +18,17 @@ from types import TracebackType
 from typing import Any, Self, cast, final
 
 from envkit.errors import StoreError
+from envkit.files import read_regular_file
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
 
+#: Largest journal that is read. Real ones reach some hundred megabytes.
+_MAX_JOURNAL_BYTES = 4 * 2**30
+#: Largest manifest that is read. Real ones have some kilobytes.
+_MAX_MANIFEST_BYTES = 16 * 2**20
 #: Version of every record this module writes; readers refuse what they do not know.
 SCHEMA = 1
+#: Field of a manifest that tells whether it was edited later.
+_DIGEST = "manifest_digest"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -101,7 +109,7 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         StoreError: unreadable, corrupt or of another schema; names file and line.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        lines = read_regular_file(path, _MAX_JOURNAL_BYTES).split(b"\n")
     except FileNotFoundError:
         return []
     except OSError as error:
@@ -178,7 +186,7 @@ class Journal:
 def _mend(path: Path) -> None:
     if not path.exists():
         return
-    data = path.read_bytes()
+    data = read_regular_file(path, _MAX_JOURNAL_BYTES)
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
         path.with_name(f"{path.name}.torn-{secrets.token_hex(4)}").write_bytes(data[whole:])
@@ -219,7 +227,7 @@ class RunFolder:
         name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         hidden = root / f".{name}.tmp"
         run = RunFolder(hidden / name)
-        data = {"schema": SCHEMA, "id": name, **manifest}
+        data = _sealed({"schema": SCHEMA, "id": name, **manifest})
         try:
             try:
                 run.path.mkdir(parents=True)
@@ -252,7 +260,7 @@ class RunFolder:
             path.mkdir()
         except OSError as error:
             raise StoreError(f"cannot make {path}: {error.strerror or error}") from error
-        data = {"schema": SCHEMA, "id": self.manifest["id"], **manifest}
+        data = _sealed({"schema": SCHEMA, "id": self.manifest.get("id", self.id), **manifest})
         write_atomic(path / "manifest.json", json.dumps(data, indent=1).encode())
         return RunFolder(path)
 
@@ -299,12 +307,27 @@ class RunFolder:
         """
         file = self.path / "manifest.json"
         try:
-            found: object = json.loads(file.read_bytes())
+            found: object = json.loads(read_regular_file(file, _MAX_MANIFEST_BYTES))
         except (OSError, ValueError, RecursionError) as error:
             raise StoreError(f"{file}: not a run's manifest ({error})") from error
         if not isinstance(found, dict):
             raise StoreError(f"{file}: expected a JSON object, found {str(found)[:40]}")
         return cast("dict[str, Any]", found)
+
+    def require_unedited(self) -> None:
+        """Refuse to continue a run whose manifest was changed by hand: it would be another run.
+
+        Manifests of older versions have no digest and pass.
+
+        Raises:
+            StoreError: the manifest does not match the digest that was stored at the start.
+        """
+        manifest = self.manifest
+        if manifest.get(_DIGEST) not in (None, _digest_of(manifest)):
+            raise StoreError(
+                f"{self.path / 'manifest.json'} was edited after the run began; a run resumes only with the "
+                "settings it began with: restore the file, or start a new run with the new settings"
+            )
 
     def journal(self, name: str) -> Journal:
         """Open ``<name>.jsonl`` for appending; the caller closes it."""
@@ -326,6 +349,17 @@ class RunFolder:
             except (KeyError, TypeError, ValueError) as error:
                 place = f"{self.path / name}.jsonl:{number}"
                 raise StoreError(f"{place}: not a trajectory ({error!r})") from error
+
+
+def _digest_of(manifest: Mapping[str, Any]) -> str:
+    """SHA-256 of a manifest's fields, the digest itself left out."""
+    fields = {name: value for name, value in manifest.items() if name != _DIGEST}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """A manifest with its digest."""
+    return {**manifest, _DIGEST: _digest_of(manifest)}
 
 
 def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:

@@ -221,7 +221,8 @@ def test_an_atomic_write_needs_an_existing_folder(tmp_path: Path) -> None:
 def test_a_run_folder_can_be_opened_again(tmp_path: Path) -> None:
     run = RunFolder.create(tmp_path / "runs", "demo", {"seed": 3})
     again = RunFolder.open(run.path)
-    assert again.manifest == {"schema": SCHEMA, "id": run.id, "seed": 3}
+    fields = {name: value for name, value in again.manifest.items() if name != "manifest_digest"}
+    assert fields == {"schema": SCHEMA, "id": run.id, "seed": 3}
     assert run.id.startswith("demo-")
     with run.journal("metrics") as journal:
         journal.append({"n": 1})
@@ -345,3 +346,22 @@ def test_a_field_with_an_invalid_value_is_named(tmp_path: Path) -> None:
         journal.append({**trajectory_to_json(example()), "steps": 3})
     with pytest.raises(StoreError, match=r"episodes\.jsonl:1: not a trajectory .*maybe"):
         list(run.trajectories("episodes"))
+
+
+def test_an_edited_manifest_is_noticed(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "demo", {"plan": {"seed": 3}})
+    run.require_unedited()
+    file = run.path / "manifest.json"
+    file.write_text(json.dumps(json.loads(file.read_text()), indent=4))  # the same fields
+    run.require_unedited()
+    file.write_text(file.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(StoreError, match=r"manifest\.json was edited after the run began"):
+        run.require_unedited()
+
+
+def test_a_pipe_in_a_journals_place_is_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "eval-base.jsonl")
+    with pytest.raises(StoreError, match="expected a file"):
+        RunFolder(tmp_path).records("eval-base")
+    with pytest.raises(StoreError, match="expected a file"):
+        RunFolder(tmp_path).journal("eval-base")

@@ -25,6 +25,8 @@ from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
 from envkit.studies.env_eval import ARMS, EnvEval
 from envkit.studies.machine import use_threads
+from envkit.studies.plan import shortened
+from envkit.studies.provenance import training_code_digest
 from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.timing import Stopwatch, training_seconds
 from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
@@ -38,6 +40,8 @@ from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
+#: RL steps after which their time is compared with the forecast.
+_LOOKED_AT_STEPS: Final = 2
 #: What the phase is called that tells how hard tasks are.
 _ESTIMATE: Final = "estimate difficulty"
 
@@ -71,6 +75,16 @@ class BeforeAfter:
         self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
         study = reopen(run, kinds)
         manifest = study.facts
+        #: What a reader of the report should know about this run.
+        self._notes: list[str] = []
+        if manifest.get("training_code", now := training_code_digest()) != now:
+            self._notes.append(
+                "envkit's training code has changed since the run began: an uninterrupted run might have "
+                "ended differently."
+            )
+            display.say(self._notes[-1])
+        # Seeds are trained together and share their steps' time, for which there is no forecast.
+        self._may_shorten = study.plan.step_s > 0 and "part_of" not in manifest
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         most = share(study.plan.heldout_tasks, len(kinds))
@@ -147,6 +161,8 @@ class BeforeAfter:
         """
         warnings = (
             *(() if whole else ("The run was stopped early; this is what there is.",)),
+            *self._notes,
+            *self._replans(),
             *(() if self._evaluates else ("The run was told not to evaluate.",)),
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
@@ -195,6 +211,14 @@ class BeforeAfter:
 
     def _digest(self, adapter: Path) -> str:
         return weights_digest(adapter) if adapter.exists() else ""
+
+    def _replans(self) -> list[str]:
+        planned = self._plan.train.max_steps
+        return [
+            f"Training was shortened from {planned} to {entry['max_steps']} steps: a step took "
+            f"{entry['measured_s']:.1f} s instead of {entry['forecast_s']:.1f} s."
+            for entry in self._run.records("replans")
+        ]
 
     def _alarms(self) -> list[str]:
         alarm = CheckpointStore(self._run.path / "checkpoints").alarm()
@@ -276,11 +300,34 @@ class BeforeAfter:
             self.training(rollouts) as (trainer, on_step),
         ):
             trainer.resume()
-            if not trainer.is_done():
-                self._display.phase("reinforcement learning", self._plan.train.max_steps)
+            if trainer.step < self._last_step() and not trainer.is_done():
+                self._display.phase("reinforcement learning", self._last_step())
                 trainer.train(on_step)
-                if not trainer.is_done():
+                if trainer.step < self._last_step() and not trainer.is_done():
                     check(self._should_stop)
+
+    def _last_step(self) -> int:
+        """Number of RL steps: the plan's, or what the last entry of ``replans.jsonl`` says."""
+        replans = self._run.records("replans")
+        return int(replans[-1]["max_steps"]) if replans else self._plan.train.max_steps
+
+    def _shorten(self, step: int, spent_s: float) -> None:
+        """Plan fewer RL steps if the first ones took much longer than forecast.
+
+        The new number is recorded, so that a resumed run takes the same steps.
+        """
+        steps = shortened(self._plan, step, spent_s)
+        if steps == self._plan.train.max_steps:
+            return
+        measured_s, forecast_s = spent_s / step, self._plan.step_s
+        self._display.say(
+            f"RL steps take {measured_s:.1f} s instead of {forecast_s:.1f} s: there will be {steps} steps "
+            f"instead of {self._plan.train.max_steps}"
+        )
+        with self._run.journal("replans") as journal:
+            record = {"step": step, "max_steps": steps, "measured_s": measured_s, "forecast_s": forecast_s}
+            journal.append(record)
+            journal.sync()
 
     @contextlib.contextmanager
     def training(
@@ -305,13 +352,18 @@ class BeforeAfter:
             collector = RolloutCollector(self.policy, tasks, rollouts, config, episodes, estimates)
             trainer = kind(collector, metrics, store)
 
+            spent_s: list[float] = []
+
             def on_step(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())
                 scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
-                return not self._should_stop()
+                spent_s.append(m.rollout_s + m.learn_s)
+                if m.step == len(spent_s) == _LOOKED_AT_STEPS and self._may_shorten:
+                    self._shorten(m.step, sum(spent_s))
+                return m.step < self._last_step() and not self._should_stop()
 
             yield trainer, on_step
 

@@ -18,7 +18,7 @@ from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
-from envkit.errors import SandboxError, Stopped, StoreError, UsageError
+from envkit.errors import EnvkitError, SandboxError, Stopped, StoreError, UsageError
 from envkit.models import resolve, weights_digest
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
@@ -36,7 +36,7 @@ from envkit.studies.agent_factory import (
 from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import faster_dtype, machine, use_threads
+from envkit.studies.machine import cpu_dtype, machine, use_threads
 from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, read_tasks, write_tasks
@@ -149,7 +149,7 @@ def _compute(models: bool) -> tuple[int, str]:
     """Threads and dtype of the models that run here; where none do, PyTorch need not be installed."""
     if not models:
         return len(os.sched_getaffinity(0)), "no model"
-    return use_threads(), faster_dtype()
+    return use_threads(), cpu_dtype()
 
 
 def load_tasks(
@@ -273,6 +273,7 @@ class Bench:
         manifest = run.manifest
         if (kind := manifest.get("kind")) != _KIND:
             raise StoreError(f"{run.path} is a run of kind {kind!r}; expected one of `envkit bench`")
+        run.require_unedited()
         try:
             self._spec = decode(BenchSpec, manifest["spec"], "spec")
             threads = manifest["threads"]
@@ -305,6 +306,7 @@ class Bench:
                 what the run began with.
             UsageError: a provider refused to go on, or the budget was used up: the first refusal, when all
                 that it does not touch has been played and reported.
+            SandboxError: an environment's machinery broke; see `EvalRunner.play`. Reports are written.
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
@@ -315,14 +317,14 @@ class Bench:
                 self._agents.require_unchanged(row)
                 for _, part in self.parts:
                     self._agents.count_spent(row, part)
-            refusals: list[UsageError] = []
-            pages = [self._play(kind, part, refusals) for kind, part in self.parts]
-        if refusals:
-            raise refusals[0]
+            failures: list[EnvkitError] = []
+            pages = [self._play(kind, part, failures) for kind, part in self.parts]
+        if failures:
+            raise failures[0]
         return pages
 
-    def _play(self, kind: type[Env], part: RunFolder, refusals: list[UsageError]) -> Path:
-        """Play and report one environment; what refuses a row joins ``refusals``, and the next is asked."""
+    def _play(self, kind: type[Env], part: RunFolder, failures: list[EnvkitError]) -> Path:
+        """Play and report one environment; errors join ``failures``, and the next is asked."""
         require_code(kind, part)
         tasks = self.tasks(part)
         arms = EvalRunner(part, tasks, self._display)
@@ -339,9 +341,13 @@ class Bench:
                 except Stopped as stopped:
                     cut.append(str(stopped))
                     break
+                except SandboxError as error:  # the next agents would meet the same broken machinery
+                    failures.append(error)
+                    cut.append(str(error))
+                    break
                 except UsageError as error:  # a provider's, or the budget's: it touches no other row
                     self._display.say(escape(f"{row.name} is refused: {error}"))
-                    refusals.append(error)
+                    failures.append(error)
                     cut.append(str(error))
         return self.report(kind, part, "; ".join(dict.fromkeys(cut)))
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import final
+from typing import Final, final
+
+from rich.markup import escape
 
 from envkit.agent import Agent
 from envkit.benchmark.evaluation import complete_chunks, episode_keys, evaluate, task_results
@@ -15,10 +17,14 @@ from envkit.benchmark.report_data import (
 )
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.display import Display
+from envkit.errors import SandboxError
 from envkit.rollout import Rollouts
 from envkit.store import RunFolder
 from envkit.studies.timing import Stopwatch
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: Share of an agent's episodes that may be void through broken machinery.
+_MOST_VOID: Final = 0.1
 
 
 @final
@@ -53,8 +59,12 @@ class EvalRunner:
     def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> None:
         """Play the episodes of the arm that are not on record.
 
+        Voids are counted aloud, with the first reason.
+
         Raises:
             Stopped: see `Rollouts.play`; finished episodes are on record.
+            SandboxError: more than a tenth of the episodes are void because the environment's machinery
+                broke. They are played again when the run is resumed.
         """
         if self.finished(arm, samples):
             return
@@ -69,7 +79,21 @@ class EvalRunner:
                 speed = (count - len(done)) / (time.monotonic() - started)
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
 
-            evaluate(rollouts, agent, wanted, journal, done, progress)
+            found = evaluate(rollouts, agent, wanted, journal, done, progress)
+        self._report_voids(agent, arm, found)
+
+    def _report_voids(self, agent: Agent, arm: str, played: Sequence[Trajectory]) -> None:
+        voids = [str(t.info.get("error", "")) for t in played if t.outcome is Outcome.VOID]
+        if not voids:
+            return
+        line = f"{arm}: {len(voids)} of {len(played)} episodes are void, in no rate; the first: {voids[0]}"
+        self._display.say(escape(line))
+        # A provider that does not answer breaks nothing here, and its agent says so.
+        broken = [reason for reason in voids if not reason.startswith(f"agent {agent.name}: ")]
+        if len(broken) > _MOST_VOID * len(played):
+            raise SandboxError(
+                f"{arm}: {len(broken)} of {len(played)} episodes broke: {broken[0]}; mend that and resume"
+            )
 
     def counted(self, arm: str, samples: int) -> list[Trajectory]:
         """The episodes on record that can be in a rate; see `complete_chunks`."""

@@ -7,12 +7,23 @@ import functools
 import os
 import platform
 import time
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
+from typing import Final
 
 from envkit.benchmark.report_data import Machine
 from envkit.training.config import TrainConfig
+
+_CPUINFO: Final = Path("/proc/cpuinfo")
+_STAT: Final = Path("/proc/stat")
+#: Flags of processors that multiply bfloat16 themselves: x86 with AMX or AVX-512, ARM.
+_BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
+#: bfloat16 is worth its rounding only if it takes less than this share of float32's time.
+_CLEARLY_FASTER: Final = 0.7
+#: A machine is busy if others use more than this share of its cores, or the host takes more than that share,
+#: or equal timings differ by more than that factor.
+_MOST_OTHERS, _MOST_STOLEN, _MOST_SPREAD = 0.25, 0.05, 1.5
 
 
 def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:
@@ -33,36 +44,122 @@ def _card() -> str:
     return torch.cuda.get_device_name()
 
 
-def resolve_dtype(config: TrainConfig) -> TrainConfig:
-    """The configuration with what it leaves to the machine filled in."""
+def resolve_dtype(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> TrainConfig:
+    """Replace dtype "auto" by the dtype that this machine computes fastest; see `cpu_dtype`."""
     if config.dtype != "auto":
         return config
     if config.device == "cpu":
-        return replace(config, dtype=faster_dtype())
+        return replace(config, dtype=cpu_dtype(say))
     import torch
 
     emulated = torch.cuda.is_available() and not torch.cuda.is_bf16_supported(including_emulation=False)
     return replace(config, dtype="float32" if emulated else "bfloat16")
 
 
-@functools.cache
-def faster_dtype() -> str:
-    """The dtype that this machine multiplies faster: some have instructions for bfloat16, others emulate it.
+def native_dtype(cpuinfo: str) -> str | None:
+    """The dtype that a processor has matrix instructions for, or ``None`` if its flags are not known.
 
-    float32 unless it is clearly slower, for it is more exact.
+    float32 unless there are instructions for bfloat16, because it is more exact.
+
+    Args:
+        cpuinfo: text of Linux' ``/proc/cpuinfo``.
+
+    >>> native_dtype("flags : fpu avx2 avx512_bf16"), native_dtype("flags : fpu avx2"), native_dtype("")
+    ('bfloat16', 'float32', None)
     """
+    for line in cpuinfo.splitlines():
+        name, _, flags = line.partition(":")
+        if name.strip() in ("flags", "Features"):  # x86, ARM
+            return "bfloat16" if _BFLOAT16_FLAGS & set(flags.split()) else "float32"
+    return None
+
+
+def cpu_dtype(say: Callable[[str], None] = lambda line: None) -> str:
+    """The dtype for models on this machine's processor: what it has instructions for.
+
+    A short timing confirms it. If the timing disagrees, that is said and the processor's flags decide: a busy
+    machine must not change what is trained. Without known flags, the timing decides.
+    """
+    ratio = _bfloat16_time_ratio()
+    timed = "bfloat16" if ratio < _CLEARLY_FASTER else "float32"
+    native = native_dtype(_CPUINFO.read_text() if _CPUINFO.exists() else "")
+    if native is None:
+        return timed
+    if native != timed:
+        say(
+            f"the processor's flags say {native}, but in a short test bfloat16 took {ratio:.2f} times "
+            f"as long as float32; using {native}"
+        )
+    return native
+
+
+@functools.cache
+def _bfloat16_time_ratio() -> float:
+    """Time of a matrix product in bfloat16 divided by its time in float32."""
     import torch
 
-    seconds: dict[str, float] = {}
-    for dtype in (torch.float32, torch.bfloat16):
+    fastest: list[float] = []
+    for dtype in (torch.bfloat16, torch.float32):
         rows, weight = torch.ones(64, 576, dtype=dtype), torch.ones(1536, 576, dtype=dtype)
         times: list[float] = []
         for _ in range(30):
             started = time.perf_counter()
             torch.nn.functional.linear(rows, weight)
             times.append(time.perf_counter() - started)
-        seconds[str(dtype)] = median(times)
-    return "bfloat16" if seconds["torch.bfloat16"] < 0.7 * seconds["torch.float32"] else "float32"
+        fastest.append(min(times))
+    return fastest[0] / fastest[1]
+
+
+@dataclass(frozen=True, slots=True)
+class CpuTimes:
+    """Processor time so far, in seconds.
+
+    Args:
+        wall_s: the clock.
+        busy_s: used on all cores, by everybody.
+        stolen_s: taken by other guests of the same host.
+        own_s: used by this process and its children.
+    """
+
+    wall_s: float
+    busy_s: float
+    stolen_s: float
+    own_s: float
+
+    @staticmethod
+    def now() -> CpuTimes | None:
+        """The present times, or ``None`` without Linux' ``/proc/stat``."""
+        if not _STAT.exists():
+            return None
+        tick_s = 1 / os.sysconf("SC_CLK_TCK")
+        first = _STAT.read_text().split("\n", 1)[0].split()
+        user, nice, system, _, _, irq, softirq, stolen = (int(field) * tick_s for field in first[1:9])
+        return CpuTimes(time.monotonic(), user + nice + system + irq + softirq, stolen, sum(os.times()[:4]))
+
+
+def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> str:
+    """Why a measurement between two moments is not to be trusted; empty if it is.
+
+    The load average alone does not decide: it still counts this run's own work of the last minutes.
+
+    Args:
+        before, after: the moments.
+        spread: slowest by fastest of equal timings, at least 1.
+    """
+    reasons: list[str] = []
+    if before and after and (wall_s := after.wall_s - before.wall_s) > 0:
+        cores = os.cpu_count() or 1
+        others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / wall_s
+        stolen = (after.stolen_s - before.stolen_s) / (wall_s * cores)
+        if others > _MOST_OTHERS * cores:
+            reasons.append(
+                f"other programs use {others:.1f} of {cores} cores (load average {os.getloadavg()[0]:.1f})"
+            )
+        if stolen > _MOST_STOLEN:
+            reasons.append(f"other guests of the host take {stolen:.0%} of the processor time")
+    if spread > _MOST_SPREAD:
+        reasons.append(f"equal work took up to {spread:.1f} times as long")
+    return ", ".join(reasons)
 
 
 def use_threads(threads: int | None = None) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from envkit.benchmark.evaluation import CHUNK
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
+from envkit.studies.machine import CpuTimes, why_busy
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.loss import StepSize, logprobs, policy_loss
@@ -37,6 +39,12 @@ _REPLY = 1 / 3
 _TAUGHT = 0.8
 #: Time of a forward pass beside forward and backward.
 _FORWARD = 0.39
+#: Less than this shows nothing: two batches of known answers, two RL steps.
+_LEAST_EXAMPLES, _LEAST_STEPS = 24, 2
+#: Measurements of a busy machine, at most, and seconds after which none is begun.
+_MOST_PROBES, _MOST_PROBE_S = 3, 60.0
+#: A step may take this many times its forecast before the rest of the run is planned anew.
+SLOW_STEPS = 1.5
 #: A longer run takes larger steps rather than more of them: their gradients are less noisy.
 _MOST_STEPS = 48
 
@@ -56,6 +64,15 @@ class Speed:
     prefill: float
     step_s: float
     row_s: float
+
+    def fastest(self, other: Speed) -> Speed:
+        """The better value of each kind of work."""
+        return Speed(
+            max(self.learn, other.learn),
+            max(self.prefill, other.prefill),
+            min(self.step_s, other.step_s),
+            min(self.row_s, other.row_s),
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,16 +97,50 @@ class Plan:
         heldout_tasks: held-out tasks that every arm is evaluated on.
         samples: episodes per held-out task.
         eval_temperature: of sampling in evaluation.
+        step_s: forecast of an RL step, in seconds; 0 if none was made.
     """
 
     train: TrainConfig
     heldout_tasks: int
     samples: int = 8
     eval_temperature: float = 0.7
+    step_s: float = 0.0
 
 
-def measure(policy: Policy) -> Speed:
-    """Time one small rollout and one training forward and backward. Weights stay as they are."""
+def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
+    """Measure this machine, again if it is busy; the fastest time of each kind of work counts.
+
+    Args:
+        policy: the model; its weights stay as they are.
+        say: told if the machine is busy, and why.
+    """
+    fastest: Speed | None = None
+    started = time.monotonic()
+    for number in range(1, _MOST_PROBES + 1):
+        before = CpuTimes.now()
+        speed, spread = measure(policy)
+        fastest = speed if fastest is None else fastest.fastest(speed)
+        reason = why_busy(before, CpuTimes.now(), spread)
+        if not reason:
+            break
+        is_last = number == _MOST_PROBES or time.monotonic() - started > _MOST_PROBE_S
+        say(
+            f"this machine is busy: {reason}; "
+            + ("planning with the fastest times" if is_last else "measuring again")
+        )
+        if is_last:
+            break
+    assert fastest is not None
+    return fastest
+
+
+def measure(policy: Policy) -> tuple[Speed, float]:
+    """Time one small rollout and one training forward and backward. Weights stay as they are.
+
+    Returns:
+        The speed, and the largest ratio of slowest to fastest among timings of equal work.
+    """
+    spreads: list[float] = []
     prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
     nothing, ones = (0.0,) * _ANSWER, (1.0,) * _ANSWER
@@ -111,6 +162,7 @@ def measure(policy: Policy) -> Speed:
             started = time.monotonic()
             work()
             times.append(time.monotonic() - started)
+        spreads.append(max(times) / max(min(times), 1e-3))  # a millisecond differs by chance
         return min(times)
 
     def sample(asked: Sequence[Request], tokens: int) -> None:
@@ -126,12 +178,13 @@ def measure(policy: Policy) -> Speed:
     few_s = (seconds(lambda: sample(few, 9)) - read_s) / 8
     many_s = (seconds(lambda: sample(requests, 9)) - read_s) / 8
     row_s = max((many_s - few_s) / (len(requests) - len(few)), 1e-6)
-    return Speed(
+    speed = Speed(
         learn=batch.ids_1S.shape[1] / seconds(learn),
         prefill=len(prompts) * _PROMPT / read_s,
         step_s=max(few_s - len(few) * row_s, 1e-4),
         row_s=row_s,
     )
+    return speed, max(spreads)
 
 
 def lengths_of(renderer: ChatRenderer, shown: Sequence[Demonstration]) -> Lengths:
@@ -172,6 +225,56 @@ def plan(
     Raises:
         UsageError: see `require_minutes`.
     """
+    return _divide(minutes, speed, lengths, config, heldout, imitated)[0]
+
+
+def require_useful(
+    minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
+) -> None:
+    """Refuse a budget that allows too little training to show anything; arguments as of `plan`.
+
+    Raises:
+        UsageError: it does; says what was measured, and how many minutes are enough.
+    """
+
+    def fits(budget: float) -> bool:
+        sized, examples = _divide(budget, speed, lengths, config, heldout, imitated)
+        is_warm = not config.sft_examples or examples >= _LEAST_EXAMPLES
+        return is_warm and sized.train.max_steps >= _LEAST_STEPS
+
+    if fits(minutes):
+        return
+    sized, examples = _divide(minutes, speed, lengths, config, heldout, imitated)
+    enough = next((more for more in range(math.ceil(minutes), 7 * 24 * 60) if fits(more)), None)
+    advice = "use a smaller model or a faster machine" if enough is None else f"give --minutes {enough}"
+    raise UsageError(
+        f"--minutes {minutes:g} allows {examples} known answers and {sized.train.max_steps} RL steps here, "
+        f"too little to show anything (at least {_LEAST_EXAMPLES} and {_LEAST_STEPS}): this machine learns "
+        f"from {speed.learn:.0f} and reads {speed.prefill:.0f} tokens per second; {advice}"
+    )
+
+
+def shortened(planned: Plan, step: int, spent_s: float) -> int:
+    """RL steps that still fit the plan's time when steps take longer than forecast.
+
+    Args:
+        planned: with a forecast of its steps.
+        step: steps taken so far, at least 1.
+        spent_s: their seconds together.
+
+    Returns:
+        The number of the last step; ``planned.train.max_steps`` if the forecast holds.
+    """
+    steps, measured_s = planned.train.max_steps, spent_s / step
+    if measured_s <= SLOW_STEPS * planned.step_s:
+        return steps
+    return min(steps, max(step, _LEAST_STEPS, int(steps * planned.step_s / measured_s)))
+
+
+def _divide(
+    minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
+) -> tuple[Plan, int]:
+    """The plan, and the known answers that the budget alone would allow."""
     require_minutes(minutes)
     seconds, samples = minutes * 60, 8
     length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
@@ -185,7 +288,8 @@ def plan(
     tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (lengths.prompt + lengths.answer) / speed.learn
-    batches = min(int(0.42 * left / per_example), imitated) // config.sft_batch_size
+    affordable = int(0.42 * left / per_example)
+    batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left -= examples * per_example
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
@@ -207,4 +311,5 @@ def plan(
         groups_per_step=per_step,
         max_steps=steps,
     )
-    return Plan(train, tasks, samples)
+    planned = Plan(train, tasks, samples, step_s=alone + per_step * per_group)
+    return planned, affordable

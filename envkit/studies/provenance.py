@@ -19,6 +19,15 @@ def code_digest(kind: type[Env]) -> str:
     return hashlib.sha256(content_digest(kind).encode() + rollout).hexdigest()
 
 
+def training_code_digest() -> str:
+    """SHA-256 over the code that trains and samples: ``envkit/training`` and ``envkit/engine``."""
+    root = Path(envkit.__file__).parent
+    found = hashlib.sha256()
+    for file in sorted((*root.glob("training/*.py"), *root.glob("engine/*.py"))):
+        found.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return found.hexdigest()
+
+
 def require_code(kind: type[Env], part: RunFolder) -> None:
     """Refuse to go on with code by which other episodes of the part were not graded.
 

@@ -121,7 +121,9 @@ def _again(
 
 def _facts(run: RunFolder) -> dict[str, Any]:
     """A manifest without what belongs to its folder."""
-    return {key: value for key, value in run.manifest.items() if key not in ("schema", "id")}
+    return {
+        key: value for key, value in run.manifest.items() if key not in ("schema", "id", "manifest_digest")
+    }
 
 
 def _ending(episode: Trajectory) -> str:

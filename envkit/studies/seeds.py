@@ -10,7 +10,7 @@ import contextlib
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, final
+from typing import Final, cast, final
 
 from envkit.display import Display
 from envkit.env import Env
@@ -93,7 +93,10 @@ class MultiSeedStudy:
             raise StoreError(f"{run.path} is a run of kind {found!r}; expected {KIND!r}")
         self._run, self._display, self._should_stop = run, display, should_stop
         self._studies: list[BeforeAfter] = []
-        for seed in run.manifest["seeds"]:
+        run.require_unedited()
+        if not isinstance(found := run.manifest.get("seeds"), list):
+            raise StoreError(f"{run.path / 'manifest.json'}: damaged: seeds is {found!r}; expected a list")
+        for seed in cast("list[int]", found):
             part = RunFolder.open(run.path / f"seed-{seed}")
             first = self._studies[0] if self._studies else None
             self._studies.append(BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first))

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from envkit.audit.certificate import certificate_problem
 from envkit.display import Display
@@ -17,8 +17,8 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import machine, resolve_dtype, use_threads
-from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, measure, plan
-from envkit.studies.provenance import code_digest, commit, require_code
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
+from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.config import TrainConfig, from_mapping, to_mapping
@@ -77,17 +77,18 @@ def prepare(
     Raises:
         TaskFileError: the held-out tasks are not held out.
         ConfigError: rewards are to be shaped by a check that no environment has.
+        UsageError: the budget is too small to show anything on this machine.
     """
     require_checks(config.shaping, train)
     learnt = [task for own in train.values() for task in own]  # by the one adapter
     for kind in train:
         require_heldout(heldout[kind], learnt)
     threads = use_threads()
-    config = resolve_dtype(config)
+    config = resolve_dtype(config, display.say)
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
-        speed = measure(policy)
+        speed = probe(policy, display.say)
         lengths = lengths_of(
             policy.renderer,
             [
@@ -99,9 +100,11 @@ def prepare(
     budget = DEFAULT_MINUTES if minutes is None else minutes
     imitated = sum(len(split_for_warm_start(tasks)[0]) for tasks in train.values())
     measured = sum(map(len, heldout.values())) if evaluate else 0
+    if minutes is not None:
+        require_useful(minutes, speed, lengths, config, measured, imitated)
     sized = plan(budget, speed, lengths, config, measured, imitated)
     if minutes is None:
-        sized = replace(sized, train=config)
+        sized = replace(sized, train=config, step_s=0.0)
     sizes, most = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(most, len(own)) for own in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
@@ -118,6 +121,8 @@ def prepare(
         "model_digest": ref.digest,
         "machine": asdict(machine(threads, config.dtype, config.device)),
         "threads": threads,
+        "training_code": training_code_digest(),
+        "minutes": minutes,
         "speed": asdict(speed),
         "lengths": asdict(lengths),
     }
@@ -192,14 +197,27 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
         raise StoreError(f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`")
     if (began := environments_of(run)) != (named := [kind.id for kind in kinds]):
         raise StoreError(f"{run.path} began with {_AND.join(began)}; found {_AND.join(named)}")
-    sized = manifest["plan"]
-    # Runs older than the choice of a dtype began in float32.
-    config = from_mapping({"dtype": "float32", **sized["train"]}, str(run.path / "manifest.json"))
+    run.require_unedited()
+    try:
+        sized = manifest["plan"]
+        # Runs older than the choice of a dtype began in float32.
+        settings = {"dtype": "float32", **sized["train"]}
+        sizes = {name: sized[name] for name in ("heldout_tasks", "samples", "eval_temperature")}
+        # Older runs have no forecast.
+        planned = Plan(from_mapping(settings, str(run.path / "manifest.json")), **sizes)
+        planned = replace(planned, step_s=float(sized.get("step_s", 0.0)))
+        facts = {name: manifest[name] for name in ("threads", "model", "model_digest", "machine", "command")}
+        if not isinstance(facts["threads"], int) or not isinstance(facts["model"], str):
+            raise ValueError("threads must be an integer, and model a string")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise StoreError(
+            f"{run.path / 'manifest.json'}: damaged ({error!r}); restore it, or start a new run"
+        ) from error
     parts = parts_of(run, kinds)
     for kind, part in parts.items():
         require_code(kind, part)
     return Study(
-        Plan(config, sized["heldout_tasks"], sized["samples"], sized["eval_temperature"]),
+        planned,
         manifest,
         {kind: _tasks(part, "train") for kind, part in parts.items()},
         {kind: _tasks(part, "heldout") for kind, part in parts.items()},
@@ -212,7 +230,9 @@ def _task_file(part: RunFolder, name: str) -> Path:
 
 def _tasks(part: RunFolder, name: str) -> list[Task]:
     tasks = read_tasks(_task_file(part, name))
-    if (found := digest(tasks)) != (began := part.manifest["tasks"][name]):
+    recorded = part.manifest.get("tasks")
+    began = str(cast("dict[str, str]", recorded).get(name)) if isinstance(recorded, dict) else "none"
+    if (found := digest(tasks)) != began:
         raise StoreError(
             f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
         )

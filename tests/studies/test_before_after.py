@@ -382,3 +382,45 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
     assert "The run was told not to evaluate." in data.warnings
     assert "Nothing was measured" in page.read_text()
     assert (run.path / "checkpoints" / "step-000001" / "adapter_model.safetensors").exists()
+
+
+def test_a_plan_that_was_edited_is_refused(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+    run = begin(tmp_path, model)
+    file = run.path / "manifest.json"
+    manifest = json.loads(file.read_text())
+    manifest["plan"]["train"]["learning_rate"] *= 2
+    file.write_text(json.dumps(manifest))
+    with pytest.raises(StoreError, match=r"manifest\.json was edited after the run began"):
+        study(run, backend)
+
+
+def test_training_code_that_has_changed_is_said(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = begin(tmp_path, model)
+    monkeypatch.setattr("envkit.studies.before_after.training_code_digest", lambda: "0ther")
+    study(run, backend, stop_after(0)).run()
+    assert any("training code has changed" in warning for warning in load_report(run.path).warnings)
+
+
+def test_steps_much_slower_than_forecast_shorten_the_run_once_and_for_all(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    planned = prepare(
+        replace(small(model), max_steps=6),
+        None,
+        {CodeEditorEnv: TRAIN},
+        {CodeEditorEnv: HELDOUT},
+        backend=sandbox_backend(),
+        display=Silent(),
+        command="envkit train",
+    )
+    run = start_study(tmp_path, replace(planned, plan=replace(planned.plan, step_s=1e-6)))
+    for _ in range(2):  # the second time, nothing is left to do
+        study(run, backend).run()
+        data = load_report(run.path)
+        assert [point.step for point in data.training] == [1, 2]
+        assert any("Training was shortened from 6 to 2 steps" in warning for warning in data.warnings)
+        assert not is_stopped(run.path)
+        [replan] = run.records("replans")
+        assert (replan["step"], replan["max_steps"]) == (2, 2)

@@ -161,7 +161,7 @@ def test_what_an_adapter_was_trained_with_is_told_where_it_differs(
 def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
     tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.studies.bench.faster_dtype", lambda: "float32")  # as the run that trained
+    monkeypatch.setattr("envkit.studies.bench.cpu_dtype", lambda: "float32")  # as the run that trained
     trained = trained_with(tmp_path, stop_strings=["e"], max_context_length=1)
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
-from envkit.studies.plan import Lengths, Speed, plan
+import re
+from typing import cast
+
+import pytest
+
+from envkit.errors import UsageError
+from envkit.studies.plan import Lengths, Plan, Speed, plan, probe, require_useful, shortened
 from envkit.training.config import TrainConfig
+from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
 LENGTHS = Lengths(prompt=150, answer=64)
@@ -53,3 +60,48 @@ def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> N
         groups, more = (one.train.max_steps * one.train.groups_per_step for one in (other, usual))
         assert groups < 0.7 * more
     assert longer.train.sft_examples < usual.train.sft_examples
+
+
+def test_a_budget_that_shows_nothing_is_refused_with_one_that_is_enough() -> None:
+    slow = Speed(learn=40.0, prefill=100.0, step_s=0.5, row_s=0.01)
+    arguments = (slow, LENGTHS, TrainConfig(), 446, 646)
+    with pytest.raises(UsageError, match="learns from 40 and reads 100 tokens per second") as refusal:
+        require_useful(1, *arguments)
+    advised = re.search(r"give --minutes (\d+)$", str(refusal.value))
+    assert advised is not None
+    enough = int(advised[1])
+    require_useful(enough, *arguments)
+    assert plan(enough, *arguments).train.max_steps >= 2
+    with pytest.raises(UsageError):
+        require_useful(enough - 1, *arguments)
+
+
+def test_few_tasks_for_the_warm_start_are_no_reason_to_refuse() -> None:
+    require_useful(20, SPEED, LENGTHS, TrainConfig(), 446, 2)
+
+
+@pytest.mark.parametrize(
+    ("spent_s", "steps"),
+    [
+        (2 * 14.0, 30),  # 1.4 times the forecast
+        (2 * 20.0, 15),
+        (2 * 1000.0, 2),  # the steps that were taken count
+    ],
+)
+def test_slow_first_steps_leave_time_for_fewer(spent_s: float, steps: int) -> None:
+    planned = Plan(TrainConfig(max_steps=30), 16, step_s=10.0)
+    assert shortened(planned, 2, spent_s) == steps
+
+
+def test_the_forecast_of_the_steps_fits_the_budget() -> None:
+    sized = plan(20, SPEED, LENGTHS, TrainConfig(), 446, 646)
+    assert 0 < sized.step_s * sized.train.max_steps < 20 * 60
+
+
+def test_a_busy_machine_is_said_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    speeds = iter([(SPEED, 3.0), (Speed(400.0, 900.0, 0.05, 0.002), 1.0)])
+    monkeypatch.setattr("envkit.studies.plan.measure", lambda policy: next(speeds))
+    monkeypatch.setattr("envkit.studies.plan.CpuTimes.now", lambda: None)
+    said: list[str] = []
+    assert probe(cast(Policy, None), said.append) == Speed(400.0, 1000.0, 0.05, 0.001)
+    assert said == ["this machine is busy: equal work took up to 3.0 times as long; measuring again"]

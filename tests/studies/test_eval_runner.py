@@ -1,0 +1,74 @@
+"""Playing an agent's episodes: what broken machinery does to them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import final
+
+import pytest
+from guess_env import TASKS, Backend, GuessEnv, halve
+
+from envkit.agents.scripted import ScriptedAgent
+from envkit.display import Silent
+from envkit.errors import SandboxError, Stopped
+from envkit.rollout import Rollouts
+from envkit.store import RunFolder
+from envkit.studies.eval_runner import EvalRunner
+
+HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
+
+
+@final
+class Lines(Silent):
+    """Keeps the lines that stay on screen."""
+
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+
+def play(folder: Path, breaks: int, display: Lines, samples: int = 8) -> None:
+    run = RunFolder.create(folder, "bench", {})
+    with Rollouts(lambda: GuessEnv(sandbox=Backend(breaks), max_turns=8), workers=1) as rollouts:
+        EvalRunner(run, TASKS, display).play(rollouts, HALVING, "halving", samples)
+
+
+def test_broken_machinery_ends_an_evaluation_with_its_cause(tmp_path: Path) -> None:
+    display = Lines()
+    with pytest.raises(SandboxError, match="24 of 24 episodes broke: no sandbox"):
+        play(tmp_path, 10**6, display)
+    assert display.lines == ["halving: 24 of 24 episodes are void, in no rate; the first: no sandbox"]
+
+
+def test_a_few_voids_are_said_and_the_rest_counts(tmp_path: Path) -> None:
+    backend, display = Backend(2), Lines()
+    run = RunFolder.create(tmp_path, "bench", {})
+    with Rollouts(lambda: GuessEnv(sandbox=backend, max_turns=8), workers=1) as rollouts:
+        EvalRunner(run, TASKS, display).play(rollouts, HALVING, "halving", 8)
+    assert display.lines == ["halving: 1 of 24 episodes are void, in no rate; the first: no sandbox"]
+
+
+def test_a_stop_keeps_what_is_finished_and_a_resumed_run_plays_the_rest(tmp_path: Path) -> None:
+    run, turns = RunFolder.create(tmp_path, "bench", {}), list[int]()
+
+    def answer(key: object, turn: int, observation: str) -> str:
+        turns.append(turn)
+        return halve(observation)
+
+    agent = ScriptedAgent("halving", answer)
+    runner = EvalRunner(run, TASKS, Silent())
+
+    def make() -> GuessEnv:
+        return GuessEnv(sandbox=Backend(), max_turns=8)
+
+    with Rollouts(make, should_stop=lambda: len(turns) > 40) as rollouts, pytest.raises(Stopped):
+        runner.play(rollouts, agent, "halving", 8)
+    kept = runner.played("halving")
+    assert len(kept) < 24
+    with Rollouts(make) as rollouts:
+        runner.play(rollouts, HALVING, "halving", 8)
+    played = runner.played("halving")
+    assert len(played) == 24
+    assert played[: len(kept)] == kept
