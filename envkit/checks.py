@@ -124,9 +124,9 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
     verdict, gated = Verdict.PASS, False
     counting = [item for item in checks if not item.held_out]
     for item in counting:
-        if (asked := _run(env, item)) is None:
+        if (outcome := _run(env, item)) is None:
             raise CheckError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
-        score, found = asked
+        score, found = outcome
         if found is not None:
             evidence[item.name] = found.evidence
             if found.weakness:
@@ -142,8 +142,8 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
     solved, held = verdict is Verdict.PASS, dict[str, float]()
     if solved and held_out:
         for item in checks:
-            if item.held_out and (asked := _run(env, item)) is not None:
-                held[item.name], found = asked
+            if item.held_out and (outcome := _run(env, item)) is not None:
+                held[item.name], found = outcome
                 if found is not None:
                     evidence[item.name] = found.evidence
     return Score(reward, solved, scores, verdict, evidence, weaknesses, held)

@@ -1,4 +1,4 @@
-"""Looks up environments and sandboxes by name, through entry points."""
+"""Find environments and sandboxes by name, through entry points."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GROUPS = {
     "sandbox": "envkit.sandboxes",
 }
 
-#: Versions of our own environments as Gymnasium knows them; of others it is their package's major version.
+#: Versions in the Gymnasium ids of envkit's environments. Others have the major version of their package.
 _VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 2, "sql-desk-postgres": 2}
 
 #: Backends in order of preference; plugins' backends come after these.
@@ -45,7 +45,7 @@ def load(kind: str, name: str) -> Any:
     """Load the object that is registered under a name.
 
     Raises:
-        RegistryError: nothing of that name; the message lists what there is.
+        RegistryError: no such name; the message lists the registered ones.
     """
     found = _points(kind)
     if name not in found:
@@ -57,14 +57,14 @@ def environment(name: str) -> type[Env]:
     """Load the environment class that is registered under a name.
 
     Raises:
-        RegistryError: nothing of that name, or it is no environment.
+        RegistryError: no such name, or the object is not an environment of that id.
     """
     found = load("environment", name)
     if not (isinstance(found, type) and issubclass(found, Env)):
         raise RegistryError(f"environment {name!r} is {found!r}; expected a subclass of envkit.Env")
     if found.id != name:
         raise RegistryError(
-            f"environment {name!r} calls itself {found.id!r}; its entry point must be named so"
+            f"environment {name!r} has the id {found.id!r}; give its entry point the same name"
         )
     return found
 
@@ -78,9 +78,9 @@ def make(
     """Make an environment from names; ``gymnasium.make("envkit/CodeEditor-v0")`` calls this.
 
     Args:
-        name: of the environment.
-        tasks: tasks, or the path of a task file; by default its starters.
-        sandbox: a backend or its registered name; ``"auto"`` is the best isolated one of this machine.
+        name: name of the environment.
+        tasks: tasks, or the path of a task file; by default the environment's starter tasks.
+        sandbox: a backend or its registered name; ``"auto"`` for the best isolated one on this machine.
         options: further arguments of the environment, such as ``max_turns`` and ``render_mode``.
 
     Raises:
@@ -101,7 +101,7 @@ def read_tasks_for(kind: type[Env], path: Path) -> list[Task]:
     """Read a task file, and check that an environment can pose every task in it.
 
     Raises:
-        TaskFileError: not a task file, or one of another environment, which the message names if installed.
+        TaskFileError: not a task file, or one of another environment, which is named if it is installed.
     """
     tasks = read_tasks(path, kind)
     for task in tasks:
@@ -123,13 +123,13 @@ def _accepts(name: str, task: Task) -> bool:
     try:
         kind = environment(name)
         kind.validate_task(task)
-    except Exception:  # a plugin that cannot be loaded is no candidate either
+    except Exception:  # a plugin that cannot be loaded is not a candidate
         return False
     return kind.validate_task.__func__ is not Env.validate_task.__func__
 
 
 def sandbox_backend(name: str = "auto") -> SandboxBackend:
-    """A usable backend: the named one, or for ``"auto"`` the best isolated one of this machine.
+    """Return a usable backend: the named one, or for ``"auto"`` the best isolated one on this machine.
 
     Raises:
         RegistryError: no such backend.
@@ -158,14 +158,14 @@ def sandbox_backend(name: str = "auto") -> SandboxBackend:
 
 
 def register_gymnasium() -> None:
-    """Make ``gymnasium.make("envkit/CodeEditor-v0")`` work once envkit is imported, for every environment.
+    """Register every environment with Gymnasium, such as ``gymnasium.make("envkit/CodeEditor-v0")``.
 
-    An id is made of name and version, so no environment is loaded for it. Gymnasium has no plugin hook since
-    1.0, so ``import envkit`` calls this. In a program that does not import it,
-    ``gymnasium.make("envkit:envkit/CodeEditor-v0")`` does.
+    Ids consist of name and version, so no environment is loaded here. Gymnasium has no plugin hook since 1.0,
+    so ``import envkit`` calls this function. A program that does not import envkit can write
+    ``gymnasium.make("envkit:envkit/CodeEditor-v0")``.
     """
     for name, point in _points("environment").items():
-        if re.fullmatch(r"[\w-]+", name):  # Gymnasium takes no other
+        if re.fullmatch(r"[\w-]+", name):  # Gymnasium accepts no other names
             words = "".join(word.capitalize() for word in name.split("-"))
             id_ = f"envkit/{words}-v{_version(name, point)}"
             gymnasium.register(id_, "envkit.registry:make", order_enforce=False, kwargs={"name": name})

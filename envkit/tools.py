@@ -21,9 +21,9 @@ from envkit.errors import ContractError
 from envkit.syntax import parse_expression
 
 _MARK = "__envkit_tool__"
-_TORN = re.compile("[\ud800-\udfff]")
-#: Of a whole number. Python writes none of more than 4,300 digits as text, and raises an error of its own.
-_MOST_BITS = 10_000
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+#: Largest size of an integer argument. Python cannot format integers of more than 4,300 digits.
+_MAX_BITS = 10_000
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
@@ -36,12 +36,12 @@ class Tool:
     """One tool, as agents see it.
 
     Args:
-        name: the method's name.
-        description: its docstring up to ``Args:``.
+        name: name of the method.
+        description: the method's docstring up to ``Args:``.
         arguments: argument -> its description in the docstring's ``Args:``, or an empty text.
-        signature: as in Python, without ``self``.
+        signature: Python signature without ``self``.
         ends: True if a call ends the episode.
-        method: the function itself.
+        method: the function.
     """
 
     name: str
@@ -121,7 +121,7 @@ def describe_tools(tools: Sequence[Tool]) -> str:
     """Describe tools for a prompt: an example call, and one line per tool. Empty if there are no tools."""
     if not tools:
         return ""
-    lines = "\n".join(each.usage() for each in tools)
+    lines = "\n".join(tool.usage() for tool in tools)
     return f"Say one call per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
 
 
@@ -135,11 +135,11 @@ def format_call(name: str, arguments: Mapping[str, Any]) -> str:
 
 
 def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
-    """Parse the first call in an action; or return what is wrong with it and how to write it.
+    """Parse the first call in an action. A malformed call gives a message: the fault, and the correct form.
 
     Text around the call is ignored, because models like to explain themselves.
     """
-    by_name = {each.name: each for each in tools}
+    by_name = {tool.name: tool for tool in tools}
     names = "|".join(map(re.escape, by_name))
     start = re.search(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))", action)
     if start is None:
@@ -167,21 +167,21 @@ def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
 def _described(name: str, method: Any, ends: bool) -> Tool:
     signature = inspect.signature(method)
     arguments = [*signature.parameters.values()][1:]
-    for each in arguments:
-        if each.kind not in (each.POSITIONAL_OR_KEYWORD, each.KEYWORD_ONLY):
-            raise ContractError(f"tool {name}: argument {each} cannot be given by name")
-        if each.annotation is each.empty:
+    for argument in arguments:
+        if argument.kind not in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
+            raise ContractError(f"tool {name}: argument {argument} cannot be given by name")
+        if argument.annotation is argument.empty:
             raise ContractError(
-                f"tool {name}: argument {each.name} has no type hint, such as {each.name}: str"
+                f"tool {name}: argument {argument.name} has no type hint, such as {argument.name}: str"
             )
     head, _, tail = (inspect.getdoc(method) or "").partition("\nArgs:\n")
     texts = _texts(tail)
-    described = {each.name: texts.get(each.name, "") for each in arguments}
+    described = {argument.name: texts.get(argument.name, "") for argument in arguments}
     return Tool(name, head.strip(), described, f"({', '.join(map(_shown, arguments))})", ends, method)
 
 
 def _texts(section: str) -> dict[str, str]:
-    r"""Descriptions by argument; what is indented deeper than an argument's line goes on with it.
+    r"""Parse the ``Args:`` section to descriptions by argument. Deeper indented lines continue one.
 
     >>> _texts("    word: what to look for,\n        limit: of one line.\nReturns:\n    lines: found.")
     {'word': 'what to look for, limit: of one line.'}
@@ -201,7 +201,7 @@ def _texts(section: str) -> dict[str, str]:
 
 
 def _shown(argument: inspect.Parameter) -> str:
-    hint: Any = argument.annotation  # text, where annotations are postponed
+    hint: Any = argument.annotation  # a str under `from __future__ import annotations`
     text = hint if isinstance(hint, str) else inspect.formatannotation(hint)
     return f"{argument.name}: {text}" + (
         "" if argument.default is argument.empty else f" = {argument.default!r}"
@@ -211,17 +211,17 @@ def _shown(argument: inspect.Parameter) -> str:
 @functools.cache
 def _adapter(method: Callable[..., Any]) -> Any:
     """Pydantic's adapter that checks and converts a method's arguments."""
-    from pydantic import ConfigDict, TypeAdapter  # not on import: it takes its time
-    from typing_extensions import TypedDict  # pydantic's own; it refuses older Pythons' one
+    from pydantic import ConfigDict, TypeAdapter  # imported on use because it is slow
+    from typing_extensions import TypedDict  # pydantic refuses typing.TypedDict before Python 3.12
 
     hints = get_type_hints(method, include_extras=True)
     fields = {
-        name: hints[name] if each.default is each.empty else NotRequired[hints[name]]
-        for name, each in [*inspect.signature(method).parameters.items()][1:]
+        name: hints[name] if argument.default is argument.empty else NotRequired[hints[name]]
+        for name, argument in [*inspect.signature(method).parameters.items()][1:]
     }
-    # A dict and no model, whose own attributes arguments could be named like.
+    # Not a pydantic model: arguments could have the names of its attributes.
     arguments: Any = TypedDict(method.__name__, fields)  # pyright: ignore[reportArgumentType]
-    # A NaN would go through every comparison that a tool makes with it.
+    # No NaN: it would pass range checks in tools, because every comparison with it is False.
     arguments.__pydantic_config__ = ConfigDict(
         extra="forbid", coerce_numbers_to_str=True, allow_inf_nan=False
     )
@@ -239,10 +239,10 @@ def _untitled(schema: Any) -> Any:
 
 
 def _bracketed(text: str) -> int:
-    """Length of the bracketed expression that a text begins with; 0 if it is never closed."""
+    """Length of the bracketed expression at the start of a text; 0 if it is not closed."""
     depth = 0
     lines = [0]
-    for line in io.StringIO(text):  # as the tokenizer has them; others are text within a line
+    for line in io.StringIO(text):  # StringIO splits at the tokenizer's line ends; `splitlines` has more
         lines.append(lines[-1] + len(line))
     try:
         for token in tokenize.generate_tokens(io.StringIO(text).readline):
@@ -267,15 +267,18 @@ def _parsed(source: str) -> ast.Call | None:
 
 
 def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
-    """Arguments by name.
+    """Evaluate the literal arguments of a call, by name.
 
     Raises:
-        ValueError: one is not a literal, or there are more than the tool has.
+        ValueError: an argument is not a literal or is given twice, or there are too many.
     """
     names = [*tool.arguments]
     if len(call.args) > len(names):
         raise ValueError(f"{len(call.args)} arguments, and it takes {len(names)}")
-    pairs = [*zip(names, call.args, strict=False), *((each.arg, each.value) for each in call.keywords)]
+    pairs = [
+        *zip(names, call.args, strict=False),
+        *((keyword.arg, keyword.value) for keyword in call.keywords),
+    ]
     given: dict[str, Any] = {}
     for name, value in pairs:
         if name is None or name in given:
@@ -292,10 +295,10 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
 def _fault_of(node: ast.AST) -> str:
     """The reason why no tool can use a literal; empty if tools can."""
     value = node.value if isinstance(node, ast.Constant) else None
-    if isinstance(value, str) and _TORN.search(value):
-        return "half a surrogate pair, which is no text"  # and which no encoding takes
-    if isinstance(value, int) and value.bit_length() > _MOST_BITS:
-        return f"a whole number of {value.bit_length()} bits; expected at most {_MOST_BITS}"
+    if isinstance(value, str) and _LONE_SURROGATE.search(value):
+        return "half a surrogate pair, which is no text"  # and cannot be encoded
+    if isinstance(value, int) and value.bit_length() > _MAX_BITS:
+        return f"a whole number of {value.bit_length()} bits; expected at most {_MAX_BITS}"
     return ""
 
 
@@ -306,7 +309,7 @@ def _checked(tool: Tool, given: Mapping[str, Any]) -> ToolCall | str:
     try:
         return ToolCall(tool, _adapter(tool.method).validate_python(given))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors()]
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
         return f"{tool.name}: {'; '.join(faults)}. It is {tool.usage()}"
 
 

@@ -12,7 +12,7 @@ OPERATORS = ("comparison", "wrong variable", "off by one")
 CONDITIONS = Conditions("code-editor", "c0de", "7a5c5", 1, 1)
 
 
-def arm(
+def sample_row(
     name: str,
     origin: Origin,
     rate: float,
@@ -50,13 +50,13 @@ def report(
         "local", "smollm2-135m-q4", temperature=0.7, max_completion_length=128, digest="d19e57" * 10
     )
     trained = replace(local, adapter="ada97e5" * 4, training_seconds=1200.0)
-    arms = (
-        arm("oracle", Origin(), 1.0, tasks=tasks, samples=1),
-        arm("no-op", Origin(), 0.0, tasks=tasks, samples=1),
-        arm("base", local, 0.02, tasks=tasks),
-        arm("SFT+RL", trained, 0.35, tasks=tasks, voids=voids),
-        arm("big & <b>bold</b>", Origin("live", "gpt-5.6", temperature=math.nan), 0.9, tasks=tasks),
-        arm("gpt-4-0613", Origin("recorded", "gpt-4-0613"), 0.6, tasks=tasks, samples=1),
+    rows = (
+        sample_row("oracle", Origin(), 1.0, tasks=tasks, samples=1),
+        sample_row("no-op", Origin(), 0.0, tasks=tasks, samples=1),
+        sample_row("base", local, 0.02, tasks=tasks),
+        sample_row("SFT+RL", trained, 0.35, tasks=tasks, voids=voids),
+        sample_row("big & <b>bold</b>", Origin("live", "gpt-5.6", temperature=math.nan), 0.9, tasks=tasks),
+        sample_row("gpt-4-0613", Origin("recorded", "gpt-4-0613"), 0.6, tasks=tasks, samples=1),
     )
     return ReportData(
         title="A bench",
@@ -70,7 +70,7 @@ def report(
         model_digest="d19e57" * 10,
         heldout_digest=CONDITIONS.tasks,
         machine=Machine("A CPU", 2, 2, "bfloat16"),
-        rows=arms,
+        rows=rows,
         training=tuple(TrainPoint(s, s / 40, 0.5, -0.01, 500.0) for s in range(1, 21)),
         conditions=replace(CONDITIONS, environment=environment),
         commit="0.1.0 abc1234",

@@ -1,4 +1,4 @@
-"""A small, fully known run: 40 source functions with two tasks each, four arms."""
+"""A small, fully known run: 40 source functions with two tasks each, four rows."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from envkit.benchmark.report_data import (
 OPERATORS = ("comparison", "wrong variable")
 
 
-def _arm(name: str, description: str, solved_of_8: tuple[int, ...], expected: float | None = None) -> Row:
-    """An arm whose task ``t`` solves ``solved_of_8[t % len]`` of 8 samples."""
+def _row(name: str, description: str, solved_of_8: tuple[int, ...], expected: float | None = None) -> Row:
+    """A row whose task ``t`` solves ``solved_of_8[t % len]`` of 8 samples."""
     items = tuple(
         TaskResult(
             task=f"lib.f{t // 2}.{t}",
@@ -52,10 +52,10 @@ def run() -> ReportData:
         heldout_digest="sha256:bb22",
         machine=Machine("A CPU", 2, 2, "float32"),
         rows=(
-            _arm("base", "the untouched model", (0, 0, 1, 0, 0)),
-            _arm("SFT", "after the warm start", (2, 4, 3, 5, 1)),
-            _arm("SFT+RL", "after reinforcement learning", (3, 4, 2, 5, 1)),
-            _arm("oracle", "applies the known fix", (8,), expected=1.0),
+            _row("base", "the untouched model", (0, 0, 1, 0, 0)),
+            _row("SFT", "after the warm start", (2, 4, 3, 5, 1)),
+            _row("SFT+RL", "after reinforcement learning", (3, 4, 2, 5, 1)),
+            _row("oracle", "applies the known fix", (8,), expected=1.0),
         ),
         differences=(
             Difference("SFT+RL", "base", "The whole recipe"),

@@ -1,4 +1,4 @@
-"""Damaged reports: whatever a file holds, reading it works or fails with one line that names the file."""
+"""Damaged reports: reading any file works, or fails with one line that names the file."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def damaged(path: tuple[Any, ...], what: str, value: Any) -> str:
 
 
 def read_and_write(folder: Path) -> None:
-    """All that the commands `report` and `leaderboard` do with a run's report."""
+    """Do what the commands `report` and `leaderboard` do with a report."""
     data = load_report(folder)
     write_report(data, folder, overwrite=True)
     write_leaderboard(make_leaderboard([data], PRICES), folder / "board")
@@ -112,9 +112,7 @@ def test_a_torn_file_is_refused_or_harmless(tmp_path: Path, end: int, more: byte
         (("training", 0, "loss"), 1e308, r"training\[0\]: loss is 1e\+308"),
     ],
 )
-def test_a_value_out_of_range_is_named(
-    tmp_path: Path, path: tuple[Any, ...], value: Any, message: str
-) -> None:
+def test_value_out_of_range_is_named(tmp_path: Path, path: tuple[Any, ...], value: Any, message: str) -> None:
     (tmp_path / "report.json").write_text(damaged(path, "replace", value))
     with pytest.raises(StoreError, match=rf"report\.json: .*{message}"):
         load_report(tmp_path)

@@ -1,4 +1,4 @@
-"""The leaderboard's files: the same numbers in all three, nothing run that is not ours, nothing lost."""
+"""The leaderboard's files: equal numbers in all three, no foreign script, atomic replacement."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from sample_reports import arm, report
+from sample_reports import report, sample_row
 
 from envkit.benchmark.leaderboard import render, write_leaderboard
 from envkit.benchmark.leaderboard_data import make_leaderboard
@@ -42,7 +42,7 @@ def test_every_cell_stands_in_page_and_markdown(files: dict[str, str]) -> None:
         assert f"| {' | '.join(said)} |" in plain
 
 
-def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
+def test_unknown_training_cost_says_not_known() -> None:
     found = report()
     trained = replace(found.rows[3], origin=replace(found.rows[3].origin, training_seconds=math.nan))
     made = make_leaderboard([replace(found, rows=(*found.rows[:3], trained, found.rows[4]))], load_prices())
@@ -56,7 +56,7 @@ def test_dollars_of_training_that_are_not_known_are_no_dash() -> None:
     assert re.search(r"\n\| SFT\+RL \| big .* \| 3\d\.\d \| 9\d\.\d \| \$\S+ \| not known \|\n", page)
 
 
-def test_seconds_are_those_of_answers() -> None:
+def test_seconds_are_empty_for_controls_and_recorded_outputs() -> None:
     rows = make_leaderboard([report()], load_prices()).sections[0].rows
     shown = {row.name: line(row, "")[HEAD.index("s per episode")].text for row in rows}
     assert shown == {
@@ -79,7 +79,7 @@ def test_the_csv_has_numbers_as_numbers_and_no_formulas(files: dict[str, str]) -
     assert ",=1+1" not in made
 
 
-def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str]) -> None:
+def test_pass_at_k_curve_is_also_a_table(files: dict[str, str]) -> None:
     rows = {row["agent"]: row for row in csv.DictReader(io.StringIO(files["leaderboard.csv"]))}
     made = make_leaderboard([report()], load_prices())
     contestants = {row.name: row for row in made.sections[0].contestants}
@@ -97,7 +97,7 @@ def test_what_the_curve_of_pass_at_k_shows_stands_in_tables(files: dict[str, str
         assert all(f">{cell}</td>" in files["leaderboard.html"] for cell in cells)
         plain = re.sub(r"\\(?=[<*|_])", "", files["leaderboard.md"])
         assert f"\n| {name} | {' | '.join(cells)} |\n" in plain
-    once = replace(report(), rows=tuple(arm for arm in report().rows if arm.name in ("oracle", "gpt-4-0613")))
+    once = replace(report(), rows=tuple(row for row in report().rows if row.name in ("oracle", "gpt-4-0613")))
     page = render(make_leaderboard([once], load_prices()))
     assert "one of k tries" not in page["leaderboard.md"].decode()
     assert b"pass_at_2" not in page["leaderboard.csv"]
@@ -134,17 +134,17 @@ def test_every_row_says_where_it_comes_from(files: dict[str, str]) -> None:
 
 
 def head_of(*reports: ReportData, machine: str | None = None) -> str:
-    """What a board says before its tables."""
+    """The Markdown before the first table."""
     page = render(make_leaderboard(reports, load_prices(), machine))["leaderboard.md"].decode()
     return re.sub(r"\\\\(?=[<*|_])", "", page[: page.index("## code-editor")])
 
 
-def test_what_a_reader_must_know_is_said_first() -> None:
+def test_warnings_come_before_the_tables() -> None:
     broken = report(voids=5)
     lying = replace(broken.rows[0], results=tuple(replace(item, solved=0) for item in broken.rows[0].results))
     short = replace(broken.rows[2], results=broken.rows[2].results[:50])
-    arms, early = (lying, short, broken.rows[3]), ("The run ended early (why).",)
-    head = head_of(replace(broken, rows=arms, warnings=early, isolation="external"))
+    rows, early = (lying, short, broken.rows[3]), ("The run ended early (why).",)
+    head = head_of(replace(broken, rows=rows, warnings=early, isolation="external"))
     assert "code-editor: The control oracle solved 0.0 % instead of 100.0 %" in head
     assert "code-editor: SFT+RL: 5 of 245 samples were lost to broken machinery" in head
     assert "code-editor: base was not measured on 10 of the tasks, so it is ranked behind" in head
@@ -153,7 +153,7 @@ def test_what_a_reader_must_know_is_said_first() -> None:
     assert "different machines" not in head
 
 
-def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None:
+def test_board_warns_of_few_functions_and_of_different_machines_at_one_price() -> None:
     first, second = (replace(report(run, tasks=20), rows=report(tasks=20).rows[:3]) for run in ("one", "two"))
     elsewhere = replace(second, machine=replace(second.machine, cpu="B CPU"))
     assert "different machines" not in head_of(first, second, machine="cpu-2-cores")
@@ -177,8 +177,8 @@ def test_a_board_warns_of_few_functions_and_of_machines_that_pay_alike() -> None
         ({}, "No agent was measured, only controls"),
     ],
 )
-def test_the_lead_says_no_more_than_was_measured(rates: dict[str, float], said: str) -> None:
-    rows = [arm(name, Origin("local", "m"), rate, tasks=20) for name, rate in rates.items()]
+def test_lead_claims_only_significant_differences(rates: dict[str, float], said: str) -> None:
+    rows = [sample_row(name, Origin("local", "m"), rate, tasks=20) for name, rate in rates.items()]
     controls = report(tasks=20).rows[:2]
     page = render(make_leaderboard([replace(report(), rows=(*controls, *rows))], load_prices()))
     [_, lead] = page["leaderboard.md"].decode().split("## code-editor\n\n", 1)

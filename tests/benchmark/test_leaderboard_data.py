@@ -1,4 +1,4 @@
-"""The board: what may stand side by side, what it costs, and what beats what."""
+"""The leaderboard's numbers: equal conditions, costs, ranks and comparisons."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 
 import pytest
-from sample_reports import CONDITIONS, arm, report
+from sample_reports import CONDITIONS, report, sample_row
 
 from envkit.benchmark.leaderboard_data import TWO_CORES, Leaderboard, make_leaderboard, usd_per_solved
 from envkit.benchmark.leaderboard_table import provenance
@@ -59,7 +59,7 @@ def test_two_environments_need_not_share_conditions() -> None:
     assert [section.conditions.environment for section in found.sections] == ["code-editor", "sql-desk"]
 
 
-def test_equal_names_of_two_runs_are_told_apart_and_controls_shown_once() -> None:
+def test_equal_names_of_two_runs_get_the_run_id_and_controls_appear_once() -> None:
     [section] = board(report("one"), report("two")).sections
     names = [row.name for row in section.rows]
     assert names.count("oracle") == 1
@@ -104,8 +104,8 @@ def test_cached_tokens_are_paid_as_such() -> None:
     assert section.rows[0].cost.total_usd == pytest.approx(240 * (1000 * 0.4 + 100 * 20) / 1e6)
 
 
-def test_what_is_not_priced_says_why_and_is_in_no_frontier() -> None:
-    unpriced = arm("mystery", Origin("live", "no-such-model"), 0.95)
+def test_unpriced_row_gives_the_reason_and_is_not_on_the_frontier() -> None:
+    unpriced = sample_row("mystery", Origin("live", "no-such-model"), 0.95)
     [section] = board(replace(report(), rows=(*report().rows, unpriced))).sections
     rows = {row.name: row for row in section.rows}
     assert "no price for 'no-such-model'" in rows["mystery"].cost.basis
@@ -132,12 +132,12 @@ def test_every_row_says_how_it_was_sampled() -> None:
 
 
 def test_every_row_says_its_own_model_and_weights_whatever_it_is_priced_as() -> None:
-    arms = (
-        arm("live", Origin("live", "provider/m", price="gpt-5.6"), 0.5),
-        arm("one", Origin("local", "small", digest="1" * 64), 0.5),
-        arm("other", Origin("local", "large", digest="2" * 64), 0.5),
+    rows = (
+        sample_row("live", Origin("live", "provider/m", price="gpt-5.6"), 0.5),
+        sample_row("one", Origin("local", "small", digest="1" * 64), 0.5),
+        sample_row("other", Origin("local", "large", digest="2" * 64), 0.5),
     )
-    [section] = board(replace(report(), rows=arms)).sections
+    [section] = board(replace(report(), rows=rows)).sections
     table = provenance(section)
     models = {row[0]: row[table.head.index("Model")] for row in table.rows}
     assert models == {"live": "provider/m", "one": f"small {'1' * 12}", "other": f"large {'2' * 12}"}
@@ -162,20 +162,20 @@ def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
         board(report(), against="nobody")
 
 
-def test_a_row_that_was_measured_on_fewer_tasks_leads_no_other() -> None:
-    local, short = Origin("local", "m"), arm("short", Origin("local", "m"), 0.9)
+def test_row_with_fewer_tasks_ranks_behind_complete_rows() -> None:
+    local, short = Origin("local", "m"), sample_row("short", Origin("local", "m"), 0.9)
     short = replace(short, results=short.results[:20])
-    arms = (arm("best", local, 0.5), arm("worst", local, 0.1), short)
-    [section] = board(replace(report(), rows=arms)).sections
+    rows = (sample_row("best", local, 0.5), sample_row("worst", local, 0.1), short)
+    [section] = board(replace(report(), rows=rows)).sections
     assert [row.name for row in section.rows] == ["best", "worst", "short"]
     assert [row.name for row in section.complete] == ["best", "worst"]
     assert section.lead_p < 0.01  # of the best against the worst
     assert [row.name for row in section.rows if row.dominated] == ["worst"]
-    [section] = board(replace(report(), rows=(arms[0], short))).sections
+    [section] = board(replace(report(), rows=(rows[0], short))).sections
     assert math.isnan(section.lead_p)
 
 
-def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
+def test_reference_can_be_named_with_its_run_id() -> None:
     [section] = board(report("one"), report("two"), against="base · two").sections
     assert section.reference == "base · two"
     with pytest.raises(
@@ -184,24 +184,26 @@ def test_a_row_of_one_run_can_be_the_one_asked_for() -> None:
         board(report("one"), report("two"), against="base")
 
 
-def test_answers_that_a_killed_run_had_are_paid_for_by_the_time_they_took() -> None:
+def test_answers_of_a_killed_run_are_priced_by_their_original_time() -> None:
     served = Origin("live", "mine", machine="box", seconds=4800.0)
-    arms = [arm("going on", served, 0.5), arm("at once", replace(served, seconds=10.0), 0.5)]
-    [section] = board(replace(report(), rows=tuple(arms))).sections
+    rows = [sample_row("going on", served, 0.5), sample_row("at once", replace(served, seconds=10.0), 0.5)]
+    [section] = board(replace(report(), rows=tuple(rows))).sections
     costs = {row.name: row.cost.total_usd for row in section.rows}
     # 240 tries of 2 s at $3.60 an hour, if their calls took no longer.
     assert costs == {"going on": pytest.approx(4.8), "at once": pytest.approx(0.48)}
 
 
-def test_a_row_whose_calls_gave_no_answer_is_paid_for_all_the_same() -> None:
-    lost = replace(arm("lost", Origin("live", "gpt-5.6", prompt_tokens=10**6), 0.0))
+def test_calls_without_an_answer_are_priced() -> None:
+    lost = replace(sample_row("lost", Origin("live", "gpt-5.6", prompt_tokens=10**6), 0.0))
     items = tuple(replace(item, completion_tokens=0, prompt_tokens=0) for item in lost.results)
     [section] = board(replace(report(), rows=(replace(lost, results=items),))).sections
     assert section.rows[0].cost.total_usd == pytest.approx(4.0)
 
 
 def test_mcnemar_is_for_single_tries_only() -> None:
-    once = [arm(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))]
+    once = [
+        sample_row(name, Origin("recorded", name), rate, samples=1) for name, rate in (("a", 0.9), ("b", 0.3))
+    ]
     [section] = board(replace(report(), rows=tuple(once)), against="b").sections
     first = section.rows[0].versus
     assert first is not None
@@ -210,7 +212,7 @@ def test_mcnemar_is_for_single_tries_only() -> None:
     assert all(math.isnan(row.versus.mcnemar) for row in section.rows if row.versus)
 
 
-def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
+def test_break_even_after_a_number_of_solved_tasks() -> None:
     [section] = board(report()).sections
     [found] = section.break_even
     rows = {row.name: row for row in section.rows}
@@ -225,7 +227,7 @@ def test_an_adapter_pays_for_its_training_after_so_many_solved_tasks() -> None:
 
 
 def test_a_row_that_solves_nothing_never_pays_off() -> None:
-    trained = arm("SFT+RL", replace(report().rows[3].origin), 0.0)
+    trained = sample_row("SFT+RL", replace(report().rows[3].origin), 0.0)
     [section] = board(replace(report(), rows=(report().rows[4], trained))).sections
     assert math.isinf(usd_per_solved(section.rows[1]))
     assert [pair.solved_tasks for pair in section.break_even] == [math.inf]
@@ -233,14 +235,14 @@ def test_a_row_that_solves_nothing_never_pays_off() -> None:
 
 def test_unknown_training_cost_is_not_called_free() -> None:
     origin = replace(report().rows[3].origin, training_seconds=math.nan)
-    [section] = board(replace(report(), rows=(report().rows[4], arm("SFT+RL", origin, 0.5)))).sections
+    [section] = board(replace(report(), rows=(report().rows[4], sample_row("SFT+RL", origin, 0.5)))).sections
     assert math.isnan(section.rows[1].training_usd)
     [found] = section.break_even
     assert found.saves_usd > 0
     assert math.isnan(found.solved_tasks)
 
 
-def test_an_adapter_whose_episodes_are_not_priced_is_not_said_to_never_pay_off() -> None:
+def test_break_even_of_an_unpriced_adapter_is_unknown_not_never() -> None:
     elsewhere = replace(report(), machine=replace(report().machine, cores=64))
     [section] = make_leaderboard([elsewhere], TABLE).sections
     [found] = section.break_even

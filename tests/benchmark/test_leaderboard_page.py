@@ -1,4 +1,4 @@
-"""The leaderboard in a real browser: sorting, filtering, keyboard, and nothing in the way of a reader."""
+"""The leaderboard in a real browser: sorting, filtering, keyboard, accessibility and print."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_columns_sort_both_ways_and_unknown_values_stay_last(seen: Watched) -> N
     assert names(page) == sorted(ranked, key=str.lower)
 
 
-def test_a_keyboard_sorts_as_a_mouse_does(seen: Watched) -> None:
+def test_enter_sorts_like_a_click(seen: Watched) -> None:
     page = seen.page
     page.get_by_role("button", name="Tries").first.focus()
     page.keyboard.press("Enter")
@@ -81,7 +81,7 @@ def test_a_sort_arrow_stands_beside_its_title(chromium: Browser, page_url: str) 
         assert seen.is_quiet()
 
 
-def test_filters_leave_what_was_asked_for(seen: Watched) -> None:
+def test_filters_hide_other_rows(seen: Watched) -> None:
     page = seen.page
     shown = page.locator("#shown")
     page.get_by_label("control").uncheck()
@@ -101,7 +101,7 @@ def test_names_are_text(seen: Watched) -> None:
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1280, False), (1280, True), (390, False)])
-def test_axe_finds_nothing_grave(
+def test_axe_finds_no_serious_violation(
     chromium: Browser, page_url: str, tmp_path: Path, width: int, dark: bool
 ) -> None:
     with watched(chromium, dark=dark, width=width) as seen:

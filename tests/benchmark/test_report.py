@@ -1,4 +1,4 @@
-"""The report: both files say the same numbers, plainly, safely and the same way every time."""
+"""The report: equal numbers in both files, escaped text, reproducible bytes."""
 
 from __future__ import annotations
 
@@ -123,7 +123,7 @@ def test_the_headline_of_an_unfinished_run(run: ReportData) -> None:
         Outline(_pages(each)[0])
 
 
-def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
+def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
     assert warnings(run, summarise(run)) == run.warnings
     oracle = run.rows[3]
     broken = replace(oracle, results=(replace(oracle.results[0], solved=7), *oracle.results[1:]))
@@ -143,7 +143,7 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arm", "said"),
+    ("row", "said"),
     [
         (Row("a", "", ITEMS), []),
         (Row("a", "", (replace(ITEMS[0], voids=1), *ITEMS[1:])), []),  # 1 of 101
@@ -162,13 +162,13 @@ def test_warnings_that_the_rows_give_rise_to(run: ReportData) -> None:
         (Row("a", "", ()), []),
     ],
 )
-def test_what_an_arm_s_own_numbers_warn_of(arm: Row, said: list[str]) -> None:
-    found = row_warnings("a there", arm, summarise_row(arm, (1,)))
+def test_warnings_of_one_row(row: Row, said: list[str]) -> None:
+    found = row_warnings("a there", row, summarise_row(row, (1,)))
     assert len(found) == len(said)
     assert all(text.startswith(start) for text, start in zip(found, said, strict=True))
 
 
-def test_both_files_say_how_an_interval_without_spread_is_made(run: ReportData) -> None:
+def test_both_files_explain_the_exact_interval(run: ReportData) -> None:
     page, markdown = _pages(run)
     for text in ("".join(Outline(page).text).replace("\u00a0", " "), markdown):
         assert "[91.2, 100.0]" in text, "of the oracle, on 40 functions"

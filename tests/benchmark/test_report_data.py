@@ -1,4 +1,4 @@
-"""``report.json``: what goes in comes out, and what is wrong is named."""
+"""``report.json``: round trips, and errors that name the field."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_order_of_items_does_not_matter(items: list[tuple[int, float]], random: 
     )
 
 
-def test_one_cluster_says_nothing_about_spread() -> None:
+def test_one_cluster_gives_an_infinite_interval() -> None:
     found = mean_interval([0.2, 0.9, 0.7], ["f", "f", "f"])
     assert (found.estimate, found.low, found.high) == (pytest.approx(0.6), -math.inf, math.inf)
     assert not found.excludes_zero
@@ -122,7 +122,7 @@ def test_equal_values_have_no_width() -> None:
     assert (found.low, found.estimate, found.high) == (0.25, 0.25, 0.25)
 
 
-def test_copies_within_a_cluster_add_no_information() -> None:
+def test_copies_within_a_cluster_leave_the_interval_unchanged() -> None:
     values = np.random.default_rng(1).random(30)
     once = mean_interval(values, _names(np.arange(30)))
     copied = mean_interval(values.repeat(5), _names(np.arange(30).repeat(5)))
@@ -144,7 +144,7 @@ def test_coverage_holds_with_clusters_and_fails_without() -> None:
     assert hits[1] / 200 < 0.80
 
 
-def test_paired_arms_share_their_draws() -> None:
+def test_paired_interval_uses_the_same_draws_for_both() -> None:
     first = 0.9 * np.random.default_rng(2).random(60)
     names = _names(np.arange(60) // 3)
     shifted = paired_interval(first + 0.1, first, names)
@@ -175,11 +175,11 @@ def test_rates_that_differ_are_resampled() -> None:
 
 
 def test_where_two_arms_agree_a_difference_both_ways_is_possible() -> None:
-    """For arms at 0 or 1: Newcombe's square-and-add of the two exact intervals."""
+    """For rates of 0 or 1: Newcombe's square-and-add of the two exact intervals."""
     names = _names(np.arange(80) // 2)
     for solved in (0, 1):
-        arm = np.full(80, solved)
-        found, rate = paired_interval(arm, arm, names), rate_interval(arm, names)
+        rates = np.full(80, solved)
+        found, rate = paired_interval(rates, rates, names), rate_interval(rates, names)
         reach = math.hypot(rate.high - solved, solved - rate.low)
         assert (found.low, found.estimate, found.high) == (pytest.approx(-reach), 0, pytest.approx(reach))
         assert found.exact

@@ -31,11 +31,11 @@ def test_voids_leave_every_rate_but_are_counted(run: ReportData) -> None:
         TaskResult("b", "g", "", 6, 3, voids=2),
         TaskResult("c", "h", "", 0, 0, voids=8),
     )
-    (arm,) = summarise(replace(run, rows=(Row("x", "", items),), differences=())).rows
-    assert arm.solve_rate.interval is not None
-    assert (arm.solve_rate.interval.estimate, arm.tasks) == (0.5, 2)
-    assert arm.rates[1].tasks == 1  # only task a has 8 graded samples
-    assert (arm.voids, arm.samples) == (10, 14)
+    (row,) = summarise(replace(run, rows=(Row("x", "", items),), differences=())).rows
+    assert row.solve_rate.interval is not None
+    assert (row.solve_rate.interval.estimate, row.tasks) == (0.5, 2)
+    assert row.rates[1].tasks == 1  # only task a has 8 graded samples
+    assert (row.voids, row.samples) == (10, 14)
 
 
 def test_differences_pair_by_task(run: ReportData) -> None:
@@ -67,8 +67,8 @@ def test_an_arm_that_solves_all_or_nothing_is_not_certain(run: ReportData) -> No
     nothing = replace(run.rows[0], results=tuple(replace(item, solved=0) for item in run.rows[0].results))
     data = replace(run, rows=(nothing, run.rows[3]), differences=(Difference("oracle", "base", ""),))
     summary = summarise(data)
-    for arm, ends in zip(summary.rows, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
-        for rate in arm.rates:
+    for row, ends in zip(summary.rows, ((0.0, 0.0881), (0.9119, 1.0)), strict=True):
+        for rate in row.rates:
             assert rate.interval is not None
             assert rate.interval.exact
             assert (rate.interval.low, rate.interval.high) == pytest.approx(ends, abs=1e-4)

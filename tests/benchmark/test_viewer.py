@@ -1,4 +1,4 @@
-"""The page that shows a run, as a reader meets it: in a real browser, with real hostile text."""
+"""The viewer in a real browser, with hostile text."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, model: Path) -> RunFolder:
 
 @contextmanager
 def view(*arguments: str) -> Generator[tuple[subprocess.Popen[str], str]]:
-    """``envkit view`` with these arguments, and the address that it says."""
+    """Run ``envkit view`` with these arguments; yields the process and the printed address."""
     command = [sys.executable, "-m", "envkit.cli", "view", "--json", *arguments]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         try:
@@ -126,7 +126,7 @@ def url(run: RunFolder) -> Iterator[str]:
 
 @pytest.fixture
 def seen(chromium: Browser) -> Iterator[Watched]:
-    """A page that must have nothing to complain of in the end."""
+    """A page that must end without console errors or foreign requests."""
     with watched(chromium) as made:
         yield made
         assert made.complaints == []
@@ -225,7 +225,7 @@ def test_hostile_text_stays_text_to_the_letter(seen: Watched, url: str) -> None:
     assert not set("\u202e\u2066\u200b\x00\x1b") & set(page.content())
 
 
-def test_the_policy_would_stop_a_script_that_got_in(chromium: Browser, url: str) -> None:
+def test_content_security_policy_blocks_injected_scripts(chromium: Browser, url: str) -> None:
     with watched(chromium) as seen:
         go(seen.page, url)
         seen.page.evaluate("""() => {
@@ -269,7 +269,7 @@ def test_turns_are_shown_as_recorded(seen: Watched, url: str) -> None:
     expect(first).to_be_visible()
 
 
-def test_what_an_answer_changes_is_computed_from_the_two_blocks(seen: Watched, url: str) -> None:
+def test_changes_view_compares_the_two_code_blocks(seen: Watched, url: str) -> None:
     page = seen.page
     go(page, f"{url}#eval-SFT%2BRL/1")
     last = turns(page).nth(3)
@@ -309,7 +309,7 @@ def test_tokens_are_coloured_by_probability(seen: Watched, url: str, model: Path
     expect(page.locator(".tokens")).to_have_count(0)  # the choice is one for all turns
 
 
-def test_tokens_that_cannot_be_spelled_are_ids_and_a_reason(seen: Watched, url: str) -> None:
+def test_undecodable_tokens_show_ids_and_the_reason(seen: Watched, url: str) -> None:
     page = seen.page
     go(page, f"{url}#eval-SFT%2BRL/2")
     assert page.locator(".action pre").text_content() == sample_runs.ANSWER
@@ -337,7 +337,7 @@ def test_the_same_task_stands_side_by_side(seen: Watched, url: str) -> None:
     assert page.url.endswith("#eval-base/1")
 
 
-def test_an_address_of_nothing_says_so(seen: Watched, url: str) -> None:
+def test_unknown_episode_in_the_address_shows_an_error(seen: Watched, url: str) -> None:
     go(seen.page, f"{url}#eval-base/99")
     expect(seen.page.locator("[role=alert]")).to_contain_text("This run has no episode eval-base/99.")
     expect(seen.page.locator("#count")).to_have_text("37 episodes, 33 solved")
@@ -346,7 +346,9 @@ def test_an_address_of_nothing_says_so(seen: Watched, url: str) -> None:
 @pytest.mark.parametrize(
     ("width", "dark"), [(1280, False), (1280, True), (390, True)], ids=["light", "dark", "narrow"]
 )
-def test_axe_finds_nothing_grave(chromium: Browser, url: str, tmp_path: Path, width: int, dark: bool) -> None:
+def test_axe_finds_no_serious_violation(
+    chromium: Browser, url: str, tmp_path: Path, width: int, dark: bool
+) -> None:
     with watched(chromium, dark=dark, width=width) as seen:
         page = seen.page
         go(page, url)
@@ -385,7 +387,7 @@ def test_ten_thousand_episodes(seen: Watched, tmp_path: Path) -> None:
         expect(page.locator("#count")).to_contain_text("16 of 10,000 episodes")
 
 
-def test_a_run_that_is_being_written_shows_more_when_loaded_again(seen: Watched, tmp_path: Path) -> None:
+def test_reload_shows_new_episodes_of_a_running_run(seen: Watched, tmp_path: Path) -> None:
     run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     path = run.path / "eval-base.jsonl"
     with view(str(run.path)) as (_, address):
@@ -442,7 +444,7 @@ def test_a_run_without_episodes_and_a_server_that_is_gone(chromium: Browser, tmp
         expect(seen.page.locator("[role=alert]")).to_contain_text("start envkit view again")
 
 
-def test_the_rig_notices(chromium: Browser) -> None:
+def test_browser_checks_catch_a_bad_page(chromium: Browser) -> None:
     with watched(chromium) as seen:
         seen.page.set_content(
             "<html><body><img src='http://203.0.113.1/x.png'><img src='http://example.com/y.png'>"
@@ -477,7 +479,7 @@ def answer(url: str, path: str, method: str = "GET", **headers: str) -> tuple[in
 
 
 @pytest.mark.parametrize("path", ["/", "/api/run", "/api/episodes/eval-base/1", "/viewer.js"])
-def test_only_this_machine_by_its_own_name_is_answered(url: str, path: str) -> None:
+def test_requests_for_other_host_names_are_refused(url: str, path: str) -> None:
     port = port_of(url)
     for host in ("127.0.0.1", f"127.0.0.1:{port}", f"localhost:{port}", "LOCALHOST"):
         status, headers, _ = answer(url, path, Host=host)
@@ -523,7 +525,7 @@ def test_every_server_has_its_own_token(run: RunFolder, url: str) -> None:
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE", "PATCH", "OPTIONS"])
-def test_nothing_but_reading(url: str, method: str) -> None:
+def test_methods_other_than_get_are_refused(url: str, method: str) -> None:
     assert answer(url, "/api/run", method)[0] == 405
 
 
@@ -540,7 +542,7 @@ def test_nothing_but_reading(url: str, method: str) -> None:
         "/../viewer.py",
     ],
 )
-def test_nothing_but_what_is_indexed(url: str, path: str) -> None:
+def test_paths_outside_the_index_give_404(url: str, path: str) -> None:
     assert answer(url, path)[0] == 404
 
 
@@ -566,7 +568,7 @@ def refused(*arguments: str) -> str:
     return done.stderr
 
 
-def test_what_cannot_be_shown_is_one_clear_line_and_exit_2(run: RunFolder, tmp_path: Path) -> None:
+def test_bad_input_gives_one_line_and_exit_2(run: RunFolder, tmp_path: Path) -> None:
     assert f"{tmp_path} is not a run folder" in refused(str(tmp_path))
     assert "is not a run folder" in refused(str(tmp_path / "missing"))
     with socket.socket() as taken:
@@ -660,7 +662,7 @@ def test_a_fifo_or_a_device_named_like_a_journal_is_skipped(tmp_path: Path) -> N
     assert read == ["one"]
 
 
-def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -> None:
+def test_endless_line_is_refused_before_it_fills_memory(tmp_path: Path) -> None:
     run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     with (run.path / "eval-huge.jsonl").open("wb") as file:
         file.truncate(2**40)
@@ -668,7 +670,7 @@ def test_a_line_without_end_is_refused_before_it_is_read_whole(tmp_path: Path) -
         EpisodeIndex(run)
 
 
-def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
+def test_replaced_journal_is_indexed_again(tmp_path: Path) -> None:
     run = sample_runs.make(tmp_path, {"eval-base": [played("one"), played("two")]})
     episodes = EpisodeIndex(run)
     path = run.path / "eval-base.jsonl"
@@ -680,7 +682,7 @@ def test_a_file_that_was_replaced_is_read_anew(tmp_path: Path) -> None:
     assert [entry.task for entry in episodes.refresh()] == ["other"]
 
 
-def test_pieces_spell_the_text_or_there_are_none(model: Path) -> None:
+def test_decoded_pieces_join_to_the_text_or_are_none(model: Path) -> None:
     decoder = token_decoder(str(model))
     for text in (SPOKEN, HOSTILE.replace("\ud800", ""), "\N{REPLACEMENT CHARACTER}" * 3 + "x", ""):
         ids = decoder._tokenizer.encode(text).ids
@@ -695,12 +697,12 @@ def test_pieces_spell_the_text_or_there_are_none(model: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["no-such-model", "owner/name", "..", "a\0b", "", "x" * 5000])
-def test_a_tokenizer_that_is_not_here_is_not_fetched(name: str) -> None:
+def test_missing_tokenizer_is_not_fetched(name: str) -> None:
     with pytest.raises(ModelError, match="is not on this machine"):
         token_decoder(name)
 
 
-def test_a_tokenizer_that_is_none_is_named(tmp_path: Path) -> None:
+def test_broken_tokenizer_file_is_named(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_text("{}")
     with pytest.raises(ModelError, match="not a tokenizer"):
         token_decoder(str(tmp_path))
