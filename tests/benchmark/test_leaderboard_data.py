@@ -95,7 +95,7 @@ def test_tokens_are_paid_by_the_providers_price_and_hours_by_the_machines() -> N
     assert local.training_usd == pytest.approx(1.2)
 
 
-def test_cached_tokens_are_paid_as_such() -> None:
+def test_cached_tokens_have_their_own_price() -> None:
     live = report().rows[4]
     cached = replace(
         live, results=tuple(replace(item, cached_tokens=item.prompt_tokens) for item in live.results)
@@ -145,7 +145,7 @@ def test_every_row_says_its_own_model_and_weights_whatever_it_is_priced_as() -> 
     assert basis == "tokens of gpt-5.6 at $4 and $20 per million"
 
 
-def test_comparisons_are_against_the_trained_row_or_the_one_asked_for() -> None:
+def test_reference_is_the_trained_row_unless_another_is_named() -> None:
     [section] = board(report()).sections
     assert section.reference == "SFT+RL"
     compared = {row.name: row.versus for row in section.rows}

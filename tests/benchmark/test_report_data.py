@@ -70,7 +70,7 @@ def test_what_is_no_report_is_refused(text: str) -> None:
         ReportData.from_json(text)
 
 
-def test_arms_and_tasks_are_unique(run: ReportData) -> None:
+def test_row_names_and_task_ids_are_unique(run: ReportData) -> None:
     item = TaskResult("t", "f", "", 1, 0)
     with pytest.raises(ValueError, match="two results for one task"):
         Row("a", "", (item, item))

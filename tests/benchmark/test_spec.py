@@ -79,7 +79,7 @@ def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
         ('recorded = "gpt-4-0613"', 'recorded = "x"\nsamples = 4', "agent old: samples is 4, but recorded"),
     ],
 )
-def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:
+def test_wrong_field_is_named_with_its_file(tmp_path: Path, old: str, new: str, said: str) -> None:
     assert GOOD.count(old) == 1
     with pytest.raises(ConfigError) as caught:
         read(tmp_path, GOOD.replace(old, new))
@@ -87,7 +87,7 @@ def test_what_is_wrong_is_named_with_its_file(tmp_path: Path, old: str, new: str
     assert said in str(caught.value)
 
 
-def test_no_file_is_said(tmp_path: Path) -> None:
+def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"none\.toml: cannot be read"):
         from_toml(tmp_path / "none.toml")
 

@@ -174,7 +174,7 @@ def test_rates_that_differ_are_resampled() -> None:
         assert not rate_interval(rates, names).exact
 
 
-def test_where_two_arms_agree_a_difference_both_ways_is_possible() -> None:
+def test_equal_rates_of_0_or_1_give_an_exact_interval_around_0() -> None:
     """For rates of 0 or 1: Newcombe's square-and-add of the two exact intervals."""
     names = _names(np.arange(80) // 2)
     for solved in (0, 1):

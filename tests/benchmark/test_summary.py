@@ -52,7 +52,7 @@ def test_differences_pair_by_task(run: ReportData) -> None:
     assert (whole.tasks, whole.unpaired) == (80, 0)
 
 
-def test_where_no_task_differs_nothing_is_said_of_what_could_be_found(run: ReportData) -> None:
+def test_detectable_difference_is_infinite_if_no_task_differs(run: ReportData) -> None:
     base = run.rows[0]
     pairs = (Difference("twin", "base", ""),)
     data = replace(run, rows=(base, replace(base, name="twin")), differences=pairs)

@@ -640,7 +640,7 @@ def test_the_index_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mo
         ({"steps": [{**trajectory_to_json(played("x"))["steps"][0], "reward": 1e999}]}, "not finite"),
     ],
 )
-def test_a_broken_record_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
+def test_broken_record_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:
     run = sample_runs.make(tmp_path, {"eval-base": [played("one")]})
     record = {"schema": 1, **trajectory_to_json(played("two")), **change}
     with (run.path / "eval-base.jsonl").open("a") as file:
