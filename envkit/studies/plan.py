@@ -41,6 +41,8 @@ _TAUGHT = 0.8
 _FORWARD = 0.39
 #: Less than this shows nothing: two batches of known answers, two RL steps.
 _LEAST_EXAMPLES, _LEAST_STEPS = 24, 2
+#: Held-out tasks at least, and in a budget that is too small for useful training beside those.
+_LEAST_TASKS, _FEWEST_TASKS = 16, 8
 #: Measurements of a busy machine, at most, and seconds after which none is begun.
 _MOST_PROBES, _MOST_PROBE_S = 3, 60.0
 #: A step may take this many times its forecast before the rest of the run is planned anew.
@@ -238,9 +240,7 @@ def require_useful(
     """
 
     def fits(budget: float) -> bool:
-        sized, examples = _divide(budget, speed, lengths, config, heldout, imitated)
-        is_warm = not config.sft_examples or examples >= _LEAST_EXAMPLES
-        return is_warm and sized.train.max_steps >= _LEAST_STEPS
+        return _is_useful(*_divide(budget, speed, lengths, config, heldout, imitated))
 
     if fits(minutes):
         return
@@ -271,11 +271,33 @@ def shortened(planned: Plan, step: int, spent_s: float) -> int:
     return min(steps, max(step, _LEAST_STEPS, int(steps * planned.step_s / measured_s)))
 
 
+def _is_useful(sized: Plan, examples: int) -> bool:
+    """True if a plan trains enough to show anything; ``examples`` as from `_divide`."""
+    is_warm = not sized.train.sft_examples or examples >= _LEAST_EXAMPLES
+    return is_warm and sized.train.max_steps >= _LEAST_STEPS
+
+
 def _divide(
     minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
 ) -> tuple[Plan, int]:
     """The plan, and the known answers that the budget alone would allow."""
     require_minutes(minutes)
+    found = _divide_beside(_LEAST_TASKS, minutes, speed, lengths, config, heldout, imitated)
+    if _is_useful(*found):
+        return found
+    return _divide_beside(_FEWEST_TASKS, minutes, speed, lengths, config, heldout, imitated)
+
+
+def _divide_beside(
+    least_tasks: int,
+    minutes: float,
+    speed: Speed,
+    lengths: Lengths,
+    config: TrainConfig,
+    heldout: int,
+    imitated: int,
+) -> tuple[Plan, int]:
+    """As `_divide`, with at least so many held-out tasks."""
     seconds, samples = minutes * 60, 8
     length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
     right = min(lengths.answer, length)
@@ -285,10 +307,10 @@ def _divide(
     waited = turns * (_GRADED_S + length * speed.step_s / CHUNK)
     played = turns * drawn * speed.row_s + arms * (waited + replies / speed.prefill)
     per_task = arms * lengths.prompt / speed.prefill + samples * played
-    tasks = min(heldout, max(16, int(0.25 * seconds / per_task)))
+    tasks = min(heldout, max(least_tasks, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (lengths.prompt + lengths.answer) / speed.learn
-    affordable = int(0.42 * left / per_example)
+    affordable = max(int(0.42 * left / per_example), 0)
     batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left -= examples * per_example

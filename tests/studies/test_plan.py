@@ -105,3 +105,19 @@ def test_a_busy_machine_is_said_and_measured_again(monkeypatch: pytest.MonkeyPat
     said: list[str] = []
     assert probe(cast(Policy, None), said.append) == Speed(400.0, 1000.0, 0.05, 0.001)
     assert said == ["this machine is busy: equal work took up to 3.0 times as long; measuring again"]
+
+
+def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
+    quiet = Speed(learn=288.0, prefill=868.0, step_s=0.045, row_s=0.00125)  # two cores, measured
+    halved = Speed(learn=144.0, prefill=434.0, step_s=0.09, row_s=0.0025)
+    for speed, tasks in ((quiet, 16), (halved, 8)):
+        require_useful(3, speed, LENGTHS, TrainConfig(), 446, 646)
+        sized = plan(3, speed, LENGTHS, TrainConfig(), 446, 646)
+        assert sized.heldout_tasks == tasks
+        assert sized.train.sft_examples >= 24
+        assert sized.train.max_steps >= 2
+
+
+def test_a_budget_that_allows_nothing_says_none() -> None:
+    with pytest.raises(UsageError, match="allows 0 known answers"):
+        require_useful(1, Speed(4.0, 10.0, 5.0, 0.1), LENGTHS, TrainConfig(), 446, 646)
