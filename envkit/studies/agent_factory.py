@@ -1,4 +1,4 @@
-"""From a row of a benchmark specification to the agent that plays it, and to what a report says of it."""
+"""Make the agent of each row of a benchmark specification, and the report's facts about it."""
 
 from __future__ import annotations
 
@@ -37,21 +37,21 @@ from envkit.types import EpisodeKey, Task
 if TYPE_CHECKING:
     from envkit.training.policy import Policy
 
-#: Settings of a row that only what is sampled heeds.
+#: Settings of a row that have an effect only on sampled agents, not on scripts or recorded outputs.
 _SAMPLED: Final = ("temperature", "max_completion_length", "stop_strings", "max_context_length")
-#: What runs trained with that began before these settings were there.
+#: Values of settings in training runs that are older than the setting.
 _UNSAID: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0, "dtype": "float32"}
 
 
 @final
 class AgentFactory:
-    """Makes the agents of a run.
+    """Makes the agents of a benchmark run.
 
     Args:
-        spec: whose rows they are.
-        began: the run's manifest: digests of models and adapters, and cards, as it began with them.
-        prices: what an API's tokens cost.
-        display: says what is loaded.
+        spec: the specification that holds the rows.
+        began: the run's manifest at the start: digests of models and adapters, cards, and the machine.
+        prices: prices of API tokens.
+        display: shows which models are loaded.
         should_stop: polled while an agent answers.
     """
 
@@ -66,24 +66,24 @@ class AgentFactory:
         self._spec, self._began = spec, began
         self._prices, self._display, self._should_stop = prices, display, should_stop
         self._budget = Budget(spec.budget_usd)
-        #: The base that answered last, and its model.
+        #: The base model in memory: its id and its policy.
         self._loaded: tuple[str, Policy] | None = None
 
     @contextmanager
     def agent(
         self, row: AgentSpec, part: RunFolder, kind: type[Env], tasks: Sequence[Task]
     ) -> Generator[Agent]:
-        """The agent of a row, for as long as it plays.
+        """Yield the agent of a row; it is closed when the block ends.
 
         Args:
-            row: with all fields filled in, see `BenchSpec.of`.
-            part: where an API's calls are kept, and recorded outputs are.
+            row: with defaults filled in, see `BenchSpec.of`.
+            part: folder of API call journals and recorded outputs.
             kind: the environment.
-            tasks: that it will be asked.
+            tasks: the tasks that the agent will play.
 
         Raises:
             UsageError: an API's key or price is missing.
-            StoreError: the weights are not the ones that the run began with.
+            StoreError: the model's weights have changed since the run began.
         """
         if row.script == "random":
             yield random_edits({task.id: task for task in tasks})
@@ -98,7 +98,7 @@ class AgentFactory:
         else:
             model = model_of(row)
             if self._loaded is None or self._loaded[0] != model:
-                self._loaded = None  # two bases at once might not fit into memory
+                self._loaded = None  # free the old base first, because two might not fit into memory
                 self._loaded = model, self._load(model)
             policy = self._loaded[1]
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
@@ -138,18 +138,24 @@ class AgentFactory:
             yield agent
 
     def count_spent(self, row: AgentSpec, part: RunFolder) -> None:
-        """Count what a row has spent before, so that no other spends it again."""
+        """Count a row's earlier API spending against the budget."""
         if row.card:
             price = self._card(row).price_in(self._prices)
             usages = RecordedCalls(part.records(_calls(row))).usages
             self._budget.count(sum(map(price.of, usages)), part.path / f"{_calls(row)}.jsonl")
 
     def origin(self, row: AgentSpec, part: RunFolder, counted: Container[EpisodeKey]) -> Origin:
-        """What the report says of where a row's answers come from; of its episodes, some are counted."""
+        """Return the origin of a row's answers, for the report.
+
+        Args:
+            row: with defaults filled in, see `BenchSpec.of`.
+            part: folder of the API call journals.
+            counted: the episodes that are in the rates; tokens and seconds are theirs.
+        """
         temperature, length = _sampling(row)
         if row.card:
             card = self._card(row)
-            # Not those that were under way when a run was killed: they are nothing that the agent did.
+            # Without calls that were cut off when a run was killed: their answers are in no episode.
             usages = [u for key, u in RecordedCalls(part.records(_calls(row))).ended if key in counted]
             return Origin(
                 "live",
@@ -180,7 +186,7 @@ class AgentFactory:
         return Origin()
 
     def describe(self, row: AgentSpec) -> str:
-        """What a row is, in a few words."""
+        """Describe a row in a few words, for the report."""
         if row.card:
             card = self._card(row)
             more = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
@@ -192,9 +198,9 @@ class AgentFactory:
         return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
 
     def differences_from_training(self, row: AgentSpec) -> list[str]:
-        """In which settings a row, with all fields filled in, differs from what its adapter was trained with.
+        """List settings that differ between a row and the training of its adapter, one sentence each.
 
-        A sentence for each. None where the adapter does not lie in the run folder that trained it.
+        Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in.
         """
         run = _made_in(Path(row.adapter)) if row.adapter else None
         if run is None:
@@ -214,10 +220,10 @@ class AgentFactory:
         ]
 
     def require_unchanged(self, row: AgentSpec) -> None:
-        """Refuse to go on with an adapter or a card that is not what the run began with.
+        """Raise if a row's adapter or card has changed since the run began.
 
         Raises:
-            StoreError: it has changed, or is gone.
+            StoreError: it has changed, or no longer exists.
         """
         if row.adapter:
             folder = Path(row.adapter)
@@ -229,10 +235,10 @@ class AgentFactory:
             )
 
     def _spent_on(self, adapter: Path) -> float:
-        """Seconds that made an adapter, from the run folder that it lies in.
+        """Return the seconds that an adapter's training took, from the run folder that holds it.
 
-        NaN where that is none, where the run went on from there, and where another kind of machine took them,
-        whose hours have another price.
+        NaN if no run folder holds it, if the run has a later checkpoint, or if it was trained on another kind
+        of machine, because that machine's hours have another price.
         """
         run, own = _made_in(adapter), self._began["machine"]
         if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
@@ -243,15 +249,15 @@ class AgentFactory:
         return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
 
     def _card(self, row: AgentSpec) -> Card:
-        """A row's card, as the run began with it."""
+        """Return a row's card as the manifest stores it."""
         return Card(**self._began["cards"][row.name])
 
     def _on(self, model: str) -> list[AgentSpec]:
-        """The rows that a base answers, alone or with an adapter."""
+        """Rows that run on a base model, with or without an adapter."""
         return [row for row in self._spec.agents if runs_here(row) and model_of(row) == model]
 
     def _load(self, model: str) -> Policy:
-        """One base, and all adapters on it."""
+        """Load a base model and the adapters of all rows that run on it."""
         from envkit.training.policy import Policy
 
         ref = resolve(model, self._display.say)
@@ -270,26 +276,31 @@ class AgentFactory:
 
 
 def runs_here(row: AgentSpec) -> bool:
-    """Whether a model on this machine answers for the row."""
+    """True if the row's model runs on this machine."""
     return bool(row.model or row.adapter)
 
 
 def model_of(row: AgentSpec) -> str:
-    """The base that a row runs on."""
+    """Base model of a row that runs on this machine."""
     return row.model or DEFAULT_MODEL
 
 
 def outputs(part: RunFolder, row: AgentSpec) -> Path:
-    """Where a part keeps a row's recorded outputs."""
+    """Path of a row's recorded outputs in an environment's folder."""
     return part.path / f"recorded-{row.name}.jsonl"
 
 
 def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[Task]]) -> None:
-    """Refuse a row whose parts are not there, before anything is run; ``sets`` are the tasks it will play.
+    """Raise if a row cannot be played, before anything runs.
+
+    Args:
+        row: as in the spec.
+        prices: prices of API tokens.
+        sets: the tasks of each environment that the row will play.
 
     Raises:
-        UsageError: no such card, no price for it or no key, an adapter folder that is none, a setting of its
-            own that would do nothing, or tasks that the random agent cannot play.
+        UsageError: the card does not exist, or has no price or no key; the adapter folder holds no adapter; a
+            setting of the row would have no effect; or the random agent cannot play the tasks.
     """
     said = [name for name in _SAMPLED if getattr(row, name) is not None]
     if said and (row.script or row.recorded):
@@ -308,7 +319,7 @@ def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[T
 
 
 def _made_in(adapter: Path) -> RunFolder | None:
-    """The run folder that an adapter lies in, if it is one."""
+    """Find the run folder that holds an adapter; ``None`` if there is none."""
     for folder in adapter.resolve().parents:
         if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
             return RunFolder.open(folder)
@@ -316,12 +327,12 @@ def _made_in(adapter: Path) -> RunFolder | None:
 
 
 def _calls(row: AgentSpec) -> str:
-    """Name of the journal of a row's calls."""
+    """Name of the journal of a row's API calls."""
     return f"calls-{row.name}"
 
 
 def _sampling(row: AgentSpec) -> tuple[float, int]:
-    """Temperature and most tokens of a row that has them filled in."""
+    """Return temperature and token limit of a row that has its defaults filled in."""
     if row.temperature is None or row.max_completion_length is None:
         raise ValueError(f"agent {row.name} has not been filled in; see BenchSpec.of")
     return row.temperature, row.max_completion_length

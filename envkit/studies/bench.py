@@ -1,4 +1,4 @@
-"""Running a benchmark specification: every agent on the same tasks, resumable, a report per environment."""
+"""Run a benchmark specification: all agents on the same tasks, with one report per environment. Resumable."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
-#: Fields of a specification that a report shows elsewhere.
+#: Fields of a specification that the report shows in its own tables, so not among its settings.
 _TABLES = ("environments", "agents", "title")
-#: Why an item of others is no task, by the control that earns what it must not.
+#: Reasons to leave out an imported item, by the control agent that earned the wrong reward on it.
 _UNFIT: Mapping[str, str] = {
     "oracle": "whose own solution does not pass its tests",
     "no-op": "that doing nothing passes",
@@ -61,19 +61,19 @@ def start(
     command: str,
     prices: Path | None = None,
 ) -> RunFolder:
-    """Make a run folder with all that the run is a function of: spec, tasks, outputs, digests.
+    """Create a run folder with everything that determines the run: spec, tasks, recorded outputs, digests.
 
     Args:
-        root: where run folders go.
-        spec: what to measure.
-        backend: for what has to be run to make tasks.
-        display: shows how far it is.
-        command: the command line.
-        prices: a price table on top of the shipped one.
+        root: parent of the run folders.
+        spec: the environments and agents to measure.
+        backend: sandbox backend, for environments that run code to make their tasks.
+        display: shows progress.
+        command: the command line, for the report.
+        prices: a TOML file of prices on top of the shipped table.
 
     Raises:
-        UsageError: an environment, adapter, card, price or set of outputs that is not there, or tasks that
-            are not held out. Nothing has been made then.
+        UsageError: an environment, adapter, card, price or set of outputs does not exist, or tasks are not
+            held out. No folder is created in that case.
     """
     table = load_prices(prices)
     spec = _with_lengths(spec)
@@ -112,7 +112,7 @@ def start(
         "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
     }
     with RunFolder.making(root, _KIND, facts) as run:
-        if prices:  # theirs may change, or go
+        if prices:  # a copy, because the user may change or delete the file
             write_atomic(run.path / _PRICES, prices.read_bytes())
         for name, kind, imported in played:
             began = {
@@ -129,13 +129,13 @@ def start(
 
 
 def prices_of(run: RunFolder) -> Path | None:
-    """A run's own price table on top of the shipped one, if it was given any."""
+    """Return the path of the run's own price table, if any; it goes on top of the shipped one."""
     path = run.path / _PRICES
     return path if path.exists() else None
 
 
 def _with_lengths(spec: BenchSpec) -> BenchSpec:
-    """The spec with the most tokens of every row behind an API: its card's, where nobody says others."""
+    """Fill in the token limit of API rows from their cards, unless the row or the spec sets one."""
 
     def filled(row: AgentSpec) -> AgentSpec:
         if not row.card or row.max_completion_length or spec.max_completion_length:
@@ -146,7 +146,7 @@ def _with_lengths(spec: BenchSpec) -> BenchSpec:
 
 
 def _compute(models: bool) -> tuple[int, str]:
-    """Threads and dtype of the models that run here; where none do, PyTorch need not be installed."""
+    """Return threads and dtype for local models. Without any, PyTorch is not imported."""
     if not models:
         return len(os.sched_getaffinity(0)), "no model"
     return use_threads(), cpu_dtype()
@@ -159,14 +159,14 @@ def load_tasks(
     display: Display,
     rows: Sequence[AgentSpec] = (),
 ) -> ImportedTasks:
-    """The tasks that a spec names, what was recorded on them, and how many items are none, by reason.
+    """Load the tasks of a spec, their recorded outputs, and counts of the items left out, by reason.
 
-    On items of others both controls are played first, since nothing else tells whether they can be graded:
-    what the oracle does not solve, or doing nothing solves, is left out.
+    Items of a published benchmark are first played by both control agents, because nothing else shows that
+    they can be graded. An item is left out if the oracle does not solve it, or if the no-op does.
 
     Raises:
-        UsageError: there are none, or they are not held out.
-        SandboxError: the machinery broke while a control was played, so that nothing is known of its task.
+        UsageError: there are no tasks, or they are not held out.
+        SandboxError: the sandbox broke while a control agent played, so its task could not be checked.
     """
     form, colon, path = spec.tasks.partition(":")
     theirs = bool(colon) and not Path(spec.tasks).exists()
@@ -177,16 +177,16 @@ def load_tasks(
     else:
         found = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
     for row in rows:
-        _require_recorded(row, found)  # before the controls are played, which takes minutes
+        _require_recorded(row, found)  # before the control agents play, which takes minutes
     tasks = found.tasks[: spec.limit]
     require_heldout(tasks)
     left_out = Counter(found.left_out)
     if theirs:
-        # With the seed of the run, whose own controls then find these grades made.
+        # With the run's own seed, so that its control episodes find these grades in the cache.
         broken = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
         if void := next((one for one in broken if one.void), None):
             raise SandboxError(f"{spec.tasks}: {void}; start again")
-        unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's count first
+        unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's overrides
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)
     for reason, count in left_out.items():
@@ -197,7 +197,7 @@ def load_tasks(
 
 
 def differences(spec: BenchSpec) -> list[Difference]:
-    """Every adapter against the first row of the model that it lies on, where there is one."""
+    """Pair every adapter with the first row of its base model, if the spec has such a row."""
     bases: dict[str, str] = {}
     for row in spec.agents:
         if runs_here(row) and not row.adapter:
@@ -210,10 +210,10 @@ def differences(spec: BenchSpec) -> list[Difference]:
 
 
 def _require_recorded(row: AgentSpec, imported: ImportedTasks) -> None:
-    """Refuse a row of recorded outputs that are neither with the tasks nor in a file.
+    """Raise if a row's recorded outputs neither came with the tasks nor are a file.
 
     Raises:
-        UsageError: there are no such outputs; the message names those that there are.
+        UsageError: there are no such outputs; the message lists the known ones.
     """
     if row.recorded and row.recorded not in imported.recorded and not Path(row.recorded).is_file():
         known = ", ".join(sorted(imported.recorded)) or "none"
@@ -226,17 +226,17 @@ def _require_recorded(row: AgentSpec, imported: ImportedTasks) -> None:
 def _recorded(
     row: AgentSpec, imported: ImportedTasks
 ) -> tuple[Mapping[str, Sequence[str]], Mapping[str, Usage]]:
-    """A row's recorded outputs for the tasks that are played, and what they cost where that is known.
+    """Return a row's recorded outputs by task id, and their token usage if it is known for all of them.
 
     Raises:
-        UsageError: there are none for some of the tasks.
+        UsageError: an output is missing for some of the tasks.
     """
     said, usage = imported.recorded.get(row.recorded), dict[str, Usage]()
     if said is None:
         _require_recorded(row, imported)
         file = Path(row.recorded)
         said, usage = read_recorded(file), read_usage(file)
-        if usage.keys() != said.keys():  # a cost of some would be taken for the cost of all
+        if usage.keys() != said.keys():  # the report would show a part of the cost as all of it
             usage = {}
     if missing := [task.id for task in imported.tasks if task.id not in said]:
         raise UsageError(
@@ -248,17 +248,18 @@ def _recorded(
 
 @final
 class Bench:
-    """A run that `start` made, whatever of it is still to do.
+    """Runs a benchmark that `start` created, or continues it.
 
     Args:
-        run: the folder.
+        run: the run folder.
         backend: sandbox backend.
         display: live view.
-        should_stop: polled while episodes are played; True ends the run cleanly, with its reports.
-        budget_usd: another budget than the spec's, what was spent before included.
+        should_stop: polled while episodes are played; if it returns True, the run ends cleanly and writes its
+            reports.
+        budget_usd: replaces the spec's budget, in US dollars; earlier spending counts.
 
     Raises:
-        StoreError: the folder is of another kind of run.
+        StoreError: not a benchmark run, damaged, or its manifest was edited.
     """
 
     def __init__(
@@ -289,24 +290,24 @@ class Bench:
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
-        """The environments, with the folder of each."""
+        """Environments of the run, each with its folder."""
         kinds = [registry.environment(one.name) for one in self._spec.environments]
         return [(kind, RunFolder.open(self._run.path / kind.id)) for kind in kinds]
 
     @property
     def rows(self) -> list[AgentSpec]:
-        """The agents, with all fields filled in."""
+        """Agents of the run, with defaults filled in from the spec."""
         return [self._spec.of(row) for row in self._spec.agents]
 
     def run(self) -> list[Path]:
-        """Do what is left to do; returns the paths of the reports, one for each environment.
+        """Play all missing episodes; returns the paths of the reports, one per environment.
 
         Raises:
-            StoreError: another process is at work in the folder; or code, tasks, weights or adapters are not
-                what the run began with.
-            UsageError: a provider refused to go on, or the budget was used up: the first refusal, when all
-                that it does not touch has been played and reported.
-            SandboxError: an environment's machinery broke; see `EvalRunner.play`. Reports are written.
+            StoreError: another process is writing to the folder; or code, tasks, weights, cards or adapters
+                have changed since the run began; or the run is a rescored one.
+            UsageError: a provider refused, or the budget was used up. All other rows are played and all
+                reports written first; then the first refusal is raised.
+            SandboxError: an environment's sandboxes broke; see `EvalRunner.play`. Reports are written.
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
@@ -324,7 +325,7 @@ class Bench:
         return pages
 
     def _play(self, kind: type[Env], part: RunFolder, failures: list[EnvkitError]) -> Path:
-        """Play and report one environment; errors join ``failures``, and the next is asked."""
+        """Play and report one environment. Appends errors to ``failures``, so that the others still run."""
         require_code(kind, part)
         tasks = self.tasks(part)
         arms = EvalRunner(part, tasks, self._display)
@@ -337,25 +338,25 @@ class Bench:
                     check(self._should_stop)
                     with self._agents.agent(row, part, kind, tasks) as agent:
                         arms.play(rollouts, agent, row.name, row.samples or 1)
-                    del agent  # it holds its base, and the next row's may be another
+                    del agent  # free its base model before the next row loads another one
                 except Stopped as stopped:
                     cut.append(str(stopped))
                     break
-                except SandboxError as error:  # the next agents would meet the same broken machinery
+                except SandboxError as error:  # the same sandboxes would fail the next agents too
                     failures.append(error)
                     cut.append(str(error))
                     break
-                except UsageError as error:  # a provider's, or the budget's: it touches no other row
+                except UsageError as error:  # from a provider or the budget: other rows can go on
                     self._display.say(escape(f"{row.name} is refused: {error}"))
                     failures.append(error)
                     cut.append(str(error))
         return self.report(kind, part, "; ".join(dict.fromkeys(cut)))
 
     def tasks(self, part: RunFolder) -> list[Task]:
-        """The tasks of an environment, as the run began with them.
+        """Read the tasks that the run began with.
 
         Raises:
-            StoreError: they have changed.
+            StoreError: the task file has changed.
         """
         tasks = read_tasks(part.path / _TASKS)
         if digest(tasks) != part.manifest["tasks"]:
@@ -363,11 +364,11 @@ class Bench:
         return tasks
 
     def env_factory(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
-        """Makes an environment's environments."""
+        """Return a function that makes environments of one kind with these tasks."""
         return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._spec.max_turns)
 
     def report(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
-        """Write an environment's report of what has been played; ``cut`` says why that is not all."""
+        """Write an environment's report of the episodes played so far; ``cut`` says why it ended early."""
         spec, tasks = self._spec, self.tasks(part)
         facts = cast("Mapping[str, JSON]", encode(spec))
         arms = EvalRunner(part, tasks, self._display)

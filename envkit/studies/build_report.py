@@ -1,4 +1,4 @@
-"""The report of a run: what its folder holds, as the data that a report is made of."""
+"""Build the report of a run from the files in its folder."""
 
 from __future__ import annotations
 
@@ -47,18 +47,18 @@ def build_report(
     config: Mapping[str, Scalar],
     warnings: tuple[str, ...] = (),
 ) -> tuple[Path, ReportData]:
-    """Write the report of what the run folder holds; returns the HTML's path and the data.
+    """Write the report of a run folder; returns the path of the HTML page and the report's data.
 
-    A resumed run's report takes the place of the one it left when it was stopped.
+    Replaces an earlier report, which a run leaves when it is stopped and later resumed.
 
     Args:
-        run: the folder.
+        run: the run folder.
         kind: the environment.
-        backend: where the episodes were played.
-        tasks: the held-out tasks of every arm.
-        arms: the rows.
-        differences: to report, where both arms are there.
-        training: the folder of the run that trained, where that is another.
+        backend: sandbox backend that the episodes were played in.
+        tasks: the held-out tasks, the same for every row.
+        arms: the rows of the report.
+        differences: pairs of rows to compare; a pair is left out if one of its rows is missing.
+        training: folder of the training run, if it is not ``run``.
         max_turns: actions per episode.
         title, ks, config, warnings: see `ReportData`.
     """
@@ -105,7 +105,7 @@ def build_report(
 
 
 def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
-    """Settings as a report has them: what holds several values is text, or an entry for each."""
+    """Flatten settings for a report: a list becomes one text, a mapping becomes one entry per key."""
     found: dict[str, Scalar] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
@@ -116,9 +116,9 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
 
 
 def _latest_steps(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of a log of steps, those that led to where training is now.
+    """Keep the last record of each training step, by phase.
 
-    A run that was killed or stopped, and resumed, repeats the steps after its last checkpoint.
+    A run that is resumed repeats the steps after its last checkpoint, so the log may hold them twice.
     """
     found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for one in metrics:
@@ -130,18 +130,18 @@ def _latest_steps(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any
 
 
 def _tokens(played: Iterable[Trajectory]) -> int:
-    """What was written in these episodes."""
+    """Completion tokens of these episodes."""
     return sum(step.turn.usage.completion_tokens for each in played for step in each.steps)
 
 
 def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
-    """Why verdicts of these arms prove less than a split oracle's, where a grader has said so."""
+    """Collect the graders' notes on why their verdicts prove less than a split oracle's."""
     noted = (trajectory.info.get("weaknesses", {}) for played in arms for trajectory in played)
     return sorted({why for note in noted for why in cast("dict[str, str]", note).values()})
 
 
 def _examples(arm: str, played: Sequence[Trajectory]) -> list[Excerpt]:
-    """The last turn, which the verdict is on, of one solved and one failed episode of an arm."""
+    """Excerpts of one solved and one failed episode of a row: the last turn, which the verdict is on."""
     ends = (Outcome.SOLVED, Outcome.FAILED)
     chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
     return [

@@ -1,7 +1,7 @@
-"""The before/after study of several seeds at once: an adapter each, all on one base, in one process.
+"""Before/after study with several seeds: one adapter per seed, on one base model, in one process.
 
-Warm starts come one after another; in RL the episodes of all seeds are one batch. Each seed has a run folder
-of its own inside, with its report.
+The warm starts run one after another. In RL, the episodes of all seeds are sampled in one batch. The run
+folder holds one run folder per seed, each with its own report.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.multi_seed import resume_seeds, train_seeds
 
-#: Kind of run that this is.
+#: ``kind`` in the manifest of such a run.
 KIND: Final = "before-after-seeds"
 
 
 def configurations(config: TrainConfig, seeds: Sequence[int]) -> list[TrainConfig]:
-    """One for each seed.
+    """Return one training configuration per seed.
 
     Args:
-        config: of any seed.
+        config: the settings; its own seed is replaced.
         seeds: two or more, distinct.
 
     Raises:
@@ -46,10 +46,10 @@ def configurations(config: TrainConfig, seeds: Sequence[int]) -> list[TrainConfi
 
 
 def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
-    """Make the run folder of a new study, and one of each seed inside.
+    """Create the run folder of a new study, with one run folder per seed inside.
 
     Args:
-        study: sized for one seed.
+        study: tasks and plan; its sizes are for one seed.
         seeds: see `configurations`.
 
     Raises:
@@ -68,14 +68,15 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
 
 @final
 class MultiSeedStudy:
-    """One run of the study.
+    """Runs the study, or continues one that was interrupted.
 
     Args:
         run: a folder made by `start`.
-        kinds: the environments that it began with.
+        kinds: the environments that the run began with.
         backend: sandbox backend.
         display: live view.
-        should_stop: polled between short units of work; True ends the run cleanly with reports.
+        should_stop: polled between short units of work; if it returns True, the run ends cleanly and writes
+            its reports.
 
     Raises:
         StoreError: see `envkit.studies.before_after.BeforeAfter`.
@@ -102,10 +103,10 @@ class MultiSeedStudy:
             self._studies.append(BeforeAfter(part, kinds, backend, display, should_stop, sibling_of=first))
 
     def run(self) -> list[Path]:
-        """Do what is left to do; returns the paths of the HTML reports, seed by seed.
+        """Run all phases that are not finished; returns the paths of the HTML reports, in the order of seeds.
 
         Raises:
-            StoreError: another process is at work in the run folder.
+            StoreError: another process is writing to the run folder.
         """
         with self._run.locked(), contextlib.closing(self._studies[0].policy):
             whole = True

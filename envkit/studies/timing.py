@@ -1,4 +1,4 @@
-"""What a run spends, noted while it is spent: ``phases.jsonl``, and what a report makes of it."""
+"""Record the time and tokens of each phase of a run in ``phases.jsonl``, and sum them for reports."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from typing import Any, Self, final
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 
-#: Shorter laps are noted together.
+#: Laps are written together once they add up to this many seconds.
 _LEAST_S = 5.0
 
 
 @final
 class Stopwatch:
-    """Notes what a phase takes, lap by lap, so that a kill loses the account of seconds and not of hours.
+    """Records the time of a phase lap by lap, so that a killed run loses only its last seconds.
 
-    A context; its time begins when it is made.
+    A context manager. Its clock starts when it is created.
 
     Args:
-        run: whose.
-        phase: its name.
+        run: the run folder to write to.
+        phase: name of the phase.
     """
 
     def __init__(self, run: RunFolder, phase: str) -> None:
@@ -31,11 +31,11 @@ class Stopwatch:
         self._seconds, self._tokens = 0.0, 0
 
     def lap(self, tokens: int = 0, at_once: int = 1) -> None:
-        """Count the time since the last one.
+        """Add the time since the last lap.
 
         Args:
-            tokens: sampled in it.
-            at_once: how many runs have shared the time.
+            tokens: tokens sampled in this lap.
+            at_once: number of runs that shared the time; each is charged an equal part.
         """
         now = time.monotonic()
         self._seconds, self._tokens = self._seconds + (now - self._last) / at_once, self._tokens + tokens
@@ -59,7 +59,7 @@ class Stopwatch:
 
 
 def phases(records: Iterable[Mapping[str, Any]]) -> tuple[Phase, ...]:
-    """What is noted of each phase, together, in the order in which they began."""
+    """Sum the records of each phase; phases are in the order in which they began."""
     found: dict[str, Phase] = {}
     for record in records:
         name = str(record["phase"])
@@ -69,5 +69,5 @@ def phases(records: Iterable[Mapping[str, Any]]) -> tuple[Phase, ...]:
 
 
 def training_seconds(run: RunFolder, names: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:
-    """What a training run has spent so far on making an adapter, in the phases whose names begin so."""
+    """Seconds that a run has spent on training its adapter: all phases whose names begin with ``names``."""
     return sum(phase.seconds for phase in phases(run.records("phases")) if phase.name.startswith(names))
