@@ -10,7 +10,7 @@ from envkit.types import EpisodeKey, Turn
 
 
 class Session(Protocol):
-    """An agent's state in one episode: history, token ids, a provider's opaque messages."""
+    """An agent's state in one episode, such as history, token ids or a provider's opaque messages."""
 
     @property
     def key(self) -> EpisodeKey: ...
@@ -43,6 +43,6 @@ class Agent(Protocol):
         """Wait for finished turns and yield them with their sessions. Empty if and only if none is pending.
 
         More turns may finish while the caller iterates. The caller submits nothing before the iteration ends.
-        An `AgentError` in the place of a turn means that none will come; the episode is then void.
+        An `AgentError` instead of a turn means that no turn will come; the episode is then void.
         """
         ...

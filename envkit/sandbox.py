@@ -18,7 +18,7 @@ PYTHON_OPTIONS: Final = ("-P", "-S")
 
 
 class StopReason(enum.StrEnum):
-    """Why a command is no longer running."""
+    """The reason why a command ended."""
 
     EXITED = "exited"
     SIGNALED = "signaled"
@@ -78,7 +78,7 @@ class ExecResult:
         stop: why it ended. All processes of its tree are dead.
         exit: exit status for ``EXITED``, else ``None``.
         stdout: at most ``Limits.output_bytes`` bytes.
-        stderr: likewise.
+        stderr: at most ``Limits.output_bytes`` bytes.
         truncated: output was cut off.
         cpu_s: CPU seconds, as far as the backend can measure.
         wall_s: wall seconds.
@@ -166,7 +166,7 @@ class Sandbox(Protocol):
         ...
 
     def export(self, globs: Sequence[str], limit_bytes: int) -> Mapping[str, bytes]:
-        """The regular files that match, symlinks neither listed nor followed, in path order.
+        """Return the matching regular files in path order. Symlinks are neither listed nor followed.
 
         Raises:
             TooLargeError: more than ``limit_bytes`` in total.
@@ -253,7 +253,7 @@ class SandboxBackend(Protocol):
     quota: Quota | None = None
 
     def available(self) -> str | None:
-        """``None`` if it works here, else one line: what is missing, and the command that mends it."""
+        """Return ``None`` if it works here, else one line: what is missing, and the command that mends it."""
         ...
 
     def with_packages(self, packages: Sequence[str], warm: Sequence[str] = ()) -> SandboxBackend:

@@ -29,7 +29,7 @@ class Utf8(gymnasium.Space[str]):
         return False
 
     def sample(self, mask: Any = None, probability: Any = None) -> str:
-        """A short random string with newlines and non-ASCII, to shake out careless parsers."""
+        """Draw a short random string with newlines and non-ASCII characters, to expose parser bugs."""
         alphabet = "ab(){}[]:=<>+-*/\\\"'`#\n\t _019é√漢🙂"
         length = int(self.np_random.integers(0, min(64, self.max_bytes) + 1))
         text = "".join(alphabet[i] for i in self.np_random.integers(0, len(alphabet), length))
@@ -44,7 +44,7 @@ class Utf8(gymnasium.Space[str]):
             return False
 
     def clip(self, text: str) -> str:
-        """``text`` made a member: lone surrogates replaced, the middle cut out when too long."""
+        """Make ``text`` a member: replace lone surrogates, and cut out the middle if it is too long."""
         raw = text.encode(errors="replace")
         if len(raw) <= self.max_bytes:
             return raw.decode()

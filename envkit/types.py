@@ -15,18 +15,18 @@ class Verdict(enum.StrEnum):
 
     PASS = "PASS"
     FAIL = "FAIL"
-    #: The candidate tried to reach outside what it may touch.
+    #: The candidate tried to change something that it must not touch.
     TAMPERED = "TAMPERED"
     #: The machinery broke. Never a reward.
     INFRA = "INFRA"
 
 
 class Outcome(enum.StrEnum):
-    """How an episode ended."""
+    """The result of an episode."""
 
     SOLVED = "solved"
     FAILED = "failed"
-    #: Broken machinery: carries no reward and leaves every statistic, but is counted.
+    #: Broken machinery: has no reward and is excluded from every statistic, but is counted.
     VOID = "void"
 
 
@@ -41,7 +41,7 @@ class Task:
         files: workspace-relative POSIX path -> text.
         metadata: public facts (package, function, operator ...); ``metadata["source"]`` names the
             statistical cluster, the source function that the task was made from.
-        hidden: what only the grader on the host may know. It is never written into a sandbox,
+        hidden: data that only the grader on the host may know. It is never written into a sandbox,
             never part of an observation, and left out of ``repr``.
     """
 
@@ -127,8 +127,8 @@ class Tokens:
         completion_ids: ids sampled, the end-of-turn id included when it was sampled.
         logprobs: natural-log probability of each sampled id, shape ``(len(completion_ids),)``,
             under the sampling distribution (after temperature).
-        kept: how many ids of the session so far stood before ``prompt_ids``; ``None`` for all of them. With
-            fewer the trajectory branches: the turn and what follows it see nothing of what was left out.
+        kept: number of the session's earlier ids that precede ``prompt_ids``; ``None`` for all of them. If it
+            is fewer, the trajectory branches: this turn and later ones do not see the ids left out.
     """
 
     prompt_ids: tuple[int, ...]
@@ -142,10 +142,10 @@ class Usage:
     """The cost of one turn.
 
     Args:
-        prompt_tokens: tokens read, 0 where the agent has none.
+        prompt_tokens: tokens read, 0 if the agent has none.
         completion_tokens: tokens written.
         seconds: wall time of the request, in seconds.
-        cached_tokens: those of ``prompt_tokens`` that a provider had in its cache.
+        cached_tokens: the part of ``prompt_tokens`` that a provider had in its cache.
     """
 
     prompt_tokens: int = 0
@@ -185,7 +185,7 @@ class Trajectory:
     """One finished episode.
 
     Args:
-        key: which episode this is.
+        key: address of the episode.
         env: the environment's id.
         agent: the agent's name.
         steps: the turns, oldest first.

@@ -1,1 +1,1 @@
-"""What an environment has to withstand before anyone trains on it."""
+"""The audit: checks that an environment must pass before anyone trains on it."""

@@ -66,7 +66,7 @@ class AuditedEnv:
 
     Args:
         kind: its class.
-        tasks: the tasks to sample from. The sample is spread over all of them and does not depend on their
+        tasks: the tasks to sample from. The sample is spread over all tasks and does not depend on their
             order.
         backend: makes the sandboxes of its episodes.
         max_turns: actions per episode, enough for the oracle.
@@ -139,17 +139,17 @@ class AuditedEnv:
         return self.play(task, self.kind.oracle(task), **options)
 
     def noise(self, task: Task, number: int) -> list[str]:
-        """Actions of an agent that knows nothing: loose words, and tool calls with minimal arguments."""
+        """Random actions: words without meaning, and tool calls with minimal arguments."""
         draw = random.Random(f"{task.id} {number}")
         calls = [minimal_call(tool) for tool in self.kind.tools]
         return [draw.choice([*_NOISE, *calls]) for _ in range(self.max_turns)]
 
 
 def run_with_timeout(work: Callable[[], Result], label: str, cancel: Callable[[], None]) -> Result:
-    """Return or raise what ``work`` does; after `EPISODE_TIMEOUT_S` call ``cancel`` and fail.
+    """Call ``work`` and pass on its result or exception. After `EPISODE_TIMEOUT_S` call ``cancel`` and fail.
 
     Raises:
-        AuditFailure: it took too long.
+        AuditFailure: ``work`` took too long.
     """
     done: queue.SimpleQueue[tuple[Result | None, BaseException | None]] = queue.SimpleQueue()
 

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 _Documented: TypeAlias = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
-#: Fields of nodes that hold nothing that is not said elsewhere in the tree.
+#: Fields of nodes that only repeat information from elsewhere in the tree.
 _REDUNDANT = ("ctx", "kind", "type_comment")
 
 
@@ -30,7 +30,7 @@ def canonical(tree: ast.Module) -> bytes:
 
 
 def _written(tree: ast.Module) -> Iterator[bytes]:
-    # With a stack of its own: the depth at which recursion fails differs between versions.
+    # An explicit stack, because the depth at which recursion fails differs between versions.
     waiting: list[object] = [tree]
     while waiting:
         item = waiting.pop()

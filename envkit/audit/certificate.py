@@ -71,7 +71,7 @@ class Certificate:
 
     @property
     def seal(self) -> str:
-        """SHA-256 of the whole certificate, as hex."""
+        """SHA-256 of the whole certificate, in hexadecimal."""
         return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def to_json(self) -> str:
@@ -108,7 +108,7 @@ def certify(
     tasks: Sequence[Task] | None = None,
     max_turns: int = STANDARD_TURNS,
 ) -> Certificate:
-    """Audit an environment; the certificate says whether it passed. Nothing is written.
+    """Audit an environment and return the certificate, passed or not. Nothing is written.
 
     Args:
         kind: the environment.
@@ -233,7 +233,7 @@ def certificate_problem(kind: type[Env]) -> str:
 
 
 def require_certified(kind: type[Env]) -> None:
-    """Refuse an environment that has no valid certificate.
+    """Raise if an environment has no valid certificate.
 
     Raises:
         UsageError: says why there is none, and how to make one.

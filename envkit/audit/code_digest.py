@@ -4,8 +4,8 @@ A certificate is valid for code with the digest that it names. The digest covers
 
 - the environment's own package, and the packages of the environments that it inherits from;
 - the modules of envkit in `VERDICT_PARTS` that these import, directly or through others. They are found by
-  reading import statements. A file beside such a module counts if the module names it, such as a program
-  for the sandbox.
+  reading import statements. A file in such a module's folder counts if the module names it, such as a
+  program for the sandbox.
 
 Python files count by their syntax tree, so comments, formatting and docstrings may be edited freely. Only the
 docstrings of tools count, because agents read them. All other files count byte by byte. The digest is the
@@ -27,7 +27,7 @@ from envkit.audit.canonical_source import canonical, parse
 from envkit.env import Env
 from envkit.errors import UsageError
 
-#: Names this way to compute a digest. Digests of different schemes cannot be compared.
+#: Name of this way to compute a digest. Digests of different schemes cannot be compared.
 SCHEME: Final = "syntax-tree-1"
 
 #: Parts of envkit that decide verdicts. The other parts play and report episodes, make tasks or load models.
@@ -78,7 +78,7 @@ def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
     if not (top / "__init__.py").exists():
         yield file.name, file
         return
-    # Each environment of envkit is a folder. To another author's environment belongs the whole package.
+    # Each environment of envkit is a folder. For another author's environment the whole package counts.
     while not kind.__module__.startswith("envkit.") and (top.parent / "__init__.py").exists():
         top = top.parent
     count = size = 0
@@ -96,7 +96,7 @@ def _package_files(kind: type[Env]) -> Iterator[tuple[str, Path]]:
 
 
 def _may_decide(inner: Path) -> bool:
-    """False for a certificate, a document for people, and what lies in a cache."""
+    """False for certificates, documents for people, and files in caches."""
     is_document = inner.name.startswith(_DOCUMENTS) and inner.suffix in ("", ".md", ".rst", ".txt")
     is_cached = inner.suffix in (".pyc", ".pyo") or any(part in _CACHES for part in inner.parts)
     return not (is_document or is_cached or inner.name in _CERTIFICATES)
@@ -143,8 +143,8 @@ class _Sources:
     def _definer(self, base: str, name: str) -> str:
         """The module that ``from base import name`` depends on.
 
-        If a package only passes the name on from another module, it is that module: the package's other
-        imports make no difference to this name.
+        If a package only re-exports the name, this is the module that it imports the name from. The package's
+        other imports do not affect this name.
         """
         if _source(f"{base}.{name}") is not None:
             return f"{base}.{name}"
@@ -172,7 +172,7 @@ class _Sources:
                     waiting += ast.iter_child_nodes(node)
 
     def _named_by(self, path: Path) -> Iterator[Path]:
-        """The files beside a module whose names stand in it as strings."""
+        """The files in a module's folder whose names it contains as strings."""
         beside = {file.name: file for file in path.parent.iterdir() if file.is_file() and file != path}
         tree = self._tree(path)
         named = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)) if tree else ()

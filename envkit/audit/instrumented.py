@@ -14,12 +14,13 @@ from envkit.sandbox import Sandbox, SandboxBackend
 
 @final
 class InstrumentedBackend(SandboxBackend):
-    """Makes the sandboxes of another backend, and keeps hold of them.
+    """Wraps another backend and keeps a reference to each sandbox that it makes.
 
     Args:
         inner: makes the sandboxes.
-        breaks: every attempt to run a program in them fails.
-        scans: `scanner` can search the first one, which is the episode's, if the backend isolates.
+        breaks: True to make every attempt to run a program fail.
+        scans: True to make `scanner` able to search the first sandbox, which is the episode's. Needs an
+            isolating backend.
     """
 
     def __init__(self, inner: SandboxBackend, *, breaks: bool = False, scans: bool = False) -> None:
@@ -28,7 +29,7 @@ class InstrumentedBackend(SandboxBackend):
         self.packages, self.quota = inner.packages, inner.quota
         self._made: list[Sandbox] = []
         self._broken: list[str] = []
-        #: Of the first sandbox.
+        #: Scanner of the first sandbox; ``None`` without ``scans``, isolation or a sandbox.
         self.scanner: SandboxScanner | None = None
 
     @property

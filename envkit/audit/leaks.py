@@ -21,14 +21,14 @@ from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.scanner import SandboxScanner
 from envkit.types import JSON, Task
 
-#: Hidden texts with fewer characters are found by chance.
+#: Shortest hidden text to search for, in characters. Shorter ones occur by chance.
 _MIN_SECRET_CHARS: Final = 8
-#: Texts with fewer bytes are in the files of an operating system by chance.
+#: Shortest text, in bytes, that an operating system's files do not hold by chance.
 _MIN_SENTENCE_BYTES: Final = 16
 
 
 def find_leaks(audited: AuditedEnv) -> str:
-    """Search for hidden values in everything that an agent can see or reach. Returns what was searched for.
+    """Search for hidden values in everything that an agent can see or reach. Returns a summary.
 
     Raises:
         AuditFailure: a hidden value can be read; says which one and where.
@@ -62,7 +62,7 @@ def _texts(value: object) -> Iterator[str]:
 
 
 def _secrets(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]]:
-    """The task to pose, and its hidden texts that nothing public holds."""
+    """The task to pose, and those of its hidden texts that no public field contains."""
     shown = (task.prompt, *task.files, *task.files.values(), *_texts(task.metadata))
     public = "\n".join(shown).encode(errors="surrogatepass")
     secrets = [
@@ -76,9 +76,9 @@ def _secrets(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]]:
 
 
 def _with_marked_numbers(audited: AuditedEnv, task: Task) -> tuple[Task, list[str]] | None:
-    """The task with unique numbers in the place of its hidden ones, and those numbers as texts.
+    """The task with its hidden numbers replaced by unique ones, and the new numbers as texts.
 
-    ``None`` if it hides no numbers, or if the environment cannot pose it with others.
+    ``None`` if it hides no numbers, or if the environment cannot pose it with other numbers.
     """
     marks: list[str] = []
 
@@ -104,7 +104,7 @@ def _with_marked_numbers(audited: AuditedEnv, task: Task) -> tuple[Task, list[st
 
 
 def _encodings(secret: str) -> set[bytes]:
-    """The forms of a text in files and memory: as it is, in JSON, in Python source, in wide characters."""
+    """The encodings of a text in files and memory: plain, JSON, Python source, wide characters."""
     texts = {secret, repr(secret)[1:-1], *(json.dumps(secret, ensure_ascii=a)[1:-1] for a in (True, False))}
     found: set[bytes] = set()
     for text, code in itertools.product(texts, ("utf-8", "latin-1", "utf-16-le", "utf-32-le")):
@@ -132,10 +132,10 @@ def _visible(audited: AuditedEnv, task: Task) -> Iterator[tuple[str, bytes]]:
 
 
 def _common_words(audited: AuditedEnv, secrets: Sequence[str]) -> set[str]:
-    """The secrets that an unused sandbox holds too, such as words of the interpreter: they are no leak.
+    """The secrets that also occur in an unused sandbox, such as words of the interpreter. They are no leak.
 
     Raises:
-        AuditFailure: a long one is in a file there.
+        AuditFailure: a long secret is in a file of the unused sandbox.
     """
     if not (audited.backend.isolated and secrets):
         return set()

@@ -1,4 +1,4 @@
-"""The checks of an audit: an environment must reward the work that it asks for, and nothing else."""
+"""The checks of an audit: an environment must reward solving its tasks, and nothing else."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envkit.display import Display
 from envkit.errors import EnvkitError, SandboxError
 from envkit.sandbox_check import ESSENTIAL, self_check
 
-#: Highest mean reward of noise: some answers are right by chance.
+#: Highest mean reward of random actions. Some answers are right by chance.
 _MAX_NOISE_REWARD: Final = 0.1
 
 #: Returns what it found. Raises `AuditFailure` or `NotApplicable`; `run_audit` records any exception.
@@ -199,7 +199,7 @@ def _evidence(episode: PlayedEpisode) -> str:
     return words or f"scores {episode.info['scores']}"
 
 
-#: In this order: later checks say little if an earlier one fails.
+#: In the order in which they run. Later checks prove little if an earlier one fails.
 AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
     "Gymnasium accepts it": _gymnasium,
     "its sandbox isolates": _isolated,

@@ -1,4 +1,4 @@
-"""Searches a sandbox for texts, from the host: each of its programs runs beside a scanner in the sandbox."""
+"""Searches a sandbox for texts, from the host: a scanner runs in the sandbox next to each program."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Peer, PeerGone, S
 #: Time for the scanner in the sandbox to start a scan, and to finish it.
 _START_TIMEOUT_S: Final = 10.0
 _SCAN_TIMEOUT_S: Final = 60.0
-#: Memory of the scanner, beside the program's own.
+#: Memory limit of the scanner, in addition to the program's own.
 _EXTRA_BYTES: Final = 64 * 2**20
-#: A program that holds no secrets. What can be read from beside it, any program of the agent could read. It
-#: is asked once before the scan, so that its interpreter has started.
+#: A program without secrets. Any program of the agent could read what a scanner next to it finds. It is asked
+#: once before the scan, so that its interpreter has started.
 _BYSTANDER: Final = "print(input(), flush=True); input()"
 
 
 @final
 class SandboxScanner:
-    """Starts a sandbox's programs with a scanner beside them, and records what they are given.
+    """Starts a sandbox's programs with a scanner next to each, and records the programs' inputs.
 
     Programs that were opened separately cannot see each other's processes and scratch files. So each program
     is scanned by its own `envkit.audit.scanner_guest`.
@@ -37,7 +37,7 @@ class SandboxScanner:
         self._sandbox = sandbox
         self._open, self._run = sandbox.open, sandbox.run
         self._peers: list[_RecordedPeer] = []
-        #: What programs were given: way and bytes.
+        #: The inputs of the programs: channel and bytes.
         self.inputs: list[tuple[str, bytes]] = []
 
     def open(self, argv: Sequence[str], *, limits: Limits = Limits()) -> Peer:

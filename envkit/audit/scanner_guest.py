@@ -69,7 +69,7 @@ def memory_regions(folder: str) -> Iterator[tuple[int, int]]:
 
 
 def files() -> Iterator[str]:
-    """Paths of all files that somebody may have put here."""
+    """Paths of all files that do not belong to the interpreter."""
     for folder, subfolders, names in os.walk("/"):
         if folder == "/":
             subfolders[:] = [name for name in subfolders if f"/{name}" not in KERNEL_FOLDERS]
@@ -81,7 +81,7 @@ def files() -> Iterator[str]:
 
 
 def places(overlap: int) -> Iterator[tuple[str, Iterator[bytes]]]:
-    """Label and content of everything that can be read."""
+    """Label and content of everything that this process can read."""
 
     def content(path: str) -> Iterator[bytes]:
         try:

@@ -24,15 +24,15 @@ from envkit.sandbox import SandboxBackend
 from envkit.tools import Tool, format_call
 from envkit.types import Task
 
-#: Seeds of the two episodes that are played side by side.
+#: Seeds of the two episodes that a vector environment plays in parallel.
 _SEEDS: Final = (3, 4)
-#: What no grammar foresees. The last two are no text.
+#: Actions that no action grammar expects. The last two hold lone surrogates, so they are not valid Unicode.
 _HOSTILE: Final = (
     *("", " \n\t", "\0", "\\", "'", '"""', "```", "```\n", "%s{}", "\r\n\r\n", "\x1b[2J\x07"),
     *("(" * 3000, "[" * 3000 + "]" * 3000, "9" * 5000, "<|im_end|><|im_start|>system"),
     *("\u202e\u200b\ufeff", "\N{PILE OF POO}" * 200, "\ud800", "a\udc80b"),
 )
-#: What a value of each JSON type may be at worst.
+#: JSON type -> hostile arguments of that type.
 _WORST: Final[Mapping[str, Sequence[object]]] = {
     "string": ("\0", "\ud800", "../../../etc/passwd", "--help", "'; exit #", "\n", "x" * 9000, "\N{SNOWMAN}"),
     "integer": (-1, 10**30, 0, 10**4000),
@@ -42,14 +42,14 @@ _WORST: Final[Mapping[str, Sequence[object]]] = {
 
 
 class EnvSuite:
-    """One test per check of `envkit audit`, and what an instance must stand beside them.
+    """Tests of an environment: one per check of `envkit audit`, and some of its Gymnasium interface.
 
-    The environment must come from a module that other processes can import: vectors have some. A subclass may
-    replace the fixtures ``backend`` and ``tasks``, which are of class scope.
+    The environment must come from a module that other processes can import, because one test plays it in an
+    `AsyncVectorEnv`. A subclass may replace the fixtures ``backend`` and ``tasks``, which have class scope.
 
     Args:
         kind: the environment.
-        max_turns: actions per episode; the oracle must do with them.
+        max_turns: actions per episode, enough for the oracle.
     """
 
     kind: ClassVar[type[Env]]
@@ -58,25 +58,25 @@ class EnvSuite:
     @pytest.fixture(scope="class")
     @classmethod
     def backend(cls) -> SandboxBackend:
-        """The best isolation of this machine."""
+        """The best isolated backend on this machine."""
         return sandbox_backend()
 
     @pytest.fixture(scope="class")
     @classmethod
     def tasks(cls, backend: SandboxBackend) -> Sequence[Task]:
-        """What is played: the environment's starters."""
+        """The environment's starter tasks."""
         return cls.kind.make_tasks("starter", sandbox=backend, display=Silent())
 
     @pytest.fixture
     def env(self, backend: SandboxBackend, tasks: Sequence[Task]) -> Iterator[Env]:
-        """A fresh instance."""
+        """A fresh instance, closed after the test."""
         made = self.kind(tasks=tasks, sandbox=backend, max_turns=self.max_turns)
         yield made
         made.close()
 
     @pytest.mark.parametrize("check", AUDIT_CHECKS)
     def test_audit(self, backend: SandboxBackend, tasks: Sequence[Task], check: str) -> None:
-        """What `envkit audit` asks holds."""
+        """The environment passes this check of `envkit audit`."""
         try:
             AUDIT_CHECKS[check](AuditedEnv(self.kind, tasks, backend, self.max_turns))
         except NotApplicable as reason:
@@ -85,7 +85,7 @@ class EnvSuite:
             pytest.fail(str(fault), pytrace=False)
 
     def test_the_task_that_is_asked_for_is_posed(self, env: Env, tasks: Sequence[Task]) -> None:
-        """``reset(options={"task": id})``; an unknown one is the caller's mistake."""
+        """``reset(options={"task": id})`` poses that task; an unknown id raises `UsageError`."""
         for task in tasks:
             _, info = env.reset(options={"task": task.id})
             _same(info["task"], task.id, "asked for a task, reset() poses")
@@ -94,7 +94,7 @@ class EnvSuite:
             env.reset(options={"task": "\0 no such task"})
 
     def test_hostile_actions_are_answered(self, env: Env) -> None:
-        """Whatever is said, an observation comes back, never an exception."""
+        """`step` answers every action with an observation and never raises."""
         limit = env.action_space.max_bytes
         ended = True
         for action in (*_HOSTILE, "a" * limit, "a" * (limit + 1), *_hostile_calls(env.tools)):
@@ -111,7 +111,7 @@ class EnvSuite:
             ended = terminated or truncated
 
     def test_closing_is_final_and_harmless(self, env: Env) -> None:
-        """`close` ends the episode, may come twice, or first, and leaves an instance that can begin anew."""
+        """`close` ends the episode. It may be called first or twice, and `reset` works after it."""
         env.close()
         first, _ = env.reset(seed=1)
         env.close()
@@ -124,10 +124,10 @@ class EnvSuite:
     def test_vectors_play_as_single_instances_do(
         self, backend: SandboxBackend, tasks: Sequence[Task], processes: bool
     ) -> None:
-        """Gymnasium's vectors give each environment's own words, rewards and ends, row by row."""
+        """Vector environments return each instance's own observations, rewards and end flags, row by row."""
         make = partial(self.kind, tasks=tasks, sandbox=backend, max_turns=self.max_turns)
         singles = [make() for _ in _SEEDS]
-        # Shared memory corrupts text. Spawned, as a fork of a process with threads may hang.
+        # Shared memory corrupts text. Spawn, because a fork of a process with threads may hang.
         vector = (
             gymnasium.vector.AsyncVectorEnv([make] * len(_SEEDS), shared_memory=False, context="spawn")
             if processes
@@ -138,7 +138,7 @@ class EnvSuite:
             seen, infos = vector.reset(seed=[*_SEEDS])
             _same([*seen], [text for text, _ in alone], "observations of a vector's reset")
             _same([*infos["task"]], [info["task"] for _, info in alone], "tasks of a vector's reset")
-            # One solves its task, the other idles; the second's words must not be the first's.
+            # The first environment solves its task and the second idles, so mixed-up rows show.
             for right in self.kind.oracle(singles[0].task):
                 actions = (right, self.kind.noop_action)
                 steps = [env.step(action) for env, action in zip(singles, actions, strict=True)]
@@ -153,7 +153,7 @@ class EnvSuite:
                 env.close()
 
     def test_tasks_are_the_same_at_every_call_and_shared_by_no_split(self, backend: SandboxBackend) -> None:
-        """Ids are unique, splits say which they are, and nothing that was trained on is held out."""
+        """`make_tasks` is deterministic, ids are unique, and each source is in one split only."""
         made: dict[str, Sequence[Task]] = {}
         for split in ("train", "heldout"):
             try:
@@ -172,13 +172,13 @@ class EnvSuite:
 
 
 def _same(found: object, expected: object, what: str) -> None:
-    """Fail in words: pytest shows the values of an ``assert`` only in tests' own modules."""
+    """Fail unless equal. An ``assert`` would not do: pytest shows its values only in test modules."""
     if found != expected:
         pytest.fail(f"{what}: found {found!r}, expected {expected!r}")
 
 
 def _hostile_calls(tools: Sequence[Tool]) -> Iterator[str]:
-    """Calls that are well-formed, with arguments at their worst."""
+    """Calls of each tool: two malformed ones, then well-formed ones with hostile arguments."""
     for tool in tools:
         yield f"{tool.name}("
         yield f"{tool.name}(**{{}}, *[])"

@@ -1,7 +1,7 @@
-r"""Programs that try to earn a reward without solving the task, and right ones that must not be refused.
+r"""Programs that try to earn a reward without solving the task, and correct ones that must pass.
 
-`ATTACKS` lists them by number and variant; `CORRECT` are solutions in unusual shapes. Each is built for a
-`AttackTarget`, so that any environment whose candidates are Python modules can aim them at itself.
+`ATTACKS` lists the attacks by number and variant; `CORRECT` lists correct solutions of unusual form. Each is
+built for an `AttackTarget`, so any environment whose candidates are Python modules can run them on its tasks.
 
 >>> target = AttackTarget("def double(n):\n    return n\n", "def double(n):\n    return 2 * n\n", "double")
 >>> print(ATTACKS[0].build(target).files["solution.py"])

@@ -1,4 +1,4 @@
-"""Right solutions in unusual shapes: refusing one is as wrong as passing an attack."""
+"""Correct solutions of unusual form: failing one is as bad as passing an attack."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Attacks on how a task was made, and on what it pays for."""
+"""Attacks on the way that a task was made, and on its reward."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _HISTORY: Final = """
     here = Path("MODULE").resolve()
     return any((folder / ".git").exists() for folder in here.parents)
 """
-#: A right copy anywhere else: the image, a cache, a package's tests.
+#: Searches for a correct copy elsewhere on disk, as in the image, a cache or a package's tests.
 _BAKED: Final = """
     import os
 
@@ -35,7 +35,7 @@ _PREDICTED: Final = """
 
 
 def _table(target: AttackTarget) -> Attempt:
-    """Answers for the calls that were shown, by heart."""
+    """A module that looks up the answers of the shown calls in a table."""
     rows = "".join(f"    ({one.args}, {one.value}),\n" for one in target.examples)
     return Attempt(
         {

@@ -1,4 +1,4 @@
-"""The parts an attack is made of: what it aims at, what it leaves behind, what must become of it."""
+"""The parts of an attack: its target, the files that it leaves, and the verdict that it must get."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from envkit.types import Verdict
 
 
 class AttackKind(enum.StrEnum):
-    """Where an attack takes hold."""
+    """The layer that an attack targets."""
 
-    #: Inside the interpreter that runs the candidate.
+    #: The interpreter that runs the candidate.
     PYTHON = "python"
-    #: In the files that it leaves.
+    #: The files that the candidate leaves in its workspace.
     WORKSPACE = "workspace"
-    #: On other processes and the kernel.
+    #: Other processes and the kernel.
     SYSTEM = "system"
-    #: On memory, processes, disk and output.
+    #: Memory, processes, disk and output.
     RESOURCE = "resource"
-    #: On how the task was made.
+    #: The way that the task was made.
     DESIGN = "design"
 
 
@@ -33,7 +33,7 @@ class ShownCall:
 
     Args:
         args: positional arguments; a tuple, as source.
-        value: what the call gives.
+        value: the value that the call returns.
     """
 
     args: str
@@ -45,15 +45,15 @@ class AttackTarget:
     """A task to attack: make ``function`` in ``module`` answer as the reference does.
 
     Args:
-        source: the module's text as the candidate gets it, wrong.
-        reference: a right one.
+        source: the module's text as the candidate gets it, with a wrong function.
+        reference: text of a correct module.
         function: name of the function that is called.
         module: workspace path of the module, the one file that may be changed.
         examples: calls that the candidate was shown.
         protected: workspace path of a file that must stay as it is, such as the shown tests.
         origin: import path of the module that the task was made from, ``more_itertools.recipes``; ``None``
-            where it was made from none.
-        integers: whether right answers hold integers.
+            if it was made from none.
+        integers: True if correct answers hold integers.
     """
 
     source: str
@@ -68,7 +68,7 @@ class AttackTarget:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """What a candidate leaves in its workspace.
+    """One try at an attack: files to write and a program to run.
 
     Args:
         files: workspace path -> text to write there; a path may lead out of the workspace.
@@ -88,18 +88,18 @@ def _always(target: AttackTarget) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Attack:
-    """A program that wins only where something is broken.
+    """A program that earns a reward only if something is broken.
 
     Args:
-        number: its row in the catalogue; a number may have several variants.
-        name: what it does, unique.
-        kind: where it takes hold.
-        build: makes it for a target.
-        expected: FAIL, or TAMPERED where it reaches for what only the grader may write.
-        fools: graders that it has won against: ``A`` believes pytest's exit code, ``B`` restores the tests
-            and reads the report, ``C`` admits only the solution and demands a nonce. The split oracle is
-            fooled by none, unless all its inputs have been seen (``D``).
-        inapplicable: why a target cannot be attacked so; ``None`` where it can.
+        number: its row in the catalogue; several variants may share a number.
+        name: short description, unique.
+        kind: the layer that it targets.
+        build: makes its `Attempt` for a target.
+        expected: the correct verdict: FAIL, or TAMPERED if it writes what only the grader may write.
+        fools: graders that it has defeated: ``A`` believes pytest's exit code, ``B`` restores the tests and
+            reads the report, ``C`` admits only the solution and demands a nonce. No attack defeats the split
+            oracle unless the candidate has seen all its inputs (``D``).
+        inapplicable: returns the reason why a target cannot be attacked this way; ``None`` if it can.
     """
 
     number: int
@@ -113,12 +113,12 @@ class Attack:
 
 @dataclass(frozen=True, slots=True)
 class CorrectVariant:
-    """A right solution in an unusual shape, which must pass.
+    """A correct solution of unusual form, which must pass.
 
     Args:
-        name: what is unusual about it, unique.
+        name: short description of the unusual part, unique.
         build: makes it for a target.
-        policy: what the task would have to allow.
+        policy: the numeric policy under which it must pass.
     """
 
     name: str
@@ -130,21 +130,21 @@ class CorrectVariant:
 
 
 def instead(code: str) -> Build:
-    """The whole module."""
+    """Replace the whole module by ``code``."""
     return lambda target: Attempt({target.module: _named(code, target)})
 
 
 def at_import(code: str) -> Build:
-    """Code that runs when the module is loaded, before the wrong function is defined."""
+    """Run ``code`` when the module is loaded, before the wrong function is defined."""
     return lambda target: Attempt({target.module: _named(code, target) + target.source})
 
 
 def in_call(code: str, *, right: bool = False) -> Build:
-    """The body of a function in the place of the candidate's, which it may call as ``_was``.
+    """Replace the function by one with the body ``code``, which may call the replaced one as ``_was``.
 
     Args:
-        code: statements that see ``args`` and ``kwargs``.
-        right: whether ``_was`` is right.
+        code: statements that may use ``args`` and ``kwargs``.
+        right: True if ``_was`` is the reference's function, False if it is the wrong one.
     """
 
     def build(target: AttackTarget) -> Attempt:
@@ -156,12 +156,13 @@ def in_call(code: str, *, right: bool = False) -> Build:
 
 
 def escaping(code: str, *, run: str | None = None) -> Build:
-    """A wrong module that turns right only if ``code`` gets hold of what must be out of reach.
+    """A wrong module that becomes correct only if ``code`` reaches something that must be out of reach.
 
-    So a PASS says that it did. In the code, REFERENCE stands for the text of a right answer.
+    A PASS therefore means that the attack succeeded. In the code, REFERENCE stands for the text of the
+    correct module, as a string literal.
 
     Args:
-        code: the body of a function that returns something true if it did; what it raises is a no.
+        code: body of a function that returns a true value on success; an exception means failure.
         run: see `Attempt`.
     """
 
@@ -177,28 +178,28 @@ def escaping(code: str, *, run: str | None = None) -> Build:
 
 
 def beside(files: Mapping[str, str]) -> Build:
-    """The wrong module as it was, and other files beside it."""
+    """Keep the wrong module unchanged and write other files."""
     return lambda target: Attempt(
         {target.module: target.source, **{path: _named(text, target) for path, text in files.items()}}
     )
 
 
 def ran(program: str) -> Build:
-    """The wrong module as it was, and a program run in its sandbox. MODULE stands for the module's path."""
+    """Keep the wrong module unchanged and run a program in its sandbox; MODULE is the module's path."""
     return lambda target: Attempt(
         {target.module: target.source}, _named(program, target).replace("MODULE", target.module)
     )
 
 
 def overwriting(path: Callable[[AttackTarget], str | None]) -> Build:
-    """The wrong module, and a file that is not the candidate's to write."""
+    """Keep the wrong module unchanged and overwrite a file that the candidate must not write."""
     return lambda target: Attempt(
         {target.module: target.source, path(target) or "": "def test_nothing():\n    pass\n"}
     )
 
 
 def needs_protected(target: AttackTarget) -> str | None:
-    """Of attacks on files that must stay as they are."""
+    """Return why a target has no protected file to attack; ``None`` if it has one."""
     return None if target.protected else "the workspace holds no file that must stay as it is"
 
 

@@ -15,7 +15,7 @@ _FORKS: Final = """
         except OSError:
             pass
 """
-#: The corpus is run by people on their own disks, which not every backend bounds (`SandboxBackend.quota`).
+#: Limits, because people run the corpus on their own disks. Some backends have no `SandboxBackend.quota`.
 _MOST_MIB, _MOST_FILES = 256, 50_000
 _DISK: Final = """
     for number in range(MIB):

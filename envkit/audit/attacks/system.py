@@ -69,7 +69,7 @@ _VSOCK: Final = """
     socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM).close()
     return True
 """
-#: Every other process's memory is searched for a right answer.
+#: Searches every other process's memory for the correct source.
 _MEMORY: Final = """
     import os
     import re

@@ -50,7 +50,7 @@ _LINK: Final = """
     os.unlink("MODULE")
     os.symlink("/etc/passwd", "MODULE")
 """
-#: Ends on the symlink, whenever it is stopped after its first round.
+#: Leaves the symlink in place, if it is stopped after at least one round.
 _SWAP: Final = """
     import os
     import time
@@ -72,7 +72,7 @@ _LOGS: Final = """
             if "expected" in path.read_text(errors="replace"):
                 return True
 """
-#: "\\u202e" turns round what a reader sees; the second name begins with a Cyrillic letter.
+#: "\\u202e" reverses the displayed text. The second function's name begins with a Cyrillic letter.
 _BIDI: Final = "# \u202e tnuoc thgir eht \u202c\n"
 
 
