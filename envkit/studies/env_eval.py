@@ -1,4 +1,4 @@
-"""One environment's part of a before/after run: its held-out tasks, played by every arm, and its report."""
+"""Evaluate one environment in a before/after run: play its held-out tasks and write its report."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from envkit.training.config import to_mapping
 from envkit.training.policy import Policy
 from envkit.types import Task
 
-#: Rows of the report that are models, in its order.
+#: Model rows of the report, in order: name -> description.
 ARMS: Mapping[str, str] = {
     "base": "the untouched model",
     "SFT": "after the warm start on known answers to train tasks",
@@ -41,14 +41,14 @@ _DIFFERENCES = (
 
 @final
 class EnvEval:
-    """Plays an environment's held-out tasks, and reports.
+    """Evaluates control agents and models on an environment's held-out tasks, and writes the report.
 
     Args:
-        run: the run, which knows how the training went.
-        part: the environment's own folder, which may be the run's.
+        run: the run folder, with the records of training.
+        part: the environment's folder; with one environment, the run folder.
         kind: the environment.
-        tasks: held-out ones.
-        plan: of the run.
+        tasks: held-out tasks.
+        plan: sizes and settings of the run.
         backend: sandbox backend.
         display: live view.
         should_stop: polled while episodes are played.
@@ -77,13 +77,12 @@ class EnvEval:
         return Rollouts(self._make_env, should_stop=self._should_stop)
 
     def controls(self) -> None:
-        """Play both control agents.
+        """Play both control agents, oracle and no-op.
 
         Raises:
             Stopped: the user asked to stop.
-            TrainingError: the oracle fails at a task, or doing nothing solves one: the numbers would mean
-                nothing.
-            SandboxError: an episode of theirs is void.
+            TrainingError: the oracle fails a task, or the no-op solves one, so results would mean nothing.
+            SandboxError: an episode of a control agent is void.
         """
         with self._rollouts() as rollouts:
             for agent, wanted in controls(self._kind, self._tasks):
@@ -95,12 +94,16 @@ class EnvEval:
                     raise TrainingError(f"{broken[0]}; the task or its oracle is broken, make them again")
 
     def copy_shared_results(self, other: EnvEval) -> None:
-        """Take over the arms that no training has a part in, from the same exam of another run."""
+        """Copy results that do not depend on training (controls and base) from another seed's evaluation."""
         for arm in ("oracle", "no-op", "base"):
             self._arms.copy_shared_results(other._arms, arm)
 
     def evaluate(self, policy: Policy, arm: str) -> None:
-        """Play the episodes of an arm that are not on record, with the policy as it is now.
+        """Play a row's missing episodes with the policy's current adapter.
+
+        Args:
+            policy: the policy to evaluate.
+            arm: the row's name, one of `ARMS`.
 
         Raises:
             Stopped: the user asked to stop.
@@ -125,11 +128,11 @@ class EnvEval:
             self._arms.play(rollouts, agent, arm, self._plan.samples)
 
     def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> Path:
-        """Write the report of what has been played; returns the page's path.
+        """Write the report of the episodes played so far; returns the path of the HTML page.
 
         Args:
-            origins: where the answers of each of `ARMS` come from.
-            warnings: what a reader should know of the run.
+            origins: origin of the answers of each row of `ARMS`.
+            warnings: sentences that a reader of the report must see.
         """
         arms = [
             self._arms.arm("oracle", "the known answer; must be 1", self._arms.counted("oracle", 1), 1.0),

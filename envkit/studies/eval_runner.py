@@ -1,4 +1,4 @@
-"""Evaluating arms inside a run folder: resumable, the same items for everyone, then a report."""
+"""Evaluate agents inside a run folder: the same episodes for every agent, resumable."""
 
 from __future__ import annotations
 
@@ -23,17 +23,17 @@ from envkit.store import RunFolder
 from envkit.studies.timing import Stopwatch
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
-#: Share of an agent's episodes that may be void through broken machinery.
+#: Largest share of an agent's episodes that may be void because the sandbox broke.
 _MOST_VOID: Final = 0.1
 
 
 @final
 class EvalRunner:
-    """Plays arms of a run and reads back what was played.
+    """Plays the rows of a run and reads their recorded episodes. An ``arm`` is the name of a row.
 
     Args:
-        run: the folder; each arm's episodes go to ``eval-<arm>.jsonl``.
-        tasks: held-out tasks, the same for every arm.
+        run: the folder; a row's episodes go to ``eval-<arm>.jsonl``.
+        tasks: held-out tasks, the same for every row.
         display: live view.
     """
 
@@ -41,29 +41,27 @@ class EvalRunner:
         self._run, self._tasks, self._display = run, tasks, display
 
     def finished(self, arm: str, samples: int) -> bool:
-        """Whether every episode of the arm is on record and graded."""
+        """True if every episode of the row is recorded and graded."""
         graded = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
         return len(graded) == len(self._tasks) * samples
 
     def played(self, arm: str) -> list[Trajectory]:
-        """The episodes on record; of one that was played again, the last."""
+        """Recorded episodes of a row. If one was played again, only the last attempt."""
         return list({t.key: t for t in self._run.trajectories(f"eval-{arm}")}.values())
 
     def copy_shared_results(self, other: EvalRunner, arm: str) -> None:
-        """Take over what another run has played of an arm, where nothing of it was played here."""
+        """Copy a row's episodes from another run, unless this run has played some of them."""
         if not self._run.records(f"eval-{arm}"):
             with self._run.journal(f"eval-{arm}") as journal:
                 for record in other._run.records(f"eval-{arm}"):
                     journal.append(record)
 
     def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> None:
-        """Play the episodes of the arm that are not on record.
-
-        Voids are counted aloud, with the first reason.
+        """Play the row's missing episodes. Shows the number of void ones, and the first reason.
 
         Raises:
-            Stopped: see `Rollouts.play`; finished episodes are on record.
-            SandboxError: more than a tenth of the episodes are void because the environment's machinery
+            Stopped: see `Rollouts.play`; finished episodes are recorded.
+            SandboxError: more than a tenth of the episodes are void because the environment's sandboxes
                 broke. They are played again when the run is resumed.
         """
         if self.finished(arm, samples):
@@ -88,7 +86,7 @@ class EvalRunner:
             return
         line = f"{arm}: {len(voids)} of {len(played)} episodes are void, in no rate; the first: {voids[0]}"
         self._display.say(escape(line))
-        # A provider that does not answer breaks nothing here, and its agent says so.
+        # A provider that does not answer is no broken sandbox. Its agent's name begins the reason.
         broken = [reason for reason in voids if not reason.startswith(f"agent {agent.name}: ")]
         if len(broken) > _MOST_VOID * len(played):
             raise SandboxError(
@@ -96,7 +94,7 @@ class EvalRunner:
             )
 
     def counted(self, arm: str, samples: int) -> list[Trajectory]:
-        """The episodes on record that can be in a rate; see `complete_chunks`."""
+        """Recorded episodes that count in rates; see `complete_chunks`."""
         return complete_chunks(self.played(arm), self._keys(samples))
 
     def arm(
@@ -107,7 +105,7 @@ class EvalRunner:
         expected: float | None = None,
         origin: Origin = Origin(),
     ) -> Row | None:
-        """The arm as the report wants it, of its `counted` episodes, or ``None`` where there are none."""
+        """Build the report's row from its `counted` episodes; ``None`` if there are none."""
         if not counted:
             return None
         seconds = seconds_of(self._run, f"eval-{name}")
@@ -118,7 +116,7 @@ class EvalRunner:
 
 
 def seconds_of(run: RunFolder, journal: str) -> Mapping[EpisodeKey, float]:
-    """What each episode of a journal took; a void that was tried again took both times."""
+    """Sum the seconds of each episode in a journal. Void attempts that were repeated count too."""
     found: defaultdict[EpisodeKey, float] = defaultdict(float)
     for record in run.records(journal):
         found[EpisodeKey(**record["key"])] += float(record["seconds"])

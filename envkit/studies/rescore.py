@@ -1,4 +1,4 @@
-"""Grading stored episodes again: the same words in fresh sandboxes, by the environment as it is now."""
+"""Grade stored episodes again: replay their actions in new sandboxes, with the current environment code."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Change:
-    """An episode that ends otherwise than it did."""
+    """An episode with its outcome and reward before and after rescoring."""
 
     environment: str
     agent: str
@@ -40,7 +40,7 @@ class Change:
 
 @dataclass(frozen=True, slots=True)
 class Rescored:
-    """What grading again has led to: a run of its own, with reports."""
+    """Result of rescoring: a new run with its own reports, and the episodes whose outcome changed."""
 
     run: RunFolder
     episodes: int
@@ -55,14 +55,15 @@ def rescore(
     should_stop: ShouldStop,
     command: str,
 ) -> Rescored:
-    """Grade every graded episode of a bench again; voids have nothing to grade, and stay what they are.
+    """Grade every graded episode of a benchmark run again.
 
-    Tokens and seconds stay those of the first time. The old run is left as it is; the new one is there once
-    it has its reports, which say so if ``should_stop`` ended it early.
+    Void episodes are copied, because they have nothing to grade. Tokens and seconds are those of the original
+    episodes. The old run stays as it is. The new run appears once its reports are written; they say so if
+    ``should_stop`` ended it early.
 
     Raises:
-        StoreError: not a bench, or damaged.
-        ContractError: an episode cannot be said again.
+        StoreError: not a benchmark run, or a damaged one.
+        ContractError: an episode cannot be replayed.
     """
     stored = Bench(old, backend, display, should_stop)
     said = {"command": command, "commit": commit(), "rescored": old.id}
@@ -73,7 +74,7 @@ def rescore(
             shutil.copyfile(prices, run.path / prices.name)
         for kind, part in stored.parts:
             new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})
-            # The calls say what was paid.
+            # The journals of calls hold the costs.
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):
                     shutil.copyfile(file, new.path / file.name)
@@ -99,7 +100,7 @@ def _again(
     idle: str,
     display: Display,
 ) -> Generator[tuple[Trajectory, Trajectory]]:
-    """Play an agent's graded episodes again, and log them in the new part; pairs of old and new."""
+    """Replay an agent's graded episodes and log them in the new part; yields pairs of old and new."""
     name = f"eval-{agent}"
     played = {trajectory.key: trajectory for trajectory in part.trajectories(name)}
     seconds = seconds_of(part, name)
@@ -120,7 +121,7 @@ def _again(
 
 
 def _facts(run: RunFolder) -> dict[str, Any]:
-    """A manifest without what belongs to its folder."""
+    """Fields of a manifest without those that are specific to its folder."""
     return {
         key: value for key, value in run.manifest.items() if key not in ("schema", "id", "manifest_digest")
     }

@@ -1,4 +1,4 @@
-"""What a before/after run is to do: sized for this machine, kept in its folder, read back from there."""
+"""Plan a before/after run: size it for this machine, store it in the run folder, read it back."""
 
 from __future__ import annotations
 
@@ -25,21 +25,21 @@ from envkit.training.config import TrainConfig, from_mapping, to_mapping
 from envkit.training.policy import Policy
 from envkit.types import JSON, Task
 
-#: Kind of run that this is.
+#: ``kind`` in the manifest of such a run.
 KIND: Final = "before-after"
-#: Tasks of each environment that tell how long its texts are.
+#: Tasks of each environment whose texts are measured.
 _LOOKED_AT: Final = 32
-#: Between the names of a run's environments, as people read them.
+#: Joins the names of a run's environments, for readers.
 _AND: Final = "+"
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """What a run is to do, sized for this machine.
+    """Tasks and sizes of a run on this machine.
 
     Args:
-        plan: its sizes.
-        facts: what its manifest says beside them.
+        plan: the sizes.
+        facts: the other fields of the manifest.
         train, heldout: tasks, by environment.
     """
 
@@ -62,25 +62,26 @@ def prepare(
 ) -> Study:
     """Size a new study for this machine.
 
-    The sizes are fixed here and kept in the manifest, so that a resumed run is the same run. Several
+    The sizes are fixed here and stored in the manifest, so that a resumed run is the same run. Several
     environments share them equally.
 
     Args:
+        config: the training settings; with ``minutes``, its sizes are replaced.
         minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
             tasks as `DEFAULT_MINUTES` would allow.
         train, heldout: tasks, by environment.
-        backend: where a few tasks are begun, to see how long their texts are.
-        display: says what the plan is.
-        command: the command line.
-        evaluate: measure on the held-out tasks before and after; without, the run only trains.
+        backend: sandbox backend, to reset a few tasks and measure the length of their texts.
+        display: shows the plan.
+        command: the command line, for the report.
+        evaluate: measure on the held-out tasks before and after training; if False, the run only trains.
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
-        ConfigError: rewards are to be shaped by a check that no environment has.
+        ConfigError: ``shaping`` names a check that no environment has.
         UsageError: the budget is too small to show anything on this machine.
     """
     require_checks(config.shaping, train)
-    learnt = [task for own in train.values() for task in own]  # by the one adapter
+    learnt = [task for own in train.values() for task in own]  # by one shared adapter
     for kind in train:
         require_heldout(heldout[kind], learnt)
     threads = use_threads()
@@ -130,14 +131,14 @@ def prepare(
 
 
 def start(root: Path, study: Study) -> RunFolder:
-    """Make a new study's run folder."""
+    """Create the run folder of a new study."""
     with RunFolder.making(root, KIND, _manifest(study)) as run:
         _fill(run, study)
     return run
 
 
 def start_part(run: RunFolder, study: Study) -> None:
-    """Make the run folder of one of several seeds, inside that of all; its id is its own."""
+    """Create the run folder of one seed inside the folder of all seeds; its id is ``<run>/seed-<seed>``."""
     name = f"seed-{study.plan.train.seed}"
     own = {"id": f"{run.id}/{name}", "part_of": run.id}
     _fill(run.part(name, {**_manifest(study), **own}), study)
@@ -162,35 +163,35 @@ def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
 
 
 def _fill(run: RunFolder, study: Study) -> None:
-    """Put the tasks in; several environments have a folder each, for those and a report."""
+    """Write the task files. With several environments, each gets its own folder for tasks and report."""
     shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
     if len(study.train) > 1:
         for kind in study.train:
             run.part(kind.id, {"kind": f"{KIND}-part", **shared, **_of_environment(study, kind)})
     for kind, part in parts_of(run, [*study.train]).items():
-        # The run's own copies: it can be gone on with when files have moved or the miner has changed.
+        # The run's own copies, so that it can resume after files have moved or the miner has changed.
         for name, tasks in (("train", study.train[kind]), ("heldout", study.heldout[kind])):
             write_tasks(_task_file(part, name), tasks, study.plan.train.seed)
 
 
 def parts_of(run: RunFolder, kinds: Sequence[type[Env]]) -> dict[type[Env], RunFolder]:
-    """The folder of each environment's tasks and report: the run's, where it is of one."""
+    """Open the folder of each environment's tasks and report; with one environment, the run's folder."""
     return {kind: run if len(kinds) == 1 else RunFolder.open(run.path / kind.id) for kind in kinds}
 
 
 def environments_of(run: RunFolder) -> list[str]:
-    """Names of the environments that a run trains on."""
+    """List the names of the environments that a run trains on."""
     manifest = run.manifest
-    # Older runs were of one, and the oldest of the only one that there was.
+    # Older runs have one environment. The oldest do not name it: it was the code editor.
     return [*manifest.get("environments", [manifest.get("environment", "code-editor")])]
 
 
 def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
-    """What a run began to do; its facts are all of its manifest.
+    """Read the study of an existing run; its ``facts`` are the whole manifest.
 
     Raises:
-        StoreError: environments, their code or tasks are not the ones that it began with, or the folder is of
-            another kind of run.
+        StoreError: environments, their code or their tasks have changed since the run began; the manifest is
+            damaged or was edited; or the folder holds another kind of run.
     """
     manifest = run.manifest
     if (found := manifest.get("kind")) != KIND:
@@ -200,7 +201,7 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     run.require_unedited()
     try:
         sized = manifest["plan"]
-        # Runs older than the choice of a dtype began in float32.
+        # Runs older than the setting ``dtype`` used float32.
         settings = {"dtype": "float32", **sized["train"]}
         sizes = {name: sized[name] for name in ("heldout_tasks", "samples", "eval_temperature")}
         # Older runs have no forecast.
@@ -240,10 +241,10 @@ def _tasks(part: RunFolder, name: str) -> list[Task]:
 
 
 def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> None:
-    """Refuse to shape rewards by what none of the environments checks in training.
+    """Raise if ``shaping`` names a check that no environment runs in training.
 
     Raises:
-        ConfigError: one is no check, or held out.
+        ConfigError: a name is not a check, or the check is held out.
     """
     checks = [item for kind in kinds for item in kind.checks]
     known, held_out = ({item.name for item in checks if item.held_out is held} for held in (False, True))
@@ -255,5 +256,5 @@ def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> 
 
 
 def share(tasks: int, environments: int) -> int:
-    """How many of a run's tasks are of each environment, at most."""
+    """Largest number of a run's tasks per environment; at least 1."""
     return max(tasks // environments, 1)

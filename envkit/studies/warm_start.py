@@ -1,4 +1,4 @@
-"""The supervised warm start: imitate the oracle on train tasks."""
+"""Supervised warm start (SFT): imitate the oracle's answers on train tasks."""
 
 from __future__ import annotations
 
@@ -26,18 +26,18 @@ from envkit.types import Task
 
 
 def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
-    """The tasks for the warm start and those for RL, by function.
+    """Split tasks by function: one part for the warm start, the other for RL.
 
-    What the warm start has imitated, RL could earn by recall: it then sharpens what is known by heart
-    and moves held-out functions little. So RL practises on functions that are new to the policy, and on
-    many: two thirds, whichever the miner's order makes them.
+    On functions of the warm start, the policy could earn rewards by recall. RL would then reinforce memorized
+    answers and improve little on held-out functions. So RL gets the functions that are new to the policy, two
+    thirds of all.
 
     Args:
         tasks: in the miner's order, in which the first tasks are spread over functions.
 
     Returns:
-        Tasks of the first third of the functions, and of the others; all tasks twice if they are of fewer
-        than three functions.
+        Tasks of the first third of the functions, and tasks of the rest. With fewer than three functions,
+        both parts hold all tasks.
     """
     sources = list(dict.fromkeys(task.source for task in tasks))
     imitated = set(sources[: len(sources) // 3])
@@ -53,10 +53,12 @@ def demonstrations(
     max_turns: int,
     should_stop: ShouldStop = never,
 ) -> list[Demonstration]:
-    """The oracle's first action on every task, with its observation. The reset seed depends on the task id.
+    """Return the first observation and the oracle's first action of every task.
+
+    The seed of a reset depends only on the task id.
 
     Raises:
-        Stopped: ``should_stop`` has become True; it is polled before every task.
+        Stopped: ``should_stop`` returned True; it is polled before every task.
     """
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
@@ -83,14 +85,18 @@ def run_warm_start(
     """Train the policy's adapter on the oracle's first action of ``config.sft_examples`` tasks.
 
     Args:
-        tasks: by environment, train tasks in the miner's shuffled order. Environments take turns; one that
-            has no more leaves its turns to the others. Gone through again when there are fewer.
-        on_loss: ``(step, loss)`` after every step.
+        policy: holds the adapter.
+        tasks: train tasks by environment, in the miner's shuffled order. They are taken from the environments
+            in turn; one that runs out is skipped. If there are fewer than ``sft_examples``, they repeat.
+        backend: sandbox backend, to reset the tasks.
+        config: the training settings.
+        display: shows progress.
+        on_loss: called with ``(step, loss)`` after every step.
         should_stop: polled between micro-batches.
 
     Raises:
         Stopped: the user asked to stop; the adapter is half trained.
-        TrainingError: a task is not for training.
+        TrainingError: a task is of another split or for evaluation only.
     """
     require_trainable(task for own in tasks.values() for task in own)
     turns = itertools.zip_longest(*([(kind, task) for task in own] for kind, own in tasks.items()))
@@ -121,12 +127,12 @@ def warm_start(
     display: Display,
     should_stop: ShouldStop,
 ) -> list[float]:
-    """Run only the warm start, on a fresh adapter; writes it to ``folder`` and returns the losses.
+    """Run only the warm start, on a new adapter; writes it to ``folder`` and returns the loss of each step.
 
     Raises:
         Stopped: the user asked to stop; no adapter is written.
-        ConfigError: there is not an example to imitate.
-        StoreError: the folder cannot be written to, which is found out before the work.
+        ConfigError: ``sft_examples`` is 0.
+        StoreError: the folder is not writable; this is checked before training.
     """
     if not config.sft_examples:
         raise ConfigError(f"sft_examples is 0; it must be at least {config.sft_batch_size} here")
