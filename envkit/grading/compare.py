@@ -12,7 +12,7 @@ from typing import TypeAlias, TypeGuard
 from envkit.types import JSON
 
 _MAPPINGS = ("dict", "Counter", "defaultdict", "OrderedDict")
-#: See `order`: what kind of value, its size, its text, and the ranks of its items.
+#: See `order`: kind of value, size, text, and the ranks of its items.
 _Rank: TypeAlias = "tuple[int, float, str, tuple[_Rank, ...]]"
 
 

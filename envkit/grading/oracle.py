@@ -60,7 +60,8 @@ class Grade:
         evidence: reason for the verdict. It may show hidden inputs, so it stays on the host.
         passed: checks that passed.
         total: checks in all.
-        weakness: why the grade proves less than one of the split oracle, for reports; empty if it does not.
+        weakness: for reports, why the grade proves less than one of the split oracle; empty for the split
+            oracle itself.
     """
 
     verdict: Verdict
@@ -149,15 +150,15 @@ def answerable(
 ) -> tuple[list[Call], list[Answer]]:
     """The calls to which a trusted program gives a comparable answer, and these answers.
 
-    A call that kills the program is left out and the others are made again, so that all together stay within
-    the limits.
+    A call that kills the program is dropped, and the others are made again: all remaining calls together
+    must stay within the limits.
 
     Args:
         backend: makes the sandbox, as for `answers`.
         program: the trusted program.
-        calls: costly ones last, because the rest is left out after too many deaths.
+        calls: costly ones last, because the remaining calls are dropped after too many deaths.
         limits: for all remaining calls together.
-        deaths: how many calls may kill the program.
+        deaths: number of calls that may kill the program.
 
     Raises:
         SandboxError: the machinery failed.
@@ -187,9 +188,9 @@ def grade(
 ) -> Grade:
     """Make every call to a candidate in a new sandbox and compare the answers on the host.
 
-    PASS needs every answer equal; the first wrong one ends the grading. A candidate cannot raise here:
-    dying, hanging, flooding and nonsense are FAIL. Forged messages and files under reserved names are
-    TAMPERED. Broken machinery is INFRA.
+    PASS requires every answer to be equal; the first wrong one ends the grading. A candidate cannot cause an
+    exception here: crashes, timeouts, too much output and malformed answers are FAIL. Forged messages and
+    files under reserved names are TAMPERED. Broken machinery is INFRA.
 
     Raises:
         ContractError: ``calls`` and ``expected`` differ in length, or there are none.
@@ -218,7 +219,7 @@ def _judge(
     limits: Limits,
     leniency: Leniency,
 ) -> Grade:
-    """Make every call and compare; all processes of the candidate are ended afterwards."""
+    """Make every call and compare; then kill all processes of the candidate."""
     passed, total = 0, len(calls)
     worker: _Worker | None = None
     try:

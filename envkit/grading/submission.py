@@ -9,12 +9,12 @@ from envkit.errors import TooLargeError, UsageError
 from envkit.sandbox import Sandbox
 from envkit.types import Verdict
 
-#: File names that graders use for their results. A candidate that writes one tries to forge a grade.
+#: File names that graders use for their results. A candidate that writes one attempts to forge a grade.
 RESERVED = ("**/reward.txt", "**/reward.json", "**/verdict.txt", "**/verdict.json", "**/junit*.xml")
 
 
 class SubmissionRejected(Exception):
-    """A submission that gets a verdict without further grading."""
+    """The submission gets its verdict without further grading."""
 
     def __init__(self, verdict: Verdict, evidence: str) -> None:
         super().__init__(evidence)

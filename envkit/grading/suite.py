@@ -1,8 +1,8 @@
 """Grade with a repository's own pytest suite.
 
-Weaker than the split oracle, and every grade says so: tests share a process with the candidate's code, which
-can read their expectations and forge their outcomes. Caught are a process that ends early, tests that are
-skipped, deselected or missing, output other than the report, and files that configure pytest.
+Weaker than the split oracle, and every grade says so. Tests share a process with the candidate's code, which
+can read their expectations and forge their outcomes. The grader detects a process that ends early, tests that
+are skipped, deselected or missing, output other than the report, and files that configure pytest.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
 
-#: Distributions that the sandbox must hold; see the ``packages`` of a backend.
+#: Distributions that the sandbox needs; see `SandboxBackend.packages`.
 PYTEST: Final = ("pytest", "pluggy", "iniconfig", "packaging", "pygments")
 #: The `Grade.weakness` of every grade made here.
 WEAKNESS: Final = "tests ran in one process with the candidate's code, which could have forged their outcome"

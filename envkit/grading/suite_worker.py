@@ -3,8 +3,8 @@
     stdin   {"packages": PATH, "tests": [PATH or test id, ...], "token": TEXT}
     stdout  one line, {"token": TEXT, "outcomes": {TEST ID: "passed" or another word, ...}}
 
-The candidate's code runs in this very process and can say anything, so the host believes nothing beyond what
-`envkit.grading.suite` describes.
+The candidate's code runs in this process and can forge any output. `envkit.grading.suite` describes what the
+host believes of it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def main() -> None:
     outcomes: dict[str, str] = {}
 
     class Recorder:
-        """Keeps the worst outcome of each test's phases."""
+        """Records the worst outcome among the phases of each test."""
 
         def pytest_runtest_logreport(self, report: Any) -> None:
             if report.outcome != "passed":

@@ -12,9 +12,9 @@ compares every answer. Protocol, one JSON object per line:
 Encoded values are JSON with exact types. Plain: None, bool, int, str, list. Tagged as
 ``{"t": KIND, "v": ...}``: float, tuple, set, frozenset, dict, bytes, complex, range, deque,
 Counter, OrderedDict, defaultdict, Decimal, Fraction, iterator (materialised up to a cap). Anything
-else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` encodes the arguments that can
-be changed in place once the call is over, so that such changes count: those in order, then those by name in
-the call's order.
+else is ``{"t": "opaque", "v": TYPE}`` and never equals anything. ``after`` encodes, after the call,
+the arguments that can be changed in place, so that such changes count: positional arguments in order, then
+keyword arguments in the call's order.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ MAX_DEPTH = 40
 
 
 class Unencodable(Exception):
-    """The value is too large or too deep to be an answer."""
+    """The value is too large or nested too deeply to be an answer."""
 
 
 def exact_type(value: object) -> type:
-    """The exact type: a subclass is not its base."""
+    """The type of a value; a subclass is not its base class."""
     return type(value)
 
 
 def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
-    """``value`` as JSON data with exact types.
+    """Encode ``value`` as JSON data with exact types.
 
     Raises:
-        Unencodable: too many items, too long a text or too deep.
+        Unencodable: too many items, a text too long, or nesting too deep.
     """
     import json  # bound per call: the module may be patched, and then only answers go wrong
 
@@ -120,7 +120,7 @@ def changeable(value: Any) -> bool:
 
 
 def after(args: list[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """Encode the arguments after a call; arguments that cannot change are left out."""
+    """Encode the arguments after a call, except those that cannot change."""
     return [encode(each) for each in (*args, *kwargs.values()) if changeable(each)]
 
 

@@ -37,7 +37,7 @@ _LAMBDA_BODY = (
 
 
 def docstring_calls(docstring: str, function: str) -> list[Call]:
-    """Calls of ``function`` in the examples of a docstring, in order, each once.
+    """Extract the calls of ``function`` from a docstring's examples, in order, without duplicates.
 
     Names from earlier simple assignments in the docstring are replaced by their values. A call is left out if
     an argument is not a closed expression of literals, lambdas, builtins and standard-library attributes.
@@ -60,7 +60,7 @@ def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:
 
 
 def calls_in(statements: Sequence[ast.stmt], function: str) -> list[Call]:
-    """Calls of ``function`` with closed arguments anywhere in these statements, each once."""
+    """Find all calls of ``function`` with closed arguments in these statements, without duplicates."""
     found = [call for statement in statements for call in _calls(statement, function, {})]
     return list({call.source(function): call for call in found}.values())
 

@@ -13,7 +13,7 @@ from envkit.inputs.rules.rule import ArgKey, Arguments, Rule, follows
 from envkit.inputs.shapes import Shape, sample, shape_of, vary
 from envkit.syntax import parse_expression
 
-#: Draws per wanted call. Arguments that cannot be made to follow the rules are dropped.
+#: Most draws per wanted call. Arguments that cannot be made to follow the rules are dropped.
 _TRIES = 12
 #: Shares of calls near the examples, with short, medium and long arguments.
 _SHARES = (0.4, 0.2, 0.25, 0.15)
@@ -51,7 +51,7 @@ def generated_calls(
     seen = {_call(arguments, positional).source("") for arguments in known}
     found: list[Call] = []
     for phase in range(len(_SHARES)):
-        # A later phase makes up for the calls that an earlier one could not find.
+        # A later phase supplies the calls that an earlier one could not find.
         wanted = min(count, round(count * sum(_SHARES[: phase + 1])))
         for index in range(_TRIES * max(0, wanted - len(found))):
             if len(found) >= wanted:

@@ -27,7 +27,7 @@ def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count
     >>> calls == perturbed_calls([Call(("[3, 1, 2]",))], seed=0, count=2), len(calls)
     (True, 2)
     """
-    # An endless iterator is safe only together with the other arguments that its author chose.
+    # An endless iterator is safe only with the other arguments of its own example.
     usable = [call for call in examples if not any(word in call.source("") for word in _ENDLESS)]
     if not usable:
         return []

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-#: Longest row that may be a record: one whose positions differ in meaning, such as ``[start, end]``.
+#: Longest row that may be a record, whose positions differ in meaning, such as ``[start, end]``.
 _MAX_RECORD = 4
-#: Longest sequence and string to draw beyond the examples' lengths; programs of exponential cost still end.
+#: Longest sequence and string to draw if the examples are shorter. Programs of exponential cost still end.
 _MAX_ITEMS, _MAX_TEXT = 40, 60
 _CLASSES = (string.ascii_lowercase, string.ascii_uppercase, string.digits)
 
@@ -61,7 +61,7 @@ class Items:
     Args:
         kind: ``list``, ``tuple``, ``set``, or ``dict``, whose items are records of key and value.
         item: shape of an item; ``None`` if all examples are empty.
-        longest: most items of an example.
+        longest: largest number of items in an example.
     """
 
     kind: type
@@ -185,7 +185,7 @@ def sample(shape: Shape, rng: random.Random, size: int) -> Any:
 
 
 def vary(shape: Shape, value: Any, rng: random.Random) -> Any:
-    """A small variation of ``value``, which has the shape."""
+    """Make a small variation of ``value``, which has this shape."""
     match shape:
         case Number():
             return _vary_number(shape, value, rng)

@@ -26,7 +26,7 @@ _MAPPINGS = {"dict", "Dict", "Mapping", "MutableMapping"}
 
 
 def type_hint_calls(function: ast.FunctionDef) -> list[Call]:
-    """Calls that fit the type hints of a function; empty if a parameter has an unknown type or none."""
+    """Make calls that fit the type hints of a function; none if a parameter has no hint or an unknown one."""
     spec = function.args
     required = spec.args[: len(spec.args) - len(spec.defaults)]
     if spec.posonlyargs or spec.vararg or any(default is None for default in spec.kw_defaults):
@@ -35,7 +35,7 @@ def type_hint_calls(function: ast.FunctionDef) -> list[Call]:
     if not required or not all(columns):
         return []
     rows = max(map(len, columns)) if len(columns) == 1 else 2 * max(map(len, columns))
-    # A different stride for each column, because otherwise two columns would move in step.
+    # A different stride for each parameter, because otherwise two of them would change in step.
     picked = [
         tuple(column[(row * (2 * index + 1) + index) % len(column)] for index, column in enumerate(columns))
         for row in range(rows)

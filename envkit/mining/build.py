@@ -20,7 +20,7 @@ SOLUTION = "solution.py"
 #: Calls generated per function, besides its examples.
 GENERATED = 24
 _MAX_KNOWN = 12
-#: Most killing calls that a task pins.
+#: Most killing calls that a task stores.
 MAX_KILLERS = 4
 _MAX_SHOWN = 3
 #: Longest call and value together, in characters; longer parts are cut to `_MAX_SOURCE`.
@@ -33,7 +33,7 @@ def known_calls(package_function: PackageFunction) -> list[Call]:
 
 
 def calls_of(package_function: PackageFunction, seed: int) -> list[Call]:
-    """The calls that mining makes: the known ones, then generated ones."""
+    """The calls that mining makes: known calls first, then generated ones."""
     known = known_calls(package_function)
     return known + perturbed_calls(known, (seed, int(_digest(package_function.source), 16)), GENERATED)
 
@@ -64,7 +64,7 @@ def build_task(
     """
     reference = package_function.slice.text
     mutant = mutation.apply(reference)
-    # Calls start with the public examples and end with generated ones; pin some of both.
+    # Calls start with the public examples and end with generated ones; store some of both.
     pinned = sorted({*killers[: MAX_KILLERS // 2], *killers[-MAX_KILLERS // 2 :]})
     known = len(package_function.examples[:_MAX_KNOWN])
     module, _, function = package_function.qualname.rpartition(".")
@@ -109,7 +109,7 @@ def _shown(
         source, value = call.source(function), _shown_answer(call, answer)
         long = len(source) + len(value) > _MAX_EXAMPLE
         fit.append((long, index not in killers, index, {"call": source, "value": value}))
-    # A long one is better than none.
+    # A long example is better than none.
     short = [one for one in fit if not one[0]] or sorted(fit, key=lambda one: len(str(one[3])))[:1]
     return [one[3] for one in sorted(short, key=lambda one: one[:3])[:_MAX_SHOWN]]
 
@@ -129,7 +129,7 @@ def _shown_answer(call: Call, answer: Answer) -> str:
 
 
 def edit_between(mutant: str, reference: str) -> Edit:
-    r"""The smallest edit of whole lines that turns mutant into reference and whose search text is unique.
+    r"""The smallest whole-line edit that turns mutant into reference and whose search text is unique.
 
     >>> edit_between("a\nb\nc\n", "a\nx\nc\n")
     Edit(search='b', replace='x')

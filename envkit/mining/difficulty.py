@@ -23,7 +23,7 @@ _QUIET, _LENGTH, _OPERATOR = 0.4, 0.35, 0.25
 
 
 def difficulty(operator: str, lines: int, killers: int, total: int) -> float:
-    """A score in [0, 1], higher for harder.
+    """Score a task in [0, 1]; higher is harder.
 
     It grows with the share of calls or tests that the bug passes, with the function's length, and with how
     little the operator's bugs show on their line. `envkit.training.difficulty` measures a policy instead.

@@ -12,7 +12,7 @@ from typing import TypeAlias
 from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.syntax import parse
 
-#: All runs of `_RUN` tokens of a function.
+#: All runs of `_RUN` consecutive tokens of a function.
 Fingerprint: TypeAlias = frozenset[tuple[str, ...]]
 
 #: Functions are near-duplicates if their similarity is above this.
@@ -41,7 +41,7 @@ def similarity(one: Fingerprint, other: Fingerprint) -> float:
 
 
 def resembling(packages: Iterable[str]) -> Callable[[PackageFunction], bool]:
-    """A predicate: True for a near-duplicate of a function of these (held-out) packages.
+    """Return a predicate: True for a near-duplicate of a function of these (held-out) packages.
 
     Raises:
         UsageError: a package is not installed.
@@ -65,7 +65,7 @@ def is_near(own: Fingerprint, others: Iterable[Fingerprint]) -> bool:
 
 
 class _Anonymous(ast.NodeTransformer):
-    """Gives every name but builtins the same name."""
+    """Replaces every name except builtins by the same placeholder."""
 
     def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         if ast.get_docstring(node) is not None and len(node.body) > 1:

@@ -1,6 +1,6 @@
-"""The hidden fields of repair tasks, typed: what only the grader on the host may know.
+"""Typed hidden fields of repair tasks, which only the grader on the host may know.
 
-`envkit.types.Task.hidden` is plain JSON, since every environment has fields of its own. A miner builds one of
+`envkit.types.Task.hidden` is plain JSON, because each environment has its own fields. A miner builds one of
 the classes here and stores `envkit.hidden.to_json` of it; a grader gets the class back with
 `envkit.hidden.read_hidden`.
 """
@@ -55,8 +55,9 @@ class RepairHidden:
         function: name of the function that is called.
         modules: standard-library modules that the calls' arguments name.
         examples: all calls known for the function: the public examples, then those of shipped tests.
-        killers: pinned calls that the broken function answers differently, as in "kills the mutant".
-        policy: when two numbers are equal.
+        killers: calls that the broken function answers differently (they "kill the mutant"); made at each
+            visit.
+        policy: decides if two numbers are equal.
         edit: the repair.
         site: location of the bug; ``None`` for tasks that were written by hand.
     """
@@ -80,7 +81,7 @@ class Suite:
         files: workspace path -> text of all files that the agent does not see.
         wanted: ids of the tests that must pass.
         killers: ids of the tests that the bug fails.
-        packages: distributions that the tests need beside pytest.
+        packages: distributions that the tests need in addition to pytest.
     """
 
     files: Mapping[str, str]

@@ -19,7 +19,7 @@ class Library:
     """The Python sources of one distribution.
 
     Args:
-        package: name as pip knows it, ``more-itertools``.
+        package: distribution name, such as ``more-itertools``.
         version: installed version.
         modules: dotted module name -> source text.
     """

@@ -21,7 +21,7 @@ _PER_SANDBOX = 8
 _TRIED_PER_KEPT = 3
 #: Fewest generated calls with a usable answer. With fewer, the task could be solved by memorizing examples.
 _FEWEST_CALLS = 4
-#: Fewest calls that must kill a mutant. A bug that hardly shows gives no training signal.
+#: Fewest calls that must kill a mutant. A bug that rarely shows gives no training signal.
 _FEWEST_KILLERS = 2
 #: Longest answer that is compared, in characters of JSON.
 _MAX_ANSWER = 2000
@@ -67,12 +67,12 @@ def mine(
         package: distribution name of an installed package.
         seed: decides generated inputs and the choice of mutants.
         split: ``"train"`` or ``"heldout"``.
-        backend: where the originals and mutants run.
+        backend: makes the sandboxes in which originals and mutants run.
         per_function: most tasks made from one function.
-        max_chars: longest function, as it is shown.
-        exclude: subjects to leave out, near-duplicates of held-out functions for instance.
+        max_chars: longest function, in characters of the text that the agent sees.
+        exclude: True for functions to leave out, such as near-duplicates of held-out functions.
         progress: called with (functions done, functions in all, tasks so far).
-        workers: sandboxes at work at once.
+        workers: number of sandboxes that run in parallel.
 
     Raises:
         UsageError: the package is not installed, or not for this split.
@@ -122,7 +122,7 @@ def _mine_chunk(
         if usable and alive:
             kept = _spread(alive, per_function, f"kept/{seed}/{trial.function.source}")
             survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
-    # Repeat with another process, hash seed and order of calls. Answers that change cannot decide a reward.
+    # Repeat with another process, hash seed and order of calls. Unstable answers cannot decide a reward.
     tasks: list[Task] = []
     for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
@@ -159,7 +159,7 @@ def _usable(original: Sequence[Answer | None], function: PackageFunction) -> tup
     usable = tuple(index for index, answer in enumerate(original) if answer and _is_usable(answer))
     # Without generated calls, the task could be solved by memorizing the examples.
     generated = sum(index >= len(known_calls(function)) for index in usable)
-    # A function with a single answer cannot be told from a constant.
+    # A function whose answers are all the same cannot be distinguished from a constant.
     distinct = {canonical(_whole(answer)) for index in usable if (answer := original[index])}
     return usable if generated >= _FEWEST_CALLS and len(distinct) > 1 else ()
 

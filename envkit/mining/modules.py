@@ -12,7 +12,7 @@ from envkit.syntax import parse
 
 @dataclass(frozen=True, slots=True)
 class Import:
-    """The source of an imported name: a module and, if one was taken from it, an attribute."""
+    """The source of an imported name: a module, and for ``from`` imports an attribute of it."""
 
     module: str
     attribute: str | None
@@ -25,7 +25,7 @@ class Module:
     Attributes:
         name: dotted name.
         lines: source lines.
-        imports: local name -> what it was imported from.
+        imports: local name -> its source.
         stars: modules imported with ``*``.
         statements: local name -> statements that bind it, without overloads and ``TYPE_CHECKING`` blocks.
     """
@@ -73,7 +73,7 @@ def absolute(statement: ast.ImportFrom, package: str) -> str:
 
 
 def bound_names(statement: ast.stmt) -> set[str]:
-    """Names that a top-level statement binds; compound statements are searched too."""
+    """Names that a top-level statement binds, also inside compound statements."""
     table = symtable.symtable(ast.unparse(statement), "<statement>", "exec")
     symbols = table.get_symbols()
     return {symbol.get_name() for symbol in symbols if symbol.is_assigned() or symbol.is_imported()}

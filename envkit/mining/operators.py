@@ -39,7 +39,7 @@ _ARITHMETIC = {
     "^": ("|",),
 }
 _SIMPLE = ("identifier", "attribute", "subscript", "call", "integer", "float", "string")
-#: Nodes that are never mutated, because a change is invisible or does not affect behaviour.
+#: Nodes that are never mutated, because a change there is not visible or does not affect behaviour.
 _SKIPPED = {
     "decorator", "type", "parameters", "lambda_parameters", "raise_statement", "assert_statement", "string",
     "comment", "import_statement", "import_from_statement", "except_clause", "global_statement",
@@ -261,7 +261,7 @@ def _wrong_variable(node: Node, scope: dict[str, LocalName]) -> Iterator[Replace
     if name not in scope or parent is None or not _is_read(node, parent):
         return
     for other, known in sorted(scope.items()):
-        # A number in place of a list fails at once; nobody ships such a bug.
+        # A number instead of a list fails at once, which is not a realistic bug.
         alike = known.container == scope[name].container
         if other != name and alike and known.since <= node.start_byte and other != "_":
             yield ("variable", node.start_byte, node.end_byte, other)

@@ -47,10 +47,10 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
     """Describe mined tasks so that `build_from_recipe` makes exactly these again.
 
     Args:
-        tasks: tasks of one split, as `envkit.mining.miner.mine` made them with the other arguments.
-        seed: see there.
-        per_function: see there.
-        max_chars: see there.
+        tasks: tasks of one split, made by `envkit.mining.miner.mine` with the other arguments.
+        seed: as given to `mine`.
+        per_function: as given to `mine`.
+        max_chars: as given to `mine`.
 
     Raises:
         TaskFileError: there are no tasks.
@@ -67,7 +67,7 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
     return {
         "schema": SCHEMA,
         "split": tasks[0].split,
-        # Another Python may answer a call or two otherwise, and so choose other rows.
+        # Another version of Python may answer some calls differently, and so select other tasks.
         "python": python_version(),
         "seed": seed,
         "per_function": per_function,
@@ -148,7 +148,7 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     Args:
         recipe: the result of `make_recipe` or `read_recipe`.
         backend: makes the sandboxes in which originals answer the public examples.
-        workers: sandboxes at work at once.
+        workers: number of sandboxes that run in parallel.
 
     Raises:
         TaskFileError: another version of a package is installed, or the tasks differ from the recipe's.

@@ -14,7 +14,7 @@ call that was skipped because the first variant gave no value. Lines are counted
 the outcome is the same on every machine.
 
 Each variant runs in a forked child, so that it cannot affect the others. A child that sleeps for ever uses no
-CPU time; it is killed when its CPU clock has stood still for several checks.
+CPU time. It is killed once its CPU clock has not advanced for several checks.
 """
 
 from __future__ import annotations
@@ -149,7 +149,7 @@ def main() -> None:
     source = sys.stdin.read()
     job = json.loads(source)
     if os.environ.get("PYTHONHASHSEED") != job["hash_seed"]:
-        # An interpreter chooses its hash seed when it starts, so it needs a second start; the job goes along.
+        # An interpreter fixes its hash seed at start, so start a second one and pass the job on.
         again = os.memfd_create("job")
         os.write(again, source.encode())
         os.lseek(again, 0, os.SEEK_SET)
@@ -166,7 +166,7 @@ def main() -> None:
             print(json.dumps(found))
             if index == 0:
                 wanted = [at < len(found) and "value" in found[at] for at in range(len(wanted))]
-                # No task is made of a function that hangs on a call or dies, so nobody asks its variants.
+                # A function that hangs on a call or dies becomes no task, so its variants are not run.
                 if len(found) < len(wanted) or any("hang" in one for one in found):
                     wanted = [False] * len(wanted)
 

@@ -20,7 +20,7 @@ MAX_CLOSURE = 6000
 
 _BUILTINS = frozenset(dir(builtins)) | {"__name__", "__file__", "__doc__"}
 _SKIPPED_DECORATORS = ("overload", "singledispatch", "contextmanager", "asynccontextmanager", "deprecated")
-#: Modules that bring the clock, randomness or the machine into a result.
+#: Modules whose results depend on the clock, randomness or the machine.
 _UNREPEATABLE = frozenset(
     (
         *("datetime", "getpass", "gzip", "locale", "os", "platform", "random", "secrets"),
@@ -30,7 +30,7 @@ _UNREPEATABLE = frozenset(
 
 
 class Unclosed(Exception):
-    """The function cannot be made self-contained, for the reason in the message. Used as a filter."""
+    """The function cannot be made self-contained; the message says why. The miner skips such functions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,7 @@ class Slicer:
         self._modules: dict[str, Module] = {}
         for name, source in library.modules.items():
             # Packages ship modules that Python cannot parse: templates, other versions, deeply nested code.
-            # The other modules can do without them.
+            # The other modules do not need them.
             with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
                 self._modules[name] = Module(name, source, name in packages or name in roots)
 

@@ -14,8 +14,8 @@ from envkit.inputs.rules.texts import text_rules
 def infer_rules(examples: Sequence[Arguments], statement: str = "") -> list[Rule]:
     """The rules that all examples follow, in the order in which to fix arguments.
 
-    Only rules that problem statements typically state are tried. A rule too many excludes some inputs. A rule
-    too few is worse: it fails a correct program on an input that it need not accept.
+    Tries only rules that problem statements typically state. An extra rule excludes some inputs. A missing
+    rule is worse: it fails a correct program on an input that the program need not accept.
 
     Args:
         examples: at least one; each has the same arguments.

@@ -102,7 +102,7 @@ def orders() -> Iterator[tuple[str, Callable[[Items], Items]]]:
 
 
 def in_order_by_chance(lists: Sequence[Any], statement: str) -> bool:
-    """True if shuffled lists could well be in order by chance."""
+    """True if chance alone could explain that all these lists are sorted."""
     chance = 1.0
     for value in lists:
         counts = Counter(map(sort_key, value))
@@ -111,7 +111,7 @@ def in_order_by_chance(lists: Sequence[Any], statement: str) -> bool:
 
 
 def _distinct_by_chance(seen: Sequence[Any]) -> bool:
-    """True if lists drawn from the range of their integers could well have no repetition by chance."""
+    """True if chance alone could explain that these lists of integers have no repeated item."""
     chance = 1.0
     for value in seen:
         if not all(type(item) is int for item in value):

@@ -48,7 +48,7 @@ def is_list(value: object) -> bool:
 
 
 def cells(value: Any) -> list[Any]:
-    """The leaves of nested lists; a value that is no list is its own leaf."""
+    """The leaves of nested lists. A value that is not a list is its own leaf."""
     if not is_list(value):
         return [value]
     return [cell for item in cast("Sequence[Any]", value) for cell in cells(item)]
@@ -63,7 +63,7 @@ def map_cells(value: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def fit_length(row: Any, length: int, stock: Sequence[Any], rng: random.Random) -> Any:
-    """Cut a sequence to a length, or extend it with random items of ``stock``."""
+    """Cut a sequence to a length, or extend it with random items from ``stock``."""
     more = [rng.choice(stock) for _ in range(length - len(row))] if stock else []
     if isinstance(row, str):
         return row[:length] + "".join(more)

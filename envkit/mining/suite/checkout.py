@@ -89,13 +89,13 @@ class Checkout:
             name = pending.pop()
             if name in self.modules and name not in found:
                 found.add(name)
-                # Before `a.b` is loaded, `a` is.
+                # Python imports `a` before `a.b`.
                 pending += [name.rpartition(".")[0], *self._imports.get(name, ())]
         return found
 
     @cached_property
     def tested(self) -> set[str]:
-        """Modules that the suite imports, with its own."""
+        """Modules of the suite, and all modules that they import."""
         return self.closure(name for name, path in self.modules.items() if path in self.tests)
 
     @cached_property
@@ -114,15 +114,15 @@ class Checkout:
 
 
 def require_imports(checkout: Checkout, packages: Sequence[str] = ()) -> None:
-    """Raise if the suite imports packages that its sandbox does not hold.
+    """Raise if the suite imports packages that its sandbox does not have.
 
     Args:
         checkout: the checkout.
-        packages: distributions that its sandbox holds beside pytest.
+        packages: distributions that its sandbox has in addition to pytest.
 
     Raises:
-        UsageError: names the first such import and the remedy; or the checkout is a package that the sandbox
-            holds itself.
+        UsageError: names the first such import and how to mend it; or the sandbox already has a package of
+            this name.
     """
     offered = {name for package in (*PYTEST, *packages) for name in names_of(package)}
     roots = {name.partition(".")[0] for name, path in checkout.modules.items() if path in checkout.code}

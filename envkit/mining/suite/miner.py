@@ -84,7 +84,7 @@ class _Mutant:
 
 
 def split_of(project: str, module: str) -> str:
-    """``"train"`` or ``"heldout"``: a function of the two names alone, the same for every version.
+    """Return ``"train"`` or ``"heldout"``. It depends on the two names alone, not on the version.
 
     >>> split_of("shop", "shop.stock"), split_of("shop", "shop.prices")
     ('train', 'heldout')
@@ -117,11 +117,11 @@ def mine_checkout(
         split: ``"train"`` or ``"heldout"``; `split_of` assigns each module.
         backend: makes the sandboxes; a copy of it that holds pytest is used.
         per_function: most tasks made from one function.
-        max_chars: longest function, as it stands in its file.
-        packages: distributions that the suite needs beside pytest; pure Python, installed here.
-        fingerprints: functions with one of these fingerprints, or nearly, are left out.
+        max_chars: longest function, in characters of its file.
+        packages: distributions that the suite needs in addition to pytest; pure Python, installed here.
+        fingerprints: near-duplicates of functions with these fingerprints are left out.
         progress: called with (variants run, variants in all, tasks so far).
-        workers: sandboxes at work at once.
+        workers: number of sandboxes that run in parallel.
 
     Raises:
         UsageError: it cannot be mined; the message says why.
@@ -199,7 +199,7 @@ def _tests(
                 )
             runs.append(ran.outcomes)
             used_s = max(used_s, ran.cpu_s)
-    # Once more, in the way the grader runs it.
+    # Run once more, in the same way as the grader.
     runs.append(outcomes(backend, _encoded(checkout.code), _encoded(checkout.tests)))
     every = sorted({test for run in runs for test in run})
     passes = {test: sum(run.get(test) == "passed" for run in runs) for test in every}
@@ -216,7 +216,7 @@ def _tests(
 def _sites(
     checkout: Checkout, split: str, max_chars: int, fingerprints: Iterable[Fingerprint]
 ) -> tuple[list[_Site], tuple[str, ...]]:
-    """Functions of the split, and names of those left out as near-duplicates."""
+    """Functions of the split, and names of the functions left out as near-duplicates."""
     modules = {
         name: path
         for name, path in checkout.modules.items()

@@ -90,7 +90,7 @@ def main() -> None:
     source = sys.stdin.read()
     job = json.loads(source)
     if os.environ.get("PYTHONHASHSEED") != job["hash_seed"]:
-        # An interpreter chooses its hash seed when it starts, so it needs a second start; the job goes along.
+        # An interpreter fixes its hash seed at start, so start a second one and pass the job on.
         again = os.memfd_create("job")
         os.write(again, source.encode())
         os.lseek(again, 0, os.SEEK_SET)
