@@ -1,4 +1,4 @@
-"""The run folder: JSON lines that only grow, and files that are replaced whole or not at all."""
+"""Run folders: append-only JSON-lines journals, and files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from envkit.errors import StoreError
 from envkit.files import read_regular_file
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
 
-#: Largest journal that is read. Real ones reach some hundred megabytes.
+#: Largest journal that is read. Real ones reach a few hundred megabytes.
 _MAX_JOURNAL_BYTES = 4 * 2**30
-#: Largest manifest that is read. Real ones have some kilobytes.
+#: Largest manifest that is read. Real ones have a few kilobytes.
 _MAX_MANIFEST_BYTES = 16 * 2**20
-#: Version of every record this module writes; readers refuse what they do not know.
+#: Version of every record that this module writes. Readers refuse other versions.
 SCHEMA = 1
-#: Field of a manifest that tells whether it was edited later.
+#: Field of a manifest with its digest, which shows later edits.
 _DIGEST = "manifest_digest"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all: temporary file, fsync, rename, fsync of the folder.
+    """Write a file atomically: temporary file, fsync, rename, fsync of the folder.
 
     Raises:
-        StoreError: the file system refused (full, read-only); names the path, and says which file is there.
+        StoreError: the file system refused (full, read-only); the message names the path and says if the old
+            or the new file is there.
     """
     left = "the old file stays"
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
@@ -56,12 +57,13 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 @contextmanager
 def whole_folder(path: Path) -> Generator[Path]:
-    """A new folder that appears under its name when all that is put into it is on the disk.
+    """Create a folder atomically: it appears at ``path`` once all its contents are on the disk.
 
-    Yields another path, to put it there. What a killed process left of the same name is removed.
+    Yields a temporary folder to fill. Temporary folders that killed processes left for the same path are
+    removed.
 
     Raises:
-        StoreError: the file system refused, or there is one of that name; names the path.
+        StoreError: the file system refused, or the folder exists; the message names the path.
     """
     making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
@@ -82,7 +84,7 @@ def whole_folder(path: Path) -> Generator[Path]:
 
 
 def sync_file(path: Path) -> None:
-    """Make what a file holds survive a power cut."""
+    """Make a file's contents survive a power cut (fsync)."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -91,7 +93,7 @@ def sync_file(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames inside ``folder`` durable."""
+    """Make renames inside ``folder`` survive a power cut (fsync)."""
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(handle)
@@ -100,13 +102,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a JSON-lines file, a torn last line left out.
+    """Read the records of a JSON-lines file; empty if there is no file.
 
-    A last line without its newline is what a killed writer leaves; anything else that is not a
-    JSON object of our schema is corruption and is refused.
+    A last line without a newline is skipped, because a killed writer leaves such a line. Any other line must
+    be a JSON object of this schema.
 
     Raises:
-        StoreError: unreadable, corrupt or of another schema; names file and line.
+        StoreError: unreadable, corrupt or of another schema; the message names file and line.
     """
     try:
         lines = read_regular_file(path, _MAX_JOURNAL_BYTES).split(b"\n")
@@ -132,7 +134,11 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 @final
 class Journal:
-    """An append-only JSON-lines file. A torn last line is moved aside, never lost, when opened."""
+    """An append-only JSON-lines file. Opening it moves an incomplete last line to a file of its own.
+
+    Raises:
+        StoreError: the file cannot be opened.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -143,7 +149,7 @@ class Journal:
             raise StoreError(f"cannot open {path}: {error.strerror or error}") from error
 
     def append(self, record: Mapping[str, Any]) -> None:
-        """Add one record and hand it to the operating system, whole or not at all.
+        """Append one record completely or not at all. The operating system has it on return; see `sync`.
 
         Raises:
             StoreError: the disk refused; earlier records are intact.
@@ -156,12 +162,12 @@ class Journal:
             while left:
                 left = left[self._file.write(left) :]
         except OSError as error:
-            # Half a line followed by the next record would be corruption, not a torn end.
+            # Remove the incomplete line: followed by another record, it would make the journal corrupt.
             self._file.truncate(whole)
             raise StoreError(f"cannot write {self.path}: {error.strerror or error}") from error
 
     def sync(self) -> None:
-        """Make everything appended so far survive a power cut.
+        """Make all records so far survive a power cut (fsync).
 
         Raises:
             StoreError: the disk refused.
@@ -198,7 +204,7 @@ class RunFolder:
     """One run's folder: ``manifest.json``, journals, checkpoints, report.
 
     Args:
-        path: the folder; `create` makes a new one, `open` reads an existing one.
+        path: the folder; use `create` or `making` for a new run, `open` for an existing one.
     """
 
     def __init__(self, path: Path) -> None:
@@ -206,10 +212,10 @@ class RunFolder:
 
     @staticmethod
     def create(root: Path, kind: str, manifest: Mapping[str, JSON]) -> RunFolder:
-        """Make ``root/<kind>-<time>-<suffix>`` with its manifest.
+        """Create ``root/<kind>-<time>-<suffix>`` with its manifest.
 
         Raises:
-            StoreError: the folder cannot be made.
+            StoreError: the folder cannot be created.
         """
         with RunFolder.making(root, kind, manifest) as run:
             return run
@@ -217,12 +223,12 @@ class RunFolder:
     @staticmethod
     @contextmanager
     def making(root: Path, kind: str, manifest: Mapping[str, JSON]) -> Generator[RunFolder]:
-        """The same, with all that is put into it meanwhile: it appears under its name when it is whole.
+        """Create a run folder as `create` does, but let the block fill it before it appears under its name.
 
-        Until then ``path`` is another, and a run that is killed leaves nothing that looks like one.
+        Inside the block, ``path`` is a hidden temporary folder. So a killed process leaves no half-made run.
 
         Raises:
-            StoreError: the folder cannot be made.
+            StoreError: the folder cannot be created.
         """
         name = f"{kind}-{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
         hidden = root / f".{name}.tmp"
@@ -248,12 +254,12 @@ class RunFolder:
             shutil.rmtree(hidden, ignore_errors=True)
 
     def part(self, name: str, manifest: Mapping[str, JSON]) -> RunFolder:
-        """Make ``<name>/`` inside, a run folder with a manifest of its own.
+        """Create a run folder ``<name>/`` inside this one, with its own manifest.
 
-        Its id is this one's, unless the manifest says another.
+        It has this run's id unless the manifest sets another.
 
         Raises:
-            StoreError: the folder cannot be made.
+            StoreError: the folder cannot be created.
         """
         path = self.path / name
         try:
@@ -266,10 +272,10 @@ class RunFolder:
 
     @staticmethod
     def open(path: Path) -> RunFolder:
-        """Open an existing run.
+        """Open an existing run folder.
 
         Raises:
-            StoreError: not a run folder, or of another schema.
+            StoreError: not a run folder, or one of another schema.
         """
         run = RunFolder(path)
         if run.manifest.get("schema") != SCHEMA:
@@ -278,15 +284,15 @@ class RunFolder:
 
     @property
     def id(self) -> str:
-        """The folder's name."""
+        """Name of the folder."""
         return self.path.resolve().name
 
     @contextmanager
     def locked(self) -> Generator[None]:
-        """Keep other processes out while this one writes.
+        """Lock the folder against other processes for the length of the block.
 
         Raises:
-            StoreError: another one is at work in it.
+            StoreError: another process holds the lock.
         """
         handle = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -300,10 +306,10 @@ class RunFolder:
 
     @property
     def manifest(self) -> dict[str, Any]:
-        """What the run began with.
+        """Contents of ``manifest.json``: the facts that the run began with.
 
         Raises:
-            StoreError: it cannot be read.
+            StoreError: the manifest cannot be read.
         """
         file = self.path / "manifest.json"
         try:
@@ -315,7 +321,7 @@ class RunFolder:
         return cast("dict[str, Any]", found)
 
     def require_unedited(self) -> None:
-        """Refuse to continue a run whose manifest was changed by hand: it would be another run.
+        """Raise if the manifest was edited after the run began, because it would then be another run.
 
         Manifests of older versions have no digest and pass.
 
@@ -334,14 +340,14 @@ class RunFolder:
         return Journal(self.path / f"{name}.jsonl")
 
     def records(self, name: str) -> list[dict[str, Any]]:
-        """The whole records of ``<name>.jsonl``; empty when there is none."""
+        """Read the complete records of ``<name>.jsonl``; empty if there is no such file."""
         return read_lines(self.path / f"{name}.jsonl")
 
     def trajectories(self, name: str) -> Iterator[Trajectory]:
-        """The trajectories in ``<name>.jsonl``, oldest first.
+        """Yield the trajectories in ``<name>.jsonl``, oldest first.
 
         Raises:
-            StoreError: a record is no trajectory; names file, line and field.
+            StoreError: a record is not a trajectory; the message names file, line and field.
         """
         for number, record in enumerate(self.records(name), start=1):
             try:
@@ -352,23 +358,23 @@ class RunFolder:
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
-    """SHA-256 of a manifest's fields, the digest itself left out."""
+    """SHA-256 of a manifest's fields, without the digest itself."""
     fields = {name: value for name, value in manifest.items() if name != _DIGEST}
     return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
 
 
 def _sealed(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """A manifest with its digest."""
+    """Return the manifest with its digest added."""
     return {**manifest, _DIGEST: _digest_of(manifest)}
 
 
 def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
-    """A trajectory as plain JSON data; `trajectory_from_json` is its inverse."""
+    """Convert a trajectory to plain JSON data; `trajectory_from_json` is the inverse."""
     return asdict(trajectory)
 
 
 def trajectory_from_json(data: Mapping[str, Any]) -> Trajectory:
-    """A trajectory from what `trajectory_to_json` made."""
+    """Rebuild a trajectory from the data of `trajectory_to_json`."""
 
     def tokens(raw: Mapping[str, Any] | None) -> Tokens | None:
         if raw is None:

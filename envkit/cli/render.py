@@ -1,4 +1,4 @@
-"""What a player sees: the texts of an environment with their code, diffs, tables and errors made plain."""
+"""Render an environment's texts for a player: code, diffs, tables and errors as rich renderables."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from rich.text import Text
 
 _FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
 _DIFF: Final = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTILINE)
-#: Where the first part of a text ends: at an empty line, or where code begins.
+#: End of the first part of a text: an empty line, or the start of a code block.
 _FIRST: Final = re.compile(r"\n(?=\n|```)")
-#: What stands below the rows of a table: how many there are, or that there are more.
+#: Last line of a table: the number of its rows, or ``...`` if there are more.
 _FOOT: Final = re.compile(r"\(([0-9]{1,6}) \w+\)|\.\.\.")
 _BAR: Final = " | "
-#: A wider table is shown as the text it is: a terminal has no room for its columns.
+#: A table with more columns is shown as plain text, because a terminal has no room for it.
 _MOST_COLUMNS: Final = 12
-#: What a terminal would obey instead of showing it.
+#: Control characters, which a terminal would execute instead of showing.
 _CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
-#: How a line begins that says what is wrong: an error's name, or the words for a misspelt call.
+#: A line that reports an error: it begins with an exception's name, or with the message for a malformed call.
 _WRONG: Final = re.compile(
     r"(?:\w*Error\b|Not done\b|No call of a tool\b|Traceback \(|\w+: .* It is \w+\().*"
 )
 
 
 def opening(observation: str) -> list[RenderableType]:
-    """The first observation, what is asked for set apart from the rest."""
+    """Render the first observation, with the request in a panel above the rest."""
     observation = harmless(observation)
     end = _FIRST.search(observation)
     asked, rest = (observation[: end.start()], observation[end.end() :]) if end else (observation, "")
@@ -43,7 +43,7 @@ def opening(observation: str) -> list[RenderableType]:
 
 
 def pretty(observation: str) -> list[RenderableType]:
-    """The observation in pieces: code and diffs in colour, tables aligned, errors in red."""
+    """Render an observation: code and diffs in colour, tables aligned, errors in red."""
     pieces: list[RenderableType] = []
     for text, fence in _split(_FENCE, harmless(observation)):
         if fence is not None:
@@ -55,20 +55,20 @@ def pretty(observation: str) -> list[RenderableType]:
 
 
 def harmless(text: str) -> str:
-    """The text without control characters, which may be of a stranger."""
+    """Replace control characters, because the text may come from an untrusted source."""
     return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def ending(
     reward: float, info: Mapping[str, Any], turns: int, measured: Collection[str]
 ) -> list[RenderableType]:
-    """How it went: the verdict, and what each check has found.
+    """Render the result of an episode: the verdict, and the score and evidence of each check.
 
     Args:
-        reward: of the last step.
-        info: of the last step.
-        turns: how many were taken.
-        measured: checks that are no part of the reward.
+        reward: reward of the last step.
+        info: ``info`` of the last step.
+        turns: number of turns taken.
+        measured: names of checks that do not count in the reward.
     """
     style = "bold green" if info["solved"] else "bold red"
     said = f"{info['verdict']}, reward {reward:g}, after {turns} turn{'' if turns == 1 else 's'}"
@@ -84,11 +84,11 @@ def ending(
 
 
 def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[RenderableType]:
-    """The diff of each file that is not as it was.
+    """Render a diff of each file that was changed.
 
     Args:
-        before: path -> its text.
-        after: the same, empty where it was deleted; of a path that is missing nothing is known.
+        before: path -> text at the start.
+        after: path -> text at the end, empty if the file was deleted; a missing path is skipped.
     """
     pieces: list[RenderableType] = []
     for path, old in before.items():
@@ -101,7 +101,7 @@ def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[Rendera
 
 
 def _split(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, re.Match[str] | None]]:
-    """What stands between the matches, with ``None``, and the matches, in order."""
+    """Split a text at a pattern: yields ``("", match)`` for each match, ``(text, None)`` between them."""
     at = 0
     for match in pattern.finditer(text):
         yield text[at : match.start()], None
@@ -115,7 +115,7 @@ def _code(text: str, language: str) -> Syntax:
 
 
 def _tabled(text: str) -> list[RenderableType]:
-    """Plain text, and the tables in it."""
+    """Render text without code, with its tables aligned."""
     if not text.strip("\n"):
         return []
     pieces: list[RenderableType] = []
@@ -133,7 +133,7 @@ def _tabled(text: str) -> list[RenderableType]:
 
 
 def _rows_above(lines: list[str], foot: re.Match[str]) -> list[list[str]]:
-    """The cells of the lines above a table's foot, its head first; none if they are no table."""
+    """Return the rows of cells above a table's last line, header first; empty if they form no table."""
     if foot[1] is not None:
         count = int(foot[1]) + 1
         rows = [line.split(_BAR) for line in lines[-count:]]

@@ -1,4 +1,4 @@
-"""How a budget of minutes becomes numbers of examples, steps and held-out tasks, once, at start."""
+"""Turn a budget of minutes into numbers of SFT examples, RL steps and held-out tasks, once, at the start."""
 
 from __future__ import annotations
 
@@ -24,42 +24,42 @@ from envkit.training.policy import Policy
 #: Budget of the demo, in minutes.
 DEFAULT_MINUTES = 20.0
 
-#: Lengths in tokens that a machine is timed with: those of the code editor's tasks.
+#: Prompt and answer lengths of the timing, in tokens: typical of the code editor's tasks.
 _PROMPT, _ANSWER = 150, 64
-#: Tokens of an answer on held-out tasks that no other of that task shares, in lengths of the right one:
-#: of a trained model, and of the untouched one, which rambles.
+#: Tokens sampled per held-out episode beyond a prefix shared with the task's other episodes, as a multiple of
+#: the right answer's length: for a trained model, and for the base model, whose answers are longer.
 _DRAWN, _RAMBLED = 0.5, 1.3
-#: Share of a group's tokens that its answers do not have in common: behind a warm start, and without one.
+#: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.
 _APART, _APART_UNTAUGHT = 0.25, 0.5
-#: Seconds that a turn waits for its environment.
+#: Seconds that the environment takes per turn.
 _GRADED_S = 0.01
-#: What an environment says to a turn that does not end the episode, in times its first observation's length.
+#: Length of a later observation, as a multiple of the first one's.
 _REPLY = 1 / 3
-#: Groups of a step that teach.
+#: Share of a step's groups with a gradient.
 _TAUGHT = 0.8
-#: Time of a forward pass beside forward and backward.
+#: Time of a forward pass, as a share of forward and backward together.
 _FORWARD = 0.39
-#: Less than this shows nothing: two batches of known answers, two RL steps.
+#: Least useful training: two batches of SFT examples, two RL steps.
 _LEAST_EXAMPLES, _LEAST_STEPS = 24, 2
-#: Held-out tasks at least, and in a budget that is too small for useful training beside those.
+#: Least number of held-out tasks, and the number used if the first leaves too little time for training.
 _LEAST_TASKS, _FEWEST_TASKS = 16, 8
-#: Measurements of a busy machine, at most, and seconds after which none is begun.
+#: Most measurements on a busy machine, and seconds after which no further one starts.
 _MOST_PROBES, _MOST_PROBE_S = 3, 60.0
-#: A step may take this many times its forecast before the rest of the run is planned anew.
+#: A run is shortened if its steps take more than this multiple of their forecast.
 SLOW_STEPS = 1.5
-#: A longer run takes larger steps rather than more of them: their gradients are less noisy.
+#: Most RL steps. A larger budget makes steps larger instead, because their gradients are less noisy.
 _MOST_STEPS = 48
 
 
 @dataclass(frozen=True, slots=True)
 class Speed:
-    """What this machine does with this model.
+    """Speed of a model on this machine. Sampling one token in each of n rows takes ``step_s + n * row_s``.
 
     Args:
-        learn: tokens per second, forward and backward of training.
-        prefill: prompt tokens read per second.
-        step_s: seconds of a sampled token of every row, however few they are.
-        row_s: and seconds more for each row.
+        learn: tokens per second in training, forward and backward.
+        prefill: prompt tokens per second.
+        step_s: fixed part of the time of a sampling step, in seconds.
+        row_s: additional seconds per row.
     """
 
     learn: float
@@ -68,7 +68,7 @@ class Speed:
     row_s: float
 
     def fastest(self, other: Speed) -> Speed:
-        """The better value of each kind of work."""
+        """Combine two measurements: the faster value of each kind of work."""
         return Speed(
             max(self.learn, other.learn),
             max(self.prefill, other.prefill),
@@ -79,11 +79,11 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """How long an environment's texts are, in tokens.
+    """Mean lengths of an environment's texts, in tokens.
 
     Args:
-        prompt: first observation with all that stands before the answer.
-        answer: a right one.
+        prompt: everything before the first answer: system message, first observation, chat template.
+        answer: a correct answer.
     """
 
     prompt: int
@@ -96,9 +96,9 @@ class Plan:
 
     Args:
         train: training settings with ``sft_examples`` and ``max_steps`` filled in.
-        heldout_tasks: held-out tasks that every arm is evaluated on.
+        heldout_tasks: held-out tasks that every row is evaluated on.
         samples: episodes per held-out task.
-        eval_temperature: of sampling in evaluation.
+        eval_temperature: sampling temperature in evaluation.
         step_s: forecast of an RL step, in seconds; 0 if none was made.
     """
 
@@ -110,11 +110,13 @@ class Plan:
 
 
 def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
-    """Measure this machine, again if it is busy; the fastest time of each kind of work counts.
+    """Measure the speed of this machine; the fastest time of each kind of work counts.
+
+    A busy machine is measured again, up to three times.
 
     Args:
-        policy: the model; its weights stay as they are.
-        say: told if the machine is busy, and why.
+        policy: the model; its weights do not change.
+        say: called with a message if the machine is busy.
     """
     fastest: Speed | None = None
     started = time.monotonic()
@@ -137,7 +139,7 @@ def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
 
 
 def measure(policy: Policy) -> tuple[Speed, float]:
-    """Time one small rollout and one training forward and backward. Weights stay as they are.
+    """Time a small rollout and one training forward and backward. Weights do not change.
 
     Returns:
         The speed, and the largest ratio of slowest to fastest among timings of equal work.
@@ -153,26 +155,26 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     def learn() -> None:
         policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
         if policy.device.type != "cpu":
-            torch.accelerator.synchronize()  # what was asked for is done later there
+            torch.accelerator.synchronize()  # accelerators compute asynchronously
         for parameter in policy.trainable():
             parameter.grad = None
 
     def seconds(work: Callable[[], object]) -> float:
-        """The least of three: what else this machine does in these seconds, it may not do later."""
+        """Time ``work`` three times and return the shortest, which other programs disturbed least."""
         times: list[float] = []
         for _ in range(3):
             started = time.monotonic()
             work()
             times.append(time.monotonic() - started)
-        spreads.append(max(times) / max(min(times), 1e-3))  # a millisecond differs by chance
+        spreads.append(max(times) / max(min(times), 1e-3))  # differences below a millisecond are noise
         return min(times)
 
     def sample(asked: Sequence[Request], tokens: int) -> None:
-        policy.engine.forget()  # or an engine that remembers prompts would read none
-        policy.engine.generate(asked, Sampling(100.0, tokens))  # so hot that no two rows draw the same
+        policy.engine.forget()  # otherwise a prefix cache would skip the prefill
+        policy.engine.generate(asked, Sampling(100.0, tokens))  # so hot that all rows differ
 
-    policy.sync()  # an adapter costs a little, also one that does nothing yet
-    # Once for caches, thread pools and the allocator, then for the clock.
+    policy.sync()  # a new adapter has no effect yet, but takes some time
+    # Warm up caches, thread pools and the allocator before the timing.
     sample(requests, 2)
     learn()
     few = requests[::8]
@@ -190,17 +192,17 @@ def measure(policy: Policy) -> tuple[Speed, float]:
 
 
 def lengths_of(renderer: ChatRenderer, shown: Sequence[Demonstration]) -> Lengths:
-    """Mean lengths of demonstrations, of which there must be some."""
+    """Mean lengths of demonstrations; there must be at least one."""
     prompts = [len(renderer.first(one.system, one.observation)) for one in shown]
     answers = [len(renderer.answer(one.answer)) for one in shown]
     return Lengths(round(mean(prompts)), round(mean(answers)))
 
 
 def require_minutes(minutes: float, adapters: int = 1) -> None:
-    """Refuse a budget that nothing fits into.
+    """Raise if a budget is too small for any training.
 
     Raises:
-        UsageError: less than a minute for each adapter, or not a number.
+        UsageError: less than one minute per adapter, infinite or not a number.
     """
     least = max(adapters, 1)
     if not least <= minutes < float("inf"):
@@ -210,19 +212,19 @@ def require_minutes(minutes: float, adapters: int = 1) -> None:
 def plan(
     minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
 ) -> Plan:
-    """Divide a budget: about a quarter to evaluation, up to a third to the warm start, the rest to RL.
+    """Divide a budget: about a quarter for evaluation, up to a third for the warm start, the rest for RL.
 
-    The warm start sees no task twice, lest the policy be sure of itself before RL has tried anything. A tenth
-    of RL's part goes to estimates of difficulty, which its curriculum begins with. Episodes are taken to last
-    for all their turns.
+    The warm start sees no task twice, because an overconfident policy explores too little in RL. A tenth of
+    RL's part is for estimates of difficulty, which the curriculum starts from. Every episode is assumed to
+    use all its turns.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
-        speed: of this machine.
-        lengths: of the environment's texts.
-        config: settings whose sizes are replaced; what they switch off (0) stays off.
-        heldout: held-out tasks there are to evaluate on; 0 leaves their part of the budget to training.
-        imitated: tasks there are for the warm start.
+        speed: speed of this machine.
+        lengths: lengths of the environment's texts.
+        config: settings whose sizes are replaced; parts that are switched off (0) stay off.
+        heldout: number of available held-out tasks; with 0, their part of the budget goes to training.
+        imitated: number of available tasks for the warm start.
 
     Raises:
         UsageError: see `require_minutes`.
@@ -233,10 +235,10 @@ def plan(
 def require_useful(
     minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
 ) -> None:
-    """Refuse a budget that allows too little training to show anything; arguments as of `plan`.
+    """Raise if a budget allows too little training to show anything; arguments as for `plan`.
 
     Raises:
-        UsageError: it does; says what was measured, and how many minutes are enough.
+        UsageError: the budget is too small; the message gives the measured speed and a sufficient budget.
     """
 
     def fits(budget: float) -> bool:
@@ -255,12 +257,12 @@ def require_useful(
 
 
 def shortened(planned: Plan, step: int, spent_s: float) -> int:
-    """RL steps that still fit the plan's time when steps take longer than forecast.
+    """Number of RL steps that fit into the planned time if steps take longer than forecast.
 
     Args:
-        planned: with a forecast of its steps.
+        planned: a plan with a forecast (``step_s``).
         step: steps taken so far, at least 1.
-        spent_s: their seconds together.
+        spent_s: seconds of these steps together.
 
     Returns:
         The number of the last step; ``planned.train.max_steps`` if the forecast holds.
@@ -280,7 +282,7 @@ def _is_useful(sized: Plan, examples: int) -> bool:
 def _divide(
     minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
 ) -> tuple[Plan, int]:
-    """The plan, and the known answers that the budget alone would allow."""
+    """Return the plan, and the number of SFT examples that the budget alone would allow."""
     require_minutes(minutes)
     found = _divide_beside(_LEAST_TASKS, minutes, speed, lengths, config, heldout, imitated)
     if _is_useful(*found):
@@ -297,11 +299,11 @@ def _divide_beside(
     heldout: int,
     imitated: int,
 ) -> tuple[Plan, int]:
-    """As `_divide`, with at least so many held-out tasks."""
+    """Divide the budget as `_divide` does, with at least ``least_tasks`` held-out tasks if they exist."""
     seconds, samples = minutes * 60, 8
     length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
     right = min(lengths.answer, length)
-    replies = (turns - 1) * _REPLY * lengths.prompt  # read by each episode for itself
+    replies = (turns - 1) * _REPLY * lengths.prompt  # tokens that each episode prefills separately
     arms = 3 if config.sft_examples else 2
     drawn = right * (_RAMBLED + (arms - 1) * _DRAWN)
     waited = turns * (_GRADED_S + length * speed.step_s / CHUNK)
@@ -317,13 +319,13 @@ def _divide_beside(
     estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left -= estimated * _FORWARD * per_example
-    # A model that was never shown an answer talks on until it is cut off, or until a stop string.
+    # Without a warm start, a model samples until the length limit or a stop string.
     answer = right if config.sft_examples or config.stop_strings else length
     apart = turns * size * answer * (_APART if config.sft_examples else _APART_UNTAUGHT)
     read = lengths.prompt + size * replies
     per_group = read / speed.prefill + apart * speed.row_s + turns * size * _GRADED_S
     per_group += _TAUGHT * (read + apart) / speed.learn
-    alone = turns * length * speed.step_s  # of a step, however few its groups
+    alone = turns * length * speed.step_s  # seconds of a step that do not depend on its number of groups
     per_step = max(config.groups_per_step, round((left / _MOST_STEPS - alone) / per_group))
     steps = max(int(left / (alone + per_step * per_group)), 1)
     train = replace(
