@@ -1,4 +1,4 @@
-"""What long work shows while it runs."""
+"""Progress of long work: the `Display` protocol, and one that shows nothing."""
 
 from __future__ import annotations
 
@@ -6,23 +6,23 @@ from typing import Protocol
 
 
 class Display(Protocol):
-    """A live view of the phases of long work. The command line has one; tests have a silent one."""
+    """Shows the progress of long work, phase by phase; `envkit.api.display` has one with bars."""
 
     def phase(self, name: str, total: int) -> None:
-        """A new phase begins, with ``total`` units of work."""
+        """Begin a new phase with ``total`` units of work."""
         ...
 
     def advance(self, done: int, facts: str) -> None:
-        """``done`` units are finished; ``facts`` is a short line (reward, tokens/s ...)."""
+        """Report that ``done`` units are finished; ``facts`` is a short text, such as reward and tokens/s."""
         ...
 
     def say(self, line: str) -> None:
-        """A line that stays on screen."""
+        """Print a line that stays on screen."""
         ...
 
 
 class Silent:
-    """Shows nothing."""
+    """A `Display` that shows nothing."""
 
     def phase(self, name: str, total: int) -> None: ...
 

@@ -1,6 +1,6 @@
-"""The Python interface: train, evaluate, bench and load an adapter, as the command line does, in a call.
+"""Python interface: functions that train, evaluate, compare agents and load adapters, as the commands do.
 
-`envkit` offers these names itself: ``envkit.train(...)``. Nothing here imports PyTorch before it is needed.
+The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only when it is needed.
 """
 
 from envkit.api.adapter import Adapter, load_adapter

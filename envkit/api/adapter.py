@@ -35,9 +35,9 @@ class Adapter:
     Args:
         path: the adapter's folder.
         policy: holds the weights; closed with the adapter.
-        config: the settings that it was trained with, or stands in for them.
+        config: the settings that it was trained with, or defaults if they are not known.
         system: the system message of its conversations.
-        temperature: of sampling.
+        temperature: sampling temperature.
     """
 
     def __init__(
@@ -62,7 +62,7 @@ class Adapter:
         """Begin a new episode; call it beside ``env.reset()``.
 
         Args:
-            seed: of the samples that are drawn; the same seed and observations give the same actions.
+            seed: seed of the sampling; the same seed and observations give the same actions.
         """
         self._session: Session = self._agent.start(EpisodeKey(seed, 0, 0, 0, ""), self.system)
 
@@ -75,10 +75,10 @@ class Adapter:
         return turn.text
 
     def agent(self, name: str = "adapter") -> Agent:
-        """The same policy as an `envkit.Agent`, for `envkit.Rollouts`: many episodes at once.
+        """Return the policy as an `envkit.Agent`, for `envkit.Rollouts`, which plays many episodes at once.
 
         Args:
-            name: what trajectories call it.
+            name: the agent's name in trajectories.
         """
         from envkit.agents.local import LocalAgent
         from envkit.engine.protocol import Sampling
@@ -117,17 +117,17 @@ def load_adapter(
     """Load a trained adapter on its base model.
 
     Args:
-        path: a training run's folder, whose newest checkpoint is taken, or an adapter's own folder.
-        step: another checkpoint of the run.
+        path: a training run's folder, whose newest checkpoint is loaded, or an adapter's own folder.
+        step: load the checkpoint of this step instead.
         model: the base model's id or folder; by default the one that the adapter was trained on.
-        temperature: of sampling; 0 always takes the likeliest token.
+        temperature: sampling temperature; 0 always takes the likeliest token.
         system: system message of its conversations; by default that of the run's environment.
-        dtype: of the base: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for this machine's faster one.
+        dtype: dtype of the base model: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the faster one here.
         device: ``"cpu"`` or ``"cuda"``.
 
     Raises:
         UsageError: the folder holds no adapter, or the adapters of several seeds.
-        ModelError: the base model is not there, or is not the one that the adapter belongs to.
+        ModelError: the base model does not exist, or is not the one that the adapter belongs to.
         MissingExtraError: PyTorch is not installed.
     """
     from dataclasses import replace
@@ -160,17 +160,17 @@ def load_adapter(
     policy = Policy.of(resolve(base), resolve_dtype(config))
     policy.add(folder, "trained")
     policy.model.set_adapter("trained")
-    policy.model.delete_adapter("default")  # Policy begins with an untrained one
+    policy.model.delete_adapter("default")  # Policy starts with an untrained one
     policy.serve(["trained"])
     message = system if system is not None else environment.system if environment else Env.system
     return Adapter(folder, policy, config, message, temperature)
 
 
 def _adapter_folder(path: Path, step: int | None) -> Path:
-    """The adapter folder that a path means.
+    """Find the adapter folder that a path names.
 
     Raises:
-        UsageError: there is none, or several.
+        UsageError: there is none, or there are several.
     """
     if (path / _CONFIG).is_file():
         if step is not None:
@@ -194,7 +194,7 @@ def _adapter_folder(path: Path, step: int | None) -> Path:
 
 
 def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
-    """The settings and the environment class of the run that an adapter lies in; ``None`` without one."""
+    """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
     from envkit.store import RunFolder
     from envkit.training.config import from_mapping
@@ -213,7 +213,7 @@ def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
 
 
 def _base_of(adapter: Path) -> str:
-    """The base model that an adapter's folder names; empty if it names none."""
+    """Read the base model's id from an adapter's folder; empty if it names none."""
     from envkit.training.policy import BASE
 
     note = adapter / BASE

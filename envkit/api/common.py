@@ -1,4 +1,4 @@
-"""Steps that every call of the Python interface shares: the sandbox, task files, the call as text."""
+"""Helpers shared by the functions of the Python interface: sandbox, task files, the call as text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
-#: The environment of commands and calls that name none.
+#: Environment of commands and calls that do not name one.
 DEFAULT_ENVIRONMENT = "code-editor"
 
-#: Where run folders are made by default.
+#: Default parent of run folders.
 RUNS = Path("runs")
 
 #: Tasks, or the path of a task file.
@@ -75,7 +75,7 @@ def load_tasks(
 
 
 def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:
-    """Refuse to train on tasks that are held out.
+    """Raise if a task to train on is not of the train split.
 
     Raises:
         TaskFileError: a task is not of the split ``train``.
@@ -90,10 +90,10 @@ def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:
 
 
 def absolute_if_path(word: str | Path) -> str:
-    """A path made absolute, so that a run can be resumed from another folder; a name as it is."""
+    """Make a path absolute, so that a run can resume from another folder; a name stays as it is."""
     return str(Path(word).resolve()) if Path(word).exists() else str(word)
 
 
 def command_of(function: str, subject: str) -> str:
-    """What a report calls the command that made it, for a call from Python."""
+    """Return the text of a Python call, which a report shows as the command that made it."""
     return f"envkit.{function}({subject})"

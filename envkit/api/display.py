@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from envkit.display import Display, Silent
 from envkit.errors import UsageError
 
-#: What a caller may ask for: bars, nothing, or a display of their own.
+#: Displays that a caller can choose: bars, nothing, or their own.
 DisplayChoice: TypeAlias = Display | Literal["rich", "quiet"]
 
 #: Without a terminal, a phase prints its progress this often.

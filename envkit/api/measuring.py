@@ -1,4 +1,4 @@
-"""Measure agents: `evaluate`, `bench`, and what can be done with their runs: `rescore`, `leaderboard`."""
+"""Measure agents (`evaluate`, `bench`), grade their runs again (`rescore`) and rank them (`leaderboard`)."""
 
 from __future__ import annotations
 
@@ -55,9 +55,9 @@ def evaluate(
         model: model id, folder or hub id; by default the demo's model.
         adapter: a trained adapter's folder.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
-        limit: only the first so many tasks.
+        limit: play only the first ``limit`` tasks.
         samples: episodes per task.
-        temperature: of sampling.
+        temperature: sampling temperature.
         max_turns: actions per episode.
         max_completion_length: tokens per turn, at most; as in training.
         stop_strings: texts that end a turn; as in training.
@@ -124,7 +124,7 @@ def bench(
         spec: what to measure: a `BenchSpec`, a TOML file of one, or what `spec_of` returns.
         budget_usd: what all API calls may cost together; by default the spec's budget.
         prices: a TOML file of prices, on top of envkit's own.
-        machine: whose hourly price the rows that ran here pay; by default ``cpu-2-cores`` if it was one.
+        machine: machine whose hourly price local rows pay; by default ``cpu-2-cores`` if it was one.
         sandbox: a backend or its registered name.
         root: where the run folder is made.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
@@ -201,7 +201,7 @@ def spec_of(
         recorded: models whose outputs came with the tasks, or files of outputs.
         environment: its registered name.
         tasks: as for `evaluate`.
-        limit: only the first so many tasks.
+        limit: play only the first ``limit`` tasks.
         model: the base of the adapters; by default the demo's model.
         samples: episodes per task.
         settings: further fields of `BenchSpec`.
@@ -330,7 +330,7 @@ def _start(
 def _play(
     run: RunFolder, backend: SandboxBackend, display: Display, budget_usd: float | None = None
 ) -> tuple[StopRequest, UsageError | None]:
-    """Play what is left of a bench; returns how it was stopped, and who refused to go on.
+    """Play all missing episodes of a bench; returns how it was stopped, and a provider's refusal if any.
 
     Raises:
         UsageError: a provider refused before there was anything to report.

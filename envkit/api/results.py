@@ -22,7 +22,7 @@ class Report:
     Args:
         environment: its name.
         page: the HTML file; ``report.md`` and ``report.json`` lie beside it.
-        headline: what the report says first, sentence by sentence.
+        headline: first sentences of the report.
         summary: every number of the report.
     """
 
@@ -104,7 +104,7 @@ class SFTResult:
 
     Args:
         adapter: the PEFT adapter folder; ``None`` if it was stopped early, when nothing is written.
-        losses: one per step that was taken.
+        losses: one per step taken.
         stopped_by: the signal that stopped it early.
     """
 
@@ -186,7 +186,7 @@ class RescoreResult:
         run: the new run folder.
         leaderboard: its HTML page.
         episodes: how many were graded again.
-        changed: those whose verdict is another now.
+        changed: those whose outcome or reward changed.
         stopped_by: the signal that stopped it early.
     """
 

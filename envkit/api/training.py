@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from envkit.store import RunFolder
     from envkit.training.config import TrainConfig
 
-#: Folders that a run makes inside its own; no environment of several may have such a name.
+#: Folders that a run creates inside its own. With several environments, none may have such a name.
 _RUN_FOLDERS = frozenset({"checkpoints", "sft", "tasks", "tensorboard"})
 
 
@@ -66,8 +66,8 @@ def train(
         tasks: tasks to train on, or their file; by default the environment's own.
         heldout_tasks: tasks to measure on, or their file; by default the environment's own.
         model: model id, folder or hub id; by default the one of ``config``.
-        backend: whose trainer takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
-        engine: who samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
+        backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
+        engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
         allow_unsafe: accept a sandbox that does not isolate.
         allow_unaudited: accept an environment without a valid certificate.
@@ -221,7 +221,7 @@ def sft(
 def _run(
     run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend, display: Display
 ) -> TrainResult:
-    """Do what is left of a run."""
+    """Run all phases of a run that are not finished."""
     from envkit.studies import before_after
     from envkit.studies import seeds as several_seeds
 

@@ -229,12 +229,12 @@ def _completion(output: Any) -> Completion:
 
 
 def _seed(rng_key: Sequence[int]) -> int:
-    """A 63-bit seed, vLLM's limit, that depends on the key alone."""
+    """Derive a seed from the key alone; 63 bits are vLLM's limit."""
     return int(seeds(rng_key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
 def _nothing(other: Mapping[str, Update]) -> dict[str, Update]:
-    """A zero adapter for one of ``other``'s layers."""
+    """Make a zero adapter of rank 1 for one of ``other``'s layers."""
     name, update = next(iter(other.items()))
     return {name: Update(torch.zeros_like(update.down[:1]), torch.zeros_like(update.up[:, :1]))}
 

@@ -1,1 +1,1 @@
-"""Studies: whole experiments, from tasks to report."""
+"""Complete experiments, from tasks to report: training runs and benchmarks."""

@@ -1,8 +1,8 @@
-"""The before/after study: base, SFT and SFT+RL on the same held-out tasks, then a report.
+"""Before/after study: evaluate base, SFT and SFT+RL on the same held-out tasks, then write a report.
 
-Of one environment or of several, which then train one adapter together. Every phase leaves its result in the
-run folder before the next begins, so an interrupted run goes on where it stopped: evaluations batch by
-batch, RL from its last checkpoint, SFT from its start.
+Several environments train one adapter together. Every phase stores its result in the run folder before the
+next begins. An interrupted run therefore continues: evaluations from the last batch, RL from its last
+checkpoint, SFT from its start.
 """
 
 from __future__ import annotations
@@ -40,27 +40,28 @@ from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
-#: RL steps after which their time is compared with the forecast.
+#: Number of RL steps whose time is compared with the forecast.
 _LOOKED_AT_STEPS: Final = 2
-#: What the phase is called that tells how hard tasks are.
+#: Name of the phase that estimates how hard tasks are.
 _ESTIMATE: Final = "estimate difficulty"
 
 
 @final
 class BeforeAfter:
-    """One run of the study.
+    """Runs the study, or continues one that was interrupted.
 
     Args:
         run: a folder made by `envkit.studies.study.start`.
-        kinds: the environments that it began with.
+        kinds: the environments that the run began with.
         backend: sandbox backend.
         display: live view.
-        should_stop: polled between short units of work; True ends the run cleanly with a report.
-        sibling_of: another seed's run, to share base and engine with.
+        should_stop: polled between short units of work; if it returns True, the run ends cleanly and writes
+            its report.
+        sibling_of: another seed's run, whose base model and engine are shared.
 
     Raises:
-        StoreError: environments, tasks or weights are not the ones that the run began with, or the folder is
-            of another kind of run.
+        StoreError: environments, tasks or weights have changed since the run began, or the folder holds
+            another kind of run.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class BeforeAfter:
         self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
         study = reopen(run, kinds)
         manifest = study.facts
-        #: What a reader of the report should know about this run.
+        #: Sentences that a reader of the report must see.
         self._notes: list[str] = []
         if manifest.get("training_code", now := training_code_digest()) != now:
             self._notes.append(
@@ -83,7 +84,7 @@ class BeforeAfter:
                 "ended differently."
             )
             display.say(self._notes[-1])
-        # Seeds are trained together and share their steps' time, for which there is no forecast.
+        # Seeds train together and share the time of their steps, so there is no forecast for it.
         self._may_shorten = study.plan.step_s > 0 and "part_of" not in manifest
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
@@ -93,7 +94,7 @@ class BeforeAfter:
             for kind, part in parts_of(run, kinds).items()
         ]
         self._sft_tasks = {kind: split_for_warm_start(tasks)[0] for kind, tasks in study.train.items()}
-        #: The tasks that RL visits.
+        #: Tasks of RL, by environment.
         self._rl_tasks = {
             kind: self._rl_tasks_of(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
         }
@@ -114,10 +115,10 @@ class BeforeAfter:
         return kept if environments == 1 else [_of(kind, task) for task in kept]
 
     def run(self) -> list[Path]:
-        """Do what is left to do; returns the paths of the HTML reports, one for each environment.
+        """Run all phases that are not finished; returns the paths of the HTML reports, one per environment.
 
         Raises:
-            StoreError: another process is at work in the run folder, or it is part of a run of several seeds.
+            StoreError: another process is writing to the run folder, or it is part of a run of several seeds.
         """
         if whole := self._run.manifest.get("part_of"):
             raise StoreError(f"{self._run.path} is part of {whole}, whose seeds go on together; resume that")
@@ -157,7 +158,7 @@ class BeforeAfter:
         """Write the reports; returns the paths of the HTML pages.
 
         Args:
-            whole: whether the run came to its end.
+            whole: True if the run was not stopped early.
         """
         warnings = (
             *(() if whole else ("The run was stopped early; this is what there is.",)),
@@ -170,9 +171,9 @@ class BeforeAfter:
         return [env_eval.report(origins, warnings) for env_eval in self._evals]
 
     def copy_shared_results(self, other: BeforeAfter) -> None:
-        """Take over what another seed's run has found that depends on no seed.
+        """Copy the results of another seed's run that do not depend on the seed.
 
-        Estimates of difficulty with their time: this adapter needed them too.
+        Difficulty estimates are copied with their time, because this adapter's training needed them too.
         """
         for own, theirs in zip(self._evals, other._evals, strict=True):
             own.copy_shared_results(theirs)
@@ -182,7 +183,7 @@ class BeforeAfter:
             for record in other._run.records("phases"):
                 if record["phase"] == _ESTIMATE:
                     phases.append(record)
-            for record in other._run.records("difficulty"):  # of the untouched model, the same for all
+            for record in other._run.records("difficulty"):  # of the base model, equal for all seeds
                 journal.append(record)
 
     def _is_warm(self) -> bool:
@@ -228,7 +229,7 @@ class BeforeAfter:
         return TensorBoardWriter(self._run.path / "tensorboard")
 
     def env_factories(self) -> dict[str, EnvFactory]:
-        """What makes the environment of each task that RL visits."""
+        """Map each RL task's id to a function that makes its environment."""
         turns, found = self._plan.train.max_turns, dict[str, EnvFactory]()
         for kind, tasks in self._rl_tasks.items():
             make = functools.partial(kind, tasks=tasks, sandbox=self._backend, max_turns=turns)
@@ -270,7 +271,7 @@ class BeforeAfter:
             watch.lap()
 
     def _estimate(self) -> None:
-        """How hard RL's tasks are for the policy as it is now, task by task in ``difficulty.jsonl``."""
+        """Estimate the current policy's solve rate on each RL task; writes ``difficulty.jsonl``."""
         config = self._plan.train
         known = {record["task"] for record in self._run.records("difficulty")}
         total, done = sum(map(len, self._rl_tasks.values())), len(known)
@@ -307,7 +308,7 @@ class BeforeAfter:
                     check(self._should_stop)
 
     def _last_step(self) -> int:
-        """Number of RL steps: the plan's, or what the last entry of ``replans.jsonl`` says."""
+        """Number of RL steps: the last entry of ``replans.jsonl``, or else the plan's."""
         replans = self._run.records("replans")
         return int(replans[-1]["max_steps"]) if replans else self._plan.train.max_steps
 
@@ -333,11 +334,11 @@ class BeforeAfter:
     def training(
         self, rollouts: Rollouts, at_once: Callable[[], int] = lambda: 1
     ) -> Generator[tuple[Trainer, Callable[[StepMetrics], bool]]]:
-        """What trains, not yet resumed, and what is to be told of each of its steps.
+        """Yield the trainer, not yet resumed, and its callback for each step.
 
         Args:
-            rollouts: of environments that pose the tasks of `env_factories`.
-            at_once: how many adapters have shared the time of the step that is told of.
+            rollouts: runs episodes of the tasks of `env_factories`.
+            at_once: returns the number of adapters that shared the time of the last step.
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
         tasks = [task for own in self._rl_tasks.values() for task in own]
@@ -369,7 +370,7 @@ class BeforeAfter:
 
 
 def _of(kind: type[Env], task: Task) -> Task:
-    """A task as one of several environments' tasks: what names it there is unique."""
+    """Prefix a task's id, source and operator with its environment, so that they are unique among several."""
     facts = task.metadata
     own = {"source": f"{kind.id} {task.source}", "operator": f"{kind.id} {facts.get('operator', '')}"}
     return replace(task, id=f"{kind.id} {task.id}", metadata={**facts, **own, "environment": kind.id})

@@ -1,4 +1,4 @@
-"""What may be called held out."""
+"""Check that held-out tasks are held out."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from envkit.types import Task
 
 
 def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None:
-    """Refuse to call held out what is not.
+    """Raise if train and held-out tasks overlap.
 
     Raises:
-        TaskFileError: a task of the other split, or a function that training sees as well.
+        TaskFileError: a task is of the wrong split, or a function is in both sets.
     """
     if wrong := next((task for task in heldout if task.split != "heldout"), None):
         raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' to evaluate on")

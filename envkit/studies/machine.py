@@ -1,4 +1,4 @@
-"""This machine: what it is, and how models are run on it. PyTorch is imported only where one is."""
+"""Describe this machine and choose dtype and threads for it. PyTorch is imported only when it is needed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from envkit.training.config import TrainConfig
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _STAT: Final = Path("/proc/stat")
-#: Flags of processors that multiply bfloat16 themselves: x86 with AMX or AVX-512, ARM.
+#: Flags of processors with bfloat16 matrix instructions: x86 with AMX or AVX-512, ARM.
 _BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 #: bfloat16 is worth its rounding only if it takes less than this share of float32's time.
 _CLEARLY_FASTER: Final = 0.7
@@ -27,7 +27,7 @@ _MOST_OTHERS, _MOST_STOLEN, _MOST_SPREAD = 0.25, 0.05, 1.5
 
 
 def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:
-    """This machine, for the manifest."""
+    """Describe this machine, for the manifest."""
     name = platform.processor() or platform.machine()
     cpuinfo = Path("/proc/cpuinfo")
     if cpuinfo.exists():
@@ -57,7 +57,7 @@ def resolve_dtype(config: TrainConfig, say: Callable[[str], None] = lambda line:
 
 
 def native_dtype(cpuinfo: str) -> str | None:
-    """The dtype that a processor has matrix instructions for, or ``None`` if its flags are not known.
+    """Return the dtype that a processor has matrix instructions for; ``None`` if its flags are not known.
 
     float32 unless there are instructions for bfloat16, because it is more exact.
 
@@ -75,10 +75,10 @@ def native_dtype(cpuinfo: str) -> str | None:
 
 
 def cpu_dtype(say: Callable[[str], None] = lambda line: None) -> str:
-    """The dtype for models on this machine's processor: what it has instructions for.
+    """Choose the dtype of models on this machine's processor, by its instructions.
 
-    A short timing confirms it. If the timing disagrees, that is said and the processor's flags decide: a busy
-    machine must not change what is trained. Without known flags, the timing decides.
+    A short timing checks the choice. If it disagrees, ``say`` gets a message and the processor's flags
+    decide, because a busy machine must not change what is trained. Without known flags, the timing decides.
     """
     ratio = _bfloat16_time_ratio()
     timed = "bfloat16" if ratio < _CLEARLY_FASTER else "float32"
@@ -112,13 +112,13 @@ def _bfloat16_time_ratio() -> float:
 
 @dataclass(frozen=True, slots=True)
 class CpuTimes:
-    """Processor time so far, in seconds.
+    """Processor times at one moment, in seconds.
 
     Args:
-        wall_s: the clock.
-        busy_s: used on all cores, by everybody.
-        stolen_s: taken by other guests of the same host.
-        own_s: used by this process and its children.
+        wall_s: the monotonic clock.
+        busy_s: processor time of all programs, on all cores.
+        stolen_s: time that the host gave to other virtual machines.
+        own_s: processor time of this process and its children.
     """
 
     wall_s: float
@@ -128,7 +128,7 @@ class CpuTimes:
 
     @staticmethod
     def now() -> CpuTimes | None:
-        """The present times, or ``None`` without Linux' ``/proc/stat``."""
+        """Read the current times; ``None`` without Linux' ``/proc/stat``."""
         if not _STAT.exists():
             return None
         tick_s = 1 / os.sysconf("SC_CLK_TCK")
@@ -138,13 +138,13 @@ class CpuTimes:
 
 
 def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> str:
-    """Why a measurement between two moments is not to be trusted; empty if it is.
+    """Explain why a measurement is unreliable; empty if it is reliable.
 
-    The load average alone does not decide: it still counts this run's own work of the last minutes.
+    The load average alone does not decide, because it includes this run's own work of the last minutes.
 
     Args:
-        before, after: the moments.
-        spread: slowest by fastest of equal timings, at least 1.
+        before, after: processor times at the start and the end of the measurement.
+        spread: slowest divided by fastest of equal timings, at least 1.
     """
     reasons: list[str] = []
     if before and after and (wall_s := after.wall_s - before.wall_s) > 0:
@@ -163,7 +163,7 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> 
 
 
 def use_threads(threads: int | None = None) -> int:
-    """Fix torch's thread count (default: all cores this process may use); returns it."""
+    """Set torch's thread count (default: all cores that this process may use); returns it."""
     import torch
 
     count = threads or len(os.sched_getaffinity(0))
@@ -173,10 +173,10 @@ def use_threads(threads: int | None = None) -> int:
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks: the next step wants the same ones.
+    """Let glibc keep large freed blocks, because the next training step needs them again.
 
-    It would give them back to the kernel, and a training step would then spend a sixth of its time on
-    page faults. Other C libraries have no ``mallopt`` and need none.
+    By default, glibc returns them to the kernel, and a training step spends a sixth of its time on page
+    faults. Other C libraries have no ``mallopt`` and do not need it.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:

@@ -1,4 +1,4 @@
-"""By which code a run was made."""
+"""Identify the code that a run was made with."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from envkit.store import RunFolder
 
 
 def code_digest(kind: type[Env]) -> str:
-    """SHA-256 over what certificates of an environment are bound to, and how episodes are played."""
+    """SHA-256 of the code that an environment's certificate is bound to, and of ``rollout.py``."""
     rollout = Path(envkit.__file__).with_name("rollout.py").read_bytes()
     return hashlib.sha256(content_digest(kind).encode() + rollout).hexdigest()
 
 
 def training_code_digest() -> str:
-    """SHA-256 over the code that trains and samples: ``envkit/training`` and ``envkit/engine``."""
+    """SHA-256 of the code that trains and samples: ``envkit/training`` and ``envkit/engine``."""
     root = Path(envkit.__file__).parent
     found = hashlib.sha256()
     for file in sorted((*root.glob("training/*.py"), *root.glob("engine/*.py"))):
@@ -29,22 +29,24 @@ def training_code_digest() -> str:
 
 
 def require_code(kind: type[Env], part: RunFolder) -> None:
-    """Refuse to go on with code by which other episodes of the part were not graded.
+    """Raise if an environment's code has changed since the run began.
+
+    Runs of older versions did not record their code and pass.
 
     Raises:
-        StoreError: it has changed since the part began; those of older versions do not say what it was.
+        StoreError: the code has changed, so new episodes would be graded by other code than the old ones.
     """
     if part.manifest.get("code", found := code_digest(kind)) != found:
         raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
 
 
 def commit() -> str:
-    """Version of envkit, and the commit where it runs from a checkout."""
+    """Return envkit's version, with the commit if envkit runs from a checkout."""
     folder = Path(envkit.__file__).resolve().parent
     asked = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
     try:
         found = subprocess.run(asked, capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):  # no git, so no checkout
+    except (OSError, subprocess.TimeoutExpired):  # git is not installed or does not answer
         return envkit.__version__
     # An installed copy may lie in some other project's checkout.
     inside = (folder.parent / ".git").exists() and found.returncode == 0

@@ -1,4 +1,4 @@
-"""Verifying tasks: the oracle must solve each one, and doing nothing must solve none."""
+"""Validate tasks with two control agents: the oracle must solve every task, the no-op none."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ _AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class TaskFault:
-    """A task that a control agent earns the wrong reward on.
+    """A task on which a control agent earned the wrong reward.
 
     Args:
         task: its id.
         agent: ``"oracle"`` or ``"no-op"``.
-        reward: what the agent earned.
-        expected: what it must earn.
-        evidence: the grader's words, or what broke.
-        void: whether the machinery broke, which says nothing of the task.
+        reward: the reward that the agent earned.
+        expected: the reward that it should earn.
+        evidence: the grader's evidence, or the error of a void episode.
+        void: True if the sandbox broke; the task itself may be sound.
     """
 
     task: str
@@ -46,7 +46,7 @@ class TaskFault:
 
 
 def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> list[TaskFault]:
-    """What is wrong with tasks, where a control has earned ``expected`` on sound ones."""
+    """List the tasks on which a control agent did not earn ``expected``, or whose episode is void."""
     return [
         TaskFault(
             each.key.task,
@@ -62,7 +62,7 @@ def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> li
 
 
 def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
-    """The scripted agents that bound every score, each with the reward it must earn."""
+    """Return the control agents, oracle and no-op, each with the reward that it must earn."""
     return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.noop_action), 0.0)]
 
 
@@ -75,18 +75,18 @@ def validate_tasks(
     *,
     seed: int,
 ) -> list[TaskFault]:
-    """Play both controls on every task.
+    """Play both control agents on every task.
 
     Args:
         kind: the environment.
-        tasks: of any split.
+        tasks: tasks of any split.
         backend: sandbox backend.
         display: live view.
         should_stop: polled while episodes are played.
-        seed: of the hidden inputs that are drawn anew.
+        seed: seed of the hidden inputs, which are drawn anew.
 
     Returns:
-        What is wrong, in task order per agent; empty when all is well.
+        Faults of the oracle, then of the no-op, each in task order; empty if all tasks are sound.
 
     Raises:
         Stopped: the user asked to stop.

@@ -88,7 +88,7 @@ class TRLTrainer(Trainer):
                 self._policy.use_layout_attention()
 
     def _trl_trainer(self, folder: str, on_step: OnStep) -> Any:
-        """TRL's trainer, changed to play episodes with envkit and to end its run as ``on_step`` decides."""
+        """Make a TRL trainer that plays episodes with envkit and ends when ``on_step`` returns False."""
         import trl
         from datasets import Dataset
         from transformers import TrainerCallback
@@ -185,7 +185,7 @@ class TRLTrainer(Trainer):
 
 
 def _padded(groups: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str, Tensor]:
-    """All groups in TRL's layout: one row per episode, prompts padded left, completions padded right.
+    """Pad all groups to TRL's layout: one row per episode, prompts padded left, completions padded right.
 
     TRL expects a fixed number of rows. Void episodes and missing groups become rows without a trained token.
     """
