@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import final
 
 _PREFIX = "envkit-lease-"
-#: A file in every leased folder, created under the lock. A folder without it is not a lease, whatever its name.
+#: A file in every leased folder, created under the lock. Without it, a folder is no lease, whatever its name.
 _MARK = ".envkit-lease"
 #: Folders younger than this are never removed, because a folder is locked a moment after it is created.
 _GRACE_S = 60.0

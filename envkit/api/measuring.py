@@ -63,9 +63,9 @@ def evaluate(
         stop_strings: texts that end a turn; as in training.
         max_context_length: tokens a turn is asked with, at most; 0 for the model's own limit.
         sandbox: a backend or its registered name.
-        root: where the run folder is made.
+        root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
-        command: what the report calls the command that made it; by default this call.
+        command: command to show in the report; by default this call.
 
     Raises:
         UsageError: bad input, found before any long work.
@@ -126,9 +126,9 @@ def bench(
         prices: a TOML file of prices, on top of envkit's own.
         machine: machine whose hourly price local rows pay; by default ``cpu-2-cores`` if it was one.
         sandbox: a backend or its registered name.
-        root: where the run folder is made.
+        root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
-        command: what reports call the command that made them; by default this call.
+        command: command to show in the reports; by default this call.
 
     Raises:
         UsageError: bad input, found before any long work; or a provider refused before anything was played.
@@ -250,9 +250,9 @@ def rescore(
     Args:
         run: the run folder of a bench; it is left as it is.
         sandbox: a backend or its registered name.
-        root: where the new run folder is made.
+        root: folder in which the new run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
-        command: what reports call the command that made them; by default this call.
+        command: command to show in the reports; by default this call.
 
     Raises:
         StoreError: not a bench run, or a damaged one.
@@ -368,7 +368,7 @@ def _reports(run: Path) -> tuple[Report, ...]:
 
 
 def _require_priced(machine: str | None, prices: Path | None) -> None:
-    """Refuse a machine without a price before anything is played."""
+    """Raise if a machine has no price, before anything is played."""
     from envkit.prices import load_prices
 
     if machine is not None:

@@ -72,9 +72,9 @@ def train(
         allow_unsafe: accept a sandbox that does not isolate.
         allow_unaudited: accept an environment without a valid certificate.
         evaluate: measure on the held-out tasks before and after training.
-        root: where the run folder is made.
+        root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
-        command: what reports call the command that made the run; by default this call.
+        command: command to show in the reports; by default this call.
 
     Raises:
         UsageError: bad input, found before any long work.
@@ -254,7 +254,7 @@ def _adapters(run: Path) -> tuple[Path, ...]:
 
 
 def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
-    """Refuse environments and seeds that would share a folder.
+    """Raise if two environments or seeds would share a folder.
 
     Raises:
         UsageError: one is given twice, or an environment is named like a folder of the run.
@@ -270,7 +270,7 @@ def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
 
 
 def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
-    """Read the configuration and put the values that the caller gave on top."""
+    """Read the configuration, then apply the values that the caller gave."""
     from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
 
     if isinstance(config, TrainConfig):

@@ -209,7 +209,7 @@ def bench(
 
 
 def _require_none(reason: str, given: dict[str, Any]) -> None:
-    """Refuse options that another one makes useless.
+    """Raise if options are given that another option makes useless.
 
     Raises:
         UsageError: there are any.

@@ -1,4 +1,4 @@
-"""Command classes whose help names values by what they are: MINUTES, FILE, and not Python types."""
+"""Command classes whose help names values by meaning, such as MINUTES or FILE, not by Python type."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands that inform: list what is installed, check this machine, rebuild a report."""
+"""Commands that inform: list installed parts, check this machine, rebuild a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Options that several commands share, with their completion in a shell, and how results are printed."""
+"""Shared options of commands, their shell completion, and printing of results."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from envkit.plain import encode
 
 
 def complete_environments(incomplete: str) -> list[str]:
-    """Names of installed environments that begin so."""
+    """Complete the name of an installed environment."""
     from envkit import registry
 
     return _beginning(incomplete, registry.names("environment"))
 
 
 def complete_sandboxes(incomplete: str) -> list[str]:
-    """Names of installed sandboxes that begin so."""
+    """Complete the name of an installed sandbox."""
     from envkit import registry
 
     return _beginning(incomplete, ["auto", *registry.names("sandbox")])
 
 
 def complete_cards(incomplete: str) -> list[str]:
-    """Names of shipped cards that begin so."""
+    """Complete the name of a shipped card."""
     from envkit.agents.cards import shipped_cards
 
     return _beginning(incomplete, shipped_cards())
@@ -90,7 +90,7 @@ def command_line() -> str:
 
 
 def require_absent(path: Path) -> None:
-    """Refuse an output file that exists, before any work.
+    """Raise if an output file exists, before any work.
 
     Raises:
         UsageError: something is there.
@@ -100,7 +100,7 @@ def require_absent(path: Path) -> None:
 
 
 def require_at_least(least: int, **options: int) -> None:
-    """Refuse numbers that are too small.
+    """Raise if an option is too small.
 
     Raises:
         UsageError: an option is less than ``least``.

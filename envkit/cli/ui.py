@@ -1,4 +1,4 @@
-"""What commands print: results to stdout, errors to stderr, or one JSON object for programs."""
+"""Output of commands: results on stdout, errors on stderr, or one JSON object for programs."""
 
 from __future__ import annotations
 
