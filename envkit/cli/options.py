@@ -114,7 +114,7 @@ def print_reports(run: Path, reports: Iterable[Report]) -> None:
     """Print the headline of each report and where it is."""
     for report in reports:
         folder = report.page.parent
-        if folder != run:  # one of several
+        if folder != run:  # several reports in one run
             out.print(str(folder.relative_to(run)), style="bold", markup=False)
         for sentence in report.headline:
             out.print(sentence, markup=False)

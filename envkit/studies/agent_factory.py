@@ -73,7 +73,7 @@ class AgentFactory:
     def agent(
         self, row: AgentSpec, part: RunFolder, kind: type[Env], tasks: Sequence[Task]
     ) -> Generator[Agent]:
-        """Yield the agent of a row; it is closed when the block ends.
+        """Yield the agent of a row; use it only inside the block.
 
         Args:
             row: with defaults filled in, see `BenchSpec.of`.
