@@ -1,8 +1,8 @@
 """Sandbox backends: four ways to run code, three of which isolate it.
 
-One module a backend: `process` (no isolation), `bubblewrap`, `zygote`, `docker`. Their parts lie in rooms:
+One module per backend: `process` (no isolation), `bubblewrap`, `zygote`, `docker`. Their parts:
 
-- ``_sandbox.py``, ``_supervisor.py``: what all backends share: files and snapshots; running a command to its
+- ``_sandbox.py``, ``_supervisor.py``: shared by all backends: files and snapshots; running a command to its
   end under limits.
 - ``_linux/``: kernel mechanisms: bubblewrap, control groups, system call filters, processes.
 - ``_rootfs/``: the root file system that sandboxed code sees.
@@ -10,5 +10,5 @@ One module a backend: `process` (no isolation), `bubblewrap`, `zygote`, `docker`
 - ``_zygote/``, ``_docker/``: parts of those backends.
 
 A file named ``guest*.py`` is a program that runs in another process: in a sandbox, in a container or as a
-helper. It gets no other file of this package, so it imports nothing but the standard library.
+helper. It cannot import other files of this package, so it uses only the standard library.
 """

@@ -29,7 +29,7 @@ _IMPOSSIBLE = re.compile("[\0\ud800-\udfff]")
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """The content of a workspace at one time.
+    """The content of a workspace at one point in time.
 
     Args:
         files: to copy into a workspace, in path order.
@@ -52,10 +52,10 @@ class Snapshot:
 
 
 class FolderSandbox(ABC):
-    """A `envkit.sandbox.Sandbox`. Subclasses start commands and decide where the workspace lies.
+    """An `envkit.sandbox.Sandbox`. Subclasses start commands and choose the place of the workspace.
 
     Args:
-        workspace: an empty one; the sandbox closes it.
+        workspace: an empty workspace; the sandbox closes it.
     """
 
     def __init__(self, workspace: Workspace) -> None:
@@ -161,7 +161,7 @@ class FolderSandbox(ABC):
 
     def _supervise(self, argv: Sequence[str], limits: Limits) -> Supervisor:
         for argument in argv:
-            # An agent may have written it, so this is its mistake and not broken machinery.
+            # An agent may have written the argument, so this is its mistake and not broken machinery.
             if _IMPOSSIBLE.search(argument):
                 raise UsageError(
                     f"{argument[:40]!r} holds a NUL or half a surrogate pair, which no command can take; "
@@ -182,7 +182,7 @@ class FolderSandbox(ABC):
 
     def _kill(self) -> None:
         for supervisor in self._running:
-            with contextlib.suppress(SandboxError):  # it died before, which is what we want
+            with contextlib.suppress(SandboxError):  # the tree is dead already, as intended
                 supervisor.close()
         self._running.clear()
 

@@ -251,13 +251,13 @@ class Supervisor:
             self._selector.unregister(pipe)
 
     def _drain(self) -> None:
-        """Read what is in the pipes. Does not wait for EOF, because an escaped process can hold them open."""
+        """Read the bytes left in the pipes. Never waits for EOF: an escaped process can hold them open."""
         for pipe, kept in ((self._stdout, self._out), (self._stderr, self._err)):
             while not self._truncated and self._receive(pipe, kept):
                 pass
 
     def _receive(self, pipe: IO[bytes], kept: bytearray) -> bytes | None:
-        """Read once into ``kept``; returns ``b""`` at the end of the stream, ``None`` if there is no data."""
+        """Read once into ``kept``. Returns ``b""`` at the end of the stream, ``None`` without data."""
         room = self._limits.output_bytes - len(kept)
         try:
             data = os.read(pipe.fileno(), min(_CHUNK_BYTES, room + 1))

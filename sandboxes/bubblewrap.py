@@ -7,7 +7,7 @@ The workspace is a file system of a fixed size in memory (see `envkit.sandboxes.
 is each scratch folder, which is empty at the start of each command.
 
 A control group limits memory, processes and CPU time, if one can be created. Otherwise memory is limited per
-process (address space), processes by the user namespace (Linux 5.14), and CPU time by adding up the tree.
+process (address space), processes by the user namespace (Linux 5.14), and CPU time by a sum over the tree.
 """
 
 from __future__ import annotations

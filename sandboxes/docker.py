@@ -1,8 +1,8 @@
 """Isolation by Docker: hardened containers, each with a worker that forks commands.
 
 By default the image is imported from the root folder that bubblewrap uses: Python and its standard library,
-without a registry. `envkit.sandboxes._docker.images` has other kinds. Commands get their pipes through a UNIX
-socket, so starting one takes a fork instead of an ``exec`` by the daemon.
+without a registry. `envkit.sandboxes._docker.images` offers other kinds of image. Commands get their pipes
+through a UNIX socket, so starting one takes a fork instead of an ``exec`` by the daemon.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from envkit.sandboxes._sandbox import FolderSandbox, system_errors, temporary
 from envkit.sandboxes._supervisor import Tree
 from envkit.sandboxes._workspace.files import Workspace
 
-#: Environment variables with defaults for the backend's arguments.
+#: Environment variables that set defaults for the backend's arguments.
 IMAGE_VARIABLE, RUNTIME_VARIABLE = "ENVKIT_DOCKER_IMAGE", "ENVKIT_DOCKER_RUNTIME"
 
 
@@ -124,7 +124,7 @@ class _DockerSandbox(FolderSandbox):
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
         self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
-        #: Containers that run nothing, by their limits on memory and processes.
+        #: Idle containers, by their limits on memory and processes.
         self._idle: dict[tuple[int, int], list[Container]] = {}
         self._made: list[Container] = []
         self._numbers = itertools.count()
@@ -172,7 +172,7 @@ class _DockerSandbox(FolderSandbox):
         )
         self._made.append(container)
         found, _ = container.ask("where")
-        if found["device"] != self._device:  # the engine has mounted it again, empty
+        if found["device"] != self._device:  # the engine has mounted the volume again, empty
             raise SandboxError("the container that held the workspace died, and the files are lost")
         return container
 

@@ -87,7 +87,7 @@ class _ProcessSandbox(FolderSandbox):
 
 @final
 class _ProcessTree(Tree):
-    """All processes with the mark in their environment. A daemon has it too, unless it removes it."""
+    """All processes with the mark in their environment. A daemon keeps the mark unless it removes it."""
 
     def __init__(self, child: Child, mark: str) -> None:
         super().__init__(child.pipes, os.pidfd_open(child.pid))

@@ -4,9 +4,11 @@ Each process of envkit has one zygote, which lives in bubblewrap's namespaces. T
 namespaces of its own, as bubblewrap would, without starting bubblewrap, a shell and an interpreter each time.
 The machine must allow nested user namespaces.
 
-All commands run as one user, so one can use up what the kernel counts per user. An episode that meets this
-breaks (void) and is played again. If the workspace's top folder holds a file named like a module that the
-zygote has imported, the program gets a new interpreter, because it must import that file instead.
+All commands run as one user, so one command can use up a resource that the kernel limits per user. An episode
+that this breaks is void and is played again.
+
+If the workspace's top folder holds a file named like a module that the zygote has imported, the program gets
+a new interpreter, because it must import that file instead.
 """
 
 from __future__ import annotations

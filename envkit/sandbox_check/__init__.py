@@ -1,7 +1,7 @@
-"""Checks that a sandbox backend isolates code and keeps the protocol, by trying to break it.
+"""Checks that a sandbox backend isolates code and follows the protocol, by trying to break it.
 
-Call `require_isolation` before hostile code runs. `self_check` tries all cases. Authors of a backend inherit
-them as tests with `envkit.sandbox_check.suite.SandboxSuite`.
+Call `require_isolation` before hostile code runs. `self_check` tries all cases. Authors of a backend run
+them as tests by inheriting from `envkit.sandbox_check.suite.SandboxSuite`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ESSENTIAL: Final[dict[str, Case]] = {
 
 
 def self_check(backend: SandboxBackend, cases: dict[str, Case] = CASES) -> list[Finding]:
-    """Try to break out of this backend's sandboxes and to overload them; returns one finding per case.
+    """Try to escape from this backend's sandboxes and to overload them; return one finding per case.
 
     Raises:
         SandboxUnavailable: the backend cannot make a sandbox here, or memory ran out.

@@ -8,7 +8,7 @@ from typing import Final
 from envkit.sandbox import Limits, StopReason
 from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
-#: Variables that a command's environment may have; any other could hold a secret.
+#: Variables that a command's environment may contain. Any other could hold a secret.
 _VARIABLES: Final = {"PATH", "HOME", "LANG", "TZ", "PWD", "LC_CTYPE", "SHLVL", "OLDPWD", "_", "HOSTNAME"}
 _LINGER: Final = """
 import os, time

@@ -34,7 +34,7 @@ class Finding:
     Args:
         name: the property that must hold.
         ok: it holds.
-        detail: what was found instead; empty if ``ok``.
+        detail: the finding that contradicts it; empty if ``ok``.
     """
 
     name: str
@@ -75,7 +75,7 @@ class CheckContext:
             abstract.bind(f"\0{name}")
             abstract.listen()
             os.environ[name] = "1"
-            # Every user of this machine may read them, so only isolation keeps code away from them.
+            # Readable for every user of this machine, so that only isolation can keep code away from them.
             canary.chmod(0o644)
             outside.chmod(0o755)
             try:
@@ -152,12 +152,12 @@ print(json.dumps({
 }))
 """
 
-#: Tries to break a property; returns what it found instead, or ``""`` if the property holds.
+#: Tries to break a property. Returns ``""`` if the property holds, else a text that shows the fault.
 Case: TypeAlias = Callable[[CheckContext], str]
 
 
 class OutOfMemory(Exception):
-    """Memory ran out in this process, which says nothing about the backend."""
+    """Memory ran out in this process. That says nothing about the backend."""
 
 
 def attempt(name: str, case: Case, context: CheckContext) -> Finding:
@@ -168,7 +168,7 @@ def attempt(name: str, case: Case, context: CheckContext) -> Finding:
     """
     try:
         detail = case(context)
-    except Exception as error:  # whatever a backend raises that it should not
+    except Exception as error:  # a backend under test may raise anything
         if is_out_of_memory(error):
             raise OutOfMemory(f"{name}: {error}") from error
         detail = f"{type(error).__name__}: {error}"
@@ -176,7 +176,7 @@ def attempt(name: str, case: Case, context: CheckContext) -> Finding:
 
 
 def unless(holds: bool, found: object) -> str:
-    """A case's return value: ``""`` if the property holds, else what was found."""
+    """Return a case's result: ``""`` if the property holds, else a text that shows ``found``."""
     return "" if holds else f"found {found}"
 
 

@@ -19,7 +19,7 @@ from typing import Final
 
 from envkit.errors import SandboxUnavailable
 
-#: Backends that need user namespaces; of others only their own error is known.
+#: Backends that need user namespaces. For the others only their own error is known.
 _NAMESPACED: Final = ("zygote", "bubblewrap")
 #: The user that sandboxed code runs as when envkit runs as root.
 _NOBODY: Final = 65534
@@ -38,7 +38,7 @@ _APPARMOR: Final = "kernel.apparmor_restrict_unprivileged_userns"
 _DOCKER_OPTIONS: Final = " ".join(
     f"--security-opt {name}=unconfined" for name in ("seccomp", "apparmor", "systempaths")
 )
-#: An error that ends in a command, as those about missing programs, packages and folders do.
+#: Matches an error that ends in a command, such as one about a missing program, package or folder.
 _HAS_REMEDY: Final = re.compile(r"(.+?); ((?:sudo|apt|pip|export|set|unset) .+)", re.DOTALL)
 _OUT_OF_MEMORY: Final = re.compile(r"MemoryError|Cannot allocate memory|can't start new thread|out of memory")
 
@@ -76,7 +76,7 @@ class Diagnosis:
 
 
 def diagnose(machine: Machine, problems: Mapping[str, str]) -> Diagnosis:
-    """The most likely cause, from the most specific to the least.
+    """Return the most likely cause. Specific causes are tried before general ones.
 
     Args:
         machine: facts about it.
@@ -144,7 +144,7 @@ def out_of_memory(address_space_bytes: int | None) -> Diagnosis:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """True if an exception says that memory, or the threads that it would take, could not be had."""
+    """True if an exception reports that memory could not be allocated, or a thread not started."""
     return isinstance(error, MemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
@@ -177,7 +177,7 @@ def unavailable(problems: Mapping[str, str]) -> SandboxUnavailable:
 
 
 def read_machine() -> Machine:
-    """Collect the facts; creates and leaves namespaces in a child process."""
+    """Collect the facts. Namespaces are tried in a child process, which leaves nothing behind."""
     switches: dict[str, str] = {}
     for switch in _SWITCHES:
         with contextlib.suppress(OSError):
@@ -227,7 +227,7 @@ def _text(path: str) -> str:
         return ""
 
 
-#: Does what a sandbox needs of the kernel, as the user that it would run as; prints the step that failed.
+#: Tries each kernel feature that a sandbox needs, as the user that it runs as; prints the step that failed.
 _NAMESPACE_PROBE: Final = """
 import ctypes, errno, os, sys
 libc, user, group = ctypes.CDLL(None, use_errno=True), os.geteuid(), os.getegid()

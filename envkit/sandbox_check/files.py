@@ -1,4 +1,4 @@
-"""Cases about files: what the host can read and write in a workspace, and what it must refuse."""
+"""Cases about files: reads and writes of the host in a workspace, allowed and refused."""
 
 from __future__ import annotations
 

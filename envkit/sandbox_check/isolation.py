@@ -1,4 +1,4 @@
-"""Cases about isolation: what sandboxed code must not see, reach or become."""
+"""Cases about isolation: host files, network, processes and privileges that sandboxed code must not get."""
 
 from __future__ import annotations
 

@@ -15,9 +15,10 @@ from envkit.errors import ContractError
 from envkit.sandbox import Limits, Peer, PeerGone
 from envkit.sandbox_check.context import Case, CheckContext, refused, unless
 
-#: A workspace lies at most this deep in the folder for temporary files.
+#: Greatest depth of a workspace below the folder for temporary files, in folders.
 _DEPTH: Final = 3
-#: Leaves entries other than files and folders, and marks with which overlay file systems hide files.
+#: Creates entries other than files and folders, and the marks with which overlay file systems hide files
+#: (whiteouts and extended attributes).
 _MARKS: Final = """
 import os, socket
 os.mkdir("d")
@@ -49,7 +50,7 @@ def _open(context: CheckContext, code: str) -> Peer:
 
 
 def _gone(peer: Peer, line: bytes = b"", timeout_s: float = 10.0) -> PeerGone | None:
-    """The error of a peer that is gone; ``None`` if it answers."""
+    """Ask a peer once and close it. Returns the `PeerGone` that it raised; ``None`` if it answered."""
     try:
         peer.ask(line, timeout_s)
     except PeerGone as gone:

@@ -57,7 +57,7 @@ with tempfile.TemporaryDirectory(dir="/tmp") as folder:
     except OSError: pass
 print(made)
 """
-#: Ends by itself, so that it is harmless if nothing limits memory.
+#: Stops at 1 GiB, so that it does no harm if nothing limits memory.
 _HOARD: Final = "data = bytearray()\nfor _ in range(1024): data += bytes(2**20)"
 
 

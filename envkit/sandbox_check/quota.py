@@ -8,10 +8,10 @@ from envkit.errors import ContractError, TooLargeError
 from envkit.sandbox import PYTHON_OPTIONS, ExecResult, Limits, Quota, Sandbox
 from envkit.sandbox_check.context import MIB, Case, CheckContext, unless
 
-#: How far beyond the quota a program writes before it stops, so that it is harmless if there is no limit.
+#: A program stops this far beyond the quota, so that it does no harm if nothing enforces the quota.
 _BEYOND_MIB: Final = 16
 _BEYOND_FILES: Final = 1000
-#: Each program prints how much it could write, and the name of the error that stopped it.
+#: Each program prints the amount that it could write, and the name of the error that stopped it.
 _FULL: Final = """
 import errno, os
 def until_full(steps, done=0):
@@ -110,7 +110,7 @@ def _quota(context: CheckContext) -> Quota:
 
 
 def _run(sandbox: Sandbox, quota: Quota, code: str, most: int) -> ExecResult:
-    # Files may count as memory, so memory is large enough for the workspace to be full first.
+    # Files may count as memory. The memory limit is high enough for the workspace to be full first.
     memory_bytes = quota.total_bytes + 256 * MIB
     limits = Limits(
         cpu_s=30, wall_s=60, memory_bytes=memory_bytes, processes=16, disk_bytes=quota.total_bytes // 16 + MIB
@@ -185,7 +185,7 @@ def _usable_again(context: CheckContext) -> str:
 
 
 def _fork(beginning: str, before: str, code: str, *, files: bool = False) -> Case:
-    """A parent runs ``beginning``, its fork runs ``before``, then ``code`` until the workspace is full."""
+    """Make a case: a sandbox runs ``beginning``; its fork runs ``before``, then ``code`` until it is full."""
 
     def case(context: CheckContext) -> str:
         quota = _quota(context)

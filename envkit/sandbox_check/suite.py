@@ -1,4 +1,4 @@
-"""The cases as pytest tests that a backend's author inherits.
+"""The cases as pytest tests, for authors of a backend to inherit.
 
 ::
 
@@ -32,6 +32,6 @@ class SandboxSuite:
 
     @pytest.mark.parametrize("case", CASES)
     def test_sandbox(self, context: CheckContext, case: str) -> None:
-        """The case's property holds."""
+        """The backend passes this case."""
         found = attempt(case, CASES[case], context)
         assert found.ok, found.detail

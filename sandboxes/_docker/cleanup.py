@@ -13,7 +13,7 @@ from envkit.errors import SandboxUnavailable
 from envkit.sandboxes._docker import engine as docker_engine
 from envkit.sandboxes._docker.engine import docker_errors
 
-#: Labels of our containers and volumes: the owner's lease folder, and the host that the owner runs on.
+#: Labels of envkit's containers and volumes: the owner's lease folder, and the host that the owner runs on.
 LEASE: Final = "envkit.lease"
 HOST: Final = "envkit.host"
 
@@ -40,7 +40,7 @@ def reap() -> list[str]:
                 with contextlib.suppress(SandboxUnavailable), docker_errors("remove a container"):
                     container.remove(force=True, v=True)  # fails if another process was faster
                     names.append(container.name)
-        # Volumes whose container somebody else has removed.
+        # Volumes whose container another process has removed.
         for volume in client.volumes.list(filters={**ours, "dangling": True}):
             if not _is_held(volume.attrs["Labels"][LEASE]):
                 with contextlib.suppress(SandboxUnavailable), docker_errors("remove a volume"):

@@ -67,7 +67,7 @@ class Reconnect:
     """Waits for an engine that restarts: up to a total of ``patience_s`` until it answers again.
 
     The first wait is announced as a warning. Once the patience is used up, calls fail at once instead of
-    waiting again, so an engine that is gone for good stops a run soon and not after minutes of silence.
+    waiting again, so a run stops soon if the engine is gone for good.
 
     Args:
         patience_s: seconds to wait in total, over all calls in a row that fail.
@@ -110,10 +110,10 @@ def _reconnect(pid: int) -> Reconnect:
 
 
 def answering(pid: int) -> Any:
-    """This process's client, once the engine answers; one that restarts is away for a few seconds.
+    """This process's client, once the engine answers. A restarting engine is away for a few seconds.
 
     Raises:
-        SandboxUnavailable: it does not come back, or was never there.
+        SandboxUnavailable: it does not come back, or was never running.
     """
     found = client(pid)
     _reconnect(pid).wait(found.ping)

@@ -116,7 +116,7 @@ class Command:
 
 
 def sweep(user: int) -> bool:
-    """Empty the scratch folders, as the user that commands run as. True if they are empty afterwards."""
+    """Empty the scratch folders as the user that runs commands. Returns True if they are empty afterwards."""
     import os
     import shutil
 

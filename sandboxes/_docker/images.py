@@ -7,7 +7,7 @@ host        the interpreter that runs this program; needs neither registry nor n
 dockerfile  a base image, by default ``python:3.X-slim``, from a registry or already in the engine
 debian      Debian's package, fetched by ``mmdebstrap`` from a mirror; needs no registry
 
-An image's name ends in a digest of all that goes into it, so an outdated image is not found.
+An image's name ends in a digest of everything that it is built from, so an outdated image is not found.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class Image:
         tag: its name.
         id: digest of its content, from the engine.
         size_bytes: its size.
-        made: it was built by this call.
+        made: True if this call built it.
         seconds: time to find or build it.
     """
 
@@ -214,7 +214,7 @@ def reap(client: Any, user: int) -> list[str]:
     from docker.errors import APIError
 
     removed: list[str] = []
-    with _one_at_a_time(rootfs.cache(user)):  # not during a build, which needs its intermediate images
+    with _one_at_a_time(rootfs.cache(user)):  # never during a build, which needs its intermediate images
         stages = client.images.list(filters={"label": _STAGE, "dangling": True})
         ours = client.images.list(filters={"label": f"{_HOST}={platform.node()}"})
         for image in [*stages, *(image for image in ours if _is_old(image))]:
@@ -342,7 +342,7 @@ def _build(
 
 
 def _follow(lines: Iterable[Any]) -> None:
-    """Wait until the engine has finished, reading its report line by line."""
+    """Read the engine's progress report line by line until it has finished."""
     from docker.errors import DockerException
 
     deadline, last_line = time.monotonic() + _PATIENCE_S, ""

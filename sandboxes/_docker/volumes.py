@@ -34,7 +34,7 @@ PATIENCE_S: Final = 30.0
 #: Label of a volume container: how many volumes it holds.
 HOLDS: Final = "envkit.holds"
 _VOLUMES: Final = 8
-#: Memory and processes of a volume container; the runtime that starts it has several threads.
+#: Limits of a volume container. The runtime that starts it has several threads.
 _CONTAINER_BYTES, _CONTAINER_PROCESSES = 64 * 2**20, 16
 
 
@@ -205,7 +205,7 @@ class _VolumeContainer:
             self._remove_if_unused()
 
     def retire(self) -> None:
-        """Close the unused volumes; the container goes with the last one in use. Called once."""
+        """Close the unused volumes. The container is removed with the last one in use. Called once."""
         with self._lock:
             while self.unused:
                 os.close(self.unused.pop().root)

@@ -16,7 +16,7 @@ from typing import Final, final
 from envkit.sandbox import Limits
 
 _MOUNT = Path("/sys/fs/cgroup")
-#: Controllers of version 1 that are used; each has a folder of its own.
+#: The controllers of version 1 that are used. Each has its own folder.
 _V1_CONTROLLERS: Final = ("memory", "pids", "cpuacct")
 
 
@@ -118,7 +118,7 @@ class Cgroup:
         swap, bound = ("memory.memsw.limit_in_bytes", memory) if self._v1 else ("memory.swap.max", "0")
         with contextlib.suppress(OSError):
             (self._memory / swap).write_text(bound)
-        # One more than asked for, because the sandbox's init process counts as well.
+        # One more than requested, because the sandbox's init process counts as well.
         (self._pids / "pids.max").write_text(str(limits.processes + 1))
 
     def add(self, pids: list[int]) -> None:

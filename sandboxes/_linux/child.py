@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import IO, TypeAlias, cast, final
 
-#: The other ends of stdin, stdout and stderr.
+#: The host's ends of a command's stdin, stdout and stderr.
 Pipes: TypeAlias = tuple[IO[bytes], IO[bytes], IO[bytes]]
 
 
@@ -101,7 +101,7 @@ def launch(argv: Sequence[str], env: Mapping[str, str], cwd: Path, *inherit: int
     try:
         return job.result()
     except KeyboardInterrupt:
-        # Wait for the thread, because the caller is about to close descriptors that the child inherits.
+        # Wait for the thread, because the caller soon closes descriptors that the child inherits.
         if not job.cancel() and job.exception() is None:
             job.result().discard()
         raise

@@ -16,7 +16,7 @@ _OPEN_FILES = 256
 def family(pid: int) -> list[int]:
     """A process and its living descendants, except orphans that were reparented to another process."""
     found = [pid]
-    for member in found:  # grows while we walk
+    for member in found:  # the list grows during the loop
         with contextlib.suppress(OSError):
             for task in os.listdir(f"/proc/{member}/task"):
                 with open(f"/proc/{member}/task/{task}/children") as children:
@@ -65,6 +65,6 @@ def prlimit(limits: Limits, *, memory: bool = False, processes: int | None = Non
 
 
 def _within(kind: int, bound: int) -> int:
-    """Lower a value to this process's own hard limit, which no child can exceed."""
+    """Cap a value at this process's own hard limit, which no child can exceed."""
     _, ceiling = resource.getrlimit(kind)
     return bound if ceiling == resource.RLIM_INFINITY else min(bound, ceiling)

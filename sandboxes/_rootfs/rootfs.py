@@ -38,7 +38,7 @@ ENVIRONMENT: Final = {
     "PYTHONDONTWRITEBYTECODE": "1",
 }
 
-#: Part of the folder's name. Raise it when what is copied changes.
+#: Part of the folder's name. Raise it when the copied files change.
 _BUILD = "4"
 
 
@@ -93,14 +93,14 @@ def cache(uid: int) -> Path:
     Raises:
         SandboxUnavailable: there is no folder that ``uid`` can reach.
     """
-    # Root's home is closed to the user that sandboxed code runs as, so there is a second choice.
+    # The user that sandboxed code runs as cannot enter root's home, so there is a second choice.
     for folder in (*_home_cache(), Path("/var/cache/envkit")):
         with contextlib.suppress(OSError):
             folder.mkdir(mode=0o755, parents=True, exist_ok=True)
             found = folder.lstat()
             if found.st_uid != os.geteuid() or found.st_mode & 0o022:
                 continue  # another user could have put files there
-            folder.chmod(0o755)  # the umask may have taken bits away
+            folder.chmod(0o755)  # the umask may have cleared bits
             if reachable(folder, uid):
                 return folder
     raise SandboxUnavailable(
@@ -114,7 +114,7 @@ def _home_cache() -> list[Path]:
         return [Path(named) / "envkit"]
     try:
         return [Path.home() / ".cache/envkit"]
-    except RuntimeError:  # HOME is unset, and the user is in no list of accounts
+    except RuntimeError:  # HOME is unset and the user has no account entry
         return []
 
 

@@ -1,8 +1,8 @@
 """Does file operations as another user, in threads that switch to that user and never back.
 
-Root must not touch hostile files with root's rights. A thread that acts as ``nobody`` has none of them,
-whatever links or devices it meets. It is also the only user that can write to a workspace, because that file
-system belongs to a user namespace in which no other user exists.
+Root must not touch hostile files with root's rights. A thread that acts as ``nobody`` has none of these
+rights, even if it follows a link or opens a device. ``nobody`` is also the only user that can write to a
+workspace, because that file system belongs to a user namespace in which no other user exists.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Reads and writes workspace files from the host, trusting nothing that hostile code left there."""
+"""Reads and writes workspace files from the host without trusting anything that hostile code left there."""
 
 from __future__ import annotations
 
@@ -213,7 +213,7 @@ class Workspace:
         return here
 
     def _refusal(self, path: str, error: OSError) -> UsageError | SandboxError:
-        """The error for a failed write: the caller's fault for an impossible name, else broken machinery."""
+        """The error for a failed write: `UsageError` for an impossible name, else broken machinery."""
         if error.errno == errno.ENOSPC and self._quota is not None:
             return TooLargeError(
                 f"cannot write {path!r}: the workspace may hold {self._quota.total_bytes} bytes in "

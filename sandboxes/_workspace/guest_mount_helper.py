@@ -34,7 +34,7 @@ READ_ONLY, NOSUID, NODEV, REMOUNT, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 16384
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 OPEN_TREE, HERE, CLONE = 428, -100, 1  # the same number on all architectures
 
-#: Where the upper file system of an overlay is mounted meanwhile, and the two folders in it.
+#: Temporary mount point of an overlay's upper file system, and the two folders in it.
 CHANGES, UPPER, WORK = "changes", "changes/upper", "changes/work"
 #: Folders that an upper file system itself needs: its root, those two, and one that the kernel creates.
 OWN_FILES = 4
@@ -134,7 +134,7 @@ def probe() -> None:
     """Try an overlay; see "probe" above.
 
     Raises:
-        OSError: the kernel cannot mount one, or what is deleted in it comes back.
+        OSError: the kernel cannot mount one, or files that are deleted in it reappear.
     """
     make("below", 1 << 20, 16)
     try:

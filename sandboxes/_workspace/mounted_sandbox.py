@@ -12,8 +12,8 @@ from envkit.sandboxes._sandbox import FolderSandbox, Snapshot
 from envkit.sandboxes._workspace.files import PAGE_BYTES, File, Workspace
 from envkit.sandboxes._workspace.mounts import Mount, SnapshotLayer, shared_mounts
 
-#: A snapshot becomes a layer beneath workspaces if it takes at most this fraction of the quota. The rest
-#: suffices to change or delete every file of it.
+#: A snapshot is mounted as a layer beneath workspaces if it takes at most this fraction of the quota. The
+#: rest of the quota is then enough to change or delete every file of it.
 _LAYER_FRACTION: Final = 4
 
 
@@ -41,7 +41,7 @@ class MountedSandbox(FolderSandbox):
 
     def _restore(self, snapshot: Snapshot) -> None:
         lower = None if snapshot.layer is None else snapshot.layer.mount
-        # From the helper that mounted the layer, because another helper knows no mount of that name.
+        # By the helper that mounted the layer, because another helper knows no mount of that name.
         fresh = (lower or self._mount).helper.mount(self._quota, lower)
         old, self._mount = self._mount, fresh
         self._workspace.close()

@@ -137,7 +137,7 @@ class WorkspaceMounts:
         return self._living().mount(quota)
 
     def copies(self) -> str | None:
-        """The reason that snapshots are copied here; ``None`` if they become layers.
+        """The reason why snapshots are copied on this machine; ``None`` if they are mounted as layers.
 
         Raises:
             SandboxError: as for `mount`.
@@ -170,7 +170,7 @@ _MAKING = threading.Lock()
 
 
 def shared_mounts(pid: int, user: int) -> WorkspaceMounts:
-    """This process's mount helper. Keyed by pid, because a fork needs its own."""
+    """Return this process's mount helper. Keyed by pid, because a fork needs its own."""
     with _MAKING:
         return _made(pid, user)
 

@@ -14,9 +14,9 @@ Requests of the host:
 A fork is the init process of new namespaces. It forks the command's process, before there is a command.
 That process builds its view of the file system, sends "ready" on the control socket and waits there for its
 job (see `prepare`). Then it drops all privileges, sends "up" and becomes the command: by an ``exec``, or, for
-a Python program, by running it as it is, because it differs little from a new interpreter. An error before
-"up" is sent too, after an exclamation mark. When the command ends, or on SIGTERM, the init process kills all
-remaining processes, and only then sends the command's status in four bytes.
+a Python program, by running it in place, because the process differs little from a new interpreter. An error
+before "up" is sent too, after an exclamation mark. When the command ends, or on SIGTERM, the init process
+kills all remaining processes, and only then sends the command's status in four bytes.
 
 A command can reach neither this process nor another command. But it runs as the same user as its own init
 process, so the host trusts nothing that arrives after "up".
@@ -201,7 +201,7 @@ def prepare(control: socket.socket, secured: int, scratch_bytes: int, forbidden:
 
 
 def rehearse() -> None:
-    """Do what typical programs do first, so that the memory pages for it are copied ahead of time."""
+    """Run the first steps of typical programs, so that the memory pages they need are copied ahead."""
     scope: dict[str, Any] = {}
     exec(compile("class C:\n def f(self, *a, **k): return [*a]", "<string>", "exec"), scope)
     text = json.dumps({"id": "0", "args": ["[1, 2.5, 'x']"], "kwargs": {}, "value": scope["C"]().f(1, None)})
@@ -309,7 +309,7 @@ def main() -> CodeType:
 
 
 def leave(known: set[str]) -> None:
-    """End the interpreter as it ends by itself, but skip modules that the program did not import.
+    """End the interpreter like a normal exit, but skip modules that the program did not import.
 
     Args:
         known: names of modules that were imported before the program ran.

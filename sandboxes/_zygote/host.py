@@ -1,4 +1,4 @@
-"""The host's side of the zygote: starts it, asks it for forks, and keeps some init processes ready."""
+"""The host's side of the zygote: starts it, requests forks, and keeps some init processes ready."""
 
 from __future__ import annotations
 
@@ -197,9 +197,9 @@ class InitProcess:
         return ending
 
     def _ended(self) -> int | None:
-        """Let it kill all other processes; returns the command's status, or minus the signal that ended it.
+        """Let the init process kill all others. Returns the command's status, or minus its signal.
 
-        ``None`` if it does not answer, because it died or was kept from its work.
+        ``None`` if the init process does not answer, because it died or was prevented from running.
         """
         for grace_ms in (0, _GRACE_MS):
             if grace_ms:
@@ -270,7 +270,7 @@ class _ZygoteProcess:
             "forbidden": seccomp.program().hex(),
         }
         self.dead = False
-        self._stderr = ""  # what it printed before it died
+        self._stderr = ""  # its output before it died
         self._name = folder.name
         self._lock = threading.Lock()
         self._unreaped: list[int] = []
@@ -312,7 +312,7 @@ class _ZygoteProcess:
     def _later(self, job: Callable[[], object]) -> None:
         try:
             self._worker.submit(job)
-        except RuntimeError:  # the executor is shut down
+        except RuntimeError:  # the executor has been shut down
             job()
 
     def reap(self, number: int) -> float:
