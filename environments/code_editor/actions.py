@@ -49,14 +49,14 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Malformed:
-    """Text that is no action; ``hint`` says how to write one."""
+    """Text that is not an action; ``hint`` says how to write one."""
 
     hint: str
 
 
 Action = Replace | Rewrite | Command | Malformed
 
-# Blocks are whole lines, matched possessively, so that a hostile message takes linear time.
+# Blocks are whole lines, matched with possessive quantifiers, so that a hostile message takes linear time.
 _SEARCH = re.compile(
     r"^<{5,9} ?SEARCH.*\n((?:(?![<=>]{5}).*\n)*+)={5,9}[ \t]*\n((?:(?![<=>]{5}).*\n)*+)>{5,9} ?REPLACE.*\n",
     re.MULTILINE,

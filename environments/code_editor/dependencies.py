@@ -15,13 +15,13 @@ _USES = frozenset({"LOAD_GLOBAL", "LOAD_NAME", "STORE_GLOBAL"})
 def with_dependencies(source: str, block: str, placed: Collection[str]) -> str:
     r"""Insert what definitions use from their block, right above the first of them.
 
-    Copied are the statements of the block that bind a name which the definitions, or other copied statements,
-    use. Statements that the file has already are not. A file with a syntax error is returned unchanged.
+    Copies each statement of the block that binds a name used by the definitions or by another copied
+    statement, unless the file already has it. A file with a syntax error is returned unchanged.
 
     Args:
         source: the file, with the definitions in it.
         block: Python that defines them and more.
-        placed: names of the definitions; of a method, without its class.
+        placed: names of the definitions; methods without their class.
 
     >>> block = "import re\nimport os\ndef f(a):\n    return re.escape(a)\nprint(f('.'))\n"
     >>> print(with_dependencies("def f(a):\n    return re.escape(a)\n", block, ["f"]))
@@ -92,7 +92,7 @@ def _bound(node: ast.stmt) -> Iterator[str]:
 
 
 def _used(statement: str) -> set[str]:
-    """Return the global names that a statement uses, at once or when its functions are called."""
+    """Return the global names that a statement uses, now or when its functions are called."""
     names, codes = set[str](), [compiled(statement)]
     for code in codes:
         names |= {str(step.argval) for step in dis.get_instructions(code) if step.opname in _USES}
@@ -123,6 +123,6 @@ def _text(node: ast.stmt, lines: Sequence[bytes]) -> str:
 
 
 def _first_line(node: ast.stmt) -> int:
-    """1-based, decorators included."""
+    """First line of a statement, 1-based, decorators included."""
     decorators: list[ast.expr] = getattr(node, "decorator_list", [])
     return min(part.lineno for part in (node, *decorators))

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from envkit.syntax import parse
 
-#: Words, signs, and line starts with their indentation, which determines the block.
+#: Words, punctuation, and line starts with their indentation, which determines the block.
 _TOKEN = re.compile(r"\n *|\w+|\S")
 
 
@@ -29,18 +29,18 @@ def changed_tokens(old: str, new: str) -> int | None:
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
     same = _common(was, now)
-    # The common end must not overlap the common beginning.
+    # The common suffix must not overlap the common prefix.
     same_end = min(_common(was[::-1], now[::-1]), min(len(was), len(now)) - same)
     return max(len(was), len(now)) - same - same_end
 
 
 def _common(some: Sequence[str], others: Sequence[str]) -> int:
-    """Length of the common beginning."""
+    """Length of the common prefix."""
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
 
 
 def _tokens(source: str) -> list[str]:
-    """Split normalized code into tokens; errors as of `parse`."""
+    """Split normalized code into tokens; errors as for `parse`."""
     return _TOKEN.findall(ast.unparse(_Bare().visit(parse(source))))
 
 

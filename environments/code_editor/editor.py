@@ -22,7 +22,7 @@ from envkit.environments.code_editor.syntax import Definition, definitions, find
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 
-#: For the ``run`` command, which makes a few calls of small functions.
+#: Limits of the ``run`` command, which makes a few calls of small functions.
 RUN_LIMITS = Limits(cpu_s=2.0, wall_s=10.0, memory_bytes=256 * 2**20, processes=16, output_bytes=16_384)
 
 _MAX_FILE_BYTES = 262_144
@@ -35,7 +35,7 @@ class CodeEditor:
 
     Args:
         path: workspace path of the only file that may be edited.
-        focus: function that wins if an edit matches several places.
+        focus: function that takes precedence if an edit matches several places.
         check: workspace path of the script that ``run`` executes; ``None`` disables ``run``.
         viewable: workspace paths of further files that ``view`` may show.
         whole: True if a python block replaces the whole file, False if it replaces single definitions.
@@ -86,7 +86,7 @@ class CodeEditor:
                 seen.append(self._do(item))
             except EditError as error:
                 seen.append(f"Not done. {error}")
-                # Later actions may rely on a failed one. A python block before the last may be an example.
+                # Later actions may depend on a failed one. A python block before the last may be an example.
                 if not any(item is block for block in blocks[:-1]):
                     break
         return "\n".join(seen)
@@ -195,7 +195,7 @@ class CodeEditor:
         sandbox = self._running()
         before = sandbox.snapshot()
         result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, self._check], limits=RUN_LIMITS)
-        # Edited code ran, and may have changed any file.
+        # The edited code has run, and may have changed any file.
         sandbox.reset(before)
         text = result.stdout.decode(errors="replace").strip()
         if len(text) > _MAX_SHOWN_CHARS:

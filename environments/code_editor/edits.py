@@ -21,7 +21,7 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
     """Replace the one occurrence of ``edit.old``.
 
     Lines are compared exactly first, then without indentation. In the second case the new lines are
-    re-indented like the matched ones. Occurrences inside the function ``focus`` win over others.
+    re-indented like the matched ones. Occurrences inside the function ``focus`` take precedence.
 
     Raises:
         EditError: the lines occur nowhere, or several times.
@@ -98,7 +98,7 @@ def _replace_in_broken(source: str, name: str, new: str) -> str | None:
     for first, line in enumerate(lines):
         if starts.match(line):
             margin = _margin(line)
-            # It ends before a line that is indented as little, or at the end of the file.
+            # A definition ends before a line with the same or less indentation, or at the end of the file.
             ends = [
                 last
                 for last in range(first + 1, len(lines))
@@ -129,13 +129,13 @@ def _margin(line: str) -> str:
 
 
 def _shifted(edit: Replace, present: Sequence[str]) -> list[str]:
-    """Re-indent the new lines, as the old ones differ from the lines in the file."""
+    """Re-indent the new lines by the difference in indentation between the old lines and the file."""
     moves = {
         _margin(old): _margin(actual) for old, actual in zip(edit.old, present, strict=True) if old.strip()
     }
     shifted: list[str] = []
     for line in edit.new:
-        # A line moves like the old line with the longest common indentation.
+        # A new line is shifted like the old line with the longest common indentation.
         old = max((margin for margin in moves if line.startswith(margin)), key=len, default=None)
         body = line.lstrip() if old is None else line.removeprefix(old)
         margin = next(iter(moves.values())) if old is None else moves[old]
@@ -145,6 +145,6 @@ def _shifted(edit: Replace, present: Sequence[str]) -> list[str]:
 
 def _nearest(lines: Sequence[str], old: Sequence[str]) -> str | None:
     wanted = next(line for line in old if line.strip())
-    # Cut, because the comparison takes quadratic time.
+    # Lines are cut, because the comparison takes quadratic time.
     close = difflib.get_close_matches(wanted[:200], lines, n=1, cutoff=0.6)
     return close[0] if close else None

@@ -30,7 +30,7 @@ from envkit.mining.hidden import SuiteHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
-#: Inputs drawn per visit, beside the pinned ones that expose the bug.
+#: Inputs drawn per visit, in addition to the stored ones that expose the bug.
 FRESH_CALLS = 12
 #: Inputs drawn for the held-out check.
 HELD_OUT_CALLS = 100
@@ -45,13 +45,13 @@ _GRADES = ResultCache(4096)
 class CodeEditorEnv(Env):
     """Repair one function of a real Python file.
 
-    **Observation**: the function with its bug, and example calls with their expected values. Later, what
-    an action changed or why it was refused.
+    **Observation**: the function with its bug, and example calls with their expected values. Later, the
+    change that an action made, or the reason why it was refused.
 
     **Actions**: see `envkit.environments.code_editor.actions.HELP`.
 
     **Reward**: 1 if the repaired function answers every hidden call as the original does, else 0. Hidden
-    calls are the pinned ones that expose the bug, `FRESH_CALLS` drawn at each reset, and all known calls of
+    calls are stored ones that expose the bug, `FRESH_CALLS` drawn at each reset, and all known calls of
     the original: its examples and its package's tests. For a program with a test program, the reward is 1 if
     every assert sees the expected value.
 
@@ -109,7 +109,7 @@ class CodeEditorEnv(Env):
 
     @classmethod
     def clear_caches(cls) -> None:
-        """Forget grades and the originals' answers."""
+        """Drop the cached grades and the originals' answers."""
         _GRADES.clear()
         EXPECTED_ANSWERS.clear()
 
@@ -134,7 +134,7 @@ class CodeEditorEnv(Env):
 
     @check(held_out=True)
     def answers_many_more(self) -> Grade | None:
-        """The same on many more calls, drawn separately. ``None`` if the task's grader draws none."""
+        """The same check on many more calls, drawn separately. ``None`` if the task's grader draws none."""
         drawn, seed = HELD_OUT_CALLS, self.visit_seed ^ 1
         if self._grader.cache_key(drawn, seed) == self._grader.cache_key(FRESH_CALLS, self.visit_seed):
             return None  # it would be the same check again
@@ -153,7 +153,7 @@ class CodeEditorEnv(Env):
         """Read the file that the agent may change.
 
         Raises:
-            SubmissionRejected: it is no regular file, or another file was changed.
+            SubmissionRejected: it is not a regular file, or another file was changed.
         """
         grader = self._grader
         return Submission([grader.path], grader.read_only_files()).collect(self.sandbox)[grader.path]

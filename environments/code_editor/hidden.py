@@ -1,4 +1,4 @@
-"""The hidden fields of the code editor's tasks, typed: one dataclass for each way of grading."""
+"""Typed hidden fields of the code editor's tasks: one dataclass per way of grading."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from envkit.types import Task
 @final
 @dataclass(frozen=True, slots=True)
 class ProblemHidden:
-    """Hidden fields of a published benchmark's problem that calls grade; see `formats.problems`.
+    """Hidden fields of a benchmark problem that is graded by calls; see `formats.problems`.
 
     Args:
         reference: a correct version of the file.
@@ -27,9 +27,9 @@ class ProblemHidden:
         modules: standard-library modules that the calls' arguments name.
         examples: the known calls.
         killers: calls that are always made.
-        fresh: how many calls to draw.
-        policy: when two numbers are equal.
-        leniency: what else two right answers may differ in.
+        fresh: number of calls to draw.
+        policy: decides if two numbers are equal.
+        leniency: differences that are accepted, apart from numbers.
     """
 
     reference: str
@@ -46,11 +46,11 @@ class ProblemHidden:
 @final
 @dataclass(frozen=True, slots=True)
 class ExpectedValue:
-    """What one probe of a test program should see.
+    """The expected value of one probe of a test program.
 
     Args:
         value: encoded as by `envkit.grading.worker.encode`.
-        numbers: when two numbers are equal.
+        numbers: decides if two numbers are equal.
     """
 
     value: object
@@ -60,15 +60,15 @@ class ExpectedValue:
 @final
 @dataclass(frozen=True, slots=True)
 class ProgramHidden:
-    """Hidden fields of a program that a test program grades; see `formats.asserts`.
+    """Hidden fields of a program that is graded by a test program; see `formats.asserts`.
 
     Args:
         reference: a correct version of the program.
         killers: one call per probe, with its number and its expression.
-        leniency: what two right values may differ in beside numbers.
+        leniency: differences that are accepted, apart from numbers.
         tests: the test program, with probes in place of its asserts.
         looks: the expected values, by probe.
-        weakness: why the grade proves less than hidden calls do; may be empty.
+        weakness: reason why the grade proves less than hidden calls; may be empty.
         function, parameters, modules, examples, fresh, policy: constant; part of the stored form only.
     """
 

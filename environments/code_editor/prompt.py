@@ -14,7 +14,7 @@ SYSTEM = "You repair Python code."
 
 #: Workspace path of the script that ``run`` executes. The agent may read it.
 CHECK = "check.py"
-#: More examples help little and make every prompt longer.
+#: Most examples in a prompt. More help little and make every prompt longer.
 _SHOWN_EXAMPLES = 2
 
 
@@ -44,7 +44,7 @@ def check_script(task: Task, modules: Sequence[str]) -> str:
 
     Args:
         task: its examples are called.
-        modules: names that the examples may use beside the file's own.
+        modules: modules that the examples may use in addition to the file's names.
     """
     calls = [(item["call"], item["value"]) for item in _examples(task)]
     return f"""\

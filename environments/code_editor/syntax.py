@@ -74,7 +74,7 @@ def definitions(source: str) -> list[Definition]:
 
 
 def find(source: str, name: str) -> list[Definition]:
-    """Return the definitions with a dotted name, or else those whose last part it is."""
+    """Return the definitions with this dotted name, or else those whose name ends in it."""
     found = definitions(source)
     exact = [item for item in found if item.name == name]
     return exact or [item for item in found if item.name.rsplit(".", 1)[-1] == name]
@@ -83,8 +83,8 @@ def find(source: str, name: str) -> list[Definition]:
 def syntax_problem(source: str) -> SyntaxProblem | None:
     """Return the first syntax error, or ``None``.
 
-    Python's compiler decides, not tree-sitter: it will run the file, its messages are better, and it finds
-    errors that a grammar cannot, such as ``return`` outside a function.
+    Found by Python's compiler, not by tree-sitter: Python will run the file, its messages are better, and it
+    finds errors that a grammar cannot, such as ``return`` outside a function.
     """
     try:
         compiled(source)

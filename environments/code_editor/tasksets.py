@@ -61,7 +61,7 @@ def mine_packages(
 
         def progress(done: int, total: int, tasks: int, package: str = package) -> None:
             nonlocal started
-            if not started:  # the number of functions is known from here on
+            if not started:  # the number of functions is known now
                 display.phase(f"mine {package}", total)
                 started = True
             display.advance(done, f"{tasks} tasks")

@@ -1,4 +1,4 @@
-"""The service desk: an HTTP service that is slow to come up and answers only to those with its token."""
+"""The service desk: an HTTP service that starts slowly and answers only requests with its token."""
 
 from __future__ import annotations
 

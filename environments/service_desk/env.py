@@ -23,7 +23,7 @@ _MAX_WORD = 100
 
 @final
 class ServiceDeskEnv(Env):
-    """Sort out the tickets of an HTTP service as asked.
+    """Manage the tickets of an HTTP service as a request asks.
 
     **Observation**: the request, a table of all tickets and the tools. Later, the result of the last call.
 
@@ -68,7 +68,7 @@ class ServiceDeskEnv(Env):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Near misses, and arguments that try to inject a second HTTP request."""
+        """Changes that are almost right, and arguments that try to inject a second HTTP request."""
         hidden = TicketHidden.from_task(task)
         numbers, change = hidden.tickets, hidden.change
         right, done = cls.oracle(task)

@@ -1,7 +1,7 @@
 """The program in the sandbox that starts a service and forwards requests to it. Standard library only.
 
 It runs beside the service, because only programs opened together share a loopback device. It reads JSON lines
-from standard input and answers each with one line. The first line says what to start:
+from standard input and answers each with one line. The first line describes the service to start:
 
     {"argv": [...], "token": T, "port": N, "ready_s": S}    {"up": true}, or {"failure": WHY}
     {"method": M, "path": P, "body": JSON}                  {"status": N, "body": JSON}, or {"failure": WHY}
@@ -32,7 +32,7 @@ class Service:
         self.port, self.headers = port, {"Authorization": f"Bearer {token}"}
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         pipe: Any = self.process.stdin
-        with contextlib.suppress(BrokenPipeError), pipe:  # if it has ended already, `wait` says so
+        with contextlib.suppress(BrokenPipeError), pipe:  # if it has ended already, `wait` raises
             pipe.write(token + "\n")
         self.wait(time.monotonic() + ready_s)
 

@@ -1,6 +1,6 @@
 """The ticket service: HTTP on the loopback device, for requests with its token. Standard library only.
 
-It stands for your application and knows nothing of envkit. The token comes on standard input, because other
+It stands for your application and does not depend on envkit. The token comes on standard input, because other
 programs can read a command line and an environment.
 
     GET  /health             204 once it is ready; everything else answers JSON

@@ -15,9 +15,10 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits, PeerGone, Sandbox
 STORE: Final = "tickets.json"
 #: Each sandbox has its own loopback device, so the port is free.
 PORT: Final = 8000
-#: For launcher and service together, per episode. Wall time is long because it passes while an agent thinks.
+#: Limits of launcher and service together, per episode. Wall time is long, because it runs while the agent
+#: thinks.
 LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=8)
-#: Wall seconds to wait for the launcher, beyond what a request itself may take.
+#: Wall seconds to wait for the launcher, in addition to the time that a request may take.
 _TIMEOUT_S: Final = 20.0
 
 
@@ -59,7 +60,7 @@ class ServiceClient:
         try:
             answer = json.loads(self._peer.ask(json.dumps(message).encode(), timeout_s))
             failure = answer.get("failure")
-        except PeerGone:  # not its own message, which may quote half of the token
+        except PeerGone:  # its message may quote half of the token, so it is not passed on
             failure = "it ended, or did not answer"
         if failure is not None:
             last_output = self._without_token(self._peer.close().stderr.decode(errors="replace"))[-500:]

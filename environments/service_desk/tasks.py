@@ -1,4 +1,4 @@
-"""Generated tasks at three levels of difficulty.
+"""Generates tasks at three levels of difficulty.
 
     1  one ticket, by its number
     2  all open tickets with one property
@@ -20,7 +20,7 @@ from envkit.errors import TaskFileError
 from envkit.hidden import read_hidden, to_json
 from envkit.types import Task
 
-#: Split -> place -> the devices that break there.
+#: Split -> place -> devices that break there.
 _PLACES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "train": {
         "office": ("printer", "network", "password"),
@@ -44,12 +44,12 @@ Ticket = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Request:
-    """One request.
+    """One request to the agent.
 
     Args:
         level: 1 to 3.
         kind: part of the task's id.
-        prompt: the words.
+        prompt: the request in words.
         applies_to: True for the open tickets to change.
         change: fields to set on them.
     """

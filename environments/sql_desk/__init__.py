@@ -1,4 +1,4 @@
-"""The SQL desk: answer questions about a database, and change it, with statements of SQL."""
+"""The SQL desk: answer questions about a database, or change it, with SQL statements."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from envkit.types import JSON
 
 #: Most rows that an agent is shown.
 SHOWN_ROWS: Final = 20
-#: Most rows that are compared with the reference's.
+#: Most rows that are compared with the reference's rows.
 COMPARED_ROWS: Final = 5_000
 
 
@@ -22,8 +22,8 @@ class Result:
         columns, rows: of the last statement; values are encoded as in `sqlite_worker`.
         more: there are further rows.
         changed: rows inserted, updated and deleted by all statements together.
-        error: why nothing was done; empty on success.
-        tables: the rows of each table afterwards, if they were asked for.
+        error: reason why nothing was done; empty on success.
+        tables: the rows of each table afterwards, if requested.
     """
 
     columns: Sequence[str] = ()
@@ -44,14 +44,14 @@ class Result:
 
 
 class Database(Protocol):
-    """A database that runs untrusted statements. Whoever makes one closes it."""
+    """A database that runs untrusted statements. Its creator closes it."""
 
     def run(self, sql: str, *, write: bool, rows: int = SHOWN_ROWS) -> Result:
         """Run untrusted statements, all or none. A mistake in them becomes `Result.error`.
 
         Args:
             sql: statements, separated by semicolons.
-            write: whether they may change rows.
+            write: True if they may change rows.
             rows: most rows to return.
 
         Raises:
@@ -78,8 +78,8 @@ class Database(Protocol):
             tables: table -> columns to return in `Result.tables`; ``None`` forbids changes of rows.
 
         Returns:
-            One result per database, up to the first error. If the process ends, the database that ended it is
-            unknown, and that error is the only result.
+            One result per database, up to the first error. If the process ends, it is
+            unknown which database ended it, and that error is the only result.
 
         Raises:
             SandboxError: a script fails, or the machinery broke.

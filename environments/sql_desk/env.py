@@ -25,7 +25,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.tools import ToolCall, parse_call, tool
 from envkit.types import JSON, Task, Verdict
 
-#: Databases with fresh rows that a submission is graded on, beside the shown one.
+#: Databases with fresh rows on which a submission is graded, in addition to the shown one.
 FRESH_DATABASES = 4
 #: Most cached outcomes of references.
 _MAX_CACHED = 256
@@ -101,7 +101,7 @@ class SqlEnv(Env):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Guesses, near misses, and statements that reach beyond the tables."""
+        """Guesses, answers that are almost right, and statements that reach beyond the tables."""
         hidden = SqlHidden.from_task(task)
         domain = BY_NAME[hidden.domain]
         items = domain.items
@@ -128,7 +128,7 @@ class SqlEnv(Env):
 
     @classmethod
     def clear_caches(cls) -> None:
-        """Forget the outcomes of references."""
+        """Drop the cached outcomes of references."""
         cls._reference_outcomes.clear()
 
     def setup(self, task: Task) -> str:
@@ -144,7 +144,7 @@ class SqlEnv(Env):
         parts = [task.prompt, self._domain.schema().rstrip(), *rows, _EXAMPLE]
         if self.max_turns > 1:
             parts.append(self.help)
-        # The request again, because small models answer what they read last.
+        # The request is repeated, because small models answer the text that they read last.
         return "\n\n".join([*parts, f"Now: {task.prompt}"])
 
     def apply(self, action: str) -> ActionResult:
@@ -187,7 +187,7 @@ class SqlEnv(Env):
         ]
         scripts = [self.task.files[SCRIPT], *fresh]
         expected = self._expected(scripts)
-        self.database.load(scripts[0])  # separately: if this fails, no graded statement caused it
+        self.database.load(scripts[0])  # loaded separately: if this fails, no graded statement caused it
         for number, (script, wanted) in enumerate(zip(scripts, expected, strict=True)):
             [found] = self._outcomes(self.database, self._submission, [script])
             place = "the shown database" if number == 0 else f"fresh database {number}"
@@ -212,7 +212,7 @@ class SqlEnv(Env):
             with self.reference_database(scripts[0]) as database:
                 found = self._outcomes(database, self._hidden.reference, scripts)
                 if fault := next((outcome for outcome in found if isinstance(outcome, str)), None):
-                    # An ended process or a timeout may not happen again, so it says nothing about the task.
+                    # A crash or timeout may not happen again, so it proves nothing about the task.
                     transient = fault.startswith("the database has ended") or "timeout" in fault
                     kind = SandboxError if transient else BrokenTask
                     raise kind(f"task {self.task.id}: the reference fails: {fault}")
@@ -241,15 +241,15 @@ class SqlDeskEnv(SqlEnv):
     _references: ClassVar[ReferencePool] = ReferencePool()
 
     def open_database(self, script: str) -> Database:
-        """Open it in the episode's sandbox."""
+        """Open a SQLite database in the episode's sandbox."""
         return SqliteDatabase(self.sandbox, script)
 
     def reference_database(self, script: str) -> AbstractContextManager[Database]:
-        """Open it in a separate sandbox."""
+        """Open a SQLite database in a separate sandbox."""
         return self._references.open(self.backend, script)
 
     def dispose(self) -> None:
-        """Close the sandboxes of references, which outlive episodes."""
+        """Close the sandboxes of references. They are kept across episodes."""
         self._references.close()
 
     @classmethod
@@ -269,7 +269,7 @@ class SqlDeskEnv(SqlEnv):
 
 @final
 class SqlDeskPostgresEnv(SqlEnv):
-    """The SQL desk on a PostgreSQL server, which runs outside our sandbox.
+    """The SQL desk on a PostgreSQL server, which runs outside the sandbox.
 
     See `SqlEnv` for observations, actions and rewards, and `envkit.environments.sql_desk.postgres.hardening`
     for what limits a statement.
@@ -297,7 +297,7 @@ class SqlDeskPostgresEnv(SqlEnv):
         """Open a new database on the server."""
         try:
             self._server = server_of(self._variable)
-        except UsageError as error:  # the server was there when this object was made
+        except UsageError as error:  # the server was reachable when this object was made
             raise SandboxError(str(error)) from error
         return PostgresDatabase(self._server, script)
 
@@ -373,6 +373,6 @@ def _near_misses(reference: str) -> dict[str, str]:
 
 
 def _shown_count(task: Task, domain: Domain) -> int:
-    """Count the items of the shown database: right for one request, on that database only."""
+    """Count the items of the shown database: the right answer to one request, on that database only."""
     rows = task.files[SCRIPT].partition(f"INSERT INTO {domain.items} VALUES\n")[2].partition(";")[0]
     return rows.count("\n") + 1

@@ -17,7 +17,7 @@ from envkit.sandbox import Sandbox, SandboxBackend
 
 #: Most idle databases per process: as many as rollouts have threads.
 MAX_IDLE: Final = 2
-#: One process serves many references, so its CPU time is not limited; one that hangs is given up by timeout.
+#: One process serves many references, so its CPU time is not limited. A timeout ends a process that hangs.
 _LIMITS: Final = replace(LIMITS, cpu_s=LIMITS.wall_s)
 
 
@@ -25,8 +25,8 @@ _LIMITS: Final = replace(LIMITS, cpu_s=LIMITS.wall_s)
 class ReferencePool:
     """Makes databases that no agent ever works on, and reuses a few. Thread-safe.
 
-    A new sandbox takes many times as long as a reference. A database is not reused after an error. The idle
-    ones end with `close` or with the process.
+    Starting a sandbox takes many times as long as running a reference. A database is not reused after an
+    error. Idle databases end with `close` or with the process.
     """
 
     def __init__(self) -> None:
@@ -94,7 +94,7 @@ class ReferencePool:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Pooled:
-    """A database with the sandbox that only it uses, and the process that made it."""
+    """A database, the sandbox that only it uses, and the process that made it."""
 
     backend: SandboxBackend
     sandbox: Sandbox

@@ -12,7 +12,8 @@ from envkit.environments.sql_desk.database import COMPARED_ROWS, SHOWN_ROWS, Res
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox
 
-#: For all statements of one database together. Wall time is long because it passes while an agent thinks.
+#: Limits for all statements of one database together. Wall time is long, because it runs while the agent
+#: thinks.
 LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=4, output_bytes=2**23)
 #: Wall seconds to wait for one request's answer.
 _REQUEST_TIMEOUT_S: Final = 20.0
@@ -23,7 +24,7 @@ class SqliteDatabase:
     """An SQLite database in a sandbox; implements `envkit.environments.sql_desk.database.Database`.
 
     Args:
-        sandbox: where the process runs; the caller closes it.
+        sandbox: the process runs in it; the caller closes it.
         script: creates tables and rows.
         limits: for all statements together.
     """
@@ -31,7 +32,7 @@ class SqliteDatabase:
     def __init__(self, sandbox: Sandbox, script: str, *, limits: Limits = LIMITS) -> None:
         self._sandbox, self._script, self._limits = sandbox, script, limits
         self._peer: Peer | None = None
-        #: True if nothing was run since the script.
+        #: True if no statement has run since the script.
         self._pristine = False
 
     def run(self, sql: str, *, write: bool, rows: int = SHOWN_ROWS) -> Result:
@@ -44,7 +45,7 @@ class SqliteDatabase:
         if tables is not None:
             request["state"] = tables
         first, *others = scripts
-        # A new process loads `_script` by itself; a pristine one has it already.
+        # A new process loads `_script` when it starts; a pristine one has loaded it already.
         loaded = self._peer is None or (self._pristine and first == self._script)
         self._script = first
         requests = [request if loaded else {"load": first, **request}]

@@ -26,7 +26,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Steps of SQLite's virtual machine that one request may take, and how often they are counted.
+#: Most steps of SQLite's virtual machine per request, and the number of steps between two checks.
 MAX_STEPS = 20_000_000
 COUNT_EVERY = 100_000
 #: Bytes of a text or row, and of a statement.
@@ -50,7 +50,7 @@ def encode(value: Any) -> Any:
 
 
 def split(text: str) -> list[str]:
-    """Split a text into statements, where SQLite says that one ends. Drop those that are only comments."""
+    """Split a text where SQLite sees the end of a statement. Drop statements that are only comments."""
     found = [""]
     for piece in text.split(";"):
         found[-1] += piece

@@ -1,4 +1,4 @@
-"""Generated databases, and requests about them at four levels of difficulty.
+"""Generates databases, and requests about them at four levels of difficulty.
 
     1  one table: select all of it, or one column
     2  one table: count, sum, maximum, filter, sort
@@ -142,7 +142,7 @@ class Question:
 
     Args:
         level: 1 to 4.
-        name: of the template.
+        name: name of the template.
         ask: the prompt.
         reference: statements that answer it.
         ordered: the order of the rows counts.

@@ -22,7 +22,7 @@ from envkit.environments.code_editor.formats import (
 )
 from envkit.errors import TaskFileError, UsageError
 
-#: What `envkit bench --tasks FORMAT:PATH` may name.
+#: The formats of `envkit bench --tasks FORMAT:PATH`.
 FORMATS: Mapping[str, Callable[[Path], ImportedTasks]] = {
     "canitedit": canitedit.read,
     "canitedit-lazy": functools.partial(canitedit.read, lazy=True),

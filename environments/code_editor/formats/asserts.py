@@ -21,25 +21,25 @@ from envkit.grading import NumericPolicy, opaque
 from envkit.grading.worker import Unencodable, encode
 from envkit.types import JSON
 
-#: Why a grade with weak probes proves less.
+#: The `Grade.weakness` of grades with weak probes.
 WEAKNESS = (
     "some tests say only true or false, or that something is raised, in one process with the candidate's "
     "code, which could forge that"
 )
 #: Largest unrolled table of cases, in syntax nodes.
 _MAX_NODES = 20_000
-#: Loops with these are not unrolled: they end early, or read the loop's names later.
+#: Loops with these nodes are not unrolled, because they end early or read the loop's names later.
 _PREVENTS_UNROLLING = ast.Break | ast.Continue | ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """A place where a test program reports a value.
+    """A place in a test program that reports a value.
 
     Args:
         source: the expression.
         value: its expected value, encoded as by `envkit.grading.worker.encode`.
-        numbers: when two numbers are equal.
+        numbers: decides if two numbers are equal.
         weak: True if the value only says that a condition was true inside the sandbox.
     """
 
@@ -80,7 +80,7 @@ def probe_tests(tests: str, program: str = "") -> ProbedTests:
     [[1], True]
 
     Raises:
-        LeftOut: it is not Python, or has no assert.
+        LeftOut: the test program is not Python, or has no assert.
     """
     tree = ast.Module([*statements(tests)], [])
     taken = _names(statements(program))
@@ -97,7 +97,7 @@ def probe_tests(tests: str, program: str = "") -> ProbedTests:
 
 
 def _checks_itself(node: ast.AST) -> bool:
-    """True if the program decides here by itself, which code of the candidate in its process could forge."""
+    """True if the program itself checks something here. The candidate's code could forge that."""
     match node:
         case ast.Attribute(attr=name):  # methods of unittest and pytest
             return name == "fail" or name.startswith(("assert", "raises"))
@@ -214,11 +214,11 @@ def _literal(node: ast.expr, *, number: bool = False) -> tuple[JSON] | None:
     return None if opaque(value) else (value,)
 
 
-# Names that stand for expected values. If they have no other use, the host substitutes the values.
+# Names of expected values. If a name has no other use, the host substitutes its value.
 
 
 def _answers(tree: ast.Module) -> dict[ast.Name, ast.expr]:
-    """Return the names in asserts that only ever stand for a literal, with the literal."""
+    """Return the names in asserts that are only ever bound to a literal, with the literal."""
     bound, used = dict[str, list[_Bound]](), dict[str, list[_Bound]]()
     known, elsewhere = set[ast.AST](), set[str]()
     blocks = [*_blocks(tree)]
@@ -265,7 +265,7 @@ class _Bound:
 
 
 def _value_at(use: _Bound, bound: Sequence[_Bound]) -> ast.expr | None:
-    """Return the literal that a name stands for at a place; ``None`` if that is uncertain."""
+    """Return the literal that a name is bound to at a place; ``None`` if that is uncertain."""
     before = [found for found in bound if found.position < use.position]
     if not before:
         return None

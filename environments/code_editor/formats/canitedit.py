@@ -97,11 +97,11 @@ class EditProblem:
 
 
 def read(path: Path, *, lazy: bool = False) -> ImportedTasks:
-    """All items of a file.
+    """Read all items of a file.
 
     Args:
         path: the file.
-        lazy: True for the short instruction, as by a person in a hurry; False for the detailed one.
+        lazy: True for the short instruction, False for the detailed one.
 
     Raises:
         TaskFileError: a line does not have the form above.

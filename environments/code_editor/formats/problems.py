@@ -24,7 +24,7 @@ Item = TypeVar("Item")
 
 #: Integers equal floats, as in Python's ``==``, with the rounding that tests commonly allow.
 PYTHON = NumericPolicy(rel_tol=1e-6, abs_tol=1e-6, int_as_float=True)
-#: Calls drawn at each visit, beside the known ones.
+#: Calls drawn at each visit, in addition to the known ones.
 FRESH_CALLS = 160
 _MAX_SHOWN, _MAX_EXAMPLE_CHARS = 3, 200
 _UNIQUE = frozenset({"set", "frozenset"})
@@ -33,7 +33,7 @@ _FORMS = _UNORDERED | {"list", "tuple"}
 _ANY_ORDER = re.compile(
     r"\bin any order\b|\bany order\b|\border (?:of|does|do)[^.]*not matter", re.IGNORECASE
 )
-# "Return any of them": one program's answer cannot be compared with another's.
+# "Return any of them": the answers of two correct programs may differ.
 _SEVERAL = re.compile(
     r"\b(?:return|print|output)\b[^.\n]{0,60}\bany (?:of (?:them|the)\b|one of\b"
     r"|(?:valid |such |possible |correct |suitable )?"
@@ -53,7 +53,7 @@ class KnownCall:
 
 @dataclass(frozen=True, slots=True)
 class CallProblem:
-    """A benchmark's problem that calls of one function grade.
+    """A benchmark problem that is graded by calls of one function.
 
     Args:
         id: unique within the benchmark.
@@ -66,7 +66,7 @@ class CallProblem:
         source: the statistical cluster; see `envkit.types.Task.source`.
         operator: kind of bug.
         metadata: further public facts.
-        numbers: when two numbers are equal.
+        numbers: decides if two numbers are equal.
         json: True if answers are compared as JSON, which has no tuples.
         normalizers: types that the benchmark's tests apply to an answer; see `applied_normalizers`.
     """
@@ -198,7 +198,7 @@ def _task(benchmark: str, problem: CallProblem) -> Task:
 
 
 def _shown(problem: CallProblem) -> list[JSON]:
-    """Return the few examples that the agent sees; long ones only if there is no short one."""
+    """Return a few examples for the agent; long ones only if there is no short one."""
     known = [
         {"call": example.call.source(problem.function), "value": example.value}
         for example in problem.examples

@@ -1,4 +1,4 @@
-"""Read benchmark files strictly: an error names file, line and field."""
+"""Read benchmark files strictly. An error names file, line and field."""
 
 from __future__ import annotations
 
@@ -37,18 +37,18 @@ class Record:
         """Return a text field; ``default`` if it is absent or null.
 
         Raises:
-            TaskFileError: the field is no text, or is absent and has no default.
+            TaskFileError: the field is not a text, or is absent and has no default.
         """
         if default is not None and self.data.get(field) is None:
             return default
         return self._field(field, str)
 
     def items(self, field: str) -> Sequence[JSON]:
-        """Return a list field; errors as of `text`."""
+        """Return a list field; errors as for `text`."""
         return cast("list[JSON]", self._field(field, list))
 
     def nested(self, field: str) -> Record:
-        """Return an object field; errors as of `text`."""
+        """Return an object field; errors as for `text`."""
         return Record(f"{self.where}, in {field!r}", cast("dict[str, JSON]", self._field(field, dict)))
 
     def error(self, field: str, found: str, expected: str) -> TaskFileError:
@@ -90,14 +90,14 @@ def read_records(path: Path) -> Iterator[Record]:
     """Yield the objects of a JSONL file; blank lines are skipped.
 
     Raises:
-        TaskFileError: the file cannot be read, or a line is no JSON object.
+        TaskFileError: the file cannot be read, or a line is not a JSON object.
     """
     for where, text in read_lines(path):
         yield parse_record(text, where)
 
 
 def read_lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield "FILE, line NUMBER" and text of each line that is not blank; errors as of `read_text`."""
+    """Yield "FILE, line NUMBER" and text of each line that is not blank; errors as for `read_text`."""
     # Only "\n" ends a line of JSONL. `str.splitlines` would split inside texts.
     for number, line in enumerate(read_text(path).split("\n"), 1):
         if line.strip():
@@ -108,7 +108,7 @@ def parse_record(text: str, where: str) -> Record:
     """Parse one JSON object.
 
     Raises:
-        TaskFileError: the text is something else.
+        TaskFileError: the text is not a JSON object.
     """
     data = parse_json(text, where, "one object a line")
     if not isinstance(data, dict):
@@ -120,7 +120,7 @@ def parse_json(text: str, where: str, expected: str) -> JSON:
     """Parse JSON.
 
     Raises:
-        TaskFileError: the text is no JSON.
+        TaskFileError: the text is not JSON.
     """
     try:
         return cast("JSON", json.loads(text))

@@ -1,4 +1,4 @@
-"""The grader protocol, and what the graders share."""
+"""The grader protocol, and functions that graders share."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from envkit.inputs.call import Call
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
-#: Half of a candidate's limits, so that a right but slower candidate is not stopped.
+#: Limits of the original: half of a candidate's, so that a correct but slower candidate is not stopped.
 REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
 #: Expected answers, by `Grader.cache_key`.
 EXPECTED_ANSWERS = ResultCache(256)
@@ -34,9 +34,9 @@ class Grader(Protocol):
 
     #: The only file that the agent may change.
     path: str
-    #: Why its grades prove less than hidden calls do; empty for hidden calls.
+    #: Reason why its grades prove less than hidden calls; empty for hidden calls.
     weakness: str
-    #: Why the attack corpus does not apply to the task; empty if it does.
+    #: Reason why the attack corpus does not apply to the task; empty if it does.
     no_attack_reason: str
 
     def editor(self) -> CodeEditor:
@@ -52,7 +52,7 @@ class Grader(Protocol):
         ...
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        """Return a key: with equal keys, equal files get equal grades."""
+        """Return a cache key. With equal keys, equal files get equal grades."""
         ...
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
@@ -61,8 +61,8 @@ class Grader(Protocol):
         Args:
             source: the file.
             backend: makes the sandboxes.
-            count: how many inputs to draw, for a grader that draws any.
-            seed: of the draws.
+            count: number of inputs to draw, if the grader draws any.
+            seed: seed of the draws.
 
         Raises:
             SandboxError: the machinery failed. The verdict ``INFRA`` means the same.

@@ -75,7 +75,7 @@ class CallGrader:
         return grade_calls(backend, self._program(source), calls, expected, policies, leniency)
 
     def hidden_calls(self, seed: int, count: int) -> list[Call]:
-        """Return the calls that a visit is graded on. Pinned ones come first, because they fail soonest."""
+        """Return the calls that grade a visit. Those that expose the bug come first: they fail soonest."""
         hidden = self._hidden
         if isinstance(hidden, ProblemHidden):
             drawn = generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
@@ -86,7 +86,7 @@ class CallGrader:
     def _expected(
         self, calls: Sequence[Call], backend: SandboxBackend
     ) -> tuple[Sequence[Call], Sequence[Answer]]:
-        """Compute the original's answers, in a sandbox that no candidate ever uses."""
+        """Compute the original's answers in a sandbox that no candidate ever uses."""
         reference = self._program(self._hidden.reference.encode())
         # Calls that the original rejects, or whose answers cannot be compared, are dropped.
         asked, answered = answerable(backend, reference, calls, REFERENCE_LIMITS)

@@ -1,7 +1,7 @@
 """Run a test program in the sandbox and report the values that it sees. Standard library only.
 
 `envkit.grading.worker` calls it in a process that also runs untrusted code. So it holds no expected value
-that the host can compare itself; see `envkit.environments.code_editor.formats.asserts`.
+that the host can compare; see `envkit.environments.code_editor.formats.asserts`.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _copy(value: Any) -> Any:
     from collections import Counter, OrderedDict, defaultdict
 
     kind = _exact_type(value)
-    # The expected value is a literal, and ``==`` treats these types alike.
+    # The expected value is a literal, and ``==`` treats these types as equal.
     if kind in (dict, Counter, OrderedDict, defaultdict):
         return {key: _copy(item) for key, item in value.items()}
     if kind in (set, frozenset):

@@ -1,4 +1,4 @@
-"""Grade by a test program that runs without its expected values; `formats.asserts` prepares it."""
+"""Grade by a test program that runs without its expected values. `formats.asserts` prepares it."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ProgramGrader:
         return replace_text_message(self._task.files[SOLUTION], self._hidden.reference)
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        """Independent of the seed, because no input is drawn."""
+        """Return a key that does not depend on the seed, because no input is drawn."""
         return self._task.id, hidden_digest(self._task)
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
@@ -59,7 +59,7 @@ class ProgramGrader:
     def _expected(self, backend: SandboxBackend) -> Sequence[Answer]:
         """Return the expected values of each probe: one for each time that the original reaches it.
 
-        If the original raises or dies, nothing can match, the original included, so the task's check fails.
+        If the original raises or dies, no candidate can match it, so the check of the task fails.
         """
         reference = self._program(self._hidden.reference.encode())
         seen = answers(backend, reference, self._hidden.killers, REFERENCE_LIMITS)

@@ -20,7 +20,7 @@ class SuiteGrader:
     """Grades by a pytest suite; implements `envkit.environments.code_editor.graders.base.Grader`."""
 
     weakness = WEAKNESS
-    #: The attack corpus is aimed at hidden calls, and is known to defeat a suite.
+    #: The attack corpus targets hidden calls, and is known to defeat a suite.
     no_attack_reason = "a pytest suite grades it, which is known to be weaker"
 
     def __init__(self, task: Task, hidden: SuiteHidden) -> None:
@@ -40,7 +40,7 @@ class SuiteGrader:
         return f"<<<<<<< SEARCH\n{edit.search}\n=======\n{edit.replace}\n>>>>>>> REPLACE\n"
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        """Independent of the seed, because no input is drawn."""
+        """Return a key that does not depend on the seed, because no input is drawn."""
         return self._task.id, hidden_digest(self._task)
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:

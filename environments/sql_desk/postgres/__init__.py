@@ -1,1 +1,1 @@
-"""The SQL desk on PostgreSQL: the server, a database and role per episode, and what confines statements."""
+"""The SQL desk on PostgreSQL: the server, a database and role per episode, and limits on statements."""

@@ -1,7 +1,7 @@
-"""Names that mark a process's databases and roles, and the removal of those whose process is gone.
+"""Names the databases and roles of a process, and removes those whose process has ended.
 
-A process holds an advisory lock while it lives, and the names of all it makes contain the lock's number.
-PostgreSQL releases the lock however the process ends, so a name without a held lock is left over.
+A process holds an advisory lock while it lives. The names of all its databases and roles contain the lock's
+number. PostgreSQL releases the lock even if the process is killed. A name without a held lock is left over.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def remove_orphans(connection: PostgresConnection) -> None:
         "SELECT lpad(to_hex(objid::bigint), 8, '0') FROM pg_locks "
         "WHERE locktype = 'advisory' AND classid = $1::oid"
     )
-    # Asked after the names: a process takes its lock before it makes anything.
+    # Locks are read after the names, because a process takes its lock before it makes anything.
     remove(connection, lambda key: [key] not in connection.query(held, str(_LOCK_CLASS)))
 
 

@@ -37,7 +37,7 @@ class ServerSilent(SandboxError):
 
 @final
 class PostgresConnection:
-    """One connection. Whoever opened it closes it. Not thread-safe.
+    """One connection, closed by its opener. Not thread-safe.
 
     It calls libpq directly for two reasons. A server that hangs must not hang its client. And an untrusted
     text must be a single statement, which only the extended query protocol enforces.
@@ -58,7 +58,7 @@ class PostgresConnection:
 
     @property
     def in_transaction(self) -> bool:
-        """True inside a transaction in which nothing has failed."""
+        """True inside a transaction in which no statement has failed."""
         from psycopg.pq import TransactionStatus
 
         return self._pg.transaction_status == TransactionStatus.INTRANS
@@ -108,11 +108,11 @@ class PostgresConnection:
         return self._result(partial(self._pg.send_query_prepared, b"", [])).command_tuples or 0
 
     def verifier(self, password: str, role: str) -> str:
-        """The SCRAM verifier of a password: the server can check the password with it, nobody can read it."""
+        """The SCRAM verifier of a password. The server checks the password with it; it does not reveal it."""
         return self._pg.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the connection. Idempotent."""
         self._connection.close()
 
     def _result(self, send: Callable[[], None]) -> PGresult:
@@ -135,7 +135,7 @@ class PostgresConnection:
                 raise SandboxError(f"{_LOST} ({state or 'no reason'}); is it still running?")
             raise QueryRefused(state, message)
         if found.status not in (ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK, ExecStatus.EMPTY_QUERY):
-            self.close()  # COPY waits for data, which nobody sends
+            self.close()  # COPY waits for data that never comes
             raise QueryRefused("0A000", "that is not allowed")
         return found
 

@@ -1,4 +1,4 @@
-"""The SQL desk's database on a PostgreSQL server, with a role that can use nothing else."""
+"""The SQL desk's database on a PostgreSQL server, with a role that can use no other database."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ class PostgresDatabase:
             raise SandboxError(f"the database could not be loaded: {error.message}") from error
 
     def close(self) -> None:
-        """Drop the database. Idempotent. If the server is unreachable, the next process on it does so."""
+        """Drop the database. Idempotent. If the server is unreachable, the next process on it drops it."""
         if self._closed:
             return
         self._closed = True
@@ -223,7 +223,7 @@ def _value(value: Any) -> JSON:
 
 
 def _reason(error: QueryRefused) -> str:
-    """Explain a refusal to the agent: short, and without paths, names or versions of the server."""
+    """Explain a refusal to the agent briefly, without the server's paths, names or versions."""
     if error.state in _STOP_REASONS:
         return _STOP_REASONS[error.state]
     if error.state.startswith(_EXPLAINED):

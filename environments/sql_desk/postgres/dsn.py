@@ -12,10 +12,10 @@ from envkit.errors import MissingExtraError, SandboxError, UsageError
 
 #: Environment variable that holds the connection string by default.
 DSN_VARIABLE: Final = "ENVKIT_POSTGRES_DSN"
-#: A role's connection is given up after this long without an answer. The server stops most statements before,
+#: A role's connection is closed after this long without an answer. The server stops most statements earlier,
 #: but a few of its functions never check the time.
 TIMEOUT_S: Final = STATEMENT_S + 7.0
-#: The superuser creates and drops databases, which waits for the disk.
+#: Longer for the superuser, which creates and drops databases and so waits for the disk.
 _ADMIN_TIMEOUT_S: Final = 120.0
 _CONNECT_S: Final = 10
 

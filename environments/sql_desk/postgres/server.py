@@ -1,8 +1,8 @@
 """The PostgreSQL server that untrusted statements run on: it creates a database and a role per episode.
 
-The server is outside our sandbox, so only its own privileges and limits confine a statement. `hardening` says
-what a database lacks, `PostgresServer.make` what a role may do, and `connection` how statements are sent. The
-connection string's role is a superuser; it never runs text that a task or an agent has written.
+The server is outside the sandbox, so only its own privileges and limits confine a statement. `hardening`
+removes privileges from a database, `PostgresServer.make` limits a role, and `connection` sends statements one
+by one. The connection string's role is a superuser; it never runs text that a task or an agent has written.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Closable(Protocol):
 class PostgresServer:
     """Creates and drops databases and roles on one server. Thread-safe; get it from `server_of`.
 
-    It drops everything at exit. If the process is killed, the next one on the server does; see `cleanup`.
+    It drops everything at exit. If it is killed, the next process on the server does that; see `cleanup`.
 
     Args:
         variable: environment variable that holds the connection string of a superuser.
@@ -54,7 +54,7 @@ class PostgresServer:
         self._lock = threading.Lock()
         self._idle: list[PostgresConnection] = []
         self._kept: list[Closable] = []
-        #: Databases to drop whose last connection has not ended yet.
+        #: Databases to drop as soon as their last connection has ended.
         self._dropping: set[str] = set()
         self._counter = itertools.count(1)
         self._prefix = ""
@@ -165,7 +165,7 @@ class PostgresServer:
         while kept := self.take():
             kept.close()
         if self._prefix:
-            # What cannot be dropped now, the next process drops.
+            # The next process drops what cannot be dropped now.
             with (
                 contextlib.suppress(SandboxError, QueryRefused),
                 contextlib.closing(self._dsn.connect()) as admin,

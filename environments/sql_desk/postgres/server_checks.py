@@ -10,7 +10,7 @@ from envkit.errors import UsageError
 
 #: Memory that one process of the server must not be able to allocate.
 MEMORY_BYTES: Final = 512 * 2**20
-#: Oldest version, as the server counts them.
+#: Oldest version, in the server's numbering.
 MIN_VERSION: Final = 130_000
 
 

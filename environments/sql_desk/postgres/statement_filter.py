@@ -1,7 +1,7 @@
 """Filter the statements that reach PostgreSQL, by their first word and a few forbidden names.
 
-The server's privileges decide what a statement may do; see `hardening`. This module covers what no privilege
-governs: commands that neither query nor change rows, and names that reveal who asks, where and when.
+The server's privileges decide what a statement may do; see `hardening`. This module covers the
+rest: commands that neither query nor change rows, and names that reveal the user, the database or the time.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 MAX_SQL_BYTES: Final = 20_000
 MAX_STATEMENTS: Final = 50
 _FIRST_WORDS: Final = ("select", "values", "table", "with", "insert", "update", "delete")
-#: Reveal who asks, where and when, which differs between episodes.
+#: Names that reveal the user, the database or the time, which differ between episodes.
 _SESSION_NAMES: Final = frozenset(
     (
         *("current_catalog", "current_role", "current_schema", "current_user", "session_user", "system_user"),
