@@ -119,7 +119,7 @@ class _BubblewrapSandbox(MountedSandbox):
                 start += ["--bind", scratch.path, folder]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
-            # One more process than asked for, because the namespace's init process counts as well.
+            # One more process than requested, because the namespace's init process counts as well.
             processes = limits.processes + 1 if group is None else None
             bounds = procfs.prlimit(limits, memory=group is None, processes=processes)
             try:

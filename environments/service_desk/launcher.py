@@ -1,7 +1,7 @@
 """The program in the sandbox that starts a service and forwards requests to it. Standard library only.
 
-It runs beside the service, because only programs opened together share a loopback device. It reads JSON lines
-from standard input and answers each with one line. The first line describes the service to start:
+It runs next to the service, because only programs opened together share a loopback device. It reads JSON
+lines from standard input and answers each with one line. The first line describes the service to start:
 
     {"argv": [...], "token": T, "port": N, "ready_s": S}    {"up": true}, or {"failure": WHY}
     {"method": M, "path": P, "body": JSON}                  {"status": N, "body": JSON}, or {"failure": WHY}

@@ -78,8 +78,8 @@ class Database(Protocol):
             tables: table -> columns to return in `Result.tables`; ``None`` forbids changes of rows.
 
         Returns:
-            One result per database, up to the first error. If the process ends, it is
-            unknown which database ended it, and that error is the only result.
+            One result per database, up to the first error. If the process ends, it is unknown
+            which database ended it, and that error is the only result.
 
         Raises:
             SandboxError: a script fails, or the machinery broke.

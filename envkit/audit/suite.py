@@ -153,7 +153,7 @@ class EnvSuite:
                 env.close()
 
     def test_tasks_are_the_same_at_every_call_and_shared_by_no_split(self, backend: SandboxBackend) -> None:
-        """`make_tasks` is deterministic, ids are unique, and each source is in one split only."""
+        """`make_tasks` is deterministic; ids are unique, tasks name their split, splits share no source."""
         made: dict[str, Sequence[Task]] = {}
         for split in ("train", "heldout"):
             try:

@@ -56,7 +56,7 @@ def respond(
 
     def limited(work: Callable[[], Any]) -> Any:
         left[0] = job["steps"]
-        # One call into C can run for ever without a line of Python; then the timer kills this child.
+        # One call into C can run without end and without a line of Python. Then the timer kills this child.
         signal.setitimer(signal.ITIMER_PROF, job["cpu_s"])
         sys.settrace(count)
         try:

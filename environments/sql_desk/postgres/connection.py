@@ -108,7 +108,7 @@ class PostgresConnection:
         return self._result(partial(self._pg.send_query_prepared, b"", [])).command_tuples or 0
 
     def verifier(self, password: str, role: str) -> str:
-        """The SCRAM verifier of a password. The server checks the password with it; it does not reveal it."""
+        """The SCRAM verifier of a password: the server checks the password with it, but cannot read it."""
         return self._pg.encrypt_password(password.encode(), role.encode(), b"scram-sha-256").decode()
 
     def close(self) -> None:

@@ -68,7 +68,7 @@ class AttackTarget:
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """One try at an attack: files to write and a program to run.
+    """The actions of an attack: files that the candidate writes, and a program that it runs.
 
     Args:
         files: workspace path -> text to write there; a path may lead out of the workspace.
