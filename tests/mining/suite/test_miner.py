@@ -266,7 +266,7 @@ def test_an_empty_split_is_refused(tmp_path: Path, backend: SandboxBackend) -> N
 
 
 def test_a_backend_that_cannot_hold_pytest_is_refused(root: Path) -> None:
-    with pytest.raises(UsageError, match="'process' cannot hold pytest"):
+    with pytest.raises(UsageError, match="'process' cannot hold package 'pytest'"):
         mined(root, ProcessBackend())
 
 
