@@ -290,24 +290,16 @@ def outputs(part: RunFolder, row: AgentSpec) -> Path:
     return part.path / f"recorded-{row.name}.jsonl"
 
 
-def require_usable(row: AgentSpec, prices: PriceTable, sets: Sequence[Sequence[Task]]) -> None:
-    """Raise if a row cannot be played, before anything runs.
-
-    Args:
-        row: as in the spec.
-        prices: prices of API tokens.
-        sets: the tasks of each environment that the row will play.
+def require_usable(row: AgentSpec, prices: PriceTable) -> None:
+    """Raise if a row cannot be played, whatever its tasks are.
 
     Raises:
-        UsageError: the card does not exist, or has no price or no key; the adapter folder holds no adapter; a
-            setting of the row would have no effect; or the random agent cannot play the tasks.
+        UsageError: no such card, no price for it or no key, an adapter folder that is none, or a setting of
+            its own that would do nothing.
     """
-    said = [name for name in _SAMPLED if getattr(row, name) is not None]
-    if said and (row.script or row.recorded):
-        raise ConfigError(f"agent {row.name}: nothing is sampled for it; leave out {', '.join(said)}")
-    if row.script == "random":
-        for tasks in sets:
-            random_edits({task.id: task for task in tasks})
+    unused = [name for name in _SAMPLED if getattr(row, name) is not None]
+    if unused and (row.script or row.recorded):
+        raise ConfigError(f"agent {row.name}: nothing is sampled for it; leave out {', '.join(unused)}")
     if row.card:
         card = load_card(row.card)
         if row.temperature is not None and not card.temperature:

@@ -14,6 +14,7 @@ from rich.markup import escape
 from envkit import registry
 from envkit.agents.cards import load_card
 from envkit.agents.recorded import read_recorded, read_usage, write_recorded
+from envkit.agents.scripted import random_edits
 from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
@@ -77,13 +78,16 @@ def start(
     """
     table = load_prices(prices)
     spec = _with_lengths(spec)
+    for row in spec.agents:
+        require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
     played = [
         (one.name, kind, load_tasks(kind, one, backend, display, spec.agents))
         for one in spec.environments
         for kind in [registry.environment(one.name)]
     ]
-    for row in spec.agents:
-        require_usable(row, table, [imported.tasks for _, _, imported in played])
+    if any(row.script == "random" for row in spec.agents):
+        for _, _, imported in played:
+            random_edits({task.id: task for task in imported.tasks})  # raises if it cannot edit one of them
     recorded = {
         (name, row.name): _recorded(row, imported)
         for name, _, imported in played

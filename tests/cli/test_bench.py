@@ -170,7 +170,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         (("bench", "--card", "gpt-5", "--stop-strings", "x"), "stop_strings is for adapters"),
         (("eval", "--agent", "oracle", "--model", "x", "--adapter", "y"), "leave out adapter, model"),
         (("bench", "none.toml"), "none.toml: cannot be read"),
-        (("bench", "--card", "gpt-0"), "no card 'gpt-0'"),
+        (("bench", "--card", "gpt-0"), "no card is named 'gpt-0'"),
         (("bench", "--resume", "nowhere"), "not a run's manifest"),
         (("leaderboard", "nowhere"), "no report.json there"),
         (("rescore", "nowhere"), "not a run's manifest"),

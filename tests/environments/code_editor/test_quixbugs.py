@@ -20,6 +20,7 @@ from envkit.environments.code_editor.env import grader_for
 from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.errors import TaskFileError
 from envkit.sandbox import SandboxBackend
+from envkit.stop import never
 from envkit.studies.bench import Bench, start
 
 #: Longest text and list among the arguments.
@@ -77,7 +78,7 @@ def test_the_folder_runs_from_reading_to_the_report(
     rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
     spec = BenchSpec((environment,), rows, samples=1)
     run = start(tmp_path / "runs", spec, backend=backend, display=Silent(), command="envkit bench")
-    bench = Bench(run, backend, Silent(), lambda: True)
+    bench = Bench(run, backend, Silent(), never)
     [(_, part)] = bench.parts
     assert part.manifest["left_out"] == {"without a call whose arguments are literals": 1}
     [page] = bench.run()

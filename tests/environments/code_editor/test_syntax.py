@@ -46,7 +46,7 @@ def finally_in_finally(levels: int) -> str:
 def test_too_deeply_nested_code_counts_as_invalid() -> None:
     assert syntax_problem(finally_in_finally(4)) is None
     assert syntax_problem(finally_in_finally(19)) == SyntaxProblem(
-        1, 1, "its finally blocks become too much code"
+        1, 1, "its nested finally blocks compile to too much code"
     )
     ways = "\n".join("  return" for _ in range(500))
     body = "\n".join("  a" for _ in range(500))
