@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -748,12 +749,24 @@ def test_certificate_and_report_show_external_isolation(
     tmp_path: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (SqlDeskEnv.isolation, SqlDeskPostgresEnv.isolation) == ("sandbox", "external")
-    made = certificate.Certificate("a", "d", "2026-01-01", "zygote", 1, [Finding("c", True, "")], "external")
+    made = certificate.Certificate(
+        environment="a",
+        digest="d",
+        digest_scheme="s",
+        created="2026-01-01",
+        sandbox="zygote",
+        tasks=1,
+        tasks_digest="t",
+        standard=True,
+        findings=[Finding("c", True, "")],
+        isolation="external",
+    )
     certificate.write(made, tmp_path / "c.json")
     assert certificate.read(tmp_path / "c.json") == made
     assert "isolation external" in (tmp_path / "c.md").read_text()
-    old = made.to_json().replace(',\n  "isolation": "external"', "")
-    (tmp_path / "old.json").write_text(old)
+    unsaid = json.loads(made.to_json())
+    del unsaid["isolation"]
+    (tmp_path / "old.json").write_text(json.dumps(unsaid))
     assert certificate.read(tmp_path / "old.json").isolation == "sandbox"
 
     words = ["eval", "--env", "sql-desk-postgres", "--agent", "oracle", "--samples", "1", "--limit", "2"]
