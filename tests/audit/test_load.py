@@ -26,6 +26,8 @@ from envkit.sandboxes._zygote import host as zygote_host
 from envkit.sandboxes._zygote.host import shared_zygote
 from envkit.types import Verdict
 
+pytestmark = pytest.mark.slow  # hundreds of episodes
+
 USER = os.geteuid() or NOBODY
 
 

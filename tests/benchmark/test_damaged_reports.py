@@ -21,6 +21,8 @@ from envkit.benchmark.report_data import ReportData
 from envkit.errors import StoreError, UsageError
 from envkit.prices import load_prices
 
+pytestmark = pytest.mark.slow  # hundreds of reports
+
 PRICES = load_prices()
 #: Small, so that hundreds of pages are made in seconds.
 WHOLE = replace(report(tasks=4), training=report(tasks=4).training[:3])

@@ -19,6 +19,8 @@ from envkit.environments.code_editor import starter_tasks
 from envkit.errors import UsageError
 from envkit.taskfile import write_tasks
 
+pytestmark = pytest.mark.slow  # hundreds of command lines
+
 LINES_PER_COMMAND = 25
 
 #: Files that the values of options and arguments name; see `folder`.

@@ -22,6 +22,8 @@ from envkit.environments.code_editor import starter_tasks
 from envkit.store import RunFolder, read_lines
 from envkit.taskfile import write_tasks
 
+pytestmark = pytest.mark.slow  # whole runs, interrupted and resumed
+
 ENVKIT = [sys.executable, "-m", "envkit.cli"]
 TRAIN = ["train", "--tasks", "train.jsonl", "--heldout", "heldout.jsonl", "--config"]
 STEPS = 6

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from installed import install, run
 
+pytestmark = pytest.mark.slow  # installs, audits and tests a package
+
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 #: Sections of the tutorial: the text, and its code blocks as pairs of language and text.
 STEPS = [
