@@ -127,6 +127,7 @@ def test_without_a_warm_start_there_is_no_arm_for_it(
         assert all(("e" in turn.text or "\n" in turn.text) == (turn.stop == "stop") for turn in turns)
 
 
+@pytest.mark.slow
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
@@ -176,6 +177,7 @@ def begin_both(root: Path, model: Path, backend: SandboxBackend) -> RunFolder:
     )
 
 
+@pytest.mark.slow
 def test_two_environments_train_one_adapter_and_have_a_report_each(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
