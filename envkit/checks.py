@@ -29,7 +29,7 @@ Method = TypeVar("Method", bound=Callable[..., "bool | float | Grade | None"])
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """How one check counts towards the reward.
+    """A check of an environment, and its part in the reward.
 
     Args:
         name: the method's name, the key in ``info["scores"]``.
