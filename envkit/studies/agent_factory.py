@@ -266,9 +266,9 @@ class AgentFactory:
         policy = Policy(ref, dtype=str(self._began["machine"]["dtype"]))
         names: list[str | None] = []
         for number, row in enumerate(self._on(model)):
-            names.append(f"arm-{number}" if row.adapter else None)
+            names.append(f"row-{number}" if row.adapter else None)
             if row.adapter:
-                policy.add(Path(row.adapter), f"arm-{number}")
+                policy.add(Path(row.adapter), f"row-{number}")
                 for sentence in self.differences_from_training(self._spec.of(row)):
                     self._display.say(escape(sentence))
         policy.serve(names)

@@ -23,7 +23,7 @@ from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
-from envkit.studies.env_eval import ARMS, EnvEval
+from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
 from envkit.studies.plan import shortened
 from envkit.studies.provenance import training_code_digest
@@ -167,7 +167,7 @@ class BeforeAfter:
             *(() if self._evaluates else ("The run was told not to evaluate.",)),
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
-        origins = {name: self._origin(name) for name in ARMS}
+        origins = {name: self._origin(name) for name in MODEL_ROWS}
         return [env_eval.report(origins, warnings) for env_eval in self._evals]
 
     def copy_shared_results(self, other: BeforeAfter) -> None:
@@ -189,12 +189,12 @@ class BeforeAfter:
     def _is_warm(self) -> bool:
         return self._plan.train.sft_examples > 0
 
-    def _origin(self, arm: str) -> Origin:
+    def _origin(self, row: str) -> Origin:
         config = self._plan.train
         adapter, seconds = "", 0.0
-        if arm == "SFT":
+        if row == "SFT":
             adapter, seconds = self._digest(self._run.path / "sft"), training_seconds(self._run, ("SFT",))
-        elif arm != "base":
+        elif row != "base":
             store = CheckpointStore(self._run.path / "checkpoints")
             adapter = self._digest(store.path(max(store.steps(), default=0)))
             seconds = training_seconds(self._run)
@@ -236,10 +236,10 @@ class BeforeAfter:
             found |= {task.id: make for task in tasks}
         return found
 
-    def _evaluate(self, arm: str) -> None:
+    def _evaluate(self, row: str) -> None:
         if self._evaluates:
             for env_eval in self._evals:
-                env_eval.evaluate(self.policy, arm)
+                env_eval.evaluate(self.policy, row)
 
     def _sft(self) -> None:
         folder = self._run.path / "sft"

@@ -332,16 +332,16 @@ class Bench:
         """Play and report one environment. Appends errors to ``failures``, so that the others still run."""
         require_code(kind, part)
         tasks = self.tasks(part)
-        arms = EvalRunner(part, tasks, self._display)
+        runner = EvalRunner(part, tasks, self._display)
         cut: list[str] = []
         with Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop) as rollouts:
             for row in self.rows:
-                if arms.finished(row.name, row.samples or 1):
+                if runner.finished(row.name, row.samples or 1):
                     continue
                 try:
                     check(self._should_stop)
                     with self._agents.agent(row, part, kind, tasks) as agent:
-                        arms.play(rollouts, agent, row.name, row.samples or 1)
+                        runner.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # free its base model before the next row loads another one
                 except Stopped as stopped:
                     cut.append(str(stopped))
@@ -375,20 +375,20 @@ class Bench:
         """Write an environment's report of the episodes played so far; ``cut`` says why it ended early."""
         spec, tasks = self._spec, self.tasks(part)
         facts = cast("Mapping[str, JSON]", encode(spec))
-        arms = EvalRunner(part, tasks, self._display)
+        runner = EvalRunner(part, tasks, self._display)
         rows: list[Row] = []
         told: list[str] = []
         for row in self.rows:
-            counted = arms.counted(row.name, row.samples or 1)
-            if more := len(arms.played(row.name)) - len(counted):
+            counted = runner.counted(row.name, row.samples or 1)
+            if more := len(runner.played(row.name)) - len(counted):
                 told.append(
                     f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
                     "in no number: those that end first are no fair sample."
                 )
             origin = self._agents.origin(row, part, {episode.key for episode in counted})
             expected = SCRIPTS.get(row.script)
-            if arm := arms.arm(row.name, self._agents.describe(row), counted, expected, origin):
-                rows.append(arm)
+            if reported := runner.report_row(row.name, self._agents.describe(row), counted, expected, origin):
+                rows.append(reported)
                 told += self._agents.differences_from_training(row)
         path, _ = build_report(
             part,

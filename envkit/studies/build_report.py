@@ -37,7 +37,7 @@ def build_report(
     kind: type[Env],
     backend: SandboxBackend,
     tasks: Sequence[Task],
-    arms: Sequence[Row],
+    rows: Sequence[Row],
     differences: Sequence[Difference],
     *,
     training: RunFolder | None = None,
@@ -56,22 +56,24 @@ def build_report(
         kind: the environment.
         backend: sandbox backend that the episodes were played in.
         tasks: the held-out tasks, the same for every row.
-        arms: the rows of the report.
+        rows: the rows of the report.
         differences: pairs of rows to compare; a pair is left out if one of its rows is missing.
         training: folder of the training run, if it is not ``run``.
         max_turns: actions per episode.
         title, ks, config, warnings: see `ReportData`.
     """
     manifest = run.manifest
-    names = {arm.name for arm in arms}
+    names = {row.name for row in rows}
     trained = training or run
     metrics = _latest_steps(trained.records("metrics"))
-    spent = [one for at in {trained.path: trained, run.path: run}.values() for one in at.records("phases")]
-    played = {arm.name: list(run.trajectories(f"eval-{arm.name}")) for arm in arms}
-    drawn = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
+    folders = {trained.path: trained, run.path: run}.values()  # one, if the run trained by itself
+    phase_records = [record for folder in folders for record in folder.records("phases")]
+    played = {row.name: list(run.trajectories(f"eval-{row.name}")) for row in rows}
+    sampled_tokens = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
     examples = [
-        example for arm in arms if arm.expected is None for example in _examples(arm.name, played[arm.name])
+        example for row in rows if row.expected is None for example in _examples(row.name, played[row.name])
     ]
+    certificate = valid(kind)  # or the reason why there is none
     data = ReportData(
         title=title,
         run=str(manifest["id"]),
@@ -84,7 +86,7 @@ def build_report(
         model_digest=manifest["model_digest"],
         heldout_digest=digest(tasks),
         machine=Machine(**manifest["machine"]),
-        rows=tuple(arms),
+        rows=tuple(rows),
         differences=tuple(d for d in differences if {d.row, d.against} <= names),
         ks=ks,
         training=tuple(
@@ -93,13 +95,19 @@ def build_report(
             if m["phase"] == "rl"
         ),
         sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
-        phases=tuple(replace(one, tokens=drawn.get(one.name, one.tokens)) for one in phases(spent)),
+        phases=tuple(
+            replace(phase, tokens=sampled_tokens.get(phase.name, phase.tokens))
+            for phase in phases(phase_records)
+        ),
         examples=tuple(examples[:6]),
         config=config,
-        warnings=(*warnings, *(f"Graded by weaker means: {why}." for why in _weaknesses(played.values()))),
+        warnings=(
+            *warnings,
+            *(f"Graded by weaker means: {reason}." for reason in _weaknesses(played.values())),
+        ),
         conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
         commit=str(manifest.get("commit", "")),
-        certificate=f"none: {found}" if isinstance(found := valid(kind), str) else found.seal,
+        certificate=f"none: {certificate}" if isinstance(certificate, str) else certificate.seal,
     )
     return write_report(data, run.path, overwrite=True), data
 
@@ -109,7 +117,8 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
     found: dict[str, Scalar] = {}
     for name, value in settings.items():
         if isinstance(value, Mapping):
-            found |= {f"{name}.{key}": each for key, each in cast("Mapping[str, float]", value).items()}
+            entries = cast("Mapping[str, float]", value)
+            found |= {f"{name}.{key}": number for key, number in entries.items()}
         else:
             found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
     return found
@@ -121,33 +130,33 @@ def _latest_steps(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any
     A run that is resumed repeats the steps after its last checkpoint, so the log may hold them twice.
     """
     found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for one in metrics:
-        steps = found[one["phase"]]
-        while steps and steps[-1]["step"] >= one["step"]:
+    for record in metrics:
+        steps = found[record["phase"]]
+        while steps and steps[-1]["step"] >= record["step"]:
             steps.pop()
-        steps.append(one)
-    return [one for steps in found.values() for one in steps]
+        steps.append(record)
+    return [record for steps in found.values() for record in steps]
 
 
 def _tokens(played: Iterable[Trajectory]) -> int:
     """Completion tokens of these episodes."""
-    return sum(step.turn.usage.completion_tokens for each in played for step in each.steps)
+    return sum(step.turn.usage.completion_tokens for episode in played for step in episode.steps)
 
 
-def _weaknesses(arms: Iterable[Sequence[Trajectory]]) -> list[str]:
+def _weaknesses(played: Iterable[Sequence[Trajectory]]) -> list[str]:
     """Collect the graders' notes on why their verdicts prove less than a split oracle's."""
-    noted = (trajectory.info.get("weaknesses", {}) for played in arms for trajectory in played)
-    return sorted({why for note in noted for why in cast("dict[str, str]", note).values()})
+    notes = (trajectory.info.get("weaknesses", {}) for episodes in played for trajectory in episodes)
+    return sorted({reason for note in notes for reason in cast("dict[str, str]", note).values()})
 
 
-def _examples(arm: str, played: Sequence[Trajectory]) -> list[Excerpt]:
+def _examples(row: str, played: Sequence[Trajectory]) -> list[Excerpt]:
     """Excerpts of one solved and one failed episode of a row: the last turn, which the verdict is on."""
     ends = (Outcome.SOLVED, Outcome.FAILED)
     chosen = [next((t for t in played if t.outcome is end), None) for end in ends]
     return [
         Excerpt(
             task=t.key.task,
-            row=arm,
+            row=row,
             prompt=t.steps[-1].observation,
             completion=t.steps[-1].turn.text,
             verdict=str(t.info.get("verdict", "")),

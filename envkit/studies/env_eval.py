@@ -25,7 +25,7 @@ from envkit.training.policy import Policy
 from envkit.types import Task
 
 #: Model rows of the report, in order: name -> description.
-ARMS: Mapping[str, str] = {
+MODEL_ROWS: Mapping[str, str] = {
     "base": "the untouched model",
     "SFT": "after the warm start on known answers to train tasks",
     "SFT+RL": "after LoRA reinforcement learning on top",
@@ -67,7 +67,7 @@ class EnvEval:
     ) -> None:
         self._run, self._part, self._kind, self._tasks = run, part, kind, tasks
         self._plan, self._backend = plan, backend
-        self._arms = EvalRunner(part, tasks, display)
+        self._runner = EvalRunner(part, tasks, display)
         self._should_stop = should_stop
 
     def _make_env(self) -> Env:
@@ -85,30 +85,30 @@ class EnvEval:
             SandboxError: an episode of a control agent is void.
         """
         with self._rollouts() as rollouts:
-            for agent, wanted in controls(self._kind, self._tasks):
-                self._arms.play(rollouts, agent, agent.name, samples=1)
-                broken = faults_of(agent.name, wanted, self._arms.played(agent.name))
-                if void := next((one for one in broken if one.void), None):
+            for agent, expected in controls(self._kind, self._tasks):
+                self._runner.play(rollouts, agent, agent.name, samples=1)
+                faults = faults_of(agent.name, expected, self._runner.played(agent.name))
+                if void := next((fault for fault in faults if fault.void), None):
                     raise SandboxError(str(void))
-                if broken:
-                    raise TrainingError(f"{broken[0]}; the task or its oracle is broken, make them again")
+                if faults:
+                    raise TrainingError(f"{faults[0]}; the task or its oracle is broken, make them again")
 
     def copy_shared_results(self, other: EnvEval) -> None:
         """Copy results that do not depend on training (controls and base) from another seed's evaluation."""
-        for arm in ("oracle", "no-op", "base"):
-            self._arms.copy_shared_results(other._arms, arm)
+        for row in ("oracle", "no-op", "base"):
+            self._runner.copy_shared_results(other._runner, row)
 
-    def evaluate(self, policy: Policy, arm: str) -> None:
+    def evaluate(self, policy: Policy, row: str) -> None:
         """Play a row's missing episodes with the policy's current adapter.
 
         Args:
             policy: the policy to evaluate.
-            arm: the row's name, one of `ARMS`.
+            row: the row's name, one of `MODEL_ROWS`.
 
         Raises:
             Stopped: the user asked to stop.
         """
-        if self._arms.finished(arm, self._plan.samples):
+        if self._runner.finished(row, self._plan.samples):
             return
         policy.sync()
         config = self._plan.train
@@ -116,7 +116,7 @@ class EnvEval:
             self._plan.eval_temperature, config.max_completion_length, stop_strings=config.stop_strings
         )
         agent = LocalAgent(
-            arm,
+            row,
             policy.engine,
             policy.renderer,
             sampling,
@@ -125,21 +125,22 @@ class EnvEval:
             should_stop=self._should_stop,
         )
         with self._rollouts() as rollouts:
-            self._arms.play(rollouts, agent, arm, self._plan.samples)
+            self._runner.play(rollouts, agent, row, self._plan.samples)
 
     def report(self, origins: Mapping[str, Origin], warnings: Sequence[str]) -> Path:
         """Write the report of the episodes played so far; returns the path of the HTML page.
 
         Args:
-            origins: origin of the answers of each row of `ARMS`.
+            origins: origin of the answers of each row of `MODEL_ROWS`.
             warnings: sentences that a reader of the report must see.
         """
-        arms = [
-            self._arms.arm("oracle", "the known answer; must be 1", self._arms.counted("oracle", 1), 1.0),
-            self._arms.arm("no-op", "does nothing; must be 0", self._arms.counted("no-op", 1), 0.0),
+        row, counted, samples = self._runner.report_row, self._runner.counted, self._plan.samples
+        rows = [
+            row("oracle", "the known answer; must be 1", counted("oracle", 1), 1.0),
+            row("no-op", "does nothing; must be 0", counted("no-op", 1), 0.0),
             *(
-                self._arms.arm(name, text, self._arms.counted(name, self._plan.samples), origin=origins[name])
-                for name, text in ARMS.items()
+                row(name, text, counted(name, samples), origin=origins[name])
+                for name, text in MODEL_ROWS.items()
             ),
         ]
         config, fault = self._plan.train, self._part.manifest.get("unaudited")
@@ -149,7 +150,7 @@ class EnvEval:
             self._kind,
             self._backend,
             self._tasks,
-            [arm for arm in arms if arm is not None],
+            [reported for reported in rows if reported is not None],
             _DIFFERENCES,
             training=self._run,
             max_turns=config.max_turns,

@@ -11,10 +11,7 @@ from rich.markup import escape
 
 from envkit.agent import Agent
 from envkit.benchmark.evaluation import complete_chunks, episode_keys, evaluate, task_results
-from envkit.benchmark.report_data import (
-    Origin,
-    Row,
-)
+from envkit.benchmark.report_data import Origin, Row
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.display import Display
 from envkit.errors import SandboxError
@@ -24,15 +21,15 @@ from envkit.studies.timing import Stopwatch
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 #: Largest share of an agent's episodes that may be void because the sandbox broke.
-_MOST_VOID: Final = 0.1
+_MAX_VOID_SHARE: Final = 0.1
 
 
 @final
 class EvalRunner:
-    """Plays the rows of a run and reads their recorded episodes. An ``arm`` is the name of a row.
+    """Plays the rows of a run and reads their recorded episodes. Methods take a row's name.
 
     Args:
-        run: the folder; a row's episodes go to ``eval-<arm>.jsonl``.
+        run: the folder; a row's episodes go to ``eval-<row>.jsonl``.
         tasks: held-out tasks, the same for every row.
         display: live view.
     """
@@ -40,23 +37,23 @@ class EvalRunner:
     def __init__(self, run: RunFolder, tasks: Sequence[Task], display: Display) -> None:
         self._run, self._tasks, self._display = run, tasks, display
 
-    def finished(self, arm: str, samples: int) -> bool:
+    def finished(self, row: str, samples: int) -> bool:
         """True if every episode of the row is recorded and graded."""
-        graded = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
+        graded = [t for t in self.played(row) if t.outcome is not Outcome.VOID]
         return len(graded) == len(self._tasks) * samples
 
-    def played(self, arm: str) -> list[Trajectory]:
+    def played(self, row: str) -> list[Trajectory]:
         """Recorded episodes of a row. If one was played again, only the last attempt."""
-        return list({t.key: t for t in self._run.trajectories(f"eval-{arm}")}.values())
+        return list({t.key: t for t in self._run.trajectories(f"eval-{row}")}.values())
 
-    def copy_shared_results(self, other: EvalRunner, arm: str) -> None:
+    def copy_shared_results(self, other: EvalRunner, row: str) -> None:
         """Copy a row's episodes from another run, unless this run has played some of them."""
-        if not self._run.records(f"eval-{arm}"):
-            with self._run.journal(f"eval-{arm}") as journal:
-                for record in other._run.records(f"eval-{arm}"):
+        if not self._run.records(f"eval-{row}"):
+            with self._run.journal(f"eval-{row}") as journal:
+                for record in other._run.records(f"eval-{row}"):
                     journal.append(record)
 
-    def play(self, rollouts: Rollouts, agent: Agent, arm: str, samples: int) -> None:
+    def play(self, rollouts: Rollouts, agent: Agent, row: str, samples: int) -> None:
         """Play the row's missing episodes. Shows the number of void ones, and the first reason.
 
         Raises:
@@ -64,40 +61,40 @@ class EvalRunner:
             SandboxError: more than a tenth of the episodes are void because the environment's sandboxes
                 broke. They are played again when the run is resumed.
         """
-        if self.finished(arm, samples):
+        if self.finished(row, samples):
             return
-        wanted = self._keys(samples)
-        done = [t for t in self.played(arm) if t.outcome is not Outcome.VOID]
-        self._display.phase(f"evaluate {arm}", len(wanted))
+        keys = self._keys(samples)
+        done = [t for t in self.played(row) if t.outcome is not Outcome.VOID]
+        self._display.phase(f"evaluate {row}", len(keys))
         started = time.monotonic()
-        with Stopwatch(self._run, f"evaluate {arm}") as watch, self._run.journal(f"eval-{arm}") as journal:
+        with Stopwatch(self._run, f"evaluate {row}") as watch, self._run.journal(f"eval-{row}") as journal:
 
             def progress(count: int, total: int, solved: int) -> None:
                 watch.lap()
                 speed = (count - len(done)) / (time.monotonic() - started)
                 self._display.advance(count, f"solved {solved / count:.1%}, {speed:.1f} episodes/s")
 
-            found = evaluate(rollouts, agent, wanted, journal, done, progress)
-        self._report_voids(agent, arm, found)
+            played = evaluate(rollouts, agent, keys, journal, done, progress)
+        self._report_voids(agent, row, played)
 
-    def _report_voids(self, agent: Agent, arm: str, played: Sequence[Trajectory]) -> None:
+    def _report_voids(self, agent: Agent, row: str, played: Sequence[Trajectory]) -> None:
         voids = [str(t.info.get("error", "")) for t in played if t.outcome is Outcome.VOID]
         if not voids:
             return
-        line = f"{arm}: {len(voids)} of {len(played)} episodes are void, in no rate; the first: {voids[0]}"
+        line = f"{row}: {len(voids)} of {len(played)} episodes are void, in no rate; the first: {voids[0]}"
         self._display.say(escape(line))
         # A provider that does not answer is no broken sandbox. Its agent's name begins the reason.
         broken = [reason for reason in voids if not reason.startswith(f"agent {agent.name}: ")]
-        if len(broken) > _MOST_VOID * len(played):
+        if len(broken) > _MAX_VOID_SHARE * len(played):
             raise SandboxError(
-                f"{arm}: {len(broken)} of {len(played)} episodes broke: {broken[0]}; mend that and resume"
+                f"{row}: {len(broken)} of {len(played)} episodes broke: {broken[0]}; mend that and resume"
             )
 
-    def counted(self, arm: str, samples: int) -> list[Trajectory]:
+    def counted(self, row: str, samples: int) -> list[Trajectory]:
         """Recorded episodes that count in rates; see `complete_chunks`."""
-        return complete_chunks(self.played(arm), self._keys(samples))
+        return complete_chunks(self.played(row), self._keys(samples))
 
-    def arm(
+    def report_row(
         self,
         name: str,
         description: str,
@@ -117,7 +114,7 @@ class EvalRunner:
 
 def seconds_of(run: RunFolder, journal: str) -> Mapping[EpisodeKey, float]:
     """Sum the seconds of each episode in a journal. Void attempts that were repeated count too."""
-    found: defaultdict[EpisodeKey, float] = defaultdict(float)
+    seconds: defaultdict[EpisodeKey, float] = defaultdict(float)
     for record in run.records(journal):
-        found[EpisodeKey(**record["key"])] += float(record["seconds"])
-    return found
+        seconds[EpisodeKey(**record["key"])] += float(record["seconds"])
+    return seconds

@@ -304,11 +304,11 @@ def _divide_beside(
     length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
     right = min(lengths.answer, length)
     replies = (turns - 1) * _REPLY * lengths.prompt  # tokens that each episode prefills separately
-    arms = 3 if config.sft_examples else 2
-    drawn = right * (_RAMBLED + (arms - 1) * _DRAWN)
+    model_rows = 3 if config.sft_examples else 2
+    drawn = right * (_RAMBLED + (model_rows - 1) * _DRAWN)
     waited = turns * (_GRADED_S + length * speed.step_s / CHUNK)
-    played = turns * drawn * speed.row_s + arms * (waited + replies / speed.prefill)
-    per_task = arms * lengths.prompt / speed.prefill + samples * played
+    played = turns * drawn * speed.row_s + model_rows * (waited + replies / speed.prefill)
+    per_task = model_rows * lengths.prompt / speed.prefill + samples * played
     tasks = min(heldout, max(least_tasks, int(0.25 * seconds / per_task)))
     left = seconds - tasks * per_task
     per_example = (lengths.prompt + lengths.answer) / speed.learn

@@ -97,9 +97,9 @@ def test_rows_have_their_cards_names_and_their_own_prices(tmp_path: Path, api: A
     words = ["--env", "sql-desk", "--limit", "4", "--samples", "1", "--budget-usd", "1e9", "--json"]
     cards = ["--card", "gpt-5.1.toml", "--card", "gpt-5.2.toml", "--prices", "prices.toml"]
     ran = found(envkit("bench", *cards, *words, cwd=tmp_path))
-    arms = ran["reports"][0]["summary"]["arms"]
-    assert [arm["name"] for arm in arms] == ["oracle", "no-op", "gpt-5.1", "gpt-5.2"]
-    assert [arm["solve_rate"]["interval"]["estimate"] for arm in arms] == [1.0, 0.0, 1.0, 1.0]
+    rows = ran["reports"][0]["summary"]["arms"]
+    assert [row["name"] for row in rows] == ["oracle", "no-op", "gpt-5.1", "gpt-5.2"]
+    assert [row["solve_rate"]["interval"]["estimate"] for row in rows] == [1.0, 0.0, 1.0, 1.0]
     board = (tmp_path / ran["leaderboard"]).with_suffix(".csv").read_text()
     assert board.count(",20.0,") >= 2  # 20 tokens read at a dollar each, for every solved task
     assert len(api.asked) == 8
@@ -122,7 +122,7 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
     assert f"go on with: envkit bench --resume runs/{run.name}" in stopped.stdout
     assert api.asked == []
     ran = found(envkit("bench", "--resume", f"runs/{run.name}", "--budget-usd", "1", "--json", cwd=tmp_path))
-    assert [arm["name"] for arm in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
+    assert [row["name"] for row in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]
 
 
 class Recorded(Exception):

@@ -82,8 +82,8 @@ def go_on(home: Path, folder: Path) -> None:
     assert not json.loads(done.stdout)["stopped"]
     run = RunFolder.open(folder)
     assert {r["step"] for r in run.records("metrics") if r["phase"] == "rl"} == set(range(1, STEPS + 1))
-    for arm in ("base", "RL"):
-        keys = [trajectory.key for trajectory in run.trajectories(f"eval-{arm}")]
+    for row in ("base", "RL"):
+        keys = [trajectory.key for trajectory in run.trajectories(f"eval-{row}")]
         assert len(keys) == len(set(keys)) == 2 * 8
 
 

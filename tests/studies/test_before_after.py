@@ -99,15 +99,15 @@ def test_it_runs_to_a_report_with_every_arm(
     [page] = study(run, backend).run()
     data = load_report(run.path)
     assert page.read_text().startswith("<!doctype html>")
-    assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+    assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
     assert [point.step for point in data.training] == [1, 2]
     assert not data.warnings
     assert all(item.samples == 8 for item in data.rows[2].results)
-    assert all(item.seconds > 0 for arm in data.rows for item in arm.results)
+    assert all(item.seconds > 0 for row in data.rows for item in row.results)
     assert data.isolation == "sandbox"
     assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL
     assert json.loads((run.path / "sft" / "base.json").read_text())["digest"] == data.model_digest
-    assert {arm.origin.digest for arm in data.rows if arm.expected is None} == {data.model_digest}
+    assert {row.origin.digest for row in data.rows if row.expected is None} == {data.model_digest}
 
 
 def test_without_a_warm_start_there_is_no_arm_for_it(
@@ -117,7 +117,7 @@ def test_without_a_warm_start_there_is_no_arm_for_it(
     run = begin(tmp_path, model, **settings)
     study(run, backend).run()
     data = load_report(run.path)
-    assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "RL"]
+    assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "RL"]
     assert [pair.meaning for pair in data.differences] == ["RL"]
     assert (data.config["stop_strings"], data.config["shaping.edits_a_little"]) == ("'e', '\\n'", 0.2)
     assert data.rows[2].origin.stop_strings == ("e", "\n")
@@ -191,8 +191,8 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
     for page, tasks in zip(pages, (3, 3), strict=True):
         data = load_report(page.parent)
         assert data.environment == page.parent.name
-        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
-        assert {len(arm.results) for arm in data.rows} == {tasks}
+        assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert {len(row.results) for row in data.rows} == {tasks}
         assert [point.step for point in data.training] == [1, 2]
         assert not data.warnings
         assert {phase.name for phase in data.phases} > {
@@ -226,7 +226,7 @@ def test_a_run_that_collapses_is_reported_as_far_as_it_came(
     for _ in range(2):  # nothing is left to do the second time
         study(run, backend).run()
         data = load_report(run.path)
-        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
         (warning,) = data.warnings
         assert warning.startswith("Training ended early: step 1: the policy has collapsed")
         assert [point.step for point in data.training] == [1]
@@ -329,7 +329,7 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
     failing.broken = False
     study(run, failing).run()
     data = load_report(run.path)
-    assert [sum(item.voids for item in arm.results) for arm in data.rows] == [0] * 5
+    assert [sum(item.voids for item in row.results) for row in data.rows] == [0] * 5
     assert data.isolation == "none"
     assert any("isolation: none" in text for text in warnings(data, summarise(data)))
 

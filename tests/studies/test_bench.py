@@ -107,9 +107,9 @@ def test_every_kind_of_agent_stands_on_one_board(
     )
     [page] = finish(begin(tmp_path, spec(*rows, stop_strings=("e",)), backend), backend)
     data = load_report(page.parent)
-    rates = {arm.name: sum(item.solved for item in arm.results) / 6 for arm in data.rows}
+    rates = {row.name: sum(item.solved for item in row.results) / 6 for row in data.rows}
     assert rates == {"oracle": 1.0, "no-op": 0.0, "tiny": 0.0, "live": 5 / 6, "old": 5 / 6}
-    origins = {arm.name: arm.origin for arm in data.rows}
+    origins = {row.name: row.origin for row in data.rows}
     assert [origin.kind for origin in origins.values()] == ["script", "script", "local", "live", "recorded"]
     assert (origins["live"].model, origins["live"].price) == ("m", "gpt-5.6")
     assert origins["tiny"].digest == data.model_digest
@@ -118,7 +118,7 @@ def test_every_kind_of_agent_stands_on_one_board(
     turns = [t.steps[0].turn for t in RunFolder.open(page.parent).trajectories("eval-tiny")]
     assert {"e" in turn.text for turn in turns} == {True, False}
     assert all(turn.stop == ("stop" if "e" in turn.text else "length") for turn in turns)
-    live = next(arm for arm in data.rows if arm.name == "live")
+    live = next(row for row in data.rows if row.name == "live")
     assert sum(item.prompt_tokens for item in live.results) == 6 * USAGE["prompt_tokens"]
     assert sum(item.completion_tokens for item in live.results) == 6 * USAGE["completion_tokens"]
     assert data.conditions is not None
@@ -183,7 +183,7 @@ def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
     ]
     assert [*load_report(page.parent).warnings] == [line for line in said if "trained" in line]
     for name, longest in (("as then", 1), ("otherwise", 0)):
-        [origin] = [arm.origin for arm in load_report(page.parent).rows if arm.name == name]
+        [origin] = [row.origin for row in load_report(page.parent).rows if row.name == name]
         assert origin.max_context_length == longest
         later = [t.steps[1].turn.tokens for t in RunFolder.open(page.parent).trajectories(f"eval-{name}")]
         assert {tokens is not None and tokens.kept is not None for tokens in later} == {longest > 0}
@@ -222,7 +222,7 @@ def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequ
     [folder] = (tmp_path / "runs").iterdir()
     assert (folder / "leaderboard.html").exists()
     [data] = load_reports(folder)
-    assert [sum(item.solved for item in arm.results) for arm in data.rows] == [6, 6]
+    assert [sum(item.solved for item in row.results) for row in data.rows] == [6, 6]
 
 
 def test_what_is_not_there_is_said_before_anything_is_made(
@@ -278,7 +278,7 @@ def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
     assert any("ended early" in text for text in data.warnings)
     assert any("live: 3 more episodes are on record, of a batch" in text for text in data.warnings)
     # Those that ended first are no fair sample.
-    assert {arm.name: sum(item.solved for item in arm.results) for arm in data.rows} == {"oracle": 6}
+    assert {row.name: sum(item.solved for item in row.results) for row in data.rows} == {"oracle": 6}
     api.begin(right)
     finish(run, backend)
     [data] = load_reports(run.path)
@@ -307,7 +307,7 @@ def test_a_refusal_keeps_no_other_row_and_no_other_environment_from_being_played
         finish(run, backend)
     for data in load_reports(run.path):
         many = {"sql-desk": 6, "code-editor": 2}[data.environment]
-        solved = {arm.name: sum(item.solved for item in arm.results) for arm in data.rows}
+        solved = {row.name: sum(item.solved for item in row.results) for row in data.rows}
         assert solved == {"old": many, "oracle": many}
         [early] = [text for text in data.warnings if "ended early" in text]
         assert early.count("TEST_KEY") == 1
@@ -319,7 +319,7 @@ def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: S
     display = StopWhenShown(1)
     [page] = Bench(run, backend, display, display.should_stop).run()
     data = load_report(page.parent)
-    assert [arm.name for arm in data.rows] == ["oracle"]
+    assert [row.name for row in data.rows] == ["oracle"]
     assert data.warnings == ("The run ended early (stopped by the user); this is what there is.",)
 
 
@@ -354,12 +354,12 @@ def test_a_provider_that_does_not_answer_makes_voids_which_are_tried_again(
     api.begin(say)
     run = begin(tmp_path, spec(AgentSpec("live", card=card(tmp_path, api))), backend)
     finish(run, backend)
-    [arm] = load_reports(run.path)[0].rows
-    assert (sum(item.solved for item in arm.results), sum(item.voids for item in arm.results)) == (5, 1)
+    [row] = load_reports(run.path)[0].rows
+    assert (sum(item.solved for item in row.results), sum(item.voids for item in row.results)) == (5, 1)
     api.begin(right)
     finish(run, backend)
-    [arm] = load_reports(run.path)[0].rows
-    assert (sum(item.solved for item in arm.results), sum(item.voids for item in arm.results)) == (6, 0)
+    [row] = load_reports(run.path)[0].rows
+    assert (sum(item.solved for item in row.results), sum(item.voids for item in row.results)) == (6, 0)
     assert len(api.asked) == 1
 
 
@@ -485,12 +485,12 @@ def _question(body: Body) -> str:
 def _timeless(run: RunFolder) -> dict[str, Any]:
     """A run's report without what time has put into it."""
     [data] = load_reports(run.path)
-    arms = tuple(
+    rows = tuple(
         replace(
-            arm,
-            results=tuple(replace(item, seconds=0.0) for item in arm.results),
-            origin=replace(arm.origin, seconds=0.0),
+            row,
+            results=tuple(replace(item, seconds=0.0) for item in row.results),
+            origin=replace(row.origin, seconds=0.0),
         )
-        for arm in data.rows
+        for row in data.rows
     )
-    return json.loads(replace(data, run="", phases=(), rows=arms).to_json())
+    return json.loads(replace(data, run="", phases=(), rows=rows).to_json())

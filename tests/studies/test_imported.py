@@ -76,7 +76,7 @@ def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
     assert part.manifest["left_out"] == SAID
     [page] = made.run()
     data = load_report(page.parent)
-    assert {arm.name: [item.solved for item in arm.results] for arm in data.rows} == {
+    assert {row.name: [item.solved for item in row.results] for row in data.rows} == {
         "oracle": [True],
         "no-op": [False],
     }

@@ -80,7 +80,7 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
     first, second = (load_report(page.parent) for page in pages)
     for data in (first, second):
-        assert [arm.name for arm in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
         assert [point.step for point in data.training] == [1, 2]
         assert not data.warnings
     # The base answers for both, and its time is counted once.
