@@ -38,9 +38,9 @@ if TYPE_CHECKING:
     from envkit.training.policy import Policy
 
 #: Settings of a row that have an effect only on sampled agents, not on scripts or recorded outputs.
-_SAMPLED: Final = ("temperature", "max_completion_length", "stop_strings", "max_context_length")
+_SAMPLING_SETTINGS: Final = ("temperature", "max_completion_length", "stop_strings", "max_context_length")
 #: Values of settings in training runs that are older than the setting.
-_UNSAID: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0, "dtype": "float32"}
+_OLD_DEFAULTS: Final[Mapping[str, Any]] = {"stop_strings": [], "max_context_length": 0, "dtype": "float32"}
 
 
 @final
@@ -49,7 +49,7 @@ class AgentFactory:
 
     Args:
         spec: the specification that holds the rows.
-        began: the run's manifest at the start: digests of models and adapters, cards, and the machine.
+        fixed: entries of the run's manifest: digests of models and adapters, cards, and the machine.
         prices: prices of API tokens.
         display: shows which models are loaded.
         should_stop: polled while an agent answers.
@@ -58,12 +58,12 @@ class AgentFactory:
     def __init__(
         self,
         spec: BenchSpec,
-        began: Mapping[str, Any],
+        fixed: Mapping[str, Any],
         prices: PriceTable,
         display: Display,
         should_stop: ShouldStop = never,
     ) -> None:
-        self._spec, self._began = spec, began
+        self._spec, self._fixed = spec, fixed
         self._prices, self._display, self._should_stop = prices, display, should_stop
         self._budget = Budget(spec.budget_usd)
         #: The base model in memory: its id and its policy.
@@ -102,7 +102,7 @@ class AgentFactory:
                 self._loaded = model, self._load(model)
             policy = self._loaded[1]
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
-            number = [one.name for one in self._on(model)].index(row.name)
+            number = [other.name for other in self._rows_on(model)].index(row.name)
             yield LocalAgent(
                 row.name,
                 policy.engine,
@@ -156,7 +156,8 @@ class AgentFactory:
         if row.card:
             card = self._card(row)
             # Without calls that were cut off when a run was killed: their answers are in no episode.
-            usages = [u for key, u in RecordedCalls(part.records(_calls(row))).ended if key in counted]
+            ended = RecordedCalls(part.records(_calls(row))).ended
+            usages = [usage for key, usage in ended if key in counted]
             return Origin(
                 "live",
                 card.model,
@@ -173,13 +174,13 @@ class AgentFactory:
             return Origin(
                 "local",
                 model_of(row),
-                self._began["adapters"].get(row.name, ""),
+                self._fixed["adapters"].get(row.name, ""),
                 training_seconds=self._spent_on(Path(row.adapter)) if row.adapter else 0.0,
                 temperature=temperature,
                 max_completion_length=length,
                 stop_strings=row.stop_strings or (),
                 max_context_length=row.max_context_length or 0,
-                digest=self._began["models"][model_of(row)],
+                digest=self._fixed["models"][model_of(row)],
             )
         if row.recorded:
             return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))
@@ -189,8 +190,9 @@ class AgentFactory:
         """Describe a row in a few words, for the report."""
         if row.card:
             card = self._card(row)
-            more = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
-            return f"{card.model} at {card.base_url}, by {'tools' if card.mode == 'tools' else 'text'}{more}"
+            settings = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
+            mode = "tools" if card.mode == "tools" else "text"
+            return f"{card.model} at {card.base_url}, by {mode}{settings}"
         if row.adapter:
             return f"adapter {row.adapter} on {model_of(row)}"
         if row.recorded:
@@ -202,21 +204,21 @@ class AgentFactory:
 
         Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in.
         """
-        run = _made_in(Path(row.adapter)) if row.adapter else None
+        run = _run_of(Path(row.adapter)) if row.adapter else None
         if run is None:
             return []
-        then = {**_UNSAID, **run.manifest.get("plan", {}).get("train", {})}
-        now = {
+        trained = {**_OLD_DEFAULTS, **run.manifest.get("plan", {}).get("train", {})}
+        asked = {
             "stop_strings": [*(row.stop_strings or ())],
             "max_context_length": row.max_context_length,
             "max_turns": self._spec.max_turns,
             "max_completion_length": row.max_completion_length,
-            "dtype": self._began["machine"]["dtype"],
+            "dtype": self._fixed["machine"]["dtype"],
         }
         return [
-            f"{row.name} was trained with {setting} {then[setting]}, and is asked with {asked}."
-            for setting, asked in now.items()
-            if then.get(setting, asked) != asked
+            f"{row.name} was trained with {setting} {trained[setting]}, and is asked with {value}."
+            for setting, value in asked.items()
+            if trained.get(setting, value) != value
         ]
 
     def require_unchanged(self, row: AgentSpec) -> None:
@@ -227,9 +229,9 @@ class AgentFactory:
         """
         if row.adapter:
             folder = Path(row.adapter)
-            if not folder.is_dir() or weights_digest(folder) != self._began["adapters"][row.name]:
+            if not folder.is_dir() or weights_digest(folder) != self._fixed["adapters"][row.name]:
                 raise StoreError(f"{row.adapter} has changed since the run began, or is gone; cannot go on")
-        if row.card and asdict(load_card(row.card)) != self._began["cards"][row.name]:
+        if row.card and asdict(load_card(row.card)) != self._fixed["cards"][row.name]:
             raise StoreError(
                 f"card {row.card} has changed since the run began; start another run, or change it back"
             )
@@ -240,19 +242,19 @@ class AgentFactory:
         NaN if no run folder holds it, if the run has a later checkpoint, or if it was trained on another kind
         of machine, because that machine's hours have another price.
         """
-        run, own = _made_in(adapter), self._began["machine"]
+        run, here = _run_of(adapter), self._fixed["machine"]
         if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
             return math.nan
-        theirs = run.manifest.get("machine", own)
-        if any((theirs.get(part) or "") != (own.get(part) or "") for part in ("cores", "card")):
+        trained_on = run.manifest.get("machine", here)
+        if any((trained_on.get(part) or "") != (here.get(part) or "") for part in ("cores", "card")):
             return math.nan
         return training_seconds(run, ("SFT",)) if adapter.name == "sft" else training_seconds(run)
 
     def _card(self, row: AgentSpec) -> Card:
         """Return a row's card as the manifest stores it."""
-        return Card(**self._began["cards"][row.name])
+        return Card(**self._fixed["cards"][row.name])
 
-    def _on(self, model: str) -> list[AgentSpec]:
+    def _rows_on(self, model: str) -> list[AgentSpec]:
         """Rows that run on a base model, with or without an adapter."""
         return [row for row in self._spec.agents if runs_here(row) and model_of(row) == model]
 
@@ -261,11 +263,11 @@ class AgentFactory:
         from envkit.training.policy import Policy
 
         ref = resolve(model, self._display.say)
-        if ref.digest != self._began["models"][model]:
+        if ref.digest != self._fixed["models"][model]:
             raise StoreError(f"the run began with other weights of {model}; cannot go on")
-        policy = Policy(ref, dtype=str(self._began["machine"]["dtype"]))
+        policy = Policy(ref, dtype=str(self._fixed["machine"]["dtype"]))
         names: list[str | None] = []
-        for number, row in enumerate(self._on(model)):
+        for number, row in enumerate(self._rows_on(model)):
             names.append(f"row-{number}" if row.adapter else None)
             if row.adapter:
                 policy.add(Path(row.adapter), f"row-{number}")
@@ -297,7 +299,7 @@ def require_usable(row: AgentSpec, prices: PriceTable) -> None:
         UsageError: no such card, no price for it or no key, an adapter folder that is none, or a setting of
             its own that would do nothing.
     """
-    unused = [name for name in _SAMPLED if getattr(row, name) is not None]
+    unused = [name for name in _SAMPLING_SETTINGS if getattr(row, name) is not None]
     if unused and (row.script or row.recorded):
         raise ConfigError(f"agent {row.name}: nothing is sampled for it; leave out {', '.join(unused)}")
     if row.card:
@@ -310,7 +312,7 @@ def require_usable(row: AgentSpec, prices: PriceTable) -> None:
         raise ConfigError(f"{row.adapter}: no adapter_config.json there; expected a PEFT adapter folder")
 
 
-def _made_in(adapter: Path) -> RunFolder | None:
+def _run_of(adapter: Path) -> RunFolder | None:
     """Find the run folder that holds an adapter; ``None`` if there is none."""
     for folder in adapter.resolve().parents:
         if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():

@@ -40,8 +40,8 @@ from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
-#: Number of RL steps whose time is compared with the forecast.
-_LOOKED_AT_STEPS: Final = 2
+#: RL steps after which their time is compared with the forecast.
+_FORECAST_CHECK_STEPS: Final = 2
 #: Name of the phase that estimates how hard tasks are.
 _ESTIMATE: Final = "estimate difficulty"
 
@@ -88,9 +88,10 @@ class BeforeAfter:
         self._may_shorten = study.plan.step_s > 0 and "part_of" not in manifest
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
-        most = share(study.plan.heldout_tasks, len(kinds))
+        tasks_per_env = share(study.plan.heldout_tasks, len(kinds))
+        heldout = {kind: tasks[:tasks_per_env] for kind, tasks in study.heldout.items()}
         self._evals = [
-            EnvEval(run, part, kind, study.heldout[kind][:most], study.plan, backend, display, should_stop)
+            EnvEval(run, part, kind, heldout[kind], study.plan, backend, display, should_stop)
             for kind, part in parts_of(run, kinds).items()
         ]
         self._sft_tasks = {kind: split_for_warm_start(tasks)[0] for kind, tasks in study.train.items()}
@@ -109,10 +110,10 @@ class BeforeAfter:
 
     def _rl_tasks_of(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
         config = self._plan.train
-        kept = split_for_warm_start(tasks)[1] if config.sft_examples else list(tasks)
+        chosen = split_for_warm_start(tasks)[1] if config.sft_examples else list(tasks)
         if config.curriculum_tasks:
-            kept = kept[: share(config.curriculum_tasks, environments)]
-        return kept if environments == 1 else [_of(kind, task) for task in kept]
+            chosen = chosen[: share(config.curriculum_tasks, environments)]
+        return chosen if environments == 1 else [_with_prefix(kind, task) for task in chosen]
 
     def run(self) -> list[Path]:
         """Run all phases that are not finished; returns the paths of the HTML reports, one per environment.
@@ -120,16 +121,16 @@ class BeforeAfter:
         Raises:
             StoreError: another process is writing to the run folder, or it is part of a run of several seeds.
         """
-        if whole := self._run.manifest.get("part_of"):
-            raise StoreError(f"{self._run.path} is part of {whole}, whose seeds go on together; resume that")
+        if parent := self._run.manifest.get("part_of"):
+            raise StoreError(f"{self._run.path} is part of {parent}, whose seeds go on together; resume that")
         with self._run.locked(), contextlib.closing(self.policy):
             try:
                 self.begin()
                 self._train_rl()
                 self.finish()
             except Stopped:
-                return self.report(whole=False)
-            return self.report(whole=True)
+                return self.report(complete=False)
+            return self.report(complete=True)
 
     def begin(self) -> None:
         """Run every phase before RL: controls, base evaluation, warm start, difficulty estimates.
@@ -154,17 +155,17 @@ class BeforeAfter:
         """
         self._evaluate("SFT+RL" if self._is_warm() else "RL")
 
-    def report(self, *, whole: bool) -> list[Path]:
+    def report(self, *, complete: bool) -> list[Path]:
         """Write the reports; returns the paths of the HTML pages.
 
         Args:
-            whole: True if the run was not stopped early.
+            complete: True if the run was not stopped early.
         """
         warnings = (
-            *(() if whole else ("The run was stopped early; this is what there is.",)),
+            *(() if complete else ("The run was stopped early; this is what there is.",)),
             *self._notes,
             *self._replans(),
-            *(() if self._evaluates else ("The run was told not to evaluate.",)),
+            *(() if self._evaluates else ("Evaluation was switched off.",)),
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
         origins = {name: self._origin(name) for name in MODEL_ROWS}
@@ -175,8 +176,8 @@ class BeforeAfter:
 
         Difficulty estimates are copied with their time, because this adapter's training needed them too.
         """
-        for own, theirs in zip(self._evals, other._evals, strict=True):
-            own.copy_shared_results(theirs)
+        for env_eval, other_eval in zip(self._evals, other._evals, strict=True):
+            env_eval.copy_shared_results(other_eval)
         if self._is_warm() or self._run.records("difficulty"):
             return
         with self._run.journal("difficulty") as journal, self._run.journal("phases") as phases:
@@ -273,22 +274,22 @@ class BeforeAfter:
     def _estimate(self) -> None:
         """Estimate the current policy's solve rate on each RL task; writes ``difficulty.jsonl``."""
         config = self._plan.train
-        known = {record["task"] for record in self._run.records("difficulty")}
-        total, done = sum(map(len, self._rl_tasks.values())), len(known)
+        estimated = {record["task"] for record in self._run.records("difficulty")}
+        total, done = sum(map(len, self._rl_tasks.values())), len(estimated)
         if not config.curriculum_tasks or done == total:
             return
         self._display.phase(_ESTIMATE, total)
         with Stopwatch(self._run, _ESTIMATE) as watch, self._run.journal("difficulty") as journal:
             for kind, tasks in self._rl_tasks.items():
-                left = [task for task in tasks if task.id not in known]
+                missing = [task for task in tasks if task.id not in estimated]
                 shown = (
-                    demonstrations(kind, left, self._backend, config.max_turns, self._should_stop)
-                    if left
+                    demonstrations(kind, missing, self._backend, config.max_turns, self._should_stop)
+                    if missing
                     else []
                 )
                 limits = config.max_completion_length, config.stop_strings
                 rates = solve_rates(self.policy, shown, config.temperature, *limits)
-                for task, rate in zip(left, rates, strict=True):
+                for task, rate in zip(missing, rates, strict=True):
                     check(self._should_stop)
                     journal.append({"task": task.id, "rate": rate})
                     watch.lap()
@@ -341,7 +342,7 @@ class BeforeAfter:
             at_once: returns the number of adapters that shared the time of the last step.
         """
         config, store = self._plan.train, CheckpointStore(self._run.path / "checkpoints")
-        tasks = [task for own in self._rl_tasks.values() for task in own]
+        rl_tasks = [task for tasks in self._rl_tasks.values() for task in tasks]
         with (
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
@@ -350,7 +351,7 @@ class BeforeAfter:
         ):
             estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
-            collector = RolloutCollector(self.policy, tasks, rollouts, config, episodes, estimates)
+            collector = RolloutCollector(self.policy, rl_tasks, rollouts, config, episodes, estimates)
             trainer = kind(collector, metrics, store)
 
             spent_s: list[float] = []
@@ -362,15 +363,15 @@ class BeforeAfter:
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
                 spent_s.append(m.rollout_s + m.learn_s)
-                if m.step == len(spent_s) == _LOOKED_AT_STEPS and self._may_shorten:
+                if m.step == len(spent_s) == _FORECAST_CHECK_STEPS and self._may_shorten:
                     self._shorten(m.step, sum(spent_s))
                 return m.step < self._last_step() and not self._should_stop()
 
             yield trainer, on_step
 
 
-def _of(kind: type[Env], task: Task) -> Task:
+def _with_prefix(kind: type[Env], task: Task) -> Task:
     """Prefix a task's id, source and operator with its environment, so that they are unique among several."""
     facts = task.metadata
-    own = {"source": f"{kind.id} {task.source}", "operator": f"{kind.id} {facts.get('operator', '')}"}
-    return replace(task, id=f"{kind.id} {task.id}", metadata={**facts, **own, "environment": kind.id})
+    prefixed = {"source": f"{kind.id} {task.source}", "operator": f"{kind.id} {facts.get('operator', '')}"}
+    return replace(task, id=f"{kind.id} {task.id}", metadata={**facts, **prefixed, "environment": kind.id})

@@ -44,8 +44,8 @@ from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import JSON, Task, Usage
 
 _KIND, _TASKS, _PRICES = "bench", "tasks.jsonl", "prices.toml"
-#: Fields of a specification that the report shows in its own tables, so not among its settings.
-_TABLES = ("environments", "agents", "title")
+#: Fields of a specification that the report shows in tables, so not among its settings.
+_SHOWN_IN_TABLES = ("environments", "agents", "title")
 #: Reasons to leave out an imported item, by the control agent that earned the wrong reward on it.
 _UNFIT: Mapping[str, str] = {
     "oracle": "whose own solution does not pass its tests",
@@ -81,9 +81,9 @@ def start(
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
     played = [
-        (one.name, kind, load_tasks(kind, one, backend, display, spec.agents))
-        for one in spec.environments
-        for kind in [registry.environment(one.name)]
+        (environment.name, kind, load_tasks(kind, environment, backend, display, spec.agents))
+        for environment in spec.environments
+        for kind in [registry.environment(environment.name)]
     ]
     if any(row.script == "random" for row in spec.agents):
         for _, _, imported in played:
@@ -119,12 +119,9 @@ def start(
         if prices:  # a copy, because the user may change or delete the file
             write_atomic(run.path / _PRICES, prices.read_bytes())
         for name, kind, imported in played:
-            began = {
-                "code": code_digest(kind),
-                "tasks": digest(imported.tasks),
-                "left_out": dict(imported.left_out),
-            }
-            part = run.part(name, {"kind": f"{_KIND}-part", **shared, **began})
+            digests = {"code": code_digest(kind), "tasks": digest(imported.tasks)}
+            left_out = dict(imported.left_out)
+            part = run.part(name, {"kind": f"{_KIND}-part", **shared, **digests, "left_out": left_out})
             write_tasks(part.path / _TASKS, imported.tasks, 0)
             for row in spec.agents:
                 if row.recorded:
@@ -172,32 +169,32 @@ def load_tasks(
         UsageError: there are no tasks, or they are not held out.
         SandboxError: the sandbox broke while a control agent played, so its task could not be checked.
     """
-    form, colon, path = spec.tasks.partition(":")
-    theirs = bool(colon) and not Path(spec.tasks).exists()
+    format_name, colon, path = spec.tasks.partition(":")
+    is_published = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:
-        found = ImportedTasks(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
-    elif theirs:
-        found = kind.import_tasks(form, Path(path))
+        imported = ImportedTasks(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
+    elif is_published:
+        imported = kind.import_tasks(format_name, Path(path))
     else:
-        found = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
+        imported = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
     for row in rows:
-        _require_recorded(row, found)  # before the control agents play, which takes minutes
-    tasks = found.tasks[: spec.limit]
+        _require_recorded(row, imported)  # before the control agents play, which takes minutes
+    tasks = imported.tasks[: spec.limit]
     require_heldout(tasks)
-    left_out = Counter(found.left_out)
-    if theirs:
+    left_out = Counter(imported.left_out)
+    if is_published:
         # With the run's own seed, so that its control episodes find these grades in the cache.
-        broken = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
-        if void := next((one for one in broken if one.void), None):
+        faults = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
+        if void := next((fault for fault in faults if fault.void), None):
             raise SandboxError(f"{spec.tasks}: {void}; start again")
-        unfit = {one.task: _UNFIT[one.agent] for one in reversed(broken)}  # the oracle's overrides
+        unfit = {fault.task: _UNFIT[fault.agent] for fault in reversed(faults)}  # the oracle's overrides
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)
     for reason, count in left_out.items():
         display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
-    return ImportedTasks(tasks, found.recorded, left_out)
+    return ImportedTasks(tasks, imported.recorded, left_out)
 
 
 def differences(spec: BenchSpec) -> list[Difference]:
@@ -235,19 +232,19 @@ def _recorded(
     Raises:
         UsageError: an output is missing for some of the tasks.
     """
-    said, usage = imported.recorded.get(row.recorded), dict[str, Usage]()
-    if said is None:
+    texts, usage = imported.recorded.get(row.recorded), dict[str, Usage]()
+    if texts is None:
         _require_recorded(row, imported)
         file = Path(row.recorded)
-        said, usage = read_recorded(file), read_usage(file)
-        if usage.keys() != said.keys():  # the report would show a part of the cost as all of it
+        texts, usage = read_recorded(file), read_usage(file)
+        if usage.keys() != texts.keys():  # the report would show a part of the cost as all of it
             usage = {}
-    if missing := [task.id for task in imported.tasks if task.id not in said]:
+    if missing := [task.id for task in imported.tasks if task.id not in texts]:
         raise UsageError(
             f"agent {row.name}: {row.recorded} has no output for {len(missing)} of "
             f"{len(imported.tasks)} tasks, {missing[0]} first"
         )
-    return {task.id: said[task.id] for task in imported.tasks}, usage
+    return {task.id: texts[task.id] for task in imported.tasks}, usage
 
 
 @final
@@ -282,20 +279,20 @@ class Bench:
         try:
             self._spec = decode(BenchSpec, manifest["spec"], "spec")
             threads = manifest["threads"]
-            began = {key: manifest[key] for key in ("models", "adapters", "cards", "machine")}
+            fixed = {key: manifest[key] for key in ("models", "adapters", "cards", "machine")}
         except (KeyError, ValueError) as error:
             raise StoreError(f"{run.path / 'manifest.json'}: {error}; it is damaged") from error
         if budget_usd is not None:
             self._spec = replace(self._spec, budget_usd=budget_usd)
         self._run, self._backend, self._display, self._should_stop = run, backend, display, should_stop
-        if began["models"]:
+        if fixed["models"]:
             use_threads(threads)
-        self._agents = AgentFactory(self._spec, began, load_prices(prices_of(run)), display, should_stop)
+        self._agents = AgentFactory(self._spec, fixed, load_prices(prices_of(run)), display, should_stop)
 
     @property
     def parts(self) -> list[tuple[type[Env], RunFolder]]:
         """Environments of the run, each with its folder."""
-        kinds = [registry.environment(one.name) for one in self._spec.environments]
+        kinds = [registry.environment(environment.name) for environment in self._spec.environments]
         return [(kind, RunFolder.open(self._run.path / kind.id)) for kind in kinds]
 
     @property
@@ -333,7 +330,7 @@ class Bench:
         require_code(kind, part)
         tasks = self.tasks(part)
         runner = EvalRunner(part, tasks, self._display)
-        cut: list[str] = []
+        reasons: list[str] = []  # why rows are incomplete
         with Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop) as rollouts:
             for row in self.rows:
                 if runner.finished(row.name, row.samples or 1):
@@ -344,17 +341,17 @@ class Bench:
                         runner.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # free its base model before the next row loads another one
                 except Stopped as stopped:
-                    cut.append(str(stopped))
+                    reasons.append(str(stopped))
                     break
                 except SandboxError as error:  # the same sandboxes would fail the next agents too
                     failures.append(error)
-                    cut.append(str(error))
+                    reasons.append(str(error))
                     break
                 except UsageError as error:  # from a provider or the budget: other rows can go on
                     self._display.say(escape(f"{row.name} is refused: {error}"))
                     failures.append(error)
-                    cut.append(str(error))
-        return self.report(kind, part, "; ".join(dict.fromkeys(cut)))
+                    reasons.append(str(error))
+        return self.report(kind, part, "; ".join(dict.fromkeys(reasons)))
 
     def tasks(self, part: RunFolder) -> list[Task]:
         """Read the tasks that the run began with.
@@ -371,25 +368,33 @@ class Bench:
         """Return a function that makes environments of one kind with these tasks."""
         return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._spec.max_turns)
 
-    def report(self, kind: type[Env], part: RunFolder, cut: str = "") -> Path:
-        """Write an environment's report of the episodes played so far; ``cut`` says why it ended early."""
+    def report(self, kind: type[Env], part: RunFolder, ended_early: str = "") -> Path:
+        """Write an environment's report of the episodes played so far.
+
+        Args:
+            kind: the environment.
+            part: its folder.
+            ended_early: reason why episodes are missing; empty if none are.
+        """
         spec, tasks = self._spec, self.tasks(part)
-        facts = cast("Mapping[str, JSON]", encode(spec))
+        fields = cast("Mapping[str, JSON]", encode(spec))
+        settings = {name: value for name, value in fields.items() if name not in _SHOWN_IN_TABLES}
         runner = EvalRunner(part, tasks, self._display)
+        left_out: Mapping[str, int] = part.manifest.get("left_out", {})
         rows: list[Row] = []
-        told: list[str] = []
+        notes: list[str] = []
         for row in self.rows:
             counted = runner.counted(row.name, row.samples or 1)
             if more := len(runner.played(row.name)) - len(counted):
-                told.append(
-                    f"{row.name}: {more} more episodes are on record, of a batch that did not end. They are "
-                    "in no number: those that end first are no fair sample."
+                notes.append(
+                    f"{row.name}: {more} more episodes are recorded, of a batch that did not end. They do "
+                    "not count, because the episodes that end first are no fair sample."
                 )
             origin = self._agents.origin(row, part, {episode.key for episode in counted})
             expected = SCRIPTS.get(row.script)
             if reported := runner.report_row(row.name, self._agents.describe(row), counted, expected, origin):
                 rows.append(reported)
-                told += self._agents.differences_from_training(row)
+                notes += self._agents.differences_from_training(row)
         path, _ = build_report(
             part,
             kind,
@@ -400,11 +405,11 @@ class Bench:
             max_turns=spec.max_turns,
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),
-            config=flat_settings({name: value for name, value in facts.items() if name not in _TABLES}),
+            config=flat_settings(settings),
             warnings=(
-                *((f"The run ended early ({cut}); this is what there is.",) if cut else ()),
-                *told,
-                *(f"Left out: {many} {why}." for why, many in part.manifest.get("left_out", {}).items()),
+                *((f"The run ended early ({ended_early}); this is what there is.",) if ended_early else ()),
+                *notes,
+                *(f"Left out: {count} {reason}." for reason, count in left_out.items()),
             ),
         )
         return path

@@ -21,9 +21,12 @@ _STAT: Final = Path("/proc/stat")
 _BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 #: bfloat16 is worth its rounding only if it takes less than this share of float32's time.
 _CLEARLY_FASTER: Final = 0.7
-#: A machine is busy if others use more than this share of its cores, or the host takes more than that share,
-#: or equal timings differ by more than that factor.
-_MOST_OTHERS, _MOST_STOLEN, _MOST_SPREAD = 0.25, 0.05, 1.5
+#: A machine is busy if other programs use more than this share of its cores,
+_MAX_OTHERS_SHARE: Final = 0.25
+#: or the host takes more than this share of the processor time,
+_MAX_STOLEN_SHARE: Final = 0.05
+#: or equal timings differ by more than this factor.
+_MAX_SPREAD: Final = 1.5
 
 
 def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:
@@ -151,13 +154,13 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> 
         cores = os.cpu_count() or 1
         others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / wall_s
         stolen = (after.stolen_s - before.stolen_s) / (wall_s * cores)
-        if others > _MOST_OTHERS * cores:
+        if others > _MAX_OTHERS_SHARE * cores:
             reasons.append(
                 f"other programs use {others:.1f} of {cores} cores (load average {os.getloadavg()[0]:.1f})"
             )
-        if stolen > _MOST_STOLEN:
+        if stolen > _MAX_STOLEN_SHARE:
             reasons.append(f"other guests of the host take {stolen:.0%} of the processor time")
-    if spread > _MOST_SPREAD:
+    if spread > _MAX_SPREAD:
         reasons.append(f"equal work took up to {spread:.1f} times as long")
     return ", ".join(reasons)
 

@@ -25,30 +25,30 @@ from envkit.training.policy import Policy
 DEFAULT_MINUTES = 20.0
 
 #: Prompt and answer lengths of the timing, in tokens: typical of the code editor's tasks.
-_PROMPT, _ANSWER = 150, 64
+_PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
 #: Tokens sampled per held-out episode beyond a prefix shared with the task's other episodes, as a multiple of
 #: the right answer's length: for a trained model, and for the base model, whose answers are longer.
-_DRAWN, _RAMBLED = 0.5, 1.3
+_TRAINED_LENGTH, _BASE_LENGTH = 0.5, 1.3
 #: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.
-_APART, _APART_UNTAUGHT = 0.25, 0.5
+_UNSHARED_WARM, _UNSHARED_COLD = 0.25, 0.5
 #: Seconds that the environment takes per turn.
-_GRADED_S = 0.01
+_ENV_TURN_S = 0.01
 #: Length of a later observation, as a multiple of the first one's.
-_REPLY = 1 / 3
+_LATER_OBSERVATION = 1 / 3
 #: Share of a step's groups with a gradient.
-_TAUGHT = 0.8
+_MIXED_GROUPS = 0.8
 #: Time of a forward pass, as a share of forward and backward together.
-_FORWARD = 0.39
-#: Least useful training: two batches of SFT examples, two RL steps.
-_LEAST_EXAMPLES, _LEAST_STEPS = 24, 2
-#: Least number of held-out tasks, and the number used if the first leaves too little time for training.
-_LEAST_TASKS, _FEWEST_TASKS = 16, 8
-#: Most measurements on a busy machine, and seconds after which no further one starts.
-_MOST_PROBES, _MOST_PROBE_S = 3, 60.0
+_FORWARD_SHARE = 0.39
+#: Smallest useful training: two batches of SFT examples, two RL steps.
+_MIN_EXAMPLES, _MIN_STEPS = 24, 2
+#: Smallest number of held-out tasks, and the number used if the first leaves too little time for training.
+_MIN_TASKS, _MIN_TASKS_IF_SHORT = 16, 8
+#: Largest number of measurements on a busy machine, and seconds after which no further one starts.
+_MAX_PROBES, _MAX_PROBE_S = 3, 60.0
 #: A run is shortened if its steps take more than this multiple of their forecast.
 SLOW_STEPS = 1.5
-#: Most RL steps. A larger budget makes steps larger instead, because their gradients are less noisy.
-_MOST_STEPS = 48
+#: Largest number of RL steps. A larger budget makes steps larger, because their gradients are less noisy.
+_MAX_STEPS = 48
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +120,14 @@ def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
     """
     fastest: Speed | None = None
     started = time.monotonic()
-    for number in range(1, _MOST_PROBES + 1):
+    for number in range(1, _MAX_PROBES + 1):
         before = CpuTimes.now()
         speed, spread = measure(policy)
         fastest = speed if fastest is None else fastest.fastest(speed)
         reason = why_busy(before, CpuTimes.now(), spread)
         if not reason:
             break
-        is_last = number == _MOST_PROBES or time.monotonic() - started > _MOST_PROBE_S
+        is_last = number == _MAX_PROBES or time.monotonic() - started > _MAX_PROBE_S
         say(
             f"this machine is busy: {reason}; "
             + ("planning with the fastest times" if is_last else "measuring again")
@@ -145,12 +145,13 @@ def measure(policy: Policy) -> tuple[Speed, float]:
         The speed, and the largest ratio of slowest to fastest among timings of equal work.
     """
     spreads: list[float] = []
-    prompts = [tuple(range(100 + row, 100 + row + _PROMPT)) for row in range(8)]
+    prompts = [tuple(range(100 + row, 100 + row + _PROMPT_TOKENS)) for row in range(8)]
     requests = [Request(ids, (row, copy)) for row, ids in enumerate(prompts) for copy in range(8)]
-    nothing, ones = (0.0,) * _ANSWER, (1.0,) * _ANSWER
-    rows = [TrainingRow(ids[-_ANSWER:], (True,) * _ANSWER, nothing, ones) for ids in prompts]
+    length = _ANSWER_TOKENS
+    zeros, ones = (0.0,) * length, (1.0,) * length
+    rows = [TrainingRow(ids[-length:], (True,) * length, zeros, ones) for ids in prompts]
     batch = pack(prompts[0], rows, policy.device)
-    settings, size = TrainConfig(), StepSize(len(rows) * _ANSWER, len(rows))
+    settings, size = TrainConfig(), StepSize(len(rows) * length, len(rows))
 
     def learn() -> None:
         policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
@@ -169,9 +170,9 @@ def measure(policy: Policy) -> tuple[Speed, float]:
         spreads.append(max(times) / max(min(times), 1e-3))  # differences below a millisecond are noise
         return min(times)
 
-    def sample(asked: Sequence[Request], tokens: int) -> None:
+    def sample(batch: Sequence[Request], tokens: int) -> None:
         policy.engine.forget()  # otherwise a prefix cache would skip the prefill
-        policy.engine.generate(asked, Sampling(100.0, tokens))  # so hot that all rows differ
+        policy.engine.generate(batch, Sampling(100.0, tokens))  # so hot that all rows differ
 
     policy.sync()  # a new adapter has no effect yet, but takes some time
     # Warm up caches, thread pools and the allocator before the timing.
@@ -184,17 +185,17 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     row_s = max((many_s - few_s) / (len(requests) - len(few)), 1e-6)
     speed = Speed(
         learn=batch.ids_1S.shape[1] / seconds(learn),
-        prefill=len(prompts) * _PROMPT / read_s,
+        prefill=len(prompts) * _PROMPT_TOKENS / read_s,
         step_s=max(few_s - len(few) * row_s, 1e-4),
         row_s=row_s,
     )
     return speed, max(spreads)
 
 
-def lengths_of(renderer: ChatRenderer, shown: Sequence[Demonstration]) -> Lengths:
+def lengths_of(renderer: ChatRenderer, demonstrations: Sequence[Demonstration]) -> Lengths:
     """Mean lengths of demonstrations; there must be at least one."""
-    prompts = [len(renderer.first(one.system, one.observation)) for one in shown]
-    answers = [len(renderer.answer(one.answer)) for one in shown]
+    prompts = [len(renderer.first(shown.system, shown.observation)) for shown in demonstrations]
+    answers = [len(renderer.answer(shown.answer)) for shown in demonstrations]
     return Lengths(round(mean(prompts)), round(mean(answers)))
 
 
@@ -204,9 +205,11 @@ def require_minutes(minutes: float, adapters: int = 1) -> None:
     Raises:
         UsageError: less than one minute per adapter, infinite or not a number.
     """
-    least = max(adapters, 1)
-    if not least <= minutes < float("inf"):
-        raise UsageError(f"--minutes is {minutes}; at least {least} is needed to train and evaluate anything")
+    minimum = max(adapters, 1)
+    if not minimum <= minutes < float("inf"):
+        raise UsageError(
+            f"--minutes is {minutes}; at least {minimum} is needed to train and evaluate anything"
+        )
 
 
 def plan(
@@ -251,7 +254,7 @@ def require_useful(
     advice = "use a smaller model or a faster machine" if enough is None else f"give --minutes {enough}"
     raise UsageError(
         f"--minutes {minutes:g} allows {examples} known answers and {sized.train.max_steps} RL steps here, "
-        f"too little to show anything (at least {_LEAST_EXAMPLES} and {_LEAST_STEPS}): this machine learns "
+        f"too little to show anything (at least {_MIN_EXAMPLES} and {_MIN_STEPS}): this machine learns "
         f"from {speed.learn:.0f} and reads {speed.prefill:.0f} tokens per second; {advice}"
     )
 
@@ -270,13 +273,13 @@ def shortened(planned: Plan, step: int, spent_s: float) -> int:
     steps, measured_s = planned.train.max_steps, spent_s / step
     if measured_s <= SLOW_STEPS * planned.step_s:
         return steps
-    return min(steps, max(step, _LEAST_STEPS, int(steps * planned.step_s / measured_s)))
+    return min(steps, max(step, _MIN_STEPS, int(steps * planned.step_s / measured_s)))
 
 
 def _is_useful(sized: Plan, examples: int) -> bool:
     """True if a plan trains enough to show anything; ``examples`` as from `_divide`."""
-    is_warm = not sized.train.sft_examples or examples >= _LEAST_EXAMPLES
-    return is_warm and sized.train.max_steps >= _LEAST_STEPS
+    is_warm = not sized.train.sft_examples or examples >= _MIN_EXAMPLES
+    return is_warm and sized.train.max_steps >= _MIN_STEPS
 
 
 def _divide(
@@ -284,14 +287,14 @@ def _divide(
 ) -> tuple[Plan, int]:
     """Return the plan, and the number of SFT examples that the budget alone would allow."""
     require_minutes(minutes)
-    found = _divide_beside(_LEAST_TASKS, minutes, speed, lengths, config, heldout, imitated)
-    if _is_useful(*found):
-        return found
-    return _divide_beside(_FEWEST_TASKS, minutes, speed, lengths, config, heldout, imitated)
+    divided = _divide_with(_MIN_TASKS, minutes, speed, lengths, config, heldout, imitated)
+    if _is_useful(*divided):
+        return divided
+    return _divide_with(_MIN_TASKS_IF_SHORT, minutes, speed, lengths, config, heldout, imitated)
 
 
-def _divide_beside(
-    least_tasks: int,
+def _divide_with(
+    min_tasks: int,
     minutes: float,
     speed: Speed,
     lengths: Lengths,
@@ -299,41 +302,41 @@ def _divide_beside(
     heldout: int,
     imitated: int,
 ) -> tuple[Plan, int]:
-    """Divide the budget as `_divide` does, with at least ``least_tasks`` held-out tasks if they exist."""
+    """Divide the budget as `_divide` does, with at least ``min_tasks`` held-out tasks if they exist."""
     seconds, samples = minutes * 60, 8
-    length, size, turns = config.max_completion_length, config.num_generations, config.max_turns
+    length, group_size, turns = config.max_completion_length, config.num_generations, config.max_turns
     right = min(lengths.answer, length)
-    replies = (turns - 1) * _REPLY * lengths.prompt  # tokens that each episode prefills separately
+    later = (turns - 1) * _LATER_OBSERVATION * lengths.prompt  # tokens that each episode prefills separately
     model_rows = 3 if config.sft_examples else 2
-    drawn = right * (_RAMBLED + (model_rows - 1) * _DRAWN)
-    waited = turns * (_GRADED_S + length * speed.step_s / CHUNK)
-    played = turns * drawn * speed.row_s + model_rows * (waited + replies / speed.prefill)
-    per_task = model_rows * lengths.prompt / speed.prefill + samples * played
-    tasks = min(heldout, max(least_tasks, int(0.25 * seconds / per_task)))
-    left = seconds - tasks * per_task
-    per_example = (lengths.prompt + lengths.answer) / speed.learn
-    affordable = max(int(0.42 * left / per_example), 0)
+    sampled = right * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
+    fixed_s = turns * (_ENV_TURN_S + length * speed.step_s / CHUNK)
+    episode_s = turns * sampled * speed.row_s + model_rows * (fixed_s + later / speed.prefill)
+    task_s = model_rows * lengths.prompt / speed.prefill + samples * episode_s
+    tasks = min(heldout, max(min_tasks, int(0.25 * seconds / task_s)))
+    left_s = seconds - tasks * task_s
+    example_s = (lengths.prompt + lengths.answer) / speed.learn
+    affordable = max(int(0.42 * left_s / example_s), 0)
     batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
-    left -= examples * per_example
-    estimated = max(int(0.1 * left / (_FORWARD * per_example)), config.groups_per_step)
+    left_s -= examples * example_s
+    estimated = max(int(0.1 * left_s / (_FORWARD_SHARE * example_s)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
-    left -= estimated * _FORWARD * per_example
+    left_s -= estimated * _FORWARD_SHARE * example_s
     # Without a warm start, a model samples until the length limit or a stop string.
     answer = right if config.sft_examples or config.stop_strings else length
-    apart = turns * size * answer * (_APART if config.sft_examples else _APART_UNTAUGHT)
-    read = lengths.prompt + size * replies
-    per_group = read / speed.prefill + apart * speed.row_s + turns * size * _GRADED_S
-    per_group += _TAUGHT * (read + apart) / speed.learn
-    alone = turns * length * speed.step_s  # seconds of a step that do not depend on its number of groups
-    per_step = max(config.groups_per_step, round((left / _MOST_STEPS - alone) / per_group))
-    steps = max(int(left / (alone + per_step * per_group)), 1)
+    unshared = turns * group_size * answer * (_UNSHARED_WARM if config.sft_examples else _UNSHARED_COLD)
+    prefilled = lengths.prompt + group_size * later
+    group_s = prefilled / speed.prefill + unshared * speed.row_s + turns * group_size * _ENV_TURN_S
+    group_s += _MIXED_GROUPS * (prefilled + unshared) / speed.learn
+    base_s = turns * length * speed.step_s  # of a step, whatever its number of groups
+    groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - base_s) / group_s))
+    steps = max(int(left_s / (base_s + groups * group_s)), 1)
     train = replace(
         config,
         sft_examples=examples,
         curriculum_tasks=estimated,
-        groups_per_step=per_step,
+        groups_per_step=groups,
         max_steps=steps,
     )
-    planned = Plan(train, tasks, samples, step_s=alone + per_step * per_group)
+    planned = Plan(train, tasks, samples, step_s=base_s + groups * group_s)
     return planned, affordable

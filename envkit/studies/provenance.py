@@ -22,10 +22,10 @@ def code_digest(kind: type[Env]) -> str:
 def training_code_digest() -> str:
     """SHA-256 of the code that trains and samples: ``envkit/training`` and ``envkit/engine``."""
     root = Path(envkit.__file__).parent
-    found = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in sorted((*root.glob("training/*.py"), *root.glob("engine/*.py"))):
-        found.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
-    return found.hexdigest()
+        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 def require_code(kind: type[Env], part: RunFolder) -> None:
@@ -43,11 +43,11 @@ def require_code(kind: type[Env], part: RunFolder) -> None:
 def commit() -> str:
     """Return envkit's version, with the commit if envkit runs from a checkout."""
     folder = Path(envkit.__file__).resolve().parent
-    asked = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
+    command = ("git", "-C", str(folder), "describe", "--always", "--dirty", "--abbrev=12")
     try:
-        found = subprocess.run(asked, capture_output=True, text=True, timeout=10)
+        described = subprocess.run(command, capture_output=True, text=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):  # git is not installed or does not answer
         return envkit.__version__
     # An installed copy may lie in some other project's checkout.
-    inside = (folder.parent / ".git").exists() and found.returncode == 0
-    return f"{envkit.__version__} {found.stdout.strip()}" if inside else envkit.__version__
+    is_checkout = (folder.parent / ".git").exists() and described.returncode == 0
+    return f"{envkit.__version__} {described.stdout.strip()}" if is_checkout else envkit.__version__

@@ -20,7 +20,8 @@ from envkit.studies.eval_runner import seconds_of
 from envkit.studies.provenance import code_digest, commit
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
-_AT_ONCE = 64
+#: Episodes that are played at once.
+_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +35,8 @@ class Change:
     after: str
 
     def __str__(self) -> str:
-        place = f"{self.environment}, {self.agent}, {self.key.task}, try {self.key.row}"
-        return f"{place}: {self.before} -> {self.after}"
+        episode = f"{self.environment}, {self.agent}, {self.key.task}, try {self.key.row}"
+        return f"{episode}: {self.before} -> {self.after}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,14 +67,14 @@ def rescore(
         ContractError: an episode cannot be replayed.
     """
     stored = Bench(old, backend, display, should_stop)
-    said = {"command": command, "commit": commit(), "rescored": old.id}
-    ends: list[tuple[Change, bool]] = []
-    cut = ""
-    with RunFolder.making(root, "bench", {**_facts(old), **said}) as run:
+    facts = {"command": command, "commit": commit(), "rescored": old.id}
+    changes: list[tuple[Change, bool]] = []  # each episode, and True if it has changed
+    ended_early = ""
+    with RunFolder.making(root, "bench", {**_facts(old), **facts}) as run:
         if (prices := prices_of(old)) is not None:
             shutil.copyfile(prices, run.path / prices.name)
         for kind, part in stored.parts:
-            new = run.part(kind.id, {**_facts(part), **said, "code": code_digest(kind)})
+            new = run.part(kind.id, {**_facts(part), **facts, "code": code_digest(kind)})
             # The journals of calls hold the costs.
             for pattern in ("tasks.jsonl", "recorded-*.jsonl", "calls-*.jsonl"):
                 for file in part.path.glob(pattern):
@@ -81,18 +82,20 @@ def rescore(
             with Rollouts(stored.env_factory(kind, stored.tasks(part)), should_stop=should_stop) as rollouts:
                 try:
                     for row in stored.rows:
-                        for was, now in _again(rollouts, part, new, row.name, kind.noop_action, display):
-                            change = Change(kind.id, row.name, now.key, _ending(was), _ending(now))
-                            ends.append((change, change.before != change.after))
+                        for before, after in _replayed(
+                            rollouts, part, new, row.name, kind.noop_action, display
+                        ):
+                            change = Change(kind.id, row.name, after.key, _result(before), _result(after))
+                            changes.append((change, change.before != change.after))
                 except Stopped as stopped:
-                    cut = str(stopped)
-        again = Bench(run, backend, display, should_stop)
-        for kind, part in again.parts:
-            again.report(kind, part, cut)
-    return Rescored(run, len(ends), tuple(change for change, differs in ends if differs))
+                    ended_early = str(stopped)
+        new_bench = Bench(run, backend, display, should_stop)
+        for kind, part in new_bench.parts:
+            new_bench.report(kind, part, ended_early)
+    return Rescored(run, len(changes), tuple(change for change, differs in changes if differs))
 
 
-def _again(
+def _replayed(
     rollouts: Rollouts,
     part: RunFolder,
     new: RunFolder,
@@ -106,14 +109,14 @@ def _again(
     seconds = seconds_of(part, name)
     graded = [trajectory for trajectory in played.values() if trajectory.outcome is not Outcome.VOID]
     voids = [trajectory for trajectory in played.values() if trajectory.outcome is Outcome.VOID]
-    says = replay(agent, graded, idle)
+    replayer = replay(agent, graded, idle)
     display.phase(f"grade {agent}", len(graded))
     with new.journal(name) as journal:
         for trajectory in voids:
             journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
-        for start in range(0, len(graded), _AT_ONCE):
-            before = graded[start : start + _AT_ONCE]
-            after = rollouts.play(says, [trajectory.key for trajectory in before])
+        for start in range(0, len(graded), _CHUNK):
+            before = graded[start : start + _CHUNK]
+            after = rollouts.play(replayer, [trajectory.key for trajectory in before])
             for trajectory in after:
                 journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
             display.advance(start + len(before), "")
@@ -127,5 +130,5 @@ def _facts(run: RunFolder) -> dict[str, Any]:
     }
 
 
-def _ending(episode: Trajectory) -> str:
+def _result(episode: Trajectory) -> str:
     return f"{episode.outcome.value}, reward {episode.reward:g}"

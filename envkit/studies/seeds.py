@@ -56,7 +56,8 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
         ConfigError: see `configurations`.
     """
     parts = [
-        replace(study, plan=replace(study.plan, train=own)) for own in configurations(study.plan.train, seeds)
+        replace(study, plan=replace(study.plan, train=config))
+        for config in configurations(study.plan.train, seeds)
     ]
     kinds = [kind.id for kind in study.train]
     facts = {"kind": KIND, "environments": kinds, "seeds": [*seeds], **study.facts}
@@ -109,15 +110,15 @@ class MultiSeedStudy:
             StoreError: another process is writing to the run folder.
         """
         with self._run.locked(), contextlib.closing(self._studies[0].policy):
-            whole = True
+            complete = True
             try:
                 self._begin()
                 self._train_rl()
                 for study in self._studies:
                     study.finish()
             except Stopped:
-                whole = False
-            return [page for study in self._studies for page in study.report(whole=whole)]
+                complete = False
+            return [page for study in self._studies for page in study.report(complete=complete)]
 
     def _begin(self) -> None:
         first, *others = self._studies
@@ -136,11 +137,11 @@ class MultiSeedStudy:
         def at_once() -> int:
             return sum(not trainer.is_done() for trainer in trainers)
 
-        with contextlib.ExitStack() as held:
-            rollouts = held.enter_context(Rollouts(factories, should_stop=self._should_stop))
+        with contextlib.ExitStack() as stack:
+            rollouts = stack.enter_context(Rollouts(factories, should_stop=self._should_stop))
             callbacks: list[Callable[[StepMetrics], bool]] = []
             for study in self._studies:
-                trainer, on_step = held.enter_context(study.training(rollouts, at_once))
+                trainer, on_step = stack.enter_context(study.training(rollouts, at_once))
                 assert isinstance(trainer, GRPOTrainer)  # `start` allows no other backend
                 trainers.append(trainer)
                 callbacks.append(on_step)

@@ -28,9 +28,9 @@ from envkit.types import JSON, Task
 #: ``kind`` in the manifest of such a run.
 KIND: Final = "before-after"
 #: Tasks of each environment whose texts are measured.
-_LOOKED_AT: Final = 32
-#: Joins the names of a run's environments, for readers.
-_AND: Final = "+"
+_MEASURED_TASKS: Final = 32
+#: Joins the names of a run's environments.
+_JOINER: Final = "+"
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ def prepare(
         UsageError: the budget is too small to show anything on this machine.
     """
     require_checks(config.shaping, train)
-    learnt = [task for own in train.values() for task in own]  # by one shared adapter
+    all_train = [task for tasks in train.values() for task in tasks]  # one adapter learns from all
     for kind in train:
-        require_heldout(heldout[kind], learnt)
+        require_heldout(heldout[kind], all_train)
     threads = use_threads()
     config = resolve_dtype(config, display.say)
     ref = resolve(config.model, display.say)
@@ -93,9 +93,9 @@ def prepare(
         lengths = lengths_of(
             policy.renderer,
             [
-                one
+                demonstration
                 for kind, tasks in train.items()
-                for one in demonstrations(kind, tasks[:_LOOKED_AT], backend, config.max_turns)
+                for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
             ],
         )
     budget = DEFAULT_MINUTES if minutes is None else minutes
@@ -106,8 +106,8 @@ def prepare(
     sized = plan(budget, speed, lengths, config, measured, imitated)
     if minutes is None:
         sized = replace(sized, train=config, step_s=0.0)
-    sizes, most = sized.train, share(sized.heldout_tasks, len(train))
-    played = sum(min(most, len(own)) for own in heldout.values())
+    sizes, tasks_per_env = sized.train, share(sized.heldout_tasks, len(train))
+    played = sum(min(tasks_per_env, len(tasks)) for tasks in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
     display.say(
         f"plan: {evaluation}, {sizes.sft_examples} known answers, "
@@ -140,15 +140,15 @@ def start(root: Path, study: Study) -> RunFolder:
 def start_part(run: RunFolder, study: Study) -> None:
     """Create the run folder of one seed inside the folder of all seeds; its id is ``<run>/seed-<seed>``."""
     name = f"seed-{study.plan.train.seed}"
-    own = {"id": f"{run.id}/{name}", "part_of": run.id}
-    _fill(run.part(name, {**_manifest(study), **own}), study)
+    ids = {"id": f"{run.id}/{name}", "part_of": run.id}
+    _fill(run.part(name, {**_manifest(study), **ids}), study)
 
 
 def _manifest(study: Study) -> dict[str, JSON]:
     kinds = [*study.train]
     return {
         "kind": KIND,
-        "environment": _AND.join(kind.id for kind in kinds),
+        "environment": _JOINER.join(kind.id for kind in kinds),
         "environments": [kind.id for kind in kinds],
         **study.facts,
         "plan": {**asdict(study.plan), "train": to_mapping(study.plan.train)},
@@ -196,8 +196,8 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     manifest = run.manifest
     if (found := manifest.get("kind")) != KIND:
         raise StoreError(f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`")
-    if (began := environments_of(run)) != (named := [kind.id for kind in kinds]):
-        raise StoreError(f"{run.path} began with {_AND.join(began)}; found {_AND.join(named)}")
+    if (recorded := environments_of(run)) != (given := [kind.id for kind in kinds]):
+        raise StoreError(f"{run.path} began with {_JOINER.join(recorded)}; found {_JOINER.join(given)}")
     run.require_unedited()
     try:
         sized = manifest["plan"]
@@ -231,11 +231,11 @@ def _task_file(part: RunFolder, name: str) -> Path:
 
 def _tasks(part: RunFolder, name: str) -> list[Task]:
     tasks = read_tasks(_task_file(part, name))
-    recorded = part.manifest.get("tasks")
-    began = str(cast("dict[str, str]", recorded).get(name)) if isinstance(recorded, dict) else "none"
-    if (found := digest(tasks)) != began:
+    digests = part.manifest.get("tasks")
+    recorded = str(cast("dict[str, str]", digests).get(name)) if isinstance(digests, dict) else "none"
+    if (found := digest(tasks)) != recorded:
         raise StoreError(
-            f"{_task_file(part, name)}: the run began with tasks {began[:12]}, found {found[:12]}"
+            f"{_task_file(part, name)}: the run began with tasks {recorded[:12]}, found {found[:12]}"
         )
     return tasks
 
@@ -246,12 +246,13 @@ def require_checks(shaping: Mapping[str, float], kinds: Iterable[type[Env]]) -> 
     Raises:
         ConfigError: a name is not a check, or the check is held out.
     """
-    checks = [item for kind in kinds for item in kind.checks]
-    known, held_out = ({item.name for item in checks if item.held_out is held} for held in (False, True))
-    if unknown := sorted(shaping.keys() - known):
+    checks = [check for kind in kinds for check in kind.checks]
+    in_training = {check.name for check in checks if not check.held_out}
+    held_out = {check.name for check in checks if check.held_out}
+    if unknown := sorted(shaping.keys() - in_training):
         what = "a held-out check, which training must not see" if unknown[0] in held_out else "no check here"
         raise ConfigError(
-            f"shaping names {unknown[0]!r}, {what}; expected one of: {', '.join(sorted(known))}"
+            f"shaping names {unknown[0]!r}, {what}; expected one of: {', '.join(sorted(in_training))}"
         )
 
 

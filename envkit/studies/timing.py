@@ -11,7 +11,7 @@ from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 
 #: Laps are written together once they add up to this many seconds.
-_LEAST_S = 5.0
+_WRITE_EVERY_S = 5.0
 
 
 @final
@@ -40,8 +40,8 @@ class Stopwatch:
         now = time.monotonic()
         self._seconds, self._tokens = self._seconds + (now - self._last) / at_once, self._tokens + tokens
         self._last = now
-        if self._seconds >= _LEAST_S:
-            self._note()
+        if self._seconds >= _WRITE_EVERY_S:
+            self._write()
 
     def __enter__(self) -> Self:
         return self
@@ -50,9 +50,9 @@ class Stopwatch:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._seconds:
-            self._note()
+            self._write()
 
-    def _note(self) -> None:
+    def _write(self) -> None:
         with self._run.journal("phases") as journal:
             journal.append({"phase": self._phase, "seconds": self._seconds, "tokens": self._tokens})
         self._seconds, self._tokens = 0.0, 0
@@ -60,12 +60,12 @@ class Stopwatch:
 
 def phases(records: Iterable[Mapping[str, Any]]) -> tuple[Phase, ...]:
     """Sum the records of each phase; phases are in the order in which they began."""
-    found: dict[str, Phase] = {}
+    summed: dict[str, Phase] = {}
     for record in records:
         name = str(record["phase"])
-        before = found.get(name, Phase(name, 0.0, 0))
-        found[name] = Phase(name, before.seconds + record["seconds"], before.tokens + record["tokens"])
-    return tuple(found.values())
+        before = summed.get(name, Phase(name, 0.0, 0))
+        summed[name] = Phase(name, before.seconds + record["seconds"], before.tokens + record["tokens"])
+    return tuple(summed.values())
 
 
 def training_seconds(run: RunFolder, names: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:

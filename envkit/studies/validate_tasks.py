@@ -14,7 +14,8 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.types import Outcome, Task, Trajectory
 
-_AT_ONCE = 64
+#: Episodes that are played at once.
+_CHUNK = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,15 +50,15 @@ def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> li
     """List the tasks on which a control agent did not earn ``expected``, or whose episode is void."""
     return [
         TaskFault(
-            each.key.task,
+            episode.key.task,
             control,
-            each.reward,
+            episode.reward,
             expected,
-            str(each.info.get("error") or each.info.get("evidence")),
-            each.outcome is Outcome.VOID,
+            str(episode.info.get("error") or episode.info.get("evidence")),
+            episode.outcome is Outcome.VOID,
         )
-        for each in played
-        if each.reward != expected or each.outcome is Outcome.VOID
+        for episode in played
+        if episode.reward != expected or episode.outcome is Outcome.VOID
     ]
 
 
@@ -95,13 +96,13 @@ def validate_tasks(
     def make_env() -> Env:
         return kind(tasks=tasks, sandbox=backend, max_turns=1)
 
-    broken: list[TaskFault] = []
+    faults: list[TaskFault] = []
     with Rollouts(make_env, should_stop=should_stop) as rollouts:
         for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
-            wanted = episode_keys(tasks, 1, seed)
-            for start in range(0, len(wanted), _AT_ONCE):
-                played = rollouts.play(agent, wanted[start : start + _AT_ONCE])
-                broken += faults_of(agent.name, expected, played)
-                display.advance(min(start + _AT_ONCE, len(wanted)), f"{len(broken)} broken")
-    return broken
+            keys = episode_keys(tasks, 1, seed)
+            for start in range(0, len(keys), _CHUNK):
+                played = rollouts.play(agent, keys[start : start + _CHUNK])
+                faults += faults_of(agent.name, expected, played)
+                display.advance(min(start + _CHUNK, len(keys)), f"{len(faults)} broken")
+    return faults

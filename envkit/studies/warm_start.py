@@ -62,13 +62,13 @@ def demonstrations(
     """
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
-    def shown(task: Task) -> Demonstration:
+    def demonstrate(task: Task) -> Demonstration:
         check(should_stop)
         observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
         return Demonstration(kind.system, observation, kind.oracle(task)[0])
 
     try:
-        return [shown(task) for task in tasks]
+        return [demonstrate(task) for task in tasks]
     finally:
         env.close()
 
@@ -98,24 +98,25 @@ def run_warm_start(
         Stopped: the user asked to stop; the adapter is half trained.
         TrainingError: a task is of another split or for evaluation only.
     """
-    require_trainable(task for own in tasks.values() for task in own)
-    turns = itertools.zip_longest(*([(kind, task) for task in own] for kind, own in tasks.items()))
-    chosen = [one for turn in turns for one in turn if one is not None][: config.sft_examples]
-    made = {
+    require_trainable(task for train_tasks in tasks.values() for task in train_tasks)
+    by_env = ([(kind, task) for task in train_tasks] for kind, train_tasks in tasks.items())
+    rounds = itertools.zip_longest(*by_env)  # one task of every environment, then the next
+    chosen = [pair for pairs in rounds for pair in pairs if pair is not None][: config.sft_examples]
+    examples_of = {
         kind: iter(
             demonstrations(kind, [t for k, t in chosen if k is kind], backend, config.max_turns, should_stop)
         )
         for kind in dict.fromkeys(kind for kind, _ in chosen)
     }
-    once = [next(made[kind]) for kind, _ in chosen]
-    shown = [once[index % len(once)] for index in range(config.sft_examples)]
-    display.phase("SFT warm start", len(shown) // config.sft_batch_size)
+    distinct = [next(examples_of[kind]) for kind, _ in chosen]
+    examples = [distinct[index % len(distinct)] for index in range(config.sft_examples)]
+    display.phase("SFT warm start", len(examples) // config.sft_batch_size)
 
     def on_step(step: int, loss: float) -> None:
         display.advance(step, f"loss {loss:.3f}")
         on_loss(step, loss)
 
-    sft.train(policy, shown, config, on_step, should_stop)
+    sft.train(policy, examples, config, on_step, should_stop)
 
 
 def warm_start(

@@ -381,7 +381,7 @@ def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBacke
     [page] = study(run, backend).run()
     data = load_report(run.path)
     assert data.rows == ()
-    assert "The run was told not to evaluate." in data.warnings
+    assert "Evaluation was switched off." in data.warnings
     assert "Nothing was measured" in page.read_text()
     assert (run.path / "checkpoints" / "step-000001" / "adapter_model.safetensors").exists()
 

@@ -276,7 +276,7 @@ def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
         finish(run, backend)
     [data] = load_reports(run.path)
     assert any("ended early" in text for text in data.warnings)
-    assert any("live: 3 more episodes are on record, of a batch" in text for text in data.warnings)
+    assert any("live: 3 more episodes are recorded, of a batch" in text for text in data.warnings)
     # Those that ended first are no fair sample.
     assert {row.name: sum(item.solved for item in row.results) for row in data.rows} == {"oracle": 6}
     api.begin(right)
