@@ -108,6 +108,6 @@ class LocalAgent:
             session.ids,
             (key.seed, key.step, key.group, key.row, session.turns),
             adapter=self._adapter if isinstance(self._adapter, int) else self._adapter[key.seed],
-            known=len(session.ids) - len(session.new_ids),
-            goes_on=session.turns + 1 < self._max_turns,
+            earlier_tokens=len(session.ids) - len(session.new_ids),
+            keep_cache=session.turns + 1 < self._max_turns,
         )

@@ -59,7 +59,9 @@ def next_requests(batch: Sequence[Request], drawn: Sequence[Completion], turn: i
         if number % 5 != turn:
             read = request.prompt_ids + completion.ids
             added = tiny.prompt(1 + (7 * number + turn) % 11, seed=1000 * turn + number)
-            made.append(Request((*read, *added), (*request.rng_key, turn), known=len(read), goes_on=True))
+            made.append(
+                Request((*read, *added), (*request.rng_key, turn), earlier_tokens=len(read), keep_cache=True)
+            )
     return made
 
 

@@ -25,11 +25,11 @@ from envkit.errors import ModelError
 NAME = "envkit_layout"
 
 #: Drop unused prompts from the prefix when at most this share is still in use. Dropping copies the others.
-_NARROW_BELOW = 0.75
+_DROP_BELOW = 0.75
 
 #: Features of some models' attention that envkit does not support.
-_UNSUPPORTED = ("sliding_window", "softcap", "s_aux")
-_NOT_PLAIN = (
+_UNSUPPORTED_FEATURES = ("sliding_window", "softcap", "s_aux")
+_UNSUPPORTED_LAYERS = (
     "this model has layers without attention, or values of another size than its keys, which envkit does not "
     "support; use another model"
 )
@@ -46,7 +46,7 @@ class Layout(Protocol):
 def _attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Any, **kwargs: Any
 ) -> tuple[Tensor, None]:
-    if unknown := [name for name in _UNSUPPORTED if kwargs.get(name) is not None]:
+    if unknown := [name for name in _UNSUPPORTED_FEATURES if kwargs.get(name) is not None]:
         raise ModelError(
             f"this model's attention uses {unknown[0]}, which envkit does not support; use another model"
         )
@@ -90,17 +90,17 @@ class Prefill:
         sources = [(prefill, number) for prefill, number, _ in prompts]
         if longest == first._longest and sources == [(first, number) for number in range(len(first.keys[0]))]:
             return first
-        made = cls(len(prompts), longest)
+        merged = cls(len(prompts), longest)
 
-        def joined(rows: Iterable[Tensor]) -> Tensor:
+        def stack(rows: Iterable[Tensor]) -> Tensor:
             return torch.stack([pad(row, (0, 0, 0, longest - row.shape[1])) for row in rows])
 
         for layer in range(len(first.keys)):
-            made.keys.append(joined(prefill.keys[layer][number, :, :end] for prefill, number, end in prompts))
-            made.values.append(
-                joined(prefill.values[layer][number, :, :end] for prefill, number, end in prompts)
-            )
-        return made
+            keys = (prefill.keys[layer][number, :, :end] for prefill, number, end in prompts)
+            values = (prefill.values[layer][number, :, :end] for prefill, number, end in prompts)
+            merged.keys.append(stack(keys))
+            merged.values.append(stack(values))
+        return merged
 
     def select(self, prompts: slice) -> None:
         """Select the prompts of the next forward pass. At first, all are selected."""
@@ -114,7 +114,7 @@ class Prefill:
             self.keys.append(key.new_zeros(shape))
             self.values.append(value.new_zeros(shape))
         if layer >= len(self.keys):
-            raise ModelError(_NOT_PLAIN)
+            raise ModelError(_UNSUPPORTED_LAYERS)
         self.keys[layer][self._selected, :, : key.shape[2]] = key
         self.values[layer][self._selected, :, : key.shape[2]] = value
         # Right padding needs no mask: causal attention never looks right.
@@ -137,20 +137,20 @@ def require_plain(model: Any) -> None:
             are not simply the head's output.
     """
     kinds = {str(getattr(module, "rope_type", "default")) for module in model.modules()}
-    if moving := [kind for kind in sorted(kinds) if "dynamic" in kind or "longrope" in kind]:
+    if dynamic := [kind for kind in sorted(kinds) if "dynamic" in kind or "longrope" in kind]:
         raise ModelError(
-            f"this model's positions ({moving[0]}) depend on the longest row of a batch; use another model"
+            f"this model's positions ({dynamic[0]}) depend on the longest row of a batch; use another model"
         )
     ids, decoder = torch.arange(3, device=model.device)[None], model.get_decoder()
-    layout, asked = Prefill(1, ids.shape[1]), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    layout, inputs = Prefill(1, ids.shape[1]), {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     with torch.no_grad():
-        whole = model(**asked, use_cache=False).logits
-        plain = model.get_output_embeddings()(decoder(**asked, use_cache=False).last_hidden_state)
+        logits = model(**inputs, use_cache=False).logits
+        head_output = model.get_output_embeddings()(decoder(**inputs, use_cache=False).last_hidden_state)
         model.set_attn_implementation(register())
         decoder(input_ids=ids, position_ids=ids, use_cache=False, layout=layout)
     if len(layout.keys) != model.config.get_text_config().num_hidden_layers:
-        raise ModelError(_NOT_PLAIN)
-    if not torch.allclose(plain.float(), whole.float(), equal_nan=True):
+        raise ModelError(_UNSUPPORTED_LAYERS)
+    if not torch.allclose(head_output.float(), logits.float(), equal_nan=True):
         raise ModelError(
             "this model scales or caps its logits, which envkit does not support; use another model"
         )
@@ -196,16 +196,16 @@ class Decode:
         self._own_bias_RT: Tensor | None = None
         self.used = 0
         #: The prompts still in use, and the position of each row's prompt among them.
-        self._left, self._prompts_R = [*range(count)], [*prompts_R]
+        self._in_use, self._prompts_R = [*range(count)], [*prompts_R]
         self.select(slice(0, len(self._prompts_R)))
 
     def select(self, rows: slice) -> None:
         """Select the rows of the next forward pass: all, or a part before the first `reorder`."""
         self._selected, prompts = rows, self._prompts_R[rows]
-        whole = len(prompts) == len(self._prompts_R)
-        first, last = (0, len(self._left) - 1) if whole else (prompts[0], prompts[-1])
+        has_all = len(prompts) == len(self._prompts_R)
+        first, last = (0, len(self._in_use) - 1) if has_all else (prompts[0], prompts[-1])
         #: The prompt of each selected row.
-        self.prompts = [self._left[prompt] for prompt in prompts]
+        self.prompts = [self._in_use[prompt] for prompt in prompts]
         #: The prompts of the selected rows, among those in use.
         self._prompt_slice = slice(first, last + 1)
         count = last + 1 - first
@@ -213,15 +213,15 @@ class Decode:
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         total, heads, fresh, size = query.shape
-        kv, now = key.shape[1], self.used + key.shape[2]
+        kv, end = key.shape[1], self.used + key.shape[2]
         share, longest = heads // kv, self._bias_NP.shape[1]
-        rectangle, here = self._rectangle, self._prompt_slice
+        rectangle, prompts = self._rectangle, self._prompt_slice
         keys, values = self._keys[layer][self._selected], self._values[layer][self._selected]
-        keys[:, :, self.used : now], values[:, :, self.used : now] = key, value
+        keys[:, :, self.used : end], values[:, :, self.used : end] = key, value
 
         def fold(by_row: Tensor) -> Tensor:
             """(R, K, share * S, X) -> (N, K, W * share * S, X): a prompt's keys are read once."""
-            if rectangle.is_whole:
+            if rectangle.is_rectangular:
                 folded = by_row.view(-1, rectangle.widest, *by_row.shape[1:])
             else:
                 folded = rectangle.fold(by_row)
@@ -229,20 +229,20 @@ class Decode:
 
         def unfold(folded: Tensor) -> Tensor:
             folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1).transpose(1, 2)
-            return folded.flatten(0, 1) if rectangle.is_whole else rectangle.unfold(folded)
+            return folded.flatten(0, 1) if rectangle.is_rectangular else rectangle.unfold(folded)
 
         query = (query * scale).reshape(total, kv, share * fresh, size)
-        shared = fold(query) @ self._prefix_keys[layer][here].transpose(-1, -2)
-        shared = shared + self._bias_NP[here, None, None]
-        own = query @ keys[:, :, :now].transpose(-1, -2)
+        prompt_scores = fold(query) @ self._prefix_keys[layer][prompts].transpose(-1, -2)
+        prompt_scores = prompt_scores + self._bias_NP[prompts, None, None]
+        scores = query @ keys[:, :, :end].transpose(-1, -2)  # over the row's own tokens
         if self._own_bias_RT is not None:
-            own = own + self._own_bias_RT[self._selected, None, None, :now]
+            scores = scores + self._own_bias_RT[self._selected, None, None, :end]
         if fresh > 1:
-            later = torch.ones(fresh, fresh, dtype=torch.bool, device=own.device).triu(1)
-            own.view(total, kv, share, fresh, now)[..., self.used :].masked_fill_(later, float("-inf"))
-        weights = torch.cat([shared, fold(own)], dim=-1).softmax(dim=-1)
-        out = unfold(weights[..., :longest] @ self._prefix_values[layer][here])
-        out = out + unfold(weights[..., longest:]) @ values[:, :, :now]
+            later = torch.ones(fresh, fresh, dtype=torch.bool, device=scores.device).triu(1)
+            scores.view(total, kv, share, fresh, end)[..., self.used :].masked_fill_(later, float("-inf"))
+        weights = torch.cat([prompt_scores, fold(scores)], dim=-1).softmax(dim=-1)
+        out = unfold(weights[..., :longest] @ self._prefix_values[layer][prompts])
+        out = out + unfold(weights[..., longest:]) @ values[:, :, :end]
         return out.reshape(total, heads, fresh, size).transpose(1, 2)
 
     def advance(self, lengths: Sequence[int] | None = None) -> None:
@@ -252,20 +252,20 @@ class Decode:
             return
         for row, length in enumerate(lengths):
             if length < max(lengths):
-                self._hide(row, self.used + length, self.used + max(lengths))
+                self._mask(row, self.used + length, self.used + max(lengths))
         self.used += max(lengths)
 
     def restore(self, rows: Sequence[RowCache]) -> None:
         """Restore the rows' own KV caches. Call it before the first forward pass."""
         longest = max(map(len, rows))
-        for row, own in enumerate(rows):
+        for row, cache in enumerate(rows):
             for layer in range(len(self._keys)):
-                for whole, part in ((self._keys, own.keys), (self._values, own.values)):
-                    whole[layer][row, :, : len(own)] = part[layer]
+                for buffers, cached in ((self._keys, cache.keys), (self._values, cache.values)):
+                    buffers[layer][row, :, : len(cache)] = cached[layer]
                     # Masked slots must be finite: 0 times infinity is not a number.
-                    whole[layer][row, :, len(own) : longest] = 0
-            if len(own) < longest:
-                self._hide(row, len(own), longest)
+                    buffers[layer][row, :, len(cache) : longest] = 0
+            if len(cache) < longest:
+                self._mask(row, len(cache), longest)
         self.used = longest
 
     def row_cache(self, row: int) -> RowCache:
@@ -281,30 +281,30 @@ class Decode:
 
     def reorder(self, rows: Sequence[int]) -> None:
         """Continue with these rows, in this order. A row that is named twice has branched."""
-        copied = [(place, row) for place, row in enumerate(rows) if place != row]
+        copied = [(slot, row) for slot, row in enumerate(rows) if slot != row]
         if copied:
-            places, sources = torch.tensor(copied, device=self._bias_NP.device).T
+            targets, sources = torch.tensor(copied, device=self._bias_NP.device).T
             for part in (*self._keys, *self._values):
-                part[places, :, : self.used] = part[sources, :, : self.used]
+                part[targets, :, : self.used] = part[sources, :, : self.used]
             if self._own_bias_RT is not None:
-                self._own_bias_RT[places] = self._own_bias_RT[sources]
+                self._own_bias_RT[targets] = self._own_bias_RT[sources]
         self._prompts_R = [self._prompts_R[row] for row in rows]
         needed = sorted({*self._prompts_R})
-        if len(needed) <= _NARROW_BELOW * len(self._left):
-            self._narrow(needed)
+        if len(needed) <= _DROP_BELOW * len(self._in_use):
+            self._drop_others(needed)
         self.select(slice(0, len(rows)))
 
-    def _narrow(self, prompts: Sequence[int]) -> None:
+    def _drop_others(self, prompts: Sequence[int]) -> None:
         """Drop all other prompts."""
         chosen = torch.tensor(prompts, device=self._bias_NP.device)
         self._bias_NP = self._bias_NP[chosen]
-        # Not in place: held conversations still use the prefill's lists.
+        # Not in place: cached conversations still use the prefill's lists.
         self._prefix_keys = [keys[chosen] for keys in self._prefix_keys]
         self._prefix_values = [values[chosen] for values in self._prefix_values]
-        self._left = [self._left[prompt] for prompt in prompts]
+        self._in_use = [self._in_use[prompt] for prompt in prompts]
         self._prompts_R = [prompts.index(prompt) for prompt in self._prompts_R]
 
-    def _hide(self, row: int, start: int, stop: int) -> None:
+    def _mask(self, row: int, start: int, stop: int) -> None:
         if self._own_bias_RT is None:
             room, _, slots, _ = self._keys[0].shape
             self._own_bias_RT = self._keys[0].new_zeros(room, slots)
@@ -344,11 +344,11 @@ class PackedTree:
         self._index_RC = torch.tensor(padded, dtype=torch.long, device=device).view(self._rows, longest)
         # A token shared by several paths has the same output in each; any of them will do.
         slots = {
-            place: row * longest + offset
+            token: row * longest + offset
             for row, path in enumerate(paths)
-            for offset, place in enumerate(path)
+            for offset, token in enumerate(path)
         }
-        in_order = [slots[place] for place in sorted(slots)]
+        in_order = [slots[token] for token in sorted(slots)]
         self._slots = torch.tensor(in_order, dtype=torch.long, device=device)
         self._mask = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device).tril(prompt)
 
@@ -358,15 +358,15 @@ class PackedTree:
         share = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
 
-        def own(part: Tensor) -> Tensor:
+        def by_path(part: Tensor) -> Tensor:
             """(1, H, S, D) -> (R, H, C, D)."""
             _, heads, total, size = part.shape
             flat = part[0].transpose(0, 1).reshape(total, heads * size)
             return rows_of(flat, self._index_RC).view(rows, -1, heads, size).transpose(1, 2)
 
-        def over(part: Tensor) -> Tensor:
+        def with_prompt(part: Tensor) -> Tensor:
             """(1, H, S, D) -> (R, H, P + C, D)."""
-            return torch.cat([part[:, :, :prompt].expand(rows, -1, -1, -1), own(part)], dim=2)
+            return torch.cat([part[:, :, :prompt].expand(rows, -1, -1, -1), by_path(part)], dim=2)
 
         first = scaled_dot_product_attention(
             query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True, scale=scale
@@ -375,7 +375,7 @@ class PackedTree:
         if not rows:
             return first
         later = scaled_dot_product_attention(
-            own(query), over(key), over(value), attn_mask=self._mask, scale=scale
+            by_path(query), with_prompt(key), with_prompt(value), attn_mask=self._mask, scale=scale
         )
         later = later.transpose(1, 2).flatten(0, 1)[self._slots]  # (S - P, H, D), in order
         return torch.cat([first[0], later])[None]

@@ -24,7 +24,7 @@ from envkit.engine.rectangle import Rectangle
 from envkit.errors import ContractError, ModelError
 
 #: Layers of one module that read the same input, by their names in transformers.
-_FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
+_FUSIBLE = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
 
     if adapter not in peft_model.peft_config:
         raise ContractError(f"no adapter {adapter!r}; there are: {', '.join(peft_model.peft_config)}")
-    found: dict[str, Update] = {}
+    updates: dict[str, Update] = {}
     for name, module in peft_model.base_model.model.named_modules():
         layer: Any = module
         if not isinstance(module, LoraLayer):
@@ -61,14 +61,14 @@ def updates_of(peft_model: Any, adapter: str) -> dict[str, Update]:
             down, up = layer.lora_A[adapter], layer.lora_B[adapter]
             unsupported = up.bias is not None
             scaled = up.weight.detach().float() * layer.scaling[adapter]
-            found[name] = Update(down.weight.detach().float(), scaled)
+            updates[name] = Update(down.weight.detach().float(), scaled)
         if unsupported:
             raise ModelError(f"adapter {adapter!r} changes {name} in a way that the engine does not support")
-    return found
+    return updates
 
 
-def sharing(model: Any) -> Any:
-    """Copy a model without its weights: modules can be replaced, and weights are shared."""
+def copy_without_weights(model: Any) -> Any:
+    """Copy a model's modules. The copy can replace them; it shares the weights."""
     return copy.deepcopy(model, {id(weight): weight for weight in model.parameters()})
 
 
@@ -83,13 +83,13 @@ class Linears:
 
     def __init__(self, model: Any) -> None:
         #: The rewritten model.
-        self.model: Any = sharing(model)
+        self.model: Any = copy_without_weights(model)
         self._products: list[tuple[_Product, list[str]]] = []
         self._device, self._count = model.device, 0
         #: The adapter of all rows of the next forward pass; or the N adapters in the batch (``None`` for all,
         #: in order) and the rows of each.
         self.chosen: int | tuple[Tensor | None, Rectangle] = 0
-        theirs: dict[str, Any] = dict(model.named_modules())
+        originals: dict[str, Any] = dict(model.named_modules())
         head = self.model.get_output_embeddings()
         for parent, module in [*self.model.named_modules()]:
             children = {
@@ -99,7 +99,7 @@ class Linears:
             }
             for names in _groups(children):
                 paths = [f"{parent}.{name}" if parent else name for name in names]
-                product = _Product(self, [theirs[path] for path in paths])
+                product = _Product(self, [originals[path] for path in paths])
                 self._products.append((product, paths))
                 for number, name in enumerate(names):
                     setattr(module, name, _Part(product, number))
@@ -117,14 +117,14 @@ class Linears:
         }
         for adapter in adapters:
             for path, update in adapter.items():
-                found = (len(update.up), update.down.shape[1])
-                if (expected := shapes.get(path)) != found:
-                    here = (
+                shape = (len(update.up), update.down.shape[1])
+                if (expected := shapes.get(path)) != shape:
+                    problem = (
                         "is no linear layer below the head"
                         if expected is None
                         else f"has shape {expected} here"
                     )
-                    raise ModelError(f"an adapter of shape {found} changes {path}, which {here}")
+                    raise ModelError(f"an adapter of shape {shape} changes {path}, which {problem}")
         self._count = len(adapters)
         for product, paths in self._products:
             product.load([[adapter.get(path) for path in paths] for adapter in adapters])
@@ -135,21 +135,21 @@ class Linears:
         if len(present) == 1:
             [self.chosen] = present
             return
-        places = {adapter: place for place, adapter in enumerate(present)}
+        position = {adapter: index for index, adapter in enumerate(present)}
         # If all are in the batch, none is copied.
-        at_work = torch.tensor(present, device=self._device) if len(present) < self._count else None
+        subset = torch.tensor(present, device=self._device) if len(present) < self._count else None
         self.chosen = (
-            at_work,
-            Rectangle([places[adapter] for adapter in adapters_B], len(present), self._device),
+            subset,
+            Rectangle([position[adapter] for adapter in adapters_B], len(present), self._device),
         )
 
 
 def _groups(layers: Mapping[str, Any]) -> list[tuple[str, ...]]:
     """Names of the layers to fuse, product by product."""
-    together = [group for group in _FUSED if all(name in layers for name in group)]
-    together = [group for group in together if len({_input(layers[name]) for name in group}) == 1]
-    taken = {name for group in together for name in group}
-    return [*together, *((name,) for name in layers if name not in taken)]
+    fused = [group for group in _FUSIBLE if all(name in layers for name in group)]
+    fused = [group for group in fused if len({_input(layers[name]) for name in group}) == 1]
+    in_group = {name for group in fused for name in group}
+    return [*fused, *((name,) for name in layers if name not in in_group)]
 
 
 def _input(layer: Any) -> tuple[int, bool]:
@@ -176,13 +176,13 @@ class _Product:
         biases: list[Any] = [layer.bias for layer in layers]
         bias = None if biases[0] is None else torch.cat([bias.data for bias in biases])
         if bias is not None:
-            for own, part in zip(biases, self._split(bias, 0), strict=True):
-                own.data = part
+            for layer_bias, part in zip(biases, self._split(bias, 0), strict=True):
+                layer_bias.data = part
         self._base = PrepackedLinear(self._weight, bias, [layer.weight for layer in layers])
         self._downs_MRI: Tensor | None = None
         self._ups_MOR: Tensor | None = None
-        self._seen: Tensor | None = None
-        self._parts: Sequence[Tensor] = ()
+        self._last_input: Tensor | None = None
+        self._last_outputs: Sequence[Tensor] = ()
 
     def load(self, adapters: Sequence[Sequence[Update | None]]) -> None:
         """Stack the updates: one per adapter and layer, or ``None``."""
@@ -197,23 +197,23 @@ class _Product:
             used = 0
             for update, (start, stop) in zip(adapter, pairwise(ends), strict=True):
                 if update is not None:
-                    mine = slice(used, used := used + len(update.down))
-                    self._downs_MRI[number, mine] = update.down
-                    self._ups_MOR[number, start:stop, mine] = update.up
+                    ranks = slice(used, used := used + len(update.down))
+                    self._downs_MRI[number, ranks] = update.down
+                    self._ups_MOR[number, start:stop, ranks] = update.up
 
     def part(self, x_BSI: Tensor, number: int) -> Tensor:
         """The output of one layer. All are computed when the first is asked for."""
         if len(self.sizes) == 1:
             return self._compute(x_BSI)
-        if self._seen is not x_BSI:
-            self._seen, self._parts = x_BSI, self._split(self._compute(x_BSI), -1)
-        found = self._parts[number]
+        if self._last_input is not x_BSI:
+            self._last_input, self._last_outputs = x_BSI, self._split(self._compute(x_BSI), -1)
+        output = self._last_outputs[number]
         if number == len(self.sizes) - 1:  # models ask in order; activations are large
-            self._seen, self._parts = None, ()
-        return found
+            self._last_input, self._last_outputs = None, ()
+        return output
 
-    def _split(self, whole: Tensor, dim: int) -> Sequence[Tensor]:
-        return cast("Sequence[Tensor]", torch.split(whole, self.sizes, dim))
+    def _split(self, tensor: Tensor, dim: int) -> Sequence[Tensor]:
+        return cast("Sequence[Tensor]", torch.split(tensor, self.sizes, dim))
 
     def _compute(self, x_BSI: Tensor) -> Tensor:
         out_BSO = self._base(x_BSI)
@@ -223,9 +223,9 @@ class _Product:
         if isinstance(chosen, int):
             update = linear(linear(x_BSI.float(), self._downs_MRI[chosen]), self._ups_MOR[chosen])
         else:
-            at_work, rectangle = chosen
+            subset, rectangle = chosen
             downs_NRI, ups_NOR = (
-                stack if at_work is None else stack[at_work] for stack in (self._downs_MRI, self._ups_MOR)
+                stack if subset is None else stack[subset] for stack in (self._downs_MRI, self._ups_MOR)
             )
             by_adapter = rectangle.fold(x_BSI.float())
             inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))

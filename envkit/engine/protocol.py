@@ -52,17 +52,18 @@ class Request:
         rng_key: integers that address the random draws; equal keys give equal draws.
         adapter: number of the adapter in the order of `AdapterEngine.load`. If none is loaded, the base
             answers.
-        known: how many of the first ids were part of an earlier request or its completion. Their KV state is
-            reused if the engine still holds it.
-        goes_on: True if a later request may continue this one. Its KV state is then held until the next call.
+        earlier_tokens: how many of the first ids were part of an earlier request or its completion. Their KV
+            state is reused if the engine still holds it.
+        keep_cache: True if a later request may continue this one. Its KV state is then kept until the next
+            call.
     """
 
     prompt_ids: tuple[int, ...]
     rng_key: tuple[int, ...]
     adapter: int = 0
     _: KW_ONLY
-    known: int = 0
-    goes_on: bool = False
+    earlier_tokens: int = 0
+    keep_cache: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +109,8 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> list[Completion]:
         """Return all completions, in the order of the requests."""
-        found = dict(self.stream(requests, sampling))
-        return [found[place] for place in range(len(requests))]
+        completions = dict(self.stream(requests, sampling))
+        return [completions[index] for index in range(len(requests))]
 
 
 class AdapterEngine(Engine, Protocol):

@@ -26,12 +26,12 @@ class Rectangle:
         for row, owner in enumerate(owners_R):
             rows_of[owner].append(row)
         self.widest = max(map(len, rows_of))
-        slots = [row for mine in rows_of for row in [*mine, *[-1] * (self.widest - len(mine))]]
-        places = {row: place for place, row in enumerate(slots)}
+        slots = [row for rows in rows_of for row in [*rows, *[-1] * (self.widest - len(rows))]]
+        slot_of = {row: slot for slot, row in enumerate(slots)}
         #: True if the rows already form a rectangle, in order.
-        self.is_whole = slots == [*range(len(owners_R))]
+        self.is_rectangular = slots == [*range(len(owners_R))]
         self._rows_NW = torch.tensor(slots, device=device).clamp(min=0).view(owners, self.widest)
-        self._places_R = torch.tensor([places[row] for row in range(len(owners_R))], device=device)
+        self._slots_R = torch.tensor([slot_of[row] for row in range(len(owners_R))], device=device)
 
     def fold(self, by_row: Tensor) -> Tensor:
         """(R, ...) -> (N, W, ...)."""
@@ -39,4 +39,4 @@ class Rectangle:
 
     def unfold(self, folded: Tensor) -> Tensor:
         """(N, W, ...) -> (R, ...)."""
-        return folded.flatten(0, 1)[self._places_R]
+        return folded.flatten(0, 1)[self._slots_R]

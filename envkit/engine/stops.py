@@ -31,9 +31,9 @@ class StopStrings:
         return any(string in text for string in self._strings)
 
     def _may_complete(self, token: int) -> bool:
-        if (known := self._completes.get(token)) is None:
+        if token not in self._completes:
             text = self._decode([token])
             # A part of a character does not decode alone, and some tokenizers drop a lone space.
-            known = not text or any(end in text for end in (*self._ends, "\N{REPLACEMENT CHARACTER}"))
-            self._completes[token] = known
-        return known
+            ends = (*self._ends, "\N{REPLACEMENT CHARACTER}")
+            self._completes[token] = not text or any(end in text for end in ends)
+        return self._completes[token]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from envkit.engine.attention import Decode, Prefill, RowCache, context_length, register
+from envkit.engine.batching import RequestSize, assign_slots, waves
 from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
 from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.stops import StopStrings
-from envkit.engine.waves import RequestSize, places, waves
 from envkit.errors import ContractError, ModelError
 from envkit.stop import ShouldStop, check, never
 
@@ -26,7 +26,7 @@ _PREFILL_TOKENS = 1024
 
 
 @dataclass(frozen=True, slots=True)
-class _Held:
+class _CachedConversation:
     """KV state of a conversation that may continue: all its tokens but the last."""
 
     prefix: Prefill
@@ -60,13 +60,13 @@ class _Branch:
 
     def children(self, tokens: Sequence[int], logprobs: Sequence[float]) -> list[_Branch]:
         """Split the branch by the tokens that its requests have drawn."""
-        found: dict[int, _Branch] = {}
+        by_token: dict[int, _Branch] = {}
         for request, token, logprob in zip(self.requests, tokens, logprobs, strict=False):
-            if token not in found:
+            if token not in by_token:
                 ids, all_logprobs = [*self.ids, token], [*self.logprobs, logprob]
-                found[token] = _Branch(self.prompt, self.context, [], ids, all_logprobs)
-            found[token].requests.append(request)
-        return [*found.values()]
+                by_token[token] = _Branch(self.prompt, self.context, [], ids, all_logprobs)
+            by_token[token].requests.append(request)
+        return [*by_token.values()]
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +115,7 @@ class TorchEngine(AdapterEngine):
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
         #: KV state to continue from, by adapter and token ids.
-        self._held: dict[tuple[int, tuple[int, ...]], _Held] = {}
+        self._cache: dict[tuple[int, tuple[int, ...]], _CachedConversation] = {}
         self._adapters = 0
         self._token_bytes = self._cache_bytes_per_token()
 
@@ -131,7 +131,7 @@ class TorchEngine(AdapterEngine):
 
     def forget(self) -> None:
         """Drop cached KV state. Continued conversations are prefilled again."""
-        self._held = {}
+        self._cache = {}
 
     def close(self) -> None:
         """Drop cached KV state. The weights stay: the learner shares them."""
@@ -141,7 +141,7 @@ class TorchEngine(AdapterEngine):
     def stream(
         self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
     ) -> Generator[tuple[int, Completion]]:
-        held: dict[int, _Held] = {}
+        cached: dict[int, _CachedConversation] = {}
         new: dict[int, RequestSize] = {}
         old: dict[int, RequestSize] = {}
         for index, request in enumerate(requests):
@@ -155,27 +155,27 @@ class TorchEngine(AdapterEngine):
                     f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
                     "the answer included; set a lower max_context_length"
                 )
-            found = self._held.get((request.adapter, request.prompt_ids[: request.known]))
-            if found is None:
+            cache = self._cache.get((request.adapter, request.prompt_ids[: request.earlier_tokens]))
+            if cache is None:
                 new[index] = RequestSize(len(request.prompt_ids), (request.adapter, request.prompt_ids))
             else:
-                held[index], read = found, found.prompt_length + len(found.row)
+                cached[index], read = cache, cache.prompt_length + len(cache.row)
                 old[index] = RequestSize(
-                    found.prompt_length,
-                    (id(found.prefix), found.prompt),
-                    len(found.row),
+                    cache.prompt_length,
+                    (id(cache.prefix), cache.prompt),
+                    len(cache.row),
                     len(request.prompt_ids) - read,
                 )
-        self._held = {}
+        self._cache = {}
         limits = self._max_rows, _CACHE_BYTES // self._token_bytes
         for wave in waves(new, sampling.max_new_tokens, *limits):
             start = self._start_new(wave, requests, sampling.max_new_tokens, should_stop)
             yield from self._decode(start, wave, requests, sampling, should_stop)
             del start  # frees its buffers before the next wave
         for wave in waves(old, sampling.max_new_tokens, *limits):
-            start = self._start_held(wave, requests, held, sampling.max_new_tokens, should_stop)
+            start = self._start_cached(wave, requests, cached, sampling.max_new_tokens, should_stop)
             for index in (index for group in wave for index in group):
-                del held[index]  # copied into the wave's buffers
+                del cached[index]  # copied into the wave's buffers
             yield from self._decode(start, wave, requests, sampling, should_stop)
             del start
 
@@ -196,16 +196,16 @@ class TorchEngine(AdapterEngine):
         )
         return _Start(prefix, lengths, layout, logits_NV, branches)
 
-    def _start_held(
+    def _start_cached(
         self,
         wave: list[list[int]],
         requests: Sequence[Request],
-        held: Mapping[int, _Held],
+        cached: Mapping[int, _CachedConversation],
         budget: int,
         should_stop: ShouldStop,
     ) -> _Start:
-        """Prefill the new tokens of held conversations."""
-        firsts = [held[group[0]] for group in wave]
+        """Prefill the new tokens of continued conversations."""
+        firsts = [cached[group[0]] for group in wave]
         lengths = [first.prompt_length for first in firsts]
         prefix = Prefill.of(
             [(first.prefix, first.prompt, length) for first, length in zip(firsts, lengths, strict=True)]
@@ -217,8 +217,8 @@ class TorchEngine(AdapterEngine):
                 same.setdefault(requests[index].prompt_ids, []).append(index)
             branches += [_Branch(prompt, len(ids), owners) for ids, owners in same.items()]
         leads = [branch.requests[0] for branch in branches]
-        owns = [held[index].row for index in leads]
-        read = [held[index].prompt_length + len(held[index].row) for index in leads]
+        rows = [cached[index].row for index in leads]
+        read = [cached[index].prompt_length + len(cached[index].row) for index in leads]
         added = [requests[index].prompt_ids[start:] for index, start in zip(leads, read, strict=True)]
         fresh = max(map(len, added))
         layout = Decode(
@@ -226,9 +226,9 @@ class TorchEngine(AdapterEngine):
             torch.tensor(lengths, device=self._device),
             [branch.prompt for branch in branches],
             room=sum(map(len, wave)),
-            slots=max(map(len, owns)) + fresh + budget,
+            slots=max(map(len, rows)) + fresh + budget,
         )
-        layout.restore(owns)
+        layout.restore(rows)
         adapters = [requests[group[0]].adapter for group in wave]
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // fresh, 1)
@@ -251,11 +251,11 @@ class TorchEngine(AdapterEngine):
     ) -> Generator[tuple[int, Completion]]:
         """Decode one wave. Each of its lists has the request indices of one prompt."""
         layout, logits_RV, branches = start.layout, start.logits_RV, start.branches
-        asked = [index for group in wave for index in group]
-        place = {index: number for number, index in enumerate(asked)}
-        draws_AT = torch.stack(
-            [torch.from_numpy(uniforms(requests[index].rng_key, sampling.max_new_tokens)) for index in asked]
-        ).to(self._device)
+        indices = [index for group in wave for index in group]
+        draw_of = {index: number for number, index in enumerate(indices)}
+        keys = [requests[index].rng_key for index in indices]
+        draws = [torch.from_numpy(uniforms(key, sampling.max_new_tokens)) for key in keys]
+        draws_AT = torch.stack(draws).to(self._device)
         adapters = [requests[group[0]].adapter for group in wave]
         strings = self._stop_strings(sampling)
 
@@ -267,8 +267,8 @@ class TorchEngine(AdapterEngine):
                 [*branch.requests, *branch.requests[:1] * (widest - len(branch.requests))]
                 for branch in branches
             ]
-            numbers_RO = draws_AT[[[place[index] for index in indices] for indices in owners], step]
-            tokens, logprobs = map(_listed, draw(logits_RV, numbers_RO, sampling))
+            numbers_RO = draws_AT[[[draw_of[index] for index in owner] for owner in owners], step]
+            tokens, logprobs = map(_to_list, draw(logits_RV, numbers_RO, sampling))
             following: list[_Branch | None] = []
             more: list[tuple[int, _Branch]] = []
             for row, branch in enumerate(branches):
@@ -284,7 +284,7 @@ class TorchEngine(AdapterEngine):
                 more += [(row, child) for child in alive[1:]]
             if not any(following):
                 return
-            chosen = places([child is not None for child in following], len(more))
+            chosen = assign_slots([child is not None for child in following], len(more))
             arranged = [*((row, child) for row, child in enumerate(following)), *more]
             branches = [child for _, child in (arranged[number] for number in chosen) if child is not None]
             layout.reorder([arranged[number][0] for number in chosen])
@@ -299,9 +299,10 @@ class TorchEngine(AdapterEngine):
     ) -> Completion:
         """Build the branch's completion; keep its KV state for requests that continue."""
         completion = Completion(tuple(branch.ids), tuple(branch.logprobs), stop)
-        continuing = [requests[index] for index in branch.requests if requests[index].goes_on]
+        continuing = [requests[index] for index in branch.requests if requests[index].keep_cache]
         if continuing:
-            self._held[continuing[0].adapter, continuing[0].prompt_ids + completion.ids] = _Held(
+            ids = continuing[0].prompt_ids + completion.ids
+            self._cache[continuing[0].adapter, ids] = _CachedConversation(
                 start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.row_cache(row)
             )
         return completion
@@ -344,8 +345,8 @@ class TorchEngine(AdapterEngine):
     @torch.no_grad()
     def _cache_bytes_per_token(self) -> int:
         """Size of one token's KV cache over all layers."""
-        layout, one = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self._device)
-        self._forward(one, one, layout, [0])
+        layout, token_11 = Prefill(1, 1), torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        self._forward(token_11, token_11, layout, [0])
         return sum(part.element_size() * part.numel() for part in (*layout.keys, *layout.values))
 
     def _forward(
@@ -358,6 +359,6 @@ class TorchEngine(AdapterEngine):
         ).last_hidden_state
 
 
-def _listed(values: Tensor) -> list[Any]:
+def _to_list(values: Tensor) -> list[Any]:
     """``Tensor.tolist`` with a type."""
     return cast("list[Any]", values.tolist())

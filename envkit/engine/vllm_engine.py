@@ -110,19 +110,19 @@ class VLLMEngine(AdapterEngine):
         self._clean()
         folder = tempfile.mkdtemp(prefix="envkit-adapters-")
         self._clean = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
-        some = next((updates for updates in adapters if updates), None)
-        found: list[Any] = []
+        example = next((updates for updates in adapters if updates), None)
+        lora_requests: list[Any] = []
         for updates in adapters:
-            if some is None:
-                found.append(None)
+            if example is None:
+                lora_requests.append(None)
                 continue
             # On a CPU, vLLM 0.32 applies its last slot's adapter to rows without one.
             # So the base gets a zero adapter.
             self._made += 1  # vLLM caches adapters by number
             path = Path(folder, str(self._made))
-            _write(updates or _nothing(some), path)
-            found.append(self._request(f"adapter-{self._made}", self._made, str(path)))
-        self._adapters = found
+            _write(updates or _zero_adapter(example), path)
+            lora_requests.append(self._request(f"adapter-{self._made}", self._made, str(path)))
+        self._adapters = lora_requests
 
     def forget(self) -> None:
         """See `envkit.engine.protocol.AdapterEngine.forget`."""
@@ -200,7 +200,7 @@ def _imported() -> tuple[Any, Any, Any]:
 @contextlib.contextmanager
 def _variables(threads: int) -> Generator[None]:
     """Set environment variables that vLLM reads on import and when it starts processes."""
-    wanted = {
+    defaults = {
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_LOGGING_STREAM": "ext://sys.stderr",  # stdout is the program's own
         # By default vLLM leaves one core idle, which is half of two.
@@ -209,7 +209,7 @@ def _variables(threads: int) -> Generator[None]:
         # By default vLLM takes nine tenths of the memory, and the learner needs its share.
         "VLLM_CPU_KVCACHE_SPACE": "2",
     }
-    added = {name: value for name, value in wanted.items() if name not in os.environ}
+    added = {name: value for name, value in defaults.items() if name not in os.environ}
     os.environ.update(added)
     try:
         yield
@@ -224,7 +224,7 @@ def _nothing_to_clean() -> None:
 
 def _completion(output: Any) -> Completion:
     ids = tuple(output.token_ids)
-    logprobs = tuple(place[token].logprob for token, place in zip(ids, output.logprobs, strict=True))
+    logprobs = tuple(by_token[token].logprob for token, by_token in zip(ids, output.logprobs, strict=True))
     return Completion(ids, logprobs, "stop" if output.finish_reason == "stop" else "length")
 
 
@@ -233,16 +233,16 @@ def _seed(rng_key: Sequence[int]) -> int:
     return int(seeds(rng_key).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def _nothing(other: Mapping[str, Update]) -> dict[str, Update]:
-    """Make a zero adapter of rank 1 for one of ``other``'s layers."""
-    name, update = next(iter(other.items()))
+def _zero_adapter(example: Mapping[str, Update]) -> dict[str, Update]:
+    """Make a zero adapter of rank 1 for one of ``example``'s layers."""
+    name, update = next(iter(example.items()))
     return {name: Update(torch.zeros_like(update.down[:1]), torch.zeros_like(update.up[:, :1]))}
 
 
-def _require_rank(updates: Mapping[str, Update], most: int) -> None:
+def _require_rank(updates: Mapping[str, Update], max_rank: int) -> None:
     for name, update in updates.items():
-        if (rank := update.down.shape[0]) > most:
-            raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {most}")
+        if (rank := update.down.shape[0]) > max_rank:
+            raise ModelError(f"an adapter has rank {rank} at {name}; this engine supports up to {max_rank}")
 
 
 def _write(updates: Mapping[str, Update], folder: Path) -> None:

@@ -13,7 +13,7 @@ import torch
 
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
-from envkit.engine.lora import sharing, updates_of
+from envkit.engine.lora import copy_without_weights, updates_of
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
@@ -95,7 +95,7 @@ class Policy:
         return made
 
     def _add_adapter(self, seed: int) -> None:
-        self.model: Any = add_lora(sharing(self._base), *self._lora, seed)
+        self.model: Any = add_lora(copy_without_weights(self._base), *self._lora, seed)
         self.use_layout_attention()
 
     def add(self, adapter: Path, name: str) -> None:

@@ -96,8 +96,8 @@ def test_sessions_only_append(dialogues: list[list[str]]) -> None:
         for number, record in enumerate(records):
             tokens = tokens_of(record.turn)
             (request,) = [r for r in engine.asked[number] if r.rng_key == (1, 2, 0, row, number)]
-            assert request.known == len(history)
-            assert request.goes_on == (number < 2)
+            assert request.earlier_tokens == len(history)
+            assert request.keep_cache == (number < 2)
             history += tokens.prompt_ids
             assert request.prompt_ids == history, "the engine read something else than was recorded"
             history += tokens.completion_ids
@@ -141,7 +141,7 @@ def test_long_session_is_truncated_to_first_prompt_and_latest_observation(
             assert tokens.kept == len(first)
             assert tokens.prompt_ids == renderer().following(observation, closed=False)
             history = first
-        assert request.known == len(history)
+        assert request.earlier_tokens == len(history)
         history += tokens.prompt_ids
         assert request.prompt_ids == history
         history += tokens.completion_ids

@@ -28,11 +28,11 @@ from stops import stop_after
 
 from envkit.engine import torch_engine
 from envkit.engine.attention import Decode
+from envkit.engine.batching import RequestSize, waves
 from envkit.engine.draw import draw
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.torch_engine import TorchEngine
-from envkit.engine.waves import RequestSize, waves
 from envkit.errors import ContractError, ModelError, Stopped
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 
@@ -45,7 +45,7 @@ def test_tokens_and_logprobs_equal_those_of_plain_transformers(
     ref = tiny.make(tmp_path, family)
     rows: list[Sequence[int]] = []
     prompts: list[int] = []
-    reorder, narrow = Decode.reorder, Decode._narrow
+    reorder, narrow = Decode.reorder, Decode._drop_others
 
     def reordered(self: Decode, chosen: Sequence[int]) -> None:
         rows.append(chosen)
@@ -56,7 +56,7 @@ def test_tokens_and_logprobs_equal_those_of_plain_transformers(
         narrow(self, chosen)
 
     monkeypatch.setattr(Decode, "reorder", reordered)
-    monkeypatch.setattr(Decode, "_narrow", narrowed)
+    monkeypatch.setattr(Decode, "_drop_others", narrowed)
     batch = requests()
     drawn = tiny.engine(ref, STOPS).generate(batch, Sampling(temperature, 40))
     assert prompts
@@ -122,7 +122,9 @@ def test_a_prompt_shared_by_many_requests_is_prefilled_once(ref: ModelRef) -> No
 
 def test_common_beginnings_of_completions_are_decoded_once(ref: ModelRef) -> None:
     engine = tiny.engine(ref, STOPS)
-    batch = [dataclasses.replace(request, goes_on=True) for request in requests(((30, 8), (20, 8), (9, 1)))]
+    batch = [
+        dataclasses.replace(request, keep_cache=True) for request in requests(((30, 8), (20, 8), (9, 1)))
+    ]
     for turn in range(3):
         seen = record_forwards(engine)
         drawn = engine.generate(batch, Sampling(0.1, 12))
@@ -140,8 +142,8 @@ def test_common_beginnings_of_completions_are_decoded_once(ref: ModelRef) -> Non
             Request(
                 (*request.prompt_ids, *completion.ids, 40, 50 + turn),
                 (*request.rng_key, turn),
-                known=n,
-                goes_on=True,
+                earlier_tokens=n,
+                keep_cache=True,
             )
             for request, completion in zip(batch, drawn, strict=True)
             for n in [len(request.prompt_ids) + len(completion.ids)]
@@ -156,22 +158,22 @@ def test_a_continued_conversation_draws_as_if_prefilled_again(
     monkeypatch.setattr(torch_engine, "_PREFILL_TOKENS", pieces)
     ref = tiny.make(tmp_path, family)
     engine, plain = tiny.engine(ref, STOPS, max_rows), tiny.plain(ref)
-    batch = [dataclasses.replace(request, goes_on=True) for request in requests()]
+    batch = [dataclasses.replace(request, keep_cache=True) for request in requests()]
     for turn in range(4):
         drawn = engine.generate(batch, Sampling(1.0, 9))
         assert {completion.stop for completion in drawn} == {"stop", "length"}
         assert_matches_reference(plain, batch, drawn, 1.0)
         batch = next_requests(batch, drawn, turn)
         # A new conversation joins.
-        batch.append(Request(tiny.prompt(20 + turn, seed=turn), (9, turn), goes_on=True))
+        batch.append(Request(tiny.prompt(20 + turn, seed=turn), (9, turn), keep_cache=True))
 
 
 def test_only_new_tokens_of_a_continued_conversation_are_prefilled(ref: ModelRef) -> None:
     engine = tiny.engine(ref)
-    batch = [dataclasses.replace(request, goes_on=True) for request in requests(((30, 4), (20, 4)))]
+    batch = [dataclasses.replace(request, keep_cache=True) for request in requests(((30, 4), (20, 4)))]
     drawn = engine.generate(batch, Sampling(1.0, 3))
     read = [request.prompt_ids + completion.ids for request, completion in zip(batch, drawn, strict=True)]
-    later = [Request((*ids, 5, 6, 7), (row,), known=len(ids)) for row, ids in enumerate(read)]
+    later = [Request((*ids, 5, 6, 7), (row,), earlier_tokens=len(ids)) for row, ids in enumerate(read)]
     seen = record_forwards(engine)
     first = engine.generate(later, Sampling(1.0, 2))
     # The last drawn token and the three new ones.
@@ -185,11 +187,11 @@ def test_only_new_tokens_of_a_continued_conversation_are_prefilled(ref: ModelRef
 
 def test_new_weights_drop_cached_kv_state(ref: ModelRef) -> None:
     policy = tiny.policy(ref, noise=0.1)
-    (drawn,) = policy.engine.generate([Request((5, 6, 7), (1,), goes_on=True)], Sampling(1.0, 3))
+    (drawn,) = policy.engine.generate([Request((5, 6, 7), (1,), keep_cache=True)], Sampling(1.0, 3))
     policy.sync()
     ids = (5, 6, 7, *drawn.ids)
     seen = record_forwards(policy.engine)
-    policy.engine.generate([Request((*ids, 8), (2,), known=len(ids))], Sampling(1.0, 1))
+    policy.engine.generate([Request((*ids, 8), (2,), earlier_tokens=len(ids))], Sampling(1.0, 1))
     assert seen == [(1, len(ids) + 1)]
 
 
@@ -245,7 +247,7 @@ def test_a_stop_string_ends_a_turn_with_the_token_that_completes_it(ref: ModelRe
         assert one.ids == other.ids[: min(ends, default=9)]  # a row's draws do not depend on other rows
         assert one.stop == ("stop" if ends else other.stop)
     assert any(one.ids != other.ids for one, other in zip(drawn, free, strict=True))
-    continuing = [dataclasses.replace(request, goes_on=True) for request in batch]
+    continuing = [dataclasses.replace(request, keep_cache=True) for request in batch]
     stopped_early = engine.generate(continuing, Sampling(1.0, 9, stop_strings=strings))
     later = next_requests(continuing, stopped_early, turn=0)
     assert_matches_reference(tiny.plain(ref), later, engine.generate(later, Sampling(1.0, 3)), 1.0)
@@ -375,7 +377,7 @@ def test_rows_of_many_adapters_draw_as_with_each_adapter_alone(
     peft, engine = peft_model(ref), tiny.engine(ref, STOPS, max_rows)
     engine.load([updates_of(peft, "0"), {}, updates_of(peft, "1"), updates_of(peft, "2")])
     batch = [
-        dataclasses.replace(request, adapter=number % 4, goes_on=True)
+        dataclasses.replace(request, adapter=number % 4, keep_cache=True)
         for number, request in enumerate(requests())
     ]
     for turn in range(3):

@@ -183,7 +183,7 @@ class TestWithVLLM:
 
     def test_conversations_can_be_continued(self, engine: VLLMEngine, plain: Any) -> None:
         engine.load([])
-        batch = [dataclasses.replace(request, goes_on=True) for request in requests()]
+        batch = [dataclasses.replace(request, keep_cache=True) for request in requests()]
         for turn in range(3):
             drawn = engine.generate(batch, Sampling(1.0, 6))
             assert max_logprob_error([plain], batch, drawn, 1.0) < TOLERANCE_NATS
@@ -191,7 +191,7 @@ class TestWithVLLM:
                 dataclasses.replace(
                     request,
                     prompt_ids=(*request.prompt_ids, *completion.ids, *tiny.prompt(7, seed=turn)),
-                    known=len(request.prompt_ids) + len(completion.ids),
+                    earlier_tokens=len(request.prompt_ids) + len(completion.ids),
                     rng_key=(*request.rng_key, turn),
                 )
                 for request, completion in zip(batch, drawn, strict=True)

@@ -63,7 +63,7 @@ def first_requests() -> list[Request]:
             tiny.prompt(9 + 4 * adapter + 7 * group, seed=group),
             (adapter, group, row),
             adapter,
-            goes_on=row > 0,
+            keep_cache=row > 0,
         )
         for adapter in range(2)
         for group in range(2)
@@ -79,11 +79,11 @@ def next_requests(
         dataclasses.replace(
             request,
             prompt_ids=(*request.prompt_ids, *completion.ids, *range(20, 22 + place % 3)),
-            known=len(request.prompt_ids) + len(completion.ids),
-            goes_on=further,
+            earlier_tokens=len(request.prompt_ids) + len(completion.ids),
+            keep_cache=further,
         )
         for place, (request, completion) in enumerate(zip(requests, drawn, strict=True))
-        if request.goes_on
+        if request.keep_cache
     ]
 
 

@@ -1,4 +1,4 @@
-"""Batching: pure functions that group requests into waves and rows into places."""
+"""Batching: pure functions that group requests into waves and assign rows to slots."""
 
 from __future__ import annotations
 
@@ -39,46 +39,47 @@ def waves(
         Waves; each is a list of groups of request indices.
     """
 
-    def own(rows: Iterable[int]) -> int:
+    def tokens_per_row(rows: Iterable[int]) -> int:
         """Tokens after the prompt to reserve for each of these rows."""
-        some = [sizes[row] for row in rows]
-        return max(size.cached for size in some) + max(size.new for size in some) + budget
+        of_rows = [sizes[row] for row in rows]
+        return max(size.cached for size in of_rows) + max(size.new for size in of_rows) + budget
 
     def tokens(wave: Sequence[Sequence[int]]) -> int:
         rows = [row for group in wave for row in group]
-        return len(wave) * max(sizes[row].prompt for row in rows) + len(rows) * own(rows)
+        return len(wave) * max(sizes[row].prompt for row in rows) + len(rows) * tokens_per_row(rows)
 
     groups: dict[tuple[int, Hashable], list[int]] = {}
     for index, size in sizes.items():
         groups.setdefault((size.prompt, size.prompt_key), []).append(index)
     pieces: list[list[int]] = []
     for (prompt, _), group in groups.items():
-        rows = max(min(max_rows, (max_tokens - prompt) // own(group)), 1)
+        rows = max(min(max_rows, (max_tokens - prompt) // tokens_per_row(group)), 1)
         pieces += [group[start : start + rows] for start in range(0, len(group), rows)]
     pieces.sort(key=lambda piece: (-sizes[piece[0]].prompt, -len(piece), piece[0]))
-    found: list[list[list[int]]] = []
+    packed: list[list[list[int]]] = []
     for piece in pieces:
-        if found:
-            wave = [*found[-1], piece]
+        if packed:
+            wave = [*packed[-1], piece]
             if sum(map(len, wave)) <= max_rows and tokens(wave) <= max_tokens:
-                found[-1] = wave
+                packed[-1] = wave
                 continue
-        found.append([piece])
-    return found
+        packed.append([piece])
+    return packed
 
 
-def places(stays: Sequence[bool], branches: int) -> list[int]:
-    """Assign the rows of the next step to places. As many rows as possible keep theirs.
+def assign_slots(stays: Sequence[bool], branches: int) -> list[int]:
+    """Assign the rows of the next step to slots. As many rows as possible keep theirs.
 
     Args:
         stays: for each row, True if it continues.
         branches: number of additional rows, numbered after the existing ones.
 
     Returns:
-        The row or branch in each place.
+        The row or branch in each slot.
     """
     total = sum(stays) + branches
-    found = [row if row < len(stays) and stays[row] else -1 for row in range(total)]
-    late = iter([*range(total, len(stays)), *range(len(stays), len(stays) + branches)])
-    coming = (row for row in late if row >= len(stays) or stays[row])
-    return [next(coming) if row < 0 else row for row in found]
+    slots = [row if row < len(stays) and stays[row] else -1 for row in range(total)]
+    moving = iter(
+        [row for row in range(total, len(stays)) if stays[row]] + [*range(len(stays), len(stays) + branches)]
+    )
+    return [next(moving) if row < 0 else row for row in slots]
