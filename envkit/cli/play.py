@@ -46,22 +46,27 @@ def play(
 
     from envkit import registry
     from envkit.cli.capture import CapturingBackend
-    from envkit.cli.render import changes, ending, opening, pretty
+    from envkit.cli.render import (
+        render_changes,
+        render_first_observation,
+        render_observation,
+        render_result,
+    )
     from envkit.display import Silent
 
     require_at_least(1, max_turns=max_turns)
     require_at_least(0, seed=seed or 0)
     kind = registry.environment(env)
     backend = CapturingBackend(registry.sandbox_backend())
-    posed = load_tasks(kind, tasks, "starter", backend, Silent())
-    game = kind(tasks=posed, sandbox=backend, max_turns=max_turns)
+    playable = load_tasks(kind, tasks, "starter", backend, Silent())
+    game = kind(tasks=playable, sandbox=backend, max_turns=max_turns)
     backend.capturing = True
     try:
         observation, info = game.reset(seed=seed, options={"task": task} if task else None)
         backend.paths = game.task.files
         _print([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
         _print([Text("Each line is one action; a block ends with an empty line; help; quit.", style="dim")])
-        _print(opening(observation))
+        _print(render_first_observation(observation))
         first, turns, ended, reward = observation, 0, False, 0.0
         while not ended:
             _print([_turn_counter(game, turns)])
@@ -71,10 +76,11 @@ def play(
                 return
             observation, reward, terminated, truncated, info = game.step(action)
             turns, ended = turns + 1, terminated or truncated
-            _print(pretty(observation))
-        measured = [item.name for item in game.checks if not (item.weight or item.gate)]
-        result = ending(reward, info, turns, measured)
-        _print([Rule(style="dim"), *result, *changes(game.task.files, backend.files)])
+            _print(render_observation(observation))
+        unrewarded = [check.name for check in game.checks if not (check.weight or check.gate)]
+        _print([Rule(style="dim")])
+        _print(render_result(reward, info, turns, unrewarded))
+        _print(render_changes(game.task.files, backend.files))
     finally:
         game.close()
 
@@ -88,7 +94,7 @@ def _read_action(game: Env, first: str) -> str | None:
     """
     from rich.text import Text
 
-    from envkit.cli.render import pretty
+    from envkit.cli.render import render_observation
 
     read_line = input_reader()
     tools = {tool.name for tool in game.tools}
@@ -100,15 +106,15 @@ def _read_action(game: Env, first: str) -> str | None:
             return None
         if command is None:
             return action
-        _print([Text(game.help)] if game.tools else pretty(first))
+        _print([Text(game.help)] if game.tools else render_observation(first))
     return None
 
 
 def _turn_counter(game: Env, turns: int) -> RenderableType:
     from rich.rule import Rule
 
-    left = f"{game.turns_left} left" if game.turns_left > 1 else "the last"
-    return Rule(f"turn {turns + 1} of {game.max_turns}, {left}", align="left", style="dim")
+    remaining = f"{game.turns_left} left" if game.turns_left > 1 else "the last"
+    return Rule(f"turn {turns + 1} of {game.max_turns}, {remaining}", align="left", style="dim")
 
 
 def _print(pieces: Sequence[RenderableType]) -> None:

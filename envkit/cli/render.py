@@ -1,4 +1,4 @@
-"""Render an environment's texts for a player: code, diffs, tables and errors as rich renderables."""
+"""Render what a player sees: requests, observations, results and file changes, as rich renderables."""
 
 from __future__ import annotations
 
@@ -15,52 +15,48 @@ from rich.syntax import Syntax
 from rich.table import Table
 from rich.text import Text
 
-_FENCE: Final = re.compile(r"^```(\w*)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
+_CODE_BLOCK: Final = re.compile(r"^```(\w*)\n(.*?)^```$\n?", re.MULTILINE | re.DOTALL)
 _DIFF: Final = re.compile(r"^--- .*\n\+\+\+ .*\n(?:[ +@\\-].*\n?|\n)*", re.MULTILINE)
-#: End of the first part of a text: an empty line, or the start of a code block.
-_FIRST: Final = re.compile(r"\n(?=\n|```)")
-#: Last line of a table: the number of its rows, or ``...`` if there are more.
-_FOOT: Final = re.compile(r"\(([0-9]{1,6}) \w+\)|\.\.\.")
-_BAR: Final = " | "
+#: End of a request: an empty line, or the start of a code block.
+_REQUEST_END: Final = re.compile(r"\n(?=\n|```)")
+#: Last line of a table: the number of its rows, such as ``(3 rows)``, or ``...`` if there are more.
+_TABLE_END: Final = re.compile(r"\(([0-9]{1,6}) \w+\)|\.\.\.")
+_SEPARATOR: Final = " | "
 #: A table with more columns is shown as plain text, because a terminal has no room for it.
-_MOST_COLUMNS: Final = 12
-#: Control characters, which a terminal would execute instead of showing.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_MAX_COLUMNS: Final = 12
 _NUMBER: Final = re.compile(r"-?\d+(?:\.\d+)?(?:e[+-]?\d+)?")
+#: Control characters, which a terminal would execute instead of showing.
+_CONTROL_CHARACTER: Final = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 #: A line that reports an error: it begins with an exception's name, or with the message for a malformed call.
-_WRONG: Final = re.compile(
+_ERROR_LINE: Final = re.compile(
     r"(?:\w*Error\b|Not done\b|No call of a tool\b|Traceback \(|\w+: .* It is \w+\().*"
 )
 
 
-def opening(observation: str) -> list[RenderableType]:
-    """Render the first observation, with the request in a panel above the rest."""
-    observation = harmless(observation)
-    end = _FIRST.search(observation)
-    asked, rest = (observation[: end.start()], observation[end.end() :]) if end else (observation, "")
-    panel = Panel(Text(asked.strip("\n")), title="request", title_align="left", border_style="cyan")
-    return [panel, *pretty(rest)]
+def render_first_observation(observation: str) -> list[RenderableType]:
+    """Render the first observation: its request in a panel, and the rest below."""
+    observation = replace_control_characters(observation)
+    end = _REQUEST_END.search(observation)
+    request, rest = (observation[: end.start()], observation[end.end() :]) if end else (observation, "")
+    panel = Panel(Text(request.strip("\n")), title="request", title_align="left", border_style="cyan")
+    return [panel, *render_observation(rest)]
 
 
-def pretty(observation: str) -> list[RenderableType]:
+def render_observation(observation: str) -> list[RenderableType]:
     """Render an observation: code and diffs in colour, tables aligned, errors in red."""
-    pieces: list[RenderableType] = []
-    for text, fence in _split(_FENCE, harmless(observation)):
-        if fence is not None:
-            pieces.append(_code(fence[2], fence[1] or "text"))
+    parts: list[RenderableType] = []
+    for text, block in _split(_CODE_BLOCK, replace_control_characters(observation)):
+        if block is not None:
+            language, code = block[1] or "text", block[2]
+            parts.append(_code(code, language))
             continue
         for plain, diff in _split(_DIFF, text):
-            pieces += [_code(diff[0], "diff")] if diff is not None else _tabled(plain)
-    return pieces
+            parts += _plain_text(plain) if diff is None else [_code(diff[0], "diff")]
+    return parts
 
 
-def harmless(text: str) -> str:
-    """Replace control characters, because the text may come from an untrusted source."""
-    return _CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
-
-
-def ending(
-    reward: float, info: Mapping[str, Any], turns: int, measured: Collection[str]
+def render_result(
+    reward: float, info: Mapping[str, Any], turns: int, unrewarded: Collection[str]
 ) -> list[RenderableType]:
     """Render the result of an episode: the verdict, and the score and evidence of each check.
 
@@ -68,80 +64,89 @@ def ending(
         reward: reward of the last step.
         info: ``info`` of the last step.
         turns: number of turns taken.
-        measured: names of checks that do not count in the reward.
+        unrewarded: names of checks that do not count in the reward.
     """
     style = "bold green" if info["solved"] else "bold red"
-    said = f"{info['verdict']}, reward {reward:g}, after {turns} turn{'' if turns == 1 else 's'}"
-    pieces: list[RenderableType] = [Text(said, style=style)]
-    for name, score in info["scores"].items():
-        if name in measured:
-            pieces.append(Text(f"{name}: {score:g} (only measured)", style="dim"))
+    plural = "" if turns == 1 else "s"
+    summary = f"{info['verdict']}, reward {reward:g}, after {turns} turn{plural}"
+    parts: list[RenderableType] = [Text(summary, style=style)]
+    for check, score in info["scores"].items():
+        if check in unrewarded:
+            parts.append(Text(f"{check}: {score:g} (only measured)", style="dim"))
         else:
-            pieces.append(Text(f"{name}: {score:g}", style="green" if score == 1 else "red"))
-        said = [info["evidence"].get(name, ""), info.get("weaknesses", {}).get(name, "")]
-        pieces += [Padding(Text(harmless(each), overflow="fold"), (0, 0, 0, 2)) for each in said if each]
-    return pieces
+            parts.append(Text(f"{check}: {score:g}", style="green" if score == 1 else "red"))
+        for note in (info["evidence"].get(check), info.get("weaknesses", {}).get(check)):
+            if note:
+                text = Text(replace_control_characters(note), overflow="fold")
+                parts.append(Padding(text, (0, 0, 0, 2)))
+    return parts
 
 
-def changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[RenderableType]:
-    """Render a diff of each file that was changed.
+def render_changes(before: Mapping[str, str], after: Mapping[str, str]) -> list[RenderableType]:
+    """Render a diff of each changed file.
 
     Args:
         before: path -> text at the start.
         after: path -> text at the end, empty if the file was deleted; a missing path is skipped.
     """
-    pieces: list[RenderableType] = []
+    parts: list[RenderableType] = []
     for path, old in before.items():
         if path not in after:
             continue
         lines = old.splitlines(), after[path].splitlines()
         if diff := "\n".join(difflib.unified_diff(*lines, path, path, lineterm="")):
-            pieces.append(_code(harmless(diff), "diff"))
-    return [Text("What was changed:", style="bold"), *pieces] if pieces else []
+            parts.append(_code(replace_control_characters(diff), "diff"))
+    return [Text("What was changed:", style="bold"), *parts] if parts else []
+
+
+def replace_control_characters(text: str) -> str:
+    """Replace control characters, because the text may come from an untrusted source."""
+    return _CONTROL_CHARACTER.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def _split(pattern: re.Pattern[str], text: str) -> Iterator[tuple[str, re.Match[str] | None]]:
     """Split a text at a pattern: yields ``("", match)`` for each match, ``(text, None)`` between them."""
-    at = 0
+    start = 0
     for match in pattern.finditer(text):
-        yield text[at : match.start()], None
+        yield text[start : match.start()], None
         yield "", match
-        at = match.end()
-    yield text[at:], None
+        start = match.end()
+    yield text[start:], None
 
 
 def _code(text: str, language: str) -> Syntax:
     return Syntax(text.rstrip("\n"), language, background_color="default", word_wrap=True)
 
 
-def _tabled(text: str) -> list[RenderableType]:
+def _plain_text(text: str) -> list[RenderableType]:
     """Render text without code, with its tables aligned."""
-    if not text.strip("\n"):
+    text = text.strip("\n")
+    if not text:
         return []
-    pieces: list[RenderableType] = []
-    waiting: list[str] = []
-    for line in text.strip("\n").split("\n"):
-        foot = _FOOT.fullmatch(line)
-        rows = _rows_above(waiting, foot) if foot else []
-        if rows and len(rows[0]) <= _MOST_COLUMNS:
-            pieces += _text(waiting[: -len(rows)])
-            pieces += [_table(rows), Text(line, style="dim")]
-            waiting = []
+    parts: list[RenderableType] = []
+    pending: list[str] = []  # lines that are not rendered yet
+    for line in text.split("\n"):
+        end = _TABLE_END.fullmatch(line)
+        rows = _table_rows(pending, end) if end else []
+        if rows and len(rows[0]) <= _MAX_COLUMNS:
+            parts += _lines(pending[: -len(rows)])
+            parts += [_table(rows), Text(line, style="dim")]
+            pending = []
         else:
-            waiting.append(line)
-    return pieces + _text(waiting)
+            pending.append(line)
+    return parts + _lines(pending)
 
 
-def _rows_above(lines: list[str], foot: re.Match[str]) -> list[list[str]]:
-    """Return the rows of cells above a table's last line, header first; empty if they form no table."""
-    if foot[1] is not None:
-        count = int(foot[1]) + 1
-        rows = [line.split(_BAR) for line in lines[-count:]]
+def _table_rows(lines: list[str], end: re.Match[str]) -> list[list[str]]:
+    """Split the lines above a table's last line into rows of cells, header first; empty if it is no table."""
+    if end[1] is not None:  # it names the number of rows
+        count = int(end[1]) + 1
+        rows = [line.split(_SEPARATOR) for line in lines[-count:]]
         is_table = len(rows) == count and all(len(row) == len(rows[0]) for row in rows)
         return rows if is_table else []
     rows = list[list[str]]()
     for line in reversed(lines):
-        row = line.split(_BAR)
+        row = line.split(_SEPARATOR)
         if len(row) < 2 or (rows and len(row) != len(rows[0])):
             break
         rows.insert(0, row)
@@ -149,9 +154,9 @@ def _rows_above(lines: list[str], foot: re.Match[str]) -> list[list[str]]:
 
 
 def _table(rows: list[list[str]]) -> Table:
-    head, *body = rows
+    header, *body = rows
     table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
-    for column, name in enumerate(head):
+    for column, name in enumerate(header):
         cells = [row[column] for row in body]
         is_number = bool(cells) and all(_NUMBER.fullmatch(cell) or cell == "NULL" for cell in cells)
         table.add_column(Text(name), justify="right" if is_number else "left", overflow="fold")
@@ -160,11 +165,12 @@ def _table(rows: list[list[str]]) -> Table:
     return table
 
 
-def _text(lines: list[str]) -> list[RenderableType]:
+def _lines(lines: list[str]) -> list[RenderableType]:
+    """Render lines without code and tables; a first line that reports an error is red."""
     if not lines:
         return []
     text = "\n".join(lines)
     first, newline, rest = text.partition("\n")
-    if not _WRONG.fullmatch(first):
+    if not _ERROR_LINE.fullmatch(first):
         return [Text(text)]
     return [Text.assemble((first, "red"), newline, rest)]

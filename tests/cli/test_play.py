@@ -16,7 +16,12 @@ from rich.table import Table
 
 from envkit.cli.action_input import read_action
 from envkit.cli.capture import CapturingBackend
-from envkit.cli.render import changes, ending, opening, pretty
+from envkit.cli.render import (
+    render_changes,
+    render_first_observation,
+    render_observation,
+    render_result,
+)
 from envkit.environments.code_editor.actions import HELP, parse
 from envkit.registry import sandbox_backend
 from envkit.sandbox import PYTHON_OPTIONS
@@ -69,13 +74,13 @@ def printed(pieces: Sequence[object], *, colour: bool = False) -> str:
 
 
 def lines(observation: str) -> list[str]:
-    return [line.rstrip() for line in printed(pretty(observation)).splitlines()]
+    return [line.rstrip() for line in printed(render_observation(observation)).splitlines()]
 
 
 def test_code_and_diffs_are_coloured_and_help_stays_whole() -> None:
     diff = "--- solution.py\n+++ solution.py\n@@ -1,2 +1,2 @@\n def f():\n-    return 1\n+    return 2"
     observation = f"Fix:\n```python\ndef f(): pass\n```\n{HELP}\nChanged:\n{diff}\n2 turn(s) left"
-    kinds = [type(piece) for piece in pretty(observation)]
+    kinds = [type(piece) for piece in render_observation(observation)]
     assert kinds.count(Syntax) == 2
     assert lines(observation) == [line for line in observation.splitlines() if not line.startswith("```")]
 
@@ -104,7 +109,7 @@ def test_a_table_is_aligned_and_what_stands_around_it_stays() -> None:
     ],
 )
 def test_what_is_a_table(text: str, head: list[str], rows: int) -> None:
-    [table] = [piece for piece in pretty(text) if isinstance(piece, Table)]
+    [table] = [piece for piece in render_observation(text) if isinstance(piece, Table)]
     assert ([str(column.header) for column in table.columns], table.row_count) == (head, rows)
 
 
@@ -136,22 +141,22 @@ def test_what_is_no_table_stays_as_it_is(text: str) -> None:
     ],
 )
 def test_errors_are_red(text: str, is_red: bool) -> None:
-    shown = printed(pretty(f"{text}\nmore"), colour=True)
+    shown = printed(render_observation(f"{text}\nmore"), colour=True)
     assert shown == (f"\x1b[31m{text}\x1b[0m\nmore\n" if is_red else f"{text}\nmore\n")
 
 
 def test_the_request_is_set_apart() -> None:
-    panel, *rest = opening("Delete all.\n\nCREATE TABLE t\n\nt:\na | b\n(0 rows)")
+    panel, *rest = render_first_observation("Delete all.\n\nCREATE TABLE t\n\nt:\na | b\n(0 rows)")
     assert "│ Delete all." in printed([panel])
     assert "CREATE" not in printed([panel])
     assert printed(rest).startswith("CREATE TABLE t\n\nt:\na   b\n")
-    panel, code = opening("Fix it:\n```python\ndef f(): ...\n```")
+    panel, code = render_first_observation("Fix it:\n```python\ndef f(): ...\n```")
     assert "│ Fix it:" in printed([panel])
     assert isinstance(code, Syntax)
-    assert len(opening("Do it.")) == 1
+    assert len(render_first_observation("Do it.")) == 1
 
 
-def test_an_ending_tells_verdict_reward_and_evidence() -> None:
+def test_a_result_shows_verdict_reward_and_evidence() -> None:
     info = {
         "solved": False,
         "verdict": "FAIL",
@@ -159,7 +164,7 @@ def test_an_ending_tells_verdict_reward_and_evidence() -> None:
         "evidence": {"right": "gave [1], expected [2]", "tidy": "as it was"},
         "weaknesses": {"tidy": "looked at one file"},
     }
-    assert [line.rstrip() for line in printed(ending(0.5, info, 1, ["short"])).splitlines()] == [
+    assert [line.rstrip() for line in printed(render_result(0.5, info, 1, ["short"])).splitlines()] == [
         "FAIL, reward 0.5, after 1 turn",
         "right: 0",
         "  gave [1], expected [2]",
@@ -172,12 +177,14 @@ def test_an_ending_tells_verdict_reward_and_evidence() -> None:
 
 def test_changes_are_diffs_of_what_was_there_before() -> None:
     before = {"a.py": "one\ntwo\n", "same.py": "x\n", "gone.py": "y\n"}
-    text = printed(changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "gone.py": "", "new.py": "z"}))
+    text = printed(
+        render_changes(before, {"a.py": "one\n2\n", "same.py": "x\n", "gone.py": "", "new.py": "z"})
+    )
     assert "-two\n+2" in text.replace(" ", "").replace("\x1b", "")
     assert "-y" in text
     assert "same.py" not in text
-    assert changes(before, before) == []
-    assert changes(before, {}) == [], "nothing is known of what is missing"
+    assert render_changes(before, before) == []
+    assert render_changes(before, {}) == [], "nothing is known of what is missing"
 
 
 def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
@@ -199,7 +206,9 @@ def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
 
 def test_a_terminal_obeys_nothing_that_was_observed() -> None:
     seen = "\x1b[2J\x1b]0;title\x07gone\r\n```python\n\x9b2J\n```\n"
-    assert not set(printed([*opening(seen), *pretty(seen)])) & set("\x1b\x07\r\x9b")
+    assert not set(printed([*render_first_observation(seen), *render_observation(seen)])) & set(
+        "\x1b\x07\r\x9b"
+    )
 
 
 def test_what_is_no_table_of_a_size_for_people_stays_text() -> None:
