@@ -184,8 +184,8 @@ def _adapter_folder(path: Path, step: int | None) -> Path:
         if found.parent.name.removeprefix("step-").isdecimal()
     }
     if step is not None and step not in checkpoints:
-        known = ", ".join(map(str, sorted(checkpoints))) or "none"
-        raise UsageError(f"{path} has no checkpoint of step {step}; it has: {known}")
+        steps = ", ".join(map(str, sorted(checkpoints))) or "none"
+        raise UsageError(f"{path} has no checkpoint of step {step}; it has: {steps}")
     if checkpoints:
         return checkpoints[max(checkpoints) if step is None else step]
     if (path / "sft" / _CONFIG).is_file():

@@ -136,15 +136,15 @@ def bench(
     """
     from envkit.benchmark.spec import from_toml
 
-    wanted = from_toml(Path(spec)) if isinstance(spec, str | Path) else spec
+    parsed = from_toml(Path(spec)) if isinstance(spec, str | Path) else spec
     if budget_usd is not None:
-        wanted = replace(wanted, budget_usd=budget_usd)
+        parsed = replace(parsed, budget_usd=budget_usd)
     table = None if prices is None else Path(prices)
     _require_priced(machine, table)
     with open_display(display) as shown:
         backend = isolated_backend(sandbox, shown)
         subject = repr(str(spec)) if isinstance(spec, str | Path) else "spec"
-        run = _start(wanted, root, backend, shown, command or command_of("bench", subject), table)
+        run = _start(parsed, root, backend, shown, command or command_of("bench", subject), table)
         request, refused = _play(run, backend, shown)
     return _bench_result(run, request, refused, machine)
 
@@ -266,7 +266,7 @@ def rescore(
     with open_display(display) as shown:
         backend = isolated_backend(sandbox, shown)
         with stopping_on_signal(shown.say, message) as request:
-            again = grade_again(
+            rescored = grade_again(
                 old,
                 Path(root),
                 backend,
@@ -274,8 +274,8 @@ def rescore(
                 request.should_stop,
                 command or command_of("rescore", repr(str(run))),
             )
-    page = leaderboard([again.run.path], again.run.path, prices=prices_of(again.run))
-    return RescoreResult(again.run.path, page, again.episodes, again.changed, request.signal)
+    page = leaderboard([rescored.run.path], rescored.run.path, prices=prices_of(rescored.run))
+    return RescoreResult(rescored.run.path, page, rescored.episodes, rescored.changed, request.signal)
 
 
 def leaderboard(

@@ -42,10 +42,10 @@ class Report:
         Raises:
             UsageError: no such row, or none of its episodes was graded.
         """
-        rates = {each.name: each.solve_rate.interval for each in self.summary.rows}
-        if (found := rates.get(row)) is None:
+        rates = {summary.name: summary.solve_rate.interval for summary in self.summary.rows}
+        if (rate := rates.get(row)) is None:
             raise UsageError(f"no solve rate for row {row!r}; the report has: {', '.join(rates) or 'none'}")
-        return found
+        return rate
 
     def difference(self, row: str, against: str) -> Interval:
         """Paired difference of two rows' solve rates, ``row`` minus ``against``, with its 95 % interval.
@@ -53,11 +53,11 @@ class Report:
         Raises:
             UsageError: the report does not compare them.
         """
-        pairs = {(each.pair.row, each.pair.against): each.interval for each in self.summary.differences}
-        if (found := pairs.get((row, against))) is None:
-            known = ", ".join(f"{one} against {other}" for one, other in pairs) or "none"
-            raise UsageError(f"the report does not compare {row!r} with {against!r}; it has: {known}")
-        return found
+        pairs = {(entry.pair.row, entry.pair.against): entry.interval for entry in self.summary.differences}
+        if (interval := pairs.get((row, against))) is None:
+            listed = ", ".join(f"{first} against {second}" for first, second in pairs) or "none"
+            raise UsageError(f"the report does not compare {row!r} with {against!r}; it has: {listed}")
+        return interval
 
 
 @dataclass(frozen=True, slots=True)

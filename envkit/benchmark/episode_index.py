@@ -108,8 +108,8 @@ class EpisodeIndex:
         parts = (manifest.parent for manifest in manifests if manifest.parent.parent.name != "checkpoints")
         folders = (self._folder, *parts)
         # Reading a FIFO or a device might never end.
-        found = (path for folder in folders for path in folder.glob("*.jsonl") if path.is_file())
-        return [str(path.relative_to(self._folder).with_suffix("")) for path in found]
+        journals = (path for folder in folders for path in folder.glob("*.jsonl") if path.is_file())
+        return [str(path.relative_to(self._folder).with_suffix("")) for path in journals]
 
     def _path(self, journal: str) -> Path:
         return self._folder / f"{journal}.jsonl"
@@ -151,12 +151,12 @@ class EpisodeIndex:
         try:
             with path.open("rb") as file:
                 file.seek(offset)
-                found = file.readline()
+                data = file.readline()
         except OSError as error:
             raise StoreError(f"cannot read {path}: {error.strerror or error}") from error
-        record = _parsed(found, path, line)
-        known, trajectory = _decoded(record, journal, path, line)
-        if known != entry:
+        record = _parsed(data, path, line)
+        current, trajectory = _decoded(record, journal, path, line)
+        if current != entry:
             raise StoreError(f"{path}:{line}: the file has changed; load the page again")
         return entry, trajectory, record
 

@@ -33,13 +33,13 @@ def episode_keys(tasks: Sequence[Task], samples: int, seed: int) -> list[Episode
 def evaluate(
     rollouts: Rollouts,
     agent: Agent,
-    wanted: Sequence[EpisodeKey],
+    keys: Sequence[EpisodeKey],
     journal: Journal,
     done: Sequence[Trajectory] = (),
     on_progress: OnProgress = lambda done, total, solved: None,
     chunk: int = CHUNK,
 ) -> list[Trajectory]:
-    """Play the wanted episodes and log each.
+    """Play the episodes that are not done yet and log each.
 
     Episodes are played in fixed chunks. A chunk with a missing episode is played again as a whole, because
     the last bits of a probability depend on the batch. A resumed evaluation therefore gives the same numbers
@@ -48,7 +48,7 @@ def evaluate(
     Args:
         rollouts: plays them.
         agent: the agent that is evaluated.
-        wanted: from `episode_keys`.
+        keys: from `episode_keys`.
         journal: every finished episode is appended before it is returned, also if a provider refuses the
             agent.
         done: graded trajectories of an earlier, interrupted evaluation of the same agent.
@@ -56,44 +56,45 @@ def evaluate(
         chunk: episodes played at once.
 
     Returns:
-        Trajectories in the order of ``wanted``.
+        Trajectories in the order of ``keys``.
 
     Raises:
         Stopped: see `Rollouts.play`; finished episodes are in the journal.
     """
-    found = {trajectory.key: trajectory for trajectory in done}
-    for start in range(0, len(wanted), chunk):
-        keys = wanted[start : start + chunk]
-        if all(key in found for key in keys):
+    finished = {trajectory.key: trajectory for trajectory in done}
+    for start in range(0, len(keys), chunk):
+        chunk_keys = keys[start : start + chunk]
+        if all(key in finished for key in chunk_keys):
             continue
-        began = time.monotonic()
+        started = time.monotonic()
         played: list[Trajectory] = []
         try:
-            rollouts.play(agent, keys, on_done=played.append)
+            rollouts.play(agent, chunk_keys, on_done=played.append)
         finally:  # episodes that ended before a provider refused the agent may be paid for
-            new = {t.key: t for t in played if t.key not in found}
-            share_s = (time.monotonic() - began) / max(len(new), 1)
-            for key in keys:
+            new = {t.key: t for t in played if t.key not in finished}
+            share_s = (time.monotonic() - started) / max(len(new), 1)
+            for key in chunk_keys:
                 if key in new:
                     journal.append({"seconds": share_s, **trajectory_to_json(new[key])})
             journal.sync()
-        found |= new
-        solved = sum(found[key].solved for key in wanted if key in found)
-        on_progress(min(start + chunk, len(wanted)), len(wanted), solved)
-    return [found[key] for key in wanted]
+        finished |= new
+        solved = sum(finished[key].solved for key in keys if key in finished)
+        on_progress(min(start + chunk, len(keys)), len(keys), solved)
+    return [finished[key] for key in keys]
 
 
 def complete_chunks(
-    played: Sequence[Trajectory], wanted: Sequence[EpisodeKey], chunk: int = CHUNK
+    played: Sequence[Trajectory], keys: Sequence[EpisodeKey], chunk: int = CHUNK
 ) -> list[Trajectory]:
-    """Select the trajectories of complete chunks, in the order of ``wanted``; see `evaluate`.
+    """Select the trajectories of complete chunks, in the order of ``keys``; see `evaluate`.
 
-    If a provider refused the agent within a chunk, only the episodes that had ended are on record. These are
+    If a provider refused the agent within a chunk, only the episodes that had ended are recorded. These are
     the short ones, which are solved more often, so a rate over them would be biased.
     """
-    found = {trajectory.key: trajectory for trajectory in played}
-    chunks = [wanted[start : start + chunk] for start in range(0, len(wanted), chunk)]
-    return [found[key] for keys in chunks if all(key in found for key in keys) for key in keys]
+    by_key = {trajectory.key: trajectory for trajectory in played}
+    chunks = [keys[start : start + chunk] for start in range(0, len(keys), chunk)]
+    complete = [chunk_keys for chunk_keys in chunks if all(key in by_key for key in chunk_keys)]
+    return [by_key[key] for chunk_keys in complete for key in chunk_keys]
 
 
 def task_results(

@@ -16,7 +16,7 @@ from envkit.benchmark.leaderboard_data import (
     TWO_CORES,
     Leaderboard,
     Section,
-    most_tasks,
+    max_task_count,
     results_by_task,
     usd_per_solved,
 )
@@ -55,7 +55,7 @@ def render(board: Leaderboard) -> dict[str, bytes]:
     page: dict[str, Any] = {
         "leaderboard": board,
         "title": f"Leaderboard: {', '.join(section.conditions.environment for section in board.sections)}",
-        "sections": [_shown(section, index) for index, section in enumerate(board.sections)],
+        "sections": [_section_data(section, index) for index, section in enumerate(board.sections)],
         "warnings": _warnings(board),
         "method": _method(board),
         "published": load_published(),
@@ -63,12 +63,14 @@ def render(board: Leaderboard) -> dict[str, bytes]:
         "script": Markup(script),  # ours; the page's policy runs no other
         "script_digest": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     }
-    made = templates()
-    pages = {name: made.get_template(f"{name}.j2").render(page) for name in (f"{_NAME}.html", f"{_NAME}.md")}
+    environment = templates()
+    pages = {
+        name: environment.get_template(f"{name}.j2").render(page) for name in (f"{_NAME}.html", f"{_NAME}.md")
+    }
     return {name: text.encode() for name, text in {**pages, f"{_NAME}.csv": as_csv(board)}.items()}
 
 
-def _shown(section: Section, index: int) -> dict[str, Any]:
+def _section_data(section: Section, index: int) -> dict[str, Any]:
     """Collect what the templates show of a section."""
     reports = {report.run: report for row in section.rows if (report := row.report).training or report.sft}
     return {
@@ -85,7 +87,7 @@ def _shown(section: Section, index: int) -> dict[str, Any]:
         "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
         "provenance": provenance(section),
         "matrix": [
-            (task, [_matrix_cell(result) for result in found]) for task, found in results_by_task(section)
+            (task, [_matrix_cell(result) for result in results]) for task, results in results_by_task(section)
         ],
         "matrix_head": [row.name for row in section.contestants],
         "learning": [
@@ -119,11 +121,11 @@ def _lead(section: Section) -> str:
         cheapest = min(priced, key=usd_per_solved)
         lowest = usd_per_solved(cheapest)
         text += f" {cheapest.name} is the cheapest per solved task, at {dollars(lowest)}"
-        times = usd_per_solved(first) / lowest if lowest else math.inf
+        ratio = usd_per_solved(first) / lowest if lowest else math.inf
         text += (
             "."
-            if cheapest is first or not math.isfinite(times)
-            else f"; {first.name} costs {times:,.3g} times as much."
+            if cheapest is first or not math.isfinite(ratio)
+            else f"; {first.name} costs {ratio:,.3g} times as much."
         )
     return text
 
@@ -138,14 +140,14 @@ def _matrix_cell(result: TaskResult | None) -> tuple[str, int]:
 def _break_even(section: Section) -> Table:
     rows = tuple(
         (
-            found.trained,
-            found.other,
-            percent(found.trained_rate),
-            percent(found.other_rate),
-            NOT_KNOWN if math.isnan(found.saves_usd) else dollars(found.saves_usd),
-            _solved_tasks(found.solved_tasks),
+            entry.trained,
+            entry.other,
+            percent(entry.trained_rate),
+            percent(entry.other_rate),
+            NOT_KNOWN if math.isnan(entry.saves_usd) else dollars(entry.saves_usd),
+            _solved_tasks(entry.solved_tasks),
         )
-        for found in section.break_even
+        for entry in section.break_even
     )
     head = (
         *("Trained", "Instead of", "Trained solves %", "Other solves %", "Saves per solved task"),
@@ -162,7 +164,7 @@ def _solved_tasks(solved_tasks: float) -> str:
 
 def _charts(section: Section, index: int) -> dict[str, Markup]:
     rows = section.contestants
-    made: dict[str, Markup] = {}
+    charts: dict[str, Markup] = {}
     spots = [
         svg_charts.Spot(
             series,
@@ -181,7 +183,7 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
     if spots:
         description = "; ".join(f"{spot.name} {spot.y:.1f} % at {dollars(spot.x)}" for spot in spots)
         title = "Solved tasks in percent, over dollars per solved task"
-        made["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, description, spots, "$")
+        charts["pareto"] = svg_charts.scatter(f"s{index}-pareto", title, description, spots, "$")
     lines = [
         svg_charts.Curve(
             series,
@@ -195,42 +197,44 @@ def _charts(section: Section, index: int) -> dict[str, Markup]:
         description = "; ".join(
             f"{c.name}: {', '.join(f'{y:.1f} at {x:g}' for x, y in c.points)}" for c in lines
         )
-        made["curves"] = svg_charts.curves(
+        charts["curves"] = svg_charts.curves(
             f"s{index}-curves", "pass@k in percent, over k", description, lines
         )
-    return made
+    return charts
 
 
 def _warnings(board: Leaderboard) -> list[str]:
-    found: list[str] = []
+    warnings: list[str] = []
     for section in board.sections:
         environment = section.conditions.environment
         for row in section.rows:
-            found += [f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)]
-            if short := most_tasks(section.rows) - len(row.measured.results):
-                found.append(
+            warnings += [
+                f"{environment}: {text}" for text in row_warnings(row.name, row.measured, row.summary)
+            ]
+            if short := max_task_count(section.rows) - len(row.measured.results):
+                warnings.append(
                     f"{environment}: {row.name} was not measured on {short} of the tasks, so it is ranked "
                     "behind the agents that were."
                 )
         clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
-        if clusters and 1 < (most := max(clusters)) < FEW_CLUSTERS:
-            found.append(
-                f"{environment}: with {most} source functions, all intervals except exact ones are too "
+        if clusters and 1 < (functions := max(clusters)) < FEW_CLUSTERS:
+            warnings.append(
+                f"{environment}: with {functions} source functions, all intervals except exact ones are too "
                 "narrow."
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
         differing = len({(machine.cpu, machine.cores, machine.card) for machine in machines}) > 1
         if board.machine and differing:
-            found.append(
+            warnings.append(
                 f"{environment}: rows ran on different machines, but all are priced as "
                 f"{board.machine}. Make one leaderboard per machine, each with its own --machine."
             )
         for report in reports.values():
-            found += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
+            warnings += [f"{environment}, run {report.run}: {text}" for text in report.warnings]
             if report.isolation != "sandbox":
-                found.append(f"{environment}, run {report.run}: isolation is {report.isolation}.")
-    return list(dict.fromkeys(found))
+                warnings.append(f"{environment}, run {report.run}: isolation is {report.isolation}.")
+    return list(dict.fromkeys(warnings))
 
 
 def _method(board: Leaderboard) -> list[str]:

@@ -138,9 +138,9 @@ class Section:
     @property
     def complete(self) -> tuple[RankedRow, ...]:
         """The contestants that were measured on all tasks, as many as any row was."""
-        most = most_tasks(self.rows)
+        task_count = max_task_count(self.rows)
         measured = (row for row in self.contestants if row.summary.solve_rate.interval)
-        return tuple(row for row in measured if len(row.measured.results) == most)
+        return tuple(row for row in measured if len(row.measured.results) == task_count)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +215,11 @@ def _section(
     contestants = [row for row in rows if row.measured.expected is None]
     reference = _reference(contestants, against)
     compared = _compared(contestants, reference) if reference else contestants
-    most = most_tasks(rows)  # fewer tasks may be easier ones, so such rows come after the others
-    ranked = sorted(_pareto(compared), key=lambda row: (len(row.measured.results) < most, -_solves(row)))
+    # Fewer tasks may be easier ones, so rows with fewer come after the others.
+    task_count = max_task_count(rows)
+    ranked = sorted(
+        _pareto(compared), key=lambda row: (len(row.measured.results) < task_count, -_solves(row))
+    )
     controls = [row for row in rows if row.measured.expected is not None]
     section = Section(
         conditions=conditions,
@@ -232,7 +235,7 @@ def _section(
     return replace(section, lead_p=_p_value(*_paired(first.measured, second.measured)))
 
 
-def most_tasks(rows: Sequence[RankedRow]) -> int:
+def max_task_count(rows: Sequence[RankedRow]) -> int:
     """Number of tasks of the row with the most."""
     return max((len(row.measured.results) for row in rows), default=0)
 
@@ -249,31 +252,31 @@ def _common(reports: Sequence[ReportData]) -> Conditions:
     Raises:
         UsageError: conditions differ; the message names the fields.
     """
-    found: list[tuple[str, Conditions]] = []
+    conditions_of: list[tuple[str, Conditions]] = []
     for report in reports:
         if report.conditions is None:
             raise UsageError(
                 f"run {report.run} was made by an older version that did not record the conditions of "
                 "measurement; run it again"
             )
-        found.append((report.run, report.conditions))
-    (first, wanted), *others = found
+        conditions_of.append((report.run, report.conditions))
+    (first, common), *others = conditions_of
     for run, conditions in others:
         pairs = [
-            (entry.name, getattr(wanted, entry.name), getattr(conditions, entry.name))
+            (entry.name, getattr(common, entry.name), getattr(conditions, entry.name))
             for entry in fields(Conditions)
         ]
         if differing := [f"{name} ({a!s:.12} and {b!s:.12})" for name, a, b in pairs if a != b]:
             raise UsageError(
-                f"runs {first} and {run} differ in {', '.join(differing)} of {wanted.environment}. A "
+                f"runs {first} and {run} differ in {', '.join(differing)} of {common.environment}. A "
                 "leaderboard needs equal conditions: leave one run out, or run it again"
             )
-    return wanted
+    return common
 
 
 def _row(name: str, report: ReportData, row: Row, prices: PriceTable, machine: str | None) -> RankedRow:
-    least = min((result.samples for result in row.results if result.samples), default=1)
-    ks = [2**power for power in range(least.bit_length())]
+    samples = min((result.samples for result in row.results if result.samples), default=1)
+    ks = [2**power for power in range(samples.bit_length())]
     summary = summarise_row(row, ks)
     cost, training_usd = _cost(report, row, prices, machine), _training_usd(report, row, prices, machine)
     return RankedRow(name, report, row, summary, summary.rates, cost, training_usd)
@@ -317,9 +320,8 @@ def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None)
             hours = _hours(report, row, machine)
             hourly_usd = prices.hourly_usd(hours)
             costs = [result.seconds * hourly_usd / 3600 for result in row.results]
-            paid = (
-                origin.seconds * hourly_usd / 3600
-            )  # a resumed run got earlier answers from its journal at once
+            # A resumed run got its earlier answers from the journal, in no time.
+            paid = origin.seconds * hourly_usd / 3600
             basis = f"hours of {hours} at ${hourly_usd:g}"
         else:
             if not any(result.completion_tokens for result in row.results) and not origin.prompt_tokens:
@@ -404,7 +406,7 @@ def _pareto(rows: Sequence[RankedRow]) -> list[RankedRow]:
 
 
 def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
-    found: list[BreakEven] = []
+    entries: list[BreakEven] = []
     for trained in rows:
         if not trained.measured.origin.adapter:
             continue
@@ -414,8 +416,8 @@ def _break_even(rows: Sequence[RankedRow]) -> tuple[BreakEven, ...]:
                 saves = usd_per_solved(other) - cost
                 solved_tasks = math.inf if saves <= 0 else trained.training_usd / saves
                 rates = _solves(trained), _solves(other)
-                found.append(BreakEven(trained.name, other.name, *rates, saves, solved_tasks))
-    return tuple(found)
+                entries.append(BreakEven(trained.name, other.name, *rates, saves, solved_tasks))
+    return tuple(entries)
 
 
 def usd_per_solved(row: RankedRow) -> float:

@@ -86,13 +86,13 @@ def _compared(row: RankedRow, reference: str) -> tuple[Cell, Cell]:
 
 
 def _per_solved(row: RankedRow) -> Cell:
-    found = row.cost.per_solved
-    if found is None:
+    usd = row.cost.per_solved
+    if usd is None:
         return Cell(NONE)
-    if math.isinf(found.estimate):
-        return Cell(dollars(found.estimate), 1e300)  # after all others
-    high = dollars(found.high) if math.isfinite(found.high) else "\N{INFINITY}"
-    return Cell(dollars(found.estimate), found.estimate, f"[{dollars(found.low)}, {high}]")
+    if math.isinf(usd.estimate):
+        return Cell(dollars(usd.estimate), 1e300)  # after all others
+    high = dollars(usd.high) if math.isfinite(usd.high) else "\N{INFINITY}"
+    return Cell(dollars(usd.estimate), usd.estimate, f"[{dollars(usd.low)}, {high}]")
 
 
 def _training(row: RankedRow) -> Cell:
@@ -124,8 +124,8 @@ def _ks(sections: Sequence[Section]) -> tuple[int, ...]:
 
 
 def _rates(row: RankedRow, ks: Sequence[int]) -> list[Interval | None]:
-    known = {rate.k: rate.interval for rate in row.curve}
-    return [known.get(k) for k in ks]
+    by_k = {rate.k: rate.interval for rate in row.curve}
+    return [by_k.get(k) for k in ks]
 
 
 def provenance(section: Section) -> Table:
@@ -213,8 +213,8 @@ def _values(
     ]
 
 
-def _ends(found: Interval | None) -> tuple[float | None, ...]:
-    return (found.estimate, found.low, found.high) if found else (None,) * 3
+def _ends(interval: Interval | None) -> tuple[float | None, ...]:
+    return (interval.estimate, interval.low, interval.high) if interval else (None,) * 3
 
 
 def _safe(value: str | float | None) -> str:

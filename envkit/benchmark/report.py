@@ -42,9 +42,11 @@ def render(data: ReportData) -> dict[str, bytes]:
         "config": tables.config(data),
         "charts": _charts(data, summary),
     }
-    made = templates()
-    shown = {name: made.get_template(f"{name}.j2").render(page) for name in ("report.html", "report.md")}
-    return {name: text.encode() for name, text in {"report.json": data.to_json(), **shown}.items()}
+    environment = templates()
+    pages = {
+        name: environment.get_template(f"{name}.j2").render(page) for name in ("report.html", "report.md")
+    }
+    return {name: text.encode() for name, text in {"report.json": data.to_json(), **pages}.items()}
 
 
 def write_report(data: ReportData, folder: Path, *, overwrite: bool = False) -> Path:
@@ -74,10 +76,10 @@ def report_folders(run: Path) -> list[Path]:
     Raises:
         StoreError: there is no report, or the folder cannot be read.
     """
-    found = sorted(path.parent for depth in range(3) for path in run.glob("*/" * depth + "report.json"))
-    if not found:
+    folders = sorted(path.parent for depth in range(3) for path in run.glob("*/" * depth + "report.json"))
+    if not folders:
         raise StoreError(f"{run}: no report.json there; give the folder of a finished run")
-    return found
+    return folders
 
 
 def load_reports(run: Path) -> list[ReportData]:
@@ -120,20 +122,20 @@ def _charts(data: ReportData, summary: Summary) -> dict[str, Markup]:
         for i, (name, rate) in enumerate(contestants)
         if rate is not None
     ]
-    made: dict[str, Markup] = {}
+    charts: dict[str, Markup] = {}
     if rows:
         description = "; ".join(f"{bar.name} {bar.label}" for bar in rows)
-        made["results"] = svg_charts.bars("results", "pass@1 on held-out tasks", description, rows)
+        charts["results"] = svg_charts.bars("results", "pass@1 on held-out tasks", description, rows)
     if summary.operators:
         # The chart shows pass@1 even if the tables show other ks.
         first = rates_by_operator([row for row in data.rows if row.expected is None])
         grid = [(entry.operator, [100 * rate for rate in entry.rates[0]]) for entry in first]
         description = "One row per kind of task, one marker per agent; the table below has the numbers."
         names = [name for name, _ in contestants]
-        made["operators"] = svg_charts.dots(
+        charts["operators"] = svg_charts.dots(
             "operators", "pass@1 by kind of task, in percent", description, names, grid
         )
-    return made | curves_of(data)
+    return charts | curves_of(data)
 
 
 def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
@@ -146,14 +148,14 @@ def curves_of(data: ReportData, prefix: str = "") -> dict[str, Markup]:
         "loss": ("Policy loss", [(point.step, point.loss) for point in steps]),
         "speed": ("Tokens per second", [(point.step, point.tokens_per_s) for point in steps]),
     }
-    made: dict[str, Markup] = {}
+    charts: dict[str, Markup] = {}
     for key, (title, curve) in panels.items():
         if points := [(float(step), value) for step, value in curve if math.isfinite(value)]:
             description = "Dots: each step. Line: moving mean."
-            made[key] = svg_charts.line(
+            charts[key] = svg_charts.line(
                 prefix + key, title, description, points, unit_interval=key in ("reward", "mixed")
             )
-    return made
+    return charts
 
 
 def templates() -> jinja2.Environment:
@@ -178,8 +180,8 @@ def _visible(value: object) -> object:
     """Escape invisible characters in every value that a template prints; markup stays markup."""
     if not isinstance(value, str):
         return value
-    shown = visible(str(value))
-    return Markup(shown) if isinstance(value, Markup) else shown
+    text = visible(str(value))
+    return Markup(text) if isinstance(value, Markup) else text
 
 
 def _unbroken(text: str) -> str:

@@ -39,31 +39,33 @@ def headline(data: ReportData, summary: Summary) -> tuple[str, ...]:
     first = summary.differences[0]
     rows = {row.name: row for row in summary.rows}
     described = {row.name: f"{row.name} ({row.description})" for row in data.rows}
-    other = f"{share(rows[first.pair.against].solve_rate.interval)} for {described[first.pair.against]}"
-    lead = f"{_solves(rows[first.pair.row])}, against {other}: {_judged(first)}"
+    second = f"{share(rows[first.pair.against].solve_rate.interval)} for {described[first.pair.against]}"
+    lead = f"{_solves(rows[first.pair.row])}, against {second}: {_judged(first)}"
     return (lead, *(f"{entry.pair.meaning}: {_judged(entry)}" for entry in summary.differences[1:]), *alone)
 
 
 def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
     """List the run's own warnings, then those that follow from the numbers."""
-    found = list(data.warnings)
+    sentences = list(data.warnings)
     if data.isolation != "sandbox":
         none = data.isolation == "none"
         fault = "The sandbox did not isolate" if none else "The application ran outside the sandbox"
-        found.append(f"{fault} (isolation: {data.isolation}).")
+        sentences.append(f"{fault} (isolation: {data.isolation}).")
     for row, numbers in zip(data.rows, summary.rows, strict=True):
-        found += row_warnings(row.name, row, numbers)
+        sentences += row_warnings(row.name, row, numbers)
     for entry in summary.differences:
         name = f"{entry.pair.row} minus {entry.pair.against}"
         if entry.unpaired:
-            found.append(
+            sentences.append(
                 f"{name}: {entry.unpaired} tasks are left out: only one of the two has results on them."
             )
         interval = entry.interval
         if interval is not None and not interval.exact and 1 < interval.clusters < FEW_CLUSTERS:
             functions = interval.clusters
-            found.append(f"{name}: with {functions} source functions the interval is too narrow to rely on.")
-    return tuple(found)
+            sentences.append(
+                f"{name}: with {functions} source functions the interval is too narrow to rely on."
+            )
+    return tuple(sentences)
 
 
 def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
@@ -74,25 +76,25 @@ def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
         row: the row with its results.
         numbers: summary of the row.
     """
-    found: list[str] = []
-    measured, drawn = numbers.solve_rate.interval, numbers.voids + numbers.samples
+    sentences: list[str] = []
+    measured, played = numbers.solve_rate.interval, numbers.voids + numbers.samples
     if row.expected is not None and measured is not None and measured.estimate != row.expected:
-        found.append(
+        sentences.append(
             f"The control {name} solved {percent(measured.estimate)} % instead of {percent(row.expected)} %: "
             "grading or the task files are broken. Do not trust any number here."
         )
-    if numbers.voids > _MANY_VOIDS * drawn:
-        found.append(
-            f"{name}: {numbers.voids} of {drawn} samples were lost to broken machinery or to a provider that "
-            "did not answer. They are left out, which can make the rate too high or too low."
+    if numbers.voids > _MANY_VOIDS * played:
+        sentences.append(
+            f"{name}: {numbers.voids} of {played} samples were lost to broken machinery or to a provider "
+            "that did not answer. They are left out, which can make the rate too high or too low."
         )
-    cut = sum(result.cut_off for result in row.results)
-    if row.expected is None and cut > _MANY_CUT_OFF * numbers.samples:
-        found.append(
-            f"{name}: {cut} of {numbers.samples} samples were cut off at the token limit. A higher limit "
+    cut_off = sum(result.cut_off for result in row.results)
+    if row.expected is None and cut_off > _MANY_CUT_OFF * numbers.samples:
+        sentences.append(
+            f"{name}: {cut_off} of {numbers.samples} samples were cut off at the token limit. A higher limit "
             "may raise its rate."
         )
-    return found
+    return sentences
 
 
 def method(summary: Summary) -> tuple[str, ...]:
@@ -153,12 +155,12 @@ def _judged(entry: DifferenceSummary) -> str:
         return (
             f"{points(interval.estimate)} points, from one source function. One function gives no interval."
         )
-    shown = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
+    text = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
     if interval.low > 0:
-        return f"{shown}. The interval lies above zero: {pair.row} is better than {pair.against}."
+        return f"{text}. The interval lies above zero: {pair.row} is better than {pair.against}."
     if interval.high < 0:
-        return f"{shown}. The interval lies below zero: {pair.row} is worse than {pair.against}."
-    text = f"{shown}. The interval includes zero, so this run does not show a difference."
+        return f"{text}. The interval lies below zero: {pair.row} is worse than {pair.against}."
+    text += ". The interval includes zero, so this run does not show a difference."
     if math.isfinite(entry.detectable):
         text += (
             f" A true difference of {percent(entry.detectable)} points would have been found "

@@ -135,8 +135,8 @@ def rate_interval(
     Raises:
         ValueError: see `mean_interval`; or a rate is not in [0, 1].
     """
-    found = mean_interval(_shares(rates), clusters, resamples=resamples, level=level, seed=seed)
-    return _exact_if_alike(found, rates, clusters, 0.0, level)
+    interval = mean_interval(_shares(rates), clusters, resamples=resamples, level=level, seed=seed)
+    return _exact_if_alike(interval, rates, clusters, 0.0, level)
 
 
 def paired_interval(
@@ -169,8 +169,8 @@ def paired_interval(
             f"a paired interval needs the same items in both; found shapes {np.shape(a)} and {np.shape(b)}"
         )
     differences = _shares(a) - _shares(b)
-    found = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
-    return _exact_if_alike(found, differences, clusters, -1.0, level)
+    interval = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
+    return _exact_if_alike(interval, differences, clusters, -1.0, level)
 
 
 def _shares(values: ArrayLike) -> Floats:
@@ -181,21 +181,21 @@ def _shares(values: ArrayLike) -> Floats:
 
 
 def _exact_if_alike(
-    found: Interval, values: ArrayLike, clusters: Sequence[str], least: float, level: float
+    interval: Interval, values: ArrayLike, clusters: Sequence[str], lowest: float, level: float
 ) -> Interval:
-    """Replace an interval by the exact one if every cluster has the same value: ``least``, 0 or 1.
+    """Replace an interval by the exact one if every cluster has the same value: ``lowest``, 0 or 1.
 
-    Values lie from ``least`` to 1. The coverage holds for each of the three values, fixed in advance; it does
-    not hold for an arbitrary shared value chosen after looking at the data.
+    Values lie from ``lowest`` to 1. The coverage holds for each of the three values, fixed in advance; it
+    does not hold for an arbitrary shared value chosen after looking at the data.
     """
     sums, counts = _cluster_totals(values, clusters)
-    value = found.estimate
-    if value not in (least, 0.0, 1.0) or np.any(sums != value * counts):
-        return found
+    value = interval.estimate
+    if value not in (lowest, 0.0, 1.0) or np.any(sums != value * counts):
+        return interval
     # Upper bound for the share of clusters that have another value but were not observed.
-    unseen = 1 - ((1 - level) / 2) ** (1 / found.clusters)
-    low, high = value - unseen * (value - least), value + unseen * (1 - value)
-    return Interval(value, low, high, found.clusters, exact=True)
+    unseen = 1 - ((1 - level) / 2) ** (1 / interval.clusters)
+    low, high = value - unseen * (value - lowest), value + unseen * (1 - value)
+    return Interval(value, low, high, interval.clusters, exact=True)
 
 
 def ratio_interval(
@@ -268,7 +268,7 @@ def permutation_p(
     def total(x: Floats, y: Floats, axis: int) -> Floats:
         return np.sum(x - y, axis=axis)
 
-    found = _scipy().permutation_test(
+    result = _scipy().permutation_test(
         (sums, np.zeros_like(sums)),
         total,
         permutation_type="samples",
@@ -277,7 +277,7 @@ def permutation_p(
         batch=256,  # all at once would take a gigabyte for a thousand clusters
         rng=np.random.default_rng(seed),
     )
-    return float(found.pvalue)
+    return float(result.pvalue)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -286,10 +286,10 @@ def holm(p_values: Sequence[float]) -> list[float]:
     The smallest is multiplied by their number, the next by one less, and so on; none is below the one before.
     Holm 1979, https://www.jstor.org/stable/4615733.
     """
-    adjusted, least = [0.0] * len(p_values), 0.0
+    adjusted, largest = [0.0] * len(p_values), 0.0
     for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        least = max(least, min(1.0, p_values[index] * (len(p_values) - rank)))
-        adjusted[index] = least
+        largest = max(largest, min(1.0, p_values[index] * (len(p_values) - rank)))
+        adjusted[index] = largest
     return adjusted
 
 

@@ -135,11 +135,11 @@ def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
 
 
 def _rate(items: Sequence[TaskResult], k: int) -> Rate:
-    kept = [result for result in items if result.samples >= k]
-    if not kept:
+    counted = [result for result in items if result.samples >= k]
+    if not counted:
         return Rate(k, None, 0)
-    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
-    return Rate(k, rate_interval(values, [result.source for result in kept]), len(kept))
+    values = pass_at_k([result.samples for result in counted], [result.solved for result in counted], k)
+    return Rate(k, rate_interval(values, [result.source for result in counted]), len(counted))
 
 
 def summarise_difference(pair: Difference, row: Row, against: Row) -> DifferenceSummary:
@@ -180,9 +180,9 @@ def solve_rates(items: Sequence[TaskResult]) -> dict[str, float]:
 
 def _pass_rates(items: Sequence[TaskResult], k: int) -> dict[str, float]:
     """pass@k by task; tasks with fewer graded samples are left out."""
-    kept = [result for result in items if result.samples >= k]
-    values = pass_at_k([result.samples for result in kept], [result.solved for result in kept], k)
-    return {result.task: float(value) for result, value in zip(kept, values, strict=True)}
+    counted = [result for result in items if result.samples >= k]
+    values = pass_at_k([result.samples for result in counted], [result.solved for result in counted], k)
+    return {result.task: float(value) for result, value in zip(counted, values, strict=True)}
 
 
 def _mean_of(rates: dict[str, float], tasks: set[str]) -> float:

@@ -90,17 +90,17 @@ def dots(
     parts = [x_axis([(left + span * tick / 100, tick_label(tick)) for tick in ticks], top, bottom)]
     legend_x = left
     for i, name in enumerate(series):
-        shown = short(name, 20)
-        parts += [marker(i, legend_x + 5, 12.0), label(legend_x + 15, 16, shown)]
-        legend_x += 40 + 7.2 * len(shown)
+        text = short(name, 20)
+        parts += [marker(i, legend_x + 5, 12.0), label(legend_x + 15, 16, text)]
+        legend_x += 40 + 7.2 * len(text)
     for row, (category, values) in enumerate(rows):
         middle = top + pitch * (row + 0.5)
         parts.append(label(left - 10, middle + 4, short(category, 20), "end"))
         parts.append(tag("path", d=f"M{left:.1f} {middle:.1f}h{span:.1f}", class_="guide"))
         for i, value in enumerate(values):
             if math.isfinite(value):
-                lane = (i - (len(values) - 1) / 2) * 4  # equal values stay visible side by side
-                parts.append(marker(i, left + span * value / 100, middle + lane))
+                offset = (i - (len(values) - 1) / 2) * 4  # equal values stay visible side by side
+                parts.append(marker(i, left + span * value / 100, middle + offset))
     return figure(key, title, description, WIDTH, bottom + 24, parts)
 
 

@@ -57,13 +57,13 @@ class TokenDecoder:
         pieces: list[TokenText] = []
         start = read = 0  # decoded from `start`, because a token's text may depend on the one before
         for end, id in enumerate(ids, start=1):
-            before, now = self._text(ids[start:read]), self._text(ids[start:end])
+            before, after = self._text(ids[start:read]), self._text(ids[start:end])
             is_part = (
-                now.endswith("\N{REPLACEMENT CHARACTER}")
+                after.endswith("\N{REPLACEMENT CHARACTER}")
                 and end < len(ids)
                 and end - read < _MAX_CHARACTER_BYTES
             )
-            pieces.append(TokenText("" if is_part else now[len(before) :], id in self._special))
+            pieces.append(TokenText("" if is_part else after[len(before) :], id in self._special))
             if not is_part:
                 start, read = read, end
         return pieces

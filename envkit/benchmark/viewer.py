@@ -140,7 +140,7 @@ def make_app(run: RunFolder, token: str) -> Starlette:
             {"observation": step.observation, "reward": step.reward, **_turn(step.turn, models)}
             for step in trajectory.steps
         ]
-        whole = {
+        data = {
             "entry": asdict(entry),
             "steps": steps,
             "scores": trajectory.scores,
@@ -148,7 +148,7 @@ def make_app(run: RunFolder, token: str) -> Starlette:
             "share_s": record.get("seconds"),
         }
         try:
-            return JSONResponse(_shown(whole))
+            return JSONResponse(_make_visible(data))
         except (ValueError, RecursionError) as error:
             raise StoreError(f"{entry.journal}.jsonl:{entry.line}: cannot be shown ({error})") from error
 
@@ -156,8 +156,8 @@ def make_app(run: RunFolder, token: str) -> Starlette:
         return Response(resources.files("envkit.benchmark").joinpath(name).read_bytes(), media_type=kind)
 
     async def guard(request: Request, answer: Callable[[Request], Awaitable[Response]]) -> Response:
-        given = request.scope["path"].split("/")[1]
-        if hmac.compare_digest(given.encode(errors="replace"), token.encode()):
+        first = request.scope["path"].split("/")[1]
+        if hmac.compare_digest(first.encode(errors="replace"), token.encode()):
             response = await answer(request)
         else:
             message = "the address lacks this server's token; open the whole address that envkit view printed"
@@ -214,23 +214,23 @@ def _turn(turn: Turn, models: Sequence[str]) -> Mapping[str, Any]:
 def _tokens(tokens: Tokens, text: str, models: Sequence[str]) -> Mapping[str, Any]:
     """Sampled tokens with their texts, or with the reason why the texts are unknown."""
     pieces: list[TokenText] | None = None
-    why = "" if models else "the run's manifest names no model"
+    problem = "" if models else "the run's manifest names no model"
     for model in models:
         decoder = _decoder(model)
         if isinstance(decoder, str):
-            why = decoder
+            problem = decoder
         elif pieces := decoder.decode(tokens.completion_ids, text):
-            why = ""
+            problem = ""
             break
         else:
-            why = f"the tokenizer of {model!r} does not decode these ids to the recorded text"
+            problem = f"the tokenizer of {model!r} does not decode these ids to the recorded text"
     return {
         "prompt": len(tokens.prompt_ids),
         "ids": tokens.completion_ids,
         "logprobs": tokens.logprobs,
         "pieces": pieces and [piece.text for piece in pieces],
         "special": pieces and [piece.special for piece in pieces],
-        "why": why,
+        "why": problem,
     }
 
 
@@ -243,12 +243,12 @@ def _decoder(model: str) -> TokenDecoder | str:
         return str(error)
 
 
-def _shown(value: Any) -> Any:
+def _make_visible(value: Any) -> Any:
     """Escape invisible characters in every string of JSON data."""
     if isinstance(value, str):
         return visible(value)
     if isinstance(value, Mapping):
-        return {visible(str(k)): _shown(item) for k, item in cast("Mapping[Any, Any]", value).items()}
+        return {visible(str(k)): _make_visible(item) for k, item in cast("Mapping[Any, Any]", value).items()}
     if isinstance(value, list | tuple):
-        return [_shown(item) for item in cast("Sequence[Any]", value)]
+        return [_make_visible(item) for item in cast("Sequence[Any]", value)]
     return value

@@ -33,28 +33,28 @@ def audit(
     from envkit.audit.certificate import certify, write, write_cached
 
     kind = registry.environment(env)
-    given = registry.read_tasks_for(kind, tasks) if tasks else None
+    chosen = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
-        made = certify(kind, backend, display, tasks=given, max_turns=max_turns)
+        certificate = certify(kind, backend, display, tasks=chosen, max_turns=max_turns)
     if output is None:
-        path = write_cached(kind, made)
+        path = write_cached(kind, certificate)
     else:
         path = output
-        write(made, path)
+        write(certificate, path)
     if as_json:
         emit(
             {
-                "passed": made.passed,
+                "passed": certificate.passed,
                 "certificate": None if path is None else str(path),
-                "findings": made.findings,
+                "findings": certificate.findings,
             }
         )
     else:
         marks = {True: "[green]pass[/]", False: "[red]FAIL[/]", None: "[dim]n/a [/]"}
-        for finding in made.findings:
+        for finding in certificate.findings:
             out.print(f"{marks[finding.ok]} {finding.check}: {escape(finding.detail)}", soft_wrap=True)
-        kept = "not written: the environment's valid certificate, of its own tasks, stays in force"
-        out.print(f"certificate: {path or kept}", soft_wrap=True, markup=False)
-    if not made.passed:
+        unchanged = "not written: the environment's valid certificate, of its own tasks, stays in force"
+        out.print(f"certificate: {path or unchanged}", soft_wrap=True, markup=False)
+    if not certificate.passed:
         raise typer.Exit(1)

@@ -254,15 +254,15 @@ def rescore(
     as_json: Json = False,
 ) -> None:
     """Grade a bench's stored episodes again, with the environment as it is now. No agent is asked again."""
-    again = api.rescore(run, sandbox=sandbox, root=root, command=command_line())
+    result = api.rescore(run, sandbox=sandbox, root=root, command=command_line())
     if as_json:
-        emit({"run": str(again.run), "leaderboard": str(again.leaderboard), "changed": again.changed})
+        emit({"run": str(result.run), "leaderboard": str(result.leaderboard), "changed": result.changed})
     else:
-        for change in again.changed[:20]:
+        for change in result.changed[:20]:
             out.print(str(change), markup=False)
-        out.print(f"{len(again.changed)} of {again.episodes} verdicts changed")
-        out.print(f"leaderboard: {again.leaderboard}", soft_wrap=True, markup=False)
-    exit_if_stopped(again.stopped_by)
+        out.print(f"{len(result.changed)} of {result.episodes} verdicts changed")
+        out.print(f"leaderboard: {result.leaderboard}", soft_wrap=True, markup=False)
+    exit_if_stopped(result.stopped_by)
 
 
 def leaderboard(
@@ -306,24 +306,24 @@ def prices(
 
     from envkit.prices import load_prices
 
-    found = load_prices(table)
-    models = {model: price for model, price in sorted(found.models.items()) if name in model}
-    machines = {machine: usd for machine, usd in sorted(found.machines.items()) if name in machine}
+    price_table = load_prices(table)
+    models = {model: price for model, price in sorted(price_table.models.items()) if name in model}
+    machines = {machine: usd for machine, usd in sorted(price_table.machines.items()) if name in machine}
     if not models and not machines:
-        raise UsageError(f"no model or machine in the table of {found.date} has {name!r} in its name")
+        raise UsageError(f"no model or machine in the table of {price_table.date} has {name!r} in its name")
     if as_json:
-        sources = {model: found.notes.get(model, found.source) for model in models}
+        sources = {model: price_table.notes.get(model, price_table.source) for model in models}
         rows = {m: {**asdict(price), "source": sources[m]} for m, price in models.items()}
-        emit({"date": found.date, "source": found.source, "models": rows, "machines": machines})
+        emit({"date": price_table.date, "source": price_table.source, "models": rows, "machines": machines})
         return
-    caption = f"$ per million tokens, {found.date}: {found.source}"
-    shown = Table("model", "input", "output", "cached", "source", box=None, caption=caption)
+    caption = f"$ per million tokens, {price_table.date}: {price_table.source}"
+    listing = Table("model", "input", "output", "cached", "source", box=None, caption=caption)
     for model, price in models.items():
         cached = "" if price.cached is None else f"{price.cached:g}"
-        note = escape(found.notes.get(model, ""))
-        shown.add_row(escape(model), f"{price.input:g}", f"{price.output:g}", cached, note)
+        note = escape(price_table.notes.get(model, ""))
+        listing.add_row(escape(model), f"{price.input:g}", f"{price.output:g}", cached, note)
     if models:
-        out.print(shown)
+        out.print(listing)
     if machines:
         hours = ", ".join(f"{machine} ${usd:g}" for machine, usd in machines.items())
         out.print(f"per hour: {hours}", markup=False)

@@ -129,8 +129,8 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
         case EnvkitError():
             return str(error), 1
         case OSError():
-            place = f"{error.filename}: " if error.filename else ""
-            return f"{place}{error.strerror or error}", 2
+            file = f"{error.filename}: " if error.filename else ""
+            return f"{file}{error.strerror or error}", 2
         case MemoryError():
             return "out of memory; try a smaller model, smaller sizes, or a higher memory limit", 1
         case _:

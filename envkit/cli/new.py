@@ -25,10 +25,10 @@ def new(
 
     folder = create(name, into)
     # `python` in the user's shell may be another interpreter, without envkit.
-    then = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
+    next_commands = [f"cd {shlex.quote(str(folder))}", *commands(name, shlex.quote(sys.executable))]
     if as_json:
-        emit({"folder": str(folder), "next": then})
+        emit({"folder": str(folder), "next": next_commands})
         return
     out.print(f"{folder}: a small environment that works. Next:", soft_wrap=True, markup=False)
-    for command in then:
+    for command in next_commands:
         out.print(f"    {command}", soft_wrap=True, markup=False)

@@ -99,15 +99,15 @@ def require_absent(path: Path) -> None:
         raise UsageError(f"{path} exists; choose another name, nothing is overwritten")
 
 
-def require_at_least(least: int, **options: int) -> None:
+def require_at_least(minimum: int, **options: int) -> None:
     """Raise if an option is too small.
 
     Raises:
-        UsageError: an option is less than ``least``.
+        UsageError: an option is less than ``minimum``.
     """
     for name, value in options.items():
-        if value < least:
-            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {least}")
+        if value < minimum:
+            raise UsageError(f"--{name.replace('_', '-')} is {value}; it must be at least {minimum}")
 
 
 def print_reports(run: Path, reports: Iterable[Report]) -> None:

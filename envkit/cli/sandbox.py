@@ -96,17 +96,17 @@ def build(
     if base is not None and source is not _From.DOCKERFILE:
         raise ConfigError(f"--base needs --from dockerfile, found --from {source}; leave --base out")
     kinds = KINDS if source is _From.AUTO else (source.value,)
-    made, passed_over = docker.build(kinds, base=base, force=force)
+    image, passed_over = docker.build(kinds, base=base, force=force)
     if as_json:
-        emit({"image": made, "passed_over": passed_over})
+        emit({"image": image, "passed_over": passed_over})
         return
     for kind, problem in passed_over.items():
         err.print(f"{kind} does not work: {escape(problem)}", soft_wrap=True)
-    built = f"built in {made.seconds:.1f} s" if made.made else "exists already"
-    line = f"{made.tag} from {made.kind}: {built}, {made.size_bytes / 1e6:.0f} MB, {made.id}"
+    built = f"built in {image.seconds:.1f} s" if image.made else "exists already"
+    line = f"{image.tag} from {image.kind}: {built}, {image.size_bytes / 1e6:.0f} MB, {image.id}"
     out.print(line, soft_wrap=True, markup=False)
-    if docker.DockerBackend().image != made.kind:
-        out.print(f"to use it: export {docker.IMAGE_VARIABLE}={made.kind}", soft_wrap=True, markup=False)
+    if docker.DockerBackend().image != image.kind:
+        out.print(f"to use it: export {docker.IMAGE_VARIABLE}={image.kind}", soft_wrap=True, markup=False)
 
 
 @app.command(cls=Command)

@@ -103,8 +103,8 @@ def mine(
                 packages=packages or [],
             )
     if recipe:
-        made = make_recipe(found, seed=seed, per_function=per_function, max_chars=max_chars)
-        write_once(output, recipe_text(made))
+        contents = make_recipe(found, seed=seed, per_function=per_function, max_chars=max_chars)
+        write_once(output, recipe_text(contents))
     else:
         write_tasks(output, found, seed, DEFAULT_ENVIRONMENT)
     facts = {"tasks": len(found), "functions": _count_functions(found), "digest": digest(found)}
@@ -199,10 +199,10 @@ def build(
     from envkit.taskfile import digest, write_tasks
 
     require_absent(output)
-    wanted = read_recipe(recipe)
+    contents = read_recipe(recipe)
     with open_display("rich") as display:
-        found = build_from_recipe(wanted, isolated_backend(sandbox, display))
-    write_tasks(output, found, int(str(wanted["seed"])), DEFAULT_ENVIRONMENT)
+        found = build_from_recipe(contents, isolated_backend(sandbox, display))
+    write_tasks(output, found, int(str(contents["seed"])), DEFAULT_ENVIRONMENT)
     if as_json:
         emit({"tasks": len(found), "digest": digest(found), "file": str(output)})
     else:

@@ -19,7 +19,7 @@ MANIFEST = "manifest.json"
 #: Highest rank of an adapter that is loaded. PEFT allocates what its settings say.
 _MAX_RANK = 4096
 #: Settings of a plain LoRA adapter. The engine adds LoRA's update to the base and supports nothing else.
-_PLAIN = {
+_PLAIN_LORA = {
     "peft_type": "LORA",
     "use_dora": False,
     "bias": "none",
@@ -78,9 +78,9 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
         found = str(cast("Any", settings))[:40]
         raise ModelError(f"{folder / 'adapter_config.json'}: found {found}; expected a JSON object")
     values = cast("dict[str, Any]", settings)
-    for key, wanted in _PLAIN.items():
-        if (found := values.get(key, wanted)) != wanted and found:
-            raise ModelError(f"{folder}: {key} is {found!r}; expected {wanted!r}, a plain LoRA adapter")
+    for key, expected in _PLAIN_LORA.items():
+        if (found := values.get(key, expected)) != expected and found:
+            raise ModelError(f"{folder}: {key} is {found!r}; expected {expected!r}, a plain LoRA adapter")
     ranks = [values.get("r"), *_values(values.get("rank_pattern"))]
     if wrong := [rank for rank in ranks if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK]:
         raise ModelError(f"{folder}: the rank is {wrong[0]!r}; expected a number from 1 to {_MAX_RANK}")

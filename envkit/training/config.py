@@ -115,12 +115,12 @@ class TrainConfig:
     max_tokens_per_forward: int = 2048
 
     def __post_init__(self) -> None:
-        for field, least in _LEAST.items():
-            if getattr(self, field) < least:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {least}")
-        for field, most in _MOST.items():
-            if getattr(self, field) > most:
-                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at most {most}")
+        for field, minimum in _MINIMUM.items():
+            if getattr(self, field) < minimum:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at least {minimum}")
+        for field, maximum in _MAXIMUM.items():
+            if getattr(self, field) > maximum:
+                raise ConfigError(f"{field} is {getattr(self, field)}; it must be at most {maximum}")
         if 0 < self.sft_examples < self.sft_batch_size:
             raise ConfigError(
                 f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
@@ -134,8 +134,8 @@ class TrainConfig:
                 raise ConfigError(f"{field} is {value}; it must be 0 or positive, and finite")
         for field, choices in _CHOICES.items():
             if getattr(self, field) not in choices:
-                known = ", ".join(choices)
-                raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {known}")
+                listed = ", ".join(choices)
+                raise ConfigError(f"{field} is {getattr(self, field)!r}; expected one of: {listed}")
         if "" in self.stop_strings:
             raise ConfigError("stop_strings has an empty text, which would end every turn at once; remove it")
         for name, weight in self.shaping.items():
@@ -194,7 +194,7 @@ _CHOICES = {
         *(f"{level}_{correction}" for level in _LEVELS for correction in _CORRECTIONS),
     ),
 }
-_LEAST = {
+_MINIMUM = {
     "seed": 0,
     "max_turns": 1,
     "lora_r": 1,
@@ -213,7 +213,7 @@ _LEAST = {
     "max_tokens_per_forward": 1,
 }
 #: Upper bounds. Larger values only run out of memory, or never end.
-_MOST = {
+_MAXIMUM = {
     "seed": 2**32 - 1,  # numpy's limit
     "max_turns": 10_000,
     "lora_r": 1024,

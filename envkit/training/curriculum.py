@@ -49,20 +49,25 @@ class Curriculum:
         seed: the run's seed.
         estimates: task id -> solve rate before training, in [0, 1]. Only their order needs to be right. Tasks
             may be missing. 0 means hopeless until visited.
-        rest: cooldown of a visited source, in steps.
+        cooldown: steps after a visit in which its source is avoided.
     """
 
     def __init__(
-        self, tasks: Sequence[Task], seed: int, estimates: Mapping[str, float] | None = None, rest: int = 5
+        self,
+        tasks: Sequence[Task],
+        seed: int,
+        estimates: Mapping[str, float] | None = None,
+        cooldown: int = 5,
     ) -> None:
         self._ids = [task.id for task in tasks]
         self._index = {task_id: i for i, task_id in enumerate(self._ids)}
         kinds = [str(task.metadata.get("operator", "")) for task in tasks]
         self._kinds = sorted(set(kinds))
         self._kind_of = np.array([self._kinds.index(kind) for kind in kinds])
-        owners = [str(task.metadata.get("environment", "")) for task in tasks]
-        self._lanes = [np.array([owner == lane for owner in owners]) for lane in dict.fromkeys(owners)]
-        self._seed, self._rest = seed, rest
+        names = [str(task.metadata.get("environment", "")) for task in tasks]
+        #: For each environment, a mask of its tasks.
+        self._env_masks = [np.array([name == env for name in names]) for env in dict.fromkeys(names)]
+        self._seed, self._cooldown = seed, cooldown
         self._estimates = np.array([(estimates or {}).get(task_id, np.nan) for task_id in self._ids])
         #: First visits to tasks with an estimate, in order: the task's index, and its solve rate then.
         self._visited: list[int] = []
@@ -87,31 +92,31 @@ class Curriculum:
         near = np.clip(self._estimates, _MARGIN, 1 - _MARGIN)
         odds: NDArray[np.float64] = logit(np.where(self._estimates > 0, near, self._estimates))
         visited, rates = np.array(self._visited, dtype=int), np.array(self._visited_rates)
-        for lane in self._lanes:  # each environment's estimates are corrected by its own visits
-            if (own := lane[visited]).any():
-                odds[lane] = _corrected(odds[lane], odds[visited[own]], rates[own])
+        for in_env in self._env_masks:  # each environment's estimates are corrected by its own visits
+            if (visits := in_env[visited]).any():
+                odds[in_env] = _corrected(odds[in_env], odds[visited[visits]], rates[visits])
         return expit(odds)
 
     def pick(self, step: int, count: int) -> list[str]:
         """Pick ``count`` distinct tasks for a step, of distinct sources if there are enough."""
         rate = self.rates()
-        cooldown = np.where(step - self._last > self._rest, 1.0, _COOLDOWN_WEIGHT)[self._source_of]
+        cooldown = np.where(step - self._last > self._cooldown, 1.0, _COOLDOWN_WEIGHT)[self._source_of]
         seen = 1 + self._visits[self._source_of]
         weight = cooldown * (rate * (1 - rate) / seen) ** 2
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, step, 0xC0FFEE])))
         chosen: list[int] = []
-        left = np.ones(len(self._ids), dtype=bool)
+        available = np.ones(len(self._ids), dtype=bool)
         turn = step * count
         while len(chosen) < min(count, len(self._ids)):
-            lane = left & self._lanes[turn % len(self._lanes)]
+            candidates = available & self._env_masks[turn % len(self._env_masks)]
             turn += 1
-            if not lane.any():  # this environment has no tasks left
+            if not candidates.any():  # this environment has no tasks left
                 continue
-            share = np.where(lane, np.maximum(weight, 1e-300), 0.0)
+            share = np.where(candidates, np.maximum(weight, 1e-300), 0.0)
             i = int(rng.choice(len(self._ids), p=share / share.sum()))
             chosen.append(i)
             weight[self._source_of == self._source_of[i]] *= _COOLDOWN_WEIGHT
-            left[i] = False
+            available[i] = False
         return [self._ids[i] for i in chosen]
 
     def record(self, step: int, task_id: str, solved: int, tried: int) -> None:

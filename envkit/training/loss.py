@@ -65,7 +65,7 @@ def logprobs(model: Any, batch: PackedBatch, temperature: float) -> Tensor:
     if temperature != 1:
         logits_KV = logits_KV / temperature
     new_K1 = torch.log_softmax(logits_KV, dim=-1).gather(1, batch.targets_K[:, None])
-    return rows_of(new_K1, batch.which_N)[:, 0]
+    return rows_of(new_K1, batch.index_N)[:, 0]
 
 
 def policy_loss(

@@ -15,8 +15,8 @@ from envkit.training.config import TrainConfig
 
 #: Bytes saved for the backward pass, per token, layer and unit of hidden size (measured on SmolLM2-135M).
 _ACTIVATION_BYTES = 100
-#: Rows that the engine decodes at once, at most.
-_ROWS = 256
+#: Largest number of rows that the engine decodes at once.
+_MAX_ROWS = 256
 
 
 def require_memory(ref: ModelRef, config: TrainConfig) -> None:
@@ -67,7 +67,7 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     adapter = sum(config.lora_r * sum(shape) for shape in linears)
     heads = _attention_sizes(ref.path)
     answer = config.max_completion_length
-    rows = min(_ROWS, config.groups_per_step * config.num_generations)
+    rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.max_turns)
     hidden = min((shape[1] for shape in linears), default=0)
     return {
@@ -90,25 +90,25 @@ def tensor_shapes(folder: Path) -> list[tuple[int, ...]]:
 
 def layer_count(folder: Path) -> int:
     """Layers of a model by its ``config.json``; 0 if it does not say."""
-    found = _model_config(folder).get("num_hidden_layers")
-    return found if isinstance(found, int) else 0
+    layers = _model_config(folder).get("num_hidden_layers")
+    return layers if isinstance(layers, int) else 0
 
 
 def available_bytes() -> int | None:
-    """Memory that this process can still take, or ``None`` if the system does not tell."""
-    limits: list[int] = []
+    """Memory that this process can still take, or ``None`` if the system does not say."""
+    free: list[int] = []
     for line in _read(Path("/proc/meminfo")).splitlines():
         name, _, value = line.partition(":")
         if name in ("MemAvailable", "SwapFree"):
-            limits.append(1024 * int(value.split()[0]))
-    found = [sum(limits)] if limits else []
+            free.append(1024 * int(value.split()[0]))
+    limits = [sum(free)] if free else []
     group = Path("/sys/fs/cgroup")
     if (limit := _read(group / "memory.max").strip()).isdigit():
-        found.append(int(limit) - int(_read(group / "memory.current").strip() or 0))
+        limits.append(int(limit) - int(_read(group / "memory.current").strip() or 0))
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft != resource.RLIM_INFINITY:
-        found.append(soft)
-    return min(found, default=None)
+        limits.append(soft)
+    return min(limits, default=None)
 
 
 def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
@@ -124,10 +124,10 @@ def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
 
 def _model_config(folder: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(_read(folder / "config.json"))
+        config: object = json.loads(_read(folder / "config.json"))
     except (ValueError, RecursionError):
         return {}
-    return cast("dict[str, Any]", found) if isinstance(found, dict) else {}
+    return cast("dict[str, Any]", config) if isinstance(config, dict) else {}
 
 
 def _attention_sizes(folder: Path) -> int:

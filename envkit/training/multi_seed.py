@@ -63,7 +63,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
             # All gradients before the first update: a stop finds all adapters at the same step.
-            gradients = [trainer.backward(own) for trainer, own in zip(active, rollouts, strict=True)]
+            gradients = [trainer.backward(step) for trainer, step in zip(active, rollouts, strict=True)]
         except Stopped:
             for trainer in active:
                 trainer.drop_step()

@@ -49,7 +49,7 @@ class PackedBatch:
         paths: indices in S of each path through the tree; see `envkit.engine.attention.PackedTree`.
         sources_K: indices in S whose hidden states predict trained tokens.
         targets_K: ids of those tokens.
-        which_N: index in K of each trained token.
+        index_N: index in K of each trained token.
         old_logprobs_N: log-probability of each when sampled.
         advantages_N: advantage of each.
         rows_N: row of each.
@@ -62,7 +62,7 @@ class PackedBatch:
     paths: Sequence[Sequence[int]]
     sources_K: Tensor
     targets_K: Tensor
-    which_N: Tensor
+    index_N: Tensor
     old_logprobs_N: Tensor
     advantages_N: Tensor
     rows_N: Tensor
@@ -111,11 +111,11 @@ def chunks(
     chunk: list[TrainingRow] = []
     tree = _Tree(prompt)
     longest = 0
-    # Of like length, for they are padded to one in attention; then those that begin alike.
+    # Rows of similar length together, because attention pads them; then rows that begin alike.
     for row in sorted(rows, key=lambda row: (-len(row.ids).bit_length(), row.ids)):
         longest = max(longest, len(row.ids))
-        read = (len(chunk) + 1) * longest
-        if chunk and (len(tree.ids) + tree.missing(row) > max_tokens or read > 4 * max_tokens):
+        attended = (len(chunk) + 1) * longest
+        if chunk and (len(tree.ids) + tree.missing(row) > max_tokens or attended > 4 * max_tokens):
             yield chunk
             chunk, tree, longest = [], _Tree(prompt), len(row.ids)
         chunk.append(row)
@@ -129,15 +129,15 @@ def pack(
 ) -> PackedBatch:
     """Pack the prompt and the prefix tree of the rows into one forward pass on ``device``."""
     tree = _Tree(prompt)
-    number_of: dict[tuple[int, int], int] = {}  # by place and the id predicted there
-    which: list[int] = []
+    number_of: dict[tuple[int, int], int] = {}  # by node and the id predicted there
+    indices: list[int] = []
     old: list[float] = []
     advantages: list[float] = []
     owners: list[int] = []
     for owner, row in enumerate(rows):
         for index, source in enumerate(tree.add(row)):
             if row.trained[index]:
-                which.append(number_of.setdefault((source, row.ids[index]), len(number_of)))
+                indices.append(number_of.setdefault((source, row.ids[index]), len(number_of)))
                 old.append(row.logprobs[index])
                 advantages.append(row.advantages[index])
                 owners.append(owner)
@@ -149,7 +149,7 @@ def pack(
         paths=tree.paths(),
         sources_K=distinct[:, 0],
         targets_K=distinct[:, 1],
-        which_N=torch.tensor(which, dtype=torch.long, device=device),
+        index_N=torch.tensor(indices, dtype=torch.long, device=device),
         old_logprobs_N=torch.tensor(old, device=device),
         advantages_N=torch.tensor(advantages, dtype=torch.float32, device=device),
         rows_N=torch.tensor(owners, device=device),
@@ -159,7 +159,7 @@ def pack(
 
 @final
 class _Tree:
-    """Prefix tree of tokens, rooted in the prompt. A place is an index into ``ids``."""
+    """Prefix tree of tokens, rooted in the prompt. A node is an index into ``ids``."""
 
     def __init__(self, prompt: Sequence[int]) -> None:
         self.ids = [*prompt]
@@ -169,50 +169,50 @@ class _Tree:
         self._children: dict[tuple[int, int], int] = {}
 
     def add(self, row: TrainingRow) -> list[int]:
-        """Add a row; returns the place before each of its tokens, which predicts it."""
-        return self._before(row, self._place)
+        """Add a row; returns the node that predicts each of its tokens: the one before it."""
+        return self._predictors(row, self._node)
 
     def missing(self, row: TrainingRow) -> int:
         """Count the tokens that the row would add; an upper bound if its context is truncated."""
-        unknown = len(self.ids)
-        found: list[int] = []
+        new_node = len(self.ids)
+        nodes: list[int] = []
 
-        def place(parent: int, token: int) -> int:
-            found.append(self._children.get((parent, token), unknown))
-            return found[-1]
+        def find(parent: int, token: int) -> int:
+            nodes.append(self._children.get((parent, token), new_node))
+            return nodes[-1]
 
-        self._before(row, place)
-        return found.count(unknown)
+        self._predictors(row, find)
+        return nodes.count(new_node)
 
     def paths(self) -> list[list[int]]:
         """All paths from the first token after the prompt to a leaf."""
         ends = {*range(self._prompt, len(self.ids))} - {*self._parents}
         return [self._path(end) for end in sorted(ends)]
 
-    def _before(self, row: TrainingRow, place: Callable[[int, int], int]) -> list[int]:
-        """The place before each token. ``place(parent, token)`` finds or creates a place."""
-        context, last, before = [self._prompt - 1], list[int](), list[int]()
+    def _predictors(self, row: TrainingRow, find: Callable[[int, int], int]) -> list[int]:
+        """The node before each token. ``find(parent, token)`` finds or creates a node."""
+        context, last, predictors = [self._prompt - 1], list[int](), list[int]()
         for index, token in enumerate(row.ids):
             if (kept := row.kept.get(index)) is not None:
                 last = last[: max(kept + 1 - len(context), 0)]
                 del context[kept + 1 :]
-            # The last token predicts nothing, so a token gets a place only when another follows.
-            context += [place(context[-1], previous) for previous in last]
-            before.append(context[-1])
+            # The last token predicts nothing, so a token gets a node only when another follows.
+            context += [find(context[-1], previous) for previous in last]
+            predictors.append(context[-1])
             last = [token]
-        return before
+        return predictors
 
-    def _place(self, parent: int, token: int) -> int:
-        found = self._children.setdefault((parent, token), len(self.ids))
-        if found == len(self.ids):
+    def _node(self, parent: int, token: int) -> int:
+        node = self._children.setdefault((parent, token), len(self.ids))
+        if node == len(self.ids):
             self.ids.append(token)
             self.positions.append(self.positions[parent] + 1)
             self._parents.append(parent)
-        return found
+        return node
 
     def _path(self, end: int) -> list[int]:
-        found: list[int] = []
+        path: list[int] = []
         while end >= self._prompt:
-            found.append(end)
+            path.append(end)
             end = self._parents[end]
-        return found[::-1]
+        return path[::-1]

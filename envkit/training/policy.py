@@ -90,9 +90,9 @@ class Policy:
 
     def sibling(self, seed: int) -> Policy:
         """Make a policy with a new adapter on the same base, sampled by the same engine."""
-        made = copy.copy(self)
-        made._add_adapter(seed)
-        return made
+        policy = copy.copy(self)
+        policy._add_adapter(seed)
+        return policy
 
     def _add_adapter(self, seed: int) -> None:
         self.model: Any = add_lora(copy_without_weights(self._base), *self._lora, seed)

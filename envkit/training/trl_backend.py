@@ -136,13 +136,13 @@ class TRLTrainer(Trainer):
                 ids = torch.cat([part["prompt_ids"], part["completion_ids"]], dim=1)
                 mask = torch.cat([part["prompt_mask"], part["completion_mask"]], dim=1)
                 width = part["completion_ids"].shape[1]
-                found: Any = self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
-                return found[0]
+                outputs: Any = self._get_per_token_logps_and_entropies(self.model, ids, mask, width)
+                return outputs[0]
 
-            def _get_per_token_logps_and_entropies(self, *given: Any, **named: Any) -> Any:
-                found = self.above._get_per_token_logps_and_entropies(self, *given, **named)
-                self.new: Tensor = found[0].detach()
-                return found
+            def _get_per_token_logps_and_entropies(self, *args: Any, **kwargs: Any) -> Any:
+                outputs = self.above._get_per_token_logps_and_entropies(self, *args, **kwargs)
+                self.new: Tensor = outputs[0].detach()
+                return outputs
 
             def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
                 check(collector.rollouts.should_stop)
@@ -211,8 +211,8 @@ def _padded(groups: Sequence[TrainingGroup], rows: int, pad_id: int) -> dict[str
     }
     if missing:
         for name, part in batch.items():
-            kept = part[:1].expand(missing, -1)
-            batch[name] = torch.cat([part, torch.zeros_like(kept) if "mask" in name else kept])
+            padding = part[:1].expand(missing, -1)
+            batch[name] = torch.cat([part, torch.zeros_like(padding) if "mask" in name else padding])
         batch["prompt_mask"][-missing:, -1] = 1  # a row must attend to something
     batch["num_items_in_batch"] = batch["tool_mask"].sum()
     return batch

@@ -72,7 +72,7 @@ def of_one_source(some: list[Task]) -> list[Task]:
 
 def test_tasks_with_mixed_groups_are_visited_more_often() -> None:
     solved = {f"t{i}": (0, 4, 8)[i % 3] for i in range(30)}
-    curriculum = Curriculum(of_one_source(tasks(30, "a")), 0, rest=1)
+    curriculum = Curriculum(of_one_source(tasks(30, "a")), 0, cooldown=1)
     visits = Counter(task for step in run(curriculum, range(120), solved) for task in step)
     by_kind = [sum(n for task, n in visits.items() if solved[task] == kind) for kind in (0, 4, 8)]
     assert by_kind[1] > 1.5 * by_kind[0]
@@ -182,7 +182,7 @@ def test_tasks_of_medium_difficulty_are_picked_first() -> None:
 
 
 def test_a_visited_task_is_not_picked_during_its_cooldown() -> None:
-    curriculum, last = Curriculum(tasks(60), 0, rest=5), dict[str, int]()
+    curriculum, last = Curriculum(tasks(60), 0, cooldown=5), dict[str, int]()
     for step, picked in enumerate(run(curriculum, range(40), SOLVED)):
         for task in picked:
             assert step - last.get(task, -100) > 5
@@ -201,7 +201,7 @@ def test_a_task_in_cooldown_is_not_picked_before_nearly_unsolvable_ones() -> Non
 
 
 def test_the_cooldown_is_ignored_if_there_are_too_few_tasks() -> None:
-    curriculum = Curriculum(tasks(4), 0, rest=5)
+    curriculum = Curriculum(tasks(4), 0, cooldown=5)
     for picked in run(curriculum, range(10), SOLVED, count=3):
         assert len(picked) == 3
 

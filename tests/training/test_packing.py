@@ -89,10 +89,10 @@ def test_every_token_is_predicted_from_its_own_row(texts: list[str], prompt_leng
     prompt = tuple(range(prompt_length))
     batch = pack(prompt, [row(text) for text in texts])
     rows = [[*map(ord, text)] for text in texts]
-    assert batch.targets_K[batch.which_N].tolist() == [token for ids in rows for token in ids]
+    assert batch.targets_K[batch.index_N].tolist() == [token for ids in rows for token in ids]
     assert batch.rows_N.tolist() == [number for number, ids in enumerate(rows) for _ in ids]
     assert batch.rows == len(texts)
-    seen = [context(batch, int(position)) for position in batch.sources_K[batch.which_N]]
+    seen = [context(batch, int(position)) for position in batch.sources_K[batch.index_N]]
     assert seen == [[*prompt, *ids[:offset]] for ids in rows for offset in range(len(ids))]
 
 
@@ -111,15 +111,15 @@ def test_common_beginnings_of_rows_are_packed_once(texts: list[str]) -> None:
 def test_a_branch_sees_only_the_tokens_it_keeps() -> None:
     truncated = replace(row("abcdef", trained="xx.x.x"), kept={2: 1, 4: 0})
     batch = pack((1, 2), [truncated, row("abx")])
-    seen = [bytes(context(batch, int(position))) for position in batch.sources_K[batch.which_N]]
+    seen = [bytes(context(batch, int(position))) for position in batch.sources_K[batch.index_N]]
     assert seen == [b"\1\2", b"\1\2a", b"\1\2ac", b"\1\2e", b"\1\2", b"\1\2a", b"\1\2ab"]
     assert bytes(batch.ids_1S[0].tolist()) == b"\1\2aceb"
 
 
 def test_only_sampled_tokens_are_trained() -> None:
     batch = pack((1, 2, 3), [row("abcd", 0.5, "x..x"), row("ef", -1.0)])
-    assert [chr(target) for target in batch.targets_K[batch.which_N]] == ["a", "d", "e", "f"]
-    assert batch.sources_K[batch.which_N].tolist() == [2, 5, 2, 6]
+    assert [chr(target) for target in batch.targets_K[batch.index_N]] == ["a", "d", "e", "f"]
+    assert batch.sources_K[batch.index_N].tolist() == [2, 5, 2, 6]
     assert batch.advantages_N.tolist() == [0.5, 0.5, -1.0, -1.0]
     assert batch.old_logprobs_N.tolist() == [-0.5] * 4
     assert batch.rows_N.tolist() == [0, 0, 1, 1]
