@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Display(Protocol):
-    """Shows the progress of long work, phase by phase; `envkit.api.display` has one with bars."""
+    """Shows the progress of long work, phase by phase; `envkit.api.rich_display` has one with bars."""
 
     def phase(self, name: str, total: int) -> None:
         """Begin a new phase with ``total`` units of work."""

@@ -16,9 +16,9 @@ from envkit.api.common import (
     command_of,
     isolated_backend,
 )
-from envkit.api.display import DisplayChoice, open_display
 from envkit.api.interrupts import StopRequest, stopping_on_signal
 from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, read_report
+from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:

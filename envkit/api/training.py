@@ -18,9 +18,9 @@ from envkit.api.common import (
     load_tasks,
     require_train_split,
 )
-from envkit.api.display import DisplayChoice, open_display
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SFTResult, TrainResult, read_report
+from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.errors import Stopped, UsageError
 
 if TYPE_CHECKING:
@@ -85,8 +85,7 @@ def train(
     from envkit.models import require_training
 
     require_training()  # what follows imports PyTorch
-    from envkit.studies import seeds as several_seeds
-    from envkit.studies import study
+    from envkit.studies import before_after_seeds, before_after_setup
     from envkit.studies.plan import require_minutes
 
     names = [environments] if isinstance(environments, str) else list(environments)
@@ -104,9 +103,9 @@ def train(
         engine=engine,
     )
     kinds = [registry.environment(name) for name in names]
-    study.require_checks(settings.shaping, kinds)
+    before_after_setup.require_checks(settings.shaping, kinds)
     if len(chosen) > 1:
-        several_seeds.configurations(settings, chosen)
+        before_after_seeds.configurations(settings, chosen)
     if not allow_unaudited:
         for kind in kinds:
             require_certified(kind)
@@ -115,7 +114,7 @@ def train(
         train_tasks = {kind: load_tasks(kind, tasks, "train", sandboxes, shown) for kind in kinds}
         for found in train_tasks.values():
             require_train_split(found, tasks)
-        planned = study.prepare(
+        planned = before_after_setup.prepare(
             settings,
             minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
             train_tasks,
@@ -126,9 +125,9 @@ def train(
             evaluate=evaluate,
         )
         if len(chosen) > 1:
-            run = several_seeds.start(Path(root), planned, chosen)
+            run = before_after_seeds.start(Path(root), planned, chosen)
         else:
-            run = study.start(Path(root), planned)
+            run = before_after_setup.start(Path(root), planned)
         return _run(run, kinds, sandboxes, shown)
 
 
@@ -156,10 +155,10 @@ def resume_train(
     from envkit.store import RunFolder
 
     require_training()
-    from envkit.studies import study
+    from envkit.studies import before_after_setup
 
     folder = RunFolder.open(Path(run))
-    kinds = [registry.environment(name) for name in study.environments_of(folder)]
+    kinds = [registry.environment(name) for name in before_after_setup.environments_of(folder)]
     with open_display(display) as shown:
         sandboxes = isolated_backend(sandbox, shown, allow_unsafe=allow_unsafe)
         return _run(folder, kinds, sandboxes, shown)
@@ -222,8 +221,7 @@ def _run(
     run: RunFolder, kinds: Sequence[type[Env]], backend: SandboxBackend, display: Display
 ) -> TrainResult:
     """Run all phases of a run that are not finished."""
-    from envkit.studies import before_after
-    from envkit.studies import seeds as several_seeds
+    from envkit.studies import before_after, before_after_seeds
 
     path = escape(str(run.path))
     display.say(f"run folder: {path}")
@@ -232,8 +230,8 @@ def _run(
         f"train --resume {path}; Ctrl-C again ends at once[/]"
     )
     work = (
-        several_seeds.MultiSeedStudy
-        if run.manifest.get("kind") == several_seeds.KIND
+        before_after_seeds.MultiSeedStudy
+        if run.manifest.get("kind") == before_after_seeds.KIND
         else before_after.BeforeAfter
     )
     with stopping_on_signal(display.say, message) as request:

@@ -9,7 +9,7 @@ import typer
 from rich.markup import escape
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend
-from envkit.api.display import open_display
+from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName
 from envkit.cli.ui import emit, out
 

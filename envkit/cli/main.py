@@ -17,7 +17,7 @@ import typer.main
 from rich.markup import escape
 
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
-from envkit.cli import audit, bench, info, new, play, sandbox, tasks, train, view
+from envkit.cli import audit, info, measure, new, play, sandbox, tasks, train, view
 from envkit.cli.help import Command, Group
 from envkit.cli.ui import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
@@ -66,11 +66,11 @@ app.add_typer(tasks.app, cls=Group, name="tasks", rich_help_panel=_BUILD)
 app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
-app.command("eval", cls=Command, rich_help_panel=_MEASURE)(bench.evaluate)
-app.command(cls=Command, rich_help_panel=_MEASURE)(bench.bench)
-app.command(cls=Command, rich_help_panel=_MEASURE)(bench.rescore)
-app.command(cls=Command, rich_help_panel=_MEASURE)(bench.leaderboard)
-app.command(cls=Command, rich_help_panel=_MEASURE)(bench.prices)
+app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)
+app.command(cls=Command, rich_help_panel=_MEASURE)(measure.bench)
+app.command(cls=Command, rich_help_panel=_MEASURE)(measure.rescore)
+app.command(cls=Command, rich_help_panel=_MEASURE)(measure.leaderboard)
+app.command(cls=Command, rich_help_panel=_MEASURE)(measure.prices)
 app.command(cls=Command, rich_help_panel=_MEASURE)(info.report)
 app.command(cls=Command, rich_help_panel=_MEASURE)(view.view)
 

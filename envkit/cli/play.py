@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
-from envkit.cli.action_input import COMMANDS, input_reader, read_action
 from envkit.cli.options import EnvArgument, require_at_least
+from envkit.cli.play_input import COMMANDS, input_reader, read_action
 from envkit.cli.ui import out
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def play(
     from rich.text import Text
 
     from envkit import registry
-    from envkit.cli.capture import CapturingBackend
-    from envkit.cli.render import (
+    from envkit.cli.play_capture import CapturingBackend
+    from envkit.cli.play_render import (
         render_changes,
         render_first_observation,
         render_observation,
@@ -94,7 +94,7 @@ def _read_action(game: Env, first: str) -> str | None:
     """
     from rich.text import Text
 
-    from envkit.cli.render import render_observation
+    from envkit.cli.play_render import render_observation
 
     read_line = input_reader()
     tools = {tool.name for tool in game.tools}

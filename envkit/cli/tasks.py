@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
-from envkit.api.display import open_display
+from envkit.api.rich_display import open_display
 from envkit.cli.help import Command
 from envkit.cli.options import EnvName, Json, SandboxName, require_absent, require_at_least
 from envkit.cli.ui import emit, out

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from envkit.engine.attention import Decode, Prefill, RowCache, context_length, register
 from envkit.engine.batching import RequestSize, assign_slots, waves
-from envkit.engine.draw import draw
 from envkit.engine.lora import Linears, Update
 from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
-from envkit.engine.stops import StopStrings
+from envkit.engine.sampling import draw
+from envkit.engine.stop_strings import StopStrings
 from envkit.errors import ContractError, ModelError
 from envkit.stop import ShouldStop, check, never
 

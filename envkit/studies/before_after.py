@@ -23,19 +23,19 @@ from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
+from envkit.studies.before_after_setup import parts_of, reopen, share
 from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
 from envkit.studies.plan import shortened
 from envkit.studies.provenance import training_code_digest
-from envkit.studies.study import parts_of, reopen, share
 from envkit.studies.timing import Stopwatch, training_seconds
 from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
-from envkit.training.difficulty import solve_rates
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
+from envkit.training.solve_rates import solve_rates
 from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
@@ -51,7 +51,7 @@ class BeforeAfter:
     """Runs the study, or continues one that was interrupted.
 
     Args:
-        run: a folder made by `envkit.studies.study.start`.
+        run: a folder made by `envkit.studies.before_after_setup.start`.
         kinds: the environments that the run began with.
         backend: sandbox backend.
         display: live view.

@@ -32,7 +32,7 @@ class Curriculum:
     """Estimates each task's solve rate and samples those near the middle.
 
     A task's solve rate is a Beta posterior: its own results, decaying with age, on a prior. The prior is the
-    estimate made before training (see `envkit.training.difficulty`), corrected by the results of first
+    estimate made before training (see `envkit.training.solve_rates`), corrected by the results of first
     visits. A task without an estimate gets the rate of its mutation operator. Estimates must be corrected
     because they age: in one run, 150 unvisited tasks were estimated at 0.001 on average after 35 steps, while
     the policy solved them at 0.06. Uncorrected, they sent the policy back to the tasks that it had memorized.

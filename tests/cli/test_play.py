@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.syntax import Syntax
 from rich.table import Table
 
-from envkit.cli.action_input import read_action
-from envkit.cli.capture import CapturingBackend
-from envkit.cli.render import (
+from envkit.cli.play_capture import CapturingBackend
+from envkit.cli.play_input import read_action
+from envkit.cli.play_render import (
     render_changes,
     render_first_observation,
     render_observation,

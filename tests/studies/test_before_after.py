@@ -30,9 +30,9 @@ from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
+from envkit.studies.before_after_setup import prepare
+from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
-from envkit.studies.study import prepare
-from envkit.studies.study import start as start_study
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.training.config import TrainConfig
 from envkit.types import Task

@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 
-from envkit.engine import draw, torch_engine
+from envkit.engine import sampling, torch_engine
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
@@ -30,13 +30,13 @@ from envkit.training import loss, sft
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
-from envkit.training.difficulty import solve_rates
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.loss import StepSize, logprobs, policy_loss
 from envkit.training.metrics import StepMetrics
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
+from envkit.training.solve_rates import solve_rates
 from envkit.training.trl_backend import TRLTrainer
 
 cuda = [
@@ -135,7 +135,7 @@ def test_the_engine_allocates_all_tensors_on_the_models_device(
         pass
 
     monkeypatch.setattr(torch_engine, "_to_list", listed)
-    monkeypatch.setattr(draw, "_require_finite", nothing)
+    monkeypatch.setattr(sampling, "_require_finite", nothing)
     policy = tiny.policy(ref, noise=0.1)
     engine = TorchEngine(tiny.plain(ref).to("meta"), [3], max_rows=8)
     engine.load([to_meta(policy), to_meta(policy)])

@@ -12,7 +12,7 @@ import pytest
 from shop_checkout import FILES, lay_out
 
 from envkit.audit.instrumented import InstrumentedBackend
-from envkit.cli.capture import CapturingBackend
+from envkit.cli.play_capture import CapturingBackend
 from envkit.errors import UsageError
 from envkit.grading import Grade, canonical, grade_suite
 from envkit.mining.duplicates import fingerprint

@@ -10,7 +10,7 @@ import torch
 
 from envkit.models import ModelRef
 from envkit.training.demonstration import Demonstration
-from envkit.training.difficulty import solve_rates
+from envkit.training.solve_rates import solve_rates
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0])

@@ -10,7 +10,7 @@ import tiny
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from envkit.engine.stops import StopStrings
+from envkit.engine.stop_strings import StopStrings
 
 #: Characters that share tokens or need several tokens.
 TEXTS = st.text(st.sampled_from("\n`x é€🙂a"), max_size=12)

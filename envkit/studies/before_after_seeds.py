@@ -20,7 +20,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, check
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.study import Study, start_part
+from envkit.studies.before_after_setup import Study, start_part
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics

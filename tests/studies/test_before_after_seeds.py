@@ -22,9 +22,9 @@ from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
-from envkit.studies import seeds
+from envkit.studies import before_after_seeds
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.study import prepare
+from envkit.studies.before_after_setup import prepare
 from envkit.studies.timing import training_seconds
 from envkit.training.config import TrainConfig
 from envkit.types import Task
@@ -62,11 +62,11 @@ def start(root: Path, model: Path, **settings: Any) -> RunFolder:
         display=Silent(),
         command="envkit train",
     )
-    return seeds.start(root, planned, SEEDS)
+    return before_after_seeds.start(root, planned, SEEDS)
 
 
 def resume(run: RunFolder, backend: SandboxBackend, should_stop: ShouldStop = never) -> list[Path]:
-    return seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), should_stop).run()
+    return before_after_seeds.MultiSeedStudy(run, [CodeEditorEnv], backend, Silent(), should_stop).run()
 
 
 def adapter(run: RunFolder, seed: int) -> dict[str, Any]:
