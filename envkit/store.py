@@ -6,25 +6,29 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast, final
+from typing import Any, Self, TypeVar, cast, final
 
 from envkit.errors import StoreError
-from envkit.files import read_regular_file
+from envkit.files import read_json_object, read_regular_file
+from envkit.plain import decode
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn, Usage
+
+Record = TypeVar("Record")
 
 #: Largest journal that is read. Real ones reach a few hundred megabytes.
 _MAX_JOURNAL_BYTES = 4 * 2**30
-#: Largest manifest that is read. Real ones have a few kilobytes.
-_MAX_MANIFEST_BYTES = 16 * 2**20
+#: Most tokens or seconds of a turn. More means that the file is damaged.
+_MAX_COST = 2**53
 #: Version of every record that this module writes. Readers refuse other versions.
 SCHEMA = 1
 #: Field of a manifest with its digest, which shows later edits.
@@ -313,12 +317,9 @@ class RunFolder:
         """
         file = self.path / "manifest.json"
         try:
-            found: object = json.loads(read_regular_file(file, _MAX_MANIFEST_BYTES))
-        except (OSError, ValueError, RecursionError) as error:
+            return read_json_object(file)
+        except (OSError, ValueError) as error:
             raise StoreError(f"{file}: not a run's manifest ({error})") from error
-        if not isinstance(found, dict):
-            raise StoreError(f"{file}: expected a JSON object, found {str(found)[:40]}")
-        return cast("dict[str, Any]", found)
 
     def require_unedited(self) -> None:
         """Raise if the manifest was edited after the run began, because it would then be another run.
@@ -343,18 +344,33 @@ class RunFolder:
         """Read the complete records of ``<name>.jsonl``; empty if there is no such file."""
         return read_lines(self.path / f"{name}.jsonl")
 
-    def trajectories(self, name: str) -> Iterator[Trajectory]:
-        """Yield the trajectories in ``<name>.jsonl``, oldest first.
+    def read(self, name: str, kind: type[Record]) -> list[Record]:
+        """Read the complete records of ``<name>.jsonl`` as dataclasses, oldest first.
+
+        Fields that ``kind`` does not have are left out: other versions of envkit may write more of them.
+
+        Raises:
+            StoreError: a record lacks a field or has one of the wrong type; the message names file and line.
+        """
+        return self._parsed(name, lambda record: decode(kind, record, "record", ignore_unknown=True))
+
+    def trajectories(self, name: str) -> list[Trajectory]:
+        """Read the trajectories in ``<name>.jsonl``, oldest first.
 
         Raises:
             StoreError: a record is not a trajectory; the message names file, line and field.
         """
+        return self._parsed(name, trajectory_from_json)
+
+    def _parsed(self, name: str, parse: Callable[[Mapping[str, Any]], Record]) -> list[Record]:
+        found: list[Record] = []
         for number, record in enumerate(self.records(name), start=1):
             try:
-                yield trajectory_from_json(record)
-            except (KeyError, TypeError, ValueError) as error:
+                found.append(parse(record))
+            except ValueError as error:
                 place = f"{self.path / name}.jsonl:{number}"
-                raise StoreError(f"{place}: not a trajectory ({error!r})") from error
+                raise StoreError(f"{place}: {error}; the line is damaged") from error
+        return found
 
 
 def _digest_of(manifest: Mapping[str, Any]) -> str:
@@ -374,26 +390,49 @@ def trajectory_to_json(trajectory: Trajectory) -> dict[str, Any]:
 
 
 def trajectory_from_json(data: Mapping[str, Any]) -> Trajectory:
-    """Rebuild a trajectory from the data of `trajectory_to_json`."""
+    """Rebuild a trajectory from the data of `trajectory_to_json`.
 
-    def tokens(raw: Mapping[str, Any] | None) -> Tokens | None:
-        if raw is None:
-            return None
-        ids, sampled, logprobs = raw["prompt_ids"], raw["completion_ids"], raw["logprobs"]
-        return Tokens(tuple(ids), tuple(sampled), tuple(logprobs), raw.get("kept"))
-
-    steps = tuple(
-        StepRecord(
-            step["observation"],
-            Turn(
-                step["turn"]["text"],
-                tokens(step["turn"]["tokens"]),
-                Usage(**step["turn"]["usage"]),
-                step["turn"]["stop"],
-            ),
-            step["reward"],
+    Raises:
+        ValueError: a field is missing or has a wrong type or value.
+    """
+    try:
+        return Trajectory(
+            decode(EpisodeKey, data["key"], "key"),
+            _text(data["env"]),
+            _text(data["agent"]),
+            tuple(map(_step, data["steps"])),
+            Outcome(data["outcome"]),
+            {name: _finite(score) for name, score in data["scores"].items()},
+            {**data["info"]},
         )
-        for step in data["steps"]
-    )
-    key, outcome = EpisodeKey(**data["key"]), Outcome(data["outcome"])
-    return Trajectory(key, data["env"], data["agent"], steps, outcome, data["scores"], data["info"])
+    except (AttributeError, KeyError, TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"not a trajectory ({error!r})") from error
+
+
+def _step(data: Mapping[str, Any]) -> StepRecord:
+    turn = data["turn"]
+    usage = decode(Usage, turn["usage"], "usage")
+    if not all(0 <= cost <= _MAX_COST for cost in asdict(usage).values()):
+        raise ValueError(f"found {usage}; expected numbers from 0 to 2**53")
+    spoken = Turn(_text(turn["text"]), _tokens(turn["tokens"]), usage, _text(turn["stop"]))
+    return StepRecord(_text(data["observation"]), spoken, _finite(data["reward"]))
+
+
+def _tokens(data: Mapping[str, Any] | None) -> Tokens | None:
+    if data is None:
+        return None
+    sampled = tuple(data["completion_ids"])
+    return Tokens(tuple(data["prompt_ids"]), sampled, tuple(data["logprobs"]), data.get("kept"))
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"found {value!r:.40}; expected a text")
+    return value
+
+
+def _finite(value: Any) -> Any:
+    """A number as it is: an integer stays one, so that a record copied to another run stays equal."""
+    if isinstance(value, bool) or not math.isfinite(value):
+        raise ValueError(f"found {value!r}; expected a finite number")
+    return value

@@ -286,6 +286,7 @@ TEXTS = st.text(st.characters(exclude_categories=()), max_size=20)  # lone surro
 FINITE = st.floats(allow_nan=False, allow_infinity=False)
 IDS = st.lists(st.integers(0, 2**20), max_size=4).map(tuple)
 NUMBERS = st.integers(0, 2**70)
+COSTS = st.integers(0, 2**53)
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | FINITE | TEXTS,
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
@@ -295,7 +296,7 @@ TURNS = st.builds(
     Turn,
     TEXTS,
     st.none() | st.builds(Tokens, IDS, IDS, st.lists(FINITE, max_size=4).map(tuple)),
-    st.builds(Usage, NUMBERS, NUMBERS, FINITE),
+    st.builds(Usage, COSTS, COSTS, st.floats(0, 2**53), COSTS),
     st.sampled_from(["stop", "length"]),
 )
 TRAJECTORIES = st.builds(

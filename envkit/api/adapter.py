@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self, cast, final
 
 from envkit.errors import ModelError, StoreError, UsageError
+from envkit.files import read_json_object
 from envkit.types import EpisodeKey
 
 if TYPE_CHECKING:
@@ -222,9 +222,6 @@ def _base_of(adapter: Path) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        found: object = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+        return read_json_object(path)
+    except (OSError, ValueError) as error:
         raise ModelError(f"{path} cannot be read ({error})") from error
-    if not isinstance(found, dict):
-        raise ModelError(f"{path}: expected a JSON object, found {str(found)[:40]}")
-    return cast("dict[str, Any]", found)

@@ -28,6 +28,7 @@ from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
 from envkit.studies.plan import shortened
 from envkit.studies.provenance import training_code_digest
+from envkit.studies.run_records import Estimate, PhaseTime, Replan
 from envkit.studies.timing import Stopwatch, training_seconds
 from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
@@ -181,11 +182,11 @@ class BeforeAfter:
         if self._is_warm() or self._run.records("difficulty"):
             return
         with self._run.journal("difficulty") as journal, self._run.journal("phases") as phases:
-            for record in other._run.records("phases"):
-                if record["phase"] == _ESTIMATE:
-                    phases.append(record)
-            for record in other._run.records("difficulty"):  # of the base model, equal for all seeds
-                journal.append(record)
+            for time in other._run.read("phases", PhaseTime):
+                if time.phase == _ESTIMATE:
+                    phases.append(asdict(time))
+            for estimate in other._run.read("difficulty", Estimate):  # of the base, equal for all seeds
+                journal.append(asdict(estimate))
 
     def _is_warm(self) -> bool:
         return self._plan.train.sft_examples > 0
@@ -217,9 +218,9 @@ class BeforeAfter:
     def _replans(self) -> list[str]:
         planned = self._plan.train.max_steps
         return [
-            f"Training was shortened from {planned} to {entry['max_steps']} steps: a step took "
-            f"{entry['measured_s']:.1f} s instead of {entry['forecast_s']:.1f} s."
-            for entry in self._run.records("replans")
+            f"Training was shortened from {planned} to {replan.max_steps} steps: a step took "
+            f"{replan.measured_s:.1f} s instead of {replan.forecast_s:.1f} s."
+            for replan in self._run.read("replans", Replan)
         ]
 
     def _alarms(self) -> list[str]:
@@ -274,7 +275,7 @@ class BeforeAfter:
     def _estimate(self) -> None:
         """Estimate the current policy's solve rate on each RL task; writes ``difficulty.jsonl``."""
         config = self._plan.train
-        estimated = {record["task"] for record in self._run.records("difficulty")}
+        estimated = {estimate.task for estimate in self._run.read("difficulty", Estimate)}
         total, done = sum(map(len, self._rl_tasks.values())), len(estimated)
         if not config.curriculum_tasks or done == total:
             return
@@ -291,7 +292,7 @@ class BeforeAfter:
                 rates = solve_rates(self.policy, shown, config.temperature, *limits)
                 for task, rate in zip(missing, rates, strict=True):
                     check(self._should_stop)
-                    journal.append({"task": task.id, "rate": rate})
+                    journal.append(asdict(Estimate(task.id, rate)))
                     watch.lap()
                     done += 1
                     self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
@@ -310,8 +311,8 @@ class BeforeAfter:
 
     def _last_step(self) -> int:
         """Number of RL steps: the last entry of ``replans.jsonl``, or else the plan's."""
-        replans = self._run.records("replans")
-        return int(replans[-1]["max_steps"]) if replans else self._plan.train.max_steps
+        replans = self._run.read("replans", Replan)
+        return replans[-1].max_steps if replans else self._plan.train.max_steps
 
     def _shorten(self, step: int, spent_s: float) -> None:
         """Plan fewer RL steps if the first ones took much longer than forecast.
@@ -327,8 +328,7 @@ class BeforeAfter:
             f"instead of {self._plan.train.max_steps}"
         )
         with self._run.journal("replans") as journal:
-            record = {"step": step, "max_steps": steps, "measured_s": measured_s, "forecast_s": forecast_s}
-            journal.append(record)
+            journal.append(asdict(Replan(step, steps, measured_s, forecast_s)))
             journal.sync()
 
     @contextlib.contextmanager
@@ -349,7 +349,7 @@ class BeforeAfter:
             self._scalars() as scalars,
             Stopwatch(self._run, "reinforcement learning") as watch,
         ):
-            estimates = {record["task"]: record["rate"] for record in self._run.records("difficulty")}
+            estimates = {estimate.task: estimate.rate for estimate in self._run.read("difficulty", Estimate)}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
             collector = RolloutCollector(self.policy, rl_tasks, rollouts, config, episodes, estimates)
             trainer = kind(collector, metrics, store)

@@ -39,6 +39,7 @@ from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import cpu_dtype, machine, use_threads
 from envkit.studies.provenance import code_digest, commit, require_code
+from envkit.studies.run_records import RunFacts
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import JSON, Task, Usage
@@ -380,7 +381,7 @@ class Bench:
         fields = cast("Mapping[str, JSON]", encode(spec))
         settings = {name: value for name, value in fields.items() if name not in _SHOWN_IN_TABLES}
         runner = EvalRunner(part, tasks, self._display)
-        left_out: Mapping[str, int] = part.manifest.get("left_out", {})
+        left_out = RunFacts.of(part).left_out
         rows: list[Row] = []
         notes: list[str] = []
         for row in self.rows:

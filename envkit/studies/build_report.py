@@ -16,7 +16,6 @@ from envkit.benchmark.report_data import (
     Difference,
     Excerpt,
     LossPoint,
-    Machine,
     ReportData,
     Row,
     Scalar,
@@ -27,6 +26,7 @@ from envkit.env import Env
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.provenance import code_digest
+from envkit.studies.run_records import LoggedStep, PhaseTime, RunFacts
 from envkit.studies.timing import phases
 from envkit.taskfile import digest
 from envkit.types import Outcome, Task, Trajectory
@@ -62,13 +62,13 @@ def build_report(
         max_turns: actions per episode.
         title, ks, config, warnings: see `ReportData`.
     """
-    manifest = run.manifest
+    facts = RunFacts.of(run)
     names = {row.name for row in rows}
     trained = training or run
-    metrics = _latest_steps(trained.records("metrics"))
+    steps = _latest_steps(trained.read("metrics", LoggedStep))
     folders = {trained.path: trained, run.path: run}.values()  # one, if the run trained by itself
-    phase_records = [record for folder in folders for record in folder.records("phases")]
-    played = {row.name: list(run.trajectories(f"eval-{row.name}")) for row in rows}
+    phase_times = [record for folder in folders for record in folder.read("phases", PhaseTime)]
+    played = {row.name: run.trajectories(f"eval-{row.name}") for row in rows}
     sampled_tokens = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
     examples = [
         example for row in rows if row.expected is None for example in _examples(row.name, played[row.name])
@@ -76,28 +76,28 @@ def build_report(
     certificate = valid(kind)  # or the reason why there is none
     data = ReportData(
         title=title,
-        run=str(manifest["id"]),
+        run=facts.id,
         created=time.strftime("%Y-%m-%d"),
-        command=manifest["command"],
+        command=facts.command,
         environment=kind.id,
         isolation=kind.isolation if backend.isolated else "none",
         sandbox=backend.name,
-        model=manifest["model"],
-        model_digest=manifest["model_digest"],
+        model=facts.model,
+        model_digest=facts.model_digest,
         heldout_digest=digest(tasks),
-        machine=Machine(**manifest["machine"]),
+        machine=facts.machine,
         rows=tuple(rows),
         differences=tuple(d for d in differences if {d.row, d.against} <= names),
         ks=ks,
         training=tuple(
-            TrainPoint(m["step"], m["reward"], m["mixed"], m["loss"], m["completion_tokens"] / m["rollout_s"])
-            for m in metrics
-            if m["phase"] == "rl"
+            TrainPoint(s.step, s.reward, s.mixed, s.loss, s.completion_tokens / s.rollout_s)
+            for s in steps
+            if s.phase == "rl"
         ),
-        sft=tuple(LossPoint(m["step"], m["loss"]) for m in metrics if m["phase"] == "sft"),
+        sft=tuple(LossPoint(step.step, step.loss) for step in steps if step.phase == "sft"),
         phases=tuple(
             replace(phase, tokens=sampled_tokens.get(phase.name, phase.tokens))
-            for phase in phases(phase_records)
+            for phase in phases(phase_times)
         ),
         examples=tuple(examples[:6]),
         config=config,
@@ -106,7 +106,7 @@ def build_report(
             *(f"Graded by weaker means: {reason}." for reason in _weaknesses(played.values())),
         ),
         conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
-        commit=str(manifest.get("commit", "")),
+        commit=facts.commit,
         certificate=f"none: {certificate}" if isinstance(certificate, str) else certificate.seal,
     )
     return write_report(data, run.path, overwrite=True), data
@@ -124,15 +124,15 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
     return found
 
 
-def _latest_steps(metrics: Iterable[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+def _latest_steps(logged: Iterable[LoggedStep]) -> list[LoggedStep]:
     """Keep the last record of each training step, by phase.
 
     A run that is resumed repeats the steps after its last checkpoint, so the log may hold them twice.
     """
-    found: defaultdict[str, list[Mapping[str, Any]]] = defaultdict(list)
-    for record in metrics:
-        steps = found[record["phase"]]
-        while steps and steps[-1]["step"] >= record["step"]:
+    found: defaultdict[str, list[LoggedStep]] = defaultdict(list)
+    for record in logged:
+        steps = found[record.phase]
+        while steps and steps[-1].step >= record.step:
             steps.pop()
         steps.append(record)
     return [record for steps in found.values() for record in steps]

@@ -17,6 +17,7 @@ from envkit.display import Display
 from envkit.errors import SandboxError
 from envkit.rollout import Rollouts
 from envkit.store import RunFolder
+from envkit.studies.run_records import EpisodeTime
 from envkit.studies.timing import Stopwatch
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -115,6 +116,6 @@ class EvalRunner:
 def seconds_of(run: RunFolder, journal: str) -> Mapping[EpisodeKey, float]:
     """Sum the seconds of each episode in a journal. Void attempts that were repeated count too."""
     seconds: defaultdict[EpisodeKey, float] = defaultdict(float)
-    for record in run.records(journal):
-        seconds[EpisodeKey(**record["key"])] += float(record["seconds"])
+    for record in run.read(journal, EpisodeTime):
+        seconds[record.key] += record.seconds
     return seconds

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
+from dataclasses import asdict
 from types import TracebackType
-from typing import Any, Self, final
+from typing import Self, final
 
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
+from envkit.studies.run_records import PhaseTime
 
 #: Laps are written together once they add up to this many seconds.
 _WRITE_EVERY_S = 5.0
@@ -54,20 +56,22 @@ class Stopwatch:
 
     def _write(self) -> None:
         with self._run.journal("phases") as journal:
-            journal.append({"phase": self._phase, "seconds": self._seconds, "tokens": self._tokens})
+            journal.append(asdict(PhaseTime(self._phase, self._seconds, self._tokens)))
         self._seconds, self._tokens = 0.0, 0
 
 
-def phases(records: Iterable[Mapping[str, Any]]) -> tuple[Phase, ...]:
+def phases(records: Iterable[PhaseTime]) -> tuple[Phase, ...]:
     """Sum the records of each phase; phases are in the order in which they began."""
     summed: dict[str, Phase] = {}
     for record in records:
-        name = str(record["phase"])
-        before = summed.get(name, Phase(name, 0.0, 0))
-        summed[name] = Phase(name, before.seconds + record["seconds"], before.tokens + record["tokens"])
+        before = summed.get(record.phase, Phase(record.phase, 0.0, 0))
+        summed[record.phase] = Phase(
+            record.phase, before.seconds + record.seconds, before.tokens + record.tokens
+        )
     return tuple(summed.values())
 
 
 def training_seconds(run: RunFolder, names: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:
     """Seconds that a run has spent on training its adapter: all phases whose names begin with ``names``."""
-    return sum(phase.seconds for phase in phases(run.records("phases")) if phase.name.startswith(names))
+    spent = phases(run.read("phases", PhaseTime))
+    return sum(phase.seconds for phase in spent if phase.name.startswith(names))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ModelError
+from envkit.files import file_digest, read_json_object
 from envkit.models import ModelRef
 
 #: File with the id and digest of the weights that the adapter was trained on.
@@ -41,12 +41,11 @@ def manifest_files(folder: Path) -> dict[str, str]:
 
     Raises:
         OSError: the manifest cannot be read.
-        ValueError: it is not JSON.
+        ValueError: it is not a JSON object.
     """
     if not (folder / MANIFEST).exists():
         return {}
-    manifest: object = json.loads((folder / MANIFEST).read_bytes())
-    files = cast("dict[str, Any]", manifest).get("files") if isinstance(manifest, dict) else None
+    files = read_json_object(folder / MANIFEST).get("files")
     return cast("dict[str, str]", files) if isinstance(files, dict) else {}
 
 
@@ -66,41 +65,30 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
         ModelError: see above; says which.
     """
     try:
-        settings: object = json.loads((folder / "adapter_config.json").read_bytes())
+        settings = read_json_object(folder / "adapter_config.json")
         note = folder / BASE
-        base: object = json.loads(note.read_bytes()) if note.exists() else None
+        base = read_json_object(note) if note.exists() else None
         damaged = damaged_files(folder, manifest_files(folder))
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError) as error:
         raise ModelError(f"{folder}: not an adapter ({error}); expected a PEFT folder") from error
     if damaged:
         raise ModelError(f"{folder / damaged[0]} differs from its manifest: the file is damaged")
-    if not isinstance(settings, dict):
-        found = str(cast("Any", settings))[:40]
-        raise ModelError(f"{folder / 'adapter_config.json'}: found {found}; expected a JSON object")
-    values = cast("dict[str, Any]", settings)
     for key, expected in _PLAIN_LORA.items():
-        if (found := values.get(key, expected)) != expected and found:
+        if (found := settings.get(key, expected)) != expected and found:
             raise ModelError(f"{folder}: {key} is {found!r}; expected {expected!r}, a plain LoRA adapter")
-    ranks = [values.get("r"), *_values(values.get("rank_pattern"))]
+    ranks = [settings.get("r"), *_values(settings.get("rank_pattern"))]
     if wrong := [rank for rank in ranks if not isinstance(rank, int) or not 1 <= rank <= _MAX_RANK]:
         raise ModelError(f"{folder}: the rank is {wrong[0]!r}; expected a number from 1 to {_MAX_RANK}")
     if base is None:
         return
-    if not isinstance(base, dict) or not {"model", "digest"} <= cast("dict[str, Any]", base).keys():
+    if not {"model", "digest"} <= base.keys():
         raise ModelError(f"{folder / BASE}: expected the keys 'model' and 'digest' of the base model")
-    trained_on = cast("dict[str, Any]", base)
-    if trained_on["digest"] != ref.digest:
+    if base["digest"] != ref.digest:
         raise ModelError(
-            f"{folder} was trained on {trained_on['model']} with weights {str(trained_on['digest'])[:12]}, "
+            f"{folder} was trained on {base['model']} with weights {str(base['digest'])[:12]}, "
             f"and {ref.id} has {ref.digest[:12]}; name its own base with --model"
         )
 
 
 def _values(pattern: Any) -> list[Any]:
     return [*cast("dict[str, Any]", pattern).values()] if isinstance(pattern, dict) else []
-
-
-def file_digest(path: Path) -> str:
-    """sha256 of a file, hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()

@@ -10,12 +10,13 @@ import secrets
 import shutil
 from collections.abc import Generator, Mapping
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, final
 
 import torch
 from safetensors import SafetensorError
 
 from envkit.errors import StoreError
+from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
 from envkit.store import whole_folder, write_atomic
 from envkit.training.adapter_folder import MANIFEST, damaged_files, manifest_files, write_manifest
@@ -54,7 +55,10 @@ class CheckpointStore:
         if not (steps := self.steps()):
             return ""
         if (late := self.path(steps[-1]) / _ALARM).exists():
-            return late.read_text()
+            try:
+                return read_settings(late)
+            except (OSError, ValueError) as error:
+                raise StoreError(f"{late} cannot be read ({error}); delete it") from error
         return str(_state(self.path(steps[-1])).get("alarm", ""))
 
     def end(self, reason: str) -> None:
@@ -118,9 +122,9 @@ class CheckpointStore:
             return None
         folder = self.path(steps[-1])
         try:
-            manifest = json.loads((folder / MANIFEST).read_bytes())
+            manifest = read_json_object(folder / MANIFEST)
             base, damaged = str(manifest["base"]), damaged_files(folder, dict(manifest["files"]))
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:
             why = f"{type(error).__name__}: {error}"
             raise StoreError(f"checkpoint {folder} cannot be read ({why}); delete it") from error
         if damaged:
@@ -151,7 +155,7 @@ def _state(folder: Path) -> dict[str, Any]:
         StoreError: it cannot be read.
     """
     try:
-        return cast("dict[str, Any]", json.loads((folder / "state.json").read_text()))
+        return read_json_object(folder / "state.json")
     except (OSError, ValueError) as error:
         raise StoreError(f"checkpoint {folder} cannot be read ({error}); delete it") from error
 
@@ -189,8 +193,9 @@ def load_adapter(policy: Policy, folder: Path) -> None:
     file = folder / "adapter_model.safetensors"
     try:
         damaged = damaged_files(folder, manifest_files(folder))
+        open_regular_file(file).close()  # the next line would wait for a pipe's writer
         weights: dict[str, torch.Tensor] = load_file(file)
-    except (OSError, ValueError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, SafetensorError) as error:
         raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
     if damaged:
         raise StoreError(

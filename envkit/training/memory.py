@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from envkit.errors import ConfigError, ModelError
+from envkit.files import open_regular_file, read_json_object
 from envkit.models import ModelRef
 from envkit.training.config import TrainConfig
 
@@ -114,7 +115,7 @@ def available_bytes() -> int | None:
 def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
     """Shapes of a safetensors file's tensors, from its header."""
     try:
-        with file.open("rb") as stream:
+        with open_regular_file(file) as stream:
             header: object = json.loads(stream.read(min(int.from_bytes(stream.read(8), "little"), 10**8)))
         tensors = cast("dict[str, Any]", header)
         yield from (tuple(map(int, t["shape"])) for name, t in tensors.items() if name != "__metadata__")
@@ -124,10 +125,9 @@ def _shapes(file: Path) -> Iterator[tuple[int, ...]]:
 
 def _model_config(folder: Path) -> dict[str, Any]:
     try:
-        config: object = json.loads(_read(folder / "config.json"))
-    except (ValueError, RecursionError):
+        return read_json_object(folder / "config.json")
+    except (OSError, ValueError):
         return {}
-    return cast("dict[str, Any]", config) if isinstance(config, dict) else {}
 
 
 def _attention_sizes(folder: Path) -> int:

@@ -637,7 +637,10 @@ def test_the_index_reads_only_what_is_new(tmp_path: Path, monkeypatch: pytest.Mo
         ({"key": {"task": "x"}}, "not a trajectory"),
         ({"info": []}, "not a trajectory"),
         ({"steps": [{"observation": "", "turn": None, "reward": 0}]}, "not a trajectory"),
-        ({"steps": [{**trajectory_to_json(played("x"))["steps"][0], "reward": 1e999}]}, "not finite"),
+        (
+            {"steps": [{**trajectory_to_json(played("x"))["steps"][0], "reward": 1e999}]},
+            "expected a finite number",
+        ),
     ],
 )
 def test_broken_record_is_named(tmp_path: Path, change: dict[str, Any], said: str) -> None:

@@ -33,6 +33,7 @@ from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
+from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.training.config import TrainConfig
 from envkit.types import Task
@@ -336,9 +337,13 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
 
 def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
     log = [("sft", 1), ("sft", 2), *(("rl", step) for step in (1, 2, 3, 4, 3, 4, 5, 3))]
-    kept = _latest_steps([{"phase": phase, "step": step, "at": at} for at, (phase, step) in enumerate(log)])
-    assert [(one["phase"], one["step"]) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
-    assert kept[-1]["at"] == len(log) - 1
+    numbers = {"reward": 0.0, "mixed": 0.0, "completion_tokens": 1, "rollout_s": 1.0}
+    kept = _latest_steps(
+        LoggedStep(phase, step, float(at), **(numbers if phase == "rl" else {}))
+        for at, (phase, step) in enumerate(log)
+    )
+    assert [(one.phase, one.step) for one in kept] == [*log[:2], ("rl", 1), ("rl", 2), ("rl", 3)]
+    assert kept[-1].loss == len(log) - 1
 
 
 def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:

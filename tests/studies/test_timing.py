@@ -9,6 +9,7 @@ import pytest
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 from envkit.studies import timing
+from envkit.studies.run_records import PhaseTime
 from envkit.studies.timing import Stopwatch, phases, training_seconds
 
 
@@ -68,7 +69,7 @@ def test_a_phase_is_told_once_and_training_is_what_makes_an_adapter(run: RunFold
         with Stopwatch(run, name) as watch:
             clock.now += 10
             watch.lap(5)
-    assert phases(run.records("phases")) == (
+    assert phases(run.read("phases", PhaseTime)) == (
         Phase("evaluate base", 10.0, 5),
         Phase("SFT warm start", 10.0, 5),
         Phase("reinforcement learning", 20.0, 10),

@@ -1,0 +1,151 @@
+"""Typed contents of a run folder: the facts of its manifest, and the records of its journals.
+
+Episodes are in `envkit.store`. Damaged files raise `StoreError`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+from envkit.benchmark.report_data import Machine
+from envkit.errors import StoreError
+from envkit.plain import decode
+from envkit.store import RunFolder
+from envkit.types import EpisodeKey
+
+#: Limits for counts and seconds. Larger values mean that the file is damaged.
+_MAX_COUNT: Final = 2**53
+_MAX_SECONDS: Final = 1e12
+
+
+def _require_seconds(value: float, name: str) -> None:
+    if not 0 <= value <= _MAX_SECONDS:
+        raise ValueError(f"{name} is {value}; expected seconds from 0 to {_MAX_SECONDS:g}")
+
+
+def _require_count(value: int, name: str, least: int = 0) -> None:
+    if not least <= value <= _MAX_COUNT:
+        raise ValueError(f"{name} is {value}; expected a whole number from {least} to 2**53")
+
+
+@dataclass(frozen=True, slots=True)
+class RunFacts:
+    """The fields of a manifest that a report shows.
+
+    Args:
+        id: name of the run.
+        command: the command line that began it.
+        model, model_digest: id of the base model, and digest of its weights.
+        machine: hardware.
+        commit: version of envkit.
+        left_out: reason -> number of tasks that a bench left out.
+    """
+
+    id: str
+    command: str
+    model: str
+    model_digest: str
+    machine: Machine
+    commit: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    @staticmethod
+    def of(run: RunFolder) -> RunFacts:
+        """Read them from a run's manifest.
+
+        Raises:
+            StoreError: a field is missing or of the wrong type.
+        """
+        try:
+            return decode(RunFacts, run.manifest, "manifest", ignore_unknown=True)
+        except ValueError as error:
+            file = run.path / "manifest.json"
+            raise StoreError(f"{file}: {error}; it is damaged: restore it, or start a new run") from error
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseTime:
+    """A record of ``phases.jsonl``: time and tokens of a part of a phase."""
+
+    phase: str
+    seconds: float
+    tokens: int
+
+    def __post_init__(self) -> None:
+        _require_seconds(self.seconds, "seconds")
+        _require_count(self.tokens, "tokens")
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedStep:
+    """The part of a record of ``metrics.jsonl`` that the report shows.
+
+    Args:
+        phase: ``"sft"`` or ``"rl"``.
+        step: counted from 1.
+        reward, mixed, completion_tokens, rollout_s: of RL steps; see `StepMetrics`.
+    """
+
+    phase: str
+    step: int
+    loss: float
+    reward: float = math.nan
+    mixed: float = math.nan
+    completion_tokens: int = 0
+    rollout_s: float = math.nan
+
+    def __post_init__(self) -> None:
+        _require_count(self.step, "step")
+        _require_count(self.completion_tokens, "completion_tokens")
+        if self.phase not in ("sft", "rl"):
+            raise ValueError(f"phase is {self.phase!r:.40}; expected 'sft' or 'rl'")
+        if self.phase == "rl" and not (math.isfinite(self.reward + self.mixed) and self.rollout_s > 0):
+            raise ValueError(f"{self}: expected numbers for reward, mixed and rollout_s, the last above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A record of ``difficulty.jsonl``: a task's solve rate in [0, 1], estimated before RL."""
+
+    task: str
+    rate: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.rate <= 1:
+            raise ValueError(f"rate is {self.rate}; expected a number from 0 to 1")
+
+
+@dataclass(frozen=True, slots=True)
+class Replan:
+    """A record of ``replans.jsonl``: a new number of RL steps, because the first ones were slow.
+
+    Args:
+        step: steps taken when it was decided.
+        max_steps: the new number of steps.
+        measured_s, forecast_s: seconds per step.
+    """
+
+    step: int
+    max_steps: int
+    measured_s: float
+    forecast_s: float
+
+    def __post_init__(self) -> None:
+        _require_count(self.step, "step")
+        _require_count(self.max_steps, "max_steps", least=1)
+        _require_seconds(self.measured_s, "measured_s")
+        _require_seconds(self.forecast_s, "forecast_s")
+
+
+@dataclass(frozen=True, slots=True)
+class EpisodeTime:
+    """The part of an evaluation's record that is no part of the episode: its share of the wall time."""
+
+    key: EpisodeKey
+    seconds: float
+
+    def __post_init__(self) -> None:
+        _require_seconds(self.seconds, "seconds")
