@@ -10,7 +10,8 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 TASK_PACKAGES := environments/code_editor/packages.txt
-PARALLEL := -n $(shell nproc) --dist worksteal
+# One worker more than cores, because tests often wait for sandboxes. Each takes up to 2 GB.
+PARALLEL := -n $(shell expr $$(nproc) + 1) --dist worksteal
 BUBBLEWRAP := sandboxes/bubblewrap.txt
 
 help: ## list the targets

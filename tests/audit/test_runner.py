@@ -30,7 +30,7 @@ class Honest(Env):
     """Write a function; it is graded by split oracle on fresh calls."""
 
     id = "scaler"
-    idle = "submit()"
+    noop_action = "submit()"
 
     @classmethod
     def make_tasks(cls, split: str, **_: Any) -> list[Task]:

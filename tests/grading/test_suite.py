@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -11,6 +12,7 @@ from attack_target import FILES, REFERENCE, TARGET
 from envkit.audit.attacks import ATTACKS
 from envkit.errors import ConfigError, ContractError, SandboxError, SandboxUnavailable
 from envkit.grading import PYTEST, Grade, grade_suite, outcomes, pytest_modules
+from envkit.grading.suite import SUITE_LIMITS
 from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
 from envkit.sandboxes.bubblewrap import BubblewrapBackend
 from envkit.sandboxes.docker import DockerBackend
@@ -70,7 +72,8 @@ def test_the_reference_passes_and_the_bug_does_not(backend: SandboxBackend) -> N
 def test_ending_or_skipping_the_tests_does_not_pass(
     zygote_with_pytest: SandboxBackend, source: str, verdict: Verdict | None, evidence: str
 ) -> None:
-    found = grade_with(zygote_with_pytest, source)
+    files = {"solution.py": source.encode()}
+    found = grade_suite(zygote_with_pytest, files, FILES, TEST_IDS, replace(SUITE_LIMITS, cpu_s=3))
     assert found.verdict is (verdict or found.verdict)
     assert found.verdict in (Verdict.FAIL, Verdict.TAMPERED)
     assert evidence in found.evidence, found
