@@ -7,8 +7,9 @@ import hashlib
 import json
 import os
 import stat
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO, Final, cast
+from typing import Any, Final, cast
 
 #: Largest settings file that is read: price table, card, benchmark spec. Real ones have a few kilobytes.
 MAX_SETTINGS_BYTES: Final = 2**20
@@ -16,7 +17,7 @@ MAX_SETTINGS_BYTES: Final = 2**20
 _MAX_JSON_BYTES: Final = 2**24
 
 
-def open_regular_file(path: Path) -> BinaryIO:
+def open_regular_file(path: Path) -> BufferedReader:
     """Open a regular file for reading. Pipes and devices are refused: reading them might never end.
 
     Raises:
