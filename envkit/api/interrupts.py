@@ -51,7 +51,7 @@ def stopping_on_signal(say: Callable[[str], None], message: str) -> Generator[St
 
     Args:
         say: prints ``message`` as soon as the first signal comes.
-        message: what will be kept, and how to go on.
+        message: what will be kept, and how to continue.
     """
     request = StopRequest()
 

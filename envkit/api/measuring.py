@@ -157,7 +157,7 @@ def resume_bench(
     sandbox: SandboxBackend | str = "auto",
     display: DisplayChoice = "rich",
 ) -> BenchResult:
-    """Go on with a `bench` or `evaluate` run that was interrupted, or whose budget was used up.
+    """Continue a `bench` or `evaluate` run that was interrupted, or whose budget was used up.
 
     Args:
         run: the run folder.
@@ -339,7 +339,7 @@ def _play(
 
     path = escape(str(run.path))
     message = (
-        f"[yellow]stopping: finished episodes stay in {path}; go on with: envkit bench --resume {path}; "
+        f"[yellow]stopping: finished episodes stay in {path}; continue with: envkit bench --resume {path}; "
         "Ctrl-C again ends at once[/]"
     )
     with stopping_on_signal(display.say, message) as request:

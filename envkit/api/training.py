@@ -56,7 +56,7 @@ def train(
     """Fine-tune a small model with LoRA RL and report it before and after on held-out tasks.
 
     The first Ctrl-C stops the run at the next safe point and reports what there is; a second one raises
-    `KeyboardInterrupt`. Either way `resume_train` goes on with the run folder.
+    `KeyboardInterrupt`. Either way `resume_train` continues the run.
 
     Args:
         environments: registered names; several train one adapter together.
@@ -138,7 +138,7 @@ def resume_train(
     allow_unsafe: bool = False,
     display: DisplayChoice = "rich",
 ) -> TrainResult:
-    """Go on with a training run that was interrupted, from its last checkpoint and with its own settings.
+    """Continue a training run that was interrupted, from its last checkpoint and with its own settings.
 
     Args:
         run: the run folder.
@@ -226,7 +226,7 @@ def _run(
     path = escape(str(run.path))
     display.say(f"run folder: {path}")
     message = (
-        f"[yellow]stopping: finished episodes and the last checkpoint stay in {path}; go on with: envkit "
+        f"[yellow]stopping: finished episodes and the last checkpoint stay in {path}; continue with: envkit "
         f"train --resume {path}; Ctrl-C again ends at once[/]"
     )
     work = (

@@ -19,7 +19,7 @@ class PublishedRow:
         solved_percent: in [0, 100].
         date: date of the measurement.
         source: repository with commit, or paper.
-        usd_per_solved: dollars per solved item; NaN if the source does not tell.
+        usd_per_solved: dollars per solved item; NaN if the source does not say.
     """
 
     benchmark: str

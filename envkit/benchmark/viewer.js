@@ -105,7 +105,7 @@ function filter() {
   const of = isWhole ? "" : `${number(state.shown.length)} of `;
   count.textContent = state.all.length
     ? `${of}${plural(state.all.length, "episode")}, ${number(solved)} solved`
-    : "No episode is on record yet.";
+    : "No episode is recorded yet.";
   at("reset").hidden = isWhole;
   rows.replaceChildren();
   list.hidden = !state.shown.length;
@@ -230,11 +230,11 @@ function complaint(error) {
     el("h2", {}, "This cannot be shown"), el("p", {}, error.message)));
 }
 
-/** A table of the episodes on record, by agent or phase. */
+/** A table of the recorded episodes, by agent or phase. */
 function overview() {
   const groups = grouped(state.all, (entry) => entry.agent_or_phase);
   const table = el("table", {},
-    el("caption", {}, "Episodes on record"),
+    el("caption", {}, "Recorded episodes"),
     el("thead", {}, el("tr", {}, el("th", { scope: "col" }, "Agent or phase"),
       ...["Episodes", "Solved", "Void", "Tasks"].map((name) => el("th", { scope: "col", class: "n" }, name)))),
     el("tbody", {}, ...[...groups].map(([name, entries]) => el("tr", {}, el("th", { scope: "row" }, filterButton(name)),

@@ -229,7 +229,7 @@ def _print_run(
     """Print what a run found.
 
     Raises:
-        UsageError: a provider refused to go on.
+        UsageError: a provider refused.
         typer.Exit: a signal stopped the run.
     """
     stopped = result.stopped_by is not None or refused is not None
@@ -241,7 +241,7 @@ def _print_run(
         if leaderboard:
             out.print(f"leaderboard: {leaderboard}", soft_wrap=True, markup=False)
         if stopped:
-            out.print(f"go on with: envkit bench --resume {result.run}", soft_wrap=True, markup=False)
+            out.print(f"continue with: envkit bench --resume {result.run}", soft_wrap=True, markup=False)
     if refused is not None:
         raise refused
     exit_if_stopped(result.stopped_by)

@@ -143,7 +143,7 @@ def _print(result: api.TrainResult, as_json: bool) -> None:
     else:
         print_reports(result.run, result.reports)
         if stopped:
-            out.print(f"go on with: envkit train --resume {result.run}", soft_wrap=True, markup=False)
+            out.print(f"continue with: envkit train --resume {result.run}", soft_wrap=True, markup=False)
     exit_if_stopped(result.stopped_by)
 
 

@@ -230,10 +230,13 @@ class AgentFactory:
         if row.adapter:
             folder = Path(row.adapter)
             if not folder.is_dir() or weights_digest(folder) != self._fixed["adapters"][row.name]:
-                raise StoreError(f"{row.adapter} has changed since the run began, or is gone; cannot go on")
+                raise StoreError(
+                    f"{row.adapter} has changed since the run began, or is gone; restore it, or start a new "
+                    "run"
+                )
         if row.card and asdict(load_card(row.card)) != self._fixed["cards"][row.name]:
             raise StoreError(
-                f"card {row.card} has changed since the run began; start another run, or change it back"
+                f"card {row.card} has changed since the run began; restore it, or start a new run"
             )
 
     def _spent_on(self, adapter: Path) -> float:
@@ -264,7 +267,9 @@ class AgentFactory:
 
         ref = resolve(model, self._display.say)
         if ref.digest != self._fixed["models"][model]:
-            raise StoreError(f"the run began with other weights of {model}; cannot go on")
+            raise StoreError(
+                f"the weights of {model} have changed since the run began; restore them, or start a new run"
+            )
         policy = Policy(ref, dtype=str(self._fixed["machine"]["dtype"]))
         names: list[str | None] = []
         for number, row in enumerate(self._rows_on(model)):

@@ -103,7 +103,11 @@ class BeforeAfter:
         use_threads(manifest["threads"])
         ref = resolve(manifest["model"], display.say)
         if ref.digest != manifest["model_digest"]:
-            raise StoreError(f"{run.path}: began with other weights of {ref.id}; cannot go on")
+            raise StoreError(
+                f"{run.path}: the weights of {ref.id} have changed since the run began: their digest is "
+                f"{ref.digest[:12]}, expected {manifest['model_digest'][:12]}; restore them, or start a new "
+                "run"
+            )
         config = study.plan.train
         self.policy: Policy = (
             Policy.of(ref, config) if sibling_of is None else sibling_of.policy.sibling(config.seed)
@@ -123,7 +127,9 @@ class BeforeAfter:
             StoreError: another process is writing to the run folder, or it is part of a run of several seeds.
         """
         if parent := self._run.manifest.get("part_of"):
-            raise StoreError(f"{self._run.path} is part of {parent}, whose seeds go on together; resume that")
+            raise StoreError(
+                f"{self._run.path} is one seed of {parent}, and its seeds train together; resume {parent}"
+            )
         with self._run.locked(), contextlib.closing(self.policy):
             try:
                 self.begin()

@@ -197,7 +197,10 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     if (found := manifest.get("kind")) != KIND:
         raise StoreError(f"{run.path} is a run of kind {found!r}; expected one of `envkit train` or `demo`")
     if (recorded := environments_of(run)) != (given := [kind.id for kind in kinds]):
-        raise StoreError(f"{run.path} began with {_JOINER.join(recorded)}; found {_JOINER.join(given)}")
+        raise StoreError(
+            f"{run.path} began with {_JOINER.join(recorded)}; found {_JOINER.join(given)}: resume it with "
+            "the environments that it began with"
+        )
     run.require_unedited()
     try:
         sized = manifest["plan"]
@@ -235,7 +238,8 @@ def _tasks(part: RunFolder, name: str) -> list[Task]:
     recorded = str(cast("dict[str, str]", digests).get(name)) if isinstance(digests, dict) else "none"
     if (found := digest(tasks)) != recorded:
         raise StoreError(
-            f"{_task_file(part, name)}: the run began with tasks {recorded[:12]}, found {found[:12]}"
+            f"{_task_file(part, name)}: the run began with tasks {recorded[:12]}, found {found[:12]}; "
+            "restore the file, or start a new run"
         )
     return tasks
 

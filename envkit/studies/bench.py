@@ -313,7 +313,7 @@ class Bench:
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
-                f"{self._run.path} holds the episodes of {original}, graded again; go on with that one"
+                f"{self._run.path} holds the episodes of {original}, graded again; resume {original} instead"
             )
         with self._run.locked():
             for row in self.rows:
@@ -348,7 +348,7 @@ class Bench:
                     failures.append(error)
                     reasons.append(str(error))
                     break
-                except UsageError as error:  # from a provider or the budget: other rows can go on
+                except UsageError as error:  # from a provider or the budget: other rows can continue
                     self._display.say(escape(f"{row.name} is refused: {error}"))
                     failures.append(error)
                     reasons.append(str(error))
@@ -362,7 +362,10 @@ class Bench:
         """
         tasks = read_tasks(part.path / _TASKS)
         if digest(tasks) != part.manifest["tasks"]:
-            raise StoreError(f"{part.path / _TASKS}: not the tasks that the run began with")
+            raise StoreError(
+                f"{part.path / _TASKS}: not the tasks that the run began with; restore the file, or start a "
+                "new run"
+            )
         return tasks
 
     def env_factory(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:

@@ -37,7 +37,11 @@ def require_code(kind: type[Env], part: RunFolder) -> None:
         StoreError: the code has changed, so new episodes would be graded by other code than the old ones.
     """
     if part.manifest.get("code", found := code_digest(kind)) != found:
-        raise StoreError(f"{part.path}: the code of {kind.id} has changed since it began; cannot go on")
+        began = part.manifest.get("commit", "unknown")
+        raise StoreError(
+            f"{part.path}: the code of {kind.id} has changed since the run began; resume it with the version "
+            f"that it began with ({began}), or start a new run"
+        )
 
 
 def commit() -> str:

@@ -84,7 +84,7 @@ def validate_tasks(
         backend: sandbox backend.
         display: live view.
         should_stop: polled while episodes are played.
-        seed: seed of the hidden inputs, which are drawn anew.
+        seed: seed of the hidden inputs, which are drawn again.
 
     Returns:
         Faults of the oracle, then of the no-op, each in task order; empty if all tasks are sound.

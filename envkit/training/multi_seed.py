@@ -53,7 +53,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
 
     Raises:
         Stopped: see `Trainer.train`.
-        TrainingError: two trainers have the same seed. The seed tells their episodes apart.
+        TrainingError: two trainers have the same seed. Their episodes are distinguished by the seed.
     """
     seeds = [trainer.collector.config.seed for trainer in trainers]
     if len({*seeds}) < len(seeds):

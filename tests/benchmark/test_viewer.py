@@ -437,7 +437,7 @@ def test_a_run_without_episodes_and_a_server_that_is_gone(chromium: Browser, tmp
     with watched(chromium) as seen:
         with view(str(run.path)) as (_, address):
             go(seen.page, address)
-            expect(seen.page.locator("#count")).to_have_text("No episode is on record yet.")
+            expect(seen.page.locator("#count")).to_have_text("No episode is recorded yet.")
             assert seen.is_quiet()
             assert seen.violations() == []
         seen.page.locator("#reload").click()

@@ -93,7 +93,7 @@ def test_ctrl_c_once_saves_reports_and_says_how_to_go_on(home: Path) -> None:
         out, err = process.communicate()
     assert process.returncode == 130, err
     assert "stopping: finished episodes and the last checkpoint stay in" in err
-    assert f"go on with: envkit train --resume {folder.relative_to(home)}" in out
+    assert f"continue with: envkit train --resume {folder.relative_to(home)}" in out
     assert "stopped early" in (folder / "report.md").read_text()
     steps = [r["step"] for r in RunFolder.open(folder).records("metrics") if r["phase"] == "rl"]
     assert (folder / "checkpoints" / f"step-{steps[-1]:06d}" / "manifest.json").exists()

@@ -80,7 +80,7 @@ def test_a_bench_is_graded_again_and_put_on_a_board(tmp_path: Path) -> None:
     assert again["changed"] == []
     refused = envkit("bench", "--resume", again["run"], cwd=tmp_path)
     assert refused.returncode == 2
-    assert "graded again; go on with that one" in refused.stderr
+    assert f"graded again; resume {Path(ran['run']).name} instead" in refused.stderr
     board = found(envkit("leaderboard", ran["run"], "-o", "new/board", "--json", cwd=tmp_path))
     assert (tmp_path / board["leaderboard"]).parent == tmp_path / "new" / "board"
     text = (tmp_path / "new" / "board" / "leaderboard.md").read_text()
@@ -119,7 +119,7 @@ def test_a_budget_that_is_used_up_leaves_reports_and_can_be_raised(tmp_path: Pat
     assert "budget of $0.0001 is used up" in stopped.stderr
     assert "leaderboard: " in stopped.stdout
     [run] = (tmp_path / "runs").iterdir()
-    assert f"go on with: envkit bench --resume runs/{run.name}" in stopped.stdout
+    assert f"continue with: envkit bench --resume runs/{run.name}" in stopped.stdout
     assert api.asked == []
     ran = found(envkit("bench", "--resume", f"runs/{run.name}", "--budget-usd", "1", "--json", cwd=tmp_path))
     assert [row["name"] for row in ran["reports"][0]["summary"]["arms"]] == ["oracle", "no-op", "mine"]

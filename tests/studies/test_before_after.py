@@ -248,7 +248,7 @@ def test_other_code_than_it_began_with_is_refused(
 ) -> None:
     run = begin(tmp_path, model)
     monkeypatch.setattr("envkit.studies.provenance.code_digest", lambda kind: "0ther")
-    with pytest.raises(StoreError, match="the code of code-editor has changed since it began"):
+    with pytest.raises(StoreError, match="the code of code-editor has changed since the run began"):
         study(run, backend)
 
 

@@ -136,7 +136,9 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
 def test_a_part_does_not_go_on_alone(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     run = start(tmp_path, model)
     part = RunFolder.open(run.path / "seed-3")
-    with pytest.raises(StoreError, match=f"is part of {run.id}, whose seeds go on together; resume that"):
+    with pytest.raises(
+        StoreError, match=f"is one seed of {run.id}, and its seeds train together; resume {run.id}"
+    ):
         BeforeAfter(part, [CodeEditorEnv], backend, Silent(), never).run()
 
 
