@@ -11,7 +11,7 @@ from rich.markup import escape
 from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend
 from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName
-from envkit.cli.ui import emit, out
+from envkit.cli.output import emit, out
 
 
 def audit(

@@ -12,7 +12,7 @@ from rich.markup import escape
 
 from envkit import registry
 from envkit.cli.options import Json, RunArgument
-from envkit.cli.ui import emit, out
+from envkit.cli.output import emit, out
 from envkit.errors import EnvkitError
 
 #: Packages that only local models need, to train or to sample.

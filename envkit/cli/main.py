@@ -19,7 +19,7 @@ from rich.markup import escape
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
 from envkit.cli import audit, info, measure, new, play, sandbox, tasks, train, view
 from envkit.cli.help import Command, Group
-from envkit.cli.ui import err, out
+from envkit.cli.output import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
 
 app = typer.Typer(

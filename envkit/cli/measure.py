@@ -26,7 +26,7 @@ from envkit.cli.options import (
     print_reports,
     reports_as_data,
 )
-from envkit.cli.ui import emit, out
+from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 
 _TASKS_HELP = (

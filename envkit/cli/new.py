@@ -10,7 +10,7 @@ from typing import Annotated
 import typer
 
 from envkit.cli.options import Json
-from envkit.cli.ui import emit, out
+from envkit.cli.output import emit, out
 
 
 def new(

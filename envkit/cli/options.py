@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from envkit.api.results import Report
-from envkit.cli.ui import out
+from envkit.cli.output import out
 from envkit.errors import UsageError
 from envkit.plain import encode
 

@@ -11,8 +11,8 @@ import typer
 
 from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
 from envkit.cli.options import EnvArgument, require_at_least
+from envkit.cli.output import out
 from envkit.cli.play_input import COMMANDS, input_reader, read_action
-from envkit.cli.ui import out
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

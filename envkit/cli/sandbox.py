@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from envkit.cli.help import Command
 from envkit.cli.options import Json, complete_sandboxes
-from envkit.cli.ui import emit, err, out
+from envkit.cli.output import emit, err, out
 from envkit.errors import ConfigError, MissingExtraError, SandboxUnavailable
 
 if TYPE_CHECKING:

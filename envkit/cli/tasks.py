@@ -12,7 +12,7 @@ from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks
 from envkit.api.rich_display import open_display
 from envkit.cli.help import Command
 from envkit.cli.options import EnvName, Json, SandboxName, require_absent, require_at_least
-from envkit.cli.ui import emit, out
+from envkit.cli.output import emit, out
 from envkit.errors import UsageError
 
 if TYPE_CHECKING:

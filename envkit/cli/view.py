@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from envkit.cli.options import Json, RunArgument
-from envkit.cli.ui import emit, err, out
+from envkit.cli.output import emit, err, out
 from envkit.errors import UsageError
 
 
