@@ -65,7 +65,7 @@ def test_a_missing_field_is_named(run: ReportData) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"schema": 1'])
-def test_what_is_no_report_is_refused(text: str) -> None:
+def test_a_file_that_is_no_report_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r"Expect|expected"):
         ReportData.from_json(text)
 

@@ -1,4 +1,4 @@
-"""Specifications: read strictly, seen from their own folder."""
+"""Specifications: read strictly, with paths relative to their folder."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def read(tmp_path: Path, text: str) -> BenchSpec:
     return from_toml(file)
 
 
-def test_a_spec_says_who_plays_what(tmp_path: Path) -> None:
+def test_a_spec_names_environments_and_agents(tmp_path: Path) -> None:
     spec = read(tmp_path, GOOD)
     assert spec.environments == (EnvironmentSpec("code-editor", f"debugbench:{tmp_path / 'items.jsonl'}"),)
     assert [row.name for row in spec.agents] == ["oracle", "trained", "gpt", "old"]

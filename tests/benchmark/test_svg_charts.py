@@ -1,4 +1,4 @@
-"""Charts: the geometry says what the numbers say, and labels cannot break out."""
+"""Charts: the geometry matches the numbers, and labels are escaped."""
 
 from __future__ import annotations
 

@@ -163,7 +163,7 @@ def test_train_tasks_are_not_called_held_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("minutes", ["0.5", "nan", "inf"])
-def test_a_budget_that_nothing_fits_into_is_refused_before_any_work(tmp_path: Path, minutes: str) -> None:
+def test_a_budget_that_is_too_small_is_refused_before_any_work(tmp_path: Path, minutes: str) -> None:
     done = envkit("demo", "--minutes", minutes, cwd=tmp_path)
     assert done.returncode == 2
     assert f"--minutes is {minutes}" in done.stderr
@@ -176,7 +176,7 @@ def test_play_gives_up_at_end_of_input(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
-def test_a_sandbox_is_tried_and_what_it_does_not_hold_is_named(tmp_path: Path) -> None:
+def test_sandbox_check_names_the_cases_that_fail(tmp_path: Path) -> None:
     done = envkit("sandbox", "check", "bubblewrap", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)
     assert (done.returncode, found["sandbox"], found["isolated"]) == (0, "bubblewrap", True)
@@ -186,7 +186,7 @@ def test_a_sandbox_is_tried_and_what_it_does_not_hold_is_named(tmp_path: Path) -
     assert "no hides the host's files: found" in done.stdout
 
 
-def test_what_a_killed_run_left_is_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_leftovers_of_a_killed_run_are_reaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from envkit.lease import Lease
 
     monkeypatch.setenv("TMPDIR", str(tmp_path))

@@ -40,7 +40,7 @@ def test_help_golden(
     golden.expect_text("help", "\n".join(texts))
 
 
-def test_help_names_values_by_what_they_are(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_names_values_by_meaning(names: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     for name in names:
         shown = printed(capsys, *name.split(), "--help")
         assert not re.search(r"<\w+>|range\]|x>=|\blist\[|\[\[", shown), name

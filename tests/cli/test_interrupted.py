@@ -1,4 +1,4 @@
-"""A run that is interrupted, killed or out of disk: nothing is lost, and `--resume` goes on."""
+"""A run that is interrupted, killed or out of disk: nothing is lost, and `--resume` continues."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def go_on(home: Path, folder: Path) -> None:
         assert len(keys) == len(set(keys)) == 2 * 8
 
 
-def test_ctrl_c_once_saves_reports_and_says_how_to_go_on(home: Path) -> None:
+def test_the_first_ctrl_c_saves_reports_and_says_how_to_continue(home: Path) -> None:
     with begun(home, "stopped") as (process, folder):
         process.send_signal(signal.SIGINT)
         out, err = process.communicate()
@@ -101,7 +101,7 @@ def test_ctrl_c_once_saves_reports_and_says_how_to_go_on(home: Path) -> None:
     go_on(home, folder)
 
 
-def test_ctrl_c_twice_stops_now(home: Path) -> None:
+def test_the_second_ctrl_c_stops_at_once(home: Path) -> None:
     with begun(home, "stopped-now", "slow.toml") as (process, _):
         time.sleep(0.5)  # the step on record is over; well into the next
         process.send_signal(signal.SIGINT)
@@ -112,14 +112,14 @@ def test_ctrl_c_twice_stops_now(home: Path) -> None:
     assert "Traceback" not in err
 
 
-def test_a_killed_run_goes_on(home: Path) -> None:
+def test_a_killed_run_resumes(home: Path) -> None:
     with begun(home, "killed") as (process, folder):
         process.kill()
         process.communicate()
     go_on(home, folder)
 
 
-def test_a_full_disk_is_named_and_what_is_written_stays(home: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_named_and_written_files_stay(home: Path, tmp_path: Path) -> None:
     small = tmp_path / "small"
     small.mkdir()
     kept = tmp_path / "kept"
@@ -154,7 +154,7 @@ def test_a_full_disk_is_named_and_what_is_written_stays(home: Path, tmp_path: Pa
     assert sum(len(run.records(path.stem)) for path in run.path.glob("eval-*.jsonl")) > 0
 
 
-def test_seeds_train_an_adapter_each_and_go_on_together(home: Path) -> None:
+def test_seeds_train_an_adapter_each_and_resume_together(home: Path) -> None:
     def envkit(*arguments: str) -> dict[str, Any]:
         done = subprocess.run(
             [*ENVKIT, *arguments, "--json"], cwd=home, capture_output=True, text=True, check=False

@@ -71,7 +71,7 @@ def write_card(folder: Path, name: str, api: Api, price: str = "gpt-5.6") -> Non
     )
 
 
-def test_a_bench_is_graded_again_and_put_on_a_board(tmp_path: Path) -> None:
+def test_a_bench_is_graded_again_and_put_on_a_leaderboard(tmp_path: Path) -> None:
     (tmp_path / "spec.toml").write_text(SPEC)
     ran = found(envkit("bench", "spec.toml", "--json", cwd=tmp_path))
     assert [report["environment"] for report in ran["reports"]] == ["sql-desk"]
@@ -178,7 +178,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         (("prices", "--prices", "none.toml"), "none.toml cannot be read"),
     ],
 )
-def test_what_is_wrong_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
+def test_bad_input_is_one_line_and_exit_2(tmp_path: Path, words: tuple[str, ...], said: str) -> None:
     (tmp_path / "spec.toml").write_text(SPEC)
     done = envkit(*words, cwd=tmp_path)
     assert done.returncode == 2, done.stderr

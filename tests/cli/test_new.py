@@ -1,4 +1,4 @@
-"""``envkit new``: what it makes passes its audit and its own tests as it is, installed from a wheel."""
+"""``envkit new``: the new package passes its audit and its tests unchanged, installed from a wheel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_every_file_is_there_and_short(made: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "kind"), [("a", "AEnv"), ("wiki", "WikiEnv"), ("x2-tickets-v3", "X2TicketsV3Env")]
 )
-def test_names_are_put_in_everywhere(tmp_path: Path, name: str, kind: str) -> None:
+def test_every_file_has_the_new_names(tmp_path: Path, name: str, kind: str) -> None:
     folder = create(name, tmp_path)
     package = name.replace("-", "_")
     project: Any = tomllib.loads((folder / "pyproject.toml").read_text())
@@ -163,7 +163,7 @@ def test_the_templates_are_installed_too(bin_: Path, tmp_path: Path) -> None:
     assert (tmp_path / "another" / "another" / "env.py").read_text() == render("another")["another/env.py"]
 
 
-def test_a_person_solves_a_task_by_what_it_shows(bin_: Path) -> None:
+def test_a_task_can_be_solved_from_what_is_printed(bin_: Path) -> None:
     play = ("play", NAME, "--task", "train/office-take-0")
     seen = envkit(bin_, *play, said="done()\n")
     assert "FAIL, reward 0" in seen

@@ -1,4 +1,4 @@
-"""Playing by hand: what a person types becomes one action, what they see keeps its text."""
+"""`envkit play`: reading actions from the terminal, and rendering observations with their text unchanged."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_block_keeps_its_empty_lines_and_may_carry_a_command(block: tuple[str,
     assert len(parse("\n".join([*block, "run"]))) == 2
 
 
-def test_what_was_begun_at_end_of_input_is_sent() -> None:
+def test_an_unfinished_action_is_sent_at_end_of_input() -> None:
     assert typed("```python", "def f(): pass") == ["```python\ndef f(): pass"]
 
 
@@ -85,7 +85,7 @@ def test_code_and_diffs_are_coloured_and_help_stays_whole() -> None:
     assert lines(observation) == [line for line in observation.splitlines() if not line.startswith("```")]
 
 
-def test_a_table_is_aligned_and_what_stands_around_it_stays() -> None:
+def test_a_table_is_aligned_and_the_text_around_it_is_unchanged() -> None:
     observation = "books:\nid | title | price\n1 | Ash | 9.5\n12 | Night Rain | NULL\n(2 rows)\n\nSay [one]."
     assert lines(observation) == [
         "books:",
@@ -108,7 +108,7 @@ def test_a_table_is_aligned_and_what_stands_around_it_stays() -> None:
         ("[red]a | b\n[/] | 2\n(1 tickets)", ["[red]a", "b"], 1),
     ],
 )
-def test_what_is_a_table(text: str, head: list[str], rows: int) -> None:
+def test_tables_are_recognised(text: str, head: list[str], rows: int) -> None:
     [table] = [piece for piece in render_observation(text) if isinstance(piece, Table)]
     assert ([str(column.header) for column in table.columns], table.row_count) == (head, rows)
 
@@ -124,7 +124,7 @@ def test_what_is_a_table(text: str, head: list[str], rows: int) -> None:
         "(3 rows)",
     ],
 )
-def test_what_is_no_table_stays_as_it_is(text: str) -> None:
+def test_text_that_is_no_table_is_unchanged(text: str) -> None:
     assert lines(text) == text.splitlines()
 
 
@@ -204,14 +204,14 @@ def test_the_files_of_the_first_sandbox_are_read_at_its_end() -> None:
     assert backend.files == {"a": "one", "b": ""}
 
 
-def test_a_terminal_obeys_nothing_that_was_observed() -> None:
+def test_control_characters_of_an_observation_do_not_reach_the_terminal() -> None:
     seen = "\x1b[2J\x1b]0;title\x07gone\r\n```python\n\x9b2J\n```\n"
     assert not set(printed([*render_first_observation(seen), *render_observation(seen)])) & set(
         "\x1b\x07\r\x9b"
     )
 
 
-def test_what_is_no_table_of_a_size_for_people_stays_text() -> None:
+def test_a_table_that_is_too_wide_is_shown_as_text() -> None:
     digits = "9" * 5000
     assert "".join(lines(f"a | b\n1 | 2\n({digits} rows)")).endswith("rows)")
     wide = " | ".join(["42"] * 60)
@@ -294,14 +294,14 @@ def test_tickets_are_a_table_and_quitting_is_no_turn(tmp_path: Path) -> None:
     assert said[-2:] == ["> quit", "given up"]
 
 
-def test_the_last_turn_is_said_to_be_the_last(tmp_path: Path) -> None:
+def test_the_last_turn_is_announced(tmp_path: Path) -> None:
     said = played(tmp_path, "sql-desk", "starter/products-count-0", *["query('SELECT 1')"] * 3)
     assert counters(said)[-1] == "turn 3 of 3, the last"
     assert "FAIL, reward 0, after 3 turns" in said
     assert "  nothing was submitted" in said
 
 
-def test_a_person_at_a_terminal_is_asked(tmp_path: Path) -> None:
+def test_a_terminal_gets_a_prompt(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "envkit.cli", "play", "sql-desk", "--task", "starter/products-count-0"]
     mine, theirs = pty.openpty()
     environ = {**os.environ, "TERM": "xterm", "COLUMNS": "120"}

@@ -1,4 +1,4 @@
-"""An environment of somebody's own, installed as a package: the commands find it and work on it."""
+"""An environment in an installed package of its own: all commands find it and work on it."""
 
 from __future__ import annotations
 

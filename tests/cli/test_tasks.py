@@ -1,4 +1,4 @@
-"""`envkit tasks mine` on a checkout: what it writes, what it says, and what it refuses."""
+"""`envkit tasks mine` on a checkout: its tasks, its output and its errors."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
         (("toolz", "--split", "test"), ("'test'", "train or heldout")),
     ],
 )
-def test_what_cannot_be_mined_is_one_clear_line_and_exit_2(
+def test_a_checkout_that_cannot_be_mined_is_one_clear_line_and_exit_2(
     tmp_path: Path, arguments: tuple[str, ...], words: tuple[str, ...]
 ) -> None:
     lay_out(tmp_path / "shop")

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGHUP end a command as Ctrl-C does: nothing of its sandboxes is left."""
+"""SIGTERM and SIGHUP end a command like Ctrl-C: no sandbox is left behind."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def test_a_terminated_command_leaves_nothing(number: signal.Signals, folder: Pat
     assert [name for name in left if name.rpartition("-")[0] in names] == []
 
 
-def test_a_command_that_ignores_sighup_goes_on(folder: Path) -> None:
+def test_a_command_that_ignores_sighup_continues(folder: Path) -> None:
     with start(folder, sys.executable, "-c", NOHUP) as process:
         process.send_signal(signal.SIGHUP)
         with pytest.raises(subprocess.TimeoutExpired):

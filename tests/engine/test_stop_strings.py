@@ -1,4 +1,4 @@
-"""The token with which a stop string is complete."""
+"""Detection of the token that completes a stop string."""
 
 from __future__ import annotations
 

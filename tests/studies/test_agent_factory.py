@@ -1,4 +1,4 @@
-"""What a report says of where a row's answers come from."""
+"""The origin of a row's answers: training time and settings of its adapter."""
 
 from __future__ import annotations
 
@@ -44,15 +44,15 @@ def test_the_newest_checkpoint_has_taken_all_of_training(trained: RunFolder) -> 
     assert seconds(trained, trained.path / "checkpoints" / "step-000010") == 135
 
 
-def test_a_warm_start_has_taken_its_own_time(trained: RunFolder) -> None:
+def test_an_sft_adapter_took_only_the_time_of_the_warm_start(trained: RunFolder) -> None:
     assert seconds(trained, trained.path / "sft") == 30
 
 
-def test_what_an_earlier_checkpoint_took_is_not_known(trained: RunFolder) -> None:
+def test_training_time_of_an_earlier_checkpoint_is_unknown(trained: RunFolder) -> None:
     assert math.isnan(seconds(trained, trained.path / "checkpoints" / "step-000005"))
 
 
-def test_what_an_adapter_outside_of_a_run_took_is_not_known(trained: RunFolder, tmp_path: Path) -> None:
+def test_training_time_of_an_adapter_outside_a_run_is_unknown(trained: RunFolder, tmp_path: Path) -> None:
     (tmp_path / "copied").mkdir()
     assert math.isnan(seconds(trained, tmp_path / "copied"))
 

@@ -1,4 +1,4 @@
-"""The whole thread on a tiny model: controls, evaluation, warm start, RL, report; stop and resume."""
+"""A whole run on a tiny model: controls, evaluation, warm start, RL, report; stop and resume."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def adapter(run: RunFolder) -> Path:
 
 
 @pytest.mark.parametrize("learner", ["envkit", "trl"])
-def test_it_runs_to_a_report_with_every_arm(
+def test_a_run_ends_with_a_report_of_every_row(
     tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
     run = begin(tmp_path, model, backend=learner)
@@ -111,7 +111,7 @@ def test_it_runs_to_a_report_with_every_arm(
     assert {row.origin.digest for row in data.rows if row.expected is None} == {data.model_digest}
 
 
-def test_without_a_warm_start_there_is_no_arm_for_it(
+def test_without_a_warm_start_the_report_has_no_row_for_it(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     settings = {"sft_examples": 0, "stop_strings": ("e", "\n"), "shaping": {"edits_a_little": 0.2}}
@@ -220,7 +220,7 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
         study(whole, backend)
 
 
-def test_a_run_that_collapses_is_reported_as_far_as_it_came(
+def test_a_collapsed_run_is_evaluated_and_reported(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     run = begin(tmp_path, model, min_entropy=100.0)
@@ -233,9 +233,7 @@ def test_a_run_that_collapses_is_reported_as_far_as_it_came(
         assert [point.step for point in data.training] == [1]
 
 
-def test_other_tasks_than_it_began_with_are_refused(
-    tmp_path: Path, model: Path, backend: SandboxBackend
-) -> None:
+def test_a_run_with_changed_tasks_is_refused(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     run = begin(tmp_path, model)
     kept = run.path / "tasks" / "heldout.jsonl"
     kept.write_text(kept.read_text().replace(" == ", " != ", 1))
@@ -243,7 +241,7 @@ def test_other_tasks_than_it_began_with_are_refused(
         study(run, backend)
 
 
-def test_other_code_than_it_began_with_is_refused(
+def test_a_run_with_changed_code_is_refused(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path, model)
@@ -321,7 +319,7 @@ class Failing(SandboxBackend):
         return self.inner.create()
 
 
-def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
+def test_a_broken_sandbox_is_not_blamed_on_the_task_and_the_run_resumes(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     run, failing = begin(tmp_path, model), Failing(backend)
@@ -335,7 +333,7 @@ def test_broken_machinery_is_no_broken_task_and_a_resumed_run_gets_over_it(
     assert any("isolation: none" in text for text in warnings(data, summarise(data)))
 
 
-def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
+def test_repeated_steps_of_a_resumed_run_appear_once_in_its_curve() -> None:
     log = [("sft", 1), ("sft", 2), *(("rl", step) for step in (1, 2, 3, 4, 3, 4, 5, 3))]
     numbers = {"reward": 0.0, "mixed": 0.0, "completion_tokens": 1, "rollout_s": 1.0}
     kept = _latest_steps(
@@ -346,7 +344,7 @@ def test_steps_that_a_resumed_run_has_taken_back_are_not_in_its_curve() -> None:
     assert kept[-1].loss == len(log) - 1
 
 
-def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
+def test_rl_trains_on_functions_that_the_warm_start_has_not_seen() -> None:
     tasks = [
         Task(f"{number}", "train", "", {}, {"source": f"f{number % 6}"})
         for number in (3, 1, 0, 2, 4, 8, 9, 5)
@@ -357,7 +355,7 @@ def test_rl_practises_on_functions_that_the_warm_start_has_not_seen() -> None:
     assert split_for_warm_start(tasks[:2]) == (tasks[:2], tasks[:2])
 
 
-def test_a_report_says_where_verdicts_are_weaker(
+def test_a_report_names_weaker_verdicts(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def weaker(*given: Any, **named: Any) -> Grade:
@@ -401,7 +399,7 @@ def test_a_plan_that_was_edited_is_refused(tmp_path: Path, model: Path, backend:
         study(run, backend)
 
 
-def test_training_code_that_has_changed_is_said(
+def test_changed_training_code_gives_a_warning(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path, model)

@@ -1,4 +1,4 @@
-"""Several seeds in one run: an adapter and a report each, whatever is shared; stop and resume."""
+"""Several seeds in one run: an adapter and a report each; stop and resume."""
 
 from __future__ import annotations
 
@@ -116,7 +116,7 @@ def test_without_a_warm_start_difficulty_is_estimated_once(
     assert spent[0] == spent[1] > 0
 
 
-def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
+def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
     whole, stopped = start(tmp_path, model), start(tmp_path, model)
@@ -133,7 +133,7 @@ def test_stopped_anywhere_and_resumed_it_ends_with_the_same_bits(
         assert all((one[name] == other[name]).all() for name in one)
 
 
-def test_a_part_does_not_go_on_alone(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
+def test_one_seed_of_a_run_is_not_resumed_alone(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     run = start(tmp_path, model)
     part = RunFolder.open(run.path / "seed-3")
     with pytest.raises(

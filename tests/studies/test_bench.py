@@ -1,4 +1,4 @@
-"""A bench from spec to leaderboard: every kind of agent, killed and gone on with, graded again."""
+"""A bench from spec to leaderboard: every kind of agent, killed and resumed, graded again."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def solver(tasks: Sequence[Task], wrong: Sequence[str] = ()) -> Any:
     return say
 
 
-def test_every_kind_of_agent_stands_on_one_board(
+def test_every_kind_of_agent_is_on_one_leaderboard(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], model: Path, api: Api
 ) -> None:
     api.begin(solver(tasks, wrong=[tasks[0].id]))
@@ -145,7 +145,7 @@ def trained_with(folder: Path, **settings: Any) -> RunFolder:
         ("dtype", "bfloat16", "float32"),
     ],
 )
-def test_what_an_adapter_was_trained_with_is_told_where_it_differs(
+def test_a_report_names_settings_that_differ_from_training(
     tmp_path: Path, setting: str, then: Any, now: str
 ) -> None:
     def told(trained: RunFolder) -> list[str]:
@@ -158,7 +158,7 @@ def test_what_an_adapter_was_trained_with_is_told_where_it_differs(
     assert told(trained_with(tmp_path)) == []
 
 
-def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
+def test_settings_that_differ_from_training_are_shown_when_a_model_is_loaded(
     tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("envkit.studies.bench.cpu_dtype", lambda: "float32")  # as the run that trained
@@ -166,7 +166,7 @@ def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []
 
-    class Told(Silent):
+    class RecordingDisplay(Silent):
         def say(self, line: str) -> None:
             said.append(line)
 
@@ -176,7 +176,7 @@ def test_an_adapter_that_is_asked_otherwise_than_in_training_is_told_of(
         AgentSpec("otherwise", model=str(model), adapter=path),
     )
     run = begin(tmp_path, spec(*rows, max_completion_length=2, max_turns=2), backend)
-    [page] = Bench(run, backend, Told(), never).run()
+    [page] = Bench(run, backend, RecordingDisplay(), never).run()
     assert [line for line in said if "trained" in line] == [
         "otherwise was trained with stop_strings ['e'], and is asked with [].",
         "otherwise was trained with max_context_length 1, and is asked with 0.",
@@ -205,7 +205,7 @@ def test_an_adapter_is_measured_against_its_own_base() -> None:
     ]
 
 
-def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequence[Task]) -> None:
+def test_without_local_models_pytorch_is_not_needed(tmp_path: Path, tasks: Sequence[Task]) -> None:
     write_recorded(tmp_path / "old.jsonl", {task.id: list(SqlDeskEnv.oracle(task)) for task in tasks})
     (tmp_path / "spec.toml").write_text(
         '[[environments]]\nname = "sql-desk"\nlimit = 6\n[[agents]]\nname = "oracle"\nscript = "oracle"\n'
@@ -225,7 +225,7 @@ def test_nobody_needs_pytorch_who_runs_no_model_here(tmp_path: Path, tasks: Sequ
     assert [sum(item.solved for item in row.results) for row in data.rows] == [6, 6]
 
 
-def test_what_is_not_there_is_said_before_anything_is_made(
+def test_bad_input_is_refused_before_a_run_folder_exists(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
     write_recorded(tmp_path / "short.jsonl", {tasks[0].id: ["pass"]})
@@ -265,7 +265,7 @@ def test_an_example_shows_the_turn_that_was_judged(
     assert f"### {tasks[0].id} · old · turn 2 of 2 · PASS\n" in (page.parent / "report.md").read_text()
 
 
-def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
+def test_a_refusal_of_the_provider_ends_the_run_with_a_report_and_it_resumes(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
     right = solver(tasks)
@@ -287,7 +287,7 @@ def test_a_refusing_provider_ends_the_run_with_a_report_and_it_goes_on(
     assert len(api.asked) == 3  # the others had been answered
 
 
-def test_a_refusal_keeps_no_other_row_and_no_other_environment_from_being_played(
+def test_after_a_refusal_other_rows_and_environments_are_played(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], starters: dict[str, Task], api: Api
 ) -> None:
     api.begin(lambda body, number: refusal(401, "no such key"))
@@ -323,7 +323,7 @@ def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: S
     assert data.warnings == ("The run ended early (stopped by the user); this is what there is.",)
 
 
-def test_what_does_not_fit_the_budget_is_not_asked(
+def test_a_call_that_exceeds_the_budget_is_not_made(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
     api.begin(solver(tasks))
@@ -363,7 +363,7 @@ def test_a_provider_that_does_not_answer_makes_voids_which_are_tried_again(
     assert len(api.asked) == 1
 
 
-def test_a_run_is_what_it_began_as(
+def test_a_run_with_changed_inputs_is_refused(
     tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = begin(tmp_path, spec(AgentSpec("oracle", script="oracle")), backend)
@@ -426,7 +426,7 @@ def _refuse_first(apply: Any, task: str) -> Any:
     return changed
 
 
-def test_kill_9_changes_nothing_and_asks_nothing_twice(
+def test_a_killed_run_resumes_with_equal_results_and_no_repeated_call(
     tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task], api: Api
 ) -> None:
     right, concurrency = solver(tasks, wrong=[tasks[1].id]), 2

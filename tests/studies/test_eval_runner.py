@@ -1,4 +1,4 @@
-"""Playing an agent's episodes: what broken machinery does to them."""
+"""Playing an agent's episodes: broken sandboxes, voids, stop and resume."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_broken_machinery_ends_an_evaluation_with_its_cause(tmp_path: Path) -> N
     assert display.lines == ["halving: 24 of 24 episodes are void, in no rate; the first: no sandbox"]
 
 
-def test_a_few_voids_are_said_and_the_rest_counts(tmp_path: Path) -> None:
+def test_a_few_voids_are_reported_and_the_other_episodes_count(tmp_path: Path) -> None:
     backend, display = Backend(2), Lines()
     run = RunFolder.create(tmp_path, "bench", {})
     with Rollouts(lambda: GuessEnv(sandbox=backend, max_turns=8), workers=1) as rollouts:

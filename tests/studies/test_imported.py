@@ -1,4 +1,4 @@
-"""A bench on items of others: what its controls do not bear out is left out, counted, and said."""
+"""A bench on a published benchmark: items that fail a control are left out and counted."""
 
 from __future__ import annotations
 
@@ -62,9 +62,7 @@ def spec(path: Path, *rows: dict[str, Any], limit: int | None = None) -> BenchSp
     return BenchSpec((environment,), ROWS, samples=1)
 
 
-def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
-    tmp_path: Path, backend: SandboxBackend
-) -> None:
+def test_items_that_fail_a_control_are_left_out_and_counted(tmp_path: Path, backend: SandboxBackend) -> None:
     wanted, heard = spec(tmp_path / "edits.jsonl", GOOD, IDLE, WRONG, EMPTY, BOTH), Heard()
     run = start(tmp_path, wanted, backend=backend, display=heard, command="envkit bench")
     left_out = [text for text in heard.said if "left out" in text]
@@ -86,7 +84,7 @@ def test_items_that_the_controls_do_not_bear_out_are_left_out_and_said(
     assert part.manifest["left_out"] == SAID
 
 
-def test_broken_machinery_makes_no_item_unfit(
+def test_a_broken_sandbox_leaves_out_no_item(
     tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wanted = spec(tmp_path / "edits.jsonl", GOOD)
@@ -107,7 +105,7 @@ def test_a_limit_counts_items_of_the_file(tmp_path: Path, backend: SandboxBacken
     assert part.manifest["left_out"] == {"that doing nothing passes": 1}
 
 
-def test_where_nothing_is_left_there_is_no_run(tmp_path: Path, backend: SandboxBackend) -> None:
+def test_if_every_item_is_left_out_no_run_begins(tmp_path: Path, backend: SandboxBackend) -> None:
     wanted = spec(tmp_path / "edits.jsonl", IDLE, WRONG)
     with pytest.raises(UsageError, match="no tasks that code-editor can pose"):
         start(tmp_path / "runs", wanted, backend=backend, display=Silent(), command="envkit bench")

@@ -1,4 +1,4 @@
-"""This machine: its dtype and its load."""
+"""The choice of a dtype for this machine, and the detection of a busy one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from envkit.studies.machine import CpuTimes, cpu_dtype, native_dtype, why_busy
         ("processor : 0", None),
     ],
 )
-def test_the_processors_flags_tell_its_dtype(cpuinfo: str, dtype: str | None) -> None:
+def test_the_dtype_follows_from_the_processors_flags(cpuinfo: str, dtype: str | None) -> None:
     assert native_dtype(cpuinfo) == dtype
 
 
@@ -34,7 +34,7 @@ def test_the_processors_flags_tell_its_dtype(cpuinfo: str, dtype: str | None) ->
         ("avx2", 0.5, "float32", True),
     ],
 )
-def test_a_timing_that_contradicts_the_flags_is_said_and_not_followed(
+def test_a_timing_that_contradicts_the_flags_is_shown_and_ignored(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: str, ratio: float, dtype: str, is_said: bool
 ) -> None:
     cpuinfo = tmp_path / "cpuinfo"

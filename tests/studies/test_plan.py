@@ -1,4 +1,4 @@
-"""How a budget is divided."""
+"""The division of a budget of minutes among evaluation, warm start and RL."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def test_without_an_evaluation_its_part_of_the_budget_goes_to_training() -> None
     assert without.train.max_steps > 1.2 * with_it.train.max_steps
 
 
-def test_a_model_that_was_shown_no_answer_is_planned_to_talk_as_long_as_it_may() -> None:
+def test_without_a_warm_start_answers_are_planned_at_the_length_limit() -> None:
     steps: list[int] = []
     for examples in (0, 720):
         for most in (64, 128):
@@ -62,7 +62,7 @@ def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> N
     assert longer.train.sft_examples < usual.train.sft_examples
 
 
-def test_a_budget_that_shows_nothing_is_refused_with_one_that_is_enough() -> None:
+def test_a_budget_that_is_too_small_is_refused_and_a_sufficient_one_named() -> None:
     slow = Speed(learn=40.0, prefill=100.0, step_s=0.5, row_s=0.01)
     arguments = (slow, LENGTHS, TrainConfig(), 446, 646)
     with pytest.raises(UsageError, match="learns from 40 and reads 100 tokens per second") as refusal:
@@ -98,7 +98,7 @@ def test_the_forecast_of_the_steps_fits_the_budget() -> None:
     assert 0 < sized.step_s * sized.train.max_steps < 20 * 60
 
 
-def test_a_busy_machine_is_said_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_busy_machine_is_reported_and_measured_again(monkeypatch: pytest.MonkeyPatch) -> None:
     speeds = iter([(SPEED, 3.0), (Speed(400.0, 900.0, 0.05, 0.002), 1.0)])
     monkeypatch.setattr("envkit.studies.plan.measure", lambda policy: next(speeds))
     monkeypatch.setattr("envkit.studies.plan.CpuTimes.now", lambda: None)
@@ -118,6 +118,6 @@ def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
         assert sized.train.max_steps >= 2
 
 
-def test_a_budget_that_allows_nothing_says_none() -> None:
+def test_a_machine_that_is_too_slow_for_any_answer_is_refused() -> None:
     with pytest.raises(UsageError, match="allows 0 known answers"):
         require_useful(1, Speed(4.0, 10.0, 5.0, 0.1), LENGTHS, TrainConfig(), 446, 646)

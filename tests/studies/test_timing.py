@@ -1,4 +1,4 @@
-"""What is spent is on record while it is spent."""
+"""Time and tokens of a phase are recorded while it runs."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def noted(run: RunFolder) -> list[tuple[str, float, int]]:
     return [(record["phase"], record["seconds"], record["tokens"]) for record in run.records("phases")]
 
 
-def test_laps_are_on_record_before_the_phase_ends(run: RunFolder, clock: Clock) -> None:
+def test_laps_are_recorded_before_the_phase_ends(run: RunFolder, clock: Clock) -> None:
     with Stopwatch(run, "SFT warm start") as watch:
         clock.now += 7
         watch.lap(30)
@@ -64,7 +64,7 @@ def test_an_error_loses_nothing(run: RunFolder, clock: Clock, error: type[BaseEx
     assert noted(run) == [("estimate difficulty", 1.0, 0)]
 
 
-def test_a_phase_is_told_once_and_training_is_what_makes_an_adapter(run: RunFolder, clock: Clock) -> None:
+def test_a_phase_is_listed_once_and_training_time_excludes_evaluation(run: RunFolder, clock: Clock) -> None:
     for name in ("evaluate base", "SFT warm start", "reinforcement learning", "reinforcement learning"):
         with Stopwatch(run, name) as watch:
             clock.now += 10

@@ -1,4 +1,4 @@
-"""TRL's trainer takes the same steps as the own trainer on the same episodes."""
+"""TRL's trainer takes the same steps as envkit's trainer on the same episodes."""
 
 from __future__ import annotations
 
