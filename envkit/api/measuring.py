@@ -97,10 +97,10 @@ def evaluate(
         tuple(stop_strings),
         max_context_length,
     )
-    with open_display(display) as shown:
-        backend = isolated_backend(sandbox, shown)
-        run = _start(spec, root, backend, shown, command or command_of("evaluate", repr(environment)))
-        request, refused = _play(run, backend, shown)
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
+        run = _start(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
+        request, refused = _play(run, backend, progress)
     if refused:
         raise refused
     [report] = _reports(run.path)
@@ -141,11 +141,11 @@ def bench(
         parsed = replace(parsed, budget_usd=budget_usd)
     table = None if prices is None else Path(prices)
     _require_priced(machine, table)
-    with open_display(display) as shown:
-        backend = isolated_backend(sandbox, shown)
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
         subject = repr(str(spec)) if isinstance(spec, str | Path) else "spec"
-        run = _start(parsed, root, backend, shown, command or command_of("bench", subject), table)
-        request, refused = _play(run, backend, shown)
+        run = _start(parsed, root, backend, progress, command or command_of("bench", subject), table)
+        request, refused = _play(run, backend, progress)
     return _bench_result(run, request, refused, machine)
 
 
@@ -175,9 +175,9 @@ def resume_bench(
 
     folder = RunFolder.open(Path(run))
     _require_priced(machine, prices_of(folder))
-    with open_display(display) as shown:
-        backend = isolated_backend(sandbox, shown)
-        request, refused = _play(folder, backend, shown, budget_usd)
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
+        request, refused = _play(folder, backend, progress, budget_usd)
     return _bench_result(folder, request, refused, machine)
 
 
@@ -263,14 +263,14 @@ def rescore(
 
     old = RunFolder.open(Path(run))
     message = "stopping: episodes that are graded so far get their report; Ctrl-C again ends at once"
-    with open_display(display) as shown:
-        backend = isolated_backend(sandbox, shown)
-        with stopping_on_signal(shown.say, message) as request:
+    with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
+        with stopping_on_signal(progress.say, message) as request:
             rescored = grade_again(
                 old,
                 Path(root),
                 backend,
-                shown,
+                progress,
                 request.should_stop,
                 command or command_of("rescore", repr(str(run))),
             )

@@ -109,18 +109,18 @@ def train(
     if not allow_unaudited:
         for kind in kinds:
             require_certified(kind)
-    with open_display(display) as shown:
-        sandboxes = isolated_backend(sandbox, shown, allow_unsafe=allow_unsafe)
-        train_tasks = {kind: load_tasks(kind, tasks, "train", sandboxes, shown) for kind in kinds}
+    with open_display(display) as progress:
+        sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
+        train_tasks = {kind: load_tasks(kind, tasks, "train", sandbox_backend, progress) for kind in kinds}
         for found in train_tasks.values():
             require_train_split(found, tasks)
         planned = before_after_setup.prepare(
             settings,
             minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
             train_tasks,
-            {kind: load_tasks(kind, heldout_tasks, "heldout", sandboxes, shown) for kind in kinds},
-            backend=sandboxes,
-            display=shown,
+            {kind: load_tasks(kind, heldout_tasks, "heldout", sandbox_backend, progress) for kind in kinds},
+            backend=sandbox_backend,
+            display=progress,
             command=command or command_of("train", ", ".join(map(repr, names))),
             evaluate=evaluate,
         )
@@ -128,7 +128,7 @@ def train(
             run = before_after_seeds.start(Path(root), planned, chosen)
         else:
             run = before_after_setup.start(Path(root), planned)
-        return _run(run, kinds, sandboxes, shown)
+        return _run(run, kinds, sandbox_backend, progress)
 
 
 def resume_train(
@@ -159,9 +159,9 @@ def resume_train(
 
     folder = RunFolder.open(Path(run))
     kinds = [registry.environment(name) for name in before_after_setup.environments_of(folder)]
-    with open_display(display) as shown:
-        sandboxes = isolated_backend(sandbox, shown, allow_unsafe=allow_unsafe)
-        return _run(folder, kinds, sandboxes, shown)
+    with open_display(display) as progress:
+        sandbox_backend = isolated_backend(sandbox, progress, allow_unsafe=allow_unsafe)
+        return _run(folder, kinds, sandbox_backend, progress)
 
 
 def sft(
@@ -204,14 +204,16 @@ def sft(
         config, model=None if model is None else absolute_if_path(model), sft_examples=examples
     )
     kind = registry.environment(environment)
-    with open_display(display) as shown:
-        sandboxes = isolated_backend(sandbox, shown)
-        found = load_tasks(kind, tasks, "train", sandboxes, shown)
+    with open_display(display) as progress:
+        sandbox_backend = isolated_backend(sandbox, progress)
+        found = load_tasks(kind, tasks, "train", sandbox_backend, progress)
         require_train_split(found, tasks)
         message = "stopping: no adapter is written before the last step; Ctrl-C again ends at once"
-        with stopping_on_signal(shown.say, message) as request:
+        with stopping_on_signal(progress.say, message) as request:
             try:
-                losses = warm_start(folder, settings, kind, found, sandboxes, shown, request.should_stop)
+                losses = warm_start(
+                    folder, settings, kind, found, sandbox_backend, progress, request.should_stop
+                )
             except Stopped:
                 losses = []
     return SFTResult(folder if losses else None, tuple(losses), request.signal)

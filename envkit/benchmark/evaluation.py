@@ -14,8 +14,8 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 #: Evaluation episodes live at a step that no training run reaches.
 EVALUATION_STEP = 2**23
 
-#: Number of episodes that are played concurrently.
-CHUNK = 128
+#: Episodes that are played at once, as one chunk. Resumed evaluations must use the same number.
+EPISODES_AT_ONCE = 128
 
 #: (episodes done, episodes in all, solved so far)
 OnProgress = Callable[[int, int, int], None]
@@ -37,7 +37,7 @@ def evaluate(
     journal: Journal,
     done: Sequence[Trajectory] = (),
     on_progress: OnProgress = lambda done, total, solved: None,
-    chunk: int = CHUNK,
+    chunk: int = EPISODES_AT_ONCE,
 ) -> list[Trajectory]:
     """Play the episodes that are not done yet and log each.
 
@@ -84,7 +84,7 @@ def evaluate(
 
 
 def complete_chunks(
-    played: Sequence[Trajectory], keys: Sequence[EpisodeKey], chunk: int = CHUNK
+    played: Sequence[Trajectory], keys: Sequence[EpisodeKey], chunk: int = EPISODES_AT_ONCE
 ) -> list[Trajectory]:
     """Select the trajectories of complete chunks, in the order of ``keys``; see `evaluate`.
 

@@ -10,7 +10,7 @@ from statistics import mean
 
 import torch
 
-from envkit.benchmark.evaluation import CHUNK
+from envkit.benchmark.evaluation import EPISODES_AT_ONCE
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.errors import UsageError
@@ -309,7 +309,7 @@ def _divide_with(
     later = (turns - 1) * _LATER_OBSERVATION * lengths.prompt  # tokens that each episode prefills separately
     model_rows = 3 if config.sft_examples else 2
     sampled = right * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
-    fixed_s = turns * (_ENV_TURN_S + length * speed.step_s / CHUNK)
+    fixed_s = turns * (_ENV_TURN_S + length * speed.step_s / EPISODES_AT_ONCE)
     episode_s = turns * sampled * speed.row_s + model_rows * (fixed_s + later / speed.prefill)
     task_s = model_rows * lengths.prompt / speed.prefill + samples * episode_s
     tasks = min(heldout, max(min_tasks, int(0.25 * seconds / task_s)))

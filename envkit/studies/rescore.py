@@ -20,8 +20,7 @@ from envkit.studies.eval_runner import seconds_of
 from envkit.studies.provenance import code_digest, commit
 from envkit.types import EpisodeKey, Outcome, Trajectory
 
-#: Episodes that are played at once.
-_CHUNK = 64
+_EPISODES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +113,8 @@ def _replayed(
     with new.journal(name) as journal:
         for trajectory in voids:
             journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
-        for start in range(0, len(graded), _CHUNK):
-            before = graded[start : start + _CHUNK]
+        for start in range(0, len(graded), _EPISODES_AT_ONCE):
+            before = graded[start : start + _EPISODES_AT_ONCE]
             after = rollouts.play(replayer, [trajectory.key for trajectory in before])
             for trajectory in after:
                 journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})

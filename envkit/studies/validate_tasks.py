@@ -14,8 +14,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.types import Outcome, Task, Trajectory
 
-#: Episodes that are played at once.
-_CHUNK = 64
+_EPISODES_AT_ONCE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +100,8 @@ def validate_tasks(
         for agent, expected in controls(kind, tasks):
             display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
             keys = episode_keys(tasks, 1, seed)
-            for start in range(0, len(keys), _CHUNK):
-                played = rollouts.play(agent, keys[start : start + _CHUNK])
+            for start in range(0, len(keys), _EPISODES_AT_ONCE):
+                played = rollouts.play(agent, keys[start : start + _EPISODES_AT_ONCE])
                 faults += faults_of(agent.name, expected, played)
-                display.advance(min(start + _CHUNK, len(keys)), f"{len(faults)} broken")
+                display.advance(min(start + _EPISODES_AT_ONCE, len(keys)), f"{len(faults)} broken")
     return faults
