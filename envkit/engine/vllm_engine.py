@@ -31,10 +31,10 @@ _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 class VLLMEngine(AdapterEngine):
     """Samples with vLLM. Implements `envkit.engine.protocol.AdapterEngine`.
 
-    vLLM's prefix cache shares KV state between conversations, so `Request.known` and `Request.goes_on` have
-    no effect. vLLM makes the random draws, seeded by each request's key. It holds adapters in the base's
-    dtype, the learner in float32, so log-probabilities differ by rounding; see ``importance_sampling_mode``
-    in `envkit.training.config.TrainConfig`.
+    vLLM's prefix cache shares KV state between conversations, so `Request.earlier_tokens` and
+    `Request.keep_cache` have no effect. vLLM makes the random draws, seeded by each request's key. It holds
+    adapters in the base's dtype, the learner in float32, so log-probabilities differ by rounding; see
+    ``importance_sampling_mode`` in `envkit.training.config.TrainConfig`.
 
     vLLM starts its process by running the main module again: in your own script, create the engine below
     ``if __name__ == "__main__":``. On a CPU, vLLM uses as many threads as torch does here. vLLM's environment
