@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Generator
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,16 @@ def docker() -> SandboxBackend:
             pytest.fail(missing)
         pytest.skip(missing)
     return found
+
+
+@pytest.fixture(scope="module")
+def one_probe() -> Generator[None]:
+    """Plans of runs measure the machine once. Parallel tests keep it busy, so it would be measured thrice."""
+    from envkit.studies import plan
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plan, "_MAX_PROBES", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

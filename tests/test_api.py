@@ -50,6 +50,9 @@ def test_names_stay_functions_when_packages_are_imported() -> None:
         envkit.tarin  # noqa: B018  # pyright: ignore
 
 
+pytestmark = pytest.mark.usefixtures("one_probe")
+
+
 @pytest.fixture(scope="module")
 def tasks() -> Sequence[Task]:
     return starter_tasks()[:4]
@@ -62,7 +65,7 @@ def heldout(tasks: Sequence[Task]) -> Sequence[Task]:
 
 @pytest.fixture(scope="module")
 def trained(
-    tmp_path_factory: pytest.TempPathFactory, tasks: Sequence[Task], heldout: Sequence[Task]
+    tmp_path_factory: pytest.TempPathFactory, one_probe: None, tasks: Sequence[Task], heldout: Sequence[Task]
 ) -> envkit.TrainResult:
     """A tiny training run made by `envkit.train`."""
     folder = tmp_path_factory.mktemp("api")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +31,7 @@ from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.before_after_setup import prepare
+from envkit.studies.before_after_setup import Study, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
 from envkit.studies.run_records import LoggedStep
@@ -61,23 +62,30 @@ def small(model: Path, **settings: Any) -> TrainConfig:
     )
 
 
-def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
-    return start(root, small(model, **settings), HELDOUT, minutes=None)
-
-
-def start(root: Path, config: TrainConfig, heldout: Sequence[Task], minutes: float | None = 1.0) -> RunFolder:
-    return start_study(
-        root,
-        prepare(
-            config,
-            minutes,
-            {CodeEditorEnv: TRAIN},
-            {CodeEditorEnv: heldout},
-            backend=sandbox_backend(),
-            display=Silent(),
-            command="envkit train",
-        ),
+def planned(config: TrainConfig, heldout: Sequence[Task], minutes: float | None) -> Study:
+    return prepare(
+        config,
+        minutes,
+        {CodeEditorEnv: TRAIN},
+        {CodeEditorEnv: heldout},
+        backend=sandbox_backend(),
+        display=Silent(),
+        command="envkit train",
     )
+
+
+@functools.cache
+def default_study(model: Path) -> Study:
+    return planned(small(model), HELDOUT, None)
+
+
+def begin(root: Path, model: Path, **settings: Any) -> RunFolder:
+    study = planned(small(model, **settings), HELDOUT, None) if settings else default_study(model)
+    return start_study(root, study)
+
+
+def start(root: Path, config: TrainConfig, heldout: Sequence[Task]) -> RunFolder:
+    return start_study(root, planned(config, heldout, 1.0))
 
 
 def study(run: RunFolder, backend: SandboxBackend, should_stop: ShouldStop = never) -> BeforeAfter:

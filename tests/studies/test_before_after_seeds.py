@@ -29,7 +29,7 @@ from envkit.studies.timing import training_seconds
 from envkit.training.config import TrainConfig
 from envkit.types import Task
 
-pytestmark = pytest.mark.slow  # whole runs of several seeds
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]  # whole runs of several seeds
 
 TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]
 HELDOUT: list[Task] = [replace(task, split="heldout") for task in starter_tasks()[4:7]]

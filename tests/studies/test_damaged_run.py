@@ -36,7 +36,7 @@ from envkit.studies.run_records import Replan
 from envkit.taskfile import write_tasks
 from envkit.training.config import TrainConfig
 
-pytestmark = pytest.mark.slow  # a hundred resumed runs
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]  # a hundred resumed runs
 
 TASKS = starter_tasks()
 NAN = float("nan")
