@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import signal
+import socket
 import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
@@ -47,24 +48,52 @@ class StopRequest:
 def stopping_on_signal(say: Callable[[str], None], message: str) -> Generator[StopRequest]:
     """Turn the first stop signal into a `StopRequest`; a second one raises `Interrupted`.
 
+    Python runs signal handlers between two steps of the main thread, so a long matrix product would delay
+    the answer. Therefore a thread prints it: the interpreter writes each signal's number to a socket at once.
+
     Signal handlers belong to the main thread: in another thread nothing is installed.
 
     Args:
-        say: prints ``message`` as soon as the first signal comes.
-        message: what will be kept, and how to continue.
+        say: prints ``message`` as soon as the first signal comes. Called in another thread.
+        message: what will be kept, and how to go on.
     """
     request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    signals, wakeup = socket.socketpair()
+    wakeup.setblocking(False)  # `set_wakeup_fd` demands it
+    received: list[int] = []
+    handled: list[int] = []
+
+    def answer() -> None:
+        while number := signals.recv(1):
+            if number[0] not in STOP_SIGNALS:
+                continue
+            received.append(number[0])
+            if len(received) == 1:
+                request.signal = signal.Signals(number[0])
+                with contextlib.suppress(OSError):  # the terminal is gone
+                    say(message)
 
     def on_signal(number: int, frame: FrameType | None) -> None:
-        if request.signal is not None:
+        handled.append(number)
+        request.signal = request.signal or signal.Signals(number)
+        # Two signals during one step of the main thread call its handler once.
+        if len(handled) > 1 or len(received) > 1:
             raise Interrupted(signal.Signals(number))
-        request.signal = signal.Signals(number)
-        # The signal may come in the middle of another print, which Python's buffers refuse to nest.
-        with contextlib.suppress(RuntimeError, OSError):
-            say(message)
 
-    with handling_signals(on_signal):
-        yield request
+    thread = threading.Thread(target=answer, name="envkit-stop-signals", daemon=True)
+    with signals, wakeup:
+        before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        thread.start()
+        try:
+            with handling_signals(on_signal):
+                yield request
+        finally:
+            signal.set_wakeup_fd(before)
+            wakeup.close()
+            thread.join()
 
 
 @contextmanager

@@ -7,7 +7,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Generator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import NoReturn
@@ -86,13 +89,58 @@ def test_the_first_signal_asks_to_stop_and_the_second_ends_at_once(number: signa
     with stopping_on_signal(said.append, "stopping; kept in runs/x") as request:
         assert not request.should_stop()
         signal.raise_signal(number)
-        assert said == ["stopping; kept in runs/x"]
         assert request.should_stop()
         assert request.signal is number
         with pytest.raises(Interrupted) as interrupted:
             signal.raise_signal(number)
         assert interrupted.value.signal is number
+    assert said == ["stopping; kept in runs/x"]
     assert signal.getsignal(number) is before
+
+
+#: Works in one call that no signal handler can interrupt, as a matrix product does.
+UNINTERRUPTED = """
+import hashlib, sys
+from envkit.api.interrupts import Interrupted, stopping_on_signal
+
+def say(line):
+    print(line, flush=True)
+
+try:
+    with stopping_on_signal(say, "stopping"):
+        say("begun")
+        hashlib.pbkdf2_hmac("sha256", b"", b"", int(sys.argv[1]))
+        say("ended")
+except Interrupted:
+    say("interrupted")
+"""
+
+
+@contextmanager
+def computing(iterations: int) -> Generator[subprocess.Popen[str]]:
+    command = [sys.executable, "-c", UNINTERRUPTED, str(iterations)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        guard = threading.Timer(60, process.kill)
+        guard.start()
+        assert process.stdout is not None
+        assert process.stdout.readline() == "begun\n"
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.readline() == "stopping\n"
+        yield process
+        guard.cancel()
+        process.kill()
+
+
+def test_the_answer_does_not_wait_for_the_end_of_a_computation() -> None:
+    with computing(2**31 - 1):  # a quarter of an hour
+        pass
+
+
+def test_two_signals_in_one_computation_end_the_work_after_it() -> None:
+    with computing(10**7) as process:
+        process.send_signal(signal.SIGINT)
+        assert process.stdout is not None
+        assert process.stdout.read() == "interrupted\n"
 
 
 def test_a_signal_that_the_parent_switched_off_stays_off() -> None:
