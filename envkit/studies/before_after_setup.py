@@ -16,7 +16,7 @@ from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import machine, resolve_dtype, use_threads
+from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
@@ -84,7 +84,7 @@ def prepare(
     all_train = [task for tasks in train.values() for task in tasks]  # one adapter learns from all
     for kind in train:
         require_heldout(heldout[kind], all_train)
-    threads = use_threads()
+    threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
     ref = resolve(config.model, display.say)
     display.say(f"timing the model on this machine, in {config.dtype}")

@@ -27,6 +27,8 @@ _MAX_OTHERS_SHARE: Final = 0.25
 _MAX_STOLEN_SHARE: Final = 0.05
 #: or equal timings differ by more than this factor.
 _MAX_SPREAD: Final = 1.5
+#: Seconds for which other programs are observed before a run chooses its threads.
+_OBSERVED_S: Final = 0.5
 
 
 def machine(threads: int, dtype: str, device: str = "cpu") -> Machine:
@@ -139,6 +141,11 @@ class CpuTimes:
         user, nice, system, _, _, irq, softirq, stolen = (int(field) * tick_s for field in first[1:9])
         return CpuTimes(time.monotonic(), user + nice + system + irq + softirq, stolen, sum(os.times()[:4]))
 
+    def cores_of_others(self, later: CpuTimes) -> float:
+        """Cores that other programs used until ``later``, on average."""
+        wall_s = max(later.wall_s - self.wall_s, 1e-3)
+        return (later.busy_s - self.busy_s - (later.own_s - self.own_s)) / wall_s
+
 
 def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> str:
     """Explain why a measurement is unreliable; empty if it is reliable.
@@ -152,7 +159,7 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> 
     reasons: list[str] = []
     if before and after and (wall_s := after.wall_s - before.wall_s) > 0:
         cores = os.cpu_count() or 1
-        others = (after.busy_s - before.busy_s - (after.own_s - before.own_s)) / wall_s
+        others = before.cores_of_others(after)
         stolen = (after.stolen_s - before.stolen_s) / (wall_s * cores)
         if others > _MAX_OTHERS_SHARE * cores:
             reasons.append(
@@ -163,6 +170,30 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> 
     if spread > _MAX_SPREAD:
         reasons.append(f"equal work took up to {spread:.1f} times as long")
     return ", ".join(reasons)
+
+
+def free_threads(say: Callable[[str], None]) -> int:
+    """Count the cores that other programs leave free: those of this process's affinity at most, at least 1.
+
+    PyTorch's threads wait for each other by spinning, so a thread that shares its core with another program
+    holds up all others. On two cores, one of them in use, the probe of a plan took 27 s with one thread and
+    more than 160 s with two.
+
+    Args:
+        say: called with a message if not all cores are free.
+    """
+    cores, usable = os.cpu_count() or 1, len(os.sched_getaffinity(0))
+    before = CpuTimes.now()
+    time.sleep(_OBSERVED_S)
+    after = CpuTimes.now()
+    others = before.cores_of_others(after) if before and after else 0.0
+    threads = min(usable, max(round(cores - others), 1))
+    if threads < usable:
+        say(
+            f"other programs use {others:.1f} of {cores} cores, so this run computes with {threads} of "
+            f"{usable} threads; begin it on a quiet machine to train more in the same time"
+        )
+    return threads
 
 
 def use_threads(threads: int | None = None) -> int:

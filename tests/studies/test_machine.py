@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 from envkit.studies import machine
-from envkit.studies.machine import CpuTimes, cpu_dtype, native_dtype, why_busy
+from envkit.studies.machine import CpuTimes, cpu_dtype, free_threads, native_dtype, why_busy
 
 
 @pytest.mark.parametrize(
@@ -61,3 +62,20 @@ def test_processor_times_only_grow() -> None:
     assert second is not None
     assert second.wall_s >= first.wall_s
     assert second.busy_s >= first.busy_s > 0
+
+
+@pytest.mark.parametrize(
+    ("others", "usable", "threads"), [(0.0, 4, 4), (0.4, 4, 4), (1.2, 4, 3), (3.9, 4, 1), (2.0, 2, 2)]
+)
+def test_a_run_leaves_the_cores_of_other_programs_to_them(
+    monkeypatch: pytest.MonkeyPatch, others: float, usable: int, threads: int
+) -> None:
+    times = iter([CpuTimes(100.0, 50.0, 0.0, 10.0), CpuTimes(110.0, 51.0 + 10 * others, 0.0, 11.0)])
+    monkeypatch.setattr(CpuTimes, "now", staticmethod(lambda: next(times)))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(usable)))
+    said: list[str] = []
+    assert free_threads(said.append) == threads
+    assert [f"computes with {threads} of {usable} threads" in line for line in said] == [True] * (
+        threads < usable
+    )
