@@ -21,7 +21,7 @@ _STAT: Final = Path("/proc/stat")
 _BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 #: bfloat16 is worth its rounding only if it takes less than this share of float32's time.
 _CLEARLY_FASTER: Final = 0.7
-#: A machine is busy if other programs use more than this share of its cores,
+#: A machine is busy if other programs use more than this share of its cores, beside the cores left to them,
 _MAX_OTHERS_SHARE: Final = 0.25
 #: or the host takes more than this share of the processor time,
 _MAX_STOLEN_SHARE: Final = 0.05
@@ -147,7 +147,7 @@ class CpuTimes:
         return (later.busy_s - self.busy_s - (later.own_s - self.own_s)) / wall_s
 
 
-def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> str:
+def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float, threads: int) -> str:
     """Explain why a measurement is unreliable; empty if it is reliable.
 
     The load average alone does not decide, because it includes this run's own work of the last minutes.
@@ -155,13 +155,14 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float) -> 
     Args:
         before, after: processor times at the start and the end of the measurement.
         spread: slowest divided by fastest of equal timings, at least 1.
+        threads: compute threads; programs on the other cores disturb nothing.
     """
     reasons: list[str] = []
     if before and after and (wall_s := after.wall_s - before.wall_s) > 0:
         cores = os.cpu_count() or 1
         others = before.cores_of_others(after)
         stolen = (after.stolen_s - before.stolen_s) / (wall_s * cores)
-        if others > _MAX_OTHERS_SHARE * cores:
+        if others > cores - threads + _MAX_OTHERS_SHARE * cores:
             reasons.append(
                 f"other programs use {others:.1f} of {cores} cores (load average {os.getloadavg()[0]:.1f})"
             )

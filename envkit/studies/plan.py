@@ -124,7 +124,7 @@ def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
         before = CpuTimes.now()
         speed, spread = measure(policy)
         fastest = speed if fastest is None else fastest.fastest(speed)
-        reason = why_busy(before, CpuTimes.now(), spread)
+        reason = why_busy(before, CpuTimes.now(), spread, torch.get_num_threads())
         if not reason:
             break
         is_last = number == _MAX_PROBES or time.monotonic() - started > _MAX_PROBE_S

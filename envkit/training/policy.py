@@ -17,7 +17,7 @@ from envkit.engine.lora import copy_without_weights, updates_of
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
-from envkit.errors import ModelError
+from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
 from envkit.training.adapter_folder import BASE, require_fit
 from envkit.training.base_model import add_lora, load_base
@@ -72,11 +72,14 @@ class Policy:
 
     @classmethod
     def of(cls, ref: ModelRef, config: TrainConfig) -> Policy:
-        """Make a new policy from a configuration whose dtype is not ``"auto"``.
+        """Make a new policy from a configuration.
 
         Raises:
-            ConfigError: it would not fit into this machine's memory; see `envkit.training.memory`.
+            ConfigError: its dtype is ``"auto"``, or the model would not fit into this machine's memory; see
+                `envkit.training.memory`.
         """
+        if config.dtype == "auto":
+            raise ConfigError("dtype is 'auto'; choose one first, with envkit.studies.machine.resolve_dtype")
         require_memory(ref, config)
         return cls(
             ref,

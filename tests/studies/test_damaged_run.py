@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import signal
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,7 +172,7 @@ def damage(file: Path, what: str, *values: Any) -> None:
             file.write_bytes(content * 2)
 
 
-@contextmanager
+@contextlib.contextmanager
 def no_hang() -> Generator[None]:
     def fail(signum: int, frame: object) -> None:
         raise AssertionError("this reader hangs")
@@ -185,19 +184,6 @@ def no_hang() -> Generator[None]:
     finally:
         signal.alarm(0)
         signal.signal(signal.SIGALRM, before)
-
-
-def assert_read_or_refused(readers: Sequence[Callable[[Path], object]], run: Path, file: Path) -> None:
-    for reader in readers:
-        message = ""
-        try:
-            with no_hang():
-                reader(run)
-        except (StoreError, UsageError, OSError) as error:
-            message = str(error)
-            assert message
-        assert "\n" not in message
-        assert len(message) < 1000
 
 
 def resume_training(backend: SandboxBackend, run: Path) -> None:
@@ -216,46 +202,48 @@ def grade_again(backend: SandboxBackend, run: Path) -> None:
     rescore(RunFolder.open(run), run.parent / "again", backend, Silent(), never, "rescore")
 
 
-def view(run: Path) -> None:
+def read_reports(backend: SandboxBackend, run: Path) -> None:
+    load_reports(run)
+
+
+def view(backend: SandboxBackend, run: Path) -> None:
     """Read every episode, as the viewer does."""
     index = EpisodeIndex(RunFolder.open(run))
     for entry in index.refresh():
         index.load(entry.journal, entry.line)
 
 
+#: What reads a run, by the fixture that makes one.
+READERS: dict[str, list[Callable[[SandboxBackend, Path], object]]] = {
+    "trained": [read_reports, view, resume_training, finish_training],
+    "compared": [read_reports, view, resume_bench, grade_again],
+}
+
+
+@pytest.mark.parametrize("kind", READERS)
 @many
 @given(where=st.floats(0, 1, exclude_max=True), harm=DAMAGES)
-def test_training_run(
+def test_a_damaged_run_is_read_or_refused_in_one_line(
+    request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
-    trained: Path,
     backend: SandboxBackend,
+    kind: str,
     where: float,
     harm: tuple[Any, ...],
 ) -> None:
-    files = files_of(trained)
-    file = files[int(where * len(files))]
-    run = tmp_path_factory.mktemp("damaged") / trained.name
-    shutil.copytree(trained, run)
-    damage(run / file, *harm)
-    readers = [load_reports, view, partial(resume_training, backend), partial(finish_training, backend)]
-    assert_read_or_refused(readers, run, file)
-    shutil.rmtree(run)
-
-
-@many
-@given(where=st.floats(0, 1, exclude_max=True), harm=DAMAGES)
-def test_bench_run(
-    tmp_path_factory: pytest.TempPathFactory,
-    compared: Path,
-    backend: SandboxBackend,
-    where: float,
-    harm: tuple[Any, ...],
-) -> None:
-    files = files_of(compared)
-    file = files[int(where * len(files))]
-    run = tmp_path_factory.mktemp("damaged") / compared.name
-    shutil.copytree(compared, run)
-    damage(run / file, *harm)
-    readers = [load_reports, view, partial(resume_bench, backend), partial(grade_again, backend)]
-    assert_read_or_refused(readers, run, file)
-    shutil.rmtree(run)
+    whole: Path = request.getfixturevalue(kind)
+    files = files_of(whole)
+    run = tmp_path_factory.mktemp("damaged") / whole.name
+    shutil.copytree(whole, run)
+    damage(run / files[int(where * len(files))], *harm)
+    for reader in READERS[kind]:
+        message = ""
+        try:
+            with no_hang():
+                reader(backend, run)
+        except (StoreError, UsageError, OSError) as error:
+            message = str(error)
+            assert message
+        assert "\n" not in message
+        assert len(message) < 1000
+    shutil.rmtree(run.parent)

@@ -50,10 +50,11 @@ def test_a_timing_that_contradicts_the_flags_is_shown_and_ignored(
 def test_other_programs_and_stolen_time_make_a_machine_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.cpu_count", lambda: 2)
     before = CpuTimes(wall_s=100.0, busy_s=50.0, stolen_s=1.0, own_s=10.0)
-    assert not why_busy(before, CpuTimes(110.0, 70.0, 1.0, 29.0), 1.1)
-    assert "other programs use 1.0 of 2 cores" in why_busy(before, CpuTimes(110.0, 70.0, 1.0, 20.0), 1.1)
-    assert "take 20% of the processor" in why_busy(before, CpuTimes(110.0, 66.0, 5.0, 26.0), 1.1)
-    assert "up to 2.0 times as long" in why_busy(None, None, 2.0)
+    assert not why_busy(before, CpuTimes(110.0, 70.0, 1.0, 29.0), 1.1, 2)
+    assert "other programs use 1.0 of 2 cores" in why_busy(before, CpuTimes(110.0, 70.0, 1.0, 20.0), 1.1, 2)
+    assert not why_busy(before, CpuTimes(110.0, 70.0, 1.0, 20.0), 1.1, 1)
+    assert "take 20% of the processor" in why_busy(before, CpuTimes(110.0, 66.0, 5.0, 26.0), 1.1, 2)
+    assert "up to 2.0 times as long" in why_busy(None, None, 2.0, 2)
 
 
 def test_processor_times_only_grow() -> None:

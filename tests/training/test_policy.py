@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import tiny
 import torch
 
 from envkit.engine.protocol import Request, Sampling
-from envkit.errors import ModelError
+from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.training.checkpoint import load_adapter
 from envkit.training.loss import logprobs
@@ -197,3 +198,8 @@ def test_an_adapter_of_a_model_with_more_layers_is_refused(ref: ModelRef, tmp_pa
     (tmp_path / "adapter" / BASE).unlink()
     with pytest.raises(ModelError, match=r"not an adapter for .*layers\.2\..* is in only one of them"):
         tiny.policy(ref).add(tmp_path / "adapter", "added")
+
+
+def test_a_dtype_that_was_not_chosen_is_refused(ref: ModelRef) -> None:
+    with pytest.raises(ConfigError, match="dtype is 'auto'; choose one first"):
+        Policy.of(ref, dataclasses.replace(tiny.TRAINING, dtype="auto"))
