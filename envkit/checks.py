@@ -8,15 +8,11 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from envkit.errors import (
+    SETUP_ERRORS,
     CheckError,
-    ConfigError,
     ContractError,
     EnvkitError,
-    MissingExtraError,
-    ModelError,
-    RegistryError,
     SandboxError,
-    TaskFileError,
     UsageError,
 )
 from envkit.grading import Grade, SubmissionRejected
@@ -153,8 +149,8 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
     """Run one check; returns its score and its grade, if any. ``None`` if a held-out check does not apply."""
     try:
         result = getattr(env, item.name)()
-    except (ConfigError, MissingExtraError, ModelError, RegistryError, TaskFileError):
-        raise  # errors of the setup, whatever the agent did
+    except SETUP_ERRORS:
+        raise
     except SubmissionRejected as refused:
         result = Grade(refused.verdict, refused.evidence, 0, 0)
     except (FileNotFoundError, UsageError) as error:

@@ -13,7 +13,7 @@ import gymnasium
 
 from envkit.checks import Check, Score, find_checks, run_checks
 from envkit.display import Display
-from envkit.errors import CheckError, ContractError, UsageError
+from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tools import Tool, describe_tools, find_tools, parse_call
@@ -255,6 +255,8 @@ class Env(gymnasium.Env[str, str], ABC):
             return ActionResult(call)
         try:
             found = getattr(self, call.tool.name)(**call.arguments)
+        except SETUP_ERRORS:
+            raise
         except UsageError as error:
             return ActionResult(str(error))
         if isinstance(found, str):
@@ -338,7 +340,7 @@ class Env(gymnasium.Env[str, str], ABC):
         Raises:
             ContractError: no episode is running.
             CheckError: a check raised or returned no score; names environment, task and check.
-            SandboxError: broken machinery; the episode is void and earns nothing.
+            SandboxError: broken machinery; this episode earns nothing. `Rollouts` repeats it once.
         """
         if self._sandbox is None:
             raise ContractError("step() without a running episode; call reset() first")

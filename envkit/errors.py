@@ -87,7 +87,7 @@ class CheckError(ContractError):
 
 
 class SandboxError(EnvkitError):
-    """Sandbox machinery failed. Never a reward: the episode is void."""
+    """Sandbox machinery failed. Never a reward; see `Rollouts.play` for what becomes of the episode."""
 
 
 class BrokenTask(SandboxError):
@@ -119,3 +119,7 @@ class Stopped(EnvkitError):
 
 class TrainingError(EnvkitError):
     """Training cannot go on; the message says why and what is saved."""
+
+
+#: Errors of the setup, whatever an agent did. No tool or check may turn them into an agent's mistake.
+SETUP_ERRORS = (ConfigError, MissingExtraError, ModelError, RegistryError, TaskFileError)

@@ -13,6 +13,7 @@ from typing import Any, Final, cast
 
 #: Largest settings file that is read: price table, card, benchmark spec. Real ones have a few kilobytes.
 MAX_SETTINGS_BYTES: Final = 2**20
+_PIECE_BYTES: Final = 2**20
 #: Largest JSON document that is read. Real ones have a few kilobytes.
 _MAX_JSON_BYTES: Final = 2**24
 
@@ -35,11 +36,14 @@ def read_regular_file(path: Path, limit_bytes: int) -> bytes:
             ``strerror`` has the reason.
         ValueError: the path holds a null byte.
     """
+    data = bytearray()
     with open_regular_file(path) as file:
-        data = file.read(limit_bytes + 1)
+        # In pieces: one read of all bytes would first allocate as many as the limit.
+        while len(data) <= limit_bytes and (piece := file.read(min(_PIECE_BYTES, limit_bytes + 1))):
+            data += piece
     if len(data) > limit_bytes:
         raise OSError(errno.EFBIG, f"it is larger than {limit_bytes:,} bytes; use a smaller file", str(path))
-    return data
+    return bytes(data)
 
 
 def read_settings(path: Path) -> str:

@@ -13,7 +13,7 @@ import inspect
 import io
 import re
 import tokenize
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
 
@@ -157,11 +157,22 @@ def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
         except ValueError as error:
             return f"{found.name}: {error}. It is {found.usage()}"
         rest = rest[length:]
-    missing = [name for name in found.arguments if name not in given]
     block = _FENCE.search(rest)
-    if missing and block is not None:
-        given[missing[0]] = block[1]
+    if block is not None and (name := _argument_for_text(found, given)) is not None:
+        given[name] = block[1]
     return _checked(found, given)
+
+
+def _argument_for_text(found: Tool, given: Container[str]) -> str | None:
+    """The argument that a block of text behind a call fills: the first one that the call needs.
+
+    If it needs none, the block may be a text argument that has a default; else it is no part of the call.
+    """
+    parameters = inspect.signature(found.method).parameters
+    missing = [parameters[name] for name in found.arguments if name not in given]
+    needed = [parameter for parameter in missing if parameter.default is parameter.empty]
+    texts = [parameter for parameter in missing if parameter.annotation in (str, "str")]
+    return next((parameter.name for parameter in (*needed, *texts)), None)
 
 
 def _described(name: str, method: Any, ends: bool) -> Tool:

@@ -123,7 +123,8 @@ class Tokens:
     """The exact tokens of one turn, as the engine consumed and sampled them.
 
     Args:
-        prompt_ids: ids appended to the session before sampling (observation and template).
+        prompt_ids: ids appended to the session before sampling (observation and template). Only the ids that
+            are new in this turn, not the whole prompt.
         completion_ids: ids sampled, the end-of-turn id included when it was sampled.
         logprobs: natural-log probability of each sampled id, shape ``(len(completion_ids),)``,
             under the sampling distribution (after temperature).

@@ -50,7 +50,7 @@ def main(steps=20):
     rewards = []
     with Rollouts(lambda: FirstLetter(tasks=tasks, sandbox=backend)) as rollouts:
         for step in range(steps):
-            # Pick: each group is one visit of a task; its episodes differ in their random draws alone.
+            # Pick: the episodes of a group see the same task and differ only in sampling.
             keys = [
                 EpisodeKey(config.seed, step, group, row, tasks[(step * GROUPS + group) % len(tasks)].id)
                 for group in range(GROUPS)
@@ -64,7 +64,9 @@ def main(steps=20):
             for start in range(0, len(played), ROWS):
                 group = played[start : start + ROWS]
                 advantages = turn_advantages([[step.reward for step in each.steps] for each in group])
-                rows = [training_row(*pair) for pair in zip(group, advantages, strict=True)]
+                rows = [
+                    training_row(episode, turns) for episode, turns in zip(group, advantages, strict=True)
+                ]
                 batch = pack(group[0].steps[0].turn.tokens.prompt_ids, rows)
                 new = logprobs(policy.model, batch, config.temperature)
                 policy_loss(new, batch, StepSize(tokens, len(played)), config).total.backward()

@@ -176,8 +176,8 @@ class _BubblewrapTree(Tree):
 
     def end(self) -> Ending:
         with self._held:
-            self.usage()
-            ran_out = self._child.has_ended()
+            self.usage()  # records the CPU time before the processes die
+            ended_by_itself = self._child.has_ended()
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, signal.SIGKILL)
             # The kernel reports the init process as dead only after it has killed and reaped all others.
@@ -186,7 +186,9 @@ class _BubblewrapTree(Tree):
             _, cpu_s = self._child.reap()
             self._seen_cpu_s = max(self._seen_cpu_s, cpu_s)
             peak_bytes = 0 if self._group is None else self._group.peak_memory_bytes()
-            return Ending(_exit_code(self._status) if ran_out else -signal.SIGKILL, self.usage(), peak_bytes)
+            return Ending(
+                _exit_code(self._status) if ended_by_itself else -signal.SIGKILL, self.usage(), peak_bytes
+            )
 
 
 def _exit_code(status: IO[bytes]) -> int:
@@ -198,7 +200,7 @@ def _exit_code(status: IO[bytes]) -> int:
     for line in status.read().splitlines():
         code = json.loads(line).get("exit-code")
         if code is not None:
-            return 128 - code if 128 < code <= 128 + signal.NSIG else code
+            return 128 - code if 128 < code < 128 + signal.NSIG else code
     raise SandboxError("bubblewrap died, or could not set the sandbox up")
 
 

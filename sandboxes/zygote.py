@@ -5,7 +5,7 @@ namespaces of its own, as bubblewrap would, without starting bubblewrap, a shell
 The machine must allow nested user namespaces.
 
 All commands run as one user, so one command can use up a resource that the kernel limits per user. An episode
-that this breaks is void and is played again.
+that this breaks is repeated once; see `envkit.rollout.Rollouts.play`.
 
 If the workspace's top folder holds a file named like a module that the zygote has imported, the program gets
 a new interpreter, because it must import that file instead.

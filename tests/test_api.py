@@ -17,8 +17,10 @@ import tiny
 
 import envkit
 from envkit import api
+from envkit.api.training import _adapters
 from envkit.environments.code_editor import starter_tasks
 from envkit.errors import StoreError, TaskFileError, UsageError
+from envkit.store import RunFolder
 from envkit.types import Task
 
 
@@ -209,3 +211,12 @@ def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(
     spec = envkit.spec_of(recorded=["wrong"], tasks="published:items")
     with pytest.raises(UsageError, match=r"no recorded outputs 'wrong' came with the tasks \(there is: gpt"):
         envkit.bench(spec, root=tmp_path, display="quiet")
+
+
+def test_adapters_of_several_seeds_are_in_the_order_of_the_seeds(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "before-after-seeds", {"seeds": [2, 10]})
+    wanted = [run.path / "seed-2" / "checkpoints" / "step-000004", run.path / "seed-10" / "sft"]
+    for folder in wanted:
+        folder.mkdir(parents=True)
+        (folder / "manifest.json").touch()
+    assert _adapters(run) == tuple(wanted)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,3 +52,14 @@ def test_limit_is_the_largest_size_that_is_read(tmp_path: Path) -> None:
     assert read_regular_file(path, 5) == b"12345"
     with pytest.raises(OSError, match="larger than 4 bytes"):
         read_regular_file(path, 4)
+
+
+def test_a_small_file_takes_little_memory_whatever_the_limit(tmp_path: Path) -> None:
+    path = tmp_path / "journal.jsonl"
+    path.write_bytes(b"{}\n")
+    tracemalloc.start()
+    try:
+        assert read_regular_file(path, 2**32) == b"{}\n"
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from envkit import ActionResult, ContractError, Env, Task, UsageError, check, tool
+from envkit.errors import MissingExtraError
 from envkit.tools import ToolCall, describe_tools, find_tools, format_call, parse_call
 
 
@@ -68,7 +69,7 @@ def arguments(action: str) -> dict[str, Any]:
 
 
 def test_a_schema_has_the_format_of_chat_apis() -> None:
-    look_up, give_up, _ = TOOLS
+    look_up, give_up, *_ = TOOLS
     assert look_up.schema() == {
         "type": "function",
         "function": {
@@ -305,3 +306,24 @@ def test_an_argument_without_a_type_or_a_name_is_refused() -> None:
     ):
         with pytest.raises(ContractError, match=message):
             find_tools(type("Made", (), {"t": tool(method)}))
+
+
+def test_text_behind_a_complete_call_is_ignored() -> None:
+    assert arguments("look_up(word='tea')\nExpected:\n```\ntea: a drink\n```") == {"word": "tea"}
+    assert arguments("look_up(limit=2)\n```\ntea\n```") == {"word": "tea", "limit": 2}
+
+
+class Telephone(Desk):
+    """A desk whose tool needs a package that is not installed."""
+
+    @tool
+    def phone(self) -> str:
+        raise MissingExtraError("phonelib", "phone")
+
+
+def test_an_error_of_the_setup_is_no_mistake_of_the_agent() -> None:
+    env = Telephone(tasks=TASKS, sandbox=Backend(), max_turns=9)
+    env.reset(seed=0)
+    with pytest.raises(MissingExtraError, match="phonelib"):
+        env.step("phone()")
+    env.close()

@@ -46,7 +46,7 @@ def isolated_backend(
         if not allow_unsafe:
             raise UsageError(
                 f"sandbox {backend.name!r} does not isolate: model output would run as this user; use "
-                "--sandbox auto, or see `envkit list`"
+                "sandbox 'auto', or see `envkit list`"
             )
         display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
         return backend

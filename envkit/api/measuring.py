@@ -19,7 +19,7 @@ from envkit.api.common import (
 from envkit.api.interrupts import StopRequest, stopping_on_signal
 from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, read_report
 from envkit.api.rich_display import DisplayChoice, open_display
-from envkit.errors import UsageError
+from envkit.errors import SETUP_ERRORS, UsageError
 
 if TYPE_CHECKING:
     from envkit.benchmark.spec import BenchSpec
@@ -343,8 +343,11 @@ def _play(
         "Ctrl-C again ends at once[/]"
     )
     with stopping_on_signal(display.say, message) as request:
+        bench = Bench(run, backend, display, request.should_stop, budget_usd=budget_usd)
         try:
-            Bench(run, backend, display, request.should_stop, budget_usd=budget_usd).run()
+            bench.run()
+        except SETUP_ERRORS:
+            raise
         except UsageError as error:
             if not any(run.path.rglob("report.json")):
                 raise

@@ -66,8 +66,8 @@ class TrainResult:
 
     Args:
         run: its folder.
-        adapters: the newest checkpoint of every seed, each a PEFT adapter folder; empty if the run was
-            stopped before its first one.
+        adapters: the newest checkpoint of every seed, in the order of the seeds, each a PEFT adapter folder;
+            without a checkpoint, the adapter of the warm start, if it was saved.
         reports: one per seed and environment; empty only if the run was ended before it could report.
         stopped_by: the signal that stopped it early; ``None`` if it came to its end.
     """

@@ -121,7 +121,7 @@ def train(
             {kind: load_tasks(kind, heldout_tasks, "heldout", sandbox_backend, progress) for kind in kinds},
             backend=sandbox_backend,
             display=progress,
-            command=command or command_of("train", ", ".join(map(repr, names))),
+            command=command or command_of("train", repr(names[0] if len(names) == 1 else names)),
             evaluate=evaluate,
         )
         if len(chosen) > 1:
@@ -238,18 +238,22 @@ def _run(
     )
     with stopping_on_signal(display.say, message) as request:
         pages = work(run, kinds, backend, display, request.should_stop).run()
-    return TrainResult(run.path, _adapters(run.path), tuple(map(read_report, pages)), request.signal)
+    return TrainResult(run.path, _adapters(run), tuple(map(read_report, pages)), request.signal)
 
 
-def _adapters(run: Path) -> tuple[Path, ...]:
-    """The newest checkpoint of a run, or of each of its seeds."""
+def _adapters(run: RunFolder) -> tuple[Path, ...]:
+    """The newest checkpoint of a run, or of each of its seeds in their order; else its warm start."""
     from envkit.training.checkpoint import CheckpointStore
 
+    seeds = run.manifest.get("seeds")
+    folders = [run.path / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) else [run.path]
     found: list[Path] = []
-    for folder in sorted(run.glob("seed-*")) or [run]:
+    for folder in folders:
         checkpoints = CheckpointStore(folder / "checkpoints")
-        if steps := checkpoints.steps():
-            found.append(checkpoints.path(steps[-1]))
+        steps = checkpoints.steps()
+        adapter = checkpoints.path(steps[-1]) if steps else folder / "sft"
+        if adapter.exists():
+            found.append(adapter)
     return tuple(found)
 
 
@@ -280,4 +284,4 @@ def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **ove
     else:
         base = from_mapping(config or {}, "config")
     given = {key: value for key, value in overrides.items() if value is not None}
-    return from_mapping({**to_mapping(base), **given}, "command line")
+    return from_mapping({**to_mapping(base), **given}, "arguments")

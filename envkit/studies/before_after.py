@@ -79,7 +79,8 @@ class BeforeAfter:
         manifest = study.facts
         #: Sentences that a reader of the report must see.
         self._notes: list[str] = []
-        if manifest.get("training_code", now := training_code_digest()) != now:
+        code = training_code_digest()
+        if manifest.get("training_code", code) != code:
             self._notes.append(
                 "envkit's training code has changed since the run began: an uninterrupted run might have "
                 "ended differently."
@@ -313,7 +314,7 @@ class BeforeAfter:
                 self._display.phase("reinforcement learning", self._last_step())
                 trainer.train(on_step)
                 if trainer.step < self._last_step() and not trainer.is_done():
-                    check(self._should_stop)
+                    check(self._should_stop)  # ``on_step`` ended training because the user asked to stop
 
     def _last_step(self) -> int:
         """Number of RL steps: the last entry of ``replans.jsonl``, or else the plan's."""
@@ -369,6 +370,7 @@ class BeforeAfter:
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
                 spent_s.append(m.rollout_s + m.learn_s)
+                # After a resume, ``spent_s`` lacks the first steps and the forecast is not checked.
                 if m.step == len(spent_s) == _FORECAST_CHECK_STEPS and self._may_shorten:
                     self._shorten(m.step, sum(spent_s))
                 return m.step < self._last_step() and not self._should_stop()

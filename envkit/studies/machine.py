@@ -215,5 +215,6 @@ def _keep_freed_memory() -> None:
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
-        mallopt(-3, 1 << 30)  # M_MMAP_THRESHOLD
+        # M_MMAP_THRESHOLD. Older glibc refuses more than 32 MiB and answers 0.
+        _ = mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20)
         mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

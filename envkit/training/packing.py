@@ -106,7 +106,8 @@ def chunks(
 ) -> Iterator[list[TrainingRow]]:
     """Split rows into chunks of at most ``max_tokens`` packed tokens, and of at least one row.
 
-    Attention reads every row in full, up to four times as many tokens: it keeps a quarter as much of each.
+    Attention pads every row to the longest one. The padded rows of a chunk may hold up to four times
+    ``max_tokens``, because attention keeps about a quarter as much memory per token as the other layers.
     """
     chunk: list[TrainingRow] = []
     tree = _Tree(prompt)
@@ -191,15 +192,19 @@ class _Tree:
 
     def _predictors(self, row: TrainingRow, find: Callable[[int, int], int]) -> list[int]:
         """The node before each token. ``find(parent, token)`` finds or creates a node."""
-        context, last, predictors = [self._prompt - 1], list[int](), list[int]()
+        # The nodes that the next token sees. The first is the prompt's last token, which is never cut.
+        context = [self._prompt - 1]
+        # The token before, if it has no node yet: a row's last token predicts nothing, so a token gets a node
+        # only when another one follows.
+        pending: list[int] = []
+        predictors: list[int] = []
         for index, token in enumerate(row.ids):
-            if (kept := row.kept.get(index)) is not None:
-                last = last[: max(kept + 1 - len(context), 0)]
+            if (kept := row.kept.get(index)) is not None:  # this turn sees only so many earlier tokens
+                pending = pending[: max(kept + 1 - len(context), 0)]
                 del context[kept + 1 :]
-            # The last token predicts nothing, so a token gets a node only when another follows.
-            context += [find(context[-1], previous) for previous in last]
+            context += [find(context[-1], previous) for previous in pending]
             predictors.append(context[-1])
-            last = [token]
+            pending = [token]
         return predictors
 
     def _node(self, parent: int, token: int) -> int:

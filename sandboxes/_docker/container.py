@@ -18,7 +18,7 @@ from envkit.sandboxes._docker.cleanup import labels
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._docker.volumes import CONTROL, PATIENCE_S, accept, listening
 from envkit.sandboxes._linux import procfs, seccomp
-from envkit.sandboxes._linux.child import memory, pipes
+from envkit.sandboxes._linux.child import memory_file, pipes
 from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 
@@ -149,7 +149,7 @@ class DockerTree(Tree):
         self._last_usage = Usage(0.0)
         request = {"argv": [*argv], "env": ENVIRONMENT, "rlimits": [*procfs.rlimits(limits).values()]}
         with contextlib.ExitStack() as theirs, contextlib.ExitStack() as ours:
-            theirs.callback(os.close, job := memory(json.dumps(request).encode()))
+            theirs.callback(os.close, job := memory_file(json.dumps(request).encode()))
             kept, given = pipes(ours, theirs)
             _, [pidfd] = container.ask("run", [job, *given])
             ours.pop_all()

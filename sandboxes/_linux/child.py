@@ -37,7 +37,7 @@ def pipes(ours: contextlib.ExitStack, theirs: contextlib.ExitStack) -> tuple[Pip
     return cast("Pipes", tuple(kept)), given
 
 
-def memory(data: bytes) -> int:
+def memory_file(data: bytes) -> int:
     """Descriptor of a file in memory that holds ``data``, at its start; the caller closes it."""
     file = os.memfd_create("envkit", os.MFD_CLOEXEC)
     os.write(file, data)

@@ -12,7 +12,7 @@ from functools import cache
 from typing import Any, Final
 
 from envkit.errors import SandboxUnavailable
-from envkit.sandboxes._linux.child import memory
+from envkit.sandboxes._linux.child import memory_file
 
 #: Allowed socket families. Network namespaces confine them: the sandbox has only a loopback device. Other
 #: families are not confined; AF_VSOCK, for example, reaches the hypervisor from any namespace.
@@ -78,7 +78,7 @@ def descriptor() -> int:
     Raises:
         SandboxUnavailable: libseccomp is missing or too old.
     """
-    return memory(program())
+    return memory_file(program())
 
 
 @cache

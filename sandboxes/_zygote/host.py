@@ -25,7 +25,7 @@ from envkit.lease import Lease
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
-from envkit.sandboxes._linux.child import launch, memory
+from envkit.sandboxes._linux.child import launch, memory_file
 from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, reachable, root_folder
 from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervisor import Ending, Usage
@@ -153,7 +153,7 @@ class InitProcess:
             SandboxError: it is dead, or the command cannot be confined.
         """
         with contextlib.ExitStack() as held:
-            held.callback(os.close, asked := memory(json.dumps(job).encode()))
+            held.callback(os.close, asked := memory_file(json.dumps(job).encode()))
             if self.group is not None:
                 self._bound(self.group, limits)
             try:
@@ -278,7 +278,7 @@ class _ZygoteProcess:
         self._worker = ThreadPoolExecutor(1, "zygote-fork")
         self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_PATIENCE_S)
-        prepared = memory(json.dumps(preparation).encode())
+        prepared = memory_file(json.dumps(preparation).encode())
         try:
             given = (theirs.fileno(), prepared)
             arguments = map(str, (*given, SCRATCH_BYTES))
