@@ -360,6 +360,7 @@ def test_a_debian_image_that_cannot_be_built_names_the_missing_requirement(
 
 
 @pytest.mark.skipif(shutil.which("mmdebstrap") is None, reason="needs mmdebstrap")
+@pytest.mark.skipif(os.geteuid() != 0, reason="mmdebstrap needs root, or subordinate user ids")
 def test_an_unreachable_debian_mirror_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(images, "_RELEASES", {sys.version_info[:2]: "bookworm"})
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")

@@ -171,9 +171,9 @@ def test_the_mount_helper_dies_with_a_killed_trainer(kind: type[BubblewrapBacken
 def test_a_forked_process_can_neither_use_nor_close_its_parents_workspace(
     kind: type[BubblewrapBackend | ZygoteBackend],
 ) -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", source(FORK, kind)], capture_output=True, text=True, timeout=60
-    )
+    # Since Python 3.12, a fork beside threads is warned of.
+    command = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", source(FORK, kind)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr) == ("True\n" * 3 + "{}\nb'1\\n'\n", "")
 
 

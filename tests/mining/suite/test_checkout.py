@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -130,9 +131,10 @@ Damage = Callable[[Path], object]
             lambda root: (root / "pytest.ini").write_text("[pytest]\ntestpaths = ../x"),
             "names ../x, which lies",
         ),
-        (
+        pytest.param(
             lambda root: (root / "pytest.ini").write_text("[pytest]\ntestpaths = tests/**x"),
             r"'tests/\*\*x', which is no pattern",
+            marks=pytest.mark.skipif(sys.version_info >= (3, 13), reason="Python 3.13 knows this pattern"),
         ),
         (lambda root: (root / "pyproject.toml").write_text("tool = 3"), "'tool' is int, expected a table"),
         (
