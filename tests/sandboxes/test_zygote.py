@@ -208,7 +208,7 @@ def test_a_command_cannot_slow_down_its_init_process(sandbox: Sandbox) -> None:
 def few_descriptors() -> Iterator[None]:
     """Limit this process to few open descriptors, which also limits those in flight.
 
-    A command has at most 509 in flight. An ordinary user's process needs a higher limit, as it has by default,
+    A command has at most 509 in flight. An ordinary user's process needs a higher limit, as it usually has,
     because they count against it too; those of root do not.
     """
     before = resource.getrlimit(resource.RLIMIT_NOFILE)
