@@ -38,14 +38,15 @@ Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the firs
 Stops = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="TEXT", help="Text that ends a turn of a model that runs here. Repeat. As in training."
+        metavar="TEXT",
+        help="Text that ends a turn of a local model. Repeat for more. Use the values of training.",
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
         metavar="TOKENS",
-        help="Context length limit of a model that runs here. Default: the model's own. As in training.",
+        help="Context length limit of a local model. Default: the model's own. Use the value of training.",
     ),
 ]
 Prices = Annotated[
@@ -55,7 +56,8 @@ Machine = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help="Machine whose hourly price rows that ran here pay. Default: cpu-2-cores, if it was one.",
+        help="Machine of `envkit prices` whose hourly price local models pay. Default: cpu-2-cores, if they "
+        "ran on two cores without a GPU.",
     ),
 ]
 
@@ -77,7 +79,7 @@ def evaluate(
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
     max_turns: Annotated[int, typer.Option(metavar="N", help="Actions per episode, at most.")] = 1,
     max_completion_length: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Tokens per turn, at most. As in training.")
+        int, typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Use the value of training.")
     ] = 128,
     stop_strings: Stops = None,
     max_context_length: Context = None,
@@ -125,7 +127,11 @@ def bench(
     ] = None,
     recorded: Annotated[
         list[str] | None,
-        typer.Option(metavar="MODEL", help="Model whose outputs came with the tasks, or a file. Repeat."),
+        typer.Option(
+            metavar="MODEL",
+            help="Recorded outputs to grade: a model whose outputs the benchmark's file holds, or a file of "
+            "outputs. Repeat for more.",
+        ),
     ] = None,
     budget_usd: Annotated[
         float | None,

@@ -65,7 +65,12 @@ def train(
         ),
     ] = None,
     minutes: Annotated[
-        float | None, typer.Option(metavar="MINUTES", help="Time budget; sizes follow from it.")
+        float | None,
+        typer.Option(
+            metavar="MINUTES",
+            help="Time budget after set-up, shared by all seeds. It chooses the number of held-out tasks, "
+            "sft_examples, curriculum_tasks, groups_per_step and max_steps. Default: the config's sizes.",
+        ),
     ] = None,
     seed: Annotated[
         list[int] | None,
