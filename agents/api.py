@@ -29,7 +29,7 @@ from envkit.agents.endpoint import Backoff, Endpoint, ProviderError
 from envkit.engine.protocol import uniforms
 from envkit.errors import AgentError, ContractError, UsageError
 from envkit.prices import Price
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.store import Journal
 from envkit.types import EpisodeKey, Turn, Usage
 
@@ -155,7 +155,7 @@ class ApiAgent:
         """
         while self._waiting:
             while not (done := wait(self._waiting, _POLL_S, FIRST_COMPLETED).done):
-                check(self._should_stop)
+                raise_if_stopped(self._should_stop)
             answers: list[tuple[Session, Turn | AgentError]] = []
             for future in [waiting for waiting in self._waiting if waiting in done]:
                 session = self._waiting.pop(future)

@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar, final
 from envkit.agent import Agent, Session
 from envkit.env import Env
 from envkit.errors import AgentError, BrokenTask, CheckError, ContractError, SandboxError
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
 EnvFactory = Callable[[], Env]
@@ -167,10 +167,10 @@ class Rollouts:
         futures: list[Future[Result]] = []
         try:
             for call in calls:
-                check(self.should_stop)
+                raise_if_stopped(self.should_stop)
                 futures.append(self._pool.submit(call))
             while wait(futures, timeout=_POLL_S, return_when=FIRST_EXCEPTION).not_done:
-                check(self.should_stop)
+                raise_if_stopped(self.should_stop)
                 if any(future.done() and future.exception() for future in futures):
                     break
             return [future.result() for future in futures]

@@ -15,7 +15,7 @@ def never() -> bool:
     return False
 
 
-def check(should_stop: ShouldStop) -> None:
+def raise_if_stopped(should_stop: ShouldStop) -> None:
     """Raise if the user has asked to stop.
 
     Raises:

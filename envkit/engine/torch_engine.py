@@ -17,7 +17,7 @@ from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling,
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
 from envkit.errors import ContractError, ModelError
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 
 #: Size limit of the KV cache of rows decoded together.
 _CACHE_BYTES = 4 * 2**30
@@ -233,7 +233,7 @@ class TorchEngine(AdapterEngine):
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // fresh, 1)
         for start in range(0, len(branches), count):
-            check(should_stop)
+            raise_if_stopped(should_stop)
             piece = slice(start, min(start + count, len(branches)))
             layout.select(piece)
             logits.append(self._read(added[piece], read[piece], fresh, layout, adapters))
@@ -260,7 +260,7 @@ class TorchEngine(AdapterEngine):
         strings = self._stop_strings(sampling)
 
         for step in range(sampling.max_new_tokens):
-            check(should_stop)
+            raise_if_stopped(should_stop)
             widest = max(len(branch.requests) for branch in branches)
             # Pad the shorter lists: a branch with fewer requests draws again with its first one's number.
             owners = [
@@ -320,7 +320,7 @@ class TorchEngine(AdapterEngine):
         logits: list[Tensor] = []
         count = max(_PREFILL_TOKENS // longest, 1)
         for start in range(0, len(prompts), count):
-            check(should_stop)
+            raise_if_stopped(should_stop)
             piece = [request.prompt_ids for request in prompts[start : start + count]]
             prefix.select(slice(start, start + len(piece)))
             logits.append(self._read(piece, [0] * len(piece), max(map(len, piece)), prefix, adapters))

@@ -21,7 +21,7 @@ from envkit.engine.lora import Update
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, seeds
 from envkit.errors import ContractError, MissingExtraError, ModelError
 from envkit.models import ModelRef
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 
 #: Values of vLLM's ``max_lora_rank``.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
@@ -138,7 +138,7 @@ class VLLMEngine(AdapterEngine):
     def stream(
         self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
     ) -> Generator[tuple[int, Completion]]:
-        check(should_stop)  # once: vLLM answers all requests in one call
+        raise_if_stopped(should_stop)  # once: vLLM answers all requests in one call
         if not requests:
             return
         adapters = self._adapters or [None]

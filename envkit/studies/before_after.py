@@ -21,7 +21,7 @@ from envkit.errors import Stopped, StoreError
 from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop, check
+from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after_setup import parts_of, reopen, share
 from envkit.studies.env_eval import MODEL_ROWS, EnvEval
@@ -298,7 +298,7 @@ class BeforeAfter:
                 limits = config.max_completion_length, config.stop_strings
                 rates = solve_rates(self.policy, shown, config.temperature, *limits)
                 for task, rate in zip(missing, rates, strict=True):
-                    check(self._should_stop)
+                    raise_if_stopped(self._should_stop)
                     journal.append(asdict(Estimate(task.id, rate)))
                     watch.lap()
                     done += 1
@@ -314,7 +314,8 @@ class BeforeAfter:
                 self._display.phase("reinforcement learning", self._last_step())
                 trainer.train(on_step)
                 if trainer.step < self._last_step() and not trainer.is_done():
-                    check(self._should_stop)  # ``on_step`` ended training because the user asked to stop
+                    # ``on_step`` ended training because the user asked to stop.
+                    raise_if_stopped(self._should_stop)
 
     def _last_step(self) -> int:
         """Number of RL steps: the last entry of ``replans.jsonl``, or else the plan's."""

@@ -17,7 +17,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, Stopped, StoreError
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop, check
+from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import Study, start_part
@@ -151,4 +151,4 @@ class MultiSeedStudy:
                 self._display.phase(f"reinforcement learning, {len(trainers)} seeds", steps)
                 train_seeds(trainers, lambda number, metrics: callbacks[number](metrics))
             if not all(trainer.is_done() for trainer in trainers):
-                check(self._should_stop)
+                raise_if_stopped(self._should_stop)

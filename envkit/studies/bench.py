@@ -25,7 +25,7 @@ from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.store import RunFolder, write_atomic
 from envkit.studies.agent_factory import (
     AgentFactory,
@@ -337,7 +337,7 @@ class Bench:
                 if runner.finished(row.name, row.samples or 1):
                     continue
                 try:
-                    check(self._should_stop)
+                    raise_if_stopped(self._should_stop)
                     with self._agents.agent(row, part, kind, tasks) as agent:
                         runner.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # free its base model before the next row loads another one

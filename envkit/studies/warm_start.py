@@ -14,7 +14,7 @@ from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.studies.machine import resolve_dtype
 from envkit.training import sft
 from envkit.training.checkpoint import save_adapter
@@ -63,7 +63,7 @@ def demonstrations(
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
     def demonstrate(task: Task) -> Demonstration:
-        check(should_stop)
+        raise_if_stopped(should_stop)
         observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
         return Demonstration(kind.system, observation, kind.oracle(task)[0])
 

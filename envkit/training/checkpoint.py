@@ -61,14 +61,15 @@ class CheckpointStore:
                 raise StoreError(f"{late} cannot be read ({error}); delete it") from error
         return str(_state(self.path(steps[-1])).get("alarm", ""))
 
-    def end(self, reason: str) -> None:
+    def record_failure(self, reason: str) -> None:
         """Record why the step after the newest checkpoint failed."""
         write_atomic(self.path(self.steps()[-1]) / _ALARM, reason.encode())
 
-    def ended(self) -> int:
+    def alarm_step(self) -> int:
         """The step of the `alarm`: the newest step taken, or the failed one after it."""
         newest = self.steps()[-1]
-        return newest + (self.path(newest) / _ALARM).exists()
+        failed = (self.path(newest) / _ALARM).exists()
+        return newest + 1 if failed else newest
 
     def save(
         self, step: int, policy: Policy, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]

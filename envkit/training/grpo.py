@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from envkit.errors import Stopped, TrainingError
-from envkit.stop import check
+from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
@@ -109,7 +109,7 @@ class Trainer(ABC):
     def fail(self, reason: str) -> None:
         """End training because the next step failed: save the last good step and the reason."""
         self.save()
-        self.store.end(reason)
+        self.store.record_failure(reason)
         self.alarm = reason
 
 
@@ -169,14 +169,14 @@ class GRPOTrainer(Trainer):
             if not learns and not config.needs_reference:
                 continue
             for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
-                check(should_stop)
+                raise_if_stopped(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
                 reference_N = self._reference_logprobs(batch)
                 with torch.set_grad_enabled(learns):
                     new_N = logprobs(self._policy.model, batch, config.temperature)
                     terms = policy_loss(new_N, batch, size, config, reference_N)
                 if learns:
-                    check(should_stop)
+                    raise_if_stopped(should_stop)
                     terms.total.backward()
                     clipped, trained = clipped + terms.clipped, trained + terms.tokens
                 loss, kl = loss + float(terms.total.detach()), kl + terms.kl

@@ -22,7 +22,7 @@ def resume_seeds(trainers: Sequence[Trainer]) -> None:
     ended = [trainer for trainer in trainers if trainer.store.alarm()]
     active = [trainer for trainer in trainers if trainer not in ended]
     common = _newest_common_step(active)
-    while active and (late := [trainer for trainer in ended if trainer.store.ended() > common]):
+    while active and (late := [trainer for trainer in ended if trainer.store.alarm_step() > common]):
         active += late
         ended = [trainer for trainer in ended if trainer not in late]
         common = _newest_common_step(active)

@@ -10,7 +10,7 @@ from typing import Any
 
 from envkit.engine.attention import context_length
 from envkit.errors import MissingExtraError, ModelError
-from envkit.stop import ShouldStop, check, never
+from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
@@ -59,10 +59,10 @@ def train(
                 on_step(state.global_step, float(logs["loss"]))
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            check(should_stop)
+            raise_if_stopped(should_stop)
 
         def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            check(should_stop)
+            raise_if_stopped(should_stop)
 
     # Micro-batches are as fast on a CPU as the whole batch, and take a quarter of the memory.
     micro = math.gcd(config.sft_batch_size, 4)

@@ -20,7 +20,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
 from envkit.errors import Stopped, TrainingError
-from envkit.stop import check
+from envkit.stop import raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.grpo import OnStep, Trainer, require_finite
@@ -145,7 +145,7 @@ class TRLTrainer(Trainer):
                 return outputs
 
             def _compute_loss(self, model: Any, inputs: dict[str, Tensor]) -> Tensor:
-                check(collector.rollouts.should_stop)
+                raise_if_stopped(collector.rollouts.should_stop)
                 loss = self.above._compute_loss(self, model, inputs)
                 mask = inputs["completion_mask"] * inputs["tool_mask"]
                 self.drift += float(((self.new - inputs["old_per_token_logps"]).abs() * mask).sum())

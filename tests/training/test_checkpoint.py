@@ -107,7 +107,7 @@ def test_recording_why_training_ended_does_not_change_the_checkpoint(
     assert store.alarm() == ""
     store.save(1, policy, optimizer, STATE)
     assert store.alarm() == ""
-    store.end("the gradient is not finite")
+    store.record_failure("the gradient is not finite")
     assert CheckpointStore(tmp_path).alarm() == "the gradient is not finite"
     assert_newest_loads(store, other_policy, 1, [*tiny.weights(policy), *moments(optimizer)])
     store.save(2, policy, optimizer, {**STATE, "alarm": "collapsed"})

@@ -210,7 +210,7 @@ def test_the_other_seeds_save_before_the_end_of_one_is_recorded(
 
     def end(store: CheckpointStore, reason: str) -> None:
         original_end(store, reason)
-        events.append((seed_of(store), store.ended(), bool(store.alarm())))
+        events.append((seed_of(store), store.alarm_step(), bool(store.alarm())))
 
     def seed_of(store: CheckpointStore) -> int:
         return SEEDS[[one.store for one in trainers].index(store)]
