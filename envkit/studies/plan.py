@@ -39,6 +39,11 @@ _LATER_OBSERVATION = 1 / 3
 _MIXED_GROUPS = 0.8
 #: Time of a forward pass, as a share of forward and backward together.
 _FORWARD_SHARE = 0.39
+#: Share of the budget for evaluation; share of what is left for the warm start, about a third of the whole;
+#: share of the rest for estimates of how hard tasks are. RL has what remains.
+_EVALUATION_SHARE, _WARM_START_SHARE, _ESTIMATES_SHARE = 0.25, 0.42, 0.1
+#: Episodes per held-out task.
+_SAMPLES = 8
 #: Smallest useful training: two batches of SFT examples, two RL steps.
 _MIN_EXAMPLES, _MIN_STEPS = 24, 2
 #: Smallest number of held-out tasks, and the number used if the first leaves too little time for training.
@@ -303,27 +308,27 @@ def _divide_with(
     imitated: int,
 ) -> tuple[Plan, int]:
     """Divide the budget as `_divide` does, with at least ``min_tasks`` held-out tasks if they exist."""
-    seconds, samples = minutes * 60, 8
+    seconds = minutes * 60
     length, group_size, turns = config.max_completion_length, config.num_generations, config.max_turns
-    right = min(lengths.answer, length)
+    answer_tokens = min(lengths.answer, length)
     later = (turns - 1) * _LATER_OBSERVATION * lengths.prompt  # tokens that each episode prefills separately
     model_rows = 3 if config.sft_examples else 2
-    sampled = right * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
+    sampled = answer_tokens * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
     fixed_s = turns * (_ENV_TURN_S + length * speed.step_s / EPISODES_AT_ONCE)
     episode_s = turns * sampled * speed.row_s + model_rows * (fixed_s + later / speed.prefill)
-    task_s = model_rows * lengths.prompt / speed.prefill + samples * episode_s
-    tasks = min(heldout, max(min_tasks, int(0.25 * seconds / task_s)))
+    task_s = model_rows * lengths.prompt / speed.prefill + _SAMPLES * episode_s
+    tasks = min(heldout, max(min_tasks, int(_EVALUATION_SHARE * seconds / task_s)))
     left_s = seconds - tasks * task_s
     example_s = (lengths.prompt + lengths.answer) / speed.learn
-    affordable = max(int(0.42 * left_s / example_s), 0)
+    affordable = max(int(_WARM_START_SHARE * left_s / example_s), 0)
     batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left_s -= examples * example_s
-    estimated = max(int(0.1 * left_s / (_FORWARD_SHARE * example_s)), config.groups_per_step)
+    estimated = max(int(_ESTIMATES_SHARE * left_s / (_FORWARD_SHARE * example_s)), config.groups_per_step)
     estimated = estimated if config.curriculum_tasks else 0
     left_s -= estimated * _FORWARD_SHARE * example_s
     # Without a warm start, a model samples until the length limit or a stop string.
-    answer = right if config.sft_examples or config.stop_strings else length
+    answer = answer_tokens if config.sft_examples or config.stop_strings else length
     unshared = turns * group_size * answer * (_UNSHARED_WARM if config.sft_examples else _UNSHARED_COLD)
     prefilled = lengths.prompt + group_size * later
     group_s = prefilled / speed.prefill + unshared * speed.row_s + turns * group_size * _ENV_TURN_S
@@ -338,5 +343,5 @@ def _divide_with(
         groups_per_step=groups,
         max_steps=steps,
     )
-    planned = Plan(train, tasks, samples, step_s=base_s + groups * group_s)
+    planned = Plan(train, tasks, _SAMPLES, step_s=base_s + groups * group_s)
     return planned, affordable
