@@ -61,7 +61,8 @@ def train(
     Args:
         environments: registered names; several train one adapter together.
         config: a `TrainConfig`, its fields by name, or a TOML file of them; by default all defaults.
-        minutes: budget after set-up, from which all sizes follow; ``None`` keeps the sizes of ``config``.
+        minutes: budget after set-up, which chooses the numbers of examples, steps and held-out tasks; several
+            seeds share it. ``None`` keeps the sizes of ``config``.
         seeds: seed of every random draw; several train an adapter each, side by side.
         tasks: tasks to train on, or their file; by default the environment's own.
         heldout_tasks: tasks to measure on, or their file; by default the environment's own.
@@ -245,8 +246,8 @@ def _adapters(run: RunFolder) -> tuple[Path, ...]:
     """The newest checkpoint of a run, or of each of its seeds in their order; else its warm start."""
     from envkit.training.checkpoint import CheckpointStore
 
-    seeds = run.manifest.get("seeds")
-    folders = [run.path / f"seed-{seed}" for seed in seeds] if isinstance(seeds, list) else [run.path]
+    seeds: list[int] | None = run.manifest.get("seeds")
+    folders = [run.path] if seeds is None else [run.path / f"seed-{seed}" for seed in seeds]
     found: list[Path] = []
     for folder in folders:
         checkpoints = CheckpointStore(folder / "checkpoints")

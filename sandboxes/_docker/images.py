@@ -7,8 +7,8 @@ host        the interpreter that runs this program; needs neither registry nor n
 dockerfile  a base image, by default ``python:3.X-slim``, from a registry or already in the engine
 debian      Debian's package, fetched by ``mmdebstrap`` from a mirror; needs no registry
 
-An image's name ends in a digest of its recipe and its packages, so an outdated image is not found. Its base is a
-label.
+An image's name ends in a digest of its recipe and its packages, so an outdated image is not found. Its base
+is a label.
 """
 
 from __future__ import annotations
