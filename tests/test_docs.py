@@ -36,7 +36,10 @@ PROGRAMS = [
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]
 #: Commands of the pages that take seconds and need nothing from earlier commands.
-QUICK_COMMANDS = ("doctor", "list", "prices gpt-5", "sandbox check zygote", "new ticket-desk")
+QUICK_COMMANDS = (
+    *("doctor", "list", "prices gpt-5", "new ticket-desk"),
+    pytest.param("sandbox check zygote", marks=pytest.mark.slow),
+)
 
 
 class Block(NamedTuple):

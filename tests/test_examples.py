@@ -46,6 +46,7 @@ def test_the_analyst_is_a_whole_environment(load: Any, backend: SandboxBackend) 
     env.close()
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_loop_takes_steps(load: Any) -> None:
     rewards = load("rl_loop").main(steps=2)

@@ -176,6 +176,7 @@ def test_play_gives_up_at_end_of_input(tmp_path: Path) -> None:
     assert done.returncode == 0
 
 
+@pytest.mark.slow
 def test_sandbox_check_names_the_cases_that_fail(tmp_path: Path) -> None:
     done = envkit("sandbox", "check", "bubblewrap", "--json", cwd=tmp_path)
     found = json.loads(done.stdout)

@@ -77,6 +77,7 @@ def test_it_is_audited(site: Path) -> None:
     assert "# Audit of analyst" in (site / "certificate.md").read_text()
 
 
+@pytest.mark.slow
 def test_it_is_trained_on(site: Path) -> None:
     settings = {
         "model": str(tiny.make(site / "model").path),

@@ -148,6 +148,7 @@ def test_the_held_out_set_is_large_and_diverse() -> None:
     assert len(set(sources[:150])) == 150
 
 
+@pytest.mark.slow
 def test_mining_again_selects_the_same_held_out_tasks(backend: SandboxBackend) -> None:
     size = {"per_function": HELDOUT["per_function"], "max_chars": HELDOUT["max_chars"]}
     seed = HELDOUT["seed"]

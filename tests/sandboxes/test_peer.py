@@ -50,7 +50,7 @@ def test_more_than_one_line_is_tampering(sandbox: Sandbox, answer: str) -> None:
 def test_an_unrequested_line_is_tampering(sandbox: Sandbox) -> None:
     peer = start(sandbox, "print('unasked'); open('done', 'w'); input()")
     while "done" not in sandbox.export(["done"], 0):
-        time.sleep(0.001)
+        time.sleep(0.05)
     with pytest.raises(PeerGone, match="without being asked") as gone:
         peer.ask(b"", 10)
     assert gone.value.tampered

@@ -100,7 +100,7 @@ def adapter(run: RunFolder) -> Path:
     return run.path / "checkpoints" / "step-000002" / "adapter_model.safetensors"
 
 
-@pytest.mark.parametrize("learner", ["envkit", "trl"])
+@pytest.mark.parametrize("learner", ["envkit", pytest.param("trl", marks=pytest.mark.slow)])
 def test_a_run_ends_with_a_report_of_every_row(
     tmp_path: Path, model: Path, backend: SandboxBackend, learner: str
 ) -> None:
@@ -119,6 +119,7 @@ def test_a_run_ends_with_a_report_of_every_row(
     assert {row.origin.digest for row in data.rows if row.expected is None} == {data.model_digest}
 
 
+@pytest.mark.slow
 def test_without_a_warm_start_the_report_has_no_row_for_it(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
@@ -228,6 +229,7 @@ def test_two_environments_train_one_adapter_and_have_a_report_each(
         study(whole, backend)
 
 
+@pytest.mark.slow
 def test_a_collapsed_run_is_evaluated_and_reported(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
@@ -327,6 +329,7 @@ class Failing(SandboxBackend):
         return self.inner.create()
 
 
+@pytest.mark.slow
 def test_a_broken_sandbox_is_not_blamed_on_the_task_and_the_run_resumes(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
@@ -363,6 +366,7 @@ def test_rl_trains_on_functions_that_the_warm_start_has_not_seen() -> None:
     assert split_for_warm_start(tasks[:2]) == (tasks[:2], tasks[:2])
 
 
+@pytest.mark.slow
 def test_a_report_names_weaker_verdicts(
     tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -377,6 +381,7 @@ def test_a_report_names_weaker_verdicts(
     assert "Graded by weaker means: tests saw the code from inside." in page.read_text()
 
 
+@pytest.mark.slow
 def test_a_run_may_only_train(tmp_path: Path, model: Path, backend: SandboxBackend) -> None:
     planned = prepare(
         replace(small(model), max_steps=1),
@@ -416,6 +421,7 @@ def test_changed_training_code_gives_a_warning(
     assert any("training code has changed" in warning for warning in load_report(run.path).warnings)
 
 
+@pytest.mark.slow
 def test_steps_much_slower_than_forecast_shorten_the_run_once_and_for_all(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:

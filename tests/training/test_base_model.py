@@ -119,6 +119,7 @@ def mutate(file: Path, path: tuple[str, ...], value: Any, *, delete: bool) -> No
     file.write_text(json.dumps(data))
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(
     max_examples=25,
@@ -143,6 +144,7 @@ def test_a_damaged_model_folder_is_refused_or_works(
         assert len(str(error).splitlines()) == 1  # noqa: PT017
 
 
+@pytest.mark.slow
 @given(data=st.data())
 @settings(
     max_examples=100,

@@ -132,7 +132,7 @@ def test_resuming_from_the_last_common_step_gives_the_same_bits(make: Make, tmp_
         assert tiny.equal(one, other)
 
 
-@pytest.mark.parametrize("polls", [20, 45, 70])
+@pytest.mark.parametrize("polls", [45, *(pytest.param(polls, marks=pytest.mark.slow) for polls in (20, 70))])
 def test_a_stop_within_a_step_leaves_all_seeds_at_the_same_step(
     make: Make, tmp_path: Path, polls: int
 ) -> None:
