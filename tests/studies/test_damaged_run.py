@@ -35,7 +35,7 @@ from envkit.studies.run_records import Replan
 from envkit.taskfile import write_tasks
 from envkit.training.config import TrainConfig
 
-pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]  # a hundred resumed runs
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("one_probe")]  # runs that are resumed many times
 
 TASKS = starter_tasks()
 NAN = float("nan")
@@ -56,8 +56,9 @@ DAMAGES = st.one_of(
     st.tuples(st.just("overwritten"), CONTENTS),
     st.tuples(st.sampled_from(["a value", "a key"]), st.floats(0, 1, exclude_max=True), VALUES),
 )
-many = settings(
-    max_examples=40,
+#: Which file is damaged, as a share of the sorted files.
+PLACES = st.floats(0, 1, exclude_max=True)
+few = settings(
     deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],  # shrinking would run for an hour
     suppress_health_check=[HealthCheck.function_scoped_fixture],
@@ -218,32 +219,49 @@ READERS: dict[str, list[Callable[[SandboxBackend, Path], object]]] = {
     "trained": [read_reports, view, resume_training, finish_training],
     "compared": [read_reports, view, resume_bench, grade_again],
 }
+Try = Callable[[float, tuple[Any, ...]], None]
 
 
-@pytest.mark.parametrize("kind", READERS)
-@many
-@given(where=st.floats(0, 1, exclude_max=True), harm=DAMAGES)
-def test_a_damaged_run_is_read_or_refused_in_one_line(
-    request: pytest.FixtureRequest,
-    tmp_path_factory: pytest.TempPathFactory,
-    backend: SandboxBackend,
-    kind: str,
-    where: float,
-    harm: tuple[Any, ...],
-) -> None:
-    whole: Path = request.getfixturevalue(kind)
+@pytest.fixture(params=READERS)
+def damage_and_read(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, backend: SandboxBackend
+) -> Try:
+    """Damage one file of a copy of a run; every reader must work, or refuse the run in one line."""
+    whole: Path = request.getfixturevalue(request.param)
     files = files_of(whole)
-    run = tmp_path_factory.mktemp("damaged") / whole.name
-    shutil.copytree(whole, run)
-    damage(run / files[int(where * len(files))], *harm)
-    for reader in READERS[kind]:
-        message = ""
-        try:
-            with no_hang():
-                reader(backend, run)
-        except (StoreError, UsageError, OSError) as error:
-            message = str(error)
-            assert message
-        assert "\n" not in message
-        assert len(message) < 1000
-    shutil.rmtree(run.parent)
+
+    def attempt(where: float, harm: tuple[Any, ...]) -> None:
+        folder = tmp_path_factory.mktemp("damaged")
+        run = folder / whole.name
+        shutil.copytree(whole, run)
+        damage(run / files[int(where * len(files))], *harm)
+        for reader in READERS[request.param]:
+            message = ""
+            try:
+                with no_hang():
+                    reader(backend, run)
+            except (StoreError, UsageError, OSError) as error:
+                message = str(error)
+                assert message
+            assert "\n" not in message
+            assert len(message) < 1000
+        shutil.rmtree(folder)
+
+    return attempt
+
+
+@given(where=PLACES, harm=DAMAGES)
+@settings(few, max_examples=12)
+def test_a_damaged_run_is_read_or_refused_in_one_line(
+    damage_and_read: Try, where: float, harm: tuple[Any, ...]
+) -> None:
+    damage_and_read(where, harm)
+
+
+@pytest.mark.nightly
+@given(where=PLACES, harm=DAMAGES)
+@settings(few, max_examples=300)
+def test_hundreds_of_damaged_runs_are_read_or_refused(
+    damage_and_read: Try, where: float, harm: tuple[Any, ...]
+) -> None:
+    damage_and_read(where, harm)
