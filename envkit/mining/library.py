@@ -7,7 +7,7 @@ import importlib.util
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from envkit.errors import UsageError
@@ -36,7 +36,7 @@ def installed(package: str) -> Library:
         UsageError: the package is not installed, or has no Python source.
     """
     name = import_name(package)
-    spec = importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(fetched_folder())])
+    spec = _spec_of(name)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     modules: dict[str, str] = {}
     for folder in map(Path, folders):
@@ -50,6 +50,24 @@ def installed(package: str) -> Library:
     if not modules:
         raise UsageError(f"package {package!r} holds no Python source to mine; choose another")
     return Library(package, version_of(package), modules)
+
+
+def data_file(package: str, *path: str) -> Path:
+    """Path of a data file in an installed package's folder.
+
+    Raises:
+        UsageError: the package is not installed, or has no such file.
+    """
+    spec = _spec_of(import_name(package))
+    for folder in (spec.submodule_search_locations or ()) if spec else ():
+        if (file := Path(folder, *path)).is_file():
+            return file
+    raise UsageError(f"package {package!r} has no file {'/'.join(path)}; install it again")
+
+
+def _spec_of(name: str) -> ModuleSpec | None:
+    """Find a module among installed packages, then among fetched ones."""
+    return importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(fetched_folder())])
 
 
 def is_installed(package: str) -> bool:

