@@ -28,7 +28,6 @@ BAR_S = 2.0
 BEFORE_A_RUN = ("mine algorithms", "making the held-out tasks", "timing the model")
 OF_A_RUN = (
     "evaluate oracle",
-    "evaluate no-op",
     "evaluate base",
     "SFT warm start",
     "evaluate SFT",
@@ -59,8 +58,12 @@ class Answer:
     code: int
 
 
-def interrupt(command: list[str], phase: str, signals: int, folder: Path) -> Answer | None:
-    """Run a command and interrupt it in a phase; ``None`` if the phase ended before the signal came."""
+def interrupt(command: list[str], phases: tuple[str, ...], signals: int, folder: Path) -> Answer | None:
+    """Run a command and interrupt it in the first of these phases that it shows.
+
+    A short phase may be over when the signal comes, so a resumed run may not show it again. ``None`` if the
+    command ended before it could answer.
+    """
     environment = {**os.environ, "ENVKIT_CACHE": str(folder / "cache"), "PYTHONUNBUFFERED": "1"}
     wait_s = random.uniform(0.2, 1.5)
     with subprocess.Popen(
@@ -68,10 +71,11 @@ def interrupt(command: list[str], phase: str, signals: int, folder: Path) -> Ans
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith(phase):
+            if shown := [phase for phase in phases if line.startswith(phase)]:
+                phase = max(shown, key=len)
                 break
         else:
-            raise SystemExit(f"{' '.join(command)}: ended without the phase {phase!r}")
+            raise SystemExit(f"{' '.join(command)}: ended without any phase of {phases}")
         time.sleep(wait_s)
         process.send_signal(signal.SIGINT)
         sent = time.monotonic()
@@ -98,18 +102,18 @@ def main() -> None:
         (folder / "cache").mkdir()
         (folder / "cache" / "models").symlink_to(cache_dir() / "models")
         demo = [envkit, "demo", "--minutes", "3"]
-        plan = [(phase, 1) for phase in BEFORE_A_RUN]
-        plan += [(phase, signals) for phase in OF_A_RUN for signals in (2, 1)]
-        for phase, signals in plan:
+        plan = [((phase,), 1) for phase in BEFORE_A_RUN]
+        plan += [(OF_A_RUN[i:], signals) for i in range(len(OF_A_RUN)) for signals in (2, 1)]
+        for phases, signals in plan:
             runs = sorted((folder / "runs").glob("before-after-*"))
             command = [envkit, "train", "--resume", str(runs[0])] if runs else demo
-            answer = interrupt(command, phase, signals, folder)
+            answer = interrupt(command, phases, signals, folder)
             if answer is None:
-                print(f"{phase:26} over before the signal came")
+                print(f"{phases[0]:26} over before the signal came")
                 continue
             answers.append(answer)
             print(
-                f"{phase:26} {signals} SIGINT: answered after {answer.answered_s:.2f} s, "
+                f"{answer.phase:26} {signals} SIGINT: answered after {answer.answered_s:.2f} s, "
                 f"ended after {answer.ended_s:.2f} s, exit status {answer.code}",
                 flush=True,
             )
