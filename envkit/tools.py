@@ -264,7 +264,7 @@ def _bracketed(text: str) -> int:
                 if depth == 0:
                     row, column = token.end
                     return lines[row - 1] + column
-    except (tokenize.TokenError, SyntaxError):
+    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError):  # the last one by a fault of Python 3.13
         pass
     return 0
 

@@ -208,17 +208,17 @@ def test_the_other_seeds_save_before_the_end_of_one_is_recorded(
         original_save(store, step, *given)
         events.append((seed_of(store), step, bool(store.alarm())))
 
-    def end(store: CheckpointStore, reason: str) -> None:
-        original_end(store, reason)
+    def record_failure(store: CheckpointStore, reason: str) -> None:
+        original_record(store, reason)
         events.append((seed_of(store), store.alarm_step(), bool(store.alarm())))
 
     def seed_of(store: CheckpointStore) -> int:
         return SEEDS[[one.store for one in trainers].index(store)]
 
-    original_save, original_end = CheckpointStore.save, CheckpointStore.end
+    original_save, original_record = CheckpointStore.save, CheckpointStore.record_failure
     monkeypatch.setattr(GRPOTrainer, "update", failing)
     monkeypatch.setattr(CheckpointStore, "save", save)
-    monkeypatch.setattr(CheckpointStore, "end", end)
+    monkeypatch.setattr(CheckpointStore, "record_failure", record_failure)
     train(trainers)
     first = [(5, 2, False), (5, 3, True)] if end_cause == "by an error" else [(5, 3, True)]
     assert events == [(6, 3, False), (9, 3, False), *first, (6, 4, False), (9, 4, False)]
@@ -244,16 +244,16 @@ def test_two_seeds_that_end_in_one_step_are_recorded_together_or_not_at_all(
     def killed(store: CheckpointStore, *given: Any) -> None:
         if end_cause == "by an error" and SEEDS[1] == int(store.path(0).parents[1].name):
             raise Killed
-        original_end(store, *given)
+        original_record(store, *given)
 
     def unsaved(store: CheckpointStore, step: int, *given: Any) -> None:
         if end_cause == "by an alarm" and step == 3 and SEEDS[1] == int(store.path(0).parents[1].name):
             raise Killed
         original_save(store, step, *given)
 
-    original_save, original_end = CheckpointStore.save, CheckpointStore.end
+    original_save, original_record = CheckpointStore.save, CheckpointStore.record_failure
     monkeypatch.setattr(GRPOTrainer, "update", failing)
-    monkeypatch.setattr(CheckpointStore, "end", killed)
+    monkeypatch.setattr(CheckpointStore, "record_failure", killed)
     monkeypatch.setattr(CheckpointStore, "save", unsaved)
     with pytest.raises(Killed):
         train(make(tmp_path, save_steps=2))
