@@ -251,7 +251,7 @@ def damage_and_read(
 
 
 @given(where=PLACES, harm=DAMAGES)
-@settings(few, max_examples=12)
+@settings(few, max_examples=8)
 def test_a_damaged_run_is_read_or_refused_in_one_line(
     damage_and_read: Try, where: float, harm: tuple[Any, ...]
 ) -> None:
