@@ -52,13 +52,15 @@ def looked_at(kind: type[Echo], backend: SandboxBackend) -> str:
 class Keeping(Echo):
     """Keeps a program running, which is told what is hidden so that it takes a program to read it."""
 
-    #: What the program does with it, as bytes in `said`.
-    does: ClassVar[str] = "del said"
+    #: What the program does with it: bytes in `said`, or the buffer `decoded`. This one overwrites that,
+    #: because memory that is only freed may still hold it.
+    does: ClassVar[str] = "decoded[:] = bytes(len(decoded))"
 
     def setup(self, task: Task) -> str:
         first = super().setup(task)
+        said = "said = bytes(decoded)\n" if "said" in self.does else ""
         self.peer = self.sandbox.open(
-            [self.sandbox.python, "-c", f"{_BEGIN}{self.does}{_ANSWER}", hidden(task).hex()]
+            [self.sandbox.python, "-c", f"{_BEGIN}{said}{self.does}{_ANSWER}", hidden(task).hex()]
         )
         assert self.peer.ask(b"are you there", 20) == b"ok"
         return first
@@ -66,7 +68,8 @@ class Keeping(Echo):
 
 _BEGIN = """
 import ctypes, os, subprocess, sys
-said = bytes(byte ^ 1 for byte in bytes.fromhex(sys.argv[1]))
+decoded = bytearray.fromhex(sys.argv[1])
+for at in range(len(decoded)): decoded[at] ^= 1
 """
 _ANSWER = """
 for line in sys.stdin:
