@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from attack_runner import run_attack
 from attack_target import CALLS, FILES, REFERENCE, TARGET
+from control_groups import control_groups
 from polling import wait_until_stable
 
 from envkit import lease as leases
@@ -62,13 +63,12 @@ def held(prefix: str, owner: str) -> dict[str, int]:
     folders = [*Path(tempfile.gettempdir()).glob(f"{prefix}*")]
     helper = shared_mounts(os.getpid(), USER)._helper
     assert helper is not None
-    groups = [*Path("/sys/fs/cgroup").rglob(f"{owner}*")]
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "mounts": Path("/proc/self/mounts").read_text().count("envkit-lease"),
         "workspaces": Path(f"/proc/{helper.pid}/mounts").read_text().count(f" {helper.folder}/"),
-        "control groups": len(groups),
+        "control groups": len(control_groups(owner)),
         "folders": len(folders),
     }
 

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from control_groups import control_groups
 
 from envkit.errors import SandboxError, SandboxUnavailable, UnenforceableLimit
 from envkit.lease import reap
@@ -83,7 +84,7 @@ def test_memory_of_all_processes_and_of_scratch_files_counts(sandbox: Sandbox) -
 def test_control_groups_are_removed_after_their_command(sandbox: Sandbox) -> None:
     python(sandbox, "pass")
     python(sandbox, ALLOCATE_FOREVER, Limits(memory_bytes=64 * MIB))
-    assert not control_groups(sandbox._folder.name)  # type: ignore[attr-defined]
+    assert not control_groups(f"{sandbox._folder.name}-")  # type: ignore[attr-defined]
 
 
 def test_a_fork_bomb_stops_at_the_process_limit(sandbox: Sandbox) -> None:
@@ -134,7 +135,7 @@ def test_a_failing_setup_raises_a_sandbox_error_that_quotes_bubblewrap(sandbox: 
     sandbox._namespaces += ["--ro-bind", "/nowhere", "/nowhere"]  # type: ignore[attr-defined]
     with pytest.raises(SandboxError, match="nowhere"):
         python(sandbox, "pass")
-    assert not control_groups(sandbox._folder.name)  # type: ignore[attr-defined]
+    assert not control_groups(f"{sandbox._folder.name}-")  # type: ignore[attr-defined]
 
 
 def test_a_program_cannot_forge_bubblewraps_reports(sandbox: Sandbox) -> None:
@@ -159,7 +160,7 @@ def test_nothing_survives_a_killed_trainer(bubblewrap: BubblewrapBackend) -> Non
     os.utime(folder / name, (0, 0))
     assert name in reap(folder)  # as the next trainer does when it starts
     cgroup.remove_leftovers(name)
-    assert not control_groups(name)
+    assert not control_groups(f"{name}-")
 
 
 def test_a_missing_bwrap_is_reported_with_the_command_that_installs_it(
@@ -182,10 +183,6 @@ def test_an_old_bwrap_is_not_used(monkeypatch: pytest.MonkeyPatch, tmp_path: Pat
     with pytest.raises(SandboxUnavailable, match=r"version 0\.6"):
         bwrap.find(os.geteuid())
     bwrap.find.cache_clear()
-
-
-def control_groups(name: str) -> list[str]:
-    return [str(path) for path in Path("/sys/fs/cgroup").rglob(f"{name}-*")]
 
 
 def processes_with_argument(word: str) -> list[int]:

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from control_groups import control_groups
 
 from envkit.errors import SandboxError, UnenforceableLimit
 from envkit.lease import reap
@@ -384,7 +385,7 @@ def test_nothing_survives_a_killed_trainer(zygote: ZygoteBackend) -> None:
     assert name in reap(folder)  # as the next trainer does when it starts
     for _ in range(100):  # processes started in advance end a moment later
         cgroup.remove_leftovers(name)
-        if not (left := [*Path("/sys/fs/cgroup").rglob(f"{name}-*")]):
+        if not (left := control_groups(f"{name}-")):
             break
         time.sleep(0.05)
     assert not left
