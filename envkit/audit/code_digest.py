@@ -20,6 +20,7 @@ import hashlib
 import importlib.util
 import inspect
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, final
 
@@ -62,11 +63,10 @@ def content_digest(kind: type[Env]) -> str:
     for base in kind.__mro__:
         if issubclass(base, Env) and base is not Env:
             files.update(_package_files(base))
-    sources = _Sources()
-    files.update(sources.imported_by([path for _, path in files]))
+    files.update(_imported_by([path for _, path in files]))
     found = hashlib.sha256(f"{SCHEME}\n".encode())
     # The order depends on names and contents, not on where the files are.
-    for name, part in sorted((name, sources.digest(path)) for name, path in files):
+    for name, part in sorted((name, _read(path).digest) for name, path in files):
         found.update(f"{name} {part}\n".encode(errors="surrogateescape"))
     return found.hexdigest()
 
@@ -103,82 +103,100 @@ def _may_decide(inner: Path) -> bool:
 
 
 @final
-class _Sources:
-    """Python files, each parsed once."""
+@dataclass(frozen=True, slots=True)
+class _File:
+    """What counts of a file.
 
-    def __init__(self) -> None:
-        self._trees: dict[Path, ast.Module | None] = {}
+    Attributes:
+        digest: SHA-256 of a Python file's syntax tree, or of any other file's bytes, as hex.
+        imports: module and name of each import from envkit, except for type checking. No name: the whole
+            module.
+        strings: the file's string constants.
+    """
 
-    def digest(self, path: Path) -> str:
-        """SHA-256 of a Python file's syntax tree, or of the bytes of any other file."""
-        tree = self._tree(path)
-        return hashlib.sha256(path.read_bytes() if tree is None else canonical(tree)).hexdigest()
+    digest: str
+    imports: tuple[tuple[str, str], ...] = ()
+    strings: frozenset[str] = frozenset()
 
-    def imported_by(self, paths: list[Path]) -> Iterator[tuple[str, Path]]:
-        """Name and path of each file of `VERDICT_PARTS` that these files import, also through others."""
-        waiting = [name for path in paths for name in self._imports(path)]
-        known: set[str] = set()
-        while waiting:
-            name = waiting.pop()
-            if name in known or (path := _source(name)) is None:
-                continue
-            known.add(name)
-            for file in (path, *self._named_by(path)):
-                yield file.relative_to(_ROOT.parents[1]).as_posix(), file
-                waiting += self._imports(file)
 
-    def _tree(self, path: Path) -> ast.Module | None:
-        if path not in self._trees:
-            self._trees[path] = parse(path.read_bytes()) if path.suffix == ".py" else None
-        return self._trees[path]
+def _read(path: Path) -> _File:
+    return (_parsed if path.suffix == ".py" else _opaque)(path.read_bytes())
 
-    def _imports(self, path: Path) -> Iterator[str]:
-        """The modules of envkit that a file imports, at any place in it."""
-        for base, name in self._statements(path):
-            if base == "envkit" and name in ("", "*"):
-                yield from self._imports(_ROOT)
-            else:
-                yield self._definer(base, name)
 
-    def _definer(self, base: str, name: str) -> str:
-        """The module that ``from base import name`` depends on.
+@functools.lru_cache(maxsize=1024)  # a run asks for its environment's digest several times
+def _parsed(source: bytes) -> _File:
+    tree = parse(source)
+    if tree is None:
+        return _opaque(source)
+    constants = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    return _File(
+        hashlib.sha256(canonical(tree)).hexdigest(),
+        tuple(_imports(tree)),
+        frozenset(value for value in constants if isinstance(value, str)),
+    )
 
-        If a package only re-exports the name, this is the module that it imports the name from. The package's
-        other imports do not affect this name.
-        """
-        if _source(f"{base}.{name}") is not None:
-            return f"{base}.{name}"
-        file = _ROOT if base == "envkit" else _source(base)
-        if file is not None and file.name == "__init__.py":
-            for further, exported in self._statements(file):
-                if exported == name and further != base:
-                    return self._definer(further, name)
-        return base
 
-    def _statements(self, path: Path) -> Iterator[tuple[str, str]]:
-        """Module and name of each import from envkit, except for type checking; no name: the whole module."""
-        waiting: list[ast.AST | None] = [self._tree(path)]
-        while waiting:
-            match node := waiting.pop():
-                case None:
-                    pass
-                case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
-                    waiting += node.orelse
-                case ast.Import(names=aliases):
-                    yield from ((alias.name, "") for alias in aliases if _is_envkit(alias.name))
-                case ast.ImportFrom(module=str(module), names=aliases, level=0) if _is_envkit(module):
-                    yield from ((module, alias.name) for alias in aliases)
-                case _:
-                    waiting += ast.iter_child_nodes(node)
+def _opaque(data: bytes) -> _File:
+    return _File(hashlib.sha256(data).hexdigest())
 
-    def _named_by(self, path: Path) -> Iterator[Path]:
-        """The files in a module's folder whose names it contains as strings."""
-        beside = {file.name: file for file in path.parent.iterdir() if file.is_file() and file != path}
-        tree = self._tree(path)
-        named = (node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)) if tree else ()
-        yield from (
-            beside[name] for name in sorted({name for name in named if isinstance(name, str)} & {*beside})
-        )
+
+def _imports(tree: ast.Module) -> Iterator[tuple[str, str]]:
+    waiting: list[ast.AST] = [tree]
+    while waiting:
+        match node := waiting.pop():
+            case ast.If(test=ast.Name("TYPE_CHECKING") | ast.Attribute(attr="TYPE_CHECKING")):
+                waiting += node.orelse
+            case ast.Import(names=aliases):
+                yield from ((alias.name, "") for alias in aliases if _is_envkit(alias.name))
+            case ast.ImportFrom(module=str(module), names=aliases, level=0) if _is_envkit(module):
+                yield from ((module, alias.name) for alias in aliases)
+            case _:
+                waiting += ast.iter_child_nodes(node)
+
+
+def _imported_by(paths: list[Path]) -> Iterator[tuple[str, Path]]:
+    """Name and path of each file of `VERDICT_PARTS` that these files import, also through others."""
+    waiting = [name for path in paths for name in _modules(path)]
+    known: set[str] = set()
+    while waiting:
+        name = waiting.pop()
+        if name in known or (path := _source(name)) is None:
+            continue
+        known.add(name)
+        for file in (path, *_named_by(path)):
+            yield file.relative_to(_ROOT.parents[1]).as_posix(), file
+            waiting += _modules(file)
+
+
+def _modules(path: Path) -> Iterator[str]:
+    """The modules of envkit that a file imports, at any place in it."""
+    for base, name in _read(path).imports:
+        if base == "envkit" and name in ("", "*"):
+            yield from _modules(_ROOT)
+        else:
+            yield _definer(base, name)
+
+
+def _definer(base: str, name: str) -> str:
+    """The module that ``from base import name`` depends on.
+
+    If a package only re-exports the name, this is the module that it imports the name from. The package's
+    other imports do not affect this name.
+    """
+    if _source(f"{base}.{name}") is not None:
+        return f"{base}.{name}"
+    file = _ROOT if base == "envkit" else _source(base)
+    if file is not None and file.name == "__init__.py":
+        for further, exported in _read(file).imports:
+            if exported == name and further != base:
+                return _definer(further, name)
+    return base
+
+
+def _named_by(path: Path) -> Iterator[Path]:
+    """The files in a module's folder whose names it contains as strings."""
+    beside = {file.name: file for file in path.parent.iterdir() if file.is_file() and file != path}
+    yield from (beside[name] for name in sorted(_read(path).strings & {*beside}))
 
 
 @functools.cache

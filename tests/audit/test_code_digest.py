@@ -256,14 +256,14 @@ def test_each_part_of_envkit_is_known_to_decide_verdicts_or_not() -> None:
 def test_imports_lead_to_the_module_that_defines_a_name(statement: str, module: str, tmp_path: Path) -> None:
     file = tmp_path / "wares.py"
     file.write_text(statement)
-    found = {name for name, _ in code_digest._Sources().imported_by([file])}
+    found = {name for name, _ in code_digest._imported_by([file])}
     assert f"{module.replace('.', '/')}.py" in found
 
 
 def test_imports_for_type_checking_do_not_count(tmp_path: Path) -> None:
     file = tmp_path / "wares.py"
     file.write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from envkit import Env\n")
-    assert [*code_digest._Sources().imported_by([file])] == []
+    assert [*code_digest._imported_by([file])] == []
 
 
 def test_the_files_that_count_are_installed_too() -> None:
@@ -415,5 +415,5 @@ def test_equal_code_has_the_same_form(one: str, other: str) -> None:
 def test_what_is_no_python_counts_by_its_bytes(source: bytes, tmp_path: Path) -> None:
     assert canonical_source.parse(source) is None
     (tmp_path / "broken.py").write_bytes(source)
-    found = code_digest._Sources().digest(tmp_path / "broken.py")
+    found = code_digest._read(tmp_path / "broken.py").digest
     assert found == hashlib.sha256(source).hexdigest()
