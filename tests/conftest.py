@@ -38,12 +38,16 @@ OTHER_BACKENDS = {"docker", "bubblewrap"}
 
 @pytest.hookimpl(tryfirst=True)  # before -m selects
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark tests of other engines and backends as slow: `make test` runs the default backend only."""
+    """Mark tests of other engines and backends as slow: `make test` runs the default backend only.
+
+    Long tests come first.
+    """
     for item in items:
         params = item.callspec.params.values() if hasattr(item, "callspec") else ()
         others = [value for value in params if isinstance(value, str) and value in OTHER_BACKENDS]
         if others or not ENGINES.isdisjoint(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,7 @@ PAGES = [
 NOT_RUN = {"text"}
 #: Pages whose Python blocks run from top to bottom. test_tutorial.py runs those of the tutorial.
 PROGRAMS = [
-    pytest.param(page, marks=pytest.mark.slow if page.name == "train.md" else ())
+    pytest.param(page, marks=[pytest.mark.slow, pytest.mark.long] if page.name == "train.md" else ())
     for page in PAGES
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]

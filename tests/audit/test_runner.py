@@ -185,8 +185,8 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
 def test_sabotage_is_caught_and_named(
     kind: type[Honest], backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    timeout_s = 4.0 if kind is IgnoredTimeout else 12.0  # only that one reaches it
-    monkeypatch.setattr("envkit.audit.audited_env.EPISODE_TIMEOUT_S", timeout_s)
+    if kind is IgnoredTimeout:  # only its episodes last as long
+        monkeypatch.setattr("envkit.audit.audited_env.EPISODE_TIMEOUT_S", 4.0)
     check, words = SABOTAGED[kind]
     finding = audited(kind, backend)[check]
     assert finding.ok is False

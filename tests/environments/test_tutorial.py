@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from installed import install, run
 
-pytestmark = pytest.mark.slow  # installs, audits and tests a package
+pytestmark = [pytest.mark.slow, pytest.mark.long]  # installs, audits and tests a package
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
 #: Sections of the tutorial: the text, and its code blocks as pairs of language and text.
@@ -22,7 +22,7 @@ EXPECTED_OUTPUT = {
     "python -m pytest": r"=+ \d\d passed in ",
     "envkit play stock-room": r"FAIL, reward 0",
     "envkit tasks check --env stock-room": r"train: 28 tasks .* 0 broken\nheldout: 16 tasks .* 0 broken\n",
-    "envkit audit stock-room": r"(?s)\A(pass [^\n]*\n){11}certificate: ",
+    "envkit audit stock-room -o stock_room/certificate.json": r"(?s)\A(pass [^\n]*\n){11}certificate: ",
 }
 
 

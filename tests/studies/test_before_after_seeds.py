@@ -116,6 +116,7 @@ def test_without_a_warm_start_difficulty_is_estimated_once(
     assert spent[0] == spent[1] > 0
 
 
+@pytest.mark.long
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
