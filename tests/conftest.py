@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Generator
 from pathlib import Path
@@ -23,7 +24,12 @@ settings.load_profile("untimed")
 
 
 def pytest_configure() -> None:
-    """Pin each parallel worker to one core: spinning threads of two workers slow both tenfold."""
+    """Pin each parallel worker to one core: spinning threads of two workers slow both tenfold.
+
+    A job in the background of a script ignores SIGINT, and so would the programs that tests interrupt.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is not None:
         cores = sorted(os.sched_getaffinity(0))
