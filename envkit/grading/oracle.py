@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,18 +128,8 @@ def answers(
     Raises:
         SandboxError: the machinery failed.
     """
-    found: list[Answer] = []
     with backend.create() as sandbox:
-        worker: _Worker | None = None
-        try:
-            worker = _Worker(sandbox, program, limits)
-            for call in calls:
-                found.append(worker.call(call))
-        except PeerGone:
-            pass
-        finally:
-            if worker is not None:
-                worker.close()
+        found, _ = _ask(sandbox, program, calls, limits)
     return found
 
 
@@ -151,7 +143,8 @@ def answerable(
     """The calls to which a trusted program gives a comparable answer, and these answers.
 
     A call that kills the program is dropped, and the others are made again: all remaining calls together
-    must stay within the limits.
+    must stay within the limits. Then they are made once more in reverse order, and calls whose answer differs
+    are dropped, because it depends on chance or on other calls.
 
     Args:
         backend: makes the sandbox, as for `answers`.
@@ -173,8 +166,10 @@ def answerable(
         (call, answer)
         for call, answer in zip(asked, found, strict=False)
         if answer.raises is None and not opaque([answer.value, answer.after])
-    ]
-    return [call for call, _ in pairs], [answer for _, answer in pairs]
+    ][::-1]
+    again = answers(backend, program, [call for call, _ in pairs], limits) if pairs else []
+    kept = [pair for pair, answer in zip(pairs, again, strict=False) if pair[1] == answer][::-1]
+    return [call for call, _ in kept], [answer for _, answer in kept]
 
 
 def grade(
@@ -182,60 +177,89 @@ def grade(
     program: Program,
     calls: Sequence[Call],
     expected: Sequence[Answer],
-    policy: NumericPolicy = STRICT,
+    policy: NumericPolicy | Sequence[NumericPolicy] = STRICT,
     limits: Limits = GRADING_LIMITS,
     leniency: Leniency = EXACT,
 ) -> Grade:
-    """Make every call to a candidate in a new sandbox and compare the answers on the host.
+    """Make every call to a candidate in a new sandbox; after the last, compare the answers on the host.
 
-    PASS requires every answer to be equal; the first wrong one ends the grading. A candidate cannot cause an
-    exception here: crashes, timeouts, too much output and malformed answers are FAIL. Forged messages and
-    files under reserved names are TAMPERED. Broken machinery is INFRA.
+    PASS requires every answer to be equal. Every call is made whatever was answered before, in an order that
+    depends on the candidate's files. So being asked tells nothing, even to a candidate that remembers earlier
+    gradings. A candidate cannot cause an exception here: crashes, timeouts, too much output and malformed
+    answers are FAIL. Forged messages and files under reserved names are TAMPERED. Broken machinery is INFRA.
+
+    Args:
+        backend: makes the sandbox.
+        program: the candidate.
+        calls: the calls, in any order.
+        expected: the answer to each call.
+        policy: how numbers compare: one policy, or one for each call.
+        limits: for all calls together.
+        leniency: which differences are ignored.
 
     Raises:
-        ContractError: ``calls`` and ``expected`` differ in length, or there are none.
+        ContractError: ``calls``, ``expected`` and policies differ in number, or there are no calls.
     """
-    if not calls or len(calls) != len(expected):
+    policies = [policy] * len(calls) if isinstance(policy, NumericPolicy) else [*policy]
+    if not calls or not len(calls) == len(expected) == len(policies):
         raise ContractError(
-            f"{len(calls)} calls and {len(expected)} expected answers; expected one answer for each call"
+            f"{len(calls)} calls, {len(expected)} expected answers and {len(policies)} policies; expected as "
+            "many of each, and at least one"
         )
+    order = _order(program, calls)
     try:
         with backend.create() as sandbox:
-            found = _judge(sandbox, program, calls, expected, policy, limits, leniency)
+            got, gone = _ask(sandbox, program, [calls[index] for index in order], limits)
             reject_reserved(sandbox, program.files)
-            return found
     except SubmissionRejected as refused:
         return Grade(refused.verdict, refused.evidence, 0, len(calls))
     except SandboxError as error:
         return Grade(Verdict.INFRA, str(error), 0, len(calls))
+    answered = dict(zip(order, got, strict=False))
+    wrong = [
+        index
+        for index, answer in sorted(answered.items())
+        if not same(expected[index], answer, policies[index], leniency)
+    ]
+    passed = len(answered) - len(wrong)
+    if gone is not None:
+        return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, len(calls))
+    if wrong:
+        at = wrong[0]
+        gave, wanted = answered[at].show(), expected[at].show()
+        evidence = f"{calls[at].source(program.function)} gave {gave}, expected {wanted}"
+        return Grade(Verdict.FAIL, evidence, passed, len(calls))
+    return Grade(Verdict.PASS, f"all {len(calls)} calls answered as expected", passed, len(calls))
 
 
-def _judge(
-    sandbox: Sandbox,
-    program: Program,
-    calls: Sequence[Call],
-    expected: Sequence[Answer],
-    policy: NumericPolicy,
-    limits: Limits,
-    leniency: Leniency,
-) -> Grade:
-    """Make every call and compare; then kill all processes of the candidate."""
-    passed, total = 0, len(calls)
+def _order(program: Program, calls: Sequence[Call]) -> list[int]:
+    """Indices of the calls, in an order that nobody can foresee who does not know all calls."""
+    digest = hashlib.sha256()
+    for path, data in sorted(program.files.items()):
+        digest.update(f"{path} {len(data)}\n".encode() + data)
+    for call in calls:
+        digest.update(call.source("").encode(errors="surrogatepass"))
+    order = [*range(len(calls))]
+    random.Random(digest.digest()).shuffle(order)
+    return order
+
+
+def _ask(
+    sandbox: Sandbox, program: Program, calls: Sequence[Call], limits: Limits
+) -> tuple[list[Answer], PeerGone | None]:
+    """Make every call, then kill all processes of the candidate. If it is gone early, say how it went."""
+    found: list[Answer] = []
     worker: _Worker | None = None
     try:
         worker = _Worker(sandbox, program, limits)
-        for call, want in zip(calls, expected, strict=True):
-            got = worker.call(call)
-            if not same(want, got, policy, leniency):
-                shown = f"{call.source(program.function)} gave {got.show()}, expected {want.show()}"
-                return Grade(Verdict.FAIL, shown, passed, total)
-            passed += 1
+        for call in calls:
+            found.append(worker.call(call))
     except PeerGone as gone:
-        return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, total)
+        return found, gone
     finally:
         if worker is not None:
             worker.close()
-    return Grade(Verdict.PASS, f"all {total} calls answered as expected", passed, total)
+    return found, None
 
 
 def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT, leniency: Leniency = EXACT) -> bool:

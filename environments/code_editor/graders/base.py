@@ -1,27 +1,17 @@
-"""The grader protocol, and functions that graders share."""
+"""The grader protocol, and what graders share."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from typing import Protocol
 
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.result_cache import ResultCache
-from envkit.grading import (
-    GRADING_LIMITS,
-    Answer,
-    Grade,
-    Leniency,
-    NumericPolicy,
-    Program,
-    canonical,
-    grade,
-)
-from envkit.inputs.call import Call
+from envkit.grading import GRADING_LIMITS, Grade, canonical
 from envkit.sandbox import SandboxBackend
-from envkit.types import Task, Verdict
+from envkit.types import Task
 
 #: Limits of the original: half of a candidate's, so that a correct but slower candidate is not stopped.
 REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
@@ -73,30 +63,3 @@ class Grader(Protocol):
 def hidden_digest(task: Task) -> bytes:
     """Hash a task's hidden fields, because two task files may use one id for different tasks."""
     return hashlib.sha256(canonical(task.hidden).encode()).digest()
-
-
-def grade_calls(
-    backend: SandboxBackend,
-    subject: Program,
-    calls: Sequence[Call],
-    expected: Sequence[Answer],
-    policies: Mapping[NumericPolicy, Sequence[int]],
-    leniency: Leniency,
-) -> Grade:
-    """Grade by calls that may have different numeric policies.
-
-    Args:
-        policies: policy -> indices of its calls; nearly always a single one.
-        backend, subject, calls, expected, leniency: see `envkit.grading.grade`.
-    """
-    grades: list[Grade] = []
-    for policy, part in policies.items():
-        asked, wanted = [calls[index] for index in part], [expected[index] for index in part]
-        found = grade(backend, subject, asked, wanted, policy, leniency=leniency)
-        if found.verdict is not Verdict.PASS:
-            return found
-        grades.append(found)
-    evidence = "; ".join(found.evidence for found in grades)
-    weakness = "; ".join({found.weakness: None for found in grades if found.weakness})
-    passed, total = sum(found.passed for found in grades), sum(found.total for found in grades)
-    return Grade(Verdict.PASS, evidence, passed, total, weakness)

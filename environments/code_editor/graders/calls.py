@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import final
 
 from envkit.environments.code_editor import docstrings
@@ -11,21 +13,28 @@ from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.graders.base import (
     EXPECTED_ANSWERS,
     REFERENCE_LIMITS,
-    grade_calls,
     hidden_digest,
 )
 from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
-from envkit.grading import EXACT, Answer, Grade, Program, answerable
+from envkit.grading import EXACT, Answer, Grade, Program, answerable, grade
 from envkit.inputs.call import Call
 from envkit.inputs.generate import generated_calls
 from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden
 from envkit.sandbox import SandboxBackend
-from envkit.types import Task
+from envkit.types import Task, Verdict
+
+
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """Calls with the original's answers."""
+
+    calls: Sequence[Call]
+    expected: Sequence[Answer]
 
 
 @final
@@ -67,32 +76,55 @@ class CallGrader:
         return self._task.id, hidden_digest(self._task), count, seed
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
-        calls, expected = EXPECTED_ANSWERS.get(
-            self.cache_key(count, seed), lambda: self._expected(self.hidden_calls(seed, count), backend)
+        """Grade by the stored calls and some drawn ones. Other drawn ones must confirm a PASS."""
+        key = self.cache_key(count, seed)
+        asked = EXPECTED_ANSWERS.get(key, lambda: self._expected(self.hidden_calls(seed, count), backend))
+        if not asked.calls:
+            raise BrokenTask(f"task {self._task.id}: the original answers none of its hidden calls")
+        first = self._compare(source, backend, asked)
+        if first.verdict is not Verdict.PASS:
+            return first
+        fresh = EXPECTED_ANSWERS.get(
+            (key, "confirming"), lambda: self._expected(self.confirming_calls(seed, count), backend)
         )
+        if not fresh.calls:  # no further call can be drawn
+            return first
+        second = self._compare(source, backend, fresh)
+        evidence = second.evidence
+        if second.verdict is not Verdict.PASS:
+            evidence = f"{first.total} calls answered as expected, but others do not confirm it: {evidence}"
+        return Grade(second.verdict, evidence, first.passed + second.passed, first.total + second.total)
+
+    def _compare(self, source: bytes, backend: SandboxBackend, asked: _Asked) -> Grade:
         leniency = self._hidden.leniency if isinstance(self._hidden, ProblemHidden) else EXACT
-        policies = {self._hidden.policy: range(len(calls))}
-        return grade_calls(backend, self._program(source), calls, expected, policies, leniency)
+        program = self._program(source)
+        return grade(backend, program, asked.calls, asked.expected, self._hidden.policy, leniency=leniency)
 
     def hidden_calls(self, seed: int, count: int) -> list[Call]:
-        """Return the calls that grade a visit. Those that expose the bug come first: they fail soonest."""
+        """Return the stored calls that expose the bug, drawn calls, and the examples."""
         hidden = self._hidden
-        if isinstance(hidden, ProblemHidden):
-            drawn = generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
-        else:
-            drawn = perturbed_calls(hidden.examples, seed=seed, count=count)
+        drawn = self._draw(seed, count)
         return [*hidden.killers, *drawn, *(call for call in hidden.examples if call not in hidden.killers)]
 
-    def _expected(
-        self, calls: Sequence[Call], backend: SandboxBackend
-    ) -> tuple[Sequence[Call], Sequence[Answer]]:
-        """Compute the original's answers in a sandbox that no candidate ever uses."""
+    def confirming_calls(self, seed: int, count: int) -> list[Call]:
+        """Return drawn calls of which none is among `hidden_calls`."""
+        known = {call.source("") for call in self.hidden_calls(seed, count)}
+        other_seed = int.from_bytes(hashlib.sha256(f"confirm {seed}".encode()).digest()[:8])
+        return [call for call in self._draw(other_seed, count) if call.source("") not in known]
+
+    def _draw(self, seed: int, count: int) -> list[Call]:
+        hidden = self._hidden
+        if isinstance(hidden, ProblemHidden):
+            return generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
+        return perturbed_calls(hidden.examples, seed=seed, count=count)
+
+    def _expected(self, calls: Sequence[Call], backend: SandboxBackend) -> _Asked:
+        """Ask the original, in a sandbox that no candidate ever uses.
+
+        Calls that the original rejects, or whose answers cannot be compared, are dropped.
+        """
         reference = self._program(self._hidden.reference.encode())
-        # Calls that the original rejects, or whose answers cannot be compared, are dropped.
-        asked, answered = answerable(backend, reference, calls, REFERENCE_LIMITS)
-        if not asked:
-            raise BrokenTask(f"task {self._task.id}: the original answers none of {len(calls)} calls")
-        return asked, answered
+        return _Asked(*answerable(backend, reference, calls, REFERENCE_LIMITS))
 
     def _program(self, source: bytes) -> Program:
         return Program({SOLUTION: source}, SOLUTION, self._hidden.function, self._hidden.modules)

@@ -12,12 +12,11 @@ from envkit.environments.code_editor.graders import probe
 from envkit.environments.code_editor.graders.base import (
     EXPECTED_ANSWERS,
     REFERENCE_LIMITS,
-    grade_calls,
     hidden_digest,
 )
 from envkit.environments.code_editor.hidden import ProgramHidden
 from envkit.environments.code_editor.prompt import CHECK, check_script
-from envkit.grading import Answer, Grade, NumericPolicy, Program, answers
+from envkit.grading import Answer, Grade, Program, answers, grade
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
@@ -52,8 +51,9 @@ class ProgramGrader:
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         hidden = self._hidden
         expected = EXPECTED_ANSWERS.get(self.cache_key(count, seed), lambda: self._expected(backend))
-        return grade_calls(
-            backend, self._program(source), hidden.killers, expected, self._policies(), hidden.leniency
+        policies = [look.numbers for look in hidden.looks]
+        return grade(
+            backend, self._program(source), hidden.killers, expected, policies, leniency=hidden.leniency
         )
 
     def _expected(self, backend: SandboxBackend) -> Sequence[Answer]:
@@ -68,13 +68,6 @@ class ProgramGrader:
             values = seen[place].value if place < len(seen) else None
             times = len(values) if isinstance(values, list) else 1
             found.append(Answer(value=[cast("JSON", expected.value)] * times))
-        return found
-
-    def _policies(self) -> Mapping[NumericPolicy, Sequence[int]]:
-        """Numeric policy -> the probes that use it."""
-        found: dict[NumericPolicy, list[int]] = {}
-        for place, expected in enumerate(self._hidden.looks):
-            found.setdefault(expected.numbers, []).append(place)
         return found
 
     def _program(self, source: bytes) -> Program:
