@@ -43,7 +43,7 @@ def evaluate(
 
     Episodes are played in fixed chunks. A chunk with a missing episode is played again as a whole, because
     the last bits of a probability depend on the batch. A resumed evaluation therefore gives the same numbers
-    as an uninterrupted one.
+    as an uninterrupted one. Solved episodes are judged by the environment's held-out checks too.
 
     Args:
         rollouts: plays them.
@@ -69,7 +69,7 @@ def evaluate(
         started = time.monotonic()
         played: list[Trajectory] = []
         try:
-            rollouts.play(agent, chunk_keys, on_done=played.append)
+            rollouts.play(agent, chunk_keys, held_out=True, on_done=played.append)
         finally:  # episodes that ended before a provider refused the agent may be paid for
             new = {t.key: t for t in played if t.key not in finished}
             share_s = (time.monotonic() - started) / max(len(new), 1)
@@ -116,6 +116,7 @@ def task_results(
 def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[EpisodeKey, float]) -> TaskResult:
     graded = [t for t in played if t.outcome is not Outcome.VOID]
     usages = [step.turn.usage for t in graded for step in t.steps]
+    held_out = [scores for t in graded if t.solved and (scores := _held_out_scores(t))]
     return TaskResult(
         task=task.id,
         source=task.source,
@@ -128,4 +129,13 @@ def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[Epis
         seconds=sum(seconds[t.key] for t in played),
         cached_tokens=sum(usage.cached_tokens for usage in usages),
         cut_off=sum(any(step.turn.stop == "length" for step in t.steps) for t in graded),
+        held_out=len(held_out),
+        held_out_failed=sum(min(scores) < 1 for scores in held_out),
     )
+
+
+def _held_out_scores(trajectory: Trajectory) -> list[float]:
+    """Scores of the held-out checks that ran. A journal may have been edited, so others are left out."""
+    scores = trajectory.info.get("held_out")
+    found = scores.values() if isinstance(scores, dict) else ()
+    return [score for score in found if isinstance(score, int | float)]

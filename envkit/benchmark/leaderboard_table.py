@@ -12,7 +12,7 @@ from typing import Final
 from envkit.benchmark.leaderboard_data import Leaderboard, RankedRow, Section
 from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
 from envkit.benchmark.stats import Interval
-from envkit.benchmark.tables import Table
+from envkit.benchmark.tables import HELD_OUT_FAILED, Table, held_out_failed
 from envkit.benchmark.visible_text import visible
 
 #: Texts of the "Answers" column by `Origin.kind`.
@@ -40,8 +40,8 @@ class Cell:
 
 
 HEAD: Final = (
-    *("Agent", "Answers", "Solved %", "Points against", "p, corrected", "$ per solved", "$ spent"),
-    *("Training $", "s per episode", "Tasks", "Tries", "Voids"),
+    *("Agent", "Answers", "Solved %", HELD_OUT_FAILED, "Points against", "p, corrected", "$ per solved"),
+    *("$ spent", "Training $", "s per episode", "Tasks", "Tries", "Voids"),
 )
 #: Number of text columns, from the left.
 TEXT_COLUMNS: Final = 2
@@ -59,6 +59,10 @@ def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
         Cell(row.name),
         Cell(KINDS[row.measured.origin.kind]),
         _solves(row),
+        Cell(
+            held_out_failed(summary),
+            summary.held_out_failed / summary.held_out if summary.held_out else None,
+        ),
         *_compared(row, reference),
         _per_solved(row),
         Cell(dollars(cost.total_usd), _finite(cost.total_usd)),
@@ -167,6 +171,7 @@ def as_csv(board: Leaderboard) -> str:
     writer.writerow(
         (
             *("environment", "agent", "answers", "tasks", "samples", "solved", "voids"),
+            *("held_out", "held_out_failed"),
             *("pass_at_1", "pass_at_1_low", "pass_at_1_high", "clusters"),
             *(f"pass_at_{k}{end}" for k in ks for end in ("", "_low", "_high")),
             *("difference", "difference_low", "difference_high", "detectable"),
@@ -196,6 +201,8 @@ def _values(
         row.summary.samples,
         sum(result.solved for result in items),
         row.summary.voids,
+        row.summary.held_out,
+        row.summary.held_out_failed,
         *((rate.estimate, rate.low, rate.high, rate.clusters) if rate else (None,) * 4),
         *(end for at_k in _rates(row, ks) for end in _ends(at_k)),
         *_ends(difference),

@@ -60,6 +60,8 @@ class TaskResult:
         seconds: share of the row's wall time, grading and voids included. All shares add up to the wall time.
         cached_tokens: the part of ``prompt_tokens`` that the provider had in its cache.
         cut_off: graded samples with a turn that ended at the token limit.
+        held_out: solved samples that the environment's held-out checks judged as well.
+        held_out_failed: how many of these failed one, 0 <= held_out_failed <= held_out <= solved.
     """
 
     task: str
@@ -73,12 +75,19 @@ class TaskResult:
     seconds: float = 0.0
     cached_tokens: int = 0
     cut_off: int = 0
+    held_out: int = 0
+    held_out_failed: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples <= _MAX_SAMPLES or not 0 <= self.voids <= _MAX_SAMPLES:
             raise ValueError(
                 f"task {self.task}: {self.solved} solved of {self.samples} samples, {self.voids} voids; "
                 f"expected 0 <= solved <= samples, voids >= 0, and none above {_MAX_SAMPLES}"
+            )
+        if not 0 <= self.held_out_failed <= self.held_out <= self.solved:
+            raise ValueError(
+                f"task {self.task}: {self.held_out_failed} of {self.held_out} samples failed a held-out "
+                f"check, and {self.solved} are solved; expected 0 <= held_out_failed <= held_out <= solved"
             )
         _require_counts(self, "completion_tokens", "prompt_tokens", "cached_tokens", "cut_off")
         _require_amounts(self, "seconds")

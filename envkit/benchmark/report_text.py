@@ -8,10 +8,11 @@ from envkit.benchmark.number_text import bounds, percent, points, share
 from envkit.benchmark.report_data import ReportData, Row
 from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES, minimum_detectable
 from envkit.benchmark.summary import DifferenceSummary, RowSummary, Summary
+from envkit.benchmark.tables import HELD_OUT_FAILED
 
 FEW_CLUSTERS = 30  # with fewer, percentile intervals are clearly too narrow
 #: Shares of samples above which a report warns.
-_MANY_VOIDS, _MANY_CUT_OFF = 0.01, 0.05
+_MANY_VOIDS, _MANY_CUT_OFF, _MANY_HELD_OUT_FAILED = 0.01, 0.05, 0.05
 #: The interval if resampling finds no variation.
 EXACT = (
     "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
@@ -69,7 +70,7 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
 
 
 def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
-    """Warnings that follow from one row's numbers: a failed control, many voids, many answers cut off.
+    """Warnings that follow from one row's numbers, such as a failed control or many voids.
 
     Args:
         name: the row's name in the warnings.
@@ -87,6 +88,11 @@ def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
         sentences.append(
             f"{name}: {numbers.voids} of {played} samples were lost to broken machinery or to a provider "
             "that did not answer. They are left out, which can make the rate too high or too low."
+        )
+    if numbers.held_out_failed > _MANY_HELD_OUT_FAILED * numbers.held_out:
+        sentences.append(
+            f"{name}: {numbers.held_out_failed} of {numbers.held_out} solved samples fail the held-out "
+            "check, which asks much more than the reward does. The solve rate is too high by as much."
         )
     cut_off = sum(result.cut_off for result in row.results)
     if row.expected is None and cut_off > _MANY_CUT_OFF * numbers.samples:
@@ -113,6 +119,11 @@ def method(summary: Summary) -> tuple[str, ...]:
         "Voids are samples lost to broken machinery or to a provider that did not answer. They count in "
         "seconds and in no other number.",
     ]
+    if any(row.held_out for row in summary.rows):
+        lines.append(
+            f"{HELD_OUT_FAILED}: of the solved samples, those that fail a check which is no part of the "
+            "reward and asks much more."
+        )
     if clusters:
         planned = percent(minimum_detectable(clusters, 0.25))
         lines.append(

@@ -47,6 +47,8 @@ class RowSummary:
         seconds: wall time.
         samples: graded samples.
         voids: samples lost to sandbox or provider failures; only ``seconds`` includes them.
+        held_out: solved samples that held-out checks judged as well.
+        held_out_failed: how many of these failed one: the reward was earned without the work.
     """
 
     name: str
@@ -58,6 +60,8 @@ class RowSummary:
     seconds: float
     samples: int
     voids: int
+    held_out: int
+    held_out_failed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +135,8 @@ def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
         seconds=sum(result.seconds for result in row.results),
         samples=sum(result.samples for result in row.results),
         voids=sum(result.voids for result in row.results),
+        held_out=sum(result.held_out for result in row.results),
+        held_out_failed=sum(result.held_out_failed for result in row.results),
     )
 
 

@@ -11,6 +11,8 @@ from envkit.benchmark.report_data import Machine, ReportData, Scalar, TrainPoint
 from envkit.benchmark.stats import LEVEL
 from envkit.benchmark.summary import DifferenceSummary, OperatorSummary, RowSummary, Summary
 
+#: Title of the column of `held_out_failed`.
+HELD_OUT_FAILED = "Fail held-out check %"
 _TRAINING_ROWS = 12
 _INTERVAL = f"{100 * LEVEL:g} % interval"
 
@@ -36,14 +38,21 @@ def results(data: ReportData, summary: Summary) -> Table:
     """Solve rates, one line per row, controls last."""
     rates = [cell for k in data.ks for cell in (f"pass@{k} %", _INTERVAL)]
     order = sorted(summary.rows, key=lambda row: row.control)
+    has_held_out = any(row.held_out for row in summary.rows)
+    held_out = (HELD_OUT_FAILED,) if has_held_out else ()
     return Table(
         "Solve rates on the held-out tasks",
-        ("Agent", "Tasks", *rates, "Tokens per solve", "Seconds", "Voids"),
-        tuple(_result_row(row) for row in order),
+        ("Agent", "Tasks", *rates, *held_out, "Tokens per solve", "Seconds", "Voids"),
+        tuple(_result_row(row, has_held_out=has_held_out) for row in order),
     )
 
 
-def _result_row(row: RowSummary) -> tuple[str, ...]:
+def held_out_failed(row: RowSummary) -> str:
+    """The share of solved samples that fail a held-out check, in percent."""
+    return percent(row.held_out_failed / row.held_out) if row.held_out else NONE
+
+
+def _result_row(row: RowSummary, *, has_held_out: bool) -> tuple[str, ...]:
     name = f"{row.name} (control)" if row.control else row.name
     cells: list[str] = []
     for rate in row.rates:
@@ -52,6 +61,8 @@ def _result_row(row: RowSummary) -> tuple[str, ...]:
             continue
         partial = "" if rate.tasks == row.tasks else f" ({rate.tasks} tasks)"
         cells += [percent(rate.interval.estimate), bounds(rate.interval) + partial]
+    if has_held_out:
+        cells.append(held_out_failed(row))
     cost = (number(row.tokens_per_solve, 0), number(row.seconds, 0))
     return (name, number(row.tasks, 0), *cells, *cost, number(row.voids, 0))
 

@@ -115,7 +115,7 @@ def _replayed(
             journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
         for start in range(0, len(graded), _EPISODES_AT_ONCE):
             before = graded[start : start + _EPISODES_AT_ONCE]
-            after = rollouts.play(replayer, [trajectory.key for trajectory in before])
+            after = rollouts.play(replayer, [trajectory.key for trajectory in before], held_out=True)
             for trajectory in after:
                 journal.append({"seconds": seconds[trajectory.key], **trajectory_to_json(trajectory)})
             display.advance(start + len(before), "")
