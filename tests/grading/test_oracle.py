@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 
 from envkit.errors import ContractError, SandboxError
-from envkit.grading import Answer, Grade, Program, answers, grade
+from envkit.grading import Answer, Grade, NumericPolicy, Program, answerable, answers, grade, oracle
 from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
@@ -197,8 +197,50 @@ def test_a_candidate_cannot_read_later_calls(backend: SandboxBackend) -> None:
 
 def test_evidence_names_the_first_wrong_call(backend: SandboxBackend) -> None:
     found = judge(backend, PREFIX + "return sum(items)")
-    assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 1, 3)
+    assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 2, 3)
     assert found.evidence == "total([10], start=5) gave 10, expected 15"
+
+
+def test_every_call_is_made_whatever_was_answered_in_an_order_of_the_candidates_own(
+    backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    call_worker = oracle._Worker.call
+
+    def recorded(worker: oracle._Worker, call: Call) -> Answer:
+        asked.append(call.source(""))
+        return call_worker(worker, call)
+
+    monkeypatch.setattr(oracle._Worker, "call", recorded)
+    calls = [Call((f"[{number}]",)) for number in range(20)]
+    expected = [Answer(number, [[number]]) for number in range(20)]
+    orders: list[list[str]] = []
+    for answer in ("sum(items)", "sum(items)", "0", "1"):
+        asked.clear()
+        grade(backend, subject(f"{PREFIX}return {answer}"), calls, expected)
+        orders.append([*asked])
+    assert all(sorted(order) == sorted(call.source("") for call in calls) for order in orders)
+    assert orders[0] == orders[1]
+    assert len({*map(tuple, orders)}) == 3
+
+
+def test_calls_may_have_different_policies(backend: SandboxBackend) -> None:
+    near, exact = NumericPolicy(rel_tol=1e-6), NumericPolicy(rel_tol=0, abs_tol=0)
+    nearly = subject("def total(x):\n    return x + 1e-9\n")
+    calls = [Call(("1.0",)), Call(("2.0",))]
+    expected = answers(backend, subject("def total(x): return x"), calls)
+    assert grade(backend, nearly, calls, expected, [near, near]).verdict is Verdict.PASS
+    found = grade(backend, nearly, calls, expected, [near, exact])
+    assert (found.verdict, found.passed) == (Verdict.FAIL, 1)
+    with pytest.raises(ContractError, match="1 policies"):
+        grade(backend, nearly, calls, expected, [near])
+
+
+def test_an_answer_that_depends_on_earlier_calls_is_not_asked_for(backend: SandboxBackend) -> None:
+    counts = "seen = []\ndef total(n):\n    seen.append(n)\n    return n if n < 3 else len(seen)\n"
+    calls = [Call((str(n),)) for n in (3, 0, 1, 4)]
+    kept, found = answerable(backend, subject(counts), calls)
+    assert (kept, found) == (calls[1:3], [Answer(0, []), Answer(1, [])])
 
 
 def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:

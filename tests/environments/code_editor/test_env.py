@@ -30,6 +30,7 @@ from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.inputs.call import Call
 from envkit.store import trajectory_to_json
 from envkit.taskfile import write_tasks
+from envkit.types import Verdict
 
 Tasks = Mapping[str, Task]
 NAMES = [str(task.metadata["function"]) for task in starter_tasks()]
@@ -295,6 +296,19 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
     wrong = "```python\ndef f(n):\n    return n + (n != 987654321)\n```"
     assert ending(env, wrong, "submit", task="own/task")["reward"] == 0.0
     env.close()
+
+
+def test_a_table_of_the_first_calls_answers_is_not_confirmed(backend: SandboxBackend) -> None:
+    calls = [[[str(n)], {}] for n in range(20, 60)]
+    task = solution_of("f", "def f(n):\n    return n + 1\n", examples=calls[:4], killers=calls[4:5])
+    first = grader_for(task).hidden_calls(3, FRESH_CALLS)
+    table = {int(call.args[0]): int(call.args[0]) + 1 for call in first}
+    source = f"def f(n):\n    return {table}.get(n, 0)\n".encode()
+    found = grader_for(task).grade(source, backend, FRESH_CALLS, 3)
+    assert found.verdict is Verdict.FAIL
+    assert "do not confirm it" in found.evidence
+    right = b"def f(n):\n    return 1 + n\n"
+    assert grader_for(task).grade(right, backend, FRESH_CALLS, 3).verdict is Verdict.PASS
 
 
 def test_the_held_out_check_finds_errors_that_few_inputs_miss(
