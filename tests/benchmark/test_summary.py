@@ -7,9 +7,11 @@ from dataclasses import replace
 
 import pytest
 
+from envkit.benchmark.number_text import NONE
 from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
-from envkit.benchmark.report_text import headline
+from envkit.benchmark.report_text import headline, warnings
 from envkit.benchmark.summary import summarise
+from envkit.benchmark.tables import HELD_OUT_FAILED, results
 
 
 def test_an_arm_in_numbers(run: ReportData) -> None:
@@ -36,6 +38,20 @@ def test_voids_leave_every_rate_but_are_counted(run: ReportData) -> None:
     assert (row.solve_rate.interval.estimate, row.tasks) == (0.5, 2)
     assert row.rates[1].tasks == 1  # only task a has 8 graded samples
     assert (row.voids, row.samples) == (10, 14)
+
+
+def test_held_out_checks_are_shown_beside_the_solve_rate(run: ReportData) -> None:
+    assert HELD_OUT_FAILED not in results(run, summarise(run)).head
+    items = (TaskResult("a", "f", "", 8, 4, held_out=4, held_out_failed=1), TaskResult("b", "g", "", 8, 0))
+    asked, other = Row("x", "", items), Row("y", "", (TaskResult("a", "f", "", 8, 0),))
+    data = replace(run, rows=(asked, other), differences=())
+    summary = summarise(data)
+    table = results(data, summary)
+    at = table.head.index(HELD_OUT_FAILED)
+    assert [row[at] for row in table.rows] == ["25.0", NONE]
+    assert any("x: 1 of 4 solved samples fail the held-out" in text for text in warnings(data, summary))
+    with pytest.raises(ValueError, match="held_out_failed <= held_out <= solved"):
+        TaskResult("a", "f", "", 8, 4, held_out=5)
 
 
 def test_differences_pair_by_task(run: ReportData) -> None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import final
+from typing import ClassVar, final
 
 import pytest
 from guess_env import TASKS, Backend, GuessEnv, halve
 
+from envkit import check
 from envkit.agents.scripted import ScriptedAgent
 from envkit.display import Silent
 from envkit.errors import SandboxError, Stopped
@@ -48,6 +49,30 @@ def test_a_few_voids_are_reported_and_the_other_episodes_count(tmp_path: Path) -
     with Rollouts(lambda: GuessEnv(sandbox=backend, max_turns=8), workers=1) as rollouts:
         EvalRunner(run, TASKS, display).play(rollouts, HALVING, "halving", 8)
     assert display.lines == ["halving: 1 of 24 episodes are void, in no rate; the first: no sandbox"]
+
+
+@final
+class CheckedGuess(GuessEnv):
+    """Its held-out check rejects one of the three tasks."""
+
+    id: ClassVar[str] = "checked-guess"
+
+    @check(held_out=True)
+    def is_not_below_50(self) -> bool:
+        return self.task.id != "below-50"
+
+
+def test_solved_episodes_are_asked_the_held_out_check(tmp_path: Path) -> None:
+    run = RunFolder.create(tmp_path, "bench", {})
+    runner = EvalRunner(run, TASKS, Silent())
+    with Rollouts(lambda: CheckedGuess(sandbox=Backend(), max_turns=8), workers=1) as rollouts:
+        runner.play(rollouts, HALVING, "halving", 2)
+        runner.play(rollouts, ScriptedAgent("quitter", lambda *_: "quit"), "quitter", 2)
+    found = [runner.report_row(name, "", runner.counted(name, 2)) for name in ("halving", "quitter")]
+    assert [[(each.held_out, each.held_out_failed) for each in row.results] for row in found if row] == [
+        [(2, 0), (2, 2), (2, 0)],
+        [(0, 0)] * 3,
+    ]
 
 
 def test_a_stop_keeps_what_is_finished_and_a_resumed_run_plays_the_rest(tmp_path: Path) -> None:
