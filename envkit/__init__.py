@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
 from envkit.checks import Check, Score, check
-from envkit.env import ActionResult, Env, Exploit, ImportedTasks
+from envkit.env import ActionResult, Env, Exploit, ImportedTasks, Variant
 from envkit.errors import (
     AgentError,
     BrokenTask,
@@ -156,6 +156,7 @@ __all__ = [
     "Usage",
     "UsageError",
     "Utf8",
+    "Variant",
     "Verdict",
     "__version__",
     "bench",

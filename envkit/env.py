@@ -51,6 +51,21 @@ class Exploit:
 
 
 @dataclass(frozen=True, slots=True)
+class Variant:
+    """A solution that is known to be right or wrong, to measure how often verdicts are wrong.
+
+    Args:
+        kind: how it was made, such as "another mutation"; rates are counted by kind.
+        actions: its episode; the last action is repeated until the episode ends.
+        is_right: True if it solves the task.
+    """
+
+    kind: str
+    actions: tuple[str, ...]
+    is_right: bool
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedTasks:
     """Tasks read from the files of a published benchmark.
 
@@ -243,6 +258,11 @@ class Env(gymnasium.Env[str, str], ABC):
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
         """Attempts to win a task without solving it. `envkit audit` plays all of them."""
+        return ()
+
+    @classmethod
+    def variants(cls, task: Task) -> Sequence[Variant]:
+        """Nearly right solutions, and right ones in other forms. `envkit audit` counts wrong verdicts."""
         return ()
 
     def apply(self, action: str) -> ActionResult:

@@ -80,6 +80,7 @@ PUBLIC = [
     "Usage",
     "UsageError",
     "Utf8",
+    "Variant",
     "Verdict",
     "__version__",
     "bench",

@@ -6,6 +6,7 @@ import contextlib
 import itertools
 import math
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final, cast
@@ -19,6 +20,9 @@ from envkit.sandbox_check import ESSENTIAL, self_check
 
 #: Highest mean reward of random actions. Some answers are right by chance.
 _MAX_NOISE_REWARD: Final = 0.1
+#: Highest shares of nearly right variants that are accepted, and of right ones that are rejected.
+_MAX_ACCEPTED: Final = 0.1
+_MAX_REJECTED: Final = 0.02
 
 #: Returns what it found. Raises `AuditFailure` or `NotApplicable`; `run_audit` records any exception.
 AuditCheck = Callable[[AuditedEnv], str]
@@ -186,6 +190,31 @@ def _exploits(audited: AuditedEnv) -> str:
     return f"{len(tried)} exploits earn nothing{note}"
 
 
+def _fidelity(audited: AuditedEnv) -> str:
+    wrong: Counter[tuple[bool, str]] = Counter()
+    played: Counter[tuple[bool, str]] = Counter()
+    for task in audited.tasks:
+        for variant in audited.kind.variants(task):
+            solved = audited.play(task, variant.actions, seed=11).info["solved"]
+            played[variant.is_right, variant.kind] += 1
+            wrong[variant.is_right, variant.kind] += solved is not variant.is_right
+    if not played:
+        raise NotApplicable("it names no variants; see Env.variants")
+
+    def rates(name: str, *, is_right: bool) -> str:
+        counts = ", ".join(f"{key[1]} {wrong[key]} of {played[key]}" for key in played if key[0] is is_right)
+        return f"{name}: {counts or 'not measured'}"
+
+    def share(*, is_right: bool) -> float:
+        keys = [key for key in played if key[0] is is_right]
+        return sum(wrong[key] for key in keys) / max(1, sum(played[key] for key in keys))
+
+    found = f"{rates('false accepts', is_right=False)}; {rates('false rejects', is_right=True)}"
+    if share(is_right=False) > _MAX_ACCEPTED or share(is_right=True) > _MAX_REJECTED:
+        raise AuditFailure(f"{found}; expected at most {_MAX_ACCEPTED:.0%} and {_MAX_REJECTED:.0%}")
+    return found
+
+
 def _pace(audited: AuditedEnv) -> str:
     slowest_s = sorted(audited.play_oracle(task, seed=5).slowest_s for task in audited.tasks)
     median_ms = 1000 * slowest_s[len(slowest_s) // 2]
@@ -211,5 +240,6 @@ AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
     "hidden values do not leak": find_leaks,
     "a broken sandbox gives no verdict": _void,
     "exploits earn nothing": _exploits,
+    "verdicts are right": _fidelity,
     "time per step": _pace,
 }

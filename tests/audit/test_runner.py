@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Verdict, check, tool
+from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Variant, Verdict, check, tool
 from envkit.audit.attacks import ATTACKS, AttackTarget
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
-from envkit.grading import STRICT, Submission, answers, grade
+from envkit.grading import STRICT, Answer, Submission, answers, grade
 from envkit.grading import Program as Graded
 from envkit.inputs.call import Call
 from envkit.registry import sandbox_backend
@@ -59,6 +59,18 @@ class Honest(Env):
             *found,
             Exploit("edits the tests", (own, "submit()")),
             Exploit("asks a judge", (), "there is none"),
+        ]
+
+    @classmethod
+    def variants(cls, task: Task) -> Sequence[Variant]:
+        def solution(body: str) -> tuple[str, str]:
+            text = f"def scaled(items):\n    {body}\n"
+            return format_call("write", {"path": "solution.py", "text": text}), "submit()"
+
+        return [
+            Variant("in another form", solution("return list(map((10).__mul__, items))"), is_right=True),
+            Variant("adds one", solution("return [10 * item + 1 for item in items]"), is_right=False),
+            Variant("wrong for many", solution("return [10 * item for item in items[:3]]"), is_right=False),
         ]
 
     def setup(self, task: Task) -> str:
@@ -151,6 +163,15 @@ class EditableTests(Honest):
         return [answer.value for answer in found] == [wanted for _, wanted in cases]
 
 
+class FewItems(Honest):
+    @check()
+    def right(self) -> Grade | bool | float:
+        files = {"solution.py": self.sandbox.read("solution.py", 10_000)}
+        calls = [Call(("[3, 4]",))]
+        found = answers(self.backend, Graded(files, "solution.py", "scaled"), calls)
+        return found == [Answer([30, 40], [[3, 4]])]
+
+
 SABOTAGED = {
     LeakyOracle: ("hidden values do not leak", "can be read in the workspace's notes.txt"),
     LeakyNumber: ("hidden values do not leak", "can be read in observation 0"),
@@ -160,6 +181,7 @@ SABOTAGED = {
     InProcessVerdict: ("exploits earn nothing", "exploits win: ends the process"),
     IgnoredTimeout: ("exploits earn nothing", "has not ended within"),
     OpenNetwork: ("its sandbox isolates", "process, does not isolate"),
+    FewItems: ("verdicts are right", "false accepts: adds one 0 of 3, wrong for many 3 of 3"),
     EditableTests: ("exploits earn nothing", "edits the tests earns 1"),
 }
 
@@ -178,6 +200,9 @@ def test_an_honest_environment_passes(backend: SandboxBackend) -> None:
     found = audited(Honest, backend)
     assert [*found] == [*AUDIT_CHECKS]
     assert [finding for finding in found.values() if not finding.ok] == []
+    assert found["verdicts are right"].detail == (
+        "false accepts: adds one 0 of 3, wrong for many 0 of 3; false rejects: in another form 0 of 3"
+    )
     assert "not applicable: asks a judge: there is none" in found["exploits earn nothing"].detail
 
 
