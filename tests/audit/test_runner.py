@@ -213,6 +213,7 @@ def test_sabotage_is_caught_and_named(
     if kind is IgnoredTimeout:  # only its episodes last as long
         monkeypatch.setattr("envkit.audit.audited_env.EPISODE_TIMEOUT_S", 4.0)
     check, words = SABOTAGED[kind]
+    monkeypatch.setattr("envkit.audit.runner.AUDIT_CHECKS", {check: AUDIT_CHECKS[check]})
     finding = audited(kind, backend)[check]
     assert finding.ok is False
     assert words in finding.detail
