@@ -26,7 +26,7 @@ GROUPS = {
 }
 
 #: Versions in the Gymnasium ids of envkit's environments. Others have the major version of their package.
-_VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 2, "sql-desk-postgres": 2}
+_VERSIONS = {"code-editor": 0, "service-desk": 0, "sql-desk": 3, "sql-desk-postgres": 3}
 
 #: Backends in order of preference; plugins' backends come after these.
 _PREFERENCE = ("zygote", "bubblewrap", "docker")

@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar, final
 
 from envkit.agent import Agent, Session
 from envkit.env import Env
-from envkit.errors import AgentError, BrokenTask, CheckError, ContractError, SandboxError
+from envkit.errors import (
+    SETUP_ERRORS,
+    AgentError,
+    BrokenTask,
+    CheckError,
+    ContractError,
+    SandboxError,
+    Stopped,
+    StoreError,
+    UsageError,
+)
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
 
@@ -21,6 +32,12 @@ Result = TypeVar("Result")
 
 #: Seconds between two looks at the stop request while environments work.
 _POLL_S: Final = 0.1
+#: Errors that no episode can cause, so they end the run.
+_FATAL: Final = (*SETUP_ERRORS, Stopped, StoreError)
+#: Most frames of a recorded traceback, and most characters of it and of an error's message.
+_TRACE_FRAMES: Final = 8
+_TRACE_CHARS: Final = 4_000
+_ERROR_CHARS: Final = 500
 
 
 @dataclass(slots=True)
@@ -32,7 +49,7 @@ class _Episode:
         observation: the latest one, not yet answered.
         held_out: whether its held-out checks are scored as well.
         steps: finished turns.
-        first_fault: error that broke its first sandbox, if one did.
+        first_fault: error that ended its first attempt, if one did.
     """
 
     index: int
@@ -42,7 +59,7 @@ class _Episode:
     session: Session
     held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
-    first_fault: SandboxError | CheckError | None = None
+    first_fault: Exception | None = None
 
 
 def visit_seed(key: EpisodeKey) -> int:
@@ -119,10 +136,13 @@ class Rollouts:
     ) -> list[Trajectory]:
         """Play one episode per key; returns the trajectories in that order.
 
-        If a sandbox breaks or a check raises, the episode's actions are repeated once in a fresh sandbox. If
-        that breaks too, the agent may have caused it and the episode has failed. An episode is void if
-        `Env.reset` fails twice in a row (before the agent acted), if the agent answers with an `AgentError`,
-        or if the task itself is broken (`BrokenTask`).
+        No action ends the run. If a sandbox breaks, or an action, a tool or a check raises, the episode's
+        actions are repeated once in a fresh sandbox. If that fails too, the agent may have caused it and the
+        episode has failed. An episode is void if `Env.reset` fails twice in a row (before the agent acted),
+        if the agent answers with an `AgentError`, or if the task itself is broken (`BrokenTask`).
+
+        If the environment's code raised, the episode's ``info["trace"]`` holds the end of the traceback,
+        whatever became of the episode; see `raised`.
 
         Args:
             agent: answers the observations.
@@ -132,6 +152,7 @@ class Rollouts:
 
         Raises:
             ContractError: the agent does not answer, or answers a session that is not waiting.
+            UsageError: an environment cannot be made, or cannot begin an episode, because of its input.
             Stopped: `should_stop` has become True. Episodes that did not end are dropped.
         """
         with self._borrowed(keys) as envs:
@@ -141,7 +162,7 @@ class Rollouts:
                 partial(_start, env, key, held_out) for env, key in zip(envs, keys, strict=True)
             )
             for index, (env, key, first) in enumerate(zip(envs, keys, starts, strict=True)):
-                if isinstance(first, SandboxError):
+                if isinstance(first, Exception):
                     done[index] = _void(env, agent, key, (), first)
                     on_done(done[index])
                     continue
@@ -182,18 +203,22 @@ class Rollouts:
 
 
 def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
-    """Reset the environment, twice if the first sandbox breaks; returns the first observation."""
+    """Reset the environment, twice if the first time fails; returns the first observation."""
     seed, options = visit_seed(key), {"task": key.task, "held_out": held_out}
     try:
         return env.reset(seed=seed, options=options)[0]
-    except SandboxError:
+    except (UsageError, *_FATAL):
+        raise
+    except Exception:
         return env.reset(seed=seed, options=options)[0]
 
 
-def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | SandboxError:
+def _start(env: Env, key: EpisodeKey, held_out: bool) -> str | Exception:
     try:
         return _reset(env, key, held_out)
-    except SandboxError as error:
+    except (UsageError, *_FATAL):
+        raise
+    except Exception as error:
         return error
 
 
@@ -215,33 +240,41 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
     """Step the environment with one turn; returns the trajectory if the episode is over."""
     env, key = episode.env, episode.key
     if isinstance(turn, AgentError):
-        env.close()
+        with suppress(Exception):  # the episode is void, whether or not it ends well
+            env.close()
         return _void(env, agent, key, episode.steps, turn)
     try:
         observation, reward, terminated, truncated, info = env.step(turn.text)
     except BrokenTask as error:
         return _void(env, agent, key, [*episode.steps, StepRecord(episode.observation, turn, 0.0)], error)
-    except (SandboxError, CheckError) as error:
+    except _FATAL:
+        raise
+    except Exception as error:
         return _repeat(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
     episode.observation = observation
-    return _finished(env, agent, key, episode.steps, info) if terminated or truncated else None
+    if not (terminated or truncated):
+        return None
+    return _finished(env, agent, key, episode.steps, {**info, **_trace(episode.first_fault)})
 
 
-def _repeat(
-    agent: Agent, episode: _Episode, turn: Turn, error: SandboxError | CheckError
-) -> Trajectory | None:
-    """Repeat an episode's actions in a fresh sandbox. If it breaks again, the episode has failed."""
+def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Trajectory | None:
+    """Repeat an episode's actions in a fresh sandbox. If that fails again, the episode has failed."""
     env, key, steps = episode.env, episode.key, episode.steps
-    if episode.first_fault is not None:
-        info = {"verdict": Verdict.FAIL.value, "error": f"broke twice: {episode.first_fault}; {error}"}
+    first = episode.first_fault
+    if first is not None:
+        info: dict[str, Any] = {
+            "verdict": Verdict.FAIL.value,
+            "error": f"broke twice: {_described(first)}; {_described(error)}",
+            **(_trace(error) or _trace(first)),
+        }
         steps = [*steps, StepRecord(episode.observation, turn, 0.0)]
         return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
     episode.first_fault = error
-    try:
-        episode.observation = _reset(env, key, episode.held_out)
-    except SandboxError as second:
-        return _void(env, agent, key, steps, second)
+    begun = _start(env, key, episode.held_out)
+    if isinstance(begun, Exception):
+        return _void(env, agent, key, steps, begun)
+    episode.observation = begun
     episode.steps = []
     for earlier in [*(step.turn for step in steps), turn]:
         if (end := _step(agent, episode, earlier)) is not None:
@@ -252,7 +285,7 @@ def _repeat(
 def _finished(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], info: Mapping[str, Any]
 ) -> Trajectory:
-    kept = ("verdict", "evidence", "weaknesses", "held_out", "error")
+    kept = ("verdict", "evidence", "weaknesses", "held_out", "error", "trace")
     notes: dict[str, JSON] = {name: info[name] for name in kept if name in info}
     outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
     return Trajectory(key, env.id, agent.name, tuple(steps), outcome, dict(info["scores"]), notes)
@@ -262,4 +295,38 @@ def _void(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
 ) -> Trajectory:
     # A void never reaches the last step, which is the one that earns a reward.
-    return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, {"error": str(error)})
+    info: dict[str, JSON] = {"error": _described(error), **_trace(error)}
+    return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, info)
+
+
+def raised(trajectory: Trajectory) -> bool:
+    """True if the environment's own code raised in the episode, which is a bug; see `Rollouts.play`."""
+    return "trace" in trajectory.info
+
+
+def _is_bug(error: Exception) -> bool:
+    """True if the environment's code raised, and not its sandbox or the agent."""
+    return not isinstance(error, SandboxError | AgentError)
+
+
+def _described(error: Exception) -> str:
+    """The error's message, with its type if it was not raised on purpose."""
+    try:
+        text = str(error)
+    except Exception:  # the message of an author's exception is the author's code
+        text = "its message cannot be shown"
+    if _is_bug(error) and not isinstance(error, CheckError):
+        text = f"{type(error).__name__}: {text}"
+    return text if len(text) <= _ERROR_CHARS else f"{text[:_ERROR_CHARS]} ..."
+
+
+def _trace(error: Exception | None) -> dict[str, JSON]:
+    """The end of a bug's traceback for the episode's record; empty for other errors."""
+    if error is None or not _is_bug(error):
+        return {}
+    cause = error.__cause__ if isinstance(error, CheckError) else None
+    try:
+        lines = traceback.format_exception(cause or error, limit=-_TRACE_FRAMES, chain=False)
+    except Exception:
+        lines = [_described(error)]
+    return {"trace": "".join(lines)[-_TRACE_CHARS:].strip()}

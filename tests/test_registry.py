@@ -98,8 +98,8 @@ def test_gymnasium_knows_the_ids_once_envkit_is_imported() -> None:
     for id_, name in (
         ("CodeEditor-v0", "code-editor"),
         ("ServiceDesk-v0", "service-desk"),
-        ("SqlDesk-v2", "sql-desk"),
-        ("SqlDeskPostgres-v2", "sql-desk-postgres"),
+        ("SqlDesk-v3", "sql-desk"),
+        ("SqlDeskPostgres-v3", "sql-desk-postgres"),
     ):
         spec = gymnasium.spec(f"envkit/{id_}")
         assert (spec.entry_point, spec.kwargs) == ("envkit.registry:make", {"name": name})

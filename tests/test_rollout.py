@@ -25,8 +25,9 @@ from envkit import (
 )
 from envkit.agents.scripted import ScriptedAgent, noop
 from envkit.checks import check
-from envkit.errors import AgentError, BrokenTask, SandboxError, Stopped
-from envkit.rollout import visit_seed
+from envkit.errors import AgentError, BrokenTask, ConfigError, SandboxError, Stopped
+from envkit.rollout import raised, visit_seed
+from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
 
@@ -236,20 +237,118 @@ def test_an_unknown_task_raises_and_leaves_no_sandbox_open() -> None:
         play(HALVING, [*keys(1, 2), EpisodeKey(0, 0, 0, 0, "nowhere")])
 
 
-def test_a_bug_in_an_environment_ends_the_run_and_closes_every_sandbox() -> None:
-    class Buggy(GuessEnv):
-        def apply(self, action: str) -> ActionResult:
-            if self.task.id == "below-10":
-                raise ZeroDivisionError("bug")
-            return super().apply(action)
+class Buggy(GuessEnv):
+    """Raises at one place: ``setup``, ``apply`` or ``right`` (a check), in the task ``below-10`` only.
 
+    Args:
+        place: where.
+        error: what.
+        times: how often; later it works.
+    """
+
+    def __init__(self, place: str, error: BaseException, times: int = 99, **options: Any) -> None:
+        super().__init__(**options)
+        self.place, self.error, self.times = place, error, times
+
+    def raise_at(self, place: str) -> None:
+        if self.task.id == "below-10" and place == self.place and self.times:
+            self.times -= 1
+            raise self.error
+
+    def setup(self, task: Task) -> str:
+        self.raise_at("setup")
+        return super().setup(task)
+
+    def apply(self, action: str) -> ActionResult:
+        self.raise_at("apply")
+        return super().apply(action)
+
+    @check(weight=0)
+    def sound(self) -> bool:
+        self.raise_at("check")
+        return True
+
+
+def play_buggy(place: str, error: BaseException, times: int = 99) -> list[Trajectory]:
+    """Play two episodes of each task; each has its own environment with the bug."""
     backend = Backend()
-    with (
-        Rollouts(lambda: Buggy(sandbox=backend)) as rollouts,
-        pytest.raises(ZeroDivisionError, match="bug"),
-    ):
-        rollouts.play(HALVING, keys(3, 2))
-    assert not backend.open
+    with Rollouts(lambda: Buggy(place, error, times, sandbox=backend, max_turns=8)) as rollouts:
+        played = rollouts.play(HALVING, keys(3, 2))
+    assert not backend.open, "sandboxes are left behind"
+    return played
+
+
+BUGS = [
+    ZeroDivisionError("bug"),
+    RecursionError("deep"),
+    MemoryError("full"),
+    ContractError("no"),
+    UsageError("no"),
+]
+
+
+@pytest.mark.parametrize("error", BUGS, ids=lambda error: type(error).__name__)
+def test_what_an_action_raises_fails_its_episode_and_the_others_go_on(error: Exception) -> None:
+    first, second, *others = play_buggy("apply", error)
+    assert all(other.solved and not raised(other) for other in others)
+    said = f"{type(error).__name__}: {error}"
+    for failed in (first, second):
+        assert (failed.outcome, failed.reward, failed.info["verdict"]) == (Outcome.FAILED, 0.0, "FAIL")
+        assert failed.info["error"] == f"broke twice: {said}; {said}"
+        trace = str(failed.info["trace"])
+        assert trace.startswith("Traceback")
+        assert trace.endswith(said)
+        assert "self.raise_at" in trace
+        assert raised(failed)
+
+
+def test_what_a_check_raises_is_recorded_with_its_own_traceback() -> None:
+    failed, _, *others = play_buggy("check", KeyError("tea"))
+    assert all(other.solved for other in others)
+    assert (failed.outcome, failed.reward) == (Outcome.FAILED, 0.0)
+    assert str(failed.info["trace"]).endswith("KeyError: 'tea'")
+    assert "check sound raised KeyError" in str(failed.info["error"])
+
+
+@pytest.mark.parametrize("error", BUGS[:4], ids=lambda error: type(error).__name__)
+def test_what_setup_raises_makes_its_episode_void(error: Exception) -> None:
+    first, second, *others = play_buggy("setup", error)
+    assert all(other.solved for other in others)
+    for void in (first, second):
+        assert (void.outcome, void.steps) == (Outcome.VOID, ())
+        assert void.info["error"] == f"{type(error).__name__}: {error}"
+        assert raised(void)
+
+
+@pytest.mark.parametrize("place", ["apply", "check"])
+def test_a_bug_that_does_not_happen_again_costs_no_episode_but_is_recorded(place: str) -> None:
+    first, second, *others = play_buggy(place, ZeroDivisionError("bug"), times=1)
+    assert all(played.solved for played in (first, second, *others))
+    assert raised(first)
+    assert raised(second)
+    assert not any(map(raised, others))
+
+
+def test_a_record_with_a_trace_is_bounded_and_survives_the_journal(tmp_path: Any) -> None:
+    class Mute(Exception):
+        def __str__(self) -> str:
+            raise ValueError("no words")
+
+    for error in (ValueError("x" * 10**6 + "\ud800"), Mute()):
+        failed, *_ = play_buggy("apply", error)
+        assert len(str(failed.info["trace"])) <= 4_000
+        assert len(str(failed.info["error"])) <= 1_200
+        with Journal(tmp_path / f"{type(error).__name__}.jsonl") as journal:
+            journal.append(trajectory_to_json(failed))
+        [record] = read_lines(journal.path)
+        assert trajectory_from_json(record) == failed
+
+
+@pytest.mark.parametrize("place", ["setup", "apply", "check"])
+@pytest.mark.parametrize("error", [ConfigError("bad setting"), KeyboardInterrupt(), SystemExit(3)], ids=repr)
+def test_errors_of_the_setup_and_interrupts_still_end_the_run(place: str, error: BaseException) -> None:
+    with pytest.raises(type(error)):
+        play_buggy(place, error)
 
 
 def test_an_error_is_raised_after_running_environments_have_finished() -> None:
@@ -259,7 +358,7 @@ def test_an_error_is_raised_after_running_environments_have_finished() -> None:
         def apply(self, action: str) -> ActionResult:
             if self.task.id == "below-10":
                 at_work.wait()
-                raise ZeroDivisionError("bug")
+                raise ConfigError("bad setting")
             at_work.set()
             time.sleep(0.2)  # time in which a loop that does not wait would close this episode
             if self.sandbox.read("kept", 10) == b"kept":
@@ -270,7 +369,7 @@ def test_an_error_is_raised_after_running_environments_have_finished() -> None:
             self.sandbox.write("kept", b"kept")
             return super().setup(task)
 
-    with Rollouts(Slow, workers=2) as rollouts, pytest.raises(ZeroDivisionError, match="bug"):
+    with Rollouts(Slow, workers=2) as rollouts, pytest.raises(ConfigError, match="bad setting"):
         rollouts.play(HALVING, keys(2, 1))
     assert kept.is_set()
 

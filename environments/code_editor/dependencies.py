@@ -33,14 +33,15 @@ def with_dependencies(source: str, block: str, placed: Collection[str]) -> str:
     <BLANKLINE>
     """
     try:
-        file = _texts(source)
+        file = statement_texts(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return source  # saving it will report the error
     imported = {
         name for node in file if isinstance(node, ast.Import | ast.ImportFrom) for name in _bound(node)
     }
-    needed = _needed(block, placed, {*file.values()}, imported - {"*"})
-    at = next((_first_line(node) - 1 for node in file if _defines(node, placed)), None)
+    names = frozenset(placed)
+    needed = _needed(block, names, {*file.values()}, imported - {"*"})
+    at = next((_first_line(node) - 1 for node in file if _defines(node, names)), None)
     if at is None or not needed:
         return source
     lines = source.split("\n")
@@ -57,7 +58,7 @@ def _needed(
         present: texts of the file's statements.
         imported: names that the file imports.
     """
-    texts = _texts(block)
+    texts = statement_texts(block)
     # Each name is looked up once, so that a hostile block takes linear time.
     binding: dict[str, list[ast.stmt]] = {}
     for node in texts:
@@ -95,8 +96,11 @@ def _used(statement: str) -> set[str]:
     """Return the global names that a statement uses, now or when its functions are called."""
     names, codes = set[str](), [compiled(statement)]
     for code in codes:
-        names |= {str(step.argval) for step in dis.get_instructions(code) if step.opname in _USES}
         codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        # Without its constants, because `dis` formats each one: that is slow for long ones, and raises
+        # ValueError for an integer of more than 4,300 digits.
+        bare = code.replace(co_consts=(None,) * len(code.co_consts))
+        names |= {str(step.argval) for step in dis.get_instructions(bare) if step.opname in _USES}
     return names
 
 
@@ -107,7 +111,7 @@ def _defines(statement: ast.stmt, names: Collection[str]) -> bool:
     )
 
 
-def _texts(source: str) -> dict[ast.stmt, str]:
+def statement_texts(source: str) -> dict[ast.stmt, str]:
     """Return a module's statements with their texts."""
     lines = source.encode().split(b"\n")
     return {node: _text(node, lines) for node in parse(source).body}

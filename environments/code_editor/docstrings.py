@@ -10,6 +10,9 @@ import textwrap
 
 from envkit.syntax import parse
 
+#: Longest indentation that is put before each line of a docstring.
+_MAX_MARGIN = 200
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 
@@ -38,7 +41,7 @@ def keep(old: str, new: str) -> str:
     at = min(node.lineno for node in (first, *decorators)) - 1
     lines = new.split("\n")
     margin = lines[at][: len(lines[at]) - len(lines[at].lstrip())]
-    if first.col_offset != len(margin):  # the body is on the def line
+    if first.col_offset != len(margin) or len(margin) > _MAX_MARGIN:  # or the body is on the def line
         return new
     docstring = textwrap.dedent("\n".join(old.split("\n")[span[0] - 1 : span[1]]))
     return "\n".join([*lines[:at], textwrap.indent(docstring, margin), *lines[at:]])

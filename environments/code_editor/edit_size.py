@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import takewhile
 from typing import Any, cast
 
-from envkit.syntax import parse
+from envkit.environments.code_editor.dependencies import statement_texts
 
 #: Words, punctuation, and line starts with their indentation, which determines the block.
 _TOKEN = re.compile(r"\n *|\w+|\S")
+#: Most nodes of the changed statements. More are not measured: no small edit has so many.
+_MAX_NODES = 20_000
 
 
 def changed_tokens(old: str, new: str) -> int | None:
@@ -19,19 +21,35 @@ def changed_tokens(old: str, new: str) -> int | None:
 
     The longer of the stretch's old and new form counts. Comments, layout, quotes, parentheses, type
     annotations and statements without effect, such as docstrings, do not count. ``None`` if a text is not
-    Python or is nested too deeply.
+    Python, is nested too deeply, or changes statements of very many nodes.
 
     >>> changed_tokens("def f(a):\n    return a + 1\n", "def f(a: int):\n    return (a - 1)  # less\n")
     1
     """
     try:
-        was, now = _tokens(old), _tokens(new)
+        was, now = statement_texts(old), statement_texts(new)
+        some, others = _without_common(was, now)
+        if max(_nodes(some), _nodes(others)) > _MAX_NODES:
+            return None
+        before, after = _tokens(some), _tokens(others)
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
-    same = _common(was, now)
+    same = _common(before, after)
     # The common suffix must not overlap the common prefix.
-    same_end = min(_common(was[::-1], now[::-1]), min(len(was), len(now)) - same)
-    return max(len(was), len(now)) - same - same_end
+    same_end = min(_common(before[::-1], after[::-1]), min(len(before), len(after)) - same)
+    return max(len(before), len(after)) - same - same_end
+
+
+def _without_common(
+    was: Mapping[ast.stmt, str], now: Mapping[ast.stmt, str]
+) -> tuple[list[ast.stmt], list[ast.stmt]]:
+    """Leave out the statements at both ends that have equal texts, because writing out a file is slow."""
+    texts, new_texts = [*was.values()], [*now.values()]
+    start = _common(texts, new_texts)
+    end = min(_common(texts[::-1], new_texts[::-1]), min(len(texts), len(new_texts)) - start)
+    # One equal statement stays in their place, because a later statement begins with a line break.
+    first: list[ast.stmt] = [ast.Expr(ast.Name("_"))] if start else []
+    return [*first, *[*was][start : len(texts) - end]], [*first, *[*now][start : len(new_texts) - end]]
 
 
 def _common(some: Sequence[str], others: Sequence[str]) -> int:
@@ -39,9 +57,17 @@ def _common(some: Sequence[str], others: Sequence[str]) -> int:
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(some, others, strict=False)))
 
 
-def _tokens(source: str) -> list[str]:
-    """Split normalized code into tokens; errors as for `parse`."""
-    return _TOKEN.findall(ast.unparse(_Bare().visit(parse(source))))
+def _nodes(statements: Sequence[ast.stmt]) -> int:
+    return sum(1 for statement in statements for _ in ast.walk(statement))
+
+
+def _tokens(statements: Sequence[ast.stmt]) -> list[str]:
+    """Normalize statements, write them out and split them into tokens.
+
+    Raises:
+        ValueError, RecursionError: they cannot be written out.
+    """
+    return _TOKEN.findall(ast.unparse(_Bare().visit(ast.Module([*statements], []))))
 
 
 class _Bare(ast.NodeTransformer):

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import difflib
 import re
 from collections.abc import Sequence
-from typing import final
+from typing import Final, final
 
 from envkit.environments.code_editor.actions import (
     HELP,
     HELP_WHOLE,
-    Action,
     Command,
     Malformed,
     Replace,
     Rewrite,
     parse,
 )
-from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
+from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite, show_change
 from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
@@ -25,7 +23,13 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 #: Limits of the ``run`` command, which makes a few calls of small functions.
 RUN_LIMITS = Limits(cpu_s=2.0, wall_s=10.0, memory_bytes=256 * 2**20, processes=16, output_bytes=16_384)
 
-_MAX_FILE_BYTES = 262_144
+#: Largest file, and most bytes by which edits may let a file grow.
+_MAX_FILE_BYTES: Final = 262_144
+_MAX_GROWTH_BYTES: Final = 65_536
+#: Most work of the edits of one message, apart from its first edit, in bytes of the texts that are searched.
+#: Parsing costs about eight times as much per byte as comparing lines.
+_MAX_WORK_BYTES: Final = 2_000_000
+_PARSING: Final = 8
 _MAX_SHOWN_CHARS = 1_500
 
 
@@ -57,6 +61,7 @@ class CodeEditor:
         self._whole = whole
         self._sandbox: Sandbox | None = None
         self._history: list[str] = []
+        self._max_bytes = _MAX_FILE_BYTES
         self.submitted = False
 
     def launch(self, sandbox: Sandbox) -> None:
@@ -68,7 +73,8 @@ class CodeEditor:
         self._sandbox = sandbox
         self._history = []
         self.submitted = False
-        self.read()  # raises now, not at the first action
+        size = len(self.read().encode())  # raises now, not at the first action
+        self._max_bytes = min(_MAX_FILE_BYTES, size + _MAX_GROWTH_BYTES)
 
     def observe(self) -> str:
         """Return the focus function's source, or the whole file."""
@@ -77,19 +83,61 @@ class CodeEditor:
         return found[0].lines(source) if found else source
 
     def act(self, action: str) -> str:
-        """Carry out the actions of one message. A failure is part of the observation, not an exception."""
-        seen: list[str] = []
+        """Carry out the actions of one message. A failure is part of the observation, not an exception.
+
+        The edits of a message are one change, made before its commands: the file is checked and written once.
+        """
         actions = parse(action)
-        blocks = [item for item in actions if isinstance(item, Rewrite)]
+        seen, succeeded = self._edit([item for item in actions if not isinstance(item, Command)])
         for item in actions:
+            if succeeded and isinstance(item, Command):
+                try:
+                    seen.append(self._do(item))
+                except EditError as error:
+                    seen.append(f"Not done. {error}")
+                    succeeded = False
+        return "\n".join(seen)
+
+    def _edit(self, edits: Sequence[Replace | Rewrite | Malformed]) -> tuple[list[str], bool]:
+        """Make the edits of a message; returns what the agent sees, and False if an edit failed.
+
+        Earlier edits are kept if a later one fails. A python block before the last may be an example, so its
+        failure does not count.
+        """
+        seen: list[str] = []
+        last_block = next((item for item in reversed(edits) if isinstance(item, Rewrite)), None)
+        before = after = self.read() if edits else ""
+        saved_at, left, succeeded = -1, _MAX_WORK_BYTES, True
+        for item in edits:
             try:
-                seen.append(self._do(item))
+                if left <= 0:
+                    raise EditError("These are too many edits for one message; give the others in the next.")
+                left -= len(after) * (_PARSING if isinstance(item, Rewrite) else 1)
+                edited = self._edited(after, item)
+                if len(edited.encode()) > self._max_bytes:
+                    raise EditError(f"The file would grow beyond {self._max_bytes} bytes.")
+                after, saved_at = edited, len(seen)
             except EditError as error:
                 seen.append(f"Not done. {error}")
-                # Later actions may depend on a failed one. A python block before the last may be an example.
-                if not any(item is block for block in blocks[:-1]):
+                if left <= 0 or not isinstance(item, Rewrite) or item is last_block:
+                    succeeded = False
                     break
-        return "\n".join(seen)
+        if saved_at >= 0:
+            try:
+                seen.insert(saved_at, self._save(before, after))
+            except EditError as error:
+                seen.insert(saved_at, f"Not done. {error}")
+                succeeded = False
+        return seen, succeeded
+
+    def _edited(self, source: str, edit: Replace | Rewrite | Malformed) -> str:
+        match edit:
+            case Malformed(hint):
+                raise EditError(hint.replace(HELP, HELP_WHOLE) if self._whole else hint)
+            case Replace():
+                return apply_replace(source, edit, self._focus)
+            case Rewrite(new):
+                return new if self._whole else apply_rewrite(source, edit)
 
     def read(self) -> str:
         """Return the file's present text.
@@ -105,18 +153,10 @@ class CodeEditor:
         except (FileNotFoundError, UnicodeDecodeError) as error:
             raise UsageError(f"{path}: expected a UTF-8 file in the workspace, found none") from error
 
-    # One method per action.
+    # One method per command.
 
-    def _do(self, action: Action) -> str:
-        match action:
-            case Malformed(hint):
-                raise EditError(hint.replace(HELP, HELP_WHOLE) if self._whole else hint)
-            case Replace():
-                return self._save(apply_replace(self.read(), action, self._focus))
-            case Rewrite(source) if self._whole:
-                return self._save(source)
-            case Rewrite():
-                return self._save(apply_rewrite(self.read(), action))
+    def _do(self, command: Command) -> str:
+        match command:
             case Command("view", argument):
                 return self._view(argument)
             case Command("outline"):
@@ -133,28 +173,25 @@ class CodeEditor:
             case Command(name):
                 raise ContractError(f"the grammar has a command {name!r} that the editor does not know")
 
-    def _save(self, source: str) -> str:
-        before = self.read()
+    def _save(self, before: str, source: str) -> str:
+        if source == before:
+            raise EditError("The edit leaves the file as it is.")
         problem = syntax_problem(source)
         if problem is not None:
             raise EditError(
                 f"It would leave a syntax error at line {problem.line}, column {problem.column}: "
                 f"{problem.message}."
             )
-        if source == before:
-            raise EditError("The edit leaves the file as it is.")
-        if len(source.encode()) > _MAX_FILE_BYTES:
-            raise EditError(f"The file would grow beyond {_MAX_FILE_BYTES} bytes.")
         self._history.append(before)
         self._running().write(self._path, source.encode())
-        return "Changed:\n" + self._diff(before, source)
+        return "Changed:\n" + show_change(self._path, before, source)
 
     def _undo(self) -> str:
         if not self._history:
             raise EditError("There is no edit to undo.")
         now, before = self.read(), self._history.pop()
         self._running().write(self._path, before.encode())
-        return "Undone:\n" + self._diff(now, before)
+        return "Undone:\n" + show_change(self._path, now, before)
 
     def _view(self, argument: str) -> str:
         words = argument.split()
@@ -210,7 +247,3 @@ class CodeEditor:
         if self._sandbox is None:
             raise ContractError("the editor is not launched")
         return self._sandbox
-
-    def _diff(self, before: str, after: str) -> str:
-        old, new = before.split("\n"), after.split("\n")
-        return "\n".join(difflib.unified_diff(old, new, self._path, self._path, lineterm="", n=1))

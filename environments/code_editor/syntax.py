@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import tree_sitter_python
 from tree_sitter import Language, Node, Parser
 
 from envkit.syntax import compiled
 
-_KINDS = {"function_definition": "def", "class_definition": "class"}
+_KINDS: Final = {"function_definition": "def", "class_definition": "class"}
+#: Nodes that can hold a definition. Others are skipped, because a hostile file has very many of them.
+_HOLDERS: Final = frozenset(
+    (
+        *("module", "block", "decorated_definition", *_KINDS),
+        *("if_statement", "elif_clause", "else_clause", "for_statement", "while_statement"),
+        *("try_statement", "except_clause", "except_group_clause", "finally_clause", "with_statement"),
+        *("match_statement", "case_clause"),
+    )
+)
+#: Most characters of a definition's name and of its signature. Nested names repeat the outer ones.
+_MAX_NAME, _MAX_SIGNATURE = 1_000, 500
+#: Texts whose definitions and first error are kept: an action looks at the file and at its own blocks.
+_KEPT_TEXTS: Final = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +68,31 @@ def definitions(source: str) -> list[Definition]:
     >>> [d.name for d in definitions("class A:\n    def f(self): pass\ndef g(): pass\n")]
     ['A', 'A.f', 'g']
     """
+    return [*_parsed(source)[0]]
+
+
+def find(source: str, name: str) -> list[Definition]:
+    """Return the definitions with this dotted name, or else those whose name ends in it."""
+    _, by_name, by_last_part = _parsed(source)
+    return [*(by_name.get(name) or by_last_part.get(name, ()))]
+
+
+_ByName = Mapping[str, Sequence[Definition]]
+
+
+@functools.lru_cache(maxsize=_KEPT_TEXTS)
+def _parsed(source: str) -> tuple[Sequence[Definition], _ByName, _ByName]:
+    """All definitions, then by dotted name, then by the last part of the name. Each text is parsed once."""
+    found = _definitions(source)
+    by_name: dict[str, list[Definition]] = {}
+    by_last_part: dict[str, list[Definition]] = {}
+    for item in found:
+        by_name.setdefault(item.name, []).append(item)
+        by_last_part.setdefault(item.name.rsplit(".", 1)[-1], []).append(item)
+    return found, by_name, by_last_part
+
+
+def _definitions(source: str) -> list[Definition]:
     # A new parser each time: threads cannot share one, and making it takes microseconds.
     parser = Parser(Language(tree_sitter_python.language()))
     lines = source.split("\n")
@@ -64,22 +105,18 @@ def definitions(source: str) -> list[Definition]:
         if named is not None:
             parent = node.parent
             outer = parent if parent is not None and parent.type == "decorated_definition" else node
-            name = prefix + (named.text or b"").decode()
-            signature = lines[node.start_point.row].strip()
+            name = (prefix + (named.text or b"").decode())[:_MAX_NAME]
+            signature = lines[node.start_point.row].strip()[:_MAX_SIGNATURE]
             first, last = outer.start_point.row + 1, outer.end_point.row + 1
             found.append(Definition(name, _KINDS[node.type], first, last, signature, depth))
             prefix, depth = f"{name}.", depth + 1
-        pending += [(child, prefix, depth) for child in reversed(node.named_children)]
+        # A definition may stand anywhere around a syntax error.
+        if node.type in _HOLDERS or node.has_error:
+            pending += [(child, prefix, depth) for child in reversed(node.named_children)]
     return found
 
 
-def find(source: str, name: str) -> list[Definition]:
-    """Return the definitions with this dotted name, or else those whose name ends in it."""
-    found = definitions(source)
-    exact = [item for item in found if item.name == name]
-    return exact or [item for item in found if item.name.rsplit(".", 1)[-1] == name]
-
-
+@functools.lru_cache(maxsize=_KEPT_TEXTS)
 def syntax_problem(source: str) -> SyntaxProblem | None:
     """Return the first syntax error, or ``None``.
 

@@ -12,6 +12,8 @@ from envkit.types import JSON
 SHOWN_ROWS: Final = 20
 #: Most rows that are compared with the reference's rows.
 COMPARED_ROWS: Final = 5_000
+#: Begins the error of statements whose database has ended while they ran.
+ENDED: Final = "the database has ended"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast, final
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import ActionResult, Env, Exploit
-from envkit.environments.sql_desk.database import COMPARED_ROWS, Database, Result
+from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database, Result
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres.server import server_of
@@ -25,16 +25,18 @@ from envkit.sandbox import SandboxBackend
 from envkit.tools import ToolCall, parse_call, tool
 from envkit.types import JSON, Task, Verdict
 
-#: Databases with fresh rows on which a submission is graded, in addition to the shown one.
+#: Databases with fresh rows on which a submission is graded, in addition to the shown one: a small one, two
+#: of the shown size, and one beyond every number in the request and in the submission.
 FRESH_DATABASES = 4
-#: Most cached outcomes of references.
-_MAX_CACHED = 256
+#: Most cached outcomes of references, one for each database.
+_MAX_CACHED = 1_280
 
 _BLOCK = re.compile(
     r"```(?:sql|sqlite|postgres|postgresql)?[ \t]*\n(.*?)(?:```|\Z)", re.DOTALL | re.IGNORECASE
 )
 #: A bound in a reference, such as ``price > 20``.
 _BOUND = re.compile(r" > (\d+)")
+_NUMBER = re.compile(r"(?<![\w.])\d{1,10}(?![\w.])")
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
 #: An example of an answer, about a table that no task has.
 _EXAMPLE = (
@@ -56,19 +58,19 @@ class SqlEnv(Env):
     bare or in a fenced block, is the answer and ends the episode.
 
     **Reward**: 1 if the submission returns the reference's rows, or leaves the tables as the reference does,
-    on the shown database and on `FRESH_DATABASES` others; else 0. The order of rows counts if the request
-    asks for one.
+    on the shown database and on `FRESH_DATABASES` others of three sizes; else 0. The largest is beyond every
+    number in the request and in the submission. The order of rows counts if the request asks for one.
 
     **End**: a submission terminates. The last of ``max_turns`` truncates, with reward 0.
 
     **Versions**: v0. v1 shows an example and adds easier tasks. v2 grades on databases with ties and with
-    rows on the bounds of the request.
+    rows on the bounds of the request. v3 grades on databases of three sizes.
     """
 
     _database: Database | None = None
 
     #: Outcomes of references; the members of a group share them.
-    _reference_outcomes: ClassVar[dict[tuple[object, ...], list[JSON]]] = {}
+    _reference_outcomes: ClassVar[dict[tuple[object, ...], JSON]] = {}
 
     @abstractmethod
     def open_database(self, script: str) -> Database:
@@ -180,24 +182,30 @@ class SqlEnv(Env):
         """Compare the submission with the reference, on the shown database and on fresh ones."""
         if self._submission is None:
             return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH_DATABASES + 1)
-        bounds = map(int, _BOUND.findall(self._hidden.reference))
-        edges = [edge for bound in bounds for edge in (bound, bound + 1)]
-        fresh = [
-            self._domain.script(f"{self.visit_seed} {number}", edges) for number in range(FRESH_DATABASES)
-        ]
-        scripts = [self.task.files[SCRIPT], *fresh]
+        scripts = self._scripts(self._submission)
         expected = self._expected(scripts)
         self.database.load(scripts[0])  # loaded separately: if this fails, no graded statement caused it
-        for number, (script, wanted) in enumerate(zip(scripts, expected, strict=True)):
-            [found] = self._outcomes(self.database, self._submission, [script])
+        found = self._outcomes(self.database, self._submission, scripts)
+        for number, (wanted, outcome) in enumerate(zip(expected, found, strict=False)):
             place = "the shown database" if number == 0 else f"fresh database {number}"
-            if isinstance(found, str):
-                return Grade(Verdict.FAIL, f"{place}: {found}", number, len(expected))
-            if not equal(wanted, found, _NUMBERS):
-                evidence = f"expected {canonical(wanted)[:300]}, found {canonical(found)[:300]}"
+            if isinstance(outcome, str):
+                ended = outcome.startswith(ENDED)  # on which database is unknown
+                return Grade(Verdict.FAIL, outcome if ended else f"{place}: {outcome}", number, len(expected))
+            if not equal(wanted, outcome, _NUMBERS):
+                evidence = f"expected {canonical(wanted)[:300]}, found {canonical(outcome)[:300]}"
                 return Grade(Verdict.FAIL, f"{place}: {evidence}", number, len(expected))
         count = len(expected)
         return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
+
+    def _scripts(self, submission: str) -> list[str]:
+        """Scripts of the databases to grade on. Only the last one depends on the submission's numbers."""
+        domain, seed, numbers = self._domain, self.visit_seed, _numbers(self._hidden.reference)
+        return [
+            self.task.files[SCRIPT],
+            domain.small_script(seed),
+            *(domain.medium_script(f"{seed} {number}", numbers) for number in range(FRESH_DATABASES - 2)),
+            domain.large_script(seed, numbers | _numbers(submission)),
+        ]
 
     def _expected(self, scripts: Sequence[str]) -> list[JSON]:
         """Run the reference on a separate database, or take its outcomes from the cache.
@@ -206,20 +214,21 @@ class SqlEnv(Env):
             BrokenTask: the reference fails.
             SandboxError: the machinery broke, or was too slow.
         """
-        key = (self.id, *scripts, self._hidden)
-        found = self._reference_outcomes.get(key)
-        if found is None:
-            with self.reference_database(scripts[0]) as database:
-                found = self._outcomes(database, self._hidden.reference, scripts)
+        known = {script: self._reference_outcomes.get((self.id, script, self._hidden)) for script in scripts}
+        missing = [script for script, outcome in known.items() if outcome is None]
+        if missing:
+            with self.reference_database(missing[0]) as database:
+                found = self._outcomes(database, self._hidden.reference, missing)
                 if fault := next((outcome for outcome in found if isinstance(outcome, str)), None):
                     # A crash or timeout may not happen again, so it proves nothing about the task.
-                    transient = fault.startswith("the database has ended") or "timeout" in fault
+                    transient = fault.startswith(ENDED) or "timeout" in fault
                     kind = SandboxError if transient else BrokenTask
                     raise kind(f"task {self.task.id}: the reference fails: {fault}")
-            if len(self._reference_outcomes) >= _MAX_CACHED:
+            if len(self._reference_outcomes) + len(missing) > _MAX_CACHED:
                 self._reference_outcomes.clear()
-            self._reference_outcomes[key] = found
-        return found
+            for script, outcome in zip(missing, found, strict=True):
+                known[script] = self._reference_outcomes[self.id, script, self._hidden] = outcome
+        return [known[script] for script in scripts]
 
     def _outcomes(self, database: Database, sql: str, scripts: Sequence[str]) -> list[JSON]:
         """Run statements on fresh databases; return rows or tables for each, or an error's text and stop."""
@@ -354,6 +363,11 @@ class SqlDeskPostgresEnv(SqlEnv):
             "commits what it has done": f"DELETE FROM {domain.events}; COMMIT; SELECT 1",
             "leaves a parameter out": "SELECT $1",
         }
+
+
+def _numbers(sql: str) -> frozenset[int]:
+    """The whole numbers in statements."""
+    return frozenset(map(int, _NUMBER.findall(sql)))
 
 
 def _rows(result: Result, ordered: bool) -> JSON:

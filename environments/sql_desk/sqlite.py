@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from importlib import resources
 from typing import Any, Final, final
 
-from envkit.environments.sql_desk.database import COMPARED_ROWS, SHOWN_ROWS, Result
+from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, SHOWN_ROWS, Result
 from envkit.errors import SandboxError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox
 
@@ -70,7 +70,7 @@ class SqliteDatabase:
             return [Result(**answer) for answer in self._ask(*requests)]
         except PeerGone as gone:
             self.close()  # the next statement gets a new process
-            return [Result(error=f"the database has ended: {gone.reason}")]
+            return [Result(error=f"{ENDED}: {gone.reason}")]
 
     def _ask(self, *requests: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Send requests; return one answer each, up to the first error.

@@ -11,7 +11,7 @@ Train and held-out tasks have different tables and columns.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, final
 
@@ -21,6 +21,14 @@ from envkit.types import Task
 
 #: Workspace path of the script that creates the shown database.
 SCRIPT: Final = "desk.sql"
+#: Items of a large database, if no constant asks for more, and most items that constants can ask for.
+_LARGE: Final = 64
+MAX_ITEMS: Final = 2_000
+#: Largest number that a large database goes beyond, and most numbers. Sizes stay below 2**31.
+MAX_CONSTANT: Final = 1_000_000_000
+_MOST_CONSTANTS: Final = 20
+#: Numbers beyond what a statement may guess from the shown rows.
+_FAR: Final = (73, 1_009, 1_000_003)
 _PEOPLE = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo")
 
 
@@ -63,25 +71,104 @@ class Domain:
             f"{self.items} (id), {self.who} TEXT NOT NULL, {self.amount} INTEGER NOT NULL);\n"
         )
 
-    def script(self, seed: object, edges: Sequence[int] | None = None) -> str:
-        """Return the schema with rows drawn from a seed.
-
-        Args:
-            seed: determines all rows.
-            edges: sizes at a bound that the reference compares with. With a list, even an empty one,
-                items share a few sizes, these among them, so that ``>=`` for ``>`` and a missing tie-breaker
-                give other rows.
-        """
+    def script(self, seed: object) -> str:
+        """Return the schema with a few rows, drawn from a seed: a database to show."""
         draw = random.Random(f"{self.items} {seed}")
         names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
-        sizes = range(1, 60) if edges is None else [*edges, *draw.sample(range(1, 60), 3)]
-        items = [(i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in enumerate(names, 1)]
+        items = [(i, name, draw.choice(self.kinds), draw.randrange(1, 60)) for i, name in enumerate(names, 1)]
         busy = draw.sample(range(1, len(names) + 1), len(names) - draw.randrange(1, 4))
         events = [
             (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
             for i in range(1, draw.randrange(12, 30))
         ]
         return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
+
+    def small_script(self, seed: object) -> str:
+        """Return a database with one to three items and one to four events, drawn from a seed."""
+        draw = random.Random(f"{self.items} small {seed}")
+        names = draw.sample(self.names, draw.randrange(1, 4))
+        ids = draw.sample(range(1, 40), len(names))
+        busy = draw.sample(ids, max(len(ids) - draw.randrange(2), 1))
+        items = [
+            (i, name, draw.choice(self.kinds), draw.randrange(60)) for i, name in zip(ids, names, strict=True)
+        ]
+        events = [
+            (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
+            for i in draw.sample(range(1, 40), draw.randrange(1, 5))
+        ]
+        return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
+
+    def medium_script(self, seed: object, constants: Collection[int]) -> str:
+        """Return a database as large as a shown one, drawn from a seed, but with gaps between the ids.
+
+        Args:
+            seed: determines all rows.
+            constants: numbers that statements compare with. Items share a few sizes, these and their
+                successors among them, so that ``>=`` for ``>`` and a missing tie-breaker give other rows.
+        """
+        draw = random.Random(f"{self.items} medium {seed}")
+        names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
+        ids = draw.sample(range(1, 40), len(names))
+        busy = draw.sample(ids, len(ids) - draw.randrange(1, 4))
+        sizes = [*_with_successors(constants), *draw.sample(range(1, 60), 3)]
+        items = [
+            (i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in zip(ids, names, strict=True)
+        ]
+        events = [
+            (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
+            for i in draw.sample(range(1, 90), draw.randrange(12, 30))
+        ]
+        return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
+
+    def large_script(self, seed: object, constants: Collection[int]) -> str:
+        """Return a database beyond all constants, drawn from a seed.
+
+        It has more rows than the constants together, up to `MAX_ITEMS`. Each constant is an id, a size and an
+        amount, and so is a larger number. Kinds and people also have names that contain others' names.
+
+        Args:
+            seed: determines all rows.
+            constants: numbers that statements compare with; those above `MAX_CONSTANT` do not count.
+        """
+        draw = random.Random(f"{self.items} large {seed}")
+        known = sorted(number for number in {*constants} if 0 < number <= MAX_CONSTANT)[:_MOST_CONSTANTS]
+        count = min(max(_LARGE, 1 + sum(known)), MAX_ITEMS)
+        numbers = [*_with_successors(known), *(2 * number + 11 for number in known[-1:]), *_FAR]
+
+        def ids(count: int) -> list[int]:
+            found = {*_with_successors(known)}
+            found |= {*draw.sample(range(1, 4 * count), count)}
+            return draw.sample(sorted(found), len(found))
+
+        def filled(chosen: Sequence[int], others: Sequence[int], count: int) -> list[int]:
+            found = [*chosen, *(draw.choice([*chosen, *others]) for _ in range(count - len(chosen)))]
+            return draw.sample(found, len(found))
+
+        item_ids, event_ids = ids(count), ids(count + count // 2)
+        copies = range(2, 3 + len(item_ids) // len(self.names))
+        names = [*self.names, *(f"{name} {number}" for number in copies for name in self.names)]
+        names = draw.sample(names, len(item_ids))
+        kinds = [
+            *self.kinds * 4,
+            *(f"{kind} parts" for kind in self.kinds),
+            *(f"new {k}" for k in self.kinds),
+        ]
+        people = [*_PEOPLE * 3, *(f"{person} B." for person in _PEOPLE), *(f"Le{p.lower()}" for p in _PEOPLE)]
+        sizes = filled([0, *numbers], draw.sample(range(1, 60), 5), len(item_ids))
+        amounts = filled(numbers, range(1, 10), len(event_ids))
+        busy = draw.sample(item_ids, len(item_ids) * 4 // 5)
+        items = [
+            (i, name, draw.choice(kinds), size) for i, name, size in zip(item_ids, names, sizes, strict=True)
+        ]
+        events = [
+            (i, draw.choice(busy), draw.choice(people), amount)
+            for i, amount in zip(event_ids, amounts, strict=True)
+        ]
+        return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
+
+
+def _with_successors(constants: Iterable[int]) -> list[int]:
+    return sorted({bound for number in constants for bound in (number, number + 1)})
 
 
 def _inserts(table: str, rows: Sequence[tuple[object, ...]]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from envkit.agent import Agent
 from envkit.benchmark.report_data import TaskResult
-from envkit.rollout import Rollouts
+from envkit.rollout import Rollouts, raised
 from envkit.store import Journal, trajectory_to_json
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -131,6 +131,7 @@ def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[Epis
         cut_off=sum(any(step.turn.stop == "length" for step in t.steps) for t in graded),
         held_out=len(held_out),
         held_out_failed=sum(min(scores) < 1 for scores in held_out),
+        raised=sum(map(raised, played)),
     )
 
 

@@ -62,6 +62,7 @@ class TaskResult:
         cut_off: graded samples with a turn that ended at the token limit.
         held_out: solved samples that the environment's held-out checks judged as well.
         held_out_failed: how many of these failed one, 0 <= held_out_failed <= held_out <= solved.
+        raised: samples, voids included, in which the environment's own code raised, which is a bug.
     """
 
     task: str
@@ -77,6 +78,7 @@ class TaskResult:
     cut_off: int = 0
     held_out: int = 0
     held_out_failed: int = 0
+    raised: int = 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples <= _MAX_SAMPLES or not 0 <= self.voids <= _MAX_SAMPLES:
@@ -89,7 +91,7 @@ class TaskResult:
                 f"task {self.task}: {self.held_out_failed} of {self.held_out} samples failed a held-out "
                 f"check, and {self.solved} are solved; expected 0 <= held_out_failed <= held_out <= solved"
             )
-        _require_counts(self, "completion_tokens", "prompt_tokens", "cached_tokens", "cut_off")
+        _require_counts(self, "completion_tokens", "prompt_tokens", "cached_tokens", "cut_off", "raised")
         _require_amounts(self, "seconds")
 
 

@@ -12,7 +12,7 @@ from envkit.benchmark.tables import HELD_OUT_FAILED
 
 FEW_CLUSTERS = 30  # with fewer, percentile intervals are clearly too narrow
 #: Shares of samples above which a report warns.
-_MANY_VOIDS, _MANY_CUT_OFF, _MANY_HELD_OUT_FAILED = 0.01, 0.05, 0.05
+_MANY_VOIDS, _MANY_CUT_OFF, _MANY_HELD_OUT_FAILED, MANY_RAISED = 0.01, 0.05, 0.05, 0.01
 #: The interval if resampling finds no variation.
 EXACT = (
     "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
@@ -93,6 +93,13 @@ def row_warnings(name: str, row: Row, numbers: RowSummary) -> list[str]:
         sentences.append(
             f"{name}: {numbers.held_out_failed} of {numbers.held_out} solved samples fail the held-out "
             "check, which asks much more than the reward does. The solve rate is too high by as much."
+        )
+    broke = sum(result.raised for result in row.results)
+    if broke > MANY_RAISED * played:
+        sentences.append(
+            f"{name}: the environment raised an exception in {broke} of {played} samples, which is a bug in "
+            "it. A sample in which it raised twice counts as failed. info.trace in the samples' journal says "
+            "where."
         )
     cut_off = sum(result.cut_off for result in row.results)
     if row.expected is None and cut_off > _MANY_CUT_OFF * numbers.samples:

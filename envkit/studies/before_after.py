@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Final, final
 
 from envkit.benchmark.report_data import Origin
+from envkit.benchmark.report_text import MANY_RAISED
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import Stopped, StoreError
@@ -370,6 +371,11 @@ class BeforeAfter:
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
                 self._display.advance(m.step, facts)
+                if m.raised > MANY_RAISED:
+                    self._display.say(
+                        f"step {m.step}: the environment raised an exception in {m.raised:.0%} of the "
+                        "episodes; info.trace in episodes.jsonl says where"
+                    )
                 spent_s.append(m.rollout_s + m.learn_s)
                 # After a resume, ``spent_s`` lacks the first steps and the forecast is not checked.
                 if m.step == len(spent_s) == _FORECAST_CHECK_STEPS and self._may_shorten:

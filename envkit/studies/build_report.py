@@ -21,6 +21,7 @@ from envkit.benchmark.report_data import (
     Scalar,
     TrainPoint,
 )
+from envkit.benchmark.report_text import MANY_RAISED
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.env import Env
 from envkit.sandbox import SandboxBackend
@@ -103,6 +104,7 @@ def build_report(
         config=config,
         warnings=(
             *warnings,
+            *_raised_in_training(steps),
             *(f"Graded by weaker means: {reason}." for reason in _weaknesses(played.values())),
         ),
         conditions=Conditions(kind.id, code_digest(kind), digest(tasks), max_turns, EVALUATION_SEED),
@@ -122,6 +124,18 @@ def flat_settings(settings: Mapping[str, Any]) -> dict[str, Scalar]:
         else:
             found[name] = ", ".join(map(repr, cast("list[str]", value))) if isinstance(value, list) else value
     return found
+
+
+def _raised_in_training(steps: Sequence[LoggedStep]) -> list[str]:
+    """A warning if the environment raised in many training episodes."""
+    shares = [step.raised for step in steps if step.phase == "rl"]
+    mean = sum(shares) / max(len(shares), 1)
+    if mean <= MANY_RAISED:
+        return []
+    return [
+        f"Training: the environment raised an exception in {mean:.1%} of the episodes, which is a bug in it. "
+        "An episode in which it raised twice earns 0. info.trace in episodes.jsonl says where."
+    ]
 
 
 def _latest_steps(logged: Iterable[LoggedStep]) -> list[LoggedStep]:

@@ -14,8 +14,8 @@ from envkit.benchmark.evaluation import complete_chunks, episode_keys, evaluate,
 from envkit.benchmark.report_data import Origin, Row
 from envkit.benchmark.spec import EVALUATION_SEED
 from envkit.display import Display
-from envkit.errors import SandboxError
-from envkit.rollout import Rollouts
+from envkit.errors import ContractError, SandboxError
+from envkit.rollout import Rollouts, raised
 from envkit.store import RunFolder
 from envkit.studies.run_records import EpisodeTime
 from envkit.studies.timing import Stopwatch
@@ -23,6 +23,9 @@ from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
 #: Largest share of an agent's episodes that may be void because the sandbox broke.
 _MAX_VOID_SHARE: Final = 0.1
+#: Largest share of an agent's episodes in which the environment may raise. A model may cause that with one
+#: action, which must not end a run, so it takes nearly all of them.
+_MAX_RAISED_SHARE: Final = 0.9
 
 
 @final
@@ -61,6 +64,7 @@ class EvalRunner:
             Stopped: see `Rollouts.play`; finished episodes are recorded.
             SandboxError: more than a tenth of the episodes are void because the environment's sandboxes
                 broke. They are played again when the run is resumed.
+            ContractError: the environment raised in nearly all episodes, so it has a bug.
         """
         if self.finished(row, samples):
             return
@@ -79,6 +83,7 @@ class EvalRunner:
         self._report_voids(agent, row, played)
 
     def _report_voids(self, agent: Agent, row: str, played: Sequence[Trajectory]) -> None:
+        self._report_raised(row, played)
         voids = [str(t.info.get("error", "")) for t in played if t.outcome is Outcome.VOID]
         if not voids:
             return
@@ -90,6 +95,22 @@ class EvalRunner:
             raise SandboxError(
                 f"{row}: {len(broken)} of {len(played)} episodes broke: {broken[0]}; mend that and resume"
             )
+
+    def _report_raised(self, row: str, played: Sequence[Trajectory]) -> None:
+        """Show the number of episodes in which the environment raised, and where.
+
+        Raises:
+            ContractError: it raised in nearly all of them.
+        """
+        traces = [str(t.info["trace"]) for t in played if raised(t)]
+        if not traces:
+            return
+        last = traces[0].rpartition("\n")[2]
+        fault = f"{row}: the environment raised in {len(traces)} of {len(played)} episodes, first: {last}"
+        advice = f"info.trace in {self._run.path / f'eval-{row}.jsonl'} says where"
+        self._display.say(escape(f"{fault}; {advice}"))
+        if len(traces) > _MAX_RAISED_SHARE * len(played):
+            raise ContractError(f"{fault}; fix the environment and start again: {advice}")
 
     def counted(self, row: str, samples: int) -> list[Trajectory]:
         """Recorded episodes that count in rates; see `complete_chunks`."""

@@ -86,7 +86,7 @@ class LoggedStep:
     Args:
         phase: ``"sft"`` or ``"rl"``.
         step: counted from 1.
-        reward, mixed, completion_tokens, rollout_s: of RL steps; see `StepMetrics`.
+        reward, mixed, completion_tokens, rollout_s, raised: of RL steps; see `StepMetrics`.
     """
 
     phase: str
@@ -96,6 +96,7 @@ class LoggedStep:
     mixed: float = math.nan
     completion_tokens: int = 0
     rollout_s: float = math.nan
+    raised: float = 0.0
 
     def __post_init__(self) -> None:
         _require_count(self.step, "step")
@@ -104,6 +105,8 @@ class LoggedStep:
             raise ValueError(f"phase is {self.phase!r:.40}; expected 'sft' or 'rl'")
         if self.phase == "rl" and not (math.isfinite(self.reward + self.mixed) and self.rollout_s > 0):
             raise ValueError(f"{self}: expected numbers for reward, mixed and rollout_s, the last above 0")
+        if not 0 <= self.raised <= 1:
+            raise ValueError(f"raised is {self.raised}; expected a share from 0 to 1")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from envkit.rollout import raised
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup
 from envkit.training.rollouts import StepRollouts
 
 #: Significance level of the hacking alarm: false alarms if exactly `TrainConfig.max_hacked` are hacked.
 _FALSE_ALARMS = 0.05
+#: Share of a step's episodes in which the environment may raise before the run ends. No single action may end
+#: a run, so it takes nearly all of them.
+MAX_RAISED = 0.9
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class StepMetrics:
         reward: mean over episodes that are not void, without `TrainConfig.shaping`.
         mixed: share of groups whose rewards differ. Without shaping, only these have a gradient.
         void: share of episodes that the sandbox or the agent's provider failed.
+        raised: share of episodes in which the environment's own code raised, which is a bug.
         loss: the step's loss.
         grad_norm: before clipping.
         drift: mean |learner log-probability - sampled log-probability| per token, in nats.
@@ -40,6 +45,7 @@ class StepMetrics:
     reward: float
     mixed: float
     void: float
+    raised: float
     loss: float
     grad_norm: float
     drift: float
@@ -68,12 +74,13 @@ def step_metrics(
 ) -> StepMetrics:
     """The metrics of one step, from its rollouts and its update."""
     valid, logged, rejected = rollouts.valid(), rollouts.sampled_logprobs(), rollouts.rejected()
-    episodes = sum(map(len, rollouts.groups))
+    episodes = [t for group in rollouts.groups for t in group]
     return StepMetrics(
         step=step,
         reward=sum(t.reward for t in valid) / max(len(valid), 1),
         mixed=sum(group.mixed for group in groups) / max(len(rollouts.groups), 1),
-        void=1 - len(valid) / max(episodes, 1),
+        void=1 - len(valid) / max(len(episodes), 1),
+        raised=sum(map(raised, episodes)) / max(len(episodes), 1),
         **update._asdict(),
         entropy=-sum(logged) / max(len(logged), 1),
         completion_tokens=len(logged),
@@ -87,6 +94,11 @@ def step_metrics(
 def alarm_of(metrics: StepMetrics, config: TrainConfig) -> str:
     """The reason why this step must end the run; empty if nothing is wrong."""
     advice = "lower learning_rate, or raise beta"
+    if metrics.raised > MAX_RAISED:
+        return (
+            f"step {metrics.step}: the environment raised an exception in {metrics.raised:.0%} of the "
+            "episodes; fix it: info.trace in episodes.jsonl says where"
+        )
     if metrics.completion_tokens and metrics.entropy < config.min_entropy:
         return (
             f"step {metrics.step}: the policy has collapsed, with an entropy of {metrics.entropy:.2g} nats "

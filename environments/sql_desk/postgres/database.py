@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, cast, final
 
-from envkit.environments.sql_desk.database import COMPARED_ROWS, SHOWN_ROWS, Result
+from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, SHOWN_ROWS, Result
 from envkit.environments.sql_desk.postgres.connection import PostgresConnection, QueryRefused, ServerSilent
 from envkit.environments.sql_desk.postgres.hardening import MAX_TEMPORARY_KB, MAX_WRITTEN_ROWS, STATEMENT_S
 from envkit.environments.sql_desk.postgres.server import PostgresServer
@@ -98,7 +98,7 @@ class PostgresDatabase:
             if not self._server.alive:
                 raise
             # The statement still runs, on the only connection that its role may have.
-            self._end_reason = f"the database has ended: {_STOP_REASONS['57014']}"
+            self._end_reason = f"{ENDED}: {_STOP_REASONS['57014']}"
             return Result(error=self._end_reason)
         return Result(columns, found[:rows], len(found) > rows, changed)
 

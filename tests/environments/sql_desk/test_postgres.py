@@ -736,7 +736,7 @@ def test_missing_psycopg_names_the_extra(backend: SandboxBackend, monkeypatch: p
 
 
 def test_gymnasium_makes_and_accepts_it(backend: SandboxBackend) -> None:
-    env = gymnasium.make("envkit/SqlDeskPostgres-v2", sandbox=backend, render_mode="ansi")
+    env = gymnasium.make("envkit/SqlDeskPostgres-v3", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()
 

@@ -356,7 +356,7 @@ def test_a_dead_database_is_restored(backend: SandboxBackend) -> None:
 
 
 def test_gymnasium_makes_and_accepts_the_environment(backend: SandboxBackend) -> None:
-    env = gymnasium.make("envkit/SqlDesk-v2", sandbox=backend, render_mode="ansi")
+    env = gymnasium.make("envkit/SqlDesk-v3", sandbox=backend, render_mode="ansi")
     check_env(env.unwrapped)
     env.close()
 
