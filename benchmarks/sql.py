@@ -258,7 +258,7 @@ def main(visits: int = 1) -> int:
     print(f"right answers in other words: {len(right)}, rejected {len(rejected)} {rejected[:3]}")
     right_ms, host_ms = 1000 * graded_s / len(right), 1000 * cpu_s / len(right)
     print(
-        f"a grade takes {miss_ms:.2f} ms if wrong, {right_ms:.2f} ms if right, of that {host_ms:.2f} ms on the host"
+        f"a grade takes {miss_ms:.2f} ms if wrong, {right_ms:.2f} if right, {host_ms:.2f} of it on the host"
     )
     env.close()
     folder = Path("runs/bench")

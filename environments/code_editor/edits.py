@@ -217,13 +217,16 @@ def show_change(path: str, before: str, after: str) -> str:
     end = next((at for at in range(most) if old[-1 - at] != new[-1 - at]), most)
     # One line of context on both sides, as `n` says below.
     skipped, cut = max(start - 1, 0), max(end - 1, 0)
+    lead, trail = start - skipped, end - cut
     old, new = old[skipped : len(old) - cut], new[skipped : len(new) - cut]
     if len(old) * len(new) <= _MAX_COMPARED_PAIRS:
         rows = [*difflib.unified_diff(old, new, path, path, lineterm="", n=1)]
         return "\n".join(_HUNK.sub(lambda found: _moved(found, skipped), row) for row in rows)
     header = f"@@ -{skipped + 1},{len(old)} +{skipped + 1},{len(new)} @@"
-    removed, added = [f"-{line}" for line in old], [f"+{line}" for line in new]
-    return "\n".join([f"--- {path}", f"+++ {path}", header, *removed, *added])
+    first, last = [f" {line}" for line in old[:lead]], [f" {line}" for line in old[len(old) - trail :]]
+    removed = [f"-{line}" for line in old[lead : len(old) - trail]]
+    added = [f"+{line}" for line in new[lead : len(new) - trail]]
+    return "\n".join([f"--- {path}", f"+++ {path}", header, *first, *removed, *added, *last])
 
 
 #: The first lines of a hunk, in the old and in the new text.

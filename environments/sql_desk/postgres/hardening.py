@@ -29,7 +29,8 @@ CONNECTION_OPTIONS: Final = {
 
 # Roles may call the functions that PostgreSQL declares immutable: they depend on their arguments alone. That
 # excludes files, locks, notifications, settings, sleep, dynamic SQL, clocks and the catalog. The stable
-# functions allowed beside them implement operators and casts, or format values.
+# functions allowed beside them implement operators and casts, or format values. Functions of dates and times
+# are excluded too: PostgreSQL reads the clock when it converts the text 'now' to their arguments.
 HARDEN: Final = f"""
 DROP SCHEMA public CASCADE;
 REVOKE ALL ON ALL TABLES IN SCHEMA pg_catalog, information_schema FROM PUBLIC;
@@ -40,14 +41,18 @@ DO $$
 DECLARE name regprocedure;
 BEGIN
     FOR name IN SELECT oid FROM pg_proc
-        WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind <> 'p' AND proname !~ 'acl|^pg_' AND (
+        WHERE pronamespace = 'pg_catalog'::regnamespace AND prokind <> 'p' AND proname !~ 'acl|^pg_'
+        AND NOT EXISTS (
+            SELECT FROM unnest(proargtypes::oid[] || coalesce(proallargtypes, '{{}}') || prorettype) AS used
+            WHERE format_type(used, NULL) ~ '^(date|time|ts(tz)?(multi)?range)'
+        ) AND (
             provolatile = 'i' OR provolatile = 's' AND (
                 oid IN (SELECT oprcode FROM pg_operator)
                 OR oid IN (SELECT castfunc FROM pg_cast WHERE casttarget::regtype::text !~ '^reg')
                 OR proname IN (
-                    'array_to_string', 'concat', 'concat_ws', 'date_part', 'date_trunc', 'format',
+                    'array_to_string', 'concat', 'concat_ws', 'format',
                     'generate_series', 'json_agg', 'json_build_array', 'json_build_object', 'json_object_agg',
-                    'jsonb_agg', 'row_to_json', 'to_char', 'to_date', 'to_json', 'to_jsonb', 'to_number'
+                    'jsonb_agg', 'row_to_json', 'to_char', 'to_json', 'to_jsonb', 'to_number'
         )))
     LOOP
         EXECUTE format('GRANT EXECUTE ON FUNCTION %s TO PUBLIC', name);

@@ -1,7 +1,8 @@
 """Filter the statements that reach PostgreSQL, by their first word and a few forbidden names.
 
 The server's privileges decide what a statement may do; see `hardening`. This module covers the
-rest: commands that neither query nor change rows, and names that reveal the user, the database or the time.
+rest: commands that neither query nor change rows, and names that reveal the user, the database, the time
+or transactions.
 """
 
 from __future__ import annotations
@@ -29,6 +30,16 @@ _CATALOG_NAMES: Final = frozenset(
         *("regoper", "regoperator", "regproc", "regprocedure", "regrole", "regtype"),
     )
 )
+#: Types whose input reads the clock: 'now', 'today'. No table has a column of them. Functions with such an
+#: argument or result are not granted either, see `hardening`.
+_CLOCK_TYPES: Final = frozenset(
+    (
+        *("abstime", "date", "datemultirange", "daterange", "time", "timestamp", "timestamptz", "timetz"),
+        *("tsmultirange", "tsrange", "tstzmultirange", "tstzrange"),
+    )
+)
+#: Hidden columns of every table, which tell transaction ids, places on the disk and object ids.
+_SYSTEM_COLUMNS: Final = frozenset(("cmax", "cmin", "ctid", "tableoid", "xmax", "xmin"))
 # Follows PostgreSQL's own scanner, with standard_conforming_strings on. Comments nest.
 _TOKEN: Final = re.compile(
     r"""(?P<space>[ \t\n\r\f\v]+|--[^\n\r]*)
@@ -94,6 +105,13 @@ def _check(tokens: Sequence[tuple[str, str]]) -> None:
             kind in ("word", "quoted") and name in _CATALOG_NAMES
         ):
             raise NotAllowed(f"{name} is not allowed")
+        if kind not in ("word", "quoted"):
+            continue
+        plain = name.lstrip("_")  # the name of an array type begins with one
+        if plain in _CLOCK_TYPES or name in _SYSTEM_COLUMNS:
+            raise NotAllowed(f"{name} is not allowed")
+        if plain.startswith("pg_"):  # also as a type: a catalog's row may hold a time
+            raise NotAllowed("permission denied for the catalog")
 
 
 def _tokens(text: str) -> Iterator[tuple[str, int, int]]:

@@ -57,3 +57,13 @@ def test_comments_and_layout_do_not_count(old: str, new: str) -> None:
 def test_invalid_code_is_not_measured(source: str) -> None:
     assert changed_tokens(CODE, source) is None
     assert changed_tokens(source, CODE) is None
+
+
+def test_only_changed_statements_are_written_out() -> None:
+    """Equal statements at both ends change nothing, even if there are very many."""
+    many = "".join(f"x{number} = [{number}, {number}]\n" for number in range(6_000))
+    assert changed_tokens(many + CODE + many, many + CODE.replace("+= value", "-= value") + many) == 1
+    assert changed_tokens(many, many + many) is None
+    assert changed_tokens("a = 1\nb = 2\n", "a = 1\ndef f():\n    pass\nb = 2\n") == changed_tokens(
+        "b = 2\n", "def f():\n    pass\nb = 2\n"
+    )

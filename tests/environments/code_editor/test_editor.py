@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from envkit import ContractError, Sandbox, SandboxBackend, UsageError
+from envkit.environments.code_editor import syntax
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.syntax import syntax_problem
+from envkit.syntax import compiled
 
 SOURCE = '''\
 def helper(x):
@@ -272,6 +276,102 @@ def test_using_the_editor_before_launch_is_refused() -> None:
     for action in (editor.observe, lambda: editor.act("view")):
         with pytest.raises(ContractError, match="not launched"):
             action()
+
+
+# The edits of a message are one change.
+
+
+def test_the_edits_of_a_message_are_checked_and_written_once(editor: CodeEditor, box: Sandbox) -> None:
+    """The file is no valid Python between the two edits."""
+    opened = "<<<<<<< SEARCH\n    return helper(x) * 3\n=======\n    return (helper(x)\n>>>>>>> REPLACE\n"
+    closed = "<<<<<<< SEARCH\n    return (helper(x)\n=======\n    return (helper(x) * 2)\n>>>>>>> REPLACE\n"
+    seen = editor.act(opened + closed)
+    assert seen.count("Changed:") == 1
+    assert on_file(box) == SOURCE.replace("helper(x) * 3", "(helper(x) * 2)")
+    editor.act("undo")
+    assert on_file(box) == SOURCE
+    assert "syntax error" in editor.act(opened)
+    assert on_file(box) == SOURCE
+
+
+def test_edits_before_a_failed_one_are_kept_and_shown_first(editor: CodeEditor) -> None:
+    seen = editor.act(f"{FIX}\n```diff\n-nowhere\n+x\n```\nsubmit")
+    assert seen.index("Changed:") < seen.index("Not done. The lines to replace do not stand in the file")
+    assert "* 2" in editor.read()
+    assert not editor.submitted
+
+
+def test_a_message_compiles_the_file_once(editor: CodeEditor, monkeypatch: pytest.MonkeyPatch) -> None:
+    compiled_sources: list[str] = []
+
+    def noting(source: str, **options: Any) -> Any:
+        compiled_sources.append(source)
+        return compiled(source, **options)
+
+    monkeypatch.setattr(syntax, "compiled", noting)
+    syntax.syntax_problem.cache_clear()
+    editor.act("".join(f"```diff\n-    return {'+' * n}x\n+    return +{'+' * n}x\n```\n" for n in range(9)))
+    assert "return +++++++++x" in editor.read()
+    assert len(compiled_sources) == 1
+
+
+#: Messages that once held the interpreter for many seconds, or raised.
+HOSTILE = {
+    "a huge integer": "```python\ndef double(x):\n    return 0x" + "f" * 3_572 + "\n```",
+    "a huge default": "```python\nN = 0x" + "f" * 12_000 + "\ndef double(x, y=N):\n    return N\n```",
+    "many definitions": "```python\n" + "def double(x):\n    return x\n" * 500 + "```",
+    "many other definitions": "```python\n"
+    + "".join(f"def f{i}(x): return f{i + 1}(x)\n" for i in range(450))
+    + "def double(x): return f0(x)\n```",
+    "many blocks": "```python\ndef double(x):\n    return x\n```\n" * 380,
+    "many edits": "<<<<<<< SEARCH\n    return x\n=======\n    return +x\n>>>>>>> REPLACE\n"
+    "<<<<<<< SEARCH\n    return +x\n=======\n    return x\n>>>>>>> REPLACE\n" * 120,
+    "many lines": "```python\ndef double(x):\n" + "    x\n" * 2_600 + "```",
+    "many equal lines to find": "```diff\n" + "-    x\n" * 1_300 + "+    y\n```",
+    "much indentation": "```python\nclass Stack:\n" + " " * 9_000 + "def push(self): 0\n```",
+    "lines for much indentation": "```python\ndef push(self):\n" + " 0\n" * 4_000 + "```",
+    "a long finally": "```python\ndef double(x):\n try:\n"
+    + "  return\n" * 900
+    + " finally:\n"
+    + "  x\n" * 900
+    + "```",
+    "no line like it": "```diff\n-" + "ab" * 4_000 + "\n+x\n```",
+}
+
+
+def test_no_message_holds_the_interpreter(box: Sandbox) -> None:
+    """One editor gets all messages, twice: the file grows on the way."""
+    editor = launched(box)
+    for _ in range(2):
+        for name, message in HOSTILE.items():
+            began = time.process_time()
+            seen = editor.act(message)
+            assert time.process_time() - began < 2, name
+            assert len(editor.read()) <= len(SOURCE) + 65_536
+            assert seen.startswith(("Changed:", "Not done."))
+
+
+def test_edits_of_one_message_have_a_work_limit(box: Sandbox) -> None:
+    editor = launched(box, SOURCE + "#" * 200_000 + "\n")
+    blocks = [f"```python\ndef double(x):\n    return x + {number}\n```\n" for number in range(4)]
+    seen = editor.act("".join(blocks))
+    assert "too many edits for one message" in seen
+    assert "x + 1" in editor.read()
+    assert editor.act(blocks[3]).startswith("Changed:")
+
+
+def test_an_edited_file_may_grow_by_a_fixed_amount(box: Sandbox) -> None:
+    editor = launched(box)
+    for number in range(9):
+        seen = editor.act(f"```diff\n-    return x\n+    return x  # {'#' * 15_000}\n```\n")
+        if "grow beyond" in seen:
+            break
+        editor.act(
+            f"```diff\n-    return x  # {'#' * 15_000}\n+    x{number} = '{'#' * 100}'\n+    return x\n```"
+        )
+        editor.act(f"```diff\n-    return item\n+    item  # {'#' * 15_000}\n+    return item\n```")
+    assert "The file would grow beyond" in seen
+    assert len(on_file(box)) <= len(SOURCE) + 65_536
 
 
 # No message raises or changes another file.

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+import textwrap
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from envkit.environments.code_editor.actions import Replace, Rewrite
-from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite
+from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite, show_change
 
 SOURCE = """\
 def other(a):
@@ -133,7 +136,70 @@ def test_an_exact_edit_can_be_taken_back(lines: list[str], data: st.DataObject) 
         assert apply_replace(changed, Replace(("    new",), old)) == source
 
 
+# Showing a change.
+
+
+@given(st.lists(st.sampled_from("abcd"), max_size=30), st.lists(st.sampled_from("abcd"), max_size=30))
+def test_a_shown_change_leads_from_the_old_text_to_the_new_one(old: list[str], new: list[str]) -> None:
+    before, after = ["", *old, ""], ["", *new, ""]
+    rows = show_change("f.py", "\n".join(before), "\n".join(after)).split("\n")
+    if before == after:
+        assert rows == [""]
+        return
+    assert rows[:2] == ["--- f.py", "+++ f.py"]
+    at, rebuilt = 0, list[str]()
+    for row in rows[2:]:
+        if hunk := re.fullmatch(r"@@ -(\d+)(?:,(\d+))? \+(\d+)(?:,(\d+))? @@", row):
+            start = int(hunk[1]) - (hunk[2] != "0")
+            rebuilt += before[at:start]
+            at = start
+            assert len(rebuilt) == int(hunk[3]) - (hunk[4] != "0")
+        elif row.startswith("+"):
+            rebuilt.append(row[1:])
+        else:
+            assert before[at] == row[1:]
+            at += 1
+            if row.startswith(" "):
+                rebuilt.append(row[1:])
+    assert [*rebuilt, *before[at:]] == after
+
+
+def test_a_long_change_is_shown_as_one_hunk() -> None:
+    old = [f"a{number}" for number in range(300)]
+    new = [line.upper() for line in old]
+    shown = show_change("f.py", "\n".join(["w", "x", *old, "y", "z"]), "\n".join(["w", "x", *new, "y", "z"]))
+    assert shown.startswith("--- f.py\n+++ f.py\n@@ -2,302 +2,302 @@\n x\n-a0\n-a1\n")
+    assert shown.endswith("\n-a299\n+A0\n" + shown.partition("\n+A0\n")[2])
+    assert shown.endswith("+A298\n+A299\n y")
+
+
 # Rewriting definitions.
+
+
+def test_a_definition_inside_another_one_of_the_block_is_replaced_in_it() -> None:
+    block = "class Stack:\n    def size(self):\n        return 0\n\ndef size(self):\n    return 7\n"
+    changed = rewritten(block)
+    assert "class Stack:\n    def size(self):\n        return 7\n" in changed
+    assert "def top" not in changed
+
+
+def test_the_last_definition_of_a_name_counts() -> None:
+    assert "return 2" in rewritten("def other(a):\n    return 1\n\ndef other(a):\n    return 2\n")
+
+
+def test_definitions_that_lie_in_each_other_too_deeply_are_refused() -> None:
+    def nested(depth: int) -> str:
+        return "".join(f"{'    ' * n}def f{n}():\n" for n in range(depth)) + "    " * depth + "pass\n"
+
+    def block(depth: int) -> str:
+        """Each definition holds the later ones, so that they are there to be replaced again."""
+        return "".join(
+            f"def f{n}():\n" + "".join(f"    {line}\n" for line in nested(depth).split("\n")[n + 1 :])
+            for n in range(depth)
+        )
+
+    with pytest.raises(EditError, match="lie in each other too deeply"):
+        rewritten(textwrap.dedent(block(12)), nested(12))
 
 
 def rewritten(block: str, source: str = SOURCE) -> str:
