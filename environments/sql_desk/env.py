@@ -18,7 +18,7 @@ from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres.server import server_of
 from envkit.environments.sql_desk.reference_pool import ReferencePool
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
-from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, Domain, SqlHidden, generate
+from envkit.environments.sql_desk.tasks import BY_NAME, MAX_CONSTANT, SCRIPT, Domain, SqlHidden, generate
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
@@ -36,7 +36,9 @@ _BLOCK = re.compile(
 )
 #: A bound in a reference, such as ``price > 20``.
 _BOUND = re.compile(r" > (\d+)")
-_NUMBER = re.compile(r"(?<![\w.])\d{1,10}(?![\w.])")
+_NUMBER = re.compile(r"(?<!\w)(?:0x([0-9a-f]{1,8})|\d[\d_]*(?:\.\d*)?(?:e[+-]?\d{1,3})?)", re.IGNORECASE)
+#: A reference with one row.
+_AGGREGATE = re.compile(r"SELECT (?:COUNT|MAX|SUM)\(")
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
 #: An example of an answer, about a table that no task has.
 _EXAMPLE = (
@@ -366,8 +368,12 @@ class SqlDeskPostgresEnv(SqlEnv):
 
 
 def _numbers(sql: str) -> frozenset[int]:
-    """The whole numbers in statements."""
-    return frozenset(map(int, _NUMBER.findall(sql)))
+    """The numbers in statements, rounded down, up to `MAX_CONSTANT`."""
+    found = (
+        float(int(match[1], 16)) if match[1] else float(match[0].replace("_", ""))
+        for match in _NUMBER.finditer(sql)
+    )
+    return frozenset(int(number) for number in found if number <= MAX_CONSTANT)
 
 
 def _rows(result: Result, ordered: bool) -> JSON:
@@ -383,6 +389,8 @@ def _near_misses(reference: str) -> dict[str, str]:
         found["takes the bound for inside"] = reference.replace(" > ", " >= ")
     if " DESC, " in reference:
         found["leaves ties to chance"] = f"{reference.partition(' DESC, ')[0]} DESC"
+    if reference.startswith("SELECT") and not _AGGREGATE.match(reference):
+        found["takes ten rows"] = f"{reference} LIMIT 10"
     return found
 
 

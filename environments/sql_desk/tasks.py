@@ -26,7 +26,7 @@ _LARGE: Final = 64
 MAX_ITEMS: Final = 2_000
 #: Largest number that a large database goes beyond, and most numbers. Sizes stay below 2**31.
 MAX_CONSTANT: Final = 1_000_000_000
-_MOST_CONSTANTS: Final = 20
+MOST_CONSTANTS: Final = 200
 #: Numbers beyond what a statement may guess from the shown rows.
 _FAR: Final = (73, 1_009, 1_000_003)
 _PEOPLE = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo")
@@ -128,11 +128,13 @@ class Domain:
 
         Args:
             seed: determines all rows.
-            constants: numbers that statements compare with; those above `MAX_CONSTANT` do not count.
+            constants: numbers that statements compare with. Those above `MAX_CONSTANT`, and all but the
+                `MOST_CONSTANTS` largest, do not count.
         """
         draw = random.Random(f"{self.items} large {seed}")
-        known = sorted(number for number in {*constants} if 0 < number <= MAX_CONSTANT)[:_MOST_CONSTANTS]
-        count = min(max(_LARGE, 1 + sum(known)), MAX_ITEMS)
+        known = sorted(number for number in {*constants} if 0 < number <= MAX_CONSTANT)
+        known = known[-MOST_CONSTANTS:]
+        count = min(max(_LARGE, 2 * len(known) + 8, 1 + sum(known)), MAX_ITEMS)
         numbers = [*_with_successors(known), *(2 * number + 11 for number in known[-1:]), *_FAR]
 
         def ids(count: int) -> list[int]:

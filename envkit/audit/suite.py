@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final
 import gymnasium
 import pytest
 
+from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, AuditFailure, NotApplicable
 from envkit.display import Silent
 from envkit.env import Env
@@ -26,6 +27,9 @@ from envkit.types import Task
 
 #: Seeds of the two episodes that a vector environment plays in parallel.
 _SEEDS: Final = (3, 4)
+#: Bent actions that are tried, and turns of an episode of them.
+_BENT_ACTIONS: Final = 120
+_BENT_TURNS: Final = 30
 #: Actions that no action grammar expects. The last two hold lone surrogates, so they are not valid Unicode.
 _HOSTILE: Final = (
     *("", " \n\t", "\0", "\\", "'", '"""', "```", "```\n", "%s{}", "\r\n\r\n", "\x1b[2J\x07"),
@@ -109,6 +113,20 @@ class EnvSuite:
             if not 0 <= reward <= 1:
                 pytest.fail(f"the action {action[:100]!r} earns {reward}; expected a number from 0 to 1")
             ended = terminated or truncated
+
+    def test_bent_actions_neither_raise_nor_hold_the_host(
+        self, backend: SandboxBackend, tasks: Sequence[Task]
+    ) -> None:
+        """Valid actions that are bent, stuffed or nested neither raise nor take much of the host's time."""
+        make = partial(self.kind, tasks=tasks, sandbox=backend, max_turns=_BENT_TURNS)
+        found = fuzz(make, tasks, _BENT_ACTIONS)
+        if found.faults:
+            pytest.fail(f"{len(found.faults)} actions raise, the first: {found.faults[0]}")
+        if found.slowest_cpu_s > MAX_STEP_CPU_S:
+            pytest.fail(
+                f"the action {found.slowest[:100]!r} takes {found.slowest_cpu_s:.1f} CPU seconds of the "
+                f"host; expected at most {MAX_STEP_CPU_S:g}: bound what is parsed by its size"
+            )
 
     def test_closing_is_final_and_harmless(self, env: Env) -> None:
         """`close` ends the episode. It may be called first or twice, and `reset` works after it."""

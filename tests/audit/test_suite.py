@@ -40,6 +40,14 @@ def test_an_action_that_raises_is_named(backend: SandboxBackend) -> None:
         with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echo_env.Choking), backend)
 
 
+def test_a_bent_action_that_raises_is_named(backend: SandboxBackend) -> None:
+    suite, tasks = suite_of(echo_env.Choking), echo_env.Choking.make_tasks("starter")
+    with pytest.raises(
+        pytest.fail.Exception, match=r"(?s)\d+ actions raise, the first: .*UnicodeEncodeError"
+    ):
+        suite.test_bent_actions_neither_raise_nor_hold_the_host(backend, tasks)
+
+
 def test_a_check_that_breaks_on_what_was_said_is_named(backend: SandboxBackend) -> None:
     with pytest.raises(pytest.fail.Exception, match=r"check length returned \d+"):
         with_instance(EnvSuite.test_hostile_actions_are_answered, suite_of(echo_env.Overpaying), backend)

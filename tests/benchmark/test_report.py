@@ -156,6 +156,11 @@ def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
             Row("a", "", (replace(ITEMS[0], cut_off=6), *ITEMS[1:])),
             ["a there: 6 of 100 samples were cut off at the token limit"],
         ),
+        (Row("a", "", (replace(ITEMS[0], raised=1), *ITEMS[1:])), []),
+        (
+            Row("a", "", (replace(ITEMS[0], raised=2), *ITEMS[1:])),
+            ["a there: the environment raised an exception in 2 of 100 samples, which is a bug in it."],
+        ),
         (Row("a", "", ITEMS, expected=0.5), []),
         (Row("a", "", ITEMS, expected=1.0), ["The control a there solved 50.0 % instead of 100.0 %"]),
         (Row("a", "", (replace(ITEMS[0], cut_off=9), *ITEMS[1:]), expected=0.5), []),

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar, final
+from typing import Any, ClassVar, final
 
 import pytest
 from guess_env import TASKS, Backend, GuessEnv, halve
 
-from envkit import check
+from envkit import ActionResult, check
 from envkit.agents.scripted import ScriptedAgent
+from envkit.benchmark.report_text import row_warnings
+from envkit.benchmark.summary import summarise_row
 from envkit.display import Silent
-from envkit.errors import SandboxError, Stopped
+from envkit.errors import ContractError, SandboxError, Stopped
 from envkit.rollout import Rollouts
 from envkit.store import RunFolder
 from envkit.studies.eval_runner import EvalRunner
@@ -73,6 +76,51 @@ def test_solved_episodes_are_asked_the_held_out_check(tmp_path: Path) -> None:
         [(2, 0), (2, 2), (2, 0)],
         [(0, 0)] * 3,
     ]
+
+
+class Raising(GuessEnv):
+    """Raises in the tasks ``at``."""
+
+    def __init__(self, at: Sequence[str], **options: Any) -> None:
+        super().__init__(max_turns=8, **options)
+        self.at = at
+
+    def apply(self, action: str) -> ActionResult:
+        if self.task.id in self.at:
+            raise ZeroDivisionError("bug")
+        return super().apply(action)
+
+
+def played_raising(folder: Path, at: Sequence[str], display: Lines) -> tuple[EvalRunner, RunFolder]:
+    run = RunFolder.create(folder, "bench", {})
+    runner = EvalRunner(run, TASKS, display)
+    with Rollouts(lambda: Raising(at), workers=1) as rollouts:
+        runner.play(rollouts, HALVING, "halving", 8)
+    return runner, run
+
+
+def test_a_bug_in_the_environment_is_shown_counted_and_warned_of(tmp_path: Path) -> None:
+    display = Lines()
+    runner, run = played_raising(tmp_path, [TASKS[0].id], display)
+    [line] = display.lines
+    assert line.startswith(
+        "halving: the environment raised in 8 of 24 episodes, first: ZeroDivisionError: bug; info.trace in "
+    )
+    row = runner.report_row("halving", "", runner.counted("halving", 8))
+    assert row is not None
+    assert [result.raised for result in row.results] == [8, 0, 0]
+    said = row_warnings("halving", row, summarise_row(row, (1,)))
+    assert any("raised an exception in 8 of 24 samples" in each for each in said)
+    traces = [t.info["trace"] for t in run.trajectories("eval-halving") if "trace" in t.info]
+    assert len(traces) == 8
+    assert all("raise ZeroDivisionError" in str(trace) for trace in traces)
+
+
+def test_an_evaluation_in_which_nearly_all_raise_ends_with_the_cause(tmp_path: Path) -> None:
+    with pytest.raises(
+        ContractError, match=r"raised in 24 of 24 episodes, first: ZeroDivisionError: bug; fix"
+    ):
+        played_raising(tmp_path, [task.id for task in TASKS], Lines())
 
 
 def test_a_stop_keeps_what_is_finished_and_a_resumed_run_plays_the_rest(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import golden
 import pytest
@@ -327,6 +327,41 @@ def test_a_collapse_ends_the_run_permanently(
     assert second.resume()
     assert (second.step, second.alarm) == (trainer.step, trainer.alarm)
     assert train(second) == []
+
+
+class Raises(tiny.LetterEnv):
+    """Its check raises, always or in the task ``a`` only."""
+
+    always: ClassVar[bool] = True
+
+    @check()
+    def says_it(self) -> bool:
+        if self.always or self.task.metadata["letter"] == "a":
+            raise ZeroDivisionError("bug")
+        return super().says_it()
+
+
+class RaisesOnce(Raises):
+    always = False
+
+
+def test_a_bug_in_the_environment_fails_its_episodes_and_ends_the_run_only_if_nearly_all_raise(
+    make: Make, tmp_path: Path
+) -> None:
+    config = dataclasses.replace(CONFIG, groups_per_step=7, max_steps=1)
+    trainer = make(tmp_path / "some", config, env=RaisesOnce)
+    [metrics] = train(trainer)
+    assert 0 < metrics.raised < 0.9
+    assert trainer.alarm == ""
+    failed = [episode for episode in episodes(tmp_path / "some") if "trace" in episode.info]
+    assert len(failed) == round(metrics.raised * 7 * config.num_generations)
+    assert {episode.reward for episode in failed} == {0.0}
+    trainer = make(tmp_path / "all", config, env=Raises)
+    [metrics] = train(trainer)
+    assert metrics.raised == 1
+    assert re.match(
+        r"step 1: the environment raised an exception in 100% of the episodes; fix", trainer.alarm
+    )
 
 
 class AlwaysPays(tiny.LetterEnv):

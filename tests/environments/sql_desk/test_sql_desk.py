@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
+import sqlite3
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gymnasium
@@ -16,9 +17,9 @@ from envkit.agents.scripted import ScriptedAgent
 from envkit.audit import certificate
 from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.environments.sql_desk.database import Result
+from envkit.environments.sql_desk.database import COMPARED_ROWS, Result
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
-from envkit.environments.sql_desk.tasks import BY_NAME, SCRIPT, generate
+from envkit.environments.sql_desk.tasks import BY_NAME, MAX_ITEMS, MOST_CONSTANTS, SCRIPT, Domain, generate
 from envkit.errors import BrokenTask
 from envkit.registry import sandbox_backend
 
@@ -185,13 +186,120 @@ def test_an_answer_for_the_shown_database_alone_is_wrong(env: SqlDeskEnv, databa
         ("list-above", "SELECT name FROM products WHERE price > {bound} + 1"),
         ("sorted", "SELECT name FROM products ORDER BY price DESC"),
         ("sorted", "SELECT name FROM products ORDER BY price DESC, name DESC"),
+        ("all", "SELECT * FROM products LIMIT 10"),
+        ("all", "SELECT * FROM products LIMIT 1000"),
+        ("all", "SELECT * FROM products LIMIT 500 + 500"),
+        ("all", "SELECT * FROM products LIMIT 0x3E8"),
+        (
+            "all",
+            "SELECT * FROM products WHERE id < 1e4 -- 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20",
+        ),
+        ("all-deeds", "SELECT * FROM orders LIMIT 28"),
+        ("all-deeds", "SELECT * FROM orders WHERE id <> 4711"),
+        ("all-deeds", "SELECT * FROM orders WHERE quantity < 1000000"),
+        ("names", "SELECT name FROM products WHERE id < 11"),
+        ("names", "SELECT name FROM products WHERE category IN ('tools', 'toys', 'garden', 'kitchen')"),
+        ("count", "SELECT MAX(id) FROM products"),
+        ("count", "SELECT COUNT(*) FROM products WHERE price < 60"),
+        ("count", "SELECT COUNT(*) FROM products WHERE price <> 37"),
+        ("count-kind", "SELECT COUNT(*) FROM products WHERE category LIKE '{kind}%'"),
+        ("total", "SELECT SUM(quantity) FROM (SELECT * FROM orders ORDER BY id LIMIT 29)"),
+        ("total", "SELECT SUM(quantity) FROM orders WHERE quantity < 10"),
+        ("largest", "SELECT MAX(price) FROM products WHERE price < 100"),
+        ("none", "SELECT name FROM products WHERE id NOT IN (SELECT product_id FROM orders LIMIT 30)"),
     ],
 )
 def test_near_misses_never_pass(env: SqlDeskEnv, name: str, sql: str) -> None:
-    bound = str(STARTERS[name].hidden["reference"]).rpartition(" > ")[2]
+    reference = str(STARTERS[name].hidden["reference"])
+    bound, kind = reference.rpartition(" > ")[2], reference.rpartition(" = ")[2].strip("'")
     for seed in range(12):
         env.reset(seed=seed, options={"task": STARTERS[name].id})
-        assert env.step(f"```sql\n{sql.format(bound=bound)}\n```")[1] == 0, seed
+        assert env.step(f"```sql\n{sql.format(bound=bound, kind=kind)}\n```")[1] == 0, seed
+
+
+def rows_of(script: str, table: str) -> list[Any]:
+    base = sqlite3.connect(":memory:")
+    base.executescript("PRAGMA foreign_keys = ON;" + script)
+    return base.execute(f"SELECT * FROM {table}").fetchall()
+
+
+@pytest.mark.parametrize("domain", BY_NAME.values(), ids=BY_NAME)
+@pytest.mark.parametrize("constants", [(), (20,), (1, 2, 3), (1_000,), (1_500, 999_999_999), range(1, 500)])
+def test_graded_databases_have_three_sizes_and_the_largest_is_beyond_every_constant(
+    domain: Domain, constants: Sequence[int]
+) -> None:
+    small, medium, large = (
+        domain.small_script(3),
+        domain.medium_script(3, constants),
+        domain.large_script(3, constants),
+    )
+    counts = [[len(rows_of(s, table)) for table in domain.tables()] for s in (small, medium, large)]
+    assert all(1 <= count <= 4 for count in counts[0])
+    assert 6 <= counts[1][0] <= 10
+    assert 12 <= counts[1][1] <= 29
+    counted = sum(sorted(constants)[-MOST_CONSTANTS:])
+    for count in counts[2]:
+        assert min(64, MAX_ITEMS) <= count <= COMPARED_ROWS
+        assert count > min(counted, MAX_ITEMS - 1)
+    items, events = (rows_of(large, table) for table in domain.tables())
+    for number in sorted(constants)[-MOST_CONSTANTS:]:
+        for rows, column in ((items, 0), (items, 3), (events, 0), (events, 3)):
+            assert {number, number + 1} <= {row[column] for row in rows}
+    largest = max([*constants, 60])
+    assert max(row[3] for row in items) > largest
+    assert max(row[3] for row in events) > largest
+    assert max(row[3] for row in items) < 2**31 - 1_000
+    assert len({row[2] for row in items}) > len(domain.kinds)
+    assert sorted(row[0] for row in items) != [*range(1, len(items) + 1)]
+    assert {row[1] for row in events} < {row[0] for row in items}
+
+
+def test_scripts_follow_from_their_seed() -> None:
+    domain = BY_NAME["products"]
+    for make in (domain.script, domain.small_script):
+        assert make(1) == make(1) != make(2)
+    for make in (domain.medium_script, domain.large_script):
+        assert make(1, {5, 7}) == make(1, [7, 5]) != make(2, {5, 7})
+        assert make(1, {5, 7}) != make(1, {5, 8})
+
+
+def test_members_of_a_group_share_all_but_the_largest_database(env: SqlDeskEnv) -> None:
+    env.reset(seed=4, options={"task": STARTERS["count"].id})
+    plain, same, limited = (
+        env._scripts(sql)  # pyright: ignore[reportPrivateUsage]
+        for sql in ("SELECT 'a1', b2.c", "SELECT COUNT(*)", "SELECT 1 LIMIT 77")
+    )
+    assert plain == same
+    assert plain[:-1] == limited[:-1]
+    assert plain[-1] != limited[-1]
+
+
+def test_a_submission_is_graded_on_all_databases_in_one_request(
+    env: SqlDeskEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+    ask = SqliteDatabase.run_on_each
+
+    def noting(database: SqliteDatabase, scripts: Sequence[str], *rest: Any) -> Any:
+        asked.append(len(scripts))
+        return ask(database, scripts, *rest)
+
+    monkeypatch.setattr(SqliteDatabase, "run_on_each", noting)
+    monkeypatch.setattr(SqlDeskEnv, "_reference_outcomes", {})
+    assert ending(env, "count", "SELECT COUNT(*) FROM products")[0] == 1.0
+    assert asked == [5, 5], "the reference, then the submission"
+    assert ending(env, "count", "SELECT COUNT(*) FROM products LIMIT 99")[0] == 1.0
+    assert asked[2:] == [1, 5], "the reference on the largest database only"
+
+
+def test_a_submission_that_ends_its_database_fails_wherever_it_did(
+    env: SqlDeskEnv, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envkit.environments.sql_desk.sqlite._REQUEST_TIMEOUT_S", 1.0)
+    killer = "WITH RECURSIVE n(i) AS (SELECT zeroblob(900000) UNION ALL SELECT zeroblob(900000) FROM n) "
+    reward, said = ending(env, "count", f"{killer} SELECT count(*) FROM n ORDER BY i")
+    assert reward == 0.0
+    assert said.startswith("the database has ended: ") or "too slow" in said
 
 
 def test_the_order_counts_only_if_requested(env: SqlDeskEnv) -> None:
@@ -295,6 +403,18 @@ def contents(database: SqliteDatabase) -> list[Result]:
         "SELECT julianday('now')",
         "SELECT CURRENT_TIMESTAMP",
         "SELECT date()",
+        "SELECT date('now')",
+        "SELECT unixepoch()",
+        "SELECT CURRENT_DATE",
+        "SELECT changes()",
+        "SELECT total_changes()",
+        "SELECT last_insert_rowid()",
+        "SELECT LAST_INSERT_ROWID()",
+        "SELECT sqlite_version()",
+        "SELECT sqlite_source_id()",
+        "SELECT sqlite_compileoption_get(0)",
+        "SELECT * FROM pragma_compile_options",
+        "SELECT * FROM pragma_database_list",
     ],
 )
 def test_statements_may_only_use_the_tables(database: SqliteDatabase, sql: str) -> None:
