@@ -3,11 +3,13 @@
 If envkit runs as root, bubblewrap runs as user 65534 (nobody), so that even a process that breaks out of its
 namespaces has no rights on the host. For an ordinary user it runs as that user.
 
-The workspace is a file system of a fixed size in memory (see `envkit.sandboxes._workspace.mounts`), and so
-is each scratch folder, which is empty at the start of each command.
+The root is a read-only file system in memory that all sandboxes of this process share. The workspace is one
+of a fixed size (see `envkit.sandboxes._workspace.mounts`), and so is each scratch folder, which is empty at
+the start of each command. Of ``/proc``, a command sees its own processes only.
 
 A control group limits memory, processes and CPU time, if one can be created. Otherwise memory is limited per
 process (address space), processes by the user namespace (Linux 5.14), and CPU time by a sum over the tree.
+Bubblewrap's own process in the sandbox, its pid 1, has the same limits as the command's.
 """
 
 from __future__ import annotations
@@ -16,16 +18,17 @@ import contextlib
 import itertools
 import json
 import os
+import resource
 import signal
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import IO, Final, final
 
 from envkit.errors import SandboxError, UnenforceableLimit
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Quota, Sandbox, SandboxBackend
+from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits, Quota, Sandbox, SandboxBackend
 from envkit.sandboxes._linux import bwrap, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
-from envkit.sandboxes._linux.child import Child, launch
+from envkit.sandboxes._linux.child import Child, launch, memory_file
 from envkit.sandboxes._rootfs.rootfs import (
     ENVIRONMENT,
     NOBODY,
@@ -33,6 +36,7 @@ from envkit.sandboxes._rootfs.rootfs import (
     SCRATCH_BYTES,
     SCRATCH_FILES,
     WORKSPACE,
+    packages_folder,
     root_folder,
 )
 from envkit.sandboxes._sandbox import FolderSandbox, system_errors
@@ -42,7 +46,12 @@ from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 #: Each command waits in this shell, inside the sandbox, until it is in its control group. If envkit dies
 #: before that, the shell reads the end of its stdin and stops. With bubblewrap's own --block-fd the command
 #: would run as an orphan.
-_GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
+_GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec -- "$@"', "sh")
+_NAMESPACES: Final = (
+    *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
+    *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
+    *("--die-with-parent", "--new-session"),
+)
 #: Folders that are empty at the start of each command, and their limit.
 _SCRATCH: Final = ("/tmp", "/dev/shm")
 _SCRATCH_QUOTA: Final = Quota(SCRATCH_BYTES, SCRATCH_FILES)
@@ -85,17 +94,34 @@ class BubblewrapBackend(SandboxBackend):
         """See `envkit.sandbox.SandboxBackend.create`."""
         user = os.geteuid() or NOBODY
         with system_errors("make a sandbox"):
-            return _BubblewrapSandbox(user, root_folder(user, self.packages), self._quota)
+            shared = {"/": root_folder(user)}
+            if self.packages:
+                shared[PACKAGES] = packages_folder(user, self.packages)
+            return _BubblewrapSandbox(user, shared, self._quota)
 
 
 @final
 class _BubblewrapSandbox(MountedSandbox):
-    def __init__(self, user: int, root: Path, quota: Quota) -> None:
+    """A sandbox.
+
+    Args:
+        user: host user that it runs as.
+        shared: folders of the host whose copies in memory it sees, by the place where it sees them.
+        quota: limit of the workspace.
+    """
+
+    def __init__(self, user: int, shared: Mapping[str, Path], quota: Quota) -> None:
         self._bwrap = bwrap.find(user)
         super().__init__(user, quota)
-        self._user, self._root = user, root
+        self._user, self._shared = user, shared
         self._folder = self._mount.helper.folder
-        self._namespaces = _namespaces(root)
+        #: Further options of bubblewrap.
+        self._options: list[str] = []
+        try:
+            self._copies()  # made now, because it takes a moment
+        except BaseException:
+            self.close()
+            raise
 
     @property
     def python(self) -> str:
@@ -109,27 +135,26 @@ class _BubblewrapSandbox(MountedSandbox):
             if parents:
                 group = Cgroup(parents, f"{self._folder.name}-{next(_NUMBERS)}", limits)
                 held.callback(group.close)
-            entering = [*bwrap.as_user(self._user), *self._mount.entering()]
-            start = [*entering, str(self._bwrap), *self._namespaces]
-            start += ["--bind", self._mount.path, WORKSPACE, "--chdir", WORKSPACE]
+            options = [*_NAMESPACES, *self._copies(), "--proc", "/proc", *bwrap.processes_only()]
+            options += [*bwrap.DEVICES, *self._options]
+            options += ["--bind", self._mount.path, WORKSPACE, "--chdir", WORKSPACE]
             for folder in _SCRATCH:  # bubblewrap's --tmpfs would limit bytes only, not files
                 scratch = self._mount.helper.mount(_SCRATCH_QUOTA)
                 os.close(scratch.root)
                 held.callback(scratch.close)
-                start += ["--bind", scratch.path, folder]
+                options += ["--bind", scratch.path, folder]
             ours, theirs = os.pipe()
             status = held.enter_context(open(ours, "rb", 0))
-            # One more process than requested, because the namespace's init process counts as well.
-            processes = limits.processes + 1 if group is None else None
-            bounds = procfs.prlimit(limits, memory=group is None, processes=processes)
             try:
-                forbidden = seccomp.descriptor()
-                try:
-                    setup = [*start, "--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
-                    command = [*setup, "--", *_GATE, *bounds, *argv]
-                    child = launch(command, ENVIRONMENT, self._folder, theirs, forbidden)
-                finally:
-                    os.close(forbidden)
+                with contextlib.ExitStack() as given:
+                    given.callback(os.close, forbidden := seccomp.descriptor())
+                    options += ["--json-status-fd", str(theirs), "--seccomp", str(forbidden)]
+                    # In a file, because a process in the sandbox shows its command line, and these options
+                    # hold paths of the host.
+                    given.callback(os.close, file := memory_file("\0".join(options).encode()))
+                    start = [*bwrap.as_user(self._user), *self._mount.entering(), str(self._bwrap)]
+                    command = [*start, "--args", str(file), "--", *_GATE, *argv]
+                    child = launch(command, ENVIRONMENT, self._folder, theirs, forbidden, file)
             finally:
                 os.close(theirs)
             held.callback(child.discard)
@@ -140,13 +165,24 @@ class _BubblewrapSandbox(MountedSandbox):
             family = procfs.family(init)
             if len(family) < 2:  # the init process, and the shell that waits at the gate
                 raise UnenforceableLimit("cpu_s: this kernel lists no child processes (CONFIG_PROC_CHILDREN)")
+            # One more process than requested, because the namespace's init process counts as well.
+            processes = limits.processes + 1 if group is None else None
+            bounds = procfs.rlimits(limits, memory=group is None, processes=processes)
+            for pid in family:
+                for kind, bound in bounds.values():
+                    resource.prlimit(pid, kind, (bound, bound))
             if group is not None:
                 group.add(family)
             os.write(child.stdin.fileno(), b"\n")
             return _BubblewrapTree(child, init, pidfd, status, group, held)
 
+    def _copies(self) -> list[str]:
+        """Options that mount the shared folders."""
+        copies = [(self._mount.helper.root(folder).path, place) for place, folder in self._shared.items()]
+        return [word for path, place in copies for word in ("--ro-bind", path, place)]
+
     def _new(self) -> FolderSandbox:
-        return _BubblewrapSandbox(self._user, self._root, self._quota)
+        return _BubblewrapSandbox(self._user, self._shared, self._quota)
 
 
 @final
@@ -202,15 +238,6 @@ def _exit_code(status: IO[bytes]) -> int:
         if code is not None:
             return 128 - code if 128 < code < 128 + signal.NSIG else code
     raise SandboxError("bubblewrap died, or could not set the sandbox up")
-
-
-def _namespaces(root: Path) -> list[str]:
-    return [
-        *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
-        *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
-        *("--die-with-parent", "--new-session"),
-        *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-    ]
 
 
 def _await_gate(child: Child) -> None:

@@ -101,8 +101,9 @@ class DockerBackend(SandboxBackend):
                 made = images.get(client, self.image, user, self.packages)
             pool = _pool(client, made.tag, self.runtime, user, self._quota)
             with docker_errors("make a workspace"), known_runtime(self.runtime):
+                pool.shared_files()  # made now, because it takes a moment
                 volume = pool.acquire()
-            return _DockerSandbox(self, client, made.tag, user, self.runtime, volume, self._quota)
+            return _DockerSandbox(self, client, made.tag, user, self.runtime, pool, volume, self._quota)
 
 
 @final
@@ -116,11 +117,12 @@ class _DockerSandbox(FolderSandbox):
         tag: str,
         user: int,
         runtime: str | None,
+        pool: VolumePool,
         volume: Volume,
         quota: Quota,
     ) -> None:
         super().__init__(Workspace(volume.root, user if user != os.geteuid() else None, quota))
-        self._backend = backend
+        self._backend, self._pool = backend, pool
         self._volume, self._device = volume, os.fstat(volume.root).st_dev
         self._lease = Lease(temporary())
         self._client, self._tag, self._user, self._runtime = client, tag, user, runtime
@@ -166,9 +168,10 @@ class _DockerSandbox(FolderSandbox):
 
     def _make(self, limits: Limits) -> Container:
         folder = self._lease.path / f"control-{next(self._numbers)}"
-        mount = self._volume.mount
+        with docker_errors("share files"), known_runtime(self._runtime):
+            mounts = (self._pool.shared_files(), self._volume.mount)
         container = Container(
-            self._client, self._tag, self._lease.path, folder, mount, self._user, limits, self._runtime
+            self._client, self._tag, self._lease.path, folder, mounts, self._user, limits, self._runtime
         )
         self._made.append(container)
         found, _ = container.ask("where")

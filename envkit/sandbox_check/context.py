@@ -124,6 +124,15 @@ def may_mount():
     return ctypes.get_errno() != errno.EPERM
 def weighs(get, set, *which):  # to what it is already
     return attempt(lambda: set(*which, get(*which)))
+def readable(path):
+    with open(path, "rb") as file: return len(file.read(16)) > 0
+def succeeds(name, *arguments): return getattr(ctypes.CDLL(None), name)(*arguments) >= 0
+counters = ["meminfo", "stat", "loadavg", "vmstat", "interrupts", "softirqs", "locks", "uptime", "diskstats",
+            "sys/kernel/ns_last_pid", "sys/kernel/random/entropy_avail", "sys/fs/file-nr", "sys/fs/inode-nr",
+            "sys/fs/dentry-state", "pressure/cpu", "cgroups", "zoneinfo", "buddyinfo", "slabinfo"]
+def has(path):  # open() returns an empty file where a path is masked
+    try: return readable(path)
+    except OSError: return False
 status = dict(line.split(":", 1) for line in open("/proc/self/status"))
 paths = ["/", "/usr", "/usr/lib", "/etc", "/proc/sys/kernel/hostname", "/dev"]
 print(json.dumps({
@@ -148,6 +157,10 @@ print(json.dumps({
                  if attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_SEQPACKET).close())
                  or attempt(lambda: socket.socket(getattr(socket, name), socket.SOCK_STREAM).close())],
     "keyring": ctypes.CDLL(None).syscall(250 if os.uname().machine == "x86_64" else 219, 0, -3, 1) != -1,
+    "counters": [path for path in counters if has("/proc/" + path)]
+                + ["sysinfo"] * succeeds("sysinfo", bytes(4096)),
+    "watches": ["inotify"] * succeeds("inotify_init1", 0)
+               + ["fanotify"] * succeeds("fanotify_init", 0x200, 0),
     "namespaces": ctypes.CDLL(None).unshare(0x10000000) == 0,
 }))
 """

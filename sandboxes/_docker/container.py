@@ -7,7 +7,7 @@ import json
 import os
 import signal
 import socket
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, cast, final
@@ -17,7 +17,7 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits
 from envkit.sandboxes._docker.cleanup import labels
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._docker.volumes import CONTROL, PATIENCE_S, accept, listening
-from envkit.sandboxes._linux import procfs, seccomp
+from envkit.sandboxes._linux import bwrap, procfs, seccomp
 from envkit.sandboxes._linux.child import memory_file, pipes
 from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
@@ -35,7 +35,7 @@ class Container:
         tag: the image.
         lease: the owner's lease folder.
         folder: a new folder for the socket.
-        workspace: the mount of `envkit.sandboxes._docker.volumes.Volume`.
+        mounts: of `envkit.sandboxes._docker.volumes`: the workspace and the shared files.
         user: the user that commands run as.
         limits: its ``memory_bytes`` and ``processes`` limit the container.
         runtime: name of the container runtime; ``None`` for the engine's default.
@@ -47,7 +47,7 @@ class Container:
         tag: str,
         lease: Path,
         folder: Path,
-        workspace: Any,
+        mounts: Sequence[Any],
         user: int,
         limits: Limits,
         runtime: str | None,
@@ -57,13 +57,12 @@ class Container:
         worker = resources.files("envkit.sandboxes._docker").joinpath("guest_worker.py").read_text()
         self._socket: socket.socket | None = None
         with docker_errors("make a container"), known_runtime(runtime), listening(folder) as listener:
-            self._container: Any = client.containers.create(
+            self._container: Any = _create(
+                client,
                 tag,
                 [PYTHON, *PYTHON_OPTIONS, "-c", worker, f"{CONTROL}/socket", str(user)],
+                labels(lease),
                 runtime=runtime,
-                user="0:0",
-                hostname="sandbox",
-                environment={},
                 network_mode="none",
                 ipc_mode="private",
                 read_only=True,
@@ -78,11 +77,10 @@ class Container:
                 tmpfs={"/tmp": f"size={SCRATCH_BYTES},nr_inodes={SCRATCH_FILES},mode=1777,nosuid,nodev"},
                 # No System V memory or queues, because they would outlive the command that created them.
                 sysctls={"kernel.shmmni": "0", "kernel.msgmni": "0", "fs.mqueue.queues_max": "0"},
-                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
-                mounts=[workspace],
+                binds={str(folder): {"bind": CONTROL, "mode": "ro"}},
+                mounts=[*mounts],
                 # Otherwise a flood of output would fill the host's disk with JSON.
                 log_config={"type": "none"},
-                labels=labels(lease),
             )
             try:
                 self._container.start()
@@ -136,6 +134,34 @@ class Container:
         if self._socket is not None:
             self._socket.close()  # the worker then ends, and the container with it
             self._socket = None
+
+
+def _create(client: Any, tag: str, command: Sequence[str], labels: Mapping[str, str], **host: Any) -> Any:
+    """Create a container whose ``/proc`` and ``/sys`` show nothing of the machine.
+
+    Not by ``client.containers``, which knows no masked paths.
+    """
+    config: Any = client.api.create_host_config(**host)
+    config["MaskedPaths"] = _machine_files()
+    made = client.api.create_container(
+        tag,
+        [*command],
+        user="0:0",
+        hostname="sandbox",
+        environment={},
+        labels=dict(labels),
+        host_config=config,
+    )
+    return client.containers.get(made["Id"])
+
+
+def _machine_files() -> list[str]:
+    """Paths that count what the whole machine does. The engine runs on this machine."""
+    names = [name for name in os.listdir("/proc") if not name.isdigit() and name not in bwrap.OWN]
+    paths = [f"/proc/{name}" for name in names]
+    # The worker reads its container's own control group.
+    paths += [f"/sys/{name}" for name in os.listdir("/sys") if name != "fs"]
+    return paths + [f"/sys/fs/{name}" for name in os.listdir("/sys/fs") if name != "cgroup"]
 
 
 @final

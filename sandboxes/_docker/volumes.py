@@ -5,6 +5,9 @@ deletes its files. So a volume container uses it for as long as the sandbox live
 there (`envkit.sandboxes._docker.guest_volumes`), which passes descriptors of the folders to the host. A
 volume container holds several volumes, created ahead, so that few sandboxes wait for one. No volume is used
 twice.
+
+The programs and libraries that containers share lie in a volume in memory too (`SharedFiles`). In the image
+they would lie on a disk, and a container could tell from the page cache which of them others have read.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, final
@@ -36,6 +39,10 @@ HOLDS: Final = "envkit.holds"
 _VOLUMES: Final = 8
 #: Limits of a volume container. The runtime that starts it has several threads.
 _CONTAINER_BYTES, _CONTAINER_PROCESSES = 64 * 2**20, 16
+#: The folder of an image that holds all of its files.
+_FILES: Final = "/usr"
+#: Open files of the program that holds the locks on the shared files: one for each of them.
+_OPEN_FILES: Final = 16_384
 
 
 @final
@@ -86,6 +93,7 @@ class VolumePool:
         self._pid = os.getpid()
         self._lock = threading.Lock()
         self._current: _VolumeContainer | None = None
+        self._shared: SharedFiles | None = None
         self._numbers = itertools.count()
         self._lease = Lease(temporary())
         atexit.register(self.close)
@@ -107,14 +115,34 @@ class VolumePool:
                 )
             return self._current.acquire()
 
+    def shared_files(self) -> Any:
+        """The `docker.types.Mount` of the image's files, for every container that runs commands.
+
+        Raises:
+            SandboxError: the container that holds them does not start.
+            docker.errors.DockerException: the engine refuses.
+        """
+        with self._lock:
+            if self._shared is None or self._shared.dead:
+                if self._shared is not None:
+                    self._shared.close()
+                client, tag, runtime, user, _ = self._kind
+                self._shared = SharedFiles(
+                    client, tag, runtime, user, self._lease.path, self._labels(self._lease.path)
+                )
+            return self._shared.mount
+
     def close(self) -> None:
-        """Release the volumes that no sandbox uses. Idempotent."""
+        """Release the volumes that no sandbox uses, and the shared files. Idempotent."""
         if os.getpid() != self._pid:  # a fork of this process does not own them
             return
         with self._lock:
             if self._current is not None:
                 self._current.retire()
                 self._current = None
+            if self._shared is not None:
+                self._shared.close()
+                self._shared = None
         self._lease.close()
 
 
@@ -146,25 +174,17 @@ class _VolumeContainer:
             how: Any = DriverConfig("local", options)
             return Mount(target, name, type="volume", no_copy=True, driver_config=how, labels=dict(labels))
 
-        source = resources.files("envkit.sandboxes._docker").joinpath("guest_volumes.py").read_text()
         with listening(folder) as listener:
-            self._container: Any = client.containers.create(
+            self._container: Any = _trusted_container(
+                client,
                 tag,
-                [PYTHON, *PYTHON_OPTIONS, "-c", source, f"{CONTROL}/socket", *places],
+                "guest_volumes.py",
+                places,
                 runtime=runtime,
                 user=f"{user}:{user}",
-                hostname="sandbox",
-                environment={},
-                network_mode="none",
-                ipc_mode="none",
-                read_only=True,
-                cap_drop=["ALL"],
-                security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
-                pids_limit=_CONTAINER_PROCESSES,
                 mem_limit=_CONTAINER_BYTES,
                 volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
                 mounts=[mount(place, None) for place in places],
-                log_config={"type": "none"},
                 labels={**labels, HOLDS: str(_VOLUMES)},
             )
             try:
@@ -218,13 +238,98 @@ class _VolumeContainer:
             self._remove()
 
     def _remove(self) -> None:
-        from docker.errors import DockerException
-        from requests.exceptions import RequestException
+        _remove(self._container)
 
-        with contextlib.suppress(
-            DockerException, RequestException
-        ):  # if the engine is away, a later `reap` removes it
-            self._container.remove(force=True, v=True)
+
+@final
+class SharedFiles:
+    """A copy of an image's files in memory, and the container that holds the locks on them.
+
+    Args:
+        client, tag, runtime, user: see `VolumePool`.
+        folder: an existing folder for the socket.
+        labels: the container's.
+
+    Raises:
+        SandboxError: the container does not start.
+        docker.errors.DockerException: the engine refuses.
+    """
+
+    def __init__(
+        self, client: Any, tag: str, runtime: str | None, user: int, folder: Path, labels: Mapping[str, str]
+    ) -> None:
+        from docker.types import DriverConfig, Mount, Ulimit
+
+        size_bytes = 2 * int(client.images.get(tag).attrs["Size"])  # files take whole pages
+        owned = f"size={size_bytes},uid={user},gid={user},mode=755,nosuid,nodev,noatime"
+        how: Any = DriverConfig("local", {"type": "tmpfs", "device": "tmpfs", "o": owned})
+        with listening(folder) as listener:
+            self._container: Any = _trusted_container(
+                client,
+                tag,
+                "guest_root.py",
+                (_FILES, "/shared"),
+                runtime=runtime,
+                user=f"{user}:{user}",
+                mem_limit=_CONTAINER_BYTES + size_bytes,
+                ulimits=[Ulimit(name="nofile", soft=_OPEN_FILES, hard=_OPEN_FILES)],
+                volumes={str(folder): {"bind": CONTROL, "mode": "ro"}},
+                mounts=[
+                    Mount(
+                        "/shared", None, type="volume", no_copy=True, driver_config=how, labels=dict(labels)
+                    )
+                ],
+                labels=dict(labels),
+            )
+            try:
+                self._container.start()
+                self._socket = accept(listener, self._container)
+            except BaseException as error:
+                _remove(self._container)
+                if isinstance(error, OSError):
+                    raise SandboxError(f"a container of {tag} cannot copy its files: {error}") from error
+                raise
+        found = {one["Destination"]: one.get("Name") for one in self._container.attrs["Mounts"]}
+        self.mount: Any = Mount(_FILES, found["/shared"], type="volume", no_copy=True, read_only=True)
+
+    @property
+    def dead(self) -> bool:
+        """True if the container has ended."""
+        return bwrap.readable(self._socket.fileno(), 0)  # it sends nothing, so readable means closed
+
+    def close(self) -> None:
+        """Remove the container. The files live on while a container uses them."""
+        self._socket.close()
+        _remove(self._container)
+
+
+def _trusted_container(client: Any, tag: str, program: str, arguments: Sequence[str], **options: Any) -> Any:
+    """Create a container that runs one of envkit's own programs and keeps volumes mounted."""
+    source = resources.files("envkit.sandboxes._docker").joinpath(program).read_text()
+    return client.containers.create(
+        tag,
+        [PYTHON, *PYTHON_OPTIONS, "-c", source, f"{CONTROL}/socket", *arguments],
+        hostname="sandbox",
+        environment={},
+        network_mode="none",
+        ipc_mode="none",
+        read_only=True,
+        cap_drop=["ALL"],
+        security_opt=["no-new-privileges", f"seccomp={seccomp.profile()}"],
+        pids_limit=_CONTAINER_PROCESSES,
+        log_config={"type": "none"},
+        **options,
+    )
+
+
+def _remove(container: Any) -> None:
+    from docker.errors import DockerException
+    from requests.exceptions import RequestException
+
+    with contextlib.suppress(
+        DockerException, RequestException
+    ):  # if the engine is away, a later `reap` removes it
+        container.remove(force=True, v=True)
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from py_compile import PycInvalidationMode
 
 PYTHON = "/usr/bin/python3"
 WORKSPACE = "/workspace"
+PACKAGES = "/usr/lib/packages"  # the same as `envkit.sandbox.PACKAGES`
 
 #: Files that no sandboxed program needs: third-party packages, wheels, tests, tools.
 _LEFT_OUT = shutil.ignore_patterns(
@@ -36,7 +37,7 @@ def build(root: Path) -> None:
         subprocess.SubprocessError: ``ldd`` did not end.
     """
     binary, library = Path(sys.executable).resolve(), Path(os.__file__).resolve().parent
-    for folder in ("usr/bin", "usr/lib", "usr/share", "proc", "dev", "tmp", WORKSPACE[1:]):
+    for folder in ("usr/bin", "usr/lib", "usr/share", "proc", "dev", "tmp", WORKSPACE[1:], PACKAGES[1:]):
         (root / folder).mkdir(parents=True)
     # One flat library folder, under every name in the loader's default search path.
     for link, target in {"lib": "usr/lib", "lib64": "usr/lib", "usr/lib64": "lib", "bin": "usr/bin"}.items():

@@ -27,6 +27,7 @@ def copy_packages(packages: Sequence[str], folder: Path) -> None:
     Raises:
         SandboxUnavailable: a package is not installed or holds compiled code.
     """
+    folder.mkdir(parents=True, exist_ok=True)
     for found in (_distribution(name) for name in sorted(set(packages))):
         for file in found.files or ():
             if ".." not in file.parts and file.suffix != ".pyc":

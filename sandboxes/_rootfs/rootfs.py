@@ -12,7 +12,7 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -39,7 +39,7 @@ ENVIRONMENT: Final = {
 }
 
 #: Part of the folder's name. Raise it when the copied files change.
-_BUILD = "4"
+_BUILD = "5"
 
 
 def root_folder(uid: int, packages: Sequence[str] = ()) -> Path:
@@ -53,22 +53,48 @@ def root_folder(uid: int, packages: Sequence[str] = ()) -> Path:
         SandboxUnavailable: there is no cache folder that ``uid`` can reach, the build failed, or a package is
             not installed or holds compiled code.
     """
-    root = cache(uid) / root_name(packages)
-    if not root.is_dir():
-        reap(root.parent)
-        lease = Lease(root.parent)
+
+    def make(folder: Path) -> None:
+        build(folder)
+        copy_packages(packages, folder / PACKAGES[1:])
+
+    return _made(cache(uid) / root_name(packages), make)
+
+
+def packages_folder(uid: int, packages: Sequence[str]) -> Path:
+    """A folder to mount at `envkit.sandbox.PACKAGES`, made on first use and shared by all later processes.
+
+    Args:
+        uid: the host user that reads it.
+        packages: installed distributions that it holds.
+
+    Raises:
+        SandboxUnavailable: as for `root_folder`.
+    """
+    digest = hashlib.sha256("\0".join((_BUILD, *versions(packages))).encode()).hexdigest()[:16]
+    return _made(cache(uid) / f"packages-{digest}", lambda folder: copy_packages(packages, folder))
+
+
+def _made(folder: Path, make: Callable[[Path], None]) -> Path:
+    """``folder``, which ``make`` fills if it does not exist.
+
+    Raises:
+        SandboxUnavailable: that failed.
+    """
+    if not folder.is_dir():
+        reap(folder.parent)
+        lease = Lease(folder.parent)
         try:
-            build(lease.path / "root")
-            copy_packages(packages, lease.path / "root" / PACKAGES[1:])
-            with contextlib.suppress(OSError):  # another process has built the same folder meanwhile
-                (lease.path / "root").rename(root)
+            make(lease.path / "made")
+            with contextlib.suppress(OSError):  # another process has made the same folder meanwhile
+                (lease.path / "made").rename(folder)
         except (OSError, subprocess.SubprocessError) as error:
             raise SandboxUnavailable(
-                f"cannot build the sandbox's root folder in {root.parent}: {error}"
+                f"cannot build the sandbox's root folder in {folder.parent}: {error}"
             ) from error
         finally:
             lease.close()
-    return root
+    return folder
 
 
 def root_name(packages: Sequence[str]) -> str:

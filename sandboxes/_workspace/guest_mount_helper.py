@@ -11,6 +11,8 @@ Requests of the host, with a name N for each mount:
     "overlay N LOWER BYTES FILES"
                   mounts one that starts with the files of the frozen mount LOWER, which count as well; the
                   answer has a descriptor of its folder
+    "lay N PATH"  copies the host's folder PATH (its name in hexadecimal) into a read-only file system in
+                  memory and occupies its files (see `occupy`)
     "clone N"     the answer has a descriptor of a detached copy of the mount, to attach once
     "unmount N"   unmounts it; it lives on while a process uses it or a mount lies over it
     "probe"       mounts one over another to find out if the kernel can, then unmounts both
@@ -22,15 +24,18 @@ so the mounts vanish when the helper and all sandboxes that use them are dead.
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 import resource
+import shutil  # now, because the user that this becomes may not be able to read the interpreter's files
 import signal
 import socket
+import struct
 import sys
 
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h> and <linux/mount.h>.
 NEWNS, NEWUSER = 0x20000, 1 << 28
-READ_ONLY, NOSUID, NODEV, REMOUNT, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 16384, 1 << 19, 2
+READ_ONLY, NOSUID, NODEV, REMOUNT, NOATIME, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 1024, 16384, 1 << 19, 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 OPEN_TREE, HERE, CLONE = 428, -100, 1  # the same number on all architectures
 
@@ -38,6 +43,10 @@ OPEN_TREE, HERE, CLONE = 428, -100, 1  # the same number on all architectures
 CHANGES, UPPER, WORK = "changes", "changes/upper", "changes/work"
 #: Folders that an upper file system itself needs: its root, those two, and one that the kernel creates.
 OWN_FILES = 4
+#: Devices in the ``/dev`` of every sandbox. They are the host's.
+DEVICES = ("null", "zero", "full", "random", "urandom")
+#: ``struct flock``: a shared lock on a whole file.
+WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -124,6 +133,55 @@ def overlay(name: str, lower: str, size: int, files: int) -> None:
         unmount(CHANGES)  # the overlay keeps it alive, and no path leads to it any more
 
 
+def lay(name: str, source: str) -> None:
+    """Copy a folder into a read-only file system in memory, and occupy its files.
+
+    Sandboxes share these files, and share nothing else through them. No program can evict them from memory,
+    so the time or the result of a read does not depend on what others have done, as it does on a disk.
+    """
+    os.mkdir(name)
+    try:
+        options = f"size=0,nr_inodes=0,mode=755,{owned(os.geteuid(), os.getegid())}"  # 0 means no limit
+        mount("tmpfs", name, "tmpfs", NOSUID | NODEV, options)
+    except OSError:
+        os.rmdir(name)
+        raise
+    held: list[int] = []
+    try:
+        shutil.copytree(source, name, symlinks=True, dirs_exist_ok=True)
+        mount("none", name, "none", REMOUNT | READ_ONLY | NOSUID | NODEV | NOATIME)
+        for folder, _, files in os.walk(name):
+            for path in (folder, *(os.path.join(folder, file) for file in files)):
+                if not os.path.islink(path):
+                    held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                    occupy(held[-1])
+    except OSError:
+        for descriptor in held:
+            os.close(descriptor)
+        unmount(name)
+        raise
+
+
+def occupy(descriptor: int) -> None:
+    """Take a shared lock of each kind on an open file, which keeps them until it is closed.
+
+    Whatever other sandboxes do, an exclusive lock on the file then fails, a shared one succeeds, and a query
+    finds this lock, because it is the first. So the locks on a file that sandboxes share tell nothing.
+    """
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    # Of the open file, not of the process, which would lose it with any other descriptor of the file.
+    fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, WHOLE_FILE)
+
+
+def occupy_kernel_files() -> None:
+    """Occupy the files that sandboxes share with the host: devices, namespaces and anonymous inodes."""
+    paths = [f"/dev/{name}" for name in DEVICES]
+    paths += [f"/proc/self/ns/{name}" for name in os.listdir("/proc/self/ns")]
+    for path in paths:
+        occupy(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+    occupy(os.eventfd(0))  # the kernel has one inode for this and for most other descriptors without a file
+
+
 def unmount(name: str) -> None:
     """Unmount a file system now. It is freed with its last user."""
     checked(LIBC.umount2(name.encode(), DETACH), "unmount")
@@ -165,6 +223,8 @@ def answer(word: str, arguments: list[str]) -> list[int]:
         case "overlay", [name, lower, size, files]:
             overlay(name, lower, int(size), int(files))
             return [os.open(name, os.O_RDONLY | os.O_DIRECTORY)]
+        case "lay", [name, source]:
+            lay(name, os.fsdecode(bytes.fromhex(source)))
         case "clone", [name]:
             tree = LIBC.syscall(OPEN_TREE, HERE, name.encode(), CLONE | os.O_CLOEXEC)
             return [checked(tree, "open_tree (Linux 5.2)")]
@@ -188,6 +248,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         move_out(int(user), folder)
+        occupy_kernel_files()
     except OSError as error:
         host.send(f"!{error}".encode())
         return

@@ -2,6 +2,9 @@
 
 The helper (`envkit.sandboxes._workspace.guest_mount_helper`) lives in its own user and mount namespaces and
 has no more rights on the host than sandboxed code. The host reaches the workspaces through descriptors only.
+
+It also mounts the root file systems that sandboxes share: one in memory for each root folder, so that no
+sandbox can leave a trace in the page cache for a later one.
 """
 
 from __future__ import annotations
@@ -40,7 +43,7 @@ class Mount:
         root: descriptor of its folder; the owner closes it.
     """
 
-    def __init__(self, helper: _MountHelper, name: str, root: int) -> None:
+    def __init__(self, helper: MountHelper, name: str, root: int) -> None:
         self.helper, self.name, self.root = helper, name, root
         self._closed = False
 
@@ -63,10 +66,7 @@ class Mount:
         Raises:
             SandboxError: the helper is dead, and the workspace lost.
         """
-        self.helper.require()
-        # By pid and not by descriptors, because the program would inherit those.
-        where = ("--target", str(self.helper.pid), "--user", "--mount")
-        return [nsenter(), *where, "--preserve-credentials", "--"]
+        return self.helper.entering()
 
     def freeze(self) -> None:
         """Remount it read-only.
@@ -82,6 +82,20 @@ class Mount:
             self._closed = True
             with contextlib.suppress(SandboxError):  # a dead helper's mounts are gone already
                 self.helper.ask(f"unmount {self.name}")
+
+
+@final
+class Root:
+    """A read-only copy of a folder in memory, which is the root of sandboxes or a part of it.
+
+    Args:
+        helper: the process that made it, and that holds the locks on its files.
+        name: its name in requests to the helper.
+    """
+
+    def __init__(self, helper: MountHelper, name: str) -> None:
+        self.helper = helper
+        self.path = str(helper.folder / name)
 
 
 @final
@@ -122,7 +136,7 @@ class WorkspaceMounts:
     def __init__(self, user: int) -> None:
         self._user, self._pid = user, os.getpid()
         self._lock = threading.Lock()
-        self._helper: _MountHelper | None = None
+        self._helper: MountHelper | None = None
         self.lease = Lease(temporary())
         atexit.register(self.close)
 
@@ -135,6 +149,15 @@ class WorkspaceMounts:
             SandboxError: the helper does not start, or has just died.
         """
         return self._living().mount(quota)
+
+    def root(self, folder: Path) -> Root:
+        """A folder's copy in memory, made on first use and shared by all sandboxes of this process.
+
+        Raises:
+            SandboxUnavailable: it cannot be made; the message says why.
+            SandboxError: as for `mount`.
+        """
+        return self._living().root(folder)
 
     def copies(self) -> str | None:
         """The reason why snapshots are copied on this machine; ``None`` if they are mounted as layers.
@@ -153,7 +176,7 @@ class WorkspaceMounts:
                 self._helper.close()
         self.lease.close()
 
-    def _living(self) -> _MountHelper:
+    def _living(self) -> MountHelper:
         if not reachable(self.lease.path, self._user):
             raise SandboxUnavailable(
                 f"user {self._user} cannot reach {self.lease.path.parent}; export TMPDIR=/tmp"
@@ -162,7 +185,7 @@ class WorkspaceMounts:
             if self._helper is None or self._helper.dead:
                 if self._helper is not None:
                     self._helper.close()
-                self._helper = _MountHelper(self._user, self.lease.path)
+                self._helper = MountHelper(self._user, self.lease.path)
             return self._helper
 
 
@@ -194,7 +217,7 @@ def nsenter() -> str:
 
 
 @final
-class _MountHelper:
+class MountHelper:
     """A running `envkit.sandboxes._workspace.guest_mount_helper`. Thread-safe.
 
     Args:
@@ -208,6 +231,8 @@ class _MountHelper:
         self._lock = threading.Lock()
         self._closed = False
         self._numbers = itertools.count()
+        self._roots: dict[Path, Root] = {}
+        self._laying = threading.Lock()
         source = resources.files("envkit.sandboxes._workspace").joinpath("guest_mount_helper.py").read_text()
         # Of this process's environment, only what the interpreter may need to find its libraries.
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
@@ -270,6 +295,29 @@ class _MountHelper:
         word = f"make {name}" if lower is None else f"overlay {name} {lower.name}"
         [root] = self.ask(f"{word} {quota.total_bytes} {quota.files}", 1)
         return Mount(self, name, root)
+
+    def root(self, folder: Path) -> Root:
+        """See `WorkspaceMounts.root`."""
+        with self._laying:
+            if folder not in self._roots:
+                name = f"root-{next(self._numbers)}"
+                try:
+                    self.ask(f"lay {name} {os.fsencode(folder).hex()}")
+                except SandboxError as error:
+                    self.require()
+                    raise SandboxUnavailable(
+                        f"cannot copy {folder} into memory: {error}; it needs memory for the folder (see: "
+                        f"du -sh {folder}) and one open file for each file in it (see: ulimit -Hn)"
+                    ) from error
+                self._roots[folder] = Root(self, name)
+            return self._roots[folder]
+
+    def entering(self) -> list[str]:
+        """See `Mount.entering`."""
+        self.require()
+        # By pid and not by descriptors, because the program would inherit those.
+        where = ("--target", str(self.pid), "--user", "--mount")
+        return [nsenter(), *where, "--preserve-credentials", "--"]
 
     def ask(self, request: str, descriptors: int = 0) -> list[int]:
         """Send a request; returns the descriptors of the answer.

@@ -90,7 +90,8 @@ def confine(scratch_bytes: int) -> None:
     mount("tmpfs", "/tmp", "tmpfs", NOSUID | NODEV, scratch)
     mount("tmpfs", "/dev/shm", "tmpfs", NOSUID | NODEV, scratch)
     mount("devpts", "/dev/pts", "devpts", NOSUID | NOEXEC, "newinstance,ptmxmode=0666,mode=620")
-    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC)
+    # Without the files that count what the whole machine does, such as memory, locks and process ids.
+    mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC, "subset=pid")  # since Linux 5.8
     # Hides the init process's files: a command of the same user could set its priority through them.
     mount("tmpfs", "/proc/1", "tmpfs", NOSUID | NODEV | READ_ONLY, "mode=0")
 
@@ -269,6 +270,17 @@ def serve(host: socket.socket, scratch_bytes: int, forbidden: bytes) -> CodeType
             host.send(json.dumps({"failure": failure}).encode())
 
 
+def occupy_shared_files() -> None:
+    """Take a shared lock of each kind on the files that all commands see and the mount helper does not.
+
+    See ``occupy`` in the mount helper. These are the folder of devices and the namespaces.
+    """
+    for path in ("/dev", *(f"/proc/self/ns/{name}" for name in os.listdir("/proc/self/ns"))):
+        shared = os.open(path, os.O_RDONLY)
+        fcntl.flock(shared, fcntl.LOCK_SH)
+        fcntl.fcntl(shared, fcntl.F_OFD_SETLKW, struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0))
+
+
 def introduce(host: socket.socket, child: int) -> str:
     """Send the host the descriptor of a new process. If that fails, kill it and return the reason."""
     try:
@@ -292,6 +304,7 @@ def main() -> CodeType:
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     os.environ.pop("PWD", None)  # bubblewrap sets it
+    occupy_shared_files()
     for name in WARM:
         importlib.import_module(name)
     host, prepared, scratch_bytes = map(int, sys.argv[1:])

@@ -26,9 +26,18 @@ from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, Limits
 from envkit.sandboxes._linux import bwrap, cgroup, procfs, seccomp
 from envkit.sandboxes._linux.cgroup import Cgroup
 from envkit.sandboxes._linux.child import launch, memory_file
-from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, NOBODY, PYTHON, SCRATCH_BYTES, reachable, root_folder
+from envkit.sandboxes._rootfs.rootfs import (
+    ENVIRONMENT,
+    NOBODY,
+    PYTHON,
+    SCRATCH_BYTES,
+    packages_folder,
+    reachable,
+    root_folder,
+)
 from envkit.sandboxes._sandbox import temporary
 from envkit.sandboxes._supervisor import Ending, Usage
+from envkit.sandboxes._workspace.mounts import MountHelper, shared_mounts
 
 #: Options of a Python command that a fork of the zygote can run itself, without an ``exec``.
 PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
@@ -36,6 +45,13 @@ PROGRAM: Final = (*PYTHON_OPTIONS, "-c")
 _PREFORKED: Final = 2
 #: Numbers of control groups. Shared by all zygotes, because one that replaces another uses the same prefix.
 _NUMBERS: Final = itertools.count()
+_NAMESPACES: Final = (
+    # With capabilities in the namespaces, which its forks drop before they run a command.
+    *("--unshare-all", "--unshare-user", "--cap-add", "ALL", "--as-pid-1"),
+    *("--uid", "0", "--gid", "0", "--hostname", "sandbox"),
+    *("--die-with-parent", "--new-session"),
+    *("--proc", "/proc", *bwrap.DEVICES, "--tmpfs", "/tmp"),
+)
 _PATIENCE_S: Final = bwrap.PATIENCE_MS / 1000
 #: Time for an init process to kill all others before it is killed itself, which takes longer.
 _GRACE_MS: Final = 200
@@ -54,8 +70,10 @@ class Zygote:
     def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
-        self._command, self._root = bwrap.command(self.user), root_folder(self.user, packages)
-        self._warm = warm
+        self._bwrap, self._warm = bwrap.find(self.user), warm
+        self._shared = {"/": root_folder(self.user)}
+        if packages:
+            self._shared[PACKAGES] = packages_folder(self.user, packages)
         self._lock = threading.Lock()
         self._zygote: _ZygoteProcess | None = None
         self.lease = Lease(temporary())
@@ -78,9 +96,18 @@ class Zygote:
             if self._zygote is None or self._zygote.dead:
                 if self._zygote is not None:
                     self._zygote.close()
-                self._zygote = _ZygoteProcess(self._command, self._root, self.lease.path, self._warm)
+                self._zygote = self._start()
             zygote = self._zygote
         return zygote.init_process()
+
+    def _start(self) -> _ZygoteProcess:
+        mounts = shared_mounts(self._pid, self.user)
+        roots = {place: mounts.root(folder) for place, folder in self._shared.items()}
+        helper = roots["/"].helper
+        command = [*bwrap.as_user(self.user), *helper.entering(), str(self._bwrap)]
+        for place, root in roots.items():
+            command += ["--ro-bind", root.path, place]
+        return _ZygoteProcess([*command, *_NAMESPACES], helper, self.lease.path, self._warm)
 
     def close(self) -> None:
         """End the zygote and all its commands, and remove the folder. Idempotent."""
@@ -253,13 +280,13 @@ class _ZygoteProcess:
     """A running `envkit.sandboxes._zygote.guest`. Thread-safe.
 
     Args:
-        bwrap: the command that starts bubblewrap.
-        root: the root folder.
+        bwrap: the command that starts bubblewrap, with the options for the file systems.
+        helper: the mount helper, in whose namespaces it lives.
         folder: its working directory; control groups are named after it.
         warm: third-party modules to import first.
     """
 
-    def __init__(self, bwrap: Sequence[str], root: Path, folder: Path, warm: Sequence[str]) -> None:
+    def __init__(self, bwrap: Sequence[str], helper: MountHelper, folder: Path, warm: Sequence[str]) -> None:
         source = resources.files("envkit.sandboxes._zygote").joinpath("guest.py").read_text()
         workers = resources.files("envkit.grading")
         trusted = [workers.joinpath(name).read_text() for name in ("worker.py", "suite_worker.py")]
@@ -269,7 +296,7 @@ class _ZygoteProcess:
             "modules": [*warm],
             "forbidden": seccomp.program().hex(),
         }
-        self.dead = False
+        self._dead, self._helper = False, helper
         self._stderr = ""  # its output before it died
         self._name = folder.name
         self._lock = threading.Lock()
@@ -282,13 +309,18 @@ class _ZygoteProcess:
         try:
             given = (theirs.fileno(), prepared)
             arguments = map(str, (*given, SCRATCH_BYTES))
-            command = [*bwrap, *_namespaces(root), "--", PYTHON, *PROGRAM, source, *arguments]
+            command = [*bwrap, "--", PYTHON, *PROGRAM, source, *arguments]
             self._child = launch(command, ENVIRONMENT, folder, *given)
         finally:
             os.close(prepared)
             theirs.close()
         for _ in range(_PREFORKED):
             self._later(self._prepare)
+
+    @property
+    def dead(self) -> bool:
+        """True if it has ended, or the helper has, because that holds the locks on the files that it sees."""
+        return self._dead or self._helper.dead
 
     def init_process(self) -> InitProcess:
         """An init process that was forked ahead, or else a new one.
@@ -368,7 +400,7 @@ class _ZygoteProcess:
             SandboxError: the zygote is gone or does not answer. Later requests fail too.
         """
         with self._lock:
-            if self.dead:
+            if self._dead:
                 raise SandboxError(f"the zygote died: {self._stderr}".rstrip(": "))
             try:
                 socket.send_fds(self._socket, [request.encode()], descriptors)
@@ -389,9 +421,9 @@ class _ZygoteProcess:
         return answer, passed
 
     def _discard(self) -> None:
-        if self.dead:
+        if self._dead:
             return
-        self.dead = True
+        self._dead = True
         self._socket.close()
         os.set_blocking(self._child.stderr.fileno(), False)
         self._stderr = (self._child.stderr.read() or b"").decode(errors="replace").strip()[-500:]
@@ -409,14 +441,3 @@ def _pid_of(pidfd: int) -> int:
         if name == "Pid" and int(value) > 0:
             return int(value)
     raise SandboxError("the zygote's fork died at once")
-
-
-def _namespaces(root: Path) -> list[str]:
-    return [
-        # With capabilities in the namespaces, which its forks drop before they run a command.
-        *("--unshare-all", "--unshare-user", "--cap-add", "ALL", "--as-pid-1"),
-        *("--uid", "0", "--gid", "0", "--hostname", "sandbox"),
-        *("--die-with-parent", "--new-session"),
-        *("--ro-bind", str(root), "/", "--proc", "/proc", "--dev", "/dev", "--remount-ro", "/dev"),
-        *("--tmpfs", "/tmp"),
-    ]

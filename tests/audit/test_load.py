@@ -63,11 +63,13 @@ def held(prefix: str, owner: str) -> dict[str, int]:
     folders = [*Path(tempfile.gettempdir()).glob(f"{prefix}*")]
     helper = shared_mounts(os.getpid(), USER)._helper
     assert helper is not None
+    table = Path(f"/proc/{helper.pid}/mounts").read_text()
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),
         "children": len(Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()),
         "mounts": Path("/proc/self/mounts").read_text().count("envkit-lease"),
-        "workspaces": Path(f"/proc/{helper.pid}/mounts").read_text().count(f" {helper.folder}/"),
+        # The shared root stays.
+        "workspaces": table.count(f" {helper.folder}/") - table.count(f" {helper.folder}/root-"),
         "control groups": len(control_groups(owner)),
         "folders": len(folders),
     }

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -98,6 +100,70 @@ def test_without_control_groups_every_limit_still_holds(sandbox: Sandbox) -> Non
     assert python(sandbox, "while True: pass", Limits(cpu_s=0.2)).stop is StopReason.CPU
 
 
+#: Looks for ways into bubblewrap's own process, and for the host in command lines and mounts.
+LOOK_AT_INIT = """
+import json, os
+opened, lines = [], []
+names = "mem maps root cwd exe environ cmdline status task fd ns/pid oom_score_adj".split()
+for name in names:
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        try: opened.append([name, os.open(f"/proc/1/{name}", flags)])
+        except OSError: pass
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    for name in ("cmdline", "environ", "mountinfo"):
+        try: lines.append(open(f"/proc/{pid}/{name}").read())
+        except OSError: pass
+print(json.dumps([opened, lines]))
+"""
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+def test_a_command_finds_neither_a_way_into_bubblewraps_process_nor_a_path_of_the_host(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, grouped: bool
+) -> None:
+    if not grouped:
+        monkeypatch.setattr(cgroup, "parents", lambda: ())
+    opened, lines = json.loads(python(sandbox, LOOK_AT_INIT).stdout)
+    assert opened == []
+    assert len(lines) >= 3
+    hosts = (str(Path(tempfile.gettempdir())) + "/", "envkit", ".cache", str(Path.home()) + "/", "/var")
+    assert [path for path in hosts if any(path in line for line in lines)] == []
+
+
+@pytest.mark.usefixtures("no_cgroups")
+def test_without_control_groups_bubblewraps_process_has_the_commands_limits(sandbox: Sandbox) -> None:
+    limits = Limits(memory_bytes=96 * MIB, processes=8, cpu_s=3, disk_bytes=MIB)
+    peer = sandbox.open([sandbox.python, "-uc", "while True: print(input())"], limits=limits)
+    assert peer.ask(b"up", 10) == b"up"
+    init = peer._tree._init  # type: ignore[attr-defined]
+    kinds = (resource.RLIMIT_AS, resource.RLIMIT_NPROC, resource.RLIMIT_CPU, resource.RLIMIT_FSIZE)
+    for pid in procfs.family(init):
+        found = [resource.prlimit(pid, kind) for kind in kinds]
+        assert found == [(bound, bound) for bound in (96 * MIB, 9, 4, MIB)]
+    peer.close()
+
+
+@pytest.mark.parametrize("grouped", [True, False])
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSEGV, signal.SIGSYS])
+def test_a_command_that_ends_by_a_signal_is_reported_so(
+    sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch, grouped: bool, number: int
+) -> None:
+    if not grouped:
+        monkeypatch.setattr(cgroup, "parents", lambda: ())
+    lonely = f"import os; os.kill(os.getpid(), {number})"
+    beside = f"import os, time\nif os.fork() == 0: time.sleep(60)\nos.kill(os.getpid(), {number})"
+    from_child = f"import os, time\nif os.fork() == 0: os.kill(os.getppid(), {number})\nelse: time.sleep(60)"
+    from_thread = (
+        f"import os, threading, time\n"
+        f"threading.Thread(target=lambda: os.kill(os.getpid(), {number})).start()\ntime.sleep(60)"
+    )
+    for code in (lonely, beside, from_child, from_thread):
+        found = python(sandbox, code)
+        assert (found.stop, found.exit) == (StopReason.SIGNALED, None), (code, found)
+    shell = sandbox.run(["sh", "-c", f"kill -{number:d} $$"])
+    assert shell.stop is StopReason.SIGNALED
+
+
 @pytest.mark.usefixtures("no_cgroups")
 def test_a_limit_that_cannot_be_enforced_is_refused_by_name(
     sandbox: Sandbox, monkeypatch: pytest.MonkeyPatch
@@ -132,7 +198,7 @@ def test_a_killed_bwrap_raises_a_sandbox_error_and_the_sandbox_stays_usable(sand
 
 
 def test_a_failing_setup_raises_a_sandbox_error_that_quotes_bubblewrap(sandbox: Sandbox) -> None:
-    sandbox._namespaces += ["--ro-bind", "/nowhere", "/nowhere"]  # type: ignore[attr-defined]
+    sandbox._options += ["--ro-bind", "/nowhere", "/nowhere"]  # type: ignore[attr-defined]
     with pytest.raises(SandboxError, match="nowhere"):
         python(sandbox, "pass")
     assert not control_groups(f"{sandbox._folder.name}-")  # type: ignore[attr-defined]

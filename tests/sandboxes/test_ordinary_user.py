@@ -35,6 +35,40 @@ backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]
 failed = [f"{f.name}: {f.detail}" for f in self_check(backend, ESSENTIAL) if not f.ok]
 print(json.dumps([backend.available(), *failed]))
 """
+#: Tries to pass the limits through bubblewrap's own process, looks for the host, and ends by a signal.
+ATTACK = """
+import json, resource, sys
+from envkit.sandbox import Limits
+from envkit.sandboxes._linux import cgroup, procfs
+from envkit.sandboxes.bubblewrap import BubblewrapBackend
+from envkit.sandboxes.zygote import ZygoteBackend
+backend = {"bubblewrap": BubblewrapBackend, "zygote": ZygoteBackend}[sys.argv[1]]()
+LOOK = '''
+import json, os
+opened, lines = [], []
+for name in ("mem", "maps", "root", "environ", "cmdline", "fd", "task"):
+    for flags in (os.O_RDONLY, os.O_RDWR):
+        try: opened.append([name, os.open("/proc/1/" + name, flags)])
+        except OSError: pass
+for pid in filter(str.isdigit, os.listdir("/proc")):
+    for name in ("cmdline", "environ", "mountinfo"):
+        try: lines.append(open("/proc/" + pid + "/" + name).read())
+        except OSError: pass
+print(json.dumps([opened, lines]))
+'''
+KILL = "import os; os.kill(os.getpid(), 9)"
+with backend.create() as sandbox:
+    opened, lines = json.loads(sandbox.run([sandbox.python, "-P", "-S", "-c", LOOK]).stdout)
+    killed = sandbox.run([sandbox.python, "-P", "-S", "-c", KILL])
+    wait = [sandbox.python, "-P", "-S", "-uc", "print(input()); input()"]
+    peer = sandbox.open(wait, limits=Limits(processes=8))
+    peer.ask(b"up", 20)
+    tree = peer._tree
+    first = tree._init if sys.argv[1] == "bubblewrap" else procfs.family(tree._init.pid)[1]
+    bounds = [resource.prlimit(first, kind)[1] for kind in (resource.RLIMIT_AS, resource.RLIMIT_NPROC)]
+    peer.close()
+print(json.dumps([[str(path) for path in cgroup.parents()], opened, lines, killed.stop, bounds]))
+"""
 MOUNT = """
 import os
 from envkit.sandbox import Quota
@@ -117,6 +151,24 @@ def test_sandboxes_of_an_ordinary_user_pass_the_essential_checks(user: OrdinaryU
     done = user.run(CHECK, backend)
     assert done.returncode == 0, done
     assert json.loads(done.stdout) == [None], done
+
+
+@pytest.mark.parametrize("backend", ["bubblewrap", "zygote"])
+def test_without_control_groups_an_ordinary_users_sandbox_is_as_tight(
+    user: OrdinaryUser, backend: str
+) -> None:
+    done = user.run(ATTACK, backend)
+    assert done.returncode == 0, done
+    groups, opened, lines, stop, bounds = json.loads(done.stdout)
+    if os.geteuid() == 0:  # the user has no rights on this machine's control groups
+        assert groups == []
+    assert opened == []
+    hosts = [str(user.folder), "envkit-lease", ".cache"]
+    assert len(lines) >= 3
+    assert [path for path in hosts if any(path in line for line in lines)] == []
+    assert stop == "signaled"
+    if not groups:
+        assert bounds == [512 * 2**20, 9 if backend == "bubblewrap" else 8]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="changes the sources back")

@@ -333,7 +333,7 @@ def test_a_zygote_that_does_not_start_raises_with_the_reason(
 ) -> None:
     with ZygoteBackend().create() as sandbox:
         with monkeypatch.context() as patched:
-            patched.setattr(zygote_host, "_namespaces", lambda root: ["--ro-bind", "/nowhere", "/"])
+            patched.setattr(zygote_host, "_NAMESPACES", ("--ro-bind", "/nowhere", "/"))
             with pytest.raises(SandboxError, match="nowhere"):
                 program(sandbox, "pass")
         assert program(sandbox, "pass").ok
