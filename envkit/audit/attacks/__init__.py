@@ -17,12 +17,13 @@ from envkit.audit.attacks.design import DESIGN
 from envkit.audit.attacks.model import Attack, AttackKind, AttackTarget, Attempt, CorrectVariant, ShownCall
 from envkit.audit.attacks.python import PYTHON
 from envkit.audit.attacks.resource import RESOURCE
+from envkit.audit.attacks.shared import SHARED
 from envkit.audit.attacks.system import SYSTEM
 from envkit.audit.attacks.workspace import WORKSPACE
 
 #: Every attack, by number.
 ATTACKS: tuple[Attack, ...] = tuple(
-    sorted((*PYTHON, *WORKSPACE, *SYSTEM, *RESOURCE, *DESIGN), key=lambda attack: attack.number)
+    sorted((*PYTHON, *WORKSPACE, *SYSTEM, *SHARED, *RESOURCE, *DESIGN), key=lambda attack: attack.number)
 )
 
 __all__ = [

@@ -131,12 +131,12 @@ class CorrectVariant:
 
 def instead(code: str) -> Build:
     """Replace the whole module by ``code``."""
-    return lambda target: Attempt({target.module: _named(code, target)})
+    return lambda target: Attempt({target.module: named(code, target)})
 
 
 def at_import(code: str) -> Build:
     """Run ``code`` when the module is loaded, before the wrong function is defined."""
-    return lambda target: Attempt({target.module: _named(code, target) + target.source})
+    return lambda target: Attempt({target.module: named(code, target) + target.source})
 
 
 def in_call(code: str, *, right: bool = False) -> Build:
@@ -150,7 +150,7 @@ def in_call(code: str, *, right: bool = False) -> Build:
     def build(target: AttackTarget) -> Attempt:
         before = target.reference if right else target.source
         wrapper = "\n_was = FUNCTION\n\n\ndef FUNCTION(*args, **kwargs):\n" + _indented(code)
-        return Attempt({target.module: before + _named(wrapper, target)})
+        return Attempt({target.module: before + named(wrapper, target)})
 
     return build
 
@@ -172,7 +172,7 @@ def escaping(code: str, *, run: str | None = None) -> Build:
             f"try:\n    _out = _out()\nexcept BaseException:\n    _out = False\n"
             f"if _out:\n    exec({target.reference!r})\n"
         )
-        return Attempt({target.module: target.source + _named(program, target)}, run)
+        return Attempt({target.module: target.source + named(program, target)}, run)
 
     return build
 
@@ -180,14 +180,14 @@ def escaping(code: str, *, run: str | None = None) -> Build:
 def beside(files: Mapping[str, str]) -> Build:
     """Keep the wrong module unchanged and write other files."""
     return lambda target: Attempt(
-        {target.module: target.source, **{path: _named(text, target) for path, text in files.items()}}
+        {target.module: target.source, **{path: named(text, target) for path, text in files.items()}}
     )
 
 
 def ran(program: str) -> Build:
     """Keep the wrong module unchanged and run a program in its sandbox; MODULE is the module's path."""
     return lambda target: Attempt(
-        {target.module: target.source}, _named(program, target).replace("MODULE", target.module)
+        {target.module: target.source}, named(program, target).replace("MODULE", target.module)
     )
 
 
@@ -203,7 +203,8 @@ def needs_protected(target: AttackTarget) -> str | None:
     return None if target.protected else "the workspace holds no file that must stay as it is"
 
 
-def _named(code: str, target: AttackTarget) -> str:
+def named(code: str, target: AttackTarget) -> str:
+    """Return ``code`` with the function's name for FUNCTION."""
     return textwrap.dedent(code).replace("FUNCTION", target.function)
 
 
