@@ -1,13 +1,15 @@
-"""Measure what can still pass between two sandboxes that are alive at the same time.
+"""Measure what can still pass from one sandbox to another.
 
     processor    the sender computes or sleeps; the receiver counts how far it gets meanwhile
     futex        the sender waits at a page of a shared library or not; the receiver tries to wake it
     descriptors  the sender has descriptors in flight or not; they count against the user of both
+    numbers      the sender makes pipes, which the kernel numbers for the whole machine, until the number
+                 tells the bit; the receiver starts when that sandbox is gone, and looks at its own number
 
-A random message is sent in slots of a fixed length, by the clock. The rate is the capacity of a binary
-symmetric channel with the error rate that was found. Each channel is tried with several slots, and the best
-rate counts. Locks, pages and watches carry nothing; ``tests/sandboxes/test_channels.py`` shows that. Writes
-``runs/bench/channels.json``.
+But for the last, both are alive, and a random message is sent in slots of a fixed length, by the clock. Each
+channel is tried with several slots, and the best rate counts: the capacity of a binary symmetric channel with
+the error rate that was found. Locks, pages and watches carry nothing; ``tests/sandboxes/test_channels.py``
+shows that. Writes ``runs/bench/channels.json``.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from envkit.sandboxes.zygote import ZygoteBackend
 
 BITS: Final = 200
 SLOTS_S: Final = (0.0005, 0.002, 0.01, 0.05)
+#: Bits sent by numbers, one a pair of sandboxes.
+NUMBERED_BITS: Final = 24
 LIMITS: Final = Limits(cpu_s=600, wall_s=900)
 #: Reads lines of JSON: begin, length of a slot, bits (for the receiver: their number).
 COMMON: Final = """
@@ -85,6 +89,22 @@ except OSError as error: seen = int(error.errno == errno.ETOOMANYREFS)
 }
 
 
+NUMBER: Final = """
+import os
+STEP = 1 << 17
+def number():
+    ends = os.pipe()
+    found = os.fstat(ends[0]).st_ino
+    for end in ends: os.close(end)
+    return found
+"""
+SEND_NUMBER: Final = """
+while True:
+    found = number()
+    if found // STEP % 2 == BIT and STEP // 4 < found % STEP < STEP // 2: break
+"""
+
+
 def program(body: str, bits: str) -> str:
     """Return a program that runs ``body`` once a slot; ``bits`` is an expression for the bits to send."""
     indented = body.strip("\n").replace("\n", "\n        ")
@@ -138,9 +158,27 @@ def rate(backend: SandboxBackend, channel: str, slot_s: float) -> tuple[float, f
     return capacity(error) / slot_s, error
 
 
+def numbered_rate(backend: SandboxBackend) -> tuple[float, float, float]:
+    """Return bits per second, seconds a bit, and the share of errors, for one sandbox after another."""
+    message = [random.Random(7).randrange(2) for _ in range(NUMBERED_BITS)]
+    began = time.monotonic()
+    seen: list[float] = []
+    for bit in message:
+        send = SEND_NUMBER.replace("BIT", str(bit))
+        for code in (NUMBER + send, NUMBER + "print(number() // STEP % 2)"):
+            with backend.create() as sandbox:
+                done = sandbox.run([sandbox.python, *PYTHON_OPTIONS, "-c", code], limits=LIMITS)
+        seen.append(float(done.stdout))
+    slot_s, error = (time.monotonic() - began) / NUMBERED_BITS, errors(message, seen)
+    return capacity(error) / slot_s, slot_s, error
+
+
 def main() -> None:
     found: dict[str, dict[str, float]] = {}
     for backend in (ZygoteBackend(), BubblewrapBackend()):
+        bits, slot_s, error = numbered_rate(backend)
+        found[f"{backend.name} numbers"] = {"bits_per_s": bits, "slot_s": slot_s, "errors": error}
+        print(f"{backend.name:11} numbers      {bits:8.1f} bits/s  ({slot_s:.2f} s a bit, {error:.1%} wrong)")
         for channel in SENDERS:
             rates = {slot_s: rate(backend, channel, slot_s) for slot_s in SLOTS_S}
             best = max(rates, key=lambda slot_s: rates[slot_s][0])

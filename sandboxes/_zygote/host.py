@@ -70,7 +70,7 @@ class Zygote:
     def __init__(self, packages: Sequence[str] = (), warm: Sequence[str] = ()) -> None:
         self._pid = os.getpid()
         self.user = os.geteuid() or NOBODY
-        self._bwrap, self._warm = bwrap.find(self.user), warm
+        self._as_user, self._bwrap, self._warm = bwrap.as_user(self.user), bwrap.find(self.user), warm
         self._shared = {"/": root_folder(self.user)}
         if packages:
             self._shared[PACKAGES] = packages_folder(self.user, packages)
@@ -104,7 +104,7 @@ class Zygote:
         mounts = shared_mounts(self._pid, self.user)
         roots = {place: mounts.root(folder) for place, folder in self._shared.items()}
         helper = roots["/"].helper
-        command = [*bwrap.as_user(self.user), *helper.entering(), str(self._bwrap)]
+        command = [*self._as_user, *helper.entering(), str(self._bwrap)]
         for place, root in roots.items():
             command += ["--ro-bind", root.path, place]
         return _ZygoteProcess([*command, *_NAMESPACES], helper, self.lease.path, self._warm)
