@@ -1,171 +1,484 @@
-"""Compare the code editor's grading with an online judge on DebugBench's recorded fixes.
+"""Measure how often grading by calls is wrong, by kind of program.
 
-    python benchmarks/fidelity.py PATH [development | reported]
+    make bench SECTION=fidelity
+    python benchmarks/fidelity.py [TASKS [SEED]]
 
-``PATH`` is DebugBench's Python file, whose ``recorded`` fixes carry ``judge_pass``. Every fix is replayed in
-the environment and graded twice: on the examples of the problem statement alone, and as for a reward. The
-rate of false accepts is the share of fixes that envkit accepts among those that the judge rejects; the rate
-of false rejects is the share that it rejects among those that the judge accepts. Problems are split into two
-halves by a hash of their name; grading was developed with the first half only. Intervals are Wilson's. They
-assume independent fixes, which fixes of the same problem are not quite.
+``TASKS`` (60) held-out tasks, in the order of their recipe. For each task three kinds of programs are made
+of the original and graded as for a reward:
 
-Writes ``runs/bench/fidelity-HALF.json``.
+**Wrong at an edge only.** A wrapper answers as the original, except if an argument is at an edge, such as
+a list of more than 20 items. There it spoils the answer, or computes it from an argument that is pulled back
+from the edge, such as the first 20 items. A program counts only if it gives the original's answers to all
+stored calls, and another answer to one of this file's own edge inputs, which the original answers.
+
+**Another mutation.** A mutation of the original by the miner's operators, other than the task's bug. It
+counts if it gives another answer to one of 300 inputs, drawn with a seed of their own, or to an edge input.
+
+**Right in another shape.** The original, rewritten without a change of meaning: renamed variables, swapped
+branches, turned comparisons, a generator for a list, a helper function. All count.
+
+Intervals are Wilson's, as if programs were independent. Writes ``runs/bench/fidelity.json``. Exits 1 if a bar
+is missed.
 """
 
 from __future__ import annotations
 
-import hashlib
+import ast
+import copy
 import json
-import math
 import sys
 import time
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, Final, final
 
-from envkit.agents.recorded import RecordedAgent
-from envkit.env import ImportedTasks
-from envkit.environments.code_editor import CodeEditorEnv
+from judge import Share, share
+
+from envkit.display import Silent
+from envkit.environments.code_editor.env import FRESH_CALLS
+from envkit.environments.code_editor.graders.calls import CallGrader
+from envkit.environments.code_editor.tasksets import standard_heldout
+from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, same
+from envkit.hidden import read_hidden
+from envkit.inputs.call import Call, literal
+from envkit.inputs.edges import Signature, places_of, signature_of
+from envkit.inputs.perturb import literals_in, perturbed_calls
+from envkit.mining.build import SOLUTION
+from envkit.mining.hidden import RepairHidden
+from envkit.mining.mutations import mutations, spread
 from envkit.registry import sandbox_backend
-from envkit.rollout import Rollouts
-from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task, Verdict
 
-ROOT = Path(__file__).parents[1]
-HALVES = ("development", "reported")
-#: Episodes open at the same time; each has a sandbox.
-CHUNK = 32
-SEED = 0
-#: Bars on the reported half: least agreement, most false accepts and most false rejects.
-AGREEMENT_BAR, ACCEPT_BAR, REJECT_BAR = 0.96, 0.03, 0.01
+ROOT: Final = Path(__file__).parents[1]
+TASKS: Final = 60
+MUTATIONS: Final = 14
+SAMPLE: Final = 300
+#: Bars: most wrong programs accepted, by kind; most right programs rejected.
+EDGE_BAR, MUTATION_BAR, SHAPE_BAR = 0.10, 0.005, 0.01
+_LIMITS = replace(GRADING_LIMITS, cpu_s=0.5)
+
+#: Condition -> source of a test of one value, and if it looks inside lists and other collections.
+CONDITIONS: Final = {
+    "empty": ("sized(x) and len(x) == 0", False),
+    "length 1": ("sized(x) and len(x) == 1", False),
+    "two equal": ("type(x) in (str, list, tuple) and len(x) == 2 and x[0] == x[1]", False),
+    "longer than 20": ("sized(x) and len(x) > 20", False),
+    "longer than 50": ("sized(x) and len(x) > 50", False),
+    "zero": ("type(x) in (int, float) and x == 0", True),
+    "negative": ("type(x) in (int, float) and x < 0", True),
+    "integer > 100": ("type(x) is int and x > 100", True),
+    "integer > 2**31": ("type(x) is int and x > 2**31", True),
+    "integer > 2**64": ("type(x) is int and x > 2**64", True),
+    "non-ASCII": ("type(x) is str and not x.isascii()", True),
+    "tuple for list": ("type(x) is tuple", False),
+    "deeper nesting": ("type(x) in (list, tuple) and depth(x) > DEPTH", False),
+}
+#: Condition -> how an argument is pulled back from the edge.
+PULLED_BACK: Final = {
+    "longer than 20": "x[:20] if type(x) in (str, list, tuple) else x",
+    "longer than 50": "x[:50] if type(x) in (str, list, tuple) else x",
+    "negative": "-x if type(x) in (int, float) else x",
+    "integer > 100": "min(x, 100) if type(x) is int else x",
+    "integer > 2**31": "x & 0x7fffffff if type(x) is int else x",
+    "integer > 2**64": "x & 0xffffffffffffffff if type(x) is int else x",
+    "non-ASCII": "''.join(c for c in x if c.isascii()) if type(x) is str else x",
+}
+_WRAPPER: Final = """\
+import itertools
+
+SPACE = {{"__name__": "original"}}
+exec(compile({text!r}, "original.py", "exec"), SPACE)
+DEPTH = {depth}
+
+
+def sized(x):
+    return type(x) in (str, bytes, list, tuple, set, dict)
+
+
+def depth(x):
+    return 1 + max(map(depth, x), default=0) if type(x) in (list, tuple) else 0
+
+
+def parts(x):
+    yield x
+    inner = (*x, *x.values()) if type(x) is dict else x if type(x) in (list, tuple, set) else ()
+    for item in inner:
+        yield from parts(item)
+
+
+def at_edge(x):
+    return {test}
+
+
+def pulled(x):
+    if type(x) in (list, tuple) and {inside}:
+        return type(x)(map(pulled, x))
+    return ({pull}) if at_edge(x) else x
+
+
+def spoiled(answer):
+    kind = type(answer)
+    if kind is bool:
+        return not answer
+    if kind in (int, float, complex):
+        return answer + 1
+    if kind is str:
+        return answer[:-1] if len(answer) > 1 else answer + "x"
+    if kind in (list, tuple):
+        return answer[:-1] if answer else kind([0])
+    if hasattr(answer, "__next__"):
+        return itertools.chain([None], answer)
+    return 0 if answer is None else None
+
+
+def {function}(*args, **kwargs):
+    given = [*args, *kwargs.values()]
+    found = any(map(at_edge, [part for x in given for part in parts(x)] if {inside} else given))
+    if found and {pulls}:
+        args, kwargs = [pulled(x) for x in args], {{name: pulled(x) for name, x in kwargs.items()}}
+    answer = SPACE[{function!r}](*args, **kwargs)
+    return spoiled(answer) if found and not {pulls} else answer
+"""
 
 
 @dataclass(frozen=True)
-class Share:
-    """A share of cases with its 95 % Wilson interval."""
+class Subject:
+    """A task with its original's answers.
 
-    count: int
-    total: int
-    share: float
-    low: float
-    high: float
+    Args:
+        task, hidden, grader: the task.
+        stored: the calls that the task stores.
+        right: the original's answers to these, by source.
+        trial: further inputs that the original answers, ``edges`` of them at edges; with the answers.
+    """
 
-    def __str__(self) -> str:
-        return f"{self.count}/{self.total} = {self.share:.2%} [{self.low:.2%}, {self.high:.2%}]"
+    task: Task
+    hidden: RepairHidden
+    grader: CallGrader
+    stored: Sequence[Call]
+    right: Sequence[Answer]
+    edges: Sequence[Call]
+    edge_answers: Sequence[Answer]
+    sample: Sequence[Call]
+    sample_answers: Sequence[Answer]
 
-
-@dataclass(frozen=True)
-class Fidelity:
-    """Agreement of one way of grading with the judge's verdicts."""
-
-    agreement: Share
-    false_accepts: Share
-    false_rejects: Share
-    seconds: float
-
-
-def share(count: int, total: int) -> Share:
-    if total == 0:
-        return Share(0, 0, math.nan, 0.0, 1.0)
-    z, part = 1.959964, count / total
-    middle = (part + z * z / (2 * total)) / (1 + z * z / total)
-    half = z * math.sqrt(part * (1 - part) / total + z * z / (4 * total * total)) / (1 + z * z / total)
-    return Share(count, total, part, max(0.0, middle - half), min(1.0, middle + half))
+    def program(self, text: str) -> Program:
+        return Program({SOLUTION: text.encode()}, SOLUTION, self.hidden.function, self.hidden.modules)
 
 
-def half_of(task: Task) -> str:
-    return HALVES[int(hashlib.sha256(slug_of(task).encode()).hexdigest(), 16) % 2]
+def subject_of(task: Task, backend: SandboxBackend) -> Subject:
+    hidden = read_hidden(RepairHidden, task)
+    original = Program({SOLUTION: hidden.reference.encode()}, SOLUTION, hidden.function, hidden.modules)
+    stored = [*hidden.killers, *(call for call in hidden.examples if call not in hidden.killers)]
+    known, right = answerable(backend, original, stored)
+    found = edge_inputs(hidden.examples, signature_of(hidden.reference, hidden.function))
+    edges, edge_answers = answerable(backend, original, found, _LIMITS, deaths=4)
+    drawn = perturbed_calls(hidden.examples, (915, 27), SAMPLE)
+    sample, sample_answers = answerable(backend, original, drawn) if drawn else ([], [])
+    grader = CallGrader(task, hidden)
+    return Subject(task, hidden, grader, known, right, edges, edge_answers, sample, sample_answers)
 
 
-def slug_of(task: Task) -> str:
-    return task.source.partition(":")[2]
+def edge_inputs(examples: Sequence[Call], signature: Signature) -> list[Call]:
+    """Inputs at edges by a rule of its own, independent of the grader's; costly ones last."""
+    rows: list[tuple[int, Call]] = []
+    for call in examples[:4]:
+        for place, source in places_of(call):
+            nodes = literals_in(source)
+            if len(nodes) != 1 or ast.unparse(nodes[0]) != source:
+                continue
+            for cost, value in at_edges(ast.literal_eval(nodes[0]), signature.is_loose(place)):
+                changed = {**dict(places_of(call)), place: literal(value)}
+                args = tuple(changed[index] for index in range(len(call.args)))
+                named = {name: text for name, text in changed.items() if isinstance(name, str)}
+                rows.append((cost, Call(args, named)))
+    unique = {call.source(""): (cost, call) for cost, call in rows}
+    return [call for _, call in sorted(unique.values(), key=lambda row: row[0])]
 
 
-def read_verdicts(path: Path) -> dict[str, dict[str, bool]]:
-    """Return model -> task id -> True if the judge accepted the model's fix."""
-    found: dict[str, dict[str, bool]] = {}
-    numbers = Counter[str]()
-    for line in path.read_text().splitlines():
-        item = json.loads(line)
-        numbers[item["slug"]] += 1
-        for model, fix in item["recorded"].items():
-            task = f"debugbench/{item['slug']}/{numbers[item['slug']]}"
-            found.setdefault(model, {})[task] = fix["judge_pass"]
-    return found
+def at_edges(value: Any, loose: bool) -> Iterator[tuple[int, Any]]:
+    """A value's neighbours at edges, each with its rank of cost."""
+    if type(value) is int:
+        yield from ((0, 0), (0, -1), (0, -12), (1, 137), (2, 5000), (3, 2**31 + 77), (4, 2**64 + 12345))
+    elif type(value) is float:
+        yield from ((0, 0.0), (0, -2.5))
+    elif type(value) is str:
+        yield from ((0, text) for text in ("", value[:1], value[:1] * 2, f"é{value}", f"{value}漢", "Ωx"))
+        yield from ((1, (value * 60)[:length]) for length in (27, 58, 70) if value)
+    elif type(value) in (list, tuple):
+        kind = type(value)
+        yield from ((0, kind(items)) for items in ((), value[:1], value[:1] * 2))
+        yield from ((1, kind((list(value) * 60)[:length])) for length in (27, 58, 70) if value)
+        if loose:
+            yield 0, tuple(value) if kind is list else list(value)
+        if any(type(item) is kind for item in value):
+            yield 0, kind([*value, kind([kind([kind([item])]) for item in value])])
+        for cost, item in at_edges(value[0], False) if value else ():
+            yield cost, kind([item, *value[1:]])
+            yield cost, kind([*value, item])
+    elif type(value) is dict:
+        yield 0, {}
+        if value:
+            (key, first), *_ = value.items()
+            yield 0, {key: first}
+            yield from ((cost, {**value, key: item}) for cost, item in at_edges(first, False))
 
 
-def replay_fixes(tasks: Sequence[Task], imported: ImportedTasks) -> Iterator[tuple[str, Trajectory]]:
-    """Replay every recorded fix of these tasks and yield model and graded episode."""
-    backend = sandbox_backend()
-    for at in range(0, len(tasks), CHUNK):
-        some = tasks[at : at + CHUNK]
-        with Rollouts(lambda some=some: CodeEditorEnv(tasks=some, sandbox=backend), workers=2) as rollouts:
-            for model, answers in imported.recorded.items():
-                agent = RecordedAgent(model, answers, idle=CodeEditorEnv.noop_action)
-                keys = [EpisodeKey(SEED, 0, at + index, 0, task.id) for index, task in enumerate(some)]
-                for episode in rollouts.play(agent, keys):
-                    yield model, episode
+def differs(
+    subject: Subject, text: str, calls: Sequence[Call], wanted: Sequence[Answer], backend: SandboxBackend
+) -> bool:
+    """True if a program answers one of the calls differently, or dies on one."""
+    found = answers(backend, subject.program(text), calls)
+    return len(found) < len(calls) or not all(map(same, wanted, found))
 
 
-def measure(
-    tasks: Sequence[Task], imported: ImportedTasks, verdicts: Mapping[str, Mapping[str, bool]]
-) -> tuple[Fidelity, list[str]]:
-    """Return the agreement and a line for every disagreement."""
-    started = time.perf_counter()
-    counts, lines = Counter[tuple[bool, bool]](), list[str]()
-    for model, episode in replay_fixes(tasks, imported):
-        if episode.outcome is Outcome.VOID:
-            raise SystemExit(f"{episode.key.task}: void, {episode.info}")
-        judge = verdicts[model][episode.key.task]
-        counts[judge, episode.solved] += 1
-        if judge != episode.solved:
-            evidence = "" if episode.solved else f": {episode.info.get('evidence')}"
-            kind = "false accept" if episode.solved else "false reject"
-            lines.append(f"{kind} {episode.key.task} {model}{evidence}")
-    fidelity = Fidelity(
-        share(counts[True, True] + counts[False, False], counts.total()),
-        share(counts[False, True], counts[False, True] + counts[False, False]),
-        share(counts[True, False], counts[True, False] + counts[True, True]),
-        round(time.perf_counter() - started, 1),
-    )
-    return fidelity, lines
+def wrong_at_edges(subject: Subject, backend: SandboxBackend) -> Iterator[tuple[str, str]]:
+    """Programs that are wrong at an edge only, with their kinds."""
+    hidden = subject.hidden
+    values = [
+        ast.literal_eval(node)
+        for call in hidden.examples
+        for _, source in places_of(call)
+        for node in literals_in(source)
+    ]
+    depth = max(map(_depth, values), default=0)
+    for condition, (test, inside) in CONDITIONS.items():
+        for pull in dict.fromkeys((None, PULLED_BACK.get(condition))):
+            text = _WRAPPER.format(
+                text=hidden.reference,
+                function=hidden.function,
+                test=test,
+                inside=inside,
+                pull=pull or "x",
+                pulls=pull is not None,
+                depth=max(1, depth),
+            )
+            if not subject.edges or not differs(subject, text, subject.edges, subject.edge_answers, backend):
+                continue
+            if not differs(subject, text, subject.stored, subject.right, backend):
+                yield f"{condition}{', pulled back' if pull else ''}", text
+
+
+def _depth(value: Any) -> int:
+    return 1 + max(map(_depth, value), default=0) if type(value) in (list, tuple) else 0
+
+
+def other_mutations(subject: Subject, seed: int, backend: SandboxBackend) -> Iterator[tuple[str, str]]:
+    """Mutations that answer differently, with their operators."""
+    text = subject.hidden.reference
+    for mutation in spread(mutations(text, subject.hidden.function), MUTATIONS, f"fidelity/{seed}"):
+        changed = mutation.apply(text)
+        calls = [*subject.stored, *subject.sample, *subject.edges]
+        wanted = [*subject.right, *subject.sample_answers, *subject.edge_answers]
+        if changed != subject.task.files[SOLUTION] and differs(subject, changed, calls, wanted, backend):
+            yield mutation.operator, changed
+
+
+@final
+class _Renamed(ast.NodeTransformer):
+    """Renames the local variables of a function, but not its parameters, which callers may name."""
+
+    def __init__(self, names: set[str]) -> None:
+        self._names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.Name:
+        return ast.Name(f"{node.id}_value", node.ctx) if node.id in self._names else node
+
+
+@final
+class _TurnedComparisons(ast.NodeTransformer):
+    def visit_Compare(self, node: ast.Compare) -> ast.expr:
+        turned = {
+            ast.Lt: ast.Gt,
+            ast.Gt: ast.Lt,
+            ast.LtE: ast.GtE,
+            ast.GtE: ast.LtE,
+            ast.Eq: ast.Eq,
+            ast.NotEq: ast.NotEq,
+        }
+        self.generic_visit(node)
+        simple = all(
+            isinstance(side, ast.Name | ast.Constant | ast.Attribute)
+            for side in (node.left, *node.comparators)
+        )
+        if len(node.ops) == 1 and type(node.ops[0]) in turned and simple:
+            return ast.Compare(node.comparators[0], [turned[type(node.ops[0])]()], [node.left])
+        return node
+
+
+@final
+class _SwappedBranches(ast.NodeTransformer):
+    def visit_If(self, node: ast.If) -> ast.If:
+        self.generic_visit(node)
+        return ast.If(ast.UnaryOp(ast.Not(), node.test), node.orelse or [ast.Pass()], node.body)
+
+    def visit_IfExp(self, node: ast.IfExp) -> ast.IfExp:
+        self.generic_visit(node)
+        return ast.IfExp(ast.UnaryOp(ast.Not(), node.test), node.orelse, node.body)
+
+
+@final
+class _NamedReturns(ast.NodeTransformer):
+    def visit_Return(self, node: ast.Return) -> list[ast.stmt] | ast.Return:
+        if node.value is None:
+            return node
+        return [
+            ast.Assign([ast.Name("outcome", ast.Store())], node.value),
+            ast.Return(ast.Name("outcome", ast.Load())),
+        ]
+
+
+@final
+class _ListsOfGenerators(ast.NodeTransformer):
+    def visit_ListComp(self, node: ast.ListComp) -> ast.expr:
+        self.generic_visit(node)
+        return ast.Call(ast.Name("list", ast.Load()), [ast.GeneratorExp(node.elt, node.generators)], [])
+
+    def visit_AugAssign(self, node: ast.AugAssign) -> ast.stmt:
+        if (
+            not isinstance(node.target, ast.Name)
+            or not isinstance(node.value, ast.Constant)
+            or isinstance(node.value.value, str)
+        ):
+            return node
+        return ast.Assign([node.target], ast.BinOp(ast.Name(node.target.id, ast.Load()), node.op, node.value))
+
+
+@final
+class _WhileLoops(ast.NodeTransformer):
+    """Takes items of a `for` loop over ``range(n)`` with a `while` loop, if its body cannot notice."""
+
+    def visit_For(self, node: ast.For) -> list[ast.stmt] | ast.For:
+        self.generic_visit(node)
+        jumps = any(
+            isinstance(inner, ast.Continue | ast.Break) for one in node.body for inner in ast.walk(one)
+        )
+        match node:
+            case ast.For(
+                target=ast.Name(id=name), iter=ast.Call(func=ast.Name(id="range"), args=[end]), orelse=[]
+            ):
+                if jumps:
+                    return node
+                stop, at = f"{name}_end", f"{name}_at"
+                body = ast.parse(f"{name} = {at}\n{at} += 1").body
+                head = [ast.Assign([ast.Name(stop, ast.Store())], end), *ast.parse(f"{at} = 0").body]
+                test = ast.parse(f"{at} < {stop}", mode="eval").body
+                return [*head, ast.While(test, [*body, *node.body], [])]
+            case _:
+                return node
+
+
+def rewritten(source: str, function: str) -> Iterator[tuple[str, str]]:
+    """Programs with the original's meaning, with the kind of change."""
+    tree = ast.parse(source)
+    [node] = [one for one in tree.body if isinstance(one, ast.FunctionDef) and one.name == function]
+    inner = [one for one in ast.walk(node) if isinstance(one, ast.FunctionDef | ast.Lambda | ast.ClassDef)]
+    bound = {one.id for one in ast.walk(node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
+    scoped = {
+        name for one in ast.walk(node) if isinstance(one, ast.Global | ast.Nonlocal) for name in one.names
+    }
+    arguments = {one.arg for one in ast.walk(node) if isinstance(one, ast.arg)}
+    caught = {one.name for one in ast.walk(node) if isinstance(one, ast.ExceptHandler) and one.name}
+    changes: dict[str, ast.NodeTransformer] = {
+        "renamed variables": _Renamed(bound - scoped - arguments - caught),
+        "turned comparisons": _TurnedComparisons(),
+        "swapped branches": _SwappedBranches(),
+        "named returns": _NamedReturns(),
+        "generators for lists": _ListsOfGenerators(),
+        "while loops": _WhileLoops(),
+    }
+    plain, every = ast.unparse(tree), copy.deepcopy(node)
+    for kind, change in changes.items():
+        found = change.visit(copy.deepcopy(node))
+        every = change.visit(every) if kind != "renamed variables" else every
+        text = ast.unparse(ast.fix_missing_locations(_with(tree, node, [found])))
+        if text != plain:
+            yield kind, text
+    yield "all changes", ast.unparse(ast.fix_missing_locations(_with(tree, node, [every])))
+    helper = copy.deepcopy(node)
+    helper.name, helper.decorator_list = f"{function}_helper", []
+    if not inner or not node.decorator_list:
+        outer = ast.parse(
+            f"def {function}(*args, **kwargs):\n    return {function}_helper(*args, **kwargs)"
+        ).body
+        yield "helper function", ast.unparse(ast.fix_missing_locations(_with(tree, node, [helper, *outer])))
+
+
+def _with(tree: ast.Module, old: ast.stmt, new: Sequence[ast.stmt]) -> ast.Module:
+    body = [one for node in tree.body for one in (new if node is old else [node])]
+    return ast.Module(body, [])
+
+
+def measured(
+    subject: Subject, programs: Sequence[tuple[str, str]], seed: int, backend: SandboxBackend
+) -> Iterator[tuple[str, bool, str]]:
+    """Grade programs: kind, accepted, evidence."""
+    for index, (kind, text) in enumerate(programs):
+        # A seed of its own for each, as visits have.
+        found = subject.grader.grade(text.encode(), backend, FRESH_CALLS, seed * 1000 + index)
+        if found.verdict is Verdict.INFRA:
+            raise SystemExit(f"{subject.task.id}: {found.evidence}")
+        yield kind, found.verdict is Verdict.PASS, found.evidence
 
 
 def main() -> None:
-    if len(sys.argv) not in (2, 3) or (sys.argv[2:] and sys.argv[2] not in HALVES):
-        raise SystemExit(f"usage: {sys.argv[0]} PATH [{' | '.join(HALVES)}]")
-    path, half = Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "reported"
-    imported, verdicts = CodeEditorEnv.import_tasks("debugbench", path), read_verdicts(path)
-    tasks = [task for task in imported.tasks if half_of(task) == half]
-    examples_only = [replace(task, hidden={**task.hidden, "fresh": 0}) for task in tasks]
-    problems = len({slug_of(task) for task in tasks})
-    print(f"{half} half: {len(tasks)} items of {problems} problems; left out of both: {imported.left_out}")
+    wanted, seed = [*map(int, sys.argv[1:]), *(TASKS, 1)[len(sys.argv) - 1 :]]
+    backend = sandbox_backend()
+    tasks = standard_heldout(backend, Silent())[:wanted]
+    counts: dict[str, dict[str, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
+    lines: list[str] = []
+    started = time.perf_counter()
+    for number, task in enumerate(tasks):
+        subject = subject_of(task, backend)
+        programs: dict[str, Sequence[tuple[str, str]]] = {
+            "wrong at an edge only": [*wrong_at_edges(subject, backend)],
+            "another mutation": [*other_mutations(subject, seed, backend)],
+            "right in another shape": [*rewritten(subject.hidden.reference, subject.hidden.function)],
+        }
+        for section, made in programs.items():
+            right = section.startswith("right")
+            for kind, accepted, evidence in measured(subject, made, seed + number, backend):
+                counts[section][kind][accepted == right] += 1
+                if accepted != right:
+                    lines.append(f"{section}: {kind}: {task.id}: {evidence[:160]}")
+        if sys.stderr.isatty():
+            print(f"\r{number + 1}/{len(tasks)} tasks", end="", file=sys.stderr)
+    seconds = time.perf_counter() - started
 
-    results: dict[str, object] = {}
-    for name, some in (("examples alone", examples_only), ("as rewarded", tasks)):
-        fidelity, lines = measure(some, imported, verdicts)
-        results[name] = {**asdict(fidelity), "disagreements": lines}
-        print(f"\n{name} ({fidelity.seconds} s)")
-        print(f"  agreement      {fidelity.agreement}")
-        print(f"  false accepts  {fidelity.false_accepts}")
-        print(f"  false rejects  {fidelity.false_rejects}")
-        if some is tasks:
-            print("\n".join(f"    {line}" for line in lines))
-            met = (
-                fidelity.agreement.share >= AGREEMENT_BAR
-                and fidelity.false_accepts.share <= ACCEPT_BAR
-                and fidelity.false_rejects.share <= REJECT_BAR
-            )
-            print(
-                f"  bars {AGREEMENT_BAR:.0%}, {ACCEPT_BAR:.0%}, {REJECT_BAR:.0%}: "
-                + ("met" if met else "missed")
-            )
-
-    target = ROOT / "runs" / "bench" / f"fidelity-{half}.json"
+    bars = {
+        "wrong at an edge only": ("accepted", EDGE_BAR),
+        "another mutation": ("accepted", MUTATION_BAR),
+        "right in another shape": ("rejected", SHAPE_BAR),
+    }
+    results: dict[str, object] = {
+        "tasks": len(tasks),
+        "seed": seed,
+        "seconds": round(seconds, 1),
+        "misjudged": lines,
+    }
+    met = True
+    print(f"{len(tasks)} held-out tasks, seed {seed}, {seconds:.0f} s")
+    for section, (verb, bar) in bars.items():
+        rows: dict[str, Share] = {}
+        for kind, found in sorted(counts[section].items()):
+            rows[kind] = share(found[False], found.total())
+        whole = sum(counts[section].values(), Counter[bool]())
+        rows["all"] = share(whole[False], whole.total())
+        fits = whole.total() > 0 and rows["all"].share <= bar
+        met = met and fits
+        print(f"\n{section}: {verb} (bar {bar:.1%}: {'met' if fits else 'missed'})")
+        for kind, row in rows.items():
+            print(f"  {kind:32} {row}")
+        results[section] = {kind: asdict(row) for kind, row in rows.items()}
+    print("\n" + "\n".join(lines))
+    target = ROOT / "runs" / "bench" / "fidelity.json"
     target.parent.mkdir(parents=True, exist_ok=True)
-    facts = {"half": half, "items": len(tasks), "problems": problems, "left_out": dict(imported.left_out)}
-    target.write_text(json.dumps({**facts, **results}, indent=2) + "\n")
+    target.write_text(json.dumps(results, indent=2) + "\n")
     print(f"written: {target.relative_to(ROOT)}")
+    raise SystemExit(0 if met else 1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import json
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import resources
 from typing import cast, final
 
@@ -24,11 +24,20 @@ GRADING_LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=256 * 2**20, proces
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """The result of one call: the value and the arguments after the call, or the type of the exception."""
+    """The result of one call: the value and the arguments after the call, or the type of the exception.
+
+    Args:
+        value: encoded by `envkit.grading.worker.encode`.
+        after: the arguments after the call, likewise.
+        raises: type of the exception.
+        within: of an expected answer, the distance between numbers that the call itself allows, as in
+            ``sqrt(2, epsilon=0.01)``.
+    """
 
     value: JSON = None
     after: JSON = None
     raises: str | None = None
+    within: float = 0.0
 
     def show(self) -> str:
         """The value as source, or the exception, for people and agents."""
@@ -266,6 +275,8 @@ def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT, leniency: Le
     """True if two answers agree: same exception type, or equal values and equal arguments after the call."""
     if want.raises is not None or got.raises is not None:
         return want.raises == got.raises
+    if want.within > policy.abs_tol:
+        policy = replace(policy, abs_tol=want.within)
     after_free = not leniency.arguments and want.value is not None
     try:
         return equal(relaxed(want.value, leniency), relaxed(got.value, leniency), policy) and (

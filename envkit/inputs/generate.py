@@ -5,7 +5,9 @@ from __future__ import annotations
 import ast
 import copy
 import random
+import re
 from collections.abc import Sequence
+from typing import final
 
 from envkit.inputs.call import Call, literal
 from envkit.inputs.rules.infer import infer_rules
@@ -17,6 +19,14 @@ from envkit.syntax import parse_expression
 _TRIES = 12
 #: Shares of calls near the examples, with short, medium and long arguments.
 _SHARES = (0.4, 0.2, 0.25, 0.15)
+#: Words of a description, and the part of a rule's name that they lift.
+_LIFTED = (
+    (re.compile(r"\bnon-?negative\b|\bgreater than or equal to 0\b|>= 0", re.IGNORECASE), ">= 1"),
+    (
+        re.compile(r"\b(?:may|can) be empty\b|\bpossibly empty\b|\bif [^.]*\bempty\b", re.IGNORECASE),
+        "not empty: ",
+    ),
+)
 
 
 def generated_calls(
@@ -103,3 +113,33 @@ def _fix_arguments(arguments: Arguments, rules: Sequence[Rule], rng: random.Rand
                 except (TypeError, ValueError, IndexError, KeyError):
                     return False
     return all(follows(rule, arguments) for rule in rules)
+
+
+@final
+class StatedRules:
+    """The rules that the example calls of a stated problem follow.
+
+    Args:
+        examples, statement, names: see `generated_calls`.
+        description: further words, such as a docstring, that may lift a rule. ``nonnegative`` allows 0, even
+            if no example has it.
+    """
+
+    def __init__(
+        self, examples: Sequence[Call], statement: str, names: Sequence[str], description: str = ""
+    ) -> None:
+        read = [arguments for call in examples if (arguments := _arguments(call, names))]
+        self._names = names
+        self._known = [each for each in read if each.keys() == read[0].keys()]
+        lifted = [ending for word, ending in _LIFTED if word.search(f"{statement}\n{description}")]
+        rules = infer_rules(self._known, statement) if self._known else []
+        self._rules = [rule for rule in rules if not any(ending in rule.name for ending in lifted)]
+
+    def fitted(self, call: Call, seed: int) -> Call | None:
+        """The call, changed so that it follows the rules; ``None`` if it cannot."""
+        arguments = _arguments(call, self._names)
+        if not self._known or arguments is None or arguments.keys() != self._known[0].keys():
+            return None
+        if not _fix_arguments(arguments, self._rules, random.Random(repr((seed, call.source(""))))):
+            return None
+        return _call(arguments, len(call.args))

@@ -12,7 +12,7 @@ from envkit.syntax import parse, parse_expression
 
 #: An integer may exceed the largest example by this much. Run times stay small.
 _GROWTH = 12
-_ENDLESS = ("count(", "cycle(", "repeat(", "iter(int", "iter(lambda")
+ENDLESS = ("count(", "cycle(", "repeat(", "iter(int", "iter(lambda")
 
 
 def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count: int) -> list[Call]:
@@ -28,10 +28,10 @@ def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count
     (True, 2)
     """
     # An endless iterator is safe only with the other arguments of its own example.
-    usable = [call for call in examples if not any(word in call.source("") for word in _ENDLESS)]
+    usable = [call for call in examples if not any(word in call.source("") for word in ENDLESS)]
     if not usable:
         return []
-    pool = _Pool(usable)
+    pool = Pool(usable)
     seen = {call.source("") for call in examples}
     found: list[Call] = []
     for index in range(8 * count):
@@ -46,7 +46,7 @@ def perturbed_calls(examples: Sequence[Call], seed: int | tuple[int, ...], count
 
 
 @final
-class _Pool:
+class Pool:
     """Values by type and whole arguments by position, collected from the examples."""
 
     def __init__(self, calls: Sequence[Call]) -> None:
@@ -67,20 +67,20 @@ def _places(call: Call) -> list[tuple[int | str, str]]:
     return [*enumerate(call.args), *call.kwargs.items()]
 
 
-def _vary(call: Call, pool: _Pool, rng: random.Random) -> Call:
+def _vary(call: Call, pool: Pool, rng: random.Random) -> Call:
     places = dict(_places(call))
-    varied = [place for place in places if _literals(places[place])]
+    varied = [place for place in places if literals_in(places[place])]
     for place in rng.sample(varied, min(len(varied), rng.choice((1, 1, 2)))):
         others = pool.arguments[place]
         if len(others) > 1 and rng.random() < 0.2:
             places[place] = rng.choice(others)
         else:
-            places[place] = _vary_source(places[place], pool, rng)
+            places[place] = vary_source(places[place], pool, rng)
     args = tuple(places[index] for index in range(len(call.args)))
     return Call(args, {name: places[name] for name in call.kwargs})
 
 
-def _literals(source: str) -> list[ast.expr]:
+def literals_in(source: str) -> list[ast.expr]:
     """The outermost literals in an expression, outside of lambdas."""
 
     def within(node: ast.AST) -> Iterator[ast.expr]:
@@ -100,15 +100,16 @@ def _literals(source: str) -> list[ast.expr]:
     return list(within(parse_expression(source)))
 
 
-def _vary_source(source: str, pool: _Pool, rng: random.Random) -> str:
-    node = rng.choice(_literals(source))
-    new = literal(_vary_value(ast.literal_eval(node), pool, rng))
+def vary_source(source: str, pool: Pool, rng: random.Random) -> str:
+    """Vary one of the literals in an expression, which has at least one."""
+    node = rng.choice(literals_in(source))
+    new = literal(vary_value(ast.literal_eval(node), pool, rng))
     # Columns of ast count UTF-8 bytes. An argument is one line, because it was unparsed.
     raw = source.encode()
     return (raw[: node.col_offset] + new.encode() + raw[node.end_col_offset :]).decode()
 
 
-def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
+def vary_value(value: Any, pool: Pool, rng: random.Random) -> Any:
     """A value of the same type, usually close to ``value``."""
     if isinstance(value, bool):
         return not value
@@ -130,7 +131,7 @@ def _vary_value(value: Any, pool: _Pool, rng: random.Random) -> Any:
     return _vary_dict(value, pool, rng) if kind is dict else value
 
 
-def _vary_int(value: int, pool: _Pool, rng: random.Random) -> int:
+def _vary_int(value: int, pool: Pool, rng: random.Random) -> int:
     roll = rng.random()
     if roll < 0.45:
         new = value + rng.choice((-2, -1, 1, 2, 3))
@@ -146,7 +147,7 @@ def _vary_int(value: int, pool: _Pool, rng: random.Random) -> int:
     return abs(new) if value >= 0 and new < 0 and rng.random() < 0.7 else new
 
 
-def _vary_text(text: str, pool: _Pool, rng: random.Random) -> str:
+def _vary_text(text: str, pool: Pool, rng: random.Random) -> str:
     alphabet = pool.alphabet or "abc"
     at = rng.randrange(len(text) + 1)
     other = rng.choice(pool.scalars.get(str) or [text])
@@ -166,7 +167,7 @@ def _vary_text(text: str, pool: _Pool, rng: random.Random) -> str:
     return "" if rng.random() < 0.04 else rng.choice(ways)()
 
 
-def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: bool = False) -> list[Any]:
+def _vary_items(items: list[Any], pool: Pool, rng: random.Random, *, hashable: bool = False) -> list[Any]:
     if not items:
         return [rng.choice(pool.scalars[int])] if int in pool.scalars else []
     at = rng.randrange(len(items))
@@ -175,9 +176,9 @@ def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: 
         # A table: keep the number and length of its rows, vary a cell.
         row = list(items[at])
         cell = rng.randrange(len(row))
-        row[cell] = _vary_value(row[cell], pool, rng)
+        row[cell] = vary_value(row[cell], pool, rng)
         return [*items[:at], type(items[at])(row), *items[at + 1 :]] if rng.random() < 0.8 else items[::-1]
-    changed = _vary_value(items[at], pool, rng) if not hashable or _is_scalar(items[at]) else items[at]
+    changed = vary_value(items[at], pool, rng) if not hashable or _is_scalar(items[at]) else items[at]
     order = rng.sample(items, len(items))
     ways: list[list[Any]] = [
         [*items[:at], changed, *items[at + 1 :]],
@@ -188,7 +189,7 @@ def _vary_items(items: list[Any], pool: _Pool, rng: random.Random, *, hashable: 
         items[: at + 1],
         order,
         items[::-1],
-        [_vary_value(item, pool, rng) if _is_scalar(item) else item for item in items],
+        [vary_value(item, pool, rng) if _is_scalar(item) else item for item in items],
     ]
     new = [] if rng.random() < 0.04 else rng.choice(ways)
     ordered = len(items) > 2 and _ordered(items)
@@ -207,18 +208,18 @@ def _ordered(items: list[Any]) -> bool:
     return items in (sorted(items), sorted(items, reverse=True))
 
 
-def _vary_dict(value: dict[Any, Any], pool: _Pool, rng: random.Random) -> dict[Any, Any]:
+def _vary_dict(value: dict[Any, Any], pool: Pool, rng: random.Random) -> dict[Any, Any]:
     if not value:
         return value
     key = rng.choice(list(value))
     new = dict(value)
     roll = rng.random()
     if roll < 0.6:
-        new[key] = _vary_value(value[key], pool, rng)
+        new[key] = vary_value(value[key], pool, rng)
     elif roll < 0.75:
         del new[key]
     elif roll < 0.9 and _is_scalar(key):
-        new[_vary_value(key, pool, rng)] = value[key]
+        new[vary_value(key, pool, rng)] = value[key]
     else:
         new = dict(reversed(value.items()))
     return new

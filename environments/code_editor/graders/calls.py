@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,24 +18,37 @@ from envkit.environments.code_editor.graders.base import (
 )
 from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.environments.code_editor.prompt import CHECK, check_script
+from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
-from envkit.grading import EXACT, Answer, Grade, Program, answerable, grade
+from envkit.grading import EXACT, Answer, Grade, Program, answerable, answers, canonical, grade, same
+from envkit.grading.contract import Contract, contract_of, description_of
+from envkit.grading.reach import reached_edges
 from envkit.inputs.call import Call
-from envkit.inputs.generate import generated_calls
+from envkit.inputs.edges import Examples, ReachedEdge, Signature, drawn_edges, signature_of
+from envkit.inputs.generate import StatedRules, generated_calls
 from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
+#: Calls at edges in one grade, if the function has fewer kinds of edges than that.
+EDGE_CALLS = 24
+#: Kinds of edges that a stated problem allows, if the call follows the rules that its examples show.
+_STATED_EDGES = ("empty", "one", "two equal", "long", "zero", "negative", "large", "deep")
+#: Edges that an original answers. All tasks of a function share them, because they do not depend on the bug.
+REACHED_EDGES = ResultCache(1024)
+#: Contracts, by task.
+CONTRACTS = ResultCache(1024)
+
 
 @dataclass(frozen=True, slots=True)
-class _Asked:
-    """Calls with the original's answers."""
+class _Reach:
+    """The examples of a function and the edges that it answers."""
 
-    calls: Sequence[Call]
-    expected: Sequence[Answer]
+    examples: Examples
+    edges: Sequence[ReachedEdge]
 
 
 @final
@@ -77,54 +91,196 @@ class CallGrader:
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         """Grade by the stored calls and some drawn ones. Other drawn ones must confirm a PASS."""
-        key = self.cache_key(count, seed)
-        asked = EXPECTED_ANSWERS.get(key, lambda: self._expected(self.hidden_calls(seed, count), backend))
-        if not asked.calls:
+        contract, program = self.contract(backend), self._program(source)
+
+        def compared(part: int) -> Grade | None:
+            calls, expected = self.asked(backend, count, seed, part)
+            if not calls:  # no further call can be drawn
+                return None
+            return grade(backend, program, calls, expected, contract.policy, leniency=contract.leniency)
+
+        first = compared(0)
+        if first is None:
             raise BrokenTask(f"task {self._task.id}: the original answers none of its hidden calls")
-        first = self._compare(source, backend, asked)
-        if first.verdict is not Verdict.PASS:
+        if first.verdict is not Verdict.PASS or (second := compared(1)) is None:
             return first
-        fresh = EXPECTED_ANSWERS.get(
-            (key, "confirming"), lambda: self._expected(self.confirming_calls(seed, count), backend)
-        )
-        if not fresh.calls:  # no further call can be drawn
-            return first
-        second = self._compare(source, backend, fresh)
         evidence = second.evidence
         if second.verdict is not Verdict.PASS:
             evidence = f"{first.total} calls answered as expected, but others do not confirm it: {evidence}"
         return Grade(second.verdict, evidence, first.passed + second.passed, first.total + second.total)
 
-    def _compare(self, source: bytes, backend: SandboxBackend, asked: _Asked) -> Grade:
-        leniency = self._hidden.leniency if isinstance(self._hidden, ProblemHidden) else EXACT
-        program = self._program(source)
-        return grade(backend, program, asked.calls, asked.expected, self._hidden.policy, leniency=leniency)
+    def asked(
+        self, backend: SandboxBackend, count: int, seed: int, part: int = 0
+    ) -> tuple[Sequence[Call], Sequence[Answer]]:
+        """Return the calls that grade a visit, and the original's answers.
 
-    def hidden_calls(self, seed: int, count: int) -> list[Call]:
-        """Return the stored calls that expose the bug, drawn calls, and the examples."""
+        The calls of `hidden_calls`, and calls at every edge that the original answers: each kind of edge of
+        each argument, with values drawn for this seed and part. No call of one part is in an earlier one.
+
+        Args:
+            backend: makes the sandboxes in which the original runs.
+            count: number of ordinary calls to draw.
+            seed: seed of all draws.
+            part: 0 for the set that holds all stored calls too; the others hold fresh calls only, and may be
+                empty if the arguments leave no room.
+
+        Raises:
+            SandboxError: the machinery failed.
+        """
+        key = self.cache_key(count, seed), part
+        return EXPECTED_ANSWERS.get(key, lambda: self._asked(backend, count, seed, part))
+
+    def hidden_calls(self, seed: int, count: int, part: int = 0) -> list[Call]:
+        """Return the calls of a part without those at edges.
+
+        In part 0, those that expose the bug come first: they fail soonest.
+        """
+        known = [*self._hidden.killers, *self._hidden.examples]
+        if part == 0:
+            drawn = self._drawn(seed, count)
+            return [*self._hidden.killers, *drawn, *_other_examples(self._hidden)]
+        before = [
+            *known,
+            *(call for earlier in range(part) for call in self._drawn(_seed_of(seed, earlier), count)),
+        ]
+        seen = {call.source("") for call in before}
+        return [call for call in self._drawn(_seed_of(seed, part), count) if call.source("") not in seen]
+
+    def contract(self, backend: SandboxBackend) -> Contract:
+        """Return how answers are compared, as far as description, examples and code tell.
+
+        What would accept the broken function too is not inferred: its bug is the order or the rounding.
+
+        Raises:
+            SandboxError: the machinery failed.
+        """
+        key = self._task.id, hidden_digest(self._task)
+        return CONTRACTS.get(key, lambda: self._contract(backend))
+
+    def _contract(self, backend: SandboxBackend) -> Contract:
         hidden = self._hidden
-        drawn = self._draw(seed, count)
-        return [*hidden.killers, *drawn, *(call for call in hidden.examples if call not in hidden.killers)]
+        exact = Contract(hidden.policy, hidden.leniency if isinstance(hidden, ProblemHidden) else EXACT)
+        found = contract_of(
+            self._statement(),
+            self._signature().names,
+            hidden.reference,
+            hidden.function,
+            exact.policy,
+            exact.leniency,
+        )
+        if found == exact:
+            return exact
+        broken = answers(
+            backend, self._program(self._task.files[SOLUTION].encode()), hidden.killers, REFERENCE_LIMITS
+        )
+        right = answers(backend, self._program(hidden.reference.encode()), hidden.killers, REFERENCE_LIMITS)
+        wanted = _with_tolerance(found, hidden.killers, right)
+        differs = any(
+            not same(want, got, found.policy, found.leniency)
+            for want, got in zip(wanted, broken, strict=False)
+            if want is not None
+        )
+        return found if differs or len(broken) < len(right) else exact
 
-    def confirming_calls(self, seed: int, count: int) -> list[Call]:
-        """Return drawn calls of which none is among `hidden_calls`."""
-        known = {call.source("") for call in self.hidden_calls(seed, count)}
-        other_seed = int.from_bytes(hashlib.sha256(f"confirm {seed}".encode()).digest()[:8])
-        return [call for call in self._draw(other_seed, count) if call.source("") not in known]
+    def _statement(self) -> str:
+        """The task's description, and what the file says of the function."""
+        hidden = self._hidden
+        seen = description_of(self._task.files[SOLUTION], hidden.function)
+        return f"{self._task.prompt}\n{seen or description_of(hidden.reference, hidden.function)}"
 
-    def _draw(self, seed: int, count: int) -> list[Call]:
+    def _signature(self) -> Signature:
+        return signature_of(self._hidden.reference, self._hidden.function)
+
+    def _drawn(self, seed: int, count: int) -> list[Call]:
         hidden = self._hidden
         if isinstance(hidden, ProblemHidden):
             return generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
         return perturbed_calls(hidden.examples, seed=seed, count=count)
 
-    def _expected(self, calls: Sequence[Call], backend: SandboxBackend) -> _Asked:
-        """Ask the original, in a sandbox that no candidate ever uses.
+    def _edge_calls(self, reach: _Reach, seed: int, part: int, avoid: Sequence[Call]) -> list[list[Call]]:
+        """Candidates for every edge of a part, in order of preference; see `drawn_edges`."""
+        seen = {call.source("") for call in avoid}
+        hidden, drawn = self._hidden, list[list[Call]]()
+        rules = (
+            StatedRules(hidden.examples, self._task.prompt, hidden.parameters, self._statement())
+            if isinstance(hidden, ProblemHidden)
+            else None
+        )
+        for each in range(part + 1):  # the edges of earlier parts are drawn too, because they must not repeat
+            drawn = drawn_edges(reach.examples, reach.edges, _seed_of(seed, each), seen)
+            if rules is not None:
+                fitted = [[rules.fitted(call, seed) for call in calls] for calls in drawn]
+                drawn = [[one for one in calls if one and one.source("") not in seen] for calls in fitted]
+            seen |= {call.source("") for calls in drawn for call in calls}
+        return drawn
 
-        Calls that the original rejects, or whose answers cannot be compared, are dropped.
-        """
+    def _asked(
+        self, backend: SandboxBackend, count: int, seed: int, part: int
+    ) -> tuple[Sequence[Call], Sequence[Answer]]:
+        """Compute the original's answers in a sandbox that no candidate ever uses."""
+        contract, reach = self.contract(backend), self._reach(backend)
+        ordinary = self.hidden_calls(seed, count, part)
+        earlier = [call for each in range(part) for call in self.hidden_calls(seed, count, each)]
+        edges = self._edge_calls(reach, seed, part, [*ordinary, *earlier, *self._hidden.examples])
+        asked = list(
+            {call.source(""): call for call in (*ordinary, *(one for some in edges for one in some))}.values()
+        )
         reference = self._program(self._hidden.reference.encode())
-        return _Asked(*answerable(backend, reference, calls, REFERENCE_LIMITS))
+        # Calls that the original rejects, or whose answers cannot be compared, are dropped.
+        found = dict(_by_source(*answerable(backend, reference, asked, REFERENCE_LIMITS))) if asked else {}
+        kept = [call for call in ordinary if call.source("") in found]
+        kept += _spread([[call for call in some if call.source("") in found] for some in edges])
+        kept = list({call.source(""): call for call in kept}.values())
+        wanted = _with_tolerance(contract, kept, [found[call.source("")] for call in kept])
+        pairs = [(call, want) for call, want in zip(kept, wanted, strict=True) if want is not None]
+        return [call for call, _ in pairs], [want for _, want in pairs]
+
+    def _reach(self, backend: SandboxBackend) -> _Reach:
+        hidden = self._hidden
+        facts = [hidden.reference, hidden.function, [call.to_plain() for call in hidden.examples]]
+        key = hashlib.sha256(canonical([isinstance(hidden, ProblemHidden), *facts]).encode()).digest()
+
+        def make() -> _Reach:
+            examples = Examples(hidden.examples, self._signature())
+            allowed = _STATED_EDGES if isinstance(hidden, ProblemHidden) else ()
+            program = self._program(hidden.reference.encode())
+            return _Reach(examples, reached_edges(backend, program, examples, allowed))
+
+        return REACHED_EDGES.get(key, make)
 
     def _program(self, source: bytes) -> Program:
         return Program({SOLUTION: source}, SOLUTION, self._hidden.function, self._hidden.modules)
+
+
+def _other_examples(hidden: RepairHidden | ProblemHidden) -> list[Call]:
+    """The known calls that are not among those that expose the bug."""
+    return [call for call in hidden.examples if call not in hidden.killers]
+
+
+def _by_source(calls: Sequence[Call], found: Sequence[Answer]) -> list[tuple[str, Answer]]:
+    """Answers by the source of their calls."""
+    return [(call.source(""), answer) for call, answer in zip(calls, found, strict=True)]
+
+
+def _seed_of(seed: int, part: int) -> int:
+    return seed ^ part << 48
+
+
+def _spread(edges: Sequence[Sequence[Call]]) -> list[Call]:
+    """The first call at each edge; second ones as long as there are fewer than `EDGE_CALLS`."""
+    first = [calls[0] for calls in edges if calls]
+    second = [calls[1] for calls in edges if len(calls) > 1]
+    return [*first, *second[: max(0, EDGE_CALLS - len(first))]]
+
+
+def _with_tolerance(
+    contract: Contract, calls: Sequence[Call], answers: Sequence[Answer]
+) -> list[Answer | None]:
+    """Expected answers with the tolerance of their calls; ``None`` for calls that cannot be compared."""
+    if contract.tolerance is None:
+        return list(answers)
+    within = [contract.within(call) for call in calls]
+    return [
+        None if far is None else dataclasses.replace(answer, within=far)
+        for far, answer in zip(within, answers, strict=False)
+    ]
