@@ -16,7 +16,7 @@ from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.exploits import attack_actions, attack_target
 from envkit.environments.code_editor.formats import read_format
 from envkit.environments.code_editor.graders.base import EXPECTED_ANSWERS, Grader
-from envkit.environments.code_editor.graders.calls import CallGrader
+from envkit.environments.code_editor.graders.calls import CONTRACTS, REACHED_EDGES, CallGrader
 from envkit.environments.code_editor.graders.program import ProgramGrader
 from envkit.environments.code_editor.graders.pytest_suite import SuiteGrader
 from envkit.environments.code_editor.hidden import ProgramHidden, hidden_of
@@ -109,9 +109,9 @@ class CodeEditorEnv(Env):
 
     @classmethod
     def clear_caches(cls) -> None:
-        """Drop the cached grades and the originals' answers."""
-        _GRADES.clear()
-        EXPECTED_ANSWERS.clear()
+        """Drop the cached grades, and what is known of the originals."""
+        for cache in (_GRADES, EXPECTED_ANSWERS, REACHED_EDGES, CONTRACTS):
+            cache.clear()
 
     def setup(self, task: Task) -> str:
         self._grader = grader_for(task)

@@ -182,7 +182,9 @@ def _relaxed(value: JSON, leniency: Leniency, depth: int) -> JSON:
         if leniency.mappings and kind in _MAPPINGS and _has_items(inner):
             return {"t": "dict", "v": sorted(inner, key=order)}
         if not leniency.sequences or (kind != "tuple" and not (kind == "set" and depth > 0)):
-            return value
+            if depth <= 0 or kind not in ("tuple", "iterator", "deque") or not _has_items(inner):
+                return value
+            return {"t": kind, "v": _relaxed(inner, leniency, depth)}
         value = inner
     if not _has_items(value):
         return value

@@ -26,7 +26,7 @@ _APPROXIMATE = re.compile(
     re.IGNORECASE,
 )
 #: Names of parameters that tell how far an answer may be off.
-_TOLERANCE = re.compile(r"eps|epsilon|tol|tolerance|abs_tol|accuracy|max_error|eta", re.IGNORECASE)
+_TOLERANCE = re.compile(r"eps|epsilon|tol|tolerance|abs_tol|accuracy|max_error", re.IGNORECASE)
 #: A tolerance beyond this is no tolerance.
 _WIDEST = 1.0
 #: Rounding that a method of approximation may leave.

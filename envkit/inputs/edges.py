@@ -208,9 +208,9 @@ class Examples:
         signature: of the function, if known.
     """
 
-    def __init__(self, calls: Sequence[Call], signature: Signature = Signature()) -> None:
+    def __init__(self, calls: Sequence[Call], signature: Signature | None = None) -> None:
         self.calls = [call for call in calls if not any(word in call.source("") for word in ENDLESS)]
-        self.signature = signature
+        self.signature = signature or Signature()
         self.pool = Pool(self.calls)
         self.parts = {(part.place, part.path, part.kind): part for part in self._parts()}
 

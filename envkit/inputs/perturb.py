@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import random
 from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, final
 
 from envkit.inputs.call import Call, exact_type, literal
@@ -80,8 +81,9 @@ def _vary(call: Call, pool: Pool, rng: random.Random) -> Call:
     return Call(args, {name: places[name] for name in call.kwargs})
 
 
-def literals_in(source: str) -> list[ast.expr]:
-    """The outermost literals in an expression, outside of lambdas."""
+@lru_cache(4096)
+def literals_in(source: str) -> tuple[ast.expr, ...]:
+    """The outermost literals in an expression, outside of lambdas. Callers must not change them."""
 
     def within(node: ast.AST) -> Iterator[ast.expr]:
         if isinstance(node, ast.Lambda):
@@ -97,7 +99,7 @@ def literals_in(source: str) -> list[ast.expr]:
         for child in ast.iter_child_nodes(node):
             yield from within(child)
 
-    return list(within(parse_expression(source)))
+    return tuple(within(parse_expression(source)))
 
 
 def vary_source(source: str, pool: Pool, rng: random.Random) -> str:

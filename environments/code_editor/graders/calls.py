@@ -45,10 +45,11 @@ CONTRACTS = ResultCache(1024)
 
 @dataclass(frozen=True, slots=True)
 class _Reach:
-    """The examples of a function and the edges that it answers."""
+    """The examples of a function, the edges that it answers, and the rules of a stated problem."""
 
     examples: Examples
     edges: Sequence[ReachedEdge]
+    rules: StatedRules | None
 
 
 @final
@@ -130,21 +131,13 @@ class CallGrader:
         key = self.cache_key(count, seed), part
         return EXPECTED_ANSWERS.get(key, lambda: self._asked(backend, count, seed, part))
 
-    def hidden_calls(self, seed: int, count: int, part: int = 0) -> list[Call]:
-        """Return the calls of a part without those at edges.
+    def hidden_calls(self, seed: int, count: int) -> list[Call]:
+        """Return the calls of part 0 without those at edges.
 
-        In part 0, those that expose the bug come first: they fail soonest.
+        Those that expose the bug come first: they fail soonest.
         """
-        known = [*self._hidden.killers, *self._hidden.examples]
-        if part == 0:
-            drawn = self._drawn(seed, count)
-            return [*self._hidden.killers, *drawn, *_other_examples(self._hidden)]
-        before = [
-            *known,
-            *(call for earlier in range(part) for call in self._drawn(_seed_of(seed, earlier), count)),
-        ]
-        seen = {call.source("") for call in before}
-        return [call for call in self._drawn(_seed_of(seed, part), count) if call.source("") not in seen]
+        hidden = self._hidden
+        return [*hidden.killers, *self._drawn(seed, count), *_other_examples(hidden)]
 
     def contract(self, backend: SandboxBackend) -> Contract:
         """Return how answers are compared, as far as description, examples and code tell.
@@ -197,34 +190,33 @@ class CallGrader:
             return generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
         return perturbed_calls(hidden.examples, seed=seed, count=count)
 
-    def _edge_calls(self, reach: _Reach, seed: int, part: int, avoid: Sequence[Call]) -> list[list[Call]]:
-        """Candidates for every edge of a part, in order of preference; see `drawn_edges`."""
-        seen = {call.source("") for call in avoid}
-        hidden, drawn = self._hidden, list[list[Call]]()
-        rules = (
-            StatedRules(hidden.examples, self._task.prompt, hidden.parameters, self._statement())
-            if isinstance(hidden, ProblemHidden)
-            else None
-        )
-        for each in range(part + 1):  # the edges of earlier parts are drawn too, because they must not repeat
-            drawn = drawn_edges(reach.examples, reach.edges, _seed_of(seed, each), seen)
-            if rules is not None:
-                fitted = [[rules.fitted(call, seed) for call in calls] for calls in drawn]
-                drawn = [[one for one in calls if one and one.source("") not in seen] for calls in fitted]
-            seen |= {call.source("") for calls in drawn for call in calls}
-        return drawn
+    def _draw(
+        self, reach: _Reach, count: int, seed: int, part: int
+    ) -> tuple[Sequence[Call], Sequence[Sequence[Call]]]:
+        """Draw a part's ordinary calls, and candidates for each edge in order of preference."""
+        seen = {call.source("") for call in (*self._hidden.killers, *self._hidden.examples)}
+        ordinary, edges = list[Call](), list[list[Call]]()
+        for each in range(part + 1):  # earlier parts are drawn too, because their calls must not repeat
+            own = _seed_of(seed, each)
+            ordinary = [call for call in self._drawn(own, count) if call.source("") not in seen]
+            seen |= {call.source("") for call in ordinary}
+            edges = drawn_edges(reach.examples, reach.edges, own, seen)
+            if reach.rules is not None:
+                fitted = [[reach.rules.fitted(call, own) for call in calls] for calls in edges]
+                edges = [[call for call in calls if call and call.source("") not in seen] for calls in fitted]
+            seen |= {call.source("") for calls in edges for call in calls}
+        return ordinary, edges
 
     def _asked(
         self, backend: SandboxBackend, count: int, seed: int, part: int
     ) -> tuple[Sequence[Call], Sequence[Answer]]:
         """Compute the original's answers in a sandbox that no candidate ever uses."""
         contract, reach = self.contract(backend), self._reach(backend)
-        ordinary = self.hidden_calls(seed, count, part)
-        earlier = [call for each in range(part) for call in self.hidden_calls(seed, count, each)]
-        edges = self._edge_calls(reach, seed, part, [*ordinary, *earlier, *self._hidden.examples])
-        asked = list(
-            {call.source(""): call for call in (*ordinary, *(one for some in edges for one in some))}.values()
-        )
+        ordinary, edges = self._draw(reach, count, seed, part)
+        if part == 0:
+            ordinary = self.hidden_calls(seed, count)
+        asked = [*ordinary, *(call for some in edges for call in some)]
+        asked = list({call.source(""): call for call in asked}.values())
         reference = self._program(self._hidden.reference.encode())
         # Calls that the original rejects, or whose answers cannot be compared, are dropped.
         found = dict(_by_source(*answerable(backend, reference, asked, REFERENCE_LIMITS))) if asked else {}
@@ -237,14 +229,19 @@ class CallGrader:
 
     def _reach(self, backend: SandboxBackend) -> _Reach:
         hidden = self._hidden
-        facts = [hidden.reference, hidden.function, [call.to_plain() for call in hidden.examples]]
-        key = hashlib.sha256(canonical([isinstance(hidden, ProblemHidden), *facts]).encode()).digest()
+        is_stated = isinstance(hidden, ProblemHidden)
+        calls = [call.to_plain() for call in hidden.examples]
+        facts = [self._statement() if is_stated else "", hidden.reference, hidden.function, calls]
+        key = hashlib.sha256(canonical(facts).encode()).digest()
 
         def make() -> _Reach:
             examples = Examples(hidden.examples, self._signature())
-            allowed = _STATED_EDGES if isinstance(hidden, ProblemHidden) else ()
             program = self._program(hidden.reference.encode())
-            return _Reach(examples, reached_edges(backend, program, examples, allowed))
+            if not isinstance(hidden, ProblemHidden):
+                return _Reach(examples, reached_edges(backend, program, examples), None)
+            names, statement = hidden.parameters, self._statement()
+            rules = StatedRules(hidden.examples, self._task.prompt, names, statement)
+            return _Reach(examples, reached_edges(backend, program, examples, _STATED_EDGES), rules)
 
         return REACHED_EDGES.get(key, make)
 

@@ -1,0 +1,87 @@
+"""Contracts: tolerances and free orders that a description, an example or the code promises."""
+
+from __future__ import annotations
+
+import pytest
+
+from envkit.grading import EXACT, STRICT, Answer, same
+from envkit.grading.contract import Contract, contract_of, description_of
+from envkit.grading.worker import encode
+from envkit.inputs.call import Call
+
+
+def contract(
+    statement: str = "", source: str = "def f(a):\n    return a\n", parameters: str = "a"
+) -> Contract:
+    return contract_of(statement, parameters.split(), source, "f", STRICT, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("statement", "levels"),
+    [
+        ("Return the items in any order.", 1),
+        ("The order of the result does not matter.", 1),
+        ("Pairs, in no particular order", 1),
+        ("Power set\n\nOutput: a list of lists, each a different subset of arr", 2),
+        ("Yields all possible subsets of the iterable.", 2),
+        ("Return the items in order.", 0),
+        ("Return True if one set is a subset of the other.", 0),
+        ("Sort by any key.", 0),
+    ],
+)
+def test_free_orders(statement: str, levels: int) -> None:
+    assert contract(statement).leniency.any_order == levels
+
+
+@pytest.mark.parametrize(
+    ("body", "free"),
+    [
+        ("return list(set(a))", True),
+        ("return [*{x for x in a}]", True),
+        ("return tuple(set(a) & set(a))", True),
+        ("return sorted(set(a))", False),
+        ("return list(dict.fromkeys(a))", False),
+        ("if a:\n        return [1, 2]\n    return list(set(a))", False),
+    ],
+)
+def test_a_listed_set_has_no_order(body: str, free: bool) -> None:
+    assert contract(source=f"def f(a):\n    {body}\n").leniency.any_order == int(free)
+
+
+def test_a_tolerance_that_the_call_gives() -> None:
+    found = contract(parameters="x epsilon")
+    assert found.within(Call(("2", "0.01"))) == 0.02
+    assert found.within(Call(("2",), {"epsilon": "0.25"})) == 0.5
+    assert found.within(Call(("2",))) == 0
+    for none in ("0", "-0.5", "1000000.5", "True", "'a'", "len"):
+        assert found.within(Call(("2", none))) is None, none
+    assert contract(parameters="x n").within(Call(("2", "0.01"))) == 0
+
+
+def test_an_expected_answer_may_be_off_by_its_tolerance() -> None:
+    want = Answer(encode(1.4166), within=0.02)
+    assert same(want, Answer(encode(2**0.5)))
+    assert not same(want, Answer(encode(1.45)))
+    assert not same(Answer(encode(1.4166)), Answer(encode(2**0.5)))
+    assert not same(want, Answer("1.4166"))
+
+
+def test_approximations_may_be_rounded() -> None:
+    found = contract("Newton-Raphson method implementation.")
+    assert same(Answer(encode(1.4142136)), Answer(encode(1.4142135)), found.policy)
+    assert not same(Answer(encode(1.4142136)), Answer(encode(1.4142135)), contract("Square root.").policy)
+
+
+def test_free_orders_of_tuples_and_iterators_keep_their_types() -> None:
+    leniency = contract("all possible subsets").leniency
+    want = Answer(encode(iter([(1, 2), (3,)])))
+    assert same(want, Answer(encode(iter([(3,), (2, 1)]))), STRICT, leniency)
+    assert not same(want, Answer(encode([(3,), (1, 2)])), STRICT, leniency)
+    assert not same(want, Answer(encode(iter([[3], [1, 2]]))), STRICT, leniency)
+    assert not same(want, Answer(encode(iter([(3,), (1, 1)]))), STRICT, leniency)
+
+
+def test_the_description_of_a_function() -> None:
+    source = 'def f():\n    """One."""\n\n\ndef g():\n    """Two."""\n\n\n"""\nThree.\n"""\n'
+    assert description_of(source, "f") == "One.\n\nThree.\n"
+    assert description_of("def f(", "f") == ""
