@@ -10,6 +10,7 @@ from typing import Any
 
 from envkit.display import Display
 from envkit.errors import TaskFileError
+from envkit.inputs.doctests import is_always_reordered
 from envkit.mining.duplicates import resembling
 from envkit.mining.fetch import fetch
 from envkit.mining.library import is_installed, version_of
@@ -49,12 +50,12 @@ def mine_packages(
     per_function: int,
     max_chars: int = MAX_CHARS,
 ) -> list[Task]:
-    """Mine packages, and leave out train tasks that resemble a held-out function.
+    """Mine packages, and leave out train tasks that resemble a held-out function or have no order of answers.
 
     Returns:
         Tasks in an order in which every prefix is spread over functions and packages.
     """
-    exclude = resembling(heldout_recipe()["packages"]) if split == "train" else _nothing
+    exclude = _unfit_to_train() if split == "train" else _nothing
     found: list[Task] = []
     for package in packages:
         started = False
@@ -89,6 +90,21 @@ def _require_packages(display: Display) -> None:
         names = re.findall(r"^([\w-]+)==", pinned.read_text(), re.M)
         if not all(map(is_installed, names)):
             fetch(pinned, display.say)
+
+
+def _unfit_to_train() -> Callable[[PackageFunction], bool]:
+    """Return a test for functions that resemble held-out ones, or whose examples sort every answer.
+
+    Answers of the latter may come in any order, and nothing that a task stores tells it. The held-out tasks are
+    frozen, and keep such functions.
+    """
+    resembles = resembling(heldout_recipe()["packages"])
+
+    def unfit(subject: PackageFunction) -> bool:
+        found = subject.slice
+        return is_always_reordered(found.docstring, found.function) or resembles(subject)
+
+    return unfit
 
 
 def _nothing(subject: PackageFunction) -> bool:

@@ -29,6 +29,8 @@ _ARGUMENT_BUILTINS = _CALLABLE_IN_ARGUMENTS | {
     *("max", "min", "ord", "pow", "repr", "round", "sorted", "sum", "zip"),
     *("ArithmeticError", "IndexError", "KeyError", "TypeError", "ValueError", "ZeroDivisionError"),
 }
+#: Functions whose result does not depend on the order of their argument.
+_REORDERING = ("sorted", "set", "frozenset", "Counter")
 _LITERALS = (ast.Constant, ast.List, ast.Tuple, ast.Set, ast.Dict, ast.UnaryOp, ast.BinOp)
 _LAMBDA_BODY = (
     *_LITERALS, ast.Compare, ast.BoolOp, ast.IfExp, ast.Subscript, ast.Slice, ast.Starred, ast.Lambda,
@@ -48,6 +50,33 @@ def docstring_calls(docstring: str, function: str) -> list[Call]:
         found += _calls(statement, function, bound)
         _bind(statement, bound)
     return list({call.source(function): call for call in found}.values())
+
+
+def is_always_reordered(docstring: str, function: str) -> bool:
+    r"""True if every example sorts the answer or makes a set of it: then its own order has no meaning.
+
+    >>> is_always_reordered(">>> sorted(pairs([1, 2]))\n[(1, 2)]", "pairs")
+    True
+    """
+    nodes = [node for statement in _statements(docstring, function) for node in ast.walk(statement)]
+    asked = {node for node in nodes if isinstance(node, ast.Call) and _called(node) == function}
+    reordered: set[ast.expr] = set()
+    for node in nodes:
+        if isinstance(node, ast.Call) and node.args and _called(node) in _REORDERING:
+            [inner, *_] = node.args
+            listed = (
+                isinstance(inner, ast.Call) and _called(inner) in ("list", "tuple") and len(inner.args) == 1
+            )
+            reordered.add(inner.args[0] if isinstance(inner, ast.Call) and listed else inner)
+    return bool(asked) and asked <= reordered
+
+
+def _called(call: ast.Call) -> str:
+    match call.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+        case _:
+            return ""
 
 
 def modules_of(calls: Iterable[Call]) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import ast
 import pytest
 
 from envkit.inputs.call import Call
-from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
+from envkit.inputs.doctests import calls_in, docstring_calls, is_always_reordered, modules_of
 from envkit.inputs.type_hints import type_hint_calls
 
 
@@ -89,3 +89,18 @@ def test_calls_from_hints(signature: str, has_calls: bool) -> None:
     for call in calls:
         for source in call.args:
             ast.literal_eval(source)
+
+
+@pytest.mark.parametrize(
+    ("docstring", "reordered"),
+    [
+        (">>> sorted(f(1))\n[2]\n>>> sorted(list(f(2)), key=str)\n[3]", True),
+        (">>> set(f(1)) == {2}\nTrue", True),
+        (">>> sorted(f(1))\n[2]\n>>> list(f(2))\n[3]", False),
+        (">>> f(sorted([2, 1]))\n3", False),
+        (">>> sorted([f(1), f(2)])\n[3, 4]", False),
+        ("sorted", False),
+    ],
+)
+def test_examples_that_always_sort_the_answer(docstring: str, reordered: bool) -> None:
+    assert is_always_reordered(docstring, "f") is reordered
