@@ -38,10 +38,9 @@ from judge import Share, share
 
 from envkit.display import Silent
 from envkit.environments.code_editor.env import FRESH_CALLS
-from envkit.environments.code_editor.graders.base import grade_calls
 from envkit.environments.code_editor.graders.calls import REACHED_EDGES, CallGrader
 from envkit.environments.code_editor.tasksets import standard_heldout
-from envkit.grading import EXACT, GRADING_LIMITS, STRICT, Answer, Program, answerable, answers, same
+from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, grade, same
 from envkit.hidden import read_hidden
 from envkit.inputs.call import Call, literal
 from envkit.inputs.edges import Signature, places_of, signature_of
@@ -436,12 +435,9 @@ def seconds_of(subject: Subject, seed: int, backend: SandboxBackend) -> tuple[fl
     first = time.perf_counter()
     grader.grade(text, backend, FRESH_CALLS, seed)
     after = time.perf_counter()
-    calls, wanted = answerable(
-        backend, subject.program(subject.hidden.reference), grader.hidden_calls(seed, FRESH_CALLS)
-    )
-    grade_calls(
-        backend, subject.program(subject.hidden.reference), calls, wanted, {STRICT: range(len(calls))}, EXACT
-    )
+    original = subject.program(subject.hidden.reference)
+    calls, wanted = answerable(backend, original, grader.hidden_calls(seed, FRESH_CALLS))
+    grade(backend, original, calls, wanted)
     return after - first, time.perf_counter() - after, first - before
 
 
