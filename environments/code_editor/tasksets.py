@@ -95,7 +95,7 @@ def _require_packages(display: Display) -> None:
 def _unfit_to_train() -> Callable[[PackageFunction], bool]:
     """Return a test for functions that resemble held-out ones, or whose examples sort every answer.
 
-    Answers of the latter may come in any order, and nothing that a task stores tells it. The held-out tasks are
+    Answers of the latter may come in any order, which no stored field of a task tells. The held-out tasks are
     frozen, and keep such functions.
     """
     resembles = resembling(heldout_recipe()["packages"])
