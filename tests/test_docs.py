@@ -125,6 +125,7 @@ def test_every_toml_block_is_read(page: Path, tmp_path: Path) -> None:
             train_settings(values, page_id(page))
 
 
+@pytest.mark.usefixtures("one_probe")
 @pytest.mark.parametrize("page", PROGRAMS, ids=page_id)
 def test_every_program_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
