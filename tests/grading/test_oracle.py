@@ -250,7 +250,7 @@ def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:
 
 
 def test_a_different_number_of_calls_and_answers_is_refused(backend: SandboxBackend) -> None:
-    with pytest.raises(ContractError, match="expected one answer for each call"):
+    with pytest.raises(ContractError, match="0 expected answers and 3 policies; expected as many of each"):
         grade(backend, subject(ORIGINAL), CALLS, [])
     with pytest.raises(ContractError):
         grade(backend, subject(ORIGINAL), [], [])

@@ -301,14 +301,15 @@ def test_every_known_call_is_graded(backend: SandboxBackend) -> None:
 def test_a_table_of_the_first_calls_answers_is_not_confirmed(backend: SandboxBackend) -> None:
     calls = [[[str(n)], {}] for n in range(20, 60)]
     task = solution_of("f", "def f(n):\n    return n + 1\n", examples=calls[:4], killers=calls[4:5])
-    first = grader_for(task).hidden_calls(3, FRESH_CALLS)
+    grader = grader_for(task)
+    assert isinstance(grader, CallGrader)
+    first, _ = grader.asked(backend, FRESH_CALLS, 3)
     table = {int(call.args[0]): int(call.args[0]) + 1 for call in first}
-    source = f"def f(n):\n    return {table}.get(n, 0)\n".encode()
-    found = grader_for(task).grade(source, backend, FRESH_CALLS, 3)
+    found = grader.grade(f"def f(n):\n    return {table}.get(n, 0)\n".encode(), backend, FRESH_CALLS, 3)
     assert found.verdict is Verdict.FAIL
     assert "do not confirm it" in found.evidence
     right = b"def f(n):\n    return 1 + n\n"
-    assert grader_for(task).grade(right, backend, FRESH_CALLS, 3).verdict is Verdict.PASS
+    assert grader.grade(right, backend, FRESH_CALLS, 3).verdict is Verdict.PASS
 
 
 def test_the_held_out_check_finds_errors_that_few_inputs_miss(
@@ -318,7 +319,7 @@ def test_the_held_out_check_finds_errors_that_few_inputs_miss(
     calls = [[[str(n)], {}] for n in (2, 3)]
     task = solution_of("f", "def f(n):\n    return n + 1\n", examples=calls, killers=calls)
     env = CodeEditorEnv(tasks=[task], sandbox=backend)
-    for body, agrees in (("{2: 3, 3: 4}.get(n)", 0.0), ("1 + n", 1.0)):
+    for body, agrees in (("n + 1 + (4 < n < 10)", 0.0), ("1 + n", 1.0)):
         env.reset(seed=5, options={"held_out": True})
         env.step(f"```python\ndef f(n):\n    return {body}\n```")
         _, reward, _, _, info = env.step("submit")
@@ -358,9 +359,11 @@ def played(backend: SandboxBackend, task: Task, rows: int, step: int) -> list[An
 
 
 def test_equal_candidates_of_a_group_are_graded_once(backend: SandboxBackend, starters: Tasks) -> None:
+    CodeEditorEnv.clear_caches()
     counted = Counted(backend)
     assert all(trajectory.solved for trajectory in played(counted, starters["median"], rows=4, step=1001))
-    assert counted.asked == 4 + 1 + 1, "four editors, the original's answers, one candidate"
+    edges, drawn = 1, 2  # edges that the original answers, once; two sets of calls, in two orders each
+    assert counted.asked == 4 + edges + drawn * (2 + 1), "four editors, the original, one candidate"
 
 
 @pytest.mark.parametrize("number", [1, 3, 4])
