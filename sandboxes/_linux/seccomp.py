@@ -31,25 +31,27 @@ _FORBIDDEN: Final = (
     *("clock_settime", "settimeofday", "adjtimex", "reboot", "lookup_dcookie"),
     "sysinfo",  # tells how many processes the machine runs, and how much memory is free
 )
-#: Calls that do not exist in a sandbox, because they watch a file that sandboxes share, tell which of its
-#: pages are in memory, or count against a limit of the whole machine. Programs go without them, as on a
-#: kernel that lacks them.
+#: Calls that do not exist in a sandbox, because they watch a file that sandboxes share, tell or change where
+#: its pages lie, or count against a limit of the whole machine. Programs go without them, as on a kernel that
+#: lacks them.
 _ABSENT: Final = (
     *("inotify_init", "inotify_init1", "inotify_add_watch", "fanotify_init", "fanotify_mark"),
     *("mincore", "readahead", "io_setup", "quotactl_fd"),
+    *("mbind", "get_mempolicy", "set_mempolicy", "move_pages", "migrate_pages"),
 )
-#: The same, by number (one on all architectures), because libseccomp before 2.6 does not know their names.
-_ABSENT_NUMBERS: Final = {"cachestat": 451}
+#: The same, by number (one on all architectures), because older libraries do not know their names.
+_ABSENT_NUMBERS: Final = {"cachestat": 451, "set_mempolicy_home_node": 450}
 #: Calls that do nothing and succeed. A workspace lies in memory, so there is nothing to write to a disk, and
 #: the kernel may ignore advice about files.
 _IGNORED: Final = ("sync", "syncfs", "fadvise64")
-#: Commands of ``fcntl`` that watch a file: leases (1024, 1025) and notices of changes in a folder (1026).
-#: File systems that lack them answer the same. Locks stay, because databases need them; no lock tells
-#: anything about another sandbox, see `envkit.sandboxes._workspace.guest_mount_helper`.
-_WATCHING: Final = (1024, 1025, 1026)
-#: Advice about memory that moves pages, which several sandboxes can share: merge equal pages (12), cool (20),
-#: page out (21) and collapse into a huge page (25). Older kernels answer the same.
-_MOVING: Final = (12, 20, 21, 25)
+#: Commands of ``fcntl`` that watch a file: leases (1024, 1025) and notices of changes in a folder (1026); and
+#: that note on it how long its data may live (1035 to 1038). File systems that lack them answer the same.
+#: Locks stay, because databases need them; no lock tells anything about another sandbox, see
+#: `envkit.sandboxes._workspace.guest_mount_helper`.
+_WATCHING: Final = (1024, 1025, 1026, 1035, 1036, 1037, 1038)
+#: Advice about memory that moves pages, which several sandboxes can share: merge equal pages (12), use huge
+#: pages (14), cool (20), page out (21) and collapse into a huge page (25). Older kernels answer the same.
+_MOVING: Final = (12, 14, 20, 21, 25)
 _SET_MEMORY_MERGE: Final = 67  # for `prctl`: merges equal pages of all memory
 _NOWAIT: Final = 8  # for `preadv2`: read only what is in memory
 

@@ -35,7 +35,8 @@ import sys
 
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h> and <linux/mount.h>.
 NEWNS, NEWUSER = 0x20000, 1 << 28
-READ_ONLY, NOSUID, NODEV, REMOUNT, NOATIME, RECURSIVE, SLAVE, DETACH = 1, 2, 4, 32, 1024, 16384, 1 << 19, 2
+READ_ONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME = 1, 2, 4, 8, 32, 1024
+BIND, RECURSIVE, SLAVE, DETACH = 4096, 16384, 1 << 19, 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
 OPEN_TREE, HERE, CLONE = 428, -100, 1  # the same number on all architectures
 
@@ -173,6 +174,15 @@ def occupy(descriptor: int) -> None:
     fcntl.fcntl(descriptor, fcntl.F_OFD_SETLKW, WHOLE_FILE)
 
 
+def protect_devices() -> None:
+    """Mount the devices read-only, so that nobody can set their times. Programs can still write to them."""
+    for name in DEVICES:
+        path = f"/dev/{name}"
+        mount(path, path, "none", BIND)
+        kept = os.statvfs(path).f_flag & (NOSUID | NODEV | NOEXEC)  # the kernel refuses to clear these
+        mount("none", path, "none", REMOUNT | BIND | READ_ONLY | kept)
+
+
 def occupy_kernel_files() -> None:
     """Occupy the files that sandboxes share with the host: devices, namespaces and anonymous inodes."""
     paths = [f"/dev/{name}" for name in DEVICES]
@@ -248,6 +258,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     try:
         move_out(int(user), folder)
+        protect_devices()
         occupy_kernel_files()
     except OSError as error:
         host.send(f"!{error}".encode())
