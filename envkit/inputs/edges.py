@@ -68,7 +68,7 @@ _LOOSE = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Edge:
     """A limit of one part of an argument, or of several arguments at the same time.
 
