@@ -324,9 +324,11 @@ def _trace(error: Exception | None) -> dict[str, JSON]:
     """The end of a bug's traceback for the episode's record; empty for other errors."""
     if error is None or not _is_bug(error):
         return {}
-    cause = error.__cause__ if isinstance(error, CheckError) else None
+    cause: BaseException = error
+    while isinstance(cause, CheckError) and cause.__cause__ is not None:
+        cause = cause.__cause__  # what the check raised
     try:
-        lines = traceback.format_exception(cause or error, limit=-_TRACE_FRAMES, chain=False)
+        lines = traceback.format_exception(cause, limit=-_TRACE_FRAMES, chain=False)
     except Exception:
         lines = [_described(error)]
     return {"trace": "".join(lines)[-_TRACE_CHARS:].strip()}

@@ -24,6 +24,8 @@ _MARK = "__envkit_tool__"
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 #: Largest size of an integer argument. Python cannot format integers of more than 4,300 digits.
 _MAX_BITS = 10_000
+#: Most faults of a call's arguments that are told.
+_MAX_FAULTS = 20
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
@@ -264,7 +266,7 @@ def _bracketed(text: str) -> int:
                 if depth == 0:
                     row, column = token.end
                     return lines[row - 1] + column
-    except (tokenize.TokenError, SyntaxError, UnicodeDecodeError):  # the last one by a fault of Python 3.13
+    except (tokenize.TokenError, SyntaxError, ValueError):  # UnicodeDecodeError by a fault of Python 3.13
         pass
     return 0
 
@@ -320,7 +322,8 @@ def _checked(tool: Tool, given: Mapping[str, Any]) -> ToolCall | str:
     try:
         return ToolCall(tool, _adapter(tool.method).validate_python(given))
     except ValidationError as error:
-        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in error.errors()]
+        details = error.errors(include_url=False, include_context=False, include_input=False)
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}" for fault in details[:_MAX_FAULTS]]
         return f"{tool.name}: {'; '.join(faults)}. It is {tool.usage()}"
 
 

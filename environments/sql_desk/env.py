@@ -12,7 +12,7 @@ from typing import Any, ClassVar, cast, final
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import ActionResult, Env, Exploit
-from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database, Result
+from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres.server import server_of
@@ -45,6 +45,8 @@ _EXAMPLE = (
     'Answer with SQL. For example, "List the orbit of all planets." is answered by:\n'
     "```sql\nSELECT orbit FROM planets\n```"
 )
+#: What evidence shows of an outcome.
+_EXCERPT_CHARS, _EXCERPT_ITEMS = 300, 60
 _NUMBERED = "WITH RECURSIVE n(i) AS (SELECT 0 UNION ALL SELECT i + 1 FROM n"
 #: 2 and 2.0 are the same answer.
 _NUMBERS = NumericPolicy(int_as_float=True)
@@ -187,16 +189,18 @@ class SqlEnv(Env):
         scripts = self._scripts(self._submission)
         expected = self._expected(scripts)
         self.database.load(scripts[0])  # loaded separately: if this fails, no graded statement caused it
-        found = self._outcomes(self.database, self._submission, scripts)
+        found = self._outcomes(self.database, self._submission, scripts, expected)
         for number, (wanted, outcome) in enumerate(zip(expected, found, strict=False)):
             place = "the shown database" if number == 0 else f"fresh database {number}"
             if isinstance(outcome, str):
                 ended = outcome.startswith(ENDED)  # on which database is unknown
                 return Grade(Verdict.FAIL, outcome if ended else f"{place}: {outcome}", number, len(expected))
             if not equal(wanted, outcome, _NUMBERS):
-                evidence = f"expected {canonical(wanted)[:300]}, found {canonical(outcome)[:300]}"
+                evidence = f"expected {_excerpt(wanted)}, found {_excerpt(outcome)}"
                 return Grade(Verdict.FAIL, f"{place}: {evidence}", number, len(expected))
         count = len(expected)
+        if len(found) != count:
+            raise SandboxError(f"the database gave {len(found)} results for {count} scripts")
         return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
 
     def _scripts(self, submission: str) -> list[str]:
@@ -232,13 +236,25 @@ class SqlEnv(Env):
                 known[script] = self._reference_outcomes[self.id, script, self._hidden] = outcome
         return [known[script] for script in scripts]
 
-    def _outcomes(self, database: Database, sql: str, scripts: Sequence[str]) -> list[JSON]:
-        """Run statements on fresh databases; return rows or tables for each, or an error's text and stop."""
+    def _outcomes(
+        self, database: Database, sql: str, scripts: Sequence[str], expected: Sequence[JSON] = ()
+    ) -> list[JSON]:
+        """Run statements on fresh databases; return rows or tables for each, or an error's text and stop.
+
+        Rows are sorted if their order does not count. With outcomes that are expected, only rows of the same
+        shape are sorted: others are wrong in any order, and a hostile answer may have millions of values.
+        """
         tables = self._domain.tables() if self._hidden.write else None
         found: list[JSON] = []
-        for result in database.run_on_each(scripts, sql, tables):
-            rows = _rows(result, self._hidden.ordered) if tables is None else result.tables
-            found.append(result.error or rows)
+        for number, result in enumerate(database.run_on_each(scripts, sql, tables)):
+            if result.error or tables is not None:
+                found.append(result.error or result.tables)
+            elif result.more:
+                found.append(f"more than {COMPARED_ROWS} rows")
+            elif self._hidden.ordered or (expected and not _same_shape(result.rows, expected[number])):
+                found.append(result.rows)
+            else:
+                found.append(sorted(result.rows, key=order))
         return found
 
 
@@ -376,10 +392,21 @@ def _numbers(sql: str) -> frozenset[int]:
     return frozenset(int(number) for number in found if number <= MAX_CONSTANT)
 
 
-def _rows(result: Result, ordered: bool) -> JSON:
-    if result.more:
-        return f"more than {COMPARED_ROWS} rows"
-    return result.rows if ordered else sorted(result.rows, key=order)
+def _same_shape(rows: Sequence[Sequence[JSON]], others: JSON) -> bool:
+    """True if both have as many rows, and as many columns."""
+    others = cast("Sequence[Sequence[JSON]]", others)
+    return len(rows) == len(others) and (not rows or len(rows[0]) == len(others[0]))
+
+
+def _excerpt(outcome: JSON) -> str:
+    """The beginning of rows or tables, as text."""
+
+    def cut(value: JSON) -> JSON:
+        if isinstance(value, str):
+            return value[:_EXCERPT_CHARS]
+        return [cut(item) for item in value[:_EXCERPT_ITEMS]] if isinstance(value, list | tuple) else value
+
+    return canonical(cut(outcome))[:_EXCERPT_CHARS]
 
 
 def _near_misses(reference: str) -> dict[str, str]:

@@ -14,7 +14,7 @@ from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox
 
 #: Limits for all statements of one database together. Wall time is long, because it runs while the agent
 #: thinks.
-LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=4, output_bytes=2**23)
+LIMITS: Final = Limits(cpu_s=20.0, wall_s=3600.0, memory_bytes=256 * 2**20, processes=4, output_bytes=2**22)
 #: Wall seconds to wait for one request's answer.
 _REQUEST_TIMEOUT_S: Final = 20.0
 

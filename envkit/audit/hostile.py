@@ -11,6 +11,8 @@ from envkit.tools import Tool
 
 #: Sizes of what is repeated or nested: small ones, limits of parsers, and all that fits into an action.
 _COUNTS: Final = (2, 3, 5, 9, 30, 99, 101, 200, 300, 1_000, 1_500, 4_000)
+#: Most characters of an intermediate text.
+_LONGEST: Final = 40_000
 _WORDS: Final = (
     *("a", "f", "x", "self", "print", "__import__", "lambda", "yield", "await", "match", "case", "type"),
     *("*", "submit", "run", "undo", "view", "outline", "done()", "definition", "None", "True", "...", "_"),
@@ -111,7 +113,7 @@ def hostile_actions(valid: Sequence[str], tools: Sequence[Tool], draw: random.Ra
         else:
             text = draw.choice(samples)
             for _ in range(draw.choice((1, 1, 2, 4))):
-                text = draw.choice(_BENDS)(text, draw)
+                text = draw.choice(_BENDS)(text, draw)[:_LONGEST]
         yield text if draw.random() < 0.05 else _cut(text)
 
 
@@ -142,7 +144,7 @@ def _stuff(draw: random.Random) -> str:
             + draw.choice(_WORDS)
         )
     if kind == 4:
-        return draw.choice((*_WORDS, *_ATOMS)) * draw.choice((1, count))
+        return _times(draw.choice((*_WORDS, *_ATOMS)), draw.choice((1, count)))
     if kind == 5:
         return "".join(_character(draw) for _ in range(min(count, 400)))
     return " ".join(draw.choice((*_WORDS, *"()[]{}:,.;='\"\n`@#\\<>-+*/%&|^~!?$")) for _ in range(count))
@@ -163,7 +165,7 @@ def _python(draw: random.Random, samples: Sequence[str]) -> str:
         lambda: f"@{stuff}\ndef {name}(a):\n    return a\n",
         lambda: f"def {name}(a):\n    return a\n" * count,
         lambda: "".join(f"def f{i}(a): f{i + 1}(a)\n" for i in range(count)) + f"def {name}(a): f0(a)\n",
-        lambda: "".join(f"def {each}(a):\n    return a\n" for each in names) * count,
+        lambda: _times("".join(f"def {each}(a):\n    return a\n" for each in names), count),
         lambda: f"class {name}:\n" + f"    def {name}(self): return 1\n" * count,
         lambda: "".join(f"{' ' * i}def {name}():\n" for i in range(min(count, 120))) + f"{' ' * 120}a\n",
         lambda: "".join(f"x{i} = x{i - 1}\n" for i in range(count)) + f"def {name}(a): x{count - 1}\n",
@@ -191,7 +193,9 @@ def _statements(draw: random.Random, samples: Sequence[str]) -> str:
 def _fenced(text: str, draw: random.Random) -> str:
     language = draw.choice(("python", "python", "sql", "sql", "diff", "", "py", "text"))
     block = f"```{language}\n{text}\n```\n"
-    return draw.choice((block, block, text, block * draw.choice((2, 30, 500)), f"{block}run", block[:-5]))
+    return draw.choice(
+        (block, block, text, _times(block, draw.choice((2, 30, 500))), f"{block}run", block[:-5])
+    )
 
 
 def _call(tool: Tool, draw: random.Random) -> str:
@@ -219,6 +223,11 @@ def _call(tool: Tool, draw: random.Random) -> str:
 # Bends of a text.
 
 
+def _times(text: str, count: int) -> str:
+    """Repeat a text, but not beyond `_LONGEST` by much."""
+    return text * min(count, _LONGEST // max(len(text), 1) + 1)
+
+
 def _character(draw: random.Random) -> str:
     return chr(draw.choice((draw.randrange(128), draw.randrange(256), draw.randrange(0x110000))))
 
@@ -243,16 +252,16 @@ def _replaced_word(text: str, draw: random.Random) -> str:
 def _repeated_line(text: str, draw: random.Random) -> str:
     lines = text.split("\n")
     at = draw.randrange(len(lines))
-    return "\n".join([*lines[:at], *([lines[at]] * draw.choice(_COUNTS)), *lines[at + 1 :]])
+    return "\n".join([*lines[:at], _times(f"{lines[at]}\n", draw.choice(_COUNTS)), *lines[at + 1 :]])
 
 
 def _repeated(text: str, draw: random.Random) -> str:
-    return draw.choice(("", "\n", " ", ";")).join([text] * draw.choice(_COUNTS))
+    return _times(text + draw.choice(("", "\n", " ", ";")), draw.choice(_COUNTS))
 
 
 def _repeated_part(text: str, draw: random.Random) -> str:
     start, end = sorted((_at(text, draw), _at(text, draw)))
-    return text[:start] + text[start:end] * draw.choice(_COUNTS) + text[end:]
+    return text[:start] + _times(text[start:end], draw.choice(_COUNTS)) + text[end:]
 
 
 def _deleted(text: str, draw: random.Random) -> str:

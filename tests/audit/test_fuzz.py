@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
+import datetime
 import random
 import sys
 from collections.abc import Sequence
+from decimal import Decimal
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 from echo_env import Choking, Echo
 from guess_env import GuessEnv
 
-from envkit import Env, SandboxBackend, Task
+from envkit import ActionResult, Env, SandboxBackend, Task, tool
 from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
 from envkit.audit.hostile import hostile_actions
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.service_desk import ServiceDeskEnv
-from envkit.environments.sql_desk import SqlDeskEnv, SqlDeskPostgresEnv
+from envkit.environments.sql_desk import SqlDeskEnv
 
 sys.path.append(str(Path(__file__).parents[2] / "examples"))
 from analyst import Analyst
@@ -45,10 +47,38 @@ def test_small_environments_survive_hostile_actions(kind: type[Env], backend: Sa
     require_calm(kind, kind.make_tasks("train", sandbox=backend, display=Silent()), backend, 150)
 
 
-@pytest.mark.usefixtures("dsn")
-def test_the_sql_desk_on_postgresql_survives_hostile_actions(backend: SandboxBackend) -> None:
-    tasks = SqlDeskPostgresEnv.make_tasks("starter", sandbox=backend, display=Silent())
-    require_calm(SqlDeskPostgresEnv, tasks, backend)
+class Typed(GuessEnv):
+    """Tools with arguments of every common type."""
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return ["numbers(1.5, 2, True)", "texts('a', ['b'], {'c': 1})", "either(1)", "times('2020-01-31')"]
+
+    def apply(self, action: str) -> ActionResult:
+        return Env.apply(self, action)
+
+    @tool
+    def numbers(self, real: float, whole: int, flag: bool = False, most: float | None = None) -> str:
+        return f"{real:g} {whole:,} {flag} {most}"
+
+    @tool
+    def texts(self, text: str, many: list[str], each: dict[str, int]) -> str:
+        return text + "".join(many) + "".join(map(str, each.values()))
+
+    @tool
+    def either(self, value: int | str | list[float], kind: Literal["a", "b"] = "a") -> str:
+        return f"{value} {kind}"
+
+    @tool
+    def times(self, day: datetime.date, amount: Decimal = Decimal(1), part: bytes = b"") -> str:
+        return f"{day} {amount} {part!r}"
+
+
+def test_no_call_of_a_tool_raises_whatever_its_arguments_are() -> None:
+    env = Typed(max_turns=40)
+    found = fuzz(lambda: env, [*env.tasks.values()], 1_500, seed=3)
+    assert not found.faults, found.faults[0]
+    assert found.slowest_cpu_s <= MAX_STEP_CPU_S, found.slowest[:200]
 
 
 def test_the_fuzzer_finds_an_environment_that_raises_and_plays_on(backend: SandboxBackend) -> None:

@@ -20,6 +20,7 @@ from gymnasium.utils.env_checker import check_env
 
 from envkit import SandboxBackend
 from envkit.audit import certificate
+from envkit.audit.fuzz import MAX_STEP_CPU_S, fuzz
 from envkit.audit.runner import Finding
 from envkit.audit.suite import EnvSuite
 from envkit.benchmark.report import load_report
@@ -438,6 +439,13 @@ def test_an_attack_before_a_right_answer_does_not_affect_it(env: SqlDeskPostgres
     for name in ("fills the disk", "fills the memory", "commits", "lifts the time limit"):
         actions = f"query\n{block(ATTACKS[name][0])}", env.oracle(STARTERS["forget"])[0]
         assert ending(env, "forget", *actions)[0] == 1.0
+
+
+def test_no_hostile_action_raises_or_holds_the_host(backend: SandboxBackend) -> None:
+    tasks = [*STARTERS.values()]
+    found = fuzz(lambda: SqlDeskPostgresEnv(tasks=tasks, sandbox=backend, max_turns=40), tasks, 300, seed=1)
+    assert not found.faults, found.faults[0]
+    assert found.slowest_cpu_s <= MAX_STEP_CPU_S, found.slowest[:200]
 
 
 def test_read_only_statements_cannot_change_data(shared: PostgresDatabase) -> None:
