@@ -39,10 +39,10 @@ def environments() -> dict[type[Env], float]:
     from analyst import Analyst
     from rl_loop import FirstLetter
 
-    shares: dict[type[Env], float] = {CodeEditorEnv: 0.5, SqlDeskEnv: 0.2, ServiceDeskEnv: 0.15}
-    shares |= {Analyst: 0.05, FirstLetter: 0.05}
+    shares: dict[type[Env], float] = {CodeEditorEnv: 0.75, SqlDeskEnv: 0.1, ServiceDeskEnv: 0.07}
+    shares |= {Analyst: 0.02, FirstLetter: 0.05}
     if DSN_VARIABLE in os.environ:
-        shares[SqlDeskPostgresEnv] = 0.05
+        shares[SqlDeskPostgresEnv] = 0.03
     return {kind: share / sum(shares.values()) for kind, share in shares.items()}
 
 

@@ -27,12 +27,15 @@ def compiled(source: str, *, mode: str = "exec", flags: int = 0) -> Any:
     """
     with _LOCK, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tree = compile(source, "<source>", mode, flags | ast.PyCF_ONLY_AST, dont_inherit=True)
-        if flags & ast.PyCF_ONLY_AST:
-            return tree
-        if "finally" in source and nodes_of(tree) > _MAX_NODES:
-            raise ValueError("its nested finally blocks compile to too much code")
-        return compile(tree, "<source>", mode, flags, dont_inherit=True)
+        try:
+            tree = compile(source, "<source>", mode, flags | ast.PyCF_ONLY_AST, dont_inherit=True)
+            if flags & ast.PyCF_ONLY_AST:
+                return tree
+            if "finally" in source and nodes_of(tree) > _MAX_NODES:
+                raise ValueError("its nested finally blocks compile to too much code")
+            return compile(tree, "<source>", mode, flags, dont_inherit=True)
+        except (SystemError, OverflowError) as error:  # faults of the compiler, met with hostile source
+            raise ValueError(f"the compiler fails: {error}") from error
 
 
 def nodes_of(tree: ast.AST) -> float:

@@ -10,9 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-import io
 import re
-import tokenize
 from collections.abc import Callable, Container, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
@@ -27,6 +25,14 @@ _MAX_BITS = 10_000
 #: Most faults of a call's arguments that are told.
 _MAX_FAULTS = 20
 _FENCE = re.compile(r"```[^\n`]*\n(.*?)\n?```", re.DOTALL)
+# What matters to find the end of a call: comments, strings and brackets. `tokenize` would take quadratic time
+# for a line of blanks.
+_PIECE = re.compile(
+    r"""\#[^\n]* | (?P<quotes>\"{3}|'{3})(?:[^\\]|\\.)*?(?P=quotes)
+    | "(?!"")(?:[^"\\\n]|\\.)*+" | '(?!'')(?:[^'\\\n]|\\.)*+'
+    | (?P<unclosed>["']) | (?P<open>[(\[{]) | (?P<close>[)\]}])""",
+    re.DOTALL | re.VERBOSE,
+)
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -252,22 +258,17 @@ def _untitled(schema: Any) -> Any:
 
 
 def _bracketed(text: str) -> int:
-    """Length of the bracketed expression at the start of a text; 0 if it is not closed."""
+    """Length of the bracketed expression at the start of a text; 0 if it is not closed. Takes linear time."""
     depth = 0
-    lines = [0]
-    for line in io.StringIO(text):  # StringIO splits at the tokenizer's line ends; `splitlines` has more
-        lines.append(lines[-1] + len(line))
-    try:
-        for token in tokenize.generate_tokens(io.StringIO(text).readline):
-            if token.type == tokenize.OP and token.string in "([{":
-                depth += 1
-            elif token.type == tokenize.OP and token.string in ")]}":
-                depth -= 1
-                if depth == 0:
-                    row, column = token.end
-                    return lines[row - 1] + column
-    except (tokenize.TokenError, SyntaxError, ValueError):  # UnicodeDecodeError by a fault of Python 3.13
-        pass
+    for piece in _PIECE.finditer(text):
+        if piece["open"]:
+            depth += 1
+        elif piece["close"]:
+            depth -= 1
+            if depth == 0:
+                return piece.end()
+        elif piece["unclosed"]:
+            return 0
     return 0
 
 

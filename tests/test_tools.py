@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from functools import partial
 from typing import Any, Literal
@@ -328,3 +329,35 @@ def test_an_error_of_the_setup_is_no_mistake_of_the_agent() -> None:
     with pytest.raises(MissingExtraError, match="phonelib"):
         env.step("phone()")
     env.close()
+
+
+@pytest.mark.parametrize(
+    "piece", [" ", "\t", "(", '"""', '\\"""', "'", '"', "''", "#", "\\", "\n", "1", "f'{"]
+)
+def test_no_call_takes_long_to_read(piece: str) -> None:
+    """Python's own tokenizer takes 20 s for a bracket and 9,000 blanks."""
+    for opening in ("look_up(", "look_up('", 'look_up("""', "look_up(["):
+        began = time.process_time()
+        parse_call(opening + piece * (16_000 // len(piece)), TOOLS)
+        assert time.process_time() - began < 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "value"),
+    [
+        (r"'a)b'", "a)b"),
+        (r'"a\")b"', 'a")b'),
+        (r"r'\)'", r"\)"),
+        ('"""a)"b"""', 'a)"b'),
+        ("'''a\n)'''", "a\n)"),
+        ("'' ')'", ")"),
+        ("# )\n'a'", "a"),
+        ("'a' # ')\n", "a"),
+        ("'a' \\\n ')'", "a)"),
+        ("'a\\\n)'", "a)"),
+    ],
+)
+def test_brackets_in_strings_and_comments_do_not_end_a_call(argument: str, value: str) -> None:
+    call = parse_call(f"look_up({argument}) and more )", TOOLS)
+    assert isinstance(call, ToolCall)
+    assert call.arguments["word"] == value

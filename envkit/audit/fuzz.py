@@ -13,6 +13,7 @@ from typing import Final
 
 from envkit.audit.hostile import hostile_actions
 from envkit.env import Env
+from envkit.errors import ContractError
 from envkit.types import Task
 
 #: Longest time that the host's own code may work on one action, in CPU seconds.
@@ -76,6 +77,9 @@ def fuzz(make_env: Callable[[], Env], tasks: Sequence[Task], count: int, seed: i
 
 
 def _samples(env: Env, task: Task) -> list[str]:
-    """Valid actions for a task."""
+    """Valid actions for a task; none if the environment has no oracle."""
+    oracle: Sequence[str] = ()
+    with contextlib.suppress(ContractError):
+        oracle = env.oracle(task)
     exploits = [action for exploit in env.exploits(task) for action in exploit.actions]
-    return [*env.oracle(task), env.noop_action, *exploits[:_MAX_SAMPLES]]
+    return [*oracle, env.noop_action, *exploits[:_MAX_SAMPLES]]
