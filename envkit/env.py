@@ -261,8 +261,13 @@ class Env(gymnasium.Env[str, str], ABC):
         return ()
 
     @classmethod
-    def variants(cls, task: Task) -> Sequence[Variant]:
-        """Nearly right solutions, and right ones in other forms. `envkit audit` counts wrong verdicts."""
+    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
+        """Nearly right solutions, and right ones in other forms. `envkit audit` counts wrong verdicts.
+
+        Args:
+            task: one of `make_tasks`.
+            sandbox: for environments that run programs to learn which ones are right.
+        """
         return ()
 
     def apply(self, action: str) -> ActionResult:

@@ -10,7 +10,7 @@ from typing import ClassVar, final
 from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Env, Exploit, ImportedTasks
+from envkit.env import ActionResult, Env, Exploit, ImportedTasks, Variant
 from envkit.environments.code_editor.edit_size import changed_tokens
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.exploits import attack_actions, attack_target
@@ -24,9 +24,10 @@ from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.starter import starter_tasks
 from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
+from envkit.environments.code_editor.variants import variants_of
 from envkit.errors import SandboxError
 from envkit.grading import Grade, Submission
-from envkit.mining.hidden import SuiteHidden
+from envkit.mining.hidden import RepairHidden, SuiteHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
@@ -106,6 +107,11 @@ class CodeEditorEnv(Env):
             actions = () if why else tuple(attack_actions(attack.build(target), target))
             found.append(Exploit(f"{attack.number} {attack.name}", actions, why or ""))
         return found
+
+    @classmethod
+    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
+        """Programs of `envkit.environments.code_editor.variants`, for mined tasks that calls grade."""
+        return [*variants_of(task, sandbox)] if isinstance(hidden_of(task), RepairHidden) else ()
 
     @classmethod
     def clear_caches(cls) -> None:

@@ -194,7 +194,7 @@ def _fidelity(audited: AuditedEnv) -> str:
     wrong: Counter[tuple[bool, str]] = Counter()
     played: Counter[tuple[bool, str]] = Counter()
     for task in audited.tasks:
-        for variant in audited.kind.variants(task):
+        for variant in audited.kind.variants(task, audited.backend):
             solved = audited.play(task, variant.actions, seed=11).info["solved"]
             played[variant.is_right, variant.kind] += 1
             wrong[variant.is_right, variant.kind] += solved is not variant.is_right

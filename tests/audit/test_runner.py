@@ -62,7 +62,7 @@ class Honest(Env):
         ]
 
     @classmethod
-    def variants(cls, task: Task) -> Sequence[Variant]:
+    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
         def solution(body: str) -> tuple[str, str]:
             text = f"def scaled(items):\n    {body}\n"
             return format_call("write", {"path": "solution.py", "text": text}), "submit()"
