@@ -18,7 +18,6 @@ import contextlib
 import itertools
 import json
 import os
-import resource
 import signal
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -46,7 +45,7 @@ from envkit.sandboxes._workspace.mounted_sandbox import MountedSandbox
 #: Each command waits in this shell, inside the sandbox, until it is in its control group. If envkit dies
 #: before that, the shell reads the end of its stdin and stops. With bubblewrap's own --block-fd the command
 #: would run as an orphan.
-_GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec -- "$@"', "sh")
+_GATE: Final = ("/usr/bin/sh", "-c", 'echo && read -r word && exec "$@"', "sh")
 _NAMESPACES: Final = (
     *("--unshare-all", "--unshare-user", "--disable-userns", "--cap-drop", "ALL"),
     *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "sandbox"),
@@ -168,9 +167,7 @@ class _BubblewrapSandbox(MountedSandbox):
             # One more process than requested, because the namespace's init process counts as well.
             processes = limits.processes + 1 if group is None else None
             bounds = procfs.rlimits(limits, memory=group is None, processes=processes)
-            for pid in family:
-                for kind, bound in bounds.values():
-                    resource.prlimit(pid, kind, (bound, bound))
+            self._mount.helper.limit(family, bounds.values())
             if group is not None:
                 group.add(family)
             os.write(child.stdin.fileno(), b"\n")

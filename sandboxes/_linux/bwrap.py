@@ -32,7 +32,8 @@ DEVICES: Final = ("--dev", "/dev", "--ro-bind", "/dev/null", "/dev/tty", "--remo
 OWN: Final = ("self", "thread-self", "mounts", "net")
 
 
-def processes_only() -> list[str]:
+@cache
+def processes_only() -> tuple[str, ...]:
     """Options that hide all of the sandbox's ``/proc`` but its own processes, and of these process 1.
 
     The other files there count what the whole machine does: memory, interrupts, locks, process ids. Process
@@ -47,7 +48,7 @@ def processes_only() -> list[str]:
             options += _closed(path)
         elif os.stat(path).st_mode & 0o007:
             options += ["--ro-bind", "/dev/null", path]  # no device can be opened there
-    return [*options, *_closed("/proc/1")]
+    return (*options, *_closed("/proc/1"))
 
 
 def _closed(folder: str) -> list[str]:

@@ -15,6 +15,8 @@ Requests of the host, with a name N for each mount:
                   memory and occupies its files (see `occupy`)
     "clone N"     the answer has a descriptor of a detached copy of the mount, to attach once
     "unmount N"   unmounts it; it lives on while a process uses it or a mount lies over it
+    "limit PIDS KIND=BOUND..."
+                  limits the resources of processes of its user; PIDS are separated by commas
     "probe"       mounts one over another to find out if the kernel can, then unmounts both
 
 Each answer begins with "ok", or with "!" and a reason. No other process of the host is in these namespaces,
@@ -240,6 +242,10 @@ def answer(word: str, arguments: list[str]) -> list[int]:
             return [checked(tree, "open_tree (Linux 5.2)")]
         case "unmount", [name]:
             unmount(name)
+        case "limit", [pids, *bounds]:
+            for pid in pids.split(","):
+                for kind, bound in (map(int, one.split("=")) for one in bounds):
+                    resource.prlimit(int(pid), kind, (bound, bound))
         case "probe", []:
             probe()
         case _:

@@ -18,6 +18,7 @@ import shutil
 import socket
 import sys
 import threading
+from collections.abc import Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final, final
@@ -311,6 +312,19 @@ class MountHelper:
                     ) from error
                 self._roots[folder] = Root(self, name)
             return self._roots[folder]
+
+    def limit(self, pids: Sequence[int], bounds: Iterable[tuple[int, int]]) -> None:
+        """Set resource limits of processes that run as its user, which even root may lack the right to.
+
+        Args:
+            pids: the processes.
+            bounds: kind and value of each limit.
+
+        Raises:
+            SandboxError: the helper is dead, or a process is.
+        """
+        values = " ".join(f"{kind}={bound}" for kind, bound in bounds)
+        self.ask(f"limit {','.join(map(str, pids))} {values}")
 
     def entering(self) -> list[str]:
         """See `Mount.entering`."""

@@ -34,7 +34,7 @@ def opened():
         if name in ("null", "zero"): yield name + " to write", os.open(path, os.O_RDWR)
     if ALL: yield "anonymous", os.eventfd(0)
 def tried(action):
-    try: return action() or "done"
+    try: return "done" if (found := action()) is None or isinstance(found, bytes) else found
     except OSError as error: return errno.errorcode[error.errno]
 def record(kind): return struct.pack("hhqqi4x", kind, 0, 0, 0, 0)
 kept = []
