@@ -164,7 +164,7 @@ def signature_of(source: str, function: str) -> Signature:
     return Signature(
         tuple(arg.arg for arg in (every if not spec.vararg else positional)),
         {arg.arg: ast.unparse(arg.annotation) for arg in every if arg.annotation},
-        {name: ast.unparse(value) for name, value in given.items() if name not in hidden},
+        {arg.arg: ast.unparse(given[arg.arg]) for arg in every if arg.arg in given and arg.arg not in hidden},
         _has_floats(tree),
     )
 

@@ -61,6 +61,9 @@ class CallGrader:
 
     def __init__(self, task: Task, hidden: RepairHidden | ProblemHidden) -> None:
         self._task, self._hidden = task, hidden
+        # The broken file too: what is inferred of the original must not accept it.
+        broken = hashlib.sha256(task.files[SOLUTION].encode()).digest()
+        self._key = task.id, hidden_digest(task), broken
         is_method = "." in hidden.function
         self.no_attack_reason = (
             "it attacks by a function, and the task asks for a method" if is_method else ""
@@ -88,7 +91,7 @@ class CallGrader:
         return f"```python\n{code}\n```"
 
     def cache_key(self, count: int, seed: int) -> Hashable:
-        return self._task.id, hidden_digest(self._task), count, seed
+        return self._key, count, seed
 
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         """Grade by the stored calls and some drawn ones. Other drawn ones must confirm a PASS."""
@@ -147,8 +150,7 @@ class CallGrader:
         Raises:
             SandboxError: the machinery failed.
         """
-        key = self._task.id, hidden_digest(self._task)
-        return CONTRACTS.get(key, lambda: self._contract(backend))
+        return CONTRACTS.get(self._key, lambda: self._contract(backend))
 
     def _contract(self, backend: SandboxBackend) -> Contract:
         hidden = self._hidden

@@ -62,6 +62,7 @@ def flat(a):
         else:
             yield x
 """
+SHOUT = "def shout(text):\n    return text.upper()\n"
 LONGEST = """\
 def longest(words):
     best = ""
@@ -81,7 +82,12 @@ def longest(words):
         ("flat", FLATTEN, TWO_LEVELS, [["[1, [2, [3]], 4]"], ["[[], [[5]]]"]]),
         ("longest", LONGEST, LONGEST.replace("words:", "words[:50]:"), [["['a', 'bcd', 'ef']"]]),
         ("longest", LONGEST, LONGEST.replace('""', "words[0]"), [["['a', 'bcd', 'ef']"]]),
-        ("longest", LONGEST, LONGEST.replace("len(word)", "len(word.encode())"), [["['ab', 'c', 'def']"]]),
+        (
+            "shout",
+            SHOUT,
+            SHOUT.replace("text.upper()", "text.encode('ascii', 'ignore').decode().upper()"),
+            [["'ab c'"]],
+        ),
     ],
 )
 def test_repairs_that_are_wrong_at_an_edge_fail(
