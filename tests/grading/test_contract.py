@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envkit.grading import EXACT, STRICT, Answer, same
-from envkit.grading.contract import Contract, contract_of, description_of
+from envkit.grading.contract import Contract, contract_of, description_of, is_below
 from envkit.grading.worker import encode
 from envkit.inputs.call import Call
 
@@ -85,3 +85,11 @@ def test_the_description_of_a_function() -> None:
     source = 'def f():\n    """One."""\n\n\ndef g():\n    """Two."""\n\n\n"""\nThree.\n"""\n'
     assert description_of(source, "f") == "One.\n\nThree.\n"
     assert description_of("def f(", "f") == ""
+
+
+def test_numbers_below_all_examples() -> None:
+    examples = (Call(("2", "0.5")), Call(("9", "0.01")))
+    assert is_below(Call(("1.5", "0.5")), examples)
+    assert is_below(Call(("3", "0.001")), examples)
+    assert not is_below(Call(("2", "7")), examples)
+    assert not is_below(Call(("'a'", "7", "-1")), examples)

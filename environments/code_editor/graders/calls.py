@@ -22,7 +22,7 @@ from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
 from envkit.grading import EXACT, Answer, Grade, Program, answerable, answers, canonical, grade, same
-from envkit.grading.contract import Contract, contract_of, description_of
+from envkit.grading.contract import Contract, contract_of, description_of, is_below
 from envkit.grading.reach import reached_edges
 from envkit.inputs.call import Call
 from envkit.inputs.edges import Examples, ReachedEdge, Signature, drawn_edges, signature_of
@@ -225,6 +225,8 @@ class CallGrader:
         kept = [call for call in ordinary if call.source("") in found]
         kept += _spread([[call for call in some if call.source("") in found] for some in edges])
         kept = list({call.source(""): call for call in kept}.values())
+        if contract.tolerance is not None:
+            kept = [call for call in kept if not is_below(call, self._hidden.examples)]
         wanted = _with_tolerance(contract, kept, [found[call.source("")] for call in kept])
         pairs = [(call, want) for call, want in zip(kept, wanted, strict=True) if want is not None]
         return [call for call, _ in pairs], [want for _, want in pairs]

@@ -117,17 +117,21 @@ def test_two_parts_share_no_call_and_each_seed_draws_its_own(backend: SandboxBac
 SQRT = """\
 def root(x, epsilon):
     approx = x / 2
-    while abs(x - approx ** 2) > epsilon:
+    for _ in range(60):
+        if abs(x - approx ** 2) <= epsilon:
+            break
         approx = 0.5 * (approx + x / approx)
     return approx
 """
 
 
 def test_an_answer_within_the_asked_tolerance_is_right(backend: SandboxBackend) -> None:
-    wrong = SQRT.replace("approx ** 2", "approx")
+    wrong = SQRT.replace("0.5 *", "0.6 *")
     grader = grader_of("root", SQRT, wrong, ["2", "0.01"], ["27", "0.001"], ["9", "0.05"])
     assert verdicts(grader, SQRT, backend) == {Verdict.PASS}
-    assert verdicts(grader, "def root(x, epsilon):\n    return x ** 0.5\n", backend) == {Verdict.PASS}
+    other = "def root(x, epsilon):\n    return x ** 0.5 if x > 0 else original(x, epsilon)\n"
+    other = f"{SQRT.replace('def root', 'def original')}\n\n{other}"
+    assert verdicts(grader, other, backend) == {Verdict.PASS}
     assert verdicts(grader, wrong, backend) == {Verdict.FAIL}
     assert verdicts(grader, "def root(x, epsilon):\n    return x ** 0.5 + 0.3\n", backend) == {Verdict.FAIL}
 
