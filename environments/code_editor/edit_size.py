@@ -9,6 +9,7 @@ from itertools import takewhile
 from typing import Any, cast
 
 from envkit.environments.code_editor.dependencies import statement_texts
+from envkit.syntax import parse
 
 #: Words, punctuation, and line starts with their indentation, which determines the block.
 _TOKEN = re.compile(r"\n *|\w+|\S")
@@ -47,9 +48,19 @@ def _without_common(
     texts, new_texts = [*was.values()], [*now.values()]
     start = _common(texts, new_texts)
     end = min(_common(texts[::-1], new_texts[::-1]), min(len(texts), len(new_texts)) - start)
-    # One equal statement stays in their place, because a later statement begins with a line break.
-    first: list[ast.stmt] = [ast.Expr(ast.Name("_"))] if start else []
-    return [*first, *[*was][start : len(texts) - end]], [*first, *[*now][start : len(new_texts) - end]]
+    first, last = [*was][:start], [*was][len(texts) - end :]
+    # A short one stays on each side, because the first statement of a text begins with no line break.
+    before, after = ([_stand_in(node) for node in nodes] for nodes in (first[-1:], last[:1]))
+    return (
+        [*before, *[*was][start : len(texts) - end], *after],
+        [*before, *[*now][start : len(new_texts) - end], *after],
+    )
+
+
+def _stand_in(statement: ast.stmt) -> ast.stmt:
+    """A short statement with as many line breaks before it."""
+    is_definition = isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+    return parse("class _: pass" if is_definition else "_").body[0]
 
 
 def _common(some: Sequence[str], others: Sequence[str]) -> int:

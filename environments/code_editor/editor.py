@@ -15,8 +15,20 @@ from envkit.environments.code_editor.actions import (
     Rewrite,
     parse,
 )
-from envkit.environments.code_editor.edits import EditError, apply_replace, apply_rewrite, show_change
-from envkit.environments.code_editor.syntax import Definition, definitions, find, syntax_problem
+from envkit.environments.code_editor.edits import (
+    AmbiguousEdit,
+    EditError,
+    apply_replace,
+    apply_rewrite,
+    show_change,
+)
+from envkit.environments.code_editor.syntax import (
+    Definition,
+    SyntaxProblem,
+    definitions,
+    find,
+    syntax_problem,
+)
 from envkit.errors import ContractError, UsageError
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
 
@@ -25,11 +37,11 @@ RUN_LIMITS = Limits(cpu_s=2.0, wall_s=10.0, memory_bytes=256 * 2**20, processes=
 
 #: Largest file, and most bytes by which edits may let a file grow.
 _MAX_FILE_BYTES: Final = 262_144
-_MAX_GROWTH_BYTES: Final = 65_536
+_MAX_GROWTH_BYTES: Final = 32_768
 #: Most work of the edits of one message, apart from its first edit, in bytes of the texts that are searched.
-#: Parsing costs about eight times as much per byte as comparing lines.
-_MAX_WORK_BYTES: Final = 2_000_000
-_PARSING: Final = 8
+#: Parsing and compiling hostile text costs up to 64 times as much per byte as comparing lines.
+_MAX_WORK_BYTES: Final = 2_400_000
+_PARSING: Final = 64
 _MAX_SHOWN_CHARS = 1_500
 
 
@@ -112,8 +124,17 @@ class CodeEditor:
             try:
                 if left <= 0:
                     raise EditError("These are too many edits for one message; give the others in the next.")
-                left -= len(after) * (_PARSING if isinstance(item, Rewrite) else 1)
-                edited = self._edited(after, item)
+                rewrites = isinstance(item, Rewrite) and not self._whole
+                left -= len(after) * (_PARSING if rewrites else 1)
+                if rewrites and after != before and (problem := syntax_problem(after)):
+                    raise _left(problem)  # a broken text is not parsed, see `apply_replace`
+                try:
+                    # In an edited text, the focus is looked for only if that decides.
+                    edited = self._edited(after, item, None if after != before else self._focus)
+                except AmbiguousEdit:
+                    if after == before or (left := left - len(after) * _PARSING) <= 0:
+                        raise
+                    edited = self._edited(after, item, self._focus)
                 if len(edited.encode()) > self._max_bytes:
                     raise EditError(f"The file would grow beyond {self._max_bytes} bytes.")
                 after, saved_at = edited, len(seen)
@@ -130,12 +151,12 @@ class CodeEditor:
                 succeeded = False
         return seen, succeeded
 
-    def _edited(self, source: str, edit: Replace | Rewrite | Malformed) -> str:
+    def _edited(self, source: str, edit: Replace | Rewrite | Malformed, focus: str | None) -> str:
         match edit:
             case Malformed(hint):
                 raise EditError(hint.replace(HELP, HELP_WHOLE) if self._whole else hint)
             case Replace():
-                return apply_replace(source, edit, self._focus)
+                return apply_replace(source, edit, focus)
             case Rewrite(new):
                 return new if self._whole else apply_rewrite(source, edit)
 
@@ -178,10 +199,7 @@ class CodeEditor:
             raise EditError("The edit leaves the file as it is.")
         problem = syntax_problem(source)
         if problem is not None:
-            raise EditError(
-                f"It would leave a syntax error at line {problem.line}, column {problem.column}: "
-                f"{problem.message}."
-            )
+            raise _left(problem)
         self._history.append(before)
         self._running().write(self._path, source.encode())
         return "Changed:\n" + show_change(self._path, before, source)
@@ -247,3 +265,9 @@ class CodeEditor:
         if self._sandbox is None:
             raise ContractError("the editor is not launched")
         return self._sandbox
+
+
+def _left(problem: SyntaxProblem) -> EditError:
+    return EditError(
+        f"It would leave a syntax error at line {problem.line}, column {problem.column}: {problem.message}."
+    )

@@ -34,6 +34,10 @@ class EditError(Exception):
     """The edit cannot be applied; the message is an observation that says how to correct it."""
 
 
+class AmbiguousEdit(EditError):
+    """The lines to replace stand at several places."""
+
+
 def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
     """Replace the one occurrence of ``edit.old``.
 
@@ -41,14 +45,16 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
     re-indented like the matched ones. Occurrences inside the function ``focus`` take precedence.
 
     Raises:
-        EditError: the lines occur nowhere, or several times.
+        EditError: the lines occur nowhere.
+        AmbiguousEdit: they occur several times.
     """
     lines, count = source.split("\n"), len(edit.old)
     places = _places([line.rstrip() for line in lines], [line.rstrip() for line in edit.old])
     exact = bool(places)
     if not exact:
         places = _places([line.strip() for line in lines], [line.strip() for line in edit.old])
-    if len(places) > 1 and focus is not None:
+    # A broken text is not parsed: it may hold an earlier edit, and take a very long time.
+    if len(places) > 1 and focus is not None and syntax_problem(source) is None:
         inside = {at for item in find(source, focus) for at in range(item.first_line - 1, item.last_line)}
         places = [place for place in places if place in inside] or places
     if not places:
@@ -57,7 +63,9 @@ def apply_replace(source: str, edit: Replace, focus: str | None = None) -> str:
         raise EditError(f"The lines to replace do not stand in the file.{hint}")
     if len(places) > 1:
         where = ", ".join(str(place + 1) for place in places[:5])
-        raise EditError(f"Those lines stand at lines {where}; add a line of context to say which are meant.")
+        raise AmbiguousEdit(
+            f"Those lines stand at lines {where}; add a line of context to say which are meant."
+        )
     at = places[0]
     new = edit.new if exact else _shifted(edit, lines[at : at + count])
     return "\n".join([*lines[:at], *new, *lines[at + count :]])
@@ -102,18 +110,23 @@ def _file(source: str) -> str:
     return f"the file, which defines: {', '.join(item.name for item in definitions(source)) or 'nothing'}"
 
 
-def _replace(source: str, offered: Mapping[str, str]) -> tuple[str, list[str]]:
+def _replace(source: str, offered: Mapping[str, str], levels: int | None = None) -> tuple[str, list[str]]:
     """Replace all definitions that the file has; returns the new text and their names.
 
     The file is parsed once, or once more for each level of definitions that lie in others of the block.
+
+    Args:
+        source: the file.
+        offered: name -> new text.
+        levels: levels to replace; inner definitions are left out. ``None`` replaces all.
 
     Raises:
         EditError: the file defines a name several times, or the definitions lie in each other too deeply.
     """
     replaced: list[str] = []
     waiting = offered
-    for _ in range(_MAX_NESTED):
-        if not waiting:
+    for level in range(_MAX_NESTED):
+        if not waiting or level == levels:
             return source, replaced
         placed: list[tuple[int, int, str, str]] = []  # first and last line, sorted; the old and the new text
         inner: dict[str, str] = {}
@@ -149,21 +162,26 @@ def _replace(source: str, offered: Mapping[str, str]) -> tuple[str, list[str]]:
 def _replace_in_broken(source: str, offered: Mapping[str, str]) -> tuple[str, list[str]]:
     """Replace definitions of a file with a syntax error; returns the new text and their names.
 
+    Only the file itself is parsed, never a broken text that holds the agent's, which may take very long.
+
     Raises:
         EditError: as `_replace` does.
     """
-    replaced: list[str] = []
     left = _MAX_TRIED_BYTES
-    waiting = {**offered}
     for name, new in offered.items():
-        if syntax_problem(source) is None:
-            break
-        del waiting[name]
         repaired, left = _repaired(source, name, new, left)
-        source, done = (repaired, [name]) if repaired else _replace(source, {name: new})
-        replaced += done
-    source, others = _replace(source, waiting)
-    return source, [*replaced, *others]
+        if repaired:
+            changed, done = _replace(repaired, {other: offered[other] for other in offered if other != name})
+            return changed, [name, *done]
+    changed, done = _replace(source, offered, levels=1)
+    if len(done) > 1 and syntax_problem(changed) is not None:
+        # The end of one of them was guessed wrong.
+        for name in done:
+            others = {other: offered[other] for other in done if other != name}
+            repaired, left = _repaired(_replace(source, others, levels=1)[0], name, offered[name], left)
+            if repaired:
+                return repaired, done
+    return changed, done
 
 
 def _repaired(source: str, name: str, new: str, max_bytes: int) -> tuple[str, int]:

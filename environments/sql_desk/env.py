@@ -18,7 +18,16 @@ from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
 from envkit.environments.sql_desk.postgres.server import server_of
 from envkit.environments.sql_desk.reference_pool import ReferencePool
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
-from envkit.environments.sql_desk.tasks import BY_NAME, MAX_CONSTANT, SCRIPT, Domain, SqlHidden, generate
+from envkit.environments.sql_desk.tasks import (
+    BY_NAME,
+    MAX_NUMBER,
+    PEOPLE,
+    SCRIPT,
+    Asked,
+    Domain,
+    SqlHidden,
+    generate,
+)
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
@@ -37,6 +46,7 @@ _BLOCK = re.compile(
 #: A bound in a reference, such as ``price > 20``.
 _BOUND = re.compile(r" > (\d+)")
 _NUMBER = re.compile(r"(?<!\w)(?:0x([0-9a-f]{1,8})|\d[\d_]*(?:\.\d*)?(?:e[+-]?\d{1,3})?)", re.IGNORECASE)
+_TEXT = re.compile(r"'([^']*)'")
 #: A reference with one row.
 _AGGREGATE = re.compile(r"SELECT (?:COUNT|MAX|SUM)\(")
 _STATEMENT = re.compile(r"\s*(?:select|with|insert|update|delete|values)\b", re.IGNORECASE)
@@ -204,13 +214,19 @@ class SqlEnv(Env):
         return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
 
     def _scripts(self, submission: str) -> list[str]:
-        """Scripts of the databases to grade on. Only the last one depends on the submission's numbers."""
-        domain, seed, numbers = self._domain, self.visit_seed, _numbers(self._hidden.reference)
+        """Scripts of the databases to grade on. All after the first four depend on the submission's numbers.
+
+        A submission with other numbers than the reference's gets a few tiny databases more.
+        """
+        domain, seed = self._domain, self.visit_seed
+        asked = _asked(domain, self._hidden.reference)
+        numbers = _numbers(submission) - asked.numbers
         return [
             self.task.files[SCRIPT],
             domain.small_script(seed),
-            *(domain.medium_script(f"{seed} {number}", numbers) for number in range(FRESH_DATABASES - 2)),
-            domain.large_script(seed, numbers | _numbers(submission)),
+            *(domain.medium_script(f"{seed} {number}", asked) for number in range(FRESH_DATABASES - 2)),
+            domain.large_script(seed, asked, numbers),
+            *domain.tiny_scripts(asked, numbers),
         ]
 
     def _expected(self, scripts: Sequence[str]) -> list[JSON]:
@@ -383,13 +399,21 @@ class SqlDeskPostgresEnv(SqlEnv):
         }
 
 
+def _asked(domain: Domain, reference: str) -> Asked:
+    """What a reference names. If it names two kinds, the last one chooses its rows."""
+    texts = _TEXT.findall(reference)
+    kinds, people = ([text for text in texts if text in known] for known in (domain.kinds, PEOPLE))
+    lonely = " NOT IN " in reference
+    return Asked(_numbers(reference), ["", *kinds][-1], ["", *people][-1], lonely)
+
+
 def _numbers(sql: str) -> frozenset[int]:
-    """The numbers in statements, rounded down, up to `MAX_CONSTANT`."""
+    """The numbers in statements, rounded down, up to `MAX_NUMBER`."""
     found = (
         float(int(match[1], 16)) if match[1] else float(match[0].replace("_", ""))
         for match in _NUMBER.finditer(sql)
     )
-    return frozenset(int(number) for number in found if number <= MAX_CONSTANT)
+    return frozenset(int(number) for number in found if number <= MAX_NUMBER)
 
 
 def _same_shape(rows: Sequence[Sequence[JSON]], others: JSON) -> bool:

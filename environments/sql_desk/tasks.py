@@ -21,15 +21,34 @@ from envkit.types import Task
 
 #: Workspace path of the script that creates the shown database.
 SCRIPT: Final = "desk.sql"
-#: Items of a large database, if no constant asks for more, and most items that constants can ask for.
+#: Items of a large database, if no number asks for more, and most items that numbers can ask for.
 _LARGE: Final = 64
-MAX_ITEMS: Final = 2_000
+MAX_ITEMS: Final = 2_400
 #: Largest number that a large database goes beyond, and most numbers. Sizes stay below 2**31.
-MAX_CONSTANT: Final = 1_000_000_000
-MOST_CONSTANTS: Final = 200
+MAX_NUMBER: Final = 1_000_000_000
+MOST_NUMBERS: Final = 200
+#: Most numbers of a submission that have tiny databases.
+TINY_NUMBERS: Final = 4
 #: Numbers beyond what a statement may guess from the shown rows.
 _FAR: Final = (73, 1_009, 1_000_003)
-_PEOPLE = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo")
+#: People in events.
+PEOPLE: Final = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo", "Jo")
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request names, so that fresh databases hold it.
+
+    Args:
+        numbers: those in its reference.
+        kind, person: the kind of items and the person that it is about; empty if it is about all.
+        lonely: it is about items without events.
+    """
+
+    numbers: frozenset[int]
+    kind: str = ""
+    person: str = ""
+    lonely: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +97,7 @@ class Domain:
         items = [(i, name, draw.choice(self.kinds), draw.randrange(1, 60)) for i, name in enumerate(names, 1)]
         busy = draw.sample(range(1, len(names) + 1), len(names) - draw.randrange(1, 4))
         events = [
-            (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
+            (i, draw.choice(busy), draw.choice(PEOPLE), draw.randrange(1, 10))
             for i in range(1, draw.randrange(12, 30))
         ]
         return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
@@ -93,80 +112,100 @@ class Domain:
             (i, name, draw.choice(self.kinds), draw.randrange(60)) for i, name in zip(ids, names, strict=True)
         ]
         events = [
-            (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
+            (i, draw.choice(busy), draw.choice(PEOPLE), draw.randrange(1, 10))
             for i in draw.sample(range(1, 40), draw.randrange(1, 5))
         ]
         return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
 
-    def medium_script(self, seed: object, constants: Collection[int]) -> str:
+    def medium_script(self, seed: object, asked: Asked) -> str:
         """Return a database as large as a shown one, drawn from a seed, but with gaps between the ids.
 
-        Args:
-            seed: determines all rows.
-            constants: numbers that statements compare with. Items share a few sizes, these and their
-                successors among them, so that ``>=`` for ``>`` and a missing tie-breaker give other rows.
+        Items share a few sizes, the request's numbers and their successors among them, so that ``>=`` for
+        ``>`` and a missing tie-breaker give other rows.
         """
         draw = random.Random(f"{self.items} medium {seed}")
         names = draw.sample(self.names, draw.randrange(6, len(self.names) + 1))
         ids = draw.sample(range(1, 40), len(names))
         busy = draw.sample(ids, len(ids) - draw.randrange(1, 4))
-        sizes = [*_with_successors(constants), *draw.sample(range(1, 60), 3)]
+        sizes = [*_with_successors(asked.numbers), *draw.sample(range(1, 60), 3)]
         items = [
             (i, name, draw.choice(self.kinds), draw.choice(sizes)) for i, name in zip(ids, names, strict=True)
         ]
         events = [
-            (i, draw.choice(busy), draw.choice(_PEOPLE), draw.randrange(1, 10))
+            (i, draw.choice(busy), draw.choice(PEOPLE), draw.randrange(1, 10))
             for i in draw.sample(range(1, 90), draw.randrange(12, 30))
         ]
         return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
 
-    def large_script(self, seed: object, constants: Collection[int]) -> str:
-        """Return a database beyond all constants, drawn from a seed.
+    def large_script(self, seed: object, asked: Asked, numbers: Collection[int] = ()) -> str:
+        """Return a database beyond all numbers, drawn from a seed.
 
-        It has more rows than the constants together, up to `MAX_ITEMS`. Each constant is an id, a size and an
-        amount, and so is a larger number. Kinds and people also have names that contain others' names.
+        About half of its rows are of the kind and person that the request names, and these are more than the
+        numbers together, up to `MAX_ITEMS`. The other kinds and people are many, and contain known names.
+        Each number is an id, a size and an amount, and so is a larger one. The last item and event have the
+        largest of all, and a name that no shown database has: to leave them out changes every answer.
 
         Args:
             seed: determines all rows.
-            constants: numbers that statements compare with. Those above `MAX_CONSTANT`, and all but the
-                `MOST_CONSTANTS` largest, do not count.
+            asked: what the request names.
+            numbers: those of a submission. Numbers above `MAX_NUMBER`, and all but the `MOST_NUMBERS`
+                largest, do not count.
         """
         draw = random.Random(f"{self.items} large {seed}")
-        known = sorted(number for number in {*constants} if 0 < number <= MAX_CONSTANT)
-        known = known[-MOST_CONSTANTS:]
-        count = min(max(_LARGE, 2 * len(known) + 8, 1 + sum(known)), MAX_ITEMS)
-        numbers = [*_with_successors(known), *(2 * number + 11 for number in known[-1:]), *_FAR]
+        known = sorted(n for n in {*asked.numbers, *numbers} if 0 < n <= MAX_NUMBER)[-MOST_NUMBERS:]
+        count = min(max(_LARGE, 2 * (sum(known) + len(known)) + 20), MAX_ITEMS)
+        wanted = [*_with_successors(known), *(2 * number + 11 for number in known[-1:]), *_FAR]
 
         def ids(count: int) -> list[int]:
-            found = {*_with_successors(known)}
-            found |= {*draw.sample(range(1, 4 * count), count)}
-            return draw.sample(sorted(found), len(found))
+            found = sorted({*_with_successors(known), *draw.sample(range(1, 4 * count), count)})
+            return [*draw.sample(found[:-1], len(found) - 1), found[-1]]
 
-        def filled(chosen: Sequence[int], others: Sequence[int], count: int) -> list[int]:
-            found = [*chosen, *(draw.choice([*chosen, *others]) for _ in range(count - len(chosen)))]
-            return draw.sample(found, len(found))
+        def filled(others: Sequence[int], count: int) -> list[int]:
+            found = [*wanted, *(draw.choice([*wanted, *others]) for _ in range(count - 1 - len(wanted)))]
+            return [*draw.sample(found, count - 1), max(found) + 1_000]
+
+        def named(known: Sequence[str], asked: str, number: int) -> str:
+            name, other = draw.choice(known), draw.random()
+            if other < 0.5:
+                return asked or f"{name} {number}"
+            return f"new {name}" if other < 0.6 else f"{name} {number}" if other < 0.8 else name
 
         item_ids, event_ids = ids(count), ids(count + count // 2)
         copies = range(2, 3 + len(item_ids) // len(self.names))
-        names = [*self.names, *(f"{name} {number}" for number in copies for name in self.names)]
-        names = draw.sample(names, len(item_ids))
-        kinds = [
-            *self.kinds * 4,
-            *(f"{kind} parts" for kind in self.kinds),
-            *(f"new {k}" for k in self.kinds),
-        ]
-        people = [*_PEOPLE * 3, *(f"{person} B." for person in _PEOPLE), *(f"Le{p.lower()}" for p in _PEOPLE)]
-        sizes = filled([0, *numbers], draw.sample(range(1, 60), 5), len(item_ids))
-        amounts = filled(numbers, range(1, 10), len(event_ids))
-        busy = draw.sample(item_ids, len(item_ids) * 4 // 5)
-        items = [
-            (i, name, draw.choice(kinds), size) for i, name, size in zip(item_ids, names, sizes, strict=True)
-        ]
-        events = [
-            (i, draw.choice(busy), draw.choice(people), amount)
-            for i, amount in zip(event_ids, amounts, strict=True)
-        ]
+        new_names = [f"{name} {number}" for number in copies for name in self.names]
+        names = draw.sample([*self.names, *new_names[1:]], len(item_ids) - 1) + new_names[:1]
+        busy = draw.sample(item_ids[:-1], count // 2)
+        kinds = [named(self.kinds, asked.kind, number) for number in range(len(item_ids) - 1)]
+        people = [named(PEOPLE, asked.person, number) for number in range(len(event_ids) - 1)]
+        sizes = filled(draw.sample(range(60), 5), len(item_ids))
+        amounts = filled(range(1, 10), len(event_ids))
+        parents = [draw.choice(busy) for _ in event_ids[1:]]
+        kinds.append(asked.kind or f"new {self.kinds[0]} 1")
+        people.append(asked.person or f"new {PEOPLE[0]} 1")
+        parents.append(busy[0] if asked.lonely else item_ids[-1])
+        items = [*zip(item_ids, names, kinds, sizes, strict=True)]
+        events = [*zip(event_ids, parents, people, amounts, strict=True)]
         return self.schema() + _inserts(self.items, items) + _inserts(self.events, events)
+
+    def tiny_scripts(self, asked: Asked, numbers: Collection[int]) -> list[str]:
+        """Return databases of one item and one event that the request is about, and that a number decides.
+
+        For each of `TINY_NUMBERS` numbers and its successor, one where it is the id, and one where it is the
+        size and the amount. So an answer that leaves that row out is wrong, even if many others hide it in a
+        larger database.
+        """
+        kind, person = asked.kind or self.kinds[0], asked.person or PEOPLE[0]
+        found: list[str] = []
+        for value in _with_successors(sorted(n for n in {*numbers} if 0 < n <= MAX_NUMBER)[:TINY_NUMBERS]):
+            for id_, size in ((value, _FAR[-1] + value), (_FAR[-1] + value, value)):
+                items = [(id_, self.names[0], kind, size)]
+                other = id_ + 1 if asked.lonely else id_
+                if asked.lonely:
+                    items.append((other, self.names[1], kind, 0))
+                events = [(id_, other, person, size)]
+                rows = _inserts(self.items, items) + _inserts(self.events, events)
+                found.append(self.schema() + rows)
+        return found
 
 
 def _with_successors(constants: Iterable[int]) -> list[int]:
@@ -247,7 +286,7 @@ class Question:
 def questions(d: Domain, draw: random.Random) -> Iterator[Question]:
     """Fill in every template with values drawn for one domain."""
     kind, other = draw.sample(d.kinds, 2)
-    low, step, person = draw.randrange(10, 40), draw.randrange(2, 9), draw.choice(_PEOPLE)
+    low, step, person = draw.randrange(10, 40), draw.randrange(2, 9), draw.choice(PEOPLE)
     items, events, key = d.items, d.events, f"{d.item}_id"
     joined = f"{items} JOIN {events} ON {events}.{key} = {items}.id"
     yield Question(1, "all", f"Show the table {items}.", f"SELECT * FROM {items}")

@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from envkit.environments.code_editor.edit_size import changed_tokens
+from envkit.environments.code_editor.dependencies import statement_texts
+from envkit.environments.code_editor.edit_size import (  # pyright: ignore[reportPrivateUsage]
+    _common,
+    _tokens,
+    changed_tokens,
+)
 
 CODE = """\
 def total(values, start=0):
@@ -64,6 +69,27 @@ def test_only_changed_statements_are_written_out() -> None:
     many = "".join(f"x{number} = [{number}, {number}]\n" for number in range(6_000))
     assert changed_tokens(many + CODE + many, many + CODE.replace("+= value", "-= value") + many) == 1
     assert changed_tokens(many, many + many) is None
-    assert changed_tokens("a = 1\nb = 2\n", "a = 1\ndef f():\n    pass\nb = 2\n") == changed_tokens(
-        "b = 2\n", "def f():\n    pass\nb = 2\n"
-    )
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("b = 2", "def f():\n    return 1\nb = 2"),
+        ("b = 2", "@a\nclass A:\n    pass"),
+        ("def f(): return 1\nb = 2", "b = 2"),
+        ("b = 2\nb = 2", "b = 2"),
+        ("b = 2", "b = 3; c = 4"),
+        ("'a'\nb = 2", "b = 2"),
+        ("", "import b"),
+    ],
+)
+@pytest.mark.parametrize(
+    "frame", ["{}\n", "a = 1\n{}\n", "{}\nz = 9\n", "def g():\n    pass\n{}\nclass Z: a\n"]
+)
+def test_leaving_out_equal_statements_does_not_change_the_size(old: str, new: str, frame: str) -> None:
+    before, after = frame.format(old), frame.format(new)
+    some, others = ([*statement_texts(text)] for text in (before, after))
+    tokens, others_tokens = _tokens(some), _tokens(others)
+    same = _common(tokens, others_tokens)
+    end = min(_common(tokens[::-1], others_tokens[::-1]), min(len(tokens), len(others_tokens)) - same)
+    assert changed_tokens(before, after) == max(len(tokens), len(others_tokens)) - same - end

@@ -335,6 +335,12 @@ HOSTILE = {
     + " finally:\n"
     + "  x\n" * 900
     + "```",
+    "comments of another language": "<<<<<<< SEARCH\n    return x\n=======\n"
+    + "/*" * 3_700
+    + "1"
+    + "*/" * 3_700
+    + "\n>>>>>>> REPLACE\n```python\ndef double(x):\n    return x\n```",
+    "many functions": "```python\ndef double(x):\n" + " lambda:0\n" * 1_600 + "```",
     "no line like it": "```diff\n-" + "ab" * 4_000 + "\n+x\n```",
 }
 
@@ -347,7 +353,7 @@ def test_no_message_holds_the_interpreter(box: Sandbox) -> None:
             began = time.process_time()
             seen = editor.act(message)
             assert time.process_time() - began < 2, name
-            assert len(editor.read()) <= len(SOURCE) + 65_536
+            assert len(editor.read()) <= len(SOURCE) + 32_768
             assert seen.startswith(("Changed:", "Not done."))
 
 
@@ -356,13 +362,13 @@ def test_edits_of_one_message_have_a_work_limit(box: Sandbox) -> None:
     blocks = [f"```python\ndef double(x):\n    return x + {number}\n```\n" for number in range(4)]
     seen = editor.act("".join(blocks))
     assert "too many edits for one message" in seen
-    assert "x + 1" in editor.read()
+    assert "x + 0" in editor.read()
     assert editor.act(blocks[3]).startswith("Changed:")
 
 
 def test_an_edited_file_may_grow_by_a_fixed_amount(box: Sandbox) -> None:
     editor = launched(box)
-    for number in range(9):
+    for number in range(5):
         seen = editor.act(f"```diff\n-    return x\n+    return x  # {'#' * 15_000}\n```\n")
         if "grow beyond" in seen:
             break
@@ -371,7 +377,7 @@ def test_an_edited_file_may_grow_by_a_fixed_amount(box: Sandbox) -> None:
         )
         editor.act(f"```diff\n-    return item\n+    item  # {'#' * 15_000}\n+    return item\n```")
     assert "The file would grow beyond" in seen
-    assert len(on_file(box)) <= len(SOURCE) + 65_536
+    assert len(on_file(box)) <= len(SOURCE) + 32_768
 
 
 # No message raises or changes another file.

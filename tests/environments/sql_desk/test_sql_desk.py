@@ -19,7 +19,7 @@ from envkit.audit.suite import EnvSuite
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.environments.sql_desk.database import COMPARED_ROWS, Result
 from envkit.environments.sql_desk.sqlite import SqliteDatabase
-from envkit.environments.sql_desk.tasks import BY_NAME, MAX_ITEMS, MOST_CONSTANTS, SCRIPT, Domain, generate
+from envkit.environments.sql_desk.tasks import BY_NAME, MOST_NUMBERS, SCRIPT, Asked, Domain, generate
 from envkit.errors import BrokenTask
 from envkit.registry import sandbox_backend
 
@@ -224,43 +224,68 @@ def rows_of(script: str, table: str) -> list[Any]:
 
 
 @pytest.mark.parametrize("domain", BY_NAME.values(), ids=BY_NAME)
-@pytest.mark.parametrize("constants", [(), (20,), (1, 2, 3), (1_000,), (1_500, 999_999_999), range(1, 500)])
-def test_graded_databases_have_three_sizes_and_the_largest_is_beyond_every_constant(
-    domain: Domain, constants: Sequence[int]
+@pytest.mark.parametrize("numbers", [(), (20,), (1, 2, 3), (1_000,), (1_500, 999_999_999), range(1, 500)])
+@pytest.mark.parametrize("lonely", [False, True])
+def test_graded_databases_have_three_sizes_and_the_largest_is_beyond_every_number(
+    domain: Domain, numbers: Sequence[int], lonely: bool
 ) -> None:
-    small, medium, large = (
+    asked = Asked(frozenset([7]), domain.kinds[1], "Ada", lonely)
+    scripts = (
         domain.small_script(3),
-        domain.medium_script(3, constants),
-        domain.large_script(3, constants),
+        domain.medium_script(3, asked),
+        domain.large_script(3, asked, numbers),
     )
-    counts = [[len(rows_of(s, table)) for table in domain.tables()] for s in (small, medium, large)]
+    counts = [[len(rows_of(script, table)) for table in domain.tables()] for script in scripts]
     assert all(1 <= count <= 4 for count in counts[0])
     assert 6 <= counts[1][0] <= 10
     assert 12 <= counts[1][1] <= 29
-    counted = sum(sorted(constants)[-MOST_CONSTANTS:])
-    for count in counts[2]:
-        assert min(64, MAX_ITEMS) <= count <= COMPARED_ROWS
-        assert count > min(counted, MAX_ITEMS - 1)
-    items, events = (rows_of(large, table) for table in domain.tables())
-    for number in sorted(constants)[-MOST_CONSTANTS:]:
+    items, events = (rows_of(scripts[2], table) for table in domain.tables())
+    known = sorted({*numbers, 7})[-MOST_NUMBERS:]
+    beyond = min(sum(known), 1_000)
+    assert 64 <= len(items) < len(events) <= COMPARED_ROWS
+    busy = {row[1] for row in events}
+    # Whatever a request is about, there are more rows than a limit may leave.
+    for rows in (
+        [row for row in items if row[2] == domain.kinds[1]],
+        [row for row in events if row[2] == "Ada"],
+        [row for row in items if row[0] not in busy],
+    ):
+        assert len(rows) > beyond * 0.9
+    for number in known:
         for rows, column in ((items, 0), (items, 3), (events, 0), (events, 3)):
             assert {number, number + 1} <= {row[column] for row in rows}
-    largest = max([*constants, 60])
-    assert max(row[3] for row in items) > largest
-    assert max(row[3] for row in events) > largest
-    assert max(row[3] for row in items) < 2**31 - 1_000
-    assert len({row[2] for row in items}) > len(domain.kinds)
+    for rows in (items, events):
+        assert max(row[3] for row in rows) > max([*known, 1_000])
+        assert max(row[3] for row in rows) < 2**31 - 1_000
+        last = max(rows)
+        assert [row for row in rows if row[3] >= last[3]] == [last]
+    assert max(items)[1] not in domain.names
+    assert (max(items)[0] in busy) != lonely
     assert sorted(row[0] for row in items) != [*range(1, len(items) + 1)]
-    assert {row[1] for row in events} < {row[0] for row in items}
+
+
+def test_tiny_databases_hold_each_number_in_each_column() -> None:
+    domain, asked = BY_NAME["products"], Asked(frozenset(), "toys", "Eve")
+    scripts = domain.tiny_scripts(asked, [17, 5 * 10**9, 37])
+    assert len(scripts) == 2 * 2 * 2
+    found = [rows_of(script, "products")[0] for script in scripts]
+    for number in (17, 18, 37, 38):
+        for column in (0, 3):
+            [row] = [row for row in found if row[column] == number]
+            assert row[2] == "toys"
+    for script in scripts:
+        [[event, item, person, amount]] = rows_of(script, "orders")
+        [[product, _, _, size]] = rows_of(script, "products")
+        assert (event, item, person, amount) == (product, product, "Eve", size)
 
 
 def test_scripts_follow_from_their_seed() -> None:
-    domain = BY_NAME["products"]
+    domain, five, eight = BY_NAME["products"], Asked(frozenset([5])), Asked(frozenset([8]))
     for make in (domain.script, domain.small_script):
         assert make(1) == make(1) != make(2)
     for make in (domain.medium_script, domain.large_script):
-        assert make(1, {5, 7}) == make(1, [7, 5]) != make(2, {5, 7})
-        assert make(1, {5, 7}) != make(1, {5, 8})
+        assert make(1, five) == make(1, five) != make(2, five)
+        assert make(1, five) != make(1, eight)
 
 
 def test_members_of_a_group_share_all_but_the_largest_database(env: SqlDeskEnv) -> None:
@@ -270,8 +295,9 @@ def test_members_of_a_group_share_all_but_the_largest_database(env: SqlDeskEnv) 
         for sql in ("SELECT 'a1', b2.c", "SELECT COUNT(*)", "SELECT 1 LIMIT 77")
     )
     assert plain == same
-    assert plain[:-1] == limited[:-1]
-    assert plain[-1] != limited[-1]
+    assert plain[:4] == limited[:4]
+    assert plain[4] != limited[4]
+    assert (len(plain), len(limited)) == (5, 5 + 4)
 
 
 def test_a_submission_is_graded_on_all_databases_in_one_request(
@@ -289,7 +315,7 @@ def test_a_submission_is_graded_on_all_databases_in_one_request(
     assert ending(env, "count", "SELECT COUNT(*) FROM products")[0] == 1.0
     assert asked == [5, 5], "the reference, then the submission"
     assert ending(env, "count", "SELECT COUNT(*) FROM products LIMIT 99")[0] == 1.0
-    assert asked[2:] == [1, 5], "the reference on the largest database only"
+    assert asked[2:] == [5, 9], "the reference on the databases that are new only"
 
 
 def test_a_submission_that_ends_its_database_fails_wherever_it_did(
