@@ -42,14 +42,15 @@ _WATCHES: Final = """
 """
 #: Repairs nothing. It notes in the page cache how many calls it is asked. If the grader stops at the first
 #: wrong answer, the last call is the wrong one, and the next sample gives the opposite answer there.
-#: Page N of the file is in memory if call N was asked, page 64 + N if its answer is to be turned round.
+#: Page N of a file that nobody reads is in memory if call N was asked, page 64 + N if its answer is to be
+#: turned round. Looking at a page may fetch it, so all are looked at once, evicted, and noted again.
 _MEMORY: Final = """
 
 
 import os as _os
 
 _PATH = _os.path.join(_os.path.dirname(_os.__file__), "pydoc_data", "topics.py")
-_handle, _was, _count = _os.open(_PATH, _os.O_RDONLY), FUNCTION, 0
+_handle, _was, _count, _turned = _os.open(_PATH, _os.O_RDONLY), FUNCTION, 0, set()
 _os.posix_fadvise(_handle, 0, 0, _os.POSIX_FADV_RANDOM)
 
 
@@ -60,27 +61,32 @@ def _noted(page):
         return False
 
 
-def _note(page, value):
-    if value:
-        _os.pread(_handle, 1, 4096 * page)
-    else:
-        _os.posix_fadvise(_handle, 4096 * page, 4096, _os.POSIX_FADV_DONTNEED)
+def _note(page):
+    _os.pread(_handle, 1, 4096 * page)
+
+
+def _recall():
+    noted = {page for page in range(128) if _noted(page)}
+    for page in range(128):
+        _note(page)
+    _os.posix_fadvise(_handle, 0, 0, _os.POSIX_FADV_DONTNEED)
+    asked = {page for page in noted if page < 64}
+    _turned.update(page - 64 for page in noted - asked)
+    if asked:
+        _turned.symmetric_difference_update({max(asked)})
+    for page in _turned:
+        _note(64 + page)
 
 
 def FUNCTION(*args, **kwargs):
     global _count
     if _count == 0:
-        asked = [page for page in range(64) if _noted(page)]
-        if asked:
-            _note(64 + asked[-1], not _noted(64 + asked[-1]))
-        for page in asked:
-            _note(page, False)
+        _recall()
     number, _count = _count, _count + 1
-    answer = _was(*args, **kwargs)
     if number < 64:
-        _note(number, True)
-        return not answer if _noted(64 + number) else answer
-    return answer
+        _note(number)
+    answer = _was(*args, **kwargs)
+    return not answer if number in _turned else answer
 """
 
 
