@@ -15,6 +15,7 @@ Bubblewrap's own process in the sandbox, its pid 1, has the same limits as the c
 from __future__ import annotations
 
 import contextlib
+import functools
 import itertools
 import json
 import os
@@ -134,8 +135,7 @@ class _BubblewrapSandbox(MountedSandbox):
             if parents:
                 group = Cgroup(parents, f"{self._folder.name}-{next(_NUMBERS)}", limits)
                 held.callback(group.close)
-            options = [*_NAMESPACES, *self._copies(), "--proc", "/proc", *bwrap.processes_only()]
-            options += [*bwrap.DEVICES, *self._options]
+            options = [*_NAMESPACES, *self._copies(), "--proc", "/proc", *bwrap.DEVICES, *self._options]
             options += ["--bind", self._mount.path, WORKSPACE, "--chdir", WORKSPACE]
             for folder in _SCRATCH:  # bubblewrap's --tmpfs would limit bytes only, not files
                 scratch = self._mount.helper.mount(_SCRATCH_QUOTA)
@@ -167,9 +167,8 @@ class _BubblewrapSandbox(MountedSandbox):
             # One more process than requested, because the namespace's init process counts as well.
             processes = limits.processes + 1 if group is None else None
             bounds = procfs.rlimits(limits, memory=group is None, processes=processes)
-            self._mount.helper.limit(family, bounds.values())
-            if group is not None:
-                group.add(family)
+            join = functools.partial(group.add, family) if group is not None else bool
+            self._mount.helper.confine(init, family, bounds.values(), join)
             os.write(child.stdin.fileno(), b"\n")
             return _BubblewrapTree(child, init, pidfd, status, group, held)
 

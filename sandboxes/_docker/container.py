@@ -10,20 +10,22 @@ import socket
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, cast, final
+from typing import Any, Final, cast, final
 
 from envkit.errors import SandboxError, SandboxUnavailable
 from envkit.sandbox import PYTHON_OPTIONS, Limits
 from envkit.sandboxes._docker.cleanup import labels
 from envkit.sandboxes._docker.engine import docker_errors, known_runtime
 from envkit.sandboxes._docker.volumes import CONTROL, PATIENCE_S, accept, listening
-from envkit.sandboxes._linux import bwrap, procfs, seccomp
+from envkit.sandboxes._linux import procfs, seccomp
 from envkit.sandboxes._linux.child import memory_file, pipes
 from envkit.sandboxes._rootfs.rootfs import ENVIRONMENT, PYTHON, SCRATCH_BYTES, SCRATCH_FILES
 from envkit.sandboxes._supervisor import Ending, Tree, Usage
 
 #: Memory and processes of the worker itself.
 _WORKER_BYTES, _WORKER_PROCESSES = 24 * 2**20, 1
+#: Names in /proc that belong to the process that looks.
+_OWN: Final = ("self", "thread-self", "mounts", "net")
 
 
 @final
@@ -157,7 +159,7 @@ def _create(client: Any, tag: str, command: Sequence[str], labels: Mapping[str, 
 
 def _machine_files() -> list[str]:
     """Paths that count what the whole machine does. The engine runs on this machine."""
-    names = [name for name in os.listdir("/proc") if not name.isdigit() and name not in bwrap.OWN]
+    names = [name for name in os.listdir("/proc") if not name.isdigit() and name not in _OWN]
     paths = [f"/proc/{name}" for name in names]
     # The worker reads its container's own control group.
     paths += [f"/sys/{name}" for name in os.listdir("/sys") if name != "fs"]

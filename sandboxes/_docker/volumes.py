@@ -36,6 +36,8 @@ CONTROL: Final = "/run/envkit"
 PATIENCE_S: Final = 30.0
 #: Label of a volume container: how many volumes it holds.
 HOLDS: Final = "envkit.holds"
+#: Label of a container that holds the files that others share.
+SHARES: Final = "envkit.shares"
 _VOLUMES: Final = 8
 #: Limits of a volume container. The runtime that starts it has several threads.
 _CONTAINER_BYTES, _CONTAINER_PROCESSES = 64 * 2**20, 16
@@ -279,7 +281,7 @@ class SharedFiles:
                         "/shared", None, type="volume", no_copy=True, driver_config=how, labels=dict(labels)
                     )
                 ],
-                labels=dict(labels),
+                labels={**labels, SHARES: _FILES},
             )
             try:
                 self._container.start()

@@ -28,32 +28,6 @@ _OLDEST = (0, 8)
 #: Options for a sandbox's ``/dev``. Its devices are the host's, without the terminal: that can be opened
 #: only by a process that has one, so the mount helper could not occupy it.
 DEVICES: Final = ("--dev", "/dev", "--ro-bind", "/dev/null", "/dev/tty", "--remount-ro", "/dev")
-#: Names in /proc that belong to the process that looks.
-OWN: Final = ("self", "thread-self", "mounts", "net")
-
-
-@cache
-def processes_only() -> tuple[str, ...]:
-    """Options that hide all of the sandbox's ``/proc`` but its own processes, and of these process 1.
-
-    The other files there count what the whole machine does: memory, interrupts, locks, process ids. Process
-    1 is bubblewrap's own. A command of the same user could write to its memory.
-    """
-    options: list[str] = []
-    for name in sorted(os.listdir("/proc")):
-        path = f"/proc/{name}"
-        if name.isdigit() or name in OWN:
-            continue
-        if os.path.isdir(path):
-            options += _closed(path)
-        elif os.stat(path).st_mode & 0o007:
-            options += ["--ro-bind", "/dev/null", path]  # no device can be opened there
-    return (*options, *_closed("/proc/1"))
-
-
-def _closed(folder: str) -> list[str]:
-    """Options that cover a folder by one that nobody can enter."""
-    return ["--perms", "0000", "--tmpfs", folder, "--remount-ro", folder]
 
 
 def group_parents() -> tuple[Path, ...]:

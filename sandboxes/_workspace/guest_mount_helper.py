@@ -15,8 +15,9 @@ Requests of the host, with a name N for each mount:
                   memory and occupies its files (see `occupy`)
     "clone N"     the answer has a descriptor of a detached copy of the mount, to attach once
     "unmount N"   unmounts it; it lives on while a process uses it or a mount lies over it
-    "limit PIDS KIND=BOUND..."
-                  limits the resources of processes of its user; PIDS are separated by commas
+    "confine INIT PIDS KIND=BOUND..."
+                  gives the sandbox whose process 1 is INIT another /proc (see `hide`), and limits the
+                  resources of its processes PIDS, separated by commas
     "probe"       mounts one over another to find out if the kernel can, then unmounts both
 
 Each answer begins with "ok", or with "!" and a reason. No other process of the host is in these namespaces,
@@ -36,7 +37,7 @@ import struct
 import sys
 
 # From <sched.h>, <sys/mount.h>, <sys/prctl.h> and <linux/mount.h>.
-NEWNS, NEWUSER = 0x20000, 1 << 28
+NEWNS, NEWUSER, NEWPID = 0x20000, 1 << 28, 1 << 29
 READ_ONLY, NOSUID, NODEV, NOEXEC, REMOUNT, NOATIME = 1, 2, 4, 8, 32, 1024
 BIND, RECURSIVE, SLAVE, DETACH = 4096, 16384, 1 << 19, 2
 SET_PDEATHSIG, SET_DUMPABLE, SET_NO_NEW_PRIVS = 1, 4, 38
@@ -50,6 +51,8 @@ OWN_FILES = 4
 DEVICES = ("null", "zero", "full", "random", "urandom")
 #: ``struct flock``: a shared lock on a whole file.
 WHOLE_FILE = struct.pack("hhqqi4x", fcntl.F_RDLCK, os.SEEK_SET, 0, 0, 0)
+#: Processes that hold the locks on a root's files.
+HOLDERS: list[int] = []
 LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -158,11 +161,75 @@ def lay(name: str, source: str) -> None:
                 if not os.path.islink(path):
                     held.append(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
                     occupy(held[-1])
+        hold_on(held)
     except OSError:
-        for descriptor in held:
-            os.close(descriptor)
         unmount(name)
         raise
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
+def hold_on(descriptors: list[int]) -> None:
+    """Keep open files in another process, because forking with thousands of them takes long."""
+    parent, (ready, telling) = os.getpid(), os.pipe()
+    holder = os.fork()
+    if holder == 0:
+        # Both die together; `require_holders` ends the parent.
+        LIBC.prctl(SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+        first = min(descriptors)
+        os.closerange(0, first)
+        for other in {*range(first, max(descriptors) + 8)} - {*descriptors}:
+            os.closerange(other, other + 1)
+        while True:
+            signal.pause()
+    os.close(telling)
+    os.read(ready, 1)  # until the other one has closed what is not its own
+    os.close(ready)
+    HOLDERS.append(holder)
+
+
+def require_holders() -> None:
+    """End this process if one that holds locks is dead, because then the locks are lost."""
+    for holder in HOLDERS:
+        if os.waitpid(holder, os.WNOHANG)[0]:
+            os._exit(1)
+
+
+def hide(init: int) -> None:
+    """Cover a sandbox's /proc by one that shows its own processes only, and of these not process 1.
+
+    The other files there count what the whole machine does: memory, interrupts, locks, process ids. Process 1
+    is bubblewrap's own. A command of the same user could write to its memory.
+    """
+    target = os.pidfd_open(init)
+    try:
+        child = os.fork()
+        if child == 0:
+            os._exit(hide_within(target))
+        _, ended = os.waitpid(child, 0)
+        if code := os.waitstatus_to_exitcode(ended):
+            raise OSError(code, f"hide /proc: {os.strerror(code) if code > 0 else f'killed by {-code}'}")
+    finally:
+        os.close(target)
+
+
+def hide_within(target: int) -> int:
+    """Do the work of `hide`, for a process of its own; returns 0 or the number of an error."""
+    try:
+        # For the next child, because such a mount shows the processes of the namespace of its maker.
+        checked(LIBC.setns(target, NEWPID), "enter a sandbox's process namespace (Linux 5.8)")
+        child = os.fork()
+        if child:
+            return abs(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+        checked(LIBC.setns(target, NEWNS), "enter a sandbox's mounts")
+        mount("proc", "/proc", "proc", NOSUID | NODEV | NOEXEC, "subset=pid")  # since Linux 5.8
+        mount("tmpfs", "/proc/1", "tmpfs", NOSUID | NODEV | READ_ONLY, "mode=0")
+    except OSError as error:
+        return error.errno or 1
+    return 0
 
 
 def occupy(descriptor: int) -> None:
@@ -242,7 +309,8 @@ def answer(word: str, arguments: list[str]) -> list[int]:
             return [checked(tree, "open_tree (Linux 5.2)")]
         case "unmount", [name]:
             unmount(name)
-        case "limit", [pids, *bounds]:
+        case "confine", [init, pids, *bounds]:
+            hide(int(init))
             for pid in pids.split(","):
                 for kind, bound in (map(int, one.split("=")) for one in bounds):
                     resource.prlimit(int(pid), kind, (bound, bound))
@@ -276,6 +344,7 @@ def main() -> None:
     while request := host.recv(4096):
         word, *arguments = request.decode().split()
         given: list[int] = []
+        require_holders()
         try:
             given = answer(word, arguments)
             reply = b"ok"

@@ -18,7 +18,7 @@ import shutil
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Final, final
@@ -313,18 +313,38 @@ class MountHelper:
                 self._roots[folder] = Root(self, name)
             return self._roots[folder]
 
-    def limit(self, pids: Sequence[int], bounds: Iterable[tuple[int, int]]) -> None:
-        """Set resource limits of processes that run as its user, which even root may lack the right to.
+    def confine(
+        self,
+        init: int,
+        pids: Sequence[int],
+        bounds: Iterable[tuple[int, int]],
+        meanwhile: Callable[[], object],
+    ) -> None:
+        """Hide all but own processes in a new sandbox's ``/proc``, and set limits of its processes.
+
+        Even root may lack the right to set limits of another user's processes; the helper is that user.
 
         Args:
-            pids: the processes.
+            init: its process 1, which must have been started in the helper's namespaces.
+            pids: the processes to limit.
             bounds: kind and value of each limit.
+            meanwhile: called while the helper works; its exceptions are passed on.
 
         Raises:
-            SandboxError: the helper is dead, or a process is.
+            SandboxError: the helper is dead, a process is, or the kernel refuses.
         """
         values = " ".join(f"{kind}={bound}" for kind, bound in bounds)
-        self.ask(f"limit {','.join(map(str, pids))} {values}")
+        failed: list[Exception] = []
+
+        def work() -> None:
+            try:
+                meanwhile()
+            except Exception as error:  # raised below, once the helper has answered
+                failed.append(error)
+
+        self.ask(f"confine {init} {','.join(map(str, pids))} {values}", meanwhile=work)
+        if failed:
+            raise failed[0]
 
     def entering(self) -> list[str]:
         """See `Mount.entering`."""
@@ -333,8 +353,10 @@ class MountHelper:
         where = ("--target", str(self.pid), "--user", "--mount")
         return [nsenter(), *where, "--preserve-credentials", "--"]
 
-    def ask(self, request: str, descriptors: int = 0) -> list[int]:
-        """Send a request; returns the descriptors of the answer.
+    def ask(
+        self, request: str, descriptors: int = 0, meanwhile: Callable[[], None] | None = None
+    ) -> list[int]:
+        """Send a request; returns the descriptors of the answer. Calls ``meanwhile`` before it waits.
 
         Raises:
             SandboxError: it refuses and says why; or it is dead or silent, and later requests fail too.
@@ -343,6 +365,8 @@ class MountHelper:
             self.require()
             try:
                 self._socket.send(request.encode())
+                if meanwhile is not None:
+                    meanwhile()
                 return self._receive(descriptors)
             except OSError as error:
                 self._end()
