@@ -22,8 +22,9 @@ from envkit.syntax import parse, parse_expression
 
 #: Index or name of an argument.
 Place: TypeAlias = int | str
-#: Way from an argument to a part of it: the index of a literal in the argument's source; then, at each level,
-#: the index of a record's field, or one of `ITEM`, `KEY` and `VALUE`.
+#: Way from an argument to a part of it: the index of a literal in the argument's source, or its complement
+#: (``~index``) if the argument computes with the literal, as in ``range(5)``; then, at each level, the index
+#: of a record's field, or one of `ITEM`, `KEY` and `VALUE`.
 Path: TypeAlias = tuple[int | str, ...]
 
 ITEM, KEY, VALUE = "item", "key", "value"
@@ -31,7 +32,9 @@ ITEM, KEY, VALUE = "item", "key", "value"
 #: Sizes of large integers, lowest and highest. The last ones exceed 16, 31 and 64 bits.
 LARGE: Final = ((101, 999), (65_600, 99_999), (2**31 + 1, 2**33), (2**64 + 1, 2**70))
 #: Magnitudes of negative integers.
-NEGATIVE: Final = ((1, 9), (101, 999), (2**31 + 1, 2**33))
+NEGATIVE: Final = ((1, 9), (101, 2**33))
+#: Lengths of short values.
+SHORT: Final = ((2, 2), (3, 3))
 #: Lengths of long values. The answer's first 64 items are compared if it is an iterator, so most are shorter.
 LONG: Final = ((10, 16), (21, 40), (51, 62), (101, 140))
 #: Sizes of `LARGE` for functions that compute with floats, which are exact up to 53 bits.
@@ -44,9 +47,10 @@ _DEEPEST, _MOST_VALUES = 5, 200
 _MAX_RECORD = 4
 #: Added levels of nested lists.
 _DEEP = (2, 5)
+_LENGTHS = {"short": SHORT, "long": LONG}
 _SEQUENCES = (list, tuple)
 #: Edges drawn for one grade, unless a function has more kinds of them.
-MOST_EDGES = 32
+MOST_EDGES = 24
 #: Draws of a call that was not drawn before.
 _TRIES = 4
 _SIZED = (str, bytes, list, tuple, set, dict)
@@ -188,7 +192,6 @@ class _Part:
         place, path: the part.
         kind: type of all values.
         values: not empty.
-        wrapped: the argument computes with the literal, as in ``range(5)``.
         fixed: the length has a meaning: a record, or a row of a table.
     """
 
@@ -196,8 +199,12 @@ class _Part:
     path: Path
     kind: type
     values: Sequence[Any]
-    wrapped: bool
     fixed: bool
+
+    @property
+    def wrapped(self) -> bool:
+        """True if the argument computes with the literal."""
+        return isinstance(self.path[0], int) and self.path[0] < 0
 
 
 class Examples:
@@ -215,46 +222,45 @@ class Examples:
         self.parts = {(part.place, part.path, part.kind): part for part in self._parts()}
 
     def _parts(self) -> Iterator[_Part]:
-        found: dict[tuple[Place, int], list[tuple[Any, bool]]] = {}
+        found: dict[tuple[Place, int], list[Any]] = {}
         for call in self.calls:
             for place, source in places_of(call):
-                whole = parse_expression(source)
-                for index, node in enumerate(literals_in(source)):
-                    wrapped = ast.dump(node) != ast.dump(whole)
-                    found.setdefault((place, index), []).append((ast.literal_eval(node), wrapped))
-        for (place, index), values in found.items():
-            wrapped = any(flag for _, flag in values)
-            yield from _parts([value for value, _ in values], place, (index,), wrapped, rows=False)
+                for start, node in _starts(source):
+                    found.setdefault((place, start), []).append(ast.literal_eval(node))
+        for (place, start), values in found.items():
+            yield from _parts(values, place, (start,), rows=False)
 
 
-def _parts(values: Sequence[Any], place: Place, path: Path, wrapped: bool, *, rows: bool) -> Iterator[_Part]:
+def _starts(source: str) -> Iterator[tuple[int, ast.expr]]:
+    """The literals of an argument, each with the start of its path."""
+    nodes = literals_in(source)
+    whole = len(nodes) == 1 and ast.dump(nodes[0]) == ast.dump(parse_expression(source))
+    for index, node in enumerate(nodes):
+        yield index if whole else ~index, node
+
+
+def _parts(values: Sequence[Any], place: Place, path: Path, *, rows: bool) -> Iterator[_Part]:
     """Parts at a path and below it, by type. ``rows``: the values are the rows of a table."""
     groups: dict[type, list[Any]] = {}
     for value in values[:_MOST_VALUES]:
         groups.setdefault(exact_type(value), []).append(value)
     for kind, some in groups.items():
         record = kind in _SEQUENCES and _is_record(some, inside=len(path) > 1)
-        yield _Part(place, path, kind, some, wrapped, record or rows)
+        yield _Part(place, path, kind, some, record or rows)
         if len(path) == _DEEPEST:
             continue
         if record:
             for index in range(len(some[0])):
-                yield from _parts(
-                    [value[index] for value in some], place, (*path, index), wrapped, rows=False
-                )
+                yield from _parts([value[index] for value in some], place, (*path, index), rows=False)
         elif kind in _SEQUENCES or kind is set:
             items = [item for value in some for item in items_of(value)]
             table = [value for value in some if len(value) > 1]
             square = bool(table) and all(_is_table(value) for value in table)
-            yield from _parts(items, place, (*path, ITEM), wrapped, rows=square)
+            yield from _parts(items, place, (*path, ITEM), rows=square)
         elif kind is dict:
-            keys, inner = [[*value] for value in some], [[*value.values()] for value in some]
-            yield from _parts(
-                [key for each in keys for key in each], place, (*path, KEY), wrapped, rows=False
-            )
-            yield from _parts(
-                [one for each in inner for one in each], place, (*path, VALUE), wrapped, rows=False
-            )
+            yield from _parts([key for value in some for key in value], place, (*path, KEY), rows=False)
+            inner = [item for value in some for item in value.values()]
+            yield from _parts(inner, place, (*path, VALUE), rows=False)
 
 
 def items_of(value: Any) -> list[Any]:
@@ -312,6 +318,7 @@ def _kinds(part: _Part, signature: Signature) -> Iterator[tuple[str, int]]:
             yield "two equal", 1
         if any(len(value) > 0 for value in part.values):
             yield "long", len(LONG) - 1 if deep else len(LONG)
+            yield "short", len(SHORT)
     if kind in (str, bytes) and any(len(value) > 0 for value in part.values):
         yield "non-ASCII", 1
     if kind in _SEQUENCES and not deep and not part.wrapped and signature.is_loose(part.place):
@@ -391,7 +398,7 @@ def edge_call(edge: Edge, base: int, examples: Examples, rng: random.Random, *, 
     if vary:
         _vary_others(sources, edge, examples.pool, rng)
     if edge.kind != "option":
-        length = rng.randint(*LONG[edge.size]) if edge.kind == "long" else 0
+        length = rng.randint(*_LENGTHS[edge.kind][edge.size]) if edge.kind in _LENGTHS else 0
         for place in edge.places:
             part = examples.parts.get((place, edge.path, _TYPES[edge.of]))
             # The varied argument may have lost the part.
@@ -442,10 +449,10 @@ def _changed_source(
     source: str, edge: Edge, part: _Part, examples: Examples, rng: random.Random, length: int
 ) -> str | None:
     """The argument with the edge in one place of it."""
-    nodes, [index, *rest] = literals_in(source), edge.path
-    if not isinstance(index, int) or index >= len(nodes):
+    start, *rest = edge.path
+    node = dict(_starts(source)).get(start) if isinstance(start, int) else None
+    if node is None:
         return None
-    node = nodes[index]
     holders = [
         value
         for kind in _SEQUENCES
@@ -530,18 +537,22 @@ def _maker(edge: Edge, part: _Part, pool: Pool, rng: random.Random, length: int)
     if part.kind is bool:
         return lambda value: not value
     if part.kind in (int, float, complex):
-        return lambda value: _number(edge, part.kind, rng)
+        return lambda value: _number(edge, part, rng)
     if part.kind in (str, bytes):
         return lambda value: _text(edge, value, part.values, rng, length)
     return lambda value: _collection(edge, value, part.values, pool, rng, length)
 
 
-def _number(edge: Edge, kind: type, rng: random.Random) -> Any:
+def _number(edge: Edge, part: _Part, rng: random.Random) -> Any:
+    kind = part.kind
     if edge.kind == "zero":
         return kind(0)
+    if kind is int and edge.kind == "negative":
+        # The opposite of a known number, which may stand beside it, tells more than any.
+        opposite = edge.size == 0 and rng.random() < 0.3
+        return -abs(rng.choice(part.values)) or -1 if opposite else -rng.randint(*NEGATIVE[edge.size])
     if kind is int:
-        magnitude = rng.randint(*(LARGE if edge.kind == "large" else NEGATIVE)[edge.size])
-        return -magnitude if edge.kind == "negative" else magnitude
+        return rng.randint(*LARGE[edge.size])
     if edge.kind == "tiny":
         return rng.randint(1, 99) / 10**5
     number = rng.randint(10**6, 10**9) + 0.5 if edge.kind == "large" else -rng.randint(1, 999) / 8
@@ -586,9 +597,9 @@ def _collection(
 ) -> Any:
     kind = exact_type(value)
     items = [*value.items()] if kind is dict else items_of(value)
-    stock = [item for each in known for item in (each.items() if kind is dict else items_of(each))][
-        :_MOST_VALUES
-    ]
+    stock = _alike(
+        items, [item for each in known for item in (each.items() if kind is dict else items_of(each))]
+    )
     if not stock and edge.kind in ("one", "two equal"):
         stock = [("a", 1)] if kind is dict else [rng.randint(0, 9)]
 
@@ -624,6 +635,13 @@ def _collection(
             made[key] = fresh()[1]
         return made
     return kind(_in_order(many, known, rng))
+
+
+def _alike(items: Sequence[Any], others: Sequence[Any]) -> list[Any]:
+    """Other items of these items' types: a function may take words or numbers, but not both at once."""
+    kinds = set(map(exact_type, items))
+    found = [item for item in others if exact_type(item) in kinds or not items]
+    return found[:_MOST_VALUES]
 
 
 def _more(keys: Sequence[Any], count: int, rng: random.Random) -> list[Any]:
@@ -665,13 +683,15 @@ def drawn_edges(
         avoid: sources of calls that must not be drawn. An edge with no other call is left out.
 
     Returns:
-        For each edge, its calls in order of preference: the first one also varies other arguments.
+        For each edge, its calls in order of preference. Half of the first ones vary other arguments too.
     """
     seen = set(avoid)
     drawn: list[list[Call]] = []
-    for one in sorted(_chosen(reached, random.Random(repr((seed, "edges")))), key=lambda one: one.edge.size):
+    choice = random.Random(repr((seed, "edges")))
+    for one in sorted(_chosen(reached, choice), key=lambda one: one.edge.size):
         calls: list[Call] = []
-        for vary in (True, False):
+        # Varied arguments may be rejected, so the others are kept in reserve.
+        for vary in (True, False) if choice.random() < 0.5 else (False,):
             for index in range(_TRIES):
                 rng = random.Random(repr((seed, one.edge, vary, index)))
                 call = edge_call(one.edge, rng.choice(one.bases), examples, rng, vary=vary)
@@ -692,7 +712,7 @@ def _chosen(reached: Sequence[ReachedEdge], rng: random.Random) -> list[ReachedE
     for ladder in rng.sample([*ladders.values()], len(ladders)):
         *lower, top = sorted(ladder, key=lambda one: one.edge.size)
         # The second longest: of an iterator only the first items are compared.
-        second = lower[-1:] if top.edge.kind == "long" else lower and [rng.choice(lower)]
+        second = lower[-1:] if top.edge.kind == "long" else rng.sample(lower, min(len(lower), 1))
         groups.setdefault(top.edge.group, []).append([top, *second])
     first = [one for ladders in groups.values() for one in ladders[0]]
     others = [one for ladders in groups.values() for some in ladders[1:] for one in some]

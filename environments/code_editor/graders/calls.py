@@ -34,7 +34,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
 #: Calls at edges in one grade, if the function has fewer kinds of edges than that.
-EDGE_CALLS = 24
+EDGE_CALLS = 16
 #: Kinds of edges that a stated problem allows, if the call follows the rules that its examples show.
 _STATED_EDGES = ("empty", "one", "two equal", "long", "zero", "negative", "large", "deep")
 #: Edges that an original answers. All tasks of a function share them, because they do not depend on the bug.
