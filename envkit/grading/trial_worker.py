@@ -100,12 +100,16 @@ def forked(job: dict[str, Any], calls: list[Any], tried: str) -> str:
     reading, writing = os.pipe()
     child = os.fork()
     if child == 0:
+
+        def write(end: str) -> None:
+            os.write(writing, end.encode())
+
         resource.setrlimit(resource.RLIMIT_AS, (job["memory_bytes"], job["memory_bytes"]))
         try:
             null = os.open(os.devnull, os.O_RDWR)
             for stream in (0, 1, 2):
                 os.dup2(null, stream)
-            try_calls(job, calls, tried, lambda end: os.write(writing, end.encode()) and None)
+            try_calls(job, calls, tried, write)
         finally:
             os._exit(0)
     os.close(writing)

@@ -595,16 +595,16 @@ def _new_text(
 def _collection(
     edge: Edge, value: Any, known: Sequence[Any], pool: Pool, rng: random.Random, length: int
 ) -> Any:
-    kind = exact_type(value)
+    kind: Any = exact_type(value)
     items = [*value.items()] if kind is dict else items_of(value)
-    stock = _alike(
+    stock: list[Any] = _alike(
         items, [item for each in known for item in (each.items() if kind is dict else items_of(each))]
     )
     if not stock and edge.kind in ("one", "two equal"):
-        stock = [("a", 1)] if kind is dict else [rng.randint(0, 9)]
+        stock = [("a", 1) if kind is dict else rng.randint(0, 9)]
 
     def fresh() -> Any:
-        chosen = copy.deepcopy(rng.choice(stock))
+        chosen: Any = copy.deepcopy(rng.choice(stock))
         if kind is dict:
             return vary_value(chosen[0], pool, rng), vary_value(chosen[1], pool, rng)
         return chosen if rng.random() < 0.4 else vary_value(chosen, pool, rng)
