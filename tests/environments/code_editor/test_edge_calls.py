@@ -62,6 +62,7 @@ def flat(a):
         else:
             yield x
 """
+JOINED = "def joined(words):\n    return ''.join(words)\n"
 SHOUT = "def shout(text):\n    return text.upper()\n"
 LONGEST = """\
 def longest(words):
@@ -80,7 +81,7 @@ def longest(words):
         ("bits", BITCOUNT, BITCOUNT.replace("return count", "return count or 1"), [["127"], ["13"]]),
         ("bits", BITCOUNT, "def bits(n):\n    return bin(n).count('1')\n", [["127"], ["13"]]),
         ("flat", FLATTEN, TWO_LEVELS, [["[1, [2, [3]], 4]"], ["[[], [[5]]]"]]),
-        ("longest", LONGEST, LONGEST.replace("words:", "words[:50]:"), [["['a', 'bcd', 'ef']"]]),
+        ("joined", JOINED, JOINED.replace("(words)\n", "(words[:50])\n"), [["['a', 'bcd', 'ef']"]]),
         ("longest", LONGEST, LONGEST.replace('""', "words[0]"), [["['a', 'bcd', 'ef']"]]),
         (
             "shout",
