@@ -42,6 +42,8 @@ _MAX_GROWTH_BYTES: Final = 32_768
 #: Parsing and compiling hostile text costs up to 64 times as much per byte as comparing lines.
 _MAX_WORK_BYTES: Final = 2_400_000
 _PARSING: Final = 64
+#: Most commands that one message carries out.
+_MAX_COMMANDS: Final = 3
 _MAX_SHOWN_CHARS = 1_500
 
 
@@ -101,13 +103,16 @@ class CodeEditor:
         """
         actions = parse(action)
         seen, succeeded = self._edit([item for item in actions if not isinstance(item, Command)])
-        for item in actions:
-            if succeeded and isinstance(item, Command):
-                try:
-                    seen.append(self._do(item))
-                except EditError as error:
-                    seen.append(f"Not done. {error}")
-                    succeeded = False
+        commands = [item for item in actions if isinstance(item, Command)] if succeeded else []
+        try:
+            for number, command in enumerate(commands):
+                if number == _MAX_COMMANDS:  # each may run the code for seconds
+                    raise EditError(
+                        f"A message may have {_MAX_COMMANDS} commands; give the others in the next."
+                    )
+                seen.append(self._do(command))
+        except EditError as error:
+            seen.append(f"Not done. {error}")
         return "\n".join(seen)
 
     def _edit(self, edits: Sequence[Replace | Rewrite | Malformed]) -> tuple[list[str], bool]:

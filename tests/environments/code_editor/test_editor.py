@@ -366,6 +366,14 @@ def test_edits_of_one_message_have_a_work_limit(box: Sandbox) -> None:
     assert editor.act(blocks[3]).startswith("Changed:")
 
 
+def test_a_message_carries_out_a_few_commands_only(editor: CodeEditor) -> None:
+    seen = editor.act("```text\nrun\n```\n" * 300)
+    assert seen.count("6\n") == 3
+    assert seen.endswith("Not done. A message may have 3 commands; give the others in the next.")
+    assert "Submitted." not in editor.act("```text\nrun\n```\n" * 3 + "submit")
+    assert not editor.submitted
+
+
 def test_an_edited_file_may_grow_by_a_fixed_amount(box: Sandbox) -> None:
     editor = launched(box)
     for number in range(5):
