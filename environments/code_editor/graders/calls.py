@@ -233,14 +233,16 @@ class CallGrader:
 
     def _reach(self, backend: SandboxBackend) -> _Reach:
         hidden = self._hidden
-        is_stated = isinstance(hidden, ProblemHidden)
         calls = [call.to_plain() for call in hidden.examples]
-        facts = [self._statement() if is_stated else "", hidden.reference, hidden.function, calls]
+        stated = (hidden.fresh, self._statement()) if isinstance(hidden, ProblemHidden) else ()
+        facts = [*stated, hidden.reference, hidden.function, calls]
         key = hashlib.sha256(canonical(facts).encode()).digest()
 
         def make() -> _Reach:
             examples = Examples(hidden.examples, self._signature())
             program = self._program(hidden.reference.encode())
+            if isinstance(hidden, ProblemHidden) and hidden.fresh == 0:  # nothing is to be drawn
+                return _Reach(examples, [], None)
             if not isinstance(hidden, ProblemHidden):
                 return _Reach(examples, reached_edges(backend, program, examples), None)
             names, statement = hidden.parameters, self._statement()
