@@ -89,7 +89,7 @@ def main() -> None:
         subject = subject_of(task, backend)
         times.append(seconds_of(subject, -1 - number, backend))
         programs: dict[str, Sequence[tuple[str, str]]] = {
-            "wrong at an edge only": [*wrong_at_edges(subject, backend)],
+            "wrong at an edge only": [*wrong_at_edges(subject, backend, pulled_back=True)],
             "another mutation": [*other_mutations(subject, MUTATIONS, seed, backend)],
             "right in another shape": [*rewritten(subject.hidden.reference, subject.hidden.function)],
         }

@@ -33,9 +33,8 @@ from envkit.mining.mutations import mutations, spread
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
-_PULLED: Final = ", pulled back"
 #: Mutations of a task in an audit.
-MUTATIONS: Final = 6
+MUTATIONS: Final = 4
 #: Inputs drawn to tell a mutation from the original.
 SAMPLE: Final = 300
 _LIMITS = replace(GRADING_LIMITS, cpu_s=0.5)
@@ -219,8 +218,10 @@ def differs(
     return len(found) < len(calls) or not all(map(same, wanted, found))
 
 
-def wrong_at_edges(subject: Subject, backend: SandboxBackend) -> Iterator[tuple[str, str]]:
-    """Programs that are wrong at an edge only, with their kinds."""
+def wrong_at_edges(
+    subject: Subject, backend: SandboxBackend, *, pulled_back: bool
+) -> Iterator[tuple[str, str]]:
+    """Programs that are wrong at an edge only, with their kinds; also those that pull an argument back."""
     hidden = subject.hidden
     values = [
         ast.literal_eval(node)
@@ -230,7 +231,7 @@ def wrong_at_edges(subject: Subject, backend: SandboxBackend) -> Iterator[tuple[
     ]
     depth = max(map(_depth, values), default=0)
     for condition, (test, inside) in CONDITIONS.items():
-        for pull in dict.fromkeys((None, PULLED_BACK.get(condition))):
+        for pull in dict.fromkeys((None, PULLED_BACK.get(condition) if pulled_back else None)):
             text = _WRAPPER.format(
                 text=hidden.reference,
                 function=hidden.function,
@@ -243,7 +244,7 @@ def wrong_at_edges(subject: Subject, backend: SandboxBackend) -> Iterator[tuple[
             if not subject.edges or not differs(subject, text, subject.edges, subject.edge_answers, backend):
                 continue
             if not differs(subject, text, subject.stored, subject.right, backend):
-                yield f"{condition}{_PULLED if pull else ''}", text
+                yield f"{condition}{', pulled back' if pull else ''}", text
 
 
 def _depth(value: Any) -> int:
@@ -407,8 +408,8 @@ def variants_of(task: Task, backend: SandboxBackend) -> Iterator[Variant]:
     subject = subject_of(task, backend)
     programs = [
         *(
-            (f"wrong if {kind.removesuffix(_PULLED)}", text, False)
-            for kind, text in wrong_at_edges(subject, backend)
+            (f"wrong if {kind}", text, False)
+            for kind, text in wrong_at_edges(subject, backend, pulled_back=False)
         ),
         *(("another mutation", text, False) for _, text in other_mutations(subject, MUTATIONS, 0, backend)),
         *((kind, text, True) for kind, text in rewritten(subject.hidden.reference, subject.hidden.function)),
