@@ -18,7 +18,7 @@ MAX_STEPS, MAX_CPU_S = 8_000, 0.04
 MAX_ANSWER = 20_000
 _LIMITS = Limits(cpu_s=10.0, wall_s=60.0, memory_bytes=512 * 2**20, processes=8, output_bytes=2**20)
 #: Examples that an edge is tried from, and further tries with varied arguments.
-_BASES, _VARIED = 3, 2
+_BASES, _VARIED = 2, 1
 
 
 def reached_edges(
