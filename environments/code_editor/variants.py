@@ -406,11 +406,9 @@ def variants_of(task: Task, backend: SandboxBackend) -> Iterator[Variant]:
         SandboxError: the machinery failed.
     """
     subject = subject_of(task, backend)
+    edges = wrong_at_edges(subject, backend, pulled_back=False)
     programs = [
-        *(
-            (f"wrong if {kind}", text, False)
-            for kind, text in wrong_at_edges(subject, backend, pulled_back=False)
-        ),
+        *((f"wrong if {kind}", text, False) for kind, text in edges),
         *(("another mutation", text, False) for _, text in other_mutations(subject, MUTATIONS, 0, backend)),
         *((kind, text, True) for kind, text in rewritten(subject.hidden.reference, subject.hidden.function)),
     ]
