@@ -48,15 +48,16 @@ def until(moment):
 def stall(seconds):
     libc.syscall(FUTEX, word, 0, ctypes.c_uint32(value), struct.pack("qq", 0, int(seconds * 1e9)), None, 0)
 one, other = socket.socketpair()
+for end in (one, other): end.setblocking(False)  # because send_fds and recv_fds ignore their flags
 def fill():
     null = [os.open("/dev/null", os.O_RDONLY)] * 253
     try:
-        while True: socket.send_fds(one, [b"x"], null, socket.MSG_DONTWAIT)
+        while True: socket.send_fds(one, [b"x"], null)
     except OSError: pass
 def drain():
     while True:
         try:
-            for given in socket.recv_fds(other, 1, 253, socket.MSG_DONTWAIT)[1]: os.close(given)
+            for given in socket.recv_fds(other, 1, 253)[1]: os.close(given)
         except OSError: return
 """
 SENDERS: Final = {
@@ -81,7 +82,7 @@ seen = libc.syscall(FUTEX, word, 1, 1, None, None, 0)
     "descriptors": """
 until(start + slot * 0.6)
 try:
-    socket.send_fds(one, [b"x"], [0], socket.MSG_DONTWAIT)
+    socket.send_fds(one, [b"x"], [0])
     drain()
     seen = 0
 except OSError as error: seen = int(error.errno == errno.ETOOMANYREFS)
