@@ -16,15 +16,15 @@ from __future__ import annotations
 
 import ast
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, final
+from typing import Any, Final, cast, final
 
 from envkit.env import Variant
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.grading import GRADING_LIMITS, Answer, Program, answerable, answers, same
 from envkit.hidden import read_hidden
-from envkit.inputs.call import Call, literal
+from envkit.inputs.call import Call, exact_type, literal
 from envkit.inputs.edges import Signature, places_of, signature_of
 from envkit.inputs.perturb import literals_in, perturbed_calls
 from envkit.mining.build import SOLUTION
@@ -192,20 +192,21 @@ def at_edges(value: Any, loose: bool) -> Iterator[tuple[int, Any]]:
         yield from ((0, text) for text in ("", value[:1], value[:1] * 2, f"é{value}", f"{value}漢", "Ωx"))
         yield from ((1, (value * 60)[:length]) for length in (27, 58, 70) if value)
     elif type(value) in (list, tuple):
-        kind = type(value)
-        yield from ((0, kind(items)) for items in ((), value[:1], value[:1] * 2))
-        yield from ((1, kind((list(value) * 60)[:length])) for length in (27, 58, 70) if value)
+        kind = exact_type(value)
+        make: Callable[..., Any] = cast("Any", kind)
+        yield from ((0, make(items)) for items in ((), value[:1], value[:1] * 2))
+        yield from ((1, make((list(value) * 60)[:length])) for length in (27, 58, 70) if value)
         if loose:
             yield 0, tuple(value) if kind is list else list(value)
         if any(type(item) is kind for item in value):
-            yield 0, kind([*value, kind([kind([kind([item])]) for item in value])])
+            yield 0, make([*value, make([make([make([item])]) for item in value])])
         for cost, item in at_edges(value[0], False) if value else ():
-            yield cost, kind([item, *value[1:]])
-            yield cost, kind([*value, item])
+            yield cost, make([item, *value[1:]])
+            yield cost, make([*value, item])
     elif type(value) is dict:
         yield 0, {}
         if value:
-            (key, first), *_ = value.items()
+            key, first = next(iter(cast("dict[Any, Any]", value).items()))
             yield 0, {key: first}
             yield from ((cost, {**value, key: item}) for cost, item in at_edges(first, False))
 
@@ -278,7 +279,7 @@ class _Renamed(ast.NodeTransformer):
 @final
 class _TurnedComparisons(ast.NodeTransformer):
     def visit_Compare(self, node: ast.Compare) -> ast.expr:
-        turned = {
+        turned: dict[type[ast.cmpop], type[ast.cmpop]] = {
             ast.Lt: ast.Gt,
             ast.Gt: ast.Lt,
             ast.LtE: ast.GtE,

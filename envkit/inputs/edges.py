@@ -14,7 +14,7 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, cast
 
 from envkit.inputs.call import Call, exact_type, literal
 from envkit.inputs.perturb import ENDLESS, Pool, literals_in, vary_source, vary_value
@@ -595,7 +595,8 @@ def _new_text(
 def _collection(
     edge: Edge, value: Any, known: Sequence[Any], pool: Pool, rng: random.Random, length: int
 ) -> Any:
-    kind: Any = exact_type(value)
+    kind = exact_type(value)
+    make: Callable[..., Any] = cast("Any", kind)
     items = [*value.items()] if kind is dict else items_of(value)
     stock: list[Any] = _alike(
         items, [item for each in known for item in (each.items() if kind is dict else items_of(each))]
@@ -611,18 +612,18 @@ def _collection(
 
     match edge.kind:
         case "empty":
-            return kind()
+            return make()
         case "one":
-            return kind([fresh()])
+            return make([fresh()])
         case "two equal":
-            return kind([fresh()] * 2)
+            return make([fresh()] * 2)
         case "other sequence":
             return (tuple if kind is list else list)(items)
         case "deep":
             at = rng.choice([index for index, item in enumerate(items) if exact_type(item) is kind] or [0])
             for _ in range(rng.randint(*_DEEP)):
-                items[at] = kind([items[at]])
-            return kind(items)
+                items[at] = make([items[at]])
+            return make(items)
         case _:
             pass
     many = [fresh() for _ in range(length)]
@@ -634,7 +635,7 @@ def _collection(
         for key in _more([*made], length - len(made), rng):
             made[key] = fresh()[1]
         return made
-    return kind(_in_order(many, known, rng))
+    return make(_in_order(many, known, rng))
 
 
 def _alike(items: Sequence[Any], others: Sequence[Any]) -> list[Any]:
