@@ -19,7 +19,7 @@ STEPS = [
 ]
 #: Patterns of the output of commands.
 EXPECTED_OUTPUT = {
-    "python -m pytest": r"=+ \d\d passed in ",
+    "python -m pytest": r"=+ \d\d passed, 1 skipped in ",
     "envkit play stock-room": r"FAIL, reward 0",
     "envkit tasks check --env stock-room": r"train: 28 tasks .* 0 broken\nheldout: 16 tasks .* 0 broken\n",
     "envkit audit stock-room -o stock_room/certificate.json": (
