@@ -76,7 +76,7 @@ def test_a_sort_arrow_stands_beside_its_title(chromium: Browser, page_url: str) 
                 return button.getBoundingClientRect().bottom - text.getBoundingClientRect().bottom;
             })""",
         )
-        assert len(below) == 24
+        assert len(below) == 26
         assert max(below) < 5  # px; a line has 18
         assert seen.is_quiet()
 

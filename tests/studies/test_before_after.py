@@ -22,7 +22,7 @@ from envkit.display import Silent
 from envkit.engine.chat import ChatRenderer
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.code_editor import env as code_editor
-from envkit.environments.code_editor.graders import base
+from envkit.environments.code_editor.graders import calls
 from envkit.environments.sql_desk import SqlDeskEnv
 from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
@@ -373,8 +373,8 @@ def test_a_report_names_weaker_verdicts(
     def weaker(*given: Any, **named: Any) -> Grade:
         return replace(grade(*given, **named), weakness="tests saw the code from inside")
 
-    grade = base.grade
-    monkeypatch.setattr(base, "grade", weaker)
+    grade = calls.grade
+    monkeypatch.setattr(calls, "grade", weaker)
     monkeypatch.setattr(code_editor, "_GRADES", code_editor.ResultCache(64))  # nothing that was graded before
     run = begin(tmp_path, model)
     [page] = study(run, backend).run()

@@ -111,7 +111,8 @@ class CallGrader:
         evidence = second.evidence
         if second.verdict is not Verdict.PASS:
             evidence = f"{first.total} calls answered as expected, but others do not confirm it: {evidence}"
-        return Grade(second.verdict, evidence, first.passed + second.passed, first.total + second.total)
+        passed, total = first.passed + second.passed, first.total + second.total
+        return dataclasses.replace(second, evidence=evidence, passed=passed, total=total)
 
     def asked(
         self, backend: SandboxBackend, count: int, seed: int, part: int = 0
