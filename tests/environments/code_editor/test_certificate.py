@@ -19,6 +19,7 @@ def test_the_shipped_certificate_is_valid(tmp_path: Path, monkeypatch: pytest.Mo
     assert certificate.certificate_problem(CodeEditorEnv) == ""
 
 
+@pytest.mark.slow
 def test_the_code_editor_passes_its_audit(backend: SandboxBackend) -> None:
     findings = run_audit(AuditedEnv(CodeEditorEnv, starter_tasks(), backend, 3), Silent())
     assert [finding for finding in findings if finding.ok is False] == []

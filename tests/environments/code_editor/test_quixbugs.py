@@ -71,6 +71,7 @@ def folder(tmp_path: Path) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_the_folder_runs_from_reading_to_the_report(
     folder: Path, tmp_path: Path, backend: SandboxBackend
 ) -> None:
