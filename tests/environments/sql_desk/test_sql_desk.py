@@ -6,6 +6,7 @@ import dataclasses
 import re
 import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import gymnasium
@@ -218,9 +219,9 @@ def test_near_misses_never_pass(env: SqlDeskEnv, name: str, sql: str) -> None:
 
 
 def rows_of(script: str, table: str) -> list[Any]:
-    base = sqlite3.connect(":memory:")
-    base.executescript("PRAGMA foreign_keys = ON;" + script)
-    return base.execute(f"SELECT * FROM {table}").fetchall()
+    with closing(sqlite3.connect(":memory:")) as base:
+        base.executescript("PRAGMA foreign_keys = ON;" + script)
+        return base.execute(f"SELECT * FROM {table}").fetchall()
 
 
 @pytest.mark.parametrize("domain", BY_NAME.values(), ids=BY_NAME)
