@@ -401,7 +401,7 @@ class SqlDeskPostgresEnv(SqlEnv):
 
 
 def _asked(domain: Domain, reference: str) -> Asked:
-    """What a reference names. If it names two kinds, the last one chooses its rows."""
+    """Find the numbers, kind and person in a reference. Of two kinds, the last one chooses its rows."""
     texts = _TEXT.findall(reference)
     kinds, people = ([text for text in texts if text in known] for known in (domain.kinds, PEOPLE))
     lonely = " NOT IN " in reference

@@ -37,7 +37,7 @@ PEOPLE: Final = ("Ada", "Ben", "Cleo", "Dan", "Eve", "Finn", "Gus", "Hana", "Ivo
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """What a request names, so that fresh databases hold it.
+    """The numbers, kind and person that a request names, so that fresh databases hold them.
 
     Args:
         numbers: those in its reference.

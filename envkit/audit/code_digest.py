@@ -105,7 +105,7 @@ def _may_decide(inner: Path) -> bool:
 @final
 @dataclass(frozen=True, slots=True)
 class _File:
-    """What counts of a file.
+    """The parts of a file that a digest depends on.
 
     Attributes:
         digest: SHA-256 of a Python file's syntax tree, or of any other file's bytes, as hex.

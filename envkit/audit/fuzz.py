@@ -24,7 +24,7 @@ _MAX_SAMPLES: Final = 60
 
 @dataclass(frozen=True, slots=True)
 class FuzzResult:
-    """What hostile actions did.
+    """The outcome of a run of hostile actions.
 
     Args:
         actions: number of actions played.

@@ -35,7 +35,7 @@ _ROUGH = NumericPolicy(rel_tol=1e-6, abs_tol=1e-6)
 
 @dataclass(frozen=True, slots=True)
 class Contract:
-    """How answers of a function are compared.
+    """The comparison that a function's answers are held to.
 
     Args:
         policy: decides if two numbers are equal.
@@ -123,7 +123,7 @@ def _is_listed_set(value: ast.expr) -> bool:
 
 
 def description_of(source: str, function: str) -> str:
-    """What a module's text says of a function: its docstring, and strings that stand alone in the module."""
+    """Return the text about a function: its docstring, and strings that stand alone in the module."""
     try:
         tree = parse(source)
     except (SyntaxError, ValueError, RecursionError, MemoryError):

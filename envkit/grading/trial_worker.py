@@ -93,7 +93,7 @@ def try_calls(job: dict[str, Any], calls: list[Any], tried: str, write: Callable
 
 
 def forked(job: dict[str, Any], calls: list[Any], tried: str) -> str:
-    """What a child process tells about further calls."""
+    """Return how further calls ended, as a child process reports it."""
     import os
     import resource
 

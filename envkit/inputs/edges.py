@@ -103,7 +103,7 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What a function's source tells of its arguments.
+    """Parameter names, type hints and defaults of a function, read from its source.
 
     Args:
         names: of the parameters, in order; those by keyword only come last.

@@ -79,7 +79,7 @@ def resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.parametrize("cycles", [250, pytest.param(10_000, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("cycles", [500, pytest.param(10_000, marks=pytest.mark.nightly)])
 def test_nothing_grows_over_many_episodes(
     backend: SandboxBackend, expected: list[Answer], cycles: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
