@@ -127,7 +127,7 @@ def test_common_beginnings_of_completions_are_decoded_once(ref: ModelRef) -> Non
     ]
     for turn in range(3):
         seen = record_forwards(engine)
-        drawn = engine.generate(batch, Sampling(0.1, 12))
+        drawn = engine.generate(batch, Sampling(0.03, 12))
         answers = {
             (request.prompt_ids, completion.ids) for request, completion in zip(batch, drawn, strict=True)
         }
@@ -137,7 +137,7 @@ def test_common_beginnings_of_completions_are_decoded_once(ref: ModelRef) -> Non
         ]
         assert seen[-len(common) :] == [(rows, 1) for rows in common]
         assert sum(common) < 0.8 * sum(len(completion.ids) - 1 for completion in drawn)
-        assert_matches_reference(tiny.plain(ref), batch, drawn, 0.1)
+        assert_matches_reference(tiny.plain(ref), batch, drawn, 0.03)
         batch = [
             Request(
                 (*request.prompt_ids, *completion.ids, 40, 50 + turn),
