@@ -13,6 +13,8 @@ TASK_PACKAGES := environments/code_editor/packages.txt
 # One worker more than cores, because tests often wait for sandboxes. Each takes up to 2 GB.
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist worksteal
 BUBBLEWRAP := sandboxes/bubblewrap.txt
+# Tests start hundreds of processes, and each would compile the package anew.
+unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets
 	@sed -nE 's/^([a-z-]+):.*## (.*)/make \1\t\2/p' Makefile | expand -t 16

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -29,6 +30,8 @@ def isolated_backend(
 ) -> SandboxBackend:
     """Look up a sandbox backend and prove that it isolates, before anything runs in it.
 
+    A name is looked up and proven once per process.
+
     Args:
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
         display: warns if the sandbox does not isolate and ``allow_unsafe`` allows it.
@@ -38,10 +41,9 @@ def isolated_backend(
         UsageError: no such backend, or one that does not isolate.
         SandboxUnavailable: no backend works on this machine, or this one fails its checks.
     """
-    from envkit import registry
     from envkit.sandbox_check import require_isolation
 
-    backend = registry.sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox
+    backend = _proven(sandbox) if isinstance(sandbox, str) else sandbox
     if not backend.isolated:
         if not allow_unsafe:
             raise UsageError(
@@ -50,7 +52,20 @@ def isolated_backend(
             )
         display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
         return backend
-    require_isolation(backend)
+    if not isinstance(sandbox, str):
+        require_isolation(backend)
+    return backend
+
+
+@functools.cache
+def _proven(name: str) -> SandboxBackend:
+    """The backend of a name, proven to isolate if it claims so."""
+    from envkit import registry
+    from envkit.sandbox_check import require_isolation
+
+    backend = registry.sandbox_backend(name)
+    if backend.isolated:
+        require_isolation(backend)
     return backend
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -17,6 +17,7 @@ from envkit.errors import UsageError
 
 if TYPE_CHECKING:
     from envkit.display import Display
+    from envkit.mining.duplicates import Fingerprint
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
@@ -60,6 +61,7 @@ def mine(
     """
     from envkit.environments.code_editor.tasksets import mine_packages
     from envkit.mining.difficulty import difficulty_of
+    from envkit.mining.library import version_of
     from envkit.mining.recipe import make_recipe, recipe_text
     from envkit.taskfile import digest, write_once, write_tasks
 
@@ -78,6 +80,8 @@ def mine(
         raise UsageError(
             "--with is for a project folder such as ./project; packages are mined without their imports"
         )
+    for package in sources if project is None else ():
+        version_of(package)  # refuses one that is not installed
     left_out: dict[str, int] = {}
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
@@ -155,6 +159,9 @@ def _mine_project(
 
     phase_total = 0
 
+    def held_out() -> Iterator[Fingerprint]:  # takes seconds, and is asked for once the project can be mined
+        yield from fingerprints_of(heldout_recipe()["packages"])
+
     def progress(done: int, total: int, tasks: int) -> None:
         nonlocal phase_total
         if total != phase_total:  # the total grows once the mutants are chosen
@@ -170,7 +177,7 @@ def _mine_project(
         per_function=per_function,
         max_chars=max_chars,
         packages=packages,
-        fingerprints=fingerprints_of(heldout_recipe()["packages"]) if split == "train" else (),
+        fingerprints=held_out() if split == "train" else (),
         progress=progress,
     )
     left_out = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import functools
 import io
 import tokenize
 from collections.abc import Callable, Iterable
@@ -56,7 +57,12 @@ def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:
     Raises:
         UsageError: a package is not installed.
     """
-    return {fingerprint(other.slice.node) for package in packages for other in package_functions(package)}
+    return {found for package in packages for found in _fingerprints(package)}
+
+
+@functools.cache
+def _fingerprints(package: str) -> frozenset[Fingerprint]:
+    return frozenset(fingerprint(other.slice.node) for other in package_functions(package))
 
 
 def is_near(own: Fingerprint, others: Iterable[Fingerprint]) -> bool:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from api_server import Api, Body, completion
+from command_line import Ended, envkit
 
 from envkit.api import evaluate
 from envkit.benchmark.spec import BenchSpec
@@ -34,12 +33,7 @@ script = "no-op"
 """
 
 
-def envkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "envkit.cli", *words]
-    return subprocess.run(command, cwd=cwd, capture_output=True, text=True, check=False)
-
-
-def found(done: subprocess.CompletedProcess[str]) -> Any:
+def found(done: Ended) -> Any:
     """The one JSON object on stdout."""
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)

@@ -3,19 +3,13 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from command_line import envkit
 from shop_checkout import lay_out
 
 from envkit.taskfile import read_tasks
-
-
-def envkit(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "envkit.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
 
 
 def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:

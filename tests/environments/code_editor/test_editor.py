@@ -11,6 +11,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from envkit import ContractError, Sandbox, SandboxBackend, UsageError
+from envkit.audit.fuzz import MAX_STEP_CPU_S, sparing_old_objects
 from envkit.environments.code_editor import syntax
 from envkit.environments.code_editor.editor import CodeEditor
 from envkit.environments.code_editor.syntax import syntax_problem
@@ -350,9 +351,10 @@ def test_no_message_holds_the_interpreter(box: Sandbox) -> None:
     editor = launched(box)
     for _ in range(2):
         for name, message in HOSTILE.items():
-            began = time.process_time()
-            seen = editor.act(message)
-            assert time.process_time() - began < 2, name
+            with sparing_old_objects():
+                began = time.thread_time()  # of this thread: other tests of this process have left some
+                seen = editor.act(message)
+                assert time.thread_time() - began < MAX_STEP_CPU_S, name
             assert len(editor.read()) <= len(SOURCE) + 32_768
             assert seen.startswith(("Changed:", "Not done."))
 
