@@ -8,9 +8,9 @@ from urllib.parse import quote
 
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import Env, Exploit
+from envkit.env import Env, Exploit, Variant
 from envkit.environments.service_desk.service_client import ServiceClient
-from envkit.environments.service_desk.tasks import TicketHidden, changed, generate, tickets_of
+from envkit.environments.service_desk.tasks import PEOPLE, TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade
 from envkit.sandbox import SandboxBackend
@@ -87,6 +87,31 @@ class ServiceDeskEnv(Env):
             Exploit("does it to tickets that are not there", (_change_call([0, 99], change), done)),
             Exploit("smuggles a request into a search", (format_call("search", {"word": injected}), done)),
             Exploit("smuggles one into a name", (_change_call(numbers, {"owner": injected}), done)),
+        ]
+
+    @classmethod
+    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
+        """Changes of a ticket too few or too many, or of another kind; the right change in another form."""
+        hidden = TicketHidden.from_task(task)
+        numbers, change = [*hidden.tickets], hidden.change
+        needed = [
+            ticket["number"]
+            for ticket in tickets_of(task)
+            if ticket["state"] == "open" and not change.items() <= ticket.items()
+        ]
+        left_out = next(number for number in needed if number in numbers)
+        too_much = next(number for number in needed if number not in numbers)
+        other = {"owner": next(name for name in PEOPLE if name != change.get("owner"))}
+        wrong = {
+            "a ticket less": ([number for number in numbers if number != left_out], change),
+            "a ticket more": ([*numbers, too_much], change),
+            "another ticket": ([too_much, *(number for number in numbers if number != left_out)], change),
+            "another change": (numbers, other),
+        }
+        right = {"another order": numbers[::-1], "a ticket twice": [*numbers, numbers[0]]}
+        return [
+            *(Variant(kind, (_change_call(*made), "done()"), False) for kind, made in wrong.items()),
+            *(Variant(kind, (_change_call(made, change), "done()"), True) for kind, made in right.items()),
         ]
 
     def setup(self, task: Task) -> str:

@@ -35,7 +35,7 @@ _PLACES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
         "clinic": ("monitor", "autoclave", "badge"),
     },
 }
-_PEOPLE: Final = ("Ada", "Ben", "Cleo", "Dan")
+PEOPLE: Final = ("Ada", "Ben", "Cleo", "Dan")
 _TROUBLES: Final = ("does not start", "is too slow", "shows an error", "makes a noise", "was lost")
 _TICKETS: Final = 10
 
@@ -64,7 +64,7 @@ class _Request:
 def _requests(draw: random.Random, things: Sequence[str]) -> Iterator[_Request]:
     """Fill in one request of each kind."""
     number, thing = draw.randrange(1, _TICKETS + 1), draw.choice(things)
-    person, other = draw.sample(_PEOPLE, 2)
+    person, other = draw.sample(PEOPLE, 2)
     closed, given = {"state": "closed"}, {"owner": person}
 
     def is_it(ticket: Ticket) -> bool:
@@ -160,7 +160,7 @@ def _task(split: str, place: str, things: Sequence[str], kind: int, number: int)
         id=f"{split}/{place}-{request.kind.replace(' ', '-')}-{number}",
         split=split,
         prompt=request.prompt,
-        files={STORE: json.dumps({"people": list(_PEOPLE), "tickets": tickets})},
+        files={STORE: json.dumps({"people": list(PEOPLE), "tickets": tickets})},
         metadata={
             "operator": f"level {request.level}",
             "level": request.level,
@@ -176,7 +176,7 @@ def _ticket(draw: random.Random, number: int, things: Sequence[str]) -> Ticket:
         "number": number,
         "state": draw.choice(("open", "open", "open", "closed")),
         "priority": draw.choice(("low", "normal", "high")),
-        "owner": draw.choice(("", *_PEOPLE)),
+        "owner": draw.choice(("", *PEOPLE)),
         "title": f"{thing} {trouble}",
         "text": f"The {thing} of room {draw.randrange(10, 99)} {trouble}, since day {draw.randrange(1, 30)}.",
     }

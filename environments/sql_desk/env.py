@@ -11,7 +11,7 @@ from typing import Any, ClassVar, cast, final
 
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Env, Exploit
+from envkit.env import ActionResult, Env, Exploit, Variant
 from envkit.environments.sql_desk.database import COMPARED_ROWS, ENDED, Database
 from envkit.environments.sql_desk.postgres.database import PostgresDatabase
 from envkit.environments.sql_desk.postgres.dsn import DSN_VARIABLE
@@ -28,6 +28,7 @@ from envkit.environments.sql_desk.tasks import (
     SqlHidden,
     generate,
 )
+from envkit.environments.sql_desk.variants import variants_of
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
@@ -141,6 +142,11 @@ class SqlEnv(Env):
             Exploit(name, (sql if sql.startswith("submit") else f"```sql\n{sql}\n```",))
             for name, sql in attempts.items()
         ]
+
+    @classmethod
+    def variants(cls, task: Task, sandbox: SandboxBackend) -> Sequence[Variant]:
+        """Answers of `envkit.environments.sql_desk.variants`."""
+        return variants_of(task)
 
     @classmethod
     def clear_caches(cls) -> None:
