@@ -249,7 +249,7 @@ class Env(gymnasium.Env[str, str], ABC):
     def oracle(cls, task: Task) -> Sequence[str]:
         """Actions that solve a task. If episodes have one turn, the first action must solve it alone.
 
-        Every task is tried with these actions before training, and the warm start imitates the first one.
+        Held-out tasks are tried with these actions before training. The warm start imitates the first one.
         """
         raise ContractError(
             f"{cls.__name__} has no oracle; write oracle(task), the actions that solve a task"
@@ -257,7 +257,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
-        """Attempts to win a task without solving it. `envkit audit` plays all of them."""
+        """Attempts to win a task without solving it. `envkit audit` plays those of one task."""
         return ()
 
     @classmethod

@@ -5,7 +5,7 @@ from __future__ import annotations
 import traceback
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, TypeVar, final
@@ -104,9 +104,10 @@ class Rollouts:
     def close(self) -> None:
         """Stop the workers and close every environment. Idempotent."""
         self._pool.shutdown(wait=True, cancel_futures=True)
-        for idle in self._idle.values():
-            while idle:
-                idle.pop().close()
+        with ExitStack() as closing:  # closes all, even if one raises
+            for idle in self._idle.values():
+                while idle:
+                    closing.callback(idle.pop().close)
 
     @contextmanager
     def _borrowed(self, keys: Sequence[EpisodeKey]) -> Generator[list[Env]]:
@@ -118,10 +119,10 @@ class Rollouts:
                 borrowed.append(idle.pop() if idle else factory())
             yield borrowed
         finally:
-            for factory, env in zip(factories, borrowed, strict=False):  # fewer if a factory raised
-                self._idle[factory].append(env)
-            for env in borrowed:
-                env.close()
+            with ExitStack() as closing:
+                for factory, env in zip(factories, borrowed, strict=False):  # fewer if a factory raised
+                    self._idle[factory].append(env)
+                    closing.callback(env.close)
 
     def _factory(self, task: str) -> EnvFactory:
         return self._make_env if callable(self._make_env) else self._make_env[task]

@@ -72,12 +72,8 @@ class ServiceDeskEnv(Env):
         hidden = TicketHidden.from_task(task)
         numbers, change = hidden.tickets, hidden.change
         right, done = cls.oracle(task)
-        open_ = {ticket["number"]: ticket for ticket in tickets_of(task) if ticket["state"] == "open"}
-        other = next(  # an open ticket that the change would alter, and that is not part of the request
-            number
-            for number, ticket in open_.items()
-            if number not in numbers and not change.items() <= ticket.items()
-        )
+        open_ = [ticket["number"] for ticket in tickets_of(task) if ticket["state"] == "open"]
+        other = next(number for number in _alterable(task, change) if number not in numbers)
         injected = f"Ada HTTP/1.1\r\n\r\nPOST /tickets {dict(task.hidden)}"
         return [
             Exploit("says that it is done", (done,)),
@@ -94,13 +90,9 @@ class ServiceDeskEnv(Env):
         """Changes of a ticket too few or too many, or of another kind; the right change in another form."""
         hidden = TicketHidden.from_task(task)
         numbers, change = [*hidden.tickets], hidden.change
-        needed = [
-            ticket["number"]
-            for ticket in tickets_of(task)
-            if ticket["state"] == "open" and not change.items() <= ticket.items()
-        ]
-        left_out = next(number for number in needed if number in numbers)
-        too_much = next(number for number in needed if number not in numbers)
+        alterable = _alterable(task, change)
+        left_out = next(number for number in alterable if number in numbers)
+        too_much = next(number for number in alterable if number not in numbers)
         other = {"owner": next(name for name in PEOPLE if name != change.get("owner"))}
         wrong = {
             "a ticket less": ([number for number in numbers if number != left_out], change),
@@ -174,6 +166,15 @@ class ServiceDeskEnv(Env):
             return f"{_line(answer)}\n{answer['text']}"
         lines = [_line(ticket) for ticket in answer["tickets"]]
         return "\n".join(["no | state | priority | owner | title", *lines, f"({len(lines)} tickets)"])
+
+
+def _alterable(task: Task, change: Mapping[str, str]) -> list[int]:
+    """The open tickets that a change would alter."""
+    return [
+        ticket["number"]
+        for ticket in tickets_of(task)
+        if ticket["state"] == "open" and not change.items() <= ticket.items()
+    ]
 
 
 def _line(ticket: Mapping[str, Any]) -> str:

@@ -73,8 +73,9 @@ class SqlEnv(Env):
     bare or in a fenced block, is the answer and ends the episode.
 
     **Reward**: 1 if the submission returns the reference's rows, or leaves the tables as the reference does,
-    on the shown database and on `FRESH_DATABASES` others of three sizes; else 0. The largest is beyond every
-    number in the request and in the submission. The order of rows counts if the request asks for one.
+    on the shown database and on `FRESH_DATABASES` others of three sizes; else 0. The largest is beyond the
+    numbers in the request and in the submission, up to 2,400 items. The order of rows counts if the request
+    asks for one.
 
     **End**: a submission terminates. The last of ``max_turns`` truncates, with reward 0.
 
@@ -202,8 +203,9 @@ class SqlEnv(Env):
         """Compare the submission with the reference, on the shown database and on fresh ones."""
         if self._submission is None:
             return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH_DATABASES + 1)
-        scripts = self._scripts(self._submission)
-        expected = self._expected(scripts)
+        scripts, own = self._scripts(self._submission)
+        expected = [*self._expected(scripts, cached=True), *self._expected(own, cached=False)]
+        scripts += own
         self.database.load(scripts[0])  # loaded separately: if this fails, no graded statement caused it
         found = self._outcomes(self.database, self._submission, scripts, expected)
         for number, (wanted, outcome) in enumerate(zip(expected, found, strict=False)):
@@ -219,25 +221,30 @@ class SqlEnv(Env):
             raise SandboxError(f"the database gave {len(found)} results for {count} scripts")
         return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
 
-    def _scripts(self, submission: str) -> list[str]:
-        """Scripts of the databases to grade on. All after the first four depend on the submission's numbers.
+    def _scripts(self, submission: str) -> tuple[list[str], list[str]]:
+        """Scripts of the databases to grade on: the visit's, and those of the submission's own numbers.
 
-        A submission with other numbers than the reference's gets a few tiny databases more.
+        A submission with other numbers than the reference's has a large database and a few tiny ones of its
+        own.
         """
         domain, seed = self._domain, self.visit_seed
         asked = _asked(domain, self._hidden.reference)
         # Numbers up to 2 are in every database, and in right answers too, such as ORDER BY 1.
         numbers = {number for number in _numbers(submission) - asked.numbers if number > 2}
-        return [
+        shared = [
             self.task.files[SCRIPT],
             domain.small_script(seed),
             *(domain.medium_script(f"{seed} {number}", asked) for number in range(FRESH_DATABASES - 2)),
-            domain.large_script(seed, asked, numbers),
-            *domain.tiny_scripts(asked, numbers),
         ]
+        large = domain.large_script(seed, asked, numbers)
+        return (shared, [large, *domain.tiny_scripts(asked, numbers)]) if numbers else ([*shared, large], [])
 
-    def _expected(self, scripts: Sequence[str]) -> list[JSON]:
+    def _expected(self, scripts: Sequence[str], *, cached: bool) -> list[JSON]:
         """Run the reference on a separate database, or take its outcomes from the cache.
+
+        Args:
+            scripts: the databases.
+            cached: keep the outcomes. Those of a submission's own numbers would fill the memory.
 
         Raises:
             BrokenTask: the reference fails.
@@ -253,10 +260,13 @@ class SqlEnv(Env):
                     transient = fault.startswith(ENDED) or "timeout" in fault
                     kind = SandboxError if transient else BrokenTask
                     raise kind(f"task {self.task.id}: the reference fails: {fault}")
-            if len(self._reference_outcomes) + len(missing) > _MAX_CACHED:
-                self._reference_outcomes.clear()
-            for script, outcome in zip(missing, found, strict=True):
-                known[script] = self._reference_outcomes[self.id, script, self._hidden] = outcome
+            known |= zip(missing, found, strict=True)
+            if cached:
+                if len(self._reference_outcomes) + len(missing) > _MAX_CACHED:
+                    self._reference_outcomes.clear()
+                self._reference_outcomes.update(
+                    ((self.id, each, self._hidden), known[each]) for each in missing
+                )
         return [known[script] for script in scripts]
 
     def _outcomes(

@@ -408,10 +408,10 @@ class SqlHidden:
 
 
 def generate(split: str, per_question: int = 6) -> list[Task]:
-    """Return the tasks of a split, with the levels alternating.
+    """Return the tasks of a split, domain after domain, from level 1 to 4.
 
     Args:
-        split: ``"train"``, ``"heldout"`` or ``"starter"``, the first few train tasks.
+        split: ``"train"``, ``"heldout"`` or ``"starter"``, one task of each question of a train domain.
         per_question: tasks per domain and template.
     """
     made: list[Task] = []

@@ -3,7 +3,7 @@
 Near misses are made by rules from the reference: a row limit, a bound on an id, a size or an amount, a lost
 or weakened condition, another aggregate, another order. One counts as wrong if it differs from the reference
 on one of `JUDGES` databases, which are made here, by other rules than the grader's, and have up to 1,500
-rows. Right answers are the reference in other words.
+items. Right answers are the reference in other words.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Plays hostile actions on an environment: none may raise, or hold the host's interpreter for long."""
+"""Plays hostile actions on an environment: none may raise, or take more than 2 CPU seconds of the host."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from envkit.types import Task
 
 #: Longest time that the host's own code may work on one action, in CPU seconds.
 MAX_STEP_CPU_S: Final = 2.0
-#: Most actions and exploits of a task that hostile actions are made from.
+#: Most actions of exploits of a task that hostile actions are made from.
 _MAX_SAMPLES: Final = 60
 
 
@@ -32,7 +32,7 @@ class FuzzResult:
         faults: traceback of each exception that left `Env.step`, with the action's first characters.
         slowest_cpu_s: CPU seconds of this process for the slowest action, those of sandboxes not included.
         slowest: that action.
-        seconds: wall time of all steps and resets.
+        seconds: wall time of the whole run.
     """
 
     actions: int
@@ -57,7 +57,7 @@ def sparing_old_objects() -> Generator[None]:
 
 
 def fuzz(make_env: Callable[[], Env], tasks: Sequence[Task], count: int, seed: int = 0) -> FuzzResult:
-    """Play hostile actions, task after task. An exception does not end it.
+    """Play hostile actions, task after task. An exception of a step does not end it.
 
     Args:
         make_env: makes the environment, best with many turns per episode.
@@ -92,7 +92,7 @@ def fuzz(make_env: Callable[[], Env], tasks: Sequence[Task], count: int, seed: i
 
 
 def _samples(env: Env, task: Task) -> list[str]:
-    """Valid actions for a task; none if the environment has no oracle."""
+    """Valid actions for a task: those of its oracle if it has one, of its exploits, and the no-op."""
     oracle: Sequence[str] = ()
     with contextlib.suppress(ContractError):
         oracle = env.oracle(task)

@@ -1,6 +1,6 @@
 """The ``envkit`` command: its subcommands, exit codes, and errors in one line.
 
-Exit codes: 0 done, 1 failed, 2 bad input or storage, 130 interrupted by Ctrl-C, 143 by SIGTERM.
+Exit codes: 0 done, 1 failed, 2 bad input or storage; 130, 143 or 129 if Ctrl-C, SIGTERM or SIGHUP ended it.
 """
 
 from __future__ import annotations

@@ -216,7 +216,16 @@ def show(value: JSON, limit: int = 120) -> str:
         text = _source(value)
     except (RecursionError, ValueError):  # a candidate may send any shape
         text = "a malformed value"
-    return text if len(text) <= limit else text[: limit - 3] + "..."
+    return printable(text if len(text) <= limit else text[: limit - 3] + "...")
+
+
+def printable(text: str) -> str:
+    r"""Text with escapes for lone surrogates, which a candidate may send and no terminal can print.
+
+    >>> printable("a\ud800")
+    'a\\ud800'
+    """
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _source(value: JSON) -> str:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from envkit.grading.compare import Leniency, NumericPolicy
 from envkit.inputs.call import Call
 from envkit.syntax import parse, parse_expression
+from envkit.types import JSON
 
 _ANY_ORDER = re.compile(
     r"\bin any order\b|\bany order\b|\border (?:of|does|do)[^.]*not matter|\bno particular order\b"
     r"|\b(?:arbitrary|unspecified|undefined) order\b|\border is not (?:guaranteed|preserved|specified)",
+    re.IGNORECASE,
+)
+#: Words of a sentence about the order of what is given.
+_OF_INPUT = re.compile(
+    r"\b(?:given|inputs?|arguments?|parameters?|comes?|coming|arrives?|takes?|accepts?|letters|characters)\b",
     re.IGNORECASE,
 )
 #: A set of sets has no order in either.
@@ -41,26 +48,29 @@ class Contract:
         policy: decides if two numbers are equal.
         leniency: differences that are accepted, apart from numbers.
         tolerance: index and name of the argument that tells how far an answer may be off, if there is one.
+        default: source of that argument's default.
     """
 
     policy: NumericPolicy
     leniency: Leniency
     tolerance: tuple[int, str] | None = None
+    default: str = ""
 
     def within(self, call: Call) -> float | None:
         """Distance between two right answers to a call: both may be off by its tolerance.
 
         Returns:
-            0 without a tolerance; ``None`` if the call's tolerance is no small positive number.
+            0 if there is none; ``None`` if the call's tolerance is no small positive float.
         """
         if self.tolerance is None:
             return 0.0
         index, name = self.tolerance
-        source = call.kwargs.get(name) or (call.args[index] if index < len(call.args) else None)
-        if source is None:  # the default
+        source = call.kwargs.get(name) or (call.args[index] if index < len(call.args) else self.default)
+        if not source:
             return 0.0
         value = _number(source)
-        return 2 * float(value) if value is not None and 0 < value <= _WIDEST else None
+        # An integer is a number of digits or of steps.
+        return 2 * value if type(value) is float and 0 < value <= _WIDEST else None
 
 
 def contract_of(
@@ -70,6 +80,7 @@ def contract_of(
     function: str,
     policy: NumericPolicy,
     leniency: Leniency,
+    defaults: Mapping[str, str] | None = None,
 ) -> Contract:
     """Infer a contract from a function's description, parameters and code.
 
@@ -79,9 +90,10 @@ def contract_of(
         source: text of the original module.
         function: name of the function.
         policy, leniency: what is accepted anyway; the contract accepts at least as much.
+        defaults: parameter -> source of its default.
     """
     any_order = leniency.any_order
-    if _ANY_ORDER.search(statement) or _returns_listed_set(source, function):
+    if _promises_any_order(statement) or _returns_listed_set(source, function):
         any_order = max(any_order, 1)
     if _SUBSETS.search(f"{function.replace('_', ' ')} {statement}"):
         any_order = max(any_order, 2)
@@ -89,7 +101,38 @@ def contract_of(
         rel_tol, abs_tol = max(policy.rel_tol, _ROUGH.rel_tol), max(policy.abs_tol, _ROUGH.abs_tol)
         policy = replace(policy, rel_tol=rel_tol, abs_tol=abs_tol)
     named = [(index, name) for index, name in enumerate(parameters) if _TOLERANCE.fullmatch(name)]
-    return Contract(policy, replace(leniency, any_order=any_order), named[0] if named else None)
+    tolerance = named[0] if named else None
+    default = (defaults or {}).get(tolerance[1], "") if tolerance else ""
+    return Contract(policy, replace(leniency, any_order=any_order), tolerance, default)
+
+
+def _promises_any_order(statement: str) -> bool:
+    """True if a sentence says that an order is free, and does not seem to mean that of the input."""
+    sentences = re.split(r"[.;\n]\s", statement)
+    return any(_ANY_ORDER.search(each) and not _OF_INPUT.search(each) for each in sentences)
+
+
+def order_counts(values: Sequence[JSON]) -> bool:
+    """True if right answers show that their order counts, whatever a description says.
+
+    Either all are tuples of one length, so that each position has a meaning; or all lists are sorted, and
+    three of them have three or more different items.
+
+    Args:
+        values: answers, encoded by `envkit.grading.worker.encode`.
+    """
+    tuples = [
+        cast("list[JSON]", value["v"])
+        for value in values
+        if isinstance(value, Mapping) and value.get("t") == "tuple"
+    ]
+    if len(tuples) == len(values) >= 3 and len({*map(len, tuples)}) == 1:
+        return True
+    lists = [cast("list[Any]", value) for value in values if isinstance(value, list)]
+    plain = [items for items in lists if {*map(type, items)} in ({int}, {str})]
+    telling = [items for items in plain if len({*items}) >= 3]
+    in_order = all(items in (sorted(items), sorted(items, reverse=True)) for items in plain)
+    return len(plain) == len([items for items in lists if items]) and len(telling) >= 3 and in_order
 
 
 def _returns_listed_set(source: str, function: str) -> bool:

@@ -12,7 +12,17 @@ from importlib import resources
 from typing import cast, final
 
 from envkit.errors import ContractError, SandboxError
-from envkit.grading.compare import EXACT, STRICT, Leniency, NumericPolicy, equal, opaque, relaxed, show
+from envkit.grading.compare import (
+    EXACT,
+    STRICT,
+    Leniency,
+    NumericPolicy,
+    equal,
+    opaque,
+    printable,
+    relaxed,
+    show,
+)
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
@@ -30,7 +40,7 @@ class Answer:
         value: encoded by `envkit.grading.worker.encode`.
         after: the arguments after the call, likewise.
         raises: type of the exception.
-        within: of an expected answer, the distance between numbers that the call itself allows, as in
+        within: of an expected answer, the absolute tolerance that the call's own argument sets, as in
             ``sqrt(2, epsilon=0.01)``.
     """
 
@@ -41,7 +51,7 @@ class Answer:
 
     def show(self) -> str:
         """The value as source, or the exception, for people and agents."""
-        return f"raises {self.raises}" if self.raises else show(self.value)
+        return f"raises {printable(self.raises)}" if self.raises else show(self.value)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,8 +162,8 @@ def answerable(
     """The calls to which a trusted program gives a comparable answer, and these answers.
 
     A call that kills the program is dropped, and the others are made again: all remaining calls together
-    must stay within the limits. Then they are made once more in reverse order, and calls whose answer differs
-    are dropped, because it depends on chance or on other calls.
+    must stay within the limits. Then they are made once more in reverse order, with twice the CPU time, and
+    calls whose answer differs are dropped, because it depends on chance or on other calls.
 
     Args:
         backend: makes the sandbox, as for `answers`.
@@ -165,20 +175,31 @@ def answerable(
     Raises:
         SandboxError: the machinery failed.
     """
-    asked = list(calls)
-    found = answers(backend, program, asked, limits)
-    while len(found) < len(asked) and deaths > 0:
-        del asked[len(found)]
-        found = answers(backend, program, asked, limits)
-        deaths -= 1
-    pairs = [
-        (call, answer)
-        for call, answer in zip(asked, found, strict=False)
+
+    def survived(asked: list[int], limits: Limits) -> dict[int, Answer]:
+        """Answers to calls by number, without those to calls that kill the program."""
+
+        def ask() -> list[Answer]:
+            return answers(backend, program, [calls[number] for number in asked], limits)
+
+        found = ask()
+        if asked and not found:  # dead before its first answer, which may be the machine's fault
+            found = ask()
+        for _ in range(deaths):
+            if len(found) < len(asked):
+                del asked[len(found)]
+                found = ask()
+        return dict(zip(asked, found, strict=False))
+
+    first = {
+        number: answer
+        for number, answer in survived([*range(len(calls))], limits).items()
         if answer.raises is None and not opaque([answer.value, answer.after])
-    ][::-1]
-    again = answers(backend, program, [call for call, _ in pairs], limits) if pairs else []
-    kept = [pair for pair, answer in zip(pairs, again, strict=False) if pair[1] == answer][::-1]
-    return [call for call, _ in kept], [answer for _, answer in kept]
+    }
+    # They took about all of their CPU time if they were cut, and may take slightly more now.
+    again = survived([*first][::-1], replace(limits, cpu_s=2 * limits.cpu_s)) if first else {}
+    kept = [number for number, answer in first.items() if again.get(number) == answer]
+    return [calls[number] for number in kept], [first[number] for number in kept]
 
 
 def grade(

@@ -59,19 +59,21 @@ def is_always_reordered(docstring: str, function: str) -> bool:
     True
     """
     nodes = [node for statement in _statements(docstring, function) for node in ast.walk(statement)]
-    asked = {node for node in nodes if isinstance(node, ast.Call) and _called(node) == function}
+    asked = {node for node in nodes if isinstance(node, ast.Call) and name_called(node) == function}
     reordered: set[ast.expr] = set()
     for node in nodes:
-        if isinstance(node, ast.Call) and node.args and _called(node) in _REORDERING:
+        if isinstance(node, ast.Call) and node.args and name_called(node) in _REORDERING:
             [inner, *_] = node.args
-            listed = (
-                isinstance(inner, ast.Call) and _called(inner) in ("list", "tuple") and len(inner.args) == 1
-            )
-            reordered.add(inner.args[0] if isinstance(inner, ast.Call) and listed else inner)
+            match inner:
+                case ast.Call(args=[listed]) if name_called(inner) in ("list", "tuple"):
+                    reordered.add(listed)
+                case _:
+                    reordered.add(inner)
     return bool(asked) and asked <= reordered
 
 
-def _called(call: ast.Call) -> str:
+def name_called(call: ast.Call) -> str:
+    """Name of the function or method that a call calls; empty if it has none."""
     match call.func:
         case ast.Name(id=name) | ast.Attribute(attr=name):
             return name

@@ -29,8 +29,9 @@ Path: TypeAlias = tuple[int | str, ...]
 
 ITEM, KEY, VALUE = "item", "key", "value"
 
-#: Sizes of large integers, lowest and highest. The last ones exceed 16, 31 and 64 bits.
-LARGE: Final = ((101, 999), (65_600, 99_999), (2**31 + 1, 2**33), (2**64 + 1, 2**70))
+#: Sizes of large integers, lowest and highest. The first ones may be the depth of a right recursion, which
+#: has 1,000 frames. The last ones exceed 16, 31 and 64 bits.
+LARGE: Final = ((101, 900), (65_600, 99_999), (2**31 + 1, 2**33), (2**64 + 1, 2**70))
 #: Magnitudes of negative integers.
 NEGATIVE: Final = ((1, 9), (101, 2**33))
 #: Lengths of short values.
@@ -164,7 +165,8 @@ def signature_of(source: str, function: str) -> Signature:
     given = dict(zip([arg.arg for arg in positional[::-1]], spec.defaults[::-1], strict=False))
     given |= {arg.arg: one for arg, one in zip(spec.kwonlyargs, spec.kw_defaults, strict=True) if one}
     hidden = {arg.arg for arg in spec.posonlyargs}  # cannot be passed by name
-    every = [*positional[1 if owner else 0 :], *spec.kwonlyargs]
+    positional = positional[1 if owner else 0 :]
+    every = [*positional, *spec.kwonlyargs]
     return Signature(
         tuple(arg.arg for arg in (every if not spec.vararg else positional)),
         {arg.arg: ast.unparse(arg.annotation) for arg in every if arg.annotation},

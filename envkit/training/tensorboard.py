@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self, final
@@ -28,10 +29,20 @@ class TensorBoardWriter:
             from torch.utils.tensorboard.writer import SummaryWriter
         except ImportError as error:
             raise MissingExtraError(error.name or "tensorboard", "train") from error
+        before = threading.excepthook
+
+        def hook(found: threading.ExceptHookArgs) -> None:
+            # A writing thread's OSError is raised once more by the call that waits for it, here.
+            if not isinstance(found.exc_value, OSError):
+                before(found)
+
+        threading.excepthook = hook
         try:
             self._writer: Any = SummaryWriter(str(folder))
         except OSError as error:
             raise StoreError(f"cannot write {folder}: {error.strerror}") from error
+        finally:
+            threading.excepthook = before
 
     def add(self, phase: str, step: int, values: Mapping[str, float]) -> None:
         """Write the values of one step as ``phase/name``."""

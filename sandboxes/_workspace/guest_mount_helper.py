@@ -142,8 +142,9 @@ def overlay(name: str, lower: str, size: int, files: int) -> None:
 def lay(name: str, source: str) -> None:
     """Copy a folder into a read-only file system in memory, and occupy its files.
 
-    Sandboxes share these files, and share nothing else through them. No program can evict them from memory,
-    so the time or the result of a read does not depend on what others have done, as it does on a disk.
+    Sandboxes share these files, and share nothing else through them. No program can evict them from memory
+    (the kernel can, on a machine with swap), so the time or the result of a read does not depend on what
+    others have done, as it does on a disk.
     """
     os.mkdir(name)
     try:

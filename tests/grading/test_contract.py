@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envkit.grading import EXACT, STRICT, Answer, same
-from envkit.grading.contract import Contract, contract_of, description_of, is_below
+from envkit.grading.contract import Contract, contract_of, description_of, is_below, order_counts
 from envkit.grading.worker import encode
 from envkit.inputs.call import Call
 
@@ -27,6 +27,8 @@ def contract(
         ("Return the items in order.", 0),
         ("Return True if one set is a subset of the other.", 0),
         ("Sort by any key.", 0),
+        ("Sort items that come in any order.", 0),
+        ("The order of the letters in a word does not matter. Return the words.", 0),
     ],
 )
 def test_free_orders(statement: str, levels: int) -> None:
@@ -56,6 +58,26 @@ def test_a_tolerance_that_the_call_gives() -> None:
     for none in ("0", "-0.5", "1000000.5", "True", "'a'", "len"):
         assert found.within(Call(("2", none))) is None, none
     assert contract(parameters="x n").within(Call(("2", "0.01"))) == 0
+    default = contract_of("", ["x", "eps"], "", "f", STRICT, EXACT, {"eps": "0.25"})
+    assert default.within(Call(("2",))) == 0.5
+    assert default.within(Call(("2", "1"))) is None  # a number of digits
+
+
+@pytest.mark.parametrize(
+    ("values", "counts"),
+    [
+        ([[1, 2, 3], [4, 6, 9], ["a", "b", "c"], []], True),
+        ([[3, 2, 1], [9, 6, 4], [5, 4, 3]], True),
+        ([[1, 2, 3], [4, 6, 9], [5, 3, 4]], False),
+        ([[1, 2, 3], [4, 6, 9], [5, 5, 5]], False),  # two of them could be sorted by luck
+        ([[1, 2, 3], [4, 6, 9], [5, 6, 7], [[2], [1]]], False),
+        ([(1, 2), (3, 4), (9, 9)], True),
+        ([(1, 2), (3, 4), (9, 9, 9)], False),
+        ([3, 4, 5], False),
+    ],
+)
+def test_answers_can_show_that_their_order_counts(values: list[object], counts: bool) -> None:
+    assert order_counts([encode(value) for value in values]) == counts
 
 
 def test_an_expected_answer_may_be_off_by_its_tolerance() -> None:

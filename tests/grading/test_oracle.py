@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import pytest
 
@@ -241,6 +242,33 @@ def test_an_answer_that_depends_on_earlier_calls_is_not_asked_for(backend: Sandb
     calls = [Call((str(n),)) for n in (3, 0, 1, 4)]
     kept, found = answerable(backend, subject(counts), calls)
     assert (kept, found) == (calls[1:3], [Answer(0, []), Answer(1, [])])
+
+
+#: For tests in which nothing runs.
+NOWHERE = cast("SandboxBackend", None)
+
+
+def test_calls_after_a_death_in_the_second_round_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A busy machine ends the second round early, at call 1; the first calls come last in it."""
+    rounds: list[list[str]] = []
+
+    def cut(_: object, __: object, asked: Sequence[Call], ___: object) -> list[Answer]:
+        rounds.append([call.args[0] for call in asked])
+        survived = asked[:4] if len(rounds) == 2 else asked
+        return [Answer(call.args[0]) for call in survived]
+
+    monkeypatch.setattr(oracle, "answers", cut)
+    calls = [Call((str(n),)) for n in range(6)]
+    kept, _ = answerable(NOWHERE, subject(""), calls)
+    assert rounds[1:] == [[*"543210"], [*"54320"]]
+    assert kept == [calls[n] for n in (0, 2, 3, 4, 5)]
+
+
+def test_a_program_that_dies_before_its_first_answer_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ends = iter([[], [Answer(1), Answer(2)], [Answer(2), Answer(1)]])
+    monkeypatch.setattr(oracle, "answers", lambda *_: next(ends))
+    calls = [Call(("1",)), Call(("2",))]
+    assert answerable(NOWHERE, subject(""), calls) == (calls, [Answer(1), Answer(2)])
 
 
 def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:

@@ -16,7 +16,7 @@ from envkit.environments.code_editor.hidden import ProblemHidden
 from envkit.grading import Leniency, NumericPolicy
 from envkit.hidden import to_json
 from envkit.inputs.call import Call
-from envkit.inputs.doctests import calls_in, docstring_calls, modules_of
+from envkit.inputs.doctests import calls_in, docstring_calls, modules_of, name_called
 from envkit.mining.build import SOLUTION
 from envkit.types import JSON, Task
 
@@ -251,17 +251,9 @@ def applied_normalizers(statements: Sequence[ast.stmt], function: str) -> frozen
     """
     nodes = [node for statement in statements for node in ast.walk(statement)]
     calls = [node for node in nodes if isinstance(node, ast.Call)]
-    asked = {call for call in calls if _called(call) == function}
-    made = [_called(call) for call in calls if len(call.args) == 1 and call.args[0] in asked]
+    asked = {call for call in calls if name_called(call) == function}
+    made = [name_called(call) for call in calls if len(call.args) == 1 and call.args[0] in asked]
     return frozenset(made) if len(made) == len(asked) and _FORMS.issuperset(made) else frozenset()
-
-
-def _called(call: ast.Call) -> str:
-    match call.func:
-        case ast.Name(id=name) | ast.Attribute(attr=name):
-            return name
-        case _:
-            return ""
 
 
 def _compared(statements: Sequence[ast.stmt]) -> Iterator[tuple[str, str]]:

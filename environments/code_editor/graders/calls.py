@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from typing import final
 
 from envkit.environments.code_editor import docstrings
@@ -22,7 +23,7 @@ from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
 from envkit.grading import EXACT, Answer, Grade, Program, answerable, answers, canonical, grade, same
-from envkit.grading.contract import Contract, contract_of, description_of, is_below
+from envkit.grading.contract import Contract, contract_of, description_of, is_below, order_counts
 from envkit.grading.reach import reached_edges
 from envkit.inputs.call import Call
 from envkit.inputs.edges import Examples, ReachedEdge, Signature, drawn_edges, signature_of
@@ -33,7 +34,7 @@ from envkit.mining.hidden import RepairHidden
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task, Verdict
 
-#: Calls at edges in one grade, if the function has fewer kinds of edges than that.
+#: Calls at edges in one set, if the function has fewer kinds of edges than that, and enough values for them.
 EDGE_CALLS = 16
 #: Kinds of edges that a stated problem allows, if the call follows the rules that its examples show.
 _STATED_EDGES = ("empty", "one", "two equal", "long", "zero", "negative", "large", "deep")
@@ -108,9 +109,11 @@ class CallGrader:
             raise BrokenTask(f"task {self._task.id}: the original answers none of its hidden calls")
         if first.verdict is not Verdict.PASS or (second := compared(1)) is None:
             return first
-        evidence = second.evidence
-        if second.verdict is not Verdict.PASS:
-            evidence = f"{first.total} calls answered as expected, but others do not confirm it: {evidence}"
+        evidence = f"{first.total} calls answered as expected, "
+        if second.verdict is Verdict.PASS:
+            evidence += f"{second.total} others confirm it"
+        else:
+            evidence += f"others do not confirm it: {second.evidence}"
         passed, total = first.passed + second.passed, first.total + second.total
         return dataclasses.replace(second, evidence=evidence, passed=passed, total=total)
 
@@ -136,17 +139,15 @@ class CallGrader:
         return EXPECTED_ANSWERS.get(key, lambda: self._asked(backend, count, seed, part))
 
     def hidden_calls(self, seed: int, count: int) -> list[Call]:
-        """Return the calls of part 0 without those at edges.
-
-        Those that expose the bug come first: they fail soonest.
-        """
+        """Return the calls of part 0 without those at edges; first those that expose the bug."""
         hidden = self._hidden
         return [*hidden.killers, *self._drawn(seed, count), *_other_examples(hidden)]
 
     def contract(self, backend: SandboxBackend) -> Contract:
         """Return how answers are compared, as far as description, examples and code tell.
 
-        What would accept the broken function too is not inferred: its bug is the order or the rounding.
+        If a looser comparison would accept the broken function too, answers are compared exactly: the bug may
+        be the order or the rounding itself.
 
         Raises:
             SandboxError: the machinery failed.
@@ -163,20 +164,38 @@ class CallGrader:
             hidden.function,
             exact.policy,
             exact.leniency,
+            self._signature().defaults,
         )
+        if not all(found.within(call) for call in hidden.examples):  # that argument is no tolerance
+            found = dataclasses.replace(found, tolerance=None)
         if found == exact:
             return exact
-        broken = answers(
-            backend, self._program(self._task.files[SOLUTION].encode()), hidden.killers, REFERENCE_LIMITS
+        reference = self._program(hidden.reference.encode())
+        calls, right = answerable(
+            backend, reference, [*hidden.killers, *_other_examples(hidden)], REFERENCE_LIMITS
         )
-        right = answers(backend, self._program(hidden.reference.encode()), hidden.killers, REFERENCE_LIMITS)
-        wanted = _with_tolerance(found, hidden.killers, right)
+        if order_counts([answer.value for answer in right]):
+            found = dataclasses.replace(found, leniency=exact.leniency)
+        telling = [call in hidden.killers and self._is_comparable(found, call) for call in calls]
+        killers, right = list(compress(calls, telling)), list(compress(right, telling))
+        program = self._program(self._task.files[SOLUTION].encode())
+        broken = answers(backend, program, killers, REFERENCE_LIMITS)
+        if len(broken) < len(killers):  # by its own fault, or by the machine's
+            broken = max(broken, answers(backend, program, killers, REFERENCE_LIMITS), key=len)
+        wanted = _with_tolerance(found, killers, right)
         differs = any(
-            not same(want, got, found.policy, found.leniency)
+            want is not None and not same(want, got, found.policy, found.leniency)
             for want, got in zip(wanted, broken, strict=False)
-            if want is not None
         )
-        return found if differs or len(broken) < len(right) else exact
+        return found if differs or len(broken) < len(killers) else exact
+
+    def _is_comparable(self, contract: Contract, call: Call) -> bool:
+        """True if the original's answer to a call tells more than the tolerance of that call hides."""
+        if contract.tolerance is None:
+            return True
+        examples = self._hidden.examples
+        widest = max((contract.within(example) or 0.0 for example in examples), default=0.0)
+        return not is_below(call, examples) and (contract.within(call) or 0.0) <= widest
 
     def _statement(self) -> str:
         """The task's description, and what the file says of the function."""
@@ -226,8 +245,9 @@ class CallGrader:
         kept = [call for call in ordinary if call.source("") in found]
         kept += _spread([[call for call in some if call.source("") in found] for some in edges])
         kept = list({call.source(""): call for call in kept}.values())
-        if contract.tolerance is not None:
-            kept = [call for call in kept if not is_below(call, self._hidden.examples)]
+        kept = [call for call in kept if self._is_comparable(contract, call)]
+        if part == 0 and self._hidden.killers and not any(call in self._hidden.killers for call in kept):
+            raise BrokenTask(f"task {self._task.id}: the original answers no call that exposes the bug")
         wanted = _with_tolerance(contract, kept, [found[call.source("")] for call in kept])
         pairs = [(call, want) for call, want in zip(kept, wanted, strict=True) if want is not None]
         return [call for call, _ in pairs], [want for _, want in pairs]

@@ -9,6 +9,7 @@ import pytest
 from envkit import SandboxBackend, Task
 from envkit.environments.code_editor.env import FRESH_CALLS, grader_for
 from envkit.environments.code_editor.graders.calls import CallGrader
+from envkit.errors import BrokenTask
 from envkit.types import Verdict
 
 POLICY = {"rel_tol": 1e-9, "abs_tol": 1e-12, "int_as_float": False}
@@ -173,3 +174,37 @@ def test_edges_that_the_original_rejects_are_not_asked(backend: SandboxBackend) 
     assert verdicts(grader, right.replace("items[2]", "items[2] if len(items) > 2 else None"), backend) == {
         Verdict.PASS
     }
+
+
+def test_a_default_tolerance_is_one(backend: SandboxBackend) -> None:
+    right, wrong = SQRT.replace("epsilon):", "epsilon=0.01):"), SQRT.replace("0.5 *", "0.6 *")
+    grader = grader_of("root", right, wrong.replace("epsilon):", "epsilon=0.01):"), ["2"], ["27"], ["9"])
+    other = right.replace("def root", "def original")
+    other += "\n\ndef root(x, epsilon=0.01):\n    return x ** 0.5 if x > 0 else original(x, epsilon)\n"
+    assert verdicts(grader, other, backend) == {Verdict.PASS}
+
+
+def test_what_only_looks_like_a_tolerance_forgives_nothing(backend: SandboxBackend) -> None:
+    right = "def rounded(x, accuracy):\n    return round(x, accuracy)\n"
+    grader = grader_of("rounded", right, "", ["2.345", "1"], ["7.77777", "3"])
+    assert verdicts(grader, right, backend) == {Verdict.PASS}
+    assert verdicts(grader, right.replace("round(", "1 + round("), backend) == {Verdict.FAIL}
+
+
+def test_a_sort_whose_input_has_any_order_must_sort(backend: SandboxBackend) -> None:
+    right = "def arranged(items):\n    return sorted(items)\n"
+    wrong = right.replace("sorted(items)", "sorted(items)[1:]")
+    lists = (["[3, 1, 2]"], ["[9, 4, 6, 1]"], ["[5, 8, 2]"])
+    grader = grader_of(
+        "arranged", right, wrong, *lists, prompt="Return the items, given in any order, sorted."
+    )
+    plain = grader_of("arranged", right, wrong, *lists, prompt="Any order will do.")
+    for each in (grader, plain):
+        assert verdicts(each, right, backend) == {Verdict.PASS}
+        assert verdicts(each, "def arranged(items):\n    return list(items)\n", backend) == {Verdict.FAIL}
+
+
+def test_a_task_whose_telling_calls_are_lost_gives_no_verdict(backend: SandboxBackend) -> None:
+    grader = grader_of("third", "def third(items):\n    return items[2]\n", "", ["[4, 5]"], ["[1, 2, 3, 4]"])
+    with pytest.raises(BrokenTask, match="no call that exposes the bug"):
+        grader.grade(b"", backend, FRESH_CALLS, 0)

@@ -296,9 +296,10 @@ def test_members_of_a_group_share_all_but_the_largest_database(env: SqlDeskEnv) 
         for sql in ("SELECT 'a1', b2.c", "SELECT COUNT(*)", "SELECT 1 LIMIT 77")
     )
     assert plain == same
-    assert plain[:4] == limited[:4]
-    assert plain[4] != limited[4]
-    assert (len(plain), len(limited)) == (5, 5 + 4)
+    (shared, none), (limited_shared, own) = plain, limited
+    assert (shared[:4], none) == (limited_shared, [])
+    assert shared[4] != own[0]
+    assert (len(shared), len(own)) == (5, 1 + 4)
 
 
 def test_a_submission_is_graded_on_all_databases_in_one_request(
