@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
@@ -24,13 +23,16 @@ RUNS = Path("runs")
 #: Tasks, or the path of a task file.
 Tasks: TypeAlias = "Sequence[Task] | Path | str"
 
+#: Names of the backends that this process has proven to isolate.
+_PROVEN: set[str] = set()
+
 
 def isolated_backend(
     sandbox: SandboxBackend | str, display: Display, *, allow_unsafe: bool = False
 ) -> SandboxBackend:
     """Look up a sandbox backend and prove that it isolates, before anything runs in it.
 
-    A name is looked up and proven once per process.
+    A backend that is named is proven once per process.
 
     Args:
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
@@ -41,9 +43,10 @@ def isolated_backend(
         UsageError: no such backend, or one that does not isolate.
         SandboxUnavailable: no backend works on this machine, or this one fails its checks.
     """
+    from envkit import registry
     from envkit.sandbox_check import require_isolation
 
-    backend = _proven(sandbox) if isinstance(sandbox, str) else sandbox
+    backend = registry.sandbox_backend(sandbox) if isinstance(sandbox, str) else sandbox
     if not backend.isolated:
         if not allow_unsafe:
             raise UsageError(
@@ -52,20 +55,10 @@ def isolated_backend(
             )
         display.say(f"[yellow]sandbox {backend.name} does not isolate; model output runs as this user[/]")
         return backend
-    if not isinstance(sandbox, str):
+    if not isinstance(sandbox, str) or backend.name not in _PROVEN:
         require_isolation(backend)
-    return backend
-
-
-@functools.cache
-def _proven(name: str) -> SandboxBackend:
-    """The backend of a name, proven to isolate if it claims so."""
-    from envkit import registry
-    from envkit.sandbox_check import require_isolation
-
-    backend = registry.sandbox_backend(name)
-    if backend.isolated:
-        require_isolation(backend)
+        if isinstance(sandbox, str):
+            _PROVEN.add(backend.name)
     return backend
 
 
