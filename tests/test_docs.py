@@ -35,11 +35,9 @@ PROGRAMS = [
     for page in PAGES
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]
-#: Commands of the pages that take seconds and need nothing from earlier commands.
-QUICK_COMMANDS = (
-    *("doctor", "list", "prices gpt-5", "new ticket-desk"),
-    pytest.param("sandbox check zygote", marks=pytest.mark.slow),
-)
+#: Commands of the pages that take seconds and need nothing from earlier commands. `doctor` and `sandbox check`
+#: are run by the tests of the command line, and for an ordinary user by `.ci/run`.
+QUICK_COMMANDS = ("list", "prices gpt-5", "new ticket-desk")
 
 
 class Block(NamedTuple):
