@@ -35,8 +35,8 @@ PROGRAMS = [
     for page in PAGES
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]
-#: Commands of the pages that take seconds and need nothing from earlier commands. `doctor` and `sandbox check`
-#: are run by the tests of the command line, and for an ordinary user by `.ci/run`.
+#: Commands of the pages that take seconds and need nothing from earlier commands. Tests of the command line
+#: run `doctor` and `sandbox check`, and `.ci/run` does as an ordinary user.
 QUICK_COMMANDS = ("list", "prices gpt-5", "new ticket-desk")
 
 
