@@ -10,10 +10,10 @@ PYTHON ?= $(shell for python in python3 python3.13 python3.12 python3.11; do \
 	$$python -c '$(USABLE)' 2>/dev/null && echo $$python && break; done)
 PIP := .venv/bin/python -m pip --quiet --disable-pip-version-check
 TASK_PACKAGES := environments/code_editor/packages.txt
-# One worker more than cores, because tests often wait for sandboxes. Each takes up to 2 GB.
+# One worker more than cores, because tests often wait for sandboxes. Each takes up to 5 GB.
 PARALLEL := -n $(shell expr $$(nproc) + 1) --dist worksteal
 BUBBLEWRAP := sandboxes/bubblewrap.txt
-# Tests start hundreds of processes, and each would compile the package anew.
+# If it is set, each of the hundreds of processes that tests start compiles the package anew.
 unexport PYTHONDONTWRITEBYTECODE
 
 help: ## list the targets

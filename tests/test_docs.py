@@ -35,8 +35,8 @@ PROGRAMS = [
     for page in PAGES
     if "```python" in page.read_text() and page.name != "tutorial.md"
 ]
-#: Commands of the pages that take seconds and need nothing from earlier commands. Tests of the command line
-#: run `doctor` and `sandbox check`, and `.ci/run` does as an ordinary user.
+#: Commands of the pages that take seconds and need nothing from earlier commands. Not here: `doctor`, which
+#: `tests/cli/test_cli.py` runs, and `sandbox check`, which `.ci/run` runs as an ordinary user.
 QUICK_COMMANDS = ("list", "prices gpt-5", "new ticket-desk")
 
 

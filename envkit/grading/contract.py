@@ -23,6 +23,7 @@ _OF_INPUT = re.compile(
     r"\b(?:given|inputs?|arguments?|parameters?|comes?|coming|arrives?|takes?|accepts?|letters|characters)\b",
     re.IGNORECASE,
 )
+_OF_OUTPUT = re.compile(r"\b(?:returns?|yields?|results?|outputs?|answers?)\b", re.IGNORECASE)
 #: A set of sets has no order in either.
 _SUBSETS = re.compile(
     r"\bpower ?set\b|\b(?:all|every|each|different|distinct)\b[^.\n]{0,30}\bsubsets?\b", re.IGNORECASE
@@ -107,9 +108,12 @@ def contract_of(
 
 
 def _promises_any_order(statement: str) -> bool:
-    """True if a sentence says that an order is free, and does not seem to mean that of the input."""
+    """True if a sentence says that an order is free, and does not mean that of the input alone."""
     sentences = re.split(r"[.;\n]\s", statement)
-    return any(_ANY_ORDER.search(each) and not _OF_INPUT.search(each) for each in sentences)
+    return any(
+        _ANY_ORDER.search(each) and (_OF_OUTPUT.search(each) or not _OF_INPUT.search(each))
+        for each in sentences
+    )
 
 
 def order_counts(values: Sequence[JSON]) -> bool:

@@ -27,6 +27,7 @@ def contract(
         ("Return the items in order.", 0),
         ("Return True if one set is a subset of the other.", 0),
         ("Sort by any key.", 0),
+        ("Return all permutations of the given list in any order.", 1),
         ("Sort items that come in any order.", 0),
         ("The order of the letters in a word does not matter. Return the words.", 0),
     ],

@@ -176,7 +176,7 @@ def test_edges_that_the_original_rejects_are_not_asked(backend: SandboxBackend) 
     }
 
 
-def test_a_default_tolerance_is_one(backend: SandboxBackend) -> None:
+def test_a_tolerance_that_is_a_default_counts(backend: SandboxBackend) -> None:
     right, wrong = SQRT.replace("epsilon):", "epsilon=0.01):"), SQRT.replace("0.5 *", "0.6 *")
     grader = grader_of("root", right, wrong.replace("epsilon):", "epsilon=0.01):"), ["2"], ["27"], ["9"])
     other = right.replace("def root", "def original")
