@@ -100,7 +100,9 @@ class ServiceDeskEnv(Env):
             "another ticket": ([too_much, *(number for number in numbers if number != left_out)], change),
             "another change": (numbers, other),
         }
-        right = {"another order": numbers[::-1], "a ticket twice": [*numbers, numbers[0]]}
+        right = {"a ticket twice": [*numbers, numbers[0]]}
+        if len(numbers) > 1:
+            right["another order"] = numbers[::-1]
         return [
             *(Variant(kind, (_change_call(*made), "done()"), False) for kind, made in wrong.items()),
             *(Variant(kind, (_change_call(made, change), "done()"), True) for kind, made in right.items()),
