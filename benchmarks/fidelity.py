@@ -26,7 +26,7 @@ from judge import Share, share
 
 from envkit.display import Silent
 from envkit.environments.code_editor.env import FRESH_CALLS
-from envkit.environments.code_editor.graders.calls import REACHED_EDGES, CallGrader
+from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.environments.code_editor.tasksets import standard_heldout
 from envkit.environments.code_editor.variants import (
     Subject,
@@ -35,7 +35,6 @@ from envkit.environments.code_editor.variants import (
     subject_of,
     wrong_at_edges,
 )
-from envkit.grading import answerable, grade
 from envkit.registry import sandbox_backend
 from envkit.sandbox import SandboxBackend
 from envkit.types import Verdict
@@ -45,8 +44,6 @@ TASKS: Final = 60
 MUTATIONS: Final = 14
 #: Bars: most wrong programs accepted, by kind; most right programs rejected.
 EDGE_BAR, MUTATION_BAR, SHAPE_BAR = 0.10, 0.005, 0.01
-#: Bar: cost of a grade with edges, as a multiple of one without.
-COST_BAR = 1.5
 
 
 def measured(
@@ -62,32 +59,15 @@ def measured(
         yield kind, found.verdict is Verdict.PASS, found.evidence
 
 
-def seconds_of(subject: Subject, seed: int, backend: SandboxBackend) -> tuple[float, float, float]:
-    """Seconds of one grade of the original with edges, of one without, and of finding the edges once."""
-    grader, text = CallGrader(subject.task, subject.hidden), subject.hidden.reference.encode()
-    REACHED_EDGES.clear()
-    before = time.perf_counter()
-    grader.asked(backend, 0, seed)
-    first = time.perf_counter()
-    grader.grade(text, backend, FRESH_CALLS, seed)
-    after = time.perf_counter()
-    original = subject.program(subject.hidden.reference)
-    calls, wanted = answerable(backend, original, grader.hidden_calls(seed, FRESH_CALLS))
-    grade(backend, original, calls, wanted)
-    return after - first, time.perf_counter() - after, first - before
-
-
 def main() -> None:
     wanted, seed = [*map(int, sys.argv[1:]), *(TASKS, 1)[len(sys.argv) - 1 :]]
     backend = sandbox_backend()
     tasks = standard_heldout(backend, Silent())[:wanted]
     counts: dict[str, dict[str, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
     lines: list[str] = []
-    times: list[tuple[float, float, float]] = []
     started = time.perf_counter()
     for number, task in enumerate(tasks):
         subject = subject_of(task, backend)
-        times.append(seconds_of(subject, -1 - number, backend))
         programs: dict[str, Sequence[tuple[str, str]]] = {
             "wrong at an edge only": [*wrong_at_edges(subject, backend, pulled_back=True)],
             "another mutation": [*other_mutations(subject, MUTATIONS, seed, backend)],
@@ -129,17 +109,6 @@ def main() -> None:
             print(f"  {kind:32} {row}")
         results[section] = {kind: asdict(row) for kind, row in rows.items()}
     print("\n" + "\n".join(lines))
-    with_edges, without, once = (sum(column) / len(tasks) for column in zip(*times, strict=True))
-    results["ms_per_grade"] = {
-        "with edges": with_edges * 1e3,
-        "without": without * 1e3,
-        "edges, once": once * 1e3,
-    }
-    fits = with_edges <= COST_BAR * without
-    met = met and fits
-    print(f"\none grade, with its expected answers (bar {COST_BAR} times: {'met' if fits else 'missed'})")
-    print(f"  with edges {with_edges * 1e3:.1f} ms, without {without * 1e3:.1f} ms")
-    print(f"  once per function, to find its edges and a first set of calls: {once * 1e3:.1f} ms")
     target = ROOT / "runs" / "bench" / "fidelity.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(results, indent=2) + "\n")

@@ -12,6 +12,7 @@ from envkit.grading import (
     Grade,
     NumericPolicy,
     Program,
+    Questions,
     Submission,
     SubmissionRejected,
     grade,
@@ -59,7 +60,7 @@ def run_attack(
             taken = Submission([target.module], shown).collect(sandbox)
         except SubmissionRejected as refused:
             return Grade(refused.verdict, refused.evidence, 0, len(calls))
-    return grade(backend, Program(taken, target.module, target.function), calls, expected, policy)
+    return grade(backend, Program(taken, target.module, target.function), Questions(calls, expected, policy))
 
 
 def _carry_out(sandbox: Sandbox, attempt: Attempt) -> None:

@@ -11,7 +11,17 @@ from envkit.grading.compare import (
     order,
     show,
 )
-from envkit.grading.oracle import GRADING_LIMITS, Answer, Grade, Program, answerable, answers, grade, same
+from envkit.grading.oracle import (
+    GRADING_LIMITS,
+    Answer,
+    Grade,
+    Program,
+    Questions,
+    answerable,
+    answers,
+    grade,
+    same,
+)
 from envkit.grading.submission import RESERVED, Submission, SubmissionRejected
 from envkit.grading.suite import PYTEST, grade_suite, outcomes, pytest_modules
 
@@ -26,6 +36,7 @@ __all__ = [
     "Leniency",
     "NumericPolicy",
     "Program",
+    "Questions",
     "Submission",
     "SubmissionRejected",
     "answerable",

@@ -6,10 +6,11 @@ import hashlib
 import json
 import random
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib import resources
-from typing import cast, final
+from typing import Self, cast, final
 
 from envkit.errors import ContractError, SandboxError
 from envkit.grading.compare import (
@@ -30,6 +31,8 @@ from envkit.types import JSON, Verdict
 
 #: Enough to import one module and make a few dozen calls of small functions.
 GRADING_LIMITS = Limits(cpu_s=2.0, wall_s=20.0, memory_bytes=256 * 2**20, processes=16, output_bytes=2**20)
+#: Calls in one message to a candidate. A message for each call would take most of a grade's time.
+CALLS_AT_ONCE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,35 @@ class Answer:
     def show(self) -> str:
         """The value as source, or the exception, for people and agents."""
         return f"raises {printable(self.raises)}" if self.raises else show(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Questions:
+    """Calls with the answers that they must get.
+
+    Args:
+        calls: in any order.
+        expected: the answer to each call.
+        policy: how numbers compare: one policy, or one for each call.
+
+    Raises:
+        ContractError: they differ in number.
+    """
+
+    calls: Sequence[Call]
+    expected: Sequence[Answer]
+    policy: NumericPolicy | Sequence[NumericPolicy] = STRICT
+
+    def __post_init__(self) -> None:
+        policies = len(self.calls) if isinstance(self.policy, NumericPolicy) else len(self.policy)
+        if not len(self.calls) == len(self.expected) == policies:
+            raise ContractError(
+                f"{len(self.calls)} calls, {len(self.expected)} expected answers and {policies} policies; "
+                "expected as many of each"
+            )
+
+    def policy_of(self, index: int) -> NumericPolicy:
+        return self.policy if isinstance(self.policy, NumericPolicy) else self.policy[index]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +126,7 @@ class Grade:
 
 @final
 class _Worker:
-    """A running worker that answers one call at a time, so that a candidate never sees later inputs."""
+    """A running worker that answers calls."""
 
     def __init__(self, sandbox: Sandbox, program: Program, limits: Limits) -> None:
         for path, data in program.files.items():
@@ -105,12 +137,26 @@ class _Worker:
         self._limits = limits
         self._peer: Peer = sandbox.open(argv, limits=limits)
         try:
-            self.answer({})  # the import; raises if the module does not load
+            loaded = self._ask({})
+            if (raises := loaded.get("raises")) is not None:
+                raise PeerGone(f"does not load: {str(raises)[:80]}")
         except BaseException:
             self.close()
             raise
 
-    def answer(self, request: Mapping[str, JSON]) -> Answer:
+    def call(self, calls: Sequence[Call]) -> list[Answer]:
+        """Make calls; the answers may be fewer, but at least one.
+
+        Raises:
+            PeerGone: no proper answer.
+        """
+        asked: JSON = [[list(call.args), dict(call.kwargs)] for call in calls]
+        found = self._ask({"calls": asked}).get("answers")
+        if not isinstance(found, list) or not 0 < len(found) <= len(calls):
+            raise PeerGone(f"did not answer {len(calls)} calls with as many answers", tampered=True)
+        return [_answer(fields) for fields in found]
+
+    def _ask(self, request: Mapping[str, JSON]) -> dict[str, JSON]:
         ident = secrets.token_hex(8)
         line = self._peer.ask(json.dumps({**request, "id": ident}).encode(), self._limits.wall_s)
         try:
@@ -122,33 +168,52 @@ class _Worker:
         fields = cast("dict[str, JSON]", reply)
         if fields.get("id") != ident:
             raise PeerGone("answered with a wrong request id", tampered=True)
-        raises = fields.get("raises")
-        if raises is not None:
-            if not request:
-                raise PeerGone(f"does not load: {str(raises)[:80]}")
-            return Answer(raises=str(raises)[:80])
-        return Answer(value=fields.get("value"), after=fields.get("after"))
-
-    def call(self, call: Call) -> Answer:
-        return self.answer({"args": list(call.args), "kwargs": dict(call.kwargs)})
+        return fields
 
     def close(self) -> None:
         self._peer.close()
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _answer(fields: JSON) -> Answer:
+    if not isinstance(fields, dict):
+        raise PeerGone("gave an answer that is not an object", tampered=True)
+    if (raises := fields.get("raises")) is not None:
+        return Answer(raises=str(raises)[:80])
+    return Answer(value=fields.get("value"), after=fields.get("after"))
+
 
 def answers(
-    backend: SandboxBackend, program: Program, calls: Sequence[Call], limits: Limits = GRADING_LIMITS
+    backend: SandboxBackend,
+    program: Program,
+    calls: Sequence[Call],
+    limits: Limits = GRADING_LIMITS,
+    at_once: int = CALLS_AT_ONCE,
 ) -> list[Answer]:
     """Call a trusted program, such as an original or a mutant of one, and return its answers.
 
     The sandbox is new and is never shared with a candidate. If the program dies, the list is shorter than
-    ``calls``.
+    ``calls``: it ends before the message with the call at which the program died.
+
+    Args:
+        backend: makes the sandbox.
+        program: the trusted program.
+        calls: the calls, made in this order.
+        limits: for all calls together.
+        at_once: calls in one message.
 
     Raises:
         SandboxError: the machinery failed.
     """
-    with backend.create() as sandbox:
-        found, _ = _ask(sandbox, program, calls, limits)
+    found: list[Answer] = []
+    with backend.create() as sandbox, suppress(PeerGone), _Worker(sandbox, program, limits) as worker:
+        for some in _answers_to(worker, calls, at_once):
+            found += some
     return found
 
 
@@ -179,11 +244,11 @@ def answerable(
     def survived(asked: list[int], limits: Limits) -> dict[int, Answer]:
         """Answers to calls by number, without those to calls that kill the program."""
 
-        def ask() -> list[Answer]:
-            return answers(backend, program, [calls[number] for number in asked], limits)
+        def ask(at_once: int = 1) -> list[Answer]:
+            return answers(backend, program, [calls[number] for number in asked], limits, at_once)
 
-        found = ask()
-        if asked and not found:  # dead before its first answer, which may be the machine's fault
+        found = ask(CALLS_AT_ONCE)
+        if len(found) < len(asked):  # single calls tell which one it was, unless it was the machine's fault
             found = ask()
         for _ in range(deaths):
             if len(found) < len(asked):
@@ -205,11 +270,10 @@ def answerable(
 def grade(
     backend: SandboxBackend,
     program: Program,
-    calls: Sequence[Call],
-    expected: Sequence[Answer],
-    policy: NumericPolicy | Sequence[NumericPolicy] = STRICT,
+    questions: Questions,
     limits: Limits = GRADING_LIMITS,
     leniency: Leniency = EXACT,
+    confirming: Questions | None = None,
 ) -> Grade:
     """Make every call to a candidate in a new sandbox; after the last, compare the answers on the host.
 
@@ -221,45 +285,68 @@ def grade(
     Args:
         backend: makes the sandbox.
         program: the candidate.
-        calls: the calls, in any order.
-        expected: the answer to each call.
-        policy: how numbers compare: one policy, or one for each call.
+        questions: the calls and the right answers.
         limits: for all calls together.
         leniency: which differences are ignored.
+        confirming: further calls, which must confirm a PASS. They are made likewise, of the same process, if
+            all answers before are right. So a candidate that fails never sees them.
 
     Raises:
-        ContractError: ``calls``, ``expected`` and policies differ in number, or there are no calls.
+        ContractError: there are no calls.
     """
-    policies = [policy] * len(calls) if isinstance(policy, NumericPolicy) else [*policy]
-    if not calls or not len(calls) == len(expected) == len(policies):
-        raise ContractError(
-            f"{len(calls)} calls, {len(expected)} expected answers and {len(policies)} policies; expected as "
-            "many of each, and at least one"
-        )
-    order = _order(program, calls)
+    if not questions.calls:
+        raise ContractError("no calls; expected at least one")
+    found: list[Grade] = []
     try:
         with backend.create() as sandbox:
-            got, gone = _ask(sandbox, program, [calls[index] for index in order], limits)
+            try:
+                with _Worker(sandbox, program, limits) as worker:
+                    found.append(_examined(worker, program, questions, leniency))
+                    if confirming is not None and confirming.calls and found[0].verdict is Verdict.PASS:
+                        found.append(_examined(worker, program, confirming, leniency))
+            except PeerGone as gone:
+                found.append(_ended(gone, 0, len(questions.calls)))
             reject_reserved(sandbox, program.files)
     except SubmissionRejected as refused:
-        return Grade(refused.verdict, refused.evidence, 0, len(calls))
+        return Grade(refused.verdict, refused.evidence, 0, len(questions.calls))
     except SandboxError as error:
-        return Grade(Verdict.INFRA, str(error), 0, len(calls))
+        return Grade(Verdict.INFRA, str(error), 0, len(questions.calls))
+    if len(found) == 1:
+        return found[0]
+    one, other = found
+    confirmed = other.verdict is Verdict.PASS
+    more = f"{other.total} others confirm it" if confirmed else f"others do not confirm it: {other.evidence}"
+    evidence = f"{one.total} calls answered as expected, {more}"
+    return Grade(other.verdict, evidence, one.passed + other.passed, one.total + other.total)
+
+
+def _examined(worker: _Worker, program: Program, questions: Questions, leniency: Leniency) -> Grade:
+    calls, expected = questions.calls, questions.expected
+    order, got, gone = _order(program, calls), list[Answer](), None
+    try:
+        for some in _answers_to(worker, [calls[index] for index in order]):
+            got += some
+    except PeerGone as error:
+        gone = error
     answered = dict(zip(order, got, strict=False))
     wrong = [
         index
         for index, answer in sorted(answered.items())
-        if not same(expected[index], answer, policies[index], leniency)
+        if not same(expected[index], answer, questions.policy_of(index), leniency)
     ]
     passed = len(answered) - len(wrong)
     if gone is not None:
-        return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, len(calls))
+        return _ended(gone, passed, len(calls))
     if wrong:
         at = wrong[0]
         gave, wanted = answered[at].show(), expected[at].show()
         evidence = f"{calls[at].source(program.function)} gave {gave}, expected {wanted}"
         return Grade(Verdict.FAIL, evidence, passed, len(calls))
     return Grade(Verdict.PASS, f"all {len(calls)} calls answered as expected", passed, len(calls))
+
+
+def _ended(gone: PeerGone, passed: int, total: int) -> Grade:
+    return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, total)
 
 
 def _order(program: Program, calls: Sequence[Call]) -> list[int]:
@@ -274,22 +361,18 @@ def _order(program: Program, calls: Sequence[Call]) -> list[int]:
     return order
 
 
-def _ask(
-    sandbox: Sandbox, program: Program, calls: Sequence[Call], limits: Limits
-) -> tuple[list[Answer], PeerGone | None]:
-    """Make every call, then kill all processes of the candidate. If it is gone early, say how it went."""
-    found: list[Answer] = []
-    worker: _Worker | None = None
-    try:
-        worker = _Worker(sandbox, program, limits)
-        for call in calls:
-            found.append(worker.call(call))
-    except PeerGone as gone:
-        return found, gone
-    finally:
-        if worker is not None:
-            worker.close()
-    return found, None
+def _answers_to(
+    worker: _Worker, calls: Sequence[Call], at_once: int = CALLS_AT_ONCE
+) -> Iterator[list[Answer]]:
+    """Make every call; yields the answers as they come.
+
+    Raises:
+        PeerGone: the candidate is gone early.
+    """
+    done = 0
+    while done < len(calls):
+        yield (some := worker.call(calls[done : done + at_once]))
+        done += len(some)
 
 
 def same(want: Answer, got: Answer, policy: NumericPolicy = STRICT, leniency: Leniency = EXACT) -> bool:

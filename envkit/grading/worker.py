@@ -6,8 +6,9 @@ compares every answer. Protocol, one JSON object per line:
     argv        module path, function name, comma-separated modules that arguments may use;
                 a method ``Class.method`` is called on a new instance each time
     first line  {"id": ..., "ready": true} after import, or {"id": ..., "raises": TYPE}
-    request     {"id": ..., "args": [SOURCE, ...], "kwargs": {NAME: SOURCE, ...}}
-    answer      {"id": ..., "value": ENCODED, "after": [ENCODED, ...]} or {"id": ..., "raises": TYPE}
+    request     {"id": ..., "calls": [[[SOURCE, ...], {NAME: SOURCE, ...}], ...]}, positional arguments first
+    answer      {"id": ..., "answers": [{"value": ENCODED, "after": [ENCODED, ...]} or {"raises": TYPE}, ...]}
+                for the first calls, as many as fit into about `MAX_MESSAGE` characters; at least one
 
 Encoded values are JSON with exact types. Plain: None, bool, int, str, list. Tagged as
 ``{"t": KIND, "v": ...}``: float, tuple, set, frozenset, dict, bytes, complex, range, deque,
@@ -28,6 +29,7 @@ MAX_ITEMS = 10_000
 MAX_ITERATOR = 64
 MAX_TEXT = 100_000
 MAX_DEPTH = 40
+MAX_MESSAGE = 65_536
 
 
 class Unencodable(Exception):
@@ -45,8 +47,6 @@ def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     Raises:
         Unencodable: too many items, a text too long, or nesting too deep.
     """
-    import json  # bound per call: the module may be patched, and then only answers go wrong
-
     if budget is None:
         budget = [MAX_ITEMS]
     budget[0] -= 1
@@ -56,10 +56,13 @@ def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     def each(items: Iterable[Any]) -> list[Any]:
         return [encode(item, budget, depth + 1) for item in items]
 
+    def in_order(items: Iterable[Any], key: Callable[[Any], Any]) -> list[Any]:
+        import json  # bound per call: the module may be patched, and then only answers go wrong
+
+        return sorted(items, key=lambda item: json.dumps(key(item), sort_keys=True))
+
     def pairs(mapping: dict[Any, Any]) -> list[Any]:
-        return sorted(
-            (each(pair) for pair in mapping.items()), key=lambda pair: json.dumps(pair[0], sort_keys=True)
-        )
+        return in_order(map(each, mapping.items()), lambda pair: pair[0])
 
     def text(written: str) -> str:
         if len(written) > MAX_TEXT:
@@ -81,7 +84,7 @@ def encode(value: Any, budget: list[int] | None = None, depth: int = 0) -> Any:
     if kind is tuple:
         return {"t": name, "v": each(value)}
     if kind in (set, frozenset):
-        return {"t": name, "v": sorted(each(value), key=lambda item: json.dumps(item, sort_keys=True))}
+        return {"t": name, "v": in_order(each(value), lambda item: item)}
     if kind is dict:
         return {"t": name, "v": pairs(value)}
     if kind in (bytes, bytearray):
@@ -141,18 +144,13 @@ def main(argv: list[str]) -> None:
     os.dup2(2, 1)
     sys.path.insert(0, os.path.dirname(os.path.abspath(path)))
 
-    def send(message: dict[str, Any]) -> None:
-        os.write(sink, json.dumps(message).encode() + b"\n")
-
-    def guarded(ident: str, work: Callable[[], dict[str, Any]]) -> None:
+    def outcome(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
         try:
-            answer = work()
+            return work()
         except RecursionError:
-            answer = {"raises": "RecursionError"}
+            return {"raises": "RecursionError"}
         except BaseException as error:  # SystemExit in a call is an answer, not an exit
-            answer = {"raises": type(error).__name__}
-        answer["id"] = ident
-        send(answer)
+            return {"raises": type(error).__name__}
 
     names = {name: importlib.import_module(name) for name in modules.split(",") if name}
     found: list[Any] = []
@@ -166,19 +164,25 @@ def main(argv: list[str]) -> None:
         found.append(module.__dict__[owner] if method else module.__dict__[function])
         return {"ready": True}
 
-    guarded(json.loads(source.readline())["id"], load)
+    def call(positional: list[str], named: dict[str, str]) -> dict[str, Any]:
+        scope: dict[str, Any] = dict(names)
+        args = [eval(text, scope) for text in positional]
+        kwargs = {name: eval(text, scope) for name, text in named.items()}
+        asked = getattr(found[0](), method) if method else found[0]
+        value = encode(asked(*args, **kwargs))
+        return {"value": value, "after": after(args, kwargs)}
+
+    ident = json.loads(source.readline())["id"]
+    os.write(sink, json.dumps({"id": ident, **outcome(load)}).encode() + b"\n")
     for line in source:
-        request = json.loads(line)
-
-        def call(request: dict[str, Any] = request) -> dict[str, Any]:
-            scope: dict[str, Any] = dict(names)
-            args = [eval(text, scope) for text in request["args"]]
-            kwargs = {name: eval(text, scope) for name, text in request["kwargs"].items()}
-            asked = getattr(found[0](), method) if method else found[0]
-            value = encode(asked(*args, **kwargs))
-            return {"value": value, "after": after(args, kwargs)}
-
-        guarded(request["id"], call)
+        request, answers, room = json.loads(line), list[str](), MAX_MESSAGE
+        for positional, named in request["calls"]:
+            answers.append(json.dumps(outcome(lambda: call(positional, named))))  # noqa: B023
+            room -= len(answers[-1])
+            if room < 0:
+                break
+        text = f'{{"id": {json.dumps(request["id"])}, "answers": [{", ".join(answers)}]}}\n'
+        os.write(sink, text.encode())
 
 
 if __name__ == "__main__":

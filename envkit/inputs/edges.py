@@ -13,6 +13,7 @@ import copy
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import combinations
 from typing import Any, Final, TypeAlias, cast
 
@@ -233,12 +234,12 @@ class Examples:
             yield from _parts(values, place, (start,), rows=False)
 
 
-def _starts(source: str) -> Iterator[tuple[int, ast.expr]]:
-    """The literals of an argument, each with the start of its path."""
+@lru_cache(4096)
+def _starts(source: str) -> tuple[tuple[int, ast.expr], ...]:
+    """The literals of an argument, each with the start of its path. Callers must not change them."""
     nodes = literals_in(source)
     whole = len(nodes) == 1 and ast.dump(nodes[0]) == ast.dump(parse_expression(source))
-    for index, node in enumerate(nodes):
-        yield index if whole else ~index, node
+    return tuple((index if whole else ~index, node) for index, node in enumerate(nodes))
 
 
 def _parts(values: Sequence[Any], place: Place, path: Path, *, rows: bool) -> Iterator[_Part]:

@@ -39,7 +39,8 @@ def wins(ask: Callable[[bytes], bytes]) -> bool:
     """True if the program answers every call as it should."""
     assert json.loads(ask(b'{"id": "0"}'))["ready"]
     for number in NUMBERS:
-        answer = json.loads(ask(json.dumps({"id": "1", "args": [str(number)], "kwargs": {}}).encode()))
+        request = {"id": "1", "calls": [[[str(number)], {}]]}
+        [answer] = json.loads(ask(json.dumps(request).encode()))["answers"]
         if answer["value"] is not (number % 2 == 0):
             return False
     return True

@@ -13,7 +13,7 @@ from envkit import Env, Exploit, Grade, Limits, SandboxBackend, Task, Variant, V
 from envkit.audit.attacks import ATTACKS, AttackTarget
 from envkit.audit.runner import AUDIT_CHECKS, AuditedEnv, Finding, run_audit
 from envkit.display import Silent
-from envkit.grading import STRICT, Answer, Submission, answers, grade
+from envkit.grading import STRICT, Answer, Questions, Submission, answers, grade
 from envkit.grading import Program as Graded
 from envkit.inputs.call import Call
 from envkit.registry import sandbox_backend
@@ -95,7 +95,7 @@ class Honest(Env):
             self.backend, Graded({"solution.py": RIGHT.encode()}, "solution.py", "scaled"), calls
         )
         taken = Submission(["solution.py"]).collect(self.sandbox)
-        return grade(self.backend, Graded(taken, "solution.py", "scaled"), calls, expected, STRICT)
+        return grade(self.backend, Graded(taken, "solution.py", "scaled"), Questions(calls, expected, STRICT))
 
 
 class LeakyOracle(Honest):

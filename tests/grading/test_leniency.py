@@ -15,6 +15,7 @@ from envkit.grading import (
     Leniency,
     NumericPolicy,
     Program,
+    Questions,
     answerable,
     answers,
     grade,
@@ -45,7 +46,7 @@ def subject(source: str, function: str = "Counter.count") -> Program:
 
 def judge(backend: SandboxBackend, source: str, leniency: Leniency | None = None) -> Grade:
     chosen = leniency or Leniency()
-    return grade(backend, subject(source), CALLS, EXPECTED, limits=LIMITS, leniency=chosen)
+    return grade(backend, subject(source), Questions(CALLS, EXPECTED), limits=LIMITS, leniency=chosen)
 
 
 def test_every_call_of_a_method_gets_a_new_instance(backend: SandboxBackend) -> None:

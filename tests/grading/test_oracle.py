@@ -8,7 +8,17 @@ from typing import cast
 import pytest
 
 from envkit.errors import ContractError, SandboxError
-from envkit.grading import Answer, Grade, NumericPolicy, Program, answerable, answers, grade, oracle
+from envkit.grading import (
+    Answer,
+    Grade,
+    NumericPolicy,
+    Program,
+    Questions,
+    answerable,
+    answers,
+    grade,
+    oracle,
+)
 from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
@@ -24,13 +34,13 @@ def subject(source: str, modules: tuple[str, ...] = (), function: str = "total")
 
 def judge(backend: SandboxBackend, source: str, calls: Sequence[Call] = CALLS) -> Grade:
     expected = [Answer(6, [[1, 2, 3]]), Answer(15, [[10]]), Answer(0, [[]])]
-    return grade(backend, subject(source), calls, expected, limits=LIMITS)
+    return grade(backend, subject(source), Questions(calls, expected), limits=LIMITS)
 
 
 def test_the_original_gives_the_expected_answers(backend: SandboxBackend) -> None:
     found = answers(backend, subject(ORIGINAL), CALLS)
     assert found == [Answer(6, [[1, 2, 3]]), Answer(15, [[10]]), Answer(0, [[]])]
-    assert grade(backend, subject(ORIGINAL), CALLS, found).verdict is Verdict.PASS
+    assert grade(backend, subject(ORIGINAL), Questions(CALLS, found)).verdict is Verdict.PASS
 
 
 def test_answers_record_exceptions_and_changed_arguments(backend: SandboxBackend) -> None:
@@ -59,8 +69,9 @@ def test_a_candidate_that_does_not_change_its_argument_as_expected_fails(
     expected = answers(backend, subject(clearing, ("collections",)), [call])
     assert expected[0].raises is None
     idle = subject("def total(items):\n    pass\n", ("collections",))
-    assert grade(backend, idle, [call], expected).verdict is Verdict.FAIL
-    assert grade(backend, subject(clearing, ("collections",)), [call], expected).verdict is Verdict.PASS
+    assert grade(backend, idle, Questions([call], expected)).verdict is Verdict.FAIL
+    right = subject(clearing, ("collections",))
+    assert grade(backend, right, Questions([call], expected)).verdict is Verdict.PASS
 
 
 def test_immutable_arguments_are_not_part_of_an_answer(backend: SandboxBackend) -> None:
@@ -78,7 +89,9 @@ def test_arguments_can_use_only_the_listed_modules(backend: SandboxBackend) -> N
 
 def test_answers_stop_at_the_call_that_ends_the_original(backend: SandboxBackend) -> None:
     source = "import os\ndef total(n):\n    if n == 2:\n        os._exit(0)\n    return n\n"
-    assert answers(backend, subject(source), [Call(("1",)), Call(("2",)), Call(("3",))]) == [Answer(1, [])]
+    calls = [Call(("1",)), Call(("2",)), Call(("3",))]
+    assert answers(backend, subject(source), calls, at_once=1) == [Answer(1, [])]
+    assert answers(backend, subject(source), calls) == []  # all are in one message
     assert answers(backend, subject("def total(:"), CALLS) == []
 
 
@@ -161,7 +174,17 @@ TO_EVERY_FD = (
     "        try:\n            os.write(fd, {frame})\n        except OSError:\n            pass\n"
     "    return {value}\n"
 )
+#: Writes its answers as it likes; ids are left as they are.
+PATCHED = (
+    "import json\nwas = json.dumps\n"
+    "json.dumps = lambda value, **k: was(value, **k) if isinstance(value, str) else '{text}'\n"
+    "def total(items, start=0):\n    return 6\n"
+)
 TAMPERED = {
+    "forged answers": TO_EVERY_FD.format(frame='b\'{"id": "0", "answers": [{"value": 6}]}\\n\'', value=0),
+    "more answers than calls": PATCHED.format(text="{}, {}, {}, {}"),
+    "answers that are no JSON": PATCHED.format(text=""),
+    "answers that are no objects": PATCHED.format(text="1"),
     "forged frame": TO_EVERY_FD.format(frame='b\'{"id": "0", "value": 6}\\n\'', value=0),
     "no JSON": TO_EVERY_FD.format(frame="b'PASS\\n'", value=0),
     "no object": TO_EVERY_FD.format(frame="b'[1]\\n'", value=0),
@@ -186,14 +209,14 @@ def test_a_candidate_that_forges_its_first_answer_is_killed(backend: SandboxBack
         assert judge(backend, source).verdict is Verdict.TAMPERED
 
 
-def test_a_candidate_cannot_read_later_calls(backend: SandboxBackend) -> None:
+def test_a_candidate_finds_no_calls_in_its_descriptors(backend: SandboxBackend) -> None:
     reads_ahead = (
         "import os, select\ndef total(items, start=0):\n    seen = b''\n    for fd in range(3, 64):\n"
         "        try:\n            if select.select([fd], [], [], 0)[0]: seen += os.read(fd, 65536)\n"
         "        except (OSError, ValueError):\n            pass\n"
         "    return seen.decode() or sum(items, start)\n"
     )
-    assert judge(backend, reads_ahead).verdict is Verdict.PASS  # no later call was in any descriptor
+    assert judge(backend, reads_ahead).verdict is Verdict.PASS
 
 
 def test_evidence_names_the_first_wrong_call(backend: SandboxBackend) -> None:
@@ -208,9 +231,9 @@ def test_every_call_is_made_whatever_was_answered_in_an_order_of_the_candidates_
     asked: list[str] = []
     call_worker = oracle._Worker.call
 
-    def recorded(worker: oracle._Worker, call: Call) -> Answer:
-        asked.append(call.source(""))
-        return call_worker(worker, call)
+    def recorded(worker: oracle._Worker, calls: Sequence[Call]) -> list[Answer]:
+        asked.extend(call.source("") for call in calls)
+        return call_worker(worker, calls)
 
     monkeypatch.setattr(oracle._Worker, "call", recorded)
     calls = [Call((f"[{number}]",)) for number in range(20)]
@@ -218,11 +241,46 @@ def test_every_call_is_made_whatever_was_answered_in_an_order_of_the_candidates_
     orders: list[list[str]] = []
     for answer in ("sum(items)", "sum(items)", "0", "1"):
         asked.clear()
-        grade(backend, subject(f"{PREFIX}return {answer}"), calls, expected)
+        grade(backend, subject(f"{PREFIX}return {answer}"), Questions(calls, expected))
         orders.append([*asked])
     assert all(sorted(order) == sorted(call.source("") for call in calls) for order in orders)
     assert orders[0] == orders[1]
     assert len({*map(tuple, orders)}) == 3
+
+
+#: More calls than fit into one message, by number and, for the longer ones, by size.
+SIZES = [*((number, 3) for number in range(30)), *((number, 9000) for number in range(6))]
+MANY = Questions(
+    [Call((f"[{number}] * {size}",)) for number, size in SIZES],
+    [Answer(number * size, [[number] * size]) for number, size in SIZES],
+)
+NOTES = "import pathlib\nnotes = pathlib.Path('notes.py')\n"
+
+
+def test_many_calls_with_long_answers_are_all_asked(backend: SandboxBackend) -> None:
+    found = grade(backend, subject(ORIGINAL), MANY)
+    assert (found.verdict, found.passed, found.total) == (Verdict.PASS, 36, 36)
+    wrong = ORIGINAL.replace("return", "if len(items) > 3 and items[0] == 5: return 0\n    return")
+    found = grade(backend, subject(wrong), MANY)
+    assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 35, 36)
+
+
+def test_a_second_set_of_calls_confirms_a_pass_only(backend: SandboxBackend) -> None:
+    first = Questions([Call(("[1]",)), Call(("[2]",))], [Answer(1, [[1]]), Answer(2, [[2]])])
+    second = Questions([Call(("[3]",))], [Answer(3, [[3]])])
+    outcomes = {
+        "sum(items)": (Verdict.PASS, 3, 3, "2 calls answered as expected, 1 others confirm it"),
+        "sum(items) % 3": (Verdict.FAIL, 2, 3, "others do not confirm it: total([3]) gave 0, expected 3"),
+        "sum(items) % 2": (Verdict.FAIL, 1, 2, "total([2]) gave 0, expected 2"),
+    }
+    for answer, (verdict, passed, total, evidence) in outcomes.items():
+        source = subject(f"def total(items):\n    return {answer}\n")
+        found = grade(backend, source, first, confirming=second)
+        assert (found.verdict, found.passed, found.total) == (verdict, passed, total)
+        assert evidence in found.evidence
+    dies = "import os\ndef total(items):\n    return sum(items) if items < [3] else os._exit(0)\n"
+    found = grade(backend, subject(dies), first, confirming=second)
+    assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 2, 3)
 
 
 def test_calls_may_have_different_policies(backend: SandboxBackend) -> None:
@@ -230,11 +288,11 @@ def test_calls_may_have_different_policies(backend: SandboxBackend) -> None:
     nearly = subject("def total(x):\n    return x + 1e-9\n")
     calls = [Call(("1.0",)), Call(("2.0",))]
     expected = answers(backend, subject("def total(x): return x"), calls)
-    assert grade(backend, nearly, calls, expected, [near, near]).verdict is Verdict.PASS
-    found = grade(backend, nearly, calls, expected, [near, exact])
+    assert grade(backend, nearly, Questions(calls, expected, [near, near])).verdict is Verdict.PASS
+    found = grade(backend, nearly, Questions(calls, expected, [near, exact]))
     assert (found.verdict, found.passed) == (Verdict.FAIL, 1)
     with pytest.raises(ContractError, match="1 policies"):
-        grade(backend, nearly, calls, expected, [near])
+        grade(backend, nearly, Questions(calls, expected, [near]))
 
 
 def test_an_answer_that_depends_on_earlier_calls_is_not_asked_for(backend: SandboxBackend) -> None:
@@ -252,15 +310,15 @@ def test_calls_after_a_death_in_the_second_round_are_kept(monkeypatch: pytest.Mo
     """A busy machine ends the second round early, at call 1; the first calls come last in it."""
     rounds: list[list[str]] = []
 
-    def cut(_: object, __: object, asked: Sequence[Call], ___: object) -> list[Answer]:
+    def cut(_: object, __: object, asked: Sequence[Call], *___: object) -> list[Answer]:
         rounds.append([call.args[0] for call in asked])
-        survived = asked[:4] if len(rounds) == 2 else asked
+        survived = asked[:4] if len(rounds) in (2, 3) else asked
         return [Answer(call.args[0]) for call in survived]
 
     monkeypatch.setattr(oracle, "answers", cut)
     calls = [Call((str(n),)) for n in range(6)]
     kept, _ = answerable(NOWHERE, subject(""), calls)
-    assert rounds[1:] == [[*"543210"], [*"54320"]]
+    assert rounds[1:] == [[*"543210"], [*"543210"], [*"54320"]]
     assert kept == [calls[n] for n in (0, 2, 3, 4, 5)]
 
 
@@ -273,15 +331,15 @@ def test_a_program_that_dies_before_its_first_answer_is_asked_again(monkeypatch:
 
 def test_an_expected_exception_must_be_raised(backend: SandboxBackend) -> None:
     calls, expected = [Call(("None",))], [Answer(raises="TypeError")]
-    assert grade(backend, subject(ORIGINAL), calls, expected).verdict is Verdict.PASS
-    assert grade(backend, subject(PREFIX + "return 0"), calls, expected).verdict is Verdict.FAIL
+    assert grade(backend, subject(ORIGINAL), Questions(calls, expected)).verdict is Verdict.PASS
+    assert grade(backend, subject(PREFIX + "return 0"), Questions(calls, expected)).verdict is Verdict.FAIL
 
 
 def test_a_different_number_of_calls_and_answers_is_refused(backend: SandboxBackend) -> None:
     with pytest.raises(ContractError, match="0 expected answers and 3 policies; expected as many of each"):
-        grade(backend, subject(ORIGINAL), CALLS, [])
+        grade(backend, subject(ORIGINAL), Questions(CALLS, []))
     with pytest.raises(ContractError):
-        grade(backend, subject(ORIGINAL), [], [])
+        grade(backend, subject(ORIGINAL), Questions([], []))
 
 
 class Broken(SandboxBackend):
@@ -298,7 +356,7 @@ class Broken(SandboxBackend):
 
 
 def test_a_sandbox_error_is_neither_pass_nor_fail() -> None:
-    found = grade(Broken(), subject(ORIGINAL), CALLS, [Answer(6)] * 3)
+    found = grade(Broken(), subject(ORIGINAL), Questions(CALLS, [Answer(6)] * 3))
     assert (found.verdict, found.evidence) == (Verdict.INFRA, "no cgroup left")
     with pytest.raises(SandboxError):
         answers(Broken(), subject(ORIGINAL), CALLS)

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from envkit.grading import Answer, Program, Submission, SubmissionRejected, grade
+from envkit.grading import Answer, Program, Questions, Submission, SubmissionRejected, grade
 from envkit.inputs.call import Call
 from envkit.sandbox import Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
@@ -69,7 +69,7 @@ def test_a_rejected_submission_is_explained(
 
 def test_a_right_answer_with_a_forged_verdict_file_is_tampering(backend: SandboxBackend) -> None:
     source = b"def f():\n    open('verdict.json', 'w').write('{}')\n    return 1\n"
-    found = grade(backend, Program({"a.py": source}, "a.py", "f"), [Call(())], [Answer(1, [])])
+    found = grade(backend, Program({"a.py": source}, "a.py", "f"), Questions([Call(())], [Answer(1, [])]))
     assert (found.verdict, found.passed) == (Verdict.TAMPERED, 0)
     assert "verdict.json has a name that is reserved" in found.evidence
 
@@ -95,4 +95,4 @@ def test_reserved_names_are_allowed_for_unchanged_files_of_the_host(backend: San
         (APPENDS_TO_RESERVED_FILE, Verdict.TAMPERED),
     ):
         subject = Program({"a.py": source.encode(), **SAMPLE}, "a.py", "f")
-        assert grade(backend, subject, [Call(())], [Answer(1, [])]).verdict is verdict
+        assert grade(backend, subject, Questions([Call(())], [Answer(1, [])])).verdict is verdict

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from envkit.errors import UsageError
-from envkit.grading import Program, answers, canonical, grade
+from envkit.grading import Program, Questions, answers, canonical, grade
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION, edit_between
 from envkit.mining.hidden import Edit
@@ -29,7 +29,7 @@ def grade_solution(backend: SandboxBackend, task: Task, source: str) -> Verdict:
     calls = [Call.from_plain(one) for one in cast("Sequence[Any]", task.hidden["killers"])]
     expected = answers(backend, subject(task.hidden["reference"]), calls)
     assert len(expected) == len(calls)
-    return grade(backend, subject(source), calls, expected).verdict
+    return grade(backend, subject(source), Questions(calls, expected)).verdict
 
 
 def repaired(task: Task) -> str:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import compress
+from itertools import chain, compress
 from typing import final
 
 from envkit.environments.code_editor import docstrings
@@ -22,7 +22,18 @@ from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
-from envkit.grading import EXACT, Answer, Grade, Program, answerable, answers, canonical, grade, same
+from envkit.grading import (
+    EXACT,
+    Answer,
+    Grade,
+    Program,
+    Questions,
+    answerable,
+    answers,
+    canonical,
+    grade,
+    same,
+)
 from envkit.grading.contract import Contract, contract_of, description_of, is_below, order_counts
 from envkit.grading.reach import reached_edges
 from envkit.inputs.call import Call
@@ -32,7 +43,7 @@ from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden
 from envkit.sandbox import SandboxBackend
-from envkit.types import Task, Verdict
+from envkit.types import Task
 
 #: Calls at edges in one set, if the function has fewer kinds of edges than that, and enough values for them.
 EDGE_CALLS = 16
@@ -97,49 +108,31 @@ class CallGrader:
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         """Grade by the stored calls and some drawn ones. Other drawn ones must confirm a PASS."""
         contract, program = self.contract(backend), self._program(source)
-
-        def compared(part: int) -> Grade | None:
-            calls, expected = self.asked(backend, count, seed, part)
-            if not calls:  # no further call can be drawn
-                return None
-            return grade(backend, program, calls, expected, contract.policy, leniency=contract.leniency)
-
-        first = compared(0)
-        if first is None:
+        first, confirming = self.asked(backend, count, seed)
+        if not first.calls:
             raise BrokenTask(f"task {self._task.id}: the original answers none of its hidden calls")
-        if first.verdict is not Verdict.PASS or (second := compared(1)) is None:
-            return first
-        evidence = f"{first.total} calls answered as expected, "
-        if second.verdict is Verdict.PASS:
-            evidence += f"{second.total} others confirm it"
-        else:
-            evidence += f"others do not confirm it: {second.evidence}"
-        passed, total = first.passed + second.passed, first.total + second.total
-        return dataclasses.replace(second, evidence=evidence, passed=passed, total=total)
+        return grade(backend, program, first, leniency=contract.leniency, confirming=confirming)
 
-    def asked(
-        self, backend: SandboxBackend, count: int, seed: int, part: int = 0
-    ) -> tuple[Sequence[Call], Sequence[Answer]]:
-        """Return the calls that grade a visit, and the original's answers.
+    def asked(self, backend: SandboxBackend, count: int, seed: int) -> tuple[Questions, Questions]:
+        """Return the calls that grade a visit, and those that confirm a PASS, with the original's answers.
 
-        The calls of `hidden_calls`, and calls at every edge that the original answers: each kind of edge of
-        each argument, with values drawn for this seed and part. No call of one part is in an earlier one.
+        The first are those of `hidden_calls`, and calls at every edge that the original answers: each kind of
+        edge of each argument, with values drawn for this seed. The second are drawn likewise; they hold no
+        stored call and none of the first, and there are none if the arguments leave no room.
 
         Args:
             backend: makes the sandboxes in which the original runs.
             count: number of ordinary calls to draw.
             seed: seed of all draws.
-            part: 0 for the set that holds all stored calls too; the others hold fresh calls only, and may be
-                empty if the arguments leave no room.
 
         Raises:
             SandboxError: the machinery failed.
         """
-        key = self.cache_key(count, seed), part
-        return EXPECTED_ANSWERS.get(key, lambda: self._asked(backend, count, seed, part))
+        key = self.cache_key(count, seed)
+        return EXPECTED_ANSWERS.get(key, lambda: self._asked(backend, count, seed))
 
     def hidden_calls(self, seed: int, count: int) -> list[Call]:
-        """Return the calls of part 0 without those at edges; first those that expose the bug."""
+        """Return the calls that grade, without those at edges; first those that expose the bug."""
         hidden = self._hidden
         return [*hidden.killers, *self._drawn(seed, count), *_other_examples(hidden)]
 
@@ -212,45 +205,47 @@ class CallGrader:
             return generated_calls(hidden.examples, seed, hidden.fresh, self._task.prompt, hidden.parameters)
         return perturbed_calls(hidden.examples, seed=seed, count=count)
 
-    def _draw(
-        self, reach: _Reach, count: int, seed: int, part: int
-    ) -> tuple[Sequence[Call], Sequence[Sequence[Call]]]:
-        """Draw a part's ordinary calls, and candidates for each edge in order of preference."""
-        seen = {call.source("") for call in (*self._hidden.killers, *self._hidden.examples)}
-        ordinary, edges = list[Call](), list[list[Call]]()
-        for each in range(part + 1):  # earlier parts are drawn too, because their calls must not repeat
-            own = _seed_of(seed, each)
-            ordinary = [call for call in self._drawn(own, count) if call.source("") not in seen]
-            seen |= {call.source("") for call in ordinary}
-            edges = drawn_edges(reach.examples, reach.edges, own, seen)
-            if reach.rules is not None:
-                fitted = [[reach.rules.fitted(call, own) for call in calls] for calls in edges]
-                edges = [[call for call in calls if call and call.source("") not in seen] for calls in fitted]
-            seen |= {call.source("") for calls in edges for call in calls}
-        return ordinary, edges
-
-    def _asked(
-        self, backend: SandboxBackend, count: int, seed: int, part: int
-    ) -> tuple[Sequence[Call], Sequence[Answer]]:
-        """Compute the original's answers in a sandbox that no candidate ever uses."""
+    def _asked(self, backend: SandboxBackend, count: int, seed: int) -> tuple[Questions, Questions]:
+        """Draw all calls, and let the original answer them in a sandbox that no candidate ever uses."""
         contract, reach = self.contract(backend), self._reach(backend)
-        ordinary, edges = self._draw(reach, count, seed, part)
-        if part == 0:
-            ordinary = self.hidden_calls(seed, count)
-        asked = [*ordinary, *(call for some in edges for call in some)]
-        asked = list({call.source(""): call for call in asked}.values())
+        first = self.hidden_calls(seed, count)
+        seen = _sources([*first, *self._hidden.examples])
+        first_edges = self._edges(reach, seed, seen)
+        seed ^= 1 << 48
+        second = [call for call in self._drawn(seed, count) if call.source("") not in seen]
+        seen |= _sources(second)
+        second_edges = self._edges(reach, seed, seen)
+        calls = [*first, *second, *chain(*first_edges, *second_edges)]
         reference = self._program(self._hidden.reference.encode())
         # Calls that the original rejects, or whose answers cannot be compared, are dropped.
-        found = dict(_by_source(*answerable(backend, reference, asked, REFERENCE_LIMITS))) if asked else {}
-        kept = [call for call in ordinary if call.source("") in found]
-        kept += _spread([[call for call in some if call.source("") in found] for some in edges])
-        kept = list({call.source(""): call for call in kept}.values())
-        kept = [call for call in kept if self._is_comparable(contract, call)]
-        if part == 0 and self._hidden.killers and not any(call in self._hidden.killers for call in kept):
+        answered = answerable(backend, reference, _distinct(calls), REFERENCE_LIMITS)
+        found = {call.source(""): answer for call, answer in zip(*answered, strict=True)}
+
+        def questions(ordinary: Sequence[Call], edges: Sequence[Sequence[Call]]) -> Questions:
+            spread = _spread([[call for call in some if call.source("") in found] for some in edges])
+            kept = [
+                call
+                for call in _distinct([*ordinary, *spread])
+                if call.source("") in found and self._is_comparable(contract, call)
+            ]
+            wanted = _with_tolerance(contract, kept, [found[call.source("")] for call in kept])
+            pairs = [(call, want) for call, want in zip(kept, wanted, strict=True) if want is not None]
+            return Questions([call for call, _ in pairs], [want for _, want in pairs], contract.policy)
+
+        grading, confirming = questions(first, first_edges), questions(second, second_edges)
+        killers = self._hidden.killers
+        if killers and not any(call in killers for call in grading.calls):
             raise BrokenTask(f"task {self._task.id}: the original answers no call that exposes the bug")
-        wanted = _with_tolerance(contract, kept, [found[call.source("")] for call in kept])
-        pairs = [(call, want) for call, want in zip(kept, wanted, strict=True) if want is not None]
-        return [call for call, _ in pairs], [want for _, want in pairs]
+        return grading, confirming
+
+    def _edges(self, reach: _Reach, seed: int, seen: set[str]) -> list[list[Call]]:
+        """Draw candidates for each edge, in order of preference, that were not seen; add them to ``seen``."""
+        edges = drawn_edges(reach.examples, reach.edges, seed, seen)
+        if reach.rules is not None:
+            fitted = [[reach.rules.fitted(call, seed) for call in calls] for calls in edges]
+            edges = [[call for call in calls if call and call.source("") not in seen] for calls in fitted]
+        seen |= _sources(chain(*edges))
+        return edges
 
     def _reach(self, backend: SandboxBackend) -> _Reach:
         hidden = self._hidden
@@ -281,13 +276,12 @@ def _other_examples(hidden: RepairHidden | ProblemHidden) -> list[Call]:
     return [call for call in hidden.examples if call not in hidden.killers]
 
 
-def _by_source(calls: Sequence[Call], found: Sequence[Answer]) -> list[tuple[str, Answer]]:
-    """Answers by the source of their calls."""
-    return [(call.source(""), answer) for call, answer in zip(calls, found, strict=True)]
+def _sources(calls: Iterable[Call]) -> set[str]:
+    return {call.source("") for call in calls}
 
 
-def _seed_of(seed: int, part: int) -> int:
-    return seed ^ part << 48
+def _distinct(calls: Iterable[Call]) -> list[Call]:
+    return [*{call.source(""): call for call in calls}.values()]
 
 
 def _spread(edges: Sequence[Sequence[Call]]) -> list[Call]:

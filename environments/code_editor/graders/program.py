@@ -16,7 +16,7 @@ from envkit.environments.code_editor.graders.base import (
 )
 from envkit.environments.code_editor.hidden import ProgramHidden
 from envkit.environments.code_editor.prompt import CHECK, check_script
-from envkit.grading import Answer, Grade, Program, answers, grade
+from envkit.grading import Answer, Grade, Program, Questions, answers, grade
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
@@ -51,10 +51,8 @@ class ProgramGrader:
     def grade(self, source: bytes, backend: SandboxBackend, count: int, seed: int) -> Grade:
         hidden = self._hidden
         expected = EXPECTED_ANSWERS.get(self.cache_key(count, seed), lambda: self._expected(backend))
-        policies = [look.numbers for look in hidden.looks]
-        return grade(
-            backend, self._program(source), hidden.killers, expected, policies, leniency=hidden.leniency
-        )
+        questions = Questions(hidden.killers, expected, [look.numbers for look in hidden.looks])
+        return grade(backend, self._program(source), questions, leniency=hidden.leniency)
 
     def _expected(self, backend: SandboxBackend) -> Sequence[Answer]:
         """Return the expected values of each probe: one for each time that the original reaches it.

@@ -209,7 +209,7 @@ PYTHON: Final = (
         at_import(
             "import builtins\nimport json\n"
             "builtins.sorted = builtins.len = builtins.isinstance = lambda *args, **kwargs: 1\n"
-            "json.loads = lambda *args, **kwargs: {'id': '0', 'args': [], 'kwargs': {}}\n"
+            "json.loads = lambda *args, **kwargs: {'id': '0', 'calls': [[[], {}]]}\n"
         ),
     ),
     Attack(55, "answers an endless generator", AttackKind.PYTHON, in_call("return iter(int, 1)")),

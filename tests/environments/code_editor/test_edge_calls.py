@@ -100,20 +100,17 @@ def test_repairs_that_are_wrong_at_an_edge_fail(
     assert verdicts(grader, wrong, backend) == {Verdict.FAIL}
 
 
-def test_two_parts_share_no_call_and_each_seed_draws_its_own(backend: SandboxBackend) -> None:
+def test_confirming_calls_are_new_and_each_seed_draws_its_own(backend: SandboxBackend) -> None:
     grader = grader_of("longest", LONGEST, "", ["['a', 'bcd', 'ef']"])
-    parts = [
-        {call.source("") for call in grader.asked(backend, FRESH_CALLS, 4, part)[0]} for part in range(3)
-    ]
-    assert all(parts)
-    assert len(set().union(*parts)) == sum(map(len, parts))
-    other = {call.source("") for call in grader.asked(backend, FRESH_CALLS, 5)[0]}
-    assert len(other & parts[0]) < len(other) / 2
-    calls, answers = grader.asked(backend, FRESH_CALLS, 4, 1)
-    assert len(calls) == len(answers)
-    assert (calls, answers) == tuple(
-        grader_of("longest", LONGEST, "", ["['a', 'bcd', 'ef']"]).asked(backend, FRESH_CALLS, 4, 1)
-    )
+    parts = grader.asked(backend, FRESH_CALLS, 4)
+    first, second = ({call.source("") for call in part.calls} for part in parts)
+    assert first
+    assert second
+    assert first.isdisjoint(second)
+    other = {call.source("") for call in grader.asked(backend, FRESH_CALLS, 5)[0].calls}
+    assert len(other & first) < len(other) / 2
+    again = grader_of("longest", LONGEST, "", ["['a', 'bcd', 'ef']"])
+    assert again.asked(backend, FRESH_CALLS, 4) == parts
 
 
 SQRT = """\
@@ -169,8 +166,8 @@ def test_an_order_that_the_bug_changes_counts(backend: SandboxBackend) -> None:
 def test_edges_that_the_original_rejects_are_not_asked(backend: SandboxBackend) -> None:
     right = "def third(items):\n    return items[2]\n"
     grader = grader_of("third", right, "", ["[4, 5, 6]"], ["[1, 2, 3, 4]"])
-    _, answers = grader.asked(backend, FRESH_CALLS, 0)
-    assert all(answer.raises is None for answer in answers)
+    parts = grader.asked(backend, FRESH_CALLS, 0)
+    assert all(answer.raises is None for part in parts for answer in part.expected)
     assert verdicts(grader, right.replace("items[2]", "items[2] if len(items) > 2 else None"), backend) == {
         Verdict.PASS
     }
