@@ -68,7 +68,7 @@ def unknown_words(words: Sequence[str]) -> list[str]:
     """Return the words that the command does not accept, without running it or checking values."""
     command: Any = typer.main.get_command(app)
     context = command.make_context("envkit", [], resilient_parsing=True)
-    while hasattr(command, "commands"):
+    while hasattr(command, "commands") and (words or not command.invoke_without_command):
         first, *words = words
         command = command.commands[first]
         context = command.make_context(first, [], parent=context, resilient_parsing=True)

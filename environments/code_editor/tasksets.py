@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from typing import Any
 
+from envkit.cache import cache_dir, cache_folder
 from envkit.display import Display
 from envkit.errors import TaskFileError
 from envkit.inputs.doctests import is_always_reordered
@@ -17,7 +18,6 @@ from envkit.mining.library import is_installed, version_of
 from envkit.mining.miner import mine
 from envkit.mining.package_functions import PackageFunction
 from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
-from envkit.models import cache_dir, cache_folder
 from envkit.sandbox import SandboxBackend
 from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task

@@ -19,10 +19,10 @@ from typing import Any, Final
 from envkit.audit.audited_env import AuditedEnv
 from envkit.audit.code_digest import SCHEME, content_digest
 from envkit.audit.runner import Finding, run_audit
+from envkit.cache import cache_dir
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import StoreError, UsageError
-from envkit.models import cache_dir
 from envkit.sandbox import SandboxBackend
 from envkit.store import write_atomic
 from envkit.taskfile import digest

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, final
 
+from envkit.cache import cache_dir
 from envkit.errors import MissingExtraError, ModelError
-from envkit.models import cache_dir
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -37,7 +37,7 @@ def doctor(as_json: Json = False) -> None:
     """Check whether this machine is ready; print the command that mends what is not."""
     from rich.table import Table
 
-    from envkit.models import DEFAULT_MODEL, cache_dir
+    from envkit.models import DEFAULT_MODEL, KNOWN, is_fetched
     from envkit.sandbox_check import self_check
 
     rows: list[tuple[str, bool, str]] = [
@@ -56,8 +56,8 @@ def doctor(as_json: Json = False) -> None:
         installed = find_spec(package) is not None
         missing = "only for models that run here; pip install 'envkit-rl[train]'"
         rows.append((package, installed, "installed" if installed else missing))
-    cached = (cache_dir() / "models" / DEFAULT_MODEL / "digest.json").exists()
-    rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if cached else 'will be downloaded, 93 MB'}"))
+    size = f"will be downloaded, {KNOWN[DEFAULT_MODEL].file_bytes // 10**6} MB"
+    rows.append(("model", True, f"{DEFAULT_MODEL}: {'cached' if is_fetched(DEFAULT_MODEL) else size}"))
     ready = all(ok for name, ok, _ in rows if name not in _MODELS)
     if as_json:
         emit({"ready": ready, "checks": [{"name": n, "ok": ok, "detail": d} for n, ok, d in rows]})

@@ -17,7 +17,7 @@ import typer.main
 from rich.markup import escape
 
 from envkit.api.interrupts import Interrupted, handling_signals, raise_interrupted
-from envkit.cli import audit, info, measure, new, play, sandbox, tasks, train, view
+from envkit.cli import audit, info, measure, models, new, play, sandbox, tasks, train, view
 from envkit.cli.help import Command, Group
 from envkit.cli.output import err, out
 from envkit.errors import EnvkitError, StoreError, UsageError
@@ -64,6 +64,7 @@ app.command(cls=Command, rich_help_panel=_BUILD)(new.new)
 app.command(cls=Command, rich_help_panel=_BUILD)(audit.audit)
 app.add_typer(tasks.app, cls=Group, name="tasks", rich_help_panel=_BUILD)
 app.add_typer(sandbox.app, cls=Group, name="sandbox", rich_help_panel=_BUILD)
+app.add_typer(models.app, cls=Group, name="models", rich_help_panel=_TRAIN)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.train)
 app.command(cls=Command, rich_help_panel=_TRAIN)(train.sft)
 app.command("eval", cls=Command, rich_help_panel=_MEASURE)(measure.evaluate)

@@ -38,6 +38,13 @@ def complete_cards(incomplete: str) -> list[str]:
     return _beginning(incomplete, shipped_cards())
 
 
+def complete_models(incomplete: str) -> list[str]:
+    """Complete the id of a known model."""
+    from envkit.models import KNOWN
+
+    return _beginning(incomplete, KNOWN)
+
+
 def complete_runs(incomplete: str) -> list[str]:
     """Run folders in ``runs/``, or in the folder that was typed, newest first."""
     folder = Path(incomplete.rpartition("/")[0] or ".") if "/" in incomplete else Path("runs")

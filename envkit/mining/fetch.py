@@ -10,8 +10,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from envkit.cache import cache_dir, cache_folder
 from envkit.errors import UsageError
-from envkit.models import cache_dir, cache_folder
 from envkit.store import whole_folder
 
 _STAMP = "requirements.sha256"

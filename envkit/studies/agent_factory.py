@@ -265,7 +265,7 @@ class AgentFactory:
         """Load a base model and the adapters of all rows that run on it."""
         from envkit.training.policy import Policy
 
-        ref = resolve(model, self._display.say)
+        ref = resolve(model, self._display)
         if ref.digest != self._fixed["models"][model]:
             raise StoreError(
                 f"the weights of {model} have changed since the run began; restore them, or start a new run"

@@ -103,7 +103,7 @@ class BeforeAfter:
             kind: self._rl_tasks_of(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
         }
         use_threads(manifest["threads"])
-        ref = resolve(manifest["model"], display.say)
+        ref = resolve(manifest["model"], display)
         if ref.digest != manifest["model_digest"]:
             raise StoreError(
                 f"{run.path}: the weights of {ref.id} have changed since the run began: their digest is "

@@ -17,6 +17,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
+from envkit.studies.model_speed import keep_speed
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
@@ -86,10 +87,11 @@ def prepare(
         require_heldout(heldout[kind], all_train)
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
-    ref = resolve(config.model, display.say)
+    ref = resolve(config.model, display)
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = probe(policy, display.say)
+        keep_speed(config.model, speed, config.dtype, threads)
         lengths = lengths_of(
             policy.renderer,
             [

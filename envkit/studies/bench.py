@@ -96,7 +96,7 @@ def start(
         if row.recorded
     }
     models = {
-        model: resolve(model, display.say).digest
+        model: resolve(model, display).digest
         for model in dict.fromkeys(model_of(row) for row in spec.agents if runs_here(row))
     }
     threads, dtype = _compute(bool(models))

@@ -144,7 +144,7 @@ def warm_start(
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
     config = replace(resolve_dtype(config), engine="torch")  # nothing is sampled
-    policy = Policy.of(resolve(config.model, display.say), config)
+    policy = Policy.of(resolve(config.model, display), config)
     losses: list[float] = []
     run_warm_start(
         policy, {kind: tasks}, backend, config, display, lambda step, loss: losses.append(loss), should_stop

@@ -1,0 +1,73 @@
+"""Commands on models: list the known ones, fetch one, measure its speed here."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from envkit.cli.help import Command
+from envkit.cli.options import Json, complete_models
+from envkit.cli.output import emit, out
+
+app = typer.Typer(help="List the models with an id of their own, fetch one, measure its speed here.")
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(metavar="ID", help="An id from `envkit models`.", autocompletion=complete_models),
+]
+
+
+@app.callback(invoke_without_command=True)
+def list_(context: typer.Context, as_json: Json = False) -> None:
+    """List the models with an id of their own: licence, sizes, and speed and memory if measured here."""
+    from rich.table import Table
+
+    from envkit.models import KNOWN, is_fetched, known_speed
+
+    if context.invoked_subcommand is not None:
+        return
+    rows = {name: {**asdict(model), "here": is_fetched(name)} for name, model in KNOWN.items()}
+    speeds = {name: known_speed(name) for name in KNOWN}
+    if as_json:
+        emit({name: {**row, "speed": speeds[name]} for name, row in rows.items()})
+        return
+    table = Table(box=None, pad_edge=False)
+    table.add_column("id", no_wrap=True)
+    for title in ("parameters", "licence", "download", "on disk", "here", "measured here"):
+        table.add_column(title)
+    for name, model in KNOWN.items():
+        speed = speeds[name]
+        table.add_row(
+            name,
+            f"{model.parameters:,} M",
+            model.licence,
+            f"{model.file_bytes / 10**6:,.0f} MB",
+            f"{model.disk_bytes / 10**9:.1f} GB",
+            "yes" if is_fetched(name) else "no",
+            str(speed) if speed else "no",
+        )
+    out.print(table)
+
+
+@app.command(cls=Command)
+def fetch(name: ModelArgument) -> None:
+    """Download a model and convert it. An interrupted download goes on where it was."""
+    from envkit.api.rich_display import open_display
+    from envkit.models import resolve
+
+    with open_display("rich") as display:
+        ref = resolve(name, display)
+    out.print(f"{ref.id}: {ref.path}", soft_wrap=True, markup=False)
+
+
+@app.command(cls=Command)
+def measure(name: ModelArgument) -> None:
+    """Measure how fast a model samples and learns on this machine; `envkit models` shows the last result."""
+    from envkit.api.rich_display import open_display
+    from envkit.studies.model_speed import measure_model
+
+    with open_display("rich") as display:
+        found = measure_model(name, display)
+    out.print(f"{name}: {found}", markup=False)

@@ -1,0 +1,27 @@
+"""Models: a model id or path becomes a folder of safetensors with a digest."""
+
+from envkit.models.known import DEFAULT_MODEL, KNOWN, KnownModel
+from envkit.models.reference import (
+    ModelRef,
+    is_fetched,
+    model_errors,
+    require_training,
+    resolve,
+    weights_digest,
+)
+from envkit.models.speeds import MeasuredSpeed, known_speed, remember_speed
+
+__all__ = [
+    "DEFAULT_MODEL",
+    "KNOWN",
+    "KnownModel",
+    "MeasuredSpeed",
+    "ModelRef",
+    "is_fetched",
+    "known_speed",
+    "model_errors",
+    "remember_speed",
+    "require_training",
+    "resolve",
+    "weights_digest",
+]
