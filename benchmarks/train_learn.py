@@ -15,7 +15,8 @@ from side_by_side import Ways
 from train_shared import GROUP, NEW, perturbed_policy, trl_trainer
 
 from envkit.training.config import TrainConfig
-from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import TrainingRow, pack
 
 PROMPT = 512

@@ -17,7 +17,8 @@ from envkit.errors import UsageError
 from envkit.studies.machine import CpuTimes, why_busy
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
-from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 

@@ -22,7 +22,8 @@ from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
-from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
 from envkit.training.rollouts import RolloutCollector, StepRollouts

@@ -7,12 +7,11 @@ chunks of any size.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import PackedTree, rows_of
+from envkit.engine.attention import rows_of
 from envkit.training.config import TrainConfig
 from envkit.training.packing import PackedBatch
 
@@ -47,25 +46,6 @@ class LossTerms:
     clipped: int
     tokens: int
     kl: float
-
-
-def logprobs(model: Any, batch: PackedBatch, temperature: float) -> Tensor:
-    """Log-probability of every trained token under the model at a temperature > 0, shape (N,).
-
-    Logits are computed only where they predict a trained token, and once for rows that share it: the
-    vocabulary projection is a fifth of a small model's work.
-    """
-    hidden_SE = model.get_decoder()(
-        input_ids=batch.ids_1S,
-        position_ids=batch.positions_1S,
-        use_cache=False,
-        layout=PackedTree(batch.prompt, batch.paths, batch.ids_1S.device),
-    ).last_hidden_state[0]
-    logits_KV = model.get_output_embeddings()(rows_of(hidden_SE, batch.sources_K)).float()
-    if temperature != 1:
-        logits_KV = logits_KV / temperature
-    new_K1 = torch.log_softmax(logits_KV, dim=-1).gather(1, batch.targets_K[:, None])
-    return rows_of(new_K1, batch.index_N)[:, 0]
 
 
 def policy_loss(

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from envkit.training.demonstration import Demonstration
-from envkit.training.loss import logprobs
+from envkit.training.logprobs import logprobs
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 

@@ -31,7 +31,8 @@ from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import GRPOTrainer, Trainer
-from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy

@@ -15,7 +15,8 @@ from torch.nn.utils.rnn import pad_sequence
 from envkit.engine.protocol import Request, Sampling
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.training.config import TrainConfig
-from envkit.training.loss import LossTerms, StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import LossTerms, StepSize, policy_loss
 from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack
 from envkit.training.policy import Policy
 

@@ -15,7 +15,7 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.training.checkpoint import load_adapter
-from envkit.training.loss import logprobs
+from envkit.training.logprobs import logprobs
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import BASE, Policy
 
