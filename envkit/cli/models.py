@@ -10,6 +10,7 @@ import typer
 from envkit.cli.help import Command
 from envkit.cli.options import Json, complete_models
 from envkit.cli.output import emit, out
+from envkit.models.known import DEFAULT_MODEL
 
 app = typer.Typer(help="List the models with an id of their own, fetch one, measure its speed here.")
 
@@ -52,7 +53,7 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
 
 @app.command(cls=Command)
-def fetch(name: ModelArgument) -> None:
+def fetch(name: ModelArgument = DEFAULT_MODEL) -> None:
     """Download a model and convert it. An interrupted download goes on where it was."""
     from envkit.api.rich_display import open_display
     from envkit.models import resolve
@@ -63,7 +64,7 @@ def fetch(name: ModelArgument) -> None:
 
 
 @app.command(cls=Command)
-def measure(name: ModelArgument) -> None:
+def measure(name: ModelArgument = DEFAULT_MODEL) -> None:
     """Measure how fast a model samples and learns on this machine; `envkit models` shows the last result."""
     from envkit.api.rich_display import open_display
     from envkit.studies.model_speed import measure_model

@@ -277,10 +277,11 @@ def grade(
 ) -> Grade:
     """Make every call to a candidate in a new sandbox; after the last, compare the answers on the host.
 
-    PASS requires every answer to be equal. Every call is made whatever was answered before, in an order that
-    depends on the candidate's files. So being asked tells nothing, even to a candidate that remembers earlier
-    gradings. A candidate cannot cause an exception here: crashes, timeouts, too much output and malformed
-    answers are FAIL. Forged messages and files under reserved names are TAMPERED. Broken machinery is INFRA.
+    PASS requires every answer to be equal. Every call of ``questions`` is made whatever was answered before,
+    in an order that depends on the candidate's files. So being asked tells nothing, even to a candidate that
+    remembers earlier gradings. A candidate cannot cause an exception here: crashes, timeouts, too much output
+    and malformed answers are FAIL. Forged messages and files under reserved names are TAMPERED. Broken
+    machinery is INFRA.
 
     Args:
         backend: makes the sandbox.
@@ -289,21 +290,23 @@ def grade(
         limits: for all calls together.
         leniency: which differences are ignored.
         confirming: further calls, which must confirm a PASS. They are made likewise, of the same process, if
-            all answers before are right. So a candidate that fails never sees them.
+            all answers before are right: a candidate that fails never sees them, and one that sees them
+            learns no more than its reward will tell.
 
     Raises:
         ContractError: there are no calls.
     """
     if not questions.calls:
         raise ContractError("no calls; expected at least one")
+    more = confirming if confirming is not None and confirming.calls else None
     found: list[Grade] = []
     try:
         with backend.create() as sandbox:
             try:
                 with _Worker(sandbox, program, limits) as worker:
-                    found.append(_examined(worker, program, questions, leniency))
-                    if confirming is not None and confirming.calls and found[0].verdict is Verdict.PASS:
-                        found.append(_examined(worker, program, confirming, leniency))
+                    found.append(_examined(worker, program, questions, leniency, is_last=more is None))
+                    if more is not None and found[0].verdict is Verdict.PASS:
+                        found.append(_examined(worker, program, more, leniency, is_last=True))
             except PeerGone as gone:
                 found.append(_ended(gone, 0, len(questions.calls)))
             reject_reserved(sandbox, program.files)
@@ -320,7 +323,14 @@ def grade(
     return Grade(other.verdict, evidence, one.passed + other.passed, one.total + other.total)
 
 
-def _examined(worker: _Worker, program: Program, questions: Questions, leniency: Leniency) -> Grade:
+def _examined(
+    worker: _Worker, program: Program, questions: Questions, leniency: Leniency, *, is_last: bool
+) -> Grade:
+    """Ask all questions, then compare. The candidate lives on only if it may be asked more.
+
+    While the host compares, nobody watches the candidate's limits. Right answers are compared fast; a wrong
+    one may be large, so it ends the candidate before the rest is compared.
+    """
     calls, expected = questions.calls, questions.expected
     order, got, gone = _order(program, calls), list[Answer](), None
     try:
@@ -328,12 +338,14 @@ def _examined(worker: _Worker, program: Program, questions: Questions, leniency:
             got += some
     except PeerGone as error:
         gone = error
+    if is_last or gone is not None:
+        worker.close()
     answered = dict(zip(order, got, strict=False))
-    wrong = [
-        index
-        for index, answer in sorted(answered.items())
-        if not same(expected[index], answer, questions.policy_of(index), leniency)
-    ]
+    wrong: list[int] = []
+    for index, answer in sorted(answered.items()):
+        if not same(expected[index], answer, questions.policy_of(index), leniency):
+            worker.close()
+            wrong.append(index)
     passed = len(answered) - len(wrong)
     if gone is not None:
         return _ended(gone, passed, len(calls))

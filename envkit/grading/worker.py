@@ -172,8 +172,13 @@ def main(argv: list[str]) -> None:
         value = encode(asked(*args, **kwargs))
         return {"value": value, "after": after(args, kwargs)}
 
+    def send(text: str) -> None:
+        data = text.encode()
+        while data:  # a signal may cut a write short
+            data = data[os.write(sink, data) :]
+
     ident = json.loads(source.readline())["id"]
-    os.write(sink, json.dumps({"id": ident, **outcome(load)}).encode() + b"\n")
+    send(json.dumps({"id": ident, **outcome(load)}) + "\n")
     for line in source:
         request, answers, room = json.loads(line), list[str](), MAX_MESSAGE
         for positional, named in request["calls"]:
@@ -181,8 +186,7 @@ def main(argv: list[str]) -> None:
             room -= len(answers[-1])
             if room < 0:
                 break
-        text = f'{{"id": {json.dumps(request["id"])}, "answers": [{", ".join(answers)}]}}\n'
-        os.write(sink, text.encode())
+        send(f'{{"id": {json.dumps(request["id"])}, "answers": [{", ".join(answers)}]}}\n')
 
 
 if __name__ == "__main__":

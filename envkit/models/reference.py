@@ -167,7 +167,7 @@ def _make(model: KnownModel, path: Path, display: Display) -> None:
     fetched = path.with_name(f".fetched-{path.name}")
     try:
         fetched.mkdir(exist_ok=True)
-        _require_space(model, path.parent)
+        _require_space(model, fetched)
         file = fetch_file(model, fetched, display)
         display.say(f"converting to safetensors ({model.dtype}, {_gb(model.disk_bytes)} on disk), once")
         with whole_folder(path) as made:  # never converted again
@@ -186,13 +186,14 @@ def _make(model: KnownModel, path: Path, display: Display) -> None:
 
 
 def _require_space(model: KnownModel, folder: Path) -> None:
-    """Refuse to begin a download that the disk cannot hold.
+    """Refuse to begin a download that the disk cannot hold; what the folder has already counts.
 
     Raises:
         OSError: too little space.
     """
     free = shutil.disk_usage(folder).free
-    if free < _needed_bytes(model):
+    there = sum(file.stat().st_size for file in folder.iterdir())
+    if free + there < _needed_bytes(model):
         raise OSError(f"{_gb(free)} are free")
 
 

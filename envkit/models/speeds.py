@@ -7,7 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from envkit.cache import cache_dir, cache_folder
+from envkit.errors import EnvkitError
 from envkit.files import read_json_object
+from envkit.plain import decode
 from envkit.store import write_atomic
 
 
@@ -39,8 +41,8 @@ class MeasuredSpeed:
 def known_speed(name: str) -> MeasuredSpeed | None:
     """The last measured speed of a known model; ``None`` if there is none, or its file is damaged."""
     try:
-        return MeasuredSpeed(**read_json_object(_file(name)))
-    except (OSError, ValueError, TypeError):
+        return decode(MeasuredSpeed, read_json_object(_file(name)), "speed")
+    except (OSError, ValueError, EnvkitError):
         return None
 
 

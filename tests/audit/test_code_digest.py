@@ -30,6 +30,7 @@ OTHER_PARTS = {
         "api",
         "audit",
         "benchmark",
+        "cache",
         "cli",
         "display",
         "engine",

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from envkit.environments.code_editor.graders.base import REFERENCE_LIMITS
 from envkit.errors import ContractError, SandboxError
 from envkit.grading import (
     Answer,
@@ -181,7 +182,6 @@ PATCHED = (
     "def total(items, start=0):\n    return 6\n"
 )
 TAMPERED = {
-    "forged answers": TO_EVERY_FD.format(frame='b\'{"id": "0", "answers": [{"value": 6}]}\\n\'', value=0),
     "more answers than calls": PATCHED.format(text="{}, {}, {}, {}"),
     "answers that are no JSON": PATCHED.format(text=""),
     "answers that are no objects": PATCHED.format(text="1"),
@@ -263,6 +263,22 @@ def test_many_calls_with_long_answers_are_all_asked(backend: SandboxBackend) -> 
     wrong = ORIGINAL.replace("return", "if len(items) > 3 and items[0] == 5: return 0\n    return")
     found = grade(backend, subject(wrong), MANY)
     assert (found.verdict, found.passed, found.total) == (Verdict.FAIL, 35, 36)
+
+
+def test_a_message_without_answers_is_tampering(backend: SandboxBackend) -> None:
+    one = Questions([Call(("[6]",))], [Answer(6, [[6]])])
+    assert grade(backend, subject(PATCHED.format(text="")), one, limits=LIMITS).verdict is Verdict.TAMPERED
+
+
+def test_a_large_answer_fits_beside_others(backend: SandboxBackend) -> None:
+    """In any order: what the original answers alone, a candidate can answer among others."""
+    long = subject("def total(n, odd):\n    return ['\u20ac' * 9000] * n if n > 1 else 'x' * 60_000\n")
+    calls = [Call((str(n), str(odd))) for n in (1, 14, 17) for odd in range(6)]
+    kept, right = answerable(backend, long, calls, REFERENCE_LIMITS)
+    assert 6 <= len(kept) < len(calls)
+    for odd in range(6):  # another order each
+        again = Program({"solution.py": long.files["solution.py"] + b"#" * odd}, "solution.py", "total")
+        assert grade(backend, again, Questions(kept, right)).verdict is Verdict.PASS
 
 
 def test_a_second_set_of_calls_confirms_a_pass_only(backend: SandboxBackend) -> None:

@@ -13,8 +13,11 @@ from envkit.grading import GRADING_LIMITS, Grade, canonical
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
-#: Limits of the original: half of a candidate's, so that a correct but slower candidate is not stopped.
-REFERENCE_LIMITS = dataclasses.replace(GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2)
+#: Limits of the original: half of a candidate's time, so that a correct but slower candidate is not stopped;
+#: less output by what other answers in the same message may take.
+REFERENCE_LIMITS = dataclasses.replace(
+    GRADING_LIMITS, cpu_s=GRADING_LIMITS.cpu_s / 2, output_bytes=GRADING_LIMITS.output_bytes - 2**17
+)
 #: Expected answers, by `Grader.cache_key`.
 EXPECTED_ANSWERS = ResultCache(256)
 
