@@ -12,7 +12,8 @@ from envkit.models import DEFAULT_MODEL, resolve
 from envkit.registry import sandbox_backend
 from envkit.training.advantages import turn_advantages
 from envkit.training.config import TrainConfig
-from envkit.training.loss import StepSize, logprobs, policy_loss
+from envkit.training.logprobs import logprobs
+from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import pack, training_row
 from envkit.training.policy import Policy
 
