@@ -55,6 +55,7 @@ def measured(checkout: Path, tasks: Path) -> float:
 
 
 def main() -> None:
+    # Not needed by the process that measures, in which another version of the project may lack them.
     from envkit.display import Silent
     from envkit.environments.code_editor.tasksets import standard_heldout
     from envkit.taskfile import write_tasks

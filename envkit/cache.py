@@ -1,4 +1,4 @@
-"""The folder for what is downloaded or made once: models, task packages, tasks, certificates."""
+"""Find the folder for what is downloaded or made once: models, task packages, tasks, certificates."""
 
 from __future__ import annotations
 

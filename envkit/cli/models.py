@@ -10,13 +10,16 @@ import typer
 from envkit.cli.help import Command
 from envkit.cli.options import Json, complete_models
 from envkit.cli.output import emit, out
-from envkit.models.known import DEFAULT_MODEL
 
 app = typer.Typer(help="List the models with an id of their own, fetch one, measure its speed here.")
 
 ModelArgument = Annotated[
-    str,
-    typer.Argument(metavar="ID", help="An id from `envkit models`.", autocompletion=complete_models),
+    str | None,
+    typer.Argument(
+        metavar="ID",
+        help="An id from `envkit models`. Default: the model that training uses by default.",
+        autocompletion=complete_models,
+    ),
 ]
 
 
@@ -29,17 +32,14 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
 
     if context.invoked_subcommand is not None:
         return
-    rows = {name: {**asdict(model), "here": is_fetched(name)} for name, model in KNOWN.items()}
-    speeds = {name: known_speed(name) for name in KNOWN}
     if as_json:
-        emit({name: {**row, "speed": speeds[name]} for name, row in rows.items()})
+        measured = {name: {"here": is_fetched(name), "speed": known_speed(name)} for name in KNOWN}
+        emit({name: asdict(model) | measured[name] for name, model in KNOWN.items()})
         return
     table = Table(box=None, pad_edge=False)
-    table.add_column("id", no_wrap=True)
-    for title in ("parameters", "licence", "download", "on disk", "here", "measured here"):
-        table.add_column(title)
+    for title in ("id", "parameters", "licence", "download", "on disk", "here"):
+        table.add_column(title, no_wrap=True)
     for name, model in KNOWN.items():
-        speed = speeds[name]
         table.add_row(
             name,
             f"{model.parameters:,} M",
@@ -47,28 +47,32 @@ def list_(context: typer.Context, as_json: Json = False) -> None:
             f"{model.file_bytes / 10**6:,.0f} MB",
             f"{model.disk_bytes / 10**9:.1f} GB",
             "yes" if is_fetched(name) else "no",
-            str(speed) if speed else "no",
         )
     out.print(table)
+    for name in KNOWN:
+        if speed := known_speed(name):
+            out.print(f"{name} here: {speed}", markup=False)
 
 
 @app.command(cls=Command)
-def fetch(name: ModelArgument = DEFAULT_MODEL) -> None:
+def fetch(name: ModelArgument = None) -> None:
     """Download a model and convert it. An interrupted download goes on where it was."""
     from envkit.api.rich_display import open_display
-    from envkit.models import resolve
+    from envkit.models import DEFAULT_MODEL, resolve
 
     with open_display("rich") as display:
-        ref = resolve(name, display)
+        ref = resolve(name or DEFAULT_MODEL, display)
     out.print(f"{ref.id}: {ref.path}", soft_wrap=True, markup=False)
 
 
 @app.command(cls=Command)
-def measure(name: ModelArgument = DEFAULT_MODEL) -> None:
+def measure(name: ModelArgument = None) -> None:
     """Measure how fast a model samples and learns on this machine; `envkit models` shows the last result."""
     from envkit.api.rich_display import open_display
+    from envkit.models import DEFAULT_MODEL
     from envkit.studies.model_speed import measure_model
 
+    name = name or DEFAULT_MODEL
     with open_display("rich") as display:
         found = measure_model(name, display)
     out.print(f"{name}: {found}", markup=False)

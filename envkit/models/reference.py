@@ -1,6 +1,6 @@
 """Resolve a model's name to a folder of safetensors with a digest.
 
-An id of ours names exact weights: ``qwen2.5-coder-0.5b-q4`` is Qwen's own quantised file, and needs no model
+A known id names exact weights: ``qwen2.5-coder-0.5b-q4`` is Qwen's own quantised file, and needs no model
 hub. The hub's other files differ slightly and have other ids. PyTorch is imported only when a model must be
 converted.
 """
@@ -73,7 +73,7 @@ def resolve(name: str, display: Display = _SILENT) -> ModelRef:
 
     Args:
         name: a known id, a local folder, or a hub id ``owner/name``.
-        display: gets a line, with the size, before anything large is downloaded or converted, and a phase.
+        display: shows sizes before anything large is downloaded or converted, and the progress.
 
     Raises:
         ModelError: there is no such model, or the folder is not one.
@@ -198,7 +198,7 @@ def _require_space(model: KnownModel, folder: Path) -> None:
 
 
 def _needed_bytes(model: KnownModel) -> int:
-    """Space that fetching and converting takes: the file twice while it is joined, then file and model."""
+    """Return the space that is needed: for the file twice while it is joined, then for file and model."""
     return model.file_bytes + max(model.file_bytes, model.disk_bytes)
 
 

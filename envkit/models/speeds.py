@@ -1,4 +1,4 @@
-"""What was last measured of models on this machine, kept in the cache."""
+"""Keep the speed and memory that were last measured for each model on this machine, in the cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class MeasuredSpeed:
 
 
 def known_speed(name: str) -> MeasuredSpeed | None:
-    """The last measured speed of a known model; ``None`` if there is none, or its file is damaged."""
+    """Return the last measured speed of a known model; ``None`` if there is none, or its file is damaged."""
     try:
         return decode(MeasuredSpeed, read_json_object(_file(name)), "speed")
     except (OSError, ValueError, EnvkitError):

@@ -17,7 +17,6 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
-from envkit.studies.model_speed import keep_speed
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
@@ -91,7 +90,6 @@ def prepare(
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = probe(policy, display.say)
-        keep_speed(config.model, speed, config.dtype, threads)
         lengths = lengths_of(
             policy.renderer,
             [

@@ -8,7 +8,7 @@ import resource
 from envkit.display import Display
 from envkit.models import KNOWN, MeasuredSpeed, remember_speed, require_training, resolve
 from envkit.studies.machine import free_threads, resolve_dtype, use_threads
-from envkit.studies.plan import Speed, probe
+from envkit.studies.plan import probe
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 
@@ -17,7 +17,7 @@ _ROWS = 64
 
 
 def measure_model(name: str, display: Display) -> MeasuredSpeed:
-    """Measure a model as a run does before it plans, and keep the result.
+    """Measure a model as a run does before it plans; keep the result if `envkit models` lists the model.
 
     Raises:
         ModelError: there is no such model.
@@ -30,14 +30,9 @@ def measure_model(name: str, display: Display) -> MeasuredSpeed:
     display.say(f"timing {name} on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = probe(policy, display.say)
-    return keep_speed(name, speed, config.dtype, threads)
-
-
-def keep_speed(name: str, speed: Speed, dtype: str, threads: int) -> MeasuredSpeed:
-    """Keep the measured speed of a known model for `envkit models`."""
     generate = _ROWS / (speed.step_s + _ROWS * speed.row_s)
     peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = MeasuredSpeed(generate, speed.learn, 1024 * peak_kb, dtype, threads)
+    found = MeasuredSpeed(generate, speed.learn, 1024 * peak_kb, config.dtype, threads)
     if name in KNOWN:
         remember_speed(name, found)
     return found
