@@ -99,6 +99,8 @@ def no_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for place in (
         "envkit.registry.sandbox_backend",
         "envkit.benchmark.viewer.serve",
+        "envkit.models.reference._from_hub",
+        "envkit.models.reference._make",  # downloads a known model
         "envkit.sandboxes.docker.build",
         "envkit.sandboxes.docker.reap",
         "envkit.sandboxes.docker.DockerBackend",
