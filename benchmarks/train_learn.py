@@ -15,7 +15,6 @@ from side_by_side import Ways
 from train_shared import GROUP, NEW, perturbed_policy, trl_trainer
 
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import TrainingRow, pack
 
@@ -45,7 +44,7 @@ def learner_ways(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bo
         }
 
         def ours() -> list[torch.Tensor]:
-            loss = policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total
+            loss = policy_loss(policy.logprobs(batch, 1.0), batch, size, settings).total
             return gradients([loss], policy.model)
 
         def theirs() -> list[torch.Tensor]:

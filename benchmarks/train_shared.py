@@ -19,7 +19,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.models import DEFAULT_MODEL, resolve
 from envkit.studies.machine import cpu_dtype
 from envkit.training.policy import Policy
-from envkit.training.sft import remove_printer
+from envkit.training.trl_backend import remove_printer
 
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 #: Tokens per answer, and answers per group.

@@ -12,7 +12,6 @@ from envkit.models import DEFAULT_MODEL, resolve
 from envkit.registry import sandbox_backend
 from envkit.training.advantages import turn_advantages
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import pack, training_row
 from envkit.training.policy import Policy
@@ -69,7 +68,7 @@ def main(steps=20):
                     training_row(episode, turns) for episode, turns in zip(group, advantages, strict=True)
                 ]
                 batch = pack(group[0].steps[0].turn.tokens.prompt_ids, rows)
-                new = logprobs(policy.model, batch, config.temperature)
+                new = policy.logprobs(batch, config.temperature)
                 policy_loss(new, batch, StepSize(tokens, len(played)), config).total.backward()
             optimizer.step()
             optimizer.zero_grad()

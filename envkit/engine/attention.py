@@ -1,4 +1,4 @@
-"""Attention layouts: one attention function for transformers, and three ways to lay out a batch.
+"""Attention layouts: one attention function for transformers, and two ways to lay out a batch for sampling.
 
 A layout is passed through any transformers model as the keyword argument ``layout``, and computes the
 attention of every layer. So no model code is rewritten and no cache class is needed. The linear layers are
@@ -309,73 +309,3 @@ class Decode:
             room, _, slots, _ = self._keys[0].shape
             self._own_bias_RT = self._keys[0].new_zeros(room, slots)
         self._own_bias_RT[row, start:stop] = float("-inf")
-
-
-def rows_of(table_SE: Tensor, index: Tensor) -> Tensor:
-    """Index the rows of a table, with a deterministic gradient.
-
-    On a CPU, several threads add up the gradient of plain indexing in any order. Here, every thread has its
-    own rows.
-    """
-    return torch.nn.functional.embedding(index, table_SE)
-
-
-@final
-class PackedTree:
-    """A training batch as one sequence of S tokens: a prompt of P tokens, then a tree of answers.
-
-    A path through the tree attends to the prompt and to itself. Paths are attended as a padded batch, so the
-    work is R * C * (P + C) for R paths of up to C tokens, and no (S, S) mask is made. All but attention is
-    computed once per token.
-
-    Args:
-        prompt: P.
-        paths: indices in S of each path's tokens after the prompt. Every index is in at least one path.
-        device: of the tokens.
-    """
-
-    def __init__(
-        self, prompt: int, paths: Sequence[Sequence[int]], device: torch.device | str = "cpu"
-    ) -> None:
-        self._prompt, self._rows = prompt, len(paths)
-        longest = max(map(len, paths), default=0)
-        # Padding repeats the first token. It lies to the right of all real tokens, which cannot see it.
-        padded = [[*path, *[path[0]] * (longest - len(path))] for path in paths]
-        self._index_RC = torch.tensor(padded, dtype=torch.long, device=device).view(self._rows, longest)
-        # A token shared by several paths has the same output in each; any of them will do.
-        slots = {
-            token: row * longest + offset
-            for row, path in enumerate(paths)
-            for offset, token in enumerate(path)
-        }
-        in_order = [slots[token] for token in sorted(slots)]
-        self._slots = torch.tensor(in_order, dtype=torch.long, device=device)
-        self._mask = torch.ones(longest, prompt + longest, dtype=torch.bool, device=device).tril(prompt)
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        rows, prompt = self._rows, self._prompt
-        # Heads are repeated explicitly: enable_gqa falls back to a slow kernel on a CPU.
-        share = query.shape[1] // key.shape[1]
-        key, value = key.repeat_interleave(share, dim=1), value.repeat_interleave(share, dim=1)
-
-        def by_path(part: Tensor) -> Tensor:
-            """(1, H, S, D) -> (R, H, C, D)."""
-            _, heads, total, size = part.shape
-            flat = part[0].transpose(0, 1).reshape(total, heads * size)
-            return rows_of(flat, self._index_RC).view(rows, -1, heads, size).transpose(1, 2)
-
-        def with_prompt(part: Tensor) -> Tensor:
-            """(1, H, S, D) -> (R, H, P + C, D)."""
-            return torch.cat([part[:, :, :prompt].expand(rows, -1, -1, -1), by_path(part)], dim=2)
-
-        first = scaled_dot_product_attention(
-            query[:, :, :prompt], key[:, :, :prompt], value[:, :, :prompt], is_causal=True, scale=scale
-        )
-        first = first.transpose(1, 2)
-        if not rows:
-            return first
-        later = scaled_dot_product_attention(
-            by_path(query), with_prompt(key), with_prompt(value), attn_mask=self._mask, scale=scale
-        )
-        later = later.transpose(1, 2).flatten(0, 1)[self._slots]  # (S - P, H, D), in order
-        return torch.cat([first[0], later])[None]

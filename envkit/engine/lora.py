@@ -1,8 +1,8 @@
 """Linear layers for sampling: fused, and with a LoRA adapter per row.
 
-Layers with the same input become one matrix product. LoRA updates are computed beside the base's weights and
-never merged, as in the learner. So the weights are shared with the learner, switching adapters is cheap, and
-rows with different adapters form one batch.
+Layers with the same input become one matrix product. LoRA updates are computed beside the base's weights,
+in their dtype, and never merged, as in the learner. So the weights are shared with the learner, switching
+adapters is cheap, and rows with different adapters form one batch.
 
 Shapes: B rows, S tokens, M adapters, N of them in the batch, R their largest rank.
 """
@@ -191,8 +191,8 @@ class _Product:
             return
         rank = max(sum(len(update.down) for update in adapter if update) for adapter in adapters)
         ends = [0, *accumulate(self.sizes)]
-        self._downs_MRI = self._weight.new_zeros(len(adapters), rank, self.width, dtype=torch.float32)
-        self._ups_MOR = self._weight.new_zeros(len(adapters), ends[-1], rank, dtype=torch.float32)
+        self._downs_MRI = self._weight.new_zeros(len(adapters), rank, self.width)
+        self._ups_MOR = self._weight.new_zeros(len(adapters), ends[-1], rank)
         for number, adapter in enumerate(adapters):
             used = 0
             for update, (start, stop) in zip(adapter, pairwise(ends), strict=True):
@@ -221,17 +221,18 @@ class _Product:
         if self._downs_MRI is None or self._ups_MOR is None:
             return out_BSO
         if isinstance(chosen, int):
-            update = linear(linear(x_BSI.float(), self._downs_MRI[chosen]), self._ups_MOR[chosen])
+            inner_NR = linear(x_BSI, self._downs_MRI[chosen]).flatten(0, -2)
+            out_BSO.flatten(0, -2).addmm_(inner_NR, self._ups_MOR[chosen].T)
         else:
             subset, rectangle = chosen
             downs_NRI, ups_NOR = (
                 stack if subset is None else stack[subset] for stack in (self._downs_MRI, self._ups_MOR)
             )
-            by_adapter = rectangle.fold(x_BSI.float())
+            by_adapter = rectangle.fold(x_BSI)
             inner = torch.bmm(by_adapter.flatten(1, 2), downs_NRI.transpose(1, 2))
             update = torch.bmm(inner, ups_NOR.transpose(1, 2))
-            update = rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
-        return (out_BSO + update).to(out_BSO.dtype)
+            out_BSO += rectangle.unfold(update.view(*by_adapter.shape[:-1], -1))
+        return out_BSO
 
 
 @final

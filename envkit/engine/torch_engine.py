@@ -11,8 +11,8 @@ from torch import Tensor
 
 from envkit.engine.attention import Decode, Prefill, RowCache, context_length, register
 from envkit.engine.batching import RequestSize, assign_slots, waves
+from envkit.engine.head import Head
 from envkit.engine.lora import Linears, Update
-from envkit.engine.prepacked import PrepackedLinear
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.sampling import draw
 from envkit.engine.stop_strings import StopStrings
@@ -94,6 +94,7 @@ class TorchEngine(AdapterEngine):
         stop_ids: ids that end a turn.
         max_rows: largest number of requests decoded together.
         decode: turns ids into text, special tokens included. Stop strings need it.
+        head: the model's vocabulary projection, if it is to be shared.
     """
 
     def __init__(
@@ -102,15 +103,15 @@ class TorchEngine(AdapterEngine):
         stop_ids: Sequence[int],
         max_rows: int = 256,
         decode: Callable[[Sequence[int]], str] | None = None,
+        head: Head | None = None,
     ) -> None:
         self._linears = Linears(model)
         rewritten = self._linears.model
         rewritten.set_attn_implementation(register())
         rewritten.eval()
         self._decoder = rewritten.get_decoder()
-        head = rewritten.get_output_embeddings()
-        self._head = PrepackedLinear(head.weight, head.bias, [head.weight])
-        self._device = head.weight.device
+        self._head = head or Head(rewritten.get_output_embeddings())
+        self._device = rewritten.device
         self._longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode

@@ -17,7 +17,6 @@ from envkit.errors import UsageError
 from envkit.studies.machine import CpuTimes, why_busy
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
@@ -160,7 +159,7 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     settings, size = TrainConfig(), StepSize(len(rows) * length, len(rows))
 
     def learn() -> None:
-        policy_loss(logprobs(policy.model, batch, 1.0), batch, size, settings).total.backward()
+        policy_loss(policy.logprobs(batch, 1.0), batch, size, settings).total.backward()
         if policy.device.type != "cpu":
             torch.accelerator.synchronize()  # accelerators compute asynchronously
         for parameter in policy.trainable():

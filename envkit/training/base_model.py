@@ -81,11 +81,14 @@ def add_lora(base: Any, r: int, alpha: int, seed: int) -> Any:
     """
     from peft import LoraConfig, get_peft_model
 
+    from envkit.training.lora_linear import LoraLinear
+
     torch.manual_seed(seed)
     # all-linear: LoRA Without Regret (2025); never lm_head.
     config = LoraConfig(
         r=r, lora_alpha=alpha, lora_dropout=0.0, target_modules="all-linear", task_type="CAUSAL_LM"
     )
+    config._register_custom_module({nn.Linear: LoraLinear})  # pyright: ignore[reportPrivateUsage]
     kinds: dict[str, type] = {name: type(module) for name, module in base.named_modules()}
     # PEFT warns of layers that are refused below, and reads a property by its deprecated name.
     with warnings.catch_warnings(action="ignore"), model_errors("this model cannot carry a LoRA adapter"):

@@ -22,7 +22,6 @@ from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
@@ -174,7 +173,7 @@ class GRPOTrainer(Trainer):
                 batch = pack(group.prompt, chunk, self._policy.device)
                 reference_N = self._reference_logprobs(batch)
                 with torch.set_grad_enabled(learns):
-                    new_N = logprobs(self._policy.model, batch, config.temperature)
+                    new_N = self._policy.logprobs(batch, config.temperature)
                     terms = policy_loss(new_N, batch, size, config, reference_N)
                 if learns:
                     raise_if_stopped(should_stop)
@@ -207,9 +206,8 @@ class GRPOTrainer(Trainer):
         """Log-probabilities under the model without its adapter; ``None`` if the loss does not need them."""
         if not self._config.needs_reference:
             return None
-        model = self._policy.model
-        with torch.no_grad(), model.disable_adapter():
-            return logprobs(model, batch, self._config.temperature)
+        with torch.no_grad(), self._policy.model.disable_adapter():
+            return self._policy.logprobs(batch, self._config.temperature)
 
 
 def require_finite(grad_norm: float, step: int) -> None:

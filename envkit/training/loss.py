@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import rows_of
+from envkit.engine.packed_tree import rows_of
 from envkit.training.config import TrainConfig
 from envkit.training.packing import PackedBatch
 

@@ -46,7 +46,7 @@ class PackedBatch:
         ids_1S: token ids.
         positions_1S: position of each token: how many tokens it sees before it.
         prompt: length of the prompt, which comes first.
-        paths: indices in S of each path through the tree; see `envkit.engine.attention.PackedTree`.
+        paths: indices in S of each path through the tree; see `envkit.engine.packed_tree.PackedTree`.
         sources_K: indices in S whose hidden states predict trained tokens.
         targets_K: ids of those tokens.
         index_N: index in K of each trained token.

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any, final
 
 import torch
+from torch import Tensor
 
 from envkit.engine.attention import register
 from envkit.engine.chat import ChatRenderer
+from envkit.engine.head import Head
 from envkit.engine.lora import copy_without_weights, updates_of
 from envkit.engine.protocol import AdapterEngine
 from envkit.engine.torch_engine import TorchEngine
@@ -22,7 +24,9 @@ from envkit.models import ModelRef, model_errors
 from envkit.training.adapter_folder import BASE, require_fit
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
+from envkit.training.logprobs import logprobs
 from envkit.training.memory import require_memory
+from envkit.training.packing import PackedBatch
 
 
 @final
@@ -61,13 +65,15 @@ class Policy:
             base.to(self.device)
         except torch.OutOfMemoryError as error:
             raise ModelError(f"{ref.id} does not fit into the GPU's memory ({error})") from error
+        #: Shared by engine and learner.
+        self.head = Head(base.get_output_embeddings())
         self._base, self._lora = base, (lora_r, lora_alpha)
         self._add_adapter(seed)
         stops = [self.renderer.stop_id]
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(base, stops, decode=self._decode)
+            else TorchEngine(base, stops, decode=self._decode, head=self.head)
         )
 
     @classmethod
@@ -148,6 +154,10 @@ class Policy:
     def trainable(self) -> list[torch.nn.Parameter]:
         """The adapter's parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def logprobs(self, batch: PackedBatch, temperature: float) -> Tensor:
+        """Log-probabilities of a batch under the adapter in training; see `envkit.training.logprobs`."""
+        return logprobs(self.model, self.head, batch, temperature)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids))

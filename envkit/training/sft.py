@@ -1,22 +1,40 @@
-"""The warm start: supervised fine-tuning on known answers with TRL's SFTTrainer."""
+"""The warm start: supervised fine-tuning on known answers.
+
+A batch is packed like one of RL: what its prompts have in common is read once, and logits are computed only
+where they predict an answer.
+"""
 
 from __future__ import annotations
 
-import math
-import tempfile
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
 
 from envkit.engine.attention import context_length
-from envkit.errors import MissingExtraError, ModelError
+from envkit.engine.protocol import seeds
+from envkit.errors import ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
+from envkit.training.packing import TrainingRow, chunks, pack
 from envkit.training.policy import Policy
 
 #: (step, loss) after every step.
 OnStep = Callable[[int, float], None]
+
+#: Share of the steps in which the learning rate rises.
+_WARMUP = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids of a demonstration, each part at least one token. Only the answer's have a loss."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
 
 
 def train(
@@ -28,12 +46,14 @@ def train(
 ) -> int:
     """Train the policy on demonstrations, one pass over all of them.
 
+    The learning rate rises for a twentieth of the steps and then falls linearly.
+
     Args:
         policy: its adapter is trained in place.
-        demonstrations: correct answers; the seed decides their order.
-        config: the ``sft_*`` fields and the seed.
+        demonstrations: correct answers; the seed decides their order. The last incomplete batch is left out.
+        config: the ``sft_*`` fields, the seed and the limits of memory and of the gradient.
         on_step: called after every step.
-        should_stop: polled after every micro-batch.
+        should_stop: polled before every forward pass.
 
     Returns:
         The number of steps taken.
@@ -41,106 +61,85 @@ def train(
     Raises:
         Stopped: ``should_stop`` has become True; the adapter is half trained.
         ModelError: a demonstration is longer than the model's context.
-        MissingExtraError: TRL is not installed.
     """
-    try:
-        from datasets import Dataset
-        from transformers import TrainerCallback
-        from trl import SFTConfig, SFTTrainer  # pyright: ignore[reportPrivateImportUsage]
-    except ImportError as error:
-        raise MissingExtraError(error.name or "trl", "train") from error
-    steps = len(demonstrations) // config.sft_batch_size
-    if steps == 0:
-        return 0
+    size = config.sft_batch_size
+    steps = len(demonstrations) // size
+    examples = [encode(policy, shown) for shown in demonstrations]
+    _require_fit(policy, examples)
+    order: list[int] = (
+        np.random.Generator(np.random.Philox(seeds((config.seed,)))).permutation(len(examples)).tolist()
+    )
+    optimizer = torch.optim.AdamW(policy.trainable(), weight_decay=0.0)
+    for step in range(1, steps + 1):
+        batch = [examples[index] for index in order[(step - 1) * size : step * size]]
+        for settings in optimizer.param_groups:
+            settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
+        loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
+        torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        on_step(step, loss)
+    return steps
 
-    class StepReporter(TrainerCallback):
-        def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-            if logs and "loss" in logs:
-                on_step(state.global_step, float(logs["loss"]))
 
-        def on_step_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+def backward(
+    policy: Policy, batch: Sequence[Example], max_tokens: int, should_stop: ShouldStop = never
+) -> float:
+    """Accumulate the gradient of a batch's mean loss per answer token, and return that loss in nats."""
+    answers, total = sum(len(example.answer) for example in batch), 0.0
+    for prompt, rows in _packs(batch):
+        for chunk in chunks(prompt, rows, max_tokens):
             raise_if_stopped(should_stop)
-
-        def on_substep_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-            raise_if_stopped(should_stop)
-
-    # Micro-batches are as fast on a CPU as the whole batch, and take a quarter of the memory.
-    micro = math.gcd(config.sft_batch_size, 4)
-    rows = [_row(policy, demonstration) for demonstration in demonstrations]
-    _require_fit(policy, rows)
-    with (
-        # TRL uses deprecated names of transformers' arguments.
-        warnings.catch_warnings(action="ignore", category=FutureWarning),
-        tempfile.TemporaryDirectory(prefix="envkit-sft-") as scratch,
-    ):
-        arguments = SFTConfig(
-            output_dir=scratch,
-            max_steps=steps,
-            per_device_train_batch_size=micro,
-            gradient_accumulation_steps=config.sft_batch_size // micro,
-            learning_rate=config.sft_learning_rate,
-            lr_scheduler_type="linear",
-            warmup_steps=max(steps // 20, 1),
-            max_grad_norm=config.max_grad_norm,
-            weight_decay=0.0,
-            logging_steps=1,
-            save_strategy="no",
-            report_to="none",
-            disable_tqdm=True,
-            seed=config.seed,
-            train_sampling_strategy="group_by_length",
-            dataset_kwargs={"skip_prepare_dataset": True},
-            max_length=None,
-            bf16=False,
-            use_cpu=policy.device.type == "cpu",
-            gradient_checkpointing=False,
-            dataloader_pin_memory=False,
-        )
-        on_one_device(arguments)
-        policy.model.set_attn_implementation("sdpa")
-        try:
-            trainer = SFTTrainer(
-                model=policy.model,
-                args=arguments,
-                train_dataset=Dataset.from_list(rows),
-                processing_class=policy.tokenizer,
-                callbacks=[StepReporter()],
-            )
-            remove_printer(trainer)
-            trainer.train()
-        finally:
-            policy.use_layout_attention()
-    return int(trainer.state.global_step)
+            new_N = policy.logprobs(pack(prompt, chunk, policy.device), 1.0)
+            loss = -new_N.sum() / answers
+            loss.backward()
+            total += float(loss.detach())
+    return total
 
 
-def _row(policy: Policy, demonstration: Demonstration) -> dict[str, list[int]]:
-    """Token ids and labels of a demonstration; only the answer's tokens have a loss."""
+def _packs(batch: Iterable[Example]) -> Iterator[tuple[tuple[int, ...], list[TrainingRow]]]:
+    """Split a batch into packs: what all prompts of a pack begin with, and a row of what follows in each."""
+    by_first: dict[int, list[Example]] = {}
+    for example in batch:  # a pack's prompt has at least one token
+        by_first.setdefault(example.prompt[0], []).append(example)
+    for examples in by_first.values():
+        first, last = min(example.prompt for example in examples), max(example.prompt for example in examples)
+        pairs = zip(first, last, strict=False)  # what these two begin with, all prompts between them do too
+        shared = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+        yield first[:shared], [_row(example, shared) for example in examples]
+
+
+def _row(example: Example, shared: int) -> TrainingRow:
+    own = example.prompt[shared:]
+    ids, zeros = own + example.answer, (0.0,) * (len(own) + len(example.answer))
+    trained = (False,) * len(own) + (True,) * len(example.answer)
+    return TrainingRow(ids, trained, logprobs=zeros, advantages=zeros)
+
+
+def _schedule(step: int, steps: int) -> float:
+    """Factor of the learning rate in a step, counted from 1; never 0.
+
+    >>> [_schedule(step, 4) for step in (1, 2, 3, 4)]
+    [1.0, 0.75, 0.5, 0.25]
+    """
+    return min(step / max(int(_WARMUP * steps), 1), (steps - step + 1) / steps)
+
+
+def encode(policy: Policy, demonstration: Demonstration) -> Example:
+    """Render a demonstration as the engine would render it."""
     prompt = policy.renderer.first(demonstration.system, demonstration.observation)
-    answer = policy.renderer.answer(demonstration.answer)
-    return {"input_ids": [*prompt, *answer], "labels": [-100] * len(prompt) + list(answer)}
+    return Example(tuple(prompt), tuple(policy.renderer.answer(demonstration.answer)))
 
 
-def _require_fit(policy: Policy, rows: Sequence[dict[str, list[int]]]) -> None:
+def _require_fit(policy: Policy, examples: Sequence[Example]) -> None:
     """Refuse demonstrations that the model cannot read whole.
 
     Raises:
         ModelError: the longest exceeds the model's context.
     """
-    limit, longest = context_length(policy.model.config), max(len(row["input_ids"]) for row in rows)
-    if longest > limit:
+    longest = max((len(example.prompt) + len(example.answer) for example in examples), default=0)
+    if longest > (limit := context_length(policy.model.config)):
         raise ModelError(
             f"a demonstration has {longest} tokens, but the context of {policy.ref.id} has {limit}; use a "
             "model with a longer context"
         )
-
-
-def on_one_device(arguments: Any) -> None:
-    """Restrict a trainer to one GPU: TRL refuses to start if it sees several."""
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-
-
-def remove_printer(trainer: Any) -> None:
-    """Remove the callback that prints a dict per step; envkit's progress display shows the same."""
-    from transformers.trainer_callback import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)

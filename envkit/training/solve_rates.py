@@ -9,7 +9,6 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from envkit.training.demonstration import Demonstration
-from envkit.training.logprobs import logprobs
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 
@@ -49,5 +48,5 @@ def solve_rates(
         row = TrainingRow(ids, (True,) * len(ids), zeros, zeros)
         batch = pack(prompt, [row], policy.device)
         with torch.no_grad():
-            logprob = float(logprobs(policy.model, batch, temperature).sum())
+            logprob = float(policy.logprobs(batch, temperature).sum())
         yield max(math.exp(logprob), sys.float_info.min)  # exactly 0 means impossible

@@ -27,7 +27,6 @@ from envkit.training.grpo import OnStep, Trainer, require_finite
 from envkit.training.loss import divergence
 from envkit.training.metrics import StepMetrics, UpdateMetrics, step_metrics
 from envkit.training.packing import TrainingRow
-from envkit.training.sft import on_one_device, remove_printer
 
 
 def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
@@ -223,6 +222,18 @@ def _groups(batch: Mapping[str, Tensor], size: int) -> Iterator[dict[str, Tensor
     rows = {name: part for name, part in batch.items() if part.dim() > 1}
     for start in range(0, len(rows["prompt_ids"]), size):
         yield {name: part[start : start + size] for name, part in rows.items()}
+
+
+def on_one_device(arguments: Any) -> None:
+    """Restrict a trainer to one GPU: TRL refuses to start if it sees several."""
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+
+
+def remove_printer(trainer: Any) -> None:
+    """Remove the callback that prints a dict per step; envkit's progress display shows the same."""
+    from transformers.trainer_callback import PrinterCallback
+
+    trainer.remove_callback(PrinterCallback)
 
 
 def _never(**_: Any) -> list[float]:

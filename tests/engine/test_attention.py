@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from envkit.engine.attention import Decode, PackedTree, Prefill
+from envkit.engine.attention import Decode, Prefill
+from envkit.engine.packed_tree import PackedTree
 
 
 def zeros(batch: int, heads: int, tokens: int, size: int) -> Tensor:

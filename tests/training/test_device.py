@@ -31,7 +31,6 @@ from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.grpo import GRPOTrainer, Trainer
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics
 from envkit.training.packing import TrainingRow, pack
@@ -108,7 +107,7 @@ def test_the_learner_allocates_all_tensors_on_the_models_device(
     for name in ("float", "int"):  # conversions of logged values
         monkeypatch.setattr(loss, name, number, raising=False)
     batch = pack(PROMPT, ROWS, "meta")
-    new = logprobs(policy.model, batch, 0.7)
+    new = policy.logprobs(batch, 0.7)
     terms = policy_loss(
         new, batch, StepSize(13, 3), dataclasses.replace(CONFIG, beta=0.1, **changes), new + 1
     )
@@ -191,7 +190,7 @@ def test_logprobs_and_gradients_agree_on_gpu_and_cpu(ref: ModelRef, device: str)
     for place in ("cpu", device):
         policy = tiny.policy(ref, noise=0.1, device=place)
         batch = pack(PROMPT, ROWS, policy.device)
-        new = logprobs(policy.model, batch, 0.7)
+        new = policy.logprobs(batch, 0.7)
         (new * batch.advantages_N).sum().backward()
         gradients = [p.grad.cpu() for p in policy.trainable() if p.grad is not None]
         found.append((new.detach().cpu(), gradients))

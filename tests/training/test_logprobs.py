@@ -4,10 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 
+from envkit.engine.head import Head
 from envkit.training.logprobs import chosen_logprobs
 
 ROWS, WIDTH, VOCABULARY = 11, 7, 50
+
+
+def output_layer(vocabulary: int, width: int, bias: bool = False) -> nn.Linear:
+    return nn.Linear(width, vocabulary, bias=bias).requires_grad_(False)
 
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
@@ -18,21 +24,22 @@ def test_pieces_equal_the_whole(
 ) -> None:
     monkeypatch.setattr("envkit.training.logprobs._LOGITS", held)
     torch.manual_seed(held)
-    weight, targets = torch.randn(VOCABULARY, WIDTH), torch.randint(VOCABULARY, (ROWS,))
-    bias_V = torch.randn(VOCABULARY) if bias else None
+    layer, targets = output_layer(VOCABULARY, WIDTH, bias), torch.randint(VOCABULARY, (ROWS,))
     hidden = torch.randn(ROWS, WIDTH, requires_grad=True)
-    whole = torch.nn.functional.linear(hidden, weight, bias_V) / temperature
+    whole = layer(hidden) / temperature
     expected = whole.log_softmax(-1).gather(1, targets[:, None])[:, 0]
     upstream = torch.randn(ROWS)
     [slope] = torch.autograd.grad(expected, hidden, upstream)
-    found = chosen_logprobs(hidden, weight, bias_V, targets, temperature)
+    found = chosen_logprobs(hidden, Head(layer), targets, temperature)
     torch.testing.assert_close(found, expected)
     torch.testing.assert_close(torch.autograd.grad(found, hidden, upstream)[0], slope)
+    with torch.no_grad():
+        torch.testing.assert_close(chosen_logprobs(hidden, Head(layer), targets, temperature), expected)
 
 
 def test_no_rows_have_no_log_probabilities() -> None:
     hidden = torch.randn(0, WIDTH, requires_grad=True)
-    found = chosen_logprobs(hidden, torch.randn(VOCABULARY, WIDTH), None, torch.zeros(0, dtype=torch.long))
+    found = chosen_logprobs(hidden, Head(output_layer(VOCABULARY, WIDTH)), torch.zeros(0, dtype=torch.long))
     assert found.shape == (0,)
     found.sum().backward()
     assert hidden.grad is not None
@@ -43,16 +50,28 @@ def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     rows, vocabulary = 64, 2**16
     monkeypatch.setattr("envkit.training.logprobs._LOGITS", 2**18)
     largest = 0
-    linear = torch.nn.functional.linear
+    mm = torch.mm
 
-    def watched(*arguments: torch.Tensor) -> torch.Tensor:
+    def watched(*arguments: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         nonlocal largest
-        made = linear(*arguments)
+        made = mm(*arguments, out=out)
         largest = max(largest, made.numel())
         return made
 
-    monkeypatch.setattr(torch.nn.functional, "linear", watched)
+    monkeypatch.setattr(torch, "mm", watched)
     hidden = torch.randn(rows, 8, requires_grad=True)
     targets = torch.randint(vocabulary, (rows,))
-    chosen_logprobs(hidden, torch.randn(vocabulary, 8), None, targets).sum().backward()
+    chosen_logprobs(hidden, Head(output_layer(vocabulary, 8)), targets).sum().backward()
     assert largest == 2**18
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16(in_place: bool) -> None:
+    torch.manual_seed(0)
+    layer, hidden = output_layer(VOCABULARY, WIDTH).bfloat16(), torch.randn(ROWS, WIDTH).bfloat16()
+    head, exact = Head(layer), hidden.double() @ layer.weight.double().T
+    logits = head(hidden, out=torch.empty(ROWS, VOCABULARY)) if in_place else head(hidden)
+    torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-6)
+    layer.weight.mul_(2)
+    torch.testing.assert_close(head(hidden).double(), 2 * exact, rtol=1e-6, atol=1e-6)
+    assert torch.backends.mkldnn.matmul.fp32_precision == "none"

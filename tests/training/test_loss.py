@@ -15,7 +15,6 @@ from torch.nn.utils.rnn import pad_sequence
 from envkit.engine.protocol import Request, Sampling
 from envkit.models import DEFAULT_MODEL, ModelRef, resolve
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import logprobs
 from envkit.training.loss import LossTerms, StepSize, policy_loss
 from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack
 from envkit.training.policy import Policy
@@ -69,7 +68,7 @@ def near_policy(policy: Policy, rows: Sequence[TrainingRow]) -> list[TrainingRow
     """Return the rows with old log-probabilities near the current ones, inside and outside the clip range."""
     batch, moved = pack(PROMPT, rows), list[TrainingRow]()
     with torch.no_grad():
-        new = iter(logprobs(policy.model, batch, TEMPERATURE).tolist())
+        new = iter(policy.logprobs(batch, TEMPERATURE).tolist())
     for index, row in enumerate(rows):
         shift = (-0.4, -0.1, 0.0, 0.15, 0.5)
         old = [next(new) + shift[(index + t) % 5] if yes else 0.0 for t, yes in enumerate(row.trained)]
@@ -126,8 +125,8 @@ def packed_loss(
         batch, reference = pack(PROMPT, chunk), None
         if settings.beta:
             with torch.no_grad(), policy.model.disable_adapter():
-                reference = logprobs(policy.model, batch, TEMPERATURE)
-        new = logprobs(policy.model, batch, TEMPERATURE)
+                reference = policy.logprobs(batch, TEMPERATURE)
+        new = policy.logprobs(batch, TEMPERATURE)
         loss = policy_loss(new, batch, size, settings, reference).total
         loss.backward()
         total += float(loss.detach())
@@ -312,7 +311,7 @@ def test_engine_and_learner_agree_throughout_training(policy: Policy) -> None:
             for row, c in enumerate(drawn)
         ]
         batch = pack(PROMPT, group)
-        new = logprobs(policy.model, batch, TEMPERATURE)
+        new = policy.logprobs(batch, TEMPERATURE)
         assert float((new.detach() - batch.old_logprobs_N).abs().max()) < 1e-4, f"step {step}"
         policy_loss(new, batch, StepSize(1, 1), SETTINGS).total.backward()
         before = tiny.weights(policy)
@@ -330,6 +329,6 @@ def test_engine_and_learner_of_the_real_model_agree() -> None:
     batch = pack(
         prompt, [TrainingRow(c.ids, (True,) * len(c.ids), c.logprobs, (1.0,) * len(c.ids)) for c in drawn]
     )
-    new = logprobs(policy.model, batch, 1.0).detach()
+    new = policy.logprobs(batch, 1.0).detach()
     assert float((new - batch.old_logprobs_N).abs().max()) < 1e-3
     assert float((new - batch.old_logprobs_N).abs().mean()) < 1e-4

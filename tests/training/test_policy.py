@@ -15,7 +15,6 @@ from envkit.engine.protocol import Request, Sampling
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.training.checkpoint import load_adapter
-from envkit.training.logprobs import logprobs
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import BASE, Policy
 
@@ -25,9 +24,7 @@ PROMPT = tiny.prompt(9, seed=2)
 def scores(policy: Policy) -> torch.Tensor:
     ids = tiny.prompt(7, seed=3)
     with torch.no_grad():
-        return logprobs(
-            policy.model, pack(PROMPT, [TrainingRow(ids, (True,) * 7, (0.0,) * 7, (1.0,) * 7)]), 1.0
-        )
+        return policy.logprobs(pack(PROMPT, [TrainingRow(ids, (True,) * 7, (0.0,) * 7, (1.0,) * 7)]), 1.0)
 
 
 def test_a_new_adapter_does_not_change_completions(ref: ModelRef) -> None:
@@ -50,7 +47,7 @@ def test_engine_and_learner_agree_with_transformers_on_other_families(tmp_path: 
     [adapted] = policy.engine.generate(requests, Sampling(1.0, 5))
     row = TrainingRow(adapted.ids, (True,) * 5, adapted.logprobs, (1.0,) * 5)
     with torch.no_grad():
-        learned = logprobs(policy.model, pack(PROMPT, [row]), 1.0)
+        learned = policy.logprobs(pack(PROMPT, [row]), 1.0)
     torch.testing.assert_close(torch.tensor(adapted.logprobs), learned, rtol=1e-4, atol=1e-4)
     assert adapted.logprobs != plain.logprobs
 

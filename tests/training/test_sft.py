@@ -1,4 +1,4 @@
-"""Supervised fine-tuning: only answers count in the loss, and the model is restored afterwards."""
+"""Supervised fine-tuning: only answers count in the loss, and the gradient is TRL's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ import tiny
 import torch
 from torch.nn.functional import cross_entropy
 
-from envkit.engine.attention import NAME
 from envkit.errors import ModelError, Stopped
 from envkit.models import ModelRef
 from envkit.training import sft
@@ -61,7 +60,7 @@ def test_the_loss_falls_and_nothing_is_printed(
 
 
 def test_the_loss_counts_only_tokens_of_the_answers(policy: Policy) -> None:
-    (loss,) = train(policy, DEMONSTRATIONS[:5], sft_batch_size=5, sft_learning_rate=1e-9)
+    (loss,) = train(policy, DEMONSTRATIONS[:5], sft_batch_size=5)
     model = tiny.plain(policy.ref)
     total, count = 0.0, 0
     for one in DEMONSTRATIONS[:5]:
@@ -74,7 +73,7 @@ def test_the_loss_counts_only_tokens_of_the_answers(policy: Policy) -> None:
     assert loss == pytest.approx(total / count, rel=1e-4)
 
 
-def test_a_stop_request_ends_sft_before_the_next_micro_batch(policy: Policy) -> None:
+def test_a_stop_request_ends_sft_before_the_next_batch(policy: Policy) -> None:
     seen: list[int] = []
 
     def on_step(step: int, loss: float) -> None:
@@ -98,20 +97,49 @@ def test_fewer_examples_than_a_batch_make_no_step(policy: Policy) -> None:
     assert tiny.equal(before, tiny.weights(policy))
 
 
-def test_packed_attention_is_restored_after_training(policy: Policy) -> None:
-    train(policy, DEMONSTRATIONS[:4])
-    assert policy.model.config._attn_implementation == NAME
-    assert not policy.model.training
+def gradients(policy: Policy) -> list[torch.Tensor]:
+    found = [parameter.grad.clone() for parameter in policy.trainable() if parameter.grad is not None]
+    policy.model.zero_grad(set_to_none=True)
+    return found
 
 
-def test_packed_attention_is_restored_after_an_error(policy: Policy) -> None:
-    def on_step(step: int, loss: float) -> None:
-        raise KeyboardInterrupt
+@pytest.mark.parametrize("max_tokens", [1, 60, 10**6])
+def test_gradients_equal_those_of_trl(ref: ModelRef, max_tokens: int, tmp_path: Path) -> None:
+    """TRL pads every example to the longest one; its labels select the same tokens."""
+    import trl
+    from datasets import Dataset
 
-    with pytest.raises(KeyboardInterrupt):
-        sft.train(policy, DEMONSTRATIONS, CONFIG, on_step)
-    assert policy.model.config._attn_implementation == NAME
-    assert not policy.model.training
+    policy = tiny.policy(ref, noise=0.1)
+    examples = [sft.encode(policy, shown) for shown in DEMONSTRATIONS[:6]]
+    examples[0] = dataclasses.replace(examples[0], prompt=(7, *examples[0].prompt))  # shares no beginning
+    loss = sft.backward(policy, examples, max_tokens)
+    found = gradients(policy)
+
+    rows = [
+        {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + [*e.answer]}
+        for e in examples
+    ]
+    policy.model.set_attn_implementation("sdpa")
+    settings: dict[str, Any] = {"bf16": False, "use_cpu": True, "activation_checkpointing": False}
+    library: Any = trl
+    trainer: Any = library.SFTTrainer(
+        model=policy.model,
+        args=library.SFTConfig(
+            output_dir=str(tmp_path),
+            per_device_train_batch_size=len(rows),
+            report_to="none",
+            max_length=None,
+            dataset_kwargs={"skip_prepare_dataset": True},
+            **settings,
+        ),
+        train_dataset=Dataset.from_list(rows),
+        processing_class=policy.tokenizer,
+    )
+    policy.model.eval()
+    expected = trainer.compute_loss(policy.model, trainer.data_collator(rows))
+    expected.backward()
+    assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
+    torch.testing.assert_close(found, gradients(policy), rtol=1e-4, atol=1e-6)
 
 
 def test_a_demonstration_longer_than_the_context_is_refused_before_training(tmp_path: Path) -> None:

@@ -1,0 +1,55 @@
+"""The vocabulary projection of a model, with logits in float32."""
+
+from __future__ import annotations
+
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from envkit.engine.mixed_precision import exact_products
+from envkit.engine.prepacked import PrepackedLinear
+
+
+@final
+class Head:
+    """Turns hidden states into float32 logits, whatever the dtype of the model.
+
+    A logit of 20 in bfloat16 is off by up to 0.06, and engine and learner round different numbers. That was
+    most of the difference between their log-probabilities. A product of two bfloat16 numbers is exact in
+    float32, so that here only sums are rounded.
+
+    Args:
+        module: the model's output embeddings; they are not trained. On a CPU, bfloat16 weights are held in
+            float32 too, because no product of bfloat16 matrices there has a float32 result.
+    """
+
+    def __init__(self, module: Any) -> None:
+        self._weight: Tensor = module.weight
+        self._bias: Tensor | None = module.bias
+        self._packed = PrepackedLinear(self._weight, None, [self._weight])
+        self._exact = self._weight
+        self._version = -1
+
+    @property
+    def vocabulary(self) -> int:
+        """V, the number of tokens."""
+        return len(self._weight)
+
+    def __call__(self, hidden_RE: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the logits (R, V), in ``out`` if given."""
+        weight = self._weight
+        if weight.dtype == torch.float32 and out is None:
+            logits_RV = self._packed(hidden_RE)
+        elif weight.device.type == "cuda" and weight.dtype != torch.float32:
+            logits_RV = torch.mm(hidden_RE, weight.T, out_dtype=torch.float32, out=out)
+        else:
+            if weight._version != self._version:  # the first call, or the weights were changed in place
+                self._exact, self._version = weight.detach().float(), weight._version
+            with exact_products(weight.dtype):
+                logits_RV = torch.mm(hidden_RE.float(), self._exact.T, out=out)
+        return logits_RV if self._bias is None else logits_RV.add_(self._bias)
+
+    def pull_back(self, slopes_RV: Tensor) -> Tensor:
+        """Multiply slopes by logits with the weights: (R, V) -> (R, E)."""
+        return slopes_RV.to(self._weight.dtype) @ self._weight
