@@ -189,7 +189,7 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     many_s = (seconds(lambda: sample(requests, 9)) - read_s) / 8
     row_s = max((many_s - few_s) / (len(requests) - len(few)), 1e-6)
     speed = Speed(
-        learn=batch.ids_1S.shape[1] / seconds(learn),
+        learn=(batch.prompt_1P.shape[1] + batch.ids_1S.shape[1]) / seconds(learn),
         prefill=len(prompts) * _PROMPT_TOKENS / read_s,
         step_s=max(few_s - len(few) * row_s, 1e-4),
         row_s=row_s,

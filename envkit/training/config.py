@@ -73,7 +73,8 @@ class TrainConfig:
         importance_sampling_clip_max: importance weights above it are clipped or masked.
         max_grad_norm: the gradient norm is clipped to this.
         save_steps: steps between checkpoints.
-        max_tokens_per_forward: packed tokens per forward pass; larger groups are split.
+        max_tokens_per_forward: packed tokens in memory at the same time; larger groups are split, and their
+            prompt is read once.
     """
 
     model: str = DEFAULT_MODEL
@@ -112,7 +113,7 @@ class TrainConfig:
     importance_sampling_clip_max: float = 3.0
     max_grad_norm: float = 1.0
     save_steps: int = 5
-    max_tokens_per_forward: int = 2048
+    max_tokens_per_forward: int = 1024
 
     def __post_init__(self) -> None:
         for field, minimum in _MINIMUM.items():

@@ -168,12 +168,14 @@ class GRPOTrainer(Trainer):
             learns = group.has_gradient or config.beta > 0
             if not learns and not config.needs_reference:
                 continue
+            with torch.set_grad_enabled(learns):
+                prompt = self._policy.read(group.prompt)
             for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
                 raise_if_stopped(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
                 reference_N = self._reference_logprobs(batch)
                 with torch.set_grad_enabled(learns):
-                    new_N = self._policy.logprobs(batch, config.temperature)
+                    new_N = self._policy.logprobs(batch, config.temperature, prompt)
                     terms = policy_loss(new_N, batch, size, config, reference_N)
                 if learns:
                     raise_if_stopped(should_stop)
@@ -181,6 +183,7 @@ class GRPOTrainer(Trainer):
                     clipped, trained = clipped + terms.clipped, trained + terms.tokens
                 loss, kl = loss + float(terms.total.detach()), kl + terms.kl
                 drift, seen = drift + terms.drift, seen + terms.tokens
+            prompt.backward()
         metrics = UpdateMetrics(loss, 0.0, drift / max(seen, 1), kl / max(seen, 1), clipped / max(trained, 1))
         return Gradient(rollouts, groups, metrics, trained > 0, time.monotonic() - started)
 

@@ -1,4 +1,4 @@
-"""Log-probabilities of trained tokens, without ever holding the logits of all of them.
+"""Log-probabilities of trained tokens: every prompt is read once, and all logits are never held together.
 
 With a vocabulary of 151,936, the logits of 2,000 tokens take 1.2 GB, and their softmax and its gradient as
 much again. Here they are computed in pieces. A token's log-probability depends on one hidden state only, so
@@ -7,31 +7,82 @@ its gradient there is computed with it: no logits are kept for the backward pass
 
 from __future__ import annotations
 
-from typing import Any, cast
+from typing import Any, cast, final
 
 import torch
 from torch import Tensor
 
 from envkit.engine.head import Head
-from envkit.engine.packed_tree import PackedTree, rows_of
+from envkit.engine.packed_tree import PromptLayout, TreeLayout, rows_of
 from envkit.training.packing import PackedBatch
 
 #: Logits that are held at the same time.
 _LOGITS = 2**25
 
 
-def logprobs(model: Any, head: Head, batch: PackedBatch, temperature: float) -> Tensor:
+@final
+class ReadPrompt:
+    """A prompt that a model has read, for all batches that continue it.
+
+    The prompt's own backward pass is made once, for all of them together: first call ``backward`` of each
+    batch's loss, then `backward` here.
+
+    Args:
+        model: the PEFT model.
+        ids_1P: the prompt.
+        apart: False if there is only one batch. Its loss' backward pass then includes the prompt's.
+    """
+
+    def __init__(self, model: Any, ids_1P: Tensor, *, apart: bool = True) -> None:
+        layout, positions_1P = PromptLayout(), torch.arange(ids_1P.shape[1], device=ids_1P.device)[None]
+        hidden = model.get_decoder()(
+            input_ids=ids_1P, position_ids=positions_1P, use_cache=False, layout=layout
+        ).last_hidden_state
+        self._read = [*layout.keys, *layout.values, hidden[0, -1:]]
+        self._given = self._read
+        if apart:
+            self._given = [part.detach().requires_grad_(part.requires_grad) for part in self._read]
+        layers = len(layout.keys)
+        #: Of every layer, and the last hidden state (1, E).
+        self.keys, self.values, self.last = self._given[:layers], self._given[layers:-1], self._given[-1]
+
+    def backward(self) -> None:
+        """Continue the backward passes of the batches into the prompt."""
+        pairs = [
+            (part, given.grad)
+            for part, given in zip(self._read, self._given, strict=True)
+            if given.grad is not None
+        ]
+        if pairs:
+            torch.autograd.backward([part for part, _ in pairs], [gradient for _, gradient in pairs])
+
+
+def logprobs(
+    model: Any, head: Head, batch: PackedBatch, temperature: float, prompt: ReadPrompt | None = None
+) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,), float32.
 
     Logits are computed only where they predict a trained token, and once for rows that share it: the
     vocabulary projection is a fifth of a small model's work, and more of one with a large vocabulary.
+
+    Args:
+        model: the PEFT model.
+        head: its vocabulary projection.
+        batch: the tokens.
+        temperature: divides the logits.
+        prompt: the batch's, if other batches share it.
     """
-    hidden_SE = model.get_decoder()(
-        input_ids=batch.ids_1S,
-        position_ids=batch.positions_1S,
-        use_cache=False,
-        layout=PackedTree(batch.prompt, batch.paths, batch.ids_1S.device),
-    ).last_hidden_state[0]
+    if prompt is None:
+        prompt = ReadPrompt(model, batch.prompt_1P, apart=False)
+    hidden_SE = prompt.last  # and what follows it
+    if batch.ids_1S.shape[1]:
+        following = model.get_decoder()(
+            input_ids=batch.ids_1S,
+            position_ids=batch.positions_1S,
+            use_cache=False,
+            layout=TreeLayout(prompt.keys, prompt.values, batch.paths),
+        ).last_hidden_state[0]
+        hidden_SE = torch.cat([prompt.last, following])
     hidden_KE = rows_of(hidden_SE, batch.sources_K)
     new_K = chosen_logprobs(hidden_KE, head, batch.targets_K, temperature)
     return rows_of(new_K[:, None], batch.index_N)[:, 0]

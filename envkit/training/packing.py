@@ -40,14 +40,15 @@ class TrainingRow:
 
 @dataclass(frozen=True, slots=True)
 class PackedBatch:
-    """One packed forward pass. S tokens, N trained tokens of R rows, K of them distinct.
+    """One packed forward pass: a prompt of P tokens and a tree of S tokens, with N trained tokens of R rows.
 
     Args:
-        ids_1S: token ids.
-        positions_1S: position of each token: how many tokens it sees before it.
-        prompt: length of the prompt, which comes first.
-        paths: indices in S of each path through the tree; see `envkit.engine.packed_tree.PackedTree`.
-        sources_K: indices in S whose hidden states predict trained tokens.
+        prompt_1P: the prompt.
+        ids_1S: the tree's token ids.
+        positions_1S: position of each: how many tokens it sees before it, those of the prompt included.
+        paths: indices in S of each path through the tree; see `envkit.engine.packed_tree.TreeLayout`.
+        sources_K: the K distinct hidden states that predict trained tokens: 0 is that of the prompt's last
+            token, 1 that of the tree's first, and so on.
         targets_K: ids of those tokens.
         index_N: index in K of each trained token.
         old_logprobs_N: log-probability of each when sampled.
@@ -56,9 +57,9 @@ class PackedBatch:
         rows: R.
     """
 
+    prompt_1P: Tensor
     ids_1S: Tensor
     positions_1S: Tensor
-    prompt: int
     paths: Sequence[Sequence[int]]
     sources_K: Tensor
     targets_K: Tensor
@@ -104,21 +105,25 @@ def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> Trainin
 def chunks(
     prompt: Sequence[int], rows: Sequence[TrainingRow], max_tokens: int
 ) -> Iterator[list[TrainingRow]]:
-    """Split rows into chunks of at most ``max_tokens`` packed tokens, and of at least one row.
+    """Split rows into chunks that are packed separately. The prompt is read once for all of them.
+
+    A chunk and the prompt have at most ``max_tokens`` packed tokens, but a chunk may have a quarter of
+    ``max_tokens`` whatever the prompt's length, and has at least one row.
 
     Attention pads every row to the longest one. The padded rows of a chunk may hold up to four times
-    ``max_tokens``, because attention keeps about a quarter as much memory per token as the other layers.
+    ``max_tokens``, because attention keeps little memory per token.
     """
+    room = max(max_tokens - len(prompt), max_tokens // 4)
     chunk: list[TrainingRow] = []
-    tree = _Tree(prompt)
+    tree = _Tree(len(prompt))
     longest = 0
     # Rows of similar length together, because attention pads them; then rows that begin alike.
     for row in sorted(rows, key=lambda row: (-len(row.ids).bit_length(), row.ids)):
         longest = max(longest, len(row.ids))
         attended = (len(chunk) + 1) * longest
-        if chunk and (len(tree.ids) + tree.missing(row) > max_tokens or attended > 4 * max_tokens):
+        if chunk and (len(tree.ids) + tree.missing(row) > room or attended > 4 * max_tokens):
             yield chunk
-            chunk, tree, longest = [], _Tree(prompt), len(row.ids)
+            chunk, tree, longest = [], _Tree(len(prompt)), len(row.ids)
         chunk.append(row)
         tree.add(row)
     if chunk:
@@ -128,8 +133,8 @@ def chunks(
 def pack(
     prompt: Sequence[int], rows: Sequence[TrainingRow], device: torch.device | str = "cpu"
 ) -> PackedBatch:
-    """Pack the prompt and the prefix tree of the rows into one forward pass on ``device``."""
-    tree = _Tree(prompt)
+    """Pack the prefix tree of the rows, which follow the prompt, into one forward pass on ``device``."""
+    tree = _Tree(len(prompt))
     number_of: dict[tuple[int, int], int] = {}  # by node and the id predicted there
     indices: list[int] = []
     old: list[float] = []
@@ -144,9 +149,9 @@ def pack(
                 owners.append(owner)
     distinct = torch.tensor([*number_of], dtype=torch.long, device=device).view(-1, 2)
     return PackedBatch(
-        ids_1S=torch.tensor(tree.ids, device=device)[None],
-        positions_1S=torch.tensor(tree.positions, device=device)[None],
-        prompt=len(prompt),
+        prompt_1P=torch.tensor([*prompt], device=device)[None],
+        ids_1S=torch.tensor(tree.ids, dtype=torch.long, device=device)[None],
+        positions_1S=torch.tensor(tree.positions, dtype=torch.long, device=device)[None],
         paths=tree.paths(),
         sources_K=distinct[:, 0],
         targets_K=distinct[:, 1],
@@ -160,13 +165,18 @@ def pack(
 
 @final
 class _Tree:
-    """Prefix tree of tokens, rooted in the prompt. A node is an index into ``ids``."""
+    """Prefix tree of tokens. Node 0 is the last token of a prompt, node n the n-th token after it.
 
-    def __init__(self, prompt: Sequence[int]) -> None:
-        self.ids = [*prompt]
-        self.positions = [*range(len(prompt))]
-        self._prompt = len(prompt)
-        self._parents = [*range(-1, len(prompt) - 1)]
+    Args:
+        prompt: its length.
+    """
+
+    def __init__(self, prompt: int) -> None:
+        #: Of nodes 1, 2, ...
+        self.ids: list[int] = []
+        self.positions: list[int] = []
+        self._parents: list[int] = []
+        self._root_position = prompt - 1
         self._children: dict[tuple[int, int], int] = {}
 
     def add(self, row: TrainingRow) -> list[int]:
@@ -175,7 +185,7 @@ class _Tree:
 
     def missing(self, row: TrainingRow) -> int:
         """Count the tokens that the row would add; an upper bound if its context is truncated."""
-        new_node = len(self.ids)
+        new_node = len(self.ids) + 1
         nodes: list[int] = []
 
         def find(parent: int, token: int) -> int:
@@ -186,14 +196,14 @@ class _Tree:
         return nodes.count(new_node)
 
     def paths(self) -> list[list[int]]:
-        """All paths from the first token after the prompt to a leaf."""
-        ends = {*range(self._prompt, len(self.ids))} - {*self._parents}
+        """All paths from the first token after the prompt to a leaf, as indices into ``ids``."""
+        ends = {*range(1, len(self.ids) + 1)} - {*self._parents}
         return [self._path(end) for end in sorted(ends)]
 
     def _predictors(self, row: TrainingRow, find: Callable[[int, int], int]) -> list[int]:
         """The node before each token. ``find(parent, token)`` finds or creates a node."""
         # The nodes that the next token sees. The first is the prompt's last token, which is never cut.
-        context = [self._prompt - 1]
+        context = [0]
         # The token before, if it has no node yet: a row's last token predicts nothing, so a token gets a node
         # only when another one follows.
         pending: list[int] = []
@@ -208,16 +218,17 @@ class _Tree:
         return predictors
 
     def _node(self, parent: int, token: int) -> int:
-        node = self._children.setdefault((parent, token), len(self.ids))
-        if node == len(self.ids):
+        new_node = len(self.ids) + 1
+        node = self._children.setdefault((parent, token), new_node)
+        if node == new_node:
             self.ids.append(token)
-            self.positions.append(self.positions[parent] + 1)
+            self.positions.append((self.positions[parent - 1] if parent else self._root_position) + 1)
             self._parents.append(parent)
         return node
 
     def _path(self, end: int) -> list[int]:
         path: list[int] = []
-        while end >= self._prompt:
-            path.append(end)
-            end = self._parents[end]
+        while end:
+            path.append(end - 1)
+            end = self._parents[end - 1]
         return path[::-1]

@@ -24,7 +24,7 @@ from envkit.models import ModelRef, model_errors
 from envkit.training.adapter_folder import BASE, require_fit
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import logprobs
+from envkit.training.logprobs import ReadPrompt, logprobs
 from envkit.training.memory import require_memory
 from envkit.training.packing import PackedBatch
 
@@ -155,9 +155,13 @@ class Policy:
         """The adapter's parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def logprobs(self, batch: PackedBatch, temperature: float) -> Tensor:
+    def read(self, prompt: Sequence[int]) -> ReadPrompt:
+        """Read a prompt that several batches share, with the adapter in training."""
+        return ReadPrompt(self.model, torch.tensor([*prompt], device=self.device)[None])
+
+    def logprobs(self, batch: PackedBatch, temperature: float, prompt: ReadPrompt | None = None) -> Tensor:
         """Log-probabilities of a batch under the adapter in training; see `envkit.training.logprobs`."""
-        return logprobs(self.model, self.head, batch, temperature)
+        return logprobs(self.model, self.head, batch, temperature, prompt)
 
     def _decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(ids))

@@ -88,12 +88,14 @@ def backward(
     """Accumulate the gradient of a batch's mean loss per answer token, and return that loss in nats."""
     answers, total = sum(len(example.answer) for example in batch), 0.0
     for prompt, rows in _packs(batch):
+        read = policy.read(prompt)
         for chunk in chunks(prompt, rows, max_tokens):
             raise_if_stopped(should_stop)
-            new_N = policy.logprobs(pack(prompt, chunk, policy.device), 1.0)
+            new_N = policy.logprobs(pack(prompt, chunk, policy.device), 1.0, read)
             loss = -new_N.sum() / answers
             loss.backward()
             total += float(loss.detach())
+        read.backward()
     return total
 
 

@@ -163,9 +163,10 @@ def seen_in(batch: PackedBatch, token: int) -> set[tuple[int, ...]]:
     found: set[tuple[int, ...]] = set()
     for place, target in zip(batch.sources_K.tolist(), batch.targets_K.tolist(), strict=True):
         if target == token:
-            ways = [[*range(batch.prompt), *path] for path in batch.paths]
+            ways = [[0, *(index + 1 for index in path)] for path in batch.paths]
             [way] = {tuple(way[: way.index(place) + 1]) for way in ways if place in way}
-            found.add(tuple(batch.ids_1S[0, list(way)].tolist()))
+            after = [int(batch.ids_1S[0, place - 1]) for place in way[1:]]
+            found.add((*batch.prompt_1P[0].tolist(), *after))
     return found
 
 

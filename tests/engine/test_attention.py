@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from envkit.engine.attention import Decode, Prefill
-from envkit.engine.packed_tree import PackedTree
+from envkit.engine.packed_tree import PromptLayout, TreeLayout
 
 
 def zeros(batch: int, heads: int, tokens: int, size: int) -> Tensor:
@@ -22,6 +22,17 @@ def visible_positions(weights: Tensor) -> list[int]:
     return found.tolist()
 
 
+def attend(prompt: int, paths: list[list[int]], query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    """Attend with a prompt and the tree after it; ``paths`` count from the first token after the prompt."""
+    first = PromptLayout()
+    parts = [[part[:, :, :prompt], part[:, :, prompt:]] for part in (query, key, value)]
+    out = first.attend(0, *(part[0] for part in parts), 1.0)
+    if not paths:
+        return out
+    tree = TreeLayout(first.keys, first.values, paths)
+    return torch.cat([out, tree.attend(0, *(part[1] for part in parts), 1.0)], dim=1)
+
+
 @settings(deadline=None)
 @given(prompt=st.integers(1, 5), forks=st.lists(st.integers(-1, 20), max_size=12))
 def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[int]) -> None:
@@ -29,7 +40,7 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
     ways: list[list[int]] = []
     for number, fork in enumerate(forks):
         before = ways[fork] if 0 <= fork < number else []
-        ways.append([*before, prompt + number])
+        ways.append([*before, number])
     total = prompt + len(forks)
     paths = [way for way in ways if not any(way == other[: len(way)] != other for other in ways)]
     query, key, value = (
@@ -37,13 +48,14 @@ def test_a_packed_token_sees_the_prompt_and_its_path(prompt: int, forks: list[in
         zeros(1, 2, total, total),
         torch.eye(total).expand(1, 2, -1, -1),
     )
-    out = PackedTree(prompt, paths).attend(0, query, key, value, 1.0)
+    out = attend(prompt, paths, query, key, value)
     assert out.shape == (1, total, 4, total)
     for place in range(prompt):
         assert visible_positions(out[0, place, 0]) == list(range(place + 1))
     for way in ways:
         for head in range(4):
-            assert visible_positions(out[0, way[-1], head]) == [*range(prompt), *way]
+            seen = [*range(prompt), *(prompt + place for place in way)]
+            assert visible_positions(out[0, seen[-1], head]) == seen
 
 
 def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
@@ -72,19 +84,16 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
 def test_gradients_are_bit_identical_across_repeated_multithreaded_runs() -> None:
     shared, own, rows = 30, 12, 8
     prompt = 20
-    first = prompt + shared
-    paths = [
-        [*range(prompt, first), *range(first + row * own, first + (row + 1) * own)] for row in range(rows)
-    ]
-    total = first + rows * own
+    paths = [[*range(shared), *range(shared + row * own, shared + (row + 1) * own)] for row in range(rows)]
+    total = prompt + shared + rows * own
     generator = torch.Generator().manual_seed(0)
     parts = [torch.randn(1, heads, total, 64, generator=generator) for heads in (9, 3, 3)]
     weight = torch.randn(1, total, 9, 64, generator=generator)
-    layout, threads = PackedTree(prompt, paths), torch.get_num_threads()
+    threads = torch.get_num_threads()
 
     def gradients() -> list[Tensor]:
         leaves = [part.clone().requires_grad_() for part in parts]
-        (layout.attend(0, *leaves, 0.125) * weight).sum().backward()
+        (attend(prompt, paths, *leaves) * weight).sum().backward()
         return [leaf.grad for leaf in leaves if leaf.grad is not None]
 
     torch.set_num_threads(4)

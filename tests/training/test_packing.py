@@ -70,17 +70,23 @@ def test_chunks_hold_every_row_within_the_token_limit(texts: list[str], prompt: 
     split = list(chunks((0,) * prompt, rows, limit))
     assert sorted(r.advantages[0] for chunk in split for r in chunk) == [r.advantages[0] for r in rows]
     for chunk in split:
-        assert len(chunk) == 1 or pack((0,) * prompt, chunk).ids_1S.shape[1] <= limit
+        packed = pack((0,) * prompt, chunk).ids_1S.shape[1]
+        assert len(chunk) == 1 or prompt + packed <= limit or packed <= limit // 4
 
 
-def context(batch: PackedBatch, position: int) -> list[int]:
-    """Return the ids that a position attends to, including its own."""
-    prompt = [*range(batch.prompt)]
-    paths = {
-        tuple([*prompt, *path][: int(batch.positions_1S[0, position]) + 1]) for path in batch.paths or [[]]
-    }
-    [path_to] = [path_to for path_to in paths if path_to[-1] == position]
-    return batch.ids_1S[0, list(path_to)].tolist()
+def test_a_long_prompt_does_not_make_chunks_of_single_rows() -> None:
+    rows = [row(letter * 50) for letter in "abcdefgh"]
+    assert [len(chunk) for chunk in chunks((0,) * 5_000, rows, 800)] == [4, 4]
+
+
+def context(batch: PackedBatch, source: int) -> list[int]:
+    """Return the ids that a source of predictions attends to, including its own."""
+    prompt = batch.prompt_1P[0].tolist()
+    if source == 0:
+        return prompt
+    length = int(batch.positions_1S[0, source - 1]) + 1 - len(prompt)
+    [path_to] = {tuple(path[:length]) for path in batch.paths if path[length - 1 : length] == [source - 1]}
+    return [*prompt, *batch.ids_1S[0, list(path_to)].tolist()]
 
 
 @settings(deadline=None)
@@ -103,8 +109,8 @@ def test_common_beginnings_of_rows_are_packed_once(texts: list[str]) -> None:
     beginnings = {
         text[:end] for text in texts for end in range(1, len(text))
     }  # the last token predicts nothing
-    assert batch.ids_1S.shape[1] == 2 + len(beginnings)
-    assert {position for path in batch.paths for position in path} == {*range(2, 2 + len(beginnings))}
+    assert batch.ids_1S.shape[1] == len(beginnings)
+    assert {position for path in batch.paths for position in path} == {*range(len(beginnings))}
     assert len({tuple(path) for path in batch.paths}) == len(batch.paths)
 
 
@@ -113,13 +119,13 @@ def test_a_branch_sees_only_the_tokens_it_keeps() -> None:
     batch = pack((1, 2), [truncated, row("abx")])
     seen = [bytes(context(batch, int(position))) for position in batch.sources_K[batch.index_N]]
     assert seen == [b"\1\2", b"\1\2a", b"\1\2ac", b"\1\2e", b"\1\2", b"\1\2a", b"\1\2ab"]
-    assert bytes(batch.ids_1S[0].tolist()) == b"\1\2aceb"
+    assert bytes(batch.ids_1S[0].tolist()) == b"aceb"
 
 
 def test_only_sampled_tokens_are_trained() -> None:
     batch = pack((1, 2, 3), [row("abcd", 0.5, "x..x"), row("ef", -1.0)])
     assert [chr(target) for target in batch.targets_K[batch.index_N]] == ["a", "d", "e", "f"]
-    assert batch.sources_K[batch.index_N].tolist() == [2, 5, 2, 6]
+    assert batch.sources_K[batch.index_N].tolist() == [0, 3, 0, 4]
     assert batch.advantages_N.tolist() == [0.5, 0.5, -1.0, -1.0]
     assert batch.old_logprobs_N.tolist() == [-0.5] * 4
     assert batch.rows_N.tolist() == [0, 0, 1, 1]
