@@ -83,6 +83,11 @@ class Prefill:
         self._prompts, self._longest = prompts, longest
         self.select(slice(0, prompts))
 
+    @property
+    def tokens(self) -> int:
+        """Number of tokens that it holds, padding included."""
+        return self._prompts * self._longest
+
     @classmethod
     def of(cls, prompts: Sequence[tuple[Prefill, int, int]]) -> Prefill:
         """Join prompts of earlier prefills; each comes with its index there and its unpadded length."""

@@ -9,9 +9,10 @@ from typing import Any, cast, final
 import torch
 from torch import Tensor
 
-from envkit.engine.attention import Decode, Prefill, RowCache, context_length, register
+from envkit.engine.attention import Decode, Prefill, context_length, register
 from envkit.engine.batching import RequestSize, assign_slots, waves
 from envkit.engine.head import Head
+from envkit.engine.kv_cache import CachedConversation, KVCache
 from envkit.engine.lora import Linears, Update
 from envkit.engine.protocol import AdapterEngine, Completion, Request, Sampling, uniforms
 from envkit.engine.sampling import draw
@@ -19,20 +20,11 @@ from envkit.engine.stop_strings import StopStrings
 from envkit.errors import ContractError, ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 
-#: Size limit of the KV cache of rows decoded together.
-_CACHE_BYTES = 4 * 2**30
+#: Shares of the memory for keys and values: for rows that are decoded together, and for conversations that
+#: may continue. The last quarter is for those of the call before, until they are taken up.
+_DECODED_SHARE, _HELD_SHARE = 0.5, 0.25
 #: Chunk size of prefill: it fits into a CPU's cache, and buffers are reused instead of page-faulted.
 _PREFILL_TOKENS = 1024
-
-
-@dataclass(frozen=True, slots=True)
-class _CachedConversation:
-    """KV state of a conversation that may continue: all its tokens but the last."""
-
-    prefix: Prefill
-    prompt: int
-    prompt_length: int
-    row: RowCache
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +85,7 @@ class TorchEngine(AdapterEngine):
             shared; a CPU holds a prepacked copy of them (see `envkit.engine.prepacked`).
         stop_ids: ids that end a turn.
         max_rows: largest number of requests decoded together.
+        kv_cache_bytes: memory for keys and values.
         decode: turns ids into text, special tokens included. Stop strings need it.
         head: the model's vocabulary projection, if it is to be shared.
     """
@@ -102,6 +95,7 @@ class TorchEngine(AdapterEngine):
         model: Any,
         stop_ids: Sequence[int],
         max_rows: int = 256,
+        kv_cache_bytes: int = 2 * 2**30,
         decode: Callable[[Sequence[int]], str] | None = None,
         head: Head | None = None,
     ) -> None:
@@ -115,10 +109,10 @@ class TorchEngine(AdapterEngine):
         self._longest = context_length(model.config)
         self._stop = frozenset(stop_ids)
         self._max_rows, self._text = max_rows, decode
-        #: KV state to continue from, by adapter and token ids.
-        self._cache: dict[tuple[int, tuple[int, ...]], _CachedConversation] = {}
         self._adapters = 0
-        self._token_bytes = self._cache_bytes_per_token()
+        tokens = kv_cache_bytes / self._cache_bytes_per_token()
+        self._max_tokens = int(_DECODED_SHARE * tokens)
+        self._cache = KVCache(int(_HELD_SHARE * tokens))
 
     def load(self, adapters: Sequence[Mapping[str, Update]]) -> None:
         """Replace all adapters; see `envkit.engine.lora.updates_of`.
@@ -132,7 +126,7 @@ class TorchEngine(AdapterEngine):
 
     def forget(self) -> None:
         """Drop cached KV state. Continued conversations are prefilled again."""
-        self._cache = {}
+        self._cache.clear()
 
     def close(self) -> None:
         """Drop cached KV state. The weights stay: the learner shares them."""
@@ -142,7 +136,7 @@ class TorchEngine(AdapterEngine):
     def stream(
         self, requests: Sequence[Request], sampling: Sampling, should_stop: ShouldStop = never
     ) -> Generator[tuple[int, Completion]]:
-        cached: dict[int, _CachedConversation] = {}
+        cached: dict[int, CachedConversation] = {}
         new: dict[int, RequestSize] = {}
         old: dict[int, RequestSize] = {}
         for index, request in enumerate(requests):
@@ -156,7 +150,7 @@ class TorchEngine(AdapterEngine):
                     f"a conversation has {len(request.prompt_ids)} tokens; the model reads {self._longest}, "
                     "the answer included; set a lower max_context_length"
                 )
-            cache = self._cache.get((request.adapter, request.prompt_ids[: request.earlier_tokens]))
+            cache = self._cache.get(request.adapter, request.prompt_ids[: request.earlier_tokens])
             if cache is None:
                 new[index] = RequestSize(len(request.prompt_ids), (request.adapter, request.prompt_ids))
             else:
@@ -167,8 +161,8 @@ class TorchEngine(AdapterEngine):
                     len(cache.row),
                     len(request.prompt_ids) - read,
                 )
-        self._cache = {}
-        limits = self._max_rows, _CACHE_BYTES // self._token_bytes
+        self._cache.clear()
+        limits = self._max_rows, self._max_tokens
         for wave in waves(new, sampling.max_new_tokens, *limits):
             start = self._start_new(wave, requests, sampling.max_new_tokens, should_stop)
             yield from self._decode(start, wave, requests, sampling, should_stop)
@@ -201,7 +195,7 @@ class TorchEngine(AdapterEngine):
         self,
         wave: list[list[int]],
         requests: Sequence[Request],
-        cached: Mapping[int, _CachedConversation],
+        cached: Mapping[int, CachedConversation],
         budget: int,
         should_stop: ShouldStop,
     ) -> _Start:
@@ -302,10 +296,10 @@ class TorchEngine(AdapterEngine):
         completion = Completion(tuple(branch.ids), tuple(branch.logprobs), stop)
         continuing = [requests[index] for index in branch.requests if requests[index].keep_cache]
         if continuing:
-            ids = continuing[0].prompt_ids + completion.ids
-            self._cache[continuing[0].adapter, ids] = _CachedConversation(
+            conversation = CachedConversation(
                 start.prefix, branch.prompt, start.lengths[branch.prompt], start.layout.row_cache(row)
             )
+            self._cache.add(continuing[0].adapter, continuing[0].prompt_ids + completion.ids, conversation)
         return completion
 
     def _stop_strings(self, sampling: Sampling) -> StopStrings:

@@ -22,6 +22,7 @@ from envkit.studies.provenance import code_digest, commit, require_code, trainin
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.config import TrainConfig, from_mapping, to_mapping
+from envkit.training.memory import choose_cache_mb
 from envkit.training.policy import Policy
 from envkit.types import JSON, Task
 
@@ -86,6 +87,8 @@ def prepare(
         require_heldout(heldout[kind], all_train)
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
+    # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
+    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(config.device))
     ref = resolve(config.model, display)
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:

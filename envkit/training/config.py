@@ -75,6 +75,8 @@ class TrainConfig:
         save_steps: steps between checkpoints.
         max_tokens_per_forward: packed tokens in memory at the same time; larger groups are split, and their
             prompt is read once.
+        kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
+            0 for a quarter of what is free when the run begins.
     """
 
     model: str = DEFAULT_MODEL
@@ -114,6 +116,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     save_steps: int = 5
     max_tokens_per_forward: int = 1024
+    kv_cache_mb: int = 0
 
     def __post_init__(self) -> None:
         for field, minimum in _MINIMUM.items():
@@ -212,6 +215,7 @@ _MINIMUM = {
     "max_context_length": 0,
     "save_steps": 1,
     "max_tokens_per_forward": 1,
+    "kv_cache_mb": 0,
 }
 #: Upper bounds. Larger values only run out of memory, or never end.
 _MAXIMUM = {
@@ -225,6 +229,7 @@ _MAXIMUM = {
     "num_generations": 4096,
     "max_completion_length": 2**17,
     "max_tokens_per_forward": 2**20,
+    "kv_cache_mb": 2**20,
 }
 
 

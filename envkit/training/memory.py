@@ -1,4 +1,4 @@
-"""An estimate of the memory that training takes, made before the model is loaded. Loads no PyTorch."""
+"""An estimate of the memory that training takes, made before the model is loaded. A CPU's needs no PyTorch."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import math
 import resource
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,20 +15,32 @@ from envkit.files import open_regular_file, read_json_object
 from envkit.models import ModelRef
 from envkit.training.config import TrainConfig
 
-#: Bytes saved for the backward pass, per token, layer and unit of hidden size (measured on SmolLM2-135M).
-_ACTIVATION_BYTES = 100
+#: Numbers saved for the backward pass, per token and layer: times the hidden size, and times the width of the
+#: feed-forward network (measured on SmolLM2-135M and Qwen2.5-Coder-0.5B).
+_SAVED_HIDDEN, _SAVED_WIDE = 10, 4
 #: Largest number of rows that the engine decodes at once.
 _MAX_ROWS = 256
+#: Logits that the learner holds at once, with copies of them.
+_LOGITS_BYTES = 3 * 2**27
+#: Share of the free memory for the keys and values of sampling, and limits, in MB.
+_CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.25, 256, 4096
+#: Smallest number of packed tokens that a message proposes.
+_MIN_TOKENS = 128
+
+
+def choose_cache_mb(device: str = "cpu") -> int:
+    """Choose the memory for keys and values of sampling by what is free on a device now."""
+    available = available_bytes() if device == "cpu" else _free_gpu_bytes()
+    if available is None:
+        return _MIN_CACHE_MB
+    return min(max(int(_CACHE_SHARE * available / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
 
 
 def require_memory(ref: ModelRef, config: TrainConfig) -> None:
-    """Refuse a configuration that cannot fit into this machine's memory.
-
-    Counted are the weights, the adapter with its optimizer state, one full-length answer's KV cache, the
-    random numbers of a batch, and the activations of one forward pass. Nothing is checked for a GPU.
+    """Refuse a configuration that cannot fit into this machine's memory. Nothing is checked for a GPU.
 
     Raises:
-        ConfigError: the estimate exceeds the available memory; says what takes the most and what to lower.
+        ConfigError: the estimate exceeds the available memory; says what takes how much, and which sizes fit.
         ModelError: a weights file of the model is damaged.
     """
     available = available_bytes()
@@ -35,26 +48,48 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
         return
     parts = estimate_bytes(ref, config)
     total = sum(parts.values())
-    if total > available:
+    if total <= available:
+        return
+    listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
+    smaller = _fitting(ref, config, available)
+    if smaller is None:
         largest = max(parts, key=lambda name: parts[name])
-        listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-        raise ConfigError(
-            f"training {ref.id} needs at least {_gb(total)} of memory ({listed}); this machine has "
-            f"{_gb(available)} available; {_ADVICE[largest].format(config=config)}"
-        )
+        advice = _ADVICE[largest].format(config=config)
+    else:
+        names = ("max_tokens_per_forward", "kv_cache_mb")
+        changed = [name for name in names if getattr(smaller, name) != getattr(config, name)]
+        sizes = " and ".join(f"{name} = {getattr(smaller, name)}" for name in changed)
+        advice = f"it fits with {sizes}, which makes it slower"
+    raise ConfigError(
+        f"training {ref.id} needs at least {_gb(total)} of memory ({listed}); this machine has "
+        f"{_gb(available)} available; {advice}"
+    )
 
 
 _ADVICE = {
-    "weights": "use a smaller model",
+    "weights": "use a smaller model; `envkit models` lists some",
     "adapter": "lower lora_r, which is {config.lora_r}",
     "KV cache": "lower max_completion_length, which is {config.max_completion_length}",
     "random numbers": "lower max_completion_length, which is {config.max_completion_length}",
     "activations": "lower max_tokens_per_forward, which is {config.max_tokens_per_forward}",
+    "logits": "use a model with a smaller vocabulary",
 }
+
+
+def _fitting(ref: ModelRef, config: TrainConfig, available: int) -> TrainConfig | None:
+    """The same configuration with the largest sizes that fit, if any fit."""
+    smaller = replace(config, kv_cache_mb=min(config.kv_cache_mb or _MIN_CACHE_MB, _MIN_CACHE_MB))
+    while sum(estimate_bytes(ref, smaller).values()) > available:
+        if smaller.max_tokens_per_forward < 2 * _MIN_TOKENS:
+            return None
+        smaller = replace(smaller, max_tokens_per_forward=smaller.max_tokens_per_forward // 2)
+    return smaller
 
 
 def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     """Bytes that training takes at least, by purpose.
+
+    Weights are counted with the engine's copies of them, activations for one forward and backward pass.
 
     Raises:
         ModelError: a weights file is damaged.
@@ -65,18 +100,24 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     matrices = [shape for shape in shapes if len(shape) == 2]
     vocabulary = max((shape[0] for shape in matrices), default=0)
     linears = [shape for shape in matrices if shape[0] != vocabulary]
+    head = max((math.prod(shape) for shape in matrices if shape[0] == vocabulary), default=0)
+    prepacked = itemsize * sum(map(math.prod, linears)) + 4 * head
     adapter = sum(config.lora_r * sum(shape) for shape in linears)
-    heads = _attention_sizes(ref.path)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
     tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.max_turns)
     hidden = min((shape[1] for shape in linears), default=0)
+    wide = max((max(shape) for shape in linears), default=0)
     return {
-        "weights": itemsize * sum(map(math.prod, shapes)),
+        "weights": itemsize * sum(map(math.prod, shapes)) + prepacked,
         "adapter": 5 * 4 * adapter,  # float32: weights, gradients, two moments, the engine's copy
-        "KV cache": itemsize * 2 * heads * answer,
+        "KV cache": max(itemsize * 2 * _attention_sizes(ref.path) * answer, config.kv_cache_mb * 2**20),
         "random numbers": 8 * rows * answer,
-        "activations": _ACTIVATION_BYTES * tokens * hidden * layer_count(ref.path),
+        "activations": itemsize
+        * (_SAVED_HIDDEN * hidden + _SAVED_WIDE * wide)
+        * tokens
+        * layer_count(ref.path),
+        "logits": min(_LOGITS_BYTES, 3 * 4 * vocabulary * tokens),
     }
 
 
@@ -110,6 +151,12 @@ def available_bytes() -> int | None:
     if soft != resource.RLIM_INFINITY:
         limits.append(soft)
     return min(limits, default=None)
+
+
+def _free_gpu_bytes() -> int:
+    import torch
+
+    return torch.cuda.mem_get_info()[0]
 
 
 def _shapes(file: Path) -> Iterator[tuple[int, ...]]:

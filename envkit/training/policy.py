@@ -25,7 +25,7 @@ from envkit.training.adapter_folder import BASE, require_fit
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import ReadPrompt, logprobs
-from envkit.training.memory import require_memory
+from envkit.training.memory import choose_cache_mb, require_memory
 from envkit.training.packing import PackedBatch
 
 
@@ -40,6 +40,7 @@ class Policy:
         device: of base and adapter, ``"cpu"`` or ``"cuda"``.
         engine: ``"torch"`` or ``"vllm"``.
         seed: of the adapter's initial weights.
+        kv_cache_mb: memory of the torch engine for keys and values, in MB.
 
     Raises:
         ModelError: see `envkit.training.base_model.load_base`; or torch finds no such device, or the model
@@ -56,6 +57,7 @@ class Policy:
         device: str = "cpu",
         engine: str = "torch",
         seed: int = 0,
+        kv_cache_mb: int = 2048,
     ) -> None:
         self.ref, self.device = ref, _find_device(device)
         base, self.tokenizer = load_base(ref, dtype)
@@ -73,7 +75,9 @@ class Policy:
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(base, stops, decode=self._decode, head=self.head)
+            else TorchEngine(
+                base, stops, decode=self._decode, head=self.head, kv_cache_bytes=kv_cache_mb * 2**20
+            )
         )
 
     @classmethod
@@ -95,6 +99,7 @@ class Policy:
             device=config.device,
             engine=config.engine,
             seed=config.seed,
+            kv_cache_mb=config.kv_cache_mb or choose_cache_mb(config.device),
         )
 
     def sibling(self, seed: int) -> Policy:

@@ -84,13 +84,10 @@ def test_a_stop_request_ends_decoding_at_the_next_token(ref: ModelRef, polls: in
     assert len(engine.generate(requests(), Sampling(1.0, 10))) == len(requests())  # it can be asked again
 
 
-def test_the_kv_cache_size_bounds_the_rows_decoded_together(
-    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    engine = tiny.engine(ref, max_rows=8)
+def test_the_kv_cache_size_bounds_the_rows_decoded_together(ref: ModelRef) -> None:
+    # A token takes 2 layers x (keys and values) x 2 heads x 16 numbers of 4 bytes; half is for decoding.
+    engine = TorchEngine(tiny.plain(ref), (), max_rows=8, kv_cache_bytes=2 * 512 * (30 + 4 * 6))
     seen = record_forwards(engine)
-    # A token takes 2 layers x (keys and values) x 2 heads x 16 numbers of 4 bytes.
-    monkeypatch.setattr(torch_engine, "_CACHE_BYTES", 512 * (30 + 4 * 6))
     drawn = engine.generate(batch := requests(((30, 8), (60, 2))), Sampling(1.0, 6))
     assert seen[::6] == [(1, 60), (1, 60), (1, 30), (1, 30)]
     assert [rows for rows, _ in seen[5::6]] == [1, 1, 4, 4]
@@ -183,6 +180,26 @@ def test_only_new_tokens_of_a_continued_conversation_are_prefilled(ref: ModelRef
     assert seen[0] == (8, 36), "the KV cache was kept longer than until the next call"
     assert_matches_reference(tiny.plain(ref), later, first, 1.0)
     assert_matches_reference(tiny.plain(ref), later, again, 1.0)
+
+
+def test_conversations_beyond_the_limit_are_prefilled_again(ref: ModelRef) -> None:
+    # A quarter is for held conversations: two prompts, padded to 30 tokens, and two answers of 3 tokens, the
+    # last of which has no keys yet.
+    size = 4 * 512 * (2 * 30 + 2 * 2)
+    batch = [dataclasses.replace(request, keep_cache=True) for request in requests(((30, 1), (20, 1)))]
+    for limit, prefilled in ((size, (2, 4)), (size - 4 * 512, (1, 36))):
+        engine = TorchEngine(tiny.plain(ref), (), kv_cache_bytes=limit)
+        drawn = engine.generate(batch, Sampling(1.0, 3))
+        later = [
+            Request((*ids, 5, 6, 7), (row,), earlier_tokens=len(ids))
+            for row, ids in enumerate(
+                request.prompt_ids + completion.ids for request, completion in zip(batch, drawn, strict=True)
+            )
+        ]
+        seen = record_forwards(engine)
+        after = engine.generate(later, Sampling(1.0, 2))
+        assert prefilled in seen
+        assert_matches_reference(tiny.plain(ref), later, after, 1.0)
 
 
 def test_new_weights_drop_cached_kv_state(ref: ModelRef) -> None:

@@ -20,8 +20,9 @@ def test_the_estimate_counts_weights_and_adapter(ref: ModelRef) -> None:
     policy = tiny.policy(ref)
     parts = memory.estimate_bytes(ref, dataclasses.replace(CONFIG, lora_r=4))
     trained = sum(parameter.numel() for parameter in policy.trainable())
-    frozen = sum(parameter.numel() for parameter in policy.model.parameters()) - trained
-    assert parts["weights"] == 4 * frozen
+    frozen = [parameter for parameter in policy.model.parameters() if not parameter.requires_grad]
+    copied = sum(parameter.numel() for parameter in frozen if parameter.dim() == 2)  # by the engine
+    assert parts["weights"] == 4 * (sum(parameter.numel() for parameter in frozen) + copied)
     assert parts["adapter"] == 5 * 4 * trained
 
 
@@ -43,6 +44,24 @@ def test_a_too_large_configuration_is_refused_with_the_fields_to_lower(
     config = dataclasses.replace(CONFIG, **changes)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match=rf"needs at least .* GiB .*{advice}"):
         Policy.of(ref, config)
+
+
+def test_the_message_proposes_sizes_that_fit(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(CONFIG, kv_cache_mb=4096)
+    needed = sum(memory.estimate_bytes(ref, dataclasses.replace(config, kv_cache_mb=256)).values())
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
+    with pytest.raises(ConfigError) as refused:
+        memory.require_memory(ref, config)
+    assert "fits with max_tokens_per_forward = 512 and kv_cache_mb = 256" in str(refused.value)
+    memory.require_memory(ref, dataclasses.replace(config, max_tokens_per_forward=512, kv_cache_mb=256))
+
+
+def test_the_cache_is_chosen_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    found: list[int] = []
+    for free in (2**20, 2**32, 2**40):
+        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
+        found.append(memory.choose_cache_mb())
+    assert found == [256, 1024, 4096]
 
 
 def test_a_configuration_that_fits_is_accepted(ref: ModelRef) -> None:
