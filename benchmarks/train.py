@@ -7,7 +7,11 @@
     multi-turn step  the same with three turns (prompt about 300, between answers about 60 tokens)
     products         a decode step's matrix products, of 1 row and of 32, 8 times
     adapters         64 answers of 16 tokens to 32 prompts of 20, each prompt with an adapter of its own
+    sft              a step of supervised fine-tuning: 12 examples, prompt 220 (90 of them shared), answer 80
     engine start     a process from its start to the first token, weights on disk
+
+These are timed on SmolLM2-135M, and those that begin with "qwen05" on Qwen2.5-Coder-0.5B, whose vocabulary is
+three times as large.
 
 TRL samples with transformers' ``generate``. Sampling is timed on plain weights for both, without the cost of
 an adapter. A step is timed on the trainers themselves, with a LoRA adapter of rank 16 on all linear layers;
@@ -38,22 +42,28 @@ from train_adapters import adapter_ways
 from train_generate import VLLM_PYTHON, engine_start_ways, generate_ways
 from train_learn import learner_ways
 from train_products import product_ways
-from train_shared import GROUP, NEW, ROUNDS, dtype, selected_operations
+from train_sft import sft_ways
+from train_shared import GROUP, NEW, ROUNDS, dtype, on_model, selected_operations
 from train_steps import multi_turn_ways, step_ways
 
 from envkit.models import DEFAULT_MODEL
 from envkit.studies.machine import use_threads
 from envkit.studies.provenance import commit
 
-OPERATIONS: Final[Mapping[str, Operation]] = {
+_ON_BOTH: Final[Mapping[str, Operation]] = {
     "generate short": functools.partial(generate_ways, 20),
     "generate long": functools.partial(generate_ways, 600),
     "learner": learner_ways,
     "step": step_ways,
+    "sft": sft_ways,
+    "engine start": engine_start_ways,
+}
+OPERATIONS: Final[Mapping[str, Operation]] = {
+    **_ON_BOTH,
     "multi-turn step": multi_turn_ways,
     "products": product_ways,
     "adapters": adapter_ways,
-    "engine start": engine_start_ways,
+    **{f"qwen05 {name}": on_model(DEFAULT_MODEL, operation) for name, operation in _ON_BOTH.items()},
 }
 RATIOS: Final = {
     "generate_long_vs_trl": Ratio("generate long", "TRL", "envkit", 5.0),
@@ -62,6 +72,12 @@ RATIOS: Final = {
     "generate_short_vs_vllm": Ratio("generate short", "vLLM", "envkit", 0.8),
     "learner_vs_trl": Ratio("learner", "TRL", "envkit", 5.0),
     "step_vs_trl": Ratio("step", "TRL", "envkit", 5.0),
+    "sft_vs_trl": Ratio("sft", "TRL", "envkit", 3.0),
+    "qwen05_generate_long_vs_vllm": Ratio("qwen05 generate long", "vLLM", "envkit", 1.0),
+    "qwen05_generate_short_vs_vllm": Ratio("qwen05 generate short", "vLLM", "envkit", 1.0),
+    "qwen05_learner_vs_trl": Ratio("qwen05 learner", "TRL", "envkit", 5.0),
+    "qwen05_step_vs_trl": Ratio("qwen05 step", "TRL", "envkit", 5.0),
+    "qwen05_sft_vs_trl": Ratio("qwen05 sft", "TRL", "envkit", 3.0),
     "multiturn_step_vs_trl": Ratio("multi-turn step", "TRL", "envkit", 2.5),
     "products1_vs_plain": Ratio("products", "1 rows, as they are", "1 rows, copied", None),
     "products32_vs_plain": Ratio("products", "32 rows, as they are", "32 rows, copied", None),
@@ -71,7 +87,7 @@ RATIOS: Final = {
     "adapters32_vs_peft": Ratio("adapters", "PEFT adapter_names", "32 of rank 4", None),
 }
 #: Tokens forwarded, counting a prompt each time it is read.
-TOKENS: Final = {
+_TOKENS: Final = {
     ("generate long", "envkit"): 600 + 32 * NEW,
     ("generate long", "TRL"): 32 * (600 + NEW),
     ("generate long", "vLLM"): 600 + 32 * NEW,
@@ -91,6 +107,7 @@ TOKENS: Final = {
     ),
     ("adapters", "PEFT adapter_names"): 64 * (20 + 16),
 }
+TOKENS: Final = _TOKENS | {(f"qwen05 {name}", way): count for (name, way), count in _TOKENS.items()}
 
 
 def main() -> None:
@@ -98,7 +115,7 @@ def main() -> None:
     if not VLLM_PYTHON.exists():
         print("vLLM is not measured: make test-vllm would install it")
     threads = use_threads()
-    facts = {"commit": commit(), "model": DEFAULT_MODEL, "dtype": dtype(), "threads": threads}
+    facts = {"commit": commit(), "dtype": dtype(), "threads": threads}
     versions = {name: version(name) for name in ("torch", "transformers", "trl", "peft")}
     compare_each("train", chosen, RATIOS, ROUNDS, facts | versions, TOKENS)
 

@@ -10,12 +10,11 @@ from typing import Any
 import tiny
 import torch
 from side_by_side import Ways
-from train_shared import dtype, expect
+from train_shared import dtype, expect, timed_model
 
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.models import DEFAULT_MODEL, resolve
 
 ADAPTERS, PROMPTS, ROWS_EACH, PROMPT, NEW = 32, 32, 2, 20, 16
 
@@ -26,7 +25,7 @@ def adapter_ways(count: int = ADAPTERS) -> Generator[Ways]:
     from peft import LoraConfig, get_peft_model
     from transformers import GenerationConfig
 
-    ref = resolve(DEFAULT_MODEL)
+    ref = timed_model()
     config = LoraConfig(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM")
     peft: Any = get_peft_model(tiny.plain(ref, dtype()), config, adapter_name="0")
     for number in range(1, count):

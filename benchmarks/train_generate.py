@@ -16,12 +16,11 @@ from typing import Any, Final
 import tiny
 import torch
 from side_by_side import Paused, Ways
-from train_shared import GROUP, NEW, dtype, expect, perturbed_policy
+from train_shared import GROUP, NEW, dtype, expect, perturbed_policy, timed_model
 
 from envkit.engine.lora import updates_of
 from envkit.engine.protocol import Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
-from envkit.models import DEFAULT_MODEL, resolve
 
 ROWS: Final = 32
 WAVES: Final = (64, 128, 256)
@@ -103,7 +102,7 @@ class VLLM:
 @contextlib.contextmanager
 def generate_ways(length: int) -> Generator[Ways]:
     """Sample answers to a prompt of ``length`` tokens without an adapter."""
-    ref = resolve(DEFAULT_MODEL)
+    ref = timed_model()
     with contextlib.ExitStack() as stack:
         # First, because it needs extra memory while it starts.
         vllm: VLLM | None = None
@@ -168,9 +167,9 @@ def engine_start_ways() -> Generator[Ways]:
     """Start a new process up to its first token."""
     program = (
         "from envkit.engine.protocol import Request, Sampling\n"
-        "from envkit.models import DEFAULT_MODEL, resolve\n"
+        "from envkit.models import resolve\n"
         "from envkit.training.policy import Policy\n"
-        f"policy = Policy(resolve(DEFAULT_MODEL), dtype={dtype()!r})\n"
+        f"policy = Policy(resolve({timed_model().id!r}), dtype={dtype()!r})\n"
         "policy.engine.generate([Request((1, 2, 3), (0,))], Sampling(1.0, 1))\n"
     )
     yield {"envkit": lambda: subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)}

@@ -10,10 +10,9 @@ import tiny
 import torch
 from side_by_side import Ways
 from torch import nn
-from train_shared import dtype
+from train_shared import dtype, timed_model
 
 from envkit.engine.prepacked import PrepackedLinear
-from envkit.models import DEFAULT_MODEL, resolve
 
 TIMES = 8
 
@@ -21,7 +20,7 @@ TIMES = 8
 @contextlib.contextmanager
 def product_ways() -> Generator[Ways]:
     """Multiply 1 row and 32 rows 8 times with every linear layer; layers of one width get the same input."""
-    model = tiny.plain(resolve(DEFAULT_MODEL), dtype())
+    model = tiny.plain(timed_model(), dtype())
     weights = [layer.weight.data for layer in model.modules() if isinstance(layer, nn.Linear)]
     generator = torch.Generator().manual_seed(0)
 

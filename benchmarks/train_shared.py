@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, Final
 
 import tiny
 import torch
-from side_by_side import Operation
+from side_by_side import Operation, Ways
 
 from envkit.engine.torch_engine import TorchEngine
-from envkit.models import DEFAULT_MODEL, resolve
+from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.studies.machine import cpu_dtype
 from envkit.training.policy import Policy
 from envkit.training.trl_backend import remove_printer
@@ -24,6 +26,30 @@ from envkit.training.trl_backend import remove_printer
 ROUNDS: Final = max(int(os.environ.get("ROUNDS", "5")), 2)
 #: Tokens per answer, and answers per group.
 NEW, GROUP = 64, 16
+
+
+#: The model of the operation that is being timed.
+_MODEL: ContextVar[str] = ContextVar("model", default=SMALL_MODEL)
+
+
+def timed_model() -> ModelRef:
+    """Return the model of the operation that is being timed."""
+    return resolve(_MODEL.get())
+
+
+def on_model(name: str, operation: Operation) -> Operation:
+    """Return an operation that is timed on a model of that id."""
+
+    @contextlib.contextmanager
+    def opened() -> Generator[Ways]:
+        before = _MODEL.set(name)
+        try:
+            with operation() as ways:
+                yield ways
+        finally:
+            _MODEL.reset(before)
+
+    return opened
 
 
 @functools.cache
@@ -60,7 +86,7 @@ def reward(text: str) -> float:
 
 def perturbed_policy() -> Policy:
     """Return a policy whose adapter has random weights, and whose answers never end early."""
-    policy = Policy(resolve(DEFAULT_MODEL), dtype=dtype())
+    policy = Policy(timed_model(), dtype=dtype())
     with torch.no_grad():
         for parameter in policy.trainable():
             parameter.add_(torch.randn_like(parameter) * 1e-3)

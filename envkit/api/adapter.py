@@ -137,13 +137,15 @@ def load_adapter(
     from envkit.training.config import TrainConfig
 
     require_training()
+    from envkit.training.adapter_folder import recorded_base
+
     folder = _adapter_folder(Path(path), step)
     trained, environment = _training_of(folder)
     weights = _read_json(folder / _CONFIG)
     rank, alpha = weights.get("r"), weights.get("lora_alpha")
     if not (isinstance(rank, int) and isinstance(alpha, int | float)):
         raise ModelError(f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected numbers")
-    base = str(model or (trained.model if trained else _base_of(folder) or DEFAULT_MODEL))
+    base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     config = replace(
         trained or TrainConfig(),
         model=base,
@@ -210,14 +212,6 @@ def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
             kind = registry.environment(environments[0]) if len(environments) == 1 else None
             return from_mapping({"dtype": "float32", **settings}, str(folder / "manifest.json")), kind
     return None, None
-
-
-def _base_of(adapter: Path) -> str:
-    """Read the base model's id from an adapter's folder; empty if it names none."""
-    from envkit.training.policy import BASE
-
-    note = adapter / BASE
-    return str(_read_json(note).get("model", "")) if note.is_file() else ""
 
 
 def _read_json(path: Path) -> dict[str, Any]:

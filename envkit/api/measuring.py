@@ -74,7 +74,7 @@ def evaluate(
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
     if agent == "model":
-        base = _model(model)
+        base, reason = _base(model, () if adapter is None else (Path(adapter),))
         path = "" if adapter is None else str(Path(adapter).resolve())
         row = AgentSpec(Path(path or base).name, model=base, adapter=path)
     else:
@@ -86,7 +86,7 @@ def evaluate(
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
-        row = AgentSpec(agent, script=agent)
+        row, reason = AgentSpec(agent, script=agent), ""
     spec = BenchSpec(
         (EnvironmentSpec(environment, str(tasks), limit),),
         (row,),
@@ -98,6 +98,8 @@ def evaluate(
         max_context_length,
     )
     with open_display(display) as progress:
+        if reason:
+            progress.say(reason)
         backend = isolated_backend(sandbox, progress)
         run = _start(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
         request, refused = _play(run, backend, progress)
@@ -202,7 +204,7 @@ def spec_of(
         environment: its registered name.
         tasks: as for `evaluate`.
         limit: play only the first ``limit`` tasks.
-        model: the base of the adapters; by default the demo's model.
+        model: the base of the adapters; by default the one that the first of them was trained on.
         samples: episodes per task.
         settings: further fields of `BenchSpec`.
 
@@ -221,11 +223,11 @@ def spec_of(
             raise UsageError(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
             )
-    base = _model(model)
+    paths = [Path(path).resolve() for path in adapters]
+    base, _ = _base(model, paths)
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=base))
-    paths = [Path(path).resolve() for path in adapters]
     for path, name in zip(paths, _distinct_names(paths), strict=True):
         rows.append(AgentSpec(name, model=base, adapter=str(path)))
     rows += [AgentSpec(load_card(card).name, card=absolute_if_path(card)) for card in cards]
@@ -378,10 +380,17 @@ def _require_priced(machine: str | None, prices: Path | None) -> None:
         load_prices(prices).hourly_usd(machine)
 
 
-def _model(given: Path | str) -> str:
-    from envkit.models import DEFAULT_MODEL
+def _base(given: Path | str, adapters: Sequence[Path]) -> tuple[str, str]:
+    """Return the base model of a row, and why it was chosen if nobody named it."""
+    from envkit.models import choose_model
+    from envkit.training.adapter_folder import recorded_base
 
-    return absolute_if_path(given) if given else DEFAULT_MODEL
+    if given:
+        return absolute_if_path(given), ""
+    for path in adapters:
+        if recorded := recorded_base(path):
+            return recorded, ""
+    return choose_model()
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -1,6 +1,7 @@
 """Models: a model id or path becomes a folder of safetensors with a digest."""
 
-from envkit.models.known import DEFAULT_MODEL, KNOWN, KnownModel
+from envkit.models.choice import available_bytes, choose_model
+from envkit.models.known import DEFAULT_MODEL, KNOWN, SMALL_MODEL, KnownModel
 from envkit.models.reference import (
     ModelRef,
     is_fetched,
@@ -14,9 +15,12 @@ from envkit.models.speeds import MeasuredSpeed, known_speed, remember_speed
 __all__ = [
     "DEFAULT_MODEL",
     "KNOWN",
+    "SMALL_MODEL",
     "KnownModel",
     "MeasuredSpeed",
     "ModelRef",
+    "available_bytes",
+    "choose_model",
     "is_fetched",
     "known_speed",
     "model_errors",

@@ -12,7 +12,10 @@ from dataclasses import dataclass
 from importlib import resources
 from typing import Final, Literal
 
-DEFAULT_MODEL: Final = "smollm2-135m-q4"
+#: What training, evaluation and benchmarks use unless told otherwise.
+DEFAULT_MODEL: Final = "qwen2.5-coder-0.5b-q4"
+#: For short runs and small memory; see `envkit.models.choose_model`.
+SMALL_MODEL: Final = "smollm2-135m-q4"
 
 
 @dataclass(frozen=True, slots=True)

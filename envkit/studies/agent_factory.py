@@ -32,6 +32,7 @@ from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.timing import training_seconds
 from envkit.studies.validate_tasks import controls
+from envkit.training.adapter_folder import recorded_base
 from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
@@ -288,8 +289,8 @@ def runs_here(row: AgentSpec) -> bool:
 
 
 def model_of(row: AgentSpec) -> str:
-    """Base model of a row that runs on this machine."""
-    return row.model or DEFAULT_MODEL
+    """Base model of a row that runs on this machine; by default the one that its adapter was trained on."""
+    return row.model or recorded_base(Path(row.adapter)) or DEFAULT_MODEL
 
 
 def outputs(part: RunFolder, row: AgentSpec) -> Path:

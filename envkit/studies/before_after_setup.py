@@ -16,12 +16,13 @@ from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
-from envkit.studies.machine import free_threads, machine, resolve_dtype, use_threads
+from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.config import TrainConfig, from_mapping, to_mapping
+from envkit.training.heap import release_freed_memory
 from envkit.training.memory import choose_cache_mb
 from envkit.training.policy import Policy
 from envkit.types import JSON, Task
@@ -85,6 +86,8 @@ def prepare(
     all_train = [task for tasks in train.values() for task in tasks]  # one adapter learns from all
     for kind in train:
         require_heldout(heldout[kind], all_train)
+    release_freed_memory()  # of mining
+    config = resolve_model(config, minutes, display.say)
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.

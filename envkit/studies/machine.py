@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import os
 import platform
@@ -13,7 +12,9 @@ from pathlib import Path
 from typing import Final
 
 from envkit.benchmark.report_data import Machine
+from envkit.models import choose_model
 from envkit.training.config import TrainConfig
+from envkit.training.heap import keep_freed_memory
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _STAT: Final = Path("/proc/stat")
@@ -47,6 +48,15 @@ def _card() -> str:
     import torch
 
     return torch.cuda.get_device_name()
+
+
+def resolve_model(config: TrainConfig, minutes: float | None, say: Callable[[str], None]) -> TrainConfig:
+    """Replace model "auto" by the one that fits the budget and this machine, and ``say`` which and why."""
+    if config.model != "auto":
+        return config
+    name, reason = choose_model(minutes)
+    say(reason)
+    return replace(config, model=name)
 
 
 def resolve_dtype(config: TrainConfig, say: Callable[[str], None] = lambda line: None) -> TrainConfig:
@@ -203,18 +213,5 @@ def use_threads(threads: int | None = None) -> int:
 
     count = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
-    _keep_freed_memory()
+    keep_freed_memory()
     return count
-
-
-def _keep_freed_memory() -> None:
-    """Let glibc keep large freed blocks, because the next training step needs them again.
-
-    By default, glibc returns them to the kernel, and a training step spends a sixth of its time on page
-    faults. Other C libraries have no ``mallopt`` and do not need it.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is not None:
-        # M_MMAP_THRESHOLD. Older glibc refuses more than 32 MiB and answers 0.
-        _ = mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20)
-        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD

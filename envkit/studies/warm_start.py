@@ -15,7 +15,7 @@ from envkit.errors import ConfigError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never, raise_if_stopped
-from envkit.studies.machine import resolve_dtype
+from envkit.studies.machine import resolve_dtype, resolve_model
 from envkit.training import sft
 from envkit.training.checkpoint import save_adapter
 from envkit.training.config import TrainConfig
@@ -143,7 +143,8 @@ def warm_start(
             pass
     except OSError as error:
         raise StoreError(f"cannot write adapter {folder}: {error.strerror}") from error
-    config = replace(resolve_dtype(config), engine="torch")  # nothing is sampled
+    config = resolve_dtype(resolve_model(config, None, display.say))
+    config = replace(config, engine="torch")  # nothing is sampled
     policy = Policy.of(resolve(config.model, display), config)
     losses: list[float] = []
     run_warm_start(

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from envkit.errors import ModelError
 from envkit.files import file_digest, read_json_object
-from envkit.models import ModelRef
+from envkit.models import KNOWN, ModelRef
 
 #: File with the id and digest of the weights that the adapter was trained on.
 BASE = "base.json"
@@ -56,6 +56,15 @@ def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
         OSError: a file is missing or cannot be read.
     """
     return [name for name, digest in digests.items() if file_digest(folder / name) != digest]
+
+
+def recorded_base(folder: Path) -> str:
+    """Return the base model that an adapter's folder names; empty if it names none that has an id."""
+    try:
+        name = str(read_json_object(folder / BASE).get("model", ""))
+    except (OSError, ValueError):
+        return ""
+    return name if name in KNOWN or "/" in name else ""
 
 
 def require_fit(folder: Path, ref: ModelRef) -> None:

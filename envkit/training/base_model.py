@@ -41,6 +41,9 @@ def load_base(ref: ModelRef, dtype: str) -> tuple[Any, Any]:
         )
         base, info = cast("tuple[Any, dict[str, Iterable[str]]]", loaded)
         tokenizer = cast("Any", AutoTokenizer.from_pretrained(ref.path))
+    # The loaded tensors are views of the mapped file, which would stay in memory beside the engine's copies.
+    for parameter in base.parameters():
+        parameter.data = parameter.data.clone()
     # transformers fills missing weights with random numbers.
     if missing := sorted(info["missing_keys"]):
         raise ModelError(

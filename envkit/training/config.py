@@ -11,7 +11,6 @@ from typing import Any, cast
 
 from envkit.errors import ConfigError
 from envkit.files import read_settings
-from envkit.models import DEFAULT_MODEL
 from envkit.plain import decode, encode
 
 
@@ -20,7 +19,8 @@ class TrainConfig:
     """Hyperparameters of a training run.
 
     Args:
-        model: model id, folder or hub id.
+        model: model id, folder or hub id. ``"auto"`` takes the default model, or the small one for a short
+            run or on a machine with little free memory; see `envkit.models.choose_model`.
         backend: trainer: ``"envkit"``, or ``"trl"``, which is slower on one machine.
         engine: sampler: ``"torch"``, or ``"vllm"``, whose log-probabilities are less exact. A run with vLLM
             may not resume bit for bit.
@@ -79,7 +79,7 @@ class TrainConfig:
             0 for a quarter of what is free when the run begins.
     """
 
-    model: str = DEFAULT_MODEL
+    model: str = "auto"
     backend: str = "envkit"
     engine: str = "torch"
     dtype: str = "auto"

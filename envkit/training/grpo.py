@@ -22,6 +22,7 @@ from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
+from envkit.training.heap import HeapLimit
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
@@ -136,6 +137,7 @@ class GRPOTrainer(Trainer):
     """The training loop on one machine."""
 
     def train(self, on_step: OnStep) -> None:
+        heap = HeapLimit()
         for step in range(self.step, self._config.max_steps):
             if self.alarm:
                 return
@@ -149,6 +151,7 @@ class GRPOTrainer(Trainer):
             except TrainingError as error:
                 self.fail(str(error))
                 return
+            heap.after_step()
             if not self.finish_step(metrics, on_step):  # log, save
                 return
 

@@ -1,10 +1,9 @@
-"""An estimate of the memory that training takes, made before the model is loaded. A CPU's needs no PyTorch."""
+"""Estimate the memory that training takes, before the model is loaded. PyTorch is needed for a GPU only."""
 
 from __future__ import annotations
 
 import json
 import math
-import resource
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any, cast
 
 from envkit.errors import ConfigError, ModelError
 from envkit.files import open_regular_file, read_json_object
-from envkit.models import ModelRef
+from envkit.models import ModelRef, available_bytes
 from envkit.training.config import TrainConfig
 
 #: Numbers saved for the backward pass, per token and layer: times the hidden size, and times the width of the
@@ -136,23 +135,6 @@ def layer_count(folder: Path) -> int:
     return layers if isinstance(layers, int) else 0
 
 
-def available_bytes() -> int | None:
-    """Memory that this process can still take, or ``None`` if the system does not say."""
-    free: list[int] = []
-    for line in _read(Path("/proc/meminfo")).splitlines():
-        name, _, value = line.partition(":")
-        if name in ("MemAvailable", "SwapFree"):
-            free.append(1024 * int(value.split()[0]))
-    limits = [sum(free)] if free else []
-    group = Path("/sys/fs/cgroup")
-    if (limit := _read(group / "memory.max").strip()).isdigit():
-        limits.append(int(limit) - int(_read(group / "memory.current").strip() or 0))
-    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if soft != resource.RLIM_INFINITY:
-        limits.append(soft)
-    return min(limits, default=None)
-
-
 def _free_gpu_bytes() -> int:
     import torch
 
@@ -187,13 +169,6 @@ def _attention_sizes(folder: Path) -> int:
     size, shared = config.get("head_dim"), config.get("num_key_value_heads")
     size = size if isinstance(size, int) and size > 0 else hidden // heads
     return layer_count(folder) * size * (shared if isinstance(shared, int) and shared > 0 else heads)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text()
-    except (OSError, UnicodeDecodeError):
-        return ""
 
 
 def _gb(size: int) -> str:

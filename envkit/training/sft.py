@@ -19,6 +19,7 @@ from envkit.errors import ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
+from envkit.training.heap import HeapLimit
 from envkit.training.packing import TrainingRow, chunks, pack
 from envkit.training.policy import Policy
 
@@ -69,7 +70,7 @@ def train(
     order: list[int] = (
         np.random.Generator(np.random.Philox(seeds((config.seed,)))).permutation(len(examples)).tolist()
     )
-    optimizer = torch.optim.AdamW(policy.trainable(), weight_decay=0.0)
+    optimizer, heap = torch.optim.AdamW(policy.trainable(), weight_decay=0.0), HeapLimit()
     for step in range(1, steps + 1):
         batch = [examples[index] for index in order[(step - 1) * size : step * size]]
         for settings in optimizer.param_groups:
@@ -78,6 +79,7 @@ def train(
         torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        heap.after_step()
         on_step(step, loss)
     return steps
 

@@ -15,7 +15,7 @@ from envkit.agents.scripted import noop
 from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Completion, Engine, Request, Sampling, uniforms
 from envkit.errors import ContractError
-from envkit.models import DEFAULT_MODEL, resolve
+from envkit.models import SMALL_MODEL, resolve
 from envkit.stop import ShouldStop, never
 from envkit.training.packing import PackedBatch, pack, training_row
 from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Turn
@@ -25,7 +25,7 @@ from envkit.types import EpisodeKey, Outcome, StepRecord, Tokens, Trajectory, Tu
 def renderer() -> ChatRenderer:
     from transformers import AutoTokenizer
 
-    return ChatRenderer(AutoTokenizer.from_pretrained(resolve(DEFAULT_MODEL).path))
+    return ChatRenderer(AutoTokenizer.from_pretrained(resolve(SMALL_MODEL).path))
 
 
 class StubEngine(Engine):

@@ -15,7 +15,7 @@ from envkit.api import evaluate
 from envkit.benchmark.spec import BenchSpec
 from envkit.display import Silent
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.models import DEFAULT_MODEL
+from envkit.models import DEFAULT_MODEL, SMALL_MODEL
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -133,13 +133,17 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         raise Recorded
 
     monkeypatch.setattr("envkit.api.measuring._start", record)
+    monkeypatch.setattr("envkit.models.choice.available_bytes", lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
+    (tmp_path / "runs" / "step-5").mkdir(parents=True)
+    (tmp_path / "runs" / "step-5" / "base.json").write_text(json.dumps({"model": SMALL_MODEL, "digest": "d"}))
     choices: list[dict[str, Any]] = [
         {},
         {"model": "owner/large"},
         {"model": "tiny"},
         {"adapter": "runs/step-4"},
+        {"adapter": "runs/step-5"},
     ]
     for choice in choices:
         with pytest.raises(Recorded):
@@ -149,6 +153,7 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
         ("large", "owner/large", ""),
         ("tiny", f"{tmp_path}/tiny", ""),
         ("step-4", DEFAULT_MODEL, f"{tmp_path}/runs/step-4"),
+        ("step-5", SMALL_MODEL, f"{tmp_path}/runs/step-5"),
     ]
 
 

@@ -34,7 +34,7 @@ from envkit.engine.protocol import Request, Sampling, uniforms
 from envkit.engine.sampling import draw
 from envkit.engine.torch_engine import TorchEngine
 from envkit.errors import ContractError, ModelError, Stopped
-from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+from envkit.models import SMALL_MODEL, ModelRef, resolve
 
 
 @pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -451,7 +451,7 @@ def test_an_adapter_that_does_not_fit_is_refused(ref: ModelRef, tmp_path: Path) 
 
 @pytest.mark.model
 def test_the_real_model_agrees_with_plain_transformers() -> None:
-    ref = resolve(DEFAULT_MODEL)
+    ref = resolve(SMALL_MODEL)
     text = "def mean(values):\n    return sum(values) / len(values)\n"
     ids = tuple(tiny.tokenizer().encode(text * 3))
     batch = [Request(ids[:length], (length, row)) for length in (40, 25) for row in range(3)]

@@ -20,7 +20,7 @@ from envkit.engine.lora import Update
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.vllm_engine import VLLMEngine, _variables
 from envkit.errors import ContractError, MissingExtraError, ModelError
-from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+from envkit.models import SMALL_MODEL, ModelRef, resolve
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = [
@@ -35,7 +35,7 @@ TOLERANCE_NATS = 2e-4
 @pytest.mark.skipif(HAS_VLLM, reason="vLLM is installed here")
 def test_the_error_without_vllm_names_the_extra() -> None:
     with pytest.raises(MissingExtraError, match=r"\.\[vllm\]"):
-        VLLMEngine(resolve(DEFAULT_MODEL), [2], dtype="float32")
+        VLLMEngine(resolve(SMALL_MODEL), [2], dtype="float32")
 
 
 def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -51,7 +51,7 @@ def test_vllm_starts_with_envkits_threads_and_the_users_variables(monkeypatch: p
 
 @pytest.fixture(scope="module")
 def ref() -> ModelRef:
-    return resolve(DEFAULT_MODEL)
+    return resolve(SMALL_MODEL)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import pytest
 
 from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
+from envkit.models import DEFAULT_MODEL
 from envkit.prices import load_prices
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
@@ -36,7 +37,7 @@ def trained(tmp_path: Path) -> RunFolder:
 def seconds(run: RunFolder, adapter: Path, machine: dict[str, object] = HERE) -> float:
     row = AgentSpec("mine", adapter=str(adapter))
     spec = BenchSpec((EnvironmentSpec("code-editor"),), (row,))
-    began = {"models": {"smollm2-135m-q4": "d"}, "adapters": {"mine": "a"}, "machine": machine}
+    began = {"models": {DEFAULT_MODEL: "d"}, "adapters": {"mine": "a"}, "machine": machine}
     return AgentFactory(spec, began, load_prices(), Silent()).origin(spec.of(row), run, ()).training_seconds
 
 

@@ -13,7 +13,7 @@ import torch
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import Request, Sampling
-from envkit.models import DEFAULT_MODEL, ModelRef, resolve
+from envkit.models import SMALL_MODEL, ModelRef, resolve
 from envkit.training.config import TrainConfig
 from envkit.training.loss import LossTerms, StepSize, policy_loss
 from envkit.training.packing import PackedBatch, TrainingRow, chunks, pack
@@ -322,7 +322,7 @@ def test_engine_and_learner_agree_throughout_training(policy: Policy) -> None:
 
 @pytest.mark.model
 def test_engine_and_learner_of_the_real_model_agree() -> None:
-    policy = tiny.policy(resolve(DEFAULT_MODEL), noise=1e-3)
+    policy = tiny.policy(resolve(SMALL_MODEL), noise=1e-3)
     policy.sync()
     prompt = policy.renderer.first("Say it.", "def mean(values):\n    return sum(values) // len(values)")
     drawn = policy.engine.generate([Request(prompt, (row,)) for row in range(4)], Sampling(1.0, 8))

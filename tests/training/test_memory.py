@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 
 import pytest
 import tiny
 
 from envkit.errors import ConfigError
 from envkit.models import ModelRef
-from envkit.training import memory
+from envkit.training import heap, memory
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 
@@ -67,3 +69,18 @@ def test_the_cache_is_chosen_by_what_is_free(monkeypatch: pytest.MonkeyPatch) ->
 def test_a_configuration_that_fits_is_accepted(ref: ModelRef) -> None:
     assert memory.available_bytes()
     memory.require_memory(ref, CONFIG)
+
+
+def test_the_heap_is_trimmed_after_a_process_has_grown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sizes, trims = list[float](), list[float]()
+    monkeypatch.setattr(heap, "release_freed_memory", lambda: trims.append(sizes[-1]))
+    statm = tmp_path / "statm"
+    monkeypatch.setattr(heap, "_STATM", statm)
+    limit = heap.HeapLimit()
+    for size in (2.0, 2.1, 2.4, 2.6, 3.5, 3.9, 4.1):
+        sizes.append(size)
+        statm.write_text(f"0 {int(size * 2**30) // os.sysconf('SC_PAGE_SIZE')} 0")
+        limit.after_step()
+    assert trims == [2.6, 4.1]

@@ -1,0 +1,59 @@
+"""Control of the C library's heap, which holds all tensors of a CPU. Only glibc has these controls."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from pathlib import Path
+from typing import Any, Final, final
+
+#: Growth of a process after which freed memory is returned, in bytes.
+_SLACK: Final = 2**29
+_STATM: Final = Path("/proc/self/statm")
+
+
+def keep_freed_memory() -> None:
+    """Let glibc keep large freed blocks, because the next training step needs them again.
+
+    By default, glibc returns them to the kernel, and a training step spends a sixth of its time on page
+    faults. Other C libraries have no ``mallopt`` and do not need it.
+    """
+    mallopt = _function("mallopt")
+    if mallopt is not None:
+        # M_MMAP_THRESHOLD. Older glibc refuses more than 32 MiB and answers 0.
+        _ = mallopt(-3, 1 << 30) or mallopt(-3, 32 << 20)
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
+
+
+def release_freed_memory() -> None:
+    """Return all freed memory to the kernel."""
+    trim = _function("malloc_trim")
+    if trim is not None:
+        trim(0)
+
+
+@final
+class HeapLimit:
+    """Returns freed memory after training steps that have made the process grow.
+
+    Batches differ in size, so blocks that are kept do not fit the next ones, and the heap would grow from
+    step to step: from 4 to 8 GB in 20 minutes with a model of 0.5 B parameters.
+    """
+
+    def __init__(self) -> None:
+        self._limit: int | None = None
+
+    def after_step(self) -> None:
+        """Compare with the size after the first step since memory was returned."""
+        if not _STATM.exists():
+            return
+        now = int(_STATM.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+        if self._limit is None:
+            self._limit = now + _SLACK
+        elif now > self._limit:
+            release_freed_memory()
+            self._limit = None
+
+
+def _function(name: str) -> Any:
+    return getattr(ctypes.CDLL(None), name, None)
