@@ -43,7 +43,7 @@ VOCABULARY = 2_048
 
 @functools.cache
 def tokenizer() -> Any:
-    """The default model's tokenizer with its first tokens only, so a text takes more of them."""
+    """The small model's tokenizer with its first tokens only, so a text takes more of them."""
     from transformers import AutoTokenizer
 
     with tempfile.TemporaryDirectory() as folder:

@@ -154,6 +154,7 @@ def load_adapter(
         dtype=dtype,
         device=device,
         engine="torch",
+        kv_cache_mb=0,  # the run's may have been chosen on a larger machine
     )
     from envkit.studies.machine import resolve_dtype, use_threads
     from envkit.training.policy import Policy

@@ -52,7 +52,7 @@ def evaluate(
     Args:
         environment: its registered name.
         agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"`` or ``"random"``.
-        model: model id, folder or hub id; by default the demo's model.
+        model: model id, folder or hub id; by default the adapter's own base, or as in training.
         adapter: a trained adapter's folder.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
         limit: play only the first ``limit`` tasks.
@@ -213,6 +213,7 @@ def spec_of(
     """
     from envkit.agents.cards import load_card
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
+    from envkit.models import DEFAULT_MODEL
 
     if not (adapters or cards or recorded):
         raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
@@ -224,7 +225,7 @@ def spec_of(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
             )
     paths = [Path(path).resolve() for path in adapters]
-    base, _ = _base(model, paths)
+    base = absolute_if_path(model) if model else _recorded(paths) or DEFAULT_MODEL
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=base))
@@ -383,14 +384,18 @@ def _require_priced(machine: str | None, prices: Path | None) -> None:
 def _base(given: Path | str, adapters: Sequence[Path]) -> tuple[str, str]:
     """Return the base model of a row, and why it was chosen if nobody named it."""
     from envkit.models import choose_model
-    from envkit.training.adapter_folder import recorded_base
 
     if given:
         return absolute_if_path(given), ""
-    for path in adapters:
-        if recorded := recorded_base(path):
-            return recorded, ""
-    return choose_model()
+    recorded = _recorded(adapters)
+    return (recorded, "") if recorded else choose_model()
+
+
+def _recorded(adapters: Sequence[Path]) -> str:
+    """Return the base that the first adapter was trained on; empty if its folder names none."""
+    from envkit.training.adapter_folder import recorded_base
+
+    return next((recorded_base(path) for path in adapters), "")
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

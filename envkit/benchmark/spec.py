@@ -46,7 +46,7 @@ class AgentSpec:
     Args:
         name: name in the report.
         script: ``"oracle"``, ``"no-op"`` or ``"random"``.
-        model: id or folder of a local model. If only ``adapter`` is set, the default model.
+        model: id or folder of a local model. If only ``adapter`` is set, the one that it was trained on.
         adapter: PEFT folder for the model.
         card: name or path of the card of a model behind an API; see `envkit.agents.cards`.
         recorded: name of a model whose outputs came with the tasks, or a file of outputs; see

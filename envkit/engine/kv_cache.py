@@ -28,7 +28,7 @@ class CachedConversation:
 
 @final
 class KVCache:
-    """Conversations by adapter and token ids. When it is full, the least recently used one is dropped.
+    """Conversations by adapter and token ids. When it is full, the one held longest is dropped.
 
     A dropped conversation is prefilled again, if it continues.
 

@@ -90,9 +90,9 @@ def prepare(
     config = resolve_model(config, minutes, display.say)
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
-    # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
-    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(config.device))
     ref = resolve(config.model, display)
+    # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
+    config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = probe(policy, display.say)
@@ -210,8 +210,9 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     run.require_unedited()
     try:
         sized = manifest["plan"]
-        # Runs older than the setting ``dtype`` used float32.
-        settings = {"dtype": "float32", **sized["train"]}
+        # Runs older than the setting ``dtype`` used float32. Those older than ``kv_cache_mb`` get one size,
+        # so that they resume to the same bits each time.
+        settings = {"dtype": "float32", "kv_cache_mb": 2048, **sized["train"]}
         sizes = {name: sized[name] for name in ("heldout_tasks", "samples", "eval_temperature")}
         # Older runs have no forecast.
         planned = Plan(from_mapping(settings, str(run.path / "manifest.json")), **sizes)

@@ -78,7 +78,7 @@ def start(
             held out. No folder is created in that case.
     """
     table = load_prices(prices)
-    spec = _with_lengths(spec)
+    spec = _filled_in(spec)
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
     played = [
@@ -136,10 +136,16 @@ def prices_of(run: RunFolder) -> Path | None:
     return path if path.exists() else None
 
 
-def _with_lengths(spec: BenchSpec) -> BenchSpec:
-    """Fill in the token limit of API rows from their cards, unless the row or the spec sets one."""
+def _filled_in(spec: BenchSpec) -> BenchSpec:
+    """Fill in what other files decide, so that the run does not change with them.
+
+    These are the base model of an adapter, and the token limit of an API row by its card, unless the row or
+    the spec sets one.
+    """
 
     def filled(row: AgentSpec) -> AgentSpec:
+        if runs_here(row):
+            row = replace(row, model=model_of(row))
         if not row.card or row.max_completion_length or spec.max_completion_length:
             return row
         return replace(row, max_completion_length=load_card(row.card).max_completion_tokens or None)

@@ -92,7 +92,7 @@ def run_warm_start(
         config: the training settings.
         display: shows progress.
         on_loss: called with ``(step, loss)`` after every step.
-        should_stop: polled between micro-batches.
+        should_stop: polled before every forward pass.
 
     Raises:
         Stopped: the user asked to stop; the adapter is half trained.

@@ -59,12 +59,18 @@ def damaged_files(folder: Path, digests: Mapping[str, str]) -> list[str]:
 
 
 def recorded_base(folder: Path) -> str:
-    """Return the base model that an adapter's folder names; empty if it names none that has an id."""
+    """Return the id of the base model that an adapter's folder names; empty if it names none.
+
+    Raises:
+        ModelError: the model was a folder, of which only the name is known.
+    """
     try:
         name = str(read_json_object(folder / BASE).get("model", ""))
     except (OSError, ValueError):
         return ""
-    return name if name in KNOWN or "/" in name else ""
+    if name and name not in KNOWN and "/" not in name:
+        raise ModelError(f"{folder} was trained on a model in a folder {name!r}; name it with --model")
+    return name
 
 
 def require_fit(folder: Path, ref: ModelRef) -> None:

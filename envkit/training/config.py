@@ -27,7 +27,7 @@ class TrainConfig:
         dtype: of the base, for sampling and training: ``"float32"``, ``"bfloat16"``, or ``"auto"`` for the
             faster one on this machine. The adapter is always float32.
         device: of base and adapter: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU. A run on a GPU may not
-            resume bit for bit, and its warm start needs a C compiler.
+            resume bit for bit.
         seed: of every random draw.
         max_turns: actions per episode.
         lora_r: rank of the adapter on all linear layers.
@@ -76,7 +76,7 @@ class TrainConfig:
         max_tokens_per_forward: packed tokens in memory at the same time; larger groups are split, and their
             prompt is read once.
         kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
-            0 for a quarter of what is free when the run begins.
+            0 for half of what training leaves free when the run begins, 256 to 4096.
     """
 
     model: str = "auto"

@@ -23,6 +23,7 @@ from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.heap import HeapLimit
+from envkit.training.logprobs import ReadPrompt
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
@@ -171,12 +172,14 @@ class GRPOTrainer(Trainer):
             learns = group.has_gradient or config.beta > 0
             if not learns and not config.needs_reference:
                 continue
+            raise_if_stopped(should_stop)
             with torch.set_grad_enabled(learns):
                 prompt = self._policy.read(group.prompt)
+            reference = self._read_reference(group.prompt)
             for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
                 raise_if_stopped(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
-                reference_N = self._reference_logprobs(batch)
+                reference_N = self._reference_logprobs(batch, reference)
                 with torch.set_grad_enabled(learns):
                     new_N = self._policy.logprobs(batch, config.temperature, prompt)
                     terms = policy_loss(new_N, batch, size, config, reference_N)
@@ -208,19 +211,26 @@ class GRPOTrainer(Trainer):
         seconds = gradient.seconds + time.monotonic() - started
         return step_metrics(step, gradient.rollouts, gradient.groups, metrics, seconds)
 
-    def _reference_logprobs(self, batch: PackedBatch) -> Tensor | None:
-        """Log-probabilities under the model without its adapter; ``None`` if the loss does not need them."""
+    def _read_reference(self, prompt: Sequence[int]) -> ReadPrompt | None:
+        """Read a prompt without the adapter; ``None`` if the loss does not need it."""
         if not self._config.needs_reference:
             return None
         with torch.no_grad(), self._policy.model.disable_adapter():
-            return self._policy.logprobs(batch, self._config.temperature)
+            return self._policy.read(prompt)
+
+    def _reference_logprobs(self, batch: PackedBatch, prompt: ReadPrompt | None) -> Tensor | None:
+        """Log-probabilities under the model without its adapter; ``None`` without its prompt."""
+        if prompt is None:
+            return None
+        with torch.no_grad(), self._policy.model.disable_adapter():
+            return self._policy.logprobs(batch, self._config.temperature, prompt)
 
 
-def require_finite(grad_norm: float, step: int) -> None:
-    """Refuse a step whose gradient is not finite.
+def require_finite(grad_norm: float, step: int, setting: str = "learning_rate") -> None:
+    """Refuse a step whose gradient is not finite. ``setting`` is the learning rate's name.
 
     Raises:
         TrainingError: see above.
     """
     if not math.isfinite(grad_norm):
-        raise TrainingError(f"step {step}: the gradient is not finite; lower learning_rate")
+        raise TrainingError(f"step {step}: the gradient is not finite; lower {setting}")

@@ -21,18 +21,17 @@ _SAVED_HIDDEN, _SAVED_WIDE = 10, 4
 _MAX_ROWS = 256
 #: Logits that the learner holds at once, with copies of them.
 _LOGITS_BYTES = 3 * 2**27
-#: Share of the free memory for the keys and values of sampling, and limits, in MB.
-_CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.25, 256, 4096
+#: Share of the memory that training leaves free for the keys and values of sampling, and limits, in MB.
+_CACHE_SHARE, _MIN_CACHE_MB, _MAX_CACHE_MB = 0.5, 256, 4096
 #: Smallest number of packed tokens that a message proposes.
 _MIN_TOKENS = 128
 
 
-def choose_cache_mb(device: str = "cpu") -> int:
-    """Choose the memory for keys and values of sampling by what is free on a device now."""
-    available = available_bytes() if device == "cpu" else _free_gpu_bytes()
-    if available is None:
-        return _MIN_CACHE_MB
-    return min(max(int(_CACHE_SHARE * available / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
+def choose_cache_mb(ref: ModelRef, config: TrainConfig) -> int:
+    """Choose the memory for keys and values of sampling: half of what training leaves free on the device."""
+    free = available_bytes() if config.device == "cpu" else _free_gpu_bytes()
+    left = (free or 0) - sum(estimate_bytes(ref, config).values())
+    return min(max(int(_CACHE_SHARE * left / 2**20), _MIN_CACHE_MB), _MAX_CACHE_MB)
 
 
 def require_memory(ref: ModelRef, config: TrainConfig) -> None:
@@ -50,15 +49,13 @@ def require_memory(ref: ModelRef, config: TrainConfig) -> None:
     if total <= available:
         return
     listed = ", ".join(f"{name} {_gb(size)}" for name, size in parts.items())
-    smaller = _fitting(ref, config, available)
-    if smaller is None:
-        largest = max(parts, key=lambda name: parts[name])
-        advice = _ADVICE[largest].format(config=config)
-    else:
-        names = ("max_tokens_per_forward", "kv_cache_mb")
-        changed = [name for name in names if getattr(smaller, name) != getattr(config, name)]
-        sizes = " and ".join(f"{name} = {getattr(smaller, name)}" for name in changed)
-        advice = f"it fits with {sizes}, which makes it slower"
+    tokens = _fitting_tokens(ref, config, available)
+    largest = max(parts, key=lambda name: parts[name])
+    advice = (
+        _ADVICE[largest].format(config=config)
+        if tokens is None
+        else f"it fits with max_tokens_per_forward = {tokens}, which makes it slower"
+    )
     raise ConfigError(
         f"training {ref.id} needs at least {_gb(total)} of memory ({listed}); this machine has "
         f"{_gb(available)} available; {advice}"
@@ -75,20 +72,22 @@ _ADVICE = {
 }
 
 
-def _fitting(ref: ModelRef, config: TrainConfig, available: int) -> TrainConfig | None:
-    """The same configuration with the largest sizes that fit, if any fit."""
-    smaller = replace(config, kv_cache_mb=min(config.kv_cache_mb or _MIN_CACHE_MB, _MIN_CACHE_MB))
-    while sum(estimate_bytes(ref, smaller).values()) > available:
-        if smaller.max_tokens_per_forward < 2 * _MIN_TOKENS:
-            return None
-        smaller = replace(smaller, max_tokens_per_forward=smaller.max_tokens_per_forward // 2)
-    return smaller
+def _fitting_tokens(ref: ModelRef, config: TrainConfig, available: int) -> int | None:
+    """Return a smaller ``max_tokens_per_forward`` that fits, if one does."""
+    tokens = config.max_tokens_per_forward // 2
+    while tokens >= _MIN_TOKENS:
+        smaller = replace(config, max_tokens_per_forward=tokens)
+        if sum(estimate_bytes(ref, smaller).values()) <= available:
+            return tokens
+        tokens //= 2
+    return None
 
 
 def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     """Bytes that training takes at least, by purpose.
 
-    Weights are counted with the engine's copies of them, activations for one forward and backward pass.
+    Weights are counted with the engine's copies of them, keys and values for one full-length answer, and
+    activations for one forward and backward pass.
 
     Raises:
         ModelError: a weights file is damaged.
@@ -110,7 +109,7 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     return {
         "weights": itemsize * sum(map(math.prod, shapes)) + prepacked,
         "adapter": 5 * 4 * adapter,  # float32: weights, gradients, two moments, the engine's copy
-        "KV cache": max(itemsize * 2 * _attention_sizes(ref.path) * answer, config.kv_cache_mb * 2**20),
+        "KV cache": itemsize * 2 * _attention_sizes(ref.path) * answer,
         "random numbers": 8 * rows * answer,
         "activations": itemsize
         * (_SAVED_HIDDEN * hidden + _SAVED_WIDE * wide)
@@ -135,10 +134,10 @@ def layer_count(folder: Path) -> int:
     return layers if isinstance(layers, int) else 0
 
 
-def _free_gpu_bytes() -> int:
+def _free_gpu_bytes() -> int | None:
     import torch
 
-    return torch.cuda.mem_get_info()[0]
+    return torch.cuda.mem_get_info()[0] if torch.cuda.is_available() else None
 
 
 def _shapes(file: Path) -> Iterator[tuple[int, ...]]:

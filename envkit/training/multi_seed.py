@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from envkit.errors import Stopped, StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
+from envkit.training.heap import HeapLimit
 from envkit.training.metrics import StepMetrics
 from envkit.training.rollouts import collect_all
 
@@ -58,7 +59,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
     seeds = [trainer.collector.config.seed for trainer in trainers]
     if len({*seeds}) < len(seeds):
         raise TrainingError(f"seeds {seeds} are not distinct; give every adapter its own seed")
-    wants_more = True
+    wants_more, heap = True, HeapLimit()
     while wants_more and (active := [trainer for trainer in trainers if not trainer.is_done()]):
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
@@ -75,6 +76,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
                 updated.append((trainer, trainer.update(gradient)))
             except TrainingError as error:
                 failed.append((trainer, str(error)))
+        heap.after_step()
         # A list, not a generator: every seed's step is reported.
         wants_more = all([on_step(trainers.index(trainer), metrics) for trainer, metrics in updated])
         for trainer, metrics in updated:

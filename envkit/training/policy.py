@@ -99,7 +99,7 @@ class Policy:
             device=config.device,
             engine=config.engine,
             seed=config.seed,
-            kv_cache_mb=config.kv_cache_mb or choose_cache_mb(config.device),
+            kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config),
         )
 
     def sibling(self, seed: int) -> Policy:

@@ -19,6 +19,7 @@ from envkit.errors import ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
+from envkit.training.grpo import require_finite
 from envkit.training.heap import HeapLimit
 from envkit.training.packing import TrainingRow, chunks, pack
 from envkit.training.policy import Policy
@@ -62,6 +63,7 @@ def train(
     Raises:
         Stopped: ``should_stop`` has become True; the adapter is half trained.
         ModelError: a demonstration is longer than the model's context.
+        TrainingError: a gradient is not finite.
     """
     size = config.sft_batch_size
     steps = len(demonstrations) // size
@@ -76,7 +78,8 @@ def train(
         for settings in optimizer.param_groups:
             settings["lr"] = config.sft_learning_rate * _schedule(step, steps)
         loss = backward(policy, batch, config.max_tokens_per_forward, should_stop)
-        torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
+        norm = torch.nn.utils.clip_grad_norm_(policy.trainable(), config.max_grad_norm)
+        require_finite(float(norm), step, "sft_learning_rate")
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         heap.after_step()
@@ -90,6 +93,7 @@ def backward(
     """Accumulate the gradient of a batch's mean loss per answer token, and return that loss in nats."""
     answers, total = sum(len(example.answer) for example in batch), 0.0
     for prompt, rows in _packs(batch):
+        raise_if_stopped(should_stop)
         read = policy.read(prompt)
         for chunk in chunks(prompt, rows, max_tokens):
             raise_if_stopped(should_stop)

@@ -24,6 +24,7 @@ from envkit.stop import raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.grpo import OnStep, Trainer, require_finite
+from envkit.training.heap import HeapLimit
 from envkit.training.loss import divergence
 from envkit.training.metrics import StepMetrics, UpdateMetrics, step_metrics
 from envkit.training.packing import TrainingRow
@@ -153,6 +154,8 @@ class TRLTrainer(Trainer):
                     self.kl += float((divergence(self.new, inputs["ref_per_token_logps"]) * mask).sum())
                 return loss * self.scale
 
+        heap = HeapLimit()
+
         class Steps(TrainerCallback):
             """Refuses a step whose gradient is not finite; reports, logs and saves the others."""
 
@@ -162,6 +165,7 @@ class TRLTrainer(Trainer):
 
             def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
                 if "grad_norm" in logs:  # the summary at the end has none
+                    heap.after_step()
                     control.should_training_stop |= not owner.finish_step(metrics_of(trainer, logs), on_step)
 
         arguments = library.GRPOConfig(**settings(config, folder, config.max_steps - self.step))

@@ -110,6 +110,21 @@ def test_golden_two_steps(make: Make, tmp_path: Path) -> None:
     golden.expect("train", {"metrics": [dataclasses.asdict(each) for each in metrics], "episodes": played})
 
 
+@pytest.mark.parametrize("beta", [0.0, 0.1])
+def test_the_gradient_does_not_depend_on_the_limit_of_tokens(
+    make: Make, tmp_path: Path, ref: ModelRef, beta: float
+) -> None:
+    found: list[list[torch.Tensor]] = []
+    for limit in (1, 10**6):
+        config = dataclasses.replace(CONFIG, max_tokens_per_forward=limit, beta=beta)
+        policy = tiny.policy(ref, noise=0.1)
+        trainer = make(tmp_path / str(limit), config, policy=policy)
+        trainer.backward(trainer.collector.collect(0))
+        found.append([parameter.grad for parameter in policy.trainable() if parameter.grad is not None])
+    assert found[0]
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_reward_rises(make: Make, tmp_path: Path, seed: int) -> None:
     ref = tiny.make(tmp_path / "model", initializer_range=0.6)  # few likely tokens: quick to learn

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 import tiny
+import torch
 
-from envkit.errors import ConfigError
+from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef
 from envkit.training import heap, memory
 from envkit.training.config import TrainConfig
@@ -35,7 +36,7 @@ def test_the_estimate_counts_weights_and_adapter(ref: ModelRef) -> None:
         ({"max_completion_length": 2**17}, "lower max_completion_length, which is 131072"),
         (
             {"max_tokens_per_forward": 2**17, "max_completion_length": 4096},
-            "lower max_tokens_per_forward, which is 131072",
+            "it fits with max_tokens_per_forward = 512",
         ),
     ],
 )
@@ -49,21 +50,34 @@ def test_a_too_large_configuration_is_refused_with_the_fields_to_lower(
 
 
 def test_the_message_proposes_sizes_that_fit(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(CONFIG, kv_cache_mb=4096)
-    needed = sum(memory.estimate_bytes(ref, dataclasses.replace(config, kv_cache_mb=256)).values())
+    needed = sum(memory.estimate_bytes(ref, CONFIG).values())
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
-    with pytest.raises(ConfigError) as refused:
-        memory.require_memory(ref, config)
-    assert "fits with max_tokens_per_forward = 512 and kv_cache_mb = 256" in str(refused.value)
-    memory.require_memory(ref, dataclasses.replace(config, max_tokens_per_forward=512, kv_cache_mb=256))
+    with pytest.raises(ConfigError, match="fits with max_tokens_per_forward = 512, which makes it slower"):
+        memory.require_memory(ref, CONFIG)
+    memory.require_memory(ref, dataclasses.replace(CONFIG, max_tokens_per_forward=512))
 
 
-def test_the_cache_is_chosen_by_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
-    found: list[int] = []
-    for free in (2**20, 2**32, 2**40):
-        monkeypatch.setattr(memory, "available_bytes", lambda free=free: free)
-        found.append(memory.choose_cache_mb())
-    assert found == [256, 1024, 4096]
+def test_the_cache_gets_half_of_what_training_leaves_free(
+    ref: ModelRef, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, found = sum(memory.estimate_bytes(ref, CONFIG).values()), list[int]()
+    for left in (2**20, 2**30, 2**40):
+        monkeypatch.setattr(memory, "available_bytes", lambda left=left: needed + left)
+        found.append(memory.choose_cache_mb(ref, CONFIG))
+    assert found == [256, 512, 4096]
+
+
+def test_what_was_chosen_automatically_is_not_refused(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = sum(memory.estimate_bytes(ref, CONFIG).values())
+    monkeypatch.setattr(memory, "available_bytes", lambda: needed + 1)
+    memory.require_memory(ref, dataclasses.replace(CONFIG, kv_cache_mb=memory.choose_cache_mb(ref, CONFIG)))
+
+
+def test_a_missing_gpu_is_reported_before_anything_is_chosen_for_it(ref: ModelRef) -> None:
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is here")
+    with pytest.raises(ModelError, match=r"device is .cuda., but torch .* finds no NVIDIA GPU"):
+        Policy.of(ref, dataclasses.replace(CONFIG, device="cuda"))
 
 
 def test_a_configuration_that_fits_is_accepted(ref: ModelRef) -> None:

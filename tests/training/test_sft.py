@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch.nn.functional import cross_entropy
 
-from envkit.errors import ModelError, Stopped
+from envkit.errors import ModelError, Stopped, TrainingError
 from envkit.models import ModelRef
 from envkit.training import sft
 from envkit.training.config import TrainConfig
@@ -140,6 +140,13 @@ def test_gradients_equal_those_of_trl(ref: ModelRef, max_tokens: int, tmp_path: 
     expected.backward()
     assert loss == pytest.approx(float(expected.detach()), rel=1e-5)
     torch.testing.assert_close(found, gradients(policy), rtol=1e-4, atol=1e-6)
+
+
+def test_a_gradient_that_is_not_finite_ends_the_warm_start(policy: Policy) -> None:
+    with torch.no_grad():
+        policy.trainable()[0].fill_(float("nan"))
+    with pytest.raises(TrainingError, match="step 1: the gradient is not finite; lower sft_learning_rate"):
+        train(policy)
 
 
 def test_a_demonstration_longer_than_the_context_is_refused_before_training(tmp_path: Path) -> None:
