@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
 import json
 import os
@@ -17,6 +16,7 @@ from statistics import median, quantiles
 from typing import Any, TypeAlias
 
 from envkit.store import write_atomic
+from envkit.training.heap import release_freed_memory
 
 ROOT = Path(__file__).parents[1]
 
@@ -114,7 +114,8 @@ def compare_each(
         start = {"date": time.strftime("%Y-%m-%d %H:%M"), "load": round(os.getloadavg()[0], 1)}
         print(f"\n{operation}: since {start['date']}, load {start['load']}", flush=True)
         new_samples_s = _time_operation(operation, operation_ways, rounds)
-        _release_memory()
+        gc.collect()
+        release_freed_memory()
         samples_s = {name: times for name, times in samples_s.items() if name[0] != operation} | new_samples_s
         done[operation] = start | _machine(rounds) | dict(facts)
         found = _ratios(samples_s, _timed_both(samples_s, ratios))
@@ -126,14 +127,6 @@ def compare_each(
 def _time_operation(operation: str, operation_ways: Operation, rounds: int) -> Samples:
     with operation_ways() as ways:
         return _time_ways({(operation, way): measure for way, measure in ways.items()}, rounds)
-
-
-def _release_memory() -> None:
-    """Return freed memory to the system, which glibc would otherwise keep."""
-    gc.collect()
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _time_ways(measures: Measures, rounds: int) -> Samples:

@@ -24,8 +24,8 @@ def tree_attention(
 ) -> Tensor:
     """Attend with the C tokens of R rows to all P tokens of the prompt, and to the row's own up to each.
 
-    PyTorch's attention on a CPU reads the prompt's keys once per row and per query head, and its backward
-    pass takes four times as long as this one. No weights are kept: the backward pass computes them again.
+    PyTorch's attention on a CPU needs a copy of the prompt's keys for every row and query head, and reads
+    each. Here they are read once. No weights are kept: the backward pass computes them again.
 
     Args:
         query_KRGCD: of size D, for K key heads that serve G query heads each.

@@ -37,7 +37,7 @@ class HeapLimit:
     """Returns freed memory after training steps that have made the process grow.
 
     Batches differ in size, so blocks that are kept do not fit the next ones, and the heap would grow from
-    step to step: from 4 to 8 GB in 20 minutes with a model of 0.5 B parameters.
+    step to step: from 4 to 7 GB in ten steps of a warm start with a model of 0.5 B parameters.
     """
 
     def __init__(self) -> None:

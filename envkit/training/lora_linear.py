@@ -15,9 +15,8 @@ class LoraLinear(lora.Linear):
     """PEFT's layer with the products of the adapter in the dtype of the base.
 
     PEFT computes them in float32, and keeps a float32 copy of every layer's input for the backward pass.
-    With a bfloat16 base, the copies take a quarter of the activations' memory, and these products a third of
-    a step's time, for digits that the layer's output has no room for. The adapter's weights and their
-    gradients stay float32.
+    With a bfloat16 base, both together take a quarter of the activations' memory and of a step's time, for
+    digits that the layer's output has no room for. The adapter's weights and their gradients stay float32.
 
     Register it with `peft.LoraConfig._register_custom_module`; the layers' names and files are PEFT's.
     """

@@ -110,7 +110,7 @@ def test_a_backend_enforces_the_quota_it_is_given(request: pytest.FixtureRequest
 
 
 def host_mounts() -> list[str]:
-    """What is mounted on the host, but for Docker's own mounts: other tests start containers meanwhile."""
+    """Return the host's mounts without Docker's, which other tests change at the same time."""
     return [line for line in Path("/proc/self/mounts").read_text().splitlines() if "docker" not in line]
 
 
