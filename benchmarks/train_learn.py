@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import dataclasses
 import tempfile
 from collections.abc import Generator, Iterable, Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, cast
 import tiny
 import torch
 from side_by_side import Ways
-from train_shared import GROUP, NEW, perturbed_policy, trl_trainer
+from train_shared import GROUP, NEW, perturbed_policy, trl_rows, trl_trainer
 
 from envkit.training.config import TrainConfig
 from envkit.training.loss import StepSize, policy_loss
@@ -28,9 +29,15 @@ def learner_ways(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bo
     with tempfile.TemporaryDirectory() as folder:
         trainer = trl_trainer(policy, "A prompt that no step reads.", Path(folder))
         prompt = tiny.prompt(prompt_tokens, seed=1)
-        rows = [
-            TrainingRow(tiny.prompt(NEW, seed=10 + row), (True,) * NEW, (-8.0,) * NEW, ((-1.0) ** row,) * NEW)
+        unknown = [
+            TrainingRow(tiny.prompt(NEW, seed=10 + row), (True,) * NEW, (0.0,) * NEW, ((-1.0) ** row,) * NEW)
             for row in range(group)
+        ]
+        with torch.no_grad():  # as sampled, because far from a ratio of 1 a few tokens outweigh all others
+            sampled = policy.logprobs(pack(prompt, unknown), 1.0).split(NEW)
+        rows = [
+            dataclasses.replace(row, logprobs=tuple(logprobs.tolist()))
+            for row, logprobs in zip(unknown, sampled, strict=True)
         ]
         size, settings, batch = StepSize(group * NEW, group), TrainConfig(), pack(prompt, rows)
         padded = {
@@ -48,7 +55,8 @@ def learner_ways(prompt_tokens: int = PROMPT, group: int = GROUP, *, checked: bo
             return gradients([loss], policy.model)
 
         def theirs() -> list[torch.Tensor]:
-            return gradients([trainer._compute_loss(trainer.model, padded)], trainer.model)
+            parts = parts_of(padded, trl_rows())
+            return gradients((trainer._compute_loss(trainer.model, part) for part in parts), trainer.model)
 
         if checked:
             require_gradient(trainer, padded, {"envkit": ours, "TRL": theirs})
@@ -62,11 +70,7 @@ def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Way
         SystemExit: envkit's gradient is further away.
     """
     exact = copy.deepcopy(trainer.model).float()
-    # A few rows at a time, because all rows take 20 GB. Each part divides by the tokens of all rows.
-    parts = [
-        {name: value[rows] if value.ndim else value for name, value in padded.items()}
-        for rows in torch.arange(len(padded["advantages"])).split(4)
-    ]
+    parts = parts_of(padded, max(trl_rows() // 4, 1))  # float32 takes twice the memory
     wanted = torch.cat(gradients((trainer._compute_loss(exact, part) for part in parts), exact))
     del exact
     found = {way: torch.cat(cast("list[torch.Tensor]", measure())) for way, measure in ways.items()}
@@ -75,6 +79,14 @@ def require_gradient(trainer: Any, padded: Mapping[str, torch.Tensor], ways: Way
     # In bfloat16 both distances are mostly rounding, which one batch measures with noise.
     if distances["envkit"] > max(1e-4, 1.1 * distances["TRL"]):
         raise SystemExit("another gradient is not a faster one")
+
+
+def parts_of(padded: Mapping[str, torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
+    """Split a batch of TRL's into parts of ``size`` rows, whose losses divide by the tokens of all rows."""
+    return [
+        {name: value[rows] if value.ndim else value for name, value in padded.items()}
+        for rows in torch.arange(len(padded["advantages"])).split(size)
+    ]
 
 
 def gradients(losses: Iterable[torch.Tensor], model: Any) -> list[torch.Tensor]:

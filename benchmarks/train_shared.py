@@ -52,6 +52,11 @@ def on_model(name: str, operation: Operation) -> Operation:
     return opened
 
 
+def trl_rows() -> int:
+    """Return the rows of TRL's forward passes: all of a group, or as many as fit into 24 GB."""
+    return GROUP if _MODEL.get() == SMALL_MODEL else GROUP // 4
+
+
 @functools.cache
 def dtype() -> str:
     """Return the dtype of the base weights: ``DTYPE`` if set, or the one that training would choose here."""
@@ -114,7 +119,8 @@ def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
         ),
         args=library.GRPOConfig(
             output_dir=str(folder),
-            per_device_train_batch_size=GROUP,
+            per_device_train_batch_size=trl_rows(),
+            gradient_accumulation_steps=GROUP // trl_rows(),
             num_generations=GROUP,
             max_completion_length=NEW,
             generation_kwargs={"min_new_tokens": NEW},
@@ -133,7 +139,7 @@ def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
             seed=0,
         ),
     )
-    trainer.current_gradient_accumulation_steps = 1
+    trainer.current_gradient_accumulation_steps = 1  # for the losses that are called outside its loop
     remove_printer(trainer)
     set_peft_model_state_dict(trainer.model, get_peft_model_state_dict(policy.model))
     return trainer
