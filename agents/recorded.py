@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast, final
@@ -23,6 +23,8 @@ _COUNTS = ("prompt_tokens", "completion_tokens", "cached_tokens")
 class _Replay:
     key: EpisodeKey
     turns: int = 0
+    #: Tokens of the conversation so far, if they are estimated.
+    tokens: int = 0
 
 
 @final
@@ -34,6 +36,8 @@ class RecordedAgent:
         actions: task id -> actions, in order. Each task has one record, so it can be sampled once.
         idle: action for turns after the record's end, such as ``Env.noop_action``.
         usage: task id -> usage of the whole record; counted at the first turn.
+        count_tokens: estimates the usage of records without one: the conversation so far is the prompt of
+            each turn.
     """
 
     def __init__(
@@ -43,8 +47,9 @@ class RecordedAgent:
         *,
         idle: str,
         usage: Mapping[str, Usage] | None = None,
+        count_tokens: Callable[[str], int] | None = None,
     ) -> None:
-        self.name = name
+        self.name, self._count_tokens = name, count_tokens
         self._actions, self._idle, self._usage = actions, idle, usage or {}
         self._waiting: list[_Replay] = []
 
@@ -64,11 +69,16 @@ class RecordedAgent:
                 f"agent {self.name} has one record of task {key.task} and was asked for sample "
                 f"{key.row + 1}; play it with 1 sample per task"
             )
-        return _Replay(key)
+        return _Replay(key, tokens=self._tokens(key, system))
+
+    def _tokens(self, key: EpisodeKey, text: str) -> int:
+        """Tokens of a text, 0 if the record has a usage or nothing is estimated."""
+        return 0 if self._count_tokens is None or key.task in self._usage else self._count_tokens(text)
 
     def submit(self, session: Session, observation: str) -> None:
         if not isinstance(session, _Replay):
             raise ContractError(f"agent {self.name} was given a session of another agent")
+        session.tokens += self._tokens(session.key, observation)
         self._waiting.append(session)
 
     def collect(self) -> Sequence[tuple[Session, Turn]]:
@@ -78,6 +88,10 @@ class RecordedAgent:
             actions, index = self._actions[session.key.task], session.turns
             usage = self._usage.get(session.key.task, Usage()) if index == 0 else Usage()
             action = actions[index] if index < len(actions) else self._idle
+            # The idle action was added to the record, here or by its reader.
+            if action != self._idle and (written := self._tokens(session.key, action)):
+                usage = Usage(session.tokens, written)
+                session.tokens += written
             turns.append((session, Turn(action, usage=usage)))
             session.turns += 1
         return turns

@@ -1,14 +1,18 @@
-"""Scripted agents: oracle, no-op, random and replay."""
+"""Scripted agents: oracle, no-op, baselines, random and replay."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
 from envkit.engine.protocol import uniforms
+from envkit.env import Baseline
 from envkit.errors import ContractError, UsageError
+from envkit.sandbox import SandboxBackend
 from envkit.types import EpisodeKey, Task, Trajectory, Turn
 
 
@@ -63,6 +67,43 @@ def oracle(solutions: Mapping[str, Sequence[str]]) -> ScriptedAgent:
 def noop(action: str = "submit") -> ScriptedAgent:
     """Play one action in every turn, by default the one that ends the episode."""
     return ScriptedAgent("no-op", lambda key, turn, observation: action)
+
+
+#: Tasks that a baseline without a seed searches together, by several threads.
+_SEARCHED_TOGETHER = 16
+
+
+def baseline(chosen: Baseline, tasks: Sequence[Task], backend: SandboxBackend) -> ScriptedAgent:
+    """Play an environment's baseline.
+
+    Args:
+        chosen: the baseline.
+        tasks: the tasks that will be played.
+        backend: makes the sandboxes in which the baseline runs programs.
+    """
+    by_id = {task.id: task for task in tasks}
+    order = list(by_id)
+    found: dict[object, Sequence[str]] = {}
+
+    def unseeded(task: str) -> Sequence[str]:
+        return chosen.actions(by_id[task], 0, backend)
+
+    def actions_of(key: EpisodeKey) -> Sequence[str]:
+        if chosen.is_random:
+            seed = int(2**53 * uniforms((key.seed, key.step, key.group, key.row), 1)[0])
+            return chosen.actions(by_id[key.task], seed, backend)
+        if key.task not in found:
+            missing = [task for task in order[order.index(key.task) :] if task not in found]
+            with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
+                some = missing[:_SEARCHED_TOGETHER]
+                found.update(zip(some, pool.map(unseeded, some), strict=True))
+        return found[key.task]
+
+    def act(key: EpisodeKey, turn: int, observation: str) -> str:
+        actions = actions_of(key)
+        return actions[min(turn, len(actions) - 1)]
+
+    return ScriptedAgent(chosen.name, act)
 
 
 def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgent:

@@ -27,7 +27,7 @@ from judge import Share, share
 from envkit.display import Silent
 from envkit.environments.code_editor.env import FRESH_CALLS
 from envkit.environments.code_editor.graders.calls import CallGrader
-from envkit.environments.code_editor.tasksets import standard_heldout
+from envkit.environments.code_editor.tasksets import standard_tasks
 from envkit.environments.code_editor.variants import (
     Subject,
     other_mutations,
@@ -62,7 +62,7 @@ def measured(
 def main() -> None:
     wanted, seed = [*map(int, sys.argv[1:]), *(TASKS, 1)[len(sys.argv) - 1 :]]
     backend = sandbox_backend()
-    tasks = standard_heldout(backend, Silent())[:wanted]
+    tasks = standard_tasks("heldout", backend, Silent())[:wanted]
     counts: dict[str, dict[str, Counter[bool]]] = defaultdict(lambda: defaultdict(Counter))
     lines: list[str] = []
     started = time.perf_counter()

@@ -57,11 +57,11 @@ def measured(checkout: Path, tasks: Path) -> float:
 def main() -> None:
     # Not needed by the process that measures, in which another version of the project may lack them.
     from envkit.display import Silent
-    from envkit.environments.code_editor.tasksets import standard_heldout
+    from envkit.environments.code_editor.tasksets import standard_tasks
     from envkit.taskfile import write_tasks
 
     other = Path(sys.argv[1]).resolve() if len(sys.argv) > 1 else None
-    tasks = random.Random(3).sample([*standard_heldout(sandbox_backend(), Silent())], TASKS)
+    tasks = random.Random(3).sample([*standard_tasks("heldout", sandbox_backend(), Silent())], TASKS)
     with tempfile.TemporaryDirectory() as scratch:
         path = Path(scratch) / "tasks.jsonl"
         write_tasks(path, tasks, seed=0)

@@ -20,6 +20,7 @@ from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.tasksets import mine_packages
 from envkit.mining.difficulty import difficulty_of
+from envkit.mining.miner import Wanted
 from envkit.registry import sandbox_backend
 from envkit.sandbox import ExecResult, Sandbox, SandboxBackend
 from envkit.stop import never
@@ -64,7 +65,7 @@ def main() -> None:
     backend = CpuCountingBackend(sandbox_backend())
     started, started_cpu_s = time.perf_counter(), time.process_time()
     tasks = mine_packages(
-        PACKAGES, backend, Silent(), seed=0, split="heldout", per_function=PER_FUNCTION, max_chars=MAX_CHARS
+        PACKAGES, backend, Silent(), seed=0, split="heldout", wanted=Wanted(PER_FUNCTION), max_chars=MAX_CHARS
     )
     wall_s = time.perf_counter() - started
     cpu_s = time.process_time() - started_cpu_s + sum(backend.used_s)

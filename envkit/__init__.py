@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from envkit.agent import Agent, Session
 from envkit.checks import Check, Score, check
-from envkit.env import ActionResult, Env, Exploit, ImportedTasks, Variant
+from envkit.env import ActionResult, Baseline, Env, Exploit, ImportedTasks, Variant
 from envkit.errors import (
     AgentError,
     BrokenTask,
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
         RescoreResult,
         SFTResult,
         TrainResult,
+        VerifyResult,
         bench,
         evaluate,
         leaderboard,
@@ -70,6 +71,7 @@ if TYPE_CHECKING:
         sft,
         spec_of,
         train,
+        verify,
     )
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
     from envkit.training.config import TrainConfig
@@ -84,6 +86,7 @@ _LAZY = {
         "RescoreResult",
         "SFTResult",
         "TrainResult",
+        "VerifyResult",
         "bench",
         "evaluate",
         "leaderboard",
@@ -94,6 +97,7 @@ _LAZY = {
         "sft",
         "spec_of",
         "train",
+        "verify",
     ),
     "envkit.benchmark.spec": ("AgentSpec", "BenchSpec", "EnvironmentSpec"),
     "envkit.training.config": ("TrainConfig",),
@@ -105,6 +109,7 @@ __all__ = [
     "Agent",
     "AgentError",
     "AgentSpec",
+    "Baseline",
     "BenchResult",
     "BenchSpec",
     "BrokenTask",
@@ -158,6 +163,7 @@ __all__ = [
     "Utf8",
     "Variant",
     "Verdict",
+    "VerifyResult",
     "__version__",
     "bench",
     "check",
@@ -172,6 +178,7 @@ __all__ = [
     "spec_of",
     "tool",
     "train",
+    "verify",
 ]
 
 __version__ = _version("envkit-rl")

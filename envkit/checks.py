@@ -16,7 +16,7 @@ from envkit.errors import (
     UsageError,
 )
 from envkit.grading import Grade, SubmissionRejected
-from envkit.types import Verdict
+from envkit.types import Verdict, total_reward
 
 _MARK = "__envkit_check__"
 
@@ -33,12 +33,15 @@ class Check:
         gate: if True, the whole reward is 0 unless this check scores 1.
         held_out: if True, it is no part of the reward and only runs after some solved episodes. If it fails
             there, the reward was won without the work.
+        each_turn: if True, it also runs after every earlier turn, and its part of the reward is paid as its
+            score changes. The episode's total is the same: only the last scores count.
     """
 
     name: str
     weight: float
     gate: bool
     held_out: bool = False
+    each_turn: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +49,8 @@ class Score:
     """The combined result of an episode's checks.
 
     Args:
-        reward: weighted mean in [0, 1]; 0 if a gate failed or a check saw tampering.
+        parts: check name -> its part of the reward: score times share of the weights; 0 if a gate failed or a
+            check saw tampering.
         solved: every weighted check and every gate scored 1, and none saw tampering.
         scores: check name -> score in [0, 1].
         verdict: the worst verdict among the checks.
@@ -55,7 +59,7 @@ class Score:
         held_out: held-out check -> score in [0, 1], for those that ran.
     """
 
-    reward: float
+    parts: Mapping[str, float]
     solved: bool
     scores: Mapping[str, float]
     verdict: Verdict
@@ -63,8 +67,15 @@ class Score:
     weaknesses: Mapping[str, str]
     held_out: Mapping[str, float]
 
+    @property
+    def reward(self) -> float:
+        """Weighted mean of the scores, in [0, 1]: the sum of `parts`."""
+        return total_reward(self.parts.values())
 
-def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) -> Callable[[Method], Method]:
+
+def check(
+    *, weight: float = 1.0, gate: bool = False, held_out: bool = False, each_turn: bool = False
+) -> Callable[[Method], Method]:
     """Mark a method of an environment as a check; see `Check`.
 
     The method takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out check may
@@ -75,15 +86,18 @@ def check(*, weight: float = 1.0, gate: bool = False, held_out: bool = False) ->
     of the setup, such as `ConfigError`, end the run. Any other exception becomes a `CheckError`.
 
     Raises:
-        ContractError: the weight is negative or not finite, or a held-out check is a gate.
+        ContractError: the weight is negative or not finite, a held-out check is a gate, or a check of each
+            turn has no part of the reward.
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ContractError(f"check weight {weight}; expected a finite number >= 0")
     if held_out and gate:
         raise ContractError("a held-out check is no part of the reward, so it cannot be a gate")
+    if each_turn and (held_out or not weight):
+        raise ContractError("a check of each turn pays reward; expected a weight > 0, and not held_out")
 
     def mark(method: Method) -> Method:
-        setattr(method, _MARK, (0.0 if held_out else weight, gate, held_out))
+        setattr(method, _MARK, (0.0 if held_out else weight, gate, held_out, each_turn))
         return method
 
     return mark
@@ -111,18 +125,14 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
         CheckError: a check raised, or returned something that is no score.
         ContractError: no check has weight.
     """
-    total = sum(check.weight for check in checks)
-    if total <= 0:
-        raise ContractError(f"{type(env).__name__} has no check with weight > 0; mark one with @check()")
+    total = _total_weight(env, checks)
     scores: dict[str, float] = {}
     evidence: dict[str, str] = {}
     weaknesses: dict[str, str] = {}
     verdict, gated = Verdict.PASS, False
     counting = [item for item in checks if not item.held_out]
     for item in counting:
-        if (outcome := _run(env, item)) is None:
-            raise CheckError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
-        score, found = outcome
+        score, found = _run_counting(env, item)
         if found is not None:
             evidence[item.name] = found.evidence
             if found.weakness:
@@ -134,7 +144,11 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
             gated = gated or item.gate
             verdict = Verdict.FAIL if verdict is Verdict.PASS else verdict
     cheated = verdict is Verdict.TAMPERED
-    reward = 0.0 if gated or cheated else sum(scores[item.name] * item.weight for item in counting) / total
+    parts = {
+        item.name: 0.0 if gated or cheated else scores[item.name] * item.weight / total
+        for item in counting
+        if item.weight
+    }
     solved, held = verdict is Verdict.PASS, dict[str, float]()
     if solved and held_out:
         for item in checks:
@@ -142,7 +156,31 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
                 held[item.name], found = outcome
                 if found is not None:
                     evidence[item.name] = found.evidence
-    return Score(reward, solved, scores, verdict, evidence, weaknesses, held)
+    return Score(parts, solved, scores, verdict, evidence, weaknesses, held)
+
+
+def run_turn_checks(env: object, checks: tuple[Check, ...]) -> dict[str, float]:
+    """Run the checks of each turn, before the last one; returns check name -> its part of the reward so far.
+
+    Raises:
+        SandboxError, CheckError, ContractError: see `run_checks`.
+    """
+    total = _total_weight(env, checks)
+    return {item.name: _run_counting(env, item)[0] * item.weight / total for item in checks if item.each_turn}
+
+
+def _total_weight(env: object, checks: tuple[Check, ...]) -> float:
+    total = sum(check.weight for check in checks)
+    if total <= 0:
+        raise ContractError(f"{type(env).__name__} has no check with weight > 0; mark one with @check()")
+    return total
+
+
+def _run_counting(env: object, item: Check) -> tuple[float, Grade | None]:
+    """Run a check that must return a score."""
+    if (outcome := _run(env, item)) is None:
+        raise CheckError(f"check {item.name} returned None; expected a bool, [0, 1] or a Grade")
+    return outcome
 
 
 def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,13 +11,13 @@ from typing import Any, ClassVar, TypeVar, cast, final
 
 import gymnasium
 
-from envkit.checks import Check, Score, find_checks, run_checks
+from envkit.checks import Check, find_checks, run_checks, run_turn_checks
 from envkit.display import Display
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tools import Tool, describe_tools, find_tools, parse_call
-from envkit.types import ResetInfo, StepInfo, Task
+from envkit.types import ResetInfo, StepInfo, Task, total_reward
 
 Returned = TypeVar("Returned")
 
@@ -66,6 +66,25 @@ class Variant:
 
 
 @dataclass(frozen=True, slots=True)
+class Baseline:
+    """A way to play without a model. A trained model should beat all of an environment's baselines.
+
+    Args:
+        name: name of its row in reports.
+        description: a few words for reports.
+        actions: returns the actions of an episode, at least one, for a task, a seed, and a backend whose
+            sandboxes may run programs. It must use only what an agent sees of the task. The last action is
+            repeated until the episode ends.
+        is_random: True if the actions depend on the seed, so that several episodes of a task differ.
+    """
+
+    name: str
+    description: str
+    actions: Callable[[Task, int, SandboxBackend], Sequence[str]]
+    is_random: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class ImportedTasks:
     """Tasks read from the files of a published benchmark.
 
@@ -90,8 +109,11 @@ class Env(gymnasium.Env[str, str], ABC):
     budget and the scoring.
 
     An episode is *terminated* when an action ends it, and *truncated* when ``max_turns`` are used up. In both
-    cases the checks score the final state once. That score is the reward of the last step; earlier rewards
-    are 0.
+    cases the checks score the final state once. That score, in [0, 1], is the sum of the episode's rewards.
+
+    The last step pays it, except for what checks with ``each_turn=True`` have paid before. Such a check also
+    runs after every earlier turn, and the turn's reward is the change of its part, negative if it fell. So a
+    turn's reward says what the turn was worth, and no detour earns more than the final state.
 
     ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an episode
     follows from ``reset(seed=...)``: an author draws hidden inputs from `visit_seed`.
@@ -100,7 +122,7 @@ class Env(gymnasium.Env[str, str], ABC):
     Args:
         tasks: the tasks to choose from; ids are unique.
         sandbox: backend that makes one fresh sandbox per episode.
-        max_turns: actions until truncation, at least 1.
+        max_turns: actions until truncation, at least 1; by default the class's own number.
         max_observation_bytes: the middle of longer observations is cut out.
         max_action_bytes: longer actions are refused, and use up a turn.
         render_mode: ``"ansi"`` makes `render` return the last observation.
@@ -122,8 +144,11 @@ class Env(gymnasium.Env[str, str], ABC):
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
+    #: Agents without a model that every report shows beside the models.
+    baselines: ClassVar[tuple[Baseline, ...]] = ()
     tasks: Mapping[str, Task]
-    max_turns: int
+    #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
+    max_turns: int = 3
     _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -152,7 +177,7 @@ class Env(gymnasium.Env[str, str], ABC):
         *,
         tasks: Sequence[Task],
         sandbox: SandboxBackend,
-        max_turns: int = 3,
+        max_turns: int | None = None,
         max_observation_bytes: int = 16_384,
         max_action_bytes: int = 16_384,
         render_mode: str | None = None,
@@ -167,6 +192,7 @@ class Env(gymnasium.Env[str, str], ABC):
             for task in tasks:
                 self.validate_task(task)
             type(self)._validated_tasks = tasks
+        max_turns = type(self).max_turns if max_turns is None else max_turns
         if max_turns < 1:
             raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
@@ -189,6 +215,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = 0
         self._held_out = False
         self._turns = 0
+        self._paid: dict[str, float] = {}
         self._last = ""
 
     # Hooks: an author writes `setup` and, if the defaults do not fit, the others.
@@ -212,7 +239,8 @@ class Env(gymnasium.Env[str, str], ABC):
         """Make the environment's own tasks: the same ones at every call.
 
         Args:
-            split: ``"train"``, ``"heldout"``, or ``"starter"`` for a few to play with.
+            split: ``"train"``, ``"heldout"``, ``"starter"`` for a few to play with, or ``"test"`` for tasks
+                that are only for final reports, if there are any.
             sandbox: runs code that is needed to make them.
             display: shows the progress.
 
@@ -348,7 +376,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = int(self.np_random.integers(2**63 - 1))
         self._end()
         self._task = self.tasks[task_id]
-        self._turns = 0
+        self._turns, self._paid = 0, {}
         self._sandbox = self._backend.create()
         with self._ending_on_error():
             for path, text in self._task.files.items():
@@ -360,7 +388,7 @@ class Env(gymnasium.Env[str, str], ABC):
 
     @final
     def step(self, action: str) -> tuple[str, float, bool, bool, dict[str, Any]]:
-        """Take one turn. The last turn carries the reward; for the keys of ``info`` see `StepInfo`.
+        """Take one turn; for the keys of ``info`` see `StepInfo`.
 
         Raises:
             ContractError: no episode is running.
@@ -381,10 +409,13 @@ class Env(gymnasium.Env[str, str], ABC):
             self._last = self.observation_space.clip(effect.observation)
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
-            reward = 0.0
-            if effect.done or truncated:
-                score = self._score()
-                reward = score.reward
+            if not (effect.done or truncated):
+                with self._naming_task():
+                    rewards = self._pay(run_turn_checks(self, self.checks))
+            else:
+                with self._naming_task():
+                    score = run_checks(self, self.checks, held_out=self._held_out)
+                rewards = self._pay(score.parts)
                 info["scores"] = dict(score.scores)
                 info["solved"] = score.solved
                 info["verdict"] = score.verdict.value
@@ -394,11 +425,22 @@ class Env(gymnasium.Env[str, str], ABC):
                 if score.held_out:
                     info["held_out"] = dict(score.held_out)
                 self._end()
+            if rewards:
+                info["rewards"] = rewards
+        reward = total_reward(rewards.values())
         return self._last, reward, effect.done, truncated, cast("dict[str, Any]", info)
 
-    def _score(self) -> Score:
+    def _pay(self, parts: Mapping[str, float]) -> dict[str, float]:
+        """Return this turn's reward by check: each check's part so far, less what was paid for it before."""
+        rewards = {name: part - self._paid.get(name, 0.0) for name, part in parts.items()}
+        self._paid.update(parts)
+        return rewards
+
+    @contextmanager
+    def _naming_task(self) -> Generator[None]:
+        """Add environment and task to the message of a `CheckError`."""
         try:
-            return run_checks(self, self.checks, held_out=self._held_out)
+            yield
         except CheckError as error:
             raise CheckError(f"environment {self.id}, task {self.task.id}: {error}") from error
 

@@ -24,7 +24,7 @@ from envkit.errors import (
     UsageError,
 )
 from envkit.stop import ShouldStop, never, raise_if_stopped
-from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict
+from envkit.types import JSON, EpisodeKey, Outcome, StepRecord, Trajectory, Turn, Verdict, total_reward
 
 EnvFactory = Callable[[], Env]
 
@@ -269,7 +269,8 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
             "error": f"broke twice: {_described(first)}; {_described(error)}",
             **(_trace(error) or _trace(first)),
         }
-        steps = [*steps, StepRecord(episode.observation, turn, 0.0)]
+        unearned = -total_reward(step.reward for step in steps)  # takes back what turns have paid
+        steps = [*steps, StepRecord(episode.observation, turn, unearned or 0.0)]
         return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
     episode.first_fault = error
     begun = _start(env, key, episode.held_out)
@@ -295,7 +296,6 @@ def _finished(
 def _void(
     env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], error: Exception
 ) -> Trajectory:
-    # A void never reaches the last step, which is the one that earns a reward.
     info: dict[str, JSON] = {"error": _described(error), **_trace(error)}
     return Trajectory(key, env.id, agent.name, tuple(steps), Outcome.VOID, {}, info)
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NotRequired, TypeAlias, TypedDict
 
@@ -36,7 +37,7 @@ class Task:
 
     Args:
         id: unique within its file, stable across machines.
-        split: ``"train"`` or ``"heldout"``.
+        split: ``"train"``, ``"heldout"`` to choose by, or ``"test"`` to report on.
         prompt: what the agent is asked, plain text.
         files: workspace-relative POSIX path -> text.
         metadata: public facts (package, function, operator ...); ``metadata["source"]`` names the
@@ -71,11 +72,12 @@ class ResetInfo(TypedDict):
 
 
 class StepInfo(TypedDict):
-    """The ``info`` of `Env.step`. Only the last step of an episode has the keys after ``turn``.
+    """The ``info`` of `Env.step`. Only the last step of an episode has the keys after ``rewards``.
 
     Args:
         task: the task's id.
         turn: number of the turn, from 1.
+        rewards: check name -> its part of this step's reward; absent if no check ran.
         scores: check name -> score in [0, 1].
         solved: the task is solved.
         verdict: the worst `Verdict` among the checks, as text.
@@ -86,6 +88,7 @@ class StepInfo(TypedDict):
 
     task: str
     turn: int
+    rewards: NotRequired[dict[str, float]]
     scores: NotRequired[dict[str, float]]
     solved: NotRequired[bool]
     verdict: NotRequired[str]
@@ -172,6 +175,15 @@ class Turn:
     stop: str = "stop"
 
 
+def total_reward(rewards: Iterable[float]) -> float:
+    """Sum of an episode's rewards, without the rounding of parts that were paid turn by turn.
+
+    >>> sum([1 / 7] * 7), total_reward([1 / 7] * 7)
+    (0.9999999999999998, 1.0)
+    """
+    return round(math.fsum(rewards), 12)
+
+
 @dataclass(frozen=True, slots=True)
 class StepRecord:
     """One turn of a trajectory: the observation, the agent's turn and the reward."""
@@ -205,8 +217,10 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """Sum of the turns' rewards; 0.0 for a void, which callers must drop, not average."""
-        return sum(step.reward for step in self.steps)
+        """Sum of the turns' rewards, in [0, 1]; 0.0 for a void, which callers must drop, not average."""
+        if self.outcome is Outcome.VOID:
+            return 0.0
+        return total_reward([step.reward for step in self.steps])
 
     @property
     def solved(self) -> bool:

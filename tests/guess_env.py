@@ -43,7 +43,6 @@ class Backend(SandboxBackend):
         return sandbox
 
 
-@final
 class GuessEnv(Env):
     """Say a number; the right one ends the episode, ``quit`` gives up.
 
@@ -108,3 +107,13 @@ def halve(observation: str) -> str:
     """Return the middle of the remaining range, which always finds the number in time."""
     low, high = observation.split("..")
     return str((int(low) + int(high)) // 2)
+
+
+@final
+class NarrowingEnv(GuessEnv):
+    """Guessing that pays half of its reward turn by turn, for how far the range has shrunk."""
+
+    @check(each_turn=True)
+    def narrowed(self) -> float:
+        top = int(str(self.task.hidden["top"]))
+        return 1.0 if self.guess == self.number else 1 - (self.high - self.low + 1) / top

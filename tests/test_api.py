@@ -94,7 +94,7 @@ def test_a_training_run_has_a_typed_result(trained: envkit.TrainResult) -> None:
     assert trained.stopped_by is None
     assert (trained.adapter / "adapter_config.json").exists()
     assert trained.report.page == trained.run / "report.html"
-    assert trained.report.rows == ("oracle", "no-op", "base", "RL")
+    assert trained.report.rows == ("oracle", "no-op", "blind-mutant", "enumerate", "base", "RL")
     assert trained.report.solve_rate("oracle").estimate == 1.0
     assert trained.report.difference("RL", "base").estimate == 0.0
     with pytest.raises(UsageError, match="no solve rate for row 'SFT'; the report has: oracle"):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from envkit.checks import Check, check, find_checks, run_checks
+from envkit.checks import Check, check, find_checks, run_checks, run_turn_checks
 from envkit.errors import CheckError, ConfigError, ContractError, SandboxError, TooLargeError, UsageError
 from envkit.grading import Grade, SubmissionRejected
 from envkit.types import Verdict
@@ -121,6 +123,42 @@ def test_held_out_checks_are_skipped_without_the_full_reward() -> None:
     env = Hacked()
     env.half = 0.5
     assert run_checks(env, find_checks(Hacked), held_out=True).held_out == {}
+
+
+class Progress:
+    """Half of the reward is progress, which each turn pays; the rest and a gate come last."""
+
+    done, right, legal = 0.5, True, True
+
+    @check(each_turn=True)
+    def progress(self) -> float:
+        return self.done
+
+    @check()
+    def is_right(self) -> bool:
+        return self.right
+
+    @check(weight=0, gate=True)
+    def is_legal(self) -> bool:
+        return self.legal
+
+
+def test_the_checks_of_each_turn_give_their_parts_of_the_reward() -> None:
+    env, checks = Progress(), find_checks(Progress)
+    assert run_turn_checks(env, checks) == {"progress": 0.25}
+    assert run_checks(env, checks).parts == {"progress": 0.25, "is_right": 0.5}
+    env.legal = False
+    assert run_checks(env, checks).parts == {"progress": 0.0, "is_right": 0.0}
+
+
+@pytest.mark.parametrize("settings", [{"held_out": True}, {"weight": 0}])
+def test_a_check_of_each_turn_must_pay(settings: dict[str, Any]) -> None:
+    with pytest.raises(ContractError, match="expected a weight > 0, and not held_out"):
+        check(each_turn=True, **settings)
+
+
+def test_equal_weights_add_up_to_one() -> None:
+    assert score_of(*[True] * 7).reward == 1.0
 
 
 def test_a_held_out_check_cannot_be_a_gate() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import gymnasium
 import pytest
-from guess_env import TASKS, Backend, GuessEnv
+from guess_env import TASKS, Backend, GuessEnv, NarrowingEnv
 from gymnasium.utils.env_checker import check_env
 
 from envkit import (
@@ -40,6 +40,29 @@ def test_gymnasium_accepts_the_environment(env: GuessEnv) -> None:
     check_env(env, skip_render_check=True)  # the render check needs a registered id
 
 
+def test_a_check_of_each_turn_pays_its_changes(backend: Backend) -> None:
+    env = NarrowingEnv(sandbox=backend, max_turns=4)
+    env.reset(seed=0, options={"task": "below-10"})
+    number = env.number
+    steps = [env.step(str(guess)) for guess in (number + 1, number + 5, number)]
+    part = 0.5 * (1 - (number + 1) / 10)
+    assert [step[1] for step in steps] == pytest.approx([part, -2 / 10 * 0.5 * 2, 1 - part + 0.2])
+    assert steps[0][4] == {"task": "below-10", "turn": 1, "rewards": {"narrowed": part}}
+    assert steps[2][4]["rewards"] == pytest.approx({"right": 0.5, "narrowed": 0.5 - part + 0.2})
+    assert sum(step[1] for step in steps) == pytest.approx(1)
+    env.reset(seed=0, options={"task": "below-10"})
+    assert env.step(str(number + 1))[1] == pytest.approx(part), "an earlier episode's pay counts"
+    env.close()
+
+
+def test_an_instance_has_the_turns_of_its_class_or_its_own(backend: Backend) -> None:
+    class Patient(GuessEnv):
+        max_turns = 7
+
+    assert [Patient(sandbox=backend, **given).max_turns for given in ({}, {"max_turns": 2})] == [7, 2]
+    assert (Patient.max_turns, GuessEnv.max_turns) == (7, 3)
+
+
 def test_vector_environments_work(backend: Backend) -> None:
     vector = gymnasium.vector.SyncVectorEnv([lambda: GuessEnv(sandbox=backend) for _ in range(2)])
     seen, _ = vector.reset(seed=3)
@@ -62,6 +85,7 @@ def test_an_episode(env: GuessEnv, backend: Backend) -> None:
     assert info == {
         "task": "below-10",
         "turn": 2,
+        "rewards": {"right": 1.0},
         "scores": {"right": 1.0, "quick": 0.5},
         "solved": True,
         "verdict": "PASS",

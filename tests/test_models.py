@@ -20,6 +20,8 @@ from envkit.models import (
     ModelRef,
     choose_model,
     resolve,
+    token_counter,
+    tokenizer_at_hand,
     weights_digest,
 )
 
@@ -227,3 +229,17 @@ def test_a_run_that_names_no_model_gets_one_that_fits_and_says_why(
     chosen, line = choose_model(minutes)
     assert chosen == name
     assert line.startswith(f"model: {name} ({KNOWN[name].parameters:,} M parameters), because {reason}")
+
+
+def test_tokens_are_counted_with_a_models_own_tokenizer() -> None:
+    from transformers import AutoTokenizer
+
+    assert tokenizer_at_hand() in (DEFAULT_MODEL, SMALL_MODEL)
+    tokenizer = AutoTokenizer.from_pretrained(resolve(SMALL_MODEL).path)
+    text = "def f(x):\n    return x + 1  # <|im_end|> é\n"
+    assert token_counter(SMALL_MODEL)(text) == len(tokenizer.encode(text, add_special_tokens=False))
+
+
+def test_without_a_model_no_tokens_are_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path))
+    assert tokenizer_at_hand() == ""

@@ -29,6 +29,7 @@ PUBLIC = [
     "Agent",
     "AgentError",
     "AgentSpec",
+    "Baseline",
     "BenchResult",
     "BenchSpec",
     "BrokenTask",
@@ -82,6 +83,7 @@ PUBLIC = [
     "Utf8",
     "Variant",
     "Verdict",
+    "VerifyResult",
     "__version__",
     "bench",
     "check",
@@ -96,6 +98,7 @@ PUBLIC = [
     "spec_of",
     "tool",
     "train",
+    "verify",
 ]
 
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from guess_env import TASKS, Backend, GuessEnv, halve
+from guess_env import TASKS, Backend, GuessEnv, NarrowingEnv, halve
 
 from envkit import (
     ActionResult,
@@ -170,6 +170,16 @@ def test_a_replay_repeats_the_actions_in_a_fresh_sandbox() -> None:
     assert [step.turn.text for step in played.steps] == actions
     assert [step.observation for step in played.steps] == ["0..89", "1..89", "Say a number, such as: 7"]
     assert (played.outcome, played.info["verdict"]) == (Outcome.FAILED, "FAIL")
+
+
+def test_a_failed_episode_gives_back_what_its_turns_were_paid() -> None:
+    actions = ["3", "boom"]
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: actions[turn])
+    with Rollouts(lambda: NarrowingEnv(sandbox=Backend(), faults=["boom", "boom"])) as rollouts:
+        (played,) = rollouts.play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")])
+    paid, back = (step.reward for step in played.steps)
+    assert paid > 0
+    assert (back, played.outcome, played.reward) == (-paid, Outcome.FAILED, 0.0)
 
 
 @pytest.mark.parametrize("second", ["boom", "quit"])

@@ -11,11 +11,16 @@ from dataclasses import dataclass
 
 HELP = """\
 Say one of these:
-- a ```diff block: the wrong lines after "-", the right lines after "+";
 - a ```python block with a whole function: it replaces the function of that name;
+- a ```diff block: the wrong lines after "-", the right lines after "+";
 - a search/replace block: <<<<<<< SEARCH, old lines, =======, new lines, >>>>>>> REPLACE;
 - view [NAME | FIRST-LAST], outline, definition NAME, run, undo, submit.
 An edit and a command may stand in one message, the command on the last line."""
+
+#: Help for tasks with examples.
+HELP_EXAMPLES = """\
+After an edit, you see what the examples give. A submit behind an edit ends the task only if they all hold;
+alone it always does."""
 
 #: Help for tasks that edit a whole program, with new functions and imports.
 HELP_WHOLE = HELP.replace(

@@ -1,4 +1,4 @@
-"""The editor: a real file in a sandbox, edited and run through text actions."""
+"""The editor: a real file in a sandbox, edited through text actions."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from envkit.environments.code_editor.edits import (
     apply_rewrite,
     show_change,
 )
+from envkit.environments.code_editor.examples import RunExamples
 from envkit.environments.code_editor.syntax import (
     Definition,
     SyntaxProblem,
@@ -30,10 +31,7 @@ from envkit.environments.code_editor.syntax import (
     syntax_problem,
 )
 from envkit.errors import ContractError, UsageError
-from envkit.sandbox import PYTHON_OPTIONS, Limits, Sandbox, StopReason
-
-#: Limits of the ``run`` command, which makes a few calls of small functions.
-RUN_LIMITS = Limits(cpu_s=2.0, wall_s=10.0, memory_bytes=256 * 2**20, processes=16, output_bytes=16_384)
+from envkit.sandbox import Sandbox
 
 #: Largest file, and most bytes by which edits may let a file grow.
 _MAX_FILE_BYTES: Final = 262_144
@@ -44,7 +42,6 @@ _MAX_WORK_BYTES: Final = 2_400_000
 _PARSING: Final = 64
 #: Most commands that one message carries out.
 _MAX_COMMANDS: Final = 3
-_MAX_SHOWN_CHARS = 1_500
 
 
 @final
@@ -54,7 +51,7 @@ class CodeEditor:
     Args:
         path: workspace path of the only file that may be edited.
         focus: function that takes precedence if an edit matches several places.
-        check: workspace path of the script that ``run`` executes; ``None`` disables ``run``.
+        run_examples: what ``run`` does, and what shows the effect of an edit; ``None`` disables both.
         viewable: workspace paths of further files that ``view`` may show.
         whole: True if a python block replaces the whole file, False if it replaces single definitions.
     """
@@ -64,13 +61,13 @@ class CodeEditor:
         path: str,
         *,
         focus: str | None = None,
-        check: str | None = None,
+        run_examples: RunExamples | None = None,
         viewable: Sequence[str] = (),
         whole: bool = False,
     ) -> None:
         self._path = path
         self._focus = focus
-        self._check = check
+        self._run_examples = run_examples
         self._viewable = tuple(viewable)
         self._whole = whole
         self._sandbox: Sandbox | None = None
@@ -90,20 +87,39 @@ class CodeEditor:
         size = len(self.read().encode())  # raises now, not at the first action
         self._max_bytes = min(_MAX_FILE_BYTES, size + _MAX_GROWTH_BYTES)
 
+    @property
+    def runs_examples(self) -> bool:
+        """True if ``run`` and edits show what examples give."""
+        return self._run_examples is not None
+
     def observe(self) -> str:
         """Return the focus function's source, or the whole file."""
         source = self.read()
         found = find(source, self._focus) if self._focus else []
         return found[0].lines(source) if found else source
 
-    def act(self, action: str) -> str:
+    def act(self, action: str, *, shows_results: bool = False) -> str:
         """Carry out the actions of one message. A failure is part of the observation, not an exception.
 
         The edits of a message are one change, made before its commands: the file is checked and written once.
+
+        Args:
+            action: the message.
+            shows_results: after an edit, show what the examples give. A ``submit`` of the same message then
+                counts only if all hold, so that an agent may submit and still learn that it is wrong.
         """
         actions = parse(action)
+        before = self.read()
         seen, succeeded = self._edit([item for item in actions if not isinstance(item, Command)])
         commands = [item for item in actions if isinstance(item, Command)] if succeeded else []
+        after = self.read()
+        if shows_results and self._run_examples is not None and after != before:
+            results = self._run_examples(after)
+            seen.append(f"The examples now:\n{results.since(self._run_examples(before))}")
+            commands = [item for item in commands if item.name != "run"]
+            if results.failed and Command("submit") in commands:
+                commands = [item for item in commands if item.name != "submit"]
+                seen.append("Not submitted, because an example fails.")
         try:
             for number, command in enumerate(commands):
                 if number == _MAX_COMMANDS:  # each may run the code for seconds
@@ -250,21 +266,9 @@ class CodeEditor:
         return found
 
     def _run(self) -> str:
-        if self._check is None:
+        if self._run_examples is None:
             raise EditError("There are no tests to run here.")
-        sandbox = self._running()
-        before = sandbox.snapshot()
-        result = sandbox.run([sandbox.python, *PYTHON_OPTIONS, self._check], limits=RUN_LIMITS)
-        # The edited code has run, and may have changed any file.
-        sandbox.reset(before)
-        text = result.stdout.decode(errors="replace").strip()
-        if len(text) > _MAX_SHOWN_CHARS:
-            text = text[:_MAX_SHOWN_CHARS] + "\n[... cut ...]"
-        if result.stop is not StopReason.EXITED:
-            text += f"\nstopped: {result.stop.value}"
-        elif result.exit:
-            text += "\n" + result.stderr.decode(errors="replace").strip()[-400:]
-        return text.strip() or "The tests printed nothing."
+        return "\n".join(self._run_examples(self.read()).lines)
 
     def _running(self) -> Sandbox:
         if self._sandbox is None:

@@ -10,9 +10,11 @@ from typing import ClassVar, final
 from envkit.audit.attacks import ATTACKS
 from envkit.checks import check
 from envkit.display import Display
-from envkit.env import ActionResult, Env, Exploit, ImportedTasks, Variant
+from envkit.env import ActionResult, Baseline, Env, Exploit, ImportedTasks, Variant
+from envkit.environments.code_editor.baselines import BASELINES
 from envkit.environments.code_editor.edit_size import changed_tokens
 from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.examples import EXAMPLE_RESULTS
 from envkit.environments.code_editor.exploits import attack_actions, attack_target
 from envkit.environments.code_editor.formats import read_format
 from envkit.environments.code_editor.graders.base import EXPECTED_ANSWERS, Grader
@@ -23,7 +25,7 @@ from envkit.environments.code_editor.hidden import ProgramHidden, hidden_of
 from envkit.environments.code_editor.prompt import SYSTEM, first_observation
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.starter import starter_tasks
-from envkit.environments.code_editor.tasksets import standard_heldout, standard_train
+from envkit.environments.code_editor.tasksets import SPLITS, standard_tasks
 from envkit.environments.code_editor.variants import variants_of
 from envkit.errors import SandboxError
 from envkit.grading import Grade, Submission
@@ -47,7 +49,7 @@ class CodeEditorEnv(Env):
     """Repair one function of a real Python file.
 
     **Observation**: the function with its bug, and example calls with their expected values. Later, the
-    change that an action made, or the reason why it was refused.
+    change that an action made and what the examples give now, or the reason why it was refused.
 
     **Actions**: see `envkit.environments.code_editor.actions.HELP`.
 
@@ -59,7 +61,9 @@ class CodeEditorEnv(Env):
     **Measured**: ``edits_a_little``, not part of the reward, for `TrainConfig.shaping`. Models often return
     the function unchanged; in a group without a right answer, nothing else tells them not to.
 
-    **End**: ``submit`` terminates, the last of ``max_turns`` truncates. The file is graded either way.
+    **End**: ``submit`` terminates, but behind an edit only if the examples hold; otherwise the agent sees
+    which one fails, and may go on. The last of ``max_turns``, by default 3, truncates. The file is graded
+    either way.
 
     **Versions**: v0.
     """
@@ -67,6 +71,7 @@ class CodeEditorEnv(Env):
     id: ClassVar[str] = "code-editor"
     system: ClassVar[str] = SYSTEM
     noop_action: ClassVar[str] = "submit"
+    baselines: ClassVar[tuple[Baseline, ...]] = BASELINES
 
     # Set by `setup` for each episode.
     _grader: Grader
@@ -75,12 +80,11 @@ class CodeEditorEnv(Env):
     @classmethod
     def make_tasks(cls, split: str, *, sandbox: SandboxBackend, display: Display) -> Sequence[Task]:
         """Return mined tasks, or starters; see `envkit.environments.code_editor.tasksets`."""
-        makers = {"train": standard_train, "heldout": standard_heldout}
         if split == "starter":
             return starter_tasks()
-        if split not in makers:
+        if split not in SPLITS:
             return super().make_tasks(split, sandbox=sandbox, display=display)
-        return makers[split](sandbox, display)
+        return standard_tasks(split, sandbox, display)
 
     @classmethod
     def import_tasks(cls, format: str, path: Path) -> ImportedTasks:
@@ -93,8 +97,8 @@ class CodeEditorEnv(Env):
 
     @classmethod
     def oracle(cls, task: Task) -> Sequence[str]:
-        """Restore the original function, then submit."""
-        return [oracle_action(task), "submit"]
+        """Restore the original and submit in one message. The second is for examples that do not hold."""
+        return [f"{oracle_action(task)}\nsubmit", "submit"]
 
     @classmethod
     def exploits(cls, task: Task) -> Sequence[Exploit]:
@@ -116,19 +120,20 @@ class CodeEditorEnv(Env):
     @classmethod
     def clear_caches(cls) -> None:
         """Drop the cached grades, and what is known of the originals."""
-        for cache in (_GRADES, EXPECTED_ANSWERS, REACHED_EDGES, CONTRACTS):
+        for cache in (_GRADES, EXAMPLE_RESULTS, EXPECTED_ANSWERS, REACHED_EDGES, CONTRACTS):
             cache.clear()
 
     def setup(self, task: Task) -> str:
         self._grader = grader_for(task)
         for path, data in self._grader.read_only_files().items():
             self.sandbox.write(path, data)
-        self._app = self._grader.editor()
+        self._app = self._grader.editor(self.backend)
         self._app.launch(self.sandbox)
-        return first_observation(task, self._app.observe(), self.max_turns)
+        runs = self._app.runs_examples
+        return first_observation(task, self._app.observe(), self.max_turns, runs_examples=runs)
 
     def apply(self, action: str) -> ActionResult:
-        seen = self._app.act(action)
+        seen = self._app.act(action, shows_results=self.turns_left > 0)
         if not self._app.submitted and self.turns_left:
             seen += f"\n{self.turns_left} turn(s) left; end with: submit"
         return ActionResult(seen, done=self._app.submitted)

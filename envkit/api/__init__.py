@@ -5,8 +5,17 @@ The names are also in `envkit`: ``envkit.train(...)``. PyTorch is imported only 
 
 from envkit.api.adapter import Adapter, load_adapter
 from envkit.api.measuring import bench, evaluate, leaderboard, rescore, resume_bench, spec_of
-from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, SFTResult, TrainResult
+from envkit.api.results import (
+    BenchResult,
+    EvalResult,
+    Report,
+    RescoreResult,
+    SFTResult,
+    TrainResult,
+    VerifyResult,
+)
 from envkit.api.training import resume_train, sft, train
+from envkit.api.verifying import verify
 
 __all__ = [
     "Adapter",
@@ -16,6 +25,7 @@ __all__ = [
     "RescoreResult",
     "SFTResult",
     "TrainResult",
+    "VerifyResult",
     "bench",
     "evaluate",
     "leaderboard",
@@ -26,4 +36,5 @@ __all__ = [
     "sft",
     "spec_of",
     "train",
+    "verify",
 ]

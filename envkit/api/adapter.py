@@ -89,7 +89,7 @@ class Adapter:
             self._policy.engine,
             self._policy.renderer,
             Sampling(self.temperature, config.max_completion_length, stop_strings=config.stop_strings),
-            config.max_turns,
+            config.turns,
             max_context_length=config.max_context_length,
         )
 
@@ -139,18 +139,15 @@ def load_adapter(
     require_training()
     from envkit.training.adapter_folder import recorded_base
 
-    folder = _adapter_folder(Path(path), step)
+    folder = adapter_folder(Path(path), step)
     trained, environment = _training_of(folder)
-    weights = _read_json(folder / _CONFIG)
-    rank, alpha = weights.get("r"), weights.get("lora_alpha")
-    if not (isinstance(rank, int) and isinstance(alpha, int | float)):
-        raise ModelError(f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected numbers")
+    rank, alpha = lora_settings(folder)
     base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     config = replace(
         trained or TrainConfig(),
         model=base,
         lora_r=rank,
-        lora_alpha=int(alpha),
+        lora_alpha=alpha,
         dtype=dtype,
         device=device,
         engine="torch",
@@ -169,7 +166,20 @@ def load_adapter(
     return Adapter(folder, policy, config, message, temperature)
 
 
-def _adapter_folder(path: Path, step: int | None) -> Path:
+def lora_settings(folder: Path) -> tuple[int, int]:
+    """Rank and alpha of an adapter.
+
+    Raises:
+        ModelError: its settings cannot be read.
+    """
+    settings = _read_json(folder / _CONFIG)
+    rank, alpha = settings.get("r"), settings.get("lora_alpha")
+    if not (isinstance(rank, int) and isinstance(alpha, int | float)):
+        raise ModelError(f"{folder / _CONFIG}: r is {rank!r} and lora_alpha is {alpha!r}; expected numbers")
+    return rank, int(alpha)
+
+
+def adapter_folder(path: Path, step: int | None = None) -> Path:
     """Find the adapter folder that a path names.
 
     Raises:

@@ -36,10 +36,11 @@ def evaluate(
     adapter: Path | str | None = None,
     tasks: Path | str = "",
     limit: int | None = None,
+    split: str = "heldout",
     samples: int = 8,
     temperature: float = 0.7,
-    max_turns: int = 1,
-    max_completion_length: int = 128,
+    max_turns: int | None = None,
+    max_completion_length: int = 384,
     stop_strings: Sequence[str] = (),
     max_context_length: int = 0,
     sandbox: SandboxBackend | str = "auto",
@@ -51,14 +52,16 @@ def evaluate(
 
     Args:
         environment: its registered name.
-        agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"`` or ``"random"``.
+        agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, ``"random"``, or a baseline of the
+            environment, such as the code editor's ``"enumerate"``.
         model: model id, folder or hub id; by default the adapter's own base, or as in training.
         adapter: a trained adapter's folder.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
         limit: play only the first ``limit`` tasks.
+        split: of the environment's own tasks: ``"heldout"`` to choose by, or ``"test"`` for a final report.
         samples: episodes per task.
         temperature: sampling temperature.
-        max_turns: actions per episode.
+        max_turns: actions per episode; by default the environment's own number.
         max_completion_length: tokens per turn, at most; as in training.
         stop_strings: texts that end a turn; as in training.
         max_context_length: tokens a turn is asked with, at most; 0 for the model's own limit.
@@ -88,7 +91,7 @@ def evaluate(
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
         row, reason = AgentSpec(agent, script=agent), ""
     spec = BenchSpec(
-        (EnvironmentSpec(environment, str(tasks), limit),),
+        (EnvironmentSpec(environment, str(tasks), limit, split),),
         (row,),
         samples,
         temperature,
@@ -98,9 +101,9 @@ def evaluate(
         max_context_length,
     )
     with open_display(display) as progress:
+        backend = isolated_backend(sandbox, progress)
         if reason:
             progress.say(reason)
-        backend = isolated_backend(sandbox, progress)
         run = _start(spec, root, backend, progress, command or command_of("evaluate", repr(environment)))
         request, refused = _play(run, backend, progress)
     if refused:
@@ -122,6 +125,8 @@ def bench(
 ) -> BenchResult:
     """Compare agents on the same held-out tasks; write a report per environment, and a leaderboard.
 
+    The environments' baselines, such as chance and search, are added to the agents.
+
     Args:
         spec: what to measure: a `BenchSpec`, a TOML file of one, or what `spec_of` returns.
         budget_usd: what all API calls may cost together; by default the spec's budget.
@@ -137,8 +142,9 @@ def bench(
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.benchmark.spec import from_toml
+    from envkit.studies.bench import with_baselines
 
-    parsed = from_toml(Path(spec)) if isinstance(spec, str | Path) else spec
+    parsed = with_baselines(from_toml(Path(spec)) if isinstance(spec, str | Path) else spec)
     if budget_usd is not None:
         parsed = replace(parsed, budget_usd=budget_usd)
     table = None if prices is None else Path(prices)
@@ -191,6 +197,7 @@ def spec_of(
     environment: str = DEFAULT_ENVIRONMENT,
     tasks: Path | str = "",
     limit: int | None = None,
+    split: str = "heldout",
     model: Path | str = "",
     samples: int = 8,
     **settings: Any,
@@ -204,6 +211,7 @@ def spec_of(
         environment: its registered name.
         tasks: as for `evaluate`.
         limit: play only the first ``limit`` tasks.
+        split: as for `evaluate`.
         model: the base of the adapters; by default the one that the first of them was trained on.
         samples: episodes per task.
         settings: further fields of `BenchSpec`.
@@ -236,7 +244,7 @@ def spec_of(
         AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=absolute_if_path(name))
         for name in recorded
     ]
-    played = EnvironmentSpec(environment, str(tasks), limit)
+    played = EnvironmentSpec(environment, str(tasks), limit, split)
     return BenchSpec((played,), tuple(rows), samples=samples, **settings)
 
 

@@ -12,6 +12,7 @@ from envkit.errors import UsageError
 if TYPE_CHECKING:
     from envkit.benchmark.stats import Interval
     from envkit.benchmark.summary import Summary
+    from envkit.studies.claim import Replayed
     from envkit.studies.rescore import Change
 
 
@@ -53,7 +54,11 @@ class Report:
         Raises:
             UsageError: the report does not compare them.
         """
-        pairs = {(entry.pair.row, entry.pair.against): entry.interval for entry in self.summary.differences}
+        pairs = {
+            (entry.pair.row, entry.pair.against): entry.interval
+            for entry in self.summary.differences
+            if not entry.pair.unsolved_by  # on some of the tasks
+        }
         if (interval := pairs.get((row, against))) is None:
             listed = ", ".join(f"{first} against {second}" for first, second in pairs) or "none"
             raise UsageError(f"the report does not compare {row!r} with {against!r}; it has: {listed}")
@@ -212,3 +217,21 @@ def _only_report(run: Path, reports: tuple[Report, ...]) -> Report:
     if len(reports) != 1:
         raise UsageError(f"{run} has {len(reports)} reports; expected one: see .reports")
     return reports[0]
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyResult:
+    """The result of `envkit.verify`.
+
+    Args:
+        adapter: the adapter's folder.
+        findings: one per check, in order. Nothing is replayed if an earlier check fails.
+    """
+
+    adapter: Path
+    findings: tuple[Replayed, ...]
+
+    @property
+    def reproduced(self) -> bool:
+        """True if every check found what the adapter claims."""
+        return all(finding.ok for finding in self.findings)

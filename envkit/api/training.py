@@ -42,6 +42,7 @@ def train(
     seeds: int | Sequence[int] | None = None,
     tasks: Tasks | None = None,
     heldout_tasks: Tasks | None = None,
+    split: str = "heldout",
     model: Path | str | None = None,
     backend: str | None = None,
     engine: str | None = None,
@@ -66,6 +67,8 @@ def train(
         seeds: seed of every random draw; several train an adapter each, side by side.
         tasks: tasks to train on, or their file; by default the environment's own.
         heldout_tasks: tasks to measure on, or their file; by default the environment's own.
+        split: which of the environment's own tasks to measure on: ``"heldout"`` to choose settings by, or
+            ``"test"`` for a final report; each opening of test tasks is counted.
         model: model id, folder or hub id; by default the one of ``config``.
         backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
@@ -88,7 +91,10 @@ def train(
     require_training()  # what follows imports PyTorch
     from envkit.studies import before_after_seeds, before_after_setup
     from envkit.studies.plan import require_minutes
+    from envkit.studies.turns import turns_of
 
+    if split not in ("heldout", "test") or (split == "test" and heldout_tasks is not None):
+        raise UsageError(f"split is {split!r}; expected 'heldout', or 'test' without held-out tasks")
     names = [environments] if isinstance(environments, str) else list(environments)
     chosen = [seeds] if isinstance(seeds, int) else list(seeds or ())
     _require_distinct(names, chosen)
@@ -105,6 +111,7 @@ def train(
     )
     kinds = [registry.environment(name) for name in names]
     before_after_setup.require_checks(settings.shaping, kinds)
+    turns_of(kinds, settings.max_turns)  # raises before tasks are made
     if len(chosen) > 1:
         before_after_seeds.configurations(settings, chosen)
     if not allow_unaudited:
@@ -119,7 +126,7 @@ def train(
             settings,
             minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
             train_tasks,
-            {kind: load_tasks(kind, heldout_tasks, "heldout", sandbox_backend, progress) for kind in kinds},
+            {kind: load_tasks(kind, heldout_tasks, split, sandbox_backend, progress) for kind in kinds},
             backend=sandbox_backend,
             display=progress,
             command=command or command_of("train", repr(names[0] if len(names) == 1 else names)),

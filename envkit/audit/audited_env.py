@@ -17,7 +17,7 @@ from envkit.env import Env
 from envkit.errors import BrokenTask, EnvkitError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.tools import Tool, format_call
-from envkit.types import JSON, Task
+from envkit.types import JSON, Task, total_reward
 
 #: Number of tasks that an audit plays. Exploits are tried on the first.
 SAMPLE: Final = 6
@@ -57,7 +57,7 @@ class PlayedEpisode:
 
     @property
     def reward(self) -> float:
-        return sum(self.rewards)
+        return total_reward(self.rewards)
 
 
 @final

@@ -31,8 +31,6 @@ from envkit.types import Task
 _SCHEMA: Final = 2
 #: Name of the certificate file in an environment's own package.
 SHIPPED: Final = "certificate.json"
-#: Actions per episode of a standard audit.
-STANDARD_TURNS: Final = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +45,7 @@ class Certificate:
         sandbox: name of the backend that the audit ran in.
         tasks: number of tasks that the audit chose from.
         tasks_digest: SHA-256 over these tasks, sorted by id.
-        standard: True for the environment's own starter tasks in `STANDARD_TURNS` turns. False if somebody
+        standard: True for the environment's own starter tasks in its own number of turns. False if somebody
             gave other tasks or another number of turns.
         findings: of every check, in order.
         isolation: as the environment declares it, see `Env.isolation`.
@@ -106,7 +104,7 @@ def certify(
     display: Display,
     *,
     tasks: Sequence[Task] | None = None,
-    max_turns: int = STANDARD_TURNS,
+    max_turns: int | None = None,
 ) -> Certificate:
     """Audit an environment and return the certificate, passed or not. Nothing is written.
 
@@ -115,13 +113,14 @@ def certify(
         backend: isolates its episodes.
         display: shows the progress.
         tasks: tasks to audit it with; by default its own starters.
-        max_turns: actions per episode, enough for the oracle.
+        max_turns: actions per episode, enough for the oracle; by default the environment's own number.
 
     Raises:
         UsageError: the environment cannot pose one of the given tasks.
     """
+    turns = kind.max_turns if max_turns is None else max_turns
     posed = kind.make_tasks("starter", sandbox=backend, display=display) if tasks is None else tasks
-    audited = AuditedEnv(kind, posed, backend, max_turns)
+    audited = AuditedEnv(kind, posed, backend, turns)
     if tasks is not None:
         audited.require_playable()
     findings = run_audit(audited, display)
@@ -133,7 +132,7 @@ def certify(
         sandbox=backend.name,
         tasks=len(posed),
         tasks_digest=digest(sorted(posed, key=lambda task: task.id)),
-        standard=tasks is None and max_turns == STANDARD_TURNS,
+        standard=tasks is None and turns == kind.max_turns,
         findings=findings,
         isolation=kind.isolation,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -124,13 +123,17 @@ def _noise(audited: AuditedEnv) -> str:
 
 
 def _range(audited: AuditedEnv) -> str:
-    rewards: list[float] = []
-    for task in audited.tasks:
-        for actions in (audited.kind.oracle(task), [audited.kind.noop_action], audited.noise(task, 0)):
-            rewards += audited.play(task, actions).rewards
-    if wrong := [reward for reward in rewards if not (math.isfinite(reward) and 0 <= reward <= 1)]:
-        raise AuditFailure(f"a reward of {wrong[0]}; expected numbers from 0 to 1")
-    return f"{len(rewards)} rewards, all from 0 to 1"
+    played = [
+        audited.play(task, actions)
+        for task in audited.tasks
+        for actions in (audited.kind.oracle(task), [audited.kind.noop_action], audited.noise(task, 0))
+    ]
+    if wrong := [episode.reward for episode in played if not 0 <= episode.reward <= 1]:  # NaN fails both
+        raise AuditFailure(f"an episode's rewards add up to {wrong[0]}; expected a number from 0 to 1")
+    rewards = [reward for episode in played for reward in episode.rewards]
+    if wrong := [reward for reward in rewards if not -1 <= reward <= 1]:
+        raise AuditFailure(f"a turn's reward of {wrong[0]}; expected a number from -1 to 1")
+    return f"{len(rewards)} turns' rewards; those of an episode add up to a number from 0 to 1"
 
 
 def _deterministic(audited: AuditedEnv) -> str:
@@ -150,6 +153,9 @@ def _deterministic(audited: AuditedEnv) -> str:
                 if first.info[name] != second.info[name]:
                     pair = f"{first.info[name]}, {second.info[name]}"
                     raise AuditFailure(f"task {task.id}: equal episodes differ in {name}: {pair}")
+            if first.rewards != second.rewards:
+                pair = f"{first.rewards}, {second.rewards}"
+                raise AuditFailure(f"task {task.id}: equal episodes differ in rewards: {pair}")
             count += 1
     return f"{count} episodes, played twice in separate instances, are equal in every word and reward"
 

@@ -53,11 +53,11 @@ class EnvSuite:
 
     Args:
         kind: the environment.
-        max_turns: actions per episode, enough for the oracle.
+        max_turns: actions per episode, enough for the oracle; ``None`` for the environment's own number.
     """
 
     kind: ClassVar[type[Env]]
-    max_turns: ClassVar[int] = 3
+    max_turns: ClassVar[int | None] = None
 
     @pytest.fixture(scope="class")
     @classmethod
@@ -82,7 +82,7 @@ class EnvSuite:
     def test_audit(self, backend: SandboxBackend, tasks: Sequence[Task], check: str) -> None:
         """The environment passes this check of `envkit audit`."""
         try:
-            AUDIT_CHECKS[check](AuditedEnv(self.kind, tasks, backend, self.max_turns))
+            AUDIT_CHECKS[check](AuditedEnv(self.kind, tasks, backend, self.max_turns or self.kind.max_turns))
         except NotApplicable as reason:
             pytest.skip(str(reason))
         except AuditFailure as fault:
@@ -110,8 +110,8 @@ class EnvSuite:
                 pytest.fail(f"the action {action[:100]!r} raises {type(error).__name__}: {error}")
             if not env.observation_space.contains(seen):
                 pytest.fail(f"the action {action[:100]!r} is answered with {seen!r}, which is no observation")
-            if not 0 <= reward <= 1:
-                pytest.fail(f"the action {action[:100]!r} earns {reward}; expected a number from 0 to 1")
+            if not -1 <= reward <= 1:
+                pytest.fail(f"the action {action[:100]!r} earns {reward}; expected a number from -1 to 1")
             ended = terminated or truncated
 
     def test_bent_actions_neither_raise_nor_hold_the_host(

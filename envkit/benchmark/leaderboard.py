@@ -21,12 +21,13 @@ from envkit.benchmark.leaderboard_data import (
     usd_per_solved,
 )
 from envkit.benchmark.leaderboard_table import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
-from envkit.benchmark.number_text import NONE, NOT_KNOWN, dollars, number, percent, share
+from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points, share
 from envkit.benchmark.published import load_published
 from envkit.benchmark.report import curves_of, templates
-from envkit.benchmark.report_data import TaskResult
+from envkit.benchmark.report_data import Difference, TaskResult
 from envkit.benchmark.report_text import EXACT, FEW_CLUSTERS, NEAR_EDGE, row_warnings
 from envkit.benchmark.stats import LEVEL, POWER, RESAMPLES
+from envkit.benchmark.summary import summarise_difference
 from envkit.benchmark.tables import Table
 from envkit.errors import StoreError
 from envkit.store import write_atomic
@@ -77,6 +78,7 @@ def _section_data(section: Section, index: int) -> dict[str, Any]:
         "id": f"s{index}",
         "environment": section.conditions.environment,
         "lead": _lead(section),
+        "baselines": _over_baselines(section),
         "reference": section.reference,
         "head": HEAD,
         "text_columns": TEXT_COLUMNS,
@@ -128,6 +130,26 @@ def _lead(section: Section) -> str:
             else f"; {first.name} costs {ratio:,.3g} times as much."
         )
     return text
+
+
+def _over_baselines(section: Section) -> list[str]:
+    """Say of each trained row if it clears each baseline, which is a script that is no control."""
+    baselines = [row for row in section.contestants if row.measured.origin.kind == "script"]
+    sentences: list[str] = []
+    for trained in (row for row in section.contestants if row.measured.origin.adapter):
+        for other in baselines:
+            pair = Difference(trained.name, other.name, "")
+            interval = summarise_difference(pair, trained.measured, other.measured).interval
+            if interval is None or not math.isfinite(interval.low):
+                continue
+            text = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
+            if interval.low > 0:
+                sentences.append(f"{trained.name} clears {other.name}: {text}.")
+            elif interval.high < 0:
+                sentences.append(f"{trained.name} is worse than {other.name}: {text}.")
+            else:
+                sentences.append(f"{trained.name} does not clear {other.name}: {text}, which includes zero.")
+    return sentences
 
 
 def _matrix_cell(result: TaskResult | None) -> tuple[str, int]:
@@ -259,7 +281,9 @@ def _method(board: Leaderboard) -> list[str]:
         "run at once, so it says how soon a row is done, not how long one answer takes. Controls and "
         "recorded outputs have none, because no model answered here.",
         "Dollars per solved counts all tries, failures included. Recorded outputs were graded here like all "
-        "others, but their publisher chose the prompt and the sampling.",
+        "others, but their publisher chose the prompt and the sampling. If their tokens were not published, "
+        "they are estimated: those of the prompt here and of the answer, counted with another model's "
+        "tokenizer.",
         "Voids are episodes lost to broken machinery or to a provider that did not answer. They count as "
         "neither solved nor failed.",
     ]

@@ -208,6 +208,8 @@ def _section(
                 continue  # it has no results, or was listed before
             if row.name in seen and _is_sound(row):
                 continue  # a control with its expected result is the same in every run
+            if row.origin.kind == "script" and any(_are_equal(row, other.measured) for other in rows):
+                continue  # so is a baseline
             unique = name_counts[row.name] == 1 or (row.name not in seen and _is_sound(row))
             seen.add(row.name)
             name = row.name if unique else f"{row.name} · {report.run}"
@@ -238,6 +240,13 @@ def _section(
 def max_task_count(rows: Sequence[RankedRow]) -> int:
     """Number of tasks of the row with the most."""
     return max((len(row.measured.results) for row in rows), default=0)
+
+
+def _are_equal(one: Row, other: Row) -> bool:
+    """True if two rows of a script have the same results, apart from their time."""
+    return one.name == other.name and [(r.task, r.samples, r.solved) for r in one.results] == [
+        (r.task, r.samples, r.solved) for r in other.results
+    ]
 
 
 def _is_sound(row: Row) -> bool:
@@ -334,6 +343,8 @@ def _cost(report: ReportData, row: Row, prices: PriceTable, machine: str | None)
             ]
             paid = price.cost_usd(origin.prompt_tokens, origin.completion_tokens, origin.cached_tokens)
             basis = f"tokens of {priced_as} at ${price.input:g} and ${price.output:g} per million"
+            if origin.tokenizer:
+                basis = f"estimated: {basis}, counted with the tokenizer of {origin.tokenizer}"
     except UnpricedError as error:
         return Cost(math.nan, None, str(error))
     # The cost of calls without a graded answer is spread evenly over the tasks.

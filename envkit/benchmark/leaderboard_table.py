@@ -65,7 +65,7 @@ def line(row: RankedRow, reference: str) -> tuple[Cell, ...]:
         ),
         *_compared(row, reference),
         _per_solved(row),
-        Cell(dollars(cost.total_usd), _finite(cost.total_usd)),
+        Cell(_estimated(row, dollars(cost.total_usd)), _finite(cost.total_usd)),
         _training(row),
         Cell(number(seconds, 2), _finite(seconds)),
         Cell(number(summary.tasks, 0), float(summary.tasks)),
@@ -96,7 +96,12 @@ def _per_solved(row: RankedRow) -> Cell:
     if math.isinf(usd.estimate):
         return Cell(dollars(usd.estimate), 1e300)  # after all others
     high = dollars(usd.high) if math.isfinite(usd.high) else "\N{INFINITY}"
-    return Cell(dollars(usd.estimate), usd.estimate, f"[{dollars(usd.low)}, {high}]")
+    return Cell(_estimated(row, dollars(usd.estimate)), usd.estimate, f"[{dollars(usd.low)}, {high}]")
+
+
+def _estimated(row: RankedRow, amount: str) -> str:
+    """Mark an amount whose tokens were not counted by the provider."""
+    return f"{amount} (estimated)" if row.measured.origin.tokenizer else amount
 
 
 def _training(row: RankedRow) -> Cell:

@@ -117,6 +117,7 @@ class Origin:
         seconds: wall time of all calls, divided by the concurrency; 0 if the results already have all time.
         price: the model's name in the price table; empty if it is the model's id.
         digest: digest of the model's weights, if it ran here.
+        tokenizer: model whose tokenizer estimated the tokens; empty if they were counted.
     """
 
     kind: str = "script"
@@ -134,6 +135,7 @@ class Origin:
     seconds: float = 0.0
     price: str = ""
     digest: str = ""
+    tokenizer: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -183,11 +185,13 @@ class Difference:
         row: name of the row that should be better.
         against: name of the row that it is compared with.
         meaning: subject of the sentence in the report ("RL's own part").
+        unsolved_by: only the tasks that this row never solved count; empty for all tasks.
     """
 
     row: str = field(metadata=stored_as("arm"))
     against: str
     meaning: str
+    unsolved_by: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,7 +368,7 @@ class ReportData:
         if len(set(names)) != len(names):
             raise ValueError(f"row names must be unique; found {', '.join(names)}")
         for pair in self.differences:
-            if missing := {pair.row, pair.against} - set(names):
+            if missing := {pair.row, pair.against, pair.unsolved_by or pair.row} - set(names):
                 raise ValueError(f"a difference names {min(missing)}; the rows are {', '.join(names)}")
         if not self.ks or min(self.ks) < 1:
             raise ValueError(f"ks is {self.ks}; expected at least one k, each at least 1")

@@ -56,6 +56,8 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
         sentences += row_warnings(row.name, row, numbers)
     for entry in summary.differences:
         name = f"{entry.pair.row} minus {entry.pair.against}"
+        if entry.pair.unsolved_by:
+            name += f" where {entry.pair.unsolved_by} fails"
         if entry.unpaired:
             sentences.append(
                 f"{name}: {entry.unpaired} tasks are left out: only one of the two has results on them."

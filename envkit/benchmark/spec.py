@@ -16,7 +16,7 @@ SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
 #: Seed of evaluation draws: the same for every run, so that runs compare item by item.
 EVALUATION_SEED = 1
 #: Token limit of a turn if neither spec nor card sets one.
-_LENGTH = 128
+_LENGTH = 384
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,13 +28,19 @@ class EnvironmentSpec:
         tasks: a task file, or ``FORMAT:PATH`` for a published benchmark; empty for the environment's own
             held-out tasks.
         limit: number of tasks, counted from the first; ``None`` for all.
+        split: of the environment's own tasks: ``"heldout"`` to choose by, or ``"test"`` for a final report.
     """
 
     name: str
     tasks: str = ""
     limit: int | None = None
+    split: str = "heldout"
 
     def __post_init__(self) -> None:
+        if self.split not in ("heldout", "test"):
+            raise ConfigError(f"environment {self.name}: split is {self.split!r}; expected heldout or test")
+        if self.tasks and self.split == "test":
+            raise ConfigError(f"environment {self.name}: its tasks are named, so leave out split")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"environment {self.name}: limit is {self.limit}; it must be at least 1")
 
@@ -45,7 +51,7 @@ class AgentSpec:
 
     Args:
         name: name in the report.
-        script: ``"oracle"``, ``"no-op"`` or ``"random"``.
+        script: ``"oracle"``, ``"no-op"``, ``"random"``, or a baseline of the environment.
         model: id or folder of a local model. If only ``adapter`` is set, the one that it was trained on.
         adapter: PEFT folder for the model.
         card: name or path of the card of a model behind an API; see `envkit.agents.cards`.
@@ -77,8 +83,6 @@ class AgentSpec:
             raise ConfigError(
                 f"agent {self.name}: give one of script, model (with an adapter or not), card and recorded"
             )
-        if self.script and self.script not in SCRIPTS:
-            raise ConfigError(f"agent {self.name}: no script {self.script!r}; expected {', '.join(SCRIPTS)}")
         if self.card and (self.stop_strings or self.max_context_length):
             raise ConfigError(
                 f"agent {self.name}: stop_strings and max_context_length are for models that run here; leave "
@@ -107,8 +111,8 @@ class BenchSpec:
         agents: rows of every report, names unique.
         samples: episodes per task; oracle and no-op play one.
         temperature: sampling temperature.
-        max_turns: actions per episode.
-        max_completion_length: token limit of a turn; ``None`` for the card's limit, or 128 without one.
+        max_turns: actions per episode; ``None`` for each environment's own number.
+        max_completion_length: token limit of a turn; ``None`` for the card's limit, or 384 without one.
         stop_strings: texts that end a local model's turn, beside its end-of-turn token.
         max_context_length: token limit of a local model's context; see `envkit.agents.local.LocalAgent`. 0
             for the model's own.
@@ -120,7 +124,7 @@ class BenchSpec:
     agents: tuple[AgentSpec, ...]
     samples: int = 4
     temperature: float = 0.7
-    max_turns: int = 1
+    max_turns: int | None = None
     max_completion_length: int | None = None
     stop_strings: tuple[str, ...] = ()
     max_context_length: int = 0
@@ -136,7 +140,7 @@ class BenchSpec:
                 raise ConfigError(f"there are no {what}; name at least one")
             if len(set(names)) != len(names):
                 raise ConfigError(f"names of {what} must be unique; found {', '.join(names)}")
-        if self.max_turns < 1:
+        if self.max_turns is not None and self.max_turns < 1:
             raise ConfigError(f"max_turns is {self.max_turns}; it must be at least 1")
         if not 0 <= self.budget_usd < math.inf:
             raise ConfigError(f"budget_usd is {self.budget_usd}; expected dollars, at least 0")

@@ -114,7 +114,8 @@ def summarise(data: ReportData) -> Summary:
     return Summary(
         rows=tuple(summarise_row(row, data.ks) for row in data.rows),
         differences=tuple(
-            summarise_difference(pair, rows[pair.row], rows[pair.against]) for pair in data.differences
+            summarise_difference(pair, rows[pair.row], rows[pair.against], rows.get(pair.unsolved_by))
+            for pair in data.differences
         ),
         operators=rates_by_operator([row for row in data.rows if row.expected is None], data.ks),
     )
@@ -148,9 +149,20 @@ def _rate(items: Sequence[TaskResult], k: int) -> Rate:
     return Rate(k, rate_interval(values, [result.source for result in counted]), len(counted))
 
 
-def summarise_difference(pair: Difference, row: Row, against: Row) -> DifferenceSummary:
-    """Paired difference of two rows' pass@1, over the tasks that both were measured on."""
+def summarise_difference(
+    pair: Difference, row: Row, against: Row, searched: Row | None = None
+) -> DifferenceSummary:
+    """Paired difference of two rows' pass@1, over the tasks that both were measured on.
+
+    Args:
+        pair: the comparison.
+        row, against: its rows.
+        searched: the row of ``pair.unsolved_by``; tasks that it was not measured on do not count.
+    """
     first, second = solve_rates(row.results), solve_rates(against.results)
+    if searched is not None:
+        left = {task for task, rate in solve_rates(searched.results).items() if rate == 0}
+        first, second = ({task: rates[task] for task in left & rates.keys()} for rates in (first, second))
     common = sorted(first.keys() & second.keys())
     unpaired = len(first.keys() ^ second.keys())
     if not common:

@@ -24,7 +24,10 @@ def audit(
         Path | None,
         typer.Option("-o", "--output", metavar="FILE", help="Certificate to write. Default: in the cache."),
     ] = None,
-    max_turns: Annotated[int, typer.Option(metavar="N", help="Actions per episode, at most.")] = 3,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
+    ] = None,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:

@@ -18,6 +18,7 @@ from envkit.cli.options import (
     Root,
     RunArgument,
     SandboxName,
+    Split,
     command_line,
     complete_cards,
     complete_environments,
@@ -63,7 +64,9 @@ Machine = Annotated[
 
 
 def evaluate(
-    agent: Annotated[str, typer.Option(metavar="NAME", help="model, oracle, no-op or random.")] = "model",
+    agent: Annotated[
+        str, typer.Option(metavar="NAME", help="model, oracle, no-op, random, or a baseline, as enumerate.")
+    ] = "model",
     env: EnvName = DEFAULT_ENVIRONMENT,
     tasks: Annotated[
         str, typer.Option("--tasks", "--heldout", metavar="FILE", help=_TASKS_HELP, show_default=False)
@@ -75,12 +78,16 @@ def evaluate(
         Path | None, typer.Option(metavar="FOLDER", help="A trained adapter's folder.")
     ] = None,
     limit: Limit = None,
+    split: Split = "heldout",
     samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = 8,
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
-    max_turns: Annotated[int, typer.Option(metavar="N", help="Actions per episode, at most.")] = 1,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
+    ] = None,
     max_completion_length: Annotated[
         int, typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Use the value of training.")
-    ] = 128,
+    ] = 384,
     stop_strings: Stops = None,
     max_context_length: Context = None,
     sandbox: SandboxName = "auto",
@@ -95,6 +102,7 @@ def evaluate(
         adapter=adapter,
         tasks=tasks,
         limit=limit,
+        split=split,
         samples=samples,
         temperature=temperature,
         max_turns=max_turns,
@@ -153,16 +161,18 @@ def bench(
     ] = None,
     model: Annotated[str | None, typer.Option(metavar="MODEL", help=_MODEL_HELP)] = None,
     limit: Limit = None,
+    split: Split = "heldout",
     samples: Annotated[int | None, typer.Option(metavar="N", help="Episodes per task. Default: 8.")] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Sampling temperature. Default: 0.7.")
     ] = None,
     max_turns: Annotated[
-        int | None, typer.Option(metavar="N", help="Actions per episode, at most. Default: 1.")
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
     ] = None,
     max_completion_length: Annotated[
         int | None,
-        typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Default: the card's, or 128."),
+        typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Default: the card's, or 384."),
     ] = None,
     stop_strings: Stops = None,
     max_context_length: Context = None,
@@ -184,6 +194,7 @@ def bench(
         "tasks": tasks,
         "model": model,
         "limit": limit,
+        "split": None if split == "heldout" else split,
         "samples": samples,
         "temperature": temperature,
         "max_turns": max_turns,

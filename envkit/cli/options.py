@@ -78,6 +78,14 @@ Resume = Annotated[
     Path | None,
     typer.Option(metavar="RUN", help="Continue an interrupted run.", autocompletion=complete_runs),
 ]
+Split = Annotated[
+    str,
+    typer.Option(
+        metavar="SPLIT",
+        help="The environment's own tasks to measure on: heldout to choose by, test to report on. Each "
+        "opening of test is counted.",
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]
 Root = Annotated[Path, typer.Option("--root", metavar="FOLDER", help="Where the run folder is made.")]
 SandboxName = Annotated[

@@ -37,9 +37,27 @@ def mine(
     ],
     output: Output,
     seed: Annotated[int, typer.Option(metavar="SEED", help="The same seed gives the same file.")] = 0,
-    split: Annotated[str, typer.Option(metavar="SPLIT", help="train or heldout.")] = "train",
-    per_function: Annotated[int, typer.Option(metavar="N", help="Tasks per function, at most.")] = 12,
-    max_chars: Annotated[int, typer.Option(metavar="N", help="Length of a function, at most.")] = 380,
+    split: Annotated[str, typer.Option(metavar="SPLIT", help="train, heldout or test.")] = "train",
+    per_function: Annotated[
+        int, typer.Option(metavar="N", help="Tasks per function with one bug, at most.")
+    ] = 2,
+    several: Annotated[
+        int, typer.Option(metavar="N", help="Tasks per function with two or three bugs, at most.")
+    ] = 2,
+    write: Annotated[
+        bool, typer.Option("--write/--no-write", help="One task per function to write it.")
+    ] = True,
+    max_chars: Annotated[int, typer.Option(metavar="N", help="Length of a function, at most.")] = 1200,
+    half: Annotated[
+        int | None, typer.Option(metavar="0|1", help="Only this half of the functions, by their names.")
+    ] = None,
+    unlike: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FORMAT:PATH",
+            help="Leave out functions that resemble a published benchmark's. Repeat for more.",
+        ),
+    ] = None,
     recipe: Annotated[
         bool, typer.Option("--recipe", help="Write a recipe, which holds no source code.")
     ] = False,
@@ -52,23 +70,32 @@ def mine(
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Mine repair tasks from installed packages: real functions, one small mutation each.
-
-    With the default options, `algorithms pydash` gives the tasks that `envkit demo` trains on.
+    """Mine tasks from installed packages: real functions to repair, with one bug or several, or to write.
 
     A folder, written with a slash as in `./project`, is mined with its own pytest suite, in sandboxes. One
     module in five is held out. Its tasks are graded by that suite, which proves less than generated calls do.
     """
-    from envkit.environments.code_editor.tasksets import mine_packages
+    from envkit.environments.code_editor.tasksets import (
+        SPLITS,
+        fetch_packages,
+        mine_packages,
+        pinned_packages,
+    )
     from envkit.mining.difficulty import difficulty_of
     from envkit.mining.library import version_of
+    from envkit.mining.miner import Wanted
     from envkit.mining.recipe import make_recipe, recipe_text
     from envkit.taskfile import digest, write_once, write_tasks
 
     require_absent(output)
-    require_at_least(1, per_function=per_function, max_chars=max_chars)
-    if split not in ("train", "heldout"):
-        raise UsageError(f"--split is {split!r}; expected train or heldout")
+    require_at_least(0, per_function=per_function, several=several)
+    require_at_least(1, max_chars=max_chars)
+    if split not in SPLITS:
+        raise UsageError(f"--split is {split!r}; expected {', '.join(SPLITS)}")
+    if half not in (None, 0, 1):
+        raise UsageError(f"--half is {half}; expected 0 or 1")
+    if not (per_function or several or write):
+        raise UsageError("nothing is to be mined; give --per-function, --several or --write")
     if not all(source.strip() for source in sources):
         raise UsageError("a package name is empty; expected installed packages, or a folder such as ./path")
     project = _project_folder(sources)
@@ -80,11 +107,19 @@ def mine(
         raise UsageError(
             "--with is for a project folder such as ./project; packages are mined without their imports"
         )
+    if project is not None and (half is not None or unlike):
+        raise UsageError("--half and --unlike are for packages; leave them out with a project folder")
+    if project is not None and not per_function:
+        raise UsageError("a project's tasks have one bug each; --per-function must be at least 1")
+    pinned = pinned_packages()
     for package in sources if project is None else ():
-        version_of(package)  # refuses one that is not installed
+        if package not in pinned:
+            version_of(package)  # refuses one that is not installed
     left_out: dict[str, int] = {}
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
+        if split == "train" or any(source in pinned for source in sources):
+            fetch_packages(display)  # train tasks must not resemble the held-out ones
         if project is None:
             found = mine_packages(
                 sources,
@@ -92,8 +127,11 @@ def mine(
                 display,
                 seed=seed,
                 split=split,
-                per_function=per_function,
+                wanted=Wanted(per_function, several, write),
                 max_chars=max_chars,
+                half=half,
+                is_pinned=recipe,
+                unlike=_fingerprints(unlike or ()),
             )
         else:
             found, left_out = _mine_project(
@@ -107,7 +145,7 @@ def mine(
                 packages=packages or [],
             )
     if recipe:
-        contents = make_recipe(found, seed=seed, per_function=per_function, max_chars=max_chars)
+        contents = make_recipe(found, seed=seed, max_chars=max_chars)
         write_once(output, recipe_text(contents))
     else:
         write_tasks(output, found, seed, DEFAULT_ENVIRONMENT)
@@ -152,7 +190,7 @@ def _mine_project(
     packages: Sequence[str],
 ) -> tuple[list[Task], dict[str, int]]:
     """Mine a project folder; returns its tasks, spread over functions, and counts of what was left out."""
-    from envkit.environments.code_editor.tasksets import heldout_recipe
+    from envkit.environments.code_editor.tasksets import heldout_packages
     from envkit.mining.duplicates import fingerprints_of
     from envkit.mining.recipe import spread_order
     from envkit.mining.suite.miner import mine_checkout
@@ -160,7 +198,7 @@ def _mine_project(
     phase_total = 0
 
     def held_out() -> Iterator[Fingerprint]:  # takes seconds, and is asked for once the project can be mined
-        yield from fingerprints_of(heldout_recipe()["packages"])
+        yield from fingerprints_of(heldout_packages())
 
     def progress(done: int, total: int, tasks: int) -> None:
         nonlocal phase_total
@@ -188,8 +226,38 @@ def _mine_project(
     return spread_order(found.tasks, seed), left_out
 
 
+def _fingerprints(benchmarks: Sequence[str]) -> set[Fingerprint]:
+    """Fingerprints of the functions in the right answers of published benchmarks.
+
+    Raises:
+        UsageError: not ``FORMAT:PATH``, or see `read_format`.
+    """
+    from envkit.environments.code_editor.formats import read_format
+    from envkit.mining.functions import functions
+
+    found: set[Fingerprint] = set()
+    for benchmark in benchmarks:
+        name, colon, path = benchmark.partition(":")
+        if not colon:
+            raise UsageError(
+                f"--unlike is {benchmark!r}; expected FORMAT:PATH, such as debugbench:bugs.jsonl"
+            )
+        for task in read_format(name, Path(path)).tasks:
+            found |= {function.fingerprint for function in functions(str(task.hidden["reference"]))}
+    return found
+
+
 def _count_functions(tasks: Sequence[Task]) -> int:
     return len({task.source for task in tasks})
+
+
+@app.command(cls=Command)
+def fetch() -> None:
+    """Download the packages that the standard tasks are mined from, once; nothing is installed."""
+    from envkit.environments.code_editor.tasksets import fetch_packages
+
+    with open_display("rich") as display:
+        fetch_packages(display)
 
 
 @app.command(cls=Command)
@@ -236,7 +304,7 @@ def check(
     kind = registry.environment(env)
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
-        names = {str(file): "train"} if file is not None else {"train": "train", "heldout": "heldout"}
+        names = {str(file): "train"} if file is not None else {split: split for split in ("train", "heldout")}
         sets = {name: load_tasks(kind, file, split, backend, display) for name, split in names.items()}
         faults = {
             name: validate_tasks(kind, tasks, backend, display, never, seed=seed)

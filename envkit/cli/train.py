@@ -15,6 +15,7 @@ from envkit.cli.options import (
     Resume,
     Root,
     SandboxName,
+    Split,
     command_line,
     complete_environments,
     exit_if_stopped,
@@ -48,7 +49,7 @@ def demo(
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Train and report in one go: mine tasks, warm start, LoRA RL, before/after report. A CPU is enough."""
+    """Train and report in one go: tasks, warm start, LoRA RL, before/after report. A CPU is enough."""
     _print(api.train(minutes=minutes, seeds=seed, root=root, command=command_line()), as_json)
 
 
@@ -82,6 +83,7 @@ def train(
     ] = None,
     tasks: Tasks = None,
     heldout: Heldout = None,
+    split: Split = "heldout",
     model: Model = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Trainer that takes the steps: envkit or trl.")
@@ -109,6 +111,7 @@ def train(
             "seed": seed,
             "tasks": tasks,
             "heldout": heldout,
+            "split": None if split == "heldout" else split,
             "model": model,
             "backend": backend,
             "engine": engine,
@@ -127,6 +130,7 @@ def train(
         seeds=seed,
         tasks=tasks,
         heldout_tasks=heldout,
+        split=split,
         model=model,
         backend=backend,
         engine=engine,

@@ -10,8 +10,9 @@ from envkit.hidden import to_json
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import modules_of
 from envkit.inputs.perturb import perturbed_calls
+from envkit.mining.bugs import WRITE, Bug
+from envkit.mining.docstrings import description
 from envkit.mining.hidden import Edit, RepairHidden, RepairSite
-from envkit.mining.mutations import Mutation
 from envkit.mining.package_functions import PackageFunction
 from envkit.types import JSON, Task
 
@@ -22,7 +23,9 @@ GENERATED = 24
 _MAX_KNOWN = 12
 #: Most killing calls that a task stores.
 MAX_KILLERS = 4
-_MAX_SHOWN = 3
+#: Examples in a prompt. More help little with a repair and make every prompt longer; a function that must be
+#: written is known by them alone.
+_SHOWN, _SHOWN_OF_WRITE = 2, 3
 #: Longest call and value together, in characters; longer parts are cut to `_MAX_SOURCE`.
 _MAX_EXAMPLE, _MAX_SOURCE = 180, 400
 
@@ -38,50 +41,47 @@ def calls_of(package_function: PackageFunction, seed: int) -> list[Call]:
     return known + perturbed_calls(known, (seed, int(_digest(package_function.source), 16)), GENERATED)
 
 
-def mutation_id(mutation: Mutation) -> str:
-    """Stable name of a mutation within its function: operator and digest of its location and text."""
-    site = f"{mutation.start_byte}:{mutation.end_byte}:{mutation.replacement}"
-    return f"{mutation.operator}-{_digest(site)}"
-
-
 def build_task(
     package_function: PackageFunction,
     split: str,
-    mutation: Mutation,
+    bug: Bug,
     killers: Sequence[int],
     calls: Sequence[Call],
     original: Sequence[Answer | None],
 ) -> Task:
-    """Make the task to repair a mutated function.
+    """Make the task to repair a function, or to write it.
 
     Args:
         package_function: the function.
-        split: ``"train"`` or ``"heldout"``.
-        mutation: the bug.
-        killers: indices of the calls that mutant and original answer differently.
+        split: ``"train"``, ``"heldout"`` or ``"test"``.
+        bug: what was changed.
+        killers: indices of the calls that the changed function and the original answer differently.
         calls: the result of `calls_of`.
         original: the original's answers to at least the examples.
     """
     reference = package_function.slice.text
-    mutant = mutation.apply(reference)
+    writes = bug.operator == WRITE
     # Calls start with the public examples and end with generated ones; store some of both.
     pinned = sorted({*killers[: MAX_KILLERS // 2], *killers[-MAX_KILLERS // 2 :]})
     known = len(package_function.examples[:_MAX_KNOWN])
     module, _, function = package_function.qualname.rpartition(".")
     return Task(
-        id=f"{package_function.package}/{package_function.qualname}/{mutation_id(mutation)}",
+        id=f"{package_function.package}/{package_function.qualname}/{bug.id}",
         split=split,
-        prompt="",
-        files={SOLUTION: mutant},
+        prompt=description(package_function.slice.docstring) if writes else "",
+        files={SOLUTION: bug.text},
         metadata={
             "package": package_function.package,
             "version": package_function.version,
             "module": module,
             "function": function,
             "qualname": package_function.qualname,
-            "operator": mutation.operator,
+            "operator": bug.operator,
             "source": package_function.source,
-            "examples": _shown(function, calls[:known], original, pinned),
+            "examples": _shown(
+                function, calls[:known], original, pinned, _SHOWN_OF_WRITE if writes else _SHOWN
+            ),
+            **({"ask": "Write the function"} if writes else {}),
         },
         hidden=to_json(
             RepairHidden(
@@ -91,33 +91,39 @@ def build_task(
                 examples=(*package_function.examples, *package_function.tests),
                 killers=tuple(calls[index] for index in pinned),
                 policy=STRICT,
-                edit=edit_between(mutant, reference),
-                site=RepairSite((mutation.start_byte, mutation.end_byte), mutation.line, tuple(pinned)),
+                edit=edit_between(bug.text, reference),
+                site=RepairSite(
+                    (bug.start_byte, bug.end_byte), bug.line, tuple(pinned), package_function.fitting
+                ),
             )
         ),
     )
 
 
 def _shown(
-    function: str, examples: Sequence[Call], original: Sequence[Answer | None], killers: Sequence[int]
+    function: str,
+    examples: Sequence[Call],
+    original: Sequence[Answer | None],
+    killers: Sequence[int],
+    count: int,
 ) -> list[JSON]:
     """A few short examples with the original's answers; those that the bug changes come first."""
     fit: list[tuple[bool, bool, int, JSON]] = []
     for index, (call, answer) in enumerate(zip(examples, original, strict=False)):
         if answer is None or answer.raises or opaque(answer.value):
             continue
-        source, value = call.source(function), _shown_answer(call, answer)
+        source, value = call.source(function), shown_answer(call, answer)
         long = len(source) + len(value) > _MAX_EXAMPLE
         fit.append((long, index not in killers, index, {"call": source, "value": value}))
     # A long example is better than none.
     short = [one for one in fit if not one[0]] or sorted(fit, key=lambda one: len(str(one[3])))[:1]
-    return [one[3] for one in sorted(short, key=lambda one: one[:3])[:_MAX_SHOWN]]
+    return [one[3] for one in sorted(short, key=lambda one: one[:3])[:count]]
 
 
-def _shown_answer(call: Call, answer: Answer) -> str:
+def shown_answer(call: Call, answer: Answer) -> str:
     """The value as source, or the changed argument if the call returns ``None``.
 
-    >>> _shown_answer(Call(("[2, 1]",), {"also": "[3]"}), Answer(None, [[1, 2], [3]]))
+    >>> shown_answer(Call(("[2, 1]",), {"also": "[3]"}), Answer(None, [[1, 2], [3]]))
     'None, and the argument becomes [1, 2]'
     """
     after = answer.after if isinstance(answer.after, Sequence) else ()

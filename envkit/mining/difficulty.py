@@ -29,7 +29,7 @@ def difficulty(operator: str, lines: int, killers: int, total: int) -> float:
     little the operator's bugs show on their line. `envkit.training.solve_rates` measures a policy instead.
 
     Args:
-        operator: one of `envkit.mining.mutations.OPERATORS`.
+        operator: one of `envkit.mining.mutations.OPERATORS`; anything else counts as the least visible.
         lines: of the function, at least 1.
         killers: calls or tests that the bug fails, at least 1.
         total: calls or tests in all.
@@ -40,7 +40,7 @@ def difficulty(operator: str, lines: int, killers: int, total: int) -> float:
     """
     quiet = 1 - killers / max(total, killers)
     length = min(1.0, math.log(max(lines, 1)) / math.log(_LONG))
-    hidden = _VISIBLE.index(operator) / (len(_VISIBLE) - 1)
+    hidden = _VISIBLE.index(operator) / (len(_VISIBLE) - 1) if operator in _VISIBLE else 1.0
     return _QUIET * quiet + _LENGTH * length + _OPERATOR * hidden
 
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
+import textwrap
 
 from envkit.syntax import parse
 
 #: Longest docstring that stays in the function to repair, in characters.
 MAX_SUMMARY = 160
+#: Most characters of a description.
+_MAX_DESCRIPTION = 600
 
 _AFTER_SUMMARY = re.compile(r"\n\s*\n|(?:\n|^)\s*(?:>>>|(?:For )?Examples?\b)", re.IGNORECASE)
 
@@ -35,6 +38,23 @@ def without_docstrings(text: str, keep: str = "") -> str:
             end += 1
         lines[start - 1 : end] = [new] if new else []
     return "\n".join(line.rstrip() for line in lines)
+
+
+def description(docstring: str) -> str:
+    r"""What a docstring says after its summary, without examples: a few paragraphs, or nothing.
+
+    >>> description("Adds.\n\nNumbers only.\n\n>>> add(1, 2)\n3")
+    'Numbers only.'
+    """
+    paragraphs = [part.strip() for part in re.split(r"\n\s*\n", docstring.strip())[1:]]
+    kept: list[str] = []
+    for paragraph in paragraphs:
+        if ">>>" in paragraph or _AFTER_SUMMARY.match(paragraph):
+            continue
+        if sum(map(len, kept)) + len(paragraph) > _MAX_DESCRIPTION:
+            break
+        kept.append(textwrap.dedent(paragraph))
+    return "\n".join(kept)
 
 
 def summary(docstring: str) -> str:

@@ -7,10 +7,10 @@ import builtins
 import functools
 import io
 import tokenize
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
-from envkit.mining.package_functions import PackageFunction, package_functions
+from envkit.mining.package_functions import package_functions
 from envkit.syntax import parse
 
 #: All runs of `_RUN` consecutive tokens of a function.
@@ -41,28 +41,19 @@ def similarity(one: Fingerprint, other: Fingerprint) -> float:
     return len(one & other) / len(one | other)
 
 
-def resembling(packages: Iterable[str]) -> Callable[[PackageFunction], bool]:
-    """Return a predicate: True for a near-duplicate of a function of these (held-out) packages.
+def fingerprints_of(packages: Mapping[str, str]) -> set[Fingerprint]:
+    """Fingerprints of the functions of these packages: name -> version.
 
     Raises:
-        UsageError: a package is not installed.
+        UsageError: a package is neither installed nor fetched in that version.
     """
-    fingerprints = fingerprints_of(packages)
-    return lambda function: is_near(fingerprint(function.slice.node), fingerprints)
-
-
-def fingerprints_of(packages: Iterable[str]) -> set[Fingerprint]:
-    """Fingerprints of these packages' functions.
-
-    Raises:
-        UsageError: a package is not installed.
-    """
-    return {found for package in packages for found in _fingerprints(package)}
+    return {found for package in packages.items() for found in _fingerprints(*package)}
 
 
 @functools.cache
-def _fingerprints(package: str) -> frozenset[Fingerprint]:
-    return frozenset(fingerprint(other.slice.node) for other in package_functions(package))
+def _fingerprints(package: str, version: str) -> frozenset[Fingerprint]:
+    functions = package_functions(package, version=version)
+    return frozenset(fingerprint(other.slice.node) for other in functions)
 
 
 def is_near(own: Fingerprint, others: Iterable[Fingerprint]) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +13,10 @@ from envkit.cache import cache_dir, cache_folder
 from envkit.errors import UsageError
 from envkit.store import whole_folder
 
-_STAMP = "requirements.sha256"
 
-
-def fetched_folder() -> Path:
-    """Folder of the downloaded packages, laid out like site-packages; it may not exist."""
-    return cache_dir() / "packages" / "site"
+def fetched_folders() -> list[Path]:
+    """Folders of the downloaded packages, laid out like site-packages: one for each set of pins."""
+    return sorted(path for path in (cache_dir() / "packages").glob("pins-*") if path.is_dir())
 
 
 def fetch(requirements: Path, say: Callable[[str], None]) -> None:
@@ -32,13 +29,13 @@ def fetch(requirements: Path, say: Callable[[str], None]) -> None:
     Raises:
         UsageError: pip could not download them, or the cache cannot be written to.
     """
-    folder, pinned = fetched_folder(), hashlib.sha256(requirements.read_bytes()).hexdigest()
+    pinned = hashlib.sha256(requirements.read_bytes()).hexdigest()
+    folder = cache_dir() / "packages" / f"pins-{pinned[:16]}"
     with (cache_folder("packages") / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if (folder / _STAMP).exists() and (folder / _STAMP).read_text() == pinned:
+        if folder.exists():
             return
-        say("downloading the packages that tasks are mined from (1 MB), once")
-        shutil.rmtree(folder, ignore_errors=True)
+        say("downloading the packages that tasks are mined from, once")
         with whole_folder(folder) as made:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(made)]
             ended = subprocess.run(
@@ -50,4 +47,3 @@ def fetch(requirements: Path, say: Callable[[str], None]) -> None:
             if ended.returncode:
                 reason = ended.stderr.strip()[-400:]
                 raise UsageError(f"could not download the packages that tasks are mined from: {reason}")
-            (made / _STAMP).write_text(pinned)

@@ -38,11 +38,14 @@ class RepairSite:
         bytes: start and end of the mutated text in the reference, in UTF-8 bytes; the end is exclusive.
         line: 1-based line of the reference.
         killers: indices of the mining calls that `RepairHidden.killers` were taken from.
+        trials: indices of the calls that became the examples of a function without any; see
+            `envkit.inputs.trial_calls`.
     """
 
     bytes: tuple[int, ...]
     line: int
     killers: tuple[int, ...]
+    trials: tuple[int, ...] = ()
 
 
 @final

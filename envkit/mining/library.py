@@ -11,7 +11,7 @@ from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from envkit.errors import UsageError
-from envkit.mining.fetch import fetched_folder
+from envkit.mining.fetch import fetched_folders
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +29,18 @@ class Library:
     modules: Mapping[str, str]
 
 
-def installed(package: str) -> Library:
-    """Read an installed package without its test folders.
+def installed(package: str, version: str | None = None) -> Library:
+    """Read an installed or fetched package without its test folders.
+
+    Args:
+        package: distribution name.
+        version: the version to read; by default the one that Python would import.
 
     Raises:
         UsageError: the package is not installed, or has no Python source.
     """
-    name = import_name(package)
-    spec = _spec_of(name)
+    name = import_name(package, version)
+    spec = _spec_of(name, package, version)
     folders = list(spec.submodule_search_locations or ()) if spec else []
     modules: dict[str, str] = {}
     for folder in map(Path, folders):
@@ -49,73 +53,75 @@ def installed(package: str) -> Library:
         modules[name] = Path(spec.origin).read_bytes().decode(errors="replace")
     if not modules:
         raise UsageError(f"package {package!r} holds no Python source to mine; choose another")
-    return Library(package, version_of(package), modules)
+    return Library(package, version_of(package, version), modules)
 
 
-def data_file(package: str, *path: str) -> Path:
+def data_file(package: str, *path: str, version: str | None = None) -> Path:
     """Path of a data file in an installed package's folder.
 
     Raises:
         UsageError: the package is not installed, or has no such file.
     """
-    spec = _spec_of(import_name(package))
+    spec = _spec_of(import_name(package, version), package, version)
     for folder in (spec.submodule_search_locations or ()) if spec else ():
         if (file := Path(folder, *path)).is_file():
             return file
     raise UsageError(f"package {package!r} has no file {'/'.join(path)}; install it again")
 
 
-def _spec_of(name: str) -> ModuleSpec | None:
-    """Find a module among installed packages, then among fetched ones."""
-    return importlib.util.find_spec(name) or PathFinder.find_spec(name, [str(fetched_folder())])
+def _spec_of(name: str, package: str, version: str | None) -> ModuleSpec | None:
+    """Find a module beside the metadata of its distribution; an editable one is somewhere else."""
+    beside = str(_distribution(package, version).locate_file(""))
+    return PathFinder.find_spec(name, [beside]) or importlib.util.find_spec(name)
 
 
-def is_installed(package: str) -> bool:
-    """True if a distribution of that name can be imported here."""
-    return any(importlib.metadata.distributions(name=package))
-
-
-def version_of(package: str) -> str:
-    """The installed version.
+def version_of(package: str, version: str | None = None) -> str:
+    """The version that Python would import; with ``version``, that one if it is installed or fetched.
 
     Raises:
-        UsageError: the package is not installed.
+        UsageError: the package, or that version of it, is not installed.
     """
-    return _distribution(package).version
+    return _distribution(package, version).version
 
 
-def _distribution(package: str) -> importlib.metadata.Distribution:
+def _distribution(package: str, version: str | None = None) -> importlib.metadata.Distribution:
     if not package.strip():
         raise UsageError(f"{package!r} is no package name; expected one such as more-itertools")
-    path = [*sys.path, str(fetched_folder())]
-    try:
-        return next(iter(importlib.metadata.distributions(name=package, path=path)))
-    except StopIteration:
+    path = [*sys.path, *map(str, fetched_folders())]
+    found = list(importlib.metadata.distributions(name=package, path=path))
+    fitting = [one for one in found if version is None or one.version == version]
+    if fitting:
+        return fitting[0]
+    if found:
         raise UsageError(
-            f"package {package!r} is not installed, so nothing can be mined from it; "
-            f"install it with: pip install {package}"
-        ) from None
+            f"package {package!r} is installed in version {found[0].version}, not {version}; "
+            f"install that one with: pip install {package}=={version}"
+        )
+    raise UsageError(
+        f"package {package!r} is not installed, so nothing can be mined from it; "
+        f"install it with: pip install {package}"
+    )
 
 
-def import_name(package: str) -> str:
+def import_name(package: str, version: str | None = None) -> str:
     """The import name of a package, such as ``more_itertools`` for ``more-itertools``.
 
     Raises:
         UsageError: the package is not installed.
     """
-    listed = (_distribution(package).read_text("top_level.txt") or "").split()
+    listed = (_distribution(package, version).read_text("top_level.txt") or "").split()
     plain = package.replace("-", "_")
-    public = [name for name in listed or sorted(names_of(package)) if name[0] != "_"]
+    public = [name for name in listed or sorted(names_of(package, version)) if name[0] != "_"]
     return plain if plain in public or not public else public[0]
 
 
-def names_of(package: str) -> set[str]:
+def names_of(package: str, version: str | None = None) -> set[str]:
     """Top-level import names of an installed distribution, from its list of files.
 
     Raises:
         UsageError: the package is not installed.
     """
-    files = _distribution(package).files or ()
+    files = _distribution(package, version).files or ()
     return {
         file.parts[0].removesuffix(".py") for file in files if file.suffix == ".py" and ".." not in file.parts
     }

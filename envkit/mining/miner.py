@@ -1,4 +1,4 @@
-"""Mine an installed package: make repair tasks of its functions, each with one small bug."""
+"""Mine an installed package: make tasks of its functions, to repair one small bug or several, or to write."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from dataclasses import dataclass, replace
 
 from envkit.grading import Answer, canonical, opaque, same
 from envkit.inputs.call import Call
-from envkit.mining.build import build_task, calls_of, known_calls
+from envkit.inputs.trial_calls import calls_that_fit
+from envkit.mining.bugs import WRITE, Bug, bug_of, several_bugs, unwritten
+from envkit.mining.build import SOLUTION, build_task, calls_of, known_calls
 from envkit.mining.mutations import Mutation, mutations, spread
 from envkit.mining.package_functions import PackageFunction, package_functions, require_split
 from envkit.mining.run_variants import VariantBatch, variant_answers
+from envkit.mining.search import examples_of, fitting_mutants
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
@@ -28,11 +31,26 @@ _MAX_ANSWER = 2000
 
 
 @dataclass(frozen=True, slots=True)
-class _Mutant:
-    """A mutation, its module text, and the indices of the calls that kill it."""
+class Wanted:
+    """The tasks to make of each function, at most.
 
-    mutation: Mutation
-    text: str
+    Args:
+        single: to repair one mutation.
+        several: to repair two or three.
+        write: True for one to write the function.
+    """
+
+    single: int = 6
+    several: int = 0
+    write: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Mutant:
+    """A bug, its mutation if it is a single one, and the indices of the calls that kill it."""
+
+    bug: Bug
+    mutation: Mutation | None = None
     killers: tuple[int, ...] = ()
 
 
@@ -50,25 +68,30 @@ class _Trial:
 def mine(
     package: str,
     *,
+    version: str | None = None,
     seed: int,
     split: str,
     backend: SandboxBackend,
-    per_function: int = 6,
+    wanted: Wanted = Wanted(),
     max_chars: int = 700,
     exclude: Callable[[PackageFunction], bool] | None = None,
     progress: Callable[[int, int, int], None] | None = None,
     workers: int = 2,
 ) -> list[Task]:
-    """Make repair tasks of a package's functions.
+    """Make tasks of a package's functions.
+
+    Each task knows if search alone solves it: ``metadata["enumerate"]`` is True if the first single mutation
+    of the broken function for which the shown examples hold answers all calls of mining as the original does.
 
     The same arguments and package version give the same tasks, byte for byte.
 
     Args:
-        package: distribution name of an installed package.
+        package: distribution name of an installed or fetched package.
+        version: its version; by default the one that Python would import.
         seed: decides generated inputs and the choice of mutants.
-        split: ``"train"`` or ``"heldout"``.
+        split: ``"train"``, ``"heldout"`` or ``"test"``.
         backend: makes the sandboxes in which originals and mutants run.
-        per_function: most tasks made from one function.
+        wanted: the tasks to make of each function.
         max_chars: longest function, in characters of the text that the agent sees.
         exclude: True for functions to leave out, such as near-duplicates of held-out functions.
         progress: called with (functions done, functions in all, tasks so far).
@@ -79,14 +102,14 @@ def mine(
         SandboxError: the machinery failed.
     """
     require_split(package, split)
-    found = package_functions(package, max_chars)
+    found = package_functions(package, max_chars, version=version)
     chosen = [one for one in found if exclude is None or not exclude(one)]
     chunks = [chosen[at : at + _PER_SANDBOX] for at in range(0, len(chosen), _PER_SANDBOX)]
     tasks: list[Task] = []
     done = 0
 
     def make(chunk: Sequence[PackageFunction]) -> list[Task]:
-        return _mine_chunk(chunk, seed, split, backend, per_function)
+        return _mine_chunk(chunk, seed, split, backend, wanted)
 
     with ThreadPoolExecutor(workers) as pool:
         for chunk, some in zip(chunks, pool.map(make, chunks), strict=True):
@@ -98,41 +121,113 @@ def mine(
 
 
 def _mine_chunk(
-    chunk: Sequence[PackageFunction],
-    seed: int,
-    split: str,
-    backend: SandboxBackend,
-    per_function: int,
+    chunk: Sequence[PackageFunction], seed: int, split: str, backend: SandboxBackend, wanted: Wanted
 ) -> list[Task]:
-    trials: list[_Trial] = []
-    for function in chunk:
-        text = function.slice.text
-        changes = mutations(text, function.slice.function)
-        every = [_Mutant(one, one.apply(text)) for one in changes]
-        tried = _spread(every, _TRIED_PER_KEPT * per_function, f"tried/{seed}/{function.source}")
-        trials.append(_Trial(function, calls_of(function, seed), tried))
-    survivors: list[_Trial] = []
-    for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
-        usable = _usable(original, trial.function)
-        alive = [
-            replace(one, killers=killers)
-            for one, row in zip(trial.mutants, rows, strict=True)
-            if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
+    tried = [_single_bugs(function, seed, wanted) for function in _with_examples(backend, chunk)]
+    alive = _killed(backend, [trial for trial in tried if trial.mutants or wanted.write])
+    further = [_further_bugs(trial, seed, wanted) for trial in alive]
+    combined = {one.function.source: one for one in _killed(backend, [one for one in further if one.mutants])}
+    chosen = [_chosen(trial, combined.get(trial.function.source), seed, wanted) for trial in alive]
+    return _labelled(backend, _stable(backend, chosen, split), chosen)
+
+
+def _with_examples(backend: SandboxBackend, functions: Sequence[PackageFunction]) -> list[PackageFunction]:
+    """Find examples by trial for the functions that have none; those that answer too little are left out."""
+    unknown = [one for one in functions if not one.examples]
+    batches = [
+        VariantBatch(one.slice.function, [one.slice.text], one.trials, all_calls=True) for one in unknown
+    ]
+    found: dict[str, list[int]] = {}
+    for function, [row] in zip(unknown, variant_answers(backend, batches, 1) if batches else [], strict=True):
+        texts = [
+            # Arguments after the call do not count: they differ whatever the function does.
+            canonical(one.value) if one is not None and _is_usable(one) and one.value is not None else None
+            for one in row
         ]
-        if usable and alive:
-            kept = _spread(alive, per_function, f"kept/{seed}/{trial.function.source}")
-            survivors.append(replace(trial, mutants=kept, original=original, usable=usable))
-    # Repeat with another process, hash seed and order of calls. Unstable answers cannot decide a reward.
+        found[function.source] = calls_that_fit(texts)
+    known = [one if one.examples else one.with_trials(found[one.source]) for one in functions]
+    return [one for one in known if one.examples]
+
+
+def _single_bugs(function: PackageFunction, seed: int, wanted: Wanted) -> _Trial:
+    text = function.slice.text
+    count = _TRIED_PER_KEPT * max(wanted.single, wanted.several)
+    tried = spread(mutations(text, function.slice.function), count, f"tried/{seed}/{function.source}")
+    return _Trial(function, calls_of(function, seed), [_Mutant(bug_of([one], text), one) for one in tried])
+
+
+def _further_bugs(trial: _Trial, seed: int, wanted: Wanted) -> _Trial:
+    """The function with several bugs at once, and without its body."""
+    function, text = trial.function, trial.function.slice.text
+    known = [one.mutation for one in trial.mutants if one.mutation is not None]
+    count = _TRIED_PER_KEPT * wanted.several
+    bugs = several_bugs(known, text, count, f"several/{seed}/{function.source}")
+    if wanted.write and (whole := unwritten(text, function.slice.function)) is not None:
+        bugs.append(whole)
+    return replace(trial, mutants=[_Mutant(bug) for bug in bugs])
+
+
+def _killed(backend: SandboxBackend, trials: Sequence[_Trial]) -> list[_Trial]:
+    """Keep the functions that are fit for tasks, with the mutants that enough calls kill."""
+    found: list[_Trial] = []
+    for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
+        if usable := _usable(original, trial.function):
+            alive = [
+                replace(one, killers=killers)
+                for one, row in zip(trial.mutants, rows, strict=True)
+                if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
+            ]
+            found.append(replace(trial, mutants=alive, original=original, usable=usable))
+    return found
+
+
+def _chosen(trial: _Trial, combined: _Trial | None, seed: int, wanted: Wanted) -> _Trial:
+    """Choose the bugs that become tasks."""
+    by_mutation = {one.mutation: one for one in trial.mutants if one.mutation is not None}
+    kept = spread([*by_mutation], wanted.single, f"kept/{seed}/{trial.function.source}")
+    others = combined.mutants if combined is not None else ()
+    several = [one for one in others if one.bug.operator != WRITE][: wanted.several]
+    write = [one for one in others if one.bug.operator == WRITE]
+    return replace(trial, mutants=[*(by_mutation[one] for one in kept), *several, *write])
+
+
+def _stable(backend: SandboxBackend, trials: Sequence[_Trial], split: str) -> list[Task]:
+    """Make the tasks whose answers are the same with another process, hash seed and order of calls.
+
+    Unstable answers cannot decide a reward.
+    """
     tasks: list[Task] = []
-    for trial, (again, *rows) in zip(survivors, _ask(backend, survivors, again=True), strict=True):
+    kept = [trial for trial in trials if trial.mutants]
+    for trial, (again, *rows) in zip(kept, _ask(backend, kept, again=True), strict=True):
         if None in again or _killers(trial.original, again, trial.usable):
             continue
         for one, row in zip(trial.mutants, rows, strict=True):
             if one.killers == _killers(trial.original, row, trial.usable):
                 tasks.append(
-                    build_task(trial.function, split, one.mutation, one.killers, trial.calls, trial.original)
+                    build_task(trial.function, split, one.bug, one.killers, trial.calls, trial.original)
                 )
     return tasks
+
+
+def _labelled(backend: SandboxBackend, tasks: Sequence[Task], trials: Sequence[_Trial]) -> list[Task]:
+    """Add ``metadata["enumerate"]``: True if search alone solves the task."""
+    by_source = {trial.function.source: trial for trial in trials}
+    found = fitting_mutants(
+        backend, [(task.files[SOLUTION], str(task.metadata["function"]), examples_of(task)) for task in tasks]
+    )
+    searched = [
+        replace(by_source[task.source], mutants=[] if text is None else [_Mutant(Bug("", "", text, 0, 0, 0))])
+        for task, text in zip(tasks, found, strict=True)
+    ]
+    labelled: list[Task] = []
+    for task, trial, (_, *rows) in zip(tasks, searched, _ask(backend, searched), strict=True):
+        solved = any(
+            None not in (row[index] for index in trial.usable)
+            and not _killers(trial.original, row, trial.usable)
+            for row in rows
+        )
+        labelled.append(replace(task, metadata={**task.metadata, "enumerate": solved}))
+    return labelled
 
 
 def _ask(
@@ -143,7 +238,7 @@ def _ask(
     batches = [
         VariantBatch(
             trial.function.slice.function,
-            [trial.function.slice.text, *(mutant.text for mutant in trial.mutants)],
+            [trial.function.slice.text, *(mutant.bug.text for mutant in trial.mutants)],
             trial.calls[::turn],
         )
         for trial in trials
@@ -180,8 +275,3 @@ def _killers(
     """Indices of the calls that a variant answers differently; calls without an answer do not count."""
     pairs = ((index, original[index], row[index]) for index in usable)
     return tuple(index for index, want, got in pairs if want and got and not same(want, got))
-
-
-def _spread(mutants: Sequence[_Mutant], count: int, seed: str) -> list[_Mutant]:
-    known = {one.mutation: one for one in mutants}
-    return [known[one] for one in spread([*known], count, seed)]

@@ -70,6 +70,20 @@ def mutations(source: str, function: str) -> list[Mutation]:
     Raises:
         ValueError: ``source`` has no such function.
     """
+    found: dict[str, Mutation] = {}
+    for mutation in possible_mutations(source, function):
+        text = mutation.apply(source)
+        if text != source and text not in found and _parses(text):
+            found[text] = mutation
+    return list(found.values())
+
+
+def possible_mutations(source: str, function: str) -> list[Mutation]:
+    """Like `mutations`, with some that do not parse and some of equal text: much faster.
+
+    Raises:
+        ValueError: ``source`` has no such function.
+    """
     raw = source.encode()
     target = _function(_parser().parse(raw).root_node, function)
     if target is None:
@@ -79,13 +93,12 @@ def mutations(source: str, function: str) -> list[Mutation]:
     scope = scope_of(target)
     changes = {change for node in walk(body) for change in changes_of(node, scope)}
     order = {name: index for index, name in enumerate(OPERATORS)}
-    found: dict[str, Mutation] = {}
-    for operator, start, end, new in sorted(changes, key=lambda one: (one[1], one[2], order[one[0]], one[3])):
-        mutation = _mutation(raw, operator, start, end, new)
-        text = mutation.apply(source)
-        if text != source and text not in found and _parses(text):
-            found[text] = mutation
-    return list(found.values())
+    return [
+        _mutation(raw, operator, start, end, new)
+        for operator, start, end, new in sorted(
+            changes, key=lambda one: (one[1], one[2], order[one[0]], one[3])
+        )
+    ]
 
 
 def spread(mutations: Sequence[Mutation], count: int, seed: str) -> list[Mutation]:

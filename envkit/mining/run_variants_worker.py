@@ -5,7 +5,7 @@ Stdlib only, run as ``python -P -S -c SOURCE`` with one JSON job on stdin::
     {"encoder": source of envkit.grading.worker, "hash_seed": "1",
      "steps": N, "cpu_s": S, "memory_bytes": B,
      "batches": [{"function": NAME, "modules": [NAME, ...], "calls": [[args, kwargs], ...],
-                  "variants": [TEXT, ...]}, ...]}
+                  "variants": [TEXT, ...], "all_calls": false}, ...]}
 
 It prints one line per variant: a list with one answer per call. The list is shorter if the variant did not
 load or died, and empty if the first variant did not answer every call. An answer has the form of the grading
@@ -75,7 +75,9 @@ def respond(
         scope = dict(names)
         args = [eval(source, scope) for source in call[0]]
         kwargs = {name: eval(source, scope) for name, source in call[1].items()}
-        value = encode(module.__dict__[batch["function"]](*args, **kwargs))
+        owner, _, name = batch["function"].rpartition(".")
+        function = getattr(module.__dict__[owner](), name) if owner else module.__dict__[name]
+        value = encode(function(*args, **kwargs))
         return {"value": value, "after": after(args, kwargs)}
 
     for ask, call in zip(wanted, batch["calls"], strict=True):
@@ -164,7 +166,7 @@ def main() -> None:
         for index, text in enumerate(batch["variants"]):
             found = forked(job, batch, text, wanted) if any(wanted) else []
             print(json.dumps(found))
-            if index == 0:
+            if index == 0 and not batch["all_calls"]:
                 wanted = [at < len(found) and "value" in found[at] for at in range(len(wanted))]
                 # A function that hangs on a call or dies becomes no task, so its variants are not run.
                 if len(found) < len(wanted) or any("hang" in one for one in found):

@@ -7,7 +7,7 @@ import builtins
 import contextlib
 import sys
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import final
 
@@ -55,25 +55,62 @@ class Slice:
 
 
 @final
-class Slicer:
-    """Makes slices of one library; parses each module once."""
+class _Modules:
+    """The modules of a library, each parsed when it is first needed."""
 
     def __init__(self, library: Library) -> None:
-        packages = {name.rpartition(".")[0] for name in library.modules}
-        roots = {name.partition(".")[0] for name in library.modules}
-        self._roots = roots
-        self._modules: dict[str, Module] = {}
-        for name, source in library.modules.items():
-            # Packages ship modules that Python cannot parse: templates, other versions, deeply nested code.
-            # The other modules do not need them.
-            with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
-                self._modules[name] = Module(name, source, name in packages or name in roots)
+        self._sources = library.modules
+        self._packages = {name.rpartition(".")[0] for name in library.modules}
+        #: First parts of the modules' names.
+        self.roots = {name.partition(".")[0] for name in library.modules}
+        self._parsed: dict[str, Module | None] = {}
 
-    def functions(self) -> Iterator[tuple[str, ast.FunctionDef]]:
-        """Yield the public module-level functions, with their module's name, in order."""
-        for name, module in sorted(self._modules.items()):
-            for bound in module.statements.values():
-                if len(bound) == 1 and isinstance(bound[0], ast.FunctionDef) and bound[0].name[0] != "_":
+    def get(self, name: str) -> Module | None:
+        """The module; ``None`` if the library has none of that name, or Python cannot parse it.
+
+        Packages ship modules that Python cannot parse: templates, other versions, deeply nested code.
+        """
+        if name not in self._parsed:
+            self._parsed[name] = None
+            if name in self._sources:
+                is_package = name in self._packages or name in self.roots
+                with contextlib.suppress(SyntaxError, ValueError, RecursionError, MemoryError):
+                    self._parsed[name] = Module(name, self._sources[name], is_package)
+        return self._parsed[name]
+
+    def __getitem__(self, name: str) -> Module:
+        if (found := self.get(name)) is None:
+            raise KeyError(name)
+        return found
+
+    def __contains__(self, name: str) -> bool:
+        return self.get(name) is not None
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._sources)
+
+
+@final
+class Slicer:
+    """Makes slices of one library; parses each module once, when it is needed."""
+
+    def __init__(self, library: Library) -> None:
+        self._modules = _Modules(library)
+
+    def functions(self, only: Collection[str] | None = None) -> Iterator[tuple[str, ast.FunctionDef]]:
+        """Yield the public module-level functions, with their module's name, in order.
+
+        Args:
+            only: dotted names of the functions to yield; ``None`` for all.
+        """
+        for name in sorted(self._modules):
+            if only is not None and not any(wanted.rpartition(".")[0] == name for wanted in only):
+                continue
+            module = self._modules.get(name)
+            for bound in module.statements.values() if module is not None else ():
+                if len(bound) != 1 or not isinstance(bound[0], ast.FunctionDef) or bound[0].name[0] == "_":
+                    continue
+                if only is None or f"{name}.{bound[0].name}" in only:
                     yield name, bound[0]
 
     def slice(self, module: str, function: str) -> Slice:
@@ -83,7 +120,7 @@ class Slicer:
             Unclosed: the source of something it needs is not available, or the text gets too long.
         """
         try:
-            return _Closure(self._modules, self._roots, module, function).render()
+            return _Closure(self._modules, module, function).render()
         except RecursionError:
             raise Unclosed(f"{function} nests too deep") from None
 
@@ -92,8 +129,8 @@ class Slicer:
 class _Closure:
     """Collects the definitions that one function needs."""
 
-    def __init__(self, modules: dict[str, Module], roots: set[str], module: str, function: str) -> None:
-        self._modules, self._roots = modules, roots
+    def __init__(self, modules: _Modules, module: str, function: str) -> None:
+        self._modules, self._roots = modules, modules.roots
         self._target = (module, function)
         self._texts: dict[tuple[str, int], str] = {}
         self._owner: dict[str, object] = {}

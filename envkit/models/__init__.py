@@ -11,6 +11,7 @@ from envkit.models.reference import (
     weights_digest,
 )
 from envkit.models.speeds import MeasuredSpeed, known_speed, remember_speed
+from envkit.models.tokens import token_counter, tokenizer_at_hand
 
 __all__ = [
     "DEFAULT_MODEL",
@@ -27,5 +28,7 @@ __all__ = [
     "remember_speed",
     "require_training",
     "resolve",
+    "token_counter",
+    "tokenizer_at_hand",
     "weights_digest",
 ]

@@ -19,18 +19,20 @@ from envkit.agents.cards import Card, load_card
 from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
-from envkit.agents.scripted import random_edits
+from envkit.agents.scripted import baseline, random_edits
 from envkit.benchmark.report_data import Origin
 from envkit.benchmark.spec import AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
-from envkit.env import Env
+from envkit.env import Baseline, Env
 from envkit.errors import ConfigError, StoreError
-from envkit.models import DEFAULT_MODEL, resolve, weights_digest
+from envkit.models import DEFAULT_MODEL, resolve, token_counter, weights_digest
 from envkit.prices import PriceTable
+from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never
 from envkit.store import RunFolder
 from envkit.studies.timing import training_seconds
+from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
 from envkit.training.adapter_folder import recorded_base
 from envkit.types import EpisodeKey, Task
@@ -72,7 +74,12 @@ class AgentFactory:
 
     @contextmanager
     def agent(
-        self, row: AgentSpec, part: RunFolder, kind: type[Env], tasks: Sequence[Task]
+        self,
+        row: AgentSpec,
+        part: RunFolder,
+        kind: type[Env],
+        tasks: Sequence[Task],
+        backend: SandboxBackend,
     ) -> Generator[Agent]:
         """Yield the agent of a row; use it only inside the block.
 
@@ -81,6 +88,7 @@ class AgentFactory:
             part: folder of API call journals and recorded outputs.
             kind: the environment.
             tasks: the tasks that the agent will play.
+            backend: makes the sandboxes in which a baseline runs programs.
 
         Raises:
             UsageError: an API's key or price is missing.
@@ -88,11 +96,19 @@ class AgentFactory:
         """
         if row.script == "random":
             yield random_edits({task.id: task for task in tasks})
+        elif chosen := _baseline_of(row, kind):
+            yield baseline(chosen, tasks, backend)
         elif row.script:
             yield next(agent for agent, _ in controls(kind, tasks) if agent.name == row.script)
         elif row.recorded:
-            file = outputs(part, row)
-            yield RecordedAgent(row.name, read_recorded(file), idle=kind.noop_action, usage=read_usage(file))
+            file, tokenizer = outputs(part, row), self._fixed.get("tokenizer")
+            yield RecordedAgent(
+                row.name,
+                read_recorded(file),
+                idle=kind.noop_action,
+                usage=read_usage(file),
+                count_tokens=token_counter(tokenizer) if tokenizer else None,
+            )
         elif row.card:
             with self._api(row, part, kind) as api:
                 yield api
@@ -100,16 +116,17 @@ class AgentFactory:
             model = model_of(row)
             if self._loaded is None or self._loaded[0] != model:
                 self._loaded = None  # free the old base first, because two might not fit into memory
-                self._loaded = model, self._load(model)
+                self._loaded = model, self._load(model, turns_of([kind], self._spec.max_turns))
             policy = self._loaded[1]
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())
+            turns = turns_of([kind], self._spec.max_turns)
             number = [other.name for other in self._rows_on(model)].index(row.name)
             yield LocalAgent(
                 row.name,
                 policy.engine,
                 policy.renderer,
                 sampling,
-                self._spec.max_turns,
+                turns,
                 adapter=number,
                 max_context_length=row.max_context_length or 0,
                 should_stop=self._should_stop,
@@ -184,10 +201,11 @@ class AgentFactory:
                 digest=self._fixed["models"][model_of(row)],
             )
         if row.recorded:
-            return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"))
+            estimated = "" if read_usage(outputs(part, row)) else self._fixed.get("tokenizer", "")
+            return Origin("recorded", Path(row.recorded).name.removesuffix(".jsonl"), tokenizer=estimated)
         return Origin()
 
-    def describe(self, row: AgentSpec) -> str:
+    def describe(self, row: AgentSpec, kind: type[Env]) -> str:
         """Describe a row in a few words, for the report."""
         if row.card:
             card = self._card(row)
@@ -198,12 +216,15 @@ class AgentFactory:
             return f"adapter {row.adapter} on {model_of(row)}"
         if row.recorded:
             return "outputs recorded elsewhere, graded here"
+        if chosen := _baseline_of(row, kind):
+            return chosen.description
         return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
 
-    def differences_from_training(self, row: AgentSpec) -> list[str]:
+    def differences_from_training(self, row: AgentSpec, max_turns: int) -> list[str]:
         """List settings that differ between a row and the training of its adapter, one sentence each.
 
-        Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in.
+        Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in;
+        ``max_turns`` is the number of actions per episode.
         """
         run = _run_of(Path(row.adapter)) if row.adapter else None
         if run is None:
@@ -212,7 +233,7 @@ class AgentFactory:
         asked = {
             "stop_strings": [*(row.stop_strings or ())],
             "max_context_length": row.max_context_length,
-            "max_turns": self._spec.max_turns,
+            "max_turns": max_turns,
             "max_completion_length": row.max_completion_length,
             "dtype": self._fixed["machine"]["dtype"],
         }
@@ -262,7 +283,7 @@ class AgentFactory:
         """Rows that run on a base model, with or without an adapter."""
         return [row for row in self._spec.agents if runs_here(row) and model_of(row) == model]
 
-    def _load(self, model: str) -> Policy:
+    def _load(self, model: str, max_turns: int) -> Policy:
         """Load a base model and the adapters of all rows that run on it."""
         from envkit.training.policy import Policy
 
@@ -277,10 +298,14 @@ class AgentFactory:
             names.append(f"row-{number}" if row.adapter else None)
             if row.adapter:
                 policy.add(Path(row.adapter), f"row-{number}")
-                for sentence in self.differences_from_training(self._spec.of(row)):
+                for sentence in self.differences_from_training(self._spec.of(row), max_turns):
                     self._display.say(escape(sentence))
         policy.serve(names)
         return policy
+
+
+def _baseline_of(row: AgentSpec, kind: type[Env]) -> Baseline | None:
+    return next((one for one in kind.baselines if one.name == row.script), None)
 
 
 def runs_here(row: AgentSpec) -> bool:

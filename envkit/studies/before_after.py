@@ -14,17 +14,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Final, final
 
+from rich.markup import escape
+
 from envkit.benchmark.report_data import Origin
 from envkit.benchmark.report_text import MANY_RAISED
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import Stopped, StoreError
+from envkit.errors import EnvkitError, Stopped, StoreError
 from envkit.models import resolve, weights_digest
 from envkit.rollout import EnvFactory, Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after_setup import parts_of, reopen, share
+from envkit.studies.claim import CLAIM, ClaimedHardware, ClaimedSampling, make_claim
 from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
 from envkit.studies.plan import shortened
@@ -139,7 +142,9 @@ class BeforeAfter:
                 self.finish()
             except Stopped:
                 return self.report(complete=False)
-            return self.report(complete=True)
+            pages = self.report(complete=True)
+            self.claim()
+            return pages
 
     def begin(self) -> None:
         """Run every phase before RL: controls, base evaluation, warm start, difficulty estimates.
@@ -150,6 +155,7 @@ class BeforeAfter:
         if self._evaluates:
             for env_eval in self._evals:
                 env_eval.controls()
+                env_eval.baselines()
         self._evaluate("base")
         if self._is_warm():
             self._sft()
@@ -163,6 +169,47 @@ class BeforeAfter:
             Stopped: the user asked to stop.
         """
         self._evaluate("SFT+RL" if self._is_warm() else "RL")
+
+    def claim(self) -> None:
+        """Write the claim of the trained adapter, unless its engine cannot repeat its bits.
+
+        Called after the reports, which must not depend on it. What goes wrong is said, and a resumed run
+        tries again.
+        """
+        try:
+            self._claim()
+        except EnvkitError as error:
+            self._display.say(escape(f"no claim is written beside the adapter: {error}"))
+
+    def _claim(self) -> None:
+        store, config = CheckpointStore(self._run.path / "checkpoints"), self._plan.train
+        if not self._evaluates or not store.steps() or config.engine != "torch":
+            return
+        folder = store.path(store.steps()[-1])
+        if (folder / CLAIM).exists():
+            return
+        raise_if_stopped(self._should_stop)
+        sampling = ClaimedSampling(
+            self._plan.eval_temperature,
+            config.max_turns,
+            config.max_completion_length,
+            config.stop_strings,
+            config.max_context_length,
+            config.kv_cache_mb,
+        )
+        tasks = {one.kind: one.tasks for one in self._evals}
+        hardware = ClaimedHardware.here(config.dtype, config.device)
+        make_claim(
+            folder,
+            self.policy,
+            config.model,
+            tasks,
+            sampling,
+            config.seed,
+            hardware,
+            self._backend,
+            self._should_stop,
+        )
 
     def report(self, *, complete: bool) -> list[Path]:
         """Write the reports; returns the paths of the HTML pages.

@@ -20,7 +20,7 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, raise_if_stopped
 from envkit.store import RunFolder
 from envkit.studies.before_after import BeforeAfter
-from envkit.studies.before_after_setup import Study, start_part
+from envkit.studies.before_after_setup import Study, start_part, with_openings
 from envkit.training.config import TrainConfig
 from envkit.training.grpo import GRPOTrainer
 from envkit.training.metrics import StepMetrics
@@ -55,6 +55,7 @@ def start(root: Path, study: Study, seeds: Sequence[int]) -> RunFolder:
     Raises:
         ConfigError: see `configurations`.
     """
+    study = with_openings(root, study)
     parts = [
         replace(study, plan=replace(study.plan, train=config))
         for config in configurations(study.plan.train, seeds)
@@ -118,7 +119,10 @@ class MultiSeedStudy:
                     study.finish()
             except Stopped:
                 complete = False
-            return [page for study in self._studies for page in study.report(complete=complete)]
+            pages = [page for study in self._studies for page in study.report(complete=complete)]
+            for study in self._studies if complete else ():
+                study.claim()
+            return pages
 
     def _begin(self) -> None:
         first, *others = self._studies

@@ -17,8 +17,10 @@ from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
+from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
+from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.training.config import TrainConfig, from_mapping, to_mapping
@@ -87,6 +89,7 @@ def prepare(
     for kind in train:
         require_heldout(heldout[kind], all_train)
     release_freed_memory()  # of mining
+    config = replace(config, max_turns=turns_of(train, config.max_turns))
     config = resolve_model(config, minutes, display.say)
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
@@ -138,9 +141,16 @@ def prepare(
 
 def start(root: Path, study: Study) -> RunFolder:
     """Create the run folder of a new study."""
+    study = with_openings(root, study)
     with RunFolder.making(root, KIND, _manifest(study)) as run:
         _fill(run, study)
     return run
+
+
+def with_openings(root: Path, study: Study) -> Study:
+    """Add to a new study's facts how often its test tasks were opened by runs in a folder."""
+    opened = openings(root, {kind.id: tasks for kind, tasks in study.heldout.items()})
+    return replace(study, facts={**study.facts, **opened})
 
 
 def start_part(run: RunFolder, study: Study) -> None:

@@ -19,8 +19,8 @@ from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import EVALUATION_SEED, SCRIPTS, AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Display
 from envkit.env import Env, ImportedTasks
-from envkit.errors import EnvkitError, SandboxError, Stopped, StoreError, UsageError
-from envkit.models import resolve, weights_digest
+from envkit.errors import ConfigError, EnvkitError, SandboxError, Stopped, StoreError, UsageError
+from envkit.models import resolve, tokenizer_at_hand, weights_digest
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
@@ -38,8 +38,10 @@ from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import cpu_dtype, machine, use_threads
+from envkit.studies.openings import opening_note, openings
 from envkit.studies.provenance import code_digest, commit, require_code
 from envkit.studies.run_records import RunFacts
+from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import validate_tasks
 from envkit.taskfile import digest, read_tasks, write_tasks
 from envkit.types import JSON, Task, Usage
@@ -79,6 +81,7 @@ def start(
     """
     table = load_prices(prices)
     spec = _filled_in(spec)
+    _require_scripts(spec)
     for row in spec.agents:
         require_usable(row, table)  # before tasks are made and controls are played, which takes minutes
     played = [
@@ -115,6 +118,8 @@ def start(
         "models": models,
         "cards": {row.name: asdict(load_card(row.card)) for row in spec.agents if row.card},
         "adapters": {row.name: weights_digest(Path(row.adapter)) for row in spec.agents if row.adapter},
+        "tokenizer": tokenizer_at_hand() if any(row.recorded for row in spec.agents) else "",
+        **openings(root, {name: imported.tasks for name, _, imported in played}),
     }
     with RunFolder.making(root, _KIND, facts) as run:
         if prices:  # a copy, because the user may change or delete the file
@@ -128,6 +133,41 @@ def start(
                 if row.recorded:
                     write_recorded(outputs(part, row), *recorded[name, row.name])
     return run
+
+
+def with_baselines(spec: BenchSpec) -> BenchSpec:
+    """Add the baselines of the spec's environments, unless a row of that script is there."""
+    scripts, names = {row.script for row in spec.agents}, {row.name for row in spec.agents}
+    found = {baseline.name: baseline for kind in _kinds(spec) for baseline in kind.baselines}
+    added = [
+        AgentSpec(name, script=name, samples=None if baseline.is_random else 1)
+        for name, baseline in found.items()
+        if name not in scripts | names
+    ]
+    return replace(spec, agents=(*spec.agents, *added))
+
+
+def _kinds(spec: BenchSpec) -> list[type[Env]]:
+    return [registry.environment(environment.name) for environment in spec.environments]
+
+
+def plays(row: AgentSpec, kind: type[Env]) -> bool:
+    """True if a row can play an environment; a baseline belongs to some environments only."""
+    return not row.script or row.script in SCRIPTS or any(row.script == one.name for one in kind.baselines)
+
+
+def _require_scripts(spec: BenchSpec) -> None:
+    """Raise if no environment has a row's script.
+
+    Raises:
+        ConfigError: there is no such script.
+    """
+    kinds = _kinds(spec)
+    for row in spec.agents:
+        if not any(plays(row, kind) for kind in kinds):
+            known = [*SCRIPTS, *(one.name for kind in kinds for one in kind.baselines)]
+            listed = ", ".join(dict.fromkeys(known))
+            raise ConfigError(f"agent {row.name}: no script {row.script!r}; expected {listed}")
 
 
 def prices_of(run: RunFolder) -> Path | None:
@@ -179,7 +219,7 @@ def load_tasks(
     format_name, colon, path = spec.tasks.partition(":")
     is_published = bool(colon) and not Path(spec.tasks).exists()
     if not spec.tasks:
-        imported = ImportedTasks(tuple(kind.make_tasks("heldout", sandbox=backend, display=display)))
+        imported = ImportedTasks(tuple(kind.make_tasks(spec.split, sandbox=backend, display=display)))
     elif is_published:
         imported = kind.import_tasks(format_name, Path(path))
     else:
@@ -287,6 +327,7 @@ class Bench:
             self._spec = decode(BenchSpec, manifest["spec"], "spec")
             threads = manifest["threads"]
             fixed = {key: manifest[key] for key in ("models", "adapters", "cards", "machine")}
+            fixed["tokenizer"] = manifest.get("tokenizer", "")  # older runs estimate nothing
         except (KeyError, ValueError) as error:
             raise StoreError(f"{run.path / 'manifest.json'}: {error}; it is damaged") from error
         if budget_usd is not None:
@@ -306,6 +347,10 @@ class Bench:
     def rows(self) -> list[AgentSpec]:
         """Agents of the run, with defaults filled in from the spec."""
         return [self._spec.of(row) for row in self._spec.agents]
+
+    def rows_on(self, kind: type[Env]) -> list[AgentSpec]:
+        """The agents that play an environment."""
+        return [row for row in self.rows if plays(row, kind)]
 
     def run(self) -> list[Path]:
         """Play all missing episodes; returns the paths of the reports, one per environment.
@@ -339,12 +384,12 @@ class Bench:
         runner = EvalRunner(part, tasks, self._display)
         reasons: list[str] = []  # why rows are incomplete
         with Rollouts(self.env_factory(kind, tasks), should_stop=self._should_stop) as rollouts:
-            for row in self.rows:
+            for row in self.rows_on(kind):
                 if runner.finished(row.name, row.samples or 1):
                     continue
                 try:
                     raise_if_stopped(self._should_stop)
-                    with self._agents.agent(row, part, kind, tasks) as agent:
+                    with self._agents.agent(row, part, kind, tasks, self._backend) as agent:
                         runner.play(rollouts, agent, row.name, row.samples or 1)
                     del agent  # free its base model before the next row loads another one
                 except Stopped as stopped:
@@ -376,7 +421,10 @@ class Bench:
 
     def env_factory(self, kind: type[Env], tasks: Sequence[Task]) -> EnvFactory:
         """Return a function that makes environments of one kind with these tasks."""
-        return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._spec.max_turns)
+        return lambda: kind(tasks=tasks, sandbox=self._backend, max_turns=self._turns(kind))
+
+    def _turns(self, kind: type[Env]) -> int:
+        return turns_of([kind], self._spec.max_turns)
 
     def report(self, kind: type[Env], part: RunFolder, ended_early: str = "") -> Path:
         """Write an environment's report of the episodes played so far.
@@ -393,7 +441,7 @@ class Bench:
         left_out = RunFacts.of(part).left_out
         rows: list[Row] = []
         notes: list[str] = []
-        for row in self.rows:
+        for row in self.rows_on(kind):
             counted = runner.counted(row.name, row.samples or 1)
             if more := len(runner.played(row.name)) - len(counted):
                 notes.append(
@@ -402,9 +450,11 @@ class Bench:
                 )
             origin = self._agents.origin(row, part, {episode.key for episode in counted})
             expected = SCRIPTS.get(row.script)
-            if reported := runner.report_row(row.name, self._agents.describe(row), counted, expected, origin):
+            if reported := runner.report_row(
+                row.name, self._agents.describe(row, kind), counted, expected, origin
+            ):
                 rows.append(reported)
-                notes += self._agents.differences_from_training(row)
+                notes += self._agents.differences_from_training(row, self._turns(kind))
         path, _ = build_report(
             part,
             kind,
@@ -412,13 +462,14 @@ class Bench:
             tasks,
             rows,
             differences(spec),
-            max_turns=spec.max_turns,
+            max_turns=self._turns(kind),
             title=spec.title or f"{kind.id}: comparison on held-out tasks",
             ks=(1, spec.samples) if spec.samples > 1 else (1,),
             config=flat_settings(settings),
             warnings=(
                 *((f"The run ended early ({ended_early}); this is what there is.",) if ended_early else ()),
                 *notes,
+                *opening_note(self._run.manifest, kind.id),
                 *(f"Left out: {count} {reason}." for reason, count in left_out.items()),
             ),
         )

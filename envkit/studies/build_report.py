@@ -72,7 +72,10 @@ def build_report(
     played = {row.name: run.trajectories(f"eval-{row.name}") for row in rows}
     sampled_tokens = {f"evaluate {name}": _tokens(episodes) for name, episodes in played.items()}
     examples = [
-        example for row in rows if row.expected is None for example in _examples(row.name, played[row.name])
+        example
+        for row in rows
+        if row.origin.kind != "script"
+        for example in _examples(row.name, played[row.name])
     ]
     certificate = valid(kind)  # or the reason why there is none
     data = ReportData(
@@ -88,7 +91,7 @@ def build_report(
         heldout_digest=digest(tasks),
         machine=facts.machine,
         rows=tuple(rows),
-        differences=tuple(d for d in differences if {d.row, d.against} <= names),
+        differences=tuple(d for d in differences if {d.row, d.against, d.unsolved_by} <= names | {""}),
         ks=ks,
         training=tuple(
             TrainPoint(s.step, s.reward, s.mixed, s.loss, s.completion_tokens / s.rollout_s)

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import final
 
 from envkit.agents.local import LocalAgent
+from envkit.agents.scripted import baseline
 from envkit.benchmark.report_data import Difference, Origin
 from envkit.display import Display
 from envkit.engine.protocol import Sampling
-from envkit.env import Env
+from envkit.env import Baseline, Env
 from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
@@ -18,6 +19,7 @@ from envkit.stop import ShouldStop
 from envkit.store import RunFolder
 from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
+from envkit.studies.openings import opening_note
 from envkit.studies.plan import Plan
 from envkit.studies.validate_tasks import controls, faults_of
 from envkit.training.config import to_mapping
@@ -37,6 +39,23 @@ _DIFFERENCES = (
     Difference("SFT", "base", "the warm start"),
     Difference("RL", "base", "RL"),
 )
+
+
+def _over_baselines(kind: type[Env]) -> list[Difference]:
+    """Comparisons of the trained rows with an environment's baselines, and with the base where those fail."""
+    return [
+        difference
+        for trained in ("SFT+RL", "RL")
+        for chosen in kind.baselines
+        for difference in (
+            Difference(trained, chosen.name, f"{trained} over {chosen.name}"),
+            *(
+                [Difference(trained, "base", f"On tasks that {chosen.name} does not solve", chosen.name)]
+                if not chosen.is_random
+                else []
+            ),
+        )
+    ]
 
 
 @final
@@ -65,13 +84,15 @@ class EnvEval:
         display: Display,
         should_stop: ShouldStop,
     ) -> None:
-        self._run, self._part, self._kind, self._tasks = run, part, kind, tasks
+        self._run, self._part = run, part
+        #: The environment and its held-out tasks.
+        self.kind, self.tasks = kind, tasks
         self._plan, self._backend = plan, backend
         self._runner = EvalRunner(part, tasks, display)
         self._should_stop = should_stop
 
     def _make_env(self) -> Env:
-        return self._kind(tasks=self._tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
+        return self.kind(tasks=self.tasks, sandbox=self._backend, max_turns=self._plan.train.max_turns)
 
     def _rollouts(self) -> Rollouts:
         return Rollouts(self._make_env, should_stop=self._should_stop)
@@ -85,7 +106,7 @@ class EnvEval:
             SandboxError: an episode of a control agent is void.
         """
         with self._rollouts() as rollouts:
-            for agent, expected in controls(self._kind, self._tasks):
+            for agent, expected in controls(self.kind, self.tasks):
                 self._runner.play(rollouts, agent, agent.name, samples=1)
                 faults = faults_of(agent.name, expected, self._runner.played(agent.name))
                 if void := next((fault for fault in faults if fault.void), None):
@@ -93,9 +114,23 @@ class EnvEval:
                 if faults:
                     raise TrainingError(f"{faults[0]}; the task or its oracle is broken, make them again")
 
+    def baselines(self) -> None:
+        """Play the environment's baselines.
+
+        Raises:
+            Stopped: the user asked to stop.
+        """
+        with self._rollouts() as rollouts:
+            for chosen in self.kind.baselines:
+                agent = baseline(chosen, self.tasks, self._backend)
+                self._runner.play(rollouts, agent, chosen.name, self._samples_of(chosen))
+
+    def _samples_of(self, chosen: Baseline) -> int:
+        return self._plan.samples if chosen.is_random else 1
+
     def copy_shared_results(self, other: EnvEval) -> None:
-        """Copy results that do not depend on training (controls and base) from another seed's evaluation."""
-        for row in ("oracle", "no-op", "base"):
+        """Copy results that do not depend on training (all but the trained rows') from another seed's run."""
+        for row in ("oracle", "no-op", *(chosen.name for chosen in self.kind.baselines), "base"):
             self._runner.copy_shared_results(other._runner, row)
 
     def evaluate(self, policy: Policy, row: str) -> None:
@@ -120,7 +155,7 @@ class EnvEval:
             policy.engine,
             policy.renderer,
             sampling,
-            config.max_turns,
+            config.turns,
             max_context_length=config.max_context_length,
             should_stop=self._should_stop,
         )
@@ -139,6 +174,10 @@ class EnvEval:
             row("oracle", "the known answer; must be 1", counted("oracle", 1), 1.0),
             row("no-op", "does nothing; must be 0", counted("no-op", 1), 0.0),
             *(
+                row(chosen.name, chosen.description, counted(chosen.name, self._samples_of(chosen)))
+                for chosen in self.kind.baselines
+            ),
+            *(
                 row(name, text, counted(name, samples), origin=origins[name])
                 for name, text in MODEL_ROWS.items()
             ),
@@ -147,20 +186,20 @@ class EnvEval:
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
         path, _ = build_report(
             self._part,
-            self._kind,
+            self.kind,
             self._backend,
-            self._tasks,
+            self.tasks,
             [reported for reported in rows if reported is not None],
-            _DIFFERENCES,
+            (*_DIFFERENCES, *_over_baselines(self.kind)),
             training=self._run,
             max_turns=config.max_turns,
-            title=f"{self._kind.id}: held-out tasks before and after training",
+            title=f"{self.kind.id}: held-out tasks before and after training",
             ks=(1, self._plan.samples),
             config={
                 **flat_settings(to_mapping(config)),
                 "eval_temperature": self._plan.eval_temperature,
-                "environments": str(self._run.manifest.get("environment", self._kind.id)),
+                "environments": str(self._run.manifest.get("environment", self.kind.id)),
             },
-            warnings=(*warnings, *unaudited),
+            warnings=(*warnings, *opening_note(self._run.manifest, self.kind.id), *unaudited),
         )
         return path

@@ -14,8 +14,10 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
     Raises:
         TaskFileError: a task is of the wrong split, or a function is in both sets.
     """
-    if wrong := next((task for task in heldout if task.split != "heldout"), None):
-        raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' to evaluate on")
+    if wrong := next((task for task in heldout if task.split not in ("heldout", "test")), None):
+        raise TaskFileError(
+            f"task {wrong.id} is of split {wrong.split!r}; expected 'heldout' or 'test' to evaluate on"
+        )
     if wrong := next((task for task in train if task.split != "train"), None):
         raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'train' to learn from")
     if shared := {task.source for task in train} & {task.source for task in heldout}:

@@ -29,12 +29,16 @@ _PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
 #: Tokens sampled per held-out episode beyond a prefix shared with the task's other episodes, as a multiple of
 #: the right answer's length: for a trained model, and for the base model, whose answers are longer.
 _TRAINED_LENGTH, _BASE_LENGTH = 0.5, 1.3
+#: Length of the longest answer of a batch, as a multiple of the right answer's.
+_LONGEST = 3
 #: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.
 _UNSHARED_WARM, _UNSHARED_COLD = 0.25, 0.5
 #: Seconds that the environment takes per turn.
 _ENV_TURN_S = 0.01
 #: Length of a later observation, as a multiple of the first one's.
 _LATER_OBSERVATION = 1 / 3
+#: Share of the turns after the first one that episodes play; many end early.
+_LATER_TURNS = 0.5
 #: Share of a step's groups with a gradient.
 _MIXED_GROUPS = 0.8
 #: Time of a forward pass, as a share of forward and backward together.
@@ -223,8 +227,8 @@ def plan(
     """Divide a budget: about a quarter for evaluation, up to a third for the warm start, the rest for RL.
 
     The warm start sees no task twice, because an overconfident policy explores too little in RL. A tenth of
-    RL's part is for estimates of difficulty, which the curriculum starts from. Every episode is assumed to
-    use all its turns.
+    RL's part is for estimates of difficulty, which the curriculum starts from. Episodes are assumed to play
+    half of their turns after the first.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
@@ -309,12 +313,14 @@ def _divide_with(
 ) -> tuple[Plan, int]:
     """Divide the budget as `_divide` does, with at least ``min_tasks`` held-out tasks if they exist."""
     seconds = minutes * 60
-    length, group_size, turns = config.max_completion_length, config.num_generations, config.max_turns
+    length, group_size = config.max_completion_length, config.num_generations
+    turns = 1 + _LATER_TURNS * (config.turns - 1)
     answer_tokens = min(lengths.answer, length)
+    longest = min(length, _LONGEST * answer_tokens)
     later = (turns - 1) * _LATER_OBSERVATION * lengths.prompt  # tokens that each episode prefills separately
     model_rows = 3 if config.sft_examples else 2
     sampled = answer_tokens * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
-    fixed_s = turns * (_ENV_TURN_S + length * speed.step_s / EPISODES_AT_ONCE)
+    fixed_s = turns * (_ENV_TURN_S + longest * speed.step_s / EPISODES_AT_ONCE)
     episode_s = turns * sampled * speed.row_s + model_rows * (fixed_s + later / speed.prefill)
     task_s = model_rows * lengths.prompt / speed.prefill + _SAMPLES * episode_s
     tasks = min(heldout, max(min_tasks, int(_EVALUATION_SHARE * seconds / task_s)))
@@ -333,7 +339,7 @@ def _divide_with(
     prefilled = lengths.prompt + group_size * later
     group_s = prefilled / speed.prefill + unshared * speed.row_s + turns * group_size * _ENV_TURN_S
     group_s += _MIXED_GROUPS * (prefilled + unshared) / speed.learn
-    base_s = turns * length * speed.step_s  # of a step, whatever its number of groups
+    base_s = turns * longest * speed.step_s  # of a step, whatever its number of groups
     groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - base_s) / group_s))
     steps = max(int(left_s / (base_s + groups * group_s)), 1)
     train = replace(

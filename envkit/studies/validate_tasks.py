@@ -93,7 +93,7 @@ def validate_tasks(
     """
 
     def make_env() -> Env:
-        return kind(tasks=tasks, sandbox=backend, max_turns=1)
+        return kind(tasks=tasks, sandbox=backend)
 
     faults: list[TaskFault] = []
     with Rollouts(make_env, should_stop=should_stop) as rollouts:

@@ -17,7 +17,8 @@ def group_advantages(rewards_G: Sequence[float]) -> NDArray[np.float64]:
     >>> group_advantages([1, 0, 0, 1]).tolist()
     [0.5, -0.5, -0.5, 0.5]
     """
-    rewards = np.asarray(rewards_G, dtype=np.float64)
+    # Rounded, because equal returns that were paid in different parts must not differ by their rounding.
+    rewards = np.round(np.asarray(rewards_G, dtype=np.float64), 12)
     # A rounded mean must not give equal rewards an advantage.
     return rewards - rewards.mean() if np.ptp(rewards) > 0 else np.zeros_like(rewards)
 

@@ -29,7 +29,7 @@ class TrainConfig:
         device: of base and adapter: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU. A run on a GPU may not
             resume bit for bit.
         seed: of every random draw.
-        max_turns: actions per episode.
+        max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
         lora_r: rank of the adapter on all linear layers.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
         sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
@@ -50,7 +50,7 @@ class TrainConfig:
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the episode's
             first and latest observation, whatever their length. 0 for no limit but the model's own, beyond
             which the run ends with an error.
-        loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"``, ``"bnpo"`` or ``"cispo"``; see
+        loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"`` or ``"cispo"``; see
             `envkit.training.loss`.
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
@@ -85,7 +85,7 @@ class TrainConfig:
     dtype: str = "auto"
     device: str = "cpu"
     seed: int = 0
-    max_turns: int = 1
+    max_turns: int = 0
     lora_r: int = 16
     lora_alpha: int = 32
     sft_examples: int = 720
@@ -98,7 +98,7 @@ class TrainConfig:
     groups_per_step: int = 6
     num_generations: int = 16
     temperature: float = 1.0
-    max_completion_length: int = 128
+    max_completion_length: int = 384
     stop_strings: tuple[str, ...] = ()
     max_context_length: int = 0
     loss_type: str = "dapo"
@@ -171,6 +171,11 @@ class TrainConfig:
             )
 
     @property
+    def turns(self) -> int:
+        """`max_turns`, or 1 as long as it is the environment's own number."""
+        return self.max_turns or 1
+
+    @property
     def needs_reference(self) -> bool:
         """True if the loss or an alarm needs log-probabilities of the model without its adapter."""
         return self.beta > 0 or self.max_kl is not None
@@ -191,7 +196,7 @@ _CHOICES = {
     "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("cpu", "cuda"),
-    "loss_type": ("dapo", "grpo", "dr_grpo", "bnpo", "cispo"),
+    "loss_type": ("dapo", "grpo", "dr_grpo", "cispo"),
     "importance_sampling_level": _LEVELS,
     "importance_sampling_mode": (
         "none",
@@ -200,7 +205,7 @@ _CHOICES = {
 }
 _MINIMUM = {
     "seed": 0,
-    "max_turns": 1,
+    "max_turns": 0,
     "lora_r": 1,
     "lora_alpha": 1,
     "sft_examples": 0,
@@ -245,6 +250,8 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
             "and the model is never compiled; begin the run again without it"
         )
     values = {key: value for key, value in values.items() if key != "torch_compile"}
+    if values.get("loss_type") == "bnpo":  # of older versions, where it was the same
+        values["loss_type"] = "dapo"
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")

@@ -107,13 +107,12 @@ def token_weights(batch: PackedBatch, size: StepSize, config: TrainConfig) -> Te
 
     ``grpo``: episodes have equal weight (arXiv:2402.03300). ``dr_grpo``: tokens have equal weight, divided by
     the largest number of tokens that the step could sample (arXiv:2503.20783). The others: tokens have equal
-    weight, divided by the number of sampled tokens (DAPO, arXiv:2503.14476). ``bnpo`` equals ``dapo`` here;
-    in TRL it differs if a step is split into batches that divide by their own count.
+    weight, divided by the number of sampled tokens (DAPO, arXiv:2503.14476).
     """
     if config.loss_type == "grpo":
         return 1 / (size.sequences * _row_lengths(batch))
     if config.loss_type == "dr_grpo":
-        budget = size.sequences * config.max_turns * config.max_completion_length
+        budget = size.sequences * config.turns * config.max_completion_length
         return torch.full_like(batch.advantages_N, 1 / budget)
     return torch.full_like(batch.advantages_N, 1 / size.tokens)
 

@@ -103,7 +103,7 @@ def estimate_bytes(ref: ModelRef, config: TrainConfig) -> dict[str, int]:
     adapter = sum(config.lora_r * sum(shape) for shape in linears)
     answer = config.max_completion_length
     rows = min(_MAX_ROWS, config.groups_per_step * config.num_generations)
-    tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.max_turns)
+    tokens = min(config.max_tokens_per_forward, config.num_generations * answer * config.turns)
     hidden = min((shape[1] for shape in linears), default=0)
     wide = max((max(shape) for shape in linears), default=0)
     return {

@@ -25,7 +25,8 @@ class StepMetrics:
     Args:
         step: 1-based.
         reward: mean over episodes that are not void, without `TrainConfig.shaping`.
-        mixed: share of groups whose rewards differ. Without shaping, only these have a gradient.
+        mixed: share of groups whose rewards differ. Without shaping and checks of each turn, only these have
+            a gradient.
         void: share of episodes that the sandbox or the agent's provider failed.
         raised: share of episodes in which the environment's own code raised, which is a bug.
         loss: the step's loss.

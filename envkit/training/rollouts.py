@@ -126,7 +126,7 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
         engine,
         first.policy.renderer,
         Sampling(config.temperature, config.max_completion_length, stop_strings=config.stop_strings),
-        config.max_turns,
+        config.turns,
         adapter={collector.config.seed: number for number, collector in enumerate(collectors)},
         max_context_length=config.max_context_length,
         should_stop=first.rollouts.should_stop,

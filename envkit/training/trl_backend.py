@@ -47,7 +47,7 @@ def settings(config: TrainConfig, folder: str, steps: int) -> dict[str, Any]:
         "per_device_train_batch_size": config.num_generations,
         "gradient_accumulation_steps": config.groups_per_step,
         "num_generations": config.num_generations,
-        "max_completion_length": config.max_completion_length * config.max_turns,
+        "max_completion_length": config.max_completion_length * config.turns,
         "temperature": config.temperature,
         "loss_type": config.loss_type,
         "importance_sampling_level": config.importance_sampling_level,

@@ -55,6 +55,15 @@ def test_usage_counts_at_the_first_turn_only() -> None:
     assert [turn.usage for turn in turns(agent, replace(KEY, task="other"), 1)] == [Usage()]
 
 
+def test_tokens_of_records_without_usage_are_estimated() -> None:
+    agent = RecordedAgent("gpt", SAID, idle="submit", usage={"other": Usage(1, 2)}, count_tokens=len)
+    first, second, idle = (turn.usage for turn in turns(agent))
+    assert first == Usage(len("Answer.") + len("seen 0"), len("edit"))
+    assert second == Usage(first.prompt_tokens + len("edit") + len("seen 1"), len("run"))
+    assert idle == Usage()
+    assert [turn.usage for turn in turns(agent, replace(KEY, task="other"), 1)] == [Usage(1, 2)]
+
+
 def test_a_task_without_a_record_and_a_second_sample_are_refused() -> None:
     agent = RecordedAgent("gpt", SAID, idle="submit")
     with pytest.raises(UsageError, match="agent gpt has records of 2 tasks, but none of u"):

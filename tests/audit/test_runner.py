@@ -127,6 +127,15 @@ class SubmitBonus(Honest):
         return True
 
 
+class UnequalPay(Honest):
+    """Pays the first turn at random; the last one makes up for it."""
+
+    @check(each_turn=True)
+    def luck(self) -> float:
+        is_written = b"10 *" in self.sandbox.read("solution.py", 1000)
+        return random.random() if is_written and self.turns_left == self.max_turns - 1 else float(is_written)
+
+
 class InProcessVerdict(Honest):
     @check()
     def right(self) -> Grade | bool | float:
@@ -176,6 +185,7 @@ SABOTAGED = {
     LeakyOracle: ("hidden values do not leak", "can be read in the workspace's notes.txt"),
     LeakyNumber: ("hidden values do not leak", "can be read in observation 0"),
     SeedlessRng: ("episodes are reproducible", "differ in observation 0"),
+    UnequalPay: ("episodes are reproducible", "differ in rewards"),
     NanReward: ("rewards are numbers from 0 to 1", "check right returned nan"),
     SubmitBonus: ("doing nothing earns nothing", "doing nothing earns 0.09"),
     InProcessVerdict: ("exploits earn nothing", "exploits win: ends the process"),

@@ -206,3 +206,30 @@ def test_equal_boards_give_equal_bytes_and_files_are_replaced_whole(tmp_path: Pa
         "leaderboard.html",
         "leaderboard.md",
     ]
+
+
+def test_the_board_says_which_baselines_a_trained_row_clears() -> None:
+    found = report()
+    rates = {"chance": 0.05, "search": 0.34, "perfect": 1.0}
+    rows = [sample_row(name, Origin(), rate) for name, rate in rates.items()]
+    made = make_leaderboard([replace(found, rows=(*found.rows, *rows))], load_prices(), "cpu-2-cores")
+    text = render(made)["leaderboard.md"].decode()
+    assert re.search(r"\nSFT\+RL clears chance: \+\d", text)
+    assert re.search(r"\nSFT\+RL does not clear search: .*, which includes zero\.\n", text)
+    assert re.search(r"\nSFT\+RL is worse than perfect: ", text)
+    assert "clears chance" in render(made)["leaderboard.html"].decode()
+    assert "base clears" not in text
+
+
+def test_estimated_dollars_are_marked() -> None:
+    found = report()
+    counted = replace(found.rows[-1].origin, tokenizer="qwen2.5-coder-0.5b-q4")
+    results = tuple(
+        replace(item, prompt_tokens=500, completion_tokens=100, solved=1) for item in found.rows[-1].results
+    )
+    rows = (*found.rows[:-1], replace(found.rows[-1], origin=counted, results=results))
+    made = make_leaderboard([replace(found, rows=rows)], load_prices(), "cpu-2-cores")
+    [row] = [row for row in made.sections[0].rows if row.name == "gpt-4-0613"]
+    assert line(row, "")[HEAD.index("$ per solved")].text.endswith(" (estimated)")
+    assert "estimated: tokens of gpt-4-0613" in row.cost.basis
+    assert row.cost.basis.endswith("counted with the tokenizer of qwen2.5-coder-0.5b-q4")

@@ -121,3 +121,23 @@ def test_rates_by_operator(run: ReportData) -> None:
         replace(run, rows=(base, replace(sft, results=sft.results[:1])), differences=())
     ).operators
     assert math.isnan(partial[1].rates[0][1])
+
+
+def test_a_difference_may_count_only_what_search_leaves_unsolved(run: ReportData) -> None:
+    search = replace(
+        run.rows[0],
+        name="search",
+        results=tuple(
+            replace(item, samples=1, solved=number % 4 == 0)
+            for number, item in enumerate(run.rows[0].results)
+        ),
+    )
+    pair = Difference("SFT+RL", "base", "Where search fails", unsolved_by="search")
+    data = replace(run, rows=(*run.rows, search), differences=(pair,))
+    (entry,) = summarise(data).differences
+    left = [number for number in range(80) if number % 4]
+    rates = {row.name: [item.solved / item.samples for item in row.results] for row in run.rows}
+    wanted = sum(rates["SFT+RL"][number] - rates["base"][number] for number in left) / len(left)
+    assert entry.interval is not None
+    assert entry.interval.estimate == pytest.approx(wanted)
+    assert (entry.tasks, entry.unpaired) == (60, 0)

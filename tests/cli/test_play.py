@@ -273,13 +273,13 @@ def test_a_repair_ends_with_its_diff(tmp_path: Path) -> None:
         "def shifted_letters(text: str, shift: int) -> str:",
         "    return text",
         "```",
-        "submit",
         "",
     ]
-    said = played(tmp_path, "code-editor", "starter/shifted_letters", "help", "view", *edit)
-    assert counters(said) == ["turn 1 of 3, 3 left", "turn 2 of 3, 2 left"]
+    said = played(tmp_path, "code-editor", "starter/shifted_letters", "help", "view", *edit, "submit", "")
+    assert counters(said) == ["turn 1 of 3, 3 left", "turn 2 of 3, 2 left", "turn 3 of 3, the last"]
+    assert "The examples now:" in said
     assert sum(line.startswith("- a ```diff block") for line in said) == 2
-    end = said.index("FAIL, reward 0, after 2 turns")
+    end = said.index("FAIL, reward 0, after 3 turns")
     assert said[end + 1] == "answers_as_original: 0"
     assert "expected 'def abc'" in said[end + 2]
     assert said[end + 3 : end + 5] == ["edits_a_little: 0 (only measured)", "What was changed:"]

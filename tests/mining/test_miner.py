@@ -12,8 +12,9 @@ from envkit.grading import Program, Questions, answers, canonical, grade
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION, edit_between
 from envkit.mining.hidden import Edit
-from envkit.mining.miner import mine
+from envkit.mining.miner import Wanted, mine
 from envkit.mining.package_functions import package_functions
+from envkit.mining.recipe import build_from_recipe, make_recipe
 from envkit.sandbox import SandboxBackend
 from envkit.taskfile import digest
 from envkit.types import Task, Verdict
@@ -40,7 +41,7 @@ def repaired(task: Task) -> str:
 
 @pytest.fixture
 def tasks(tiny: str, backend: SandboxBackend) -> list[Task]:
-    return mine(tiny, seed=0, split="train", backend=backend, per_function=4)
+    return mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(4))
 
 
 def test_the_oracle_wins_and_the_no_op_loses(backend: SandboxBackend, tasks: list[Task]) -> None:
@@ -86,9 +87,9 @@ def test_a_tasks_metadata_names_its_origin(tasks: list[Task]) -> None:
 
 
 def test_the_same_seed_gives_the_same_tasks(tiny: str, backend: SandboxBackend, tasks: list[Task]) -> None:
-    again = mine(tiny, seed=0, split="train", backend=backend, per_function=4, workers=1)
+    again = mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(4), workers=1)
     assert digest(again) == digest(tasks)
-    other = mine(tiny, seed=1, split="train", backend=backend, per_function=4)
+    other = mine(tiny, seed=1, split="train", backend=backend, wanted=Wanted(4))
     assert digest(other) != digest(tasks)
 
 
@@ -99,7 +100,7 @@ def test_limits_and_exclusions_are_respected(tiny: str, backend: SandboxBackend)
         seed=0,
         split="train",
         backend=backend,
-        per_function=1,
+        wanted=Wanted(1),
         progress=lambda *facts: seen.append(facts),
     )
     assert len(one) == 1
@@ -153,3 +154,64 @@ def test_the_edit_is_small_and_matches_exactly_once(
     assert edit_between(mutant, reference) == Edit(search, replace)
     assert mutant.count(search) == 1
     assert mutant.replace(search, replace) == reference
+
+
+def test_functions_are_to_be_repaired_in_several_places_or_written(
+    tiny: str, backend: SandboxBackend
+) -> None:
+    wanted = Wanted(1, several=2, write=True)
+    tasks = mine(tiny, seed=0, split="train", backend=backend, wanted=wanted)
+    by_operator = {str(task.metadata["operator"]): task for task in tasks}
+    assert {"write", "2 bugs"} <= by_operator.keys()
+    assert len(tasks) <= 4
+    write = by_operator["write"]
+    assert write.metadata["ask"] == "Write the function"
+    assert "raise NotImplementedError" in write.files[SOLUTION]
+    assert '"""Bring a value into a range."""' in write.files[SOLUTION]
+    assert len(cast("Sequence[object]", write.metadata["examples"])) == 3
+    for task in tasks:
+        assert repaired(task) == task.hidden["reference"]
+        assert grade_solution(backend, task, task.files[SOLUTION]) is Verdict.FAIL
+
+
+def test_each_task_knows_if_search_solves_it(tiny: str, backend: SandboxBackend) -> None:
+    wanted = Wanted(4, several=2, write=True)
+    solved = {
+        str(task.metadata["operator"]): task.metadata["enumerate"]
+        for task in mine(tiny, seed=0, split="train", backend=backend, wanted=wanted)
+    }
+    assert solved["write"] is False
+    assert True in solved.values()
+
+
+UNTYPED = """
+    def total(items):
+        result = 0
+        for item in items:
+            result += item
+        return result
+
+
+    def shout(text):
+        return text.upper() + "!"
+
+
+    def nothing(value):
+        return None
+"""
+
+
+def test_functions_without_examples_are_called_by_trial(
+    install: Callable[..., None], backend: SandboxBackend
+) -> None:
+    install("untyped", "1.0", {"untyped/__init__.py": "", "untyped/plain.py": UNTYPED})
+    tasks = mine("untyped", seed=0, split="train", backend=backend, wanted=Wanted(2, write=True))
+    assert {str(task.metadata["function"]) for task in tasks} == {"total", "shout"}
+    shown = {
+        str(task.metadata["function"]): cast("Any", task.metadata["examples"])[0]["call"] for task in tasks
+    }
+    assert shown["total"] == "total([3, 1, 2])"
+    assert shown["shout"].startswith("shout('")
+    made = make_recipe(tasks, seed=0, max_chars=700)
+    assert set(cast("dict[str, Any]", made["trials"])) == {"untyped:plain.total", "untyped:plain.shout"}
+    assert build_from_recipe(made, backend) == tasks

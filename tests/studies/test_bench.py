@@ -25,16 +25,16 @@ from envkit.agents.recorded import write_recorded
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
-from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import StoreError, UsageError
+from envkit.errors import ConfigError, StoreError, UsageError
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
-from envkit.studies.bench import Bench, differences, start
+from envkit.studies.bench import Bench, differences, start, with_baselines
 from envkit.studies.rescore import rescore
 from envkit.taskfile import write_tasks
 from envkit.types import Task
@@ -68,7 +68,7 @@ def card(folder: Path, api: Api, **more: Any) -> str:
 
 
 def spec(*rows: AgentSpec, **settings: Any) -> BenchSpec:
-    limits = {"samples": 1, "max_completion_length": 64, "budget_usd": 5.0} | settings
+    limits = {"samples": 1, "max_turns": 1, "max_completion_length": 64, "budget_usd": 5.0} | settings
     return BenchSpec((EnvironmentSpec("sql-desk", limit=6),), rows, **limits)
 
 
@@ -151,7 +151,7 @@ def test_a_report_names_settings_that_differ_from_training(
     def told(trained: RunFolder) -> list[str]:
         row = AgentSpec("a", model="m", adapter=str(trained.path / "adapter"))
         factory = AgentFactory(spec(row), {"machine": {"dtype": "float32"}}, load_prices(), Silent())
-        return factory.differences_from_training(spec(row).of(row))
+        return factory.differences_from_training(spec(row).of(row), 1)
 
     [said] = told(trained_with(tmp_path, **{setting: then}))
     assert said == f"a was trained with {setting} {then}, and is asked with {now}."
@@ -494,3 +494,53 @@ def _timeless(run: RunFolder) -> dict[str, Any]:
         for row in data.rows
     )
     return json.loads(replace(data, run="", phases=(), rows=rows).to_json())
+
+
+def test_the_environments_baselines_are_rows_of_a_comparison(tmp_path: Path, backend: SandboxBackend) -> None:
+    wanted = with_baselines(
+        BenchSpec(
+            (EnvironmentSpec("code-editor", str(starters(tmp_path))), EnvironmentSpec("sql-desk", limit=2)),
+            (AgentSpec("oracle", script="oracle"), AgentSpec("chance", script="blind-mutant")),
+            samples=2,
+        )
+    )
+    assert [row.name for row in wanted.agents] == ["oracle", "chance", "enumerate"]
+    run = begin(tmp_path / "runs", wanted, backend)
+    for page in Bench(run, backend, Silent(), never).run():
+        report = load_report(page.parent)
+        rows = {row.name: row for row in report.rows}
+        if report.environment == "sql-desk":
+            assert [*rows] == ["oracle"]
+            continue
+        assert [*rows] == ["oracle", "chance", "enumerate"]
+        assert {result.samples for result in rows["chance"].results} == {2}
+        assert {result.samples for result in rows["enumerate"].results} == {1}
+
+
+def test_a_script_that_no_environment_has_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
+    with pytest.raises(ConfigError, match=r"no script 'enumerate'; expected oracle, no-op, random"):
+        begin(tmp_path, spec(AgentSpec("search", script="enumerate")), backend)
+
+
+def starters(folder: Path) -> Path:
+    found = [replace(task, split="heldout") for task in starter_tasks()[:3]]
+    write_tasks(folder / "starters.jsonl", found, 0, "code-editor")
+    return folder / "starters.jsonl"
+
+
+def test_openings_of_the_test_tasks_are_counted(tmp_path: Path, backend: SandboxBackend) -> None:
+    found = [replace(task, split="test") for task in starter_tasks()[:2]]
+    write_tasks(tmp_path / "test.jsonl", found, 0, "code-editor")
+    wanted = BenchSpec(
+        (EnvironmentSpec("code-editor", str(tmp_path / "test.jsonl")),),
+        (AgentSpec("oracle", script="oracle"),),
+    )
+    begin(tmp_path / "runs", wanted, backend)
+    run = begin(tmp_path / "runs", wanted, backend)
+    assert run.manifest["test_openings"] == {"code-editor": 2}
+    [page] = Bench(run, backend, Silent(), never).run()
+    assert any("opening 2 among the runs" in warning for warning in load_report(page.parent).warnings)
+    other = BenchSpec(
+        (EnvironmentSpec("code-editor", str(starters(tmp_path))),), (AgentSpec("oracle", script="oracle"),)
+    )
+    assert "test_openings" not in begin(tmp_path / "runs", other, backend).manifest

@@ -42,3 +42,10 @@ def test_advantages_of_single_turns_equal_those_of_the_group(rewards: list[float
 
 def test_advantages_are_not_divided_by_the_standard_deviation() -> None:
     assert group_advantages([1.0, 0.0, 0.0, 0.0]).tolist() == [0.75, -0.25, -0.25, -0.25]
+
+
+def test_equal_returns_paid_in_other_parts_have_equal_advantages() -> None:
+    early, late, wrong = [0.1, 0.2, 0.7], [0.7, 0.2, 0.1], [0.0, 0.0, 0.0]
+    first = [advantages[0] for advantages in turn_advantages([early, late, wrong])]
+    assert first[0] == first[1] > 0 > first[2]
+    assert turn_advantages([early, late])[0][0] == 0

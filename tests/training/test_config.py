@@ -51,7 +51,7 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"shaping": {"tries": float("inf")}}, "shaping.tries is inf; it must be positive and finite"),
         ({"shaping": {"tries": -1}}, "shaping.tries is -1.0; it must be positive and finite"),
         ({"shaping": 1}, "shaping is 1; expected a table"),
-        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, bnpo, cispo"),
+        ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),
         ({"backend": "trl", "max_context_length": 512}, "max_context_length is 512; backend 'trl'"),
         (

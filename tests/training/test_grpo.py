@@ -55,7 +55,7 @@ def make(ref: ModelRef) -> Iterator[Make]:
             backend = tiny.MemoryBackend(broken)
             rollouts = stack.enter_context(
                 # One worker, so that the order of backend calls is fixed.
-                Rollouts(lambda: env(tasks=tasks, sandbox=backend, max_turns=config.max_turns), workers=1)
+                Rollouts(lambda: env(tasks=tasks, sandbox=backend, max_turns=config.turns), workers=1)
             )
             policy = policy or tiny.policy(ref, seed=config.seed)
             metrics, episodes = (

@@ -27,7 +27,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "dapo": {},
     "grpo": {"loss_type": "grpo"},
     "dr_grpo": {"loss_type": "dr_grpo"},
-    "bnpo": {"loss_type": "bnpo"},
     "cispo": {"loss_type": "cispo", "epsilon_high": 1.2},
     "gspo": {"loss_type": "grpo", "importance_sampling_level": "sequence", "epsilon": 0.05},
     "sequence-level dapo": {"importance_sampling_level": "sequence", "epsilon": 0.05},

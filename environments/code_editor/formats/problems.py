@@ -26,7 +26,7 @@ Item = TypeVar("Item")
 PYTHON = NumericPolicy(rel_tol=1e-6, abs_tol=1e-6, int_as_float=True)
 #: Calls drawn at each visit, in addition to the known ones.
 FRESH_CALLS = 160
-_MAX_SHOWN, _MAX_EXAMPLE_CHARS = 3, 200
+_MAX_SHOWN, _MAX_EXAMPLE_CHARS = 2, 200
 _UNIQUE = frozenset({"set", "frozenset"})
 _UNORDERED = _UNIQUE | {"sorted", "Counter"}
 _FORMS = _UNORDERED | {"list", "tuple"}

@@ -32,8 +32,8 @@ class Grader(Protocol):
     #: Reason why the attack corpus does not apply to the task; empty if it does.
     no_attack_reason: str
 
-    def editor(self) -> CodeEditor:
-        """Return an editor for the task's workspace."""
+    def editor(self, backend: SandboxBackend) -> CodeEditor:
+        """Return an editor for the task's workspace, which runs examples in sandboxes of this backend."""
         ...
 
     def read_only_files(self) -> Mapping[str, bytes]:

@@ -12,13 +12,13 @@ from typing import final
 from envkit.environments.code_editor import docstrings
 from envkit.environments.code_editor.actions import replace_text_message
 from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.examples import Holds, example_runner
 from envkit.environments.code_editor.graders.base import (
     EXPECTED_ANSWERS,
     REFERENCE_LIMITS,
     hidden_digest,
 )
 from envkit.environments.code_editor.hidden import ProblemHidden
-from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
@@ -42,6 +42,7 @@ from envkit.inputs.generate import StatedRules, generated_calls
 from envkit.inputs.perturb import perturbed_calls
 from envkit.mining.build import SOLUTION
 from envkit.mining.hidden import RepairHidden
+from envkit.mining.search import Example, examples_of
 from envkit.sandbox import SandboxBackend
 from envkit.types import Task
 
@@ -81,13 +82,38 @@ class CallGrader:
             "it attacks by a function, and the task asks for a method" if is_method else ""
         )
 
-    def editor(self) -> CodeEditor:
+    def editor(self, backend: SandboxBackend) -> CodeEditor:
         # A benchmark's file is shown whole, because its bug may be outside the function.
         focus = None if isinstance(self._hidden, ProblemHidden) else self._hidden.function
-        return CodeEditor(SOLUTION, focus=focus, check=CHECK)
+        hidden = self._hidden
+        run = example_runner(
+            self._task, hidden.function, hidden.modules, backend, lambda: self._judge(backend)
+        )
+        return CodeEditor(SOLUTION, focus=focus, run_examples=run)
+
+    def _judge(self, backend: SandboxBackend) -> Holds:
+        """Compare answers to the shown examples as the grade will: with tolerances and free orders."""
+        contract = self.contract(backend)
+        examples = examples_of(self._task)
+        calls = [example.call for example in examples]
+
+        def make() -> Sequence[Answer | None]:
+            program = self._program(self._hidden.reference.encode())
+            return _with_tolerance(contract, calls, answers(backend, program, calls, REFERENCE_LIMITS))
+
+        known = EXPECTED_ANSWERS.get(("examples", self._key), make)
+        wanted = {example.text: want for example, want in zip(examples, known, strict=False)}
+
+        def holds(example: Example, answer: Answer) -> bool:
+            want = wanted.get(example.text)
+            if want is None:  # the original does not answer, or no tolerance is known
+                return example.holds(answer)
+            return same(want, answer, contract.policy, contract.leniency)
+
+        return holds
 
     def read_only_files(self) -> Mapping[str, bytes]:
-        return {CHECK: check_script(self._task, self._hidden.modules).encode()}
+        return {}
 
     def oracle_action(self) -> str:
         """Return the whole original function.

@@ -15,7 +15,6 @@ from envkit.environments.code_editor.graders.base import (
     hidden_digest,
 )
 from envkit.environments.code_editor.hidden import ProgramHidden
-from envkit.environments.code_editor.prompt import CHECK, check_script
 from envkit.grading import Answer, Grade, Program, Questions, answers, grade
 from envkit.mining.build import SOLUTION
 from envkit.sandbox import SandboxBackend
@@ -35,11 +34,11 @@ class ProgramGrader:
         self._task, self._hidden = task, hidden
         self.weakness = hidden.weakness
 
-    def editor(self) -> CodeEditor:
-        return CodeEditor(SOLUTION, check=CHECK, whole=True)
+    def editor(self, backend: SandboxBackend) -> CodeEditor:
+        return CodeEditor(SOLUTION, whole=True)
 
     def read_only_files(self) -> Mapping[str, bytes]:
-        return {CHECK: check_script(self._task, self._hidden.modules).encode()}
+        return {}
 
     def oracle_action(self) -> str:
         return replace_text_message(self._task.files[SOLUTION], self._hidden.reference)

@@ -27,7 +27,7 @@ class SuiteGrader:
         self._task, self._hidden = task, hidden
         self.path = str(task.metadata["path"])
 
-    def editor(self) -> CodeEditor:
+    def editor(self, backend: SandboxBackend) -> CodeEditor:
         return CodeEditor(self.path, focus=self._hidden.function, viewable=[*self.read_only_files()])
 
     def read_only_files(self) -> Mapping[str, bytes]:

@@ -13,7 +13,8 @@ from envkit.errors import SandboxError, UsageError
 from envkit.grading import grade_suite, outcomes
 from envkit.grading.suite import SUITE_LIMITS
 from envkit.hidden import to_json
-from envkit.mining.build import edit_between, mutation_id
+from envkit.mining.bugs import mutation_id
+from envkit.mining.build import edit_between
 from envkit.mining.difficulty import difficulty
 from envkit.mining.duplicates import Fingerprint, is_near
 from envkit.mining.functions import Function, functions

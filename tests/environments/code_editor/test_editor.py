@@ -14,6 +14,7 @@ from envkit import ContractError, Sandbox, SandboxBackend, UsageError
 from envkit.audit.fuzz import MAX_STEP_CPU_S, sparing_old_objects
 from envkit.environments.code_editor import syntax
 from envkit.environments.code_editor.editor import CodeEditor
+from envkit.environments.code_editor.examples import ExampleResults, RunExamples
 from envkit.environments.code_editor.syntax import syntax_problem
 from envkit.syntax import compiled
 
@@ -31,12 +32,6 @@ class Stack:
     def push(self, item):
         return item
 '''
-CHECK = """\
-import sys
-sys.path.insert(0, ".")
-import solution
-print(solution.double(2))
-"""
 FIX = "```diff\n-    return helper(x) * 3\n+    return helper(x) * 2\n```"
 
 
@@ -51,11 +46,19 @@ def editor(box: Sandbox) -> CodeEditor:
     return launched(box)
 
 
-def launched(box: Sandbox, source: str = SOURCE, check: str = CHECK) -> CodeEditor:
+def results(source: str) -> ExampleResults:
+    """One example, which holds if doubling doubles; the source is trusted."""
+    scope: dict[str, Any] = {}
+    exec(source, scope)
+    found = scope["double"](2) if "double" in scope else "nothing"
+    line = f"double(2) -> {found}" + (", as expected" if found == 4 else "; expected 4")
+    return ExampleResults((line,), frozenset([line] if found != 4 else []))
+
+
+def launched(box: Sandbox, source: str = SOURCE, run: RunExamples | None = results) -> CodeEditor:
     box.reset()
     box.write("solution.py", source.encode())
-    box.write("check.py", check.encode())
-    made = CodeEditor("solution.py", focus="double", check="check.py")
+    made = CodeEditor("solution.py", focus="double", run_examples=run)
     made.launch(box)
     return made
 
@@ -209,55 +212,38 @@ def test_without_its_focus_the_whole_file_is_observed(box: Sandbox) -> None:
 # Running.
 
 
-def test_run_shows_the_output(editor: CodeEditor) -> None:
-    assert editor.act("run") == "6"
-    assert editor.act(f"{FIX}\nrun").endswith("\n4")
+def test_run_shows_the_results(editor: CodeEditor) -> None:
+    assert editor.act("run") == "double(2) -> 6; expected 4"
+    assert editor.act(f"{FIX}\nrun").endswith("\ndouble(2) -> 4, as expected")
 
 
-def test_run_shows_the_end_of_an_error(editor: CodeEditor) -> None:
-    editor.act("```diff\n-    return x\n+    return undefined\n```")
-    assert editor.act("run").endswith("NameError: name 'undefined' is not defined")
+def test_an_edit_shows_the_results_if_asked_to(editor: CodeEditor) -> None:
+    assert "examples" not in editor.act("```diff\n-    return x\n+    return x + 0\n```")
+    seen = editor.act("```diff\n-    return x + 0\n+    return 0 + x\n```\nrun", shows_results=True)
+    assert seen.endswith("The examples now:\ndouble(2) -> 6; expected 4 (unchanged)")
+    seen = editor.act("```diff\n-    return 0 + x\n+    return x + 1\n```\nsubmit", shows_results=True)
+    assert seen.endswith("double(2) -> 9; expected 4\nNot submitted, because an example fails.")
+    assert not editor.submitted
+    seen = editor.act("```diff\n-    return x + 1\n+    return 4 / 3\n```\nsubmit", shows_results=True)
+    assert seen.endswith("double(2) -> 4.0, as expected\nSubmitted.")
 
 
-def test_the_output_and_time_of_run_are_limited(box: Sandbox) -> None:
-    seen = launched(box, check="while True: print('x' * 100)").act("run")
-    assert len(seen) < 2000
-    assert seen.endswith("[... cut ...]\nstopped: output limit")
-    assert launched(box, check="").act("run") == "The tests printed nothing."
+def test_no_submit_of_a_message_gets_past_a_failing_example(editor: CodeEditor) -> None:
+    twice = "```diff\n-    return x\n+    return x + 1\n```\n```text\nsubmit\n```\nsubmit"
+    assert editor.act(twice, shows_results=True).endswith("Not submitted, because an example fails.")
+    assert not editor.submitted
 
 
-def test_run_is_refused_without_tests(box: Sandbox) -> None:
-    launched(box)
-    editor = CodeEditor("solution.py")
-    editor.launch(box)
+def test_a_message_without_a_change_shows_no_results(editor: CodeEditor) -> None:
+    for message in ("outline", "undo", "```diff\n-    nowhere\n+    somewhere\n```\nsubmit"):
+        assert "examples" not in editor.act(message, shows_results=True)
+    assert not editor.submitted
+
+
+def test_run_is_refused_without_examples(box: Sandbox) -> None:
+    editor = launched(box, run=None)
     assert editor.act("run") == "Not done. There are no tests to run here."
-
-
-VANDALS = {
-    "deletes it": "os.unlink('solution.py')",
-    "links it elsewhere": "os.unlink('solution.py'); os.symlink('/etc/passwd', 'solution.py')",
-    "makes it a folder": "os.unlink('solution.py'); os.mkdir('solution.py'); os.mkdir('solution.py/x')",
-    "makes it unreadable": "os.chmod('solution.py', 0); os.chmod('.', 0)",
-    "writes the answer into it": "open('solution.py', 'w').write('def double(x): return 2 * x')",
-    "fills it with nonsense": "open('solution.py', 'wb').write(b'\\xff' * 10**6)",
-    "forges the tests": "open('check.py', 'w').write('print(\"forged\")')",
-    "litters": "[open(f'junk{i}', 'w').close() for i in range(300)]; os.makedirs('a/' * 40)",
-    "leaves a process": "os.fork() or time.sleep(60)",
-}
-
-
-@pytest.mark.parametrize("deed", VANDALS)
-def test_changes_by_edited_code_to_the_workspace_are_undone(box: Sandbox, deed: str) -> None:
-    """Only edits may change the file, because it is graded and read on the host."""
-    vandal = f"import os, time\n{VANDALS[deed]}\n" + SOURCE
-    editor = launched(box, vandal)
-    editor.act("run")
-    assert editor.read() == vandal
-    assert editor.act(FIX).startswith("Changed:")
-    assert dict(box.export(["**"], 10**6)) == {
-        "check.py": CHECK.encode(),
-        "solution.py": vandal.replace("* 3", "* 2").encode(),
-    }
+    assert editor.act(f"{FIX}\nsubmit", shows_results=True).endswith("Submitted.")
 
 
 # Launching.
@@ -370,7 +356,7 @@ def test_edits_of_one_message_have_a_work_limit(box: Sandbox) -> None:
 
 def test_a_message_carries_out_a_few_commands_only(editor: CodeEditor) -> None:
     seen = editor.act("```text\nrun\n```\n" * 300)
-    assert seen.count("6\n") == 3
+    assert seen.count("expected 4\n") == 3
     assert seen.endswith("Not done. A message may have 3 commands; give the others in the next.")
     assert "Submitted." not in editor.act("```text\nrun\n```\n" * 3 + "submit")
     assert not editor.submitted
@@ -427,7 +413,4 @@ def test_no_message_raises_or_leaves_the_file(box: Sandbox, messages: list[str])
     for message in messages:
         assert isinstance(editor.act(message), str)
     assert syntax_problem(editor.read()) is None
-    assert dict(box.export(["**"], 10**6)) == {
-        "check.py": CHECK.encode(),
-        "solution.py": editor.read().encode(),
-    }
+    assert dict(box.export(["**"], 10**6)) == {"solution.py": editor.read().encode()}

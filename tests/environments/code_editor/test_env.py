@@ -177,13 +177,108 @@ def test_a_repair_in_three_turns(env: CodeEditorEnv, starters: Tasks) -> None:
     assert "return max(0, start - end)" in seen
     assert seen.endswith("You have 3 turns.")
     seen, reward, terminated, truncated, _ = env.step("run")
-    assert "overlap((0, 10), (5, 20)) -> 0 ; expected 5" in seen
+    assert "overlap((0, 10), (5, 20)) -> 0; expected 5" in seen
     assert seen.endswith("2 turn(s) left; end with: submit")
     seen, *_ = env.step(f"{oracle_action(starters['overlap'])}\nrun")
-    assert "overlap((0, 10), (5, 20)) -> 5 ; expected 5" in seen
+    assert seen.count("overlap((0, 10), (5, 20)) -> 5, as expected") == 1
     seen, reward, terminated, truncated, info = env.step("submit")
     assert (seen, reward, terminated, truncated) == ("Submitted.", 1.0, True, False)
     assert (info["verdict"], info["solved"]) == ("PASS", True)
+
+
+def test_an_edit_shows_what_the_examples_give_and_what_it_left_unchanged(env: CodeEditorEnv) -> None:
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    seen, *_ = env.step("```diff\n-    return max(0, start - end)\n+    return start - end\n```")
+    assert "overlap((0, 10), (5, 20)) -> -5; expected 5\n" in seen
+    seen, *_ = env.step("```diff\n-    return start - end\n+    return start - end + 0\n```")
+    assert "overlap((0, 10), (5, 20)) -> -5; expected 5 (unchanged)\n" in seen
+
+
+def test_examples_are_compared_as_the_grader_compares(backend: SandboxBackend) -> None:
+    """With tolerances and free orders, so that a right answer is not called wrong."""
+    source = 'def f(x, epsilon=0.1):\n    """Half, within epsilon."""\n    return x / 2\n'
+    broken = source.replace("x / 2", "x * 2")
+    task = solution_of("f", source, examples=[[["3.0"], {}], [["5.0"], {}]], killers=[[["3.0"], {}]])
+    shown = {"examples": [{"call": "f(3.0)", "value": "1.5"}]}
+    task = dataclasses.replace(task, files={"solution.py": broken}, metadata=shown)
+    env = CodeEditorEnv(tasks=[task], sandbox=backend)
+    env.reset(seed=0)
+    near = broken.replace("return x * 2", "return x / 2 + 0.001")
+    seen, *_ = env.step(f"```python\n{near}```")
+    assert "f(3.0) -> 1.501, as expected" in seen
+    env.close()
+
+
+def test_one_example_that_ends_the_program_does_not_hide_the_others(backend: SandboxBackend) -> None:
+    source = "import os\ndef f(x):\n    return x if x == 1 else os._exit(0)\n"
+    task = solution_of("f", source, examples=[], killers=[])
+    shown = {"examples": [{"call": f"f({number})", "value": str(number)} for number in (1, 2)]}
+    env = CodeEditorEnv(tasks=[dataclasses.replace(task, metadata=shown)], sandbox=backend)
+    env.reset(seed=0)
+    seen, *_ = env.step("run")
+    assert "f(1) -> 1, as expected\nf(2) -> no answer: " in seen
+    env.close()
+
+
+def test_a_submit_behind_an_edit_counts_only_if_the_examples_hold(
+    env: CodeEditorEnv, starters: Tasks
+) -> None:
+    wrong = "```diff\n-    return max(0, start - end)\n+    return start - end\n```\nsubmit"
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    seen, reward, terminated, truncated, info = env.step(wrong)
+    assert "Not submitted, because an example fails.\n2 turn(s) left" in seen
+    assert (reward, terminated, truncated) == (0.0, False, False)
+    assert "scores" not in info
+    seen, reward, terminated, *_ = env.step(f"{oracle_action(starters['overlap'])}\nsubmit")
+    assert seen.endswith("as expected\nSubmitted.")
+    assert (reward, terminated) == (1.0, True)
+    assert ending(env, wrong, "submit")["verdict"] == "FAIL"
+
+
+def test_the_last_turn_submits_whatever_the_examples_give(env: CodeEditorEnv) -> None:
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    for _ in range(env.max_turns - 1):
+        env.step("outline")
+    seen, _, terminated, *_ = env.step("```python\ndef overlap(first, second):\n    return 1\n```\nsubmit")
+    assert terminated
+    assert "examples now" not in seen
+
+
+@pytest.mark.parametrize(
+    ("body", "example", "line"),
+    [
+        ("return x", ("f(1)", "1"), "f(1) -> 1, as expected"),
+        ("return float(x)", ("f(1)", "1"), "f(1) -> 1.0; expected 1"),
+        ("return True", ("f(1)", "1"), "f(1) -> True; expected 1"),
+        ("return {x, 9, 5}", ("f(1)", "{1, 5, 9}"), "f(1) -> {1, 5, 9}, as expected"),
+        ("yield x", ("f(x=1)", "iterator([1])"), "f(x=1) -> iterator([1]), as expected"),
+        (
+            "x.append(2)",
+            ("f([1])", "None, and the argument becomes [1, 2]"),
+            "f([1]) -> None, and the argument becomes [1, 2], as expected",
+        ),
+        ("x.pop()", ("f([1])", "[]"), "f([1]) -> None, and the argument becomes []; expected []"),
+        ("return 1 / 0", ("f(1)", "1"), "f(1) -> raises ZeroDivisionError; expected 1"),
+        (
+            "import os; os._exit(0)",
+            ("f(1)", "1"),
+            "f(1) -> no answer: the code ended early, or took too long; exp",
+        ),
+        ("print('noise'); return x", ("f(1)", "1"), "f(1) -> 1, as expected"),
+        ("return x * 1000", ("f('a')", "1"), f"f('a') -> '{'a' * 300}"),
+    ],
+)
+def test_a_result_is_shown_beside_the_expected_one(
+    backend: SandboxBackend, body: str, example: tuple[str, str], line: str
+) -> None:
+    silent = "import os\nos._exit(0)\n"  # an original that answers nothing: only the text counts
+    task = solution_of("f", silent, examples=[], killers=[])
+    task = dataclasses.replace(task, files={"solution.py": f"def f(x):\n    {body}\n"})
+    shown = {"examples": [dict(zip(("call", "value"), example, strict=True))]}
+    env = CodeEditorEnv(tasks=[dataclasses.replace(task, metadata=shown)], sandbox=backend)
+    env.reset(seed=0)
+    assert env.step("run")[0].startswith(line)
+    env.close()
 
 
 @pytest.mark.parametrize(
@@ -266,6 +361,32 @@ def test_code_that_rewrites_its_own_file_earns_no_reward(env: CodeEditorEnv, sta
     assert env.step("submit")[1] == 0.0
 
 
+VANDALS = {
+    "deletes it": "os.unlink('solution.py')",
+    "links it elsewhere": "os.unlink('solution.py'); os.symlink('/etc/passwd', 'solution.py')",
+    "makes it a folder": "os.unlink('solution.py'); os.mkdir('solution.py'); os.mkdir('solution.py/x')",
+    "makes it unreadable": "os.chmod('solution.py', 0); os.chmod('.', 0)",
+    "writes the answer into it": "open('solution.py', 'w').write('def overlap(a, b): return 0')",
+    "fills it with nonsense": "open('solution.py', 'wb').write(b'\\xff' * 10**6)",
+    "litters": "[open(f'junk{i}', 'w').close() for i in range(300)]; os.makedirs('a/' * 40)",
+    "leaves a process": "os.fork() or time.sleep(60)",
+}
+
+
+@pytest.mark.parametrize("deed", VANDALS)
+def test_edited_code_never_runs_in_the_episodes_sandbox(env: CodeEditorEnv, deed: str) -> None:
+    """Only edits may change the file, because it is graded and read on the host."""
+    env.reset(seed=5, options={"task": "starter/overlap"})
+    first = env._app.observe().split("\n")[0]
+    edit = f"```diff\n+import os, time\n+{VANDALS[deed]}\n {first}\n```"
+    seen, *_ = env.step(f"{edit}\nrun")
+    assert "The examples now:" in seen, seen
+    before = dict(env.sandbox.export(["**"], 10**6))
+    assert list(before) == ["solution.py"]
+    env.step("run")
+    assert dict(env.sandbox.export(["**"], 10**6)) == before
+
+
 @pytest.mark.parametrize(
     "body", ["import os; os._exit(0)", "raise SystemExit", "while True: pass", "x = 'a' * 10**10"]
 )
@@ -340,12 +461,10 @@ def test_inputs_whose_answers_cannot_be_compared_are_left_out(backend: SandboxBa
 
 def test_run_imports_the_modules_used_in_examples(backend: SandboxBackend) -> None:
     task = solution_of("f", "def f(x):\n    return x\n", examples=[], killers=[], modules=["fractions"])
-    call = {"call": "f(fractions.Fraction(1, 2))", "value": "Fraction(1, 2)"}
+    call = {"call": "f(fractions.Fraction(1, 2))", "value": "Fraction(1/2)"}
     env = CodeEditorEnv(tasks=[dataclasses.replace(task, metadata={"examples": [call]})], sandbox=backend)
     env.reset(seed=0)
-    assert env.step("run")[0].startswith(
-        "f(fractions.Fraction(1, 2)) -> Fraction(1, 2) ; expected Fraction(1, 2)"
-    )
+    assert env.step("run")[0].startswith("f(fractions.Fraction(1, 2)) -> Fraction(1/2), as expected")
     env.close()
 
 

@@ -10,6 +10,7 @@ from shop_checkout import lay_out
 from envkit.audit.runner import AuditedEnv, run_audit
 from envkit.display import Silent
 from envkit.environments.code_editor import CodeEditorEnv
+from envkit.environments.code_editor.env import oracle_action
 from envkit.mining.suite.miner import mine_checkout
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
@@ -47,8 +48,7 @@ def test_the_oracle_earns_1_and_the_no_op_0(tasks: list[Task], backend: SandboxB
 def test_the_held_out_check_is_skipped_if_no_inputs_are_drawn(due: Task, backend: SandboxBackend) -> None:
     env = CodeEditorEnv(tasks=[due], sandbox=backend, max_turns=2)
     env.reset(seed=0, options={"held_out": True})
-    for action in CodeEditorEnv.oracle(due):
-        _, reward, _, _, facts = env.step(action)
+    _, reward, _, _, facts = env.step(CodeEditorEnv.oracle(due)[0])
     env.close()
     assert (reward, facts.get("held_out", {})) == (1.0, {})
 
@@ -59,7 +59,7 @@ def test_tasks_of_a_checkout_pass_the_audit(due: Task, backend: SandboxBackend) 
 
 
 def test_the_report_states_the_weaker_grading(due: Task, backend: SandboxBackend) -> None:
-    for actions, verdict in ((CodeEditorEnv.oracle(due), "PASS"), (["submit"], "FAIL")):
+    for actions, verdict in (([oracle_action(due), "submit"], "PASS"), (["submit"], "FAIL")):
         _, reward, facts = played(due, backend, *actions)
         assert (reward, facts["verdict"]) == (float(verdict == "PASS"), verdict)
         assert "one process" in facts["weaknesses"]["answers_as_original"]
@@ -100,7 +100,7 @@ def test_changing_another_file_is_tampering(due: Task, backend: SandboxBackend) 
 
 
 def test_a_repair_that_breaks_another_test_earns_no_reward(due: Task, backend: SandboxBackend) -> None:
-    repair, _ = CodeEditorEnv.oracle(due)
+    repair = oracle_action(due)
     _, reward, facts = played(
         due, backend, repair, "```python\ndef filled(names):\n    return None\n```\nsubmit"
     )

@@ -1,0 +1,43 @@
+"""Agents without a model: one random mutation, and search among all mutations.
+
+Mutations make most bugs of the standard tasks, so a model that solves no more tasks than these has learned
+nothing that a program of a few lines cannot do. Both know only what an agent sees.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from envkit.env import Baseline
+from envkit.environments.code_editor.actions import replace_text_message
+from envkit.mining.build import SOLUTION
+from envkit.mining.search import examples_of, fitting_mutants, function_called, mutants_of
+from envkit.sandbox import SandboxBackend
+from envkit.types import Task
+
+
+def _blind(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
+    """Make one random mutation of the function that the examples call."""
+    found = mutants_of(task.files[SOLUTION], function_called(task))
+    if not found:
+        return ["submit"]
+    return _edit(task, random.Random(seed).choice(found))
+
+
+def _enumerate(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
+    """Make the first mutation for which all examples hold."""
+    [text] = fitting_mutants(backend, [(task.files[SOLUTION], function_called(task), examples_of(task))])
+    return ["submit"] if text is None else _edit(task, text)
+
+
+def _edit(task: Task, text: str) -> list[str]:
+    return [f"{replace_text_message(task.files[SOLUTION], text)}\nsubmit", "submit"]
+
+
+BASELINES = (
+    Baseline("blind-mutant", "makes one random mutation, without a model", _blind, is_random=True),
+    Baseline(
+        "enumerate", "makes the first mutation for which the examples hold, without a model", _enumerate
+    ),
+)
