@@ -39,7 +39,8 @@ def fetch(requirements: Path, say: Callable[[str], None]) -> None:
         with whole_folder(folder) as made:
             pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-compile", "--target", str(made)]
             ended = subprocess.run(
-                [*pip, "--no-deps", "--require-hashes", "--requirement", str(requirements)],
+                # Read as source, so the Python that they need does not matter.
+                [*pip, "--no-deps", "--ignore-requires-python", "--require-hashes", "-r", str(requirements)],
                 capture_output=True,
                 text=True,
                 check=False,
