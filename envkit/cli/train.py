@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -24,6 +24,7 @@ from envkit.cli.options import (
 )
 from envkit.cli.output import emit, out
 from envkit.errors import UsageError
+from envkit.models import SHORT_MINUTES
 
 Config = Annotated[
     Path | None, typer.Option(metavar="FILE", help="TOML file of training settings (see TrainConfig).")
@@ -41,6 +42,15 @@ Model = Annotated[
 ]
 
 
+#: Settings of a demo that must be over soon: one turn, short answers, small steps.
+_SHORT: Final = {
+    "max_turns": 1,
+    "max_completion_length": 160,
+    "num_generations": 8,
+    "groups_per_step": 4,
+}
+
+
 def demo(
     minutes: Annotated[
         float, typer.Option(metavar="MINUTES", help="Time budget after set-up; sizes follow from it.")
@@ -50,7 +60,9 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train and report in one go: tasks, warm start, LoRA RL, before/after report. A CPU is enough."""
-    _print(api.train(minutes=minutes, seeds=seed, root=root, command=command_line()), as_json)
+    config = _SHORT if minutes < SHORT_MINUTES else None
+    result = api.train(config=config, minutes=minutes, seeds=seed, root=root, command=command_line())
+    _print(result, as_json)
 
 
 def train(

@@ -1,6 +1,6 @@
 """Models: a model id or path becomes a folder of safetensors with a digest."""
 
-from envkit.models.choice import available_bytes, choose_model
+from envkit.models.choice import SHORT_MINUTES, available_bytes, choose_model
 from envkit.models.known import DEFAULT_MODEL, KNOWN, SMALL_MODEL, KnownModel
 from envkit.models.reference import (
     ModelRef,
@@ -16,6 +16,7 @@ from envkit.models.tokens import token_counter, tokenizer_at_hand
 __all__ = [
     "DEFAULT_MODEL",
     "KNOWN",
+    "SHORT_MINUTES",
     "SMALL_MODEL",
     "KnownModel",
     "MeasuredSpeed",

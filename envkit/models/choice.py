@@ -9,7 +9,7 @@ from envkit.models.known import DEFAULT_MODEL, KNOWN, SMALL_MODEL
 
 #: The default model needs this budget, in minutes, to see enough examples and steps on two cores, and this
 #: much free memory, in bytes, to be trained.
-_MIN_MINUTES, _MIN_BYTES = 10, 8 * 10**9
+SHORT_MINUTES, _MIN_BYTES = 10, 8 * 10**9
 
 
 def choose_model(minutes: float | None = None) -> tuple[str, str]:
@@ -19,8 +19,8 @@ def choose_model(minutes: float | None = None) -> tuple[str, str]:
         minutes: the run's budget; ``None`` if it has none.
     """
     free = available_bytes()
-    if minutes is not None and minutes < _MIN_MINUTES:
-        return SMALL_MODEL, _because(SMALL_MODEL, f"{DEFAULT_MODEL} needs {_MIN_MINUTES} minutes or more")
+    if minutes is not None and minutes < SHORT_MINUTES:
+        return SMALL_MODEL, _because(SMALL_MODEL, f"{DEFAULT_MODEL} needs {SHORT_MINUTES} minutes or more")
     if free is not None and free < _MIN_BYTES:
         found = f"{free / 10**9:.1f} GB of memory are free, and {DEFAULT_MODEL} needs {_MIN_BYTES // 10**9}"
         return SMALL_MODEL, _because(SMALL_MODEL, found)
