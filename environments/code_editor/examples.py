@@ -1,4 +1,4 @@
-"""What the shown examples give with an edited file: feedback for the agent, and no part of the reward."""
+"""Run the shown examples on an edited file: feedback for the agent, and no part of the reward."""
 
 from __future__ import annotations
 

@@ -45,7 +45,7 @@ TOLERANCE: Final = 0.05
 
 @dataclass(frozen=True, slots=True)
 class ClaimedHardware:
-    """What decides the last bits of a computation.
+    """Hardware and software that decide the last bits of a computation.
 
     Args:
         cpu: name of the processor.
@@ -422,7 +422,7 @@ def _within_tolerance(
 
 
 def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling: ClaimedSampling) -> str:
-    """Why an episode's tokens are not those of its texts; empty if they are."""
+    """Return why an episode's tokens are not those of its texts; empty if they are."""
     renderer, closed = policy.renderer, True
     for number, step in enumerate(episode.steps, 1):
         tokens = step.turn.tokens

@@ -71,7 +71,7 @@ def edited(adapter: Path, change: Callable[[dict[str, Any]], object]) -> None:
 
 
 def findings(adapter: Path, tasks: list[Task] = HELDOUT) -> dict[str, str]:
-    """What differs from the claim: subject -> detail."""
+    """Return the differences from the claim: subject -> detail."""
     result = envkit.verify(adapter, tasks=tasks, display="quiet")
     differing = {one.what: one.detail for one in result.findings if not one.ok}
     assert result.reproduced == (not differing)
