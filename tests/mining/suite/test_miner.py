@@ -272,23 +272,23 @@ def test_a_backend_that_cannot_hold_pytest_is_refused(root: Path) -> None:
 
 @pytest.mark.parametrize("kind", [BubblewrapBackend, ZygoteBackend, DockerBackend])
 def test_adding_pytest_keeps_a_backends_kind_quota_and_packages(kind: type[BubblewrapBackend]) -> None:
-    bounded = kind(["toolz"], quota=Quota(total_bytes=2**24, files=500))
+    bounded = kind(["sortedcontainers"], quota=Quota(total_bytes=2**24, files=500))
     found = with_pytest(bounded, ["annotated-types"])
     assert isinstance(found, kind)
     assert found.quota == bounded.quota
-    assert {"toolz", "pytest", "annotated-types"} < {*found.packages}
+    assert {"sortedcontainers", "pytest", "annotated-types"} < {*found.packages}
     assert with_pytest(found) is found
 
 
 def test_adding_pytest_works_through_wrapped_backends() -> None:
-    bounded = ZygoteBackend(["toolz"], quota=Quota(total_bytes=2**24, files=500))
+    bounded = ZygoteBackend(["sortedcontainers"], quota=Quota(total_bytes=2**24, files=500))
     for wrapper in (InstrumentedBackend(bounded), CapturingBackend(bounded)):
         found = with_pytest(wrapper)
-        assert {"toolz", "pytest"} < {*found.packages}
+        assert {"sortedcontainers", "pytest"} < {*found.packages}
         assert found.quota == bounded.quota
     outer = InstrumentedBackend(bounded)
     with with_pytest(outer).create() as sandbox:
-        imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, toolz"
+        imports = "import sys; sys.path.append('/usr/lib/packages'); import pytest, sortedcontainers"
         assert sandbox.run([sandbox.python, "-c", imports]).ok
         outer.close()
         with pytest.raises(OSError, match="Bad file descriptor"):
