@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import final
 
@@ -45,6 +45,7 @@ class LocalAgent:
         max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
             prompt and the latest observation. 0 for no limit but the engine's own.
         should_stop: polled while the engine decodes.
+        shots: observations with their right answers. Every conversation begins with them: few-shot prompting.
     """
 
     def __init__(
@@ -57,12 +58,13 @@ class LocalAgent:
         adapter: int | Mapping[int, int] = 0,
         max_context_length: int = 0,
         should_stop: ShouldStop = never,
+        shots: Sequence[tuple[str, str]] = (),
     ) -> None:
         self.name = name
         self._engine = engine
         self._renderer = renderer
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
-        self._should_stop = should_stop
+        self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
         self._waiting: list[_Conversation] = []
 
@@ -74,7 +76,7 @@ class LocalAgent:
             raise ContractError(f"agent {self.name} got a session of another agent")
         session.kept = None
         if not session.turns:
-            session.new_ids = self._renderer.first(session.system, observation)
+            session.new_ids = self._renderer.conversation(session.system, self._shots, observation)
             session.first_prompt = len(session.new_ids)
         else:
             session.new_ids = self._renderer.following(observation, closed=session.closed)

@@ -43,6 +43,7 @@ def evaluate(
     max_completion_length: int = 384,
     stop_strings: Sequence[str] = (),
     max_context_length: int = 0,
+    shots: int = 0,
     sandbox: SandboxBackend | str = "auto",
     root: Path | str = RUNS,
     display: DisplayChoice = "rich",
@@ -65,6 +66,7 @@ def evaluate(
         max_completion_length: tokens per turn, at most; as in training.
         stop_strings: texts that end a turn; as in training.
         max_context_length: tokens a turn is asked with, at most; 0 for the model's own limit.
+        shots: solved train tasks that the model sees first (few-shot prompting).
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
         display: ``"rich"``, ``"quiet"`` or a display of your own.
@@ -79,13 +81,14 @@ def evaluate(
     if agent == "model":
         base, reason = _base(model, () if adapter is None else (Path(adapter),))
         path = "" if adapter is None else str(Path(adapter).resolve())
-        row = AgentSpec(Path(path or base).name, model=base, adapter=path)
+        row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots)
     else:
         given = {
             "adapter": adapter,
             "model": model,
             "stop_strings": stop_strings,
             "max_context_length": max_context_length,
+            "shots": shots,
         }
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
@@ -200,6 +203,7 @@ def spec_of(
     split: str = "heldout",
     model: Path | str = "",
     samples: int = 8,
+    shots: int = 0,
     **settings: Any,
 ) -> BenchSpec:
     """Make the specification of a comparison: some agents, with their base model and both controls.
@@ -214,6 +218,7 @@ def spec_of(
         split: as for `evaluate`.
         model: the base of the adapters; by default the one that the first of them was trained on.
         samples: episodes per task.
+        shots: above 0, a further row of the base model, which sees so many solved train tasks first.
         settings: further fields of `BenchSpec`.
 
     Raises:
@@ -226,8 +231,8 @@ def spec_of(
     if not (adapters or cards or recorded):
         raise UsageError("no agent to compare; name an adapter, a card or recorded outputs")
     if not adapters:
-        for_models = {"model": model, **settings}
-        names = ("model", "stop_strings", "max_context_length")
+        for_models = {"model": model, "shots": shots, **settings}
+        names = ("model", "shots", "stop_strings", "max_context_length")
         if unused := [name for name in names if for_models.get(name)]:
             raise UsageError(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
@@ -237,6 +242,8 @@ def spec_of(
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
         rows.append(AgentSpec("base", model=base))
+    if adapters and shots:
+        rows.append(AgentSpec(f"base, {shots}-shot", model=base, shots=shots))
     for path, name in zip(paths, _distinct_names(paths), strict=True):
         rows.append(AgentSpec(name, model=base, adapter=str(path)))
     rows += [AgentSpec(load_card(card).name, card=absolute_if_path(card)) for card in cards]

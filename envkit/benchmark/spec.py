@@ -63,6 +63,7 @@ class AgentSpec:
         max_completion_length: token limit of a turn; ``None`` for the spec's or the card's.
         stop_strings: texts that end a local model's turn; ``None`` for the spec's.
         max_context_length: token limit of a local model's context; ``None`` for the spec's.
+        shots: solved train tasks of the environment that a local model sees first (few-shot prompting).
     """
 
     name: str
@@ -76,6 +77,7 @@ class AgentSpec:
     max_completion_length: int | None = None
     stop_strings: tuple[str, ...] | None = None
     max_context_length: int | None = None
+    shots: int = 0
 
     def __post_init__(self) -> None:
         players = [self.script, self.model or self.adapter, self.card, self.recorded]
@@ -87,6 +89,11 @@ class AgentSpec:
             raise ConfigError(
                 f"agent {self.name}: stop_strings and max_context_length are for models that run here; leave "
                 "them out with a card"
+            )
+        if self.shots < 0 or (self.shots and not (self.model or self.adapter)):
+            raise ConfigError(
+                f"agent {self.name}: shots is {self.shots}; it must be at least 0, and is only for "
+                "models that run here"
             )
         if self.recorded and (self.samples or 1) > 1:
             raise ConfigError(

@@ -50,6 +50,12 @@ Context = Annotated[
         help="Context length limit of a local model. Default: the model's own. Use the value of training.",
     ),
 ]
+Shots = Annotated[
+    int,
+    typer.Option(
+        metavar="N", help="Solved train tasks that the model sees first (few-shot).", show_default=False
+    ),
+]
 Prices = Annotated[
     Path | None, typer.Option("--prices", metavar="FILE", help="TOML of prices, on top of envkit's own.")
 ]
@@ -90,6 +96,7 @@ def evaluate(
     ] = 384,
     stop_strings: Stops = None,
     max_context_length: Context = None,
+    shots: Shots = 0,
     sandbox: SandboxName = "auto",
     root: Root = RUNS,
     as_json: Json = False,
@@ -109,6 +116,7 @@ def evaluate(
         max_completion_length=max_completion_length,
         stop_strings=stop_strings or (),
         max_context_length=max_context_length or 0,
+        shots=shots,
         sandbox=sandbox,
         root=root,
         command=command_line(),
@@ -176,6 +184,10 @@ def bench(
     ] = None,
     stop_strings: Stops = None,
     max_context_length: Context = None,
+    shots: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Add a row: the base model, shown N solved train tasks first."),
+    ] = None,
     prices: Prices = None,
     machine: Machine = None,
     sandbox: SandboxName = "auto",
@@ -201,6 +213,7 @@ def bench(
         "max_completion_length": max_completion_length,
         "stop_strings": tuple(stop_strings) if stop_strings else None,
         "max_context_length": max_context_length,
+        "shots": shots,
     }
     given = {name: value for name, value in options.items() if value is not None}
     if spec is not None:

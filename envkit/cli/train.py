@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Annotated
 
 import typer
 
@@ -42,25 +42,21 @@ Model = Annotated[
 ]
 
 
-#: Settings of a demo that must be over soon: one turn, short answers, small steps.
-_SHORT: Final = {
-    "max_turns": 1,
-    "max_completion_length": 160,
-    "num_generations": 8,
-    "groups_per_step": 4,
-}
+def short_settings() -> dict[str, int]:
+    """Settings of a demo that must be over soon: one turn, short answers, small steps."""
+    return {"max_turns": 1, "max_completion_length": 160, "num_generations": 8, "groups_per_step": 4}
 
 
 def demo(
     minutes: Annotated[
         float, typer.Option(metavar="MINUTES", help="Time budget after set-up; sizes follow from it.")
-    ] = 20.0,
+    ] = 25.0,
     seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of every random draw.")] = 0,
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
     """Train and report in one go: tasks, warm start, LoRA RL, before/after report. A CPU is enough."""
-    config = _SHORT if minutes < SHORT_MINUTES else None
+    config = short_settings() if minutes < SHORT_MINUTES else None
     result = api.train(config=config, minutes=minutes, seeds=seed, root=root, command=command_line())
     _print(result, as_json)
 

@@ -161,6 +161,38 @@ def require_plain(model: Any) -> None:
         )
 
 
+def _partial(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Attention over a part of the keys, and the logarithm of its softmax's denominator, to join parts by.
+
+    Args:
+        query: (B, K, Q, D).
+        keys, values: (B, K, T, D).
+        bias: added to the scores (B, K, Q, T), to which it broadcasts; leaves every query at least one key.
+        scale: of the scores.
+
+    Returns:
+        (B, K, Q, D) in the dtype of ``query``, and (B, K, Q) in float32.
+    """
+    if query.device.type != "cpu":
+        return partial_in_steps(query, keys, values, bias, scale)
+    # Public functions of PyTorch do not return the denominator.
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    mask = None if bias is None else bias.expand(len(query), 1, query.shape[2], -1)
+    return fused(query, keys, values, 0.0, False, attn_mask=mask, scale=scale)
+
+
+def partial_in_steps(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scale: float
+) -> tuple[Tensor, Tensor]:
+    """Like the fused operation of a CPU, on any device."""
+    scores = (query @ keys.transpose(-1, -2)).float() * scale
+    scores = scores if bias is None else scores + bias
+    mass = scores.logsumexp(dim=-1)
+    return (scores - mass[..., None]).exp().to(values.dtype) @ values, mass
+
+
 @dataclass(frozen=True, slots=True)
 class RowCache:
     """KV cache of one row's L tokens after the shared prompt: keys and values (K, L, D) of each layer."""
@@ -219,7 +251,7 @@ class Decode:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
         total, heads, fresh, size = query.shape
         kv, end = key.shape[1], self.used + key.shape[2]
-        share, longest = heads // kv, self._bias_NP.shape[1]
+        share = heads // kv
         rectangle, prompts = self._rectangle, self._prompt_slice
         keys, values = self._keys[layer][self._selected], self._values[layer][self._selected]
         keys[:, :, self.used : end], values[:, :, self.used : end] = key, value
@@ -236,19 +268,29 @@ class Decode:
             folded = folded.reshape(len(folded), kv, rectangle.widest, share * fresh, -1).transpose(1, 2)
             return folded.flatten(0, 1) if rectangle.is_rectangular else rectangle.unfold(folded)
 
-        query = (query * scale).reshape(total, kv, share * fresh, size)
-        prompt_scores = fold(query) @ self._prefix_keys[layer][prompts].transpose(-1, -2)
-        prompt_scores = prompt_scores + self._bias_NP[prompts, None, None]
-        scores = query @ keys[:, :, :end].transpose(-1, -2)  # over the row's own tokens
-        if self._own_bias_RT is not None:
-            scores = scores + self._own_bias_RT[self._selected, None, None, :end]
-        if fresh > 1:
-            later = torch.ones(fresh, fresh, dtype=torch.bool, device=scores.device).triu(1)
-            scores.view(total, kv, share, fresh, end)[..., self.used :].masked_fill_(later, float("-inf"))
-        weights = torch.cat([prompt_scores, fold(scores)], dim=-1).softmax(dim=-1)
-        out = unfold(weights[..., :longest] @ self._prefix_values[layer][prompts])
-        out = out + unfold(weights[..., longest:]) @ values[:, :, :end]
+        query = query.reshape(total, kv, share * fresh, size)
+        bias_NP = self._bias_NP[prompts, None, None]
+        prefix_keys, prefix_values = self._prefix_keys[layer][prompts], self._prefix_values[layer][prompts]
+        over_prompt, prompt_mass = _partial(fold(query), prefix_keys, prefix_values, bias_NP, scale)
+        bias = self._own_bias(fresh, share)
+        over_own, own_mass = _partial(query, keys[:, :, :end], values[:, :, :end], bias, scale)
+        # The prompt's share of a softmax over both.
+        part = torch.sigmoid(unfold(prompt_mass[..., None]) - own_mass[..., None])
+        out = torch.lerp(over_own.float(), unfold(over_prompt).float(), part).to(query.dtype)
         return out.reshape(total, heads, fresh, size).transpose(1, 2)
+
+    def _own_bias(self, fresh: int, share: int) -> Tensor | None:
+        """Bias of the selected rows' own scores (R, 1, share * S, T); ``None`` if they see all of them."""
+        end, bias = self.used + fresh, None
+        if self._own_bias_RT is not None:
+            bias = self._own_bias_RT[self._selected, None, None, :end]
+        if fresh == 1:
+            return bias
+        later_SS = torch.ones(fresh, fresh, dtype=torch.bool, device=self._bias_NP.device).triu(1)
+        causal_ST = self._bias_NP.new_zeros(fresh, end)
+        causal_ST[:, self.used :].masked_fill_(later_SS, float("-inf"))
+        causal = causal_ST.repeat(share, 1)[None, None]
+        return causal if bias is None else causal + bias
 
     def advance(self, lengths: Sequence[int] | None = None) -> None:
         """Advance by one token per row, or by ``lengths`` tokens, padded on the right."""

@@ -66,6 +66,16 @@ class ChatRenderer:
         before = (*self._opening, *self._plain(system), *self._after_system)
         return (*before, *self._plain(observation), *self._before_answer)
 
+    def conversation(
+        self, system: str, exchanges: Sequence[tuple[str, str]], observation: str
+    ) -> tuple[int, ...]:
+        """Ids of a system message, of given observations with their answers, and of a last observation."""
+        observations = [*(shown for shown, _ in exchanges), observation]
+        ids = self.first(system, observations[0])
+        for (_, answer), following in zip(exchanges, observations[1:], strict=True):
+            ids += self.answer(answer) + self.following(following, closed=True)
+        return ids
+
     def following(self, observation: str, *, closed: bool) -> tuple[int, ...]:
         """Ids to append after an answer; ``closed`` is True if it ended with the end-of-turn id."""
         close = () if closed else (self.stop_id,)

@@ -130,7 +130,22 @@ class AgentFactory:
                 adapter=number,
                 max_context_length=row.max_context_length or 0,
                 should_stop=self._should_stop,
+                shots=self._shots(row, kind, backend),
             )
+
+    def _shots(self, row: AgentSpec, kind: type[Env], backend: SandboxBackend) -> list[tuple[str, str]]:
+        """Return the solved train tasks that a row is shown: observations and the oracle's first actions."""
+        if not row.shots:
+            return []
+        from envkit.studies.warm_start import demonstrations
+
+        tasks = kind.make_tasks("train", sandbox=backend, display=self._display)[: row.shots]
+        if len(tasks) < row.shots:
+            raise ConfigError(
+                f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"
+            )
+        shown = demonstrations(kind, tasks, backend, kind.max_turns, self._should_stop)
+        return [(one.observation, one.answer) for one in shown]
 
     @contextmanager
     def _api(self, row: AgentSpec, part: RunFolder, kind: type[Env]) -> Generator[ApiAgent]:
@@ -212,13 +227,14 @@ class AgentFactory:
             settings = "".join(f", {key} {value}" for key, value in sorted(card.request.items()))
             mode = "tools" if card.mode == "tools" else "text"
             return f"{card.model} at {card.base_url}, by {mode}{settings}"
+        shown = f", shown {row.shots} solved train tasks first" if row.shots else ""
         if row.adapter:
-            return f"adapter {row.adapter} on {model_of(row)}"
+            return f"adapter {row.adapter} on {model_of(row)}{shown}"
         if row.recorded:
             return "outputs recorded elsewhere, graded here"
         if chosen := _baseline_of(row, kind):
             return chosen.description
-        return f"{row.model}, untouched" if row.model else f"scripted: {row.script}"
+        return f"{row.model}, untouched{shown}" if row.model else f"scripted: {row.script}"
 
     def differences_from_training(self, row: AgentSpec, max_turns: int) -> list[str]:
         """List settings that differ between a row and the training of its adapter, one sentence each.

@@ -22,32 +22,35 @@ from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 
 #: Budget of the demo, in minutes.
-DEFAULT_MINUTES = 20.0
+DEFAULT_MINUTES = 25.0
 
 #: Prompt and answer lengths of the timing, in tokens: typical of the code editor's tasks.
 _PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
-#: Tokens sampled per held-out episode beyond a prefix shared with the task's other episodes, as a multiple of
-#: the right answer's length: for a trained model, and for the base model, whose answers are longer.
+#: Tokens sampled per turn of a held-out episode beyond a prefix shared with the task's other episodes, as a
+#: multiple of the right answer's length: for a trained model, and for the base model, which talks.
 _TRAINED_LENGTH, _BASE_LENGTH = 0.5, 1.3
-#: Length of the longest answer of a batch, as a multiple of the right answer's.
-_LONGEST = 3
+#: Longest answer of a batch, as a multiple of the right one's length: of a trained model, and of the base.
+_LONGEST, _LONGEST_OF_BASE = 3, 4
 #: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.
 _UNSHARED_WARM, _UNSHARED_COLD = 0.25, 0.5
 #: Seconds that the environment takes per turn.
 _ENV_TURN_S = 0.01
 #: Length of a later observation, as a multiple of the first one's.
 _LATER_OBSERVATION = 1 / 3
-#: Share of the turns after the first one that episodes play; many end early.
-_LATER_TURNS = 0.5
+#: Share of the turns after the first one that episodes play: of a trained model, and of the base model, which
+#: hardly ever submits.
+_LATER_TURNS, _LATER_TURNS_OF_BASE = 0.75, 1.0
+#: Time of a row's token after the first turn, whose context is longer, as a multiple of one in it.
+_LATER_ROW = 2.0
 #: Share of a step's groups with a gradient.
 _MIXED_GROUPS = 0.8
 #: Time of a forward pass, as a share of forward and backward together.
 _FORWARD_SHARE = 0.39
 #: Share of the budget for evaluation; share of what is left for the warm start, about a third of the whole;
 #: share of the rest for estimates of how hard tasks are. RL has what remains.
-_EVALUATION_SHARE, _WARM_START_SHARE, _ESTIMATES_SHARE = 0.25, 0.42, 0.1
-#: Episodes per held-out task.
-_SAMPLES = 8
+_EVALUATION_SHARE, _WARM_START_SHARE, _ESTIMATES_SHARE = 0.3, 0.42, 0.1
+#: Episodes per held-out task. Tasks differ more than episodes of one task, so more tasks tell more.
+_SAMPLES = 4
 #: Smallest useful training: two batches of SFT examples, two RL steps.
 _MIN_EXAMPLES, _MIN_STEPS = 24, 2
 #: Smallest number of held-out tasks, and the number used if the first leaves too little time for training.
@@ -224,11 +227,10 @@ def require_minutes(minutes: float, adapters: int = 1) -> None:
 def plan(
     minutes: float, speed: Speed, lengths: Lengths, config: TrainConfig, heldout: int, imitated: int
 ) -> Plan:
-    """Divide a budget: about a quarter for evaluation, up to a third for the warm start, the rest for RL.
+    """Divide a budget: about a third for evaluation, up to a third for the warm start, the rest for RL.
 
     The warm start sees no task twice, because an overconfident policy explores too little in RL. A tenth of
-    RL's part is for estimates of difficulty, which the curriculum starts from. Episodes are assumed to play
-    half of their turns after the first.
+    RL's part is for estimates of difficulty, which the curriculum starts from.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
@@ -317,14 +319,29 @@ def _divide_with(
     turns = 1 + _LATER_TURNS * (config.turns - 1)
     answer_tokens = min(lengths.answer, length)
     longest = min(length, _LONGEST * answer_tokens)
-    later = (turns - 1) * _LATER_OBSERVATION * lengths.prompt  # tokens that each episode prefills separately
-    model_rows = 3 if config.sft_examples else 2
-    sampled = answer_tokens * (_BASE_LENGTH + (model_rows - 1) * _TRAINED_LENGTH)
-    fixed_s = turns * (_ENV_TURN_S + longest * speed.step_s / EPISODES_AT_ONCE)
-    episode_s = turns * sampled * speed.row_s + model_rows * (fixed_s + later / speed.prefill)
-    task_s = model_rows * lengths.prompt / speed.prefill + _SAMPLES * episode_s
-    tasks = min(heldout, max(min_tasks, int(_EVALUATION_SHARE * seconds / task_s)))
-    left_s = seconds - tasks * task_s
+    observation = _LATER_OBSERVATION * lengths.prompt
+    later = (turns - 1) * observation  # tokens that each episode prefills separately
+
+    def evaluation_s(tasks: int) -> float:
+        """Time of all rows' evaluation."""
+        base_turns = 1 + _LATER_TURNS_OF_BASE * (config.turns - 1)
+        rows = [(base_turns, _BASE_LENGTH, min(length, _LONGEST_OF_BASE * answer_tokens))]
+        rows += [(turns, _TRAINED_LENGTH, longest)] * (2 if config.sft_examples else 1)
+        total_s = 0.0
+        for played, answer_length, slowest in rows:
+            sampled = answer_length * answer_tokens * (1 + _LATER_ROW * (played - 1))
+            episode_s = sampled * speed.row_s + (played - 1) * observation / speed.prefill
+            episode_s += played * _ENV_TURN_S
+            chunks = math.ceil(tasks * _SAMPLES / EPISODES_AT_ONCE)
+            total_s += chunks * played * slowest * speed.step_s
+            total_s += tasks * (lengths.prompt / speed.prefill + _SAMPLES * episode_s)
+        return total_s
+
+    affordable_tasks = (
+        n for n in range(min_tasks, heldout) if evaluation_s(n + 1) > _EVALUATION_SHARE * seconds
+    )
+    tasks = min(heldout, next(affordable_tasks, heldout))
+    left_s = seconds - evaluation_s(tasks)
     example_s = (lengths.prompt + lengths.answer) / speed.learn
     affordable = max(int(_WARM_START_SHARE * left_s / example_s), 0)
     batches = min(affordable, imitated) // config.sft_batch_size
@@ -337,7 +354,8 @@ def _divide_with(
     answer = answer_tokens if config.sft_examples or config.stop_strings else length
     unshared = turns * group_size * answer * (_UNSHARED_WARM if config.sft_examples else _UNSHARED_COLD)
     prefilled = lengths.prompt + group_size * later
-    group_s = prefilled / speed.prefill + unshared * speed.row_s + turns * group_size * _ENV_TURN_S
+    row_s = speed.row_s * (1 + _LATER_ROW * (turns - 1)) / turns
+    group_s = prefilled / speed.prefill + unshared * row_s + turns * group_size * _ENV_TURN_S
     group_s += _MIXED_GROUPS * (prefilled + unshared) / speed.learn
     base_s = turns * longest * speed.step_s  # of a step, whatever its number of groups
     groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - base_s) / group_s))

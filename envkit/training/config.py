@@ -52,6 +52,9 @@ class TrainConfig:
             which the run ends with an error.
         loss_type: ``"dapo"``, ``"grpo"``, ``"dr_grpo"`` or ``"cispo"``; see
             `envkit.training.loss`.
+        advantage: ``"group"``: what an episode earned from a turn on, minus the group's mean. ``"solved"``: 1
+            for a solved episode, 0 for others: rejection sampling (RAFT, arXiv:2304.06767), the baseline that
+            learns from successes only.
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
@@ -102,6 +105,7 @@ class TrainConfig:
     stop_strings: tuple[str, ...] = ()
     max_context_length: int = 0
     loss_type: str = "dapo"
+    advantage: str = "group"
     shaping: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
     importance_sampling_level: str = "token"
     epsilon: float = 0.2
@@ -145,6 +149,8 @@ class TrainConfig:
         for name, weight in self.shaping.items():
             if not 0 < weight < float("inf"):  # an aborted episode would escape a penalty
                 raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
+        if self.shaping and self.advantage == "solved":
+            raise ConfigError("advantage 'solved' ignores rewards, and so shaping; leave one of them out")
         if self.engine == "vllm" and self.stop_strings:
             raise ConfigError(
                 f"stop_strings is {self.stop_strings}; engine 'vllm' has no tokenizer for them: "
@@ -196,6 +202,7 @@ _CHOICES = {
     "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("cpu", "cuda"),
+    "advantage": ("group", "solved"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "cispo"),
     "importance_sampling_level": _LEVELS,
     "importance_sampling_mode": (

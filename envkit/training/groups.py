@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from envkit.errors import ContractError
 from envkit.training.advantages import turn_advantages
+from envkit.training.config import TrainConfig
 from envkit.training.packing import TrainingRow, training_row
 from envkit.training.rollouts import StepRollouts
 from envkit.types import Outcome, Trajectory, Verdict
@@ -29,12 +30,12 @@ class TrainingGroup:
     has_gradient: bool
 
 
-def training_groups(rollouts: StepRollouts, shaping: Mapping[str, float]) -> list[TrainingGroup]:
+def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[TrainingGroup]:
     """Turn rollout groups into training rows with advantages. Groups without a valid episode are left out.
 
     Args:
         rollouts: the episodes of one step.
-        shaping: see `TrainConfig.shaping`.
+        config: ``advantage`` and ``shaping`` are used.
 
     Raises:
         ContractError: episodes of one group began with different observations.
@@ -44,7 +45,10 @@ def training_groups(rollouts: StepRollouts, shaping: Mapping[str, float]) -> lis
         valid = [t for t in group if t.outcome is not Outcome.VOID]
         if not valid:
             continue
-        advantages = turn_advantages([_shaped_rewards(t, shaping) for t in valid])
+        if config.advantage == "solved":
+            advantages = [[float(t.solved)] * len(t.steps) for t in valid]
+        else:
+            advantages = turn_advantages([_shaped_rewards(t, config.shaping) for t in valid])
         prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
         if len(prompts) > 1:
             raise ContractError(

@@ -163,7 +163,7 @@ class GRPOTrainer(Trainer):
             Stopped: the user asked to stop.
         """
         started, config, should_stop = time.monotonic(), self._config, self.collector.rollouts.should_stop
-        groups = training_groups(rollouts, config.shaping)
+        groups = training_groups(rollouts, config)
         # Groups without a gradient count here too: a step with few mixed groups moves less.
         size = StepSize(len(rollouts.sampled_logprobs()), len(rollouts.valid()))
         loss = drift = kl = 0.0

@@ -114,7 +114,7 @@ class TRLTrainer(Trainer):
 
             def _generate_and_score_completions(self, inputs: Any) -> dict[str, Tensor]:
                 self.rollouts = collector.collect(owner.step)
-                self.groups = training_groups(self.rollouts, config.shaping)
+                self.groups = training_groups(self.rollouts, config)
                 self.began = time.monotonic()
                 self.drift = self.kl = self.trained = 0.0
                 size = config.num_generations

@@ -75,6 +75,8 @@ def test_a_spec_names_environments_and_agents(tmp_path: Path) -> None:
         ("temperature = 1", 'stop_strings = [""]', "agent trained: stop_strings has an empty text"),
         ("samples = 2", "max_context_length = -1", "the spec: max_context_length is -1"),
         ('card = "gpt-5.6"', 'card = "gpt-5.6"\nstop_strings = ["x"]', "leave them out with a card"),
+        ('recorded = "gpt-4-0613"', 'recorded = "x"\nshots = 2', "agent old: shots is 2"),
+        ("temperature = 1", "shots = -1", "agent trained: shots is -1"),
         ('recorded = "gpt-4-0613"', 'recorded = "x"\nsamples = 4', "agent old: samples is 4, but recorded"),
     ],
 )

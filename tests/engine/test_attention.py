@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
-from envkit.engine.attention import Decode, Prefill
+from envkit.engine import attention
+from envkit.engine.attention import Decode, Prefill, RowCache
 from envkit.engine.packed_tree import PromptLayout, TreeLayout
 
 
@@ -79,6 +82,39 @@ def test_a_decoded_row_sees_its_prompt_and_its_own_tokens() -> None:
         for prompt, path, weights in zip(prompts, own, out[:, 0, 3], strict=True):
             assert visible_positions(weights) == [*range(int(lengths[prompt])), *path]
     assert {*prompts} == {1, 2}
+
+
+@pytest.mark.parametrize("fresh", [1, 3])
+@pytest.mark.parametrize("in_steps", [False, True])
+def test_decoding_equals_one_softmax_over_prompt_and_own_tokens(
+    fresh: int, in_steps: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if in_steps:  # as on a GPU
+        monkeypatch.setattr(attention, "_partial", attention.partial_in_steps)
+    generator = torch.Generator().manual_seed(fresh)
+
+    def draw(batch: int, heads: int, tokens: int) -> Tensor:
+        return 3 * torch.randn(batch, heads, tokens, 8, generator=generator)
+
+    lengths, own, scale = [700, 20, 3], [1, 600, 4], 0.3
+    prefix, prompt_keys, prompt_values = Prefill(3, 700), draw(3, 2, 700), draw(3, 2, 700)
+    prefix.attend(0, draw(3, 6, 700), prompt_keys, prompt_values, scale)
+    layout = Decode(prefix, torch.tensor(lengths), range(3), room=3, slots=610)
+    caches = [RowCache([draw(1, 2, count)[0]], [draw(1, 2, count)[0]]) for count in own]
+    layout.restore(caches)
+    query, keys, values = draw(3, 6, fresh), draw(3, 2, fresh), draw(3, 2, fresh)
+    out = layout.attend(0, query, keys, values, scale)
+    for row, cache in enumerate(caches):
+        seen = [
+            torch.cat([prompt[row, :, : lengths[row]], cached[0], new[row]], dim=1)[None]
+            for prompt, cached, new in (
+                (prompt_keys, cache.keys, keys),
+                (prompt_values, cache.values, values),
+            )
+        ]
+        later = torch.ones(fresh, seen[0].shape[2]).tril(seen[0].shape[2] - fresh).bool()
+        wanted = scaled_dot_product_attention(query[row][None], *seen, later, scale=scale, enable_gqa=True)
+        torch.testing.assert_close(out[row], wanted[0].transpose(0, 1))
 
 
 def test_gradients_are_bit_identical_across_repeated_multithreaded_runs() -> None:

@@ -18,6 +18,7 @@ import pytest
 import tiny
 from api_server import USAGE, Api, Body, completion, refusal
 from stops import StopWhenShown
+from transformers import AutoTokenizer
 
 from envkit.agents.api import ApiAgent
 from envkit.agents.endpoint import Backoff
@@ -515,6 +516,34 @@ def test_the_environments_baselines_are_rows_of_a_comparison(tmp_path: Path, bac
         assert [*rows] == ["oracle", "chance", "enumerate"]
         assert {result.samples for result in rows["chance"].results} == {2}
         assert {result.samples for result in rows["enumerate"].results} == {1}
+
+
+def test_shots_are_solved_train_tasks_before_the_question(
+    tmp_path: Path, backend: SandboxBackend, tasks: Sequence[Task]
+) -> None:
+    model = tiny.make(tmp_path / "model", max_position_embeddings=4096).path
+    rows = (AgentSpec("base", model=str(model)), AgentSpec("two", model=str(model), shots=2))
+    played = (EnvironmentSpec("sql-desk", limit=1),)
+    wanted = BenchSpec(played, rows, samples=1, max_turns=1, max_completion_length=4)
+    [page] = finish(begin(tmp_path, wanted, backend), backend)
+    run = RunFolder.open(page.parent)
+    tokenizer: Any = AutoTokenizer.from_pretrained(model)  # pyright: ignore[reportUnknownMemberType]
+
+    def prompt(row: str) -> str:
+        [episode] = run.trajectories(f"eval-{row}")
+        tokens = episode.steps[0].turn.tokens
+        assert tokens
+        return str(tokenizer.decode(tokens.prompt_ids))
+
+    shown = SqlDeskEnv.make_tasks("train", sandbox=backend, display=Silent())[:2]
+    places = [prompt("two").index(SqlDeskEnv.oracle(task)[0]) for task in shown]
+    assert places == sorted(places)
+    assert SqlDeskEnv.oracle(tasks[0])[0] not in prompt("two")
+    question = tasks[0].prompt
+    assert prompt("two").index(question) > places[-1]
+    assert prompt("base").startswith(prompt("two")[: prompt("base").index(question) // 2])
+    descriptions = {row.name: row.description for row in load_report(page.parent).rows}
+    assert descriptions["two"].endswith("untouched, shown 2 solved train tasks first")
 
 
 def test_a_script_that_no_environment_has_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from envkit.cli.train import short_settings
 from envkit.errors import UsageError
 from envkit.studies.plan import Lengths, Plan, Speed, plan, probe, require_useful, shortened
 from envkit.training.config import TrainConfig
@@ -14,6 +15,8 @@ from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
 LENGTHS = Lengths(prompt=150, answer=64)
+#: Settings of `make demo MINUTES=3`.
+SHORT = TrainConfig(**short_settings())
 
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
@@ -39,9 +42,9 @@ def test_without_a_warm_start_answers_are_planned_at_the_length_limit() -> None:
 
 def test_a_longer_budget_buys_more_of_everything() -> None:
     short, long, longest = (
-        plan(minutes, SPEED, LENGTHS, TrainConfig(), 446, 646) for minutes in (5, 60, 240)
+        plan(minutes, SPEED, LENGTHS, TrainConfig(), 900, 646) for minutes in (5, 60, 240)
     )
-    assert short.heldout_tasks < long.heldout_tasks < longest.heldout_tasks == 446
+    assert short.heldout_tasks < long.heldout_tasks < longest.heldout_tasks == 900
     assert short.train.sft_examples < long.train.sft_examples == longest.train.sft_examples == 636
     assert 1 <= short.train.max_steps < long.train.max_steps
     played = [sized.train.max_steps * sized.train.groups_per_step for sized in (short, long, longest)]
@@ -52,7 +55,7 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
 
 def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> None:
     usual, longer, several = (
-        plan(20, SPEED, lengths, TrainConfig(max_turns=turns), 446, 646)
+        plan(40, SPEED, lengths, TrainConfig(max_turns=turns), 900, 2000)
         for lengths, turns in ((LENGTHS, 1), (Lengths(600, 64), 1), (LENGTHS, 4))
     )
     for other in (longer, several):
@@ -110,9 +113,9 @@ def test_a_busy_machine_is_reported_and_measured_again(monkeypatch: pytest.Monke
 def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
     quiet = Speed(learn=288.0, prefill=868.0, step_s=0.045, row_s=0.00125)  # two cores, measured
     halved = Speed(learn=144.0, prefill=434.0, step_s=0.09, row_s=0.0025)
-    for speed, tasks in ((quiet, 16), (halved, 8)):
-        require_useful(3, speed, LENGTHS, TrainConfig(), 446, 646)
-        sized = plan(3, speed, LENGTHS, TrainConfig(), 446, 646)
+    for speed, tasks in ((quiet, 23), (halved, 16)):
+        require_useful(3, speed, LENGTHS, SHORT, 446, 646)
+        sized = plan(3, speed, LENGTHS, SHORT, 446, 646)
         assert sized.heldout_tasks == tasks
         assert sized.train.sft_examples >= 24
         assert sized.train.max_steps >= 2

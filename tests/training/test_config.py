@@ -50,6 +50,10 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"shaping": {"tries": "1"}}, "shaping.tries is '1'; expected float"),
         ({"shaping": {"tries": float("inf")}}, "shaping.tries is inf; it must be positive and finite"),
         ({"shaping": {"tries": -1}}, "shaping.tries is -1.0; it must be positive and finite"),
+        (
+            {"shaping": {"tries": 0.2}, "advantage": "solved"},
+            "advantage 'solved' ignores rewards, and so shaping",
+        ),
         ({"shaping": 1}, "shaping is 1; expected a table"),
         ({"loss_type": "ppo"}, "loss_type is 'ppo'; expected one of: dapo, grpo, dr_grpo, cispo"),
         ({"importance_sampling_level": "turn"}, "importance_sampling_level is 'turn'; expected one of: "),

@@ -234,21 +234,34 @@ def test_a_shaped_reward_gives_gradients_without_changing_the_reported_reward(
     (plain,) = train(make(tmp_path / "plain", hopeless, env=NeverSolved))
     assert (plain.mixed, plain.grad_norm) == (0.0, 0.0)
     shaping = {"has_an_e": 0.5, "is_of_another_environment": 1.0}
-    (shaped,) = train(
-        make(tmp_path / "shaped", dataclasses.replace(hopeless, shaping=shaping), env=NeverSolved)
-    )
+    config = dataclasses.replace(hopeless, shaping=shaping)
+    (shaped,) = train(make(tmp_path / "shaped", config, env=NeverSolved))
     assert shaped.reward == 0
     assert shaped.grad_norm > 0
     played, size = episodes(tmp_path / "shaped"), CONFIG.num_generations
     groups = [played[start : start + size] for start in range(0, len(played), size)]
     assert shaped.mixed == 0
-    for group, lesson in zip(groups, training_groups(StepRollouts(groups, 0.0), shaping), strict=True):
+    for group, lesson in zip(groups, training_groups(StepRollouts(groups, 0.0), config), strict=True):
         said = [trajectory.scores["has_an_e"] for trajectory in group]
         wanted = [0.5 * (each - sum(said) / size) for each in said]
         assert [row.advantages[0] for row in lesson.rows] == pytest.approx(wanted)
         assert [row.advantages[-1] for row in lesson.rows] == pytest.approx(wanted)
         caught = [dataclasses.replace(t, info={**t.info, "verdict": "TAMPERED"}) for t in group]
-        assert not training_groups(StepRollouts([caught], 0.0), shaping)[0].has_gradient
+        assert not training_groups(StepRollouts([caught], 0.0), config)[0].has_gradient
+
+
+def test_rejection_sampling_learns_from_all_solved_episodes_and_no_other(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, advantage="solved")
+    (metrics,) = train(make(tmp_path / "run", config))
+    played, size = episodes(tmp_path / "run"), CONFIG.num_generations
+    groups = [played[start : start + size] for start in range(0, len(played), size)]
+    lessons = training_groups(StepRollouts(groups, 0.0), config)
+    for group, lesson in zip(groups, lessons, strict=True):
+        for episode, row in zip(group, lesson.rows, strict=True):
+            assert {*row.advantages} <= {float(episode.solved), 0.0}
+        assert lesson.has_gradient == any(episode.solved for episode in group)
+    assert {episode.solved for episode in played} == {True, False}
+    assert metrics.grad_norm > 0
 
 
 @pytest.mark.parametrize(
