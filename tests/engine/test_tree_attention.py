@@ -2,24 +2,13 @@
 
 from __future__ import annotations
 
-import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
-from envkit.engine.tree_attention import tree_attention
+from envkit.engine.tree_attention import in_one, tree_attention
 
 K, R, G, C, P, D = 2, 3, 4, 5, 7, 8
 SHAPES = ((K, R, G, C, D), (K, P, D), (K, P, D), (K, R, C, D), (K, R, C, D))
-
-
-def by_pytorch(query: Tensor, key_P: Tensor, value_P: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    keys, values = (
-        torch.cat([shared[:, None].expand(-1, R, -1, -1), own], dim=2)[:, :, None].expand(-1, -1, G, -1, -1)
-        for shared, own in ((key_P, key), (value_P, value))
-    )
-    mask = torch.ones(C, P + C, dtype=torch.bool).tril(P)
-    return scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=0.5)
 
 
 def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
@@ -27,11 +16,9 @@ def inputs(dtype: torch.dtype = torch.float32) -> list[Tensor]:
     return [torch.randn(shape).to(dtype).requires_grad_() for shape in SHAPES]
 
 
-@pytest.mark.parametrize("held", [1, 2 * G * C * (P + C), 10**9])
-def test_pieces_equal_pytorch(held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("envkit.engine.tree_attention._SCORES", held)
+def test_the_joined_parts_equal_one_attention() -> None:
     ours, theirs = inputs(), inputs()
-    found, expected = tree_attention(*ours, 0.5), by_pytorch(*theirs)
+    found, expected = tree_attention(*ours, 0.5), in_one(*theirs, 0.5)
     torch.testing.assert_close(found, expected)
     upstream = torch.randn_like(expected)
     torch.testing.assert_close(
@@ -42,11 +29,11 @@ def test_pieces_equal_pytorch(held: int, monkeypatch: pytest.MonkeyPatch) -> Non
 def test_bfloat16_is_as_near_to_the_truth_as_pytorch() -> None:
     exact = [part.detach().double().requires_grad_() for part in inputs(torch.bfloat16)]
     upstream = torch.randn(SHAPES[0]).bfloat16()
-    wanted = torch.autograd.grad(by_pytorch(*exact), exact, upstream.double())
+    wanted = torch.autograd.grad(in_one(*exact, 0.5), exact, upstream.double())
 
     def distance(way: str) -> float:
         given = inputs(torch.bfloat16)
-        out = tree_attention(*given, 0.5) if way == "ours" else by_pytorch(*given)
+        out = tree_attention(*given, 0.5) if way == "ours" else in_one(*given, 0.5)
         found = torch.autograd.grad(out, given, upstream)
         return sum(
             float((some.double() - other).norm() / other.norm())
