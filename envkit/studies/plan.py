@@ -356,7 +356,7 @@ def _divide_with(
     prefilled = lengths.prompt + group_size * later
     row_s = speed.row_s * (1 + _LATER_ROW * (turns - 1)) / turns
     group_s = prefilled / speed.prefill + unshared * row_s + turns * group_size * _ENV_TURN_S
-    group_s += _MIXED_GROUPS * (prefilled + unshared) / speed.learn
+    group_s += config.num_iterations * _MIXED_GROUPS * (prefilled + unshared) / speed.learn
     base_s = turns * longest * speed.step_s  # of a step, whatever its number of groups
     groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - base_s) / group_s))
     steps = max(int(left_s / (base_s + groups * group_s)), 1)

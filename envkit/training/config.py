@@ -58,9 +58,11 @@ class TrainConfig:
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
+        num_iterations: gradient steps on each batch of episodes; ``epsilon`` limits how far later ones go. On
+            a CPU, a further one costs about as much time as new episodes. Only with backend ``"envkit"``.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
-        epsilon: the probability ratio is clipped below at ``1 - epsilon``. With one gradient step per batch,
-            the ratio differs from 1 only by rounding, so this acts only if an engine is not exact.
+        epsilon: the probability ratio is clipped below at ``1 - epsilon``. In the first gradient step on a
+            batch, the ratio differs from 1 only by rounding, so this acts only if an engine is not exact.
         epsilon_high: the ratio is clipped above at ``1 + epsilon_high``; ``None`` means ``epsilon``. With
             ``"cispo"`` it is the upper limit itself, at least 1 (5.0 is usual).
         beta: weight of the KL divergence from the model without its adapter. Above 0, every step costs one
@@ -107,6 +109,7 @@ class TrainConfig:
     loss_type: str = "dapo"
     advantage: str = "group"
     shaping: Mapping[str, float] = dataclasses.field(default_factory=dict[str, float])
+    num_iterations: int = 1
     importance_sampling_level: str = "token"
     epsilon: float = 0.2
     epsilon_high: float | None = None
@@ -164,6 +167,10 @@ class TrainConfig:
             raise ConfigError(
                 f"max_context_length is {self.max_context_length}; backend 'trl' cannot train truncated "
                 "contexts: set it to 0"
+            )
+        if self.backend == "trl" and self.num_iterations > 1:
+            raise ConfigError(
+                f"num_iterations is {self.num_iterations}; backend 'trl' takes one step a batch: set it to 1"
             )
         if self.backend == "trl" and self.importance_sampling_mode != "none":
             raise ConfigError(
@@ -223,6 +230,7 @@ _MINIMUM = {
     "alarm_steps": 0,
     "groups_per_step": 1,
     "num_generations": 2,
+    "num_iterations": 1,
     "max_completion_length": 1,
     "max_context_length": 0,
     "save_steps": 1,
@@ -239,6 +247,7 @@ _MAXIMUM = {
     "sft_batch_size": 4096,
     "groups_per_step": 4096,
     "num_generations": 4096,
+    "num_iterations": 64,
     "max_completion_length": 2**17,
     "max_tokens_per_forward": 2**20,
     "kv_cache_mb": 2**20,

@@ -1,18 +1,19 @@
 """LoRA reinforcement learning with GRPO: the whole training loop.
 
 GRPO (arXiv:2402.03300) without standard-deviation scaling (arXiv:2503.20783), a token-level loss by default
-(DAPO, arXiv:2503.14476), and one advantage per turn. Each batch of rollouts gives one gradient step, on the
-exact tokens and log-probabilities that were recorded while sampling.
+(DAPO, arXiv:2503.14476), and one advantage per turn. Each batch of rollouts gives one
+gradient step or several, on the exact tokens and log-probabilities that were recorded while sampling.
 """
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from typing import final
+from typing import Any, final
 
 import torch
 from torch import Tensor
@@ -25,7 +26,7 @@ from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.heap import HeapLimit
 from envkit.training.logprobs import ReadPrompt
 from envkit.training.loss import StepSize, policy_loss
-from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, step_metrics
+from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, joined, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
 from envkit.training.rollouts import RolloutCollector, StepRollouts
 
@@ -54,6 +55,8 @@ class Trainer(ABC):
         self._curriculum = collector.curriculum.state()
         #: Why training must not continue; empty if nothing is wrong.
         self.alarm = ""
+        #: Weights and optimizer state before the first of a step's several updates.
+        self._before: tuple[list[Tensor], dict[str, Any]] | None = None
 
     @abstractmethod
     def train(self, on_step: OnStep) -> None:
@@ -89,7 +92,7 @@ class Trainer(ABC):
 
     def log(self, metrics: StepMetrics) -> None:
         """Write a step to the journal and check it for an alarm."""
-        self.step, self._curriculum = metrics.step, self.collector.curriculum.state()
+        self.step, self._curriculum, self._before = metrics.step, self.collector.curriculum.state(), None
         self._metrics.append({"phase": "rl", **asdict(metrics)})
         self.alarm = alarm_of(metrics, self._config)
 
@@ -104,15 +107,32 @@ class Trainer(ABC):
 
     def drop_step(self) -> None:
         """Drop an unfinished step because the user asked to stop; save the last finished one."""
+        self._undo_updates()
         self._optimizer.zero_grad(set_to_none=True)
         if self.step:
             self.save()
 
     def fail(self, reason: str) -> None:
         """End training because the next step failed: save the last good step and the reason."""
+        self._undo_updates()
         self.save()
         self.store.record_failure(reason)
         self.alarm = reason
+
+    def before_updates(self) -> None:
+        """Remember the state before a step of several updates: a stop between them drops the whole step."""
+        if self._config.num_iterations > 1:
+            weights = [parameter.detach().clone() for parameter in self._policy.trainable()]
+            self._before = weights, copy.deepcopy(self._optimizer.state_dict())
+
+    def _undo_updates(self) -> None:
+        if self._before is not None:
+            weights, optimizer = self._before
+            with torch.no_grad():
+                for parameter, before in zip(self._policy.trainable(), weights, strict=True):
+                    parameter.copy_(before)
+            self._optimizer.load_state_dict(optimizer)
+            self._before = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +164,11 @@ class GRPOTrainer(Trainer):
                 return
             try:
                 rollouts = self.collector.collect(step)  # pick tasks, play a group of episodes of each
-                gradient = self.backward(rollouts)  # advantages, loss
-                metrics = self.update(gradient)  # one optimizer step
+                self.before_updates()
+                updates = [
+                    self.update(self.backward(rollouts))  # advantages, loss; one optimizer step
+                    for _ in range(self._config.num_iterations)
+                ]
             except Stopped:
                 self.drop_step()
                 raise
@@ -153,7 +176,7 @@ class GRPOTrainer(Trainer):
                 self.fail(str(error))
                 return
             heap.after_step()
-            if not self.finish_step(metrics, on_step):  # log, save
+            if not self.finish_step(joined(updates), on_step):  # log, save
                 return
 
     def backward(self, rollouts: StepRollouts) -> Gradient:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from envkit.rollout import raised
@@ -89,6 +89,20 @@ def step_metrics(
         hacked=sum(rejected) / max(len(rejected), 1),
         rollout_s=rollouts.seconds,
         learn_s=learn_s,
+    )
+
+
+def joined(updates: Sequence[StepMetrics]) -> StepMetrics:
+    """The metrics of a step with several updates on the same rollouts.
+
+    ``loss``, ``drift`` and ``kl`` are the first update's, made at the weights that sampled; ``grad_norm`` and
+    ``clipped`` are means; ``learn_s`` is the sum.
+    """
+    return replace(
+        updates[0],
+        grad_norm=sum(each.grad_norm for each in updates) / len(updates),
+        clipped=sum(each.clipped for each in updates) / len(updates),
+        learn_s=sum(each.learn_s for each in updates),
     )
 
 

@@ -7,8 +7,31 @@ from collections.abc import Callable, Sequence
 from envkit.errors import Stopped, StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.heap import HeapLimit
-from envkit.training.metrics import StepMetrics
-from envkit.training.rollouts import collect_all
+from envkit.training.metrics import StepMetrics, joined
+from envkit.training.rollouts import StepRollouts, collect_all
+
+
+def _update_all(
+    learners: Sequence[tuple[GRPOTrainer, StepRollouts]],
+) -> tuple[list[tuple[GRPOTrainer, StepMetrics]], list[tuple[GRPOTrainer, str]]]:
+    """Take every trainer's gradient steps on its rollouts; returns their metrics, and why others failed."""
+    updates: dict[GRPOTrainer, list[StepMetrics]] = {trainer: [] for trainer, _ in learners}
+    failed: dict[GRPOTrainer, str] = {}
+    for trainer in updates:
+        trainer.before_updates()
+    for _ in range(learners[0][0].collector.config.num_iterations):
+        # All gradients before the first update: a stop finds all adapters at the same step.
+        gradients = [
+            (trainer, trainer.backward(rollouts)) for trainer, rollouts in learners if trainer not in failed
+        ]
+        for trainer, gradient in gradients:
+            try:
+                updates[trainer].append(trainer.update(gradient))
+            except TrainingError as error:
+                failed[trainer] = str(error)
+    return [(trainer, joined(made)) for trainer, made in updates.items() if trainer not in failed], [
+        *failed.items()
+    ]
 
 
 def resume_seeds(trainers: Sequence[Trainer]) -> None:
@@ -63,19 +86,11 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
     while wants_more and (active := [trainer for trainer in trainers if not trainer.is_done()]):
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
-            # All gradients before the first update: a stop finds all adapters at the same step.
-            gradients = [trainer.backward(step) for trainer, step in zip(active, rollouts, strict=True)]
+            updated, failed = _update_all([*zip(active, rollouts, strict=True)])
         except Stopped:
             for trainer in active:
                 trainer.drop_step()
             raise
-        updated: list[tuple[GRPOTrainer, StepMetrics]] = []
-        failed: list[tuple[GRPOTrainer, str]] = []
-        for trainer, gradient in zip(active, gradients, strict=True):
-            try:
-                updated.append((trainer, trainer.update(gradient)))
-            except TrainingError as error:
-                failed.append((trainer, str(error)))
         heap.after_step()
         # A list, not a generator: every seed's step is reported.
         wants_more = all([on_step(trainers.index(trainer), metrics) for trainer, metrics in updated])

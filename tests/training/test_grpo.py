@@ -25,7 +25,7 @@ from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_t
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig
 from envkit.training.groups import training_groups
-from envkit.training.grpo import GRPOTrainer
+from envkit.training.grpo import Gradient, GRPOTrainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector, StepRollouts
@@ -513,16 +513,43 @@ def test_a_gradient_that_is_not_finite_ends_the_run(make: Make, tmp_path: Path) 
     assert again.alarm == "step 2: the gradient is not finite; lower learning_rate"
 
 
+def test_a_stop_between_the_updates_of_a_step_undoes_them(make: Make, tmp_path: Path) -> None:
+    trainer = make(tmp_path / "run", dataclasses.replace(CONFIG, num_iterations=2, save_steps=9))
+    train(trainer, until=1)
+    before, update = tiny.weights(trainer.collector.policy), trainer.update
+
+    def stopping(gradient: Gradient) -> StepMetrics:
+        trainer.collector.rollouts.should_stop = lambda: True
+        return update(gradient)
+
+    trainer.update = stopping  # type: ignore[method-assign]
+    with pytest.raises(Stopped):
+        train(trainer)
+    assert trainer.step == 1
+    assert tiny.equal(before, tiny.weights(trainer.collector.policy))
+
+
+def test_later_updates_on_a_batch_are_clipped(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=1, learning_rate=0.1, warmup_steps=0)
+    (once,) = train(make(tmp_path / "once", config))
+    (twice,) = train(make(tmp_path / "twice", dataclasses.replace(config, num_iterations=2)))
+    assert once.clipped == 0 < twice.clipped
+    assert (twice.loss, twice.drift) == (once.loss, once.drift)
+    assert adapter(tmp_path / "once") != adapter(tmp_path / "twice")
+
+
+@pytest.mark.parametrize("iterations", [1, 3])
 @pytest.mark.parametrize("polls", [3, 17, 40, 75])
 def test_a_stop_within_a_step_discards_it_and_resumes_to_the_same_bits(
-    make: Make, tmp_path: Path, polls: int
+    make: Make, tmp_path: Path, polls: int, iterations: int
 ) -> None:
-    straight = train(make(tmp_path / "straight"))
-    stopped = make(tmp_path / "stopped")
+    config = dataclasses.replace(CONFIG, num_iterations=iterations)
+    straight = train(make(tmp_path / "straight", config))
+    stopped = make(tmp_path / "stopped", config)
     stopped.collector.rollouts.should_stop = stop_after(polls)
     with pytest.raises(Stopped):
         train(stopped)
-    again = make(tmp_path / "stopped")
+    again = make(tmp_path / "stopped", config)
     again.resume()
     assert without_times(train(again)) == without_times(straight)[stopped.step :]
     assert adapter(tmp_path / "stopped") == adapter(tmp_path / "straight")

@@ -97,12 +97,13 @@ def test_siblings_share_the_base_and_have_separate_adapters(ref: ModelRef, tmp_p
     assert (tmp_path / "adapter_model.safetensors").exists()
 
 
-def test_each_seed_trains_as_it_would_alone(make: Make, tmp_path: Path) -> None:
-    together = make(tmp_path / "together")
+@pytest.mark.parametrize("iterations", [1, 2])
+def test_each_seed_trains_as_it_would_alone(make: Make, tmp_path: Path, iterations: int) -> None:
+    together = make(tmp_path / "together", num_iterations=iterations)
     before = weights(together)
     metrics = train(together)
     for number, seed in enumerate(SEEDS):
-        alone = make(tmp_path / "alone", [seed])
+        alone = make(tmp_path / "alone", [seed], num_iterations=iterations)
         alone[0].train(lambda _: True)
         played_together, played_alone = (
             [(t["key"], [step["turn"]["text"] for step in t["steps"]]) for t in read_lines(file)]
@@ -132,17 +133,23 @@ def test_resuming_from_the_last_common_step_gives_the_same_bits(make: Make, tmp_
         assert tiny.equal(one, other)
 
 
-@pytest.mark.parametrize("polls", [45, *(pytest.param(polls, marks=pytest.mark.slow) for polls in (20, 70))])
+@pytest.mark.parametrize(
+    ("polls", "iterations"),
+    [
+        (45, 1),
+        *(pytest.param(*each, marks=pytest.mark.slow) for each in ((20, 1), (70, 1), (45, 2), (60, 2))),
+    ],
+)
 def test_a_stop_within_a_step_leaves_all_seeds_at_the_same_step(
-    make: Make, tmp_path: Path, polls: int
+    make: Make, tmp_path: Path, polls: int, iterations: int
 ) -> None:
-    straight = make(tmp_path / "straight")
+    straight = make(tmp_path / "straight", num_iterations=iterations)
     train(straight)
-    stopped = make(tmp_path / "stopped", save_steps=9)
+    stopped = make(tmp_path / "stopped", save_steps=9, num_iterations=iterations)
     stopped[0].collector.rollouts.should_stop = stop_after(polls)
     with pytest.raises(Stopped):
         train(stopped)
-    again = make(tmp_path / "stopped")
+    again = make(tmp_path / "stopped", num_iterations=iterations)
     resume_seeds(again)
     assert {trainer.step for trainer in again} == {stopped[0].step}
     train(again)
