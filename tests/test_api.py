@@ -17,8 +17,10 @@ import tiny
 
 import envkit
 from envkit import api
+from envkit.api.common import short_tasks
 from envkit.api.training import _adapters
-from envkit.environments.code_editor import starter_tasks
+from envkit.benchmark.report import load_report
+from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.errors import StoreError, TaskFileError, UsageError
 from envkit.store import RunFolder
 from envkit.types import Task
@@ -84,10 +86,31 @@ def trained(
         config=config,
         tasks=tasks,
         heldout_tasks=heldout,
+        max_task_chars=max(map(size, [*tasks, *heldout])),
         allow_unaudited=True,
         root=folder / "runs",
         display="quiet",
     )
+
+
+def size(task: Task) -> int:
+    return len(task.prompt) + sum(map(len, task.files.values()))
+
+
+def test_short_tasks_are_kept_and_a_report_says_so(
+    trained: envkit.TrainResult, tasks: Sequence[Task], heldout: Sequence[Task]
+) -> None:
+    limit = sorted(map(size, tasks))[1]
+    kept, count = short_tasks({CodeEditorEnv: tasks}, limit)
+    assert kept == {CodeEditorEnv: [task for task in tasks if size(task) <= limit]}
+    assert count == "2 of 4"
+    with pytest.raises(
+        UsageError, match="code-editor has at most 9 characters; the shortest has"
+    ):
+        short_tasks({CodeEditorEnv: tasks}, 9)
+    longest = max(map(size, [*tasks, *heldout]))
+    note = f"Only tasks of at most {longest} characters are used: 4 of 4 to train on, 2 of 2 held out."
+    assert note in load_report(trained.run).warnings
 
 
 def test_a_training_run_has_a_typed_result(trained: envkit.TrainResult) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -80,6 +80,29 @@ def load_tasks(
     for task in tasks:
         kind.validate_task(task)
     return tasks
+
+
+def short_tasks(
+    tasks: Mapping[type[Env], Sequence[Task]], max_chars: int
+) -> tuple[dict[type[Env], list[Task]], str]:
+    """Keep the tasks whose prompt and files have together at most ``max_chars`` characters.
+
+    Returns:
+        The tasks of each environment, and how many they are of how many.
+
+    Raises:
+        UsageError: an environment has none.
+    """
+    kept: dict[type[Env], list[Task]] = {}
+    for kind, given in tasks.items():
+        lengths = {task.id: len(task.prompt) + sum(map(len, task.files.values())) for task in given}
+        kept[kind] = [task for task in given if lengths[task.id] <= max_chars]
+        if not kept[kind]:
+            raise UsageError(
+                f"no task of environment {kind.id} has at most {max_chars} characters; the shortest has "
+                f"{min(lengths.values(), default=0)}"
+            )
+    return kept, f"{sum(map(len, kept.values())):,} of {sum(map(len, tasks.values())):,}"
 
 
 def require_train_split(tasks: Sequence[Task], source: Tasks | None) -> None:

@@ -17,6 +17,7 @@ from envkit.api.common import (
     isolated_backend,
     load_tasks,
     require_train_split,
+    short_tasks,
 )
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SFTResult, TrainResult, read_report
@@ -43,6 +44,7 @@ def train(
     tasks: Tasks | None = None,
     heldout_tasks: Tasks | None = None,
     split: str = "heldout",
+    max_task_chars: int | None = None,
     model: Path | str | None = None,
     backend: str | None = None,
     engine: str | None = None,
@@ -69,6 +71,8 @@ def train(
         heldout_tasks: tasks to measure on, or their file; by default the environment's own.
         split: which of the environment's own tasks to measure on: ``"heldout"`` to choose settings by, or
             ``"test"`` for a final report; each opening of test tasks is counted.
+        max_task_chars: train and measure on short tasks only: those whose prompt and files have together at
+            most so many characters.
         model: model id, folder or hub id; by default the one of ``config``.
         backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
@@ -122,15 +126,26 @@ def train(
         train_tasks = {kind: load_tasks(kind, tasks, "train", sandbox_backend, progress) for kind in kinds}
         for found in train_tasks.values():
             require_train_split(found, tasks)
+        measured = {kind: load_tasks(kind, heldout_tasks, split, sandbox_backend, progress) for kind in kinds}
+        note = ""
+        if max_task_chars is not None:
+            train_tasks, to_train = short_tasks(train_tasks, max_task_chars)
+            measured, to_measure = short_tasks(measured, max_task_chars)
+            note = (
+                f"Only tasks of at most {max_task_chars} characters are used: {to_train} to train on, "
+                f"{to_measure} held out."
+            )
+            progress.say(note)
         planned = before_after_setup.prepare(
             settings,
             minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
             train_tasks,
-            {kind: load_tasks(kind, heldout_tasks, split, sandbox_backend, progress) for kind in kinds},
+            measured,
             backend=sandbox_backend,
             display=progress,
             command=command or command_of("train", repr(names[0] if len(names) == 1 else names)),
             evaluate=evaluate,
+            note=note,
         )
         if len(chosen) > 1:
             run = before_after_seeds.start(Path(root), planned, chosen)

@@ -42,9 +42,13 @@ Model = Annotated[
 ]
 
 
+#: Most characters of a task in a demo that must be over soon, and in a usual one. Longer ones need more time.
+_SHORTEST_TASKS, _SHORT_TASKS = 400, 500
+
+
 def short_settings() -> dict[str, int]:
     """Settings of a demo that must be over soon: one turn, short answers, small steps."""
-    return {"max_turns": 1, "max_completion_length": 160, "num_generations": 8, "groups_per_step": 4}
+    return {"max_turns": 1, "max_completion_length": 128, "num_generations": 8, "groups_per_step": 4}
 
 
 def demo(
@@ -55,9 +59,16 @@ def demo(
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
-    """Train and report in one go: tasks, warm start, LoRA RL, before/after report. A CPU is enough."""
-    config = short_settings() if minutes < SHORT_MINUTES else None
-    result = api.train(config=config, minutes=minutes, seeds=seed, root=root, command=command_line())
+    """Train on short tasks and report, in one go: warm start, LoRA RL, before and after. A CPU is enough."""
+    is_short = minutes < SHORT_MINUTES
+    result = api.train(
+        config=short_settings() if is_short else {"max_turns": 1},
+        minutes=minutes,
+        seeds=seed,
+        max_task_chars=_SHORTEST_TASKS if is_short else _SHORT_TASKS,
+        root=root,
+        command=command_line(),
+    )
     _print(result, as_json)
 
 
@@ -92,6 +103,13 @@ def train(
     tasks: Tasks = None,
     heldout: Heldout = None,
     split: Split = "heldout",
+    max_task_chars: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            help="Train and measure on short tasks only, whose prompt and files have at most N characters.",
+        ),
+    ] = None,
     model: Model = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Trainer that takes the steps: envkit or trl.")
@@ -120,6 +138,7 @@ def train(
             "tasks": tasks,
             "heldout": heldout,
             "split": None if split == "heldout" else split,
+            "max-task-chars": max_task_chars,
             "model": model,
             "backend": backend,
             "engine": engine,
@@ -139,6 +158,7 @@ def train(
         tasks=tasks,
         heldout_tasks=heldout,
         split=split,
+        max_task_chars=max_task_chars,
         model=model,
         backend=backend,
         engine=engine,

@@ -299,7 +299,10 @@ class Decode:
             return
         for row, length in enumerate(lengths):
             if length < max(lengths):
-                self._mask(row, self.used + length, self.used + max(lengths))
+                empty = slice(self.used + length, self.used + max(lengths))
+                self._mask(row, empty.start, empty.stop)
+                for buffer in (*self._keys, *self._values):
+                    buffer[row, :, empty] = 0  # masked slots must be finite
         self.used += max(lengths)
 
     def restore(self, rows: Sequence[RowCache]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, cast, final
 
@@ -226,12 +226,11 @@ class TorchEngine(AdapterEngine):
         layout.restore(rows)
         adapters = [requests[group[0]].adapter for group in wave]
         logits: list[Tensor] = []
-        count = max(_PREFILL_TOKENS // fresh, 1)
-        for start in range(0, len(branches), count):
+        for piece in _pieces([len(ids) for ids in added], _PREFILL_TOKENS):
             raise_if_stopped(should_stop)
-            piece = slice(start, min(start + count, len(branches)))
             layout.select(piece)
-            logits.append(self._read(added[piece], read[piece], fresh, layout, adapters))
+            width = max(map(len, added[piece]))
+            logits.append(self._read(added[piece], read[piece], width, layout, adapters))
         layout.advance([len(ids) for ids in added])
         layout.select(slice(0, len(branches)))
         return _Start(prefix, lengths, layout, torch.cat(logits), branches)
@@ -352,6 +351,21 @@ class TorchEngine(AdapterEngine):
         return self._decoder(
             input_ids=ids_BS, position_ids=positions_BS, use_cache=False, layout=layout
         ).last_hidden_state
+
+
+def _pieces(lengths: Sequence[int], limit: int) -> Iterator[slice]:
+    """Cut rows into consecutive pieces of at most ``limit`` tokens, padding included, but at least one row.
+
+    >>> [*_pieces([3, 4, 9, 1, 1], 10)]
+    [slice(0, 2, None), slice(2, 3, None), slice(3, 5, None)]
+    """
+    start = widest = 0
+    for row, length in enumerate(lengths):
+        widest = max(widest, length)
+        if row > start and widest * (row - start + 1) > limit:
+            yield slice(start, row)
+            start, widest = row, length
+    yield slice(start, len(lengths))
 
 
 def _to_list(values: Tensor) -> list[Any]:

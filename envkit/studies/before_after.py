@@ -82,7 +82,7 @@ class BeforeAfter:
         study = reopen(run, kinds)
         manifest = study.facts
         #: Sentences that a reader of the report must see.
-        self._notes: list[str] = []
+        self._notes: list[str] = [str(note)] if (note := manifest.get("note")) else []
         code = training_code_digest()
         if manifest.get("training_code", code) != code:
             self._notes.append(

@@ -63,6 +63,7 @@ def prepare(
     display: Display,
     command: str,
     evaluate: bool = True,
+    note: str = "",
 ) -> Study:
     """Size a new study for this machine.
 
@@ -78,6 +79,7 @@ def prepare(
         display: shows the plan.
         command: the command line, for the report.
         evaluate: measure on the held-out tasks before and after training; if False, the run only trains.
+        note: a sentence about the tasks that a reader of the report must see.
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
@@ -125,6 +127,7 @@ def prepare(
     )
     facts = {
         "evaluate": evaluate,
+        "note": note,
         "command": command,
         "commit": commit(),
         "model": config.model,
