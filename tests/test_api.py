@@ -104,9 +104,7 @@ def test_short_tasks_are_kept_and_a_report_says_so(
     kept, count = short_tasks({CodeEditorEnv: tasks}, limit)
     assert kept == {CodeEditorEnv: [task for task in tasks if size(task) <= limit]}
     assert count == "2 of 4"
-    with pytest.raises(
-        UsageError, match="code-editor has at most 9 characters; the shortest has"
-    ):
+    with pytest.raises(UsageError, match="code-editor has at most 9 characters; the shortest has"):
         short_tasks({CodeEditorEnv: tasks}, 9)
     longest = max(map(size, [*tasks, *heldout]))
     note = f"Only tasks of at most {longest} characters are used: 4 of 4 to train on, 2 of 2 held out."

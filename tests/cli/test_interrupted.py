@@ -84,7 +84,7 @@ def go_on(home: Path, folder: Path) -> None:
     assert {r["step"] for r in run.records("metrics") if r["phase"] == "rl"} == set(range(1, STEPS + 1))
     for row in ("base", "RL"):
         keys = [trajectory.key for trajectory in run.trajectories(f"eval-{row}")]
-        assert len(keys) == len(set(keys)) == 2 * 8
+        assert len(keys) == len(set(keys)) == 2 * 4
 
 
 def test_the_first_ctrl_c_saves_reports_and_says_how_to_continue(home: Path) -> None:

@@ -116,7 +116,7 @@ def test_a_run_ends_with_a_report_of_every_row(
     assert [point.step for point in data.training] == [1, 2]
     assert not data.warnings
     base = data.rows[len(SCRIPTS)]
-    assert all(item.samples == 8 for item in base.results)
+    assert all(item.samples == 4 for item in base.results)
     assert all(item.seconds > 0 for row in data.rows for item in row.results)
     assert data.isolation == "sandbox"
     assert len([*(run.path / "tensorboard").iterdir()]) == 2  # of the warm start and of RL

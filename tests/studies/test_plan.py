@@ -113,7 +113,7 @@ def test_a_busy_machine_is_reported_and_measured_again(monkeypatch: pytest.Monke
 def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
     quiet = Speed(learn=288.0, prefill=868.0, step_s=0.045, row_s=0.00125)  # two cores, measured
     halved = Speed(learn=144.0, prefill=434.0, step_s=0.09, row_s=0.0025)
-    for speed, tasks in ((quiet, 23), (halved, 16)):
+    for speed, tasks in ((quiet, 26), (halved, 16)):
         require_useful(3, speed, LENGTHS, SHORT, 446, 646)
         sized = plan(3, speed, LENGTHS, SHORT, 446, 646)
         assert sized.heldout_tasks == tasks
