@@ -27,7 +27,7 @@ DEFAULT_MINUTES = 25.0
 #: Prompt and answer lengths of the timing, in tokens: typical of the code editor's tasks.
 _PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
 #: Tokens sampled per turn of a held-out episode beyond a prefix shared with the task's other episodes, as a
-#: multiple of the right answer's length: for a trained model, and for the base model, which talks.
+#: multiple of the right answer's length: for a trained model, and for the longer ones of the base.
 _TRAINED_LENGTH, _BASE_LENGTH = 0.5, 1.3
 #: Longest answer of a batch, as a multiple of the right one's length: of a trained model, and of the base.
 _LONGEST, _LONGEST_OF_BASE = 3, 4

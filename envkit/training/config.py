@@ -58,8 +58,8 @@ class TrainConfig:
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
-        num_iterations: gradient steps on each batch of episodes; ``epsilon`` limits how far later ones go. On
-            a CPU, a further one costs about as much time as new episodes. Only with backend ``"envkit"``.
+        num_iterations: gradient steps on each batch of episodes; ``epsilon`` limits how far later ones go.
+            Each costs another pass of the learner over the batch. Only with backend ``"envkit"``.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
         epsilon: the probability ratio is clipped below at ``1 - epsilon``. In the first gradient step on a
             batch, the ratio differs from 1 only by rounding, so this acts only if an engine is not exact.

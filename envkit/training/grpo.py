@@ -1,8 +1,8 @@
 """LoRA reinforcement learning with GRPO: the whole training loop.
 
 GRPO (arXiv:2402.03300) without standard-deviation scaling (arXiv:2503.20783), a token-level loss by default
-(DAPO, arXiv:2503.14476), and one advantage per turn. Each batch of rollouts gives one
-gradient step or several, on the exact tokens and log-probabilities that were recorded while sampling.
+(DAPO, arXiv:2503.14476), and one advantage per turn. Each batch of rollouts gives one gradient step, or
+``num_iterations`` of them, on the exact tokens and log-probabilities that were recorded while sampling.
 """
 
 from __future__ import annotations
