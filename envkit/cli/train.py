@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
@@ -46,9 +47,15 @@ Model = Annotated[
 _SHORTEST_TASKS, _SHORT_TASKS = 400, 500
 
 
-def short_settings() -> dict[str, int]:
-    """Settings of a demo that must be over soon: one turn, short answers, small steps."""
-    return {"max_turns": 1, "max_completion_length": 128, "num_generations": 8, "groups_per_step": 4}
+#: One turn, which ends with the first block of code: the untouched model explains it at length.
+_ONE_TURN: Final[Mapping[str, object]] = {"max_turns": 1, "stop_strings": ["\n```\n"]}
+
+
+def demo_settings(minutes: float) -> dict[str, object]:
+    """Training settings of a demo; one that must be over soon has short answers and small steps too."""
+    if minutes >= SHORT_MINUTES:
+        return dict(_ONE_TURN)
+    return {**_ONE_TURN, "max_completion_length": 128, "num_generations": 8, "groups_per_step": 4}
 
 
 def demo(
@@ -60,12 +67,11 @@ def demo(
     as_json: Json = False,
 ) -> None:
     """Train on short tasks and report, in one go: warm start, LoRA RL, before and after. A CPU is enough."""
-    is_short = minutes < SHORT_MINUTES
     result = api.train(
-        config=short_settings() if is_short else {"max_turns": 1},
+        config=demo_settings(minutes),
         minutes=minutes,
         seeds=seed,
-        max_task_chars=_SHORTEST_TASKS if is_short else _SHORT_TASKS,
+        max_task_chars=_SHORTEST_TASKS if minutes < SHORT_MINUTES else _SHORT_TASKS,
         root=root,
         command=command_line(),
     )

@@ -28,7 +28,7 @@ DEFAULT_MINUTES = 25.0
 _PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
 #: Tokens sampled per turn of a held-out episode beyond a prefix shared with the task's other episodes, as a
 #: multiple of the right answer's length: for a trained model, and for the longer ones of the base.
-_TRAINED_LENGTH, _BASE_LENGTH = 0.5, 1.3
+_TRAINED_LENGTH, _BASE_LENGTH = 0.5, 2.5
 #: Longest answer of a batch, as a multiple of the right one's length: of a trained model, and of the base.
 _LONGEST, _LONGEST_OF_BASE = 3, 4
 #: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.

@@ -7,16 +7,16 @@ from typing import cast
 
 import pytest
 
-from envkit.cli.train import short_settings
+from envkit.cli.train import demo_settings
 from envkit.errors import UsageError
 from envkit.studies.plan import Lengths, Plan, Speed, plan, probe, require_useful, shortened
-from envkit.training.config import TrainConfig
+from envkit.training.config import TrainConfig, from_mapping
 from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
 LENGTHS = Lengths(prompt=150, answer=64)
 #: Settings of `make demo MINUTES=3`.
-SHORT = TrainConfig(**short_settings())
+SHORT = from_mapping(demo_settings(3), "demo")
 
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
@@ -113,7 +113,7 @@ def test_a_busy_machine_is_reported_and_measured_again(monkeypatch: pytest.Monke
 def test_three_minutes_are_enough_with_the_second_core_busy() -> None:
     quiet = Speed(learn=288.0, prefill=868.0, step_s=0.045, row_s=0.00125)  # two cores, measured
     halved = Speed(learn=144.0, prefill=434.0, step_s=0.09, row_s=0.0025)
-    for speed, tasks in ((quiet, 26), (halved, 16)):
+    for speed, tasks in ((quiet, 20), (halved, 16)):
         require_useful(3, speed, LENGTHS, SHORT, 446, 646)
         sized = plan(3, speed, LENGTHS, SHORT, 446, 646)
         assert sized.heldout_tasks == tasks
