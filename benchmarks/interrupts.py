@@ -31,7 +31,6 @@ OF_A_RUN = (
     "evaluate base",
     "SFT warm start",
     "evaluate SFT",
-    "estimate difficulty",
     "reinforcement learning",
     "evaluate SFT+RL",
 )

@@ -95,7 +95,7 @@ def train(
         typer.Option(
             metavar="MINUTES",
             help="Time budget after set-up, shared by all seeds. It chooses the number of held-out tasks, "
-            "sft_examples, curriculum_tasks, groups_per_step and max_steps. Default: the config's sizes.",
+            "sft_examples, groups_per_step and max_steps. Default: the config's sizes.",
         ),
     ] = None,
     seed: Annotated[

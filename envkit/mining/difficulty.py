@@ -26,7 +26,7 @@ def difficulty(operator: str, lines: int, killers: int, total: int) -> float:
     """Score a task in [0, 1]; higher is harder.
 
     It grows with the share of calls or tests that the bug passes, with the function's length, and with how
-    little the operator's bugs show on their line. `envkit.training.solve_rates` measures a policy instead.
+    little the operator's bugs show on their line.
 
     Args:
         operator: one of `envkit.mining.mutations.OPERATORS`; anything else counts as the least visible.

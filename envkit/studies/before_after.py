@@ -32,23 +32,20 @@ from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
 from envkit.studies.plan import shortened
 from envkit.studies.provenance import training_code_digest
-from envkit.studies.run_records import Estimate, PhaseTime, Replan
+from envkit.studies.run_records import Replan
 from envkit.studies.timing import Stopwatch, training_seconds
-from envkit.studies.warm_start import demonstrations, run_warm_start, split_for_warm_start
+from envkit.studies.warm_start import run_warm_start, split_for_warm_start
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.metrics import StepMetrics
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
-from envkit.training.solve_rates import solve_rates
 from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
 #: RL steps after which their time is compared with the forecast.
 _FORECAST_CHECK_STEPS: Final = 2
-#: Name of the phase that estimates how hard tasks are.
-_ESTIMATE: Final = "estimate difficulty"
 
 
 @final
@@ -96,6 +93,7 @@ class BeforeAfter:
         self._plan = study.plan
         tasks_per_env = share(study.plan.heldout_tasks, len(kinds))
         heldout = {kind: tasks[:tasks_per_env] for kind, tasks in study.heldout.items()}
+        self._heldout = study.heldout
         self._evals = [
             EnvEval(run, part, kind, heldout[kind], study.plan, backend, display, should_stop)
             for kind, part in parts_of(run, kinds).items()
@@ -121,8 +119,6 @@ class BeforeAfter:
     def _rl_tasks_of(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
         config = self._plan.train
         chosen = split_for_warm_start(tasks)[1] if config.sft_examples else list(tasks)
-        if config.curriculum_tasks:
-            chosen = chosen[: share(config.curriculum_tasks, environments)]
         return chosen if environments == 1 else [_with_prefix(kind, task) for task in chosen]
 
     def run(self) -> list[Path]:
@@ -147,7 +143,7 @@ class BeforeAfter:
             return pages
 
     def begin(self) -> None:
-        """Run every phase before RL: controls, base evaluation, warm start, difficulty estimates.
+        """Run every phase before RL: controls, base evaluation, warm start.
 
         Raises:
             Stopped: the user asked to stop.
@@ -160,7 +156,6 @@ class BeforeAfter:
         if self._is_warm():
             self._sft()
             self._evaluate("SFT")
-        self._estimate()
 
     def finish(self) -> None:
         """Run every phase after RL: the final evaluation.
@@ -183,10 +178,8 @@ class BeforeAfter:
 
     def _claim(self) -> None:
         store, config = CheckpointStore(self._run.path / "checkpoints"), self._plan.train
-        if not self._evaluates or not store.steps() or config.engine != "torch":
-            return
-        folder = store.path(store.steps()[-1])
-        if (folder / CLAIM).exists():
+        folder = store.path(store.steps()[-1]) if store.steps() else self._run.path / "sft"
+        if not folder.exists() or (folder / CLAIM).exists() or config.engine != "torch":
             return
         raise_if_stopped(self._should_stop)
         sampling = ClaimedSampling(
@@ -197,13 +190,12 @@ class BeforeAfter:
             config.max_context_length,
             config.kv_cache_mb,
         )
-        tasks = {one.kind: one.tasks for one in self._evals}
         hardware = ClaimedHardware.here(config.dtype, config.device)
         make_claim(
             folder,
             self.policy,
             config.model,
-            tasks,
+            self._heldout,
             sampling,
             config.seed,
             hardware,
@@ -228,20 +220,9 @@ class BeforeAfter:
         return [env_eval.report(origins, warnings) for env_eval in self._evals]
 
     def copy_shared_results(self, other: BeforeAfter) -> None:
-        """Copy the results of another seed's run that do not depend on the seed.
-
-        Difficulty estimates are copied with their time, because this adapter's training needed them too.
-        """
+        """Copy the results of another seed's run that do not depend on the seed."""
         for env_eval, other_eval in zip(self._evals, other._evals, strict=True):
             env_eval.copy_shared_results(other_eval)
-        if self._is_warm() or self._run.records("difficulty"):
-            return
-        with self._run.journal("difficulty") as journal, self._run.journal("phases") as phases:
-            for time in other._run.read("phases", PhaseTime):
-                if time.phase == _ESTIMATE:
-                    phases.append(asdict(time))
-            for estimate in other._run.read("difficulty", Estimate):  # of the base, equal for all seeds
-                journal.append(asdict(estimate))
 
     def _is_warm(self) -> bool:
         return self._plan.train.sft_examples > 0
@@ -327,31 +308,6 @@ class BeforeAfter:
             save_adapter(self.policy, folder)  # a resumed run loads it instead of training again
             watch.lap()
 
-    def _estimate(self) -> None:
-        """Estimate the current policy's solve rate on each RL task; writes ``difficulty.jsonl``."""
-        config = self._plan.train
-        estimated = {estimate.task for estimate in self._run.read("difficulty", Estimate)}
-        total, done = sum(map(len, self._rl_tasks.values())), len(estimated)
-        if not config.curriculum_tasks or done == total:
-            return
-        self._display.phase(_ESTIMATE, total)
-        with Stopwatch(self._run, _ESTIMATE) as watch, self._run.journal("difficulty") as journal:
-            for kind, tasks in self._rl_tasks.items():
-                missing = [task for task in tasks if task.id not in estimated]
-                shown = (
-                    demonstrations(kind, missing, self._backend, config.max_turns, self._should_stop)
-                    if missing
-                    else []
-                )
-                limits = config.max_completion_length, config.stop_strings
-                rates = solve_rates(self.policy, shown, config.temperature, *limits)
-                for task, rate in zip(missing, rates, strict=True):
-                    raise_if_stopped(self._should_stop)
-                    journal.append(asdict(Estimate(task.id, rate)))
-                    watch.lap()
-                    done += 1
-                    self._display.advance(done, f"{task.metadata.get('operator', '')} {rate:.2f}")
-
     def _train_rl(self) -> None:
         with (
             Rollouts(self.env_factories(), should_stop=self._should_stop) as rollouts,
@@ -405,9 +361,8 @@ class BeforeAfter:
             self._scalars() as scalars,
             Stopwatch(self._run, "reinforcement learning") as watch,
         ):
-            estimates = {estimate.task: estimate.rate for estimate in self._run.read("difficulty", Estimate)}
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
-            collector = RolloutCollector(self.policy, rl_tasks, rollouts, config, episodes, estimates)
+            collector = RolloutCollector(self.policy, rl_tasks, rollouts, config, episodes)
             trainer = kind(collector, metrics, store)
 
             spent_s: list[float] = []

@@ -122,8 +122,7 @@ def prepare(
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
     display.say(
         f"plan: {evaluation}, {sizes.sft_examples} known answers, "
-        f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes on up to "
-        f"{sizes.curriculum_tasks or sum(map(len, train.values()))} tasks"
+        f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes"
     )
     facts = {
         "evaluate": evaluate,

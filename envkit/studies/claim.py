@@ -228,7 +228,7 @@ def read_claim(folder: Path) -> Claim:
     try:
         fields = read_json_object(path)
     except FileNotFoundError:
-        raise StoreError(f"{folder} has no {CLAIM}; `envkit train` writes one after its evaluation") from None
+        raise StoreError(f"{folder} has no {CLAIM}; `envkit train` writes one at its end") from None
     except (OSError, ValueError) as error:
         raise StoreError(f"{path} cannot be read ({error})") from error
     if (found := fields.get("schema")) != _SCHEMA:

@@ -44,11 +44,9 @@ _LATER_TURNS, _LATER_TURNS_OF_BASE = 0.75, 1.0
 _LATER_ROW = 2.0
 #: Share of a step's groups with a gradient.
 _MIXED_GROUPS = 0.8
-#: Time of a forward pass, as a share of forward and backward together.
-_FORWARD_SHARE = 0.39
-#: Share of the budget for evaluation; share of what is left for the warm start, about a third of the whole;
-#: share of the rest for estimates of how hard tasks are. RL has what remains.
-_EVALUATION_SHARE, _WARM_START_SHARE, _ESTIMATES_SHARE = 0.3, 0.42, 0.1
+#: Share of the budget for evaluation, and of what is left for the warm start, about a third of the whole. RL
+#: has what remains.
+_EVALUATION_SHARE, _WARM_START_SHARE = 0.3, 0.42
 #: Episodes per held-out task. Tasks differ more than episodes of one task, so more tasks tell more.
 _SAMPLES = 4
 #: Smallest useful training: two batches of SFT examples, two RL steps.
@@ -229,8 +227,7 @@ def plan(
 ) -> Plan:
     """Divide a budget: about a third for evaluation, up to a third for the warm start, the rest for RL.
 
-    The warm start sees no task twice, because an overconfident policy explores too little in RL. A tenth of
-    RL's part is for estimates of difficulty, which the curriculum starts from.
+    The warm start sees no task twice, because an overconfident policy explores too little in RL.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
@@ -347,9 +344,6 @@ def _divide_with(
     batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left_s -= examples * example_s
-    estimated = max(int(_ESTIMATES_SHARE * left_s / (_FORWARD_SHARE * example_s)), config.groups_per_step)
-    estimated = estimated if config.curriculum_tasks else 0
-    left_s -= estimated * _FORWARD_SHARE * example_s
     # Without a warm start, a model samples until the length limit or a stop string.
     answer = answer_tokens if config.sft_examples or config.stop_strings else length
     unshared = turns * group_size * answer * (_UNSHARED_WARM if config.sft_examples else _UNSHARED_COLD)
@@ -363,7 +357,6 @@ def _divide_with(
     train = replace(
         config,
         sft_examples=examples,
-        curriculum_tasks=estimated,
         groups_per_step=groups,
         max_steps=steps,
     )

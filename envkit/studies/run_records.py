@@ -110,18 +110,6 @@ class LoggedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
-    """A record of ``difficulty.jsonl``: a task's solve rate in [0, 1], estimated before RL."""
-
-    task: str
-    rate: float
-
-    def __post_init__(self) -> None:
-        if not 0 <= self.rate <= 1:
-            raise ValueError(f"rate is {self.rate}; expected a number from 0 to 1")
-
-
-@dataclass(frozen=True, slots=True)
 class Replan:
     """A record of ``replans.jsonl``: a new number of RL steps, because the first ones were slow.
 

@@ -35,8 +35,6 @@ class TrainConfig:
         sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
-        curriculum_tasks: training tasks whose difficulty is estimated before RL. RL then visits only these.
-            0 makes no estimate and visits all.
         max_steps: policy-gradient steps.
         learning_rate: AdamW, constant after a short warm-up.
         warmup_steps: steps of linear warm-up.
@@ -96,7 +94,6 @@ class TrainConfig:
     sft_examples: int = 720
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 12
-    curriculum_tasks: int = 160
     max_steps: int = 40
     learning_rate: float = 2e-4
     warmup_steps: int = 2
@@ -224,7 +221,6 @@ _MINIMUM = {
     "lora_alpha": 1,
     "sft_examples": 0,
     "sft_batch_size": 1,
-    "curriculum_tasks": 0,
     "max_steps": 0,
     "warmup_steps": 0,
     "alarm_steps": 0,
@@ -265,7 +261,8 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
             f"{where}: torch_compile is {values['torch_compile']!r}; this option was removed "
             "and the model is never compiled; begin the run again without it"
         )
-    values = {key: value for key, value in values.items() if key != "torch_compile"}
+    # Options of older versions that are gone.
+    values = {key: value for key, value in values.items() if key not in ("torch_compile", "curriculum_tasks")}
     if values.get("loss_type") == "bnpo":  # of older versions, where it was the same
         values["loss_type"] = "dapo"
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]

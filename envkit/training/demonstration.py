@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One correct answer, to train on or to estimate difficulty with.
+    """One correct answer, to train on.
 
     Args:
         system: the environment's system message.

@@ -64,7 +64,6 @@ class RolloutCollector:
         rollouts: runs the episodes.
         config: hyperparameters.
         episodes: journal; every episode is written to it before its gradient is used.
-        estimates: solve rates before training, by task id; see `Curriculum`.
 
     Raises:
         TrainingError: a task is not for training.
@@ -77,11 +76,10 @@ class RolloutCollector:
         rollouts: Rollouts,
         config: TrainConfig,
         episodes: Journal,
-        estimates: Mapping[str, float] | None = None,
     ) -> None:
         require_trainable(tasks)
         self.policy, self.rollouts, self.config, self._episodes = policy, rollouts, config, episodes
-        self.curriculum = Curriculum(tasks, config.seed, estimates)
+        self.curriculum = Curriculum(tasks, config.seed)
 
     def collect(self, step: int) -> StepRollouts:
         """Pick the tasks of a step and play one group of each with the current weights."""

@@ -103,20 +103,6 @@ def test_each_seed_has_a_report_and_an_adapter(tmp_path: Path, model: Path, back
     assert training_seconds(RunFolder.open(run.path / "seed-8"), ("reinforcement",)) > 0
 
 
-def test_without_a_warm_start_difficulty_is_estimated_once(
-    tmp_path: Path, model: Path, backend: SandboxBackend
-) -> None:
-    run = start(tmp_path, model, sft_examples=0, curriculum_tasks=3)
-    resume(run, backend)
-    parts = [RunFolder.open(run.path / f"seed-{seed}") for seed in SEEDS]
-    first, second = ([*part.records("difficulty")] for part in parts)
-    assert len(first) == 3
-    assert first == second
-    # Both adapters needed it, so both are charged.
-    spent = [training_seconds(part, ("estimate",)) for part in parts]
-    assert spent[0] == spent[1] > 0
-
-
 @pytest.mark.long
 def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     tmp_path: Path, model: Path, backend: SandboxBackend

@@ -82,7 +82,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, backend: Sand
         groups_per_step=2,
         num_generations=2,
         max_completion_length=4,
-        curriculum_tasks=4,
         save_steps=1,
     )
     tasks = {

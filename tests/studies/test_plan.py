@@ -20,8 +20,8 @@ SHORT = from_mapping(demo_settings(3), "demo")
 
 
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
-    sized = plan(20, SPEED, LENGTHS, TrainConfig(sft_examples=0, curriculum_tasks=0), 5, 646)
-    assert (sized.heldout_tasks, sized.train.sft_examples, sized.train.curriculum_tasks) == (5, 0, 0)
+    sized = plan(20, SPEED, LENGTHS, TrainConfig(sft_examples=0), 5, 646)
+    assert (sized.heldout_tasks, sized.train.sft_examples) == (5, 0)
 
 
 def test_without_an_evaluation_its_part_of_the_budget_goes_to_training() -> None:

@@ -1,4 +1,4 @@
-"""The curriculum prefers mixed groups, cools down visited tasks, and resumes exactly."""
+"""The curriculum prefers mixed groups, learns where they are, and resumes exactly."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from scipy.special import expit, logit
+from scipy.special import expit
 
 from envkit.errors import TrainingError
 from envkit.training.curriculum import Curriculum
@@ -53,8 +53,9 @@ def test_environments_are_picked_in_equal_shares_regardless_of_difficulty() -> N
         for name, own in (("one", first), ("other", second))
         for task in own
     ]
-    rates = {task.id: 0.5 if task in some[:20] else 0.0 for task in some}
-    curriculum = Curriculum(some, 0, rates)
+    curriculum = Curriculum(some, 0)
+    for task in some[20:]:
+        curriculum.record(-10, task.id, 0, 100)
     picked = [curriculum.pick(step, 3) for step in range(4)]
     assert [sum(task.startswith("u") for task in each) for each in picked] == [1, 2, 1, 2]
     assert sorted(each[0] for each in curriculum.pick(0, 12)) == ["t"] * 9 + ["u"] * 3, (
@@ -92,68 +93,74 @@ def test_unseen_sources_are_picked_before_seen_ones() -> None:
     assert max(later.values()) <= 1.5 * min(later.values())
 
 
-def test_results_change_the_estimates_of_untried_tasks_with_the_same_operator() -> None:
+def test_results_change_the_rates_of_untried_tasks_of_the_same_kind() -> None:
     curriculum = Curriculum(tasks(20), 0)
     before = curriculum.rates()
-    assert (before == before[0]).all()
+    assert before == pytest.approx(np.full(20, 1 / 3))
     for step in range(6):
         curriculum.record(step, f"t{2 * step}", 8, 8)  # operator a
+        curriculum.record(step, f"t{2 * step + 1}", 0, 8)  # operator b
     after = curriculum.rates()
     assert after[18] > before[18] + 0.2
-    assert after[19] == before[19]
+    assert after[19] < before[19] - 0.1
     assert ((after > 0) & (after < 1)).all()
 
 
-def test_an_initial_estimate_is_used_until_there_are_results() -> None:
-    curriculum = Curriculum(tasks(3), 0, {"t0": 0.5, "t1": 0.01})
-    assert curriculum.rates()[:2] == pytest.approx([0.5, 0.01])
-    assert curriculum.rates()[2] == pytest.approx(1 / 3)
-    curriculum.record(0, "t1", 8, 8)
-    assert curriculum.rates()[1] > 0.5
+def of_lengths(count: int = 300) -> tuple[list[Task], dict[str, float]]:
+    """Tasks of many lengths and two kinds, and solve rates that follow from them."""
+    rng = np.random.default_rng(0)
+    lengths = np.exp(rng.normal(6, 0.6, count))
+    some = [replace(task, prompt="x" * int(n)) for task, n in zip(tasks(count), lengths, strict=True)]
+    odds = -1.5 * (np.log(lengths) - 6) / 0.6 - 4 + rng.normal(0, 0.5, count)
+    return some, {f"t{i}": float(expit(x + 2 * (i % 2))) for i, x in enumerate(odds)}
 
 
-def estimated(count: int = 200) -> tuple[list[Task], dict[str, float]]:
-    """Tasks with estimates between 1e-6 and 0.1, shuffled."""
-    estimates = np.random.default_rng(0).permutation(np.logspace(-6, -1, count))
-    return tasks(count), {f"t{i}": float(rate) for i, rate in enumerate(estimates)}
+def test_rates_of_untried_tasks_follow_kind_and_length() -> None:
+    some, true_rates = of_lengths()
+    curriculum, rng, tried = Curriculum(some, 0), np.random.default_rng(1), set[str]()
 
+    def signal(chosen: Sequence[str]) -> float:
+        return float(np.mean([true_rates[task] * (1 - true_rates[task]) for task in chosen]))
 
-@pytest.mark.parametrize("slope", [0.6, 1.0])
-def test_estimates_of_untried_tasks_follow_an_improving_policy(slope: float) -> None:
-    some, estimates = estimated()
-    true_rates = {task: float(expit(6 + slope * logit(rate))) for task, rate in estimates.items()}
-    curriculum, rng, tried = Curriculum(some, 0, estimates), np.random.default_rng(1), set[str]()
-    initial_error = np.abs(curriculum.rates() - [*true_rates.values()]).mean()
+    before = np.abs(curriculum.rates() - [*true_rates.values()])
     for step in range(12):
         for task in curriculum.pick(step, 8):
             curriculum.record(step, task, int(rng.binomial(16, true_rates[task])), 16)
             tried.add(task)
     untried = [i for i, task in enumerate(some) if task.id not in tried]
-    assert len(untried) > 50
-    error = np.abs(curriculum.rates() - [*true_rates.values()])[untried]
-    assert error.mean() < 0.25 * initial_error
-    # so the next picks have mixed groups, although at most half of the tasks do
-    later = [true_rates[task] for step in range(12, 20) for task in curriculum.pick(step, 8)]
-    assert np.mean([0.05 < rate < 0.95 for rate in later]) > 0.75
+    assert len(untried) > 200
+    error = np.abs(curriculum.rates() - [*true_rates.values()])
+    assert error[untried].mean() < 0.6 * before[untried].mean()
+    later = [task for step in range(12, 22) for task in curriculum.pick(step, 8)]
+    assert signal(later) > 1.3 * signal([*true_rates])
 
 
-def test_a_task_that_is_always_solved_does_not_change_other_estimates() -> None:
-    some, estimates = estimated(20)
-    curriculum = Curriculum(some, 0, estimates)
+def test_rates_of_untried_tasks_follow_an_improving_policy() -> None:
+    curriculum = Curriculum(tasks(200, "a"), 0)
+    for step in range(50):
+        curriculum.record(step, f"t{step}", 0, 16)
+    assert curriculum.rates()[199] < 0.05
+    for step in range(50, 100):
+        curriculum.record(step, f"t{step}", 8, 16)
+    assert curriculum.rates()[199] > 0.25
+
+
+def test_only_first_visits_change_the_rates_of_other_tasks() -> None:
+    curriculum = Curriculum(tasks(20), 0)
     curriculum.record(0, "t0", 0, 16)
     rates = curriculum.rates()[1:]
     for step in range(1, 20):
         curriculum.record(step, "t0", 16, 16)
     assert (curriculum.rates()[1:] == rates).all()
+    assert curriculum.rates()[0] > 0.8
 
 
-def test_results_of_one_environment_do_not_change_estimates_of_another() -> None:
-    some, estimates = estimated(20)
+def test_results_of_one_environment_do_not_change_the_rates_of_another() -> None:
     owned = [
         replace(task, metadata={"environment": "first" if i < 10 else "second"})
-        for i, task in enumerate(some)
+        for i, task in enumerate(tasks(20))
     ]
-    curriculum = Curriculum(owned, 0, estimates)
+    curriculum = Curriculum(owned, 0)
     before = curriculum.rates()
     curriculum.record(0, "t0", 16, 16)
     after = curriculum.rates()
@@ -161,24 +168,13 @@ def test_results_of_one_environment_do_not_change_estimates_of_another() -> None
     assert (after[10:] == before[10:]).all()
 
 
-def test_updated_estimates_keep_their_order_and_zero_stays_zero() -> None:
-    some, estimates = estimated(40)
-    by_rate = sorted(estimates, key=lambda task: estimates[task])
-    curriculum = Curriculum([*some, Task("none", "train", "", {}, {})], 0, {**estimates, "none": 0.0})
-    for step, task in enumerate(by_rate[:30]):  # the tasks estimated as easier are solved less
-        curriculum.record(step, task, 16 if step < 15 else 0, 16)
-    rates = dict(zip([*estimates, "none"], curriculum.rates(), strict=True))
-    untried = [rates[task] for task in by_rate[30:]]
-    assert untried == sorted(untried)
-    assert len(set(untried)) == len(untried)
-    assert rates["none"] == 0
-
-
 def test_tasks_of_medium_difficulty_are_picked_first() -> None:
-    estimates = {f"t{i}": 0.5 if i < 10 else 0.001 for i in range(200)}
-    curriculum = Curriculum(tasks(200), 0, estimates)
-    picked = [task for step in range(0, 60, 6) for task in curriculum.pick(step, 4)]
-    assert sum(estimates[task] == 0.5 for task in picked) > 0.8 * len(picked)
+    curriculum = Curriculum(tasks(400, "abbbbbbbbb"), 0)
+    for number in range(10):
+        curriculum.record(-10, f"t{10 * number}", 8, 16)
+        curriculum.record(-10, f"t{10 * number + 1}", 0, 16)
+    picked = [task for step in range(20) for task in curriculum.pick(step, 4)]
+    assert sum(int(task[1:]) % 10 == 0 for task in picked) > 0.7 * len(picked)
 
 
 def test_a_visited_task_is_not_picked_during_its_cooldown() -> None:
@@ -190,12 +186,13 @@ def test_a_visited_task_is_not_picked_during_its_cooldown() -> None:
 
 
 def test_a_task_in_cooldown_is_not_picked_before_nearly_unsolvable_ones() -> None:
-    some = tasks(40)
-    curriculum = Curriculum(some, 0, {task.id: 0.5 if i < 4 else 1e-5 for i, task in enumerate(some)})
+    curriculum = Curriculum(tasks(40), 0)
+    for i in range(4, 40):
+        curriculum.record(-10, f"t{i}", 0, 10**6)
     easy = {f"t{i}" for i in range(4)}
     assert set(curriculum.pick(0, 4)) == easy
     for task in easy:
-        curriculum.record(0, task, 0, 0)  # void: estimates stay as they are
+        curriculum.record(0, task, 0, 0)  # void: the rates stay as they are
     for step in range(1, 6):
         assert not easy & set(curriculum.pick(step, 4))
 
@@ -220,11 +217,10 @@ def test_a_group_of_voids_counts_as_a_visit_but_not_as_a_result(
 
 
 def test_the_state_survives_json_exactly() -> None:
-    estimates = {f"t{i}": 0.001 * (i + 1) for i in range(40)}
-    straight, first = (Curriculum(tasks(60), 7, estimates) for _ in range(2))
+    straight, first = (Curriculum(tasks(60), 7) for _ in range(2))
     run(straight, range(20), SOLVED)
     run(first, range(9), SOLVED)
-    second = Curriculum(tasks(60), 7, estimates)
+    second = Curriculum(tasks(60), 7)
     second.restore(json.loads(json.dumps(first.state())))
     run(second, range(9, 20), SOLVED)
     assert second.state() == straight.state()

@@ -36,7 +36,6 @@ from envkit.training.metrics import StepMetrics
 from envkit.training.packing import TrainingRow, pack
 from envkit.training.policy import Policy
 from envkit.training.rollouts import RolloutCollector
-from envkit.training.solve_rates import solve_rates
 from envkit.training.trl_backend import TRLTrainer
 
 cuda = [
@@ -255,7 +254,7 @@ def test_a_run_on_a_gpu_resumes_from_its_checkpoint(run: Any, device: str) -> No
 
 
 @on_cuda
-def test_sft_difficulty_estimates_and_timing_run_on_a_gpu(ref: ModelRef, device: str) -> None:
+def test_sft_and_timing_run_on_a_gpu(ref: ModelRef, device: str) -> None:
     policy = tiny.policy(ref, device=device)
     shown = [Demonstration("Speak.", f"Say {word}.", word) for word in "abcdefgh" * 3]
     losses: list[float] = []
@@ -266,10 +265,6 @@ def test_sft_difficulty_estimates_and_timing_run_on_a_gpu(ref: ModelRef, device:
     config = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2, device=device)
     sft.train(policy, shown, config, on_step)
     assert losses[-1] < losses[0]
-    (rate, *_), (same, *_) = (
-        [*solve_rates(each, shown[:2], 0.7, 20)] for each in (policy, tiny.policy(ref, device=device))
-    )
-    assert rate > same
     assert measure(policy)[0].row_s > 0
     assert resolve_dtype(config).dtype == "bfloat16"
     assert machine(1, "bfloat16", device).card == torch.cuda.get_device_name()
