@@ -20,35 +20,28 @@ class Head:
     float32, so that here only sums are rounded.
 
     Args:
-        module: the model's output embeddings; they are not trained. On a CPU, bfloat16 weights are held in
-            float32 too, because no product of bfloat16 matrices there has a float32 result.
+        module: the model's output embeddings; they are not trained. On a CPU, a prepacked float32 copy is
+            held too, because no product of bfloat16 matrices there has a float32 result.
     """
 
     def __init__(self, module: Any) -> None:
         self._weight: Tensor = module.weight
         self._bias: Tensor | None = module.bias
-        self._packed = PrepackedLinear(self._weight, None, [self._weight])
-        self._exact = self._weight
-        self._version = -1
+        self._product = PrepackedLinear(self._weight, self._bias, [self._weight], torch.float32)
 
     @property
     def vocabulary(self) -> int:
         """V, the number of tokens."""
         return len(self._weight)
 
-    def __call__(self, hidden_RE: Tensor, out: Tensor | None = None) -> Tensor:
-        """Return the logits (R, V), in ``out`` if given."""
+    def __call__(self, hidden_RE: Tensor) -> Tensor:
+        """Return the logits (R, V)."""
         weight = self._weight
-        if weight.dtype == torch.float32 and out is None:
-            logits_RV = self._packed(hidden_RE)
-        elif weight.device.type == "cuda" and weight.dtype != torch.float32:
-            logits_RV = torch.mm(hidden_RE, weight.T, out_dtype=torch.float32, out=out)
-        else:
-            if weight._version != self._version:  # the first call, or the weights were changed in place
-                self._exact, self._version = weight.detach().float(), weight._version
-            with exact_products(weight.dtype):
-                logits_RV = torch.mm(hidden_RE.float(), self._exact.T, out=out)
-        return logits_RV if self._bias is None else logits_RV.add_(self._bias)
+        if weight.device.type == "cuda" and weight.dtype != torch.float32:
+            logits_RV = torch.mm(hidden_RE, weight.T, out_dtype=torch.float32)
+            return logits_RV if self._bias is None else logits_RV.add_(self._bias)
+        with exact_products(weight.dtype):
+            return self._product(hidden_RE.float())
 
     def pull_back(self, slopes_RV: Tensor) -> Tensor:
         """Multiply slopes by logits with the weights: (R, V) -> (R, E)."""

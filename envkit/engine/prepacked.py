@@ -26,31 +26,40 @@ class PrepackedLinear:
         weight: (out, in).
         bias: (out,), or ``None``.
         parts: the parameters that are views of ``weight``. Changing one in place renews the copy.
+        dtype: of the copy, and of inputs and results; the weight's if ``None``.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, parts: Sequence[Tensor]) -> None:
-        self._weight, self._bias, self._parts = weight, bias, parts
-        self._copied = _can_copy(weight)
+    def __init__(
+        self,
+        weight: Tensor,
+        bias: Tensor | None,
+        parts: Sequence[Tensor],
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        self._weight, self._parts, self._dtype = weight, parts, dtype or weight.dtype
+        self._bias = None if bias is None else bias.to(self._dtype)
+        self._is_packed = False
         self._copy: Any = None
         self._version = -1
 
     def __call__(self, x: Tensor) -> Tensor:
         """(..., in) -> (..., out)."""
-        if not self._copied:
-            return linear(x, self._weight, self._bias)
         version = sum(part._version for part in self._parts)
         if version != self._version:
-            self._copy = torch.ops.mkldnn._reorder_linear_weight(self._weight, _ROWS)
-            self._version = version
+            weight = self._weight.detach().to(self._dtype)
+            self._is_packed = _can_pack(weight)
+            if self._is_packed:
+                weight = torch.ops.mkldnn._reorder_linear_weight(weight, _ROWS)
+            self._copy, self._version = weight, version
+        if not self._is_packed:
+            return linear(x, self._copy, self._bias)
         return torch.ops.mkldnn._linear_pointwise(x, self._copy, self._bias, "none", [], "")
 
 
-def _can_copy(weight: Tensor) -> bool:
-    ops = torch.ops.mkldnn
+def _can_pack(weight: Tensor) -> bool:
+    ops, dtype = torch.ops.mkldnn, weight.dtype
     if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return False
     if not (hasattr(ops, "_reorder_linear_weight") and hasattr(ops, "_linear_pointwise")):
         return False
-    return weight.dtype == torch.float32 or (
-        weight.dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported())
-    )
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and bool(ops._is_mkldnn_bf16_supported()))

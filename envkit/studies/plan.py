@@ -30,9 +30,9 @@ _PROMPT_TOKENS, _ANSWER_TOKENS = 150, 64
 #: multiple of the right answer's length: for a trained model, and for the longer ones of the base.
 _TRAINED_LENGTH, _BASE_LENGTH = 0.5, 2.5
 #: Longest answer of a batch, as a multiple of the right one's length: of a trained model, and of the base.
-_LONGEST, _LONGEST_OF_BASE = 3, 4
+_LONGEST, _LONGEST_OF_BASE = 3.5, 4
 #: Share of a group's tokens that its answers do not have in common: after a warm start, and without one.
-_UNSHARED_WARM, _UNSHARED_COLD = 0.25, 0.5
+_UNSHARED_WARM, _UNSHARED_COLD = 0.45, 0.5
 #: Seconds that the environment takes per turn.
 _ENV_TURN_S = 0.01
 #: Length of a later observation, as a multiple of the first one's.
@@ -42,8 +42,9 @@ _LATER_OBSERVATION = 1 / 3
 _LATER_TURNS, _LATER_TURNS_OF_BASE = 0.75, 1.0
 #: Time of a row's token after the first turn, whose context is longer, as a multiple of one in it.
 _LATER_ROW = 2.0
-#: Share of a step's groups with a gradient.
-_MIXED_GROUPS = 0.8
+#: Share of a step's groups with a gradient, and speed of learning from them as a share of the measured one,
+#: because real groups are smaller than the measured one and their paths differ in length.
+_MIXED_GROUPS, _GROUP_SPEED = 0.7, 0.7
 #: Share of the budget for evaluation, and of what is left for the warm start, about a third of the whole. RL
 #: has what remains.
 _EVALUATION_SHARE, _WARM_START_SHARE = 0.3, 0.42
@@ -350,7 +351,7 @@ def _divide_with(
     prefilled = lengths.prompt + group_size * later
     row_s = speed.row_s * (1 + _LATER_ROW * (turns - 1)) / turns
     group_s = prefilled / speed.prefill + unshared * row_s + turns * group_size * _ENV_TURN_S
-    group_s += config.num_iterations * _MIXED_GROUPS * (prefilled + unshared) / speed.learn
+    group_s += config.num_iterations * _MIXED_GROUPS * (prefilled + unshared) / (_GROUP_SPEED * speed.learn)
     base_s = turns * longest * speed.step_s  # of a step, whatever its number of groups
     groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - base_s) / group_s))
     steps = max(int(left_s / (base_s + groups * group_s)), 1)

@@ -152,12 +152,13 @@ def _regression(features: NDArray[np.float64], rates: NDArray[np.float64]) -> ND
         features: of the visited tasks, oldest first: 1, the standardized log length, and 1 for the kind.
         rates: their solve rates, in [0, 1].
     """
-    mean, deviation = np.array([_RATE, _LENGTH, *[_KIND] * (features.shape[1] - 2)]).T
+    priors = np.array([_RATE, _LENGTH, *[_KIND] * (features.shape[1] - 2)], dtype=np.float64)
+    mean, precision = priors[:, 0], np.diag(priors[:, 1] ** -2)
     weight = _VISIT * _VISIT_DECAY ** np.arange(len(rates))[::-1]
     slopes = mean
     for _ in range(30):  # Newton's method; the problem is convex
         p: NDArray[np.float64] = expit(features @ slopes)
-        gradient = features.T @ (weight * (rates - p)) - (slopes - mean) / deviation**2
-        curvature = (features.T * (weight * p * (1 - p))) @ features + np.diag(1 / deviation**2)
+        gradient = features.T @ (weight * (rates - p)) - precision @ (slopes - mean)
+        curvature = (features.T * (weight * p * (1 - p))) @ features + precision
         slopes = slopes + np.clip(np.linalg.solve(curvature, gradient), -1, 1)
     return slopes

@@ -16,8 +16,8 @@ from envkit.engine.head import Head
 from envkit.engine.packed_tree import PromptLayout, TreeLayout, rows_of
 from envkit.training.packing import PackedBatch
 
-#: Logits that are held at the same time.
-_LOGITS = 2**25
+#: Logits that are held at the same time: about 32 MB, so that the memory of one piece is used for the next.
+_LOGITS = 2**23
 
 
 @final
@@ -108,12 +108,10 @@ class _Chosen(torch.autograd.Function):
         rows = max(1, _LOGITS // head.vocabulary)
         found_K = hidden_KE.new_empty(len(hidden_KE), dtype=torch.float32)
         slopes_KE = torch.empty_like(hidden_KE) if ctx.needs_input_grad[0] else None
-        # One buffer for all pieces: new memory of this size would be cleared by the kernel each time.
-        buffer_RV = found_K.new_empty(min(rows, len(hidden_KE)), head.vocabulary)
         for start in range(0, len(hidden_KE), rows):
             piece = slice(start, start + rows)
             target_R1 = targets_K[piece, None]
-            logits_RV = head(hidden_KE[piece], out=buffer_RV[: len(target_R1)])
+            logits_RV = head(hidden_KE[piece])
             if temperature != 1:
                 logits_RV /= temperature
             logits_RV -= logits_RV.amax(dim=-1, keepdim=True)

@@ -56,7 +56,7 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
 def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> None:
     usual, longer, several = (
         plan(40, SPEED, lengths, TrainConfig(max_turns=turns), 900, 2000)
-        for lengths, turns in ((LENGTHS, 1), (Lengths(600, 64), 1), (LENGTHS, 4))
+        for lengths, turns in ((LENGTHS, 1), (Lengths(800, 64), 1), (LENGTHS, 4))
     )
     for other in (longer, several):
         assert other.heldout_tasks < usual.heldout_tasks

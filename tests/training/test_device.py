@@ -17,6 +17,7 @@ import tiny
 import torch
 
 from envkit.engine import sampling, torch_engine
+from envkit.engine.head import Head
 from envkit.engine.lora import Update, updates_of
 from envkit.engine.protocol import Completion, Request, Sampling
 from envkit.engine.torch_engine import TorchEngine
@@ -99,6 +100,7 @@ def test_the_learner_allocates_all_tensors_on_the_models_device(
 ) -> None:
     policy = tiny.policy(ref)
     policy.model.to("meta")
+    policy.head = Head(policy.model.get_output_embeddings())
 
     def number(value: torch.Tensor) -> int:
         return 0

@@ -49,29 +49,28 @@ def test_no_tensor_of_all_logits_is_made(monkeypatch: pytest.MonkeyPatch) -> Non
     """Half of this size would be exceeded if one tensor held the logits of all rows."""
     rows, vocabulary = 64, 2**16
     monkeypatch.setattr("envkit.training.logprobs._LOGITS", 2**18)
-    largest = 0
-    mm = torch.mm
+    largest, product = 0, Head.__call__
 
-    def watched(*arguments: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def watched(head: Head, hidden: torch.Tensor) -> torch.Tensor:
         nonlocal largest
-        made = mm(*arguments, out=out)
+        made = product(head, hidden)
         largest = max(largest, made.numel())
         return made
 
-    monkeypatch.setattr(torch, "mm", watched)
+    monkeypatch.setattr(Head, "__call__", watched)
     hidden = torch.randn(rows, 8, requires_grad=True)
     targets = torch.randint(vocabulary, (rows,))
     chosen_logprobs(hidden, Head(output_layer(vocabulary, 8)), targets).sum().backward()
     assert largest == 2**18
 
 
-@pytest.mark.parametrize("in_place", [False, True])
-def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16(in_place: bool) -> None:
+@pytest.mark.parametrize("bias", [False, True])
+def test_logits_of_bfloat16_weights_are_not_rounded_to_bfloat16(bias: bool) -> None:
     torch.manual_seed(0)
-    layer, hidden = output_layer(VOCABULARY, WIDTH).bfloat16(), torch.randn(ROWS, WIDTH).bfloat16()
+    layer, hidden = output_layer(VOCABULARY, WIDTH, bias).bfloat16(), torch.randn(ROWS, WIDTH).bfloat16()
     head, exact = Head(layer), hidden.double() @ layer.weight.double().T
-    logits = head(hidden, out=torch.empty(ROWS, VOCABULARY)) if in_place else head(hidden)
-    torch.testing.assert_close(logits.double(), exact, rtol=1e-6, atol=1e-6)
+    added = layer.bias.double() if bias else 0.0
+    torch.testing.assert_close(head(hidden).double(), exact + added, rtol=1e-6, atol=1e-6)
     layer.weight.mul_(2)
-    torch.testing.assert_close(head(hidden).double(), 2 * exact, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(head(hidden).double(), 2 * exact + added, rtol=1e-6, atol=1e-6)
     assert torch.backends.mkldnn.matmul.fp32_precision == "none"
