@@ -22,7 +22,8 @@ from envkit.training.config import from_mapping as train_settings
 
 ROOT = Path(__file__).parents[1]
 PAGES = [
-    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/index.md", "docs/results/README.md")),
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "docs/index.md")),
+    *sorted((ROOT / "docs" / "results").rglob("README.md")),
     *sorted((ROOT / "docs").glob("[!r]*/*.md")),
     *sorted((ROOT / "docs" / "reference").glob("*.md")),
     *sorted((ROOT / "environments").rglob("README.md")),
