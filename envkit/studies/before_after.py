@@ -98,7 +98,10 @@ class BeforeAfter:
             EnvEval(run, part, kind, heldout[kind], study.plan, backend, display, should_stop)
             for kind, part in parts_of(run, kinds).items()
         ]
-        self._sft_tasks = {kind: split_for_warm_start(tasks)[0] for kind, tasks in study.train.items()}
+        alone = study.plan.train.max_steps == 0
+        self._sft_tasks = {
+            kind: split_for_warm_start(tasks, alone=alone)[0] for kind, tasks in study.train.items()
+        }
         #: Tasks of RL, by environment.
         self._rl_tasks = {
             kind: self._rl_tasks_of(kind, tasks, len(kinds)) for kind, tasks in study.train.items()
@@ -163,7 +166,8 @@ class BeforeAfter:
         Raises:
             Stopped: the user asked to stop.
         """
-        self._evaluate("SFT+RL" if self._is_warm() else "RL")
+        if self._plan.train.max_steps:
+            self._evaluate("SFT+RL" if self._is_warm() else "RL")
 
     def claim(self) -> None:
         """Write the claim of the trained adapter, unless its engine cannot repeat its bits.

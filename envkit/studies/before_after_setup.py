@@ -110,7 +110,8 @@ def prepare(
             ],
         )
     budget = DEFAULT_MINUTES if minutes is None else minutes
-    imitated = sum(len(split_for_warm_start(tasks)[0]) for tasks in train.values())
+    alone = config.max_steps == 0
+    imitated = sum(len(split_for_warm_start(tasks, alone=alone)[0]) for tasks in train.values())
     measured = sum(map(len, heldout.values())) if evaluate else 0
     if minutes is not None:
         require_useful(minutes, speed, lengths, config, measured, imitated)

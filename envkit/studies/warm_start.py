@@ -26,7 +26,7 @@ from envkit.training.rollouts import require_trainable
 from envkit.types import Task
 
 
-def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]:
+def split_for_warm_start(tasks: Sequence[Task], *, alone: bool = False) -> tuple[list[Task], list[Task]]:
     """Split tasks by function: one part for the warm start, the other for RL.
 
     On functions of the warm start, the policy could earn rewards by recall. RL would then reinforce memorized
@@ -35,11 +35,14 @@ def split_for_warm_start(tasks: Sequence[Task]) -> tuple[list[Task], list[Task]]
 
     Args:
         tasks: in the miner's order, in which the first tasks are spread over functions.
+        alone: no RL follows, so all tasks are for the warm start.
 
     Returns:
         Tasks of the first third of the functions, and tasks of the rest. With fewer than three functions,
         both parts hold all tasks.
     """
+    if alone:
+        return list(tasks), []
     sources = list(dict.fromkeys(task.source for task in tasks))
     imitated = set(sources[: len(sources) // 3])
     if not imitated:

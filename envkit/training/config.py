@@ -35,7 +35,7 @@ class TrainConfig:
         sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
-        max_steps: policy-gradient steps.
+        max_steps: policy-gradient steps; 0 for the warm start alone, on all tasks.
         learning_rate: AdamW, constant after a short warm-up.
         warmup_steps: steps of linear warm-up.
         groups_per_step: task visits per step.

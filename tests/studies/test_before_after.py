@@ -34,6 +34,7 @@ from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import Study, prepare
 from envkit.studies.before_after_setup import start as start_study
 from envkit.studies.build_report import _latest_steps
+from envkit.studies.claim import read_claim
 from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
 from envkit.training.config import TrainConfig
@@ -127,6 +128,18 @@ def test_a_run_ends_with_a_report_of_every_row(
         "SFT+RL over enumerate",
         "On tasks that enumerate does not solve",
     ]
+
+
+@pytest.mark.slow
+def test_without_rl_the_report_has_no_row_for_it_and_the_warm_start_makes_the_claim(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    run = start_study(tmp_path, planned(replace(small(model), max_steps=0), HELDOUT, None))
+    study(run, backend).run()
+    data = load_report(run.path)
+    assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT"]
+    [claimed] = read_claim(run.path / "sft").environments
+    assert [*claimed.tasks] == [task.id for task in HELDOUT[: len(claimed.tasks)]]
 
 
 @pytest.mark.slow
@@ -376,6 +389,7 @@ def test_rl_trains_on_functions_that_the_warm_start_has_not_seen() -> None:
     assert [task.id for task in imitated] == ["3", "1", "9"]
     assert [task.id for task in practised] == ["0", "2", "4", "8", "5"]
     assert split_for_warm_start(tasks[:2]) == (tasks[:2], tasks[:2])
+    assert split_for_warm_start(tasks, alone=True) == (tasks, [])
 
 
 @pytest.mark.slow

@@ -22,6 +22,10 @@ SHORT = from_mapping(demo_settings(3), "demo")
 def test_what_is_switched_off_stays_off_under_a_budget() -> None:
     sized = plan(20, SPEED, LENGTHS, TrainConfig(sft_examples=0), 5, 646)
     assert (sized.heldout_tasks, sized.train.sft_examples) == (5, 0)
+    both = plan(20, SPEED, LENGTHS, TrainConfig(), 446, 2000)
+    alone = plan(20, SPEED, LENGTHS, TrainConfig(max_steps=0), 446, 2000)
+    assert alone.train.max_steps == 0
+    assert alone.train.sft_examples > 2 * both.train.sft_examples
 
 
 def test_without_an_evaluation_its_part_of_the_budget_goes_to_training() -> None:
