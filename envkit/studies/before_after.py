@@ -92,13 +92,21 @@ class BeforeAfter:
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         tasks_per_env = share(study.plan.heldout_tasks, len(kinds))
-        heldout = {kind: tasks[:tasks_per_env] for kind, tasks in study.heldout.items()}
         self._heldout = study.heldout
         self._evals = [
-            EnvEval(run, part, kind, heldout[kind], study.plan, backend, display, should_stop)
+            EnvEval(
+                run,
+                part,
+                kind,
+                self._heldout[kind][:tasks_per_env],
+                study.plan,
+                backend,
+                display,
+                should_stop,
+            )
             for kind, part in parts_of(run, kinds).items()
         ]
-        alone = study.plan.train.max_steps == 0
+        alone = study.plan.train.is_sft_alone
         self._sft_tasks = {
             kind: split_for_warm_start(tasks, alone=alone)[0] for kind, tasks in study.train.items()
         }
@@ -166,7 +174,7 @@ class BeforeAfter:
         Raises:
             Stopped: the user asked to stop.
         """
-        if self._plan.train.max_steps:
+        if not self._plan.train.is_sft_alone:
             self._evaluate("SFT+RL" if self._is_warm() else "RL")
 
     def claim(self) -> None:

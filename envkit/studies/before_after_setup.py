@@ -110,7 +110,7 @@ def prepare(
             ],
         )
     budget = DEFAULT_MINUTES if minutes is None else minutes
-    alone = config.max_steps == 0
+    alone = config.is_sft_alone
     imitated = sum(len(split_for_warm_start(tasks, alone=alone)[0]) for tasks in train.values())
     measured = sum(map(len, heldout.values())) if evaluate else 0
     if minutes is not None:

@@ -289,7 +289,7 @@ def shortened(planned: Plan, step: int, spent_s: float) -> int:
 def _is_useful(sized: Plan, examples: int) -> bool:
     """True if a plan trains enough to show anything; ``examples`` as from `_divide`."""
     is_warm = not sized.train.sft_examples or examples >= _MIN_EXAMPLES
-    has_rl = sized.train.max_steps >= _MIN_STEPS or not sized.train.max_steps
+    has_rl = sized.train.max_steps >= _MIN_STEPS or sized.train.is_sft_alone
     return is_warm and has_rl
 
 
@@ -314,12 +314,11 @@ def _divide_with(
     imitated: int,
 ) -> tuple[Plan, int]:
     """Divide the budget as `_divide` does, with at least ``min_tasks`` held-out tasks if they exist."""
-    seconds = minutes * 60
+    seconds, alone = minutes * 60, config.is_sft_alone
     length, group_size = config.max_completion_length, config.num_generations
     turns = 1 + _LATER_TURNS * (config.turns - 1)
     answer_tokens = min(lengths.answer, length)
     longest = min(length, _LONGEST * answer_tokens)
-    is_sft_alone = config.max_steps == 0
     observation = _LATER_OBSERVATION * lengths.prompt
     later = (turns - 1) * observation  # tokens that each episode prefills separately
 
@@ -327,7 +326,7 @@ def _divide_with(
         """Time of all rows' evaluation."""
         base_turns = 1 + _LATER_TURNS_OF_BASE * (config.turns - 1)
         rows = [(base_turns, _BASE_LENGTH, min(length, _LONGEST_OF_BASE * answer_tokens))]
-        rows += [(turns, _TRAINED_LENGTH, longest)] * (2 if config.sft_examples and not is_sft_alone else 1)
+        rows += [(turns, _TRAINED_LENGTH, longest)] * (2 if config.sft_examples and not alone else 1)
         total_s = 0.0
         for played, answer_length, slowest in rows:
             sampled = answer_length * answer_tokens * (1 + _LATER_ROW * (played - 1))
@@ -344,7 +343,7 @@ def _divide_with(
     tasks = min(heldout, next(affordable_tasks, heldout))
     left_s = seconds - evaluation_s(tasks)
     example_s = (lengths.prompt + lengths.answer) / speed.learn
-    affordable = max(int((1.0 if is_sft_alone else _WARM_START_SHARE) * left_s / example_s), 0)
+    affordable = max(int((1.0 if alone else _WARM_START_SHARE) * left_s / example_s), 0)
     batches = min(affordable, imitated) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0
     left_s -= examples * example_s
@@ -362,7 +361,7 @@ def _divide_with(
         config,
         sft_examples=examples,
         groups_per_step=groups,
-        max_steps=0 if is_sft_alone else steps,
+        max_steps=0 if alone else steps,
     )
     planned = Plan(train, tasks, _SAMPLES, step_s=base_s + groups * group_s)
     return planned, affordable

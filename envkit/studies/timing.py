@@ -72,6 +72,9 @@ def phases(records: Iterable[PhaseTime]) -> tuple[Phase, ...]:
 
 
 def training_seconds(run: RunFolder, names: tuple[str, ...] = ("SFT", "estimate", "reinforcement")) -> float:
-    """Seconds that a run has spent on training its adapter: all phases whose names begin with ``names``."""
+    """Seconds that a run has spent on training its adapter: all phases whose names begin with ``names``.
+
+    Runs of older versions estimated, before RL, how hard tasks are.
+    """
     spent = phases(run.read("phases", PhaseTime))
     return sum(phase.seconds for phase in spent if phase.name.startswith(names))

@@ -186,6 +186,11 @@ class TrainConfig:
         return self.max_turns or 1
 
     @property
+    def is_sft_alone(self) -> bool:
+        """True if no RL follows the warm start."""
+        return self.max_steps == 0
+
+    @property
     def needs_reference(self) -> bool:
         """True if the loss or an alarm needs log-probabilities of the model without its adapter."""
         return self.beta > 0 or self.max_kl is not None

@@ -136,7 +136,7 @@ class Curriculum:
 
 
 def _features(tasks: Sequence[Task], env_masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
-    """What is known of each task before it is played: (tasks, 2 + kinds), as in `_regression`."""
+    """Describe every task by the numbers that `_regression` takes, as an array (tasks, 2 + kinds)."""
     kinds = [str(task.metadata.get("operator", "")) for task in tasks]
     length = np.log([len(task.prompt) + sum(map(len, task.files.values())) + 1 for task in tasks])
     for in_env in env_masks:
@@ -146,10 +146,13 @@ def _features(tasks: Sequence[Task], env_masks: Sequence[NDArray[np.bool_]]) -> 
 
 
 def _regression(features: NDArray[np.float64], rates: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Slopes of the log-odds of solve rates: a logistic regression, maximum a posteriori.
+    """Fit the log-odds of solve rates as a weighted sum of features; returns the weights.
+
+    A logistic regression, maximum a posteriori; without any task, the prior's weights.
 
     Args:
-        features: of the visited tasks, oldest first: 1, the standardized log length, and 1 for the kind.
+        features: of the visited tasks, oldest first: 1; the log length, standardized within the environment;
+            and for each kind of task, 1 if the task is of it and 0 otherwise.
         rates: their solve rates, in [0, 1].
     """
     priors = np.array([_RATE, _LENGTH, *[_KIND] * (features.shape[1] - 2)], dtype=np.float64)
