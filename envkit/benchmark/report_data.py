@@ -229,14 +229,20 @@ class LossPoint:
 
 @dataclass(frozen=True, slots=True)
 class Phase:
-    """A part of the run; ``tokens`` were sampled or trained on."""
+    """A part of the run.
+
+    Args:
+        tokens: sampled or trained on.
+        peak_memory_bytes: most memory that the run's process has had until the end of this part; 0 if unknown.
+    """
 
     name: str
     seconds: float
     tokens: int = 0
+    peak_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
-        _require_counts(self, "tokens")
+        _require_counts(self, "tokens", "peak_memory_bytes")
         _require_amounts(self, "seconds")
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from envkit.benchmark.number_text import MINUS, NONE, bounds, number, percent, points
-from envkit.benchmark.report_data import Machine, ReportData, Scalar, TrainPoint
+from envkit.benchmark.report_data import Machine, Phase, ReportData, Scalar, TrainPoint
 from envkit.benchmark.stats import LEVEL
 from envkit.benchmark.summary import DifferenceSummary, OperatorSummary, RowSummary, Summary
 
@@ -134,15 +134,26 @@ def _span_row(span: Sequence[TrainPoint]) -> tuple[str, ...]:
 
 
 def phases(data: ReportData) -> Table:
-    """Seconds and tokens of each phase."""
-    total_s = sum(phase.seconds for phase in data.phases)
-    listed = [(phase.name, phase.seconds, phase.tokens) for phase in data.phases]
-    listed.append(("Total", total_s, sum(phase.tokens for phase in data.phases)))
-    rows = tuple(
-        (name, number(seconds, 0), percent(seconds / total_s) if total_s else NONE, number(tokens, 0))
-        for name, seconds, tokens in listed
+    """Time, tokens and memory of each phase."""
+    total = Phase(
+        "Total",
+        sum(phase.seconds for phase in data.phases),
+        sum(phase.tokens for phase in data.phases),
+        max((phase.peak_memory_bytes for phase in data.phases), default=0),
     )
-    return Table("Time and tokens", ("Phase", "Seconds", "Share %", "Tokens"), rows)
+    rows = tuple(
+        (
+            phase.name,
+            number(phase.seconds, 0),
+            percent(phase.seconds / total.seconds) if total.seconds else NONE,
+            number(phase.tokens, 0),
+            number(phase.peak_memory_bytes / 1e9, 1) if phase.peak_memory_bytes else NONE,
+        )
+        for phase in (*data.phases, total)
+    )
+    return Table(
+        "Time, tokens and memory", ("Phase", "Seconds", "Share %", "Tokens", "Peak memory so far GB"), rows
+    )
 
 
 def facts(data: ReportData) -> Table:

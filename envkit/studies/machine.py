@@ -18,6 +18,7 @@ from envkit.training.heap import keep_freed_memory
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _STAT: Final = Path("/proc/stat")
+_STATUS: Final = Path("/proc/self/status")
 #: Flags of processors with bfloat16 matrix instructions: x86 with AMX or AVX-512, ARM.
 _BFLOAT16_FLAGS: Final = frozenset({"amx_bf16", "avx512_bf16", "bf16", "svebf16"})
 #: bfloat16 is worth its rounding only if it takes less than this share of float32's time.
@@ -181,6 +182,13 @@ def why_busy(before: CpuTimes | None, after: CpuTimes | None, spread: float, thr
     if spread > _MAX_SPREAD:
         reasons.append(f"equal work took up to {spread:.1f} times as long")
     return ", ".join(reasons)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has had so far (Linux' peak resident set size); 0 if unknown."""
+    # Not `resource.getrusage`, whose peak includes that of the program which started this process.
+    lines = _STATUS.read_text().splitlines() if _STATUS.exists() else []
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:")), 0)
 
 
 def free_threads(say: Callable[[str], None]) -> int:

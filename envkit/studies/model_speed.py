@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import resource
 
 from envkit.display import Display
 from envkit.models import KNOWN, MeasuredSpeed, remember_speed, require_training, resolve
-from envkit.studies.machine import free_threads, resolve_dtype, use_threads
+from envkit.studies.machine import free_threads, peak_memory_bytes, resolve_dtype, use_threads
 from envkit.studies.plan import probe
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
@@ -31,8 +30,7 @@ def measure_model(name: str, display: Display) -> MeasuredSpeed:
     with contextlib.closing(Policy.of(ref, config)) as policy:
         speed = probe(policy, display.say)
     generate = _ROWS / (speed.step_s + _ROWS * speed.row_s)
-    peak_kb = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    found = MeasuredSpeed(generate, speed.learn, 1024 * peak_kb, config.dtype, threads)
+    found = MeasuredSpeed(generate, speed.learn, peak_memory_bytes(), config.dtype, threads)
     if name in KNOWN:
         remember_speed(name, found)
     return found

@@ -68,15 +68,22 @@ class RunFacts:
 
 @dataclass(frozen=True, slots=True)
 class PhaseTime:
-    """A record of ``phases.jsonl``: time and tokens of a part of a phase."""
+    """A record of ``phases.jsonl``: time, tokens and memory of a part of a phase.
+
+    Args:
+        tokens: tokens sampled.
+        peak_memory_bytes: most memory that the run's process has had until then; 0 if unknown.
+    """
 
     phase: str
     seconds: float
     tokens: int
+    peak_memory_bytes: int = 0
 
     def __post_init__(self) -> None:
         _require_seconds(self.seconds, "seconds")
         _require_count(self.tokens, "tokens")
+        _require_count(self.peak_memory_bytes, "peak_memory_bytes")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""Record the time and tokens of each phase of a run in ``phases.jsonl``, and sum them for reports."""
+"""Record time, tokens and memory of each phase of a run in ``phases.jsonl``, and sum them for reports."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Self, final
 
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
+from envkit.studies.machine import peak_memory_bytes
 from envkit.studies.run_records import PhaseTime
 
 #: Laps are written together once they add up to this many seconds.
@@ -56,17 +57,20 @@ class Stopwatch:
 
     def _write(self) -> None:
         with self._run.journal("phases") as journal:
-            journal.append(asdict(PhaseTime(self._phase, self._seconds, self._tokens)))
+            journal.append(asdict(PhaseTime(self._phase, self._seconds, self._tokens, peak_memory_bytes())))
         self._seconds, self._tokens = 0.0, 0
 
 
 def phases(records: Iterable[PhaseTime]) -> tuple[Phase, ...]:
-    """Sum the records of each phase; phases are in the order in which they began."""
+    """Sum the records of each phase, with the largest memory; phases are in the order in which they began."""
     summed: dict[str, Phase] = {}
     for record in records:
         before = summed.get(record.phase, Phase(record.phase, 0.0, 0))
         summed[record.phase] = Phase(
-            record.phase, before.seconds + record.seconds, before.tokens + record.tokens
+            record.phase,
+            before.seconds + record.seconds,
+            before.tokens + record.tokens,
+            max(before.peak_memory_bytes, record.peak_memory_bytes),
         )
     return tuple(summed.values())
 

@@ -134,6 +134,8 @@ class TrainConfig:
                 f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
                 f"{self.sft_batch_size}"
             )
+        if self.sft_examples == self.max_steps == 0:
+            raise ConfigError("sft_examples and max_steps are both 0, so nothing is trained; set one of them")
         for field in _POSITIVE:
             if (value := getattr(self, field)) is not None and not 0 < value < float("inf"):
                 raise ConfigError(f"{field} is {value}; it must be positive and finite")

@@ -1,7 +1,9 @@
-"""Time and tokens of a phase are recorded while it runs."""
+"""Time, tokens and memory of a phase are recorded while it runs."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ import pytest
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 from envkit.studies import timing
+from envkit.studies.machine import peak_memory_bytes
 from envkit.studies.run_records import PhaseTime
 from envkit.studies.timing import Stopwatch, phases, training_seconds
 
@@ -34,6 +37,18 @@ def run(tmp_path: Path) -> RunFolder:
 
 def noted(run: RunFolder) -> list[tuple[str, float, int]]:
     return [(record["phase"], record["seconds"], record["tokens"]) for record in run.records("phases")]
+
+
+def test_peak_memory_counts_what_was_freed_but_not_the_program_that_started_this_one() -> None:
+    block = b"x" * 2**29
+    code = """
+from envkit.studies.machine import peak_memory_bytes
+freed = b"x" * 2**27
+del freed
+print(peak_memory_bytes())
+"""
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert 2**27 < int(told) < len(block)
 
 
 def test_laps_are_recorded_before_the_phase_ends(run: RunFolder, clock: Clock) -> None:
@@ -64,15 +79,20 @@ def test_an_error_loses_nothing(run: RunFolder, clock: Clock, error: type[BaseEx
     assert noted(run) == [("estimate difficulty", 1.0, 0)]
 
 
-def test_a_phase_is_listed_once_and_training_time_excludes_evaluation(run: RunFolder, clock: Clock) -> None:
-    for name in ("evaluate base", "SFT warm start", "reinforcement learning", "reinforcement learning"):
-        with Stopwatch(run, name) as watch:
-            clock.now += 10
-            watch.lap(5)
+def test_a_phase_is_listed_once_and_training_time_excludes_evaluation(
+    run: RunFolder, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {"evaluate base": [1], "SFT warm start": [3], "reinforcement learning": [5, 4]}
+    for name, peaks in parts.items():
+        for peak in peaks:
+            monkeypatch.setattr(timing, "peak_memory_bytes", lambda peak=peak: peak)
+            with Stopwatch(run, name) as watch:
+                clock.now += 10
+                watch.lap(5)
     assert phases(run.read("phases", PhaseTime)) == (
-        Phase("evaluate base", 10.0, 5),
-        Phase("SFT warm start", 10.0, 5),
-        Phase("reinforcement learning", 20.0, 10),
+        Phase("evaluate base", 10.0, 5, 1),
+        Phase("SFT warm start", 10.0, 5, 3),
+        Phase("reinforcement learning", 20.0, 10, 5),
     )
     assert training_seconds(run) == 30
     assert training_seconds(run, ("SFT",)) == 10

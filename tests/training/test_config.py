@@ -31,6 +31,7 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"temperature": 0}, "temperature is 0.0; it must be positive and finite"),
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive and finite"),
         ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
+        ({"sft_examples": 0, "max_steps": 0}, "sft_examples and max_steps are both 0, so nothing is trained"),
         ({"sft_examples": 5}, "sft_examples is 5; it must be 0 or at least sft_batch_size, 12"),
         ({"epsilon": -0.2}, "epsilon is -0.2"),
         ({"epsilon_high": 0}, "epsilon_high is 0.0; it must be positive and finite"),
