@@ -11,7 +11,7 @@ from typing import final
 from envkit.agent import Session
 from envkit.engine.protocol import uniforms
 from envkit.env import Baseline
-from envkit.errors import ContractError, UsageError
+from envkit.errors import ContractError
 from envkit.sandbox import SandboxBackend
 from envkit.types import EpisodeKey, Task, Trajectory, Turn
 
@@ -120,21 +120,3 @@ def replay(name: str, episodes: Iterable[Trajectory], idle: str) -> ScriptedAgen
         return turns[key][turn] if turn < len(turns[key]) else idle
 
     return ScriptedAgent(name, act)
-
-
-def random_edits(tasks: Mapping[str, Task], path: str = "solution.py") -> ScriptedAgent:
-    """Delete one random line of the task's file in every turn: a baseline slightly above doing nothing.
-
-    Raises:
-        UsageError: a task has no such file.
-    """
-    if unfit := next((task.id for task in tasks.values() if path not in task.files), None):
-        raise UsageError(f"the random agent deletes lines of {path}, and task {unfit} has no such file")
-
-    def act(key: EpisodeKey, turn: int, observation: str) -> str:
-        lines = [line for line in tasks[key.task].files[path].split("\n") if line.strip()]
-        draw = uniforms((key.seed, key.step, key.group, key.row, turn), 1)[0]
-        line = lines[int(draw * len(lines))]
-        return f"```diff\n-{line}\n```"
-
-    return ScriptedAgent("random", act)

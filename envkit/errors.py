@@ -7,7 +7,7 @@
     │   ├── ConfigError        a configuration key or value
     │   ├── TaskFileError      a task file (missing, empty, corrupt line)
     │   ├── ModelError         a path or id that is not a usable model
-    │   ├── RegistryError      no environment, agent or sandbox of that name
+    │   ├── RegistryError      no environment or sandbox of that name
     │   ├── TooLargeError      more bytes than were asked for
     │   ├── UnpricedError      the price table has no such model or machine
     │   └── MissingExtraError  an optional dependency is not installed
@@ -53,7 +53,7 @@ class ModelError(UsageError):
 
 
 class RegistryError(UsageError):
-    """No environment, agent or sandbox is registered under that name."""
+    """No environment or sandbox is registered under that name."""
 
 
 class TooLargeError(UsageError):

@@ -62,7 +62,7 @@ class _Episode:
     first_fault: Exception | None = None
 
 
-def visit_seed(key: EpisodeKey) -> int:
+def reset_seed(key: EpisodeKey) -> int:
     """Reset seed of a group. It depends on the visit only, so all members of a group get the same inputs.
 
     Distinct for distinct (seed, step, group) within 20, 24 and 18 bits.
@@ -205,7 +205,7 @@ class Rollouts:
 
 def _reset(env: Env, key: EpisodeKey, held_out: bool) -> str:
     """Reset the environment, twice if the first time fails; returns the first observation."""
-    seed, options = visit_seed(key), {"task": key.task, "held_out": held_out}
+    seed, options = reset_seed(key), {"task": key.task, "held_out": held_out}
     try:
         return env.reset(seed=seed, options=options)[0]
     except (UsageError, *_FATAL):

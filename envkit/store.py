@@ -286,6 +286,18 @@ class RunFolder:
             raise StoreError(f"{path}: schema {run.manifest.get('schema')!r}; this version reads {SCHEMA}")
         return run
 
+    @staticmethod
+    def holding(path: Path) -> RunFolder | None:
+        """Open the run folder that a path lies in, such as an adapter's; ``None`` if it is in none.
+
+        Raises:
+            StoreError: see `open`.
+        """
+        for folder in path.resolve().parents:
+            if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
+                return RunFolder.open(folder)
+        return None
+
     @property
     def id(self) -> str:
         """Name of the folder."""

@@ -76,10 +76,10 @@ def docker() -> SandboxBackend:
 @pytest.fixture(scope="module")
 def one_probe() -> Generator[None]:
     """Plans of runs measure the machine once. Parallel tests keep it busy, so it would be measured thrice."""
-    from envkit.studies import plan
+    from envkit.studies import probe
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "_MAX_PROBES", 1)
+        patch.setattr(probe, "_MAX_PROBES", 1)
         yield
 
 

@@ -227,7 +227,7 @@ def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(
     def read(format: str, path: Path) -> ImportedTasks:
         return ImportedTasks(tuple(heldout), {"gpt": {}})
 
-    monkeypatch.setattr("envkit.studies.bench.validate_tasks", play)
+    monkeypatch.setattr("envkit.studies.bench_setup.validate_tasks", play)
     monkeypatch.setattr(CodeEditorEnv, "import_tasks", read)
     spec = envkit.spec_of(recorded=["wrong"], tasks="published:items")
     with pytest.raises(UsageError, match=r"no recorded outputs 'wrong' came with the tasks \(there is: gpt"):

@@ -26,7 +26,7 @@ from envkit import (
 from envkit.agents.scripted import ScriptedAgent, noop
 from envkit.checks import check
 from envkit.errors import AgentError, BrokenTask, ConfigError, SandboxError, Stopped
-from envkit.rollout import raised, visit_seed
+from envkit.rollout import raised, reset_seed
 from envkit.store import Journal, read_lines, trajectory_from_json, trajectory_to_json
 
 HALVING = ScriptedAgent("halving", lambda key, turn, observation: halve(observation))
@@ -129,9 +129,9 @@ def test_members_of_a_group_get_the_same_inputs_and_groups_differ() -> None:
     assert len({group[0].steps for group in groups}) > 1
 
 
-def test_visit_seeds_differ_between_visits_and_not_between_rows() -> None:
+def test_reset_seeds_differ_between_visits_and_not_between_rows() -> None:
     visits = [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1), (2**20 - 1, 2**24 - 1, 2**18 - 1)]
-    seeds = [visit_seed(EpisodeKey(*visit, row=row, task="t")) for visit in visits for row in (0, 1)]
+    seeds = [reset_seed(EpisodeKey(*visit, row=row, task="t")) for visit in visits for row in (0, 1)]
     assert seeds[::2] == seeds[1::2]
     assert len(set(seeds)) == len(visits)
     assert all(0 <= seed < 2**63 for seed in seeds)

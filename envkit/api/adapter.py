@@ -210,19 +210,17 @@ def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
     from envkit.store import RunFolder
-    from envkit.training.config import from_mapping
+    from envkit.training.config import from_manifest
 
-    for folder in adapter.resolve().parents:
-        if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
-            manifest = RunFolder.open(folder).manifest
-            plan = manifest.get("plan")
-            if not isinstance(plan, dict):
-                raise StoreError(f"{folder / 'manifest.json'}: no plan in it; it is damaged")
-            settings: Any = cast("dict[str, Any]", plan).get("train", {})
-            environments = manifest.get("environments", [manifest.get("environment", "code-editor")])
-            kind = registry.environment(environments[0]) if len(environments) == 1 else None
-            return from_mapping({"dtype": "float32", **settings}, str(folder / "manifest.json")), kind
-    return None, None
+    if (run := RunFolder.holding(adapter)) is None:
+        return None, None
+    file, plan = run.path / "manifest.json", run.manifest.get("plan")
+    if not isinstance(plan, dict):
+        raise StoreError(f"{file}: no plan in it; it is damaged")
+    settings: Any = cast("dict[str, Any]", plan).get("train", {})
+    environments = run.manifest.get("environments", [run.manifest.get("environment", "code-editor")])
+    kind = registry.environment(environments[0]) if len(environments) == 1 else None
+    return from_manifest(settings, str(file)), kind
 
 
 def _read_json(path: Path) -> dict[str, Any]:

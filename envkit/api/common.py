@@ -65,21 +65,23 @@ def isolated_backend(
 def load_tasks(
     kind: type[Env], tasks: Tasks | None, split: str, backend: SandboxBackend, display: Display
 ) -> Sequence[Task]:
-    """Read the tasks of a split, or make the environment's own if none are named.
+    """Read named tasks, or make the environment's own tasks of a split if none are named.
 
     Raises:
         TaskFileError: not a task file, or one of another environment.
-        UsageError: the environment has no tasks of its own.
+        UsageError: there are no tasks.
     """
     from envkit import registry
 
-    if tasks is None:
-        return kind.make_tasks(split, sandbox=backend, display=display)
     if isinstance(tasks, str | Path):
         return registry.read_tasks_for(kind, Path(tasks))
-    for task in tasks:
-        kind.validate_task(task)
-    return tasks
+    found = kind.make_tasks(split, sandbox=backend, display=display) if tasks is None else tasks
+    if not found:
+        raise UsageError(f"environment {kind.id}: the {split} tasks are an empty list; expected at least one")
+    if tasks is not None:
+        for task in tasks:
+            kind.validate_task(task)
+    return found
 
 
 def short_tasks(
@@ -88,7 +90,7 @@ def short_tasks(
     """Keep the tasks whose prompt and files have together at most ``max_chars`` characters.
 
     Returns:
-        The tasks of each environment, and how many they are of how many.
+        The kept tasks of each environment, and a text such as ``"312 of 6,018"``.
 
     Raises:
         UsageError: an environment has none.

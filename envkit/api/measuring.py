@@ -19,6 +19,7 @@ from envkit.api.common import (
 from envkit.api.interrupts import StopRequest, stopping_on_signal
 from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, read_report
 from envkit.api.rich_display import DisplayChoice, open_display
+from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.errors import SETUP_ERRORS, UsageError
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ def evaluate(
     tasks: Path | str = "",
     limit: int | None = None,
     split: str = "heldout",
-    samples: int = 8,
+    samples: int = DEFAULT_SAMPLES,
     temperature: float = 0.7,
     max_turns: int | None = None,
     max_completion_length: int = 384,
@@ -53,8 +54,8 @@ def evaluate(
 
     Args:
         environment: its registered name.
-        agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, ``"random"``, or a baseline of the
-            environment, such as the code editor's ``"enumerate"``.
+        agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, or a baseline of the environment,
+            such as the code editor's ``"enumerate"``.
         model: model id, folder or hub id; by default the adapter's own base, or as in training.
         adapter: a trained adapter's folder.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
@@ -145,7 +146,7 @@ def bench(
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.benchmark.spec import from_toml
-    from envkit.studies.bench import with_baselines
+    from envkit.studies.bench_setup import with_baselines
 
     parsed = with_baselines(from_toml(Path(spec)) if isinstance(spec, str | Path) else spec)
     if budget_usd is not None:
@@ -182,7 +183,7 @@ def resume_bench(
         EnvkitError: the comparison failed; see `envkit.errors`.
     """
     from envkit.store import RunFolder
-    from envkit.studies.bench import prices_of
+    from envkit.studies.bench_setup import prices_of
 
     folder = RunFolder.open(Path(run))
     _require_priced(machine, prices_of(folder))
@@ -202,7 +203,7 @@ def spec_of(
     limit: int | None = None,
     split: str = "heldout",
     model: Path | str = "",
-    samples: int = 8,
+    samples: int = DEFAULT_SAMPLES,
     shots: int = 0,
     **settings: Any,
 ) -> BenchSpec:
@@ -276,7 +277,7 @@ def rescore(
         StoreError: not a bench run, or a damaged one.
     """
     from envkit.store import RunFolder
-    from envkit.studies.bench import prices_of
+    from envkit.studies.bench_setup import prices_of
     from envkit.studies.rescore import rescore as grade_again
 
     old = RunFolder.open(Path(run))
@@ -338,7 +339,7 @@ def _start(
     command: str,
     prices: Path | None = None,
 ) -> RunFolder:
-    from envkit.studies.bench import start
+    from envkit.studies.bench_setup import start
 
     run = start(Path(root), spec, backend=backend, display=display, command=command, prices=prices)
     display.say(f"run folder: {escape(str(run.path))}")
@@ -376,7 +377,7 @@ def _play(
 def _bench_result(
     run: RunFolder, request: StopRequest, refused: UsageError | None, machine: str | None
 ) -> BenchResult:
-    from envkit.studies.bench import prices_of
+    from envkit.studies.bench_setup import prices_of
 
     page = leaderboard([run.path], run.path, machine=machine, prices=prices_of(run))
     return BenchResult(run.path, _reports(run.path), page, request.signal, refused)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -109,7 +110,7 @@ def train(
     settings = _settings(
         config,
         seed=chosen[0] if chosen else None,
-        model=None if model is None else absolute_if_path(model),
+        model=model,
         backend=backend,
         engine=engine,
     )
@@ -138,12 +139,13 @@ def train(
             progress.say(note)
         planned = before_after_setup.prepare(
             settings,
-            minutes and minutes / max(len(chosen), 1),  # the seeds share the budget
+            minutes,
             train_tasks,
             measured,
             backend=sandbox_backend,
             display=progress,
             command=command or command_of("train", repr(names[0] if len(names) == 1 else names)),
+            adapters=max(len(chosen), 1),
             evaluate=evaluate,
             note=note,
         )
@@ -220,12 +222,12 @@ def sft(
     require_training()
     from envkit.studies.warm_start import warm_start
 
+    if examples == 0:
+        raise UsageError("examples is 0; expected at least one batch")
     folder = Path(output)
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
-    settings = _settings(
-        config, model=None if model is None else absolute_if_path(model), sft_examples=examples
-    )
+    settings = _settings(config, model=model, sft_examples=examples)
     kind = registry.environment(environment)
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress)
@@ -307,4 +309,5 @@ def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **ove
     else:
         base = from_mapping(config or {}, "config")
     given = {key: value for key, value in overrides.items() if value is not None}
-    return from_mapping({**to_mapping(base), **given}, "arguments")
+    settings = from_mapping({**to_mapping(base), **given}, "arguments")
+    return replace(settings, model=absolute_if_path(settings.model))

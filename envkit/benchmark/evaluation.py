@@ -79,7 +79,7 @@ def evaluate(
             journal.sync()
         finished |= new
         solved = sum(finished[key].solved for key in keys if key in finished)
-        on_progress(min(start + chunk, len(keys)), len(keys), solved)
+        on_progress(len(finished), len(keys), solved)
     return [finished[key] for key in keys]
 
 

@@ -133,7 +133,7 @@ def _lead(section: Section) -> str:
 
 
 def _over_baselines(section: Section) -> list[str]:
-    """Say of each trained row if it clears each baseline, which is a script that is no control."""
+    """Say of each trained row if it beats each baseline, a script that is no control."""
     baselines = [row for row in section.contestants if row.measured.origin.kind == "script"]
     sentences: list[str] = []
     for trained in (row for row in section.contestants if row.measured.origin.adapter):
@@ -144,11 +144,13 @@ def _over_baselines(section: Section) -> list[str]:
                 continue
             text = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
             if interval.low > 0:
-                sentences.append(f"{trained.name} clears {other.name}: {text}.")
+                sentences.append(f"{trained.name} beats {other.name}: {text}.")
             elif interval.high < 0:
                 sentences.append(f"{trained.name} is worse than {other.name}: {text}.")
             else:
-                sentences.append(f"{trained.name} does not clear {other.name}: {text}, which includes zero.")
+                sentences.append(
+                    f"{trained.name} is not shown to beat {other.name}: {text}, which includes zero."
+                )
     return sentences
 
 

@@ -201,7 +201,7 @@ class TrainPoint:
     Args:
         step: counted from 1.
         reward: mean reward of the step's rollouts.
-        mixed_share: share of groups with both solved and failed samples, in [0, 1].
+        mixed_share: share of groups whose episodes earned different rewards, in [0, 1].
         loss: the policy loss.
         tokens_per_s: tokens sampled per wall second.
     """
@@ -233,7 +233,7 @@ class Phase:
 
     Args:
         tokens: sampled or trained on.
-        peak_memory_bytes: most memory that the run's process has had until the end of this part; 0 if unknown.
+        peak_memory_bytes: most memory that the run's process has had until its end; 0 if unknown.
     """
 
     name: str

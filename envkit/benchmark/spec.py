@@ -11,8 +11,10 @@ from envkit.errors import ConfigError
 from envkit.files import read_settings
 from envkit.plain import decode
 
-#: Scripted agents with the pass@1 that a sound environment gives them; ``None`` if it can be any.
-SCRIPTS = {"oracle": 1.0, "no-op": 0.0, "random": None}
+#: Scripted agents of every environment, with the pass@1 that a sound one gives them.
+SCRIPTS = {"oracle": 1.0, "no-op": 0.0}
+#: Episodes per task. Tasks differ more than episodes of one task, so more tasks tell more.
+DEFAULT_SAMPLES = 4
 #: Seed of evaluation draws: the same for every run, so that runs compare item by item.
 EVALUATION_SEED = 1
 #: Token limit of a turn if neither spec nor card sets one.
@@ -51,7 +53,7 @@ class AgentSpec:
 
     Args:
         name: name in the report.
-        script: ``"oracle"``, ``"no-op"``, ``"random"``, or a baseline of the environment.
+        script: ``"oracle"``, ``"no-op"``, or a baseline of the environment.
         model: id or folder of a local model. If only ``adapter`` is set, the one that it was trained on.
         adapter: PEFT folder for the model.
         card: name or path of the card of a model behind an API; see `envkit.agents.cards`.
@@ -129,7 +131,7 @@ class BenchSpec:
 
     environments: tuple[EnvironmentSpec, ...]
     agents: tuple[AgentSpec, ...]
-    samples: int = 4
+    samples: int = DEFAULT_SAMPLES
     temperature: float = 0.7
     max_turns: int | None = None
     max_completion_length: int | None = None
@@ -155,7 +157,7 @@ class BenchSpec:
 
     def of(self, agent: AgentSpec) -> AgentSpec:
         """Fill in the defaults of the spec for one agent."""
-        once = bool(agent.recorded) or SCRIPTS.get(agent.script) is not None
+        once = bool(agent.recorded) or agent.script in SCRIPTS
         length, context = agent.max_completion_length, agent.max_context_length
         local = not agent.card
         return replace(

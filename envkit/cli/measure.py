@@ -11,6 +11,7 @@ from rich.markup import escape
 
 from envkit import api
 from envkit.api.common import DEFAULT_ENVIRONMENT, RUNS
+from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.cli.options import (
     EnvName,
     Json,
@@ -71,7 +72,7 @@ Machine = Annotated[
 
 def evaluate(
     agent: Annotated[
-        str, typer.Option(metavar="NAME", help="model, oracle, no-op, random, or a baseline, as enumerate.")
+        str, typer.Option(metavar="NAME", help="model, oracle, no-op, or a baseline, such as enumerate.")
     ] = "model",
     env: EnvName = DEFAULT_ENVIRONMENT,
     tasks: Annotated[
@@ -85,7 +86,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     split: Split = "heldout",
-    samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = 8,
+    samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = DEFAULT_SAMPLES,
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
     max_turns: Annotated[
         int | None,
@@ -170,7 +171,7 @@ def bench(
     model: Annotated[str | None, typer.Option(metavar="MODEL", help=_MODEL_HELP)] = None,
     limit: Limit = None,
     split: Split = "heldout",
-    samples: Annotated[int | None, typer.Option(metavar="N", help="Episodes per task. Default: 8.")] = None,
+    samples: Annotated[int | None, typer.Option(metavar="N", help="Episodes per task. Default: 4.")] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Sampling temperature. Default: 0.7.")
     ] = None,

@@ -47,7 +47,8 @@ Model = Annotated[
 _SHORTEST_TASKS, _SHORT_TASKS = 400, 500
 
 
-#: One turn, which ends with the first block of code: the untouched model explains it at length.
+#: One turn, which ends with the first block of code: the untouched model explains it at length. A block
+#: without the language's name, after other text, would end as it opens; none of 276 answers had one.
 _ONE_TURN: Final[Mapping[str, object]] = {"max_turns": 1, "stop_strings": ["\n```\n"]}
 
 

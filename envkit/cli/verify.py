@@ -31,8 +31,9 @@ def verify(
 ) -> None:
     """Replay a few held-out episodes of a trained adapter, token by token, and grade them again.
 
-    Prints "reproduced", or the first thing that differs: weights, base model, environment, tasks, a token or
-    a verdict. On other hardware than the claim's, log-probabilities may differ by a stated tolerance.
+    Prints a line for each thing that was compared: weights, base model, environment, tasks, tokens, verdicts.
+    Then "reproduced" or "not reproduced". On other hardware than the claim's, log-probabilities may differ by
+    a stated tolerance.
     """
     result = api.verify(adapter, tasks=tasks, model=model, sandbox=sandbox)
     if as_json:

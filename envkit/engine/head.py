@@ -43,6 +43,6 @@ class Head:
         with exact_products(weight.dtype):
             return self._product(hidden_RE.float())
 
-    def pull_back(self, slopes_RV: Tensor) -> Tensor:
-        """Multiply slopes by logits with the weights: (R, V) -> (R, E)."""
-        return slopes_RV.to(self._weight.dtype) @ self._weight
+    def backward(self, grad_RV: Tensor) -> Tensor:
+        """Turn the gradient of logits (R, V) into that of the hidden states (R, E)."""
+        return grad_RV.to(self._weight.dtype) @ self._weight

@@ -21,7 +21,7 @@ from envkit.errors import ContractError, ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
 
 #: Shares of the memory for keys and values: for rows that are decoded together, and for conversations that
-#: may continue. The last quarter is for those of the call before, until they are taken up.
+#: may continue. The last quarter holds those of the call before, until they are copied.
 _DECODED_SHARE, _HELD_SHARE = 0.5, 0.25
 #: Chunk size of prefill: it fits into a CPU's cache, and buffers are reused instead of page-faulted.
 _PREFILL_TOKENS = 1024

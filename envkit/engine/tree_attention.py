@@ -56,9 +56,10 @@ def in_one(
 class _Fused(torch.autograd.Function):
     """PyTorch's fused attention of a CPU, once over the prompt and once over the rows, joined.
 
-    Its public function keeps the logarithm of the softmax's denominator (L below) to itself, which joins two
-    parts: both outputs are weighted by their part of the joint denominator. The fused backward pass computes
-    the weights again from L, so with the joint output and the joint L it gives the gradient of each part.
+    Its public function keeps the logarithm of the softmax's denominator (``lse`` below) to itself, which
+    joins two parts: both outputs are weighted by their part of the joint denominator. The fused backward pass
+    computes the weights again from it, so with the joint output and the joint ``lse`` it gives the gradient
+    of each part.
     """
 
     @staticmethod
@@ -67,39 +68,37 @@ class _Fused(torch.autograd.Function):
         shape_RKGCD = query.transpose(0, 1).shape
         shared, own = _shared(query, prompt_key, prompt_value), _own(query, key, value)
         attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        over_prompt, prompt_L = attend(*shared, 0.0, False, scale=scale)
-        over_own, own_L = attend(*own, 0.0, True, scale=scale)
-        prompt_L, own_L = (found.reshape(shape_RKGCD[:-1]) for found in (prompt_L, own_L))
-        joint_L = torch.logaddexp(prompt_L, own_L)
-        out = over_prompt.reshape(shape_RKGCD) * (prompt_L - joint_L).exp_()[..., None]
-        out += over_own.reshape(shape_RKGCD) * (own_L - joint_L).exp_()[..., None]
+        over_prompt, prompt_lse = attend(*shared, 0.0, False, scale=scale)
+        over_own, own_lse = attend(*own, 0.0, True, scale=scale)
+        prompt_lse, own_lse = (found.reshape(shape_RKGCD[:-1]) for found in (prompt_lse, own_lse))
+        lse = torch.logaddexp(prompt_lse, own_lse)
+        out = over_prompt.reshape(shape_RKGCD) * (prompt_lse - lse).exp_()[..., None]
+        out += over_own.reshape(shape_RKGCD) * (own_lse - lse).exp_()[..., None]
         out = out.to(query.dtype)
-        ctx.save_for_backward(query, prompt_key, prompt_value, key, value, out, joint_L)
+        ctx.save_for_backward(query, prompt_key, prompt_value, key, value, out, lse)
         ctx.scale = scale
         return out.transpose(0, 1)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        query, prompt_key, prompt_value, key, value, out, joint_L = ctx.saved_tensors
-        of_out = gradients[0].transpose(0, 1).contiguous()
+        query, prompt_key, prompt_value, key, value, out, lse = ctx.saved_tensors
+        grad_out = gradients[0].transpose(0, 1).contiguous()
 
-        def pull_back(part: tuple[Tensor, ...], first: int, causal: bool) -> tuple[Tensor, ...]:
-            of_part, out_part, part_L = (each.flatten(first, first + 1) for each in (of_out, out, joint_L))
-            back = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-            return back(of_part, *part, out_part, part_L, 0.0, causal, scale=ctx.scale)
+        def backward_of(part: tuple[Tensor, ...], first: int, causal: bool) -> tuple[Tensor, ...]:
+            grad, out_part, lse_part = (each.flatten(first, first + 1) for each in (grad_out, out, lse))
+            fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+            return fused(grad, *part, out_part, lse_part, 0.0, causal, scale=ctx.scale)
 
-        by_prompt, of_prompt_key, of_prompt_value = pull_back(
-            _shared(query, prompt_key, prompt_value), 2, False
-        )
-        by_own, of_key, of_value = pull_back(_own(query, key, value), 1, True)
-        of_query = by_prompt.reshape(out.shape) + by_own.reshape(out.shape)
+        grad_by_prompt, *grads_of_prompt = backward_of(_shared(query, prompt_key, prompt_value), 2, False)
+        grad_by_own, *grads_of_rows = backward_of(_own(query, key, value), 1, True)
+        grad_query = grad_by_prompt.reshape(out.shape) + grad_by_own.reshape(out.shape)
         # A key's gradient is a sum over the rows, or over the query heads, that it served.
-        of_prompt = (of.sum(0, dtype=torch.float32).to(of.dtype) for of in (of_prompt_key, of_prompt_value))
-        of_rows = (
-            of.reshape(out.shape).sum(2, dtype=torch.float32).to(of.dtype).transpose(0, 1)
-            for of in (of_key, of_value)
+        prompts = (grad.sum(0, dtype=torch.float32).to(grad.dtype) for grad in grads_of_prompt)
+        rows = (
+            grad.reshape(out.shape).sum(2, dtype=torch.float32).to(grad.dtype).transpose(0, 1)
+            for grad in grads_of_rows
         )
-        return of_query.transpose(0, 1), *of_prompt, *of_rows, None
+        return grad_query.transpose(0, 1), *prompts, *rows, None
 
 
 def _shared(query: Tensor, key_KPD: Tensor, value_KPD: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -124,10 +124,12 @@ def _mine_chunk(
     chunk: Sequence[PackageFunction], seed: int, split: str, backend: SandboxBackend, wanted: Wanted
 ) -> list[Task]:
     tried = [_single_bugs(function, seed, wanted) for function in _with_examples(backend, chunk)]
-    alive = _killed(backend, [trial for trial in tried if trial.mutants or wanted.write])
-    further = [_further_bugs(trial, seed, wanted) for trial in alive]
-    combined = {one.function.source: one for one in _killed(backend, [one for one in further if one.mutants])}
-    chosen = [_chosen(trial, combined.get(trial.function.source), seed, wanted) for trial in alive]
+    noticed = _keep_killed(backend, [trial for trial in tried if trial.mutants or wanted.write])
+    further = [_further_bugs(trial, seed, wanted) for trial in noticed]
+    combined = {
+        one.function.source: one for one in _keep_killed(backend, [one for one in further if one.mutants])
+    }
+    chosen = [_chosen(trial, combined.get(trial.function.source), seed, wanted) for trial in noticed]
     return _labelled(backend, _stable(backend, chosen, split), chosen)
 
 
@@ -167,17 +169,17 @@ def _further_bugs(trial: _Trial, seed: int, wanted: Wanted) -> _Trial:
     return replace(trial, mutants=[_Mutant(bug) for bug in bugs])
 
 
-def _killed(backend: SandboxBackend, trials: Sequence[_Trial]) -> list[_Trial]:
-    """Keep the functions that are fit for tasks, with the mutants that enough calls kill."""
+def _keep_killed(backend: SandboxBackend, trials: Sequence[_Trial]) -> list[_Trial]:
+    """Keep the functions that are fit for tasks, each with the mutants that enough calls kill."""
     found: list[_Trial] = []
     for trial, (original, *rows) in zip(trials, _ask(backend, trials), strict=True):
         if usable := _usable(original, trial.function):
-            alive = [
+            killed = [
                 replace(one, killers=killers)
                 for one, row in zip(trial.mutants, rows, strict=True)
                 if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
             ]
-            found.append(replace(trial, mutants=alive, original=original, usable=usable))
+            found.append(replace(trial, mutants=killed, original=original, usable=usable))
     return found
 
 

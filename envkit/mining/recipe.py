@@ -189,8 +189,8 @@ def build_from_recipe(recipe: Mapping[str, JSON], backend: SandboxBackend, worke
     missing = [name for name in names if name not in by_id]
     if missing:
         raise TaskFileError(
-            f"recipe: {len(missing)} tasks cannot be made again, {missing[0]} first; {_changed(recipe)} has "
-            "changed, so the recipe must be made anew and everything measured with it measured again"
+            f"recipe: {len(missing)} tasks cannot be made again, such as {missing[0]}; {_changed(recipe)} "
+            "has changed, so the recipe must be made anew and everything measured with it measured again"
         )
     tasks = [by_id[name] for name in names]
     if digest(tasks) != recipe["digest"]:

@@ -19,7 +19,7 @@ from envkit.agents.cards import Card, load_card
 from envkit.agents.endpoint import Endpoint
 from envkit.agents.local import LocalAgent
 from envkit.agents.recorded import RecordedAgent, read_recorded, read_usage
-from envkit.agents.scripted import baseline, random_edits
+from envkit.agents.scripted import baseline
 from envkit.benchmark.report_data import Origin
 from envkit.benchmark.spec import AgentSpec, BenchSpec
 from envkit.display import Display
@@ -94,9 +94,7 @@ class AgentFactory:
             UsageError: an API's key or price is missing.
             StoreError: the model's weights have changed since the run began.
         """
-        if row.script == "random":
-            yield random_edits({task.id: task for task in tasks})
-        elif chosen := _baseline_of(row, kind):
+        if chosen := _baseline_of(row, kind):
             yield baseline(chosen, tasks, backend)
         elif row.script:
             yield next(agent for agent, _ in controls(kind, tasks) if agent.name == row.script)
@@ -144,7 +142,10 @@ class AgentFactory:
             raise ConfigError(
                 f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"
             )
-        shown = demonstrations(kind, tasks, backend, kind.max_turns, self._should_stop)
+        turns = turns_of(
+            [kind], self._spec.max_turns
+        )  # as played, because observations say how many are left
+        shown = demonstrations(kind, tasks, backend, turns, self._should_stop)
         return [(one.observation, one.answer) for one in shown]
 
     @contextmanager
@@ -242,7 +243,7 @@ class AgentFactory:
         Empty if the adapter is not inside the run folder that trained it. The row has its defaults filled in;
         ``max_turns`` is the number of actions per episode.
         """
-        run = _run_of(Path(row.adapter)) if row.adapter else None
+        run = RunFolder.holding(Path(row.adapter)) if row.adapter else None
         if run is None:
             return []
         trained = {**_OLD_DEFAULTS, **run.manifest.get("plan", {}).get("train", {})}
@@ -254,7 +255,7 @@ class AgentFactory:
             "dtype": self._fixed["machine"]["dtype"],
         }
         return [
-            f"{row.name} was trained with {setting} {trained[setting]}, and is asked with {value}."
+            f"{row.name} was trained with {setting} {trained[setting]}, and is evaluated with {value}."
             for setting, value in asked.items()
             if trained.get(setting, value) != value
         ]
@@ -283,7 +284,7 @@ class AgentFactory:
         NaN if no run folder holds it, if the run has a later checkpoint, or if it was trained on another kind
         of machine, because that machine's hours have another price.
         """
-        run, here = _run_of(adapter), self._fixed["machine"]
+        run, here = RunFolder.holding(adapter), self._fixed["machine"]
         if run is None or any(path.name > adapter.name for path in adapter.parent.glob("step-*")):
             return math.nan
         trained_on = run.manifest.get("machine", here)
@@ -357,14 +358,6 @@ def require_usable(row: AgentSpec, prices: PriceTable) -> None:
         Endpoint(card).close()
     if row.adapter and not (Path(row.adapter) / "adapter_config.json").is_file():
         raise ConfigError(f"{row.adapter}: no adapter_config.json there; expected a PEFT adapter folder")
-
-
-def _run_of(adapter: Path) -> RunFolder | None:
-    """Find the run folder that holds an adapter; ``None`` if there is none."""
-    for folder in adapter.resolve().parents:
-        if (folder / "manifest.json").exists() and (folder / "phases.jsonl").exists():
-            return RunFolder.open(folder)
-    return None
 
 
 def _calls(row: AgentSpec) -> str:

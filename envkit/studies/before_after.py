@@ -343,6 +343,8 @@ class BeforeAfter:
 
         The new number is recorded, so that a resumed run takes the same steps.
         """
+        if self._run.read("replans", Replan):
+            return
         steps = shortened(self._plan, step, spent_s)
         if steps == self._plan.train.max_steps:
             return
@@ -390,8 +392,14 @@ class BeforeAfter:
                         f"step {m.step}: the environment raised an exception in {m.raised:.0%} of the "
                         "episodes; info.trace in episodes.jsonl says where"
                     )
+                if m.void:
+                    self._display.say(
+                        f"step {m.step}: {m.void:.0%} of the episodes are void; info.error in episodes.jsonl "
+                        "says why"
+                    )
                 spent_s.append(m.rollout_s + m.learn_s)
-                # After a resume, ``spent_s`` lacks the first steps and the forecast is not checked.
+                # After a resume, ``spent_s`` lacks the first steps and the forecast is not checked, unless
+                # the run was killed before its first checkpoint and begins again.
                 if m.step == len(spent_s) == _FORECAST_CHECK_STEPS and self._may_shorten:
                     self._shorten(m.step, sum(spent_s))
                 return m.step < self._last_step() and not self._should_stop()

@@ -18,12 +18,13 @@ from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
 from envkit.studies.openings import openings
-from envkit.studies.plan import DEFAULT_MINUTES, Plan, lengths_of, plan, probe, require_useful
+from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
+from envkit.studies.probe import lengths_of, probe
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
-from envkit.training.config import TrainConfig, from_mapping, to_mapping
+from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.heap import release_freed_memory
 from envkit.training.memory import choose_cache_mb
 from envkit.training.policy import Policy
@@ -62,6 +63,7 @@ def prepare(
     backend: SandboxBackend,
     display: Display,
     command: str,
+    adapters: int = 1,
     evaluate: bool = True,
     note: str = "",
 ) -> Study:
@@ -72,12 +74,13 @@ def prepare(
 
     Args:
         config: the training settings; with ``minutes``, its sizes are replaced.
-        minutes: budget after set-up; ``None`` keeps the sizes of ``config`` and evaluates on as many
-            tasks as `DEFAULT_MINUTES` would allow.
+        minutes: budget of all adapters together, after set-up; ``None`` keeps the sizes of ``config`` and
+            evaluates on as many tasks as `DEFAULT_MINUTES` would allow.
         train, heldout: tasks, by environment.
         backend: sandbox backend, to reset a few tasks and measure the length of their texts.
         display: shows the plan.
         command: the command line, for the report.
+        adapters: number of adapters, one for each seed, that share the budget.
         evaluate: measure on the held-out tasks before and after training; if False, the run only trains.
         note: a sentence about the tasks that a reader of the report must see.
 
@@ -109,15 +112,16 @@ def prepare(
                 for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
             ],
         )
-    budget = DEFAULT_MINUTES if minutes is None else minutes
-    alone = config.is_sft_alone
-    imitated = sum(len(split_for_warm_start(tasks, alone=alone)[0]) for tasks in train.values())
+    parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
+    sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
     measured = sum(map(len, heldout.values())) if evaluate else 0
-    if minutes is not None:
-        require_useful(minutes, speed, lengths, config, measured, imitated)
-    sized = plan(budget, speed, lengths, config, measured, imitated)
+    inputs = PlanInputs(speed, lengths, config, measured, sft_tasks, rl_tasks)
     if minutes is None:
-        sized = replace(sized, train=config, step_s=0.0)
+        sized = replace(plan(DEFAULT_MINUTES, inputs), train=config, step_s=0.0)
+    else:
+        minutes /= adapters
+        require_useful(minutes, inputs, adapters)
+        sized = plan(minutes, inputs)
     sizes, tasks_per_env = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(tasks_per_env, len(tasks)) for tasks in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
@@ -125,6 +129,8 @@ def prepare(
         f"plan: {evaluation}, {sizes.sft_examples} known answers, "
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes"
     )
+    if sizes.max_steps and sizes.groups_per_step > rl_tasks:
+        display.say(f"there are only {rl_tasks} tasks for RL, so each step plays that many groups")
     facts = {
         "evaluate": evaluate,
         "note": note,
@@ -223,12 +229,11 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
     run.require_unedited()
     try:
         sized = manifest["plan"]
-        # Runs older than the setting ``dtype`` used float32. Those older than ``kv_cache_mb`` get one size,
-        # so that they resume to the same bits each time.
-        settings = {"dtype": "float32", "kv_cache_mb": 2048, **sized["train"]}
+        # Runs older than the setting get one size, so that they resume to the same bits each time.
+        settings = {"kv_cache_mb": 2048, **sized["train"]}
         sizes = {name: sized[name] for name in ("heldout_tasks", "samples", "eval_temperature")}
         # Older runs have no forecast.
-        planned = Plan(from_mapping(settings, str(run.path / "manifest.json")), **sizes)
+        planned = Plan(from_manifest(settings, str(run.path / "manifest.json")), **sizes)
         planned = replace(planned, step_s=float(sized.get("step_s", 0.0)))
         facts = {name: manifest[name] for name in ("threads", "model", "model_digest", "machine", "command")}
         if not isinstance(facts["threads"], int) or not isinstance(facts["model"], str):

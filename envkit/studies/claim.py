@@ -17,7 +17,7 @@ from envkit.agents.scripted import replay
 from envkit.audit.certificate import valid
 from envkit.engine.protocol import Sampling
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError
+from envkit.errors import ConfigError, SandboxError, StoreError
 from envkit.files import read_json_object
 from envkit.models import weights_digest
 from envkit.plain import decode, encode
@@ -30,7 +30,7 @@ from envkit.studies.provenance import code_digest, commit
 from envkit.taskfile import digest
 from envkit.training.packing import pack, training_row
 from envkit.training.policy import Policy
-from envkit.types import JSON, EpisodeKey, Task, Trajectory
+from envkit.types import JSON, EpisodeKey, Outcome, Task, Trajectory
 
 #: The file in an adapter's folder.
 CLAIM: Final = "claim.json"
@@ -188,6 +188,7 @@ def make_claim(
 
     Raises:
         Stopped: the user asked to stop; nothing is written.
+        SandboxError: an episode could not be played; nothing is written.
     """
     environments: list[ClaimedEnvironment] = []
     for kind, some in tasks.items():
@@ -350,7 +351,11 @@ def _played(
     backend: SandboxBackend,
     should_stop: ShouldStop,
 ) -> list[Trajectory]:
-    """Play the claim's episodes of these tasks, in one batch."""
+    """Play the claim's episodes of these tasks, in one batch.
+
+    Raises:
+        SandboxError: an episode is void.
+    """
     policy.sync()
     policy.engine.forget()
     agent = LocalAgent(
@@ -363,7 +368,10 @@ def _played(
         should_stop=should_stop,
     )
     with Rollouts(_factory(kind, tasks, sampling, backend), should_stop=should_stop) as rollouts:
-        return rollouts.play(agent, _keys(task.id for task in tasks))
+        played = rollouts.play(agent, _keys(task.id for task in tasks))
+    if void := next((episode for episode in played if episode.outcome is Outcome.VOID), None):
+        raise SandboxError(f"task {void.key.task} cannot be played: {void.info.get('error')}")
+    return played
 
 
 def _compared(claimed: Sequence[Trajectory], found: Sequence[Trajectory]) -> tuple[bool, str]:
@@ -429,13 +437,13 @@ def _foreign_text(episode: Trajectory, policy: Policy, kind: type[Env], sampling
         if tokens is None or not tokens.completion_ids:
             return f"turn {number} has no tokens"
         if renderer.text(tokens.completion_ids) != step.turn.text:
-            return f"turn {number}: another text than its tokens"
+            return f"turn {number}: its text is not what its tokens say"
         if number == 1:
             prompts = [renderer.first(kind.system, step.observation)]
         else:  # after a truncation, the dropped answers are rendered as one empty answer
             ways = (closed, False) if sampling.max_context_length else (closed,)
             prompts = [renderer.following(step.observation, closed=way) for way in ways]
         if tokens.prompt_ids not in prompts:
-            return f"turn {number}: another prompt than its observation"
+            return f"turn {number}: its prompt does not match its observation"
         closed = tokens.completion_ids[-1] == renderer.stop_id
     return ""

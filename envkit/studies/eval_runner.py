@@ -87,7 +87,7 @@ class EvalRunner:
         voids = [str(t.info.get("error", "")) for t in played if t.outcome is Outcome.VOID]
         if not voids:
             return
-        line = f"{row}: {len(voids)} of {len(played)} episodes are void, in no rate; the first: {voids[0]}"
+        line = f"{row}: {len(voids)} of {len(played)} episodes are void and in no rate, such as: {voids[0]}"
         self._display.say(escape(line))
         # A provider that does not answer is no broken sandbox. Its agent's name begins the reason.
         broken = [reason for reason in voids if not reason.startswith(f"agent {agent.name}: ")]

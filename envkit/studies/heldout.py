@@ -22,6 +22,6 @@ def require_heldout(heldout: Sequence[Task], train: Sequence[Task] = ()) -> None
         raise TaskFileError(f"task {wrong.id} is of split {wrong.split!r}; expected 'train' to learn from")
     if shared := {task.source for task in train} & {task.source for task in heldout}:
         raise TaskFileError(
-            f"{len(shared)} functions are in both the train and the held-out tasks, {min(shared)} first; "
+            f"{len(shared)} functions are in both the train and the held-out tasks, such as {min(shared)}; "
             "choose tasks of other functions"
         )

@@ -7,7 +7,7 @@ import contextlib
 from envkit.display import Display
 from envkit.models import KNOWN, MeasuredSpeed, remember_speed, require_training, resolve
 from envkit.studies.machine import free_threads, peak_memory_bytes, resolve_dtype, use_threads
-from envkit.studies.plan import probe
+from envkit.studies.probe import probe
 from envkit.training.config import TrainConfig
 from envkit.training.policy import Policy
 

@@ -31,7 +31,7 @@ def openings(root: Path, tasks: Mapping[str, Sequence[Task]]) -> dict[str, JSON]
 def opening_note(manifest: Mapping[str, Any], environment: str) -> list[str]:
     """A sentence for the report of a run that measured on test tasks; none for other runs."""
     opening = manifest.get(FIELD, {}).get(environment)
-    return [f"Measured on test tasks: opening {opening} among the runs of this folder."] if opening else []
+    return [f"Measured on test tasks, as run {opening} of those in its folder that were."] if opening else []
 
 
 def _has_opened(manifest: Path, environment: str) -> bool:

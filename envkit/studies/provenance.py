@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import subprocess
+from importlib import resources
 from pathlib import Path
 
 import envkit
@@ -20,11 +21,17 @@ def code_digest(kind: type[Env]) -> str:
 
 
 def training_code_digest() -> str:
-    """SHA-256 of the code that trains and samples: ``envkit/training`` and ``envkit/engine``."""
+    """SHA-256 of the code that decides what a run trains on, samples and learns."""
     root = Path(envkit.__file__).parent
+    code = {
+        str(file.relative_to(root)): file.read_bytes()
+        for file in (*root.glob("training/*.py"), *root.glob("engine/*.py"), root / "studies/warm_start.py")
+    }
+    # In a checkout, this package lies outside the others' folder.
+    code["agents/local.py"] = resources.files("envkit.agents").joinpath("local.py").read_bytes()
     digest = hashlib.sha256()
-    for file in sorted((*root.glob("training/*.py"), *root.glob("engine/*.py"))):
-        digest.update(f"{file.relative_to(root)}\0".encode() + file.read_bytes())
+    for name in sorted(code):
+        digest.update(f"{name}\0".encode() + code[name])
     return digest.hexdigest()
 
 

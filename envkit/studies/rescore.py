@@ -15,7 +15,8 @@ from envkit.rollout import Rollouts
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop
 from envkit.store import RunFolder, trajectory_to_json
-from envkit.studies.bench import Bench, prices_of
+from envkit.studies.bench import Bench
+from envkit.studies.bench_setup import prices_of
 from envkit.studies.eval_runner import seconds_of
 from envkit.studies.provenance import code_digest, commit
 from envkit.types import EpisodeKey, Outcome, Trajectory

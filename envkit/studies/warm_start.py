@@ -11,7 +11,7 @@ from pathlib import Path
 
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ConfigError, StoreError
+from envkit.errors import ConfigError, ContractError, SandboxError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never, raise_if_stopped
@@ -63,13 +63,23 @@ def demonstrations(
 
     Raises:
         Stopped: ``should_stop`` returned True; it is polled before every task.
+        SandboxError: a reset failed twice.
+        ContractError: the oracle has no action for a task.
     """
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
+    def reset(task: Task) -> str:
+        return env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})[0]
+
     def demonstrate(task: Task) -> Demonstration:
         raise_if_stopped(should_stop)
-        observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
-        return Demonstration(kind.system, observation, kind.oracle(task)[0])
+        try:
+            observation = reset(task)
+        except SandboxError:  # as in training: a sandbox may fail once
+            observation = reset(task)
+        if not (actions := kind.oracle(task)):
+            raise ContractError(f"{kind.__name__}.oracle returned no action for task {task.id}; expected one")
+        return Demonstration(kind.system, observation, actions[0])
 
     try:
         return [demonstrate(task) for task in tasks]

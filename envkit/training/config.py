@@ -57,10 +57,12 @@ class TrainConfig:
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
         num_iterations: gradient steps on each batch of episodes; ``epsilon`` limits how far later ones go.
-            Each costs another pass of the learner over the batch. Only with backend ``"envkit"``.
+            Each costs another pass of the learner over the batch. Only with backend ``"envkit"`` and an
+            `importance_sampling_mode` of ``"none"``.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
-        epsilon: the probability ratio is clipped below at ``1 - epsilon``. In the first gradient step on a
-            batch, the ratio differs from 1 only by rounding, so this acts only if an engine is not exact.
+        epsilon: the probability ratio is clipped below at ``1 - epsilon``, except with ``"cispo"``. In the
+            first gradient step on a batch, the ratio differs from 1 only by rounding, so this acts only if an
+            engine is not exact.
         epsilon_high: the ratio is clipped above at ``1 + epsilon_high``; ``None`` means ``epsilon``. With
             ``"cispo"`` it is the upper limit itself, at least 1 (5.0 is usual).
         beta: weight of the KL divergence from the model without its adapter. Above 0, every step costs one
@@ -171,6 +173,11 @@ class TrainConfig:
             raise ConfigError(
                 f"num_iterations is {self.num_iterations}; backend 'trl' takes one step a batch: set it to 1"
             )
+        if self.importance_sampling_mode != "none" and self.num_iterations > 1:
+            raise ConfigError(
+                f"num_iterations is {self.num_iterations}; with importance_sampling_mode "
+                f"{self.importance_sampling_mode!r}, later steps on a batch would not be clipped: set it to 1"
+            )
         if self.backend == "trl" and self.importance_sampling_mode != "none":
             raise ConfigError(
                 f"importance_sampling_mode is {self.importance_sampling_mode!r}; backend 'trl' corrects "
@@ -184,7 +191,11 @@ class TrainConfig:
 
     @property
     def turns(self) -> int:
-        """`max_turns`, or 1 as long as it is the environment's own number."""
+        """Actions per episode.
+
+        A run replaces ``max_turns = 0`` by its environment's number before it begins. Where no environment is
+        known, 1 stands in for it.
+        """
         return self.max_turns or 1
 
     @property
@@ -257,21 +268,18 @@ _MAXIMUM = {
 }
 
 
+#: Settings of older versions.
+_REMOVED = frozenset({"torch_compile", "curriculum_tasks"})
+
+
 def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
     """Make a configuration from plain values; ``where`` names their origin in errors.
 
     Raises:
         ConfigError: an unknown key, a wrong type or a value out of range; names file and field.
     """
-    if values.get("torch_compile", False) is not False:
-        raise ConfigError(
-            f"{where}: torch_compile is {values['torch_compile']!r}; this option was removed "
-            "and the model is never compiled; begin the run again without it"
-        )
-    # Options of older versions that are gone.
-    values = {key: value for key, value in values.items() if key not in ("torch_compile", "curriculum_tasks")}
-    if values.get("loss_type") == "bnpo":  # of older versions, where it was the same
-        values["loss_type"] = "dapo"
+    if gone := _REMOVED.intersection(values):
+        raise ConfigError(f"{where}: {min(gone)} is no setting any more; leave it out")
     known = [entry.name for entry in dataclasses.fields(TrainConfig)]
     if unknown := [key for key in values if key not in known]:
         raise ConfigError(f"{where}: unknown key {unknown[0]!r}; expected one of: {', '.join(sorted(known))}")
@@ -279,6 +287,24 @@ def from_mapping(values: Mapping[str, Any], where: str) -> TrainConfig:
         return decode(TrainConfig, dict(values), "")
     except (ConfigError, ValueError) as error:
         raise ConfigError(f"{where}: {str(error).removeprefix('.')}") from None
+
+
+def from_manifest(values: Mapping[str, Any], where: str) -> TrainConfig:
+    """Read the settings of a run folder's manifest, also those of an older version.
+
+    Raises:
+        ConfigError: the run needs a setting that is gone; or see `from_mapping`.
+    """
+    if values.get("torch_compile", False) is not False:
+        raise ConfigError(
+            f"{where}: torch_compile is {values['torch_compile']!r}; this option was removed "
+            "and the model is never compiled; begin the run again without it"
+        )
+    # Older versions had no setting ``dtype``, and used float32.
+    current = {"dtype": "float32", **{key: value for key, value in values.items() if key not in _REMOVED}}
+    if current.get("loss_type") == "bnpo":  # the same, by another name
+        current["loss_type"] = "dapo"
+    return from_mapping(current, where)
 
 
 def from_toml(path: Path) -> TrainConfig:

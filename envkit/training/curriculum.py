@@ -18,11 +18,14 @@ _COOLDOWN_WEIGHT = 1e-12
 _VISIT_DECAY = 0.98
 #: Decay of a task's own results with each new visit.
 _RESULT_DECAY = 0.5
-#: Weight of the prior, in episodes, and of a first visit in it: tasks differ more than episodes of one task.
-_PRIOR, _VISIT = 4.0, 4.0
-#: The prior before any result, as log-odds (mean, standard deviation): of the solve rate, what a kind adds to
-#: it, and what a task's length adds for each standard deviation above the mean.
-_RATE, _KIND, _LENGTH = (float(logit(1 / 3)), 2.0), (0.0, 1.0), (-0.5, 0.5)
+#: Weight of the prior of a task's solve rate, in episodes.
+_PRIOR_EPISODES = 4.0
+#: Weight of a first visit in the regression, in episodes. Fewer than it has, because tasks differ more than
+#: episodes of one task.
+_VISIT_EPISODES = 4.0
+#: Priors of the regression's weights, in log-odds of the solve rate, as (mean, standard deviation): of any
+#: task, of a kind beside that, and of a length one standard deviation above the mean.
+_ANY_TASK, _KIND, _LENGTH = (float(logit(1 / 3)), 2.0), (0.0, 1.0), (-0.5, 0.5)
 
 
 @final
@@ -73,7 +76,7 @@ class Curriculum:
             seen = in_env[visited]
             slopes = _regression(self._features[visited[seen]], rates[seen])
             prior[in_env] = expit(self._features[in_env] @ slopes)
-        return (self._solved + _PRIOR * prior) / (self._tried + _PRIOR)
+        return (self._solved + _PRIOR_EPISODES * prior) / (self._tried + _PRIOR_EPISODES)
 
     def pick(self, step: int, count: int) -> list[str]:
         """Pick ``count`` distinct tasks for a step, of distinct sources if there are enough."""
@@ -155,9 +158,9 @@ def _regression(features: NDArray[np.float64], rates: NDArray[np.float64]) -> ND
             and for each kind of task, 1 if the task is of it and 0 otherwise.
         rates: their solve rates, in [0, 1].
     """
-    priors = np.array([_RATE, _LENGTH, *[_KIND] * (features.shape[1] - 2)], dtype=np.float64)
+    priors = np.array([_ANY_TASK, _LENGTH, *[_KIND] * (features.shape[1] - 2)], dtype=np.float64)
     mean, precision = priors[:, 0], np.diag(priors[:, 1] ** -2)
-    weight = _VISIT * _VISIT_DECAY ** np.arange(len(rates))[::-1]
+    weight = _VISIT_EPISODES * _VISIT_DECAY ** np.arange(len(rates))[::-1]
     slopes = mean
     for _ in range(30):  # Newton's method; the problem is convex
         p: NDArray[np.float64] = expit(features @ slopes)

@@ -18,13 +18,13 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from envkit.errors import Stopped, TrainingError
+from envkit.errors import EnvkitError, TrainingError
 from envkit.stop import raise_if_stopped
 from envkit.store import Journal
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.groups import TrainingGroup, training_groups
 from envkit.training.heap import HeapLimit
-from envkit.training.logprobs import ReadPrompt
+from envkit.training.logprobs import PrefilledPrompt
 from envkit.training.loss import StepSize, policy_loss
 from envkit.training.metrics import StepMetrics, UpdateMetrics, alarm_of, joined, step_metrics
 from envkit.training.packing import PackedBatch, chunks, pack
@@ -62,10 +62,12 @@ class Trainer(ABC):
     def train(self, on_step: OnStep) -> None:
         """Train until ``config.max_steps``, an `alarm`, or until ``on_step`` returns False.
 
-        A failed step raises an alarm and leaves the weights unchanged. The last state is always saved.
+        A step that diverges raises an alarm. After any other error, the step can be taken again when the run
+        resumes. Both leave the weights unchanged, and the last state is always saved.
 
         Raises:
-            Stopped: see `Rollouts.play`. The unfinished step is dropped.
+            Stopped: see `Rollouts.play`.
+            EnvkitError: the step's episodes could not be played or learned from.
         """
 
     def resume(self) -> bool:
@@ -83,15 +85,15 @@ class Trainer(ABC):
         return self.step >= self._config.max_steps or bool(self.alarm)
 
     def finish_step(self, metrics: StepMetrics, on_step: OnStep) -> bool:
-        """Report, log and, if due, save a step. Returns True if training continues."""
+        """Report a step, make it final and, if due, save it. Returns True if training continues."""
         wants_more = on_step(metrics)
-        self.log(metrics)
+        self.commit_step(metrics)
         if self.is_save_due(wants_more):
             self.save()
         return wants_more and not self.is_done()
 
-    def log(self, metrics: StepMetrics) -> None:
-        """Write a step to the journal and check it for an alarm."""
+    def commit_step(self, metrics: StepMetrics) -> None:
+        """Make a step final: count it, write it to the journal, and check it for an alarm."""
         self.step, self._curriculum, self._before = metrics.step, self.collector.curriculum.state(), None
         self._metrics.append({"phase": "rl", **asdict(metrics)})
         self.alarm = alarm_of(metrics, self._config)
@@ -106,7 +108,7 @@ class Trainer(ABC):
         self.store.save(self.step, self._policy, self._optimizer, state)
 
     def drop_step(self) -> None:
-        """Drop an unfinished step because the user asked to stop; save the last finished one."""
+        """Drop an unfinished step; save the last finished one."""
         self._undo_updates()
         self._optimizer.zero_grad(set_to_none=True)
         if self.step:
@@ -169,12 +171,12 @@ class GRPOTrainer(Trainer):
                     self.update(self.backward(rollouts))  # advantages, loss; one optimizer step
                     for _ in range(self._config.num_iterations)
                 ]
-            except Stopped:
-                self.drop_step()
-                raise
             except TrainingError as error:
                 self.fail(str(error))
                 return
+            except EnvkitError:  # also `Stopped`
+                self.drop_step()
+                raise
             heap.after_step()
             if not self.finish_step(joined(updates), on_step):  # log, save
                 return
@@ -197,8 +199,8 @@ class GRPOTrainer(Trainer):
                 continue
             raise_if_stopped(should_stop)
             with torch.set_grad_enabled(learns):
-                prompt = self._policy.read(group.prompt)
-            reference = self._read_reference(group.prompt)
+                prompt = self._policy.prefill(group.prompt)
+            reference = self._prefill_reference(group.prompt)
             for chunk in chunks(group.prompt, group.rows, config.max_tokens_per_forward):
                 raise_if_stopped(should_stop)
                 batch = pack(group.prompt, chunk, self._policy.device)
@@ -234,14 +236,14 @@ class GRPOTrainer(Trainer):
         seconds = gradient.seconds + time.monotonic() - started
         return step_metrics(step, gradient.rollouts, gradient.groups, metrics, seconds)
 
-    def _read_reference(self, prompt: Sequence[int]) -> ReadPrompt | None:
-        """Read a prompt without the adapter; ``None`` if the loss does not need it."""
+    def _prefill_reference(self, prompt: Sequence[int]) -> PrefilledPrompt | None:
+        """Prefill a prompt without the adapter; ``None`` if the loss does not need it."""
         if not self._config.needs_reference:
             return None
         with torch.no_grad(), self._policy.model.disable_adapter():
-            return self._policy.read(prompt)
+            return self._policy.prefill(prompt)
 
-    def _reference_logprobs(self, batch: PackedBatch, prompt: ReadPrompt | None) -> Tensor | None:
+    def _reference_logprobs(self, batch: PackedBatch, prompt: PrefilledPrompt | None) -> Tensor | None:
         """Log-probabilities under the model without its adapter; ``None`` without its prompt."""
         if prompt is None:
             return None

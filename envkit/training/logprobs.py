@@ -21,8 +21,8 @@ _LOGITS = 2**23
 
 
 @final
-class ReadPrompt:
-    """A prompt that a model has read, for all batches that continue it.
+class PrefilledPrompt:
+    """The keys and values of a prompt, for all batches that continue it.
 
     The prompt's own backward pass is made once, for all of them together: first call ``backward`` of each
     batch's loss, then `backward` here.
@@ -30,35 +30,36 @@ class ReadPrompt:
     Args:
         model: the PEFT model.
         ids_1P: the prompt.
-        apart: False if there is only one batch. Its loss' backward pass then includes the prompt's.
+        detached: the batches' gradients stop here, until `backward`. False for a single batch, whose backward
+            pass then includes the prompt's.
     """
 
-    def __init__(self, model: Any, ids_1P: Tensor, *, apart: bool = True) -> None:
+    def __init__(self, model: Any, ids_1P: Tensor, *, detached: bool = True) -> None:
         layout, positions_1P = PromptLayout(), torch.arange(ids_1P.shape[1], device=ids_1P.device)[None]
         hidden = model.get_decoder()(
             input_ids=ids_1P, position_ids=positions_1P, use_cache=False, layout=layout
         ).last_hidden_state
-        self._read = [*layout.keys, *layout.values, hidden[0, -1:]]
-        self._given = self._read
-        if apart:
-            self._given = [part.detach().requires_grad_(part.requires_grad) for part in self._read]
+        self._outputs = [*layout.keys, *layout.values, hidden[0, -1:]]
+        self._leaves = self._outputs
+        if detached:
+            self._leaves = [part.detach().requires_grad_(part.requires_grad) for part in self._outputs]
         layers = len(layout.keys)
         #: Of every layer, and the last hidden state (1, E).
-        self.keys, self.values, self.last = self._given[:layers], self._given[layers:-1], self._given[-1]
+        self.keys, self.values, self.last = self._leaves[:layers], self._leaves[layers:-1], self._leaves[-1]
 
     def backward(self) -> None:
         """Continue the backward passes of the batches into the prompt."""
         pairs = [
-            (part, given.grad)
-            for part, given in zip(self._read, self._given, strict=True)
-            if given.grad is not None
+            (part, leaf.grad)
+            for part, leaf in zip(self._outputs, self._leaves, strict=True)
+            if leaf.grad is not None
         ]
         if pairs:
-            torch.autograd.backward([part for part, _ in pairs], [gradient for _, gradient in pairs])
+            torch.autograd.backward([part for part, _ in pairs], [grad for _, grad in pairs])
 
 
 def logprobs(
-    model: Any, head: Head, batch: PackedBatch, temperature: float, prompt: ReadPrompt | None = None
+    model: Any, head: Head, batch: PackedBatch, temperature: float, prompt: PrefilledPrompt | None = None
 ) -> Tensor:
     """Log-probability of every trained token under the model at a temperature > 0, shape (N,), float32.
 
@@ -73,7 +74,7 @@ def logprobs(
         prompt: the batch's, if other batches share it.
     """
     if prompt is None:
-        prompt = ReadPrompt(model, batch.prompt_1P, apart=False)
+        prompt = PrefilledPrompt(model, batch.prompt_1P, detached=False)
     hidden_SE = prompt.last  # and what follows it
     if batch.ids_1S.shape[1]:
         following = model.get_decoder()(
@@ -107,7 +108,7 @@ class _Chosen(torch.autograd.Function):
     ) -> Tensor:
         rows = max(1, _LOGITS // head.vocabulary)
         found_K = hidden_KE.new_empty(len(hidden_KE), dtype=torch.float32)
-        slopes_KE = torch.empty_like(hidden_KE) if ctx.needs_input_grad[0] else None
+        grad_KE = torch.empty_like(hidden_KE) if ctx.needs_input_grad[0] else None
         for start in range(0, len(hidden_KE), rows):
             piece = slice(start, start + rows)
             target_R1 = targets_K[piece, None]
@@ -118,16 +119,16 @@ class _Chosen(torch.autograd.Function):
             chosen_R1 = logits_RV.gather(1, target_R1)
             total_R1 = logits_RV.exp_().sum(dim=-1, keepdim=True)
             found_K[piece] = (chosen_R1 - total_R1.log())[:, 0]
-            if slopes_KE is not None:
+            if grad_KE is not None:
                 # d logp(target) / d logits = onehot(target) - softmax(logits)
-                by_logits_RV = logits_RV.div_(-total_R1)
-                by_logits_RV.scatter_add_(1, target_R1, torch.ones_like(total_R1))
-                slopes_KE[piece] = head.pull_back(by_logits_RV) / temperature
-        if slopes_KE is not None:
-            ctx.save_for_backward(slopes_KE)
+                grad_RV = logits_RV.div_(-total_R1)
+                grad_RV.scatter_add_(1, target_R1, torch.ones_like(total_R1))
+                grad_KE[piece] = head.backward(grad_RV) / temperature
+        if grad_KE is not None:
+            ctx.save_for_backward(grad_KE)
         return found_K
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        [slopes_KE] = ctx.saved_tensors
-        return (gradients[0][:, None] * slopes_KE).to(slopes_KE.dtype), None, None, None
+        [grad_KE] = ctx.saved_tensors
+        return (gradients[0][:, None] * grad_KE).to(grad_KE.dtype), None, None, None

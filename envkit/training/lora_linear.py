@@ -16,7 +16,7 @@ class LoraLinear(lora.Linear):
 
     PEFT computes them in float32, and keeps a float32 copy of every layer's input for the backward pass.
     With a bfloat16 base, both together take a quarter of the activations' memory and of a step's time, for
-    digits that the layer's output has no room for. The adapter's weights and their gradients stay float32.
+    precision that a bfloat16 output cannot keep. The adapter's weights and their gradients stay float32.
 
     Register it with `peft.LoraConfig._register_custom_module`; the layers' names and files are PEFT's.
     """
@@ -64,11 +64,11 @@ class _Sum(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         x_SI, weight, down_RI, up_OR, inner_SR = ctx.saved_tensors
-        gradient_SO = gradients[0].reshape(-1, gradients[0].shape[-1])
-        of_inner_SR = gradient_SO @ up_OR
-        of_up = (gradient_SO.T @ inner_SR).float() * ctx.scale
-        of_down = (of_inner_SR.T @ x_SI).float()
-        of_x = None
+        grad_SO = gradients[0].reshape(-1, gradients[0].shape[-1])
+        grad_inner_SR = grad_SO @ up_OR
+        grad_up = (grad_SO.T @ inner_SR).float() * ctx.scale
+        grad_down = (grad_inner_SR.T @ x_SI).float()
+        grad_x = None
         if ctx.needs_input_grad[0]:
-            of_x = (gradient_SO @ weight).addmm_(of_inner_SR, down_RI).view(ctx.shape)
-        return of_x, None, None, of_down, of_up, None
+            grad_x = (grad_SO @ weight).addmm_(grad_inner_SR, down_RI).view(ctx.shape)
+        return grad_x, None, None, grad_down, grad_up, None

@@ -25,8 +25,8 @@ class StepMetrics:
     Args:
         step: 1-based.
         reward: mean over episodes that are not void, without `TrainConfig.shaping`.
-        mixed: share of groups whose rewards differ. Without shaping and checks of each turn, only these have
-            a gradient.
+        mixed: share of groups whose rewards differ. Only these have a gradient, unless shaping, checks of
+            each turn, ``beta`` or ``advantage="solved"`` gives one to others.
         void: share of episodes that the sandbox or the agent's provider failed.
         raised: share of episodes in which the environment's own code raised, which is a bug.
         loss: the step's loss.
@@ -34,7 +34,8 @@ class StepMetrics:
         drift: mean |learner log-probability - sampled log-probability| per token, in nats.
         kl: mean estimated KL divergence from the model without its adapter per token, in nats; 0 unless
             ``beta`` or ``max_kl`` is set.
-        clipped: share of trained tokens outside the clip range.
+        clipped: share of trained tokens whose ratio lies beyond the clip range, on the side where clipping
+            removes their gradient.
         entropy: mean -log-probability of the sampled tokens, in nats.
         completion_tokens: tokens sampled in episodes that are not void.
         asked: tasks whose solved episodes ran the held-out checks.

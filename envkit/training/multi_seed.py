@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from envkit.errors import Stopped, StoreError, TrainingError
+from envkit.errors import EnvkitError, StoreError, TrainingError
 from envkit.training.grpo import GRPOTrainer, Trainer
 from envkit.training.heap import HeapLimit
 from envkit.training.metrics import StepMetrics, joined
@@ -76,7 +76,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
             step.
 
     Raises:
-        Stopped: see `Trainer.train`.
+        Stopped, EnvkitError: see `Trainer.train`.
         TrainingError: two trainers have the same seed. Their episodes are distinguished by the seed.
     """
     seeds = [trainer.collector.config.seed for trainer in trainers]
@@ -87,7 +87,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         try:
             rollouts = collect_all([trainer.collector for trainer in active], active[0].step)
             updated, failed = _update_all([*zip(active, rollouts, strict=True)])
-        except Stopped:
+        except EnvkitError:  # also `Stopped`
             for trainer in active:
                 trainer.drop_step()
             raise
@@ -95,7 +95,7 @@ def train_seeds(trainers: Sequence[GRPOTrainer], on_step: Callable[[int, StepMet
         # A list, not a generator: every seed's step is reported.
         wants_more = all([on_step(trainers.index(trainer), metrics) for trainer, metrics in updated])
         for trainer, metrics in updated:
-            trainer.log(metrics)
+            trainer.commit_step(metrics)
         ended = [trainer for trainer, _ in updated if trainer.alarm]
         # Without an ended seed, later batches differ. So the others save this step before an end is recorded:
         # a run that is killed in between repeats the step with all seeds.

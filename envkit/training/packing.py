@@ -79,27 +79,27 @@ def training_row(trajectory: Trajectory, advantages: Sequence[float]) -> Trainin
     ids: list[int] = []
     trained: list[bool] = []
     logprobs: list[float] = []
-    weights: list[float] = []
+    advantages_out: list[float] = []
     kept: dict[int, int] = {}
-    prompt = 0
+    first_prompt = 0
     for index, (step, advantage) in enumerate(zip(trajectory.steps, advantages, strict=True)):
         tokens = step.turn.tokens
         if tokens is None:
             raise ContractError(f"agent {trajectory.agent} records no tokens; it cannot be trained")
         seen = tokens.prompt_ids if index else ()
-        prompt = prompt or len(tokens.prompt_ids)
+        first_prompt = first_prompt or len(tokens.prompt_ids)
         if index and tokens.kept is not None:
-            if tokens.kept < prompt:
+            if tokens.kept < first_prompt:
                 raise ContractError(
                     f"turn {index} of agent {trajectory.agent} keeps {tokens.kept} ids of its context; "
-                    f"expected those of its first prompt, {prompt}, at the least"
+                    f"expected those of its first prompt, {first_prompt}, at the least"
                 )
-            kept[len(ids)] = tokens.kept - prompt
+            kept[len(ids)] = tokens.kept - first_prompt
         ids += [*seen, *tokens.completion_ids]
         trained += [False] * len(seen) + [True] * len(tokens.completion_ids)
         logprobs += [0.0] * len(seen) + list(tokens.logprobs)
-        weights += [0.0] * len(seen) + [advantage] * len(tokens.completion_ids)
-    return TrainingRow(tuple(ids), tuple(trained), tuple(logprobs), tuple(weights), kept)
+        advantages_out += [0.0] * len(seen) + [advantage] * len(tokens.completion_ids)
+    return TrainingRow(tuple(ids), tuple(trained), tuple(logprobs), tuple(advantages_out), kept)
 
 
 def chunks(
@@ -107,8 +107,8 @@ def chunks(
 ) -> Iterator[list[TrainingRow]]:
     """Split rows into chunks that are packed separately. The prompt is read once for all of them.
 
-    A chunk and the prompt have at most ``max_tokens`` packed tokens, but a chunk may have a quarter of
-    ``max_tokens`` whatever the prompt's length, and has at least one row.
+    A chunk has room for ``max_tokens`` packed tokens less the prompt's, but at least for a quarter of
+    ``max_tokens``, and it has at least one row.
 
     Attention pads every row to the longest one. The padded rows of a chunk may hold up to four times
     ``max_tokens``, because attention keeps little memory per token.

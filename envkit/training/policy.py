@@ -24,7 +24,7 @@ from envkit.models import ModelRef, model_errors
 from envkit.training.adapter_folder import BASE, require_fit
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
-from envkit.training.logprobs import ReadPrompt, logprobs
+from envkit.training.logprobs import PrefilledPrompt, logprobs
 from envkit.training.memory import choose_cache_mb, require_memory
 from envkit.training.packing import PackedBatch
 
@@ -63,6 +63,11 @@ class Policy:
         base, self.tokenizer = load_base(ref, dtype)
         with model_errors(f"{ref.path}: the tokenizer cannot be used"):
             self.renderer = ChatRenderer(self.tokenizer)
+        tokenizer = self.tokenizer
+
+        def decode(ids: Sequence[int]) -> str:  # no method: the engine must not hold the policy in memory
+            return str(tokenizer.decode(ids))
+
         try:
             base.to(self.device)
         except torch.OutOfMemoryError as error:
@@ -75,9 +80,7 @@ class Policy:
         self.engine: AdapterEngine = (
             VLLMEngine(ref, stops, dtype=dtype, lora_r=lora_r)
             if engine == "vllm"
-            else TorchEngine(
-                base, stops, decode=self._decode, head=self.head, kv_cache_bytes=kv_cache_mb * 2**20
-            )
+            else TorchEngine(base, stops, decode=decode, head=self.head, kv_cache_bytes=kv_cache_mb * 2**20)
         )
 
     @classmethod
@@ -160,16 +163,15 @@ class Policy:
         """The adapter's parameters, in a fixed order."""
         return [p for p in self.model.parameters() if p.requires_grad]
 
-    def read(self, prompt: Sequence[int]) -> ReadPrompt:
+    def prefill(self, prompt: Sequence[int]) -> PrefilledPrompt:
         """Read a prompt that several batches share, with the adapter in training."""
-        return ReadPrompt(self.model, torch.tensor([*prompt], device=self.device)[None])
+        return PrefilledPrompt(self.model, torch.tensor([*prompt], device=self.device)[None])
 
-    def logprobs(self, batch: PackedBatch, temperature: float, prompt: ReadPrompt | None = None) -> Tensor:
+    def logprobs(
+        self, batch: PackedBatch, temperature: float, prompt: PrefilledPrompt | None = None
+    ) -> Tensor:
         """Log-probabilities of a batch under the adapter in training; see `envkit.training.logprobs`."""
         return logprobs(self.model, self.head, batch, temperature, prompt)
-
-    def _decode(self, ids: Sequence[int]) -> str:
-        return str(self.tokenizer.decode(ids))
 
     def close(self) -> None:
         """Close the engine. It cannot sample afterwards."""

@@ -10,13 +10,16 @@ from typing import cast, final
 
 from envkit.agents.local import LocalAgent
 from envkit.engine.protocol import Sampling
-from envkit.errors import TrainingError
+from envkit.errors import SandboxError, TrainingError
 from envkit.rollout import Rollouts
 from envkit.store import Journal, trajectory_to_json
 from envkit.training.config import TrainConfig
 from envkit.training.curriculum import Curriculum
 from envkit.training.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+
+#: A step with a larger share of void episodes ends training: the machinery is broken.
+_MAX_VOID_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,9 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
         collectors: their policies are siblings, and their configurations differ only in the seed. The first
             one's ``rollouts`` runs all episodes and knows the tasks of all.
         step: the same for all.
+
+    Raises:
+        SandboxError: most episodes of a collector are void.
     """
     started = time.monotonic()
     first, *others = collectors
@@ -135,10 +141,24 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
     episodes = iter(first.rollouts.play(agent, keys, held_out=runs_held_out))
     engine.forget()  # KV state of episodes that ended before their last turn
     seconds = (time.monotonic() - started) / len(collectors)
-    return [
+    collected = [
         collector.record([*itertools.islice(episodes, len(keys))], seconds)
         for collector, keys in zip(collectors, keys_by_collector, strict=True)
     ]
+    for rollouts in collected:
+        _require_played(rollouts, step + 1)
+    return collected
+
+
+def _require_played(rollouts: StepRollouts, step: int) -> None:
+    """Refuse a step of void episodes, which would count as taken and teach nothing."""
+    episodes = [t for group in rollouts.groups for t in group]
+    broken = [t for t in episodes if t.outcome is Outcome.VOID]
+    if len(broken) > _MAX_VOID_SHARE * len(episodes):
+        raise SandboxError(
+            f"step {step}: {len(broken)} of {len(episodes)} episodes are void, such as: "
+            f"{broken[0].info.get('error', 'no reason is recorded')}; mend that and resume"
+        )
 
 
 def require_trainable(tasks: Iterable[Task]) -> None:

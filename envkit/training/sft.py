@@ -94,14 +94,14 @@ def backward(
     answers, total = sum(len(example.answer) for example in batch), 0.0
     for prompt, rows in _packs(batch):
         raise_if_stopped(should_stop)
-        read = policy.read(prompt)
+        prefilled = policy.prefill(prompt)
         for chunk in chunks(prompt, rows, max_tokens):
             raise_if_stopped(should_stop)
-            new_N = policy.logprobs(pack(prompt, chunk, policy.device), 1.0, read)
+            new_N = policy.logprobs(pack(prompt, chunk, policy.device), 1.0, prefilled)
             loss = -new_N.sum() / answers
             loss.backward()
             total += float(loss.detach())
-        read.backward()
+        prefilled.backward()
     return total
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from envkit.engine.protocol import seeds
-from envkit.errors import Stopped, TrainingError
+from envkit.errors import EnvkitError, TrainingError
 from envkit.stop import raise_if_stopped
 from envkit.training.config import TrainConfig
 from envkit.training.groups import TrainingGroup, training_groups
@@ -79,11 +79,11 @@ class TRLTrainer(Trainer):
             self._policy.model.set_attn_implementation("sdpa")
             try:
                 self._trl_trainer(folder, on_step).train()
-            except Stopped:
-                self.drop_step()
-                raise
             except TrainingError as error:
                 self.fail(str(error))
+            except EnvkitError:  # also `Stopped`
+                self.drop_step()
+                raise
             finally:
                 self._policy.use_layout_attention()
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from envkit import ContractError, EpisodeKey, Task
-from envkit.agents.scripted import ScriptedAgent, noop, oracle, random_edits
+from envkit.agents.scripted import ScriptedAgent, noop, oracle
 
 KEY = EpisodeKey(seed=0, step=0, group=0, row=0, task="t")
 TASK = Task("t", "train", "", {"solution.py": "def f():\n    a = 1\n\n    return a\n"})
@@ -53,11 +53,3 @@ def test_oracle_plays_the_solution_and_repeats_its_last_action() -> None:
 def test_noop_submits() -> None:
     assert said(noop()) == ["submit"]
     assert said(noop("quit")) == ["quit"]
-
-
-def test_random_edits_delete_a_line_that_the_episode_decides() -> None:
-    agent = random_edits({"t": TASK})
-    drawn = {row: said(agent, replace(KEY, row=row))[0] for row in range(40)}
-    lines = {"def f():", "    a = 1", "    return a"}
-    assert set(drawn.values()) == {f"```diff\n-{line}\n```" for line in lines}
-    assert drawn == {row: said(random_edits({"t": TASK}), replace(KEY, row=row))[0] for row in range(40)}

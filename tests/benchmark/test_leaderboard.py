@@ -214,11 +214,11 @@ def test_the_board_says_which_baselines_a_trained_row_clears() -> None:
     rows = [sample_row(name, Origin(), rate) for name, rate in rates.items()]
     made = make_leaderboard([replace(found, rows=(*found.rows, *rows))], load_prices(), "cpu-2-cores")
     text = render(made)["leaderboard.md"].decode()
-    assert re.search(r"\nSFT\+RL clears chance: \+\d", text)
-    assert re.search(r"\nSFT\+RL does not clear search: .*, which includes zero\.\n", text)
+    assert re.search(r"\nSFT\+RL beats chance: \+\d", text)
+    assert re.search(r"\nSFT\+RL is not shown to beat search: .*, which includes zero\.\n", text)
     assert re.search(r"\nSFT\+RL is worse than perfect: ", text)
-    assert "clears chance" in render(made)["leaderboard.html"].decode()
-    assert "base clears" not in text
+    assert "beats chance" in render(made)["leaderboard.html"].decode()
+    assert "base beats" not in text
 
 
 def test_estimated_dollars_are_marked() -> None:

@@ -17,7 +17,7 @@ def test_list_names_what_is_installed(tmp_path: Path) -> None:
     found = json.loads(envkit_process("list", "--json", cwd=tmp_path).stdout)
     assert "code-editor" in found["environment"]
     assert {"bubblewrap", "process"} <= set(found["sandbox"])
-    assert found["script"] == ["no-op", "oracle", "random"]
+    assert found["script"] == ["no-op", "oracle"]
     assert {"gpt-5.6", "ollama"} <= set(found["card"])
 
 

@@ -10,6 +10,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,8 @@ from envkit.sandbox import SandboxBackend
 from envkit.stop import never
 from envkit.store import RunFolder
 from envkit.studies.agent_factory import AgentFactory
-from envkit.studies.bench import Bench, differences, start, with_baselines
+from envkit.studies.bench import Bench, differences
+from envkit.studies.bench_setup import start, with_baselines
 from envkit.studies.rescore import rescore
 from envkit.taskfile import write_tasks
 from envkit.types import Task
@@ -155,14 +157,14 @@ def test_a_report_names_settings_that_differ_from_training(
         return factory.differences_from_training(spec(row).of(row), 1)
 
     [said] = told(trained_with(tmp_path, **{setting: then}))
-    assert said == f"a was trained with {setting} {then}, and is asked with {now}."
+    assert said == f"a was trained with {setting} {then}, and is evaluated with {now}."
     assert told(trained_with(tmp_path)) == []
 
 
 def test_settings_that_differ_from_training_are_shown_when_a_model_is_loaded(
     tmp_path: Path, backend: SandboxBackend, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("envkit.studies.bench.cpu_dtype", lambda: "float32")  # as the run that trained
+    monkeypatch.setattr("envkit.studies.bench_setup.cpu_dtype", lambda: "float32")  # as the run that trained
     trained = trained_with(tmp_path, stop_strings=["e"], max_context_length=1)
     tiny.policy(ModelRef("tiny", model, weights_digest(model))).save_adapter(trained.path / "adapter")
     said: list[str] = []
@@ -179,8 +181,8 @@ def test_settings_that_differ_from_training_are_shown_when_a_model_is_loaded(
     run = begin(tmp_path, spec(*rows, max_completion_length=2, max_turns=2), backend)
     [page] = Bench(run, backend, RecordingDisplay(), never).run()
     assert [line for line in said if "trained" in line] == [
-        "otherwise was trained with stop_strings ['e'], and is asked with [].",
-        "otherwise was trained with max_context_length 1, and is asked with 0.",
+        "otherwise was trained with stop_strings ['e'], and is evaluated with [].",
+        "otherwise was trained with max_context_length 1, and is evaluated with 0.",
     ]
     assert [*load_report(page.parent).warnings] == [line for line in said if "trained" in line]
     for name, longest in (("as then", 1), ("otherwise", 0)):
@@ -238,7 +240,7 @@ def test_bad_input_is_refused_before_a_run_folder_exists(
         (AgentSpec("a", adapter=str(tmp_path)), "no adapter_config.json"),
         (AgentSpec("a", recorded="gpt-4-0613"), "no recorded outputs 'gpt-4-0613'"),
         (AgentSpec("a", recorded=str(tmp_path / "short.jsonl")), "no output for 5 of 6 tasks"),
-        (AgentSpec("a", script="random", temperature=0.5), "leave out temperature"),
+        (AgentSpec("a", script="no-op", temperature=0.5), "leave out temperature"),
         (
             AgentSpec("a", recorded="x", max_completion_length=9, stop_strings=("x",), max_context_length=0),
             "leave out max_completion_length, stop_strings, max_context_length",
@@ -538,6 +540,9 @@ def test_shots_are_solved_train_tasks_before_the_question(
     shown = SqlDeskEnv.make_tasks("train", sandbox=backend, display=Silent())[:2]
     places = [prompt("two").index(SqlDeskEnv.oracle(task)[0]) for task in shown]
     assert places == sorted(places)
+    with closing(SqlDeskEnv(tasks=shown, sandbox=backend)) as env:
+        several_turns, _ = env.reset(options={"task": shown[0].id})
+    assert several_turns not in prompt("two"), "tasks are shown as they are played, in one turn"
     assert SqlDeskEnv.oracle(tasks[0])[0] not in prompt("two")
     question = tasks[0].prompt
     assert prompt("two").index(question) > places[-1]
@@ -547,7 +552,7 @@ def test_shots_are_solved_train_tasks_before_the_question(
 
 
 def test_a_script_that_no_environment_has_is_refused(tmp_path: Path, backend: SandboxBackend) -> None:
-    with pytest.raises(ConfigError, match=r"no script 'enumerate'; expected oracle, no-op, random"):
+    with pytest.raises(ConfigError, match=r"no script 'enumerate'; expected oracle, no-op"):
         begin(tmp_path, spec(AgentSpec("search", script="enumerate")), backend)
 
 
@@ -568,7 +573,7 @@ def test_openings_of_the_test_tasks_are_counted(tmp_path: Path, backend: Sandbox
     run = begin(tmp_path / "runs", wanted, backend)
     assert run.manifest["test_openings"] == {"code-editor": 2}
     [page] = Bench(run, backend, Silent(), never).run()
-    assert any("opening 2 among the runs" in warning for warning in load_report(page.parent).warnings)
+    assert any("as run 2 of those" in warning for warning in load_report(page.parent).warnings)
     other = BenchSpec(
         (EnvironmentSpec("code-editor", str(starters(tmp_path))),), (AgentSpec("oracle", script="oracle"),)
     )

@@ -148,10 +148,10 @@ def other_text(claim: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (other_token, ("token 1: claimed (", "another text than its tokens")),
+        (other_token, ("token 1: claimed (", "its text is not what its tokens say")),
         (other_logprob, ("token 1: claimed (", "")),
-        (other_observation, ("another observation", "another prompt than its observation")),
-        (other_text, ("another text", "another text than its tokens")),
+        (other_observation, ("another observation", "its prompt does not match its observation")),
+        (other_text, ("another text", "its text is not what its tokens say")),
     ],
 )
 def test_one_edited_episode_is_found(

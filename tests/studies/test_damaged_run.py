@@ -27,7 +27,7 @@ from envkit.errors import StoreError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
 from envkit.store import RunFolder
-from envkit.studies import bench
+from envkit.studies import bench, bench_setup
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import prepare, start
 from envkit.studies.rescore import rescore
@@ -108,7 +108,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory, model: Path, backend: San
         samples=1,
         max_completion_length=4,
     )
-    run = bench.start(folder, spec, backend=backend, display=Silent(), command="bench")
+    run = bench_setup.start(folder, spec, backend=backend, display=Silent(), command="bench")
     bench.Bench(run, backend, Silent(), never).run()
     return run.path
 

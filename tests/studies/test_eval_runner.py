@@ -43,7 +43,7 @@ def test_broken_machinery_ends_an_evaluation_with_its_cause(tmp_path: Path) -> N
     display = Lines()
     with pytest.raises(SandboxError, match="24 of 24 episodes broke: no sandbox"):
         play(tmp_path, 10**6, display)
-    assert display.lines == ["halving: 24 of 24 episodes are void, in no rate; the first: no sandbox"]
+    assert display.lines == ["halving: 24 of 24 episodes are void and in no rate, such as: no sandbox"]
 
 
 def test_a_few_voids_are_reported_and_the_other_episodes_count(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_a_few_voids_are_reported_and_the_other_episodes_count(tmp_path: Path) -
     run = RunFolder.create(tmp_path, "bench", {})
     with Rollouts(lambda: GuessEnv(sandbox=backend, max_turns=8), workers=1) as rollouts:
         EvalRunner(run, TASKS, display).play(rollouts, HALVING, "halving", 8)
-    assert display.lines == ["halving: 1 of 24 episodes are void, in no rate; the first: no sandbox"]
+    assert display.lines == ["halving: 1 of 24 episodes are void and in no rate, such as: no sandbox"]
 
 
 @final

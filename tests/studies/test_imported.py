@@ -15,7 +15,8 @@ from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import SandboxError, UsageError
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
-from envkit.studies.bench import Bench, start
+from envkit.studies.bench import Bench
+from envkit.studies.bench_setup import start
 from envkit.studies.rescore import rescore
 from envkit.types import Task
 

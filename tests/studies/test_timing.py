@@ -11,7 +11,6 @@ import pytest
 from envkit.benchmark.report_data import Phase
 from envkit.store import RunFolder
 from envkit.studies import timing
-from envkit.studies.machine import peak_memory_bytes
 from envkit.studies.run_records import PhaseTime
 from envkit.studies.timing import Stopwatch, phases, training_seconds
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from envkit.errors import ConfigError
-from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
+from envkit.training.config import TrainConfig, from_manifest, from_mapping, from_toml, to_mapping
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,10 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"learning_rate": float("nan")}, "learning_rate is nan; it must be positive and finite"),
         ({"max_grad_norm": float("inf")}, "max_grad_norm is inf"),
         ({"sft_examples": 0, "max_steps": 0}, "sft_examples and max_steps are both 0, so nothing is trained"),
+        (
+            {"num_iterations": 4, "importance_sampling_mode": "token_truncate"},
+            "num_iterations is 4; with importance_sampling_mode 'token_truncate', later steps",
+        ),
         ({"sft_examples": 5}, "sft_examples is 5; it must be 0 or at least sft_batch_size, 12"),
         ({"epsilon": -0.2}, "epsilon is -0.2"),
         ({"epsilon_high": 0}, "epsilon_high is 0.0; it must be positive and finite"),
@@ -43,7 +47,8 @@ from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapp
         ({"dtype": "float16"}, "dtype is 'float16'; expected one of: auto, float32, bfloat16"),
         ({"device": "tpu"}, "device is 'tpu'; expected one of: cpu, cuda"),
         ({"device": "cuda", "engine": "vllm"}, "device is 'cuda'; engine 'vllm'"),
-        ({"torch_compile": True}, "torch_compile is True; this option was removed"),
+        ({"torch_compile": False}, "torch_compile is no setting any more"),
+        ({"curriculum_tasks": 600}, "curriculum_tasks is no setting any more"),
         ({"stop_strings": "x"}, "stop_strings is 'x'; expected a list"),
         ({"stop_strings": ["x", 1]}, r"stop_strings\[1\] is 1; expected str"),
         ({"stop_strings": ["x", ""]}, "stop_strings has an empty text"),
@@ -94,8 +99,11 @@ def test_the_defaults_are_valid() -> None:
     assert from_mapping({}, "x") == TrainConfig()
 
 
-def test_a_manifest_written_before_torch_compile_was_removed_still_reads() -> None:
-    assert from_mapping({"torch_compile": False, "seed": 3}, "manifest.json") == TrainConfig(seed=3)
+def test_a_manifest_of_an_older_version_still_reads() -> None:
+    old = {"torch_compile": False, "curriculum_tasks": 103, "loss_type": "bnpo", "seed": 3}
+    assert from_manifest(old, "manifest.json") == TrainConfig(dtype="float32", loss_type="dapo", seed=3)
+    with pytest.raises(ConfigError, match="torch_compile is True; this option was removed"):
+        from_manifest({"torch_compile": True}, "manifest.json")
 
 
 def test_a_toml_file_is_read(tmp_path: Path) -> None:

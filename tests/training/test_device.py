@@ -26,7 +26,7 @@ from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
 from envkit.studies.machine import machine, resolve_dtype
-from envkit.studies.plan import measure
+from envkit.studies.probe import measure
 from envkit.training import loss, sft
 from envkit.training.checkpoint import CheckpointStore
 from envkit.training.config import TrainConfig

@@ -312,13 +312,27 @@ class BreaksLate(tiny.LetterEnv):
 
 def test_tokens_of_void_episodes_are_not_counted(make: Make, tmp_path: Path) -> None:
     config = dataclasses.replace(CONFIG, max_steps=1, groups_per_step=1, num_generations=2)
-    # Both sandboxes are created, but neither can be created again in two tries each.
-    trainer = make(tmp_path / "run", config, broken=frozenset(range(2, 6)), env=BreaksLate)
-    before = tiny.weights(trainer._policy)  # pyright: ignore[reportPrivateUsage]
+    # Both sandboxes are created, but the first one cannot be created again, in two tries.
+    trainer = make(tmp_path / "run", config, broken=frozenset({2, 3}), env=BreaksLate)
     (metrics,) = train(trainer)
-    assert {t.outcome for t in episodes(tmp_path / "run")} == {Outcome.VOID}
-    assert (metrics.void, metrics.completion_tokens, metrics.grad_norm, metrics.reward) == (1.0, 0, 0.0, 0.0)
-    assert tiny.equal(before, tiny.weights(trainer._policy))  # pyright: ignore[reportPrivateUsage]
+    void, failed = episodes(tmp_path / "run")
+    assert (void.outcome, failed.outcome) == (Outcome.VOID, Outcome.FAILED)
+    assert metrics.void == 0.5
+    assert metrics.completion_tokens == sum(step.turn.usage.completion_tokens for step in failed.steps)
+
+
+def test_a_step_of_voids_ends_training_and_is_taken_when_the_run_resumes(make: Make, tmp_path: Path) -> None:
+    config = dataclasses.replace(CONFIG, max_steps=2)
+    whole = train(make(tmp_path / "whole", config))
+    each_step = config.groups_per_step * config.num_generations
+    stopped = make(tmp_path / "run", config, broken=frozenset(range(each_step, 9 * each_step)))
+    with pytest.raises(SandboxError, match=rf"step 2: {each_step} of {each_step} episodes are void, such as"):
+        train(stopped)
+    resumed = make(tmp_path / "run", config)
+    assert resumed.resume()
+    assert resumed.step == 1
+    assert without_times(train(resumed)) == without_times(whole[1:])
+    assert adapter(tmp_path / "run") == adapter(tmp_path / "whole")
 
 
 class DifferentPrompts(tiny.LetterEnv):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +71,18 @@ def test_models_with_unsupported_features_are_refused(
 ) -> None:
     with pytest.raises(ModelError, match=problem):
         tiny.policy(tiny.make(tmp_path, family, **changes))
+
+
+def test_a_policy_that_nothing_refers_to_is_freed_at_once(ref: ModelRef) -> None:
+    policy = tiny.policy(ref)
+    base = weakref.ref(policy.model.get_base_model())
+    gc.collect()
+    gc.disable()
+    try:
+        del policy
+        assert base() is None
+    finally:
+        gc.enable()
 
 
 def test_all_linear_layers_are_trained_and_the_head_is_not(ref: ModelRef) -> None:

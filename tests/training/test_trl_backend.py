@@ -12,6 +12,7 @@ import pytest
 import tiny
 import torch
 
+from envkit.errors import SandboxError
 from envkit.models import ModelRef
 from envkit.rollout import Rollouts
 from envkit.store import Journal
@@ -122,15 +123,15 @@ def test_a_resumed_run_ends_with_the_bits_of_a_straight_one(make: Make, ref: Mod
     assert tiny.equal(tiny.weights(straight), tiny.weights(again))
 
 
-@pytest.mark.parametrize(("broken", "void"), [(frozenset({1, 2}), 1 / 12), (frozenset(range(99)), 1.0)])
-def test_void_episodes_have_no_gradient(
-    make: Make, ref: ModelRef, broken: frozenset[int], void: float
-) -> None:
+def test_void_episodes_are_counted_and_too_many_end_training(make: Make, ref: ModelRef) -> None:
     config, policy = dataclasses.replace(CONFIG, max_steps=1, max_turns=1), tiny.policy(ref)
     before = tiny.weights(policy)
-    (metrics,) = train(make(TRLTrainer, "run", policy, config, broken=broken))
-    assert metrics.void == pytest.approx(void)
-    assert tiny.equal(before, tiny.weights(policy)) == (void == 1)
+    with pytest.raises(SandboxError, match="12 of 12 episodes are void"):
+        train(make(TRLTrainer, "all", policy, config, broken=frozenset(range(99))))
+    assert tiny.equal(before, tiny.weights(policy))
+    (metrics,) = train(make(TRLTrainer, "one", policy, config, broken=frozenset({1, 2})))
+    assert metrics.void == pytest.approx(1 / 12)
+    assert not tiny.equal(before, tiny.weights(policy))
 
 
 @pytest.mark.parametrize("loss_type", ["grpo", "dr_grpo"])

@@ -160,15 +160,15 @@ def mine_checkout(
         ]
 
     with ThreadPoolExecutor(workers) as pool:
-        alive: dict[_Site, list[_Mutant]] = {}
+        killed: dict[_Site, list[_Mutant]] = {}
         for chunk in pool.map(run_suite, _chunks(mutants)):
             for one in chunk:
                 if one.killers:
-                    alive.setdefault(one.site, []).append(one)
+                    killed.setdefault(one.site, []).append(one)
             report_progress(0, len(chunk))
         kept = [
             one
-            for site, mutants_of_site in alive.items()
+            for site, mutants_of_site in killed.items()
             for one in _spread(mutants_of_site, per_function, f"kept/{seed}/{site.qualname}")
         ]
         total += len(kept)

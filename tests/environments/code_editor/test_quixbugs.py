@@ -21,7 +21,8 @@ from envkit.environments.code_editor.graders.calls import CallGrader
 from envkit.errors import TaskFileError
 from envkit.sandbox import SandboxBackend
 from envkit.stop import never
-from envkit.studies.bench import Bench, start
+from envkit.studies.bench import Bench
+from envkit.studies.bench_setup import start
 
 #: Longest text and list among the arguments.
 LONG_TEXT, LONG_LIST = 945, 300
