@@ -142,9 +142,7 @@ class AgentFactory:
             raise ConfigError(
                 f"agent {row.name}: shots is {row.shots}; environment {kind.id} has {len(tasks)} train tasks"
             )
-        turns = turns_of(
-            [kind], self._spec.max_turns
-        )  # as played, because observations say how many are left
+        turns = turns_of([kind], self._spec.max_turns)  # as played: observations say how many there are
         shown = demonstrations(kind, tasks, backend, turns, self._should_stop)
         return [(one.observation, one.answer) for one in shown]
 
