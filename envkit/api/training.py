@@ -23,7 +23,7 @@ from envkit.api.common import (
 from envkit.api.interrupts import stopping_on_signal
 from envkit.api.results import SFTResult, TrainResult, read_report
 from envkit.api.rich_display import DisplayChoice, open_display
-from envkit.errors import Stopped, UsageError
+from envkit.errors import ConfigError, Stopped, UsageError
 
 if TYPE_CHECKING:
     from envkit.display import Display
@@ -222,12 +222,12 @@ def sft(
     require_training()
     from envkit.studies.warm_start import warm_start
 
-    if examples == 0:
-        raise UsageError("examples is 0; expected at least one batch")
     folder = Path(output)
     if folder.exists() or folder.is_symlink():
         raise UsageError(f"{folder} exists; choose another folder, nothing is overwritten")
     settings = _settings(config, model=model, sft_examples=examples)
+    if not settings.sft_examples:
+        raise ConfigError(f"sft_examples is 0; it must be at least {settings.sft_batch_size} here")
     kind = registry.environment(environment)
     with open_display(display) as progress:
         sandbox_backend = isolated_backend(sandbox, progress)

@@ -65,7 +65,7 @@ _MAX_STEPS = 48
 
 @dataclass(frozen=True, slots=True)
 class PlanInputs:
-    """What a plan depends on beside the budget.
+    """The measurements, settings and numbers of tasks that a plan is made from.
 
     Args:
         speed: of the model on this machine.
@@ -73,7 +73,7 @@ class PlanInputs:
         config: settings whose sizes are replaced; parts that are switched off (0) stay off.
         heldout: number of available held-out tasks; with 0, their part of the budget goes to training.
         sft_tasks: number of tasks that the warm start may use.
-        rl_tasks: number of tasks that RL may use.
+        rl_tasks: number of tasks that RL may use; 0 if it is switched off.
     """
 
     speed: Speed
@@ -135,12 +135,11 @@ def plan(minutes: float, inputs: PlanInputs) -> Plan:
     """Divide a budget: about a third for evaluation, up to a third for the warm start, the rest for RL.
 
     The warm start sees no task twice if there are enough for a batch: an overconfident policy explores too
-    little in RL. If RL is
-    switched off (``max_steps = 0``), the warm start has its part too.
+    little in RL. If RL is switched off (``max_steps = 0``), the warm start has its part too.
 
     Args:
         minutes: wall time of everything after set-up and mining, at least 1.
-        inputs: what the plan depends on otherwise.
+        inputs: what the plan is made from.
 
     Raises:
         UsageError: see `require_minutes`.
@@ -220,7 +219,7 @@ def _divide_with(min_tasks: int, minutes: float, inputs: PlanInputs) -> tuple[Pl
     left_s -= examples * example_s
     group_s, decoding_s = _group_s(inputs), inputs.decoding_s(_OF_TRAINED)
     groups = max(config.groups_per_step, round((left_s / _MAX_STEPS - decoding_s) / group_s))
-    groups = max(min(groups, inputs.rl_tasks), 1)  # a step visits no task twice
+    groups = min(groups, inputs.rl_tasks or groups)  # a step visits no task twice
     step_s = decoding_s + groups * group_s
     steps = 0 if is_alone else max(int(left_s / step_s), 1)
     train = replace(config, sft_examples=examples, groups_per_step=groups, max_steps=steps)

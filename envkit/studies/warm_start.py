@@ -11,7 +11,7 @@ from pathlib import Path
 
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import ConfigError, ContractError, SandboxError, StoreError
+from envkit.errors import ContractError, SandboxError, StoreError
 from envkit.models import resolve
 from envkit.sandbox import SandboxBackend
 from envkit.stop import ShouldStop, never, raise_if_stopped
@@ -146,11 +146,8 @@ def warm_start(
 
     Raises:
         Stopped: the user asked to stop; no adapter is written.
-        ConfigError: ``sft_examples`` is 0.
         StoreError: the folder is not writable; this is checked before training.
     """
-    if not config.sft_examples:
-        raise ConfigError(f"sft_examples is 0; it must be at least {config.sft_batch_size} here")
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder.parent):
