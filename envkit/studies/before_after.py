@@ -30,10 +30,10 @@ from envkit.studies.before_after_setup import parts_of, reopen, share
 from envkit.studies.claim import CLAIM, ClaimedHardware, ClaimedSampling, make_claim
 from envkit.studies.env_eval import MODEL_ROWS, EnvEval
 from envkit.studies.machine import use_threads
-from envkit.studies.plan import shortened
+from envkit.studies.plan import steps_in_time
 from envkit.studies.provenance import training_code_digest
-from envkit.studies.run_records import Replan
-from envkit.studies.timing import Stopwatch, training_seconds
+from envkit.studies.run_records import PhaseTime
+from envkit.studies.timing import Stopwatch, phases, training_seconds
 from envkit.studies.warm_start import run_warm_start, split_for_warm_start
 from envkit.training.checkpoint import CheckpointStore, load_adapter, save_adapter
 from envkit.training.grpo import GRPOTrainer, Trainer
@@ -44,8 +44,8 @@ from envkit.training.tensorboard import TensorBoardWriter
 from envkit.training.trl_backend import TRLTrainer
 from envkit.types import Task
 
-#: RL steps after which their time is compared with the forecast.
-_FORECAST_CHECK_STEPS: Final = 2
+#: Name of RL in ``phases.jsonl``.
+_RL: Final = "reinforcement learning"
 
 
 @final
@@ -87,8 +87,10 @@ class BeforeAfter:
                 "ended differently."
             )
             display.say(self._notes[-1])
-        # Seeds train together and share the time of their steps, so there is no forecast for it.
-        self._may_shorten = study.plan.step_s > 0 and "part_of" not in manifest
+        # Seeds train together and share the time of their steps, so their plan is kept. TRL's trainer is told
+        # its number of steps at the start.
+        is_timed = study.plan.minutes > 0 and not study.plan.train.is_sft_alone
+        self._is_timed = is_timed and "part_of" not in manifest and study.plan.train.backend == "envkit"
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         tasks_per_env = share(study.plan.heldout_tasks, len(kinds))
@@ -224,7 +226,6 @@ class BeforeAfter:
         warnings = (
             *(() if complete else ("The run was stopped early; this is what there is.",)),
             *self._notes,
-            *self._replans(),
             *(() if self._evaluates else ("Evaluation was switched off.",)),
             *(f"Training ended early: {reason}." for reason in self._alarms()),
         )
@@ -262,14 +263,6 @@ class BeforeAfter:
 
     def _digest(self, adapter: Path) -> str:
         return weights_digest(adapter) if adapter.exists() else ""
-
-    def _replans(self) -> list[str]:
-        planned = self._plan.train.max_steps
-        return [
-            f"Training was shortened from {planned} to {replan.max_steps} steps: a step took "
-            f"{replan.measured_s:.1f} s instead of {replan.forecast_s:.1f} s."
-            for replan in self._run.read("replans", Replan)
-        ]
 
     def _alarms(self) -> list[str]:
         alarm = CheckpointStore(self._run.path / "checkpoints").alarm()
@@ -326,36 +319,30 @@ class BeforeAfter:
             self.training(rollouts) as (trainer, on_step),
         ):
             trainer.resume()
-            if trainer.step < self._last_step() and not trainer.is_done():
-                self._display.phase("reinforcement learning", self._last_step())
+            if self._is_timed:
+                self._fit_steps(trainer, trainer.step)
+            if not trainer.is_done():
+                self._display.phase(_RL, trainer.last_step)
                 trainer.train(on_step)
-                if trainer.step < self._last_step() and not trainer.is_done():
-                    # ``on_step`` ended training because the user asked to stop.
+                if not trainer.is_done():  # ``on_step`` ended training because the user asked to stop
                     raise_if_stopped(self._should_stop)
 
-    def _last_step(self) -> int:
-        """Number of RL steps: the last entry of ``replans.jsonl``, or else the plan's."""
-        replans = self._run.read("replans", Replan)
-        return replans[-1].max_steps if replans else self._plan.train.max_steps
+    def _fit_steps(self, trainer: Trainer, step: int) -> None:
+        """Let RL take as many steps as the budget leaves time for, beside the last evaluation.
 
-    def _shorten(self, step: int, spent_s: float) -> None:
-        """Plan fewer RL steps if the first ones took much longer than forecast.
+        A resumed run takes the same steps, but how many depends on its time.
 
-        The new number is recorded, so that a resumed run takes the same steps.
+        Args:
+            trainer: its `last_step` is set.
+            step: steps taken so far.
         """
-        if self._run.read("replans", Replan):
-            return
-        steps = shortened(self._plan, step, spent_s)
-        if steps == self._plan.train.max_steps:
-            return
-        measured_s, forecast_s = spent_s / step, self._plan.step_s
-        self._display.say(
-            f"RL steps take {measured_s:.1f} s instead of {forecast_s:.1f} s: there will be {steps} steps "
-            f"instead of {self._plan.train.max_steps}"
-        )
-        with self._run.journal("replans") as journal:
-            journal.append(asdict(Replan(step, steps, measured_s, forecast_s)))
-            journal.sync()
+        folders = {folder.path: folder for folder in (self._run, *(e.folder for e in self._evals))}
+        times = phases(time for folder in folders.values() for time in folder.read("phases", PhaseTime))
+        seconds = {phase.name: phase.seconds for phase in times}
+        # The trained model's evaluation takes as long as the warm-started one's.
+        evaluation_s = seconds.get("evaluate SFT", seconds.get("evaluate base", 0.0))
+        left_s = 60 * self._plan.minutes - sum(seconds.values()) - evaluation_s
+        trainer.last_step = steps_in_time(left_s, step, seconds.get(_RL, 0.0), self._plan.step_s)
 
     @contextlib.contextmanager
     def training(
@@ -373,19 +360,20 @@ class BeforeAfter:
             self._run.journal("metrics") as metrics,
             self._run.journal("episodes") as episodes,
             self._scalars() as scalars,
-            Stopwatch(self._run, "reinforcement learning") as watch,
+            Stopwatch(self._run, _RL) as watch,
         ):
             kind = TRLTrainer if config.backend == "trl" else GRPOTrainer
             collector = RolloutCollector(self.policy, rl_tasks, rollouts, config, episodes)
             trainer = kind(collector, metrics, store)
-
-            spent_s: list[float] = []
 
             def on_step(m: StepMetrics) -> bool:
                 watch.lap(m.completion_tokens, at_once())
                 scalars.add("rl", m.step, {k: v for k, v in asdict(m).items() if k != "step"})
                 speed = m.completion_tokens / m.rollout_s
                 facts = f"reward {m.reward:.2f}, mixed groups {m.mixed:.0%}, {speed:.0f} tokens/s"
+                if self._is_timed:
+                    self._fit_steps(trainer, m.step)
+                    facts += f", time for {trainer.last_step} steps"
                 self._display.advance(m.step, facts)
                 if m.raised > MANY_RAISED:
                     self._display.say(
@@ -397,12 +385,7 @@ class BeforeAfter:
                         f"step {m.step}: {m.void:.0%} of the episodes are void; info.error in episodes.jsonl "
                         "says why"
                     )
-                spent_s.append(m.rollout_s + m.learn_s)
-                # After a resume, ``spent_s`` lacks the first steps and the forecast is not checked, unless
-                # the run was killed before its first checkpoint and begins again.
-                if m.step == len(spent_s) == _FORECAST_CHECK_STEPS and self._may_shorten:
-                    self._shorten(m.step, sum(spent_s))
-                return m.step < self._last_step() and not self._should_stop()
+                return not self._should_stop()
 
             yield trainer, on_step
 

@@ -117,7 +117,7 @@ def prepare(
     measured = sum(map(len, heldout.values())) if evaluate else 0
     inputs = PlanInputs(speed, lengths, config, measured, sft_tasks, rl_tasks)
     if minutes is None:
-        sized = replace(plan(DEFAULT_MINUTES, inputs), train=config, step_s=0.0)
+        sized = replace(plan(DEFAULT_MINUTES, inputs), train=config, minutes=0.0, step_s=0.0)
     else:
         minutes /= adapters
         require_useful(minutes, inputs, adapters)
@@ -141,7 +141,6 @@ def prepare(
         "machine": asdict(machine(threads, config.dtype, config.device)),
         "threads": threads,
         "training_code": training_code_digest(),
-        "minutes": minutes,
         "speed": asdict(speed),
         "lengths": asdict(lengths),
     }
@@ -232,9 +231,14 @@ def reopen(run: RunFolder, kinds: Sequence[type[Env]]) -> Study:
         # Runs older than the setting get one size, so that they resume to the same bits each time.
         settings = {"kv_cache_mb": 2048, **sized["train"]}
         sizes = {name: sized[name] for name in ("heldout_tasks", "samples", "eval_temperature")}
-        # Older runs have no forecast.
-        planned = Plan(from_manifest(settings, str(run.path / "manifest.json")), **sizes)
-        planned = replace(planned, step_s=float(sized.get("step_s", 0.0)))
+        # Older runs keep the number of steps that they were planned with.
+        minutes, step_s = (sized["minutes"], sized["step_s"]) if "minutes" in sized else (0.0, 0.0)
+        planned = Plan(
+            from_manifest(settings, str(run.path / "manifest.json")),
+            **sizes,
+            minutes=float(minutes),
+            step_s=float(step_s),
+        )
         facts = {name: manifest[name] for name in ("threads", "model", "model_digest", "machine", "command")}
         if not isinstance(facts["threads"], int) or not isinstance(facts["model"], str):
             raise ValueError("threads must be an integer, and model a string")

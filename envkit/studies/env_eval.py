@@ -84,7 +84,9 @@ class EnvEval:
         display: Display,
         should_stop: ShouldStop,
     ) -> None:
-        self._run, self._part = run, part
+        self._run = run
+        #: The environment's folder.
+        self.folder = part
         #: The environment and its held-out tasks.
         self.kind, self.tasks = kind, tasks
         self._plan, self._backend = plan, backend
@@ -182,10 +184,10 @@ class EnvEval:
                 for name, text in MODEL_ROWS.items()
             ),
         ]
-        config, fault = self._plan.train, self._part.manifest.get("unaudited")
+        config, fault = self._plan.train, self.folder.manifest.get("unaudited")
         unaudited = [f"The environment had no valid certificate: {fault}."] if fault else []
         path, _ = build_report(
-            self._part,
+            self.folder,
             self.kind,
             self._backend,
             self.tasks,

@@ -1,4 +1,7 @@
-"""Turn a budget of minutes into numbers of SFT examples, RL steps and held-out tasks, once, at the start."""
+"""Turn a budget of minutes into numbers of SFT examples, RL steps and held-out tasks.
+
+The sizes are chosen at the start. Only the number of RL steps follows the time that is really left.
+"""
 
 from __future__ import annotations
 
@@ -56,10 +59,10 @@ _EVALUATION_SHARE, _WARM_START_SHARE = 0.3, 0.42
 _MIN_EXAMPLES, _MIN_STEPS = 24, 2
 #: Smallest number of held-out tasks, and the number used if the first leaves too little time for training.
 _MIN_TASKS, _MIN_TASKS_IF_SHORT = 16, 8
-#: A run is shortened if its steps take more than this multiple of their forecast.
-SLOW_STEPS = 1.5
-#: Largest number of RL steps, unless there are few tasks. A larger budget makes steps larger, because their
-#: gradients are less noisy.
+#: Measured steps that the forecast of a step's time counts for.
+_FORECAST_STEPS = 2
+#: Largest number of RL steps to plan, unless there are few tasks. A larger budget makes steps larger, because
+#: their gradients are less noisy.
 _MAX_STEPS = 48
 
 
@@ -108,13 +111,15 @@ class Plan:
         heldout_tasks: held-out tasks that every row is evaluated on.
         samples: episodes per held-out task.
         eval_temperature: sampling temperature in evaluation.
-        step_s: forecast of an RL step, in seconds; 0 if none was made.
+        minutes: the budget that it was made for; 0 if the sizes were given.
+        step_s: forecast of an RL step, in seconds; 0 without a budget.
     """
 
     train: TrainConfig
     heldout_tasks: int
     samples: int
     eval_temperature: float = 0.7
+    minutes: float = 0.0
     step_s: float = 0.0
 
 
@@ -175,21 +180,18 @@ def require_useful(minutes: float, inputs: PlanInputs, adapters: int = 1) -> Non
     )
 
 
-def shortened(planned: Plan, step: int, spent_s: float) -> int:
-    """Number of RL steps that fit into the planned time if steps take longer than forecast.
+def steps_in_time(left_s: float, step: int, spent_s: float, forecast_s: float) -> int:
+    """Number of RL steps, those taken included, for which there is time.
 
     Args:
-        planned: a plan with a forecast (``step_s``).
-        step: steps taken so far, at least 1.
+        left_s: seconds left for more steps.
+        step: steps taken so far.
         spent_s: seconds of these steps together.
-
-    Returns:
-        The number of the last step; ``planned.train.max_steps`` if the forecast holds.
+        forecast_s: seconds of a step as planned, above 0. It counts like two steps, because the first ones
+            take very different times.
     """
-    steps, measured_s = planned.train.max_steps, spent_s / step
-    if measured_s <= SLOW_STEPS * planned.step_s:
-        return steps
-    return min(steps, max(step, _MIN_STEPS, int(steps * planned.step_s / measured_s)))
+    step_s = (_FORECAST_STEPS * forecast_s + spent_s) / (_FORECAST_STEPS + step)
+    return max(step + int(max(left_s, 0.0) / step_s), _MIN_STEPS)
 
 
 def _is_useful(sized: Plan, examples: int) -> bool:
@@ -223,7 +225,7 @@ def _divide_with(min_tasks: int, minutes: float, inputs: PlanInputs) -> tuple[Pl
     step_s = decoding_s + groups * group_s
     steps = 0 if is_alone else max(int(left_s / step_s), 1)
     train = replace(config, sft_examples=examples, groups_per_step=groups, max_steps=steps)
-    return Plan(train, tasks, DEFAULT_SAMPLES, step_s=step_s), affordable
+    return Plan(train, tasks, DEFAULT_SAMPLES, minutes=minutes, step_s=step_s), affordable
 
 
 def _affordable_tasks(fewest: int, seconds: float, inputs: PlanInputs) -> int:

@@ -117,28 +117,6 @@ class LoggedStep:
 
 
 @dataclass(frozen=True, slots=True)
-class Replan:
-    """A record of ``replans.jsonl``: a new number of RL steps, because the first ones were slow.
-
-    Args:
-        step: steps taken when it was decided.
-        max_steps: the new number of steps.
-        measured_s, forecast_s: seconds per step.
-    """
-
-    step: int
-    max_steps: int
-    measured_s: float
-    forecast_s: float
-
-    def __post_init__(self) -> None:
-        _require_count(self.step, "step")
-        _require_count(self.max_steps, "max_steps", least=1)
-        _require_seconds(self.measured_s, "measured_s")
-        _require_seconds(self.forecast_s, "forecast_s")
-
-
-@dataclass(frozen=True, slots=True)
 class EpisodeTime:
     """The part of an evaluation's record that is no part of the episode: its share of the wall time."""
 

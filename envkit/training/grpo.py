@@ -49,8 +49,8 @@ class Trainer(ABC):
         self._optimizer = torch.optim.AdamW(
             self._policy.trainable(), lr=self._config.learning_rate, betas=(0.9, 0.99), weight_decay=0.0
         )
-        #: Steps taken so far.
-        self.step = 0
+        #: Steps taken so far, and number of the last one to take, which may be changed between steps.
+        self.step, self.last_step = 0, self._config.max_steps
         #: Curriculum state after `step`. That of an unfinished step is never saved.
         self._curriculum = collector.curriculum.state()
         #: Why training must not continue; empty if nothing is wrong.
@@ -60,7 +60,7 @@ class Trainer(ABC):
 
     @abstractmethod
     def train(self, on_step: OnStep) -> None:
-        """Train until ``config.max_steps``, an `alarm`, or until ``on_step`` returns False.
+        """Train until `last_step`, an `alarm`, or until ``on_step`` returns False.
 
         A step that diverges raises an alarm. After any other error, the step can be taken again when the run
         resumes. Both leave the weights unchanged, and the last state is always saved.
@@ -82,7 +82,7 @@ class Trainer(ABC):
 
     def is_done(self) -> bool:
         """True if all steps are taken or an alarm ended training."""
-        return self.step >= self._config.max_steps or bool(self.alarm)
+        return self.step >= self.last_step or bool(self.alarm)
 
     def finish_step(self, metrics: StepMetrics, on_step: OnStep) -> bool:
         """Report a step, make it final and, if due, save it. Returns True if training continues."""
@@ -161,11 +161,9 @@ class GRPOTrainer(Trainer):
 
     def train(self, on_step: OnStep) -> None:
         heap = HeapLimit()
-        for step in range(self.step, self._config.max_steps):
-            if self.alarm:
-                return
+        while not self.is_done():
             try:
-                rollouts = self.collector.collect(step)  # pick tasks, play a group of episodes of each
+                rollouts = self.collector.collect(self.step)  # pick tasks, play a group of episodes of each
                 self.before_updates()
                 updates = [
                     self.update(self.backward(rollouts))  # advantages, loss; one optimizer step

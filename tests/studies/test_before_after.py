@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -447,25 +448,38 @@ def test_changed_training_code_gives_a_warning(
     assert any("training code has changed" in warning for warning in load_report(run.path).warnings)
 
 
+def timed(model: Path, tmp_path: Path, minutes: float) -> RunFolder:
+    """A run of six planned steps and a budget."""
+    study = planned(small(model, max_steps=6), HELDOUT, None)
+    return start_study(tmp_path, replace(study, plan=replace(study.plan, minutes=minutes, step_s=1.0)))
+
+
 @pytest.mark.slow
-def test_steps_much_slower_than_forecast_shorten_the_run_once_and_for_all(
+def test_rl_ends_early_when_the_minutes_are_spent(
     tmp_path: Path, model: Path, backend: SandboxBackend
 ) -> None:
-    planned = prepare(
-        replace(small(model), max_steps=6),
-        None,
-        {CodeEditorEnv: TRAIN},
-        {CodeEditorEnv: HELDOUT},
-        backend=sandbox_backend(),
-        display=Silent(),
-        command="envkit train",
-    )
-    run = start_study(tmp_path, replace(planned, plan=replace(planned.plan, step_s=1e-6)))
+    run = timed(model, tmp_path, minutes=1e-3)
     for _ in range(2):  # the second time, nothing is left to do
         study(run, backend).run()
-        data = load_report(run.path)
-        assert [point.step for point in data.training] == [1, 2]
-        assert any("Training was shortened from 6 to 2 steps" in warning for warning in data.warnings)
+        assert [point.step for point in load_report(run.path).training] == [1, 2]
         assert not is_stopped(run.path)
-        [replan] = run.records("replans")
-        assert (replan["step"], replan["max_steps"]) == (2, 2)
+
+
+@pytest.mark.slow
+def test_rl_goes_on_while_there_are_minutes(
+    tmp_path: Path, model: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[float, int]] = []
+
+    def eight(left_s: float, step: int, spent_s: float, forecast_s: float) -> int:
+        asked.append((left_s, step))
+        return 8
+
+    monkeypatch.setattr("envkit.studies.before_after.steps_in_time", eight)
+    run = timed(model, tmp_path, minutes=60.0)
+    study(run, backend).run()
+    assert [point.step for point in load_report(run.path).training] == [*range(1, 9)]
+    left_s, steps = zip(*asked, strict=True)
+    assert steps == tuple(range(9))
+    assert left_s[0] < 3600
+    assert all(later <= earlier for earlier, later in itertools.pairwise(left_s))

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from envkit.studies import bench, bench_setup
 from envkit.studies.before_after import BeforeAfter
 from envkit.studies.before_after_setup import prepare, start
 from envkit.studies.rescore import rescore
-from envkit.studies.run_records import Replan
 from envkit.taskfile import write_tasks
 from envkit.training.config import TrainConfig
 
@@ -90,8 +89,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory, model: Path, backend: Sand
     }
     planned = prepare(config, None, *tasks.values(), backend=backend, display=Silent(), command="train")
     run = start(tmp_path_factory.mktemp("trained"), planned)
-    with run.journal("replans") as journal:
-        journal.append(asdict(Replan(2, 2, 1.5, 1.0)))
     BeforeAfter(run, [CodeEditorEnv], backend, Silent(), never).run()
     return run.path
 

@@ -9,7 +9,7 @@ import pytest
 
 from envkit.cli.train import demo_settings
 from envkit.errors import UsageError
-from envkit.studies.plan import Plan, PlanInputs, plan, require_useful, shortened
+from envkit.studies.plan import PlanInputs, plan, require_useful, steps_in_time
 from envkit.studies.probe import Lengths, Speed, probe
 from envkit.training.config import TrainConfig, from_mapping
 from envkit.training.policy import Policy
@@ -108,16 +108,21 @@ def test_few_tasks_for_the_warm_start_are_no_reason_to_refuse() -> None:
 
 
 @pytest.mark.parametrize(
-    ("spent_s", "steps"),
+    ("left_s", "step", "spent_s", "steps"),
     [
-        (2 * 14.0, 30),  # 1.4 times the forecast
-        (2 * 20.0, 15),
-        (2 * 1000.0, 2),  # the steps that were taken count
+        (300.0, 0, 0.0, 30),  # as planned
+        (300.0, 2, 20.0, 32),
+        (300.0, 2, 60.0, 17),  # three times as slow: two such steps and two planned ones take 80 s
+        (300.0, 98, 480.0, 158),  # twice as fast
+        (4.0, 98, 480.0, 98),
+        (-50.0, 7, 70.0, 7),  # the steps that were taken count
+        (-50.0, 0, 0.0, 2),
     ],
 )
-def test_slow_first_steps_leave_time_for_fewer(spent_s: float, steps: int) -> None:
-    planned = Plan(TrainConfig(max_steps=30), 16, 4, step_s=10.0)
-    assert shortened(planned, 2, spent_s) == steps
+def test_rl_takes_the_steps_that_there_is_time_for(
+    left_s: float, step: int, spent_s: float, steps: int
+) -> None:
+    assert steps_in_time(left_s, step, spent_s, 10.0) == steps
 
 
 def test_the_forecast_of_the_steps_fits_the_budget() -> None:
