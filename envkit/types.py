@@ -58,6 +58,11 @@ class Task:
         """The cluster for statistics: tasks made from one function are not independent."""
         return str(self.metadata.get("source", self.id))
 
+    @property
+    def chars(self) -> int:
+        """Length of prompt and files together, in characters."""
+        return len(self.prompt) + sum(map(len, self.files.values()))
+
 
 class ResetInfo(TypedDict):
     """The ``info`` of `Env.reset`.

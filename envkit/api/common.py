@@ -97,12 +97,11 @@ def short_tasks(
     """
     kept: dict[type[Env], list[Task]] = {}
     for kind, given in tasks.items():
-        lengths = {task.id: len(task.prompt) + sum(map(len, task.files.values())) for task in given}
-        kept[kind] = [task for task in given if lengths[task.id] <= max_chars]
+        kept[kind] = [task for task in given if task.chars <= max_chars]
         if not kept[kind]:
             raise UsageError(
                 f"no task of environment {kind.id} has at most {max_chars} characters; the shortest has "
-                f"{min(lengths.values(), default=0)}"
+                f"{min((task.chars for task in given), default=0)}"
             )
     return kept, f"{sum(map(len, kept.values())):,} of {sum(map(len, tasks.values())):,}"
 

@@ -38,6 +38,7 @@ def evaluate(
     tasks: Path | str = "",
     limit: int | None = None,
     split: str = "heldout",
+    max_task_chars: int | None = None,
     samples: int = DEFAULT_SAMPLES,
     temperature: float = 0.7,
     max_turns: int | None = None,
@@ -61,6 +62,7 @@ def evaluate(
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
         limit: play only the first ``limit`` tasks.
         split: of the environment's own tasks: ``"heldout"`` to choose by, or ``"test"`` for a final report.
+        max_task_chars: leave out longer tasks: those whose prompt and files have together more characters.
         samples: episodes per task.
         temperature: sampling temperature.
         max_turns: actions per episode; by default the environment's own number.
@@ -95,7 +97,7 @@ def evaluate(
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
         row, reason = AgentSpec(agent, script=agent), ""
     spec = BenchSpec(
-        (EnvironmentSpec(environment, str(tasks), limit, split),),
+        (EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars),),
         (row,),
         samples,
         temperature,
@@ -202,6 +204,7 @@ def spec_of(
     tasks: Path | str = "",
     limit: int | None = None,
     split: str = "heldout",
+    max_task_chars: int | None = None,
     model: Path | str = "",
     samples: int = DEFAULT_SAMPLES,
     shots: int = 0,
@@ -216,7 +219,7 @@ def spec_of(
         environment: its registered name.
         tasks: as for `evaluate`.
         limit: play only the first ``limit`` tasks.
-        split: as for `evaluate`.
+        split, max_task_chars: as for `evaluate`.
         model: the base of the adapters; by default the one that the first of them was trained on.
         samples: episodes per task.
         shots: above 0, a further row of the base model, which sees so many solved train tasks first.
@@ -252,7 +255,7 @@ def spec_of(
         AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=absolute_if_path(name))
         for name in recorded
     ]
-    played = EnvironmentSpec(environment, str(tasks), limit, split)
+    played = EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars)
     return BenchSpec((played,), tuple(rows), samples=samples, **settings)
 
 

@@ -31,12 +31,15 @@ class EnvironmentSpec:
             held-out tasks.
         limit: number of tasks, counted from the first; ``None`` for all.
         split: of the environment's own tasks: ``"heldout"`` to choose by, or ``"test"`` for a final report.
+        max_task_chars: longer tasks are left out before ``limit`` counts: those whose prompt and files have
+            together more characters; ``None`` for all lengths.
     """
 
     name: str
     tasks: str = ""
     limit: int | None = None
     split: str = "heldout"
+    max_task_chars: int | None = None
 
     def __post_init__(self) -> None:
         if self.split not in ("heldout", "test"):
@@ -45,6 +48,10 @@ class EnvironmentSpec:
             raise ConfigError(f"environment {self.name}: its tasks are named, so leave out split")
         if self.limit is not None and self.limit < 1:
             raise ConfigError(f"environment {self.name}: limit is {self.limit}; it must be at least 1")
+        if self.max_task_chars is not None and self.max_task_chars < 1:
+            raise ConfigError(
+                f"environment {self.name}: max_task_chars is {self.max_task_chars}; it must be at least 1"
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,6 +37,10 @@ _TASKS_HELP = (
 _MODEL_HELP = "Base model: an id, a folder or a hub id."
 
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the first N tasks.")]
+MaxTaskChars = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="Leave out tasks whose prompt and files have more than N characters."),
+]
 Stops = Annotated[
     list[str] | None,
     typer.Option(
@@ -86,6 +90,7 @@ def evaluate(
     ] = None,
     limit: Limit = None,
     split: Split = "heldout",
+    max_task_chars: MaxTaskChars = None,
     samples: Annotated[int, typer.Option(metavar="N", help="Episodes per task.")] = DEFAULT_SAMPLES,
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
     max_turns: Annotated[
@@ -111,6 +116,7 @@ def evaluate(
         tasks=tasks,
         limit=limit,
         split=split,
+        max_task_chars=max_task_chars,
         samples=samples,
         temperature=temperature,
         max_turns=max_turns,
@@ -171,6 +177,7 @@ def bench(
     model: Annotated[str | None, typer.Option(metavar="MODEL", help=_MODEL_HELP)] = None,
     limit: Limit = None,
     split: Split = "heldout",
+    max_task_chars: MaxTaskChars = None,
     samples: Annotated[int | None, typer.Option(metavar="N", help="Episodes per task. Default: 4.")] = None,
     temperature: Annotated[
         float | None, typer.Option(metavar="NUMBER", help="Sampling temperature. Default: 0.7.")
@@ -208,6 +215,7 @@ def bench(
         "model": model,
         "limit": limit,
         "split": None if split == "heldout" else split,
+        "max_task_chars": max_task_chars,
         "samples": samples,
         "temperature": temperature,
         "max_turns": max_turns,

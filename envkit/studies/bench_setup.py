@@ -211,9 +211,13 @@ def load_tasks(
         imported = ImportedTasks(tuple(registry.read_tasks_for(kind, Path(spec.tasks))))
     for row in rows:
         _require_recorded(row, imported)  # before the control agents play, which takes minutes
-    tasks = imported.tasks[: spec.limit]
+    tasks, left_out = imported.tasks, Counter(imported.left_out)
+    if (most := spec.max_task_chars) is not None:
+        tasks = tuple(task for task in tasks if task.chars <= most)
+        if too_long := len(imported.tasks) - len(tasks):
+            left_out[f"tasks of more than {most} characters"] = too_long
+    tasks = tasks[: spec.limit]
     require_heldout(tasks)
-    left_out = Counter(imported.left_out)
     if is_published:
         # With the run's own seed, so that its control episodes find these grades in the cache.
         faults = validate_tasks(kind, tasks, backend, display, never, seed=EVALUATION_SEED)
@@ -223,7 +227,7 @@ def load_tasks(
         left_out.update(unfit.values())
         tasks = tuple(task for task in tasks if task.id not in unfit)
     for reason, count in left_out.items():
-        display.say(escape(f"{spec.tasks}: left out {count} {reason}"))
+        display.say(escape(f"{spec.tasks or kind.id}: left out {count} {reason}"))
     if not tasks:
         raise UsageError(f"{spec.tasks or kind.id}: there are no tasks that {kind.id} can pose")
     return ImportedTasks(tasks, imported.recorded, left_out)

@@ -36,9 +36,11 @@ class TrainConfig:
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
         max_steps: policy-gradient steps; 0 for the warm start alone, on all tasks.
-        learning_rate: AdamW, constant after a short warm-up.
+        learning_rate: AdamW, constant after a short warm-up. AdamW moves every weight by about this much per
+            step, also where the gradient is only noise. So a larger rate needs more ``groups_per_step``, or it
+            undoes the warm start.
         warmup_steps: steps of linear warm-up.
-        groups_per_step: task visits per step.
+        groups_per_step: task visits per step. About half have a gradient.
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
@@ -97,10 +99,10 @@ class TrainConfig:
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 12
     max_steps: int = 40
-    learning_rate: float = 2e-4
+    learning_rate: float = 1e-4
     warmup_steps: int = 2
-    groups_per_step: int = 6
-    num_generations: int = 16
+    groups_per_step: int = 20
+    num_generations: int = 8
     temperature: float = 1.0
     max_completion_length: int = 384
     stop_strings: tuple[str, ...] = ()

@@ -141,7 +141,7 @@ class Curriculum:
 def _features(tasks: Sequence[Task], env_masks: Sequence[NDArray[np.bool_]]) -> NDArray[np.float64]:
     """Describe every task by the numbers that `_regression` takes, as an array (tasks, 2 + kinds)."""
     kinds = [str(task.metadata.get("operator", "")) for task in tasks]
-    length = np.log([len(task.prompt) + sum(map(len, task.files.values())) + 1 for task in tasks])
+    length = np.log([task.chars + 1 for task in tasks])
     for in_env in env_masks:
         length[in_env] = (length[in_env] - length[in_env].mean()) / max(length[in_env].std(), 1e-9)
     is_kind = [[float(kind == other) for other in sorted(set(kinds))] for kind in kinds]

@@ -39,7 +39,7 @@ from envkit.studies.agent_factory import AgentFactory
 from envkit.studies.bench import Bench, differences
 from envkit.studies.bench_setup import start, with_baselines
 from envkit.studies.rescore import rescore
-from envkit.taskfile import write_tasks
+from envkit.taskfile import read_tasks, write_tasks
 from envkit.types import Task
 
 KEY = "sk-never-to-be-seen"
@@ -518,6 +518,19 @@ def test_the_environments_baselines_are_rows_of_a_comparison(tmp_path: Path, bac
         assert [*rows] == ["oracle", "chance", "enumerate"]
         assert {result.samples for result in rows["chance"].results} == {2}
         assert {result.samples for result in rows["enumerate"].results} == {1}
+
+
+def test_long_tasks_are_left_out_before_the_limit_counts(tmp_path: Path, backend: SandboxBackend) -> None:
+    file = starters(tmp_path)
+    one, two, three = (task.chars for task in read_tasks(file))
+    most = sorted([one, two, three])[1]
+    played = EnvironmentSpec("code-editor", str(file), limit=2, max_task_chars=most)
+    run = begin(tmp_path / "runs", BenchSpec((played,), (AgentSpec("oracle", script="oracle"),)), backend)
+    [page] = finish(run, backend)
+    kept = [size for size in (one, two, three) if size <= most]
+    assert len(kept) == 2
+    assert [task.chars for task in read_tasks(page.parent / "tasks.jsonl")] == kept
+    assert f"Left out: 1 tasks of more than {most} characters." in load_report(page.parent).warnings
 
 
 def test_shots_are_solved_train_tasks_before_the_question(

@@ -56,7 +56,7 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
     assert 1 <= short.train.max_steps < long.train.max_steps
     played = [sized.train.max_steps * sized.train.groups_per_step for sized in (short, long, longest)]
     assert played == sorted(played)
-    assert short.train.groups_per_step == 6 < longest.train.groups_per_step
+    assert short.train.groups_per_step == TrainConfig().groups_per_step < longest.train.groups_per_step
     assert longest.train.max_steps < 60
 
 
