@@ -47,6 +47,7 @@ def train(
     split: str = "heldout",
     max_task_chars: int | None = None,
     model: Path | str | None = None,
+    warm_start: Path | str | None = None,
     backend: str | None = None,
     engine: str | None = None,
     sandbox: SandboxBackend | str = "auto",
@@ -75,6 +76,8 @@ def train(
         max_task_chars: train and measure on short tasks only: those whose prompt and files have together at
             most so many characters.
         model: model id, folder or hub id; by default the one of ``config``.
+        warm_start: an adapter's folder, such as another run's ``sft``. RL begins with it, in place of a warm
+            start of its own.
         backend: trainer that takes the steps, ``"envkit"`` or ``"trl"``; by default as in ``config``.
         engine: engine that samples, ``"torch"`` or ``"vllm"``; by default as in ``config``.
         sandbox: a backend or its registered name; ``"auto"`` takes the best one of this machine.
@@ -111,6 +114,8 @@ def train(
         config,
         seed=chosen[0] if chosen else None,
         model=model,
+        warm_start=None if warm_start is None else str(warm_start),
+        sft_examples=None if warm_start is None else 0,
         backend=backend,
         engine=engine,
     )
@@ -300,6 +305,7 @@ def _require_distinct(names: Sequence[str], seeds: Sequence[int]) -> None:
 
 def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **overrides: Any) -> TrainConfig:
     """Read the configuration, then apply the values that the caller gave."""
+    from envkit.training.adapter_folder import recorded_base
     from envkit.training.config import TrainConfig, from_mapping, from_toml, to_mapping
 
     if isinstance(config, TrainConfig):
@@ -310,4 +316,12 @@ def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **ove
         base = from_mapping(config or {}, "config")
     given = {key: value for key, value in overrides.items() if value is not None}
     settings = from_mapping({**to_mapping(base), **given}, "arguments")
-    return replace(settings, model=absolute_if_path(settings.model))
+    model = settings.model
+    if not settings.warm_start:
+        return replace(settings, model=absolute_if_path(model))
+    warm_start = Path(settings.warm_start).resolve()
+    if not (warm_start / "adapter_config.json").is_file():
+        raise UsageError(f"{warm_start} has no adapter_config.json; expected the folder of an adapter")
+    if model == "auto":
+        model = recorded_base(warm_start) or model
+    return replace(settings, model=absolute_if_path(model), warm_start=str(warm_start))

@@ -118,6 +118,13 @@ def train(
         ),
     ] = None,
     model: Model = None,
+    warm_start: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="An adapter that RL begins with, such as another run's sft, in place of a warm start.",
+        ),
+    ] = None,
     backend: Annotated[
         str | None, typer.Option(metavar="NAME", help="Trainer that takes the steps: envkit or trl.")
     ] = None,
@@ -147,6 +154,7 @@ def train(
             "split": None if split == "heldout" else split,
             "max-task-chars": max_task_chars,
             "model": model,
+            "warm-start": warm_start,
             "backend": backend,
             "engine": engine,
             "no-evaluation": no_evaluation or None,
@@ -167,6 +175,7 @@ def train(
         split=split,
         max_task_chars=max_task_chars,
         model=model,
+        warm_start=warm_start,
         backend=backend,
         engine=engine,
         sandbox=sandbox,

@@ -91,6 +91,8 @@ class BeforeAfter:
         # its number of steps at the start.
         is_timed = study.plan.minutes > 0 and not study.plan.train.is_sft_alone
         self._is_timed = is_timed and "part_of" not in manifest and study.plan.train.backend == "envkit"
+        if warm_start := study.plan.train.warm_start:
+            self._notes.append(f"The warm start is {warm_start}; the times here leave it out.")
         self._evaluates = bool(manifest.get("evaluate", True))
         self._plan = study.plan
         tasks_per_env = share(study.plan.heldout_tasks, len(kinds))
@@ -131,7 +133,7 @@ class BeforeAfter:
 
     def _rl_tasks_of(self, kind: type[Env], tasks: Sequence[Task], environments: int) -> list[Task]:
         config = self._plan.train
-        chosen = split_for_warm_start(tasks)[1] if config.sft_examples else list(tasks)
+        chosen = split_for_warm_start(tasks)[1] if config.is_warm else list(tasks)
         return chosen if environments == 1 else [_with_prefix(kind, task) for task in chosen]
 
     def run(self) -> list[Path]:
@@ -166,7 +168,7 @@ class BeforeAfter:
                 env_eval.controls()
                 env_eval.baselines()
         self._evaluate("base")
-        if self._is_warm():
+        if self._plan.train.is_warm:
             self._sft()
             self._evaluate("SFT")
 
@@ -177,7 +179,7 @@ class BeforeAfter:
             Stopped: the user asked to stop.
         """
         if not self._plan.train.is_sft_alone:
-            self._evaluate("SFT+RL" if self._is_warm() else "RL")
+            self._evaluate("SFT+RL" if self._plan.train.is_warm else "RL")
 
     def claim(self) -> None:
         """Write the claim of the trained adapter, unless its engine cannot repeat its bits.
@@ -236,9 +238,6 @@ class BeforeAfter:
         """Copy the results of another seed's run that do not depend on the seed."""
         for env_eval, other_eval in zip(self._evals, other._evals, strict=True):
             env_eval.copy_shared_results(other_eval)
-
-    def _is_warm(self) -> bool:
-        return self._plan.train.sft_examples > 0
 
     def _origin(self, row: str) -> Origin:
         config = self._plan.train

@@ -24,6 +24,8 @@ from envkit.studies.provenance import code_digest, commit, require_code, trainin
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
 from envkit.taskfile import digest, read_tasks, write_tasks
+from envkit.training.adapter_folder import require_fit, require_scale
+from envkit.training.checkpoint import copy_adapter, load_adapter
 from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.heap import release_freed_memory
 from envkit.training.memory import choose_cache_mb
@@ -86,6 +88,7 @@ def prepare(
 
     Raises:
         TaskFileError: the held-out tasks are not held out.
+        ModelError, StoreError: ``warm_start`` is no adapter for this base and these settings.
         ConfigError: ``shaping`` names a check that no environment has.
         UsageError: the budget is too small to show anything on this machine.
     """
@@ -99,10 +102,15 @@ def prepare(
     threads = use_threads(free_threads(display.say))
     config = resolve_dtype(config, display.say)
     ref = resolve(config.model, display)
+    if config.warm_start:
+        require_fit(Path(config.warm_start), ref)
+        require_scale(Path(config.warm_start), config.lora_r, config.lora_alpha)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     display.say(f"timing the model on this machine, in {config.dtype}")
     with contextlib.closing(Policy.of(ref, config)) as policy:
+        if config.warm_start:
+            load_adapter(policy, Path(config.warm_start))  # raises if it has other layers
         speed = probe(policy, display.say)
         lengths = lengths_of(
             policy.renderer,
@@ -125,8 +133,9 @@ def prepare(
     sizes, tasks_per_env = sized.train, share(sized.heldout_tasks, len(train))
     played = sum(min(tasks_per_env, len(tasks)) for tasks in heldout.values())
     evaluation = f"{played} held-out tasks x {sized.samples}" if evaluate else "no evaluation"
+    answers = "an adapter to begin with" if sizes.warm_start else f"{sizes.sft_examples} known answers"
     display.say(
-        f"plan: {evaluation}, {sizes.sft_examples} known answers, "
+        f"plan: {evaluation}, {answers}, "
         f"{sizes.max_steps} RL steps of {sizes.groups_per_step} x {sizes.num_generations} episodes"
     )
     if sizes.max_steps and sizes.groups_per_step > rl_tasks:
@@ -187,7 +196,10 @@ def _of_environment(study: Study, kind: type[Env]) -> dict[str, JSON]:
 
 
 def _fill(run: RunFolder, study: Study) -> None:
-    """Write the task files. With several environments, each gets its own folder for tasks and report."""
+    """Write the task files, and the adapter that RL begins with.
+
+    With several environments, each gets its own folder for tasks and report.
+    """
     shared = {key: study.facts[key] for key in ("command", "commit", "model", "model_digest", "machine")}
     if len(study.train) > 1:
         for kind in study.train:
@@ -196,6 +208,8 @@ def _fill(run: RunFolder, study: Study) -> None:
         # The run's own copies, so that it can resume after files have moved or the miner has changed.
         for name, tasks in (("train", study.train[kind]), ("heldout", study.heldout[kind])):
             write_tasks(_task_file(part, name), tasks, study.plan.train.seed)
+    if warm_start := study.plan.train.warm_start:
+        copy_adapter(Path(warm_start), run.path / "sft")
 
 
 def parts_of(run: RunFolder, kinds: Sequence[type[Env]]) -> dict[type[Env], RunFolder]:

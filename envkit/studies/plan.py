@@ -238,7 +238,7 @@ def _affordable_tasks(fewest: int, seconds: float, inputs: PlanInputs) -> int:
 
 def _evaluation_s(tasks: int, inputs: PlanInputs) -> float:
     """Seconds to play a number of held-out tasks with every model of the report."""
-    trained = 2 if inputs.config.sft_examples and not inputs.config.is_sft_alone else 1
+    trained = 2 if inputs.config.is_warm and not inputs.config.is_sft_alone else 1
     return _row_s(tasks, inputs, _OF_BASE) + trained * _row_s(tasks, inputs, _OF_TRAINED)
 
 
@@ -257,9 +257,9 @@ def _group_s(inputs: PlanInputs) -> float:
     """Seconds that a step takes for each of its groups, beside `PlanInputs.decoding_s`."""
     config, speed, turns = inputs.config, inputs.speed, _OF_TRAINED.turns(inputs.config.turns)
     # Without a warm start, a model samples until the length limit or a stop string.
-    ends = config.sft_examples or config.stop_strings
+    ends = config.is_warm or config.stop_strings
     answer = inputs.answer if ends else config.max_completion_length
-    share = _UNSHARED_WARM if config.sft_examples else _UNSHARED_COLD
+    share = _UNSHARED_WARM if config.is_warm else _UNSHARED_COLD
     unshared = turns * config.num_generations * answer * share
     prefilled = inputs.lengths.prompt + config.num_generations * (turns - 1) * inputs.later_observation
     row_s = speed.row_s * (1 + _LATER_ROW * (turns - 1)) / turns

@@ -105,5 +105,17 @@ def require_fit(folder: Path, ref: ModelRef) -> None:
         )
 
 
+def require_scale(folder: Path, lora_r: int, lora_alpha: int) -> None:
+    """Refuse an adapter whose update is scaled otherwise than in these settings.
+
+    Raises:
+        ModelError: see above.
+    """
+    settings = read_json_object(folder / "adapter_config.json")
+    for setting, key, wanted in (("lora_r", "r", lora_r), ("lora_alpha", "lora_alpha", lora_alpha)):
+        if (found := settings.get(key)) != wanted:
+            raise ModelError(f"{folder}: {key} is {found!r}, and {setting} is {wanted}; set {setting} to it")
+
+
 def _values(pattern: Any) -> list[Any]:
     return [*cast("dict[str, Any]", pattern).values()] if isinstance(pattern, dict) else []

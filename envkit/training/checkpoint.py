@@ -19,12 +19,13 @@ from envkit.errors import StoreError
 from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
 from envkit.store import whole_folder, write_atomic
-from envkit.training.adapter_folder import MANIFEST, damaged_files, manifest_files, write_manifest
+from envkit.training.adapter_folder import BASE, MANIFEST, damaged_files, manifest_files, write_manifest
 from envkit.training.policy import Policy
 
 #: How many checkpoints are kept.
 _KEPT = 2
 _ALARM = "alarm.txt"
+_ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", BASE)
 _STEP = re.compile(r"step-(\d{6,})")
 
 
@@ -172,6 +173,22 @@ def save_adapter(policy: Policy, folder: Path) -> None:
         write_manifest(making, {"model": policy.ref.id, "base": policy.ref.digest})
 
 
+def copy_adapter(source: Path, folder: Path) -> None:
+    """Copy an adapter, without what else is in its folder, and write a manifest for it.
+
+    Raises:
+        StoreError: a file cannot be read or written, or the folder is there already.
+    """
+    try:
+        with _new_folder(folder) as making:
+            for path in (source / name for name in _ADAPTER_FILES):
+                if path.exists():
+                    shutil.copyfile(path, making / path.name)
+            write_manifest(making, {})
+    except OSError as error:
+        raise StoreError(f"cannot copy {source} to {folder}: {error}") from error
+
+
 @contextlib.contextmanager
 def _new_folder(folder: Path) -> Generator[Path]:
     """Like `whole_folder`, for writers that report a full disk with errors of their own."""
@@ -186,9 +203,12 @@ def load_adapter(policy: Policy, folder: Path) -> None:
     """Load a saved adapter's weights into the policy's adapter.
 
     Raises:
-        StoreError: a file is missing, damaged or unreadable.
+        StoreError: a file is missing, damaged or unreadable, or the adapter has another rank or other layers.
     """
-    from peft import set_peft_model_state_dict  # pyright: ignore[reportUnknownVariableType]
+    from peft import (
+        get_peft_model_state_dict,  # pyright: ignore[reportUnknownVariableType]
+        set_peft_model_state_dict,  # pyright: ignore[reportUnknownVariableType]
+    )
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
     file = folder / "adapter_model.safetensors"
@@ -201,6 +221,14 @@ def load_adapter(policy: Policy, folder: Path) -> None:
     if damaged:
         raise StoreError(
             f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+        )
+    own: dict[str, torch.Tensor] = get_peft_model_state_dict(policy.model)
+    found, wanted = ({name: part.shape for name, part in parts.items()} for parts in (weights, own))
+    if differing := sorted(name for name in found | wanted if found.get(name) != wanted.get(name)):
+        name = differing[0]
+        raise StoreError(
+            f"{file}: {name} has shape {[*found.get(name, ())]}, and the adapter in training "
+            f"{[*wanted.get(name, ())]}; its rank or its layers are others"
         )
     with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
         set_peft_model_state_dict(policy.model, weights)

@@ -32,13 +32,14 @@ class TrainConfig:
         max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
         lora_r: rank of the adapter on all linear layers.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
+        warm_start: folder of an adapter that RL begins with, such as another run's ``sft``. There is no warm
+            start then: ``sft_examples`` must be 0. ``""`` for none.
         sft_examples: examples of the warm start: known answers to training tasks. 0 skips the warm start.
         sft_learning_rate: peak of a linear schedule.
         sft_batch_size: examples per step.
         max_steps: policy-gradient steps; 0 for the warm start alone, on all tasks.
         learning_rate: AdamW, constant after a short warm-up. AdamW moves every weight by about this much per
-            step, also where the gradient is only noise. So a larger rate needs more ``groups_per_step``, or it
-            undoes the warm start.
+            step, also where the gradient is only noise. So a larger rate needs more ``groups_per_step``.
         warmup_steps: steps of linear warm-up.
         groups_per_step: task visits per step. About half have a gradient.
         num_generations: episodes per visit (G).
@@ -95,6 +96,7 @@ class TrainConfig:
     max_turns: int = 0
     lora_r: int = 16
     lora_alpha: int = 32
+    warm_start: str = ""
     sft_examples: int = 720
     sft_learning_rate: float = 5e-4
     sft_batch_size: int = 12
@@ -137,6 +139,11 @@ class TrainConfig:
             raise ConfigError(
                 f"sft_examples is {self.sft_examples}; it must be 0 or at least sft_batch_size, "
                 f"{self.sft_batch_size}"
+            )
+        if self.warm_start and self.sft_examples:
+            raise ConfigError(
+                f"sft_examples is {self.sft_examples}, and RL begins with {self.warm_start}; set it to 0, or "
+                "leave warm_start out"
             )
         if self.sft_examples == self.max_steps == 0:
             raise ConfigError("sft_examples and max_steps are both 0, so nothing is trained; set one of them")
@@ -199,6 +206,11 @@ class TrainConfig:
         known, 1 stands in for it.
         """
         return self.max_turns or 1
+
+    @property
+    def is_warm(self) -> bool:
+        """True if RL begins with an adapter that has learned from known answers."""
+        return self.sft_examples > 0 or bool(self.warm_start)
 
     @property
     def is_sft_alone(self) -> bool:

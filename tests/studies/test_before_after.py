@@ -25,8 +25,9 @@ from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.code_editor import env as code_editor
 from envkit.environments.code_editor.graders import calls
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import ConfigError, SandboxError, StoreError, TaskFileError, TrainingError
+from envkit.errors import ConfigError, ModelError, SandboxError, StoreError, TaskFileError, TrainingError
 from envkit.grading import Grade
+from envkit.models import resolve
 from envkit.registry import sandbox_backend
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.stop import ShouldStop, never
@@ -38,7 +39,9 @@ from envkit.studies.build_report import _latest_steps
 from envkit.studies.claim import read_claim
 from envkit.studies.run_records import LoggedStep
 from envkit.studies.warm_start import split_for_warm_start
+from envkit.training.checkpoint import save_adapter
 from envkit.training.config import TrainConfig
+from envkit.training.policy import Policy
 from envkit.types import Task
 
 TRAIN: list[Task] = [replace(task, split="train") for task in starter_tasks()[:4]]
@@ -183,6 +186,28 @@ def test_a_run_stopped_anywhere_and_resumed_ends_with_the_same_bits(
     assert told["evaluate base"] == sum(
         item.completion_tokens for item in load_report(whole.path).rows[4].results
     )
+
+
+@pytest.mark.slow
+def test_rl_from_another_runs_warm_start_ends_with_the_same_bits(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    whole = begin(tmp_path / "whole", model)
+    study(whole, backend).run()
+    later = begin(tmp_path / "later", model, warm_start=str(whole.path / "sft"), sft_examples=0)
+    study(later, backend).run()
+    assert adapter(later).read_bytes() == adapter(whole).read_bytes()
+    data = load_report(later.path)
+    assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT", "SFT+RL"]
+    assert any("times here leave it out" in warning for warning in data.warnings)
+
+
+def test_a_warm_start_of_another_rank_is_refused(tmp_path: Path, model: Path) -> None:
+    config = small(model, sft_examples=0)
+    policy = Policy.of(resolve(str(model), Silent()), replace(config, dtype="float32"))
+    save_adapter(policy, tmp_path / "adapter")
+    with pytest.raises(ModelError, match="r is 2, and lora_r is 4; set lora_r to it"):
+        planned(replace(config, lora_r=4, warm_start=str(tmp_path / "adapter")), HELDOUT, None)
 
 
 def test_shaping_by_a_check_that_no_environment_has_is_refused(tmp_path: Path, model: Path) -> None:
@@ -450,7 +475,7 @@ def test_changed_training_code_gives_a_warning(
 
 def timed(model: Path, tmp_path: Path, minutes: float) -> RunFolder:
     """A run of six planned steps and a budget."""
-    study = planned(small(model, max_steps=6), HELDOUT, None)
+    study = planned(replace(small(model), max_steps=6), HELDOUT, None)
     return start_study(tmp_path, replace(study, plan=replace(study.plan, minutes=minutes, step_s=1.0)))
 
 
