@@ -206,7 +206,7 @@ def test_bad_input_is_refused_before_any_work(
     monkeypatch.setattr("envkit.registry.sandbox_backend", work)
     with pytest.raises(UsageError, match="seed 1 is given twice"):
         envkit.train(seeds=[1, 1], display="quiet")
-    with pytest.raises(UsageError, match="has no adapter_config.json; expected the folder of an adapter"):
+    with pytest.raises(UsageError, match=r"has no adapter_config\.json; expected the folder of an adapter"):
         envkit.train(warm_start=tmp_path, display="quiet")
     with pytest.raises(UsageError, match="display is 'loud'; expected 'rich', 'quiet' or a Display"):
         envkit.train(display="loud", allow_unaudited=True)  # pyright: ignore
