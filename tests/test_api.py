@@ -86,27 +86,23 @@ def trained(
         config=config,
         tasks=tasks,
         heldout_tasks=heldout,
-        max_task_chars=max(map(size, [*tasks, *heldout])),
+        max_task_chars=max(task.chars for task in [*tasks, *heldout]),
         allow_unaudited=True,
         root=folder / "runs",
         display="quiet",
     )
 
 
-def size(task: Task) -> int:
-    return len(task.prompt) + sum(map(len, task.files.values()))
-
-
 def test_short_tasks_are_kept_and_a_report_says_so(
     trained: envkit.TrainResult, tasks: Sequence[Task], heldout: Sequence[Task]
 ) -> None:
-    limit = sorted(map(size, tasks))[1]
+    limit = sorted(task.chars for task in tasks)[1]
     kept, count = short_tasks({CodeEditorEnv: tasks}, limit)
-    assert kept == {CodeEditorEnv: [task for task in tasks if size(task) <= limit]}
+    assert kept == {CodeEditorEnv: [task for task in tasks if task.chars <= limit]}
     assert count == "2 of 4"
     with pytest.raises(UsageError, match="code-editor has at most 9 characters; the shortest has"):
         short_tasks({CodeEditorEnv: tasks}, 9)
-    longest = max(map(size, [*tasks, *heldout]))
+    longest = max(task.chars for task in [*tasks, *heldout])
     note = f"Only tasks of at most {longest} characters are used: 4 of 4 to train on, 2 of 2 held out."
     assert note in load_report(trained.run).warnings
 

@@ -41,7 +41,7 @@ class TrainConfig:
         learning_rate: AdamW, constant after a short warm-up. AdamW moves every weight by about this much per
             step, also where the gradient is only noise. So a larger rate needs more ``groups_per_step``.
         warmup_steps: steps of linear warm-up.
-        groups_per_step: task visits per step. About half have a gradient.
+        groups_per_step: task visits per step.
         num_generations: episodes per visit (G).
         temperature: of sampling in training, > 0.
         max_completion_length: tokens per turn.
