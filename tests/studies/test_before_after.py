@@ -12,7 +12,7 @@ from typing import Any, final
 
 import pytest
 import tiny
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from stops import StopWhenShown, stop_after
 from transformers import AutoTokenizer
 
@@ -208,6 +208,19 @@ def test_a_warm_start_of_another_rank_is_refused(tmp_path: Path, model: Path) ->
     save_adapter(policy, tmp_path / "adapter")
     with pytest.raises(ModelError, match="r is 2, and lora_r is 4; set lora_r to it"):
         planned(replace(config, lora_r=4, warm_start=str(tmp_path / "adapter")), HELDOUT, None)
+
+
+def test_a_warm_start_of_other_layers_is_refused(tmp_path: Path, model: Path) -> None:
+    config = small(model, sft_examples=0, warm_start=str(tmp_path / "adapter"))
+    policy = Policy.of(resolve(str(model), Silent()), replace(config, dtype="float32"))
+    save_adapter(policy, tmp_path / "adapter")
+    file = tmp_path / "adapter" / "adapter_model.safetensors"
+    weights = load_file(file)
+    del weights[min(weights)]
+    save_file(weights, file)
+    (tmp_path / "adapter" / "manifest.json").unlink()
+    with pytest.raises(StoreError, match="its rank or its layers are others"):
+        planned(config, HELDOUT, None)
 
 
 def test_shaping_by_a_check_that_no_environment_has_is_refused(tmp_path: Path, model: Path) -> None:
