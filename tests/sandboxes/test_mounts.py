@@ -84,9 +84,14 @@ def source(text: str, kind: type) -> str:
 def mounts(spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
     """Return the paths of the workspaces that the mount helper has mounted, without the shared root."""
     assert spaces._helper is not None
-    table = Path(f"/proc/{spaces._helper.pid}/mounts").read_text()
-    paths = [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
+    paths = mounts_seen_by(spaces._helper.pid, spaces)
     return [path for path in paths if not Path(path).name.startswith("root-")]
+
+
+def mounts_seen_by(process: int, spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
+    """Return the paths in the mount helper's folder on which a process sees something mounted."""
+    table = Path(f"/proc/{process}/mounts").read_text()
+    return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
 
 
 @pytest.mark.parametrize("bounds", [(0, 10), (-1, 10), (2**20, 1), (2**20, 0)])
@@ -109,20 +114,14 @@ def test_a_backend_enforces_the_quota_it_is_given(request: pytest.FixtureRequest
                 sandbox.write("more", bytes(2**20))
 
 
-def host_mounts() -> list[str]:
-    """Return the host's mounts without Docker's, which other tests change at the same time."""
-    return [line for line in Path("/proc/self/mounts").read_text().splitlines() if "docker" not in line]
-
-
 def test_workspaces_are_never_mounted_on_the_host_and_are_unmounted_once(
     kind: type[BubblewrapBackend | ZygoteBackend], own_mounts: workspace_mounts.WorkspaceMounts
 ) -> None:
-    before = host_mounts()
     first, second = kind().create(), kind().create()
     first.write("file", b"1")
     assert program(first, "open('file')").ok
     assert len(mounts(own_mounts)) == 2
-    assert host_mounts() == before
+    assert mounts_seen_by(os.getpid(), own_mounts) == []
     assert os.listdir(own_mounts.lease.path) == [".envkit-lease"]
     for _ in range(2):
         first.close()
