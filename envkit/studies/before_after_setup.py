@@ -12,14 +12,14 @@ from envkit.audit.certificate import certificate_problem
 from envkit.display import Display
 from envkit.env import Env
 from envkit.errors import ConfigError, StoreError
-from envkit.models import resolve
+from envkit.models import ModelRef, resolve
 from envkit.sandbox import SandboxBackend
 from envkit.store import RunFolder
 from envkit.studies.heldout import require_heldout
 from envkit.studies.machine import free_threads, machine, resolve_dtype, resolve_model, use_threads
 from envkit.studies.openings import openings
 from envkit.studies.plan import DEFAULT_MINUTES, Plan, PlanInputs, plan, require_useful
-from envkit.studies.probe import lengths_of, probe
+from envkit.studies.probe import Lengths, Speed, lengths_of, probe
 from envkit.studies.provenance import code_digest, commit, require_code, training_code_digest
 from envkit.studies.turns import turns_of
 from envkit.studies.warm_start import demonstrations, split_for_warm_start
@@ -107,19 +107,8 @@ def prepare(
         require_scale(Path(config.warm_start), config.lora_r, config.lora_alpha)
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
-    display.say(f"timing the model on this machine, in {config.dtype}")
-    with contextlib.closing(Policy.of(ref, config)) as policy:
-        if config.warm_start:
-            load_adapter(policy, Path(config.warm_start))  # raises if it has other layers
-        speed = probe(policy, display.say)
-        lengths = lengths_of(
-            policy.renderer,
-            [
-                demonstration
-                for kind, tasks in train.items()
-                for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
-            ],
-        )
+    speed, lengths = _measure(ref, config, train, backend, display)
+    release_freed_memory()  # of the measurement: it would stay beside what training needs
     parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
     sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
     measured = sum(map(len, heldout.values())) if evaluate else 0
@@ -154,6 +143,27 @@ def prepare(
         "lengths": asdict(lengths),
     }
     return Study(sized, facts, train, heldout)
+
+
+def _measure(
+    ref: ModelRef,
+    config: TrainConfig,
+    train: Mapping[type[Env], Sequence[Task]],
+    backend: SandboxBackend,
+    display: Display,
+) -> tuple[Speed, Lengths]:
+    """Measure the model's speed on this machine, and the lengths of the environments' texts."""
+    display.say(f"timing the model on this machine, in {config.dtype}")
+    with contextlib.closing(Policy.of(ref, config)) as policy:
+        if config.warm_start:
+            load_adapter(policy, Path(config.warm_start))  # raises if it has other layers
+        speed = probe(policy, display.say)
+        shown = [
+            demonstration
+            for kind, tasks in train.items()
+            for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
+        ]
+        return speed, lengths_of(policy.renderer, shown)
 
 
 def start(root: Path, study: Study) -> RunFolder:

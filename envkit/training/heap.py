@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import ctypes
+import gc
 import os
 from pathlib import Path
 from typing import Any, Final, final
 
 #: Growth of a process after which freed memory is returned, in bytes.
-_SLACK: Final = 2**29
+_SLACK: Final = 2**28
 _STATM: Final = Path("/proc/self/statm")
 
 
@@ -26,7 +27,8 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return all freed memory to the kernel."""
+    """Return all freed memory to the kernel, that of unreachable models included."""
+    gc.collect()  # a model refers to itself
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)

@@ -93,8 +93,8 @@ def test_the_heap_is_trimmed_after_a_process_has_grown(
     statm = tmp_path / "statm"
     monkeypatch.setattr(heap, "_STATM", statm)
     limit = heap.HeapLimit()
-    for size in (2.0, 2.1, 2.4, 2.6, 3.5, 3.9, 4.1):
+    for size in (2.0, 2.1, 2.2, 2.3, 3.5, 3.7, 3.8):
         sizes.append(size)
         statm.write_text(f"0 {int(size * 2**30) // os.sysconf('SC_PAGE_SIZE')} 0")
         limit.after_step()
-    assert trims == [2.6, 4.1]
+    assert trims == [2.3, 3.8]
