@@ -19,7 +19,14 @@ from envkit.errors import StoreError
 from envkit.files import open_regular_file, read_json_object, read_settings
 from envkit.models import model_errors
 from envkit.store import whole_folder, write_atomic
-from envkit.training.adapter_folder import BASE, MANIFEST, damaged_files, manifest_files, write_manifest
+from envkit.training.adapter_folder import (
+    BASE,
+    MANIFEST,
+    damaged_files,
+    manifest_files,
+    unlike,
+    write_manifest,
+)
 from envkit.training.policy import Policy
 
 #: How many checkpoints are kept.
@@ -222,13 +229,7 @@ def load_adapter(policy: Policy, folder: Path) -> None:
         raise StoreError(
             f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
         )
-    own: dict[str, torch.Tensor] = get_peft_model_state_dict(policy.model)
-    found, wanted = ({name: part.shape for name, part in parts.items()} for parts in (weights, own))
-    if differing := sorted(name for name in found | wanted if found.get(name) != wanted.get(name)):
-        name = differing[0]
-        raise StoreError(
-            f"{file}: {name} has shape {[*found.get(name, ())]}, and the adapter in training "
-            f"{[*wanted.get(name, ())]}; its rank or its layers are others"
-        )
+    if other := unlike(weights, get_peft_model_state_dict(policy.model)):
+        raise StoreError(f"{file}: {other}; its rank or its layers are others")
     with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
         set_peft_model_state_dict(policy.model, weights)
