@@ -15,6 +15,7 @@ from envkit.rollout import Rollouts
 from envkit.store import Journal, trajectory_to_json
 from envkit.training.config import TrainConfig
 from envkit.training.curriculum import Curriculum
+from envkit.training.heap import release_freed_memory
 from envkit.training.policy import Policy
 from envkit.types import EpisodeKey, Outcome, Task, Trajectory
 
@@ -140,6 +141,7 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
     keys = [key for keys in keys_by_collector for key in keys]
     episodes = iter(first.rollouts.play(agent, keys, held_out=runs_held_out))
     engine.forget()  # KV state of episodes that ended before their last turn
+    release_freed_memory()  # in pieces that do not fit what learning needs
     seconds = (time.monotonic() - started) / len(collectors)
     collected = [
         collector.record([*itertools.islice(episodes, len(keys))], seconds)
