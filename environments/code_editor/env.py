@@ -58,8 +58,8 @@ class CodeEditorEnv(Env):
     the original: its examples and its package's tests. For a program with a test program, the reward is 1 if
     every assert sees the expected value.
 
-    **Measured**: ``edits_a_little`` and ``progress``, not part of the reward, for `TrainConfig.shaping`. In a
-    group without a right answer, nothing else tells better answers from worse ones.
+    **Measured**: ``edits_a_little``, not part of the reward, for `TrainConfig.shaping`. Models often return
+    the function unchanged; in a group without a right answer, nothing else tells them not to.
 
     **End**: ``submit`` terminates, but behind an edit only if the examples hold; otherwise the agent sees
     which one fails, and may go on. The last of ``max_turns``, by default 3, truncates. The file is graded
@@ -160,17 +160,6 @@ class CodeEditorEnv(Env):
             return False
         return 0 < (changed_tokens(self.task.files[self._grader.path], source) or 0) <= FEW_TOKENS
 
-    @check(weight=0)
-    def progress(self) -> float:
-        """Of the hidden calls with wrong answers at first, the share by which wrong answers became fewer."""
-        seed = self.visit_seed
-        now = self._graded(FRESH_CALLS, seed)
-        if now.verdict is not Verdict.FAIL:
-            return float(now.verdict is Verdict.PASS)
-        broken = self.task.files[self._grader.path].encode()
-        before = self._grade_of(broken, FRESH_CALLS, seed).passed
-        return max(now.passed - before, 0) / max(now.total - before, 1)
-
     def _collect(self) -> bytes:
         """Read the file that the agent may change.
 
@@ -181,10 +170,7 @@ class CodeEditorEnv(Env):
         return Submission([grader.path], grader.read_only_files()).collect(self.sandbox)[grader.path]
 
     def _graded(self, count: int, seed: int) -> Grade:
-        return self._grade_of(self._collect(), count, seed)
-
-    def _grade_of(self, source: bytes, count: int, seed: int) -> Grade:
-        grader = self._grader
+        grader, source = self._grader, self._collect()
 
         def make() -> Grade:
             found = grader.grade(source, self.backend, count, seed)

@@ -298,24 +298,6 @@ def test_the_edit_size_is_measured_without_affecting_the_reward(
     assert (ended["reward"], ended["scores"]["edits_a_little"]) == (0.0, score)
 
 
-@pytest.mark.parametrize(
-    ("line", "low", "high"),
-    [
-        ("    return max(0, start - end)  # as it was", 0, 0),
-        ("    return 0", 0.1, 0.9),  # right where the answer is 0
-        ("    return -1", 0, 0),  # and where it was right, wrong
-        ("    return max(0, end - start)", 1, 1),
-        ("    return max(0, end - start", 0, 0),
-    ],
-)
-def test_progress_is_the_share_of_wrong_answers_that_an_edit_mended(
-    env: CodeEditorEnv, line: str, low: float, high: float
-) -> None:
-    ended = ending(env, replace_text_message("    return max(0, start - end)", line), "submit")
-    assert ended["reward"] == (low == 1)
-    assert low <= ended["scores"]["progress"] <= high
-
-
 def test_a_used_up_turn_budget_is_graded(env: CodeEditorEnv, starters: Tasks) -> None:
     assert ending(env, oracle_action(starters["overlap"]), "view", "view")["reward"] == 1.0
     assert ending(env, "view", "view", "view")["reward"] == 0.0
