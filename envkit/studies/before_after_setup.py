@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -108,7 +109,8 @@ def prepare(
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     speed, lengths = _measure(ref, config, train, backend, display)
-    release_freed_memory()  # of the measurement: it would stay beside what training needs
+    gc.collect()  # the measured model refers to itself
+    release_freed_memory()  # it would stay beside what training needs
     parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
     sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
     measured = sum(map(len, heldout.values())) if evaluate else 0

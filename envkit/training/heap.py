@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import gc
 import os
 from pathlib import Path
 from typing import Any, Final, final
@@ -27,8 +26,7 @@ def keep_freed_memory() -> None:
 
 
 def release_freed_memory() -> None:
-    """Return all freed memory to the kernel, that of unreachable models included."""
-    gc.collect()  # a model refers to itself
+    """Return all freed memory to the kernel."""
     trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
