@@ -125,7 +125,7 @@ class TrainConfig:
     importance_sampling_clip_max: float = 3.0
     max_grad_norm: float = 1.0
     save_steps: int = 5
-    max_tokens_per_forward: int = 1024
+    max_tokens_per_forward: int = 768
     kv_cache_mb: int = 0
 
     def __post_init__(self) -> None:

@@ -52,9 +52,10 @@ def test_a_too_large_configuration_is_refused_with_the_fields_to_lower(
 def test_the_message_proposes_sizes_that_fit(ref: ModelRef, monkeypatch: pytest.MonkeyPatch) -> None:
     needed = sum(memory.estimate_bytes(ref, CONFIG).values())
     monkeypatch.setattr(memory, "available_bytes", lambda: needed - 1)
-    with pytest.raises(ConfigError, match="fits with max_tokens_per_forward = 512, which makes it slower"):
+    half = CONFIG.max_tokens_per_forward // 2
+    with pytest.raises(ConfigError, match=f"fits with max_tokens_per_forward = {half}, which makes it slower"):
         memory.require_memory(ref, CONFIG)
-    memory.require_memory(ref, dataclasses.replace(CONFIG, max_tokens_per_forward=512))
+    memory.require_memory(ref, dataclasses.replace(CONFIG, max_tokens_per_forward=half))
 
 
 def test_the_cache_gets_half_of_what_training_leaves_free(
