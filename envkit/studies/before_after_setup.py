@@ -109,8 +109,8 @@ def prepare(
     # Fixed for the whole run, because it decides which rows are decoded together, and so the bits.
     config = replace(config, kv_cache_mb=config.kv_cache_mb or choose_cache_mb(ref, config))
     speed, lengths = _measure(ref, config, train, backend, display)
-    gc.collect()  # the measured model refers to itself
-    release_freed_memory()  # it would stay beside what training needs
+    gc.collect()  # the measured model, whose parts refer to each other
+    release_freed_memory()  # of it, before training loads the model again
     parts = [split_for_warm_start(tasks, alone=config.is_sft_alone) for tasks in train.values()]
     sft_tasks, rl_tasks = (sum(map(len, tasks)) for tasks in zip(*parts, strict=True))
     measured = sum(map(len, heldout.values())) if evaluate else 0

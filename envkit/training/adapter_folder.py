@@ -117,8 +117,8 @@ def require_scale(folder: Path, lora_r: int, lora_alpha: int) -> None:
             raise ModelError(f"{folder}: {key} is {found!r}, and {setting} is {wanted}; set {setting} to it")
 
 
-def unlike(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
-    """Name the first tensor that a file and a model's adapter do not have in the same shape; "" if none."""
+def shape_difference(saved: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """Say which tensor a file and a model's adapter do not both have in one shape; "" if they agree."""
     found, wanted = ({name: [*tensor.shape] for name, tensor in part.items()} for part in (saved, own))
     name = min((name for name in found | wanted if found.get(name) != wanted.get(name)), default="")
     shapes = [shape.get(name, "none") for shape in (found, wanted)]

@@ -24,7 +24,7 @@ from envkit.training.adapter_folder import (
     MANIFEST,
     damaged_files,
     manifest_files,
-    unlike,
+    shape_difference,
     write_manifest,
 )
 from envkit.training.policy import Policy
@@ -229,7 +229,7 @@ def load_adapter(policy: Policy, folder: Path) -> None:
         raise StoreError(
             f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
         )
-    if other := unlike(weights, get_peft_model_state_dict(policy.model)):
-        raise StoreError(f"{file}: {other}; its rank or its layers are others")
+    if difference := shape_difference(weights, get_peft_model_state_dict(policy.model)):
+        raise StoreError(f"{file}: {difference}; its rank or its layers are others")
     with model_errors(f"{file}: not an adapter for {policy.ref.id}"):
         set_peft_model_state_dict(policy.model, weights)

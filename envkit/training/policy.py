@@ -21,7 +21,7 @@ from envkit.engine.torch_engine import TorchEngine
 from envkit.engine.vllm_engine import VLLMEngine
 from envkit.errors import ConfigError, ModelError
 from envkit.models import ModelRef, model_errors
-from envkit.training.adapter_folder import BASE, require_fit, unlike
+from envkit.training.adapter_folder import BASE, require_fit, shape_difference
 from envkit.training.base_model import add_lora, load_base
 from envkit.training.config import TrainConfig
 from envkit.training.logprobs import PrefilledPrompt, logprobs
@@ -148,8 +148,8 @@ class Policy:
         with model_errors(f"{adapter}: not an adapter for {self.ref.id}"):
             saved: dict[str, Any] = load_file(adapter / "adapter_model.safetensors")
             loaded: dict[str, Any] = get_peft_model_state_dict(self.model, adapter_name=name)
-        if other := unlike(saved, loaded):
-            raise ModelError(f"{adapter}: not an adapter for {self.ref.id}: {other}")
+        if difference := shape_difference(saved, loaded):
+            raise ModelError(f"{adapter}: not an adapter for {self.ref.id}: {difference}")
 
     def use_layout_attention(self) -> None:
         """Switch the trained model to packed attention, after TRL's trainer has changed it."""

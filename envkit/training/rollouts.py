@@ -141,7 +141,7 @@ def collect_all(collectors: Sequence[RolloutCollector], step: int) -> list[StepR
     keys = [key for keys in keys_by_collector for key in keys]
     episodes = iter(first.rollouts.play(agent, keys, held_out=runs_held_out))
     engine.forget()  # KV state of episodes that ended before their last turn
-    release_freed_memory()  # in pieces that do not fit what learning needs
+    release_freed_memory()  # of sampling, in pieces too small for what learning needs
     seconds = (time.monotonic() - started) / len(collectors)
     collected = [
         collector.record([*itertools.islice(episodes, len(keys))], seconds)

@@ -84,14 +84,14 @@ def source(text: str, kind: type) -> str:
 def mounts(spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
     """Return the paths of the workspaces that the mount helper has mounted, without the shared root."""
     assert spaces._helper is not None
-    paths = mounts_seen_by(spaces._helper.pid, spaces)
+    paths = [path for path in mounts_seen_by(spaces._helper.pid, spaces) if path != str(spaces.lease.path)]
     return [path for path in paths if not Path(path).name.startswith("root-")]
 
 
 def mounts_seen_by(process: int, spaces: workspace_mounts.WorkspaceMounts) -> list[str]:
-    """Return the paths in the mount helper's folder on which a process sees something mounted."""
+    """Return the mount helper's folder and paths in it, on which a process sees something mounted."""
     table = Path(f"/proc/{process}/mounts").read_text()
-    return [line.split()[1] for line in table.splitlines() if f"{spaces.lease.path}/" in line]
+    return [line.split()[1] for line in table.splitlines() if str(spaces.lease.path) in line]
 
 
 @pytest.mark.parametrize("bounds", [(0, 10), (-1, 10), (2**20, 1), (2**20, 0)])
