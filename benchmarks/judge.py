@@ -73,8 +73,8 @@ def share(count: int, total: int) -> Share:
     return Share(count, total, part, max(0.0, middle - half), min(1.0, middle + half))
 
 
-def half_of(task: Task) -> str:
-    return HALVES[int(hashlib.sha256(slug_of(task).encode()).hexdigest(), 16) % 2]
+def half_of(slug: str) -> str:
+    return HALVES[int(hashlib.sha256(slug.encode()).hexdigest(), 16) % 2]
 
 
 def slug_of(task: Task) -> str:
@@ -136,7 +136,7 @@ def main() -> None:
         raise SystemExit(f"usage: {sys.argv[0]} PATH [{' | '.join(HALVES)}]")
     path, half = Path(sys.argv[1]), sys.argv[2] if sys.argv[2:] else "reported"
     imported, verdicts = CodeEditorEnv.import_tasks("debugbench", path), read_verdicts(path)
-    tasks = [task for task in imported.tasks if half_of(task) == half]
+    tasks = [task for task in imported.tasks if half_of(slug_of(task)) == half]
     examples_only = [replace(task, hidden={**task.hidden, "fresh": 0}) for task in tasks]
     problems = len({slug_of(task) for task in tasks})
     print(f"{half} half: {len(tasks)} items of {problems} problems; left out of both: {imported.left_out}")

@@ -13,6 +13,7 @@ from side_by_side import Ways
 from train_shared import dtype, perturbed_policy
 
 from envkit.training import sft
+from envkit.training.config import TrainConfig
 from envkit.training.trl_backend import remove_printer
 
 #: Examples of a step, and their tokens: what all prompts begin with, the rest of a prompt, and the answer.
@@ -70,7 +71,7 @@ def sft_ways() -> Generator[Ways]:
         remove_printer(trainer)
 
         def ours() -> None:
-            sft.backward(policy, examples, 1024)
+            sft.backward(policy, examples, TrainConfig().max_tokens_per_forward)
             optimizer.step()
             optimizer.zero_grad()
 

@@ -307,6 +307,8 @@ def leaderboard(
     machine: str | None = None,
     prices: Path | str | None = None,
     against: str | None = None,
+    unsolved_by: str = "",
+    seeds: bool = False,
 ) -> Path:
     """Put the rows of runs on one board: solve rate, dollars per solved task, comparisons with intervals.
 
@@ -316,13 +318,16 @@ def leaderboard(
         machine: as for `bench`.
         prices: a TOML file of prices, on top of envkit's own.
         against: the row that the others are compared with.
+        unsolved_by: count only the tasks that this row never solved.
+        seeds: take rows together whose names are equal, or equal up to an ending such as ``seed 1``: one
+            recipe, trained with several seeds.
 
     Returns:
         The path of the HTML page.
 
     Raises:
         StoreError: a run has no report.
-        UsageError: no such machine, model price or row.
+        UsageError: no such machine, model price or row; or, with ``seeds``, no name has several adapters.
     """
     from envkit.benchmark.leaderboard import write_leaderboard
     from envkit.benchmark.leaderboard_data import make_leaderboard
@@ -331,7 +336,8 @@ def leaderboard(
 
     reports = [report for run in runs for report in load_reports(Path(run))]
     table = load_prices(None if prices is None else Path(prices))
-    return write_leaderboard(make_leaderboard(reports, table, machine, against), Path(output))
+    board = make_leaderboard(reports, table, machine, against, unsolved_by=unsolved_by, seeds=seeds)
+    return write_leaderboard(board, Path(output))
 
 
 def _start(

@@ -20,7 +20,17 @@ from envkit.benchmark.leaderboard_data import (
     results_by_task,
     usd_per_solved,
 )
-from envkit.benchmark.leaderboard_table import HEAD, KINDS, TEXT_COLUMNS, as_csv, line, pass_at_k, provenance
+from envkit.benchmark.leaderboard_table import (
+    HEAD,
+    KINDS,
+    TEXT_COLUMNS,
+    as_csv,
+    line,
+    pass_at_k,
+    provenance,
+    recipe_differences,
+    recipes,
+)
 from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points, share
 from envkit.benchmark.published import load_published
 from envkit.benchmark.report import curves_of, templates
@@ -84,6 +94,8 @@ def _section_data(section: Section, index: int) -> dict[str, Any]:
         "text_columns": TEXT_COLUMNS,
         "rows": [(row, line(row, section.reference)) for row in section.rows],
         "charts": _charts(section, index),
+        "unsolved_by": section.unsolved_by,
+        "recipes": [recipes(section), recipe_differences(section)],
         "pass_at_k": pass_at_k(section),
         "break_even": _break_even(section),
         "operators": tables.operators_of(section.operators, [row.name for row in section.contestants]),
@@ -134,7 +146,11 @@ def _lead(section: Section) -> str:
 
 def _over_baselines(section: Section) -> list[str]:
     """Say of each trained row if it beats each baseline, a script that is no control."""
-    baselines = [row for row in section.contestants if row.measured.origin.kind == "script"]
+    baselines = [
+        row
+        for row in section.contestants
+        if row.measured.origin.kind == "script" and row.measured.name != section.unsolved_by
+    ]
     sentences: list[str] = []
     for trained in (row for row in section.contestants if row.measured.origin.adapter):
         for other in baselines:
@@ -270,6 +286,9 @@ def _method(board: Leaderboard) -> list[str]:
         f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
         "functions, because tasks made from one function are not independent. They say how results would "
         "vary with other functions, not with other training seeds.",
+        "Rows of one name together: each draw of source functions also adds what other seeds might change, "
+        "the standard error of the mean over seeds times a draw of Student's t. Rows of the same adapter, or "
+        "of a model without one, are averaged.",
         f"{EXACT} {NEAR_EDGE}",
         "Points against: the difference to the reference row, paired by task. Its p-value comes from a "
         "permutation test that exchanges the two rows within source functions, with Holm's "

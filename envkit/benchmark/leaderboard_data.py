@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Final
 
+from envkit.benchmark.recipes import Recipe, recipes_of
 from envkit.benchmark.report_data import Conditions, Difference, ReportData, Row, TaskResult
 from envkit.benchmark.stats import Interval, holm, mcnemar_exact, permutation_p, ratio_interval
 from envkit.benchmark.summary import (
@@ -121,6 +122,8 @@ class Section:
             were measured on all tasks.
         operators: rates by kind of task.
         break_even: one entry for every trained row and every API row or recorded row.
+        unsolved_by: only the tasks that this row never solved count; empty for all tasks.
+        recipes: rows of equal names taken together, if that was asked for.
     """
 
     conditions: Conditions
@@ -129,6 +132,8 @@ class Section:
     lead_p: float
     operators: tuple[OperatorSummary, ...]
     break_even: tuple[BreakEven, ...]
+    unsolved_by: str = ""
+    recipes: tuple[Recipe, ...] = ()
 
     @property
     def contestants(self) -> tuple[RankedRow, ...]:
@@ -164,6 +169,9 @@ def make_leaderboard(
     prices: PriceTable,
     machine: str | None = None,
     against: str | None = None,
+    *,
+    unsolved_by: str = "",
+    seeds: bool = False,
 ) -> Leaderboard:
     """Rank the rows of several reports.
 
@@ -173,22 +181,61 @@ def make_leaderboard(
         machine: price table name of the machine that local models ran on; see `Leaderboard`.
         against: name of the row that all others of its section are compared with. The default is the last row
             with an adapter, or the first row if none has one.
+        unsolved_by: count only the tasks that this row never solved.
+        seeds: take the training seeds of a recipe together; see `envkit.benchmark.recipes`.
 
     Raises:
-        UsageError: conditions differ or are unknown, ``against`` names no row or several, or the price table
-            has no such machine.
+        UsageError: conditions differ or are unknown, ``against`` names no row or several, ``unsolved_by``
+            names no row, or one that solved every task, no name has adapters of several seeds, or the price
+            table has no such machine.
     """
     if machine is not None:
         prices.hourly_usd(machine)
     groups: dict[str, list[ReportData]] = {}
     for report in {(report.run, report.environment): report for report in reports}.values():
         groups.setdefault(report.environment, []).append(report)
+    if unsolved_by:
+        groups = {name: _where_unsolved(group, unsolved_by) for name, group in groups.items()}
     sections = [_section(groups[name], prices, machine, against) for name in sorted(groups)]
+    sections = [replace(section, unsolved_by=unsolved_by) for section in sections]
     rows = [row for section in sections for row in section.contestants]
     if against is not None and not any(against in (row.name, row.measured.name) for row in rows):
         names = dict.fromkeys(row.name for row in rows)
         raise UsageError(f"no row is named {against!r}; choose one of: {', '.join(names) or 'none'}")
+    if seeds:
+        sections = [
+            replace(section, recipes=recipes_of([row.measured for row in section.contestants]))
+            for section in sections
+        ]
+        if not any(section.recipes for section in sections):
+            raise UsageError(
+                "no two rows of one name have different adapters, so there are no seeds to take together; "
+                "name rows alike, such as 'trained, seed 0' and 'trained, seed 1'"
+            )
     return Leaderboard(tuple(sections), prices, machine)
+
+
+def _where_unsolved(reports: Sequence[ReportData], name: str) -> list[ReportData]:
+    """Keep the results on tasks that no row of this name solved.
+
+    Raises:
+        UsageError: there is no such row, or no such task.
+    """
+    rows = [row for report in reports for row in report.rows]
+    searched = [result for row in rows if row.name == name for result in row.results]
+    solved = {result.task for result in searched if result.solved}
+    left = {result.task for result in searched} - solved
+    if not left:
+        names = dict.fromkeys(row.name for row in rows)
+        found = f"{name!r} solved every task" if searched else f"no row is named {name!r}"
+        raise UsageError(f"{reports[0].environment}: {found}; choose one of: {', '.join(names)}")
+    return [replace(report, rows=tuple(_only(row, left) for row in report.rows)) for report in reports]
+
+
+def _only(row: Row, tasks: set[str]) -> Row:
+    """Keep a row's results on some tasks. Calls without a graded answer cannot be shared out, so they go."""
+    origin = replace(row.origin, prompt_tokens=0, completion_tokens=0, cached_tokens=0, seconds=0.0)
+    return replace(row, results=tuple(r for r in row.results if r.task in tasks), origin=origin)
 
 
 def _section(

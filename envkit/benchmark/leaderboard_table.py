@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from typing import Final
 
 from envkit.benchmark.leaderboard_data import Leaderboard, RankedRow, Section
-from envkit.benchmark.number_text import NONE, NOT_KNOWN, bounds, dollars, number, percent, points
-from envkit.benchmark.stats import Interval
+from envkit.benchmark.number_text import MINUS, NONE, NOT_KNOWN, bounds, dollars, number, percent, points
+from envkit.benchmark.recipes import differences_of
+from envkit.benchmark.stats import LEVEL, Interval
 from envkit.benchmark.tables import HELD_OUT_FAILED, Table, held_out_failed
 from envkit.benchmark.visible_text import visible
 
@@ -135,6 +136,37 @@ def _ks(sections: Sequence[Section]) -> tuple[int, ...]:
 def _rates(row: RankedRow, ks: Sequence[int]) -> list[Interval | None]:
     by_k = {rate.k: rate.interval for rate in row.curve}
     return [by_k.get(k) for k in ks]
+
+
+def recipes(section: Section) -> Table:
+    """pass@1 of every recipe over its seeds; no rows if they were not taken together."""
+    rows = tuple(
+        (
+            recipe.name,
+            number(recipe.seeds, 0),
+            _percent(recipe.mean),
+            ", ".join(map(percent, recipe.each)) or NONE,
+            number(len(recipe.tasks), 0),
+        )
+        for recipe in section.recipes
+    )
+    head = ("Agent", "Adapters", "Solved %", "Each", "Tasks")
+    return Table("Rows of one name together: intervals for other functions and training seeds", head, rows)
+
+
+def recipe_differences(section: Section) -> Table:
+    """Paired differences of recipes of which one has several seeds."""
+    rows = tuple(
+        (
+            f"{entry.recipe} {MINUS} {entry.against}",
+            NONE if entry.interval is None else points(entry.interval.estimate),
+            bounds(entry.interval, signed=True),
+            "yes" if entry.interval is not None and entry.interval.excludes_zero else "no",
+        )
+        for entry in differences_of(section.recipes)
+    )
+    head = ("Comparison", "Points", f"{100 * LEVEL:g} % interval", "Excludes zero")
+    return Table("Their paired differences of pass@1, in percentage points", head, rows)
 
 
 def provenance(section: Section) -> Table:

@@ -101,14 +101,25 @@ def mean_interval(
     Raises:
         ValueError: no items, lengths differ, or a value is not finite.
     """
+    estimate, draws, count = _mean_draws(values, clusters, resamples, seed)
+    return _percentiles(estimate, draws, count, level)
+
+
+def _mean_draws(
+    values: ArrayLike, clusters: Sequence[str], resamples: int, seed: int
+) -> tuple[float, Floats, int]:
+    """Mean over items, the means of ``resamples`` draws of clusters, and the number of clusters."""
     sums, counts = _cluster_totals(values, clusters)
-    estimate = float(sums.sum() / counts.sum())
-    if len(sums) == 1:  # one cluster does not show how clusters differ
-        return Interval(estimate, -math.inf, math.inf, 1)
     picks = np.random.default_rng(seed).integers(len(sums), size=(resamples, len(sums)), dtype=np.int32)
     means = sums[picks].sum(axis=1) / counts[picks].sum(axis=1)
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(estimate, float(low), float(high), len(sums))
+    return float(sums.sum() / counts.sum()), means, len(sums)
+
+
+def _percentiles(estimate: float, draws: Floats, clusters: int, level: float) -> Interval:
+    if clusters == 1:  # one cluster does not show how clusters differ
+        return Interval(estimate, -math.inf, math.inf, 1)
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(estimate, float(low), float(high), clusters)
 
 
 def rate_interval(
@@ -171,6 +182,52 @@ def paired_interval(
     differences = _shares(a) - _shares(b)
     interval = mean_interval(differences, clusters, resamples=resamples, level=level, seed=seed)
     return _exact_if_alike(interval, differences, clusters, -1.0, level)
+
+
+def seeds_interval(
+    a: ArrayLike,
+    b: ArrayLike | None,
+    clusters: Sequence[str],
+    *,
+    resamples: int = RESAMPLES,
+    level: float = LEVEL,
+    seed: int = 0,
+) -> Interval:
+    """Mean of ``a`` minus mean of ``b``, each over its own training seeds, for other functions and seeds.
+
+    Draws take the same clusters for both sides, as in `paired_interval`. To each draw is added what other
+    seeds might change: for a side with several seeds, the standard error of its mean over seeds, times a draw
+    of Student's t with one degree of freedom less than it has seeds. Resampling two or three seeds would give
+    draws that are too much alike. With one seed a side, the result is that of `paired_interval`, and says
+    nothing of other seeds.
+
+    A seed's mean also varies because its episodes are few. Draws of clusters already contain that, so the
+    interval is a little too wide.
+
+    Args:
+        a: shape ``(seeds, items)``, in [0, 1].
+        b: shape ``(other seeds, items)``, in [0, 1]; ``None`` for the mean of ``a`` alone.
+        clusters: the items' cluster names.
+        resamples, level, seed: as in `mean_interval`.
+
+    Raises:
+        ValueError: see `paired_interval`.
+    """
+    sides = [_shares(side) for side in (a, b) if side is not None]
+    if any(side.ndim != 2 or side.shape[1] != sides[0].shape[1] for side in sides):
+        shapes = " and ".join(str(side.shape) for side in sides)
+        raise ValueError(f"found shapes {shapes}; expected (seeds, items) with the same items")
+    means = [side.mean(axis=0) for side in sides]
+    differences = means[0] if b is None else means[0] - means[1]
+    estimate, draws, count = _mean_draws(differences, clusters, resamples, seed)
+    rng, spread = np.random.default_rng((seed, 1)), 0.0
+    for side in (side for side in sides if len(side) > 1):
+        error = float(side.mean(axis=1).std(ddof=1)) / math.sqrt(len(side))
+        draws = draws + error * rng.standard_t(len(side) - 1, size=resamples)
+        spread += error
+    interval = _percentiles(estimate, draws, count, level)
+    lowest = 0.0 if b is None else -1.0
+    return interval if spread else _exact_if_alike(interval, differences, clusters, lowest, level)
 
 
 def _shares(values: ArrayLike) -> Floats:

@@ -320,10 +320,29 @@ def leaderboard(
         str | None,
         typer.Option("--against", metavar="ROW", help="Row that the others are compared with."),
     ] = None,
+    unsolved_by: Annotated[
+        str, typer.Option(metavar="ROW", help="Count only the tasks that this row never solved.")
+    ] = "",
+    seeds: Annotated[
+        bool,
+        typer.Option(
+            "--seeds",
+            help="Take rows together whose names are equal, or equal up to an ending like 'seed 1': one "
+            "recipe, trained with several seeds.",
+        ),
+    ] = False,
     as_json: Json = False,
 ) -> None:
     """Put the rows of runs on one board: solve rate, dollars per solved task, comparisons with intervals."""
-    page = api.leaderboard(runs, output, machine=machine, prices=prices, against=against)
+    page = api.leaderboard(
+        runs,
+        output,
+        machine=machine,
+        prices=prices,
+        against=against,
+        unsolved_by=unsolved_by,
+        seeds=seeds,
+    )
     if as_json:
         emit({"leaderboard": str(page)})
     else:

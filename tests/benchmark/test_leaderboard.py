@@ -233,3 +233,21 @@ def test_estimated_dollars_are_marked() -> None:
     assert line(row, "")[HEAD.index("$ per solved")].text.endswith(" (estimated)")
     assert "estimated: tokens of gpt-4-0613" in row.cost.basis
     assert row.cost.basis.endswith("counted with the tokenizer of qwen2.5-coder-0.5b-q4")
+
+
+def test_recipes_and_unsolved_tasks_are_shown_where_asked_for(files: dict[str, str]) -> None:
+    found = report()
+    seed = sample_row("SFT+RL, seed 1", replace(found.rows[3].origin, adapter="0ther"), 0.4)
+    made = [replace(found, rows=(*found.rows, seed))]
+    board = make_leaderboard(made, load_prices(), "cpu-2-cores", unsolved_by="base", seeds=True)
+    pages = {name: html.unescape(content.decode()) for name, content in render(board).items()}
+    [recipe] = [recipe for recipe in board.sections[0].recipes if recipe.name == "SFT+RL"]
+    assert recipe.mean is not None
+    cells = (f"{percent(recipe.mean.estimate)} {bounds(recipe.mean)}", ", ".join(map(percent, recipe.each)))
+    for name in ("leaderboard.html", "leaderboard.md"):
+        assert "Only tasks that base never solved." in pages[name]
+        assert "for other functions and training seeds" in pages[name]
+        assert all(cell in pages[name].replace("\N{NO-BREAK SPACE}", " ") for cell in cells)
+        assert "SFT+RL \N{MINUS SIGN} base" in pages[name]
+        assert "for other functions and training seeds" not in files[name]
+        assert "never solved" not in files[name]

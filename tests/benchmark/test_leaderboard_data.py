@@ -10,6 +10,7 @@ from sample_reports import CONDITIONS, report, sample_row
 
 from envkit.benchmark.leaderboard_data import TWO_CORES, Leaderboard, make_leaderboard, usd_per_solved
 from envkit.benchmark.leaderboard_table import provenance
+from envkit.benchmark.recipes import differences_of
 from envkit.benchmark.report_data import Machine, Origin, ReportData
 from envkit.errors import UsageError
 from envkit.prices import Price, PriceTable
@@ -283,3 +284,57 @@ def test_hours_are_those_of_the_machine_that_a_row_ran_on_unless_another_is_name
         assert math.isfinite(rows["SFT+RL"].training_usd) == known
         assert rows["base"].training_usd == 0.0
         assert rows["big & <b>bold</b>"].cost.basis.startswith("tokens of gpt-5.6")
+
+
+def seeds(*names: str) -> ReportData:
+    """Return a report with trained rows of these names, each with an adapter and results of its own."""
+    found = report()
+    rows = [
+        sample_row(name, replace(found.rows[3].origin, adapter=f"ada{i}"), 0.3 + i / 10, seed=i)
+        for i, name in enumerate(names)
+    ]
+    return replace(found, rows=(*found.rows, *rows))
+
+
+def test_seeds_of_a_recipe_are_taken_together() -> None:
+    one, two = seeds("trained, seed 0", "trained, seed 1"), replace(seeds("trained"), run="bench-2")
+    two = replace(
+        two, rows=(two.rows[2], replace(two.rows[-1], origin=replace(two.rows[-1].origin, adapter="x")))
+    )
+    [section] = make_leaderboard([one, two], TABLE, "box", seeds=True).sections
+    [recipe] = [recipe for recipe in section.recipes if recipe.name == "trained"]
+    rates = [
+        row.summary.solve_rate.interval for row in section.rows if row.measured.name.startswith("trained")
+    ]
+    assert recipe.seeds == 3
+    assert recipe.mean is not None
+    assert recipe.mean.estimate == pytest.approx(sum(rate.estimate for rate in rates if rate) / 3)
+    assert {recipe.name: recipe.seeds for recipe in section.recipes}["base"] == 1  # measured twice
+    pairs = {(found.recipe, found.against) for found in differences_of(section.recipes)}
+    assert ("trained", "base") in pairs
+    assert all("trained" in pair for pair in pairs)
+    assert board(one, two).sections[0].recipes == ()
+
+
+def test_seeds_that_are_not_there_are_not_taken_together() -> None:
+    with pytest.raises(UsageError, match="no two rows of one name have different adapters"):
+        make_leaderboard([report()], TABLE, "box", seeds=True)
+
+
+def test_only_tasks_that_a_row_never_solved() -> None:
+    found = report()
+    [section] = make_leaderboard([found], TABLE, "box", unsolved_by="SFT+RL").sections
+    left = {result.task for result in found.rows[3].results if not result.solved}
+    assert 0 < len(left) < 60
+    for row in section.rows:
+        assert {result.task for result in row.measured.results} == left
+    [paid] = [row for row in section.rows if row.measured.origin.kind == "live"]
+    assert paid.cost.total_usd == pytest.approx(len(left) * 4 * (1000 * 4 + 100 * 20) / 1e6)
+
+
+@pytest.mark.parametrize(
+    ("name", "said"), [("oracle", "'oracle' solved every task"), ("x", "no row is named 'x'")]
+)
+def test_a_row_that_leaves_no_task_is_refused(name: str, said: str) -> None:
+    with pytest.raises(UsageError, match=f"{said}; choose one of: oracle, no-op, base, "):
+        make_leaderboard([report()], TABLE, "box", unsolved_by=name)

@@ -24,6 +24,7 @@ from envkit.benchmark.stats import (
     permutation_p,
     rate_interval,
     ratio_interval,
+    seeds_interval,
 )
 
 CLUSTERED = st.lists(st.tuples(st.integers(0, 7), st.floats(-1, 1)), min_size=1, max_size=30)
@@ -326,3 +327,42 @@ def test_a_ratio_covers_the_truth() -> None:
         found = ratio_interval(np.ones(120), solved, [str(i) for i in range(120)], resamples=500)
         held += found.low <= 3.0 <= found.high
     assert 182 <= held <= 200
+
+
+@pytest.mark.parametrize("rates", [(0.3, 0.6), (0.0, 0.0), (1.0, 1.0), (1.0, 0.0)])
+def test_one_seed_on_each_side_is_the_paired_interval(rates: tuple[float, float]) -> None:
+    a, b = (np.random.default_rng(i).random(60) < rate for i, rate in enumerate(rates))
+    names = _names(np.arange(60) // 3)
+    assert seeds_interval(a[None], b[None], names) == paired_interval(a, b, names)
+    assert seeds_interval(a[None], None, names) == rate_interval(a, names)
+
+
+def test_a_mean_over_seeds_covers_the_truth_and_one_of_functions_alone_does_not() -> None:
+    rng, names, hits = np.random.default_rng(11), _names(np.arange(120) // 3), np.zeros(3)
+    for _ in range(200):
+        functions = np.repeat(rng.normal(0, 0.15, 40), 3)
+        sides = [
+            rng.random((3, 120)) < np.clip(0.5 + functions + rng.normal(0, 0.08, (3, 1)), 0, 1)
+            for _ in range(2)
+        ]
+        a, b = sides
+        mean = seeds_interval(a, None, names, resamples=400)
+        difference = seeds_interval(a, b, names, resamples=400)
+        one = paired_interval(a.mean(axis=0), b.mean(axis=0), names, resamples=400)
+        hits += [
+            found.low <= truth <= found.high for found, truth in ((mean, 0.5), (difference, 0), (one, 0))
+        ]
+    assert hits[0] / 200 > 0.92
+    assert hits[1] / 200 > 0.92
+    assert hits[2] / 200 < 0.85
+
+
+def test_equal_seeds_add_nothing() -> None:
+    a, b = (np.random.default_rng(i).random(60) < 0.5 for i in range(2))
+    names = _names(np.arange(60) // 3)
+    assert seeds_interval([a, a], [b, b, b], names) == paired_interval(a, b, names)
+
+
+def test_seeds_are_measured_on_the_same_items() -> None:
+    with pytest.raises(ValueError, match=r"found shapes \(2, 3\) and \(1, 2\); expected \(seeds, items\)"):
+        seeds_interval(np.zeros((2, 3)), np.zeros((1, 2)), ["f", "f", "g"])

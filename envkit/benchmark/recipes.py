@@ -1,0 +1,106 @@
+"""Recipes: rows whose adapters differ in the training seed alone, taken together.
+
+Their names are equal, or equal up to an ending such as ``seed 1``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+
+from envkit.benchmark.report_data import Row
+from envkit.benchmark.stats import Floats, Interval, seeds_interval
+from envkit.benchmark.summary import solve_rates
+
+#: Ending of a row's name that says its training seed.
+_SEED = re.compile(r",? *seed \d+$")
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """The rows of one name.
+
+    Args:
+        name: their name, without its ending.
+        tasks: ids of the tasks that all of them were measured on.
+        sources: the tasks' source functions.
+        rates_ST: solve rate of each of S adapters on each of T tasks. Rows of the same adapter, or without
+            one, are averaged.
+        mean: pass@1, for other functions and seeds; ``None`` without tasks.
+    """
+
+    name: str
+    tasks: tuple[str, ...]
+    sources: tuple[str, ...]
+    rates_ST: Floats
+    mean: Interval | None
+
+    @property
+    def seeds(self) -> int:
+        return len(self.rates_ST)
+
+    @property
+    def each(self) -> list[float]:
+        """pass@1 of each adapter; empty without tasks."""
+        return [float(rate) for rate in self.rates_ST.mean(axis=1)] if self.tasks else []
+
+
+@dataclass(frozen=True, slots=True)
+class RecipeDifference:
+    """One recipe minus another, paired by task.
+
+    Args:
+        recipe, against: their names.
+        interval: difference of pass@1, for other functions and seeds; ``None`` without a common task.
+    """
+
+    recipe: str
+    against: str
+    interval: Interval | None
+
+
+def recipes_of(rows: Sequence[Row]) -> tuple[Recipe, ...]:
+    """Take rows of equal names together, best recipe first; none if no recipe has several adapters."""
+    by_name: dict[str, list[Row]] = {}
+    for row in rows:
+        by_name.setdefault(_SEED.sub("", row.name) or row.name, []).append(row)
+    recipes = [_recipe(name, same) for name, same in by_name.items()]
+    if all(recipe.seeds == 1 for recipe in recipes):
+        return ()
+    return tuple(sorted(recipes, key=lambda recipe: -recipe.mean.estimate if recipe.mean else 1.0))
+
+
+def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
+    """Compare every two recipes of which one has several seeds, in the order of the recipes."""
+    return tuple(
+        RecipeDifference(one.name, other.name, _difference(one, other))
+        for one, other in combinations(recipes, 2)
+        if one.seeds > 1 or other.seeds > 1
+    )
+
+
+def _recipe(name: str, rows: Sequence[Row]) -> Recipe:
+    measured = [solve_rates(row.results) for row in rows]
+    tasks = sorted(set.intersection(*(set(rates) for rates in measured)))
+    by_adapter: dict[str, list[list[float]]] = {}
+    for row, rates in zip(rows, measured, strict=True):
+        by_adapter.setdefault(row.origin.adapter, []).append([rates[task] for task in tasks])
+    rates_ST = np.array([np.mean(same, axis=0) for same in by_adapter.values()])
+    source = {result.task: result.source for result in rows[0].results}
+    sources = tuple(source[task] for task in tasks)
+    mean = seeds_interval(rates_ST, None, sources) if tasks else None
+    return Recipe(name, tuple(tasks), sources, rates_ST, mean)
+
+
+def _difference(one: Recipe, other: Recipe) -> Interval | None:
+    where = {task: index for index, task in enumerate(other.tasks)}
+    common = [(mine, where[task]) for mine, task in enumerate(one.tasks) if task in where]
+    if not common:
+        return None
+    mine, others = (list(indices) for indices in zip(*common, strict=True))
+    clusters = [one.sources[index] for index in mine]
+    return seeds_interval(one.rates_ST[:, mine], other.rates_ST[:, others], clusters)
