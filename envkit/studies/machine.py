@@ -14,7 +14,7 @@ from typing import Final
 from envkit.benchmark.report_data import Machine
 from envkit.models import choose_model
 from envkit.training.config import TrainConfig
-from envkit.training.heap import keep_freed_memory
+from envkit.training.heap import keep_freed_memory, limit_kernel_caches
 
 _CPUINFO: Final = Path("/proc/cpuinfo")
 _STAT: Final = Path("/proc/stat")
@@ -216,10 +216,14 @@ def free_threads(say: Callable[[str], None]) -> int:
 
 
 def use_threads(threads: int | None = None) -> int:
-    """Set torch's thread count (default: all cores that this process may use); returns it."""
+    """Set torch's thread count (default: all cores that this process may use); returns it.
+
+    Sets up the process's memory too, so it comes before any work of torch.
+    """
     import torch
 
     count = threads or len(os.sched_getaffinity(0))
     torch.set_num_threads(count)
     keep_freed_memory()
+    limit_kernel_caches()
     return count

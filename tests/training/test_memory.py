@@ -93,9 +93,19 @@ def test_the_heap_is_trimmed_after_a_process_has_grown(
     monkeypatch.setattr(heap, "release_freed_memory", lambda: trims.append(sizes[-1]))
     statm = tmp_path / "statm"
     monkeypatch.setattr(heap, "_STATM", statm)
+    sizes.append(4.0)
     limit = heap.HeapLimit()
     for size in (2.0, 2.1, 2.2, 2.3, 3.5, 3.7, 3.8):
         sizes.append(size)
         statm.write_text(f"0 {int(size * 2**30) // os.sysconf('SC_PAGE_SIZE')} 0")
         limit.after_step()
-    assert trims == [2.3, 3.8]
+    assert trims == [4.0, 2.3, 3.8]
+
+
+def test_torch_holds_fewer_kernels_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "7"})
+    heap.limit_kernel_caches()
+    assert os.environ["ONEDNN_PRIMITIVE_CACHE_CAPACITY"] == "7"
+    assert int(os.environ["LRU_CACHE_CAPACITY"]) < 1024
