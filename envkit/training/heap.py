@@ -1,4 +1,4 @@
-"""Control of the memory that a process keeps: the heap, which holds all tensors of a CPU, and kernel caches."""
+"""Control of the memory that a process keeps: the heap, with all tensors of a CPU, and caches of kernels."""
 
 from __future__ import annotations
 
