@@ -36,8 +36,8 @@ max_steps = {STEPS}
 save_steps = 2
 stop_strings = ["\\n```\\n"]
 """
-#: A killed process lives this many times as long as an undisturbed one takes, at most.
-LONGEST = 0.6
+#: Longest life of a killed process, as a share of the time that an undisturbed run takes.
+LONGEST = 0.4
 _CHECKPOINT = ("adapter_model.safetensors", "optimizer.pt", "state.json")
 
 

@@ -139,7 +139,8 @@ def trl_trainer(policy: Policy, prompt: str, folder: Path) -> Any:
             seed=0,
         ),
     )
-    trainer.current_gradient_accumulation_steps = 1  # for the losses that are called outside its loop
+    # For losses that are called outside its loop: those of a step's parts then add up to the step's loss.
+    trainer.current_gradient_accumulation_steps = trainer.args.steps_per_generation
     remove_printer(trainer)
     set_peft_model_state_dict(trainer.model, get_peft_model_state_dict(policy.model))
     return trainer

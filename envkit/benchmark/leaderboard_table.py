@@ -150,7 +150,7 @@ def recipes(section: Section) -> Table:
         )
         for recipe in section.recipes
     )
-    head = ("Agent", "Adapters", "Solved %", "Each", "Tasks")
+    head = ("Agent", "Models", "Solved %", "Each", "Tasks")
     return Table("Rows of one name together: intervals for other functions and training seeds", head, rows)
 
 
