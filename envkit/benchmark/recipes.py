@@ -85,7 +85,7 @@ def differences_of(recipes: Sequence[Recipe]) -> tuple[RecipeDifference, ...]:
 
 def _recipe(name: str, rows: Sequence[Row]) -> Recipe:
     measured = [solve_rates(row.results) for row in rows]
-    tasks = sorted(set.intersection(*(set(rates) for rates in measured)))
+    tasks = sorted(task for task in measured[0] if all(task in rates for rates in measured))
     by_adapter: dict[str, list[list[float]]] = {}
     for row, rates in zip(rows, measured, strict=True):
         by_adapter.setdefault(row.origin.adapter, []).append([rates[task] for task in tasks])
@@ -98,9 +98,9 @@ def _recipe(name: str, rows: Sequence[Row]) -> Recipe:
 
 def _difference(one: Recipe, other: Recipe) -> Interval | None:
     where = {task: index for index, task in enumerate(other.tasks)}
-    common = [(mine, where[task]) for mine, task in enumerate(one.tasks) if task in where]
-    if not common:
+    mine = [index for index, task in enumerate(one.tasks) if task in where]
+    if not mine:
         return None
-    mine, others = (list(indices) for indices in zip(*common, strict=True))
+    others = [where[one.tasks[index]] for index in mine]
     clusters = [one.sources[index] for index in mine]
     return seeds_interval(one.rates_ST[:, mine], other.rates_ST[:, others], clusters)
