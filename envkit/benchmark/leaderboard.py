@@ -282,13 +282,16 @@ def _method(board: Leaderboard) -> list[str]:
         f"{TWO_CORES} if they ran on 2 cores without a GPU; rows from other machines have no price unless "
         "--machine names one"
     )
+    together = [
+        "Rows of one name together: each draw of source functions also adds what other seeds might change, "
+        "the standard error of the mean over seeds times a draw of Student's t. Rows of the same adapter, or "
+        "of a model without one, are averaged."
+    ]
     return [
         f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
         "functions, because tasks made from one function are not independent. They say how results would "
         "vary with other functions, not with other training seeds.",
-        "Rows of one name together: each draw of source functions also adds what other seeds might change, "
-        "the standard error of the mean over seeds times a draw of Student's t. Rows of the same adapter, or "
-        "of a model without one, are averaged.",
+        *(together if any(section.recipes for section in board.sections) else ()),
         f"{EXACT} {NEAR_EDGE}",
         "Points against: the difference to the reference row, paired by task. Its p-value comes from a "
         "permutation test that exchanges the two rows within source functions, with Holm's "

@@ -41,6 +41,7 @@ class Recipe:
 
     @property
     def seeds(self) -> int:
+        """S; 1 for rows without an adapter."""
         return len(self.rates_ST)
 
     @property

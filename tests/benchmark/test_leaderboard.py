@@ -249,5 +249,7 @@ def test_recipes_and_unsolved_tasks_are_shown_where_asked_for(files: dict[str, s
         assert "for other functions and training seeds" in pages[name]
         assert all(cell in pages[name].replace("\N{NO-BREAK SPACE}", " ") for cell in cells)
         assert "SFT+RL \N{MINUS SIGN} base" in pages[name]
+        assert "Student's t" in pages[name]
         assert "for other functions and training seeds" not in files[name]
+        assert "Student" not in files[name]
         assert "never solved" not in files[name]
