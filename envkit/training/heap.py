@@ -18,8 +18,8 @@ def limit_kernel_caches() -> None:
     """Let torch hold fewer kernels, unless the environment says how many. Works until torch first uses one.
 
     Every shape of a matrix product has a kernel of its own, and learning and sampling meet new shapes all the
-    time. With the defaults, the caches of a model with 0.5 B parameters grow by about 45 MB in every step of a
-    warm start. Smaller ones are as fast.
+    time. With the defaults, the caches of a model with 0.5 B parameters grow by about 45 MB in every step of
+    a warm start. Smaller ones are as fast.
     """
     for name, value in _KERNELS.items():
         os.environ.setdefault(name, value)
