@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 from envkit.env import Baseline
 from envkit.environments.code_editor.actions import replace_text_message
+from envkit.environments.code_editor.hidden import as_run
 from envkit.mining.build import SOLUTION
 from envkit.mining.search import examples_of, fitting_mutants, function_called, mutants_of
 from envkit.sandbox import SandboxBackend
@@ -27,8 +28,10 @@ def _blind(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
 
 def _enumerate(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
     """Make the first mutation for which all examples hold."""
-    [text] = fitting_mutants(backend, [(task.files[SOLUTION], function_called(task), examples_of(task))])
-    return ["submit"] if text is None else _edit(task, text)
+    before = as_run(task, b"").decode()
+    searched = before + task.files[SOLUTION], function_called(task), examples_of(task)
+    [text] = fitting_mutants(backend, [searched])
+    return ["submit"] if text is None else _edit(task, text.removeprefix(before))
 
 
 def _edit(task: Task, text: str) -> list[str]:

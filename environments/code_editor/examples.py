@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeAlias, final
 
+from envkit.environments.code_editor.hidden import as_run
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.grading import Answer, Program, answers
 from envkit.mining.build import SOLUTION, shown_answer
@@ -72,13 +73,14 @@ def example_runner(
     asked = function, tuple(modules), tuple((example.text, example.value) for example in examples)
 
     def run(source: str) -> ExampleResults:
-        program = Program({SOLUTION: source.encode()}, SOLUTION, function, tuple(modules))
+        file = as_run(task, source.encode())
+        program = Program({SOLUTION: file}, SOLUTION, function, tuple(modules))
 
         def make() -> ExampleResults:
             # One call in a message, so that one that ends the program does not take earlier answers with it.
             return _results(examples, answers(backend, program, calls, RUN_LIMITS, at_once=1), judge())
 
-        return EXAMPLE_RESULTS.get((asked, source), make)
+        return EXAMPLE_RESULTS.get((asked, file), make)
 
     return run if examples else None
 

@@ -108,3 +108,8 @@ def hidden_of(task: Task) -> CodeHidden:
     if path not in task.files:
         raise TaskFileError(f"task {task.id}: files has no {path!r}; expected the file to edit there")
     return found
+
+
+def as_run(task: Task, source: bytes) -> bytes:
+    """Return the file to edit as it is run: behind ``metadata["prelude"]``, code that agents do not see."""
+    return str(task.metadata.get("prelude", "")).encode() + source

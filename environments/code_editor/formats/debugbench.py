@@ -27,7 +27,8 @@ from envkit.types import JSON
 
 #: Class that holds a solution as a method.
 OWNER = "Solution"
-#: Names that the judge provides. Modules come last, so that they win over functions of the same name.
+#: Names that the judge provides without showing it. Modules come last, so that they win over functions of the
+#: same name.
 PRELUDE = """\
 from bisect import *
 from collections import *
@@ -77,13 +78,13 @@ def read(path: Path) -> ImportedTasks:
                     id=f"{slug}/{numbers[slug]}",
                     prompt=description,
                     ask="Fix the bug",
-                    broken=f"{PRELUDE}{broken}\n",
-                    reference=f"{PRELUDE}{reference}\n",
+                    broken=f"{broken}\n",
+                    reference=f"{reference}\n",
                     function=function,
                     examples=[_example(arguments, value, parameters) for arguments, value in tests],
                     source=slug,
                     operator=operator,
-                    metadata={"level": level},
+                    metadata={"level": level, "prelude": PRELUDE},
                     numbers=JUDGE,
                     json=True,
                 )

@@ -18,7 +18,7 @@ from envkit.environments.code_editor.graders.base import (
     REFERENCE_LIMITS,
     hidden_digest,
 )
-from envkit.environments.code_editor.hidden import ProblemHidden
+from envkit.environments.code_editor.hidden import ProblemHidden, as_run
 from envkit.environments.code_editor.result_cache import ResultCache
 from envkit.environments.code_editor.syntax import definitions
 from envkit.errors import BrokenTask
@@ -75,7 +75,7 @@ class CallGrader:
     def __init__(self, task: Task, hidden: RepairHidden | ProblemHidden) -> None:
         self._task, self._hidden = task, hidden
         # The broken file too: what is inferred of the original must not accept it.
-        broken = hashlib.sha256(task.files[SOLUTION].encode()).digest()
+        broken = hashlib.sha256(as_run(task, task.files[SOLUTION].encode())).digest()
         self._key = task.id, hidden_digest(task), broken
         is_method = "." in hidden.function
         self.no_attack_reason = (
@@ -294,7 +294,8 @@ class CallGrader:
         return REACHED_EDGES.get(key, make)
 
     def _program(self, source: bytes) -> Program:
-        return Program({SOLUTION: source}, SOLUTION, self._hidden.function, self._hidden.modules)
+        files = {SOLUTION: as_run(self._task, source)}
+        return Program(files, SOLUTION, self._hidden.function, self._hidden.modules)
 
 
 def _other_examples(hidden: RepairHidden | ProblemHidden) -> list[Call]:

@@ -18,7 +18,6 @@ from envkit.env import ImportedTasks
 from envkit.environments.code_editor import CodeEditorEnv
 from envkit.environments.code_editor.env import grader_for
 from envkit.environments.code_editor.formats import FORMATS
-from envkit.environments.code_editor.formats.debugbench import PRELUDE
 from envkit.environments.code_editor.formats.problems import FRESH_CALLS, applied_normalizers
 from envkit.studies.heldout import require_heldout
 
@@ -289,7 +288,7 @@ def test_a_debugbench_item_becomes_a_task(tmp_path: Path, backend: SandboxBacken
     assert seen.startswith("Return the largest of the first k numbers of nums.\n")
     # Arguments stand in the order of the parameters, as the judge passes them.
     assert "Solution().largestOf([5], 1) -> 5" in seen
-    assert f"Fix the bug:\n```python\n{PRELUDE}class Solution:" in seen
+    assert "Fix the bug:\n```python\nclass Solution:" in seen
     assert "max" not in seen.replace("max_", "")
 
 
@@ -317,8 +316,23 @@ def test_a_recorded_fix_replaces_the_code_verbatim(tmp_path: Path, backend: Sand
     env.reset(seed=0, options={"task": task.id})
     env.step(found.recorded["good"][task.id][0])
     code = ITEM["recorded"]["good"]["fixed_code"]
-    assert env.sandbox.read("solution.py", 10_000).decode().rstrip("\n") == f"{PRELUDE}{code}".rstrip("\n")
+    assert env.sandbox.read("solution.py", 10_000).decode().rstrip("\n") == code.rstrip("\n")
     env.close()
+
+
+def test_the_names_that_a_judge_provides_are_there_wherever_code_is_run(
+    tmp_path: Path, backend: SandboxBackend
+) -> None:
+    mutated = ITEM | {"buggy_code": SOLUTION.format("return nums[0] if k != 1 else max(nums[:k])")}
+    task = only("debugbench", lines(tmp_path / "bugs.jsonl", mutated))  # it names List without an import
+    env = CodeEditorEnv(tasks=[task], sandbox=backend, max_turns=3)
+    env.reset(seed=0)
+    seen = env.step(f"```python\n{ITEM['oracle_code']}```")[0]
+    env.close()
+    assert seen.count(", as expected") == 2
+    [search] = [one for one in CodeEditorEnv.baselines if one.name == "enumerate"]
+    edit = search.actions(task, 0, backend)[0]
+    assert edit.startswith("<<<<<<< SEARCH\nclass Solution:")
 
 
 def test_a_whole_class_can_repair_a_file_with_a_syntax_error(tmp_path: Path, backend: SandboxBackend) -> None:
