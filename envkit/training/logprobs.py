@@ -16,8 +16,8 @@ from envkit.engine.head import Head
 from envkit.engine.packed_tree import PromptLayout, TreeLayout, rows_of
 from envkit.training.packing import PackedBatch
 
-#: Logits that are held at the same time: 64 MB. Half of it takes a fifth longer, because every piece reads the
-#: whole vocabulary projection.
+#: Logits that are held at the same time: 64 MB. Every piece reads the whole vocabulary projection, so that
+#: half of it takes a fifth longer.
 _LOGITS = 2**24
 
 
