@@ -205,6 +205,22 @@ def _solved_tasks(solved_tasks: float) -> str:
 def _charts(section: Section, index: int) -> dict[str, Markup]:
     rows = section.contestants
     charts: dict[str, Markup] = {}
+    recipes = [
+        svg_charts.Bar(
+            series,
+            recipe.name,
+            100 * rate.estimate,
+            100 * rate.low,
+            100 * rate.high,
+            f"{percent(rate.estimate)} %",
+        )
+        for series, recipe in enumerate(section.recipes)
+        if (rate := recipe.mean)
+    ]
+    if recipes:
+        description = "; ".join(f"{bar.name}: {bar.label}" for bar in recipes)
+        title = "pass@1 in percent, of rows of one name together"
+        charts["recipes"] = svg_charts.bars(f"s{index}-recipes", title, description, recipes)
     spots = [
         svg_charts.Spot(
             series,
