@@ -47,6 +47,13 @@ def mine(
     write: Annotated[
         bool, typer.Option("--write/--no-write", help="One task per function to write it.")
     ] = True,
+    slips: Annotated[
+        int,
+        typer.Option(
+            metavar="N",
+            help="Tasks per function with a syntax error or a misspelt name, alone or beside a bug, at most.",
+        ),
+    ] = 0,
     max_chars: Annotated[int, typer.Option(metavar="N", help="Length of a function, at most.")] = 1200,
     half: Annotated[
         int | None, typer.Option(metavar="0|1", help="Only this half of the functions, by their names.")
@@ -88,14 +95,14 @@ def mine(
     from envkit.taskfile import digest, write_once, write_tasks
 
     require_absent(output)
-    require_at_least(0, per_function=per_function, several=several)
+    require_at_least(0, per_function=per_function, several=several, slips=slips)
     require_at_least(1, max_chars=max_chars)
     if split not in SPLITS:
         raise UsageError(f"--split is {split!r}; expected {', '.join(SPLITS)}")
     if half not in (None, 0, 1):
         raise UsageError(f"--half is {half}; expected 0 or 1")
-    if not (per_function or several or write):
-        raise UsageError("nothing is to be mined; give --per-function, --several or --write")
+    if not (per_function or several or write or slips):
+        raise UsageError("nothing is to be mined; give --per-function, --several, --write or --slips")
     if not all(source.strip() for source in sources):
         raise UsageError("a package name is empty; expected installed packages, or a folder such as ./path")
     project = _project_folder(sources)
@@ -127,7 +134,7 @@ def mine(
                 display,
                 seed=seed,
                 split=split,
-                wanted=Wanted(per_function, several, write),
+                wanted=Wanted(per_function, several, write, slips),
                 max_chars=max_chars,
                 half=half,
                 is_pinned=recipe,

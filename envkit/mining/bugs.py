@@ -9,7 +9,8 @@ import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
-from envkit.mining.mutations import Mutation, possible_mutations
+from envkit.mining.mutations import Mutation, is_python, possible_mutations
+from envkit.mining.slips import NAME, SYNTAX, slips
 from envkit.syntax import parse
 
 #: Operator of a task whose function must be written.
@@ -25,7 +26,7 @@ class Bug:
 
     Args:
         id: stable name within its function: operators and digests of location and text.
-        operator: one of `envkit.mining.mutations.OPERATORS`, ``"2 bugs"``, ``"3 bugs"`` or `WRITE`.
+        operator: one of `envkit.mining.mutations.OPERATORS`, a slip's, ``"2 bugs"``, ``"3 bugs"`` or `WRITE`.
         text: the module with the bug.
         start_byte: offset of the first change in the UTF-8 original.
         end_byte: end of the last changed part of the original, exclusive.
@@ -75,6 +76,35 @@ def several_bugs(made: Sequence[Mutation], source: str, count: int, seed: str) -
     return list(found.values())
 
 
+def slipped_bugs(
+    slips: Sequence[Mutation], others: Sequence[Mutation], source: str, count: int, seed: str
+) -> list[Bug]:
+    """Make slips, in turn alone, beside one other mutation, and beside one and another slip.
+
+    Args:
+        slips: of ``source``; syntax errors and unknown names take turns.
+        others: mutations of ``source``.
+        source: the module.
+        count: most bugs to return; they differ in text.
+        seed: decides the choice.
+    """
+    rng = random.Random(seed)
+    kinds = [[one for one in slips if one.operator == kind] for kind in (SYNTAX, NAME)]
+    shuffled = [rng.sample(some, len(some)) for some in rng.sample(kinds, len(kinds))]
+    found: dict[str, Bug] = {}
+    for slip in itertools.chain.from_iterable(itertools.zip_longest(*shuffled)):
+        if slip is None or len(found) == count:
+            continue
+        chosen = [slip]
+        for pool in (others, slips)[: len(found) % 3]:
+            apart = [one for one in pool if all(one.line != made.line for made in chosen)]
+            chosen += rng.sample(apart, min(1, len(apart)))
+        if _are_apart(chosen):
+            bug = bug_of(chosen, source)
+            found.setdefault(bug.text, bug)
+    return list(found.values())
+
+
 def unwritten(source: str, function: str) -> Bug | None:
     """Replace a module-level function's body, but for its docstring, by a line that raises.
 
@@ -105,7 +135,10 @@ def unwritten(source: str, function: str) -> Bug | None:
 
 def bugs_by_id(source: str, function: str, names: Iterable[str]) -> dict[str, Bug]:
     """Make the bugs of these names again; names of bugs that cannot be made are left out."""
+    names = list(names)
     known = {mutation_id(one): one for one in possible_mutations(source, function)}
+    if any(part.startswith((f"{SYNTAX}-", f"{NAME}-")) for name in names for part in name.split(_JOINER)):
+        known |= {mutation_id(one): one for one in slips(source, function)}
     whole = unwritten(source, function)
     found: dict[str, Bug] = {}
     for name in names:
@@ -121,15 +154,6 @@ def mutation_id(mutation: Mutation) -> str:
     """Stable name of a mutation within its function: operator and digest of its location and text."""
     site = f"{mutation.start_byte}:{mutation.end_byte}:{mutation.replacement}"
     return f"{mutation.operator}-{_digest(site)}"
-
-
-def is_python(text: str) -> bool:
-    """True if Python can parse a module's text."""
-    try:
-        parse(text)
-    except SyntaxError:
-        return False
-    return True
 
 
 def _are_apart(made: Iterable[Mutation]) -> bool:

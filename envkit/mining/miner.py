@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from envkit.grading import Answer, canonical, opaque, same
 from envkit.inputs.call import Call
 from envkit.inputs.trial_calls import calls_that_fit
-from envkit.mining.bugs import WRITE, Bug, bug_of, several_bugs, unwritten
+from envkit.mining.bugs import WRITE, Bug, bug_of, several_bugs, slipped_bugs, unwritten
 from envkit.mining.build import SOLUTION, build_task, calls_of, known_calls
-from envkit.mining.mutations import Mutation, mutations, spread
+from envkit.mining.mutations import Mutation, is_python, mutations, spread
 from envkit.mining.package_functions import PackageFunction, package_functions, require_split
 from envkit.mining.run_variants import VariantBatch, variant_answers
 from envkit.mining.search import examples_of, fitting_mutants
+from envkit.mining.slips import slips
 from envkit.sandbox import SandboxBackend
 from envkit.types import JSON, Task
 
@@ -38,11 +39,13 @@ class Wanted:
         single: to repair one mutation.
         several: to repair two or three.
         write: True for one to write the function.
+        slips: to repair a slip, alone or beside a mutation; see `envkit.mining.slips`.
     """
 
     single: int = 6
     several: int = 0
     write: bool = False
+    slips: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +55,7 @@ class _Mutant:
     bug: Bug
     mutation: Mutation | None = None
     killers: tuple[int, ...] = ()
+    is_slip: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,20 +157,28 @@ def _with_examples(backend: SandboxBackend, functions: Sequence[PackageFunction]
 
 def _single_bugs(function: PackageFunction, seed: int, wanted: Wanted) -> _Trial:
     text = function.slice.text
-    count = _TRIED_PER_KEPT * max(wanted.single, wanted.several)
+    count = _TRIED_PER_KEPT * max(wanted.single, wanted.several, wanted.slips)
     tried = spread(mutations(text, function.slice.function), count, f"tried/{seed}/{function.source}")
     return _Trial(function, calls_of(function, seed), [_Mutant(bug_of([one], text), one) for one in tried])
 
 
 def _further_bugs(trial: _Trial, seed: int, wanted: Wanted) -> _Trial:
-    """The function with several bugs at once, and without its body."""
+    """The function with several bugs at once, without its body, and with slips."""
     function, text = trial.function, trial.function.slice.text
     known = [one.mutation for one in trial.mutants if one.mutation is not None]
     count = _TRIED_PER_KEPT * wanted.several
     bugs = several_bugs(known, text, count, f"several/{seed}/{function.source}")
     if wanted.write and (whole := unwritten(text, function.slice.function)) is not None:
         bugs.append(whole)
-    return replace(trial, mutants=[_Mutant(bug) for bug in bugs])
+    slipped = slipped_bugs(
+        slips(text, function.slice.function) if wanted.slips else (),
+        known,
+        text,
+        _TRIED_PER_KEPT * wanted.slips,
+        f"slips/{seed}/{function.source}",
+    )
+    made = [*map(_Mutant, bugs), *(_Mutant(bug, is_slip=True) for bug in slipped)]
+    return replace(trial, mutants=made)
 
 
 def _keep_killed(backend: SandboxBackend, trials: Sequence[_Trial]) -> list[_Trial]:
@@ -177,7 +189,7 @@ def _keep_killed(backend: SandboxBackend, trials: Sequence[_Trial]) -> list[_Tri
             killed = [
                 replace(one, killers=killers)
                 for one, row in zip(trial.mutants, rows, strict=True)
-                if len(killers := _killers(original, row, usable)) >= _FEWEST_KILLERS
+                if len(killers := _killers_of(one, original, row, usable)) >= _FEWEST_KILLERS
             ]
             found.append(replace(trial, mutants=killed, original=original, usable=usable))
     return found
@@ -188,9 +200,10 @@ def _chosen(trial: _Trial, combined: _Trial | None, seed: int, wanted: Wanted) -
     by_mutation = {one.mutation: one for one in trial.mutants if one.mutation is not None}
     kept = spread([*by_mutation], wanted.single, f"kept/{seed}/{trial.function.source}")
     others = combined.mutants if combined is not None else ()
-    several = [one for one in others if one.bug.operator != WRITE][: wanted.several]
+    slipped = [one for one in others if one.is_slip][: wanted.slips]
     write = [one for one in others if one.bug.operator == WRITE]
-    return replace(trial, mutants=[*(by_mutation[one] for one in kept), *several, *write])
+    several = [one for one in others if not one.is_slip and one.bug.operator != WRITE][: wanted.several]
+    return replace(trial, mutants=[*(by_mutation[one] for one in kept), *several, *write, *slipped])
 
 
 def _stable(backend: SandboxBackend, trials: Sequence[_Trial], split: str) -> list[Task]:
@@ -204,7 +217,7 @@ def _stable(backend: SandboxBackend, trials: Sequence[_Trial], split: str) -> li
         if None in again or _killers(trial.original, again, trial.usable):
             continue
         for one, row in zip(trial.mutants, rows, strict=True):
-            if one.killers == _killers(trial.original, row, trial.usable):
+            if one.killers == _killers_of(one, trial.original, row, trial.usable):
                 tasks.append(
                     build_task(trial.function, split, one.bug, one.killers, trial.calls, trial.original)
                 )
@@ -269,6 +282,18 @@ def _is_usable(answer: Answer) -> bool:
 
 def _whole(answer: Answer) -> JSON:
     return [answer.value, answer.after]
+
+
+def _killers_of(
+    mutant: _Mutant,
+    original: Sequence[Answer | None],
+    row: Sequence[Answer | None],
+    usable: Sequence[int],
+) -> tuple[int, ...]:
+    """Like `_killers`; every call kills a text that does not parse, and so answers none."""
+    if mutant.is_slip and not is_python(mutant.bug.text):
+        return tuple(usable)
+    return _killers(original, row, usable)
 
 
 def _killers(

@@ -34,7 +34,7 @@ class Mutation:
     """One change: ``source[start_byte:end_byte]`` becomes ``replacement``.
 
     Args:
-        operator: one of `OPERATORS`.
+        operator: one of `OPERATORS`, or of those of `envkit.mining.slips`.
         start_byte: offset in the UTF-8 source.
         end_byte: end of the replaced part, exclusive.
         replacement: new text.
@@ -73,7 +73,7 @@ def mutations(source: str, function: str) -> list[Mutation]:
     found: dict[str, Mutation] = {}
     for mutation in possible_mutations(source, function):
         text = mutation.apply(source)
-        if text != source and text not in found and _parses(text):
+        if text != source and text not in found and is_python(text):
             found[text] = mutation
     return list(found.values())
 
@@ -85,20 +85,30 @@ def possible_mutations(source: str, function: str) -> list[Mutation]:
         ValueError: ``source`` has no such function.
     """
     raw = source.encode()
-    target = _function(_parser().parse(raw).root_node, function)
-    if target is None:
-        kind = "method" if "." in function else "module-level function"
-        raise ValueError(f"no {kind} {function!r} in the source")
+    target = function_node(raw, function)
     body = child(target, "body")
     scope = scope_of(target)
     changes = {change for node in walk(body) for change in changes_of(node, scope)}
     order = {name: index for index, name in enumerate(OPERATORS)}
     return [
-        _mutation(raw, operator, start, end, new)
+        mutation_at(raw, operator, start, end, new)
         for operator, start, end, new in sorted(
             changes, key=lambda one: (one[1], one[2], order[one[0]], one[3])
         )
     ]
+
+
+def function_node(raw: bytes, function: str) -> Node:
+    """Return the syntax node of a function in a module's text.
+
+    Raises:
+        ValueError: there is no such function.
+    """
+    found = _function(_parser().parse(raw).root_node, function)
+    if found is None:
+        kind = "method" if "." in function else "module-level function"
+        raise ValueError(f"no {kind} {function!r} in the source")
+    return found
 
 
 def spread(mutations: Sequence[Mutation], count: int, seed: str) -> list[Mutation]:
@@ -118,7 +128,8 @@ def spread(mutations: Sequence[Mutation], count: int, seed: str) -> list[Mutatio
     return chosen
 
 
-def _mutation(raw: bytes, operator: str, start: int, end: int, new: str) -> Mutation:
+def mutation_at(raw: bytes, operator: str, start: int, end: int, new: str) -> Mutation:
+    """Make the mutation that replaces ``raw[start:end]``, in a module's UTF-8 text, by ``new``."""
     first = raw.rfind(b"\n", 0, start) + 1
     last = raw.find(b"\n", max(start, end - 1))
     last = len(raw) if last < 0 else last
@@ -134,7 +145,8 @@ def _mutation(raw: bytes, operator: str, start: int, end: int, new: str) -> Muta
     )
 
 
-def _parses(text: str) -> bool:
+def is_python(text: str) -> bool:
+    """True if Python can parse a module's text."""
     try:
         parse(text)
     except SyntaxError:

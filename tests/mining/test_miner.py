@@ -7,12 +7,14 @@ from typing import Any, cast
 
 import pytest
 
+from envkit.environments.code_editor import CodeEditorEnv
 from envkit.errors import UsageError
 from envkit.grading import Program, Questions, answers, canonical, grade
 from envkit.inputs.call import Call
 from envkit.mining.build import SOLUTION, edit_between
 from envkit.mining.hidden import Edit
 from envkit.mining.miner import Wanted, mine
+from envkit.mining.mutations import is_python
 from envkit.mining.package_functions import package_functions
 from envkit.mining.recipe import build_from_recipe, make_recipe
 from envkit.sandbox import SandboxBackend
@@ -172,6 +174,19 @@ def test_functions_are_to_be_repaired_in_several_places_or_written(
     for task in tasks:
         assert repaired(task) == task.hidden["reference"]
         assert grade_solution(backend, task, task.files[SOLUTION]) is Verdict.FAIL
+
+
+def test_slips_are_tasks_that_the_oracle_repairs(tiny: str, backend: SandboxBackend) -> None:
+    tasks = mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(0, slips=3))
+    by_operator = {str(task.metadata["operator"]): task for task in tasks}
+    assert {"syntax", "name", "2 bugs"} <= by_operator.keys()
+    assert not is_python(by_operator["syntax"].files[SOLUTION])
+    env = CodeEditorEnv(tasks=tasks, sandbox=backend, max_turns=1)
+    for task in tasks:
+        assert grade_solution(backend, task, task.files[SOLUTION]) is Verdict.FAIL
+        env.reset(seed=0, options={"task": task.id})
+        assert env.step(CodeEditorEnv.oracle(task)[0])[1] == 1.0
+    env.close()
 
 
 def test_each_task_knows_if_search_solves_it(tiny: str, backend: SandboxBackend) -> None:

@@ -31,7 +31,7 @@ HELDOUT = RECIPES["heldout"]
 
 @pytest.fixture
 def recipe(tiny: str, backend: SandboxBackend) -> dict[str, Any]:
-    wanted = Wanted(4, several=2, write=True)
+    wanted = Wanted(4, several=2, write=True, slips=3)
     tasks = spread_order(mine(tiny, seed=0, split="heldout", backend=backend, wanted=wanted), seed=0)
     made = make_recipe(tasks, seed=0, max_chars=700)
     assert build_from_recipe(made, backend) == tasks
