@@ -72,7 +72,7 @@ def whole_folder(path: Path) -> Generator[Path]:
     making = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        for left in path.parent.glob(f".{glob.escape(path.name)}.*"):
+        for left in path.parent.glob(f".{glob.escape(path.name)}." + "[0-9a-f]" * 8):
             shutil.rmtree(left, ignore_errors=True)
         making.mkdir()
         yield making

@@ -43,7 +43,7 @@ class FirstLetter(Env):
 
 def main(steps=20):
     config = TrainConfig(dtype="float32", learning_rate=3e-4, max_completion_length=8)
-    policy = Policy.of(resolve(SMALL_MODEL, print), config)
+    policy = Policy.of(resolve(SMALL_MODEL), config)
     optimizer = torch.optim.AdamW(policy.trainable(), lr=config.learning_rate, weight_decay=0.0)
     tasks, backend = FirstLetter.make_tasks("train"), sandbox_backend()
     sampling = Sampling(config.temperature, config.max_completion_length)

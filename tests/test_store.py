@@ -23,6 +23,7 @@ from envkit.store import (
     read_lines,
     trajectory_from_json,
     trajectory_to_json,
+    whole_folder,
     write_atomic,
 )
 
@@ -366,3 +367,12 @@ def test_a_pipe_in_a_journals_place_is_refused_at_once(tmp_path: Path) -> None:
         RunFolder(tmp_path).records("eval-base")
     with pytest.raises(StoreError, match="expected a file"):
         RunFolder(tmp_path).journal("eval-base")
+
+
+def test_making_a_folder_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Path) -> None:
+    left, other = tmp_path / ".adapter.0123abcd", tmp_path / ".adapter.old"
+    left.mkdir()
+    other.mkdir()
+    with whole_folder(tmp_path / "adapter") as making:
+        (making / "file").touch()
+    assert sorted(tmp_path.iterdir()) == [other, tmp_path / "adapter"]

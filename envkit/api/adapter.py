@@ -140,7 +140,7 @@ def load_adapter(
     from envkit.training.adapter_folder import recorded_base
 
     folder = adapter_folder(Path(path), step)
-    trained, environment = _training_of(folder)
+    trained, environment = training_of(folder)
     rank, alpha = lora_settings(folder)
     base = str(model or (trained.model if trained else recorded_base(folder) or DEFAULT_MODEL))
     config = replace(
@@ -162,6 +162,7 @@ def load_adapter(
     policy.model.set_adapter("trained")
     policy.model.delete_adapter("default")  # Policy starts with an untrained one
     policy.serve(["trained"])
+    policy.model.set_attn_implementation("sdpa")  # the engine has a copy; this one is the caller's
     message = system if system is not None else environment.system if environment else Env.system
     return Adapter(folder, policy, config, message, temperature)
 
@@ -206,7 +207,7 @@ def adapter_folder(path: Path, step: int | None = None) -> Path:
     raise UsageError(f"{path}: no adapter there; expected a training run's folder or a PEFT adapter folder")
 
 
-def _training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
+def training_of(adapter: Path) -> tuple[TrainConfig | None, Any]:
     """Read settings and environment class of the run that holds an adapter; ``None`` if unknown."""
     from envkit import registry
     from envkit.store import RunFolder

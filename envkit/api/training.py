@@ -68,7 +68,7 @@ def train(
         config: a `TrainConfig`, its fields by name, or a TOML file of them; by default all defaults.
         minutes: budget after set-up, which chooses the numbers of examples, steps and held-out tasks; several
             seeds share it. ``None`` keeps the sizes of ``config``.
-        seeds: seed of every random draw; several train an adapter each, side by side.
+        seeds: seed of training's random draws; several train an adapter each, side by side.
         tasks: tasks to train on, or their file; by default the environment's own.
         heldout_tasks: tasks to measure on, or their file; by default the environment's own.
         split: which of the environment's own tasks to measure on: ``"heldout"`` to choose settings by, or
@@ -114,7 +114,7 @@ def train(
         config,
         seed=chosen[0] if chosen else None,
         model=model,
-        warm_start=None if warm_start is None else str(warm_start),
+        warm_start=warm_start,
         sft_examples=None if warm_start is None else 0,
         backend=backend,
         engine=engine,
@@ -314,7 +314,11 @@ def _settings(config: TrainConfig | Mapping[str, Any] | Path | str | None, **ove
         base = from_toml(Path(config))
     else:
         base = from_mapping(config or {}, "config")
-    given = {key: value for key, value in overrides.items() if value is not None}
+    given = {
+        key: str(value) if isinstance(value, Path) else value
+        for key, value in overrides.items()
+        if value is not None
+    }
     settings = from_mapping({**to_mapping(base), **given}, "arguments")
     model = settings.model
     if not settings.warm_start:

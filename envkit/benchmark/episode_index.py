@@ -203,7 +203,7 @@ def _entry(journal: str, line: int, record: _Record, trajectory: Trajectory) -> 
         agent=str(trajectory.agent),
         task=str(key.task),
         seed=key.seed,
-        step=None if key.step == EVALUATION_STEP else key.step,
+        step=None if key.step == EVALUATION_STEP else key.step + 1,  # as metrics and checkpoints count
         group=key.group,
         row=key.row,
         outcome=trajectory.outcome.value,

@@ -46,7 +46,6 @@ class VLLMEngine(AdapterEngine):
         dtype: of the weights, ``"float32"`` or ``"bfloat16"``.
         lora_r: largest rank of an adapter, at most 512.
         max_adapters: adapters per batch, the base included; more take turns.
-        eager: start at once. Otherwise vLLM compiles the model first: a minute at the start, faster later.
         max_length: longest conversation in tokens; ``None`` for the model's context.
 
     Raises:
@@ -62,7 +61,6 @@ class VLLMEngine(AdapterEngine):
         dtype: str,
         lora_r: int = 16,
         max_adapters: int = 1,
-        eager: bool = True,
         max_length: int | None = None,
     ) -> None:
         rank = next((rank for rank in _RANKS if rank >= lora_r), 0)
@@ -83,7 +81,7 @@ class VLLMEngine(AdapterEngine):
                     enable_prefix_caching=True,
                     # On a CPU, vLLM 0.32 crashes on chunked prefill with seeded draws.
                     enable_chunked_prefill=None if torch.cuda.is_available() else False,
-                    enforce_eager=eager,
+                    enforce_eager=True,
                     max_model_len=max_length,
                     # Log-probabilities after temperature and truncation.
                     logprobs_mode="processed_logprobs",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Container, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,6 +36,7 @@ from envkit.studies.timing import training_seconds
 from envkit.studies.turns import turns_of
 from envkit.studies.validate_tasks import controls
 from envkit.training.adapter_folder import recorded_base
+from envkit.training.heap import release_freed_memory
 from envkit.types import EpisodeKey, Task
 
 if TYPE_CHECKING:
@@ -114,6 +116,8 @@ class AgentFactory:
             model = model_of(row)
             if self._loaded is None or self._loaded[0] != model:
                 self._loaded = None  # free the old base first, because two might not fit into memory
+                gc.collect()  # its parts refer to each other
+                release_freed_memory()
                 self._loaded = model, self._load(model, turns_of([kind], self._spec.max_turns))
             policy = self._loaded[1]
             sampling = Sampling(*_sampling(row), stop_strings=row.stop_strings or ())

@@ -289,6 +289,10 @@ class BeforeAfter:
             load_adapter(self.policy, folder)
             return
         config = self._plan.train
+        if config.warm_start:
+            raise StoreError(
+                f"{folder} is gone; it was a copy of {config.warm_start}. Restore it, or start a new run"
+            )
         with (
             Stopwatch(self._run, "SFT warm start") as watch,
             self._run.journal("metrics") as journal,

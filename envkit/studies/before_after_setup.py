@@ -84,7 +84,8 @@ def prepare(
         display: shows the plan.
         command: the command line, for the report.
         adapters: number of adapters, one for each seed, that share the budget.
-        evaluate: measure on the held-out tasks before and after training; if False, the run only trains.
+        evaluate: measure on the held-out tasks before and after training; if False, the run only trains, and
+            plays the few episodes of the adapter's claim.
         note: a sentence about the tasks that a reader of the report must see.
 
     Raises:

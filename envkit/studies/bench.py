@@ -14,7 +14,7 @@ from envkit.benchmark.report_data import Difference, Row
 from envkit.benchmark.spec import SCRIPTS, AgentSpec, BenchSpec
 from envkit.display import Display
 from envkit.env import Env
-from envkit.errors import EnvkitError, SandboxError, Stopped, StoreError, UsageError
+from envkit.errors import ContractError, EnvkitError, SandboxError, Stopped, StoreError, UsageError
 from envkit.plain import decode, encode
 from envkit.prices import load_prices
 from envkit.rollout import EnvFactory, Rollouts
@@ -103,7 +103,8 @@ class Bench:
                 have changed since the run began; or the run is a rescored one.
             UsageError: a provider refused, or the budget was used up. All other rows are played and all
                 reports written first; then the first refusal is raised.
-            SandboxError: an environment's sandboxes broke; see `EvalRunner.play`. Reports are written.
+            SandboxError, ContractError: an environment or its sandboxes broke; see `EvalRunner.play`. Reports
+                are written.
         """
         if original := self._run.manifest.get("rescored"):
             raise StoreError(
@@ -138,7 +139,7 @@ class Bench:
                 except Stopped as stopped:
                     reasons.append(str(stopped))
                     break
-                except SandboxError as error:  # the same sandboxes would fail the next agents too
+                except (SandboxError, ContractError) as error:  # it would fail the next agents too
                     failures.append(error)
                     reasons.append(str(error))
                     break

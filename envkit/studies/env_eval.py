@@ -36,7 +36,7 @@ MODEL_ROWS: Mapping[str, str] = {
 _DIFFERENCES = (
     Difference("SFT+RL", "base", "SFT+RL"),
     Difference("SFT+RL", "SFT", "RL's own part"),
-    Difference("SFT", "base", "the warm start"),
+    Difference("SFT", "base", "The warm start"),
     Difference("RL", "base", "RL"),
 )
 
@@ -199,6 +199,7 @@ class EnvEval:
             ks=(1, self._plan.samples),
             config={
                 **flat_settings(to_mapping(config)),
+                **({"minutes": self._plan.minutes} if self._plan.minutes else {}),
                 "eval_temperature": self._plan.eval_temperature,
                 "environments": str(self._run.manifest.get("environment", self.kind.id)),
             },

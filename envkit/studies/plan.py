@@ -170,7 +170,10 @@ def require_useful(minutes: float, inputs: PlanInputs, adapters: int = 1) -> Non
     enough = next((more for more in larger if _is_useful(*_divide(more, inputs))), None)
     advice = "use a smaller model or a faster machine"
     if enough is not None:
-        advice = f"give --minutes {enough * adapters}"
+        advice = (
+            f"give --minutes {enough * adapters}; short tasks (--max-task-chars) and one turn "
+            "(max_turns = 1) need less"
+        )
     allows = "allows" if adapters == 1 else f"allows each of {adapters} adapters"
     raise UsageError(
         f"--minutes {minutes * adapters:g} {allows} {examples} known answers and {sized.train.max_steps} RL "

@@ -19,9 +19,9 @@ _WRITE_EVERY_S = 5.0
 
 @final
 class Stopwatch:
-    """Records the time of a phase lap by lap, so that a killed run loses only its last seconds.
+    """Records the time of a phase lap by lap, so that a killed run loses only its last lap.
 
-    A context manager. Its clock starts when it is created.
+    A context manager. Its clock starts when it is created. An exception ends a lap.
 
     Args:
         run: the run folder to write to.
@@ -32,6 +32,7 @@ class Stopwatch:
         self._run, self._phase = run, phase
         self._last = time.monotonic()
         self._seconds, self._tokens = 0.0, 0
+        self._at_once = 1
 
     def lap(self, tokens: int = 0, at_once: int = 1) -> None:
         """Add the time since the last lap.
@@ -42,7 +43,7 @@ class Stopwatch:
         """
         now = time.monotonic()
         self._seconds, self._tokens = self._seconds + (now - self._last) / at_once, self._tokens + tokens
-        self._last = now
+        self._last, self._at_once = now, at_once
         if self._seconds >= _WRITE_EVERY_S:
             self._write()
 
@@ -52,6 +53,8 @@ class Stopwatch:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if kind is not None:
+            self.lap(at_once=self._at_once)
         if self._seconds:
             self._write()
 

@@ -187,13 +187,13 @@ def copy_adapter(source: Path, folder: Path) -> None:
         StoreError: a file cannot be read or written, or the folder is there already.
     """
     try:
-        with _new_folder(folder) as making:
-            for path in (source / name for name in _ADAPTER_FILES):
-                if path.exists():
-                    shutil.copyfile(path, making / path.name)
-            write_manifest(making, {})
+        files = {path.name: path.read_bytes() for name in _ADAPTER_FILES if (path := source / name).exists()}
     except OSError as error:
-        raise StoreError(f"cannot copy {source} to {folder}: {error}") from error
+        raise StoreError(f"cannot read adapter {source}: {error.strerror or error}") from error
+    with _new_folder(folder) as making:
+        for name, content in files.items():
+            (making / name).write_bytes(content)
+        write_manifest(making, {})
 
 
 @contextlib.contextmanager
@@ -224,10 +224,11 @@ def load_adapter(policy: Policy, folder: Path) -> None:
         open_regular_file(file).close()  # the next line would wait for a pipe's writer
         weights: dict[str, torch.Tensor] = load_file(file)
     except (OSError, ValueError, TypeError, SafetensorError) as error:
-        raise StoreError(f"{file} cannot be read ({error}); delete {folder}") from error
+        raise StoreError(f"{file} cannot be read ({error}); restore it or delete {folder}") from error
     if damaged:
         raise StoreError(
-            f"{folder / damaged[0]} differs from its manifest: the file is damaged; delete {folder}"
+            f"{folder / damaged[0]} differs from its manifest: the file is damaged; restore it or delete "
+            f"{folder}"
         )
     if difference := shape_difference(weights, get_peft_model_state_dict(policy.model)):
         raise StoreError(f"{file}: {difference}; its rank or its layers are others")

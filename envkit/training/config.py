@@ -28,7 +28,7 @@ class TrainConfig:
             faster one on this machine. The adapter is always float32.
         device: of base and adapter: ``"cpu"``, or ``"cuda"`` for one NVIDIA GPU. A run on a GPU may not
             resume bit for bit.
-        seed: of every random draw.
+        seed: of training's random draws. Evaluation has one of its own, the same for every run.
         max_turns: actions per episode; 0 for the environment's own number, `envkit.env.Env.max_turns`.
         lora_r: rank of the adapter on all linear layers.
         lora_alpha: the update is scaled by ``lora_alpha / lora_r``.
@@ -64,8 +64,8 @@ class TrainConfig:
             `importance_sampling_mode` of ``"none"``.
         importance_sampling_level: ``"token"``, or ``"sequence"`` for one probability ratio per episode.
         epsilon: the probability ratio is clipped below at ``1 - epsilon``, except with ``"cispo"``. In the
-            first gradient step on a batch, the ratio differs from 1 only by rounding, so this acts only if an
-            engine is not exact.
+            first gradient step on a batch, the ratio differs from 1 only by rounding, if at all; with an
+            `importance_sampling_mode` it is 1. So this acts in later steps, see `num_iterations`.
         epsilon_high: the ratio is clipped above at ``1 + epsilon_high``; ``None`` means ``epsilon``. With
             ``"cispo"`` it is the upper limit itself, at least 1 (5.0 is usual).
         beta: weight of the KL divergence from the model without its adapter. Above 0, every step costs one
@@ -81,8 +81,8 @@ class TrainConfig:
         importance_sampling_clip_max: importance weights above it are clipped or masked.
         max_grad_norm: the gradient norm is clipped to this.
         save_steps: steps between checkpoints.
-        max_tokens_per_forward: packed tokens in memory at the same time; larger groups are split, and their
-            prompt is read once.
+        max_tokens_per_forward: packed tokens in memory at the same time, but at least a prompt, a quarter of
+            this number, and one row. Larger groups are split, and their prompt is read once.
         kv_cache_mb: memory for the keys and values of sampling, in MB. More of it decodes more rows together.
             0 for half of what training leaves free when the run begins, 256 to 4096.
     """

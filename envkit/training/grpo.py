@@ -63,7 +63,7 @@ class Trainer(ABC):
         """Train until `last_step`, an `alarm`, or until ``on_step`` returns False.
 
         A step that diverges raises an alarm. After any other error, the step can be taken again when the run
-        resumes. Both leave the weights unchanged, and the last state is always saved.
+        resumes. Both leave the weights unchanged, and the last state is saved.
 
         Raises:
             Stopped: see `Rollouts.play`.

@@ -152,7 +152,7 @@ class Policy:
             raise ModelError(f"{adapter}: not an adapter for {self.ref.id}: {difference}")
 
     def use_layout_attention(self) -> None:
-        """Switch the trained model to packed attention, after TRL's trainer has changed it."""
+        """Switch the trained model to packed attention, which an added adapter or TRL's trainer changes."""
         self.model.set_attn_implementation(register())
         # Never train mode: with dropout, the trained policy would not be the one that sampled.
         self.model.eval()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -200,6 +201,19 @@ def test_rl_from_another_runs_warm_start_ends_with_the_same_bits(
     data = load_report(later.path)
     assert [row.name for row in data.rows] == [*SCRIPTS, "base", "SFT", "SFT+RL"]
     assert any("times here leave it out" in warning for warning in data.warnings)
+
+
+def test_a_copied_warm_start_that_is_gone_is_not_replaced_by_an_untrained_one(
+    tmp_path: Path, model: Path, backend: SandboxBackend
+) -> None:
+    config = small(model, sft_examples=0, warm_start=str(tmp_path / "adapter"))
+    policy = Policy.of(resolve(str(model), Silent()), replace(config, dtype="float32"))
+    save_adapter(policy, tmp_path / "adapter")
+    run = begin(tmp_path / "run", model, warm_start=str(tmp_path / "adapter"), sft_examples=0)
+    shutil.rmtree(run.path / "sft")
+    with pytest.raises(StoreError, match=r"sft is gone; it was a copy of .*adapter\. Restore it"):
+        study(run, backend).run()
+    assert not (run.path / "sft").exists()
 
 
 def test_a_warm_start_of_another_rank_is_refused(tmp_path: Path, model: Path) -> None:

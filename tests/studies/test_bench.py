@@ -27,9 +27,10 @@ from envkit.agents.recorded import write_recorded
 from envkit.benchmark.report import load_report, load_reports
 from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 from envkit.display import Silent
+from envkit.env import ActionResult
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
 from envkit.environments.sql_desk import SqlDeskEnv
-from envkit.errors import ConfigError, StoreError, UsageError
+from envkit.errors import ConfigError, ContractError, StoreError, UsageError
 from envkit.models import ModelRef, weights_digest
 from envkit.prices import load_prices
 from envkit.sandbox import SandboxBackend
@@ -314,6 +315,24 @@ def test_after_a_refusal_other_rows_and_environments_are_played(
         assert solved == {"old": many, "oracle": many}
         [early] = [text for text in data.warnings if "ended early" in text]
         assert early.count("TEST_KEY") == 1
+
+
+def test_a_broken_environment_does_not_end_the_others(
+    tmp_path: Path, backend: SandboxBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = EnvironmentSpec("sql-desk", limit=6), EnvironmentSpec("code-editor", str(starters(tmp_path)))
+    rows = (AgentSpec("oracle", script="oracle"), AgentSpec("no-op", script="no-op"))
+    run = begin(tmp_path / "runs", replace(spec(*rows), environments=both), backend)
+
+    def broken(self: SqlDeskEnv, action: str) -> ActionResult:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(SqlDeskEnv, "apply", broken)
+    with pytest.raises(ContractError, match="fix the environment and start again"):
+        finish(run, backend)
+    found = {report.environment: report for report in load_reports(run.path)}
+    assert any("fix the environment" in warning for warning in found["sql-desk"].warnings)
+    assert [row.name for row in found["code-editor"].rows] == ["oracle", "no-op"]
 
 
 def test_rows_after_a_stop_by_the_user_are_not_played(tmp_path: Path, backend: SandboxBackend) -> None:

@@ -77,7 +77,7 @@ def test_a_budget_that_is_too_small_is_refused_and_a_sufficient_one_named() -> N
     inputs = PlanInputs(slow, LENGTHS, TrainConfig(), 446, 646, 1292)
     with pytest.raises(UsageError, match="learns from 40 and reads 100 tokens per second") as refusal:
         require_useful(1, inputs)
-    advised = re.search(r"give --minutes (\d+)$", str(refusal.value))
+    advised = re.search(r"give --minutes (\d+);", str(refusal.value))
     assert advised is not None
     enough = int(advised[1])
     require_useful(enough, inputs)
@@ -91,7 +91,7 @@ def test_the_advised_budget_is_that_of_all_adapters() -> None:
     inputs = PlanInputs(slow, LENGTHS, TrainConfig(), 446, 646, 1292)
     with pytest.raises(UsageError, match=r"--minutes 3 allows each of 3 adapters") as refusal:
         require_useful(1, inputs, 3)
-    advised = re.search(r"give --minutes (\d+)$", str(refusal.value))
+    advised = re.search(r"give --minutes (\d+);", str(refusal.value))
     assert advised is not None
     require_useful(int(advised[1]) / 3, inputs, 3)
 

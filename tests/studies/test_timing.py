@@ -70,12 +70,13 @@ def test_an_error_loses_nothing(run: RunFolder, clock: Clock, error: type[BaseEx
     def work() -> None:
         with Stopwatch(run, "estimate difficulty") as watch:
             clock.now += 1
-            watch.lap()
+            watch.lap(at_once=2)
+            clock.now += 2
             raise error
 
     with pytest.raises(error):
         work()
-    assert noted(run) == [("estimate difficulty", 1.0, 0)]
+    assert noted(run) == [("estimate difficulty", 1.5, 0)]  # the lap that it ended is shared as the last was
 
 
 def test_a_phase_is_listed_once_and_training_time_excludes_evaluation(
