@@ -132,6 +132,8 @@ def test_a_loaded_adapter_answers_and_exposes_its_model(trained: envkit.TrainRes
     with envkit.load_adapter(trained.run, temperature=1.0) as adapter:
         assert adapter.path == trained.adapter
         first = [adapter.act("Mend it."), adapter.act("Once more.")]
+        ids = adapter.tokenizer("Mend it.", return_tensors="pt")["input_ids"]
+        assert adapter.model(ids).logits.shape[:2] == ids.shape  # a forward pass of the caller's own
         adapter.reset(seed=0)
         assert [adapter.act("Mend it."), adapter.act("Once more.")] == first
         assert adapter.model.active_adapter == "trained"
@@ -210,6 +212,21 @@ def test_bad_input_is_refused_before_any_work(
         envkit.resume_train(tmp_path, display="quiet")
     with pytest.raises(UsageError, match="no agent to compare"):
         envkit.spec_of()
+
+
+def test_an_adapter_is_measured_as_it_was_trained_unless_told_otherwise(
+    trained: envkit.TrainResult,
+) -> None:
+    config = json.loads((trained.run / "manifest.json").read_text())["plan"]["train"]
+    spec = envkit.spec_of(adapters=[trained.run], model=config["model"])
+    base, adapter = spec.agents[-2:]
+    assert adapter.adapter == str(trained.adapter)  # the newest checkpoint
+    assert spec.max_turns == config["max_turns"]
+    assert base.max_completion_length == adapter.max_completion_length == config["max_completion_length"]
+    told = envkit.spec_of(adapters=[trained.run], model=config["model"], max_turns=2, max_completion_length=9)
+    assert (told.max_turns, told.of(told.agents[-1]).max_completion_length) == (2, 9)
+    with pytest.raises(UsageError, match="no adapter there"):
+        envkit.spec_of(adapters=[trained.run / "tasks"])
 
 
 def test_unknown_recorded_outputs_are_refused_before_the_controls_are_played(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from rich.markup import escape
 
@@ -21,6 +21,9 @@ from envkit.api.results import BenchResult, EvalResult, Report, RescoreResult, r
 from envkit.api.rich_display import DisplayChoice, open_display
 from envkit.benchmark.spec import DEFAULT_SAMPLES
 from envkit.errors import SETUP_ERRORS, UsageError
+
+#: Settings that measuring takes from an adapter's training, unless they are given.
+_LIMITS: Final = ("max_turns", "max_completion_length", "stop_strings", "max_context_length")
 
 if TYPE_CHECKING:
     from envkit.benchmark.spec import BenchSpec
@@ -42,9 +45,9 @@ def evaluate(
     samples: int = DEFAULT_SAMPLES,
     temperature: float = 0.7,
     max_turns: int | None = None,
-    max_completion_length: int = 384,
-    stop_strings: Sequence[str] = (),
-    max_context_length: int = 0,
+    max_completion_length: int | None = None,
+    stop_strings: Sequence[str] | None = None,
+    max_context_length: int | None = None,
     shots: int = 0,
     sandbox: SandboxBackend | str = "auto",
     root: Path | str = RUNS,
@@ -58,7 +61,8 @@ def evaluate(
         agent: ``"model"``, or a scripted one: ``"oracle"``, ``"no-op"``, or a baseline of the environment,
             such as the code editor's ``"enumerate"``.
         model: model id, folder or hub id; by default the adapter's own base, or as in training.
-        adapter: a trained adapter's folder.
+        adapter: a trained adapter's folder, or a training run's, whose newest checkpoint is measured. The
+            limits below are by default those of its training.
         tasks: a task file, or ``FORMAT:PATH`` of a published benchmark; by default the environment's own.
         limit: play only the first ``limit`` tasks.
         split: of the environment's own tasks: ``"heldout"`` to choose by, or ``"test"`` for a final report.
@@ -66,9 +70,9 @@ def evaluate(
         samples: episodes per task.
         temperature: sampling temperature.
         max_turns: actions per episode; by default the environment's own number.
-        max_completion_length: tokens per turn, at most; as in training.
-        stop_strings: texts that end a turn; as in training.
-        max_context_length: tokens a turn is asked with, at most; 0 for the model's own limit.
+        max_completion_length: tokens per turn, at most; by default 384.
+        stop_strings: texts that end a turn; by default none.
+        max_context_length: tokens a turn is asked with, at most; 0, the default, for the model's own limit.
         shots: solved train tasks that the model sees first (few-shot prompting).
         sandbox: a backend or its registered name.
         root: folder in which the run folder is created.
@@ -81,9 +85,11 @@ def evaluate(
     """
     from envkit.benchmark.spec import AgentSpec, BenchSpec, EnvironmentSpec
 
+    paths: list[Path] = []
     if agent == "model":
-        base, reason = _base(model, () if adapter is None else (Path(adapter),))
-        path = "" if adapter is None else str(Path(adapter).resolve())
+        paths = [] if adapter is None else _adapter_folders([adapter])
+        base, reason = _base(model, paths)
+        path = "".join(map(str, paths))
         row = AgentSpec(Path(path or base).name, model=base, adapter=path, shots=shots)
     else:
         given = {
@@ -96,15 +102,18 @@ def evaluate(
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
         row, reason = AgentSpec(agent, script=agent), ""
+    limits = {
+        "max_turns": max_turns,
+        "max_completion_length": max_completion_length,
+        "stop_strings": None if stop_strings is None else tuple(stop_strings),
+        "max_context_length": max_context_length,
+    }
     spec = BenchSpec(
         (EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars),),
         (row,),
         samples,
         temperature,
-        max_turns,
-        max_completion_length,
-        tuple(stop_strings),
-        max_context_length,
+        **{**_trained_limits(paths), **{name: value for name, value in limits.items() if value is not None}},
     )
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
@@ -213,7 +222,8 @@ def spec_of(
     """Make the specification of a comparison: some agents, with their base model and both controls.
 
     Args:
-        adapters: trained adapter folders; each is a row, beside a row of their base model.
+        adapters: trained adapter folders, or training runs for their newest checkpoints; each is a row,
+            beside a row of their base model.
         cards: API models: names from `envkit list`, or paths of card files.
         recorded: models whose outputs came with the tasks, or files of outputs.
         environment: its registered name.
@@ -223,7 +233,8 @@ def spec_of(
         model: the base of the adapters; by default the one that the first of them was trained on.
         samples: episodes per task.
         shots: above 0, a further row of the base model, which sees so many solved train tasks first.
-        settings: further fields of `BenchSpec`.
+        settings: further fields of `BenchSpec`. Turns, lengths and stop strings are by default those that the
+            first adapter was trained with.
 
     Raises:
         UsageError: no agent is named, a card does not exist, or a setting needs adapters and there are none.
@@ -241,15 +252,18 @@ def spec_of(
             raise UsageError(
                 f"{unused[0]} is for adapters and their base model, and no adapter is named; leave it out"
             )
-    paths = [Path(path).resolve() for path in adapters]
+    paths = _adapter_folders(adapters)
+    limits = {name: value for name, value in _trained_limits(paths).items() if name not in settings}
+    if "max_turns" in limits:
+        settings["max_turns"] = limits.pop("max_turns")
     base = absolute_if_path(model) if model else _recorded(paths) or DEFAULT_MODEL
     rows = [AgentSpec(name, script=name) for name in ("oracle", "no-op")]
     if adapters:
-        rows.append(AgentSpec("base", model=base))
+        rows.append(AgentSpec("base", model=base, **limits))
     if adapters and shots:
-        rows.append(AgentSpec(f"base, {shots}-shot", model=base, shots=shots))
+        rows.append(AgentSpec(f"base, {shots}-shot", model=base, shots=shots, **limits))
     for path, name in zip(paths, _distinct_names(paths), strict=True):
-        rows.append(AgentSpec(name, model=base, adapter=str(path)))
+        rows.append(AgentSpec(name, model=base, adapter=str(path), **limits))
     rows += [AgentSpec(load_card(card).name, card=absolute_if_path(card)) for card in cards]
     rows += [
         AgentSpec(Path(name).name.removesuffix(".jsonl"), recorded=absolute_if_path(name))
@@ -421,6 +435,26 @@ def _recorded(adapters: Sequence[Path]) -> str:
     from envkit.training.adapter_folder import recorded_base
 
     return next((recorded_base(path) for path in adapters), "")
+
+
+def _adapter_folders(paths: Sequence[Path | str]) -> list[Path]:
+    """Find the adapter folder that each path names: itself, or a training run's newest checkpoint.
+
+    Raises:
+        UsageError: there is none, or there are several.
+    """
+    from envkit.api.adapter import adapter_folder
+
+    return [adapter_folder(Path(path)).resolve() for path in paths]
+
+
+def _trained_limits(adapters: Sequence[Path]) -> dict[str, Any]:
+    """Return the limits that the first adapter was trained with; empty if its run is not known."""
+    from envkit.api.adapter import training_of
+
+    config = training_of(adapters[0])[0] if adapters else None
+    limits = {} if config is None else {name: getattr(config, name) for name in _LIMITS}
+    return {name: value for name, value in limits.items() if value}  # 0 and () are the defaults
 
 
 def _distinct_names(paths: Sequence[Path]) -> list[str]:

@@ -34,6 +34,10 @@ from envkit.errors import UsageError
 _TASKS_HELP = (
     "Held-out tasks: a file, or FORMAT:PATH of a published benchmark. Default: the environment's own."
 )
+_ADAPTER_HELP = "A trained adapter's folder, or a training run's, for its newest checkpoint."
+_TURNS_HELP = (
+    "Actions per episode, at most. Default: as the adapter was trained, else the environment's own number."
+)
 _MODEL_HELP = "Base model: an id, a folder or a hub id."
 
 Limit = Annotated[int | None, typer.Option(metavar="N", help="Play only the first N tasks.")]
@@ -45,14 +49,14 @@ Stops = Annotated[
     list[str] | None,
     typer.Option(
         metavar="TEXT",
-        help="Text that ends a turn of a local model. Repeat for more. Use the values of training.",
+        help="Text that ends a turn of a local model. Repeat for more. Default: as the adapter was trained.",
     ),
 ]
 Context = Annotated[
     int | None,
     typer.Option(
         metavar="TOKENS",
-        help="Context length limit of a local model. Default: the model's own. Use the value of training.",
+        help="Context length limit of a local model. Default: as the adapter was trained, else by the model.",
     ),
 ]
 Shots = Annotated[
@@ -85,9 +89,7 @@ def evaluate(
     model: Annotated[
         str, typer.Option("--model", metavar="MODEL", help=_MODEL_HELP, show_default=False)
     ] = "",
-    adapter: Annotated[
-        Path | None, typer.Option(metavar="FOLDER", help="A trained adapter's folder.")
-    ] = None,
+    adapter: Annotated[Path | None, typer.Option(metavar="FOLDER", help=_ADAPTER_HELP)] = None,
     limit: Limit = None,
     split: Split = "heldout",
     max_task_chars: MaxTaskChars = None,
@@ -95,11 +97,14 @@ def evaluate(
     temperature: Annotated[float, typer.Option(metavar="NUMBER", help="Sampling temperature.")] = 0.7,
     max_turns: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
+        typer.Option(metavar="N", help=_TURNS_HELP),
     ] = None,
     max_completion_length: Annotated[
-        int, typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Use the value of training.")
-    ] = 384,
+        int | None,
+        typer.Option(
+            metavar="TOKENS", help="Tokens per turn, at most. Default: as the adapter was trained, else 384."
+        ),
+    ] = None,
     stop_strings: Stops = None,
     max_context_length: Context = None,
     shots: Shots = 0,
@@ -121,8 +126,8 @@ def evaluate(
         temperature=temperature,
         max_turns=max_turns,
         max_completion_length=max_completion_length,
-        stop_strings=stop_strings or (),
-        max_context_length=max_context_length or 0,
+        stop_strings=stop_strings,
+        max_context_length=max_context_length,
         shots=shots,
         sandbox=sandbox,
         root=root,
@@ -138,7 +143,7 @@ def bench(
     resume: Resume = None,
     adapter: Annotated[
         list[Path] | None,
-        typer.Option(metavar="FOLDER", help="A trained adapter's folder. Repeat for more rows."),
+        typer.Option(metavar="FOLDER", help=f"{_ADAPTER_HELP} Repeat for more rows."),
     ] = None,
     card: Annotated[
         list[str] | None,
@@ -184,11 +189,14 @@ def bench(
     ] = None,
     max_turns: Annotated[
         int | None,
-        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
+        typer.Option(metavar="N", help=_TURNS_HELP),
     ] = None,
     max_completion_length: Annotated[
         int | None,
-        typer.Option(metavar="TOKENS", help="Tokens per turn, at most. Default: the card's, or 384."),
+        typer.Option(
+            metavar="TOKENS",
+            help="Tokens per turn, at most. Default: as the adapter was trained, else the card's, else 384.",
+        ),
     ] = None,
     stop_strings: Stops = None,
     max_context_length: Context = None,
@@ -204,8 +212,8 @@ def bench(
 ) -> None:
     """Compare agents on the same held-out tasks; write a report per environment, and a leaderboard.
 
-    The agents come from a spec, or from --adapter, --card and --recorded; base and controls are added to
-    those.
+    The agents come from a spec, or from --adapter, --card and --recorded. The options add the controls
+    oracle and no-op, and the base model of the adapters. Either way, the environment's baselines are added.
     """
     if (spec is not None) + (resume is not None) + any((adapter, card, recorded)) != 1:
         raise UsageError("give one of: a spec, --resume RUN, or rows by --adapter, --card and --recorded")

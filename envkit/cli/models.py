@@ -11,13 +11,13 @@ from envkit.cli.help import Command
 from envkit.cli.options import Json, complete_models
 from envkit.cli.output import emit, out
 
-app = typer.Typer(help="List the models with an id of their own, fetch one, measure its speed here.")
+app = typer.Typer(help="List the models that envkit knows by id, fetch one, measure its speed here.")
 
 ModelArgument = Annotated[
     str | None,
     typer.Argument(
         metavar="ID",
-        help="An id from `envkit models`. Default: the model that training uses by default.",
+        help="An id from `envkit models`. Default: qwen2.5-coder-0.5b-q4.",
         autocompletion=complete_models,
     ),
 ]
@@ -25,7 +25,7 @@ ModelArgument = Annotated[
 
 @app.callback(invoke_without_command=True)
 def list_(context: typer.Context, as_json: Json = False) -> None:
-    """List the models with an id of their own: licence, sizes, and speed and memory if measured here."""
+    """List the models that envkit knows by id: licence, sizes, and speed and memory if measured here."""
     from rich.table import Table
 
     from envkit.models import KNOWN, is_fetched, known_speed

@@ -82,8 +82,8 @@ Split = Annotated[
     str,
     typer.Option(
         metavar="SPLIT",
-        help="The environment's own tasks to measure on: heldout to choose by, test to report on. Each "
-        "opening of test is counted.",
+        help="The environment's own tasks to measure on: heldout to choose settings, test for final numbers. "
+        "Runs on test are counted.",
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object to stdout.")]

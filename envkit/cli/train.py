@@ -63,7 +63,7 @@ def demo(
     minutes: Annotated[
         float, typer.Option(metavar="MINUTES", help="Time budget after set-up; sizes follow from it.")
     ] = 25.0,
-    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of every random draw.")] = 0,
+    seed: Annotated[int, typer.Option(metavar="SEED", help="Seed of training's random draws.")] = 0,
     root: Root = RUNS,
     as_json: Json = False,
 ) -> None:
@@ -103,8 +103,8 @@ def train(
         list[int] | None,
         typer.Option(
             metavar="SEED",
-            help="Seed of every random draw. Repeat to train an adapter per seed, side by side. Default: the "
-            "config's, or 0.",
+            help="Seed of training's random draws. Repeat to train an adapter per seed, side by side. "
+            "Default: the config's, or 0.",
         ),
     ] = None,
     tasks: Tasks = None,

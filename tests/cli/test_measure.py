@@ -136,7 +136,9 @@ def test_an_evaluated_model_is_named_after_its_folder_and_its_path_is_absolute(
     monkeypatch.setattr("envkit.models.choice.available_bytes", lambda: None)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "tiny").mkdir()
-    (tmp_path / "runs" / "step-5").mkdir(parents=True)
+    for name in ("step-4", "step-5"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "adapter_config.json").write_text("{}")
     (tmp_path / "runs" / "step-5" / "base.json").write_text(json.dumps({"model": SMALL_MODEL, "digest": "d"}))
     choices: list[dict[str, Any]] = [
         {},
