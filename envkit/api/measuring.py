@@ -102,18 +102,19 @@ def evaluate(
         if unused := [name for name, value in given.items() if value]:
             raise UsageError(f"agent {agent!r} is scripted and takes no model; leave out {', '.join(unused)}")
         row, reason = AgentSpec(agent, script=agent), ""
-    limits = {
+    told: dict[str, Any] = {
         "max_turns": max_turns,
         "max_completion_length": max_completion_length,
         "stop_strings": None if stop_strings is None else tuple(stop_strings),
         "max_context_length": max_context_length,
     }
+    limits = _trained_limits(paths) | {name: value for name, value in told.items() if value is not None}
     spec = BenchSpec(
         (EnvironmentSpec(environment, str(tasks), limit, split, max_task_chars),),
         (row,),
         samples,
         temperature,
-        **{**_trained_limits(paths), **{name: value for name, value in limits.items() if value is not None}},
+        **limits,
     )
     with open_display(display) as progress:
         backend = isolated_backend(sandbox, progress)
