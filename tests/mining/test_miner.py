@@ -177,7 +177,7 @@ def test_functions_are_to_be_repaired_in_several_places_or_written(
 
 
 def test_slips_are_tasks_that_the_oracle_repairs(tiny: str, backend: SandboxBackend) -> None:
-    tasks = mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(0, slips=3))
+    tasks = mine(tiny, seed=0, split="train", backend=backend, wanted=Wanted(0, slips=6))
     by_operator = {str(task.metadata["operator"]): task for task in tasks}
     assert {"syntax", "name", "2 bugs"} <= by_operator.keys()
     assert not is_python(by_operator["syntax"].files[SOLUTION])
