@@ -271,7 +271,7 @@ def test_a_changed_byte_in_a_saved_adapter_is_refused(
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(StoreError, match=r"adapter_model\.safetensors differs from its manifest: .*; restore it or delete"):
+    with pytest.raises(StoreError, match=r"safetensors differs from its manifest: .*; restore it or delete"):
         load_adapter(other_policy, folder)
     with pytest.raises(ModelError, match=r"adapter_model\.safetensors differs from its manifest"):
         other_policy.add(folder, "damaged")
