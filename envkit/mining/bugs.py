@@ -93,7 +93,9 @@ def slipped_bugs(
     shuffled = [rng.sample(some, len(some)) for some in rng.sample(kinds, len(kinds))]
     found: dict[str, Bug] = {}
     for slip in itertools.chain.from_iterable(itertools.zip_longest(*shuffled)):
-        if slip is None or len(found) == count:
+        if len(found) == count:
+            break
+        if slip is None:
             continue
         chosen = [slip]
         for pool in (others, slips)[: len(found) % 3]:

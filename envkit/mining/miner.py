@@ -39,7 +39,7 @@ class Wanted:
         single: to repair one mutation.
         several: to repair two or three.
         write: True for one to write the function.
-        slips: to repair a slip, alone or beside a mutation; see `envkit.mining.slips`.
+        slips: to repair a slip, alone or beside other bugs; see `envkit.mining.slips`.
     """
 
     single: int = 6
