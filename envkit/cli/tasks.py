@@ -51,7 +51,7 @@ def mine(
         int,
         typer.Option(
             metavar="N",
-            help="Tasks per function with a syntax error or a misspelt name, alone or beside other bugs, at most.",
+            help="Tasks per function with a syntax error or a misspelt name, alone or beside bugs, at most.",
         ),
     ] = 0,
     max_chars: Annotated[int, typer.Option(metavar="N", help="Length of a function, at most.")] = 1200,
