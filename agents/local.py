@@ -5,11 +5,11 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import final
 
 from envkit.agent import Session
-from envkit.engine.chat import ChatRenderer
+from envkit.engine.chat import ChatRenderer, Conversation
 from envkit.engine.protocol import Engine, Request, Sampling
 from envkit.errors import ContractError
 from envkit.stop import ShouldStop, never
@@ -17,18 +17,11 @@ from envkit.types import EpisodeKey, Tokens, Turn, Usage
 
 
 @dataclass(slots=True, eq=False)
-class _Conversation:
-    """An episode's token ids. ``new_ids`` belong to the latest observation; ``kept`` as in `Tokens`."""
+class _Session:
+    """An episode and its conversation with the model."""
 
     key: EpisodeKey
-    system: str
-    ids: tuple[int, ...] = ()
-    new_ids: tuple[int, ...] = ()
-    kept: int | None = None
-    #: Length of the first prompt.
-    first_prompt: int = 0
-    turns: int = 0
-    closed: bool = field(default=True)
+    talk: Conversation
 
 
 @final
@@ -66,25 +59,15 @@ class LocalAgent:
         self._sampling, self._max_turns, self._adapter = sampling, max_turns, adapter
         self._should_stop, self._shots = should_stop, shots
         self._max_context_length = max_context_length or sys.maxsize
-        self._waiting: list[_Conversation] = []
+        self._waiting: list[_Session] = []
 
-    def start(self, key: EpisodeKey, system: str) -> _Conversation:
-        return _Conversation(key, system)
+    def start(self, key: EpisodeKey, system: str) -> _Session:
+        return _Session(key, Conversation(self._renderer, system, self._max_context_length, self._shots))
 
     def submit(self, session: Session, observation: str) -> None:
-        if not isinstance(session, _Conversation):
+        if not isinstance(session, _Session):
             raise ContractError(f"agent {self.name} got a session of another agent")
-        session.kept = None
-        if not session.turns:
-            session.new_ids = self._renderer.conversation(session.system, self._shots, observation)
-            session.first_prompt = len(session.new_ids)
-        else:
-            session.new_ids = self._renderer.following(observation, closed=session.closed)
-            if len(session.ids) + len(session.new_ids) > self._max_context_length:
-                # closed=False: the dropped answers are rendered as one empty answer.
-                session.new_ids = self._renderer.following(observation, closed=False)
-                session.kept = session.first_prompt
-        session.ids = (*session.ids[: session.kept], *session.new_ids)
+        session.talk.observe(observation)
         self._waiting.append(session)
 
     def collect(self) -> Generator[tuple[Session, Turn]]:
@@ -94,22 +77,18 @@ class LocalAgent:
         started = time.monotonic()
         requests = [self._request(session) for session in waiting]
         for index, completion in self._engine.stream(requests, self._sampling, self._should_stop):
-            session = waiting[index]
-            session.ids += completion.ids
-            # A stop string ends the answer, but does not close the turn.
-            session.closed = completion.ids[-1] == self._renderer.stop_id
-            session.turns += 1
-            waited_s = time.monotonic() - started
-            usage = Usage(len(session.ids) - len(completion.ids), len(completion.ids), waited_s)
-            tokens = Tokens(session.new_ids, completion.ids, completion.logprobs, session.kept)
+            session, talk = waiting[index], waiting[index].talk
+            usage = Usage(len(talk.ids), len(completion.ids), time.monotonic() - started)
+            tokens = Tokens(talk.new_ids, completion.ids, completion.logprobs, talk.kept)
+            talk.answer(completion.ids)
             yield session, Turn(self._renderer.text(completion.ids), tokens, usage, completion.stop)
 
-    def _request(self, session: _Conversation) -> Request:
-        key = session.key
+    def _request(self, session: _Session) -> Request:
+        key, talk = session.key, session.talk
         return Request(
-            session.ids,
-            (key.seed, key.step, key.group, key.row, session.turns),
+            talk.ids,
+            (key.seed, key.step, key.group, key.row, talk.turns),
             adapter=self._adapter if isinstance(self._adapter, int) else self._adapter[key.seed],
-            earlier_tokens=len(session.ids) - len(session.new_ids),
-            keep_cache=session.turns + 1 < self._max_turns,
+            earlier_tokens=len(talk.ids) - len(talk.new_ids),
+            keep_cache=talk.turns + 1 < self._max_turns,
         )

@@ -33,12 +33,12 @@ def sft_ways() -> Generator[Ways]:
     policy = perturbed_policy()
     shared = tiny.prompt(SHARED, seed=1)
     examples = [
-        sft.Example((*shared, *tiny.prompt(OWN, seed=2 * row)), tiny.prompt(ANSWER, seed=2 * row + 1))
+        tiny.example((*shared, *tiny.prompt(OWN, seed=2 * row)), tiny.prompt(ANSWER, seed=2 * row + 1))
         for row in range(1, EXAMPLES + 1)
     ]
     optimizer = torch.optim.AdamW(policy.trainable(), lr=1e-6)
     rows = [
-        {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + [*e.answer]}
+        {"input_ids": [*e.prompt, *e.row.ids], "labels": [-100] * len(e.prompt) + [*e.row.ids]}
         for e in examples
     ]
     library: Any = trl

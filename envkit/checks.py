@@ -35,6 +35,7 @@ class Check:
             there, the reward was won without the work.
         each_turn: if True, it also runs after every earlier turn, and its part of the reward is paid as its
             score changes. The episode's total is the same: only the last scores count.
+        required: if True, the task is solved only if this check scores 1.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Check:
     gate: bool
     held_out: bool = False
     each_turn: bool = False
+    required: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,8 @@ class Score:
     Args:
         parts: check name -> its part of the reward: score times share of the weights; 0 if a gate failed or a
             check saw tampering.
-        solved: every weighted check and every gate scored 1, and none saw tampering.
+        solved: every required check scored 1, and none saw tampering.
+        withheld: a gate failed or a check saw tampering, so nothing is earned.
         scores: check name -> score in [0, 1].
         verdict: the worst verdict among the checks.
         evidence: check name -> what it found. Never show this to an agent: it may hold hidden inputs.
@@ -61,6 +64,7 @@ class Score:
 
     parts: Mapping[str, float]
     solved: bool
+    withheld: bool
     scores: Mapping[str, float]
     verdict: Verdict
     evidence: Mapping[str, str]
@@ -74,30 +78,44 @@ class Score:
 
 
 def check(
-    *, weight: float = 1.0, gate: bool = False, held_out: bool = False, each_turn: bool = False
+    *,
+    weight: float = 1.0,
+    gate: bool = False,
+    required: bool | None = None,
+    held_out: bool = False,
+    each_turn: bool = False,
 ) -> Callable[[Method], Method]:
     """Mark a method of an environment as a check; see `Check`.
 
     The method takes no argument and returns a bool, a number in [0, 1] or a `Grade`. A held-out check may
     return ``None`` if it does not apply to the episode; it then counts as not run.
 
+    By default, gates and checks with weight are required. A check that only makes a solution better, such as
+    one of its length, is not: ``@check(weight=0.1, required=False)``.
+
     Some exceptions are results. `SubmissionRejected` is the grade that it carries. ``FileNotFoundError`` and
     `UsageError` are a FAIL with the message as evidence, because the agent's files may be unreadable. Errors
     of the setup, such as `ConfigError`, end the run. Any other exception becomes a `CheckError`.
 
     Raises:
-        ContractError: the weight is negative or not finite, a held-out check is a gate, or a check of each
-            turn has no part of the reward.
+        ContractError: the weight is negative or not finite, a held-out check is a gate or required, a gate is
+            not, or a check of each turn has no part of the reward.
     """
     if not (math.isfinite(weight) and weight >= 0):
         raise ContractError(f"check weight {weight}; expected a finite number >= 0")
     if held_out and gate:
         raise ContractError("a held-out check is no part of the reward, so it cannot be a gate")
+    if held_out and required:
+        raise ContractError("a held-out check runs after a solved episode, so it cannot be required")
+    if gate and required is False:
+        raise ContractError("a gate is required: without it nothing is earned")
     if each_turn and (held_out or not weight):
         raise ContractError("a check of each turn pays reward; expected a weight > 0, and not held_out")
+    weight = 0.0 if held_out else weight
+    decides = gate or weight > 0 if required is None else required
 
     def mark(method: Method) -> Method:
-        setattr(method, _MARK, (0.0 if held_out else weight, gate, held_out, each_turn))
+        setattr(method, _MARK, (weight, gate, held_out, each_turn, decides))
         return method
 
     return mark
@@ -140,12 +158,12 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
             if found.verdict is Verdict.TAMPERED:
                 verdict = Verdict.TAMPERED
         scores[item.name] = score
-        if score < 1 and (item.gate or item.weight > 0):
+        if score < 1 and item.required:
             gated = gated or item.gate
             verdict = Verdict.FAIL if verdict is Verdict.PASS else verdict
-    cheated = verdict is Verdict.TAMPERED
+    withheld = gated or verdict is Verdict.TAMPERED
     parts = {
-        item.name: 0.0 if gated or cheated else scores[item.name] * item.weight / total
+        item.name: 0.0 if withheld else scores[item.name] * item.weight / total
         for item in counting
         if item.weight
     }
@@ -156,7 +174,7 @@ def run_checks(env: object, checks: tuple[Check, ...], *, held_out: bool = False
                 held[item.name], found = outcome
                 if found is not None:
                     evidence[item.name] = found.evidence
-    return Score(parts, solved, scores, verdict, evidence, weaknesses, held)
+    return Score(parts, solved, withheld, scores, verdict, evidence, weaknesses, held)
 
 
 def run_turn_checks(env: object, checks: tuple[Check, ...]) -> dict[str, float]:
@@ -190,9 +208,9 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
     except SETUP_ERRORS:
         raise
     except SubmissionRejected as refused:
-        result = Grade(refused.verdict, refused.evidence, 0, 0)
+        result = Grade(refused.verdict, refused.evidence)
     except (FileNotFoundError, UsageError) as error:
-        result = Grade(Verdict.FAIL, str(error), 0, 0)
+        result = Grade(Verdict.FAIL, str(error))
     except EnvkitError:
         raise
     except Exception as error:
@@ -202,7 +220,7 @@ def _run(env: object, item: Check) -> tuple[float, Grade | None] | None:
     if isinstance(result, Grade):
         if result.verdict is Verdict.INFRA:
             raise SandboxError(f"check {item.name}: {result.evidence}")
-        return float(result.verdict is Verdict.PASS), result
+        return result.score, result
     if isinstance(result, bool | int | float) and 0 <= result <= 1:  # NaN fails both
         return float(result), None
     raise CheckError(f"check {item.name} returned {result!r}; expected a bool, [0, 1] or a Grade")

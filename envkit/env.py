@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,10 @@ from envkit.types import ResetInfo, StepInfo, Task, total_reward
 
 Returned = TypeVar("Returned")
 
+#: Sources of reward that are no checks, as named in ``info["rewards"]``: what actions earned, what turns
+#: cost, and what was not paid because of `Env.reward_range`.
+ACTIONS, TURN_COST, LIMIT = "actions", "turn_cost", "limit"
+
 
 @dataclass(frozen=True, slots=True)
 class ActionResult:
@@ -29,10 +34,12 @@ class ActionResult:
     Args:
         observation: what the agent sees next.
         done: the action ended the episode (the agent submitted or gave up).
+        reward: what the action itself earned, beside the checks; see `Env.reward_range`.
     """
 
     observation: str
     done: bool = False
+    reward: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,11 +116,19 @@ class Env(gymnasium.Env[str, str], ABC):
     budget and the scoring.
 
     An episode is *terminated* when an action ends it, and *truncated* when ``max_turns`` are used up. In both
-    cases the checks score the final state once. That score, in [0, 1], is the sum of the episode's rewards.
+    cases the checks score the final state once. That score, in [0, 1], is the sum of the episode's rewards,
+    unless the class says more:
 
-    The last step pays it, except for what checks with ``each_turn=True`` have paid before. Such a check also
-    runs after every earlier turn, and the turn's reward is the change of its part, negative if it fell. So a
-    turn's reward says what the turn was worth, and no detour earns more than the final state.
+    - A check with ``each_turn=True`` also runs after every earlier turn. The turn's reward is the change of
+      its part, negative if it fell. So a turn's reward says what the turn was worth, and no detour earns more
+      than the final state.
+    - `turn_cost` is taken from every turn's reward.
+    - An action may earn something itself: ``ActionResult(..., reward=0.1)``. If a gate fails or a check sees
+      tampering, what actions have earned is taken back. An action that earns again when it is repeated is a
+      hole; prefer a check of each turn.
+
+    The sum of an episode's rewards never leaves `reward_range`. Whether the task is solved does not depend on
+    the rewards: all checks that are ``required`` must score 1, see `envkit.checks.check`.
 
     ``reset(options={"task": id})`` picks a task; without it one is drawn. Everything random in an episode
     follows from ``reset(seed=...)``: an author draws hidden inputs from `visit_seed`.
@@ -129,7 +144,8 @@ class Env(gymnasium.Env[str, str], ABC):
 
     Raises:
         UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, or an unknown render mode.
-        ContractError: the class has no ``id``, no check with weight, or neither tools nor an `apply`.
+        ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, or a
+            `reward_range` or `turn_cost` that it cannot have.
     """
 
     metadata: dict[str, Any] = {"render_modes": ["ansi"], "render_fps": 1}  # noqa: RUF012  (Gymnasium's own attribute)
@@ -149,6 +165,12 @@ class Env(gymnasium.Env[str, str], ABC):
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
+    #: Lowest and highest sum of an episode's rewards, at most 0 and at least 1. What would leave it is not
+    #: paid. So an environment whose episodes may end below 0 must say how far.
+    reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
+    #: Taken from the reward of every turn, so that fewer turns are better; at least 0. Without a lowest sum
+    #: below 0, it only lowers what is earned otherwise.
+    turn_cost: ClassVar[float] = 0.0
     _validated_tasks: ClassVar[Sequence[Task] | None] = None
 
     def __init_subclass__(cls) -> None:
@@ -159,7 +181,7 @@ class Env(gymnasium.Env[str, str], ABC):
         """
         super().__init_subclass__()
         cls.checks, cls.tools = find_checks(cls), find_tools(cls)
-        ours = {*dir(Env), *Env.__annotations__}
+        ours = {*dir(Env), *Env.__annotations__, ACTIONS, LIMIT}
         for each in (*cls.checks, *cls.tools):
             if each.name in ours:
                 kind = type(each).__name__.lower()
@@ -197,14 +219,7 @@ class Env(gymnasium.Env[str, str], ABC):
             raise UsageError(f"max_turns is {max_turns}; it must be at least 1")
         if render_mode is not None and render_mode not in self.metadata["render_modes"]:
             raise UsageError(f"render_mode is {render_mode!r}; expected None or 'ansi'")
-        if not hasattr(self, "id"):
-            raise ContractError(f"{type(self).__name__} has no id; give the class one, such as id = 'my-env'")
-        if not any(item.weight > 0 for item in self.checks):
-            raise ContractError(f"{type(self).__name__} has no check with weight > 0; mark one with @check()")
-        if not self.tools and type(self).apply is Env.apply:
-            raise ContractError(
-                f"{type(self).__name__} has no actions; mark methods with @tool, or write apply()"
-            )
+        _require_complete(type(self))
         self.observation_space: Utf8 = Utf8(max_observation_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.max_turns = max_turns
@@ -215,7 +230,10 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = 0
         self._held_out = False
         self._turns = 0
-        self._paid: dict[str, float] = {}
+        #: What this episode's turns have earned, by check or other source, before the limits of
+        #: `reward_range`; and the reward that was paid for it.
+        self._earned: dict[str, float] = {}
+        self._paid = 0.0
         self._last = ""
 
     # Hooks: an author writes `setup` and, if the defaults do not fit, the others.
@@ -277,7 +295,8 @@ class Env(gymnasium.Env[str, str], ABC):
     def oracle(cls, task: Task) -> Sequence[str]:
         """Actions that solve a task. If episodes have one turn, the first action must solve it alone.
 
-        Held-out tasks are tried with these actions before training. The warm start imitates the first one.
+        Held-out tasks are tried with these actions before training. The warm start imitates all of them, each
+        with the observation that it answers.
         """
         raise ContractError(
             f"{cls.__name__} has no oracle; write oracle(task), the actions that solve a task"
@@ -376,7 +395,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = int(self.np_random.integers(2**63 - 1))
         self._end()
         self._task = self.tasks[task_id]
-        self._turns, self._paid = 0, {}
+        self._turns, self._earned, self._paid = 0, {}, 0.0
         self._sandbox = self._backend.create()
         with self._ending_on_error():
             for path, text in self._task.files.items():
@@ -409,13 +428,16 @@ class Env(gymnasium.Env[str, str], ABC):
             self._last = self.observation_space.clip(effect.observation)
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
+            by_actions = self._earned.get(ACTIONS, 0.0) + self._required_finite(effect.reward)
             if not (effect.done or truncated):
                 with self._naming_task():
-                    rewards = self._pay(run_turn_checks(self, self.checks))
+                    parts = run_turn_checks(self, self.checks)
             else:
                 with self._naming_task():
                     score = run_checks(self, self.checks, held_out=self._held_out)
-                rewards = self._pay(score.parts)
+                parts = score.parts
+                if score.withheld:
+                    by_actions = min(by_actions, 0.0)
                 info["scores"] = dict(score.scores)
                 info["solved"] = score.solved
                 info["verdict"] = score.verdict.value
@@ -425,16 +447,35 @@ class Env(gymnasium.Env[str, str], ABC):
                 if score.held_out:
                     info["held_out"] = dict(score.held_out)
                 self._end()
+            rewards = self._pay({**parts, ACTIONS: by_actions, TURN_COST: -self.turn_cost * self._turns})
             if rewards:
                 info["rewards"] = rewards
         reward = total_reward(rewards.values())
         return self._last, reward, effect.done, truncated, cast("dict[str, Any]", info)
 
-    def _pay(self, parts: Mapping[str, float]) -> dict[str, float]:
-        """Return this turn's reward by check: each check's part so far, less what was paid for it before."""
-        rewards = {name: part - self._paid.get(name, 0.0) for name, part in parts.items()}
-        self._paid.update(parts)
+    def _pay(self, earned: Mapping[str, float]) -> dict[str, float]:
+        """Return this turn's reward by source, given what each source has earned in the episode so far."""
+        before, self._earned = self._earned, {**self._earned, **earned}
+        rewards = {name: value - before.get(name, 0.0) for name, value in earned.items()}
+        rewards = {
+            name: value for name, value in rewards.items() if value or name not in (ACTIONS, TURN_COST)
+        }
+        low, high = self.reward_range
+        total = min(max(total_reward(self._earned.values()), low), high)
+        if beyond := total_reward([total, -self._paid, *(-value for value in rewards.values())]):
+            rewards[LIMIT] = beyond
+        self._paid = total
         return rewards
+
+    def _required_finite(self, reward: float) -> float:
+        """Return an action's reward.
+
+        Raises:
+            ContractError: it is no finite number.
+        """
+        if not math.isfinite(reward):
+            raise ContractError(f"{type(self).__name__}: an action's reward is {reward}; expected a number")
+        return reward
 
     @contextmanager
     def _naming_task(self) -> Generator[None]:
@@ -483,3 +524,26 @@ def _returned(found: object, kind: type[Returned], method: str, expected: str) -
     if not isinstance(found, kind):
         raise ContractError(f"{method} returned {found!r}; expected {expected}")
     return found
+
+
+def _require_complete(kind: type[Env]) -> None:
+    """Raise if an author's class lacks something that every environment needs.
+
+    Raises:
+        ContractError: names what is missing or wrong.
+    """
+    name = kind.__name__
+    if not hasattr(kind, "id"):
+        raise ContractError(f"{name} has no id; give the class one, such as id = 'my-env'")
+    if not any(item.weight > 0 for item in kind.checks):
+        raise ContractError(f"{name} has no check with weight > 0; mark one with @check()")
+    if not kind.tools and kind.apply is Env.apply:
+        raise ContractError(f"{name} has no actions; mark methods with @tool, or write apply()")
+    low, high = kind.reward_range
+    if not (-math.inf < low <= 0 and 1 <= high < math.inf):
+        raise ContractError(
+            f"{name}.reward_range is {kind.reward_range}; expected a lowest sum of at most 0 and a highest "
+            "of at least 1, which full scores earn"
+        )
+    if not 0 <= kind.turn_cost < math.inf:
+        raise ContractError(f"{name}.turn_cost is {kind.turn_cost}; expected 0 or a positive number")

@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, Final, TypeVar, final
 
 from envkit.agent import Agent, Session
-from envkit.env import Env
+from envkit.env import LIMIT, Env
 from envkit.errors import (
     SETUP_ERRORS,
     AgentError,
@@ -49,6 +49,7 @@ class _Episode:
         observation: the latest one, not yet answered.
         held_out: whether its held-out checks are scored as well.
         steps: finished turns.
+        rewards: what they have earned, by source; see `StepInfo`.
         first_fault: error that ended its first attempt, if one did.
     """
 
@@ -59,6 +60,7 @@ class _Episode:
     session: Session
     held_out: bool
     steps: list[StepRecord] = field(default_factory=list[StepRecord])
+    rewards: dict[str, float] = field(default_factory=dict[str, float])
     first_fault: Exception | None = None
 
 
@@ -254,9 +256,11 @@ def _step(agent: Agent, episode: _Episode, turn: Turn | AgentError) -> Trajector
         return _repeat(agent, episode, turn, error)
     episode.steps.append(StepRecord(episode.observation, turn, float(reward)))
     episode.observation = observation
+    for source, part in info.get("rewards", {}).items():
+        episode.rewards[source] = total_reward([episode.rewards.get(source, 0.0), part])
     if not (terminated or truncated):
         return None
-    return _finished(env, agent, key, episode.steps, {**info, **_trace(episode.first_fault)})
+    return _finished(agent, episode, episode.steps, {**info, **_trace(episode.first_fault)})
 
 
 def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Trajectory | None:
@@ -269,15 +273,18 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
             "error": f"broke twice: {_described(first)}; {_described(error)}",
             **(_trace(error) or _trace(first)),
         }
-        unearned = -total_reward(step.reward for step in steps)  # takes back what turns have paid
-        steps = [*steps, StepRecord(episode.observation, turn, unearned or 0.0)]
-        return _finished(env, agent, key, steps, {"solved": False, "scores": {}, **info})
+        # The least that an episode may earn: breaking the environment must not pay, not even to save costs.
+        rest = total_reward([env.reward_range[0], *(-step.reward for step in steps)])
+        steps = [*steps, StepRecord(episode.observation, turn, rest or 0.0)]
+        if rest:
+            episode.rewards[LIMIT] = total_reward([episode.rewards.get(LIMIT, 0.0), rest])
+        return _finished(agent, episode, steps, {"solved": False, "scores": {}, **info})
     episode.first_fault = error
     begun = _start(env, key, episode.held_out)
     if isinstance(begun, Exception):
         return _void(env, agent, key, steps, begun)
     episode.observation = begun
-    episode.steps = []
+    episode.steps, episode.rewards = [], {}
     for earlier in [*(step.turn for step in steps), turn]:
         if (end := _step(agent, episode, earlier)) is not None:
             return end
@@ -285,12 +292,15 @@ def _repeat(agent: Agent, episode: _Episode, turn: Turn, error: Exception) -> Tr
 
 
 def _finished(
-    env: Env, agent: Agent, key: EpisodeKey, steps: Sequence[StepRecord], info: Mapping[str, Any]
+    agent: Agent, episode: _Episode, steps: Sequence[StepRecord], info: Mapping[str, Any]
 ) -> Trajectory:
     kept = ("verdict", "evidence", "weaknesses", "held_out", "error", "trace")
     notes: dict[str, JSON] = {name: info[name] for name in kept if name in info}
+    if episode.rewards:
+        notes["rewards"] = episode.rewards
     outcome = Outcome.SOLVED if info["solved"] else Outcome.FAILED
-    return Trajectory(key, env.id, agent.name, tuple(steps), outcome, dict(info["scores"]), notes)
+    scores = dict(info["scores"])
+    return Trajectory(episode.key, episode.env.id, agent.name, tuple(steps), outcome, scores, notes)
 
 
 def _void(

@@ -82,7 +82,8 @@ class StepInfo(TypedDict):
     Args:
         task: the task's id.
         turn: number of the turn, from 1.
-        rewards: check name -> its part of this step's reward; absent if no check ran.
+        rewards: source -> its part of this step's reward: a check's name, or one of the others in
+            `envkit.env`; absent if nothing could be earned.
         scores: check name -> score in [0, 1].
         solved: the task is solved.
         verdict: the worst `Verdict` among the checks, as text.
@@ -209,7 +210,8 @@ class Trajectory:
         steps: the turns, oldest first.
         outcome: solved, failed or void.
         scores: check name -> score in [0, 1].
-        info: evidence and notes for people (verdict, error of a void).
+        info: evidence and notes for people: verdict, ``"rewards"`` summed by source as in `StepInfo`, error
+            of a void.
     """
 
     key: EpisodeKey
@@ -222,7 +224,7 @@ class Trajectory:
 
     @property
     def reward(self) -> float:
-        """Sum of the turns' rewards, in [0, 1]; 0.0 for a void, which callers must drop, not average."""
+        """Sum of the turns' rewards, in `Env.reward_range`; 0.0 for a void: drop it, do not average it."""
         if self.outcome is Outcome.VOID:
             return 0.0
         return total_reward([step.reward for step in self.steps])

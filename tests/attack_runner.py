@@ -59,7 +59,7 @@ def run_attack(
             _carry_out(sandbox, attempt)
             taken = Submission([target.module], shown).collect(sandbox)
         except SubmissionRejected as refused:
-            return Grade(refused.verdict, refused.evidence, 0, len(calls))
+            return Grade(refused.verdict, refused.evidence)
     return grade(backend, Program(taken, target.module, target.function), Questions(calls, expected, policy))
 
 

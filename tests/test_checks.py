@@ -24,7 +24,7 @@ def score_of(*results: object, weights: tuple[float, ...] = (), gates: tuple[int
 
 
 def grade(verdict: Verdict) -> Grade:
-    return Grade(verdict, "because", 0, 1)
+    return Grade(verdict, "because")
 
 
 def test_checks_are_found_base_class_first_in_order_of_definition() -> None:
@@ -78,6 +78,44 @@ def test_full_scores_count_as_solved() -> None:
     score = score_of(True, 1, grade(Verdict.PASS))
     assert (score.reward, score.solved, score.verdict) == (1.0, True, Verdict.PASS)
     assert score.evidence == {"check2": "because"}
+
+
+def test_a_grade_may_have_partial_credit() -> None:
+    score = score_of(Grade(score=0.5, evidence="3 of 6"), True)
+    assert (score.reward, score.solved, score.verdict) == (0.75, False, Verdict.FAIL)
+    assert score.evidence == {"check0": "3 of 6"}
+
+
+def test_only_required_checks_decide_whether_a_task_is_solved() -> None:
+    class Made:
+        @check()
+        def right(self) -> bool:
+            return True
+
+        @check(required=False)
+        def short(self) -> float:
+            return 0.5
+
+        @check(weight=0)
+        def measured(self) -> bool:
+            return False
+
+    score = run_checks(Made(), find_checks(Made))
+    assert (score.reward, score.solved, score.verdict) == (0.75, True, Verdict.PASS)
+
+    class Strict(Made):
+        @check(weight=0, required=True)
+        def measured(self) -> bool:
+            return False
+
+    score = run_checks(Strict(), find_checks(Strict))
+    assert (score.reward, score.solved, score.withheld, score.verdict) == (0.75, False, False, Verdict.FAIL)
+
+
+@pytest.mark.parametrize("options", [{"held_out": True, "required": True}, {"gate": True, "required": False}])
+def test_required_must_fit_the_other_options(options: Any) -> None:
+    with pytest.raises(ContractError):
+        check(**options)
 
 
 def test_a_failed_gate_sets_the_reward_to_zero() -> None:
@@ -248,5 +286,5 @@ def test_checks_without_any_weight_are_refused() -> None:
 
 
 def test_weaknesses_of_grades_are_kept() -> None:
-    weak = Grade(Verdict.PASS, "because", 1, 1, "seen from inside")
+    weak = Grade(Verdict.PASS, "because", weakness="seen from inside")
     assert score_of(weak, grade(Verdict.PASS)).weaknesses == {"check0": "seen from inside"}

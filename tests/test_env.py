@@ -55,6 +55,91 @@ def test_a_check_of_each_turn_pays_its_changes(backend: Backend) -> None:
     env.close()
 
 
+class Costly(GuessEnv):
+    """Every turn costs 0.1, every guess earns 0.3, and speed earns 0.2 but is not required."""
+
+    turn_cost = 0.1
+    reward_range = (-0.25, 1.5)
+
+    def apply(self, action: str) -> ActionResult:
+        found = super().apply(action)
+        return ActionResult(found.observation, found.done, 0.3 if action.isdecimal() else 0.0)
+
+    @check(weight=0.25, required=False)
+    def fast(self) -> bool:
+        return self.turns_left == self.max_turns - 1
+
+
+class Honest(Costly):
+    """The same for those who never say 0."""
+
+    def setup(self, task: Task) -> str:
+        self.said_0 = False
+        return super().setup(task)
+
+    def apply(self, action: str) -> ActionResult:
+        self.said_0 |= action == "0"
+        return super().apply(action)
+
+    @check(weight=0, gate=True)
+    def honest(self) -> bool:
+        return not self.said_0
+
+
+def played(env: GuessEnv, *actions: Callable[[int], object]) -> list[tuple[Any, ...]]:
+    """The steps of an episode; each action is made from the number that is right."""
+    env.reset(seed=0, options={"task": "below-10"})
+    return [env.step(str(action(env.number))) for action in actions]
+
+
+def test_turns_cost_actions_earn_and_solved_does_not_depend_on_it(backend: Backend) -> None:
+    first, last = played(Costly(sandbox=backend), lambda right: right + 1, lambda right: right)
+    assert (first[1], first[4]["rewards"]) == (0.2, {"actions": 0.3, "turn_cost": -0.1})
+    assert last[4]["rewards"] == pytest.approx({"right": 0.8, "fast": 0, "actions": 0.3, "turn_cost": -0.1})
+    assert (last[1], last[4]["solved"], last[4]["verdict"]) == (1.0, True, "PASS")
+
+
+def test_an_episode_earns_no_more_and_no_less_than_the_range(backend: Backend) -> None:
+    for action, total in (("no number", -0.25), ("99", 1.5)):
+        steps = played(Costly(sandbox=backend, max_turns=12), *[lambda _, said=action: said] * 12)
+        assert sum(step[1] for step in steps) == pytest.approx(total)
+        assert steps[-1][1] == 0
+        for step in steps:
+            assert sum(step[4]["rewards"].values()) == pytest.approx(step[1])
+    assert steps[-1][4]["rewards"]["limit"] < 0
+
+
+def test_a_failed_gate_takes_back_what_actions_have_earned(backend: Backend) -> None:
+    steps = played(Honest(sandbox=backend), lambda _: 0, lambda right: right)
+    assert steps[-1][4]["rewards"]["actions"] == pytest.approx(-0.3)
+    assert sum(step[1] for step in steps) == pytest.approx(-0.2)
+    assert (steps[-1][4]["solved"], steps[-1][4]["scores"]["right"]) == (False, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("reward_range", (0.1, 1.0), r"reward_range is \(0.1, 1.0\); expected a lowest sum of at most 0"),
+        ("reward_range", (0.0, 0.5), "a highest of at least 1"),
+        ("reward_range", (float("-inf"), 1.0), "reward_range is"),
+        ("turn_cost", -0.1, "turn_cost is -0.1; expected 0 or a positive number"),
+        ("turn_cost", float("nan"), "turn_cost is nan"),
+    ],
+)
+def test_a_range_or_cost_that_cannot_be_is_refused(name: str, value: object, said: str) -> None:
+    with pytest.raises(ContractError, match=said):
+        type("Wrong", (GuessEnv,), {name: value})()
+
+
+def test_a_reward_that_is_no_number_is_refused(backend: Backend) -> None:
+    class Lost(GuessEnv):
+        def apply(self, action: str) -> ActionResult:
+            return ActionResult("", reward=float("nan"))
+
+    with pytest.raises(ContractError, match="Lost: an action's reward is nan; expected a number"):
+        played(Lost(sandbox=backend), lambda _: "")
+
+
 def test_an_instance_has_the_turns_of_its_class_or_its_own(backend: Backend) -> None:
     class Patient(GuessEnv):
         max_turns = 7

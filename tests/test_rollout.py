@@ -114,7 +114,7 @@ def test_a_trajectory_records_the_episode() -> None:
     assert [step.reward for step in played.steps] == [0.0] * (len(played.steps) - 1) + [1.0]
     assert (played.env, played.agent, played.outcome) == ("guess", "halving", Outcome.SOLVED)
     assert played.scores["right"] == 1.0
-    assert played.info == {"verdict": "PASS", "evidence": {}}
+    assert played.info == {"verdict": "PASS", "evidence": {}, "rewards": {"right": 1.0}}
 
 
 def test_the_number_of_workers_does_not_change_results() -> None:
@@ -180,6 +180,17 @@ def test_a_failed_episode_gives_back_what_its_turns_were_paid() -> None:
     paid, back = (step.reward for step in played.steps)
     assert paid > 0
     assert (back, played.outcome, played.reward) == (-paid, Outcome.FAILED, 0.0)
+
+
+def test_breaking_an_environment_saves_no_costs() -> None:
+    class Costly(GuessEnv):
+        turn_cost, reward_range = 0.1, (-0.5, 1.0)
+
+    agent = ScriptedAgent("fixed", lambda key, turn, observation: ["what?", "boom"][turn])
+    with Rollouts(lambda: Costly(sandbox=Backend(), faults=["boom", "boom"])) as rollouts:
+        (played,) = rollouts.play(agent, [EpisodeKey(1, 0, 0, 0, "below-90")])
+    assert (played.reward, played.steps[0].reward, played.outcome) == (-0.5, -0.1, Outcome.FAILED)
+    assert played.info["rewards"] == {"turn_cost": -0.1, "limit": -0.4}
 
 
 @pytest.mark.parametrize("second", ["boom", "quit"])

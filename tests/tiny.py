@@ -18,7 +18,9 @@ from envkit.env import ActionResult, Env
 from envkit.errors import SandboxError
 from envkit.models import SMALL_MODEL, ModelRef, resolve, weights_digest
 from envkit.sandbox import ExecResult, Limits, Peer
+from envkit.training import sft
 from envkit.training.config import TrainConfig
+from envkit.training.packing import TrainingRow
 from envkit.training.policy import Policy
 from envkit.types import Task
 
@@ -124,6 +126,13 @@ def equal(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
 def prompt(length: int, seed: int) -> tuple[int, ...]:
     generator = torch.Generator().manual_seed(seed)
     return tuple(torch.randint(17, len(tokenizer()), (length,), generator=generator).tolist())
+
+
+def example(prompt: tuple[int, ...], answer: tuple[int, ...]) -> sft.Example:
+    """A demonstration of one turn."""
+    zeros = (0.0,) * len(answer)
+    row = TrainingRow(answer, (True,) * len(answer), zeros, zeros)
+    return sft.Example(prompt, row, len(prompt) + len(answer))
 
 
 class MemorySandbox:

@@ -156,8 +156,8 @@ class ServiceDeskEnv(Env):
         if wrong := [
             f"found {_line(left)}, expected {_line(right)}" for left, right in pairs if left != right
         ]:
-            return Grade(Verdict.FAIL, f"{len(wrong)} tickets are wrong; first: {wrong[0]}", 0, 1)
-        return Grade(Verdict.PASS, f"all {len(expected)} tickets are as asked", 1, 1)
+            return Grade(Verdict.FAIL, f"{len(wrong)} tickets are wrong; first: {wrong[0]}")
+        return Grade(Verdict.PASS, f"all {len(expected)} tickets are as asked")
 
     def _request(self, method: str, path: str, body: Any = None) -> str:
         """Send a request, and return the answer as text for the agent."""

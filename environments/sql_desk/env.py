@@ -202,7 +202,7 @@ class SqlEnv(Env):
     def answers_as_reference(self) -> Grade:
         """Compare the submission with the reference, on the shown database and on fresh ones."""
         if self._submission is None:
-            return Grade(Verdict.FAIL, "nothing was submitted", 0, FRESH_DATABASES + 1)
+            return Grade(Verdict.FAIL, "nothing was submitted")
         scripts, own = self._scripts(self._submission)
         expected = [*self._expected(scripts, cached=True), *self._expected(own, cached=False)]
         scripts += own
@@ -212,14 +212,14 @@ class SqlEnv(Env):
             place = "the shown database" if number == 0 else f"fresh database {number}"
             if isinstance(outcome, str):
                 ended = outcome.startswith(ENDED)  # on which database is unknown
-                return Grade(Verdict.FAIL, outcome if ended else f"{place}: {outcome}", number, len(expected))
+                return Grade(Verdict.FAIL, outcome if ended else f"{place}: {outcome}")
             if not equal(wanted, outcome, _NUMBERS):
                 evidence = f"expected {_excerpt(wanted)}, found {_excerpt(outcome)}"
-                return Grade(Verdict.FAIL, f"{place}: {evidence}", number, len(expected))
+                return Grade(Verdict.FAIL, f"{place}: {evidence}")
         count = len(expected)
         if len(found) != count:
             raise SandboxError(f"the database gave {len(found)} results for {count} scripts")
-        return Grade(Verdict.PASS, f"as the reference on {count} databases", count, count)
+        return Grade(Verdict.PASS, f"as the reference on {count} databases")
 
     def _scripts(self, submission: str) -> tuple[list[str], list[str]]:
         """Scripts of the databases to grade on: the visit's, and those of the submission's own numbers.

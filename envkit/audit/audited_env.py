@@ -46,12 +46,14 @@ class PlayedEpisode:
     Args:
         observations: the first one included.
         rewards: of each step.
+        sources: names of all that paid or took reward.
         info: of the last step.
         slowest_s: wall seconds of its slowest step.
     """
 
     observations: tuple[str, ...]
     rewards: tuple[float, ...]
+    sources: frozenset[str]
     info: Mapping[str, Any]
     slowest_s: float
 
@@ -120,7 +122,7 @@ class AuditedEnv:
         def episode() -> PlayedEpisode:
             with contextlib.closing(self.make([task], instrumented)) as env:
                 observations = [env.reset(seed=seed, options={"task": task.id})[0]]
-                rewards: list[float] = []
+                rewards, sources = list[float](), set[str]()
                 slowest_s = 0.0
                 for action in itertools.chain(actions, itertools.repeat(actions[-1])):
                     began = time.monotonic()
@@ -128,8 +130,11 @@ class AuditedEnv:
                     slowest_s = max(slowest_s, time.monotonic() - began)
                     observations.append(observation)
                     rewards.append(reward)
+                    sources.update(info.get("rewards", ()))
                     if terminated or truncated:
-                        return PlayedEpisode(tuple(observations), tuple(rewards), info, slowest_s)
+                        return PlayedEpisode(
+                            tuple(observations), tuple(rewards), frozenset(sources), info, slowest_s
+                        )
                 raise AssertionError("repeat ended")
 
         return run_with_timeout(episode, f"task {task.id}", instrumented.close)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -92,22 +93,31 @@ def _isolated(audited: AuditedEnv) -> str:
 
 
 def _oracle(audited: AuditedEnv) -> str:
+    lowest = math.inf
     for task in audited.tasks:
         episode = audited.play_oracle(task)
-        if episode.reward != 1 or not episode.info["solved"]:
-            raise AuditFailure(f"the oracle earns {episode.reward:g} on task {task.id}: {_evidence(episode)}")
-    count = len(audited.tasks)
-    return f"the oracle solves {count} of {count} tasks in {audited.max_turns} turns"
+        # Without costs, and rewards of actions, every check that is paid must be satisfied.
+        short = episode.reward < 1 and set(episode.sources) <= {item.name for item in audited.kind.checks}
+        if short or not episode.info["solved"]:
+            needed, had = len(audited.kind.oracle(task)), len(episode.rewards)
+            cut = f" (it needs {needed} turns and had {had}; see max_turns)" if needed > had else ""
+            raise AuditFailure(
+                f"the oracle earns {episode.reward:g} on task {task.id}{cut}: {_evidence(episode)}"
+            )
+        lowest = min(lowest, episode.reward)
+    count, turns = len(audited.tasks), audited.max_turns
+    earned = "" if lowest == 1 else f", and earns {lowest:g} or more"
+    return f"the oracle solves {count} of {count} tasks in {turns} turns{earned}"
 
 
 def _noop(audited: AuditedEnv) -> str:
     for task in audited.tasks:
         episode = audited.play(task, [audited.kind.noop_action])
-        if episode.reward != 0:
+        if episode.reward > 0 or episode.info["solved"]:
             raise AuditFailure(
                 f"doing nothing earns {episode.reward:g} on task {task.id}: {_evidence(episode)}"
             )
-    return f"doing nothing earns 0 on {len(audited.tasks)} tasks"
+    return f"doing nothing earns nothing on {len(audited.tasks)} tasks"
 
 
 def _noise(audited: AuditedEnv) -> str:
@@ -128,12 +138,13 @@ def _range(audited: AuditedEnv) -> str:
         for task in audited.tasks
         for actions in (audited.kind.oracle(task), [audited.kind.noop_action], audited.noise(task, 0))
     ]
-    if wrong := [episode.reward for episode in played if not 0 <= episode.reward <= 1]:  # NaN fails both
-        raise AuditFailure(f"an episode's rewards add up to {wrong[0]}; expected a number from 0 to 1")
+    low, high = audited.kind.reward_range
+    if wrong := [episode.reward for episode in played if not low <= episode.reward <= high]:  # NaN fails both
+        raise AuditFailure(
+            f"an episode's rewards add up to {wrong[0]}; expected a number from {low:g} to {high:g}"
+        )
     rewards = [reward for episode in played for reward in episode.rewards]
-    if wrong := [reward for reward in rewards if not -1 <= reward <= 1]:
-        raise AuditFailure(f"a turn's reward of {wrong[0]}; expected a number from -1 to 1")
-    return f"{len(rewards)} turns' rewards; those of an episode add up to a number from 0 to 1"
+    return f"{len(rewards)} turns' rewards; those of an episode add up to a number from {low:g} to {high:g}"
 
 
 def _deterministic(audited: AuditedEnv) -> str:
@@ -241,7 +252,7 @@ AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
     "the oracle earns full reward": _oracle,
     "doing nothing earns nothing": _noop,
     "noise earns nothing": _noise,
-    "rewards are numbers from 0 to 1": _range,
+    "rewards stay in their range": _range,
     "episodes are reproducible": _deterministic,
     "hidden values do not leak": find_leaks,
     "a broken sandbox gives no verdict": _void,

@@ -110,8 +110,12 @@ class EnvSuite:
                 pytest.fail(f"the action {action[:100]!r} raises {type(error).__name__}: {error}")
             if not env.observation_space.contains(seen):
                 pytest.fail(f"the action {action[:100]!r} is answered with {seen!r}, which is no observation")
-            if not -1 <= reward <= 1:
-                pytest.fail(f"the action {action[:100]!r} earns {reward}; expected a number from -1 to 1")
+            low, high = env.reward_range
+            if not low - high <= reward <= high - low:
+                pytest.fail(
+                    f"the action {action[:100]!r} earns {reward}, but an episode earns "
+                    f"from {low:g} to {high:g}"
+                )
             ended = terminated or truncated
 
     def test_bent_actions_neither_raise_nor_hold_the_host(

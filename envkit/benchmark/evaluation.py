@@ -9,7 +9,7 @@ from envkit.agent import Agent
 from envkit.benchmark.report_data import TaskResult
 from envkit.rollout import Rollouts, raised
 from envkit.store import Journal, trajectory_to_json
-from envkit.types import EpisodeKey, Outcome, Task, Trajectory
+from envkit.types import EpisodeKey, Outcome, Task, Trajectory, total_reward
 
 #: Evaluation episodes live at a step that no training run reaches.
 EVALUATION_STEP = 2**23
@@ -132,7 +132,19 @@ def _task_result(task: Task, played: Sequence[Trajectory], seconds: Mapping[Epis
         held_out=len(held_out),
         held_out_failed=sum(min(scores) < 1 for scores in held_out),
         raised=sum(map(raised, played)),
+        rewards=_rewards_by_source(graded),
     )
+
+
+def _rewards_by_source(graded: Sequence[Trajectory]) -> dict[str, float]:
+    """Sum what each source paid. A journal may have been edited, so what is no number is left out."""
+    paid: dict[str, list[float]] = {}
+    for trajectory in graded:
+        rewards = trajectory.info.get("rewards")
+        for source, value in rewards.items() if isinstance(rewards, Mapping) else ():
+            if isinstance(value, int | float):
+                paid.setdefault(source, []).append(value)
+    return {source: total_reward(values) for source, values in paid.items()}
 
 
 def _held_out_scores(trajectory: Trajectory) -> list[float]:

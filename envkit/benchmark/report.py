@@ -34,6 +34,7 @@ def render(data: ReportData) -> dict[str, bytes]:
         "method": report_text.method(summary),
         "limits": report_text.limits(data, summary),
         "results": tables.results(data, summary),
+        "rewards": tables.rewards(data, summary),
         "differences": tables.differences(summary),
         "operators": tables.operators(data, summary),
         "training": tables.training(data),

@@ -63,6 +63,8 @@ class TaskResult:
         held_out: solved samples that the environment's held-out checks judged as well.
         held_out_failed: how many of these failed one, 0 <= held_out_failed <= held_out <= solved.
         raised: samples, voids included, in which the environment's own code raised, which is a bug.
+        rewards: source of reward -> what it paid, summed over the graded samples. Sources are checks and
+            those that `envkit.env` names. Empty in reports of earlier versions.
     """
 
     task: str
@@ -79,6 +81,7 @@ class TaskResult:
     held_out: int = 0
     held_out_failed: int = 0
     raised: int = 0
+    rewards: Mapping[str, float] = field(default_factory=dict[str, float])
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples <= _MAX_SAMPLES or not 0 <= self.voids <= _MAX_SAMPLES:
@@ -93,6 +96,8 @@ class TaskResult:
             )
         _require_counts(self, "completion_tokens", "prompt_tokens", "cached_tokens", "cut_off", "raised")
         _require_amounts(self, "seconds")
+        if not all(map(math.isfinite, self.rewards.values())):
+            raise ValueError(f"task {self.task}: rewards are {dict(self.rewards)}; expected finite numbers")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
@@ -49,6 +49,7 @@ class RowSummary:
         voids: samples lost to sandbox or provider failures; only ``seconds`` includes them.
         held_out: solved samples that held-out checks judged as well.
         held_out_failed: how many of these failed one: the reward was earned without the work.
+        rewards: source of reward -> its mean over the graded samples; their sum is the mean reward.
     """
 
     name: str
@@ -62,6 +63,7 @@ class RowSummary:
     voids: int
     held_out: int
     held_out_failed: int
+    rewards: Mapping[str, float]
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +140,16 @@ def summarise_row(row: Row, ks: Sequence[int]) -> RowSummary:
         voids=sum(result.voids for result in row.results),
         held_out=sum(result.held_out for result in row.results),
         held_out_failed=sum(result.held_out_failed for result in row.results),
+        rewards=_mean_rewards(row.results),
     )
+
+
+def _mean_rewards(items: Sequence[TaskResult]) -> dict[str, float]:
+    sources = dict.fromkeys(source for result in items for source in result.rewards)
+    samples = max(1, sum(result.samples for result in items))
+    return {
+        source: math.fsum(result.rewards.get(source, 0.0) for result in items) / samples for source in sources
+    }
 
 
 def _rate(items: Sequence[TaskResult], k: int) -> Rate:

@@ -67,6 +67,32 @@ def _result_row(row: RowSummary, *, has_held_out: bool) -> tuple[str, ...]:
     return (name, number(row.tasks, 0), *cells, *cost, number(row.voids, 0))
 
 
+def rewards(data: ReportData, summary: Summary) -> Table:
+    """Mean reward of each row, by source. Without rows if rewards only repeat what is solved."""
+    sources = list(dict.fromkeys(source for row in summary.rows for source in row.rewards))
+    order = sorted(summary.rows, key=lambda row: row.control)
+    paid = [
+        (math.fsum(item.rewards.values()), item.solved)
+        for row in data.rows
+        for item in row.results
+        if item.rewards
+    ]
+    says_more = len(sources) > 1 or any(
+        not math.isclose(reward, solved, abs_tol=1e-9) for reward, solved in paid
+    )
+    return Table(
+        "Mean reward of an episode, and what paid it",
+        ("Agent", "Reward", *sources),
+        tuple(_reward_row(row, sources) for row in order if row.rewards) if says_more else (),
+    )
+
+
+def _reward_row(row: RowSummary, sources: Sequence[str]) -> tuple[str, ...]:
+    name = f"{row.name} (control)" if row.control else row.name
+    values = (math.fsum(row.rewards.values()), *(row.rewards.get(source, math.nan) for source in sources))
+    return (name, *(number(value, 3) for value in values))
+
+
 def differences(summary: Summary) -> Table:
     """Paired differences of pass@1 in percentage points, one line each."""
     head = ("Points", _INTERVAL, "Excludes zero", "Functions", "Tasks", "Smallest detectable")

@@ -302,7 +302,7 @@ def check(
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
-    """Check tasks: the oracle must earn 1 on every task, and the no-op must earn 0."""
+    """Check tasks: the oracle must solve every task, and the no-op must earn nothing."""
     from envkit import registry
     from envkit.stop import never
     from envkit.studies.validate_tasks import validate_tasks

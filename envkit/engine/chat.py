@@ -7,6 +7,7 @@ text.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Any, final
 
@@ -88,6 +89,58 @@ class ChatRenderer:
     def text(self, ids: tuple[int, ...]) -> str:
         """The text of sampled ids, without special tokens."""
         return str(self._tokenizer.decode(ids, skip_special_tokens=True))
+
+
+@final
+class Conversation:
+    """The token ids of one conversation. Observations and answers are appended in turn, beginning with one.
+
+    Args:
+        renderer: turns texts into ids.
+        system: the system message.
+        max_context_length: longest context of a turn, in tokens. A longer one is truncated to the first
+            prompt and the latest observation, whatever their length.
+        shots: observations with their right answers, which stand before the first observation.
+    """
+
+    def __init__(
+        self,
+        renderer: ChatRenderer,
+        system: str,
+        max_context_length: int = sys.maxsize,
+        shots: Sequence[tuple[str, str]] = (),
+    ) -> None:
+        self._renderer, self._system, self._shots = renderer, system, shots
+        self._max_context_length = max_context_length
+        self._closed = True
+        #: All ids that the next answer sees.
+        self.ids: tuple[int, ...] = ()
+        #: The part of `ids` that came with the latest observation; how many earlier ids stand before it if
+        #: the context was truncated, else ``None``, as in `envkit.types.Tokens`.
+        self.new_ids: tuple[int, ...] = ()
+        self.kept: int | None = None
+        #: Length of the first prompt, and number of answers.
+        self.first_prompt = self.turns = 0
+
+    def observe(self, observation: str) -> None:
+        """Append an observation, and truncate a context that has become too long."""
+        self.kept = None
+        if not self.turns:
+            self.new_ids = self._renderer.conversation(self._system, self._shots, observation)
+            self.first_prompt = len(self.new_ids)
+        else:
+            self.new_ids = self._renderer.following(observation, closed=self._closed)
+            if len(self.ids) + len(self.new_ids) > self._max_context_length:
+                # closed=False: the dropped answers are rendered as one empty answer.
+                self.new_ids = self._renderer.following(observation, closed=False)
+                self.kept = self.first_prompt
+        self.ids = (*self.ids[: self.kept], *self.new_ids)
+
+    def answer(self, ids: Sequence[int]) -> None:
+        """Append an answer. A stop string ends an answer, but does not close the turn."""
+        self.ids = (*self.ids, *ids)
+        self._closed = ids[-1] == self._renderer.stop_id
+        self.turns += 1
 
 
 def _cut(tokenizer: Any, messages: Sequence[dict[str, str]]) -> list[str]:

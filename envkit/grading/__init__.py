@@ -11,10 +11,10 @@ from envkit.grading.compare import (
     order,
     show,
 )
+from envkit.grading.grade import Grade
 from envkit.grading.oracle import (
     GRADING_LIMITS,
     Answer,
-    Grade,
     Program,
     Questions,
     answerable,

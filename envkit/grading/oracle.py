@@ -24,6 +24,7 @@ from envkit.grading.compare import (
     relaxed,
     show,
 )
+from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.inputs.call import Call
 from envkit.sandbox import PYTHON_OPTIONS, Limits, Peer, PeerGone, Sandbox, SandboxBackend
@@ -102,26 +103,6 @@ class Program:
     module: str
     function: str
     modules: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Grade:
-    """A verdict with its evidence.
-
-    Args:
-        verdict: the verdict.
-        evidence: reason for the verdict. It may show hidden inputs, so it stays on the host.
-        passed: checks that passed.
-        total: checks in all.
-        weakness: for reports, why the grade proves less than one of the split oracle; empty for the split
-            oracle itself.
-    """
-
-    verdict: Verdict
-    evidence: str
-    passed: int
-    total: int
-    weakness: str = ""
 
 
 @final
@@ -311,16 +292,17 @@ def grade(
                 found.append(_ended(gone, 0, len(questions.calls)))
             reject_reserved(sandbox, program.files)
     except SubmissionRejected as refused:
-        return Grade(refused.verdict, refused.evidence, 0, len(questions.calls))
+        return Grade(refused.verdict, refused.evidence, total=len(questions.calls))
     except SandboxError as error:
-        return Grade(Verdict.INFRA, str(error), 0, len(questions.calls))
+        return Grade(Verdict.INFRA, str(error), total=len(questions.calls))
     if len(found) == 1:
         return found[0]
     one, other = found
     confirmed = other.verdict is Verdict.PASS
     more = f"{other.total} others confirm it" if confirmed else f"others do not confirm it: {other.evidence}"
     evidence = f"{one.total} calls answered as expected, {more}"
-    return Grade(other.verdict, evidence, one.passed + other.passed, one.total + other.total)
+    passed, total = one.passed + other.passed, one.total + other.total
+    return Grade(other.verdict, evidence, passed=passed, total=total)
 
 
 def _examined(
@@ -353,12 +335,14 @@ def _examined(
         at = wrong[0]
         gave, wanted = answered[at].show(), expected[at].show()
         evidence = f"{calls[at].source(program.function)} gave {gave}, expected {wanted}"
-        return Grade(Verdict.FAIL, evidence, passed, len(calls))
-    return Grade(Verdict.PASS, f"all {len(calls)} calls answered as expected", passed, len(calls))
+        return Grade(Verdict.FAIL, evidence, passed=passed, total=len(calls))
+    evidence = f"all {len(calls)} calls answered as expected"
+    return Grade(Verdict.PASS, evidence, passed=passed, total=len(calls))
 
 
 def _ended(gone: PeerGone, passed: int, total: int) -> Grade:
-    return Grade(Verdict.TAMPERED if gone.tampered else Verdict.FAIL, gone.reason, passed, total)
+    verdict = Verdict.TAMPERED if gone.tampered else Verdict.FAIL
+    return Grade(verdict, gone.reason, passed=passed, total=total)
 
 
 def _order(program: Program, calls: Sequence[Call]) -> list[int]:

@@ -15,7 +15,7 @@ from pathlib import PurePosixPath
 from typing import Final, cast
 
 from envkit.errors import ConfigError, ContractError, SandboxError
-from envkit.grading.oracle import Grade
+from envkit.grading.grade import Grade
 from envkit.grading.submission import SubmissionRejected, reject_reserved
 from envkit.sandbox import PACKAGES, PYTHON_OPTIONS, ExecResult, Limits, Sandbox, SandboxBackend
 from envkit.types import Verdict
@@ -97,28 +97,24 @@ def grade_suite(
         raise ContractError("no tests are wanted; a suite without tests would pass everything")
     total = len(wanted)
     if steering := [path for path in files if PurePosixPath(path).name in _STEERING and path not in tests]:
-        return Grade(
-            Verdict.TAMPERED,
-            f"{steering[0]} configures pytest, which a candidate may not do",
-            0,
-            total,
-            WEAKNESS,
-        )
+        evidence = f"{steering[0]} configures pytest, which a candidate may not do"
+        return Grade(Verdict.TAMPERED, evidence, weakness=WEAKNESS, total=total)
     try:
         with backend.create() as sandbox:
             token, result = _run(sandbox, files, tests, limits)
             reject_reserved(sandbox, tests)
         found = _reported(token, result)
     except SubmissionRejected as refused:
-        return Grade(refused.verdict, refused.evidence, 0, total, WEAKNESS)
+        return Grade(refused.verdict, refused.evidence, weakness=WEAKNESS, total=total)
     except SandboxError as error:
-        return Grade(Verdict.INFRA, str(error), 0, total, WEAKNESS)
+        return Grade(Verdict.INFRA, str(error), weakness=WEAKNESS, total=total)
     passed = [test for test in wanted if found.get(test) == "passed"]
     if len(passed) == total:
-        return Grade(Verdict.PASS, f"all {total} tests passed", total, total, WEAKNESS)
-    first = next(test for test in wanted if found.get(test) != "passed")
-    evidence = f"{first}: {found.get(first, 'not run')}"
-    return Grade(Verdict.FAIL, evidence, len(passed), total, WEAKNESS)
+        verdict, evidence = Verdict.PASS, f"all {total} tests passed"
+    else:
+        first = next(test for test in wanted if found.get(test) != "passed")
+        verdict, evidence = Verdict.FAIL, f"{first}: {found.get(first, 'not run')}"
+    return Grade(verdict, evidence, weakness=WEAKNESS, passed=len(passed), total=total)
 
 
 def _run(

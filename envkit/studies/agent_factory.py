@@ -99,7 +99,7 @@ class AgentFactory:
         if chosen := _baseline_of(row, kind):
             yield baseline(chosen, tasks, backend)
         elif row.script:
-            yield next(agent for agent, _ in controls(kind, tasks) if agent.name == row.script)
+            yield next(one.agent for one in controls(kind, tasks) if one.agent.name == row.script)
         elif row.recorded:
             file, tokenizer = outputs(part, row), self._fixed.get("tokenizer")
             yield RecordedAgent(
@@ -136,7 +136,7 @@ class AgentFactory:
             )
 
     def _shots(self, row: AgentSpec, kind: type[Env], backend: SandboxBackend) -> list[tuple[str, str]]:
-        """Return the solved train tasks that a row is shown: observations and the oracle's first actions."""
+        """Return the solved train tasks that a row is shown: observations and the oracle's actions."""
         if not row.shots:
             return []
         from envkit.studies.warm_start import demonstrations
@@ -148,7 +148,7 @@ class AgentFactory:
             )
         turns = turns_of([kind], self._spec.max_turns)  # as played: observations say how many there are
         shown = demonstrations(kind, tasks, backend, turns, self._should_stop)
-        return [(one.observation, one.answer) for one in shown]
+        return [exchange for one in shown for exchange in one.exchanges]
 
     @contextmanager
     def _api(self, row: AgentSpec, part: RunFolder, kind: type[Env]) -> Generator[ApiAgent]:

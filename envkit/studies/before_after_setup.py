@@ -31,6 +31,7 @@ from envkit.training.config import TrainConfig, from_manifest, to_mapping
 from envkit.training.heap import release_freed_memory
 from envkit.training.memory import choose_cache_mb
 from envkit.training.policy import Policy
+from envkit.training.sft import encode
 from envkit.types import JSON, Task
 
 #: ``kind`` in the manifest of such a run.
@@ -166,7 +167,8 @@ def _measure(
             for kind, tasks in train.items()
             for demonstration in demonstrations(kind, tasks[:_MEASURED_TASKS], backend, config.max_turns)
         ]
-        return speed, lengths_of(policy.renderer, shown)
+        examples = [encode(policy.renderer, one, config.max_context_length) for one in shown]
+        return speed, lengths_of(examples, shown)
 
 
 def start(root: Path, study: Study) -> RunFolder:

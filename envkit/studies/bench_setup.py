@@ -37,7 +37,7 @@ from envkit.types import JSON, Usage
 KIND: Final = "bench"
 #: Files of a run: an environment's tasks, and the prices that the user gave.
 TASKS_FILE, PRICES_FILE = "tasks.jsonl", "prices.toml"
-#: Reasons to leave out an imported item, by the control agent that earned the wrong reward on it.
+#: Reasons to leave out an imported item, by the control agent whose episode did not end as it must.
 _UNFIT: Mapping[str, str] = {
     "oracle": "whose own solution does not pass its tests",
     "no-op": "that doing nothing passes",

@@ -21,7 +21,7 @@ from envkit.studies.build_report import build_report, flat_settings
 from envkit.studies.eval_runner import EvalRunner
 from envkit.studies.openings import opening_note
 from envkit.studies.plan import Plan
-from envkit.studies.validate_tasks import controls, faults_of
+from envkit.studies.validate_tasks import controls
 from envkit.training.config import to_mapping
 from envkit.training.policy import Policy
 from envkit.types import Task
@@ -108,9 +108,10 @@ class EnvEval:
             SandboxError: an episode of a control agent is void.
         """
         with self._rollouts() as rollouts:
-            for agent, expected in controls(self.kind, self.tasks):
-                self._runner.play(rollouts, agent, agent.name, samples=1)
-                faults = faults_of(agent.name, expected, self._runner.played(agent.name))
+            for control in controls(self.kind, self.tasks):
+                name = control.agent.name
+                self._runner.play(rollouts, control.agent, name, samples=1)
+                faults = control.faults(self._runner.played(name))
                 if void := next((fault for fault in faults if fault.void), None):
                     raise SandboxError(str(void))
                 if faults:

@@ -217,7 +217,7 @@ def _divide_with(min_tasks: int, minutes: float, inputs: PlanInputs) -> tuple[Pl
     left_s, is_alone = minutes * 60, config.is_sft_alone
     tasks = _affordable_tasks(min_tasks, _EVALUATION_SHARE * left_s, inputs)
     left_s -= _evaluation_s(tasks, inputs)
-    example_s = (lengths.prompt + lengths.answer) / inputs.speed.learn
+    example_s = lengths.example / inputs.speed.learn
     affordable = max(int((1.0 if is_alone else _WARM_START_SHARE) * left_s / example_s), 0)
     batches = min(affordable, inputs.sft_tasks) // config.sft_batch_size
     examples = max(batches, 1) * config.sft_batch_size if config.sft_examples else 0

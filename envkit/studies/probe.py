@@ -9,9 +9,9 @@ from statistics import mean
 
 import torch
 
-from envkit.engine.chat import ChatRenderer
 from envkit.engine.protocol import Request, Sampling
 from envkit.studies.machine import CpuTimes, why_busy
+from envkit.training import sft
 from envkit.training.config import TrainConfig
 from envkit.training.demonstration import Demonstration
 from envkit.training.loss import StepSize, policy_loss
@@ -57,10 +57,12 @@ class Lengths:
     Args:
         prompt: everything before the first answer: system message, first observation, chat template.
         answer: a correct answer.
+        example: a whole demonstration: prompt, answers and the observations between them.
     """
 
     prompt: int
     answer: int
+    example: int
 
 
 def probe(policy: Policy, say: Callable[[str], None]) -> Speed:
@@ -146,8 +148,11 @@ def measure(policy: Policy) -> tuple[Speed, float]:
     return speed, max(spreads)
 
 
-def lengths_of(renderer: ChatRenderer, demonstrations: Sequence[Demonstration]) -> Lengths:
+def lengths_of(examples: Sequence[sft.Example], demonstrations: Sequence[Demonstration]) -> Lengths:
     """Mean lengths of demonstrations; there must be at least one."""
-    prompts = [len(renderer.first(shown.system, shown.observation)) for shown in demonstrations]
-    answers = [len(renderer.answer(shown.answer)) for shown in demonstrations]
-    return Lengths(round(mean(prompts)), round(mean(answers)))
+    answers = sum(example.trained for example in examples)
+    return Lengths(
+        prompt=round(mean(len(example.prompt) for example in examples)),
+        answer=round(answers / sum(len(shown.exchanges) for shown in demonstrations)),
+        example=round(mean(len(example.prompt) + len(example.row.ids) for example in examples)),
+    )

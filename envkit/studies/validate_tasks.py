@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from envkit.agents.scripted import ScriptedAgent, noop, oracle
 from envkit.benchmark.evaluation import episode_keys
@@ -19,13 +19,13 @@ _EPISODES_AT_ONCE = 64
 
 @dataclass(frozen=True, slots=True)
 class TaskFault:
-    """A task on which a control agent earned the wrong reward.
+    """A task that a control agent solved, or failed, against expectation.
 
     Args:
         task: its id.
         agent: ``"oracle"`` or ``"no-op"``.
-        reward: the reward that the agent earned.
-        expected: the reward that it should earn.
+        reward: the reward that it earned.
+        expected: what it should have done.
         evidence: the grader's evidence, or the error of a void episode.
         void: True if the sandbox broke; the task itself may be sound.
     """
@@ -33,37 +33,52 @@ class TaskFault:
     task: str
     agent: str
     reward: float
-    expected: float
+    expected: str
     evidence: str
     void: bool = False
 
     def __str__(self) -> str:
         if self.void:
             return f"{self.agent} on {self.task} is void: {self.evidence}"
-        return (
-            f"{self.agent} earns {self.reward:g} on {self.task}, expected {self.expected:g}: {self.evidence}"
-        )
+        return f"{self.agent} earns {self.reward:g} on {self.task}, expected {self.expected}: {self.evidence}"
 
 
-def faults_of(control: str, expected: float, played: Iterable[Trajectory]) -> list[TaskFault]:
-    """List the tasks on which a control agent did not earn ``expected``, or whose episode is void."""
-    return [
-        TaskFault(
-            episode.key.task,
-            control,
-            episode.reward,
-            expected,
-            str(episode.info.get("error") or episode.info.get("evidence")),
-            episode.outcome is Outcome.VOID,
-        )
-        for episode in played
-        if episode.reward != expected or episode.outcome is Outcome.VOID
-    ]
+@dataclass(frozen=True, slots=True)
+class Control:
+    """An agent whose result is known.
+
+    Args:
+        agent: the agent.
+        solves: True if it must solve every task. Otherwise it must solve none, and earn nothing.
+        turns: turns that it needs, by task, if it must solve them.
+    """
+
+    agent: ScriptedAgent
+    solves: bool
+    turns: Mapping[str, int] = field(default_factory=dict[str, int])
+
+    def faults(self, played: Iterable[Trajectory]) -> list[TaskFault]:
+        """The episodes that did not end as expected, or are void."""
+        return [fault for episode in played if (fault := self._fault(episode)) is not None]
+
+    def _fault(self, episode: Trajectory) -> TaskFault | None:
+        task, name = episode.key.task, self.agent.name
+        evidence = str(episode.info.get("error") or episode.info.get("evidence"))
+        if episode.outcome is Outcome.VOID:
+            return TaskFault(task, name, 0.0, "a verdict", evidence, void=True)
+        if episode.solved is self.solves and (self.solves or episode.reward <= 0):
+            return None
+        expected = "to solve it" if self.solves else "0"
+        if self.turns.get(task, 0) > (had := len(episode.steps)):
+            expected += f" (it needs {self.turns[task]} turns and had {had}; see max_turns)"
+        return TaskFault(task, name, episode.reward, expected, evidence)
 
 
-def controls(kind: type[Env], tasks: Sequence[Task]) -> list[tuple[ScriptedAgent, float]]:
-    """Return the control agents, oracle and no-op, each with the reward that it must earn."""
-    return [(oracle({task.id: kind.oracle(task) for task in tasks}), 1.0), (noop(kind.noop_action), 0.0)]
+def controls(kind: type[Env], tasks: Sequence[Task]) -> list[Control]:
+    """The control agents of an environment: oracle and no-op."""
+    solutions = {task.id: kind.oracle(task) for task in tasks}
+    turns = {task: len(actions) for task, actions in solutions.items()}
+    return [Control(oracle(solutions), True, turns), Control(noop(kind.noop_action), False)]
 
 
 def validate_tasks(
@@ -97,11 +112,12 @@ def validate_tasks(
 
     faults: list[TaskFault] = []
     with Rollouts(make_env, should_stop=should_stop) as rollouts:
-        for agent, expected in controls(kind, tasks):
-            display.phase(f"{agent.name}, must earn {expected:g}", len(tasks))
+        for control in controls(kind, tasks):
+            agent = control.agent
+            display.phase(f"{agent.name}, must solve {'all' if control.solves else 'none'}", len(tasks))
             keys = episode_keys(tasks, 1, seed)
             for start in range(0, len(keys), _EPISODES_AT_ONCE):
                 played = rollouts.play(agent, keys[start : start + _EPISODES_AT_ONCE])
-                faults += faults_of(agent.name, expected, played)
+                faults += control.faults(played)
                 display.advance(min(start + _EPISODES_AT_ONCE, len(keys)), f"{len(faults)} broken")
     return faults

@@ -1,4 +1,4 @@
-"""Supervised warm start (SFT): imitate the oracle's answers on train tasks."""
+"""Supervised warm start (SFT): imitate the oracle's actions on train tasks."""
 
 from __future__ import annotations
 
@@ -57,29 +57,36 @@ def demonstrations(
     max_turns: int,
     should_stop: ShouldStop = never,
 ) -> list[Demonstration]:
-    """Return the first observation and the oracle's first action of every task.
+    """Play the oracle on every task; returns its actions with the observations that they answer.
 
-    The seed of a reset depends only on the task id.
+    The seed of a reset depends only on the task id. An episode's last action is not played, because nothing
+    follows it: grading takes time.
 
     Raises:
         Stopped: ``should_stop`` returned True; it is polled before every task.
-        SandboxError: a reset failed twice.
+        SandboxError: an episode failed twice.
         ContractError: the oracle has no action for a task.
     """
     env = kind(tasks=tasks, sandbox=backend, max_turns=max_turns)
 
-    def reset(task: Task) -> str:
-        return env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})[0]
+    def play(task: Task, actions: Sequence[str]) -> Demonstration:
+        observation, _ = env.reset(seed=zlib.crc32(task.id.encode()), options={"task": task.id})
+        exchanges = [(observation, actions[0])]
+        for action, following in itertools.pairwise(actions[:max_turns]):
+            observation, _, terminated, _, _ = env.step(action)
+            if terminated:
+                break
+            exchanges.append((observation, following))
+        return Demonstration(kind.system, tuple(exchanges))
 
     def demonstrate(task: Task) -> Demonstration:
         raise_if_stopped(should_stop)
-        try:
-            observation = reset(task)
-        except SandboxError:  # as in training: a sandbox may fail once
-            observation = reset(task)
         if not (actions := kind.oracle(task)):
             raise ContractError(f"{kind.__name__}.oracle returned no action for task {task.id}; expected one")
-        return Demonstration(kind.system, observation, actions[0])
+        try:
+            return play(task, actions)
+        except SandboxError:  # as in training: a sandbox may fail once
+            return play(task, actions)
 
     try:
         return [demonstrate(task) for task in tasks]
@@ -96,7 +103,7 @@ def run_warm_start(
     on_loss: Callable[[int, float], None],
     should_stop: ShouldStop,
 ) -> None:
-    """Train the policy's adapter on the oracle's first action of ``config.sft_examples`` tasks.
+    """Train the policy's adapter on the oracle's actions in ``config.sft_examples`` tasks.
 
     Args:
         policy: holds the adapter.

@@ -1,4 +1,4 @@
-"""A demonstration: the oracle's answer to an environment's first observation."""
+"""A demonstration: an oracle's episode, as observations and correct actions."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Demonstration:
-    """One correct answer, to train on.
+    """Correct actions to train on, each with the observation that it answers.
 
     Args:
         system: the environment's system message.
-        observation: its first observation.
-        answer: the correct action.
+        exchanges: observation and action of each turn, at least one turn.
     """
 
     system: str
-    observation: str
-    answer: str
+    exchanges: tuple[tuple[str, str], ...]

@@ -7,13 +7,15 @@ where they predict an answer.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from envkit.engine.attention import context_length
+from envkit.engine.chat import ChatRenderer, Conversation
 from envkit.engine.protocol import seeds
 from envkit.errors import ModelError
 from envkit.stop import ShouldStop, never, raise_if_stopped
@@ -33,10 +35,22 @@ _WARMUP = 0.05
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids of a demonstration, each part at least one token. Only the answer's have a loss."""
+    """A demonstration in tokens.
+
+    Args:
+        prompt: ids before the first answer, at least one.
+        row: what follows: answers, which have a loss, and the observations between them.
+        length: of the longest context, its answer included.
+    """
 
     prompt: tuple[int, ...]
-    answer: tuple[int, ...]
+    row: TrainingRow
+    length: int
+
+    @property
+    def trained(self) -> int:
+        """Number of tokens with a loss."""
+        return sum(self.row.trained)
 
 
 def train(
@@ -67,7 +81,7 @@ def train(
     """
     size = config.sft_batch_size
     steps = len(demonstrations) // size
-    examples = [encode(policy, shown) for shown in demonstrations]
+    examples = [encode(policy.renderer, shown, config.max_context_length) for shown in demonstrations]
     _require_fit(policy, examples)
     order: list[int] = (
         np.random.Generator(np.random.Philox(seeds((config.seed,)))).permutation(len(examples)).tolist()
@@ -91,7 +105,7 @@ def backward(
     policy: Policy, batch: Sequence[Example], max_tokens: int, should_stop: ShouldStop = never
 ) -> float:
     """Accumulate the gradient of a batch's mean loss per answer token, and return that loss in nats."""
-    answers, total = sum(len(example.answer) for example in batch), 0.0
+    answers, total = sum(example.trained for example in batch), 0.0
     for prompt, rows in _packs(batch):
         raise_if_stopped(should_stop)
         prefilled = policy.prefill(prompt)
@@ -118,10 +132,15 @@ def _packs(batch: Iterable[Example]) -> Iterator[tuple[tuple[int, ...], list[Tra
 
 
 def _row(example: Example, shared: int) -> TrainingRow:
-    own = example.prompt[shared:]
-    ids, zeros = own + example.answer, (0.0,) * (len(own) + len(example.answer))
-    trained = (False,) * len(own) + (True,) * len(example.answer)
-    return TrainingRow(ids, trained, logprobs=zeros, advantages=zeros)
+    """The example's row behind the first tokens of its prompt, which others share."""
+    own, row = example.prompt[shared:], example.row
+    kept = {index + len(own): seen + len(own) for index, seen in row.kept.items()}
+    return _untrained_yet(own + row.ids, (False,) * len(own) + row.trained, kept)
+
+
+def _untrained_yet(ids: tuple[int, ...], trained: tuple[bool, ...], kept: Mapping[int, int]) -> TrainingRow:
+    zeros = (0.0,) * len(ids)  # nothing was sampled
+    return TrainingRow(ids, trained, zeros, zeros, kept)
 
 
 def _schedule(step: int, steps: int) -> float:
@@ -133,10 +152,35 @@ def _schedule(step: int, steps: int) -> float:
     return min(step / max(int(_WARMUP * steps), 1), (steps - step + 1) / steps)
 
 
-def encode(policy: Policy, demonstration: Demonstration) -> Example:
-    """Render a demonstration as the engine would render it."""
-    prompt = policy.renderer.first(demonstration.system, demonstration.observation)
-    return Example(tuple(prompt), tuple(policy.renderer.answer(demonstration.answer)))
+def encode(renderer: ChatRenderer, demonstration: Demonstration, max_context_length: int = 0) -> Example:
+    """Render a demonstration as an agent would have played it.
+
+    Args:
+        renderer: of the model's tokenizer.
+        demonstration: the oracle's episode.
+        max_context_length: see `envkit.training.config.TrainConfig`.
+    """
+    talk = Conversation(renderer, demonstration.system, max_context_length or sys.maxsize)
+    prompt: tuple[int, ...] = ()
+    ids: list[int] = []
+    trained: list[bool] = []
+    kept: dict[int, int] = {}
+    length = 0
+    for observation, action in demonstration.exchanges:
+        talk.observe(observation)
+        answer = renderer.answer(action)
+        if not talk.turns:
+            prompt = talk.new_ids
+        else:
+            if talk.kept is not None:
+                kept[len(ids)] = talk.kept - len(prompt)
+            ids += talk.new_ids
+            trained += [False] * len(talk.new_ids)
+        ids += answer
+        trained += [True] * len(answer)
+        talk.answer(answer)
+        length = max(length, len(talk.ids))
+    return Example(prompt, _untrained_yet(tuple(ids), tuple(trained), kept), length)
 
 
 def _require_fit(policy: Policy, examples: Sequence[Example]) -> None:
@@ -145,7 +189,7 @@ def _require_fit(policy: Policy, examples: Sequence[Example]) -> None:
     Raises:
         ModelError: the longest exceeds the model's context.
     """
-    longest = max((len(example.prompt) + len(example.answer) for example in examples), default=0)
+    longest = max((example.length for example in examples), default=0)
     if longest > (limit := context_length(policy.model.config)):
         raise ModelError(
             f"a demonstration has {longest} tokens, but the context of {policy.ref.id} has {limit}; use a "

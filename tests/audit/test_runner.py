@@ -186,7 +186,7 @@ SABOTAGED = {
     LeakyNumber: ("hidden values do not leak", "can be read in observation 0"),
     SeedlessRng: ("episodes are reproducible", "differ in observation 0"),
     UnequalPay: ("episodes are reproducible", "differ in rewards"),
-    NanReward: ("rewards are numbers from 0 to 1", "check right returned nan"),
+    NanReward: ("rewards stay in their range", "check right returned nan"),
     SubmitBonus: ("doing nothing earns nothing", "doing nothing earns 0.09"),
     InProcessVerdict: ("exploits earn nothing", "exploits win: ends the process"),
     IgnoredTimeout: ("exploits earn nothing", "has not ended within"),

@@ -66,6 +66,7 @@ def test_every_table_cell_stands_in_both_files(run: ReportData) -> None:
     summary = summarise(run)
     shown = [
         tables.results(run, summary),
+        tables.rewards(run, summary),
         tables.differences(summary),
         tables.operators(run, summary),
         tables.training(run),

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from envkit.benchmark.number_text import NONE
+from envkit.benchmark.number_text import MINUS, NONE
 from envkit.benchmark.report_data import Difference, ReportData, Row, TaskResult
 from envkit.benchmark.report_text import headline, warnings
 from envkit.benchmark.summary import summarise
-from envkit.benchmark.tables import HELD_OUT_FAILED, results
+from envkit.benchmark.tables import HELD_OUT_FAILED, Table, results, rewards
 
 
 def test_an_arm_in_numbers(run: ReportData) -> None:
@@ -52,6 +52,22 @@ def test_held_out_checks_are_shown_beside_the_solve_rate(run: ReportData) -> Non
     assert any("x: 1 of 4 solved samples fail the held-out" in text for text in warnings(data, summary))
     with pytest.raises(ValueError, match="held_out_failed <= held_out <= solved"):
         TaskResult("a", "f", "", 8, 4, held_out=5)
+
+
+def test_rewards_are_shown_by_source_if_they_say_more_than_the_solve_rate(run: ReportData) -> None:
+    def table(*items: TaskResult) -> Table:
+        data = replace(run, rows=(Row("x", "", items), Row("y", "", ())), differences=())
+        return rewards(data, summarise(data))
+
+    plain = TaskResult("a", "f", "", 4, 1, rewards={"right": 1.0})
+    assert table(plain).rows == ()
+    assert table(replace(plain, rewards={"right": 1.5})).rows == (("x", "0.375", "0.375"),)
+    costly = TaskResult("b", "g", "", 4, 4, rewards={"right": 4.0, "turn_cost": -1.0})
+    found = table(plain, costly)
+    assert found.head == ("Agent", "Reward", "right", "turn_cost")
+    assert found.rows == (("x", "0.500", "0.625", f"{MINUS}0.125"),)
+    with pytest.raises(ValueError, match="expected finite numbers"):
+        replace(plain, rewards={"right": math.inf})
 
 
 def test_differences_pair_by_task(run: ReportData) -> None:

@@ -15,7 +15,7 @@ from envkit.training.config import TrainConfig, from_mapping
 from envkit.training.policy import Policy
 
 SPEED = Speed(learn=300.0, prefill=1000.0, step_s=0.06, row_s=0.001)
-LENGTHS = Lengths(prompt=150, answer=64)
+LENGTHS = Lengths(prompt=150, answer=64, example=214)
 #: Settings of `make demo MINUTES=3`.
 SHORT = from_mapping(demo_settings(3), "demo")
 
@@ -63,7 +63,7 @@ def test_a_longer_budget_buys_more_of_everything() -> None:
 def test_a_budget_holds_for_environments_with_longer_texts_and_more_turns() -> None:
     usual, longer, several = (
         plan(40, PlanInputs(SPEED, lengths, TrainConfig(max_turns=turns), 900, 2000, 4000))
-        for lengths, turns in ((LENGTHS, 1), (Lengths(800, 64), 1), (LENGTHS, 4))
+        for lengths, turns in ((LENGTHS, 1), (Lengths(800, 64, 864), 1), (LENGTHS, 4))
     )
     for other in (longer, several):
         assert other.heldout_tasks < usual.heldout_tasks

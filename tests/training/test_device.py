@@ -258,7 +258,7 @@ def test_a_run_on_a_gpu_resumes_from_its_checkpoint(run: Any, device: str) -> No
 @on_cuda
 def test_sft_and_timing_run_on_a_gpu(ref: ModelRef, device: str) -> None:
     policy = tiny.policy(ref, device=device)
-    shown = [Demonstration("Speak.", f"Say {word}.", word) for word in "abcdefgh" * 3]
+    shown = [Demonstration("Speak.", ((f"Say {word}.", word),)) for word in "abcdefgh" * 3]
     losses: list[float] = []
 
     def on_step(step: int, value: float) -> None:

@@ -19,7 +19,7 @@ from envkit.training.demonstration import Demonstration
 from envkit.training.policy import Policy
 
 DEMONSTRATIONS = [
-    Demonstration("Speak.", f"Say {word} number {i}.", f"{word}!" * (1 + i % 3))
+    Demonstration("Speak.", ((f"Say {word} number {i}.", f"{word}!" * (1 + i % 3)),))
     for i, word in enumerate("abcdefgh" * 3)
 ]
 CONFIG = TrainConfig(sft_batch_size=4, sft_learning_rate=2e-2)
@@ -64,13 +64,44 @@ def test_the_loss_counts_only_tokens_of_the_answers(policy: Policy) -> None:
     model = tiny.plain(policy.ref)
     total, count = 0.0, 0
     for one in DEMONSTRATIONS[:5]:
-        prompt = policy.renderer.first(one.system, one.observation)
-        answer_ids = policy.renderer.answer(one.answer)
+        [(observation, action)] = one.exchanges
+        prompt = policy.renderer.first(one.system, observation)
+        answer_ids = policy.renderer.answer(action)
         with torch.no_grad():
             logits = model(torch.tensor([[*prompt, *answer_ids]])).logits[0, len(prompt) - 1 : -1]
         total += float(cross_entropy(logits, torch.tensor(answer_ids), reduction="sum"))
         count += len(answer_ids)
     assert loss == pytest.approx(total / count, rel=1e-4)
+
+
+def test_later_turns_are_trained_as_an_agent_would_play_them(policy: Policy) -> None:
+    """Every answer of a conversation counts, observations do not; a long context is truncated."""
+    exchanges = (("Say a.", "a!"), ("Again.", "a! a!"), ("Once more.", "a! a! a!"))
+    whole = sft.encode(policy.renderer, Demonstration("Speak.", exchanges))
+    rest = policy.renderer.conversation("Speak.", exchanges[:2], "Once more.")[len(whole.prompt) :]
+    assert whole.row.ids == rest + policy.renderer.answer("a! a! a!")
+    assert whole.length == len(whole.prompt) + len(whole.row.ids)
+    answers = [id for id, trained in zip(whole.row.ids, whole.row.trained, strict=True) if trained]
+    assert tuple(answers) == sum((policy.renderer.answer(action) for _, action in exchanges), ())
+    assert not whole.row.kept
+
+    short = sft.encode(policy.renderer, Demonstration("Speak.", exchanges), max_context_length=1)
+    assert [*short.row.kept.values()] == [0, 0]
+    observed = policy.renderer.following("Once more.", closed=False)
+    last = len(whole.prompt) + len(observed) + len(policy.renderer.answer("a! a! a!"))
+    assert short.length == last
+    # Each turn's loss is that of a conversation which begins with it.
+    alone = [sft.encode(policy.renderer, Demonstration("Speak.", (exchange,))) for exchange in exchanges[:1]]
+    turns = [
+        tiny.example((*whole.prompt, *ids), policy.renderer.answer(action))
+        for ids, action in (
+            (policy.renderer.following("Again.", closed=False), "a! a!"),
+            (observed, "a! a! a!"),
+        )
+    ]
+    losses = [sft.backward(policy, [one], 10**6) * one.trained for one in (*alone, *turns)]
+    together = sft.backward(policy, [short], 10**6) * short.trained
+    assert together == pytest.approx(sum(losses), rel=1e-4)
 
 
 def test_a_stop_request_ends_sft_before_the_next_batch(policy: Policy) -> None:
@@ -110,13 +141,13 @@ def test_gradients_equal_those_of_trl(ref: ModelRef, max_tokens: int, tmp_path: 
     from datasets import Dataset
 
     policy = tiny.policy(ref, noise=0.1)
-    examples = [sft.encode(policy, shown) for shown in DEMONSTRATIONS[:6]]
+    examples = [sft.encode(policy.renderer, shown) for shown in DEMONSTRATIONS[:6]]
     examples[0] = dataclasses.replace(examples[0], prompt=(7, *examples[0].prompt))  # shares no beginning
     loss = sft.backward(policy, examples, max_tokens)
     found = gradients(policy)
 
     rows = [
-        {"input_ids": [*e.prompt, *e.answer], "labels": [-100] * len(e.prompt) + [*e.answer]}
+        {"input_ids": [*e.prompt, *e.row.ids], "labels": [-100] * len(e.prompt) + [*e.row.ids]}
         for e in examples
     ]
     policy.model.set_attn_implementation("sdpa")

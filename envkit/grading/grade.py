@@ -1,0 +1,61 @@
+"""The result of a check: a verdict, a score and the evidence."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import final
+
+from envkit.errors import ContractError
+from envkit.types import Verdict
+
+
+@final
+@dataclass(frozen=True, slots=True, init=False)
+class Grade:
+    """The result of a check with its evidence: ``Grade(score=0.5, evidence="3 of 6 rows are right")``.
+
+    Args:
+        verdict: by default PASS for a score of 1, else FAIL.
+        evidence: reason for the verdict. It may show hidden inputs, so it stays on the host.
+        score: in [0, 1]; by default 1 for PASS, else 0. A FAIL may have partial credit, below 1.
+        weakness: for reports, why the grade proves less than one of the split oracle; empty for the split
+            oracle itself.
+        passed: calls or tests that passed, for people. It does not change the score.
+        total: calls or tests in all.
+
+    Raises:
+        ContractError: neither verdict nor score is given, or they contradict each other.
+    """
+
+    verdict: Verdict
+    evidence: str
+    score: float
+    weakness: str
+    passed: int
+    total: int
+
+    def __init__(
+        self,
+        verdict: Verdict | None = None,
+        evidence: str = "",
+        *,
+        score: float | None = None,
+        weakness: str = "",
+        passed: int = 0,
+        total: int = 0,
+    ) -> None:
+        if verdict is None:
+            if score is None:
+                raise ContractError("a Grade has neither a verdict nor a score; expected one of them")
+            verdict = Verdict.PASS if score == 1 else Verdict.FAIL
+        if score is None:
+            score = float(verdict is Verdict.PASS)
+        possible = score == 1 if verdict is Verdict.PASS else 0 <= score < 1
+        if not possible or (score and verdict not in (Verdict.PASS, Verdict.FAIL)):
+            raise ContractError(
+                f"a Grade has score {score} and verdict {verdict}; expected 1 for PASS, below 1 for FAIL, "
+                "and 0 otherwise"
+            )
+        values = (verdict, evidence, float(score), weakness, passed, total)
+        for name, value in zip(self.__slots__, values, strict=True):
+            object.__setattr__(self, name, value)
