@@ -16,7 +16,7 @@ from envkit.types import Usage
 ADDED_TOKENS = 1000
 #: Content of an empty assistant message. Several providers refuse an empty text.
 _NO_ANSWER = "(no answer)"
-_ONE_AT_A_TIME = "Not carried out: one action at a time. Only the first call was."
+_WITH_THE_FIRST = "The result of all calls is that of the first."
 
 Message = dict[str, Any]
 
@@ -93,12 +93,12 @@ def max_usage(card: Card, request: Mapping[str, Any]) -> Usage:
 def observation_messages(messages: Sequence[Message], observation: str) -> list[Message]:
     """Build the messages for an observation: tool results if the last message has tool calls, else a user's.
 
-    The first call gets the observation. Each further call gets the note that it was not carried out.
+    The environment answers all calls of a message with one observation. The first call gets it.
     """
     calls: list[Message] = messages[-1].get("tool_calls", [])
     if not calls:
         return [{"role": "user", "content": observation}]
-    texts = [observation] + [_ONE_AT_A_TIME] * (len(calls) - 1)
+    texts = [observation] + [_WITH_THE_FIRST] * (len(calls) - 1)
     return [
         {"role": "tool", "tool_call_id": call["id"], "content": text}
         for call, text in zip(calls, texts, strict=True)
@@ -131,7 +131,7 @@ def read_reply(body: Any, most: Usage, seconds: float, *, tools: bool) -> Reply 
     if finish == "content_filter":
         text, returned["content"] = "", _NO_ANSWER
     elif calls:
-        text = calls[0][0]
+        text = "\n".join(action for action, _ in calls)
         returned = {"content": None, **_without_empty(message), "tool_calls": [call for _, call in calls]}
     elif tools:
         returned = {**_without_empty(message), **returned}

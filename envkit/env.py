@@ -6,7 +6,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar, cast, final
 
@@ -17,7 +17,8 @@ from envkit.display import Display
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
-from envkit.tools import Tool, describe_tools, find_tools, parse_call
+from envkit.tool_runner import run_tool
+from envkit.tools import Tool, ToolCall, describe_tools, find_tools, parse_calls
 from envkit.types import ResetInfo, StepInfo, Task, total_reward
 
 Returned = TypeVar("Returned")
@@ -165,6 +166,8 @@ class Env(gymnasium.Env[str, str], ABC):
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
+    #: Most tool calls that one action may make. They are made in order, until one fails or ends the episode.
+    max_calls: ClassVar[int] = 1
     #: Lowest and highest sum of an episode's rewards, at most 0 and at least 1. What would leave it is not
     #: paid. So an environment whose episodes may end below 0 must say how far.
     reward_range: ClassVar[tuple[float, float]] = (0.0, 1.0)
@@ -320,21 +323,42 @@ class Env(gymnasium.Env[str, str], ABC):
     def apply(self, action: str) -> ActionResult:
         """Carry out one action. A mistake of the agent is an observation, never an exception.
 
-        By default the action is a call of a tool; see `envkit.tools`.
+        By default the action is a call of a tool, or up to `max_calls` of them; see `envkit.tools`.
         """
-        call = parse_call(action, self.tools)
+        calls = parse_calls(action, self.tools, self.max_calls)
+        results: list[tuple[str, ActionResult]] = []
+        failed = False
+        for call in calls[: self.max_calls]:
+            result, failed = self._make(call)
+            results.append(("" if isinstance(call, str) else call.tool.name, result))
+            if failed or result.done:
+                break
+        texts = [result.observation for _, result in results]
+        if len(results) > 1:
+            texts = [
+                f"{name}:\n{text}" if name else text for (name, _), text in zip(results, texts, strict=True)
+            ]
+        done = results[-1][1].done
+        if len(calls) > len(results) and not done:
+            limit = "one call" if self.max_calls == 1 else f"{self.max_calls} calls"
+            texts.append("(Later calls were not made" + ("." if failed else f": {limit} per turn.") + ")")
+        return ActionResult("\n\n".join(texts), done, sum(result.reward for _, result in results))
+
+    def _make(self, call: ToolCall | str) -> tuple[ActionResult, bool]:
+        """Make a call, or pass on the message of a malformed one; True if it failed."""
         if isinstance(call, str):
-            return ActionResult(call)
+            return ActionResult(call), True
+        tool = call.tool
         try:
-            found = getattr(self, call.tool.name)(**call.arguments)
+            found = run_tool(tool.name, getattr(self, tool.name), call.arguments, tool.timeout_s)
         except SETUP_ERRORS:
             raise
         except UsageError as error:
-            return ActionResult(str(error))
+            return ActionResult(str(error)), True
         if isinstance(found, str):
             found = ActionResult(found)
-        effect = _returned(found, ActionResult, f"tool {call.tool.name}", "a str or an ActionResult")
-        return ActionResult(effect.observation, effect.done or call.tool.ends)
+        effect = _returned(found, ActionResult, f"tool {tool.name}", "a str or an ActionResult")
+        return replace(effect, done=effect.done or tool.ends), False
 
     # State of the running episode, for hooks, tools and checks.
 
@@ -369,7 +393,7 @@ class Env(gymnasium.Env[str, str], ABC):
     @property
     def help(self) -> str:
         """A description of the tools, for prompts."""
-        return describe_tools(self.tools)
+        return describe_tools(self.tools, self.max_calls)
 
     # Gymnasium's interface, which the base class owns.
 

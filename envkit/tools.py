@@ -1,8 +1,9 @@
 """Tools: methods of an environment that an agent calls by name, in text or by a provider's tool calls.
 
 A call is written as in Python, ``look_up(word='tea', limit=3)``, or as the name alone. A fenced block after
-it is the value of the first argument that the call leaves out. `format_call` writes a provider's native tool
-call as such text. So small models, large models, scripts and people all send an environment the same actions.
+it is the value of the first argument that the call leaves out. JSON between ``<tool_call>`` tags is a call
+too, because many chat models write that. `format_call` writes a provider's native tool call as text. So small
+models, large models, scripts and people all send an environment the same actions.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
+import itertools
+import json
 import re
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NotRequired, TypeVar, cast, final, get_type_hints, overload
 
@@ -33,6 +36,8 @@ _PIECE = re.compile(
     | (?P<unclosed>["']) | (?P<open>[(\[{]) | (?P<close>[)\]}])""",
     re.DOTALL | re.VERBOSE,
 )
+#: What stands before a call in JSON.
+_JSON_CALL = r"<tool_call>\s*"
 _ARGUMENT = re.compile(r"(\w+)(?: \([^)]*\))?:(?: (.*))?")
 
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -49,6 +54,7 @@ class Tool:
         arguments: argument -> its description in the docstring's ``Args:``, or an empty text.
         signature: Python signature without ``self``.
         ends: True if a call ends the episode.
+        timeout_s: longest time that a call may take, if there is a limit.
         method: the function.
     """
 
@@ -57,6 +63,7 @@ class Tool:
     arguments: Mapping[str, str]
     signature: str
     ends: bool
+    timeout_s: float | None
     method: Callable[..., Any] = field(repr=False)
 
     def schema(self) -> dict[str, Any]:
@@ -89,9 +96,9 @@ class ToolCall:
 @overload
 def tool(method: Method) -> Method: ...
 @overload
-def tool(*, ends: bool = False) -> Callable[[Method], Method]: ...
-def tool(method: Any = None, *, ends: bool = False) -> Any:
-    """Mark a method of an environment as a tool.
+def tool(*, ends: bool = False, timeout_s: float | None = None) -> Callable[[Method], Method]: ...
+def tool(method: Any = None, *, ends: bool = False, timeout_s: float | None = None) -> Any:
+    """Mark a method of an environment as a tool; it may be an ``async def``.
 
     Its arguments need type hints. They make the tool's JSON schema, and an agent's arguments are converted to
     them. Agents read its docstring. It returns an observation, as a ``str`` or an `envkit.env.ActionResult`.
@@ -100,10 +107,18 @@ def tool(method: Any = None, *, ends: bool = False) -> Any:
     Args:
         method: the method, when used without parentheses.
         ends: a call ends the episode.
+        timeout_s: longest time that a call may take, > 0. An ``async def`` that takes longer is cancelled,
+            and the agent is told. A plain method cannot be cancelled: the episode breaks, like one whose
+            sandbox fails. What a tool runs in the sandbox has limits too, see `envkit.sandbox.Limits`.
+
+    Raises:
+        ContractError: ``timeout_s`` is not positive.
     """
+    if timeout_s is not None and not timeout_s > 0:
+        raise ContractError(f"timeout_s of a tool is {timeout_s}; expected a positive number of seconds")
 
     def mark(marked: Any) -> Any:
-        setattr(marked, _MARK, ends)
+        setattr(marked, _MARK, (ends, timeout_s))
         return marked
 
     return mark if method is None else mark(method)
@@ -119,18 +134,19 @@ def find_tools(cls: type) -> tuple[Tool, ...]:
     for base in reversed(cls.__mro__):
         for name in vars(base):
             method: Any = getattr(cls, name, None)
-            ends = getattr(method, _MARK, None)
-            if ends is not None:
-                found[name] = _described(name, method, ends)
+            marked = getattr(method, _MARK, None)
+            if marked is not None:
+                found[name] = _described(name, method, *marked)
     return tuple(found.values())
 
 
-def describe_tools(tools: Sequence[Tool]) -> str:
+def describe_tools(tools: Sequence[Tool], max_calls: int = 1) -> str:
     """Describe tools for a prompt: an example call, and one line per tool. Empty if there are no tools."""
     if not tools:
         return ""
     lines = "\n".join(tool.usage() for tool in tools)
-    return f"Say one call per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
+    number = "one call" if max_calls == 1 else f"up to {max_calls} calls, each on a line of its own,"
+    return f"Say {number} per turn, such as {tools[0].name}{_example(tools[0])}:\n{lines}"
 
 
 def format_call(name: str, arguments: Mapping[str, Any]) -> str:
@@ -142,33 +158,90 @@ def format_call(name: str, arguments: Mapping[str, Any]) -> str:
     return f"{name}({', '.join(f'{key}={value!r}' for key, value in arguments.items())})"
 
 
-def parse_call(action: str, tools: Sequence[Tool]) -> ToolCall | str:
-    """Parse the first call in an action. A malformed call gives a message: the fault, and the correct form.
+def parse_calls(action: str, tools: Sequence[Tool], max_calls: int = 1) -> list[ToolCall | str]:
+    """Parse the calls in an action, in order, up to one more than ``max_calls``.
 
-    Text around the call is ignored, because models like to explain themselves.
+    Text around a call is ignored, because models like to explain themselves. A malformed call gives a
+    message, the fault and the correct form, and so does an action without a call. A message is the last item.
     """
+    if calls := list(itertools.islice(_calls(action, tools), max_calls + 1)):
+        return calls
+    return [f"No call of a tool in that. {describe_tools(tools, max_calls)}"]
+
+
+def _calls(action: str, tools: Sequence[Tool]) -> Iterator[ToolCall | str]:
     by_name = {tool.name: tool for tool in tools}
     names = "|".join(map(re.escape, by_name))
-    start = re.search(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))", action)
-    if start is None:
-        return f"No call of a tool in that. {describe_tools(tools)}"
-    found, rest = by_name[start[1]], action[start.end() :]
+    start = re.compile(rf"(?m)^[ \t>`$]*({names})(?=[ \t]*(?:\(|`*[ \t]*$))|{_JSON_CALL}")
+    found = start.search(action)
+    while found is not None:
+        following = action[found.end() :]
+        if found[1] is None:
+            call, length = _json_call(following, by_name)
+        else:
+            call, length = _written_call(by_name[found[1]], following, start)
+        yield call
+        if isinstance(call, str):
+            return
+        found = start.search(action, found.end() + length)
+
+
+def _written_call(tool: Tool, following: str, start: re.Pattern[str]) -> tuple[ToolCall | str, int]:
+    """Parse a call in Python's syntax.
+
+    Args:
+        tool: it was named.
+        following: the text behind the name.
+        start: finds the start of the next call.
+
+    Returns:
+        The call, or a message; and how many characters of the text belong to it.
+    """
     given: dict[str, Any] = {}
-    if rest.lstrip(" \t").startswith("("):
-        length = _bracketed(rest)
-        call = _parsed(found.name + rest[:length].strip()) if length else None
+    length = 0
+    if following.lstrip(" \t").startswith("("):
+        length = _bracketed(following)
+        call = _parsed(tool.name + following[:length].strip()) if length else None
         if call is None:
             advice = "that is not a call; put long text in a ``` block behind it"
-            return f"{found.name}: {advice}. It is {found.usage()}"
+            return f"{tool.name}: {advice}. It is {tool.usage()}", length
         try:
-            given = _given(call, found)
+            given = _given(call, tool)
         except ValueError as error:
-            return f"{found.name}: {error}. It is {found.usage()}"
-        rest = rest[length:]
-    block = _FENCE.search(rest)
-    if block is not None and (name := _argument_for_text(found, given)) is not None:
-        given[name] = block[1]
-    return _checked(found, given)
+            return f"{tool.name}: {error}. It is {tool.usage()}", length
+    block, following_call = _FENCE.search(following, length), start.search(following, length)
+    is_its_own = block is not None and (following_call is None or block.start() < following_call.start())
+    if block is not None and is_its_own and (name := _argument_for_text(tool, given)) is not None:
+        given[name], length = block[1], block.end()
+    return _checked(tool, given), length
+
+
+def _json_call(following: str, by_name: Mapping[str, Tool]) -> tuple[ToolCall | str, int]:
+    """Parse a call in JSON, ``{"name": ..., "arguments": {...}}``; returns as `_written_call` does."""
+    known = ", ".join(by_name)
+    form = f'{{"name": ..., "arguments": {{...}}}}, with one of these names: {known}'
+    try:
+        value, length = json.JSONDecoder().raw_decode(following)
+        name, given = value["name"], value.get("arguments", {})
+        given = json.loads(given) if isinstance(given, str) else given
+        tool = by_name[name]
+        faults = [f"{key} holds {fault}" for key, part in given.items() if (fault := _fault_in(part))]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        return f"That is no call between <tool_call> tags. Write JSON: {form}", 0
+    if faults:
+        return f"{name}: {faults[0]}. It is {tool.usage()}", length
+    return _checked(tool, given), length
+
+
+def _fault_in(value: object) -> str:
+    """The reason why no tool can use a JSON value; empty if tools can."""
+    if isinstance(value, Mapping):
+        parts: Iterable[object] = (*value, *value.values())
+    elif isinstance(value, list):
+        parts = cast("list[object]", value)
+    else:
+        return _fault_of(value)
+    return next((fault for part in parts if (fault := _fault_in(part))), "")
 
 
 def _argument_for_text(found: Tool, given: Container[str]) -> str | None:
@@ -183,9 +256,8 @@ def _argument_for_text(found: Tool, given: Container[str]) -> str | None:
     return next((parameter.name for parameter in (*needed, *texts)), None)
 
 
-def _described(name: str, method: Any, ends: bool) -> Tool:
-    signature = inspect.signature(method)
-    arguments = [*signature.parameters.values()][1:]
+def _described(name: str, method: Any, ends: bool, timeout_s: float | None) -> Tool:
+    arguments = [*inspect.signature(method).parameters.values()][1:]
     for argument in arguments:
         if argument.kind not in (argument.POSITIONAL_OR_KEYWORD, argument.KEYWORD_ONLY):
             raise ContractError(f"tool {name}: argument {argument} cannot be given by name")
@@ -196,7 +268,8 @@ def _described(name: str, method: Any, ends: bool) -> Tool:
     head, _, tail = (inspect.getdoc(method) or "").partition("\nArgs:\n")
     texts = _texts(tail)
     described = {argument.name: texts.get(argument.name, "") for argument in arguments}
-    return Tool(name, head.strip(), described, f"({', '.join(map(_shown, arguments))})", ends, method)
+    signature = f"({', '.join(map(_shown, arguments))})"
+    return Tool(name, head.strip(), described, signature, ends, timeout_s, method)
 
 
 def _texts(section: str) -> dict[str, str]:
@@ -297,7 +370,8 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
     for name, value in pairs:
         if name is None or name in given:
             raise ValueError("each argument is to be given once, by its name or in order")
-        if fault := next((found for node in ast.walk(value) if (found := _fault_of(node))), ""):
+        constants = (node.value for node in ast.walk(value) if isinstance(node, ast.Constant))
+        if fault := next((found for constant in constants if (found := _fault_of(constant))), ""):
             raise ValueError(f"{name} holds {fault}")
         try:
             given[name] = ast.literal_eval(value)
@@ -306,9 +380,8 @@ def _given(call: ast.Call, tool: Tool) -> dict[str, Any]:
     return given
 
 
-def _fault_of(node: ast.AST) -> str:
+def _fault_of(value: object) -> str:
     """The reason why no tool can use a literal; empty if tools can."""
-    value = node.value if isinstance(node, ast.Constant) else None
     if isinstance(value, str) and _LONE_SURROGATE.search(value):
         return "half a surrogate pair, which is no text"  # and cannot be encoded
     if isinstance(value, int) and value.bit_length() > _MAX_BITS:

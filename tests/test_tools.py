@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
+import threading
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,10 +15,10 @@ from guess_env import TASKS, Backend, GuessEnv
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from envkit import ActionResult, ContractError, Env, Task, UsageError, check, tool
+from envkit import ActionResult, ContractError, Env, SandboxError, Task, UsageError, check, tool
 from envkit.audit.fuzz import sparing_old_objects
 from envkit.errors import MissingExtraError
-from envkit.tools import ToolCall, describe_tools, find_tools, format_call, parse_call
+from envkit.tools import ToolCall, describe_tools, find_tools, format_call, parse_calls
 
 
 class Desk(Env):
@@ -62,7 +65,7 @@ def desk() -> Iterator[Desk]:
 
 
 def arguments(action: str) -> dict[str, Any]:
-    call = parse_call(action, TOOLS)
+    call, *_ = parse_calls(action, TOOLS)
     assert isinstance(call, ToolCall), call
     return dict(call.arguments)
 
@@ -188,7 +191,7 @@ def test_only_newlines_separate_lines() -> None:
     ],
 )
 def test_an_invalid_call_is_explained_with_the_remedy(action: str, message: str) -> None:
-    found = parse_call(action, TOOLS)
+    [found] = parse_calls(action, TOOLS)
     assert isinstance(found, str)
     assert found.startswith(message)
 
@@ -210,7 +213,7 @@ def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
 
     tools = find_tools(type("Made", (), {"pour": tool(pour)}))
     for action in (f"pour({value})", f"pour(1, more=[{value}])"):
-        found = parse_call(action, tools)
+        [found] = parse_calls(action, tools)
         assert isinstance(found, str)
         assert "Input should be a finite number" in found
 
@@ -218,8 +221,207 @@ def test_numbers_that_are_not_finite_are_refused(value: str) -> None:
 @given(st.text())
 @example("\r\x80")  # Python 3.13's tokenizer raises UnicodeDecodeError
 def test_no_text_makes_the_parser_raise(action: str) -> None:
-    for each in (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```"):
-        assert isinstance(parse_call(each, TOOLS), ToolCall | str)
+    forms = (action, f"look_up({action}", f"look_up({action})", f"look_up\n```\n{action}\n```")
+    for each in (*forms, f"<tool_call>{action}", json.dumps(action)):
+        assert parse_calls(each, TOOLS, 5)
+
+
+# Calls in JSON, as many chat models write them.
+
+
+def in_json(name: str, arguments: object) -> str:
+    return f"<tool_call>\n{json.dumps({'name': name, 'arguments': arguments})}\n</tool_call>"
+
+
+@given(st.text(), st.integers(), VALUES)
+def test_a_call_in_json_is_the_same_call(word: str, limit: int, words: list[str] | None) -> None:
+    values = {"word": word, "limit": limit}
+    for given_as in (values, json.dumps(values)):
+        assert arguments(in_json("look_up", given_as)) == values
+    assert arguments(f"I look it up. {in_json('scold', {'words': words})} Done.") == {"words": words}
+
+
+def test_a_closing_tag_and_arguments_may_be_missing() -> None:
+    assert arguments('<tool_call>{"name": "give_up"}') == {}
+
+
+@pytest.mark.parametrize(
+    ("inside", "message"),
+    [
+        ("give_up()", "That is no call between <tool_call> tags. Write JSON: {"),
+        ('{"name": "give_up"', "That is no call between <tool_call> tags"),
+        ('{"name": "fly", "arguments": {}}', "That is no call between <tool_call> tags"),
+        ('{"name": ["give_up"]}', "That is no call between <tool_call> tags"),
+        ('{"name": "give_up", "arguments": [1]}', "That is no call between <tool_call> tags"),
+        ('{"name": "look_up", "arguments": "{"}', "That is no call between <tool_call> tags"),
+        ("[" * 100_000, "That is no call between <tool_call> tags"),
+        ('{"name": "look_up", "arguments": {"limit": 2}}', "look_up: word: Field required. It is look_up("),
+        ('{"name": "look_up", "arguments": {"word": "\\ud800"}}', "look_up: word holds half a surrogate"),
+        ('{"name": "scold", "arguments": {"words": ["\\ud800"]}}', "scold: words holds half a surrogate"),
+        (
+            f'{{"name": "look_up", "arguments": {{"word": {"9" * 4000}}}}}',
+            "look_up: word holds a whole number",
+        ),
+        (f'{{"name": "look_up", "arguments": {{"word": {"9" * 5000}}}}}', "That is no call between"),
+    ],
+)
+def test_a_malformed_call_in_json_is_explained(inside: str, message: str) -> None:
+    [found] = parse_calls(f"<tool_call>\n{inside}\n</tool_call>", TOOLS)
+    assert isinstance(found, str)
+    assert found.startswith(message)
+
+
+# Several calls.
+
+
+def parsed(action: str, max_calls: int = 9) -> list[str]:
+    """The names of the calls; a message as it is."""
+    found = parse_calls(action, TOOLS, max_calls)
+    return [call if isinstance(call, str) else call.tool.name for call in found]
+
+
+def test_calls_are_found_in_order_up_to_one_more_than_asked_for() -> None:
+    action = f"look_up('a')\nThen:\n```\nscold(None)\n```\n{in_json('look_up', {'word': 'b'})}\ngive_up"
+    names = ["look_up", "scold", "look_up", "give_up"]
+    assert parsed(action) == names
+    assert [parsed(action, most) for most in (1, 2)] == [names[:2], names[:3]]
+
+
+def test_a_block_belongs_to_the_call_before_it_alone() -> None:
+    first, second = parse_calls("look_up\n```\ngive_up()\n```\nlook_up\n```\ntea\n```", TOOLS)
+    assert isinstance(first, ToolCall)
+    assert isinstance(second, ToolCall)
+    assert (first.arguments, second.arguments) == ({"word": "give_up()"}, {"word": "tea"})
+    [message] = parse_calls("look_up\ngive_up\n```\ntea\n```", TOOLS)
+    assert str(message).startswith("look_up: word: Field required")
+
+
+def test_a_malformed_call_is_the_last() -> None:
+    found = parsed("scold\nlook_up(\ngive_up")
+    assert found[0] == "scold"
+    assert found[1].startswith("look_up: that is not a call")
+    assert len(found) == 2
+
+
+class Hasty(Desk):
+    max_calls = 3
+
+    @tool
+    def pay(self, amount: float) -> ActionResult:
+        return ActionResult(f"{amount} paid.", reward=amount)
+
+
+def hasty() -> Hasty:
+    env = Hasty(tasks=TASKS, sandbox=Backend(), max_turns=9)
+    seen, _ = env.reset(seed=0)
+    assert seen.startswith("Say up to 3 calls, each on a line of its own, per turn, such as look_up(")
+    return env
+
+
+@pytest.mark.parametrize(
+    ("action", "seen"),
+    [
+        ("look_up('a')", "a x 3"),
+        ("look_up('a')\nlook_up('b')", "look_up:\na x 3\n\nlook_up:\nb x 3"),
+        (
+            "look_up('a')\nscold\ngive_up",
+            "look_up:\na x 3\n\nscold:\nno such words: None\n\n(Later calls were not made.)",
+        ),
+        ("scold\nlook_up('a')", "no such words: None\n\n(Later calls were not made.)"),
+        ("look_up('a')\n" * 4, "look_up:\na x 3\n\n" * 3 + "(Later calls were not made: 3 calls per turn.)"),
+        ("look_up('a')\ngive_up\nlook_up('b')", "look_up:\na x 3\n\ngive_up:\nBye."),
+    ],
+)
+def test_calls_are_made_in_order_until_one_fails_or_ends_the_episode(action: str, seen: str) -> None:
+    env = hasty()
+    observation, _, terminated, _, _ = env.step(action)
+    assert (observation, terminated) == (seen, "give_up:" in seen)
+    env.close()
+
+
+def test_calls_of_one_turn_earn_together() -> None:
+    env = hasty()
+    assert env.step("pay(0.25)\npay(0.5)")[1] == 0.75
+    env.close()
+
+
+def test_a_second_call_is_not_dropped_without_a_word(desk: Desk) -> None:
+    observation, *_ = desk.step("look_up('a')\nlook_up('b')")
+    assert observation == "a x 3\n\n(Later calls were not made: one call per turn.)"
+    assert len(desk.seen) == 1
+
+
+# Coroutines and time limits.
+
+
+class Slow(Desk):
+    """Tools that wait as long as they are told."""
+
+    def setup(self, task: Task) -> str:
+        self.woken = threading.Event()
+        return super().setup(task)
+
+    @tool
+    async def sleep(self, seconds: float) -> str:
+        await asyncio.sleep(seconds)
+        return "Slept."
+
+    @tool(timeout_s=0.05)
+    async def nap(self, seconds: float) -> str:
+        try:
+            return await self.sleep(seconds)
+        except asyncio.CancelledError:
+            self.woken.set()
+            raise
+
+    @tool(timeout_s=0.05)
+    async def impatient(self) -> str:
+        raise TimeoutError("its own")
+
+    @tool(timeout_s=0.05)
+    def block(self, seconds: float) -> str:
+        if not seconds:
+            raise UsageError("not at all")
+        time.sleep(seconds)
+        return "Blocked."
+
+
+@pytest.fixture
+def slow() -> Iterator[Slow]:
+    env = Slow(tasks=TASKS, sandbox=Backend(), max_turns=9)
+    env.reset(seed=0)
+    yield env
+    env.close()
+
+
+def test_a_tool_may_be_a_coroutine(slow: Slow) -> None:
+    assert slow.step("sleep(0.001)")[0] == "Slept."
+
+    async def stepping() -> str:
+        return slow.step("sleep(0.001)")[0]
+
+    assert asyncio.run(stepping()) == "Slept.", "an environment must work in a notebook, too"
+
+
+def test_a_coroutine_that_takes_too_long_is_cancelled_and_the_agent_goes_on(slow: Slow) -> None:
+    assert slow.step("nap(30)")[0] == "nap took longer than 0.05 s and was stopped."
+    assert slow.woken.wait(10)
+    assert slow.step("nap(0.001)")[0] == "Slept."
+    with pytest.raises(TimeoutError, match="its own"):
+        slow.step("impatient()")
+
+
+def test_a_plain_tool_that_takes_too_long_breaks_the_episode(slow: Slow) -> None:
+    assert slow.step("block(0.001)")[0] == "Blocked."
+    assert slow.step("block(0)")[0] == "not at all"
+    with pytest.raises(SandboxError, match=r"tool block has not returned within 0\.05 s, and may still run"):
+        slow.step("block(0.5)")
+
+
+@pytest.mark.parametrize("limit", [0, -1, float("nan")])
+def test_a_time_limit_must_be_positive(limit: float) -> None:
+    with pytest.raises(ContractError, match="timeout_s of a tool is"):
+        tool(timeout_s=limit)
 
 
 # In an environment.
@@ -340,7 +542,7 @@ def test_no_call_takes_long_to_read(piece: str) -> None:
     for opening in ("look_up(", "look_up('", 'look_up("""', "look_up(["):
         with sparing_old_objects():
             began = time.thread_time()
-            parse_call(opening + piece * (16_000 // len(piece)), TOOLS)
+            parse_calls(opening + piece * (16_000 // len(piece)), TOOLS)
             assert time.thread_time() - began < 1
 
 
@@ -360,6 +562,6 @@ def test_no_call_takes_long_to_read(piece: str) -> None:
     ],
 )
 def test_brackets_in_strings_and_comments_do_not_end_a_call(argument: str, value: str) -> None:
-    call = parse_call(f"look_up({argument}) and more )", TOOLS)
+    [call] = parse_calls(f"look_up({argument}) and more )", TOOLS)
     assert isinstance(call, ToolCall)
     assert call.arguments["word"] == value

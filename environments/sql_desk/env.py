@@ -32,7 +32,7 @@ from envkit.environments.sql_desk.variants import variants_of
 from envkit.errors import BrokenTask, ContractError, SandboxError, UsageError
 from envkit.grading import Grade, NumericPolicy, canonical, equal, order
 from envkit.sandbox import SandboxBackend
-from envkit.tools import ToolCall, parse_call, tool
+from envkit.tools import ToolCall, parse_calls, tool
 from envkit.types import JSON, Task, Verdict
 
 #: Databases with fresh rows on which a submission is graded, in addition to the shown one: a small one, two
@@ -172,7 +172,7 @@ class SqlEnv(Env):
 
     def apply(self, action: str) -> ActionResult:
         """Carry out a tool call; a statement alone is a submission."""
-        call = parse_call(action, self.tools)
+        call, *_ = parse_calls(action, self.tools)
         if isinstance(call, ToolCall):
             return super().apply(action)
         block = _BLOCK.search(action)

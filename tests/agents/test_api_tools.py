@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from envkit import Usage, UsageError
 from envkit.agents import chat_completions
-from envkit.tools import ToolCall, find_tools, parse_call
+from envkit.tools import ToolCall, find_tools, parse_calls
 
 
 def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Playing) -> None:
@@ -31,7 +31,8 @@ def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Play
     api = serve(lambda body, n: answers[n])
     with playing(api.url, tools=TOOLS) as agent:
         session = begin(agent)
-        assert turn(agent, "0..9", session).text == """guess_number(number=4, why='it\\'s "4"')"""
+        both = """guess_number(number=4, why='it\\'s "4"')\ngive_up()"""
+        assert turn(agent, "0..9", session).text == both
         assert turn(agent, "5..9", session).text == "Words."
         turn(agent, "No call.", session)
     assert api.asked[0]["tools"] == TOOLS
@@ -46,7 +47,7 @@ def test_a_conversation_in_tool_calls(serve: Callable[[Say], Api], playing: Play
         {
             "role": "tool",
             "tool_call_id": "id-1",
-            "content": "Not carried out: one action at a time. Only the first call was.",
+            "content": "The result of all calls is that of the first.",
         },
         {"role": "assistant", "content": "Words."},
         {"role": "user", "content": "No call."},
@@ -91,9 +92,11 @@ def test_native_tool_call_round_trips_through_text(number: int, why: str) -> Non
     body = {"choices": [{"message": message}]}
     reply = chat_completions.read_reply(json.loads(json.dumps(body)), Usage(1, 1), 0.0, tools=True)
     assert isinstance(reply, chat_completions.Reply)
-    found = parse_call(reply.text, find_tools(Desk))
+    found, last = parse_calls(reply.text, find_tools(Desk))
     assert isinstance(found, ToolCall), found
     assert (found.tool.name, found.arguments) == ("guess_number", sent)
+    assert isinstance(last, ToolCall), last
+    assert last.tool.name == "give_up"
 
 
 def test_card_with_tools_needs_an_environment_with_tools(playing: Playing) -> None:
