@@ -15,6 +15,7 @@ import gymnasium
 from envkit.checks import Check, find_checks, run_checks, run_turn_checks
 from envkit.display import Display
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
+from envkit.random_calls import random_calls
 from envkit.sandbox import Sandbox, SandboxBackend
 from envkit.spaces import Utf8
 from envkit.tool_runner import run_tool
@@ -161,8 +162,10 @@ class Env(gymnasium.Env[str, str], ABC):
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
     tools: ClassVar[tuple[Tool, ...]] = ()
-    #: Agents without a model that every report shows beside the models.
+    #: Agents without a model that every report shows beside the models. A class with tools that names none
+    #: has one that makes random calls.
     baselines: ClassVar[tuple[Baseline, ...]] = ()
+    _names_baselines: ClassVar[bool] = False
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
@@ -190,6 +193,11 @@ class Env(gymnasium.Env[str, str], ABC):
                 kind = type(each).__name__.lower()
                 clash = f"{kind} {each.name} of {cls.__name__} would replace Env.{each.name}"
                 raise ContractError(f"{clash}; give it another name")
+        if "baselines" in vars(cls):
+            cls._names_baselines = True
+        elif cls.tools and not cls._names_baselines:
+            chance = "makes random calls of tools"
+            cls.baselines = (Baseline("random", chance, _random_calls(cls), is_random=True),)
         for name in ("reset", "step", "close"):
             if getattr(cls, name) is not getattr(Env, name):
                 raise ContractError(
@@ -548,6 +556,15 @@ def _returned(found: object, kind: type[Returned], method: str, expected: str) -
     if not isinstance(found, kind):
         raise ContractError(f"{method} returned {found!r}; expected {expected}")
     return found
+
+
+def _random_calls(kind: type[Env]) -> Callable[[Task, int, SandboxBackend], Sequence[str]]:
+    """The actions of a baseline that makes random calls."""
+
+    def actions(task: Task, seed: int, backend: SandboxBackend) -> Sequence[str]:
+        return random_calls(kind.tools, task.prompt, seed, kind.max_turns)
+
+    return actions
 
 
 def _require_complete(kind: type[Env]) -> None:
