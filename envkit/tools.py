@@ -235,8 +235,9 @@ def _json_call(following: str, by_name: Mapping[str, Tool]) -> tuple[ToolCall | 
 
 def _fault_in(value: object) -> str:
     """The reason why no tool can use a JSON value; empty if tools can."""
-    if isinstance(value, Mapping):
-        parts: Iterable[object] = (*value, *value.values())
+    if isinstance(value, dict):
+        entries = cast("dict[str, object]", value)
+        parts: Iterable[object] = (*entries, *entries.values())
     elif isinstance(value, list):
         parts = cast("list[object]", value)
     else:

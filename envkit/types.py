@@ -41,7 +41,7 @@ class Task:
         prompt: what the agent is asked, plain text.
         files: workspace-relative POSIX path -> text.
         metadata: public facts (package, function, operator ...); ``metadata["source"]`` names the
-            statistical cluster, the source function that the task was made from.
+            statistical cluster: what the task was made from, such as a function.
         hidden: data that only the grader on the host may know. It is never written into a sandbox,
             never part of an observation, and left out of ``repr``.
     """

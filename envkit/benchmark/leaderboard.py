@@ -273,10 +273,9 @@ def _warnings(board: Leaderboard) -> list[str]:
                     "behind the agents that were."
                 )
         clusters = [rate.clusters for row in section.contestants if (rate := row.summary.solve_rate.interval)]
-        if clusters and 1 < (functions := max(clusters)) < FEW_CLUSTERS:
+        if clusters and 1 < (sources := max(clusters)) < FEW_CLUSTERS:
             warnings.append(
-                f"{environment}: with {functions} source functions, all intervals except exact ones are too "
-                "narrow."
+                f"{environment}: with {sources} sources, all intervals except exact ones are too narrow."
             )
         reports = {row.report.run: row.report for row in section.rows}
         machines = {row.report.machine for row in section.rows if row.measured.origin.kind == "local"}
@@ -299,18 +298,18 @@ def _method(board: Leaderboard) -> list[str]:
         "--machine names one"
     )
     together = [
-        "Rows of one name together: each draw of source functions also adds what other seeds might change, "
+        "Rows of one name together: each draw of sources also adds what other seeds might change, "
         "the standard error of the mean over seeds times a draw of Student's t. Rows of the same adapter, or "
         "of a model without one, are averaged."
     ]
     return [
-        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
-        "functions, because tasks made from one function are not independent. They say how results would "
-        "vary with other functions, not with other training seeds.",
+        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of sources: "
+        "of what tasks were made from, such as functions, because tasks of one source are not independent. "
+        "They say how results would vary with other sources, not with other training seeds.",
         *(together if any(section.recipes for section in board.sections) else ()),
         f"{EXACT} {NEAR_EDGE}",
         "Points against: the difference to the reference row, paired by task. Its p-value comes from a "
-        "permutation test that exchanges the two rows within source functions, with Holm's "
+        "permutation test that exchanges the two rows within sources, with Holm's "
         "correction for the number of rows compared. The CSV has the difference that is detectable with "
         f"{100 * POWER:g} % power; a smaller one can go unseen.",
         f"Dollars come from the price table of {board.prices.date} ({board.prices.source}). Models behind "

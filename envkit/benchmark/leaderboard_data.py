@@ -49,7 +49,7 @@ class Comparison:
 
     Args:
         difference: paired difference of pass@1.
-        p_value: two-sided, from swapping the two rows within source functions.
+        p_value: two-sided, from swapping the two rows within sources.
         adjusted: the p-value after Holm's correction for all rows of the section.
         mcnemar: p-value of McNemar's exact test; NaN if a task was tried more than once.
     """
@@ -435,7 +435,7 @@ def _test(row: Row, reference: Row) -> tuple[DifferenceSummary, float, float]:
 
 
 def _paired(row: Row, reference: Row) -> tuple[list[float], list[float], list[str]]:
-    """Solve rates of both rows on their common tasks, and the tasks' source functions."""
+    """Solve rates of both rows on their common tasks, and the tasks' sources."""
     first, second = solve_rates(row.results), solve_rates(reference.results)
     source = {result.task: result.source for result in row.results}
     common = sorted(first.keys() & second.keys())

@@ -151,7 +151,7 @@ def recipes(section: Section) -> Table:
         for recipe in section.recipes
     )
     head = ("Agent", "Models", "Solved %", "Each", "Tasks")
-    return Table("Rows of one name together: intervals for other functions and training seeds", head, rows)
+    return Table("Rows of one name together: intervals for other sources and training seeds", head, rows)
 
 
 def recipe_differences(section: Section) -> Table:

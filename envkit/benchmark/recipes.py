@@ -27,10 +27,10 @@ class Recipe:
     Args:
         name: their name, without its ending.
         tasks: ids of the tasks that all of them were measured on.
-        sources: the tasks' source functions.
+        sources: the tasks' sources.
         rates_ST: solve rate of each of S adapters on each of T tasks. Rows of the same adapter, or without
             one, are averaged.
-        mean: pass@1, for other functions and seeds; ``None`` without tasks.
+        mean: pass@1, for other sources and seeds; ``None`` without tasks.
     """
 
     name: str
@@ -56,7 +56,7 @@ class RecipeDifference:
 
     Args:
         recipe, against: their names.
-        interval: difference of pass@1, for other functions and seeds; ``None`` without a common task.
+        interval: difference of pass@1, for other sources and seeds; ``None`` without a common task.
     """
 
     recipe: str

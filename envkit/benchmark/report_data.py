@@ -50,7 +50,7 @@ class TaskResult:
 
     Args:
         task: the task's id.
-        source: the source function, the cluster of all statistics.
+        source: the source, the cluster of all statistics.
         operator: kind of task, such as the mutation that made it; empty if it has none.
         samples: graded samples, voids left out.
         solved: how many of them solved the task, 0 <= solved <= samples.
@@ -81,7 +81,7 @@ class TaskResult:
     held_out: int = 0
     held_out_failed: int = 0
     raised: int = 0
-    rewards: Mapping[str, float] = field(default_factory=dict[str, float])
+    rewards: Mapping[str, float] = field(default_factory=dict[str, float], hash=False)
 
     def __post_init__(self) -> None:
         if not 0 <= self.solved <= self.samples <= _MAX_SAMPLES or not 0 <= self.voids <= _MAX_SAMPLES:

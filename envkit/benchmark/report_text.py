@@ -16,14 +16,14 @@ _MANY_VOIDS, _MANY_CUT_OFF, _MANY_HELD_OUT_FAILED, MANY_RAISED = 0.01, 0.05, 0.0
 #: The interval if resampling finds no variation.
 EXACT = (
     "If an agent solved nothing, or everything, resampling finds no variation. The interval is then "
-    "the exact one of Clopper and Pearson, with each source function as one trial. It is exact for the mean "
-    "over functions; the mean over tasks may differ if solved functions have more tasks. A difference of 0 "
-    "on every function, or of 100 points on every function, is treated alike: functions that differ but were "
+    "the exact one of Clopper and Pearson, with each source as one trial. It is exact for the mean "
+    "over sources; the mean over tasks may differ if solved sources have more tasks. A difference of 0 "
+    "on every source, or of 100 points on every source, is treated alike: sources that differ but were "
     "missed by chance are assumed to differ all in one direction."
 )
 #: The caveat for intervals close to 0 % and 100 %.
 NEAR_EDGE = (
-    "Close to 0 % and 100 %, almost all source functions give the same result. There is then little "
+    "Close to 0 % and 100 %, almost all sources give the same result. There is then little "
     "variation to resample, and intervals are too narrow."
 )
 
@@ -64,10 +64,8 @@ def warnings(data: ReportData, summary: Summary) -> tuple[str, ...]:
             )
         interval = entry.interval
         if interval is not None and not interval.exact and 1 < interval.clusters < FEW_CLUSTERS:
-            functions = interval.clusters
-            sentences.append(
-                f"{name}: with {functions} source functions the interval is too narrow to rely on."
-            )
+            sources = interval.clusters
+            sentences.append(f"{name}: with {sources} sources the interval is too narrow to rely on.")
     return tuple(sentences)
 
 
@@ -118,9 +116,9 @@ def method(summary: Summary) -> tuple[str, ...]:
     lines = [
         "pass@1 is the chance that one sample solves a task, averaged over tasks. pass@k is the chance that "
         "at least one of k samples does (unbiased estimator, arXiv:2107.03374).",
-        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of source "
-        "functions, because tasks made from one function are not independent. Differences are paired: same "
-        "tasks and same draws for both agents.",
+        f"Intervals cover {100 * LEVEL:g} %. They come from {RESAMPLES:,} bootstrap draws of sources: "
+        "of what tasks were made from, such as functions, because tasks of one source are not independent. "
+        "Differences are paired: same tasks and same draws for both agents.",
         EXACT,
         "Smallest detectable: a true difference of this size would be found "
         f"{100 * POWER:g} % of the time, given the observed spread. A smaller one can exist and go unseen.",
@@ -136,7 +134,7 @@ def method(summary: Summary) -> tuple[str, ...]:
     if clusters:
         planned = percent(minimum_detectable(clusters, 0.25))
         lines.append(
-            f"Planned before any result: {clusters} source functions detect a difference of {planned} "
+            f"Planned before any result: {clusters} sources detect a difference of {planned} "
             "points, if their differences have a standard deviation of 25 points."
         )
     return tuple(lines)
@@ -145,7 +143,7 @@ def method(summary: Summary) -> tuple[str, ...]:
 def limits(data: ReportData, summary: Summary) -> tuple[str, ...]:
     """List what the numbers do not show."""
     general = [
-        "Each row is one model. Intervals say how results would vary with other source functions, not with "
+        "Each row is one model. Intervals say how results would vary with other sources, not with "
         "other training seeds.",
         NEAR_EDGE,
     ]
@@ -172,9 +170,7 @@ def _judged(entry: DifferenceSummary) -> str:
     if interval is None:
         return "no task was measured for both."
     if not math.isfinite(interval.low):
-        return (
-            f"{points(interval.estimate)} points, from one source function. One function gives no interval."
-        )
+        return f"{points(interval.estimate)} points, from one source. One source gives no interval."
     text = f"{points(interval.estimate)} points {bounds(interval, signed=True)}"
     if interval.low > 0:
         return f"{text}. The interval lies above zero: {pair.row} is better than {pair.against}."

@@ -1,6 +1,6 @@
 """Statistics of solve rates: pass@k, cluster bootstrap intervals, tests and detectable differences.
 
-Tasks made from one source function succeed and fail together. The independent unit is therefore the function
+Tasks made from one source succeed and fail together. The independent unit is therefore the source
 (the cluster), not the task. Every interval resamples clusters; if all clusters are equal, it is computed
 exactly from their number. SciPy's ``bootstrap`` cannot resample clusters.
 """
@@ -193,7 +193,7 @@ def seeds_interval(
     level: float = LEVEL,
     seed: int = 0,
 ) -> Interval:
-    """Mean of ``a`` minus mean of ``b``, each over its own training seeds, for other functions and seeds.
+    """Mean of ``a`` minus mean of ``b``, each over its own training seeds, for other sources and seeds.
 
     Draws take the same clusters for both sides, as in `paired_interval`. To each draw is added what other
     seeds might change: for a side with several seeds, the standard error of its mean over seeds, times a draw

@@ -63,7 +63,7 @@ class RowSummary:
     voids: int
     held_out: int
     held_out_failed: int
-    rewards: Mapping[str, float]
+    rewards: Mapping[str, float] = field(hash=False)
 
 
 @dataclass(frozen=True, slots=True)

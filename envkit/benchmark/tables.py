@@ -95,7 +95,7 @@ def _reward_row(row: RowSummary, sources: Sequence[str]) -> tuple[str, ...]:
 
 def differences(summary: Summary) -> Table:
     """Paired differences of pass@1 in percentage points, one line each."""
-    head = ("Points", _INTERVAL, "Excludes zero", "Functions", "Tasks", "Smallest detectable")
+    head = ("Points", _INTERVAL, "Excludes zero", "Sources", "Tasks", "Smallest detectable")
     return Table(
         "Paired differences of pass@1, in percentage points",
         ("Comparison", "Measures", *head),

@@ -112,7 +112,7 @@ def test_a_row_that_solves_all_or_nothing_is_not_certain(files: dict[str, str]) 
         text = files[name].replace("\u00a0", " ")
         assert "[88.4, 100.0]" in text
         assert "[0.0, 11.6]" in text
-        assert "the exact one of Clopper and Pearson, with each source function as one trial" in text
+        assert "the exact one of Clopper and Pearson, with each source as one trial" in text
 
 
 def test_the_page_runs_our_script_and_nothing_else(files: dict[str, str]) -> None:
@@ -160,7 +160,7 @@ def test_board_warns_of_few_functions_and_of_different_machines_at_one_price() -
     assert "different machines" not in head_of(first, elsewhere)
     head = head_of(first, elsewhere, machine="cpu-2-cores")
     assert "rows ran on different machines, but all are priced as cpu-2-cores" in head
-    assert "with 10 source functions, all intervals except exact ones are too narrow" in head
+    assert "with 10 sources, all intervals except exact ones are too narrow" in head
 
 
 @pytest.mark.parametrize(
@@ -246,11 +246,11 @@ def test_recipes_and_unsolved_tasks_are_shown_where_asked_for(files: dict[str, s
     cells = (f"{percent(recipe.mean.estimate)} {bounds(recipe.mean)}", ", ".join(map(percent, recipe.each)))
     for name in ("leaderboard.html", "leaderboard.md"):
         assert "Only tasks that base never solved." in pages[name]
-        assert "for other functions and training seeds" in pages[name]
+        assert "for other sources and training seeds" in pages[name]
         assert all(cell in pages[name].replace("\N{NO-BREAK SPACE}", " ") for cell in cells)
         assert "SFT+RL \N{MINUS SIGN} base" in pages[name]
         assert "Student's t" in pages[name]
-        assert "for other functions and training seeds" not in files[name]
+        assert "for other sources and training seeds" not in files[name]
         assert "Student" not in files[name]
         assert "never solved" not in files[name]
     described = f"SFT+RL: {percent(recipe.mean.estimate)} %"  # by the chart

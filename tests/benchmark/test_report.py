@@ -136,10 +136,10 @@ def test_warnings_from_the_numbers_of_rows(run: ReportData) -> None:
     assert "The control oracle solved 99.8 % instead of 100.0 %" in found
     assert "SFT: 80 of 720 samples were lost" in found
     assert "SFT+RL minus base: 70 tasks are left out: only one of the two has results" in found
-    assert "SFT+RL minus SFT: with 5 source functions" in found
+    assert "SFT+RL minus SFT: with 5 sources" in found
     alike = replace(troubled, rows=(run.rows[0], replace(few, name="SFT"), few, broken))
     found = "\n".join(warnings(alike, summarise(alike)))
-    assert "base minus SFT: with 5 source functions" in found
+    assert "base minus SFT: with 5 sources" in found
     assert "SFT+RL minus SFT: with" not in found, "which is exact, however few there are"
 
 
@@ -178,7 +178,7 @@ def test_both_files_explain_the_exact_interval(run: ReportData) -> None:
     page, markdown = _pages(run)
     for text in ("".join(Outline(page).text).replace("\u00a0", " "), markdown):
         assert "[91.2, 100.0]" in text, "of the oracle, on 40 functions"
-        assert "the exact one of Clopper and Pearson, with each source function as one trial" in text
+        assert "the exact one of Clopper and Pearson, with each source as one trial" in text
         assert "[100.0, 100.0]" not in text
 
 
