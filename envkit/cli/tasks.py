@@ -1,4 +1,4 @@
-"""Commands on task files: mine tasks, build them from a recipe, check them."""
+"""Commands on task files: mine tasks, build them from a recipe, export and check them."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from envkit.sandbox import SandboxBackend
     from envkit.types import Task
 
-app = typer.Typer(no_args_is_help=True, help="Mine, build and check task files.")
+app = typer.Typer(no_args_is_help=True, help="Mine, build, export and check task files.")
 
 Output = Annotated[
     Path,
@@ -289,6 +289,31 @@ def build(
         emit({"tasks": len(found), "digest": digest(found), "file": str(output)})
     else:
         out.print(f"{len(found)} tasks, digest as in the recipe -> {output}", soft_wrap=True, markup=False)
+
+
+@app.command(cls=Command)
+def export(
+    output: Output,
+    env: EnvName = DEFAULT_ENVIRONMENT,
+    split: Annotated[
+        str, typer.Option(metavar="SPLIT", help="starter, train, heldout, or test if there is one.")
+    ] = "train",
+    sandbox: SandboxName = "auto",
+    as_json: Json = False,
+) -> None:
+    """Write an environment's own tasks to a task file, with their hidden values."""
+    from envkit import registry
+    from envkit.taskfile import write_tasks
+
+    require_absent(output)
+    kind = registry.environment(env)
+    with open_display("rich") as display:
+        found = load_tasks(kind, None, split, isolated_backend(sandbox, display), display)
+    digest = write_tasks(output, found, 0, env)
+    if as_json:
+        emit({"tasks": len(found), "digest": digest, "file": str(output)})
+    else:
+        out.print(f"{len(found)} {split} tasks -> {output}", soft_wrap=True, markup=False)
 
 
 @app.command(cls=Command)

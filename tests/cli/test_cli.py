@@ -128,6 +128,22 @@ def test_checking_tasks_finds_the_broken_one(tmp_path: Path) -> None:
     assert [line.split(",")[0] for line in found["broken"]] == [f"no-op earns 1 on {other.id}"]
 
 
+def test_exported_tasks_are_the_environments_own(tmp_path: Path) -> None:
+    from envkit.environments.service_desk.tasks import generate
+    from envkit.taskfile import digest, read_tasks
+
+    command = ("tasks", "export", "--env", "service-desk", "--split", "heldout", "-o", "desk.jsonl")
+    done = envkit(*command, "--json", cwd=tmp_path)
+    own = generate("heldout")
+    assert json.loads(done.stdout) == {"tasks": len(own), "digest": digest(own), "file": "desk.jsonl"}
+    assert read_tasks(tmp_path / "desk.jsonl") == [*own]
+    done = envkit(
+        "tasks", "export", "--env", "service-desk", "--split", "test", "-o", "no.jsonl", cwd=tmp_path
+    )
+    assert done.returncode == 2
+    assert "has no 'test' tasks of its own" in done.stderr
+
+
 def test_an_unsafe_sandbox_is_refused(tmp_path: Path) -> None:
     done = envkit("eval", "--sandbox", "process", "--agent", "no-op", cwd=tmp_path)
     assert done.returncode == 2
