@@ -50,6 +50,7 @@ from envkit.types import (
     Usage,
     Verdict,
 )
+from envkit.wrapped import GymnasiumEnv, wrap
 
 if TYPE_CHECKING:
     from envkit.api import (
@@ -124,6 +125,7 @@ __all__ = [
     "ExecResult",
     "Exploit",
     "Grade",
+    "GymnasiumEnv",
     "ImportedTasks",
     "Limits",
     "MissingExtraError",
@@ -179,6 +181,7 @@ __all__ = [
     "tool",
     "train",
     "verify",
+    "wrap",
 ]
 
 __version__ = _version("envkit-rl")

@@ -44,6 +44,7 @@ PUBLIC = [
     "ExecResult",
     "Exploit",
     "Grade",
+    "GymnasiumEnv",
     "ImportedTasks",
     "Limits",
     "MissingExtraError",
@@ -99,6 +100,7 @@ PUBLIC = [
     "tool",
     "train",
     "verify",
+    "wrap",
 ]
 
 
