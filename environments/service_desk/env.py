@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from typing import Any, ClassVar, final
 from urllib.parse import quote
 
 from envkit.checks import check
 from envkit.display import Display
 from envkit.env import Env, Exploit, Variant
-from envkit.environments.service_desk.service_client import ServiceClient
-from envkit.environments.service_desk.tasks import PEOPLE, TicketHidden, changed, generate, tickets_of
+from envkit.environments.service_desk.tasks import PEOPLE, STORE, TicketHidden, changed, generate, tickets_of
 from envkit.errors import UsageError
 from envkit.grading import Grade
-from envkit.sandbox import SandboxBackend
+from envkit.sandbox import PYTHON_OPTIONS, SandboxBackend
+from envkit.service import Service
 from envkit.tools import format_call, tool
 from envkit.types import Task, Verdict
 
+#: Where the service listens.
+PORT = 8000
 #: Most characters of a search word, because URLs have limits.
 _MAX_WORD = 100
 
@@ -109,7 +112,11 @@ class ServiceDeskEnv(Env):
         ]
 
     def setup(self, task: Task) -> str:
-        self._client = ServiceClient(self.sandbox, warm_up_s=self._warm_up_s, ready_s=self._ready_s)
+        program = (resources.files("envkit.environments.service_desk") / "service.py").read_text()
+        argv = [self.sandbox.python, *PYTHON_OPTIONS, "-c", program, STORE, str(PORT), str(self._warm_up_s)]
+        self._service = Service(
+            self.sandbox, argv, port=PORT, ready_path="/health", ready_s=self._ready_s, with_token=True
+        )
         return f"{task.prompt}\n\n{self.list_tickets()}\n\n{self.help}"
 
     # The agent never talks to the service directly: each tool sends one request of a fixed shape.
@@ -151,8 +158,8 @@ class ServiceDeskEnv(Env):
         """Compare the service's tickets with the expected ones, which never enter the sandbox."""
         hidden = TicketHidden.from_task(self.task)
         expected = changed(tickets_of(self.task), hidden.tickets, hidden.change)
-        _, answer = self._client.request("GET", "/tickets")
-        pairs = zip(answer["tickets"], expected, strict=True)
+        left = self._service.request("GET", "/tickets").json()
+        pairs = zip(left["tickets"], expected, strict=True)
         if wrong := [
             f"found {_line(left)}, expected {_line(right)}" for left, right in pairs if left != right
         ]:
@@ -161,8 +168,9 @@ class ServiceDeskEnv(Env):
 
     def _request(self, method: str, path: str, body: Any = None) -> str:
         """Send a request, and return the answer as text for the agent."""
-        status, answer = self._client.request(method, path, body)
-        if status != 200:
+        response = self._service.request(method, path, body)
+        answer = response.json()
+        if response.status != 200:
             return f"Not done: {answer['error']}"
         if "tickets" not in answer:
             return f"{_line(answer)}\n{answer['text']}"

@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, final
 
-from envkit.environments.service_desk.service_client import STORE
 from envkit.errors import TaskFileError
 from envkit.hidden import read_hidden, to_json
 from envkit.types import Task
 
+#: Workspace path of the tickets.
+STORE: Final = "tickets.json"
 #: Split -> place -> devices that break there.
 _PLACES: Final[Mapping[str, Mapping[str, Sequence[str]]]] = {
     "train": {

@@ -1,10 +1,13 @@
 """The program in the sandbox that starts a service and forwards requests to it. Standard library only.
 
-It runs next to the service, because only programs opened together share a loopback device. It reads JSON
-lines from standard input and answers each with one line. The first line describes the service to start:
+It runs beside the service, because only programs opened together share a loopback device. It reads JSON lines
+from standard input and answers each with one line. The first line describes the service to start:
 
-    {"argv": [...], "token": T, "port": N, "ready_s": S}    {"up": true}, or {"failure": WHY}
-    {"method": M, "path": P, "body": JSON}                  {"status": N, "body": JSON}, or {"failure": WHY}
+    {"argv": [...], "token": T, "port": N, "ready_path": P, "ready_s": S}   {"up": true}, or {"failure": WHY}
+    {"method": M, "path": P, "headers": {...}, "body": TEXT, "timeout_s": S}  {"status": N, "body": TEXT}, or
+                                                                              {"failure": WHY}
+
+The token is the service's first line of standard input, and in the header of every request. It may be empty.
 """
 
 from __future__ import annotations
@@ -20,31 +23,30 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-#: Longest wait for one request's answer, in seconds.
-REQUEST_S = 10.0
 PROBE_EVERY_S = 0.01
 
 
 class Service:
     """A running service."""
 
-    def __init__(self, argv: list[str], token: str, port: int, ready_s: float) -> None:
-        self.port, self.headers = port, {"Authorization": f"Bearer {token}"}
+    def __init__(self, argv: list[str], token: str, port: int, ready_path: str, ready_s: float) -> None:
+        self.port = port
+        self.headers = {"Authorization": f"Bearer {token}"} if token else {}
         self.process = subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
         pipe: Any = self.process.stdin
         with contextlib.suppress(BrokenPipeError), pipe:  # if it has ended already, `wait` raises
             pipe.write(token + "\n")
-        self.wait(time.monotonic() + ready_s)
+        self.wait(ready_path, time.monotonic() + ready_s)
 
-    def wait(self, until: float) -> None:
-        """Return once the service answers 204 to an authorized request, so it is running and ready."""
+    def wait(self, path: str, until: float) -> None:
+        """Return once the service answers a request for a path with a status of 200 to 299."""
         last = "it was not asked"
         while (left_s := until - time.monotonic()) > 0:
             if self.process.poll() is not None:
                 raise OSError(f"it ended with status {self.process.returncode}")
             try:
-                status = self.request("GET", "/health", timeout_s=left_s)["status"]
-                if status == 204:
+                status = self.request("GET", path, {}, "", left_s)["status"]
+                if 200 <= status < 300:
                     return
                 last = f"it answers with status {status}"
             except (OSError, HTTPException) as error:
@@ -53,14 +55,14 @@ class Service:
         raise OSError(f"it was not ready in time: {last}")
 
     def request(
-        self, method: str, path: str, body: Any = None, timeout_s: float = REQUEST_S
+        self, method: str, path: str, headers: dict[str, str], body: str, timeout_s: float
     ) -> dict[str, Any]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=timeout_s)
         try:
-            connection.request(method, path, None if body is None else json.dumps(body), self.headers)
+            data = body.encode() if body else None
+            connection.request(method, path, data, {**headers, **self.headers})
             answer = connection.getresponse()
-            data = answer.read()
-            return {"status": answer.status, "body": json.loads(data) if data else None}
+            return {"status": answer.status, "body": answer.read().decode(errors="replace")}
         finally:
             connection.close()
 
