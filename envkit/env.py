@@ -241,10 +241,8 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = 0
         self._held_out = False
         self._turns = 0
-        #: What this episode's turns have earned, by check or other source, before the limits of
-        #: `reward_range`; and the reward that was paid for it.
+        #: What this episode has earned so far, by check or other source.
         self._earned: dict[str, float] = {}
-        self._paid = 0.0
         self._last = ""
 
     # Hooks: an author writes `setup` and, if the defaults do not fit, the others.
@@ -427,7 +425,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self._visit_seed = int(self.np_random.integers(2**63 - 1))
         self._end()
         self._task = self.tasks[task_id]
-        self._turns, self._earned, self._paid = 0, {}, 0.0
+        self._turns, self._earned = 0, {}
         self._sandbox = self._backend.create()
         with self._ending_on_error():
             for path, text in self._task.files.items():
@@ -486,18 +484,13 @@ class Env(gymnasium.Env[str, str], ABC):
         return self._last, reward, effect.done, truncated, cast("dict[str, Any]", info)
 
     def _pay(self, earned: Mapping[str, float]) -> dict[str, float]:
-        """Return this turn's reward by source, given what each source has earned in the episode so far."""
-        before, self._earned = self._earned, {**self._earned, **earned}
-        rewards = {name: value - before.get(name, 0.0) for name, value in earned.items()}
-        rewards = {
-            name: value for name, value in rewards.items() if value or name not in (ACTIONS, TURN_COST)
-        }
+        """Return this turn's reward by source, given what every source has earned in the episode so far."""
         low, high = self.reward_range
-        total = min(max(total_reward(self._earned.values()), low), high)
-        if beyond := total_reward([total, -self._paid, *(-value for value in rewards.values())]):
-            rewards[LIMIT] = beyond
-        self._paid = total
-        return rewards
+        total = total_reward(earned.values())
+        before, self._earned = self._earned, {**earned, LIMIT: min(max(total, low), high) - total}
+        rewards = {name: value - before.get(name, 0.0) for name, value in self._earned.items()}
+        always = (ACTIONS, TURN_COST, LIMIT)
+        return {name: value for name, value in rewards.items() if value or name not in always}
 
     def _required_finite(self, reward: float) -> float:
         """Return an action's reward.
