@@ -161,7 +161,8 @@ class Env(gymnasium.Env[str, str], ABC):
     #: An action that does nothing.
     noop_action: ClassVar[str] = "pass"
     checks: ClassVar[tuple[Check, ...]] = ()
-    tools: ClassVar[tuple[Tool, ...]] = ()
+    #: Found in the class. An instance may have others, such as those of a server that it has started.
+    tools: tuple[Tool, ...] = ()
     #: Agents without a model that every report shows beside the models. A class with tools that names none
     #: has one that makes random calls.
     baselines: ClassVar[tuple[Baseline, ...]] = ()

@@ -22,7 +22,7 @@ LAYERS = (
     ("agent", "sandbox", "sandbox_check"),
     ("inputs",),
     ("checks", "grading", "hidden"),
-    ("env", "random_calls", "service", "tool_runner", "tools", "wrapped"),
+    ("env", "mcp", "random_calls", "service", "tool_runner", "tools", "wrapped"),
     ("audit", "mining", "models", "prices", "registry", "rollout", "scaffold", "store", "taskfile"),
     ("envkit",),
     ("engine",),

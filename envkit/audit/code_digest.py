@@ -36,8 +36,8 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "env", "errors", "grading", "hidden", "inputs", "plain", "sandbox", "service", "spaces"),
-        *("syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
+        *("checks", "env", "errors", "grading", "hidden", "inputs", "mcp", "plain", "sandbox", "service"),
+        *("spaces", "syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
     }
 )
 

@@ -12,7 +12,6 @@ from envkit.display import Display
 from envkit.sandbox import PYTHON_OPTIONS
 from envkit.service import Service
 from envkit.tools import format_call
-
 from invoice_office.tasks import START, generate
 
 PORT = 8000
@@ -22,8 +21,8 @@ PORT = 8000
 class InvoiceOffice(Env):
     """Keep the books of a small firm: import bank statements, match payments, send reminders.
 
-    **Observation**: the request, the open invoices, unmatched payments and the tools. Later, the answer to the
-    last call.
+    **Observation**: the request, the open invoices, unmatched payments and the tools. Later, the answer to
+    the last call.
 
     **Reward**: turn by turn, the share of the requested changes that are made, less the changes that nobody
     asked for; less 0.01 a turn.

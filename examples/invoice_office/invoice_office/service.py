@@ -1,4 +1,4 @@
-"""The application: invoices, bank payments and reminders over HTTP, kept in SQLite. It knows nothing of envkit.
+"""The application: invoices, bank payments and reminders over HTTP, kept in SQLite. It knows no envkit.
 
     GET  /health               answers once it is ready
     GET  /invoices?state=S     invoices, all of them or those that are open, paid or reminded
@@ -89,7 +89,9 @@ class Office:
         if paying["invoice"] is not None or paid["state"] == "paid":
             raise RefusedError(f"payment {payment} or invoice {invoice} is settled")
         if paying["amount"] != paid["amount"]:
-            raise RefusedError(f"payment {payment} is {paying['amount']}, invoice {invoice} is {paid['amount']}")
+            raise RefusedError(
+                f"payment {payment} is {paying['amount']}, invoice {invoice} is {paid['amount']}"
+            )
         self.data.execute("UPDATE payment SET invoice = ? WHERE number = ?", (invoice, payment))
         self.data.execute("UPDATE invoice SET state = 'paid' WHERE number = ?", (invoice,))
         return self.one("invoice", invoice)

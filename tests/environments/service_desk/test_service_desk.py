@@ -242,9 +242,7 @@ def test_a_service_that_is_not_ready_in_time_makes_the_episode_void(backend: San
         return ServiceDeskEnv(tasks=STARTERS, sandbox=backend, warm_up_s=60.125, ready_s=0.5)
 
     env = too_slow()
-    with pytest.raises(
-        SandboxError, match=r"^the service failed: it was not ready in time: .*refused"
-    ):
+    with pytest.raises(SandboxError, match=r"^the service failed: it was not ready in time: .*refused"):
         env.reset()
     assert service_processes(60.125) == []
     task = STARTERS[0]

@@ -1,0 +1,47 @@
+"""Notes behind an MCP server, in a module that other processes can import."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from envkit import Task, check, tool
+from envkit.mcp import McpEnv
+from envkit.sandbox import PYTHON_OPTIONS
+
+PROGRAM = Path(__file__).with_name("notes_server.py").read_text()
+WORDS, HELD_OUT = ("tea", "milk"), ("salt", "rice")
+
+
+def _task(split: str, word: str) -> Task:
+    return Task(f"{split}/{word}", split, f"Note {word}.", {}, hidden={"word": word})
+
+
+TASKS = [_task("train", word) for word in WORDS]
+
+
+class Notes(McpEnv):
+    id: ClassVar[str] = "notes"
+    only = ("add", "show")
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        words = HELD_OUT if split == "heldout" else WORDS
+        return [_task("heldout" if split == "heldout" else "train", word) for word in words]
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [f"add({task.hidden['word']!r})", "done()"]
+
+    def server(self) -> Sequence[str]:
+        return [self.sandbox.python, *PYTHON_OPTIONS, "-c", PROGRAM]
+
+    @tool(ends=True)
+    def done(self) -> str:
+        """End it."""
+        return "Bye."
+
+    @check()
+    def is_noted(self) -> bool:
+        return self.session.call("show", {"number": 1}).startswith(str(self.task.hidden["word"]))
