@@ -17,6 +17,7 @@ from envkit.display import Display
 from envkit.errors import SETUP_ERRORS, CheckError, ContractError, UsageError
 from envkit.random_calls import random_calls
 from envkit.sandbox import Sandbox, SandboxBackend
+from envkit.secret_values import blotted_out, read_secrets
 from envkit.spaces import Utf8
 from envkit.tool_runner import run_tool
 from envkit.tools import Tool, ToolCall, describe_tools, find_tools, parse_calls
@@ -145,7 +146,8 @@ class Env(gymnasium.Env[str, str], ABC):
         render_mode: ``"ansi"`` makes `render` return the last observation.
 
     Raises:
-        UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, or an unknown render mode.
+        UsageError: no tasks, two tasks of one id, ``max_turns`` < 1, an unknown render mode, or one of
+            `secrets` is not set.
         ContractError: the class has no ``id``, no check with weight, neither tools nor an `apply`, or a
             `reward_range` or `turn_cost` that it cannot have.
     """
@@ -167,6 +169,9 @@ class Env(gymnasium.Env[str, str], ABC):
     #: has one that makes random calls.
     baselines: ClassVar[tuple[Baseline, ...]] = ()
     _names_baselines: ClassVar[bool] = False
+    #: Environment variables with secrets that the application needs, such as the key of an API. An instance
+    #: cannot be made without them. Their values are blotted out in observations and evidence; see `secret`.
+    secrets: ClassVar[Sequence[str]] = ()
     tasks: Mapping[str, Task]
     #: Actions per episode. An author sets the number that the tasks need; each instance may have another.
     max_turns: int = 3
@@ -236,6 +241,7 @@ class Env(gymnasium.Env[str, str], ABC):
         self.action_space: Utf8 = Utf8(max_action_bytes)  # pyright: ignore[reportIncompatibleVariableOverride]
         self.max_turns = max_turns
         self.render_mode = render_mode
+        self._secrets = read_secrets(self.secrets)
         self._backend = sandbox
         self._sandbox: Sandbox | None = None
         self._task: Task | None = None
@@ -388,6 +394,16 @@ class Env(gymnasium.Env[str, str], ABC):
             raise ContractError("no episode is running; call reset() first")
         return self._task
 
+    def secret(self, name: str) -> str:
+        """The value of one of `secrets`.
+
+        Raises:
+            ContractError: the class does not declare it.
+        """
+        if name not in self._secrets:
+            raise ContractError(f"{type(self).__name__} reads secret {name!r}; add the name to its `secrets`")
+        return self._secrets[name]
+
     @property
     def visit_seed(self) -> int:
         """Seed of this visit's hidden inputs, in [0, 2**63)."""
@@ -432,7 +448,7 @@ class Env(gymnasium.Env[str, str], ABC):
             for path, text in self._task.files.items():
                 self._sandbox.write(path, text.encode())
             seen = _returned(self.setup(self._task), str, "setup", "a str, the first observation")
-            self._last = self.observation_space.clip(seen)
+            self._last = self.observation_space.clip(blotted_out(seen, self._secrets))
         info: ResetInfo = {"task": task_id, "split": self._task.split}
         return self._last, cast("dict[str, Any]", info)
 
@@ -456,7 +472,7 @@ class Env(gymnasium.Env[str, str], ABC):
                 effect = ActionResult(
                     f"That action is not valid text of at most {limit} bytes; nothing was done."
                 )
-            self._last = self.observation_space.clip(effect.observation)
+            self._last = self.observation_space.clip(blotted_out(effect.observation, self._secrets))
             truncated = not effect.done and self._turns >= self.max_turns
             info: StepInfo = {"task": self.task.id, "turn": self._turns}
             by_actions = self._earned.get(ACTIONS, 0.0) + self._required_finite(effect.reward)
@@ -472,7 +488,9 @@ class Env(gymnasium.Env[str, str], ABC):
                 info["scores"] = dict(score.scores)
                 info["solved"] = score.solved
                 info["verdict"] = score.verdict.value
-                info["evidence"] = dict(score.evidence)
+                info["evidence"] = {
+                    name: blotted_out(text, self._secrets) for name, text in score.evidence.items()
+                }
                 if score.weaknesses:
                     info["weaknesses"] = dict(score.weaknesses)
                 if score.held_out:

@@ -18,7 +18,7 @@ SETUPTOOLS = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setup
 #: "envkit" is the package's own ``__init__``.
 LAYERS = (
     ("errors",),
-    ("cache", "display", "files", "lease", "plain", "spaces", "stop", "syntax", "types"),
+    ("cache", "display", "files", "lease", "plain", "secret_values", "spaces", "stop", "syntax", "types"),
     ("agent", "sandbox", "sandbox_check"),
     ("inputs",),
     ("checks", "grading", "hidden"),

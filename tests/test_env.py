@@ -14,6 +14,7 @@ from envkit import (
     ActionResult,
     ContractError,
     Env,
+    Grade,
     SandboxError,
     Task,
     TaskFileError,
@@ -138,6 +139,47 @@ def test_a_reward_that_is_no_number_is_refused(backend: Backend) -> None:
 
     with pytest.raises(ContractError, match="Lost: an action's reward is nan; expected a number"):
         played(Lost(sandbox=backend), lambda _: "")
+
+
+class Secretive(GuessEnv):
+    secrets = ("ENVKIT_TEST_KEY",)
+
+    def setup(self, task: Task) -> str:
+        return f"{super().setup(task)} with {self.secret('ENVKIT_TEST_KEY')}"
+
+    def apply(self, action: str) -> ActionResult:
+        return ActionResult(action + self.secret("ENVKIT_TEST_KEY"), done=True)
+
+    @check()
+    def tells(self) -> Grade:
+        return Grade(score=0, evidence=self.secret("ENVKIT_TEST_KEY"))
+
+
+def test_secrets_stay_out_of_what_agents_see_and_reports_keep(
+    backend: Backend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ENVKIT_TEST_KEY", "canary-123")
+    env = Secretive(sandbox=backend, render_mode="ansi")
+    seen, _ = env.reset(seed=0, options={"task": "below-10"})
+    assert seen == "0..9 with [ENVKIT_TEST_KEY]"
+    seen, _, _, _, info = env.step("Say: ")
+    assert (seen, env.render()) == ("Say: [ENVKIT_TEST_KEY]",) * 2
+    assert info["evidence"] == {"tells": "[ENVKIT_TEST_KEY]"}
+    with pytest.raises(ContractError, match="Secretive reads secret 'OTHER'; add the name to its `secrets`"):
+        env.secret("OTHER")
+
+
+@pytest.mark.parametrize(
+    ("value", "found"), [(None, "is not set"), ("", "is not set"), ("abc", "has 3 char")]
+)
+def test_a_secret_must_be_given(value: str | None, found: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if value is None:
+        monkeypatch.delenv("ENVKIT_TEST_KEY", raising=False)
+    else:
+        monkeypatch.setenv("ENVKIT_TEST_KEY", value)
+    with pytest.raises(UsageError, match=f"ENVKIT_TEST_KEY {found}.*export ENVKIT_TEST_KEY=") as caught:
+        Secretive()
+    assert value is None or value == "" or value not in str(caught.value)
 
 
 def test_an_instance_has_the_turns_of_its_class_or_its_own(backend: Backend) -> None:

@@ -36,8 +36,18 @@ SCHEME: Final = "syntax-tree-1"
 #: the tasks.
 VERDICT_PARTS: Final = frozenset(
     {
-        *("checks", "env", "errors", "grading", "hidden", "inputs", "mcp", "plain", "sandbox", "service"),
-        *("spaces", "syntax", "taskfile", "tool_runner", "tools", "types", "wrapped"),
+        *("checks", "env", "errors", "grading", "hidden", "inputs", "mcp", "plain", "sandbox"),
+        *(
+            "secret_values",
+            "service",
+            "spaces",
+            "syntax",
+            "taskfile",
+            "tool_runner",
+            "tools",
+            "types",
+            "wrapped",
+        ),
     }
 )
 

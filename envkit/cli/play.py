@@ -13,6 +13,7 @@ from envkit.api.common import DEFAULT_ENVIRONMENT, load_tasks
 from envkit.cli.options import EnvArgument, require_at_least
 from envkit.cli.output import out
 from envkit.cli.play_input import COMMANDS, input_reader, read_action
+from envkit.types import total_reward
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -32,7 +33,10 @@ def play(
     seed: Annotated[
         int | None, typer.Option(metavar="SEED", help="Seed of the task and its hidden inputs.")
     ] = None,
-    max_turns: Annotated[int, typer.Option(metavar="N", help="Actions until the episode ends.")] = 10,
+    max_turns: Annotated[
+        int | None,
+        typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
+    ] = None,
 ) -> None:
     """Play one episode yourself.
 
@@ -54,7 +58,6 @@ def play(
     )
     from envkit.display import Silent
 
-    require_at_least(1, max_turns=max_turns)
     require_at_least(0, seed=seed or 0)
     kind = registry.environment(env)
     backend = CapturingBackend(registry.sandbox_backend())
@@ -67,19 +70,23 @@ def play(
         _print([Panel.fit(Text(f"{env}: {info['task']}", style="bold"))])
         _print([Text("Each line is one action; a block ends with an empty line; help; quit.", style="dim")])
         _print(render_first_observation(observation))
-        first, turns, ended, reward = observation, 0, False, 0.0
+        first, ended = observation, False
+        rewards: list[float] = []
         while not ended:
-            _print([_turn_counter(game, turns)])
+            _print([_turn_counter(game, len(rewards))])
             action = _read_action(game, first)
             if action is None:
                 _print([Text("given up", style="bold")])
                 return
             observation, reward, terminated, truncated, info = game.step(action)
-            turns, ended = turns + 1, terminated or truncated
+            rewards.append(reward)
+            ended = terminated or truncated
             _print(render_observation(observation))
+            if reward and not ended:
+                _print([Text(f"reward {reward:g}", style="dim")])
         unrewarded = [check.name for check in game.checks if not (check.weight or check.gate)]
         _print([Rule(style="dim")])
-        _print(render_result(reward, info, turns, unrewarded))
+        _print(render_result(total_reward(rewards), info, len(rewards), unrewarded))
         _print(render_changes(game.task.files, backend.files))
     finally:
         game.close()

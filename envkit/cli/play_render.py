@@ -61,7 +61,7 @@ def render_result(
     """Render the result of an episode: the verdict, and the score and evidence of each check.
 
     Args:
-        reward: reward of the last step.
+        reward: sum of the episode's rewards.
         info: ``info`` of the last step.
         turns: number of turns taken.
         unrewarded: names of checks that do not count in the reward.

@@ -161,7 +161,7 @@ def test_a_signal_ends_a_command_that_keeps_nothing(tmp_path: Path, number: sign
     pipe = subprocess.PIPE
     with subprocess.Popen(command, cwd=tmp_path, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as process:
         assert process.stdout is not None
-        while "turn 1 of 10" not in process.stdout.readline():
+        while "turn 1 of 3" not in process.stdout.readline():
             assert process.poll() is None
         started = time.monotonic()
         process.send_signal(number)
