@@ -42,6 +42,7 @@ OTHER_PARTS = {
     *(
         "models",
         "prices",
+        "random_calls",
         "registry",
         "rollout",
         "sandbox_check",
@@ -214,8 +215,8 @@ def digests() -> dict[str, str]:
     [
         ("envkit/grading/suite.py", " == ", " != ", {"code-editor"}),
         ("envkit/grading/suite.py", '"""', '"""Edited. ', set()),
-        ("envkit/grading/compare.py", " == ", " != ", {*OURS}),
-        ("envkit/grading/worker.py", "def encode", "x = 1\n\n\ndef encode", {*OURS}),
+        ("envkit/grading/compare.py", " == ", " != ", {*OURS} - {"service-desk"}),
+        ("envkit/grading/worker.py", "def encode", "x = 1\n\n\ndef encode", {"code-editor"}),
         ("envkit/inputs/perturb.py", "\n\n\ndef ", "\nx = 1\n\n\ndef ", {"code-editor"}),
         ("envkit/checks.py", "total <= 0", "total < 0", {*OURS}),
         ("envkit/env.py", "self._turns += 1", "self._turns += 2", {*OURS}),
@@ -245,7 +246,7 @@ def test_each_part_of_envkit_is_known_to_decide_verdicts_or_not() -> None:
     ("statement", "module"),
     [
         ("from envkit import Env", "envkit.env"),
-        ("from envkit import Grade", "envkit.grading.oracle"),
+        ("from envkit import Grade", "envkit.grading.grade"),
         ("from envkit.grading import canonical", "envkit.grading.compare"),
         ("from envkit.grading import suite", "envkit.grading.suite"),
         ("import envkit.grading.suite", "envkit.grading.suite"),
