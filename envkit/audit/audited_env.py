@@ -110,9 +110,17 @@ class AuditedEnv:
         return self.kind(tasks=tasks, sandbox=backend or self.backend, max_turns=self.max_turns)
 
     def play(
-        self, task: Task, actions: Sequence[str], *, seed: int = 0, backend: InstrumentedBackend | None = None
+        self,
+        task: Task,
+        actions: Sequence[str],
+        *,
+        seed: int = 0,
+        backend: InstrumentedBackend | None = None,
+        held_out: bool = False,
     ) -> PlayedEpisode:
         """Play one episode. The last action is repeated until the episode ends.
+
+        With ``held_out``, a solved episode runs the held-out checks, too.
 
         Raises:
             AuditFailure: the episode takes longer than `EPISODE_TIMEOUT_S`.
@@ -121,7 +129,8 @@ class AuditedEnv:
 
         def episode() -> PlayedEpisode:
             with contextlib.closing(self.make([task], instrumented)) as env:
-                observations = [env.reset(seed=seed, options={"task": task.id})[0]]
+                options = {"task": task.id, "held_out": held_out}
+                observations = [env.reset(seed=seed, options=options)[0]]
                 rewards, sources = list[float](), set[str]()
                 slowest_s = 0.0
                 for action in itertools.chain(actions, itertools.repeat(actions[-1])):

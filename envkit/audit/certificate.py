@@ -105,6 +105,7 @@ def certify(
     *,
     tasks: Sequence[Task] | None = None,
     max_turns: int | None = None,
+    more: Sequence[Finding] = (),
 ) -> Certificate:
     """Audit an environment and return the certificate, passed or not. Nothing is written.
 
@@ -114,6 +115,7 @@ def certify(
         display: shows the progress.
         tasks: tasks to audit it with; by default its own starters.
         max_turns: actions per episode, enough for the oracle; by default the environment's own number.
+        more: findings of other tests, which stand behind the audit's own.
 
     Raises:
         UsageError: the environment cannot pose one of the given tasks.
@@ -133,7 +135,7 @@ def certify(
         tasks=len(posed),
         tasks_digest=digest(sorted(posed, key=lambda task: task.id)),
         standard=tasks is None and turns == kind.max_turns,
-        findings=findings,
+        findings=[*findings, *more],
         isolation=kind.isolation,
     )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable, PlayedEpisode
+from envkit.audit.cases import replay_cases
 from envkit.audit.instrumented import InstrumentedBackend
 from envkit.audit.leaks import find_leaks
 from envkit.display import Display
@@ -257,6 +258,7 @@ AUDIT_CHECKS: Final[Mapping[str, AuditCheck]] = {
     "hidden values do not leak": find_leaks,
     "a broken sandbox gives no verdict": _void,
     "exploits earn nothing": _exploits,
+    "known attacks earn nothing": replay_cases,
     "verdicts are right": _fidelity,
     "time per step": _pace,
 }

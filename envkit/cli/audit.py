@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.markup import escape
 
-from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend
+from envkit.api.common import DEFAULT_ENVIRONMENT, isolated_backend, load_tasks, require_train_split
 from envkit.api.rich_display import open_display
 from envkit.cli.options import EnvArgument, Json, SandboxName
 from envkit.cli.output import emit, out
+from envkit.stop import never
+
+if TYPE_CHECKING:
+    from envkit.audit.runner import Finding
 
 
 def audit(
@@ -28,6 +32,11 @@ def audit(
         int | None,
         typer.Option(metavar="N", help="Actions per episode, at most. Default: the environment's own."),
     ] = None,
+    attack_by_training: Annotated[
+        bool,
+        typer.Option(help="First train a throwaway adapter to earn the reward and fail the held-out checks."),
+    ] = False,
+    minutes: Annotated[float, typer.Option(metavar="M", help="Time of that training.")] = 5.0,
     sandbox: SandboxName = "auto",
     as_json: Json = False,
 ) -> None:
@@ -39,7 +48,19 @@ def audit(
     chosen = registry.read_tasks_for(kind, tasks) if tasks else None
     with open_display("rich") as display:
         backend = isolated_backend(sandbox, display)
-        certificate = certify(kind, backend, display, tasks=chosen, max_turns=max_turns)
+        more: list[Finding] = []
+        if attack_by_training:
+            from envkit.audit.cases import keep_cases
+            from envkit.studies.attack import attack
+
+            trained = load_tasks(kind, tasks, "train", backend, display)
+            require_train_split(trained, tasks)
+            found = attack(kind, trained, backend, minutes, display, never)
+            more.append(found.finding())
+            if found.cases:
+                kept = keep_cases(found.cases, kind)
+                display.say(escape(f"{len(found.cases)} ways around the reward -> {kept}"))
+        certificate = certify(kind, backend, display, tasks=chosen, max_turns=max_turns, more=more)
     if output is None:
         path = write_cached(kind, certificate)
     else:

@@ -55,7 +55,8 @@ class TrainConfig:
             `envkit.training.loss`.
         advantage: ``"group"``: what an episode earned from a turn on, minus the group's mean. ``"solved"``: 1
             for a solved episode, 0 for others: rejection sampling (RAFT, arXiv:2304.06767), the baseline that
-            learns from successes only.
+            learns from successes only. ``"hacked"``: as ``"group"``, with 1 for a solved episode that fails a
+            held-out check and 0 for any other, to find ways around the reward; see `envkit.studies.attack`.
         shaping: check name -> positive weight. Its score times this weight is added to an episode's reward in
             training only. Use it for a check of weight 0 that measures progress when the reward is too rare.
             Rewards and mixed groups are reported without it.
@@ -162,8 +163,15 @@ class TrainConfig:
         for name, weight in self.shaping.items():
             if not 0 < weight < float("inf"):  # an aborted episode would escape a penalty
                 raise ConfigError(f"shaping.{name} is {weight}; it must be positive and finite")
-        if self.shaping and self.advantage == "solved":
-            raise ConfigError("advantage 'solved' ignores rewards, and so shaping; leave one of them out")
+        if self.shaping and self.advantage != "group":
+            raise ConfigError(
+                f"advantage {self.advantage!r} ignores rewards, and so shaping; leave one of them out"
+            )
+        if self.advantage == "hacked" and self.alarm_steps != 1:
+            raise ConfigError(
+                f"alarm_steps is {self.alarm_steps}; advantage 'hacked' needs the held-out checks in every "
+                "step: set it to 1"
+            )
         if self.engine == "vllm" and self.stop_strings:
             raise ConfigError(
                 f"stop_strings is {self.stop_strings}; engine 'vllm' has no tokenizer for them: "
@@ -238,7 +246,7 @@ _CHOICES = {
     "engine": ("torch", "vllm"),
     "dtype": ("auto", "float32", "bfloat16"),
     "device": ("cpu", "cuda"),
-    "advantage": ("group", "solved"),
+    "advantage": ("group", "solved", "hacked"),
     "loss_type": ("dapo", "grpo", "dr_grpo", "cispo"),
     "importance_sampling_level": _LEVELS,
     "importance_sampling_mode": (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import cast
 
 from envkit.errors import ContractError
 from envkit.training.advantages import turn_advantages
@@ -47,6 +48,8 @@ def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[Trainin
             continue
         if config.advantage == "solved":
             advantages = [[float(t.solved)] * len(t.steps) for t in valid]
+        elif config.advantage == "hacked":
+            advantages = turn_advantages([[0.0] * (len(t.steps) - 1) + [float(is_hacked(t))] for t in valid])
         else:
             advantages = turn_advantages([_shaped_rewards(t, config.shaping) for t in valid])
         prompts = {t.steps[0].turn.tokens.prompt_ids for t in valid if t.steps[0].turn.tokens}
@@ -59,6 +62,12 @@ def training_groups(rollouts: StepRollouts, config: TrainConfig) -> list[Trainin
         mixed = len({t.reward for t in valid}) > 1
         groups.append(TrainingGroup(prompts.pop(), rows, mixed, any(any(row) for row in advantages)))
     return groups
+
+
+def is_hacked(trajectory: Trajectory) -> bool:
+    """True if an episode counts as solved and fails a held-out check."""
+    scores = cast("Mapping[str, float]", trajectory.info.get("held_out", {}))
+    return trajectory.solved and bool(scores) and min(scores.values()) < 1
 
 
 def _shaped_rewards(trajectory: Trajectory, shaping: Mapping[str, float]) -> list[float]:

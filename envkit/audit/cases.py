@@ -1,0 +1,113 @@
+"""Cases: episodes that once earned a reward without the work. An audit plays them again.
+
+They are kept as a task file, `CASES`, whose tasks have their actions in ``metadata["attack"]``: beside the
+environment's module, and on this machine in the cache.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, cast
+
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
+from envkit.cache import cache_dir
+from envkit.env import Env
+from envkit.errors import TaskFileError
+from envkit.taskfile import read_tasks, write_tasks
+from envkit.types import Task
+
+#: Name of the file in an environment's own package.
+CASES: Final = "attacks.jsonl"
+_ACTIONS: Final = "attack"
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """An episode that earned a reward without the work.
+
+    Args:
+        task: its task.
+        actions: what the agent said, turn by turn.
+    """
+
+    task: Task
+    actions: tuple[str, ...]
+
+
+def write_cases(path: Path, cases: Sequence[Case], environment: str) -> None:
+    """Write cases to a new file.
+
+    Raises:
+        TaskFileError: see `envkit.taskfile.write_tasks`.
+    """
+    tasks = [
+        replace(
+            case.task, id=f"{case.task.id}#{number}", metadata={**case.task.metadata, _ACTIONS: case.actions}
+        )
+        for number, case in enumerate(cases)
+    ]
+    write_tasks(path, tasks, 0, environment)
+
+
+def keep_cases(cases: Sequence[Case], kind: type[Env]) -> Path:
+    """Add cases to those that were found on this machine; returns the path of the file."""
+    path = cached_cases(kind)
+    known = read_cases(path, kind) if path.exists() else []
+    new = [case for case in cases if case.actions not in {one.actions for one in known}]
+    fresh = path.with_suffix(".new")
+    fresh.unlink(missing_ok=True)
+    write_cases(fresh, [*known, *new], kind.id)
+    fresh.replace(path)
+    return path
+
+
+def read_cases(path: Path, kind: type[Env]) -> list[Case]:
+    """Read a file of cases.
+
+    Raises:
+        TaskFileError: it is no task file of this environment, or a task has no actions.
+    """
+    found: list[Case] = []
+    for task in read_tasks(path, kind):
+        actions = task.metadata.get(_ACTIONS)
+        if not isinstance(actions, list) or not all(isinstance(action, str) for action in actions):
+            raise TaskFileError(f"{path}: task {task.id} has no list of actions in metadata.{_ACTIONS}")
+        found.append(Case(task, tuple(cast("list[str]", actions))))
+    return found
+
+
+def cached_cases(kind: type[Env]) -> Path:
+    """Path of the cases that were found on this machine."""
+    return cache_dir() / "certificates" / f"{kind.id}.{CASES}"
+
+
+def known_cases(kind: type[Env]) -> list[Case]:
+    """All cases of an environment: those in its package, and those found on this machine."""
+    shipped = Path(inspect.getfile(kind)).resolve().with_name(CASES)
+    return [
+        case for path in (shipped, cached_cases(kind)) if path.exists() for case in read_cases(path, kind)
+    ]
+
+
+def replay_cases(audited: AuditedEnv) -> str:
+    """Play all known cases again. Returns a summary.
+
+    Raises:
+        AuditFailure: one still counts as solved and fails a held-out check.
+        NotApplicable: there are no cases.
+    """
+    cases = known_cases(audited.kind)
+    if not cases:
+        raise NotApplicable("no attack has found a way yet; see envkit audit --attack-by-training")
+    for case in cases:
+        episode = audited.play(case.task, case.actions, held_out=True)
+        failed = [name for name, score in episode.info.get("held_out", {}).items() if score < 1]
+        if episode.info["solved"] and failed:
+            raise AuditFailure(
+                f"an attack that was found by training still earns {episode.reward:g} on task {case.task.id}, "
+                f"and fails {failed[0]}: {case.actions[-1][:200]!r}"
+            )
+    return f"{len(cases)} attacks that were found by training earn nothing any more"
