@@ -107,7 +107,7 @@ def replay_cases(audited: AuditedEnv) -> str:
         failed = [name for name, score in episode.info.get("held_out", {}).items() if score < 1]
         if episode.info["solved"] and failed:
             raise AuditFailure(
-                f"an attack that was found by training still earns {episode.reward:g} on task {case.task.id}, "
-                f"and fails {failed[0]}: {case.actions[-1][:200]!r}"
+                f"an attack that training found still earns {episode.reward:g} on task {case.task.id}, and "
+                f"fails {failed[0]}: {case.actions[-1][:200]!r}"
             )
-    return f"{len(cases)} attacks that were found by training earn nothing any more"
+    return f"{len(cases)} attacks that training found earn nothing any more"

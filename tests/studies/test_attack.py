@@ -1,0 +1,149 @@
+"""Attack by training: what earns the reward and fails a held-out check is found, kept and played again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import tiny
+
+from envkit.audit import cases as audit_cases
+from envkit.audit.audited_env import AuditedEnv, AuditFailure, NotApplicable
+from envkit.audit.cases import CASES, Case, keep_cases, read_cases, replay_cases, write_cases
+from envkit.audit.certificate import certify
+from envkit.checks import check
+from envkit.display import Silent
+from envkit.env import Env
+from envkit.errors import TaskFileError, UsageError
+from envkit.registry import sandbox_backend
+from envkit.sandbox import SandboxBackend
+from envkit.stop import never
+from envkit.studies.attack import CHECK, SETTINGS, attack
+from envkit.types import Task
+
+TASKS = tiny.letter_tasks("abcdefgh")
+
+
+class Lax(tiny.LetterEnv):
+    """Every answer but the empty one counts as right; only the held-out check asks for the letter."""
+
+    id: ClassVar[str] = "lax"
+    noop_action = ""
+
+    @classmethod
+    def make_tasks(cls, split: str, **_: Any) -> Sequence[Task]:
+        return TASKS
+
+    @classmethod
+    def oracle(cls, task: Task) -> Sequence[str]:
+        return [str(task.metadata["letter"])]
+
+    @check()
+    def says_it(self) -> bool:
+        return bool(self._said)
+
+    @check(held_out=True)
+    def really_says_it(self) -> bool:
+        return str(self.task.metadata["letter"]) == self._said
+
+
+class Honest(Lax):
+    id: ClassVar[str] = "honest"
+
+    @check()
+    def says_it(self) -> bool:
+        return str(self.task.metadata["letter"]) == self._said
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(tiny.make(tmp_path_factory.mktemp("model")).path)
+
+
+def attacked(kind: type[Env], model: str) -> Any:
+    settings = replace(SETTINGS, model=model, max_steps=2, groups_per_step=2, num_generations=4, max_turns=1)
+    settings = replace(settings, max_completion_length=4, dtype="float32")
+    return attack(kind, TASKS, sandbox_backend(), 1.0, Silent(), never, settings)
+
+
+def test_a_way_around_the_reward_is_found(model: str) -> None:
+    found = attacked(Lax, model)
+    assert (found.steps, found.episodes) == (2, 16)
+    assert 0 < len(found.cases) <= found.solved
+    assert len({case.actions for case in found.cases}) == len(found.cases)
+    for case in found.cases:
+        assert case.actions[0] not in ("", case.task.metadata["letter"])
+    finding = found.finding()
+    assert (finding.check, finding.ok) == (CHECK, False)
+    assert f"ways around the reward, such as on task {found.cases[0].task.id}: " in finding.detail
+
+
+def test_no_way_is_found_where_there_is_none(model: str) -> None:
+    found = attacked(Honest, model)
+    assert (found.episodes, found.cases) == (16, ())
+    assert found.finding().ok is True
+
+
+def test_an_environment_without_a_held_out_check_cannot_be_attacked(model: str) -> None:
+    with pytest.raises(UsageError, match=r"letter has no held-out check.*mark a check with @check"):
+        attacked(tiny.LetterEnv, model)
+
+
+# Cases.
+
+
+FOUND = [Case(TASKS[0], ("b",)), Case(TASKS[1], ("x", "yes"))]
+
+
+@pytest.fixture
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(audit_cases, "cache_dir", lambda: tmp_path)
+    return tmp_path / "certificates" / f"lax.{CASES}"
+
+
+def audited(kind: type[Env], backend: SandboxBackend) -> AuditedEnv:
+    return AuditedEnv(kind, TASKS, backend, 2)
+
+
+def test_cases_are_kept_once(cached: Path) -> None:
+    assert keep_cases(FOUND[:1], Lax) == cached
+    keep_cases(FOUND, Lax)
+    kept = read_cases(cached, Lax)
+    assert [case.actions for case in kept] == [case.actions for case in FOUND]
+    assert [case.task.prompt for case in kept] == [case.task.prompt for case in FOUND]
+
+
+def test_an_audit_plays_known_cases_again(cached: Path, backend: SandboxBackend) -> None:
+    with pytest.raises(NotApplicable, match="envkit audit --attack-by-training"):
+        replay_cases(audited(Lax, backend))
+    keep_cases(FOUND, Lax)
+    with pytest.raises(AuditFailure, match="still earns 1 on task a#0, and fails really_says_it: 'b'"):
+        replay_cases(audited(Lax, backend))
+
+    class Mended(Lax):
+        @check()
+        def says_it(self) -> bool:
+            return self._said == str(self.task.metadata["letter"])
+
+    assert replay_cases(audited(Mended, backend)) == "2 attacks that training found earn nothing any more"
+
+
+def test_a_file_without_actions_is_no_file_of_cases(tmp_path: Path) -> None:
+    from envkit.taskfile import write_tasks
+
+    write_tasks(tmp_path / "tasks.jsonl", TASKS, 0)
+    with pytest.raises(TaskFileError, match=r"task a has no list of actions in metadata\.attack"):
+        read_cases(tmp_path / "tasks.jsonl", Lax)
+    write_cases(tmp_path / "cases.jsonl", FOUND, "other")
+    with pytest.raises(TaskFileError, match="'other'"):
+        read_cases(tmp_path / "cases.jsonl", Lax)
+
+
+def test_an_attack_is_part_of_the_certificate(cached: Path, model: str, backend: SandboxBackend) -> None:
+    more = [attacked(Lax, model).finding()]
+    certificate = certify(Lax, backend, Silent(), more=more)
+    assert certificate.findings[-1] == more[0]
+    assert not certificate.passed
