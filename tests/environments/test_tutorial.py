@@ -12,10 +12,10 @@ from installed import install, run
 pytestmark = [pytest.mark.slow, pytest.mark.long]  # installs, audits and tests a package
 
 PAGE = (Path(__file__).parents[2] / "docs" / "tutorial.md").read_text()
-#: Sections of the tutorial: the text, and its code blocks as pairs of language and text.
+#: Numbered sections of the tutorial: the text, and its code blocks as pairs of language and text.
 STEPS = [
     (text, re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL))
-    for text in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:]
+    for text in re.split(r"^## (?=\d)", PAGE.partition("\n## A service")[0], flags=re.MULTILINE)[1:]
 ]
 #: Patterns of the output of commands.
 EXPECTED_OUTPUT = {
@@ -23,7 +23,7 @@ EXPECTED_OUTPUT = {
     "envkit play stock-room": r"FAIL, reward 0",
     "envkit tasks check --env stock-room": r"train: 28 tasks .* 0 broken\nheldout: 16 tasks .* 0 broken\n",
     "envkit audit stock-room -o stock_room/certificate.json": (
-        r"(?s)\A(pass [^\n]*\n){10}n/a  verdicts are right: [^\n]*\npass time per step: [^\n]*\ncertificate: "
+        r"(?s)\A(pass [^\n]*\n){10}n/a  known attacks [^\n]*\nn/a  verdicts are right: [^\n]*\npass time per step: [^\n]*\ncertificate: "
     ),
 }
 
