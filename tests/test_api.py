@@ -6,6 +6,7 @@ import dataclasses
 import inspect
 import json
 import signal
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import golden
 import pytest
 import tiny
+from recorder import Recorder
 
 import envkit
 from envkit import api
@@ -21,7 +23,7 @@ from envkit.api.common import short_tasks
 from envkit.api.training import _adapters
 from envkit.benchmark.report import load_report
 from envkit.environments.code_editor import CodeEditorEnv, starter_tasks
-from envkit.errors import StoreError, TaskFileError, UsageError
+from envkit.errors import MissingExtraError, StoreError, TaskFileError, UsageError
 from envkit.store import RunFolder
 from envkit.types import Task
 
@@ -89,6 +91,7 @@ def trained(
         max_task_chars=max(task.chars for task in [*tasks, *heldout]),
         allow_unaudited=True,
         root=folder / "runs",
+        trackers=["tensorboard", Recorder().track],
         display="quiet",
     )
 
@@ -126,6 +129,19 @@ def test_nothing_is_printed_when_quiet(
     again = envkit.resume_train(trained.run, display="quiet")
     assert again.adapter == trained.adapter
     assert capsys.readouterr() == ("", "")
+
+
+def test_a_resumed_run_is_logged_to_the_trackers_that_have_a_name_or_to_others(
+    trained: envkit.TrainResult,
+) -> None:
+    folder, tracker = trained.run / "tensorboard", Recorder()
+    before = len([*folder.iterdir()])
+    assert json.loads((trained.run / "manifest.json").read_text())["trackers"] == ["tensorboard"]
+    envkit.resume_train(trained.run, display="quiet")
+    assert len([*folder.iterdir()]) == before + 1
+    envkit.resume_train(trained.run, trackers=[tracker.track], display="quiet")
+    assert len([*folder.iterdir()]) == before + 1
+    assert tracker.events == [("begin", trained.run.name), ("eval", 2), ("end", trained.run.name)]
 
 
 def test_a_loaded_adapter_answers_and_exposes_its_model(trained: envkit.TrainResult) -> None:
@@ -208,6 +224,11 @@ def test_bad_input_is_refused_before_any_work(
         envkit.train(warm_start=tmp_path, display="quiet")
     with pytest.raises(UsageError, match="display is 'loud'; expected 'rich', 'quiet' or a Display"):
         envkit.train(display="loud", allow_unaudited=True)  # pyright: ignore
+    with pytest.raises(UsageError, match="no tracker is named 'comet'"):
+        envkit.train(trackers=["comet"], display="quiet", allow_unaudited=True)
+    monkeypatch.setitem(sys.modules, "wandb", None)  # not installed
+    with pytest.raises(MissingExtraError, match=r"pip install 'envkit-rl\[wandb\]'"):
+        envkit.train(trackers=["tensorboard", "wandb"], display="quiet", allow_unaudited=True)
     with pytest.raises(StoreError, match="not a run's manifest"):
         envkit.resume_train(tmp_path, display="quiet")
     with pytest.raises(UsageError, match="no agent to compare"):

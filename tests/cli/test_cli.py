@@ -61,6 +61,7 @@ def test_doctor_finds_a_machine_ready_that_runs_no_model(tmp_path: Path) -> None
         (("train", "--seed", "1", "--seed", "2", "--minutes", "1"), ("--minutes is 1.0; at least 2",)),
         (("train", "--seed", "1", "--seed", "2", "--backend", "trl"), ("'trl'", "one adapter at a time")),
         (("train", "--seed", "1", "--seed", "5000000000"), ("seed is 5000000000",)),
+        (("train", "--tracker", "comet"), ("no tracker is named 'comet'", "wandb")),
         (
             ("train", "--env", "sql-desk", "--env", "code-editor", "--tasks", "good.jsonl"),
             ("task files", "one"),
